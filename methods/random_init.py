@@ -1,0 +1,21 @@
+"""Random initialisation: the encoder as it starts, for what pre-training has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ssl_bench.contract import Method
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing is trained, so there is nothing to set."""
+
+
+class Pretraining(Method):
+    """Nothing to train: no parameter requires a gradient."""
+
+    def __init__(self, config: Config, encoder: nn.Module, num_classes: int) -> None:
+        super().__init__(config, encoder.requires_grad_(False), num_classes)

@@ -1,0 +1,67 @@
+"""Supervised: the encoder and a linear classifier, trained on the labels.
+
+A baseline, not a self-supervised method: it shows what the labels give at the same budget.
+Recipe: label smoothing as in Touvron et al., *Training data-efficient image transformers &
+distillation through attention* (DeiT), ICML 2021, table 9, with crops and flips alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_bench.augment import Augmentation
+from ssl_bench.contract import Batch, Method
+from ssl_bench.errors import within
+from ssl_bench.settings import OptimizerConfig
+
+PRESETS = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OptimizerConfig):
+    """Flags of supervised training."""
+
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes, in [0, 1)."""
+    crop_scale: float = 0.2
+    """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    flip: bool = True
+    """Mirror half of the images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("label smoothing", self.label_smoothing, "[0, 1)")
+        within("crop scale", self.crop_scale, "(0, 1]")
+
+
+class Pretraining(Method):
+    """Cross-entropy of a linear classifier on the class token (the mean token without one)."""
+
+    def __init__(self, config: Config, encoder: nn.Module, num_classes: int) -> None:
+        super().__init__(config, encoder, num_classes)
+        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
+        """One view: a random crop, mirrored or not."""
+        scale = self.config.crop_scale
+        return (
+            Augmentation(
+                size=image_size,
+                crop_scale=(scale, 1.0) if scale < 1 else None,
+                interpolation="bicubic",
+                flip=0.5 if self.config.flip else 0.0,
+            ),
+        )
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy with smoothed labels."""
+        tokens_BTD = self.encoder.forward_features(batch.views[0])
+        pooled_BD = tokens_BTD.mean(1) if self.encoder.cls_token is None else tokens_BTD[:, 0]
+        logits_BC = self.head(pooled_BD).float()
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(logits_BC, batch.labels_B, label_smoothing=smoothing)

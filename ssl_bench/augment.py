@@ -1,0 +1,227 @@
+"""Views of a batch of images: declarative recipes, drawn per sample on the images' device.
+
+The operations follow torchvision's, which the official codes of MAE and MoCo v3 call, with
+these deviations: images stay float between operations, where Pillow rounds to 8 bits after each;
+the blur is a true Gaussian, reflected at the border; and the flip, which commutes with all that
+follows it, comes first, where it costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_bench import image_ops
+from ssl_bench.draws import Draws
+from ssl_bench.errors import UserError
+
+_CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The recipe of one view, in the order of its steps.
+
+    Attributes:
+        size: height and width of the view in pixels.
+        crop_scale: range of the random crop's area as a fraction of the image's; ``None`` takes
+            the view that evaluation takes.
+        crop_ratio: range of the random crop's width / height, uniform in its logarithm.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, for the random crop.
+        flip: probability of mirroring left and right.
+        jitter: strengths of brightness, contrast, saturation (factors within 1 +- strength, but
+            not below 0) and hue (shifts within +- strength turns), applied in random order.
+        jitter_probability: probability of the jitter.
+        grayscale: probability of removing colour.
+        blur: probability of a Gaussian blur.
+        blur_sigma: range of its standard deviation in pixels of the view.
+        solarize: probability of inverting the values that reach the threshold.
+        solarize_threshold: in [0, 1]; the default is Pillow's 128 of 255.
+
+    Raises:
+        UserError: a value lies outside its range.
+    """
+
+    size: int
+    crop_scale: tuple[float, float] | None = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_probability: float = 1.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    solarize_threshold: float = 128 / 255
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size must be at least 1 pixel, not {self.size}")
+        for name in ("flip", "jitter_probability", "grayscale", "blur", "solarize"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a probability in [0, 1], not {getattr(self, name)}")
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name) or (1, 1)
+            if not 0 < low <= high:
+                raise UserError(f"{name} needs 0 < low <= high, not {low}, {high}")
+        if self.crop_scale and self.crop_scale[1] > 1:
+            raise UserError(f"crop_scale cannot exceed the image, 1.0, as {self.crop_scale} does")
+        if min(self.jitter) < 0 or self.jitter[image_ops.HUE] > 0.5:
+            raise UserError(f"jitter needs strengths >= 0 and hue <= 0.5, not {self.jitter}")
+        if self.interpolation not in image_ops.INTERPOLATIONS:
+            known = " or ".join(image_ops.INTERPOLATIONS)
+            raise UserError(f"interpolation must be {known}, not {self.interpolation!r}")
+
+
+def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
+    """One random view of each image: a function of the image, the recipe and its draws alone.
+
+    Args:
+        images_BCHW: uint8 in [0, 255], of 1 or 3 channels.
+        recipe: what to do.
+        draws: one row per image, on the images' device.
+
+    Returns:
+        float32 ``(B, C, size, size)`` in [0, 1], not normalised.
+    """
+    height, width = images_BCHW.shape[2:]
+    flip_B = _event(draws, "flip", recipe.flip)
+    if recipe.crop_scale is None:
+        views = evaluation_view(images_BCHW, recipe.size)
+        views = torch.where(flip_B[:, None, None, None], views.flip(-1), views)
+    else:
+        boxes_B4 = random_crop_boxes(draws, height, width, recipe.crop_scale, recipe.crop_ratio)
+        views = image_ops.resized_crop(
+            images_BCHW, boxes_B4, flip_B, recipe.size, recipe.interpolation
+        )
+
+    if any(recipe.jitter):
+        jitter = _jitter(draws, recipe.jitter)
+        probability = recipe.jitter_probability
+        views = _sometimes(draws, "jitter", probability, image_ops.color_jitter, views, *jitter)
+    if recipe.grayscale:
+        views = _sometimes(draws, "grayscale", recipe.grayscale, image_ops.to_grayscale, views)
+    if recipe.blur:
+        sigma_B = _between(draws, "blur sigma", 1, *recipe.blur_sigma)[:, 0]
+        blur = partial(image_ops.gaussian_blur, radius=math.ceil(3 * recipe.blur_sigma[1]))
+        views = _sometimes(draws, "blur", recipe.blur, blur, views, sigma_B)
+    if recipe.solarize:
+        solarize = partial(image_ops.solarize, threshold=recipe.solarize_threshold)
+        views = _sometimes(draws, "solarize", recipe.solarize, solarize, views)
+    return views
+
+
+def evaluation_view(images_BCHW: Tensor, size: int) -> Tensor:
+    """The deterministic view: resize and centre crop, bicubic with antialiasing.
+
+    A larger image is resized to 8/7 of the size on its short side before the crop, as 256 pixels
+    are to 224 on ImageNet; any other is resized to the size itself, so that an image of the
+    right size is only rescaled to [0, 1].
+
+    Args:
+        images_BCHW: uint8 in [0, 255].
+        size: height and width of the view in pixels.
+
+    Returns:
+        float32 ``(B, C, size, size)`` in [0, 1].
+    """
+    views = image_ops.to_float(images_BCHW)
+    height, width = views.shape[2:]
+    short = min(height, width)
+    target = size if short <= size else round(size * 8 / 7)
+    if short != target:
+        height, width = height * target // short, width * target // short
+        views = F.interpolate(views, (height, width), mode="bicubic", antialias=True).clamp_(0, 1)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return views[:, :, top : top + size, left : left + size]
+
+
+def normalize(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1]."""
+    shift_C, scale_C = (
+        torch.tensor(values, dtype=torch.float32).to(images_BCHW.device, non_blocking=True)
+        for values in (mean, std)
+    )
+    return (images_BCHW - shift_C[:, None, None]).div_(scale_C[:, None, None])
+
+
+def random_crop_boxes(
+    draws: Draws, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Boxes distributed as those of torchvision's ``RandomResizedCrop.get_params``.
+
+    The first of ten candidates that fits into the image, else the largest centred box whose
+    width / height is allowed.
+
+    Args:
+        draws: one row per sample.
+        height, width: the image's, in pixels.
+        scale: range of the area as a fraction of the image's.
+        ratio: range of width / height.
+
+    Returns:
+        float32 whole numbers ``(B, 4)``: top, left, height and width in pixels.
+    """
+    area_BN = height * width * _between(draws, "crop area", _CROP_ATTEMPTS, *scale)
+    ratio_BN = _between(draws, "crop ratio", _CROP_ATTEMPTS, *map(math.log, ratio)).exp()
+    heights_BN = (area_BN / ratio_BN).sqrt().round()
+    widths_BN = (area_BN * ratio_BN).sqrt().round()
+    fits_BN = (heights_BN > 0) & (heights_BN <= height) & (widths_BN > 0) & (widths_BN <= width)
+    first_B1 = fits_BN.int().argmax(1, keepdim=True)
+    fits_B = fits_BN.gather(1, first_B1)[:, 0]
+
+    whole_height = min(height, round(width / ratio[0]))
+    whole_width = min(width, round(height * ratio[1]))
+    height_B = torch.where(fits_B, heights_BN.gather(1, first_B1)[:, 0], whole_height)
+    width_B = torch.where(fits_B, widths_BN.gather(1, first_B1)[:, 0], whole_width)
+
+    free_B2 = torch.stack([height - height_B, width - width_B], 1)
+    random_B2 = (draws.uniform("crop position", 2) * (free_B2 + 1)).floor()
+    corner_B2 = torch.where(fits_B[:, None], random_B2, (free_B2 / 2).floor())
+    return torch.cat([corner_B2, torch.stack([height_B, width_B], 1)], 1)
+
+
+def _jitter(draws: Draws, strengths: tuple[float, float, float, float]) -> list[Tensor]:
+    """Factors of brightness, contrast and saturation, shifts of hue, and their order."""
+    uniform_B4 = draws.uniform("jitter strength", 4)
+    lows = [max(0.0, 1 - strength) for strength in strengths[:3]] + [-strengths[3]]
+    highs = [1 + strength for strength in strengths[:3]] + [strengths[3]]
+    factors = [
+        low + (high - low) * uniform_B
+        for low, high, uniform_B in zip(lows, highs, uniform_B4.unbind(1), strict=True)
+    ]
+    return [*factors, draws.uniform("jitter order", 4).argsort(1)]
+
+
+def _between(draws: Draws, purpose: str, count: int, low: float, high: float) -> Tensor:
+    return low + (high - low) * draws.uniform(purpose, count)
+
+
+def _event(draws: Draws, purpose: str, probability: float) -> Tensor:
+    return draws.uniform(purpose, 1)[:, 0] < probability
+
+
+def _sometimes(
+    draws: Draws,
+    purpose: str,
+    probability: float,
+    operation: Callable[..., Tensor],
+    views: Tensor,
+    *parameters: Tensor,
+) -> Tensor:
+    """The operation on the samples that draw it; ``views`` may be overwritten."""
+    drawn_B = _event(draws, purpose, probability)
+    # To select samples, a host would have to wait for its accelerator: compute them all there.
+    if views.device.type != "cpu":
+        return torch.where(drawn_B[:, None, None, None], operation(views, *parameters), views)
+    if drawn_B.all():
+        return operation(views, *parameters)
+    views[drawn_B] = operation(views[drawn_B], *(values[drawn_B] for values in parameters))
+    return views

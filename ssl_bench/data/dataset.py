@@ -1,0 +1,95 @@
+"""What a loaded data set is. Imports torch only when something is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Decoded images and their labels.
+
+    Attributes:
+        images_NCHW: uint8 ``(N, C, S, S)``, in [0, 255], on the CPU.
+        labels_N: int64 ``(N,)``, indices into the data set's classes.
+    """
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A train and a test split that share their classes.
+
+    Attributes:
+        name: what people call it: a known name, or the name of the folder or file.
+        train: everything that may be learned from, and that any choice is made on.
+        test: what the final score is measured on.
+        classes: class names, by label.
+        fingerprint: 16 hexadecimal digits; changes with any pixel, label or class name.
+        note: a caveat to show beside every number, "" if there is none.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    fingerprint: str
+    note: str
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.train.images_NCHW.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Height and width of the stored images, in pixels."""
+        return self.train.images_NCHW.shape[2]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of the train pixels in [0, 1], by channel."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Population standard deviation of the train pixels in [0, 1], by channel."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        import torch
+
+        # Counting the 256 values is exact, whatever the number of pixels.
+        counts_CV = torch.zeros(self.channels, 256, dtype=torch.float64)
+        for chunk_NCHW in self.train.images_NCHW.split(1024):
+            for channel in range(self.channels):
+                pixels = chunk_NCHW[:, channel].flatten()
+                counts_CV[channel] += torch.bincount(pixels, minlength=256)
+        values_V = torch.arange(256, dtype=torch.float64) / 255
+        share_CV = counts_CV / counts_CV.sum(dim=1, keepdim=True)
+        mean_C = share_CV @ values_V
+        variance_C = (share_CV * (values_V - mean_C[:, None]) ** 2).sum(dim=1)
+        return tuple(mean_C.tolist()), tuple(variance_C.sqrt().tolist())
+
+
+def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
+    """16 hexadecimal digits of the SHA-256 of the pixels, the labels and the class names."""
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for split in (train, test):
+        digest.update(repr(tuple(split.images_NCHW.shape)).encode())
+        digest.update(split.images_NCHW.flatten().numpy().data)
+        digest.update(split.labels_N.numpy().astype("<i8").data)
+    return digest.hexdigest()[:16]

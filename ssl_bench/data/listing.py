@@ -1,0 +1,87 @@
+"""What a source of images holds, before anything is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ssl_bench.errors import UserError
+
+HELD_OUT_CAVEAT = "no test split of its own: a fifth of the images is held out"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as it is stored, and its label.
+
+    Attributes:
+        name: how an error message names it.
+        encoded: a file, the bytes of a file, or an image that is decoded already.
+        label: index into the classes of its ``Listing``.
+    """
+
+    name: str
+    encoded: Path | bytes | Image.Image
+    label: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pictures of one split.
+
+    Attributes:
+        count: how many there are.
+        pictures: yields them in a fixed order, from the start at each call, so that the
+            encoded bytes of a large data set never lie in memory together.
+    """
+
+    count: int
+    pictures: Callable[[], Iterator[Picture]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The splits of a data set; ``channels`` is 1 where every image is grey, else 3."""
+
+    name: str
+    train: Part
+    test: Part
+    classes: tuple[str, ...]
+    channels: int = 3
+    caveats: tuple[str, ...] = ()
+
+
+def held_out(key: bytes) -> bool:
+    """Whether the image with this key belongs to the test fifth.
+
+    It depends on the key alone, so that adding images never moves another one.
+    """
+    digest = hashlib.sha256(b"ssl-bench test split\0" + key).digest()
+    return int.from_bytes(digest[:8], "big") < 2**64 // 5
+
+
+def check_labels(
+    source: Path,
+    train_labels: Collection[int],
+    test_labels: Collection[int],
+    classes: tuple[str, ...],
+) -> None:
+    """Raise ``UserError`` unless a classifier can be trained and tested on these labels."""
+    if not test_labels:
+        raise UserError(
+            f"{source}: the test split is empty ({len(train_labels)} train images); "
+            "add images, or give it a test split of its own"
+        )
+    present = set(train_labels)
+    if len(present) < 2:
+        found = f"only class {classes[min(present)]!r}" if present else "no images"
+        raise UserError(f"{source}: the train split has {found}; two classes or more are needed")
+    if absent := set(test_labels) - present:
+        raise UserError(
+            f"{source}: the test split has images of class {classes[min(absent)]!r}, "
+            "of which the train split has none; add some there, or remove the class"
+        )

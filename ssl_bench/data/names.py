@@ -1,0 +1,76 @@
+"""The data sets that have a name. Imports nothing heavy: `--help` and `list` read this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+EMBEDDED = "fashion-mnist"
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """How torchvision spells a data set and its two labelled splits.
+
+    Attributes:
+        class_name: name in ``torchvision.datasets``.
+        about: one line for people.
+        train, test: the arguments of the constructor that select the split.
+        channels: 1 for the sets whose images are grey, else 3.
+        unnamed_classes: number of classes, where torchvision gives them no names.
+    """
+
+    class_name: str
+    about: str
+    train: Mapping[str, Any] = field(default_factory=lambda: {"train": True})
+    test: Mapping[str, Any] = field(default_factory=lambda: {"train": False})
+    channels: int = 3
+    unnamed_classes: int = 0
+
+
+def _by_split(
+    class_name: str,
+    about: str,
+    train: str = "train",
+    test: str = "test",
+    unnamed_classes: int = 0,
+    **more: str,
+) -> TorchvisionSet:
+    arguments = {"split": train, **more}, {"split": test, **more}
+    return TorchvisionSet(class_name, about, *arguments, unnamed_classes=unnamed_classes)
+
+
+TORCHVISION = {
+    "mnist": TorchvisionSet("MNIST", "digits, 28 px grey, 60,000 + 10,000", channels=1),
+    "kmnist": TorchvisionSet("KMNIST", "Japanese letters, 28 px grey, 60,000 + 10,000", channels=1),
+    "usps": TorchvisionSet(
+        "USPS", "digits, 16 px grey, 7,291 + 2,007", channels=1, unnamed_classes=10
+    ),
+    "cifar10": TorchvisionSet("CIFAR10", "10 kinds of things, 32 px, 50,000 + 10,000"),
+    "cifar100": TorchvisionSet("CIFAR100", "100 kinds of things, 32 px, 50,000 + 10,000"),
+    "svhn": _by_split(
+        "SVHN", "house numbers, 32 px, 73,257 + 26,032 (needs scipy)", unnamed_classes=10
+    ),
+    "stl10": _by_split("STL10", "10 kinds of things, 96 px, the labelled 5,000 + 8,000"),
+    "imagenette": _by_split(
+        "Imagenette", "10 ImageNet classes, photos, 9,469 + 3,925", test="val", size="320px"
+    ),
+    "flowers102": _by_split("Flowers102", "102 flowers, photos, 1,020 + 6,149 (needs scipy)"),
+    "food101": _by_split("Food101", "101 dishes, photos, 75,750 + 25,250"),
+    "oxford-iiit-pet": _by_split(
+        "OxfordIIITPet", "37 cat and dog breeds, photos, 3,680 + 3,669", train="trainval"
+    ),
+    "fgvc-aircraft": _by_split(
+        "FGVCAircraft", "100 aircraft variants, photos, 6,667 + 3,333", train="trainval"
+    ),
+    "dtd": _by_split("DTD", "47 textures, photos, first partition, 1,880 + 1,880"),
+    "gtsrb": _by_split("GTSRB", "43 German traffic signs, 26,640 + 12,630", unnamed_classes=43),
+    "country211": _by_split("Country211", "211 countries, photos, 31,650 + 21,100"),
+}
+
+
+def names() -> dict[str, str]:
+    """Every data set that `--data` takes by name, with one line about it."""
+    embedded = {EMBEDDED: "clothing, 28 px grey, 60,000 + 10,000; inside the package, no download"}
+    return embedded | {name: known.about for name, known in TORCHVISION.items()}

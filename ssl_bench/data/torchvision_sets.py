@@ -1,0 +1,60 @@
+"""Data sets that torchvision knows how to download and read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from torchvision import datasets
+
+from ssl_bench.data.listing import Listing, Part, Picture
+from ssl_bench.data.names import EMBEDDED, TORCHVISION
+from ssl_bench.errors import UserError
+
+
+def find(name: str, data_dir: Path) -> Listing:
+    """The named data set, downloaded to ``data_dir`` unless it is there.
+
+    Raises:
+        UserError: the download failed, or a package that torchvision needs for it is missing.
+    """
+    known = TORCHVISION[name]
+    train, test = _build(name, data_dir, known.train), _build(name, data_dir, known.test)
+    # Imagenette's classes are tuples of synonyms.
+    classes = [c if isinstance(c, str) else c[0] for c in getattr(train, "classes", ())]
+    return Listing(
+        name=name,
+        train=Part(len(train), lambda: _pictures(name, train)),
+        test=Part(len(test), lambda: _pictures(name, test)),
+        classes=tuple(classes) or tuple(str(c) for c in range(known.unnamed_classes)),
+        channels=known.channels,
+    )
+
+
+def _build(name: str, data_dir: Path, arguments: Mapping[str, Any]) -> Any:
+    build = getattr(datasets, TORCHVISION[name].class_name)
+    # Given the path in place of the image, we decode it ourselves: threaded, and reduced.
+    loader = {"loader": Path} if "loader" in inspect.signature(build).parameters else {}
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        return build(root=data_dir, download=True, **loader, **arguments)
+    except ImportError as error:
+        raise UserError(
+            f"data set {name!r} needs {error.name}; run: pip install {error.name}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"data set {name!r} is not in {data_dir} and could not be downloaded there ({reason}); "
+            "connect to the internet, copy torchvision's files there, "
+            f"or use {EMBEDDED}, which needs no download"
+        ) from error
+
+
+def _pictures(name: str, dataset: Any) -> Iterator[Picture]:
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        yield Picture(f"{image if isinstance(image, Path) else f'{name} {index}'}", image, label)

@@ -1,0 +1,85 @@
+"""Random numbers that are a function of (seed, purpose, step, sample) and of nothing else.
+
+A pseudo-random function is evaluated at the coordinates of each number, so there is no
+generator state to save: a run that resumes at step 1,000 draws what it would have drawn
+without the interruption, and a sample draws the same numbers on whichever device it lands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_MASK_32 = 0xFFFFFFFF
+_GOLDEN_RATIO = 0x9E3779B9
+
+
+def key(*coordinates: str | int) -> int:
+    """A 63-bit integer for a tuple of names and numbers, the same on every machine."""
+    digest = hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(*coordinates: str | int) -> torch.Generator:
+    """A CPU generator for draws that are not per sample: a permutation, initial weights."""
+    return torch.Generator().manual_seed(key(*coordinates))
+
+
+@lru_cache(maxsize=4)
+def permutation(count: int, *coordinates: str | int) -> Tensor:
+    """A random order of ``range(count)``: int64 ``(count,)``, not to be written to."""
+    return torch.randperm(count, generator=generator(*coordinates))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one batch: each row belongs to one sample of the data set.
+
+    Attributes:
+        seed: the run's seed.
+        step: the optimiser step, or the epoch, that the batch belongs to.
+        samples_B: int64 indices of the samples in the whole data set, on the device where
+            the numbers are wanted.
+        scope: prefix of every purpose, so that two views of a sample differ.
+    """
+
+    seed: int
+    step: int
+    samples_B: Tensor
+    scope: str = ""
+
+    def within(self, scope: str) -> Draws:
+        """The same coordinates under a longer purpose."""
+        return Draws(self.seed, self.step, self.samples_B, f"{self.scope}{scope}/")
+
+    def uniform(self, purpose: str, count: int) -> Tensor:
+        """Uniform numbers in [0, 1): float32 ``(B, count)``, multiples of 2^-24."""
+        bits = self._bits(purpose, count) >> 8
+        return bits.to(torch.float32) * 2.0**-24
+
+    def normal(self, purpose: str, count: int) -> Tensor:
+        """Standard normal numbers by the Box-Muller transform: float32 ``(B, count)``."""
+        uniform = self.uniform(purpose, 2 * count)
+        radius = (-2.0 * torch.log1p(-uniform[:, :count])).sqrt()
+        return radius * torch.cos(2.0 * math.pi * uniform[:, count:])
+
+    def _bits(self, purpose: str, count: int) -> Tensor:
+        """32 random bits each, held in int64: ``(B, count)``."""
+        base = key(self.seed, self.scope + purpose, self.step)
+        low, high = base & _MASK_32, base >> 32
+        row_B1 = _mix(_mix((self.samples_B.long() & _MASK_32) ^ low) + high)[:, None]
+        column_N = torch.arange(count, device=self.samples_B.device) * _GOLDEN_RATIO
+        return _mix(_mix((row_B1 + column_N) & _MASK_32) ^ row_B1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The ``lowbias32`` integer hash (Chris Wellons, *Prospecting for Hash Functions*, 2018)."""
+    bits = bits & _MASK_32
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _MASK_32
+    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & _MASK_32
+    return bits ^ (bits >> 16)

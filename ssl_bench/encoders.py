@@ -1,0 +1,235 @@
+"""Encoders: timm Vision Transformers, made, embedded, saved and loaded in one way.
+
+Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pixels in a patch
+(patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssl_bench import draws
+from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.files import atomic, read_json, write_json
+from ssl_bench.settings import BACKBONES
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that is needed to build an encoder again with ``timm.create_model``.
+
+    Attributes:
+        backbone: a name of `BACKBONES` or any timm Vision Transformer.
+        image_size, patch_size: height = width in pixels.
+        channels: 1 or 3.
+        mean, std: of the pixels in [0, 1], for each channel; images are normalised with them.
+    """
+
+    backbone: str
+    image_size: int
+    patch_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def timm_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``timm.create_model``, its name included."""
+        own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
+        sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
+        return {**own, **sizes, "in_chans": self.channels, "num_classes": 0}
+
+
+def check(spec: EncoderSpec) -> None:
+    """Raise `UserError` for a backbone that does not exist or sizes that do not fit it."""
+    vits = timm.list_models("*vit*")
+    if spec.backbone not in BACKBONES and spec.backbone.split(".")[0] not in vits:
+        raise unknown("backbone", spec.backbone, [*BACKBONES, *vits])
+    if spec.image_size % spec.patch_size:
+        fits = [size for size in range(1, spec.image_size) if spec.image_size % size == 0]
+        near = sorted(fits, key=lambda size: abs(size - spec.patch_size))[:3]
+        raise UserError(
+            f"image size {spec.image_size} is not divisible by patch size {spec.patch_size}; "
+            f"patch sizes that divide it: {', '.join(map(str, sorted(near)))}"
+        )
+
+
+def build(spec: EncoderSpec, seed: int, **overrides: Any) -> VisionTransformer:
+    """A freshly initialised encoder, a function of the spec and the seed alone.
+
+    Every method starts from the same weights: Xavier-uniform linear layers and a patch embedding
+    initialised like a linear layer, zero biases, class token N(0, 0.02), fixed sin-cos position
+    embeddings where the backbone has absolute ones (MAE, appendix A.1; ``models_mae.py``,
+    facebookresearch/mae ``efb2a80``).
+
+    Args:
+        overrides: further arguments of ``timm.create_model``, e.g. ``drop_path_rate``.
+
+    Raises:
+        UserError: the backbone does not exist, is no plain Vision Transformer, or does not take
+            the image or patch size.
+    """
+    check(spec)
+    arguments = {**spec.timm_arguments(), **overrides}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draws.key(seed, "encoder"))
+        try:
+            encoder = timm.create_model(**arguments)
+        except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"backbone {spec.backbone!r} cannot be built with {spec.image_size} px images and "
+                f"{spec.patch_size} px patches: {str(error).splitlines()[0]}"
+            ) from error
+        if not isinstance(encoder, VisionTransformer):
+            raise UserError(
+                f"backbone {spec.backbone!r} is a {type(encoder).__name__}; masked pre-training "
+                "needs a plain Vision Transformer such as vit_tiny_patch16_224"
+            )
+        _initialise(encoder)
+    return encoder
+
+
+def initialise_linear(root: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases in every linear layer, as in MAE's transformers."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _initialise(encoder: VisionTransformer) -> None:
+    initialise_linear(encoder)
+    projection = encoder.patch_embed.proj
+    nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=0.02)
+    fix_positions(encoder)
+
+
+def fix_positions(
+    encoder: VisionTransformer, first: Literal["column", "row"] = "column"
+) -> None:
+    """Set absolute position embeddings, where the encoder has any, to the fixed sin-cos table."""
+    if encoder.pos_embed is None:
+        return
+    prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+    table_TD = sincos_2d(encoder.embed_dim, *encoder.patch_embed.grid_size, prefix, first)
+    encoder.pos_embed.data.copy_(table_TD[None])
+    encoder.pos_embed.requires_grad_(False)
+
+
+def sincos_2d(
+    width: int,
+    rows: int,
+    columns: int,
+    prefix_tokens: int = 0,
+    first: Literal["column", "row"] = "column",
+) -> Tensor:
+    """Fixed position embeddings: float32 ``(prefix_tokens + rows * columns, width)``.
+
+    One half of the width encodes the column, the other the row; each half is all sines followed
+    by all cosines of position / 10000^(k / (width / 4)). Prefix tokens get zeros.
+
+    Args:
+        first: what the first half encodes: the column in MAE (``util/pos_embed.py``,
+            facebookresearch/mae ``efb2a80``), the row in MoCo v3 (``vits.py``).
+
+    Raises:
+        UserError: the width is not a multiple of 4.
+    """
+    require(
+        width % 4 == 0, f"sin-cos position embeddings need a width divisible by 4, not {width}"
+    )
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    halves = []
+    for position in (column, row) if first == "column" else (row, column):
+        angles = position.reshape(-1, 1) * frequencies
+        halves += [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(halves, dim=1).float(), (0, 0, prefix_tokens, 0))
+
+
+def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches, channel fastest: ``(B, L, patch_size * patch_size * C)``."""
+    batch, channels, height, width = images_BCHW.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = images_BCHW.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches_BLP: Tensor, patch_size: int, columns: int) -> Tensor:
+    """The inverse of `patchify` for a grid with that many columns: ``(B, C, H, W)``."""
+    batch, count, pixels = patches_BLP.shape
+    rows, channels = count // columns, pixels // patch_size**2
+    grid = patches_BLP.reshape(batch, rows, columns, patch_size, patch_size, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(
+        batch, channels, rows * patch_size, columns * patch_size
+    )
+
+
+def take(tokens_BLD: Tensor, index_BK: Tensor) -> Tensor:
+    """The tokens at each row's indices: ``(B, K, D)``. Tokens may be shared: ``(1, L, D)``."""
+    tokens_BLD = tokens_BLD.expand(len(index_BK), -1, -1)
+    return tokens_BLD.gather(1, index_BK[..., None].expand(-1, -1, tokens_BLD.shape[-1]))
+
+
+def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Tensor) -> Tensor:
+    """Encode only the kept patches: ``(B, prefix + K, D)`` after the final norm.
+
+    Patches are gathered before they are embedded, so nothing is computed for masked ones.
+    """
+    embed = encoder.patch_embed
+    weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
+    tokens = embed.norm(F.linear(take(patches_BLP, keep_BK), weight, embed.proj.bias))
+    prefix = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+    prefix_BTD = [token.expand(len(tokens), -1, -1) for token in prefix]
+    if encoder.pos_embed is not None:
+        positions = encoder.pos_embed
+        embedded = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+        tokens = tokens + take(positions[:, embedded:], keep_BK)
+        if embedded:
+            prefix_BTD = [torch.cat(prefix_BTD, dim=1) + positions[:, :embedded]]
+    tokens = encoder.norm_pre(encoder.pos_drop(torch.cat([*prefix_BTD, tokens], dim=1)))
+    return encoder.norm(encoder.blocks(tokens))
+
+
+def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
+    """Write ``encoder.safetensors`` (timm key names) and ``encoder.json`` into the folder."""
+    weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    with atomic(folder / "encoder.safetensors") as path:
+        save_file(weights, path)
+    write_json(folder / "encoder.json", {**asdict(spec), "timm": spec.timm_arguments()})
+
+
+def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
+    """The encoder that `save` wrote into the folder.
+
+    Raises:
+        UserError: a file is missing or cut short, or the weights are another encoder's.
+    """
+    try:
+        text = read_json(folder / "encoder.json")
+        weights = load_file(folder / "encoder.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no readable encoder: {error}") from error
+    text["mean"], text["std"] = tuple(text["mean"]), tuple(text["std"])
+    spec = EncoderSpec(**{name: text[name] for name in EncoderSpec.__dataclass_fields__})
+    encoder = build(spec, seed=0)
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"{folder / 'encoder.safetensors'} does not fit {spec.backbone}: {first}") from error
+    return encoder, spec

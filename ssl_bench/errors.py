@@ -1,0 +1,40 @@
+"""What a user did wrong, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed as one line, exit code 2, no traceback.
+
+    The message says what was wrong, gives the value, and says what would work.
+    """
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among the choices, with the nearest one if there is any."""
+    known = sorted(choices)
+    near = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError` with the message unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def above(name: str, value: float, bound: float) -> None:
+    """Require a number above a bound."""
+    require(value > bound, f"{name} {value} is out of range; it must be above {bound:g}")
+
+
+def within(name: str, value: float, interval: str) -> None:
+    """Require a number inside an interval written as ``[0, 1)``."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = low <= value <= high
+    at_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
+    require(inside and not at_open_end, f"{name} {value} is out of range; it must be in {interval}")

@@ -1,0 +1,136 @@
+"""Evaluating an encoder and its baselines, and storing what was found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ssl_bench import encoders, runs
+from ssl_bench.contract import Result
+from ssl_bench.data import Dataset
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.features import Encoder, RawPixels
+from ssl_bench.files import atomic, read_json, write_json
+from ssl_bench.hardware import Hardware
+from ssl_bench.plugins import Plugin
+
+Record = dict[str, Any]
+
+
+def evaluate_run(
+    folder: Path,
+    evals: Mapping[Plugin, Any],
+    data: Dataset,
+    seed: int,
+    hardware: Hardware,
+    runs_dir: Path,
+) -> list[Record]:
+    """Evaluate the encoder in a folder, each evaluation beside its baselines.
+
+    What is stored already is read, not computed again. Baselines are stored in folders of their
+    own under ``runs_dir/baselines``, so that runs share them.
+
+    Args:
+        evals: the evaluations and the ``Config`` of each.
+
+    Returns:
+        One record for each evaluation, as stored in its ``scores.json``.
+    """
+    module, spec = encoders.load(folder)
+    encoder = Encoder(module, spec, hardware, seed)
+    baseline_encoders: dict[str, Any] = {}
+    records = []
+    for plugin, config in evals.items():
+        record = _evaluate(plugin, config, encoder, data, folder)
+        if "baselines" not in record:
+            code = plugin.load()
+            found = getattr(code, "baselines", lambda config: {})(config)
+            record["baselines"] = {}
+            for label, (kind, baseline_config) in found.items():
+                if kind not in baseline_encoders:
+                    baseline_encoders[kind] = _baseline(kind, spec, hardware, seed)
+                home = _baseline_folder(kind, spec, data, seed, hardware, runs_dir)
+                baseline = _evaluate(plugin, baseline_config, baseline_encoders[kind], data, home)
+                record["baselines"][label] = baseline["scores"]
+            write_json(_folder(folder, plugin, config, data) / "scores.json", record)
+        records.append(record)
+    return records
+
+
+def stored_records(folder: Path) -> list[Record]:
+    """Every evaluation result in a run folder."""
+    return [read_json(path) for path in sorted(folder.glob("evals/*/scores.json"))]
+
+
+def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
+    """The hash of all that defines an evaluation but the encoder and the seed."""
+    content = [plugin.name, plugin.fingerprint, asdict(config), data.fingerprint]
+    return runs.digest(content)
+
+
+def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset) -> Path:
+    return home / "evals" / f"{plugin.name}-{protocol(plugin, config, data)}"
+
+
+def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
+    """Evaluate one encoder once, or read the stored result."""
+    folder = _folder(home, plugin, config, data)
+    if (folder / "scores.json").exists():
+        return read_json(folder / "scores.json")
+    started = time.monotonic()
+    result: Result = plugin.load().evaluate(encoder, data, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_predictions(folder / "predictions.npz", result.predictions_N, data.test.labels_N)
+    record = {
+        "eval": plugin.name,
+        "protocol": protocol(plugin, config, data),
+        "config": asdict(config),
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "note": data.note,
+        "seed": encoder.seed,
+        "scores": dict(result.scores),
+        "chosen": dict(result.chosen),
+        "test_images": len(data.test),
+        "seconds": round(time.monotonic() - started, 2),
+        "device": encoder.hardware.name,
+        "precision": encoder.hardware.precision,
+    }
+    write_json(folder / "scores.json", record)
+    return record
+
+
+def _save_predictions(path: Path, predictions_N: Tensor, labels_N: Tensor) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            predictions=predictions_N.cpu().numpy().astype(np.int32),
+            labels=labels_N.cpu().numpy().astype(np.int32),
+        )
+
+
+def _baseline(kind: str, spec: EncoderSpec, hardware: Hardware, seed: int) -> Any:
+    if kind == "pixels":
+        return RawPixels(spec, hardware, seed)
+    return Encoder(encoders.build(spec, seed), spec, hardware, seed)
+
+
+def _baseline_folder(
+    kind: str, spec: EncoderSpec, data: Dataset, seed: int, hardware: Hardware, runs_dir: Path
+) -> Path:
+    config = {
+        "baseline": kind,
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "encoder": asdict(spec),
+        "seed": seed,
+        "precision": hardware.precision,
+    }
+    name = f"{kind}-{data.name}-seed{seed}-{runs.digest(config)}"
+    return runs.create(runs_dir / "baselines", name, config)

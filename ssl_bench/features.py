@@ -1,0 +1,105 @@
+"""What an evaluation receives: an encoder that gives features, or a copy of itself to train."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ssl_bench import encoders, progress
+from ssl_bench.augment import evaluation_view, normalize
+from ssl_bench.data import Split
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.hardware import Hardware
+
+_IMAGES_AT_ONCE = 1000
+
+
+class Encoder:
+    """A pre-trained encoder under evaluation.
+
+    Attributes:
+        spec: image size, channels and normalisation it was trained with.
+        hardware: where evaluations compute.
+        seed: of its pre-training; an evaluation's own draws use it too.
+    """
+
+    def __init__(
+        self, module: VisionTransformer, spec: EncoderSpec, hardware: Hardware, seed: int
+    ) -> None:
+        self._module = module.to(hardware.device).eval().requires_grad_(False)
+        self._features: dict[int, Mapping[str, Tensor]] = {}
+        self.spec, self.hardware, self.seed = spec, hardware, seed
+
+    def features(self, split: Split) -> Mapping[str, Tensor]:
+        """Frozen features of all images, float32 ``(N, D)`` each, extracted once.
+
+        ``cls`` is the class token and ``avg`` the mean of the patch tokens, both after the final
+        norm; an encoder without a class token has ``avg`` alone.
+        """
+        if id(split) not in self._features:
+            parts = [self._pooled(images) for images in self._chunks(split)]
+            self._features[id(split)] = {
+                name: torch.cat([part[name] for part in parts]) for name in parts[0]
+            }
+        return self._features[id(split)]
+
+    def prepare(self, images_BCHW: Tensor) -> Tensor:
+        """Turn stored uint8 images into the encoder's input: centre view, normalised."""
+        view = evaluation_view(images_BCHW.to(self.hardware.device), self.spec.image_size)
+        return normalize(match_channels(view, self.spec.channels), self.spec.mean, self.spec.std)
+
+    def trainable_copy(self, **overrides: Any) -> VisionTransformer:
+        """The encoder again, all of its parameters trainable.
+
+        Args:
+            overrides: arguments of ``timm.create_model`` that add no parameter, such as
+                ``drop_path_rate``.
+        """
+        module = encoders.build(self.spec, self.seed, **overrides)
+        module.load_state_dict(copy.deepcopy(self._module.state_dict()))
+        return module.to(self.hardware.device).requires_grad_(True)
+
+    def _chunks(self, split: Split) -> Any:
+        with progress.bar("features", len(split)) as bar:
+            for start in range(0, len(split), _IMAGES_AT_ONCE):
+                yield split.images_NCHW[start : start + _IMAGES_AT_ONCE]
+                bar.update(min(start + _IMAGES_AT_ONCE, len(split)))
+
+    @torch.no_grad()
+    def _pooled(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
+        with self.hardware.autocast():
+            tokens_BTD = self._module.forward_features(self.prepare(images_BCHW)).float()
+        pooled = {"avg": tokens_BTD[:, self._module.num_prefix_tokens :].mean(dim=1)}
+        if self._module.cls_token is not None:
+            pooled["cls"] = tokens_BTD[:, 0]
+        return pooled
+
+
+class RawPixels:
+    """The baseline without an encoder: the image's own pixels as its features."""
+
+    def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
+        self.spec, self.hardware, self.seed = spec, hardware, seed
+
+    def features(self, split: Split) -> Mapping[str, Tensor]:
+        """``pixels``: normalised values of the evaluation view, float32 ``(N, C * H * W)``."""
+        parts = [
+            normalize(evaluation_view(images, self.spec.image_size), self.spec.mean, self.spec.std)
+            for images in split.images_NCHW.to(self.hardware.device).split(_IMAGES_AT_ONCE)
+        ]
+        return {"pixels": torch.cat(parts).flatten(1)}
+
+
+def match_channels(images_BCHW: Tensor, channels: int) -> Tensor:
+    """Grey images repeated to three channels, or colour ones reduced to luma (ITU-R 601-2)."""
+    if images_BCHW.shape[1] == channels:
+        return images_BCHW
+    if channels == 3:
+        return images_BCHW.expand(-1, 3, -1, -1)
+    weights = images_BCHW.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images_BCHW * weights).sum(dim=1, keepdim=True)

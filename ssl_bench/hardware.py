@@ -1,0 +1,73 @@
+"""Where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import timm.layers
+import torch
+
+from ssl_bench.errors import UserError
+from ssl_bench.settings import Precision
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device and the precision of its matrix products; weights stay float32.
+
+    Attributes:
+        precision: "bf16" runs training under autocast.
+        name: the processor's name, for a table's reader.
+    """
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    name: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision where the precision is bf16."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+def choose(precision: Precision = "auto") -> Hardware:
+    """The first CUDA device, else the CPU; bf16 where the matrix units have it.
+
+    Fused attention is switched off on the CPU: its backward pass in bf16 takes longer than the
+    rest of a step.
+
+    Raises:
+        UserError: the CUDA device has no bf16.
+    """
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    has_bf16 = torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()
+    if precision == "auto":
+        precision = "bf16" if has_bf16 else "fp32"
+    if precision == "bf16" and on_gpu and not has_bf16:
+        raise UserError("precision 'bf16' is not supported by this GPU; fp32 would work")
+    timm.layers.set_fused_attn(on_gpu)
+    name = torch.cuda.get_device_name() if on_gpu else _cpu_name()
+    return Hardware(device, precision, name)
+
+
+def _cpu_flags() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def _cpu_has_bf16() -> bool:
+    flags = _cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_name() -> str:
+    models = [line.split(":")[1].strip() for line in _cpu_flags().splitlines() if "model name" in line]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"

@@ -1,0 +1,90 @@
+"""Which patches a masked-image method hides.
+
+Each strategy turns uniform noise into a score for each patch; the ``keep`` patches with the
+lowest scores stay visible. The noise is an argument, so a mask is a function of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ssl_bench.errors import UserError
+
+Sampling = Literal["random", "block", "grid"]
+_BLOCK_ATTEMPTS = 32
+
+
+def count_kept(patches: int, mask_ratio: float) -> int:
+    """How many of the patches stay visible: ``int(patches * (1 - mask_ratio))``, as MAE has it.
+
+    Raises:
+        UserError: the ratio is outside (0, 1), or leaves no patch or masks none.
+    """
+    if not 0 < mask_ratio < 1:
+        raise UserError(f"mask ratio {mask_ratio} is outside (0, 1); MAE uses 0.75")
+    kept = int(patches * (1 - mask_ratio))
+    if kept == 0 or kept == patches:
+        outcome = "leaves no patch visible" if kept == 0 else "masks no patch"
+        raise UserError(
+            f"mask ratio {mask_ratio} {outcome} of {patches}; "
+            f"between {1 / patches:.3f} and {1 - 1 / patches:.3f} would work"
+        )
+    return kept
+
+
+def split(scores_BL: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Indices of the visible and of the masked patches: int64 ``(B, kept)``, ``(B, L - kept)``."""
+    order_BL = scores_BL.argsort(dim=1, stable=True)
+    return order_BL[:, :kept], order_BL[:, kept:]
+
+
+def random_scores(noise: Callable[[str, int], Tensor], rows: int, columns: int) -> Tensor:
+    """Every patch alike: uniform sampling without replacement, as in MAE."""
+    return noise("mask", rows * columns)
+
+
+def grid_scores(noise: Callable[[str, int], Tensor], rows: int, columns: int) -> Tensor:
+    """One patch of each two by two stays visible (MAE, figure 6, right).
+
+    A grid with odd sides, or a mask ratio other than 0.75, does not divide so; patches on the
+    grid then go first, and chance decides among equals.
+    """
+    row, column = torch.arange(rows), torch.arange(columns)
+    off_grid = (row[:, None] % 2 == 1) | (column[None, :] % 2 == 1)
+    scores_BL = noise("mask", rows * columns)
+    return scores_BL + off_grid.reshape(1, -1).to(scores_BL)
+
+
+def block_scores(
+    noise: Callable[[str, int], Tensor], rows: int, columns: int, masked: int
+) -> Tensor:
+    """Rectangles are hidden until ``masked`` patches are (BEiT, algorithm 1; MAE, figure 6).
+
+    Rectangles have an aspect ratio log-uniform in [0.3, 1/0.3] and at least 16 patches of a
+    14 x 14 grid, or that share of another grid. One that would hide too many is skipped; what is
+    missing after 32 attempts is drawn patch by patch, so every image hides the same number.
+    """
+    smallest = max(1, round(16 / 196 * rows * columns))
+    scores_BL = noise("mask", rows * columns)
+    uniform_BA4 = noise("block", _BLOCK_ATTEMPTS * 4).reshape(-1, _BLOCK_ATTEMPTS, 4)
+    row = torch.arange(rows, device=scores_BL.device)[None, :, None]
+    column = torch.arange(columns, device=scores_BL.device)[None, None, :]
+    hidden_BRC = torch.zeros(len(scores_BL), rows, columns, dtype=torch.bool, device=row.device)
+    for area_B, aspect_B, top_B, left_B in uniform_BA4.permute(1, 2, 0):
+        missing_B = masked - hidden_BRC.sum(dim=(1, 2))
+        area = smallest + area_B * (missing_B - smallest).clamp(min=0)
+        aspect = torch.exp((2 * aspect_B - 1) * math.log(1 / 0.3))
+        height = (area * aspect).sqrt().round().clamp(1, rows)
+        width = (area / aspect).sqrt().round().clamp(1, columns)
+        top = (top_B * (rows - height + 1)).floor()[:, None, None]
+        left = (left_B * (columns - width + 1)).floor()[:, None, None]
+        inside_BRC = (row >= top) & (row < top + height[:, None, None])
+        inside_BRC = inside_BRC & (column >= left) & (column < left + width[:, None, None])
+        added_B = (inside_BRC & ~hidden_BRC).sum(dim=(1, 2))
+        hidden_BRC |= inside_BRC & (added_B <= missing_B)[:, None, None]
+    return scores_BL + hidden_BRC.flatten(1).to(scores_BL)

@@ -1,0 +1,195 @@
+"""Methods and evaluations, found by looking at files.
+
+A file in ``methods/`` or ``evals/`` is a plugin; so is a module that another distribution names
+under the entry points ``ssl_bench.methods`` or ``ssl_bench.evals``, and any ``.py`` file given by
+its path. Flags and help are read from a plugin's source without importing torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_bench.errors import UserError, unknown
+
+Kind = Literal["method", "eval"]
+_LIGHT_MODULES = {
+    "__future__", "collections", "dataclasses", "enum", "math", "pathlib", "typing",
+    "ssl_bench.errors", "ssl_bench.settings",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A method or an evaluation, before its code is imported.
+
+    Attributes:
+        kind: "method" or "eval".
+        name: the file's name with hyphens.
+        path: the source file.
+        module: the importable module's name, or "" for a file given by its path.
+    """
+
+    kind: Kind
+    name: str
+    path: Path
+    module: str
+
+    def outline(self) -> types.ModuleType:
+        """The module reduced to its docstring, constants and ``Config``: no torch import."""
+        tree = _parse(self)
+        kept = [node for node in tree.body if _is_light(node)]
+        outline = types.ModuleType(f"_outline_{self.kind}_{self.name}", ast.get_docstring(tree))
+        outline.__file__ = str(self.path)
+        sys.modules[outline.__name__] = outline
+        code = compile(ast.Module(kept, []), str(self.path), "exec")
+        try:
+            exec(code, outline.__dict__)
+        except Exception:
+            return self.load()
+        return outline
+
+    def load(self) -> types.ModuleType:
+        """Import the module.
+
+        Raises:
+            UserError: the file cannot be imported, or lacks what its kind must define.
+        """
+        try:
+            module = importlib.import_module(self.module) if self.module else _from_file(self.path)
+        except Exception as error:
+            raise UserError(
+                f"{self.path} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        for name in ("Config", {"method": "Pretraining", "eval": "evaluate"}[self.kind]):
+            if not hasattr(module, name):
+                raise UserError(f"{self.path} defines no {name!r}; see ssl_bench/contract.py")
+        return module
+
+    @property
+    def config(self) -> type:
+        """The plugin's ``Config`` dataclass."""
+        outline = self.outline()
+        if not hasattr(outline, "Config"):
+            raise UserError(f"{self.path} defines no 'Config'; see ssl_bench/contract.py")
+        return outline.Config
+
+    def presets(self) -> Mapping[str, Mapping[str, Any]]:
+        """The flags that each preset sets for this plugin."""
+        return getattr(self.outline(), "PRESETS", {})
+
+    @property
+    def summary(self) -> str:
+        """The first line of the module's docstring."""
+        return (self.outline().__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the plugin's code, blind to comments, layout and docstrings."""
+        tree = _parse(self)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [item for item in body if not _is_text(item)]  # type: ignore[attr-defined]
+        return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def discover(kind: Kind) -> dict[str, Plugin]:
+    """Every plugin of a kind that is installed, by name, the project's own first."""
+    folder = Path(__file__).parent / f"{kind}s"
+    own = [
+        Plugin(kind, path.stem.replace("_", "-"), path, f"ssl_bench.{kind}s.{path.stem}")
+        for path in sorted(folder.glob("[!_]*.py"))
+    ]
+    found = {plugin.name: plugin for plugin in own}
+    for point in entry_points(group=f"ssl_bench.{kind}s"):
+        spec = importlib.util.find_spec(point.module)
+        if spec and spec.origin:
+            plugin = Plugin(kind, point.name, Path(spec.origin), point.module)
+            found.setdefault(point.name, plugin)
+    return found
+
+
+def find(kind: Kind, name: str) -> Plugin:
+    """The plugin of that name, or the one in the file of that path.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name.endswith(".py"):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"{kind} file {name!r} does not exist")
+        return Plugin(kind, path.stem.replace("_", "-"), path, "")
+    plugins = discover(kind)
+    if name not in plugins:
+        raise unknown(kind, name, plugins)
+    return plugins[name]
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, base classes included."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        source = Path(sys.modules[base.__module__].__file__ or "")
+        tree = ast.parse(source.read_text())
+        body = next(
+            node.body
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and node.name == base.__name__
+        )
+        for item, following in zip(body, body[1:], strict=False):
+            if isinstance(item, ast.AnnAssign) and _is_text(following):
+                name = item.target.id  # type: ignore[union-attr]
+                texts[name] = " ".join(following.value.value.split())  # type: ignore[attr-defined]
+    return texts
+
+
+def _parse(plugin: Plugin) -> ast.Module:
+    try:
+        return ast.parse(plugin.path.read_text())
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{plugin.path} is not valid Python: {error}") from error
+
+
+def _is_light(node: ast.stmt) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module in _LIGHT_MODULES or (node.module or "").split(".")[0] in _LIGHT_MODULES
+    if isinstance(node, ast.Import):
+        return all(alias.name.split(".")[0] in _LIGHT_MODULES for alias in node.names)
+    if isinstance(node, ast.ClassDef):
+        return node.name == "Config"
+    return isinstance(node, ast.Assign | ast.AnnAssign)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _from_file(path: Path) -> types.ModuleType:
+    name = f"ssl_bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,203 @@
+"""Pre-training: one plain loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ssl_bench import draws, encoders, optim, progress
+from ssl_bench.augment import augment, normalize
+from ssl_bench.contract import Batch, Method
+from ssl_bench.data import Dataset
+from ssl_bench.draws import Draws
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError
+from ssl_bench.files import atomic, write_json
+from ssl_bench.hardware import Hardware
+from ssl_bench.optim import Schedule
+from ssl_bench.runs import Plan
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_RECORDS_PER_RUN = 250
+
+
+def build_method(
+    method_class: type[Method], config: Any, spec: EncoderSpec, classes: int, seed: int
+) -> Method:
+    """The method around a fresh encoder, a function of its arguments alone."""
+    encoder = encoders.build(spec, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draws.key(seed, "method"))
+        return method_class(config, encoder, classes)
+
+
+def make_batch(
+    method: Method, data: Dataset, spec: EncoderSpec, seed: int, step: int, index_B: Tensor
+) -> Batch:
+    """Augmented, normalised views of the training images at those indices, on their device."""
+    images_BCHW, labels_B = data.train.images_NCHW[index_B], data.train.labels_N[index_B]
+    batch_draws = Draws(seed, step, index_B.to(images_BCHW.device))
+    views = tuple(
+        normalize(augment(images_BCHW, recipe, batch_draws.within(f"view{number}")), spec.mean, spec.std)
+        for number, recipe in enumerate(method.augmentations(spec.image_size))
+    )
+    return Batch(views, labels_B, batch_draws)
+
+
+def pretrain(method: Method, data: Dataset, plan: Plan, folder: Path, hardware: Hardware) -> None:
+    """Train the method as planned and write the encoder, going on from a checkpoint if there is one.
+
+    Raises:
+        UserError: the loss is not finite, or the checkpoint cannot be read.
+    """
+    spec = EncoderSpec(**plan.encoder)
+    method.to(hardware.device).train()
+    if any(parameter.requires_grad for parameter in method.parameters()):
+        seconds, images_seen = _train(method, data, plan, spec, folder, hardware)
+    else:
+        seconds, images_seen = 0.0, 0
+    encoders.save(method.encoder, spec, folder)
+    own = {
+        name: tensor.contiguous()
+        for name, tensor in method.state_dict().items()
+        if not name.startswith("encoder.")
+    }
+    with atomic(folder / "method.safetensors") as path:
+        save_file(own, path)
+    cost = {
+        "images_seen": images_seen,
+        "seconds": round(seconds, 2),
+        "peak_memory_mib": round(_peak_memory_mib(hardware)),
+        "encoder_parameters": sum(p.numel() for p in method.encoder.parameters()),
+        "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "device": hardware.name,
+        "precision": hardware.precision,
+    }
+    write_json(folder / "cost.json", cost)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def restore(method: Method, folder: Path) -> None:
+    """Load a finished run's weights into the method."""
+    weights = load_file(folder / "method.safetensors")
+    encoder = load_file(folder / "encoder.safetensors")
+    method.load_state_dict(weights | {f"encoder.{name}": value for name, value in encoder.items()})
+
+
+def _train(
+    method: Method,
+    data: Dataset,
+    plan: Plan,
+    spec: EncoderSpec,
+    folder: Path,
+    hardware: Hardware,
+) -> tuple[float, int]:
+    """The loop. Returns the seconds it took, earlier starts included, and the images it saw."""
+    config, seed, batch_size = method.config, plan.seed, plan.batch_size
+    schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
+    total = schedule.steps
+    optimizer = optim.adamw(optim.parameter_groups(method, config), config.beta2)
+    record_every = max(1, total // _RECORDS_PER_RUN)
+    start, seconds_before = _resume(method, optimizer, folder)
+    started = checkpointed = recorded = time.monotonic()
+    losses: list[Tensor] = []
+
+    with (
+        progress.bar(f"pre-train {plan.method}", total) as bar,
+        (folder / "metrics.jsonl").open("a") as metrics,
+    ):
+        for step in range(start, total):
+            learning_rate = schedule.learning_rate(step)
+            optim.set_learning_rate(optimizer, learning_rate)
+            index_B = schedule.batch(step, seed, "order")
+            batch = make_batch(method, data, spec, seed, step, index_B)
+            torch.manual_seed(draws.key(seed, "dropout", step))
+            with hardware.autocast():
+                loss = method.loss(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            method.after_step((step + 1) / total)
+
+            losses.append(loss.detach())
+            if (step + 1) % record_every and step + 1 < total:
+                continue
+            mean_loss = torch.stack(losses).mean().item()
+            if not math.isfinite(mean_loss):
+                raise UserError(
+                    f"the loss is {mean_loss} at step {step + 1}; "
+                    f"a base lr below {config.base_lr} or --precision fp32 may help"
+                )
+            now = time.monotonic()
+            speed = len(losses) * batch_size / (now - recorded)
+            record = {
+                "step": step + 1,
+                "epoch": round((step + 1) / schedule.steps_per_epoch, 4),
+                "loss": mean_loss,
+                "learning_rate": learning_rate,
+                "images_per_second": round(speed, 1),
+            }
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()
+            bar.update(step + 1, f"loss {mean_loss:.4f}  {speed:,.0f} img/s")
+            losses, recorded = [], now
+            if now - checkpointed > SECONDS_BETWEEN_CHECKPOINTS:
+                _checkpoint(method, optimizer, step + 1, seconds_before + now - started, folder)
+                checkpointed = time.monotonic()
+    return seconds_before + time.monotonic() - started, total * batch_size
+
+
+def _checkpoint(
+    method: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float, folder: Path
+) -> None:
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "method": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    with atomic(folder / "checkpoint.pt") as path:
+        torch.save(state, path)
+
+
+def _resume(
+    method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
+) -> tuple[int, float]:
+    """Load the checkpoint, if any, and forget the metrics after it: next step, seconds so far."""
+    path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    if not path.exists():
+        metrics.unlink(missing_ok=True)
+        return 0, 0.0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"checkpoint {str(path)!r} cannot be read ({reason}); delete it to start again"
+        ) from error
+    kept = [
+        line
+        for line in metrics.read_text().splitlines(keepends=True)
+        if line.endswith("\n") and json.loads(line)["step"] <= state["step"]
+    ]
+    with atomic(metrics) as temporary:
+        temporary.write_text("".join(kept))
+    return state["step"], state["seconds"]
+
+
+def _peak_memory_mib(hardware: Hardware) -> float:
+    if hardware.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,184 @@
+"""A run is a folder, and the folder is the truth.
+
+``<method>-<data>-seed<seed>-<hash>/``, whose hash covers everything that changes the result:
+
+    config.json          the plan: every setting, resolved
+    environment.json     command, versions, code, device of the last start
+    metrics.jsonl        step, epoch, loss, learning rate, img/s
+    checkpoint.pt        the state to go on from; gone once the training is done
+    encoder.safetensors  weights under timm's names, and encoder.json to build them
+    method.safetensors   the method's other parameters: a decoder, a projector
+    cost.json            images seen, seconds, peak memory, parameters
+    evals/<name>-<hash>/ scores.json and predictions.npz
+    figures/             PNG files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ssl_bench import __version__
+from ssl_bench.errors import UserError
+from ssl_bench.files import read_json, write_json
+
+_PACKAGES = ("torch", "timm", "torchvision", "lightly", "numpy", "pandas", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that changes the result of a pre-training.
+
+    Attributes:
+        method_code: hash of the method's source.
+        encoder: the fields of an `EncoderSpec`.
+        precision: "fp32" or "bf16".
+    """
+
+    method: str
+    method_code: str
+    method_config: Mapping[str, Any]
+    data: str
+    data_fingerprint: str
+    encoder: Mapping[str, Any]
+    epochs: int
+    batch_size: int
+    seed: int
+    precision: str
+    ssl_bench: str = __version__
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return f"{self.method}-{self.data}-seed{self.seed}-{digest(asdict(self))}"
+
+
+def digest(content: Any) -> str:
+    """Eight hexadecimal digits that stand for JSON content."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
+    """The folder of that name, made with its ``config.json`` unless it is there."""
+    folder = runs_dir / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").exists():
+            write_json(folder / "config.json", config)
+    except OSError as error:
+        raise UserError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from error
+    return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in the folder meanwhile.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"run {str(folder)!r} is in use by another process; wait for it") from error
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Where numbers come from: command, code, packages and machine."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": _code_version(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "device": device,
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+    }
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the folder's pre-training is done."""
+    return (folder / "cost.json").exists()
+
+
+def find(runs_dir: Path, names: list[str]) -> list[Path]:
+    """Run folders by path or by name under ``runs_dir``; all of them when no name is given.
+
+    Raises:
+        UserError: there is no such run, or none at all.
+    """
+    if not names:
+        folders = sorted(path.parent for path in runs_dir.glob("*/config.json"))
+        if not folders:
+            raise UserError(f"no run in {str(runs_dir)!r}; `ssl-bench run` makes one")
+        return folders
+    return [_find_one(runs_dir, name) for name in names]
+
+
+def _find_one(runs_dir: Path, name: str) -> Path:
+    for folder in (Path(name), runs_dir / name):
+        if (folder / "config.json").exists():
+            return folder
+    matches = [path.parent for path in runs_dir.glob(f"*{name}*/config.json")]
+    if len(matches) == 1:
+        return matches[0]
+    known = ", ".join(path.name for path in matches or find(runs_dir, []))
+    problem = "is ambiguous" if matches else "does not exist"
+    raise UserError(f"run {name!r} {problem}; runs in {str(runs_dir)!r}: {known}")
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    """The run's plan.
+
+    Raises:
+        UserError: ``config.json`` cannot be read.
+    """
+    try:
+        return read_json(folder / "config.json")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(folder / 'config.json')!r} cannot be read: {error}") from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _code_version() -> dict[str, Any]:
+    """The package's version, and its commit and dirty state when it runs from a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", __file__) is not None
+    return {
+        "version": __version__,
+        "commit": git("rev-parse", "HEAD") if tracked else None,
+        "dirty": bool(git("status", "--porcelain")) if tracked else None,
+    }
