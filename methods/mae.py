@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench import encoders, masking
@@ -27,7 +27,13 @@ from ssl_bench.errors import above, require, within
 from ssl_bench.settings import OptimizerConfig
 
 PRESETS = {
-    "quick": {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2, "base_lr": 2e-3},
+    "quick": {
+        "decoder_width": 64,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "base_lr": 4e-3,
+        "crop_scale": 1.0,
+    },
     "small": {"decoder_width": 128, "decoder_depth": 4, "decoder_heads": 4, "base_lr": 1e-3},
 }
 
@@ -73,14 +79,15 @@ class Config(OptimizerConfig):
 class Pretraining(Method):
     """Encode the visible patches, decode all of them, compare the hidden ones."""
 
-    def __init__(self, config: Config, encoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
         width = config.decoder_width
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.grid = encoder.patch_embed.grid_size
         self.kept = masking.count_kept(encoder.patch_embed.num_patches, config.mask_ratio)
         self.prefix = encoder.num_prefix_tokens
-        positions_TD = encoders.sincos_2d(width, *self.grid, self.prefix)
+        rows, columns = self.grid
+        positions_TD = encoders.sincos_2d(width, rows, columns, self.prefix)
 
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_embed = nn.Linear(encoder.embed_dim, width)
@@ -161,14 +168,16 @@ class Pretraining(Method):
         patches_BLP = encoders.patchify(images, self.patch_size)
         keep_BK, hidden_BM = self.mask(batch.draws.uniform)
         prediction_BMP = self.predict(patches_BLP, keep_BK, hidden_BM).float()
+        own = ""
         if self.config.norm_pix_loss:
             mean, deviation = _patch_statistics(encoders.take(patches_BLP, hidden_BM))
             prediction_BMP = prediction_BMP * deviation + mean
+            own = "\n(own mean, std)"
         index_BMP = hidden_BM[..., None].expand_as(prediction_BMP)
         rows = {
             "original": patches_BLP,
             "masked": patches_BLP.scatter(1, index_BMP, torch.nan),
-            "reconstructed": patches_BLP.scatter(1, index_BMP, prediction_BMP),
+            f"reconstructed{own}": patches_BLP.scatter(1, index_BMP, prediction_BMP),
         }
         columns = self.grid[1]
         return {

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench import encoders
@@ -27,7 +28,7 @@ from ssl_bench.errors import above, require, within
 from ssl_bench.settings import OptimizerConfig
 
 PRESETS = {
-    "quick": {"epochs": 3, "projector_width": 512, "projection_dim": 128, "base_lr": 1e-3},
+    "quick": {"epochs": 1, "projector_width": 512, "projection_dim": 128, "base_lr": 1e-3},
     "small": {"projector_width": 1024, "projection_dim": 256, "base_lr": 5e-4},
 }
 
@@ -65,7 +66,7 @@ class Config(OptimizerConfig):
 class Pretraining(Method):
     """A base encoder with projector and predictor, and a momentum encoder that follows it."""
 
-    def __init__(self, config: Config, encoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
         require(
             encoder.cls_token is not None,
@@ -147,7 +148,7 @@ def mlp(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _initialise(encoder: nn.Module) -> None:
+def _initialise(encoder: VisionTransformer) -> None:
     """As the official ``vits.py``: q, k and v are Xavier-uniform one by one."""
     for block in encoder.blocks:
         for weight in block.attn.qkv.weight.chunk(3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from timm.models.vision_transformer import VisionTransformer
 
 from ssl_bench.contract import Method
 
@@ -17,5 +17,5 @@ class Config:
 class Pretraining(Method):
     """Nothing to train: no parameter requires a gradient."""
 
-    def __init__(self, config: Config, encoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder.requires_grad_(False), num_classes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.augment import Augmentation
@@ -40,7 +41,7 @@ class Config(OptimizerConfig):
 class Pretraining(Method):
     """Cross-entropy of a linear classifier on the class token (the mean token without one)."""
 
-    def __init__(self, config: Config, encoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.augment import Augmentation
@@ -41,9 +42,9 @@ class Method(nn.Module):
             parameter that requires a gradient.
     """
 
-    encoder: nn.Module
+    encoder: VisionTransformer
 
-    def __init__(self, config: Any, encoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, config: Any, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder

@@ -1,4 +1,4 @@
-"""Encoders: timm Vision Transformers, made, embedded, saved and loaded in one way.
+"""Encoders: timm Vision Transformers, made and fed in one way.
 
 Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pixels in a patch
 (patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
@@ -6,21 +6,17 @@ Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pix
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench import draws
 from ssl_bench.errors import UserError, require, unknown
-from ssl_bench.files import atomic, read_json, write_json
 from ssl_bench.settings import BACKBONES
 
 
@@ -49,11 +45,18 @@ class EncoderSpec:
         return {**own, **sizes, "in_chans": self.channels, "num_classes": 0}
 
 
+def timm_names() -> list[str]:
+    """The plain Vision Transformers of timm."""
+    vits = timm.list_models(module="vision_transformer")
+    deits = timm.list_models(module="deit", exclude_filters="*distilled*")
+    return sorted([*vits, *deits])
+
+
 def check(spec: EncoderSpec) -> None:
     """Raise `UserError` for a backbone that does not exist or sizes that do not fit it."""
-    vits = timm.list_models("*vit*")
-    if spec.backbone not in BACKBONES and spec.backbone.split(".")[0] not in vits:
-        raise unknown("backbone", spec.backbone, [*BACKBONES, *vits])
+    names = [*BACKBONES, *timm_names()]
+    if spec.backbone.partition(".")[0] not in names:
+        raise unknown("backbone", spec.backbone, names)
     if spec.image_size % spec.patch_size:
         fits = [size for size in range(1, spec.image_size) if spec.image_size % size == 0]
         near = sorted(fits, key=lambda size: abs(size - spec.patch_size))[:3]
@@ -118,14 +121,13 @@ def _initialise(encoder: VisionTransformer) -> None:
     fix_positions(encoder)
 
 
-def fix_positions(
-    encoder: VisionTransformer, first: Literal["column", "row"] = "column"
-) -> None:
+def fix_positions(encoder: VisionTransformer, first: Literal["column", "row"] = "column") -> None:
     """Set absolute position embeddings, where the encoder has any, to the fixed sin-cos table."""
     if encoder.pos_embed is None:
         return
     prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
-    table_TD = sincos_2d(encoder.embed_dim, *encoder.patch_embed.grid_size, prefix, first)
+    rows, columns = encoder.patch_embed.grid_size
+    table_TD = sincos_2d(encoder.embed_dim, rows, columns, prefix, first)
     encoder.pos_embed.data.copy_(table_TD[None])
     encoder.pos_embed.requires_grad_(False)
 
@@ -149,9 +151,7 @@ def sincos_2d(
     Raises:
         UserError: the width is not a multiple of 4.
     """
-    require(
-        width % 4 == 0, f"sin-cos position embeddings need a width divisible by 4, not {width}"
-    )
+    require(width % 4 == 0, f"sin-cos position embeddings need a width divisible by 4, not {width}")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     halves = []
@@ -203,33 +203,3 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
             prefix_BTD = [torch.cat(prefix_BTD, dim=1) + positions[:, :embedded]]
     tokens = encoder.norm_pre(encoder.pos_drop(torch.cat([*prefix_BTD, tokens], dim=1)))
     return encoder.norm(encoder.blocks(tokens))
-
-
-def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
-    """Write ``encoder.safetensors`` (timm key names) and ``encoder.json`` into the folder."""
-    weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    with atomic(folder / "encoder.safetensors") as path:
-        save_file(weights, path)
-    write_json(folder / "encoder.json", {**asdict(spec), "timm": spec.timm_arguments()})
-
-
-def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
-    """The encoder that `save` wrote into the folder.
-
-    Raises:
-        UserError: a file is missing or cut short, or the weights are another encoder's.
-    """
-    try:
-        text = read_json(folder / "encoder.json")
-        weights = load_file(folder / "encoder.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no readable encoder: {error}") from error
-    text["mean"], text["std"] = tuple(text["mean"]), tuple(text["std"])
-    spec = EncoderSpec(**{name: text[name] for name in EncoderSpec.__dataclass_fields__})
-    encoder = build(spec, seed=0)
-    try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(f"{folder / 'encoder.safetensors'} does not fit {spec.backbone}: {first}") from error
-    return encoder, spec

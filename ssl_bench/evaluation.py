@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ssl_bench import encoders, runs
+from ssl_bench import encoders, runs, weights
 from ssl_bench.contract import Result
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
@@ -42,7 +42,7 @@ def evaluate_run(
     Returns:
         One record for each evaluation, as stored in its ``scores.json``.
     """
-    module, spec = encoders.load(folder)
+    module, spec = weights.load(folder)
     encoder = Encoder(module, spec, hardware, seed)
     baseline_encoders: dict[str, Any] = {}
     records = []
@@ -50,7 +50,7 @@ def evaluate_run(
         record = _evaluate(plugin, config, encoder, data, folder)
         if "baselines" not in record:
             code = plugin.load()
-            found = getattr(code, "baselines", lambda config: {})(config)
+            found = code.baselines(config) if hasattr(code, "baselines") else {}
             record["baselines"] = {}
             for label, (kind, baseline_config) in found.items():
                 if kind not in baseline_encoders:
@@ -58,7 +58,7 @@ def evaluate_run(
                 home = _baseline_folder(kind, spec, data, seed, hardware, runs_dir)
                 baseline = _evaluate(plugin, baseline_config, baseline_encoders[kind], data, home)
                 record["baselines"][label] = baseline["scores"]
-            write_json(_folder(folder, plugin, config, data) / "scores.json", record)
+            write_json(_folder(folder, plugin, config, data, seed) / "scores.json", record)
         records.append(record)
     return records
 
@@ -74,13 +74,14 @@ def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
     return runs.digest(content)
 
 
-def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset) -> Path:
-    return home / "evals" / f"{plugin.name}-{protocol(plugin, config, data)}"
+def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, seed: int) -> Path:
+    name = f"{plugin.name}-{protocol(plugin, config, data)}-seed{seed}"
+    return home / "evals" / name
 
 
 def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
     """Evaluate one encoder once, or read the stored result."""
-    folder = _folder(home, plugin, config, data)
+    folder = _folder(home, plugin, config, data, encoder.seed)
     if (folder / "scores.json").exists():
         return read_json(folder / "scores.json")
     started = time.monotonic()

@@ -32,7 +32,7 @@ class Encoder:
         self, module: VisionTransformer, spec: EncoderSpec, hardware: Hardware, seed: int
     ) -> None:
         self._module = module.to(hardware.device).eval().requires_grad_(False)
-        self._features: dict[int, Mapping[str, Tensor]] = {}
+        self._features: dict[Split, Mapping[str, Tensor]] = {}
         self.spec, self.hardware, self.seed = spec, hardware, seed
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
@@ -41,12 +41,12 @@ class Encoder:
         ``cls`` is the class token and ``avg`` the mean of the patch tokens, both after the final
         norm; an encoder without a class token has ``avg`` alone.
         """
-        if id(split) not in self._features:
+        if split not in self._features:
             parts = [self._pooled(images) for images in self._chunks(split)]
-            self._features[id(split)] = {
+            self._features[split] = {
                 name: torch.cat([part[name] for part in parts]) for name in parts[0]
             }
-        return self._features[id(split)]
+        return self._features[split]
 
     def prepare(self, images_BCHW: Tensor) -> Tensor:
         """Turn stored uint8 images into the encoder's input: centre view, normalised."""

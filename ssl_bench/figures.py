@@ -15,7 +15,7 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.files import atomic
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen before pyplot loads
+from matplotlib import pyplot as plt
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
@@ -35,9 +35,7 @@ def loss_curve(metrics: Path, title: str, output: Path) -> None:
     _save(figure, output)
 
 
-def picture_rows(
-    rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path
-) -> None:
+def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path) -> None:
     """Rows of images under their titles.
 
     Args:
@@ -46,7 +44,11 @@ def picture_rows(
     """
     count = len(next(iter(rows.values())))
     figure, axes = plt.subplots(
-        len(rows), count, figsize=(count, len(rows) * 1.08 + 0.3), squeeze=False, layout="constrained"
+        len(rows),
+        count,
+        figsize=(count, len(rows) * 1.08 + 0.3),
+        squeeze=False,
+        layout="constrained",
     )
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         pixels = to_pixels(images, spec)

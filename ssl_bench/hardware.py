@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,9 +30,7 @@ class Hardware:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision where the precision is bf16."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def choose(precision: Precision = "auto") -> Hardware:
@@ -68,6 +65,8 @@ def _cpu_has_bf16() -> bool:
 
 
 def _cpu_name() -> str:
-    models = [line.split(":")[1].strip() for line in _cpu_flags().splitlines() if "model name" in line]
+    models = [
+        line.split(":")[1].strip() for line in _cpu_flags().splitlines() if "model name" in line
+    ]
     name = models[0] if models else platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssl_bench.errors import UserError
+from ssl_bench.errors import require, within
 
 Sampling = Literal["random", "block", "grid"]
 _BLOCK_ATTEMPTS = 32
@@ -23,17 +23,15 @@ def count_kept(patches: int, mask_ratio: float) -> int:
     """How many of the patches stay visible: ``int(patches * (1 - mask_ratio))``, as MAE has it.
 
     Raises:
-        UserError: the ratio is outside (0, 1), or leaves no patch or masks none.
+        UserError: the ratio is outside (0, 1), or leaves no patch visible.
     """
-    if not 0 < mask_ratio < 1:
-        raise UserError(f"mask ratio {mask_ratio} is outside (0, 1); MAE uses 0.75")
+    within("mask ratio", mask_ratio, "(0, 1)")
     kept = int(patches * (1 - mask_ratio))
-    if kept == 0 or kept == patches:
-        outcome = "leaves no patch visible" if kept == 0 else "masks no patch"
-        raise UserError(
-            f"mask ratio {mask_ratio} {outcome} of {patches}; "
-            f"between {1 / patches:.3f} and {1 - 1 / patches:.3f} would work"
-        )
+    require(
+        kept > 0,
+        f"mask ratio {mask_ratio} leaves no patch visible of {patches}; "
+        f"up to {math.floor(100 * (1 - 1 / patches)) / 100:g} would work",
+    )
     return kept
 
 

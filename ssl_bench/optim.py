@@ -25,7 +25,7 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Group]:
     (``add_weight_decay`` of timm, as ``main_pretrain.py`` of MAE calls it; class and mask tokens
     are decayed.) With ``decay_norm_and_bias`` all are decayed, as in MoCo v3.
     """
-    groups = [
+    groups: list[Group] = [
         {"params": [], "weight_decay": config.weight_decay, "lr_scale": 1.0},
         {"params": [], "weight_decay": 0.0, "lr_scale": 1.0},
     ]
@@ -48,7 +48,8 @@ def layer_decay_groups(
     Args:
         classifier: a module with the ViT under ``encoder``.
     """
-    top = len(classifier.encoder.blocks) + 1
+    encoder: Any = classifier.encoder
+    top = len(encoder.blocks) + 1
     groups: dict[tuple[int, bool], Group] = {}
     for name, parameter in _trainable(classifier):
         layer = _layer(name, top)

@@ -8,13 +8,16 @@ its path. Flags and help are read from a plugin's source without importing torch
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +25,7 @@ from typing import Any, Literal
 from ssl_bench.errors import UserError, unknown
 
 Kind = Literal["method", "eval"]
-_LIGHT_MODULES = {
-    "__future__", "collections", "dataclasses", "enum", "math", "pathlib", "typing",
-    "ssl_bench.errors", "ssl_bench.settings",
-}  # fmt: skip
+_LIGHT_MODULES = {"ssl_bench.errors", "ssl_bench.settings", *sys.stdlib_module_names}
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,7 @@ class Plugin:
 
     def outline(self) -> types.ModuleType:
         """The module reduced to its docstring, constants and ``Config``: no torch import."""
-        tree = _parse(self)
-        kept = [node for node in tree.body if _is_light(node)]
-        outline = types.ModuleType(f"_outline_{self.kind}_{self.name}", ast.get_docstring(tree))
-        outline.__file__ = str(self.path)
-        sys.modules[outline.__name__] = outline
-        code = compile(ast.Module(kept, []), str(self.path), "exec")
-        try:
-            exec(code, outline.__dict__)
-        except Exception:
-            return self.load()
-        return outline
+        return _outline(self)
 
     def load(self) -> types.ModuleType:
         """Import the module.
@@ -79,8 +69,8 @@ class Plugin:
     def config(self) -> type:
         """The plugin's ``Config`` dataclass."""
         outline = self.outline()
-        if not hasattr(outline, "Config"):
-            raise UserError(f"{self.path} defines no 'Config'; see ssl_bench/contract.py")
+        if not dataclasses.is_dataclass(getattr(outline, "Config", None)):
+            raise UserError(f"{self.path} defines no dataclass 'Config'; see ssl_bench/contract.py")
         return outline.Config
 
     def presets(self) -> Mapping[str, Mapping[str, Any]]:
@@ -147,11 +137,26 @@ def field_help(cls: type) -> dict[str, str]:
             for node in tree.body
             if isinstance(node, ast.ClassDef) and node.name == base.__name__
         )
-        for item, following in zip(body, body[1:], strict=False):
+        for item, following in itertools.pairwise(body):
             if isinstance(item, ast.AnnAssign) and _is_text(following):
                 name = item.target.id  # type: ignore[union-attr]
                 texts[name] = " ".join(following.value.value.split())  # type: ignore[attr-defined]
     return texts
+
+
+@cache
+def _outline(plugin: Plugin) -> types.ModuleType:
+    tree = _parse(plugin)
+    kept = [node for node in tree.body if _is_light(node)]
+    outline = types.ModuleType(f"_outline_{plugin.kind}_{plugin.name}", ast.get_docstring(tree))
+    outline.__file__ = str(plugin.path)
+    sys.modules[outline.__name__] = outline
+    code = compile(ast.Module(kept, []), str(plugin.path), "exec")
+    try:
+        exec(code, outline.__dict__)
+    except Exception:
+        return plugin.load()
+    return outline
 
 
 def _parse(plugin: Plugin) -> ast.Module:
@@ -163,7 +168,7 @@ def _parse(plugin: Plugin) -> ast.Module:
 
 def _is_light(node: ast.stmt) -> bool:
     if isinstance(node, ast.ImportFrom):
-        return node.module in _LIGHT_MODULES or (node.module or "").split(".")[0] in _LIGHT_MODULES
+        return {node.module, (node.module or "").split(".")[0]} & _LIGHT_MODULES != set()
     if isinstance(node, ast.Import):
         return all(alias.name.split(".")[0] in _LIGHT_MODULES for alias in node.names)
     if isinstance(node, ast.ClassDef):

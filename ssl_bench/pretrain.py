@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssl_bench import draws, encoders, optim, progress
-from ssl_bench.augment import augment, normalize
+from ssl_bench import draws, encoders, optim, progress, weights
+from ssl_bench.augment import augment, evaluation_view, normalize
 from ssl_bench.contract import Batch, Method
-from ssl_bench.data import Dataset
+from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
@@ -41,20 +42,23 @@ def build_method(
 
 
 def make_batch(
-    method: Method, data: Dataset, spec: EncoderSpec, seed: int, step: int, index_B: Tensor
+    method: Method, train: Split, spec: EncoderSpec, seed: int, step: int, index_B: Tensor
 ) -> Batch:
-    """Augmented, normalised views of the training images at those indices, on their device."""
-    images_BCHW, labels_B = data.train.images_NCHW[index_B], data.train.labels_N[index_B]
-    batch_draws = Draws(seed, step, index_B.to(images_BCHW.device))
+    """Augmented, normalised views of the images at those indices, on the images' device."""
+    index_B = index_B.to(train.labels_N.device)
+    images_BCHW = train.images_NCHW[index_B]
+    batch_draws = Draws(seed, step, index_B)
     views = tuple(
-        normalize(augment(images_BCHW, recipe, batch_draws.within(f"view{number}")), spec.mean, spec.std)
+        normalize(
+            augment(images_BCHW, recipe, batch_draws.within(f"view{number}")), spec.mean, spec.std
+        )
         for number, recipe in enumerate(method.augmentations(spec.image_size))
     )
-    return Batch(views, labels_B, batch_draws)
+    return Batch(views, train.labels_N[index_B], batch_draws)
 
 
 def pretrain(method: Method, data: Dataset, plan: Plan, folder: Path, hardware: Hardware) -> None:
-    """Train the method as planned and write the encoder, going on from a checkpoint if there is one.
+    """Train the method as planned and write the encoder; a checkpoint, if there, is gone on from.
 
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be read.
@@ -65,7 +69,6 @@ def pretrain(method: Method, data: Dataset, plan: Plan, folder: Path, hardware: 
         seconds, images_seen = _train(method, data, plan, spec, folder, hardware)
     else:
         seconds, images_seen = 0.0, 0
-    encoders.save(method.encoder, spec, folder)
     own = {
         name: tensor.contiguous()
         for name, tensor in method.state_dict().items()
@@ -83,14 +86,31 @@ def pretrain(method: Method, data: Dataset, plan: Plan, folder: Path, hardware: 
         "precision": hardware.precision,
     }
     write_json(folder / "cost.json", cost)
+    weights.save(method.encoder, spec, folder)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def restore(method: Method, folder: Path) -> None:
     """Load a finished run's weights into the method."""
-    weights = load_file(folder / "method.safetensors")
+    own = load_file(folder / "method.safetensors")
     encoder = load_file(folder / "encoder.safetensors")
-    method.load_state_dict(weights | {f"encoder.{name}": value for name, value in encoder.items()})
+    method.load_state_dict(own | {f"encoder.{name}": value for name, value in encoder.items()})
+
+
+@torch.no_grad()
+def pictures(
+    method: Method, data: Dataset, spec: EncoderSpec, seed: int, count: int
+) -> Mapping[str, Tensor]:
+    """The method's pictures of the first test images of as many classes as there are."""
+    labels_N = data.test.labels_N
+    firsts = [
+        int(index[0]) for label in labels_N.unique() if len(index := (labels_N == label).nonzero())
+    ]
+    index_B = torch.tensor(firsts[:count])
+    images_BCHW = evaluation_view(data.test.images_NCHW[index_B], spec.image_size)
+    view = normalize(images_BCHW, spec.mean, spec.std)
+    batch = Batch((view,), labels_N[index_B], Draws(seed, 0, index_B, "pictures/"))
+    return method.cpu().eval().pictures(batch)
 
 
 def _train(
@@ -103,6 +123,7 @@ def _train(
 ) -> tuple[float, int]:
     """The loop. Returns the seconds it took, earlier starts included, and the images it saw."""
     config, seed, batch_size = method.config, plan.seed, plan.batch_size
+    train = data.train.to(hardware.device)
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
     optimizer = optim.adamw(optim.parameter_groups(method, config), config.beta2)
@@ -119,7 +140,7 @@ def _train(
             learning_rate = schedule.learning_rate(step)
             optim.set_learning_rate(optimizer, learning_rate)
             index_B = schedule.batch(step, seed, "order")
-            batch = make_batch(method, data, spec, seed, step, index_B)
+            batch = make_batch(method, train, spec, seed, step, index_B)
             torch.manual_seed(draws.key(seed, "dropout", step))
             with hardware.autocast():
                 loss = method.loss(batch)
@@ -169,9 +190,7 @@ def _checkpoint(
         torch.save(state, path)
 
 
-def _resume(
-    method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
-) -> tuple[int, float]:
+def _resume(method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, float]:
     """Load the checkpoint, if any, and forget the metrics after it: next step, seconds so far."""
     path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
     if not path.exists():

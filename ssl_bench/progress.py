@@ -28,6 +28,13 @@ class Bar:
         self._task = progress.add_task(title, total=total, note="") if progress else None
         self._started = self._printed = time.monotonic()
 
+    def of(self, done: int, total: int) -> None:
+        """Say how much of how much is done, where the total was not known before."""
+        self._total = total
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, total=total)
+        self.update(done)
+
     def update(self, done: int, note: str = "") -> None:
         """Say how much is done, and whatever else is worth seeing."""
         if self._progress and self._task is not None:

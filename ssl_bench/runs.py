@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -113,9 +114,22 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def record_environment(folder: Path, device: str) -> None:
+    """Write ``environment.json``."""
+    write_json(folder / "environment.json", environment(device))
+
+
+def command_of(folder: Path) -> str:
+    """The command that last started the run."""
+    try:
+        return shlex.join(read_json(folder / "environment.json")["command"])
+    except (OSError, ValueError, KeyError):
+        return "ssl-bench run ..."
+
+
 def is_trained(folder: Path) -> bool:
-    """Whether the folder's pre-training is done."""
-    return (folder / "cost.json").exists()
+    """Whether the folder's pre-training is done; ``encoder.json`` is the last file it writes."""
+    return (folder / "encoder.json").exists()
 
 
 def find(runs_dir: Path, names: list[str]) -> list[Path]:
@@ -142,6 +156,14 @@ def _find_one(runs_dir: Path, name: str) -> Path:
     known = ", ".join(path.name for path in matches or find(runs_dir, []))
     problem = "is ambiguous" if matches else "does not exist"
     raise UserError(f"run {name!r} {problem}; runs in {str(runs_dir)!r}: {known}")
+
+
+def preset_of(runs_dir: Path, name: str) -> str | None:
+    """The preset that a run was made with, if it is a run and says so."""
+    try:
+        return plan_of(_find_one(runs_dir, name)).get("preset")
+    except UserError:
+        return None
 
 
 def plan_of(folder: Path) -> dict[str, Any]:

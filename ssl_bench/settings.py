@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_bench.errors import above, within
+from ssl_bench.errors import above, require, within
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -53,6 +53,46 @@ class Settings:
         for name in ("image_size", "patch_size"):
             if getattr(self, name) is not None:
                 above(name.replace("_", " "), getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Flags of ``ssl-bench eval`` that do not depend on an evaluation."""
+
+    target: str = ""
+    """A run's folder or name, or a file of weights."""
+    backbone: str | None = None
+    """What a file of weights holds: a preset of `ssl-bench list`, or a Vision Transformer of
+    timm by name."""
+    data: str | None = None
+    """Data set to evaluate on. Default: the one the run was pre-trained on."""
+    seed: int | None = None
+    """Seed of the evaluations' draws. Default: the run's."""
+    precision: Precision = "auto"
+    """Arithmetic of feature extraction and fine-tuning; auto takes bf16 where there is."""
+    evals: tuple[str, ...] = ()
+    """Evaluations to run, separated by commas. Default: those marked in `ssl-bench list`."""
+    preset: str = "quick"
+    """Named set of defaults. Default: the run's."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say what to evaluate: a run, or a file of weights")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Show runs side by side."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders, or parts of their names. Default: all."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    csv: Path | None = None
+    """Write the table to this file too."""
 
 
 @dataclass(frozen=True, kw_only=True)

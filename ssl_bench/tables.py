@@ -21,32 +21,25 @@ def headline(scores: Mapping[str, float]) -> float:
 
 
 def beside_baselines(method: str, records: Iterable[Record]) -> Table:
-    """One row for each evaluation: the method's score, its baselines', and what it gains."""
+    """One row for each evaluation: the method's score, its baselines' and what it gains."""
     records = list(records)
     labels = list(dict.fromkeys(label for record in records for label in record["baselines"]))
-    tested = sorted({record["test_images"] for record in records})
+    tested = " or ".join(f"{count:,}" for count in sorted({r["test_images"] for r in records}))
     notes = sorted({record["note"] for record in records if record["note"]})
-    table = Table(
-        title=f"{method} on {records[0]['data']}",
-        caption="\n".join(
-            [
-                f"top-1 accuracy in percent, {' or '.join(f'{n:,}' for n in tested)} test images, "
-                f"one seed",
-                *notes,
-            ]
-        ),
-    )
+    caption = f"top-1 accuracy in percent, {tested} test images, one seed (gain over the baseline)"
+    table = Table(title=f"{method} on {records[0]['data']}", caption="\n".join([caption, *notes]))
     table.add_column("evaluation")
     table.add_column(method, justify="right", style="bold")
     for label in labels:
         table.add_column(label, justify="right")
-    table.add_column("gain over each", justify="right")
     for record in records:
         score = headline(record["scores"])
         others = {label: headline(scores) for label, scores in record["baselines"].items()}
-        cells = [f"{others[label]:.2f}" if label in others else "–" for label in labels]
-        gains = ", ".join(f"{score - other:+.2f}" for other in others.values())
-        table.add_row(record["eval"], f"{score:.2f}", *cells, gains)
+        cells = (
+            f"{others[label]:.2f} ({score - others[label]:+.2f})" if label in others else "-"
+            for label in labels
+        )
+        table.add_row(record["eval"], f"{score:.2f}", *cells)
     return table
 
 
@@ -56,7 +49,9 @@ def comparison(folders: Iterable[Path]) -> pd.DataFrame:
     Scores of one evaluation stand in one column only if the same protocol made them; columns of
     different protocols carry its hash.
     """
-    found = [(folder, runs.plan_of(folder), evaluation.stored_records(folder)) for folder in folders]
+    found = [
+        (folder, runs.plan_of(folder), evaluation.stored_records(folder)) for folder in folders
+    ]
     protocols: dict[str, dict[str, None]] = {}
     for _, _, records in found:
         for record in records:
@@ -69,7 +64,8 @@ def comparison(folders: Iterable[Path]) -> pd.DataFrame:
 
     rows = []
     for folder, plan, records in found:
-        cost = read_json(folder / "cost.json") if runs.is_trained(folder) else {}
+        path = folder / "cost.json"
+        cost = read_json(path) if path.exists() else {}
         rows.append(
             {
                 "run": folder.name,
@@ -79,7 +75,7 @@ def comparison(folders: Iterable[Path]) -> pd.DataFrame:
                 "epochs": plan["epochs"],
                 "images seen": cost.get("images_seen"),
                 "seconds": cost.get("seconds"),
-                "state": "trained" if cost else "unfinished",
+                "state": "trained" if runs.is_trained(folder) else "unfinished",
                 **{column(record): headline(record["scores"]) for record in records},
             }
         )
@@ -99,7 +95,7 @@ def as_rich(frame: pd.DataFrame, title: str) -> Table:
 
 def _cell(value: Any) -> str:
     if value is None or value != value:
-        return "–"
+        return "-"
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.2f}"
     return f"{int(value):,}" if isinstance(value, float | int) else str(value)

@@ -40,7 +40,8 @@ def load(
 
     Args:
         source: the name or the path.
-        image_size: side in pixels of the images that a model will see, 64 by default.
+        image_size: side in pixels of the images that a model will see. Default: their own size
+            where they are kept as they are, else 64.
         data_dir: where downloads are kept, ``~/.cache/ssl-bench`` by default.
         progress: called with (images decoded, images in all) now and then.
 
@@ -61,7 +62,10 @@ def load(
         train, test, caveats = decode(listing, image_size or DEFAULT_IMAGE_SIZE, progress)
         name, classes = listing.name, listing.classes
         note = "; ".join((*listing.caveats, *caveats))
-    return Dataset(name, train, test, classes, fingerprint(train, test, classes), note)
+    stored = train.images_NCHW.shape[2]
+    is_native = stored != round((image_size or DEFAULT_IMAGE_SIZE) * 8 / 7)
+    view_size = image_size or (stored if is_native else DEFAULT_IMAGE_SIZE)
+    return Dataset(name, train, test, classes, fingerprint(train, test, classes), note, view_size)
 
 
 def _list_images(source: str, data_dir: Path) -> Listing:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -27,6 +28,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def to(self, device: torch.device) -> Split:
+        """The split on another device; itself where it is there already."""
+        if self.labels_N.device == device:
+            return self
+        return Split(self.images_NCHW.to(device), self.labels_N.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -39,6 +46,7 @@ class Dataset:
         classes: class names, by label.
         fingerprint: 16 hexadecimal digits; changes with any pixel, label or class name.
         note: a caveat to show beside every number, "" if there is none.
+        view_size: height and width in pixels of the images that a model is meant to see.
     """
 
     name: str
@@ -47,6 +55,7 @@ class Dataset:
     classes: tuple[str, ...]
     fingerprint: str
     note: str
+    view_size: int
 
     @property
     def channels(self) -> int:

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
+	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
+
+test: $(VENV)/installed-test  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-lint  ## check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-lint  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-lint: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	touch $@ $(VENV)/installed $(VENV)/installed-test

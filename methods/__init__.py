@@ -1,0 +1,1 @@
+"""Pre-training methods, one file each; the file is the registration."""

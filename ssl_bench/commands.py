@@ -1,0 +1,217 @@
+"""What each command does, once its flags are understood."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ssl_bench import data as datasets
+from ssl_bench import evaluation, figures, pretrain, progress, runs, tables, weights
+from ssl_bench.contract import Method
+from ssl_bench.data import Dataset
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError, require
+from ssl_bench.files import atomic
+from ssl_bench.flags import Request
+from ssl_bench.hardware import Hardware, choose
+from ssl_bench.optim import Schedule
+from ssl_bench.plugins import Plugin
+from ssl_bench.runs import Plan
+from ssl_bench.settings import CompareSettings
+
+_IMAGES_IN_PICTURE = 10
+console = Console()
+
+
+def run(request: Request) -> Path:
+    """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: the settings do not fit together or the data cannot be used.
+    """
+    settings, plugin = request.settings, request.method
+    assert plugin is not None
+    hardware = choose(settings.precision)
+    data = _load(settings.data, settings.image_size, settings.data_dir)
+    spec = _encoder_spec(settings.backbone, settings.patch_size, data)
+    method = pretrain.build_method(
+        plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
+    )
+    if _trains(method):
+        Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
+    plan = Plan(
+        method=plugin.name,
+        method_code=plugin.fingerprint,
+        method_config=asdict(request.method_config),
+        data=data.name,
+        data_fingerprint=data.fingerprint,
+        encoder=asdict(spec),
+        epochs=settings.epochs if _trains(method) else 0,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        precision=hardware.precision,
+    )
+    source = Path(settings.data).expanduser()
+    config = {
+        **asdict(plan),
+        "preset": settings.preset,
+        "data_source": str(source.resolve()) if source.exists() else settings.data,
+    }
+    folder = runs.create(settings.runs_dir, plan.name, config)
+    _announce(plan, spec, data, hardware, folder)
+    with runs.locked(folder):
+        if runs.is_trained(folder):
+            console.print("pre-trained already: reused")
+        else:
+            runs.record_environment(folder, hardware.name)
+            pretrain.pretrain(method, data, plan, folder, hardware)
+        _draw(method, data, plan, spec, folder)
+        _evaluate(folder, plan.method, request.evals, data, plan.seed, hardware, settings.runs_dir)
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return folder
+
+
+def evaluate(request: Request) -> Path:
+    """Evaluate a run or a file of weights: ``ssl-bench eval``.
+
+    Returns:
+        The folder with the results; for a file of weights, a new one under the runs' folder.
+
+    Raises:
+        UserError: there is no such run or file, or it does not hold an encoder.
+    """
+    settings = request.settings
+    hardware = choose(settings.precision)
+    path = Path(settings.target).expanduser()
+    if path.is_file():
+        folder = _import_weights(path, settings.backbone, settings.runs_dir)
+    else:
+        [folder] = runs.find(settings.runs_dir, [settings.target])
+    plan = runs.plan_of(folder)
+    source = settings.data or plan["data_source"]
+    require(source is not None, f"say what to evaluate {path.name!r} on, e.g. --data cifar10")
+    require(
+        runs.is_trained(folder),
+        f"run {folder.name!r} is not finished; this goes on with it: {runs.command_of(folder)}",
+    )
+    data = _load(source, plan["encoder"]["image_size"], settings.data_dir)
+    seed = plan["seed"] if settings.seed is None else settings.seed
+    with runs.locked(folder):
+        _evaluate(folder, plan["method"], request.evals, data, seed, hardware, folder.parent)
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return folder
+
+
+def compare(settings: CompareSettings) -> None:
+    """Show runs side by side: ``ssl-bench compare``.
+
+    Raises:
+        UserError: a run does not exist, or there is none, or the CSV file cannot be written.
+    """
+    frame = tables.comparison(runs.find(settings.runs_dir, list(settings.runs)))
+    console.print(tables.as_rich(frame, "top-1 accuracy in percent"))
+    if settings.csv:
+        try:
+            with atomic(settings.csv) as path:
+                frame.to_csv(path, index=False)
+        except OSError as error:
+            raise UserError(f"cannot write {str(settings.csv)!r}: {error.strerror}") from error
+        console.print(f"table: {settings.csv}", soft_wrap=True)
+
+
+def _load(source: str, image_size: int | None, data_dir: Path) -> Dataset:
+    with progress.bar(f"read {source}", 1) as bar:
+        return datasets.load(source, image_size, data_dir, bar.of)
+
+
+def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> EncoderSpec:
+    """The encoder's sizes, from the data where no flag says otherwise."""
+    require(
+        min(data.std) > 0,
+        f"every pixel of {data.name!r} has the same value in some channel; nothing can be learned",
+    )
+    return EncoderSpec(
+        backbone=backbone,
+        image_size=data.view_size,
+        patch_size=patch_size or max(1, data.view_size // 4),
+        channels=data.channels,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def _trains(method: Method) -> bool:
+    return any(parameter.requires_grad for parameter in method.parameters())
+
+
+def _announce(
+    plan: Plan, spec: EncoderSpec, data: Dataset, hardware: Hardware, folder: Path
+) -> None:
+    patches = (spec.image_size // spec.patch_size) ** 2
+    console.print(
+        f"[bold]{plan.method}[/] on {plan.data}: {len(data.train):,} training and "
+        f"{len(data.test):,} test images, {len(data.classes)} classes\n"
+        f"{spec.backbone}, {spec.image_size} px in {patches} patches of {spec.patch_size} px; "
+        f"{plan.epochs} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{hardware.name}, {hardware.precision}",
+        highlight=False,
+    )
+    if data.note:
+        console.print(f"[yellow]note:[/] {plan.data}: {data.note}", highlight=False)
+
+
+def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:
+    """The loss curve, and whatever pictures the method has of the first test images."""
+    title = f"{plan.method} on {plan.data}, {plan.epochs} epochs, seed {plan.seed}"
+    if (folder / "metrics.jsonl").exists() and not (folder / "figures/loss.png").exists():
+        figures.loss_curve(folder / "metrics.jsonl", title, folder / "figures/loss.png")
+        console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
+    output = folder / "figures/pictures.png"
+    if not output.exists():
+        pretrain.restore(method, folder)
+        rows = pretrain.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
+        if rows:
+            figures.picture_rows(rows, spec, f"{title}: test images", output)
+            console.print(f"pictures: {output}", soft_wrap=True)
+
+
+def _evaluate(
+    folder: Path,
+    method: str,
+    evals: Mapping[Plugin, Any],
+    data: Dataset,
+    seed: int,
+    hardware: Hardware,
+    runs_dir: Path,
+) -> None:
+    if evals:
+        records = evaluation.evaluate_run(folder, evals, data, seed, hardware, runs_dir)
+        console.print(tables.beside_baselines(method, records))
+
+
+def _import_weights(path: Path, backbone: str | None, runs_dir: Path) -> Path:
+    """The run folder of a file of weights, made unless it is there."""
+    encoder, spec = weights.read(path, backbone)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    config = {
+        "method": path.name,
+        "weights": str(path.resolve()),
+        "weights_sha256": sha256,
+        "encoder": asdict(spec),
+        "data": None,
+        "data_source": None,
+        "epochs": None,
+        "seed": 0,
+    }
+    folder = runs.create(runs_dir, f"weights-{path.stem}-{sha256[:8]}", config)
+    if not runs.is_trained(folder):
+        weights.save(encoder, spec, folder)
+    return folder

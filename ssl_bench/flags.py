@@ -1,0 +1,288 @@
+"""From the words of a command line to settings, and back to a one-line complaint.
+
+The flags of a run are the fields of `Settings`, of the method's ``Config``, and of each
+evaluation's ``Config`` under the evaluation's name: ``--epochs``, ``--mask-ratio``,
+``--finetune-epochs``. Their defaults come from the preset. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import tyro
+
+from ssl_bench import plugins
+from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.plugins import Plugin
+from ssl_bench.settings import PRESETS, EvalSettings, Settings
+
+T = TypeVar("T")
+_POSITIONAL = {"target", "runs"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for.
+
+    Attributes:
+        settings: the flags that belong to no plugin.
+        method, method_config: absent where no method is asked for.
+        evals: each evaluation's ``Config``.
+    """
+
+    settings: Any
+    method: Plugin | None
+    method_config: Any
+    evals: Mapping[Plugin, Any]
+
+
+def parse_run(words: Sequence[str]) -> Request:
+    """The request of ``ssl-bench run``.
+
+    Raises:
+        UserError: a flag, a value or a name is wrong.
+    """
+    method = plugins.find("method", _peek(words, "method") or Settings.method)
+    return _parse("run", words, Settings, method, _peek(words, "preset") or Settings.preset)
+
+
+def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> Request:
+    """The request of ``ssl-bench eval``, whose defaults are those of a preset.
+
+    Raises:
+        UserError: a flag, a value or a name is wrong.
+    """
+    return _parse("eval", words, EvalSettings, None, _peek(words, "preset") or preset)
+
+
+def parse(command: str, cls: type[T], words: Sequence[str]) -> T:
+    """The flags of a command that has no plugins."""
+    return cls(**_values(command, _flags(cls, "", {}), words, cls.__doc__ or ""))
+
+
+def every_flag(
+    command: str, base: type, kinds: Sequence[plugins.Kind], choices: Mapping[str, Any]
+) -> type:
+    """A dataclass with a command's flags whatever the method, for shell completion.
+
+    Args:
+        choices: a narrower type for some flags, by name.
+    """
+    sources = [(base, "")]
+    for kind in kinds:
+        for plugin in plugins.discover(kind).values():
+            sources.append((plugin.config, _prefix(plugin) if kind == "eval" else ""))
+    unique = {flag.name: flag for cls, prefix in sources for flag in _flags(cls, prefix, {})}
+    return _as_dataclass(command, unique.values(), choices)
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """One flag: a dataclass field under a possibly longer name, with a preset's default."""
+
+    name: str
+    owner: type
+    field: dataclasses.Field[Any]
+    help: str
+    preset: Mapping[str, Any]
+
+    @property
+    def type(self) -> Any:
+        return typing.get_type_hints(self.owner)[self.field.name]
+
+    @property
+    def default(self) -> Any:
+        return self.preset.get(self.field.name, self.field.default)
+
+
+def _parse(
+    command: str, words: Sequence[str], base: type, method: Plugin | None, preset: str
+) -> Request:
+    chosen = [plugins.find("eval", name) for name in _chosen_evals(words)]
+    offered = list(dict.fromkeys([*chosen, *plugins.discover("eval").values()]))
+    everyone = [plugin for plugin in (method, *offered) if plugin]
+    known = {*PRESETS, *(name for plugin in everyone for name in plugin.presets())}
+    if preset not in known:
+        raise unknown("preset", preset, known)
+    own = {plugin: plugin.presets().get(preset, {}) for plugin in everyone}
+    shared = dict(PRESETS.get(preset, {}))
+    if method:
+        shared |= own[method]
+
+    flags = _flags(base, "", shared | {"preset": preset})
+    if method:
+        flags += _flags(method.config, "", own[method])
+    for plugin in offered:
+        flags += _flags(plugin.config, _prefix(plugin), own[plugin])
+    _refuse_twins(flags, everyone)
+
+    values = _values(command, flags, words, _description(command, method), everyone)
+
+    def take(cls: type, prefix: str = "") -> Any:
+        return cls(**{field.name: values[prefix + field.name] for field in dataclasses.fields(cls)})
+
+    return Request(
+        settings=take(base),
+        method=method,
+        method_config=take(method.config) if method else None,
+        evals={plugin: take(plugin.config, _prefix(plugin)) for plugin in chosen},
+    )
+
+
+def _chosen_evals(words: Sequence[str]) -> list[str]:
+    asked = _peek(words, "evals")
+    if asked is None:
+        found = plugins.discover("eval").values()
+        return [plugin.name for plugin in found if getattr(plugin.outline(), "DEFAULT", False)]
+    return [] if asked == "none" else [name for name in asked.split(",") if name]
+
+
+def _values(
+    command: str,
+    flags: Sequence[_Flag],
+    words: Sequence[str],
+    description: str,
+    everyone: Sequence[Plugin] = (),
+) -> dict[str, Any]:
+    """The value of each flag, by name."""
+    if any(word in ("-h", "--help") for word in words):
+        tyro.cli(
+            _as_dataclass(command, flags),
+            prog=f"ssl-bench {command}",
+            description=description,
+            args=["--help"],
+        )
+    sequences = {flag.name for flag in flags if typing.get_origin(flag.type) is tuple}
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            parsed: Any
+            parsed, rest = tyro.cli(
+                _as_dataclass(command, flags),
+                args=_split_commas(words, sequences),
+                return_unknown_args=True,
+            )
+        except SystemExit:
+            raise UserError(_first_line(output.getvalue() + errors.getvalue())) from None
+    if rest:
+        _refuse(rest[0], [flag.name for flag in flags], everyone)
+    return {flag.name: getattr(parsed, flag.name) for flag in flags}
+
+
+def _as_dataclass(
+    command: str, flags: Iterable[_Flag], choices: Mapping[str, Any] | None = None
+) -> Any:
+    fields: list[Any] = []
+    for flag in flags:
+        value_type = (choices or {}).get(flag.name, flag.type)
+        type_: Any = Annotated[value_type, tyro.conf.arg(help=flag.help)]
+        if flag.name in _POSITIONAL:
+            type_ = tyro.conf.Positional[type_]  # type: ignore[misc]
+        default = (
+            ()
+            if flag.default is dataclasses.MISSING
+            else (dataclasses.field(default=flag.default),)
+        )
+        fields.append((flag.name, type_, *default))
+    return dataclasses.make_dataclass(command, fields, frozen=True, kw_only=True)
+
+
+def _flags(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[_Flag]:
+    texts = plugins.field_help(cls)
+    return [
+        _Flag(prefix + field.name, cls, field, texts.get(field.name, ""), preset)
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def _prefix(plugin: Plugin) -> str:
+    return plugin.name.replace("-", "_") + "_"
+
+
+def _peek(words: Sequence[str], name: str) -> str | None:
+    """The value of a flag before the rest is understood."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word == f"--{name}":
+            require(bool(following), f"--{name} needs a value")
+            return following
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _split_commas(words: Sequence[str], sequences: set[str]) -> list[str]:
+    """Let the flags that take several values take them separated by commas."""
+    split: list[str] = []
+    current = ""
+    for word in words:
+        if word.startswith("--"):
+            current, equals, value = word[2:].partition("=")
+            current = current.replace("-", "_")
+            split += [f"--{current.replace('_', '-')}"] if equals else [word]
+            if not equals:
+                continue
+            word = value
+        split += word.split(",") if current in sequences else [word]
+    return split
+
+
+def _first_line(message: str) -> str:
+    """The message inside tyro's box."""
+    lines = [re.sub(r"[│╭╮╰╯─]|--{5,}", " ", line).strip() for line in message.splitlines()]
+    lines = [line for line in lines if line and not set(line) <= {"-"}]
+    end = next(
+        (i for i, line in enumerate(lines) if line.startswith(("Argument help", "For full"))),
+        len(lines),
+    )
+    return " ".join(lines[1:end]) or "the command line cannot be understood; see --help"
+
+
+def _refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
+    """Complain about a word that no flag takes."""
+    if not word.startswith("--"):
+        raise UserError(f"unexpected argument {word!r}; flags start with --, see --help")
+    name = word[2:].partition("=")[0].replace("-", "_")
+    owners = [
+        plugin.name
+        for plugin in plugins.discover("method").values()
+        if plugin not in everyone
+        and name in {field.name for field in dataclasses.fields(plugin.config)}
+    ]
+    method = next((plugin.name for plugin in everyone if plugin.kind == "method"), None)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    if owners and method:
+        hint = f"method {owners[0]!r} has it, {method!r} does not"
+    elif near:
+        hint = f"did you mean --{near[0].replace('_', '-')}?"
+    else:
+        hint = "see --help"
+    raise UserError(f"unknown flag {word.partition('=')[0]!r}; {hint}")
+
+
+def _refuse_twins(flags: Sequence[_Flag], everyone: Sequence[Plugin]) -> None:
+    """Two flags of one name cannot be told apart."""
+    seen: dict[str, type] = {}
+    for flag in flags:
+        if flag.name in seen:
+            files = " or ".join(
+                str(plugin.path) for plugin in everyone if plugin.config is flag.owner
+            )
+            raise UserError(
+                f"field {flag.field.name!r} of Config in {files} has the name of another flag; "
+                "rename it"
+            )
+        seen[flag.name] = flag.owner
+
+
+def _description(command: str, method: Plugin | None) -> str:
+    if method is None:
+        return "Evaluate a run, or a file of weights."
+    return f"Pre-train {method.name}, evaluate it, show it beside its baselines. {method.summary}"

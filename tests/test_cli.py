@@ -1,0 +1,355 @@
+"""The command line: what it does, what it says, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ssl_bench import runs
+from ssl_bench.files import read_json
+
+Call = Callable[..., tuple[int, str, str]]
+QUICK = ("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--finetune-epochs", 1,
+         "--finetune-batch-size", 16, "--linear-epochs", 1)  # fmt: skip
+
+
+@pytest.fixture
+def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
+    """``ssl-bench run`` on the small image folder."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        common = ("--data", image_folder, "--runs-dir", tmp_path / "runs", *QUICK)
+        return ssl_bench("run", *common, *words)
+
+    return call
+
+
+def only_run(tmp_path: Path) -> Path:
+    [path] = (tmp_path / "runs").glob("*/config.json")
+    return path.parent
+
+
+@pytest.mark.parametrize("method", ["mae", "mocov3", "supervised", "random-init"])
+def test_run_leaves_a_whole_folder(run: Call, tmp_path: Path, method: str) -> None:
+    code, out, err = run("--method", method)
+    assert code == 0, err
+    folder = only_run(tmp_path)
+    assert f"run folder: {folder}" in out
+    for title in ("knn", "linear", "finetune", "raw pixels", "random init", "from scratch"):
+        assert title in out
+    for name in ("config.json", "environment.json", "cost.json", "encoder.safetensors"):
+        assert (folder / name).stat().st_size > 0
+    assert not (folder / "checkpoint.pt").exists()
+    assert {path.name.split("-")[0] for path in folder.glob("evals/*")} == {
+        "knn",
+        "linear",
+        "finetune",
+    }
+    for scores in folder.glob("evals/*/scores.json"):
+        record = read_json(scores)
+        stored = np.load(scores.parent / "predictions.npz")
+        right = (stored["predictions"] == stored["labels"]).mean() * 100
+        assert record["scores"]["top1"] == pytest.approx(right)
+        assert record["baselines"]
+    assert not list((tmp_path / "runs").rglob("*.tmp"))
+    if method != "random-init":
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+        assert steps == [1, 2, 3]
+        assert Image.open(folder / "figures/loss.png").format == "PNG"
+    if method == "mae":
+        assert Image.open(folder / "figures/pictures.png").format == "PNG"
+
+
+def test_environment_says_where_numbers_come_from(run: Call, tmp_path: Path) -> None:
+    run("--evals", "none")
+    environment = read_json(only_run(tmp_path) / "environment.json")
+    assert {"command", "code", "packages", "python", "device", "started"} <= set(environment)
+    assert torch.__version__.startswith(environment["packages"]["torch"])
+    cost = read_json(only_run(tmp_path) / "cost.json")
+    assert cost["images_seen"] == 48
+    assert cost["peak_memory_mib"] > 0
+
+
+def test_same_command_reuses_what_is_done(run: Call, tmp_path: Path) -> None:
+    run("--evals", "knn")
+    folder = only_run(tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
+    code, out, _ = run("--evals", "knn")
+    assert code == 0
+    assert "reused" in out
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
+    assert {path: time for path, time in after.items() if path in written} == written
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("--mask-ratio", 0.5), ("--seed", 1), ("--epochs", 2), ("--batch-size", 24),
+     ("--patch-size", 8), ("--image-size", 8), ("--no-norm-pix-loss",)],
+)  # fmt: skip
+def test_whatever_changes_the_result_gets_a_folder_of_its_own(
+    run: Call, tmp_path: Path, change: tuple[object, ...]
+) -> None:
+    run("--evals", "none")
+    code, _, err = run("--evals", "none", *change)
+    assert code == 0, err
+    assert len(list((tmp_path / "runs").glob("*/config.json"))) == 2
+
+
+def test_killed_run_goes_on_to_the_same_weights(
+    image_folder: Path, run: Call, tmp_path: Path
+) -> None:
+    """A process killed without warning, at any step, loses nothing that changes the result."""
+    arguments = ["--evals", "none", "--epochs", "40"]
+    run(*arguments)
+    whole = only_run(tmp_path)
+    expected = load_file(whole / "encoder.safetensors")
+
+    killer = (
+        "import os, sys\n"
+        "from ssl_bench import cli, pretrain\n"
+        "pretrain.SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
+        "write, count = pretrain._checkpoint, 0\n"
+        "def checkpoint(*arguments):\n"
+        "    global count\n"
+        "    write(*arguments)\n"
+        "    count += 1\n"
+        "    if count == 9: os.kill(os.getpid(), 9)\n"
+        "pretrain._checkpoint = checkpoint\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    words = ["run", "--data", image_folder, "--runs-dir", tmp_path / "killed", *QUICK, *arguments]
+    command = [sys.executable, "-c", killer, *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == -9, done.stderr.decode()
+    [path] = (tmp_path / "killed").glob("*/checkpoint.pt")
+    assert path.parent.name == whole.name
+    code, _, err = run(*arguments, "--runs-dir", tmp_path / "killed")
+    assert code == 0, err
+    weights = load_file(path.parent / "encoder.safetensors")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    resumed = (path.parent / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in resumed] == list(range(1, 121))
+
+
+def test_encoder_loads_with_timm(run: Call, tmp_path: Path) -> None:
+    code, _, err = run("--evals", "none", "--backbone", "vit_tiny_patch16_224")
+    assert code == 0, err
+    folder = only_run(tmp_path)
+    arguments = read_json(folder / "encoder.json")["timm"]
+    timm.create_model(**arguments, checkpoint_path=str(folder / "encoder.safetensors"))
+
+
+def test_eval_adds_an_evaluation_later(ssl_bench: Call, run: Call, tmp_path: Path) -> None:
+    run("--evals", "none")
+    folder = only_run(tmp_path)
+    code, out, err = ssl_bench(
+        "eval", folder.name, "--runs-dir", tmp_path / "runs", "--evals", "knn"
+    )
+    assert code == 0, err
+    assert "knn" in out
+    assert len(list(folder.glob("evals/knn-*/scores.json"))) == 1
+
+
+def test_eval_of_weights_from_elsewhere(
+    ssl_bench: Call, image_folder: Path, tmp_path: Path
+) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=8)
+    torch.save({"model": model.state_dict()}, tmp_path / "foreign.pth")
+    common = ("--runs-dir", tmp_path / "runs", "--evals", "knn", "--data", image_folder)
+    backbone = ("--backbone", "vit_tiny_patch16_224")
+    code, out, err = ssl_bench("eval", tmp_path / "foreign.pth", *backbone, *common)
+    assert code == 0, err
+    assert "foreign" in out
+    code, _, err = ssl_bench("eval", tmp_path / "foreign.pth", *common)
+    assert code == 2
+    assert "--backbone" in err
+
+
+def test_compare_shows_runs_side_by_side(ssl_bench: Call, run: Call, tmp_path: Path) -> None:
+    run("--evals", "knn")
+    run("--evals", "knn", "--method", "random-init")
+    run("--evals", "knn", "--method", "random-init", "--knn-neighbors", "1,3")
+    csv = tmp_path / "table.csv"
+    code, _, err = ssl_bench("compare", "--runs-dir", tmp_path / "runs", "--csv", csv)
+    assert code == 0, err
+    table = pd.read_csv(csv)
+    assert sorted(table["method"]) == ["mae", "random-init"]
+    columns = [name for name in table if "knn" in name]
+    assert len(columns) == 2, "scores of two protocols must not share a column"
+    assert table.set_index("method").loc["mae", columns].notna().sum() == 1
+
+
+def test_compare_shows_unfinished_runs_as_such(ssl_bench: Call, run: Call, tmp_path: Path) -> None:
+    run("--evals", "none")
+    (only_run(tmp_path) / "encoder.json").unlink()
+    _, out, _ = ssl_bench("compare", "--runs-dir", tmp_path / "runs")
+    assert "unfin" in out
+
+
+def test_list_names_everything(ssl_bench: Call) -> None:
+    code, out, _ = ssl_bench("list")
+    assert code == 0
+    for name in ("mae", "mocov3", "knn *", "linear *", "fashion-mnist", "cifar10", "vit_micro",
+                 "quick (default)"):  # fmt: skip
+        assert name in out
+    code, out, _ = ssl_bench("list", "backbones")
+    assert "vit_base_patch16_224" in out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_flags_and_names(ssl_bench: Call, shell: str) -> None:
+    code, out, _ = ssl_bench("completion", shell)
+    assert code == 0
+    for word in ("--mask-ratio", "--temperature", "mocov3", "fashion-mnist", "compare"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["run", "--method", "mocov3", "-h"]]
+)
+def test_help_imports_no_torch(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom ssl_bench.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'timm', 'pandas', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--method", "mea"], "unknown method 'mea'; did you mean 'mae'?"),
+        (["--method", "nothing.py"], "method file 'nothing.py' does not exist"),
+        (["--evals", "knn,linaer"], "unknown eval 'linaer'; did you mean 'linear'?"),
+        (["--preset", "quikc"], "unknown preset 'quikc'; did you mean 'quick'?"),
+        (["--data", "cifar"], "unknown data set 'cifar'; did you mean 'cifar10'?"),
+        (["--data", "./nowhere"], "./nowhere"),
+        (["--backbone", "vit_tinny_patch16_224"], "did you mean 'vit_tiny_patch16_224'?"),
+        (["--backbone", "resnet50"], "unknown backbone 'resnet50'"),
+        (["--mask-rato", "0.5"], "unknown flag '--mask-rato'; did you mean --mask-ratio?"),
+        (["--temperature", "1"], "method 'mocov3' has it, 'mae' does not"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--epochs", "many"], "'many'"),
+        (["--epochs", "-1"], "epochs -1"),
+        (["--epochs"], "--epochs"),
+        (["--sampling", "spiral"], "'random', 'block', 'grid'"),
+        (["--batch-size", "0"], "batch size 0"),
+        (["--batch-size", "1000"], "batch size 1000 is larger than the 48 training images"),
+        (["--mask-ratio", "0"], "mask ratio 0.0"),
+        (["--mask-ratio", "1"], "mask ratio 1.0"),
+        (["--mask-ratio", "1.5"], "(0, 1)"),
+        (["--mask-ratio", "0.99"], "leaves no patch visible of 16"),
+        (["--image-size", "18", "--patch-size", "4"], "18 is not divisible by patch size 4"),
+        (["--patch-size", "0"], "patch size 0"),
+        (["--decoder-width", "30"], "decoder width 30"),
+        (["--base-lr", "0"], "base lr 0.0"),
+        (["--linear-epochs", "0"], "linear epochs 0"),
+        (["--finetune-layer-decay", "2"], "finetune layer decay 2.0"),
+        (["--knn-temperature", "0"], "knn temperature 0.0"),
+        (["--precision", "fp8"], "fp8"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_one_line_and_leaves_nothing(
+    run: Call, tmp_path: Path, words: list[str], message: str
+) -> None:
+    code, _, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
+        (["list", "method"], "did you mean 'methods'?"),
+        (["completion"], "bash|zsh"),
+        (["completion", "csh"], "unknown shell 'csh'"),
+        (["eval"], "say what to evaluate"),
+        (["eval", "nothing"], "no run in"),
+        (["compare"], "no run in"),
+        (["compare", "--runs-dri", "x"], "did you mean --runs-dir?"),
+    ],
+)
+def test_other_commands_complain_in_one_line_too(
+    ssl_bench: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = ssl_bench(*words)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert message.lower() in err.lower()
+
+
+def test_eval_of_an_unfinished_run_says_how_to_finish_it(
+    ssl_bench: Call, run: Call, tmp_path: Path
+) -> None:
+    run("--evals", "none")
+    folder = only_run(tmp_path)
+    (folder / "encoder.json").unlink()
+    code, _, err = ssl_bench("eval", folder)
+    assert code == 2
+    assert "not finished" in err
+
+
+def test_damaged_checkpoint_is_named(run: Call, tmp_path: Path) -> None:
+    run("--evals", "none")
+    folder = only_run(tmp_path)
+    (folder / "encoder.json").unlink()
+    (folder / "checkpoint.pt").write_bytes(b"half")
+    code, _, err = run("--evals", "none")
+    assert code == 2
+    assert "checkpoint.pt" in err
+    assert "delete it" in err
+
+
+def test_run_in_use_is_left_alone(run: Call, tmp_path: Path) -> None:
+    run("--evals", "none")
+    with runs.locked(only_run(tmp_path)):
+        code, _, err = run("--evals", "none")
+    assert code == 2
+    assert "in use" in err
+
+
+@pytest.mark.parametrize(
+    "spoil,message",
+    [
+        (lambda root: (root / "train/a/0.png").write_bytes(b"no image"), "0.png"),
+        (lambda root: (root / "train/c").mkdir(), "c"),
+        (lambda root: [path.unlink() for path in (root / "train/a").glob("*")], "a"),
+    ],
+)
+def test_bad_images_are_named(
+    run: Call, image_folder: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(image_folder)
+    code, _, err = run()
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

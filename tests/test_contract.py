@@ -1,0 +1,234 @@
+"""What every method and every evaluation must do, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CPU
+
+from ssl_bench import encoders, plugins, pretrain, runs
+from ssl_bench.contract import Method, Result
+from ssl_bench.data import Dataset
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.features import Encoder
+from ssl_bench.plugins import Plugin
+from ssl_bench.runs import Plan
+
+METHODS = list(plugins.discover("method").values())
+EVALS = list(plugins.discover("eval").values())
+_EPOCHS, _BATCH = 2, 24
+
+
+def small(plugin: Plugin) -> Any:
+    """The plugin's quick recipe, shortened where it says how long it is."""
+    cls = plugin.config
+    names = {field.name for field in dataclasses.fields(cls)}
+    values = {k: v for k, v in plugin.presets().get("quick", {}).items() if k in names}
+    values |= {k: v for k, v in {"epochs": 2, "batch_size": 24}.items() if k in names}
+    return cls(**values)
+
+
+def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
+    return pretrain.build_method(plugin.load().Pretraining, small(plugin), spec, 3, seed)
+
+
+def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:
+    return Plan(
+        plugin.name,
+        plugin.fingerprint,
+        dataclasses.asdict(small(plugin)),
+        data.name,
+        data.fingerprint,
+        dataclasses.asdict(spec),
+        _EPOCHS,
+        _BATCH,
+        seed,
+        "fp32",
+    )
+
+
+def train(plugin: Plugin, spec: EncoderSpec, data: Dataset, folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    method = build(plugin, spec, seed)
+    pretrain.pretrain(method, data, plan(plugin, spec, data, seed), folder, CPU)
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "encoder.safetensors").read_bytes() + (
+        folder / "method.safetensors"
+    ).read_bytes()
+
+
+def named(plugin: Plugin) -> str:
+    return plugin.name
+
+
+def test_the_centrepieces_are_found() -> None:
+    assert {"mae", "mocov3", "supervised", "random-init"} <= {plugin.name for plugin in METHODS}
+    assert {"knn", "linear", "finetune"} <= {plugin.name for plugin in EVALS}
+
+
+@pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)
+def test_config_is_frozen_and_every_flag_has_help(plugin: Plugin) -> None:
+    config = plugin.config
+    assert config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    texts = plugins.field_help(config)
+    missing = [field.name for field in dataclasses.fields(config) if not texts.get(field.name)]
+    assert not missing
+    assert plugin.summary
+
+
+@pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)
+def test_flags_are_read_without_importing_the_plugin(plugin: Plugin) -> None:
+    assert plugin.outline().__name__.startswith("_outline_")
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_gradients_reach_every_trainable_parameter_and_no_other(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    method = build(plugin, spec)
+    trainable = [name for name, p in method.named_parameters() if p.requires_grad]
+    if not trainable:
+        pytest.skip("trains nothing")
+    method.train()
+    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(_BATCH))
+    loss = method.loss(batch)
+    assert loss.ndim == 0
+    assert torch.isfinite(loss)
+    loss.backward()
+    for name, parameter in method.named_parameters():
+        if name in trainable:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+        else:
+            assert parameter.grad is None, name
+    reached = [name for name in trainable if method.get_parameter(name).grad.abs().sum() > 0]  # type: ignore[union-attr]
+    unreached = set(trainable) - set(reached)
+    assert not unreached, unreached
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_same_seed_same_weights_and_another_seed_others(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
+) -> None:
+    first = train(plugin, spec, tiny, tmp_path / "first")
+    assert weights(first) == weights(train(plugin, spec, tiny, tmp_path / "second"))
+    assert weights(first) != weights(train(plugin, spec, tiny, tmp_path / "third", seed=1))
+
+
+class Killed(BaseException):
+    """Stands for the death of the process."""
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    plugin: Plugin,
+    spec: EncoderSpec,
+    tiny: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = train(plugin, spec, tiny, tmp_path / "whole")
+    if not (whole / "metrics.jsonl").exists():
+        pytest.skip("trains nothing")
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    method = build(plugin, spec)
+    steps = 0
+    after_step = method.after_step
+
+    def dies_at_step_seven(progress: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            raise Killed
+        after_step(progress)
+
+    monkeypatch.setattr(method, "after_step", dies_at_step_seven)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with pytest.raises(Killed):
+        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+    assert (folder / "checkpoint.pt").exists()
+    assert not runs.is_trained(folder)
+
+    train(plugin, spec, tiny, folder)
+    assert weights(folder) == weights(whole)
+    assert _losses(folder) == _losses(whole)
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def _losses(folder: Path) -> list[tuple[int, float]]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_a_sample_is_seen_alike_whatever_the_batch(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    method = build(plugin, spec)
+    if not any(parameter.requires_grad for parameter in method.parameters()):
+        pytest.skip("trains nothing")
+    whole = pretrain.make_batch(method, tiny.train, spec, 0, 5, torch.arange(12))
+    part = pretrain.make_batch(method, tiny.train, spec, 0, 5, torch.arange(4, 9))
+    for together, apart in zip(whole.views, part.views, strict=True):
+        torch.testing.assert_close(together[4:9], apart, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_pictures_are_rows_of_images(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
+    rows = pretrain.pictures(build(plugin, spec), tiny, spec, seed=0, count=3)
+    assert all(images.shape == (3, 3, 16, 16) for images in rows.values())
+
+
+@pytest.fixture(scope="module")
+def encoder(spec: EncoderSpec) -> Encoder:
+    return Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+
+
+@pytest.mark.parametrize("plugin", EVALS, ids=named)
+def test_evaluation_predicts_every_test_image_once(
+    plugin: Plugin, encoder: Encoder, tiny: Dataset
+) -> None:
+    result: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    assert result.predictions_N.shape == (len(tiny.test),)
+    assert result.predictions_N.dtype == torch.int64
+    assert all(0 <= label < len(tiny.classes) for label in result.predictions_N.tolist())
+    headline = next(iter(result.scores.values()))
+    right = (result.predictions_N == tiny.test.labels_N).double().mean().item()
+    assert headline == pytest.approx(100 * right)
+
+
+@pytest.mark.parametrize("plugin", EVALS, ids=named)
+def test_evaluation_is_a_function_of_its_arguments(
+    plugin: Plugin, encoder: Encoder, tiny: Dataset
+) -> None:
+    before = {name: value.clone() for name, value in encoder.trainable_copy().state_dict().items()}
+    torch.manual_seed(1)
+    first: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    torch.manual_seed(2)
+    second: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    assert first.scores == second.scores
+    assert torch.equal(first.predictions_N, second.predictions_N)
+    after = encoder.trainable_copy().state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the encoder changed"
+
+
+@pytest.mark.parametrize("plugin", EVALS, ids=named)
+def test_nothing_is_chosen_on_the_test_split(
+    plugin: Plugin, encoder: Encoder, tiny: Dataset
+) -> None:
+    """Other test labels change the score alone, not what was chosen nor what is predicted."""
+    split = dataclasses.replace(tiny.test, labels_N=tiny.test.labels_N.flip(0))
+    shuffled = dataclasses.replace(tiny, test=split)
+    honest: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    other: Result = plugin.load().evaluate(encoder, shuffled, small(plugin))
+    assert honest.chosen == other.chosen
+    assert torch.equal(honest.predictions_N, other.predictions_N)

@@ -1,0 +1,207 @@
+"""Encoders: what they compute, how they start, what is on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ssl_bench import encoders, weights
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError
+
+
+def random_images(spec: EncoderSpec, count: int = 3) -> torch.Tensor:
+    shape = (count, spec.channels, spec.image_size, spec.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "vit_micro",
+        "vit_tiny_patch16_224",
+        "vit_small_patch14_reg4_dinov2",
+        "deit3_small_patch16_224",
+    ],
+)
+def test_encoding_all_patches_is_the_models_own_forward(backbone: str, spec: EncoderSpec) -> None:
+    spec = dataclasses.replace(spec, backbone=backbone)
+    encoder = encoders.build(spec, seed=0).eval()
+    images = random_images(spec)
+    patches = encoders.patchify(images, spec.patch_size)
+    everything = torch.arange(16).expand(3, -1)
+    with torch.no_grad():
+        ours = encoders.encode_visible(encoder, patches, everything)
+        torch.testing.assert_close(ours, encoder.forward_features(images), rtol=1e-4, atol=1e-5)
+
+
+def test_order_of_the_kept_patches_does_not_matter(spec: EncoderSpec) -> None:
+    encoder = encoders.build(spec, seed=0).eval()
+    patches = encoders.patchify(random_images(spec), spec.patch_size)
+    keep = torch.tensor([[3, 0, 9]]).expand(3, -1)
+    with torch.no_grad():
+        ours = encoders.encode_visible(encoder, patches, keep)
+        flipped = encoders.encode_visible(encoder, patches, keep.flip(1))
+    torch.testing.assert_close(ours[:, 1:], flipped[:, 1:].flip(1), rtol=1e-4, atol=1e-5)
+
+
+@given(
+    st.integers(1, 3),
+    st.sampled_from([1, 3]),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_patchify_cuts_row_by_row_with_channels_fastest(
+    batch: int, channels: int, size: int, rows: int, columns: int
+) -> None:
+    images = torch.randn(batch, channels, rows * size, columns * size)
+    patches = encoders.patchify(images, size)
+    assert patches.shape == (batch, rows * columns, size * size * channels)
+    row, column = rows - 1, columns // 2
+    corner = images[0, :, row * size : (row + 1) * size, column * size : (column + 1) * size]
+    expected = [corner[c, y, x] for y in range(size) for x in range(size) for c in range(channels)]
+    assert torch.equal(patches[0, row * columns + column], torch.stack(expected))
+    assert torch.equal(encoders.unpatchify(patches, size, columns), images)
+
+
+@given(st.integers(1, 8).map(lambda n: 4 * n), st.integers(1, 6), st.integers(1, 6))
+def test_sincos_follows_the_formula(width: int, rows: int, columns: int) -> None:
+    for first in ("column", "row"):
+        table = encoders.sincos_2d(width, rows, columns, prefix_tokens=1, first=first)
+        assert table.shape == (1 + rows * columns, width)
+        assert not table[0].any()
+        quarter = width // 4
+        for row in range(rows):
+            for column in range(columns):
+                ends = (column, row) if first == "column" else (row, column)
+                expected = [
+                    wave(position / 10000 ** (k / quarter))
+                    for position in ends
+                    for wave in (math.sin, math.cos)
+                    for k in range(quarter)
+                ]
+                torch.testing.assert_close(
+                    table[1 + row * columns + column], torch.tensor(expected), rtol=0, atol=1e-6
+                )
+
+
+def test_encoder_is_a_function_of_the_seed_alone(spec: EncoderSpec) -> None:
+    torch.manual_seed(1)
+    first = encoders.build(spec, seed=3).state_dict()
+    torch.manual_seed(2)
+    again = encoders.build(spec, seed=3).state_dict()
+    other = encoders.build(spec, seed=4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["cls_token"], other["cls_token"])
+
+
+def test_initial_weights_are_xavier_uniform(spec: EncoderSpec) -> None:
+    encoder = encoders.build(spec, seed=0)
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            bound = math.sqrt(6 / (module.in_features + module.out_features))
+            assert module.weight.abs().max() <= bound
+            assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+            assert not module.bias.any()
+    kernel = encoder.patch_embed.proj.weight
+    bound = math.sqrt(6 / (kernel[0].numel() + len(kernel)))
+    assert 0.95 * bound < kernel.abs().max() <= bound
+    assert not encoder.pos_embed.requires_grad
+
+
+def test_saved_weights_load_with_timm(spec: EncoderSpec, tmp_path: Path) -> None:
+    encoder = encoders.build(spec, seed=0).eval()
+    weights.save(encoder, spec, tmp_path)
+    arguments = json.loads((tmp_path / "encoder.json").read_text())["timm"]
+    path = str(tmp_path / "encoder.safetensors")
+    loaded = timm.create_model(**arguments, checkpoint_path=path).eval()
+    images = random_images(spec)
+    with torch.no_grad():
+        assert torch.equal(loaded.forward_features(images), encoder.forward_features(images))
+    ours, read = weights.load(tmp_path)
+    assert read == spec
+    assert torch.equal(ours.state_dict()["cls_token"], encoder.state_dict()["cls_token"])
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"backbone": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
+        ({"backbone": "resnet50"}, "unknown backbone 'resnet50'"),
+        ({"patch_size": 5}, "image size 16 is not divisible by patch size 5.*4"),
+        ({"patch_size": 32}, "image size 16 is not divisible by patch size 32"),
+    ],
+)
+def test_what_cannot_be_built_is_said(
+    spec: EncoderSpec, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        encoders.build(dataclasses.replace(spec, **changes), seed=0)  # type: ignore[arg-type]
+
+
+class TestForeignWeights:
+    """`read_weights` on files as they come."""
+
+    @pytest.fixture
+    def state(self) -> dict[str, torch.Tensor]:
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=7)
+        return model.state_dict()
+
+    @pytest.mark.parametrize(
+        "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}]
+    )
+    def test_reads_sizes_off_the_weights(self, state, wrap, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        torch.save(wrap(state), tmp_path / "weights.pth")
+        encoder, spec = weights.read(tmp_path / "weights.pth", "vit_tiny_patch16_224")
+        assert (spec.image_size, spec.patch_size, spec.channels) == (32, 8, 3)
+        assert torch.equal(encoder.state_dict()["pos_embed"], state["pos_embed"])
+
+    def test_names_a_missing_a_surplus_and_a_misshapen_weight(self, state, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        path = tmp_path / "weights.pth"
+        for changed, message in (
+            ({k: v for k, v in state.items() if k != "norm.bias"}, "lacks 'norm.bias'"),
+            (state | {"blocks.12.norm1.weight": torch.ones(1)}, "has 'blocks.12.norm1.weight' too"),
+            (state | {"norm.bias": torch.ones(3)}, r"'norm.bias' of shape \(3,\), not \(192,\)"),
+            ({"weight": torch.ones(1)}, "holds no Vision Transformer"),
+        ):
+            torch.save(changed, path)
+            with pytest.raises(UserError, match=message):
+                weights.read(path, "vit_tiny_patch16_224")
+
+    def test_refuses_what_is_no_checkpoint(self, tmp_path: Path) -> None:
+        for name in ("weights.pth", "weights.safetensors"):
+            (tmp_path / name).write_bytes(b"not a checkpoint")
+            with pytest.raises(UserError, match="cannot be read as weights"):
+                weights.read(tmp_path / name, "vit_tiny_patch16_224")
+
+    def test_runs_no_code_from_the_file(self, tmp_path: Path) -> None:
+        path, evidence = tmp_path / "weights.pth", tmp_path / "evidence"
+        torch.save({"model": _Evil(evidence)}, path)
+        with pytest.raises(UserError, match="cannot be read as weights"):
+            weights.read(path, "vit_tiny_patch16_224")
+        assert not evidence.exists()
+
+    def test_asks_for_the_backbone(self, state, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        torch.save(state, tmp_path / "weights.pth")
+        with pytest.raises(UserError, match="--backbone"):
+            weights.read(tmp_path / "weights.pth", None)
+
+
+class _Evil:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")

@@ -1,0 +1,224 @@
+"""The evaluations' arithmetic against naive versions of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from conftest import CPU
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ssl_bench import encoders, plugins
+from ssl_bench.data import Dataset, Split
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.features import Encoder, RawPixels, match_channels
+from ssl_bench.scoring import accuracy, holdout
+
+KNN = plugins.find("eval", "knn")
+LINEAR = plugins.find("eval", "linear")
+FINETUNE = plugins.find("eval", "finetune")
+
+
+class Given:
+    """An encoder whose features are given."""
+
+    def __init__(self, features: dict[Split, dict[str, Tensor]]) -> None:
+        self._features, self.seed, self.hardware = features, 0, CPU
+
+    def features(self, split: Split) -> dict[str, Tensor]:
+        return self._features[split]
+
+
+def naive_knn(bank: Tensor, labels: Tensor, query: Tensor, k: int, temperature: float) -> int:
+    similarity = [(float(query @ row / query.norm() / row.norm()), int(label))
+                  for row, label in zip(bank, labels, strict=True)]  # fmt: skip
+    votes: dict[int, float] = {}
+    for cosine, label in sorted(similarity, reverse=True)[:k]:
+        votes[label] = votes.get(label, 0.0) + torch.tensor(cosine / temperature).exp().item()
+    return max(votes, key=votes.__getitem__)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1, 3, 7]), st.sampled_from([0.07, 0.5]))
+def test_knn_equals_the_naive_vote(seed: int, k: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bank = torch.randn(40, 5, generator=generator)
+    labels = torch.randint(3, (40,), generator=generator)
+    queries = torch.randn(11, 5, generator=generator)
+    config = KNN.config(neighbors=(1, k, 30), temperature=temperature)
+    ours = KNN.load()._predict(bank, labels, queries, config, 3)[k]
+    expected = [naive_knn(bank, labels, query, k, temperature) for query in queries]
+    assert ours.tolist() == expected
+
+
+def test_knn_chooses_pooling_and_neighbours_on_held_out_images(tiny: Dataset) -> None:
+    """One pooling is useless on train but perfect on test: an honest choice must not take it."""
+    useful = torch.nn.functional.one_hot(tiny.train.labels_N, 3).float()
+    noise = torch.randn(len(tiny.train), 3, generator=torch.Generator().manual_seed(0))
+    test = torch.nn.functional.one_hot(tiny.test.labels_N, 3).float()
+    encoder = Given({
+        tiny.train: {"useful": useful + 0.01 * noise, "useless": noise},
+        tiny.test: {"useful": test, "useless": test},
+    })  # fmt: skip
+    result = KNN.load().evaluate(encoder, tiny, KNN.config())
+    assert result.chosen["pooling"] == "useful"
+    assert result.scores["top1"] == 100
+
+
+def test_holdout_is_a_partition_that_depends_on_the_data_alone(tiny: Dataset) -> None:
+    fit, held_out = holdout(tiny, 0.25)
+    assert len(held_out) == 30
+    assert torch.equal(torch.cat([fit, held_out]).sort().values, torch.arange(120))
+    assert torch.equal(holdout(tiny, 0.25)[1], held_out)
+    other = dataclasses.replace(tiny, fingerprint="another")
+    assert not torch.equal(holdout(other, 0.25)[1], held_out)
+
+
+def test_accuracy_is_in_percent() -> None:
+    assert accuracy(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])) == 75.0
+
+
+def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
+    """The written-out gradient, momentum and decay against autograd and torch's SGD."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 6, generator=generator)
+    labels = torch.randint(4, (64,), generator=generator)
+    grid = [(0.1, 0.0), (0.5, 0.01)]
+    config = LINEAR.config(epochs=3, batch_size=16)
+    linear = LINEAR.load()
+    weights, biases = linear._train(inputs, labels, 4, grid, config, seed=5)
+
+    from ssl_bench import draws
+
+    for index, (rate, decay) in enumerate(grid):
+        head = torch.nn.Linear(6, 4)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        groups: list[dict[str, Any]] = [
+            {"params": [head.weight], "weight_decay": decay},
+            {"params": [head.bias]},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+        for step in range(12):
+            order = draws.permutation(64, 5, "linear", step // 4)
+            chosen = order[step % 4 * 16 : (step % 4 + 1) * 16]
+            for group in optimizer.param_groups:
+                group["lr"] = (
+                    rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 12)).item())
+                )
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(head(inputs[chosen]), labels[chosen]).backward()
+            optimizer.step()
+        torch.testing.assert_close(weights[:, index].T, head.weight.data, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(biases[index], head.bias.data, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_separates_what_is_separable(tiny: Dataset, spec: EncoderSpec) -> None:
+    result = LINEAR.load().evaluate(RawPixels(spec, CPU, 0), tiny, LINEAR.config(batch_size=32))
+    assert result.scores["top1"] == 100
+
+
+def test_linear_is_blind_to_the_scale_of_the_features(tiny: Dataset, spec: EncoderSpec) -> None:
+    pixels = RawPixels(spec, CPU, 0)
+    plain = {split: dict(pixels.features(split)) for split in (tiny.train, tiny.test)}
+    scaled = {s: {"pixels": 1000 * f["pixels"] + 7} for s, f in plain.items()}
+    config = LINEAR.config(batch_size=32, epochs=2)
+    first = LINEAR.load().evaluate(Given(plain), tiny, config)
+    second = LINEAR.load().evaluate(Given(scaled), tiny, config)
+    assert first.chosen["pooling"] == second.chosen["pooling"]
+    assert (first.predictions_N == second.predictions_N).float().mean() > 0.95
+
+
+def test_features_are_the_tokens_after_the_norm(tiny: Dataset, spec: EncoderSpec) -> None:
+    module = encoders.build(spec, seed=0).eval()
+    encoder = Encoder(module, spec, CPU, seed=0)
+    images = tiny.test.images_NCHW.float() / 255
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    with torch.no_grad():
+        tokens = module.forward_features((images - mean) / std)
+    features = encoder.features(tiny.test)
+    torch.testing.assert_close(features["cls"], tokens[:, 0])
+    torch.testing.assert_close(features["avg"], tokens[:, 1:].mean(dim=1))
+    assert encoder.features(tiny.test) is features
+
+
+def test_an_encoder_without_a_class_token_has_the_mean_alone(
+    tiny: Dataset, spec: EncoderSpec
+) -> None:
+    module = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
+    assert set(Encoder(module, spec, CPU, seed=0).features(tiny.test)) == {"avg"}
+
+
+def test_channels_are_repeated_or_reduced() -> None:
+    grey = torch.rand(2, 1, 4, 4)
+    assert torch.equal(match_channels(grey, 3), grey.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(match_channels(grey.repeat(1, 3, 1, 1), 1), grey)
+    red = torch.zeros(1, 3, 1, 1)
+    red[:, 0] = 1
+    assert match_channels(red, 1).item() == pytest.approx(0.299)
+
+
+class TestFinetune:
+    """Fine-tuning's parts."""
+
+    def config(self, **changes: Any) -> Any:
+        values = {"epochs": 6, "batch_size": 24, "base_lr": 1e-2, "crop_scale": 1.0} | changes
+        return FINETUNE.config(**values)
+
+    def test_learns(self, tiny: Dataset, spec: EncoderSpec) -> None:
+        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        config = self.config(mixup=0.0, cutmix=0.0, drop_path=0.0, layer_decay=1.0)
+        assert FINETUNE.load().evaluate(encoder, tiny, config).scores["top1"] > 90
+
+    def test_starts_from_the_encoder(self, tiny: Dataset, spec: EncoderSpec) -> None:
+        module = encoders.build(spec, seed=0)
+        with torch.no_grad():
+            module.cls_token.fill_(3.0)
+        copy = Encoder(module, spec, CPU, seed=0).trainable_copy(drop_path_rate=0.1)
+        assert (copy.cls_token == 3.0).all()
+        assert all(parameter.requires_grad for parameter in copy.parameters())
+        assert copy.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+        assert copy is not module
+
+    def test_head_sees_the_mean_before_the_norm(self, spec: EncoderSpec) -> None:
+        encoder = encoders.build(spec, seed=0).eval()
+        images = torch.randn(2, 3, 16, 16)
+        with torch.no_grad():
+            tokens = encoder.blocks(encoder._pos_embed(encoder.patch_embed(images)))
+            model = FINETUNE.load().Classifier(encoder, 3).eval()
+            expected = model.head(model.fc_norm(tokens[:, 1:].mean(1)))
+            torch.testing.assert_close(model(images), expected)
+        assert model.head.weight.std() < 1e-4
+
+    def test_scratch_baseline_has_its_own_rate_and_no_layer_decay(self) -> None:
+        config = self.config(base_lr=1e-3, scratch_lr=3e-3, layer_decay=0.5)
+        [(kind, scratch)] = FINETUNE.load().baselines(config).values()
+        assert kind == "random"
+        assert (scratch.base_lr, scratch.layer_decay) == (3e-3, 1.0)
+        assert dataclasses.replace(scratch, base_lr=1e-3, layer_decay=0.5) == config
+
+    @pytest.mark.parametrize("mixup,cutmix", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+    def test_targets_follow_the_pixels(self, mixup: float, cutmix: float) -> None:
+        """Each image is one colour; a mixed one's mean colour must equal its target."""
+        config = self.config(mixup=mixup, cutmix=cutmix)
+        images = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+        targets = torch.eye(2)
+        shares = []
+        for step in range(50):
+            mixed, soft = FINETUNE.load().mix(images, targets, config, 0, step)
+            torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft[:, 1])
+            torch.testing.assert_close(soft.sum(dim=1), torch.ones(2))
+            shares.append(soft[0, 0].item())
+        assert max(shares) > 0.9
+        assert min(shares) < 0.5
+
+    def test_no_mixing_when_switched_off(self) -> None:
+        images, targets = torch.rand(2, 1, 8, 8), torch.eye(2)
+        config = self.config(mixup=0.0, cutmix=0.0)
+        mixed, soft = FINETUNE.load().mix(images, targets, config, 0, 0)
+        assert mixed is images
+        assert soft is targets

@@ -1,0 +1,77 @@
+"""What the README shows is what is there, and it runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import test_contract as contract
+
+from ssl_bench import plugins
+from ssl_bench.data import Dataset
+from ssl_bench.encoders import EncoderSpec
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "tests" / "example_method.py"
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_example_is_the_file(readme: str) -> None:
+    source = EXAMPLE.read_text()
+    assert f"```python\n{source}```" in readme
+    assert len(source.splitlines()) < 60
+
+
+def test_example_runs(
+    ssl_bench: Callable[..., tuple[int, str, str]], image_folder: Path, tmp_path: Path
+) -> None:
+    code, out, err = ssl_bench(
+        "run", "--method", EXAMPLE, "--noise", 0.3, "--data", image_folder, "--epochs", 2,
+        "--batch-size", 16, "--evals", "knn", "--runs-dir", tmp_path / "runs",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "example-method on images" in out
+    [folder] = (tmp_path / "runs").glob("example-method-*")
+    assert (folder / "encoder.safetensors").exists()
+
+
+def test_example_meets_the_contract(
+    tmp_path: Path, spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contract tests, on the example as on any method in the folder."""
+    plugin = plugins.find("method", str(EXAMPLE))
+    contract.test_config_is_frozen_and_every_flag_has_help(plugin)
+    contract.test_flags_are_read_without_importing_the_plugin(plugin)
+    contract.test_gradients_reach_every_trainable_parameter_and_no_other(plugin, spec, tiny)
+    contract.test_a_sample_is_seen_alike_whatever_the_batch(plugin, spec, tiny)
+    contract.test_resumed_equals_uninterrupted_bit_for_bit(
+        plugin,
+        spec,
+        tiny,
+        tmp_path,
+        monkeypatch,
+    )
+
+
+def test_every_file_has_a_line_in_the_tree(readme: str) -> None:
+    listed = set(re.findall(r"^\s+(\S+\.py)\b", readme, flags=re.MULTILINE))
+    for folder in ("ssl_bench", "methods", "evals"):
+        for path in (ROOT / folder).glob("*.py"):
+            if not path.name.startswith("__"):
+                assert path.name in listed, path
+
+
+def test_pictures_exist(readme: str) -> None:
+    for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme):
+        assert (ROOT / target).is_file(), target
+
+
+def test_make_targets_exist(readme: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+)", readme)) <= targets

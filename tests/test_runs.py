@@ -1,0 +1,207 @@
+"""Run folders, plugins from outside, and what is installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ssl_bench as package
+from ssl_bench import plugins, runs
+from ssl_bench.errors import UserError, above, unknown, within
+from ssl_bench.files import atomic, write_json
+from ssl_bench.runs import Plan
+
+ROOT = Path(package.__file__).parent.parent
+PLAN = Plan("mae", "code", {"mask_ratio": 0.75}, "data", "1234", {"backbone": "vit"}, 3, 32, 0,
+            "fp32")  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Plan)])
+def test_every_part_of_a_plan_changes_its_name(field: str) -> None:
+    other: Any = {"changed": 1} if field in ("method_config", "encoder") else "other"
+    assert dataclasses.replace(PLAN, **{field: other}).name != PLAN.name
+
+
+def test_name_is_the_same_in_every_process() -> None:
+    assert PLAN.name == dataclasses.replace(PLAN).name
+    assert PLAN.name.startswith("mae-data-seed0-")
+
+
+def test_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, 1)
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "1\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_find_takes_paths_names_and_unique_parts(tmp_path: Path) -> None:
+    for name in ("mae-x-seed0-aa", "mae-x-seed1-bb"):
+        runs.create(tmp_path, name, {})
+    first = tmp_path / "mae-x-seed0-aa"
+    assert runs.find(tmp_path, [str(first), first.name, "seed0"]) == [first] * 3
+    assert len(runs.find(tmp_path, [])) == 2
+    with pytest.raises(UserError, match="ambiguous"):
+        runs.find(tmp_path, ["mae"])
+    with pytest.raises(UserError, match="does not exist"):
+        runs.find(tmp_path, ["dino"])
+
+
+def test_lock_keeps_a_second_process_out(tmp_path: Path) -> None:
+    with runs.locked(tmp_path):
+        code = (
+            "from pathlib import Path; from ssl_bench import runs\n"
+            f"with runs.locked(Path({str(tmp_path)!r})): pass"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+    assert "in use by another process" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "value,interval,fits",
+    [(0, "[0, 1]", True), (0, "(0, 1]", False), (1, "[0, 1)", False), (1, "(0, 1]", True),
+     (2, "[0, 1]", False), (5, "[0, inf)", True), (-1, "[0, inf)", False),
+     (float("nan"), "[0, 1]", False)],
+)  # fmt: skip
+def test_within(value: float, interval: str, fits: bool) -> None:
+    if fits:
+        within("x", value, interval)
+    else:
+        with pytest.raises(UserError, match="x"):
+            within("x", value, interval)
+
+
+def test_above_refuses_the_bound_itself() -> None:
+    with pytest.raises(UserError, match="epochs 0 is out of range; it must be above 0"):
+        above("epochs", 0, 0)
+
+
+def test_unknown_names_the_nearest_or_all() -> None:
+    assert "did you mean 'mae'" in str(unknown("method", "MAEE", ["mae", "mocov3"]))
+    assert "known: mae, mocov3" in str(unknown("method", "zzzzzz", ["mocov3", "mae"]))
+
+
+METHOD = '''
+"""Mine: a method from outside."""
+from dataclasses import dataclass
+from ssl_bench.augment import Augmentation
+from ssl_bench.contract import Method
+
+@dataclass(frozen=True)
+class Config:
+    """Flags."""
+    {field}: int = 3
+    """A number."""
+
+class Pretraining(Method):
+    """Nothing."""
+'''
+
+
+def test_a_file_is_a_method(tmp_path: Path) -> None:
+    path = tmp_path / "my_method.py"
+    path.write_text(METHOD.format(field="width"))
+    plugin = plugins.find("method", str(path))
+    assert plugin.name == "my-method"
+    assert plugin.summary == "Mine: a method from outside."
+    assert [field.name for field in dataclasses.fields(plugin.config)] == ["width"]
+    assert plugin.load().Pretraining.__name__ == "Pretraining"
+
+
+def test_fingerprint_sees_code_but_not_comments(tmp_path: Path) -> None:
+    prints = []
+    for text in (
+        METHOD.format(field="width"),
+        METHOD.format(field="width").replace("A number.", "Another text.") + "\n# a comment\n",
+        METHOD.format(field="width").replace("= 3", "= 4"),
+    ):
+        path = tmp_path / "mine.py"
+        path.write_text(text)
+        prints.append(plugins.Plugin("method", "mine", path, "").fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("def broken(:\n", "is not valid Python"),
+        ("import no_such_module\n" + METHOD.format(field="width"), "no_such_module"),
+        ("x = 1\n", "defines no dataclass 'Config'"),
+        (METHOD.format(field="epochs"), "'epochs' of Config"),
+        (METHOD.format(field="width").replace("class Pretraining", "class Training"),
+         "defines no 'Pretraining'"),
+    ],
+)  # fmt: skip
+def test_a_broken_method_file_gets_one_line(
+    ssl_bench: Callable[..., tuple[int, str, str]],
+    image_folder: Path,
+    tmp_path: Path,
+    text: str,
+    message: str,
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    runs_dir = tmp_path / "runs"
+    code, _, err = ssl_bench(
+        "run", "--method", path, "--data", image_folder, "--runs-dir", runs_dir
+    )
+    assert (code, err.count("\n")) == (2, 1), err
+    assert message in err
+    assert str(path) in err
+    assert not runs_dir.exists()
+
+
+def test_entry_points_are_discovered(tmp_path: Path) -> None:
+    """A distribution that declares an entry point is found without any other change."""
+    (tmp_path / "third_party.py").write_text(METHOD.format(field="width"))
+    metadata = tmp_path / "third_party-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[ssl_bench.methods]\ntheirs = third_party\n")
+    code = "from ssl_bench import plugins; print(plugins.find('method', 'theirs').load().__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.strip() == str(tmp_path / "third_party.py"), done.stderr
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not a source checkout")
+class TestCheckout:
+    """What the repository holds."""
+
+    @pytest.mark.parametrize("folder", ["methods", "evals"])
+    def test_top_level_folders_are_part_of_the_package(self, folder: str) -> None:
+        link = ROOT / "ssl_bench" / folder
+        assert link.is_symlink()
+        assert os.readlink(link) == f"../{folder}"
+
+    def test_wheel_holds_methods_evals_and_the_embedded_data(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir",
+                   str(tmp_path), str(ROOT)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        [wheel] = tmp_path.glob("*.whl")
+        names = set(zipfile.ZipFile(wheel).namelist())
+        sources = [*ROOT.glob("methods/*.py"), *ROOT.glob("evals/*.py")]
+        wanted = {f"ssl_bench/{path.relative_to(ROOT)}" for path in sources}
+        embedded = ROOT / "ssl_bench/data/embedded"
+        wanted |= {str(path.relative_to(ROOT)) for path in embedded.glob("*.*")}
+        wanted |= {"ssl_bench/data/embedded/LICENSE", "ssl_bench/py.typed"}
+        assert not wanted - names, "missing from the wheel"
+        assert not {name for name in names if name.startswith(("methods/", "evals/", "tests/"))}
