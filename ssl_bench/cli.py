@@ -50,7 +50,10 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"ssl-bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ssl-bench: interrupted; the same command goes on from here", file=sys.stderr)
+        print(
+            "ssl-bench: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -92,16 +92,16 @@ def evaluate(request: Request) -> Path:
     hardware = choose(settings.precision)
     path = Path(settings.target).expanduser()
     if path.is_file():
+        require(bool(settings.data), f"say what to evaluate {path.name!r} on, e.g. --data cifar10")
         folder = _import_weights(path, settings.backbone, settings.runs_dir)
     else:
         [folder] = runs.find(settings.runs_dir, [settings.target])
     plan = runs.plan_of(folder)
-    source = settings.data or plan["data_source"]
-    require(source is not None, f"say what to evaluate {path.name!r} on, e.g. --data cifar10")
     require(
         runs.is_trained(folder),
         f"run {folder.name!r} is not finished; this goes on with it: {runs.command_of(folder)}",
     )
+    source = settings.data or plan["data_source"]
     data = _load(source, plan["encoder"]["image_size"], settings.data_dir)
     seed = plan["seed"] if settings.seed is None else settings.seed
     with runs.locked(folder):
@@ -116,8 +116,11 @@ def compare(settings: CompareSettings) -> None:
     Raises:
         UserError: a run does not exist, or there is none, or the CSV file cannot be written.
     """
-    frame = tables.comparison(runs.find(settings.runs_dir, list(settings.runs)))
+    folders = runs.find(settings.runs_dir, list(settings.runs))
+    frame = tables.comparison(folders)
     console.print(tables.as_rich(frame, "top-1 accuracy in percent"))
+    for note in tables.caveats(folders):
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
     if settings.csv:
         try:
             with atomic(settings.csv) as path:

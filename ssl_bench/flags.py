@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,8 +51,8 @@ def parse_run(words: Sequence[str]) -> Request:
     Raises:
         UserError: a flag, a value or a name is wrong.
     """
-    method = plugins.find("method", _peek(words, "method") or Settings.method)
-    return _parse("run", words, Settings, method, _peek(words, "preset") or Settings.preset)
+    [name, *_] = _peek(words, "method") or [Settings.method]
+    return _parse("run", words, Settings, plugins.find("method", name), Settings.preset)
 
 
 def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> Request:
@@ -60,7 +61,7 @@ def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> Reque
     Raises:
         UserError: a flag, a value or a name is wrong.
     """
-    return _parse("eval", words, EvalSettings, None, _peek(words, "preset") or preset)
+    return _parse("eval", words, EvalSettings, None, preset)
 
 
 def parse(command: str, cls: type[T], words: Sequence[str]) -> T:
@@ -106,6 +107,7 @@ class _Flag:
 def _parse(
     command: str, words: Sequence[str], base: type, method: Plugin | None, preset: str
 ) -> Request:
+    [preset, *_] = _peek(words, "preset") or [preset]
     chosen = [plugins.find("eval", name) for name in _chosen_evals(words)]
     offered = list(dict.fromkeys([*chosen, *plugins.discover("eval").values()]))
     everyone = [plugin for plugin in (method, *offered) if plugin]
@@ -139,10 +141,10 @@ def _parse(
 
 def _chosen_evals(words: Sequence[str]) -> list[str]:
     asked = _peek(words, "evals")
-    if asked is None:
+    if not asked:
         found = plugins.discover("eval").values()
         return [plugin.name for plugin in found if getattr(plugin.outline(), "DEFAULT", False)]
-    return [] if asked == "none" else [name for name in asked.split(",") if name]
+    return [] if asked == ["none"] else asked
 
 
 def _values(
@@ -207,15 +209,16 @@ def _prefix(plugin: Plugin) -> str:
     return plugin.name.replace("-", "_") + "_"
 
 
-def _peek(words: Sequence[str], name: str) -> str | None:
-    """The value of a flag before the rest is understood."""
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word == f"--{name}":
-            require(bool(following), f"--{name} needs a value")
-            return following
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
+def _peek(words: Sequence[str], name: str) -> list[str]:
+    """The values of a flag, separated by commas or blanks, before the rest is understood."""
+    for index, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == f"--{name}":
+            following = itertools.takewhile(lambda w: not w.startswith("--"), words[index + 1 :])
+            values = [value] if equals else list(following)
+            require(bool(values), f"--{name} needs a value")
+            return [part for value in values for part in value.split(",") if part]
+    return []
 
 
 def _split_commas(words: Sequence[str], sequences: set[str]) -> list[str]:

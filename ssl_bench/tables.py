@@ -82,6 +82,12 @@ def comparison(folders: Iterable[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def caveats(folders: Iterable[Path]) -> list[str]:
+    """What to know about the data behind the runs' scores."""
+    records = [record for folder in folders for record in evaluation.stored_records(folder)]
+    return sorted({f"{record['data']}: {record['note']}" for record in records if record["note"]})
+
+
 def as_rich(frame: pd.DataFrame, title: str) -> Table:
     """A data frame for the terminal; scores get two digits, what is missing a dash."""
     table = Table(title=title)

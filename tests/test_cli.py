@@ -210,6 +210,16 @@ def test_list_names_everything(ssl_bench: Call) -> None:
     assert "vit_base_patch16_224" in out
 
 
+@pytest.mark.parametrize("asked", [["knn,linear"], ["knn", "linear"]])
+def test_evals_are_separated_by_commas_or_blanks(
+    run: Call, tmp_path: Path, asked: list[str]
+) -> None:
+    code, _, err = run("--method", "random-init", "--evals", *asked)
+    assert code == 0, err
+    found = {path.name.split("-")[0] for path in only_run(tmp_path).glob("evals/*")}
+    assert found == {"knn", "linear"}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_flags_and_names(ssl_bench: Call, shell: str) -> None:
     code, out, _ = ssl_bench("completion", shell)

@@ -18,6 +18,7 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.features import Encoder
 from ssl_bench.plugins import Plugin
 from ssl_bench.runs import Plan
+from ssl_bench.settings import Settings
 
 METHODS = list(plugins.discover("method").values())
 EVALS = list(plugins.discover("eval").values())
@@ -82,6 +83,15 @@ def test_config_is_frozen_and_every_flag_has_help(plugin: Plugin) -> None:
     missing = [field.name for field in dataclasses.fields(config) if not texts.get(field.name)]
     assert not missing
     assert plugin.summary
+
+
+@pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)
+def test_presets_set_flags_that_exist(plugin: Plugin) -> None:
+    known = {field.name for field in dataclasses.fields(plugin.config)}
+    if plugin.kind == "method":
+        known |= {field.name for field in dataclasses.fields(Settings)}
+    for preset, values in plugin.presets().items():
+        assert set(values) <= known, preset
 
 
 @pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)
