@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.contract import Result
+from ssl_bench.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require, within
 from ssl_bench.scoring import accuracy, holdout
@@ -49,7 +48,7 @@ def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
     return {"raw pixels": ("pixels", config), "random init": ("random", config)}
 
 
-def evaluate(encoder: Any, data: Dataset, config: Config) -> Result:
+def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     """Classify the test images by their nearest training images."""
     labels_N = data.train.labels_N
     fit, held_out = holdout(data, config.validation)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench import draws, progress
-from ssl_bench.contract import Result
+from ssl_bench.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require, within
 from ssl_bench.scoring import accuracy, holdout
@@ -52,7 +52,8 @@ class Config:
         require(bool(self.learning_rates), "linear learning rates is empty; try 0.1")
         above("linear learning rates", min(self.learning_rates), 0)
         require(bool(self.weight_decays), "linear weight decays is empty; try 0")
-        within("linear weight decays", min(self.weight_decays), "[0, 1]")
+        for weight_decay in self.weight_decays:
+            within("linear weight decays", weight_decay, "[0, 1]")
 
 
 def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
@@ -60,7 +61,7 @@ def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
     return {"raw pixels": ("pixels", config), "random init": ("random", config)}
 
 
-def evaluate(encoder: Any, data: Dataset, config: Config) -> Result:
+def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     """Choose a probe on held-out training images, refit it, classify the test images."""
     train, labels_N = encoder.features(data.train), data.train.labels_N
     fit, held_out = holdout(data, config.validation)
@@ -72,7 +73,8 @@ def evaluate(encoder: Any, data: Dataset, config: Config) -> Result:
         probes = _train(inputs, labels_N[fit], len(data.classes), grid, config, encoder.seed)
         logits_NGC = _logits(standardise(features_ND[held_out]), probes)
         for setting, logits_NC in zip(grid, logits_NGC.unbind(dim=1), strict=True):
-            trials[pooling, *setting] = accuracy(logits_NC.argmax(dim=1), labels_N[held_out])
+            score = accuracy(logits_NC.argmax(dim=1), labels_N[held_out])
+            trials[pooling, *setting] = score if logits_NC.isfinite().all() else -1.0
     pooling, learning_rate, weight_decay = max(trials, key=trials.__getitem__)
 
     inputs, standardise = _standardised(train[pooling])

@@ -101,6 +101,10 @@ class Pretraining(Method):
         )
         self.decoder_norm = layer_norm(width)
         pixels = self.patch_size**2 * encoder.patch_embed.proj.in_channels
+        require(
+            pixels > 1 or not config.norm_pix_loss,
+            "a patch of one pixel cannot be normalised; --no-norm-pix-loss would work",
+        )
         self.decoder_pred = nn.Linear(width, pixels)
 
         for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):

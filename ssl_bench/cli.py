@@ -49,6 +49,15 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ssl-bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        where = f" {error.filename!r}" if error.filename else ""
+        print(f"ssl-bench: {error.strerror or error}{where}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print("ssl-bench: out of GPU memory; a smaller --batch-size may fit", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             "ssl-bench: interrupted; the same command goes on from the last checkpoint",

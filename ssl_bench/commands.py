@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from ssl_bench import data as datasets
-from ssl_bench import evaluation, figures, pretrain, progress, runs, tables, weights
+from ssl_bench import encoders, evaluation, figures, pretrain, progress, runs, tables, weights
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
@@ -25,7 +25,7 @@ from ssl_bench.runs import Plan
 from ssl_bench.settings import CompareSettings
 
 _IMAGES_IN_PICTURE = 10
-console = Console()
+console = Console(markup=False)
 
 
 def run(request: Request) -> Path:
@@ -72,7 +72,11 @@ def run(request: Request) -> Path:
             console.print("pre-trained already: reused")
         else:
             runs.record_environment(folder, hardware.name)
-            pretrain.pretrain(method, data, plan, folder, hardware)
+            cost = pretrain.pretrain(method, data, plan, folder, hardware)
+            console.print(
+                f"pre-trained: {cost['images_seen']:,} images seen in {cost['seconds']:.0f} s, "
+                f"peak memory {cost['peak_memory_mib']:,} MiB"
+            )
         _draw(method, data, plan, spec, folder)
         _evaluate(folder, plan.method, request.evals, data, plan.seed, hardware, settings.runs_dir)
     console.print(f"run folder: {folder}", soft_wrap=True)
@@ -118,9 +122,10 @@ def compare(settings: CompareSettings) -> None:
     """
     folders = runs.find(settings.runs_dir, list(settings.runs))
     frame = tables.comparison(folders)
-    console.print(tables.as_rich(frame, "top-1 accuracy in percent"))
-    for note in tables.caveats(folders):
-        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    for table in tables.as_rich(frame):
+        console.print(table)
+    for note in tables.caveats(frame):
+        console.print(f"note: {note}", style="yellow")
     if settings.csv:
         try:
             with atomic(settings.csv) as path:
@@ -144,7 +149,7 @@ def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> Encod
     return EncoderSpec(
         backbone=backbone,
         image_size=data.view_size,
-        patch_size=patch_size or max(1, data.view_size // 4),
+        patch_size=patch_size or encoders.default_patch_size(data.view_size),
         channels=data.channels,
         mean=data.mean,
         std=data.std,
@@ -160,15 +165,14 @@ def _announce(
 ) -> None:
     patches = (spec.image_size // spec.patch_size) ** 2
     console.print(
-        f"[bold]{plan.method}[/] on {plan.data}: {len(data.train):,} training and "
+        f"{plan.method} on {plan.data}: {len(data.train):,} training and "
         f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"{spec.backbone}, {spec.image_size} px in {patches} patches of {spec.patch_size} px; "
         f"{plan.epochs} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
-        f"{hardware.name}, {hardware.precision}",
-        highlight=False,
+        f"{hardware.name}, {hardware.precision}"
     )
     if data.note:
-        console.print(f"[yellow]note:[/] {plan.data}: {data.note}", highlight=False)
+        console.print(f"note: {plan.data}: {data.note}", style="yellow")
 
 
 def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:
@@ -195,9 +199,13 @@ def _evaluate(
     hardware: Hardware,
     runs_dir: Path,
 ) -> None:
-    if evals:
-        records = evaluation.evaluate_run(folder, evals, data, seed, hardware, runs_dir)
-        console.print(tables.beside_baselines(method, records))
+    records = []
+    try:
+        for record in evaluation.evaluate_run(folder, evals, data, seed, hardware, runs_dir):
+            records.append(record)
+    finally:
+        if records:
+            console.print(tables.beside_baselines(method, records))
 
 
 def _import_weights(path: Path, backbone: str | None, runs_dir: Path) -> Path:
@@ -206,7 +214,6 @@ def _import_weights(path: Path, backbone: str | None, runs_dir: Path) -> Path:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     config = {
         "method": path.name,
-        "weights": str(path.resolve()),
         "weights_sha256": sha256,
         "encoder": asdict(spec),
         "data": None,
@@ -214,7 +221,8 @@ def _import_weights(path: Path, backbone: str | None, runs_dir: Path) -> Path:
         "epochs": None,
         "seed": 0,
     }
-    folder = runs.create(runs_dir, f"weights-{path.stem}-{sha256[:8]}", config)
-    if not runs.is_trained(folder):
-        weights.save(encoder, spec, folder)
+    folder = runs.create(runs_dir, f"weights-{path.stem}-{runs.digest(config)}", config)
+    with runs.locked(folder, wait=True):
+        if not runs.is_trained(folder):
+            weights.save(encoder, spec, folder)
     return folder

@@ -2,21 +2,28 @@
 
 A method file defines ``Config``, a frozen dataclass whose fields become command-line flags, and
 ``Pretraining``, a subclass of `Method`. An evaluation file defines ``Config`` and a function
-``evaluate(encoder, data, config) -> Result``. Either may define ``PRESETS``, a mapping from a
-preset's name to the flags that it sets.
+``evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result``.
+
+Either may define ``PRESETS``, a mapping from a preset's name to the flags that it sets. An
+evaluation may define ``DEFAULT = True``, to be run without being asked for, and a function
+``baselines(config)``, which maps a label to an encoder ("pixels" or "random") and the ``Config`` to
+evaluate it with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.augment import Augmentation
+from ssl_bench.data import Split
 from ssl_bench.draws import Draws
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.hardware import Hardware
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,26 @@ class Method(nn.Module):
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         """Rows of images for a person to look at, by title: normalised ``(B,C,H,W)`` each."""
         return {}
+
+
+class FrozenEncoder(Protocol):
+    """What an evaluation receives (`features.Encoder`, or raw pixels without ``trainable_copy``).
+
+    Attributes:
+        spec: image size, channels and normalisation.
+        hardware: where to compute.
+        seed: of every draw of the evaluation.
+    """
+
+    spec: EncoderSpec
+    hardware: Hardware
+    seed: int
+
+    def features(self, split: Split) -> Mapping[str, Tensor]:
+        """Features of a split's images by pooling: float32 ``(N, D)`` each, extracted once."""
+
+    def trainable_copy(self, **overrides: Any) -> VisionTransformer:
+        """The encoder again, to be trained; overrides go to ``timm.create_model``."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench import draws
-from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.settings import BACKBONES
 
 
@@ -50,6 +50,12 @@ def timm_names() -> list[str]:
     vits = timm.list_models(module="vision_transformer")
     deits = timm.list_models(module="deit", exclude_filters="*distilled*")
     return sorted([*vits, *deits])
+
+
+def default_patch_size(image_size: int) -> int:
+    """The divisor of the image size nearest to a quarter of it."""
+    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    return min(divisors, key=lambda size: abs(size - image_size / 4))
 
 
 def check(spec: EncoderSpec) -> None:
@@ -90,7 +96,7 @@ def build(spec: EncoderSpec, seed: int, **overrides: Any) -> VisionTransformer:
         except (TypeError, AssertionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"backbone {spec.backbone!r} cannot be built with {spec.image_size} px images and "
-                f"{spec.patch_size} px patches: {str(error).splitlines()[0]}"
+                f"{spec.patch_size} px patches: {first_line(error)}"
             ) from error
         if not isinstance(encoder, VisionTransformer):
             raise UserError(

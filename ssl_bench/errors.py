@@ -38,3 +38,8 @@ def within(name: str, value: float, interval: str) -> None:
     inside = low <= value <= high
     at_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
     require(inside and not at_open_end, f"{name} {value} is out of range; it must be in {interval}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's kind if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ssl_bench import encoders, runs, weights
+from ssl_bench import RESULTS, encoders, runs, weights
 from ssl_bench.contract import Result
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import require
 from ssl_bench.features import Encoder, RawPixels
 from ssl_bench.files import atomic, read_json, write_json
 from ssl_bench.hardware import Hardware
@@ -30,7 +31,7 @@ def evaluate_run(
     seed: int,
     hardware: Hardware,
     runs_dir: Path,
-) -> list[Record]:
+) -> Iterator[Record]:
     """Evaluate the encoder in a folder, each evaluation beside its baselines.
 
     What is stored already is read, not computed again. Baselines are stored in folders of their
@@ -39,28 +40,27 @@ def evaluate_run(
     Args:
         evals: the evaluations and the ``Config`` of each.
 
-    Returns:
+    Yields:
         One record for each evaluation, as stored in its ``scores.json``.
     """
     module, spec = weights.load(folder)
     encoder = Encoder(module, spec, hardware, seed)
-    baseline_encoders: dict[str, Any] = {}
-    records = []
+    fresh: dict[str, Any] = {}
     for plugin, config in evals.items():
         record = _evaluate(plugin, config, encoder, data, folder)
         if "baselines" not in record:
             code = plugin.load()
-            found = code.baselines(config) if hasattr(code, "baselines") else {}
+            wanted = code.baselines(config) if hasattr(code, "baselines") else {}
             record["baselines"] = {}
-            for label, (kind, baseline_config) in found.items():
-                if kind not in baseline_encoders:
-                    baseline_encoders[kind] = _baseline(kind, spec, hardware, seed)
-                home = _baseline_folder(kind, spec, data, seed, hardware, runs_dir)
-                baseline = _evaluate(plugin, baseline_config, baseline_encoders[kind], data, home)
+            for label, (kind, baseline_config) in wanted.items():
+                fresh[kind] = fresh.get(kind) or _baseline(kind, spec, hardware, seed)
+                home = _baseline_folder(kind, spec, data, seed, runs_dir)
+                with runs.locked(home, wait=True):
+                    baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
                 record["baselines"][label] = baseline["scores"]
-            write_json(_folder(folder, plugin, config, data, seed) / "scores.json", record)
-        records.append(record)
-    return records
+            home = _folder(folder, plugin, config, data, encoder)
+            write_json(home / "scores.json", record)
+        yield record
 
 
 def stored_records(folder: Path) -> list[Record]:
@@ -69,19 +69,19 @@ def stored_records(folder: Path) -> list[Record]:
 
 
 def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
-    """The hash of all that defines an evaluation but the encoder and the seed."""
-    content = [plugin.name, plugin.fingerprint, asdict(config), data.fingerprint]
+    """The hash of all that defines an evaluation but the encoder, the seed and the precision."""
+    content = [RESULTS, plugin.name, plugin.fingerprint, asdict(config), data.fingerprint]
     return runs.digest(content)
 
 
-def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, seed: int) -> Path:
-    name = f"{plugin.name}-{protocol(plugin, config, data)}-seed{seed}"
-    return home / "evals" / name
+def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any) -> Path:
+    which = f"{plugin.name}-{protocol(plugin, config, data)}"
+    return home / "evals" / f"{which}-seed{encoder.seed}-{encoder.hardware.precision}"
 
 
 def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
     """Evaluate one encoder once, or read the stored result."""
-    folder = _folder(home, plugin, config, data, encoder.seed)
+    folder = _folder(home, plugin, config, data, encoder)
     if (folder / "scores.json").exists():
         return read_json(folder / "scores.json")
     started = time.monotonic()
@@ -100,8 +100,8 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
         "chosen": dict(result.chosen),
         "test_images": len(data.test),
         "seconds": round(time.monotonic() - started, 2),
-        "device": encoder.hardware.name,
         "precision": encoder.hardware.precision,
+        "environment": runs.environment(encoder.hardware.name),
     }
     write_json(folder / "scores.json", record)
     return record
@@ -119,11 +119,14 @@ def _save_predictions(path: Path, predictions_N: Tensor, labels_N: Tensor) -> No
 def _baseline(kind: str, spec: EncoderSpec, hardware: Hardware, seed: int) -> Any:
     if kind == "pixels":
         return RawPixels(spec, hardware, seed)
+    require(
+        kind == "random", f"unknown baseline {kind!r}; an evaluation may ask for pixels or random"
+    )
     return Encoder(encoders.build(spec, seed), spec, hardware, seed)
 
 
 def _baseline_folder(
-    kind: str, spec: EncoderSpec, data: Dataset, seed: int, hardware: Hardware, runs_dir: Path
+    kind: str, spec: EncoderSpec, data: Dataset, seed: int, runs_dir: Path
 ) -> Path:
     config = {
         "baseline": kind,
@@ -131,7 +134,6 @@ def _baseline_folder(
         "data_fingerprint": data.fingerprint,
         "encoder": asdict(spec),
         "seed": seed,
-        "precision": hardware.precision,
     }
-    name = f"{kind}-{data.name}-seed{seed}-{runs.digest(config)}"
+    name = f"{kind}-{data.name}-seed{seed}-{runs.digest([RESULTS, config])}"
     return runs.create(runs_dir / "baselines", name, config)

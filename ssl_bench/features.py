@@ -48,11 +48,6 @@ class Encoder:
             }
         return self._features[split]
 
-    def prepare(self, images_BCHW: Tensor) -> Tensor:
-        """Turn stored uint8 images into the encoder's input: centre view, normalised."""
-        view = evaluation_view(images_BCHW.to(self.hardware.device), self.spec.image_size)
-        return normalize(match_channels(view, self.spec.channels), self.spec.mean, self.spec.std)
-
     def trainable_copy(self, **overrides: Any) -> VisionTransformer:
         """The encoder again, all of its parameters trainable.
 
@@ -73,7 +68,9 @@ class Encoder:
     @torch.no_grad()
     def _pooled(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         with self.hardware.autocast():
-            tokens_BTD = self._module.forward_features(self.prepare(images_BCHW)).float()
+            tokens_BTD = self._module.forward_features(
+                prepare(images_BCHW, self.spec, self.hardware)
+            ).float()
         pooled = {"avg": tokens_BTD[:, self._module.num_prefix_tokens :].mean(dim=1)}
         if self._module.cls_token is not None:
             pooled["cls"] = tokens_BTD[:, 0]
@@ -85,14 +82,23 @@ class RawPixels:
 
     def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
         self.spec, self.hardware, self.seed = spec, hardware, seed
+        self._features: dict[Split, Mapping[str, Tensor]] = {}
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """``pixels``: normalised values of the evaluation view, float32 ``(N, C * H * W)``."""
-        parts = [
-            normalize(evaluation_view(images, self.spec.image_size), self.spec.mean, self.spec.std)
-            for images in split.images_NCHW.to(self.hardware.device).split(_IMAGES_AT_ONCE)
-        ]
-        return {"pixels": torch.cat(parts).flatten(1)}
+        if split not in self._features:
+            parts = [
+                prepare(images, self.spec, self.hardware).flatten(1)
+                for images in split.images_NCHW.split(_IMAGES_AT_ONCE)
+            ]
+            self._features[split] = {"pixels": torch.cat(parts)}
+        return self._features[split]
+
+
+def prepare(images_BCHW: Tensor, spec: EncoderSpec, hardware: Hardware) -> Tensor:
+    """Turn stored uint8 images into an encoder's input: centre view, channels, normalised."""
+    view = evaluation_view(images_BCHW.to(hardware.device), spec.image_size)
+    return normalize(match_channels(view, spec.channels), spec.mean, spec.std)
 
 
 def match_channels(images_BCHW: Tensor, channels: int) -> Tensor:

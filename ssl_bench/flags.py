@@ -162,6 +162,12 @@ def _values(
             description=description,
             args=["--help"],
         )
+    given = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for word in given:
+        require(
+            given.count(word) == 1,
+            f"flag {word!r} is given {given.count(word)} times; once will do",
+        )
     sequences = {flag.name for flag in flags if typing.get_origin(flag.type) is tuple}
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -216,8 +222,9 @@ def _peek(words: Sequence[str], name: str) -> list[str]:
         if flag == f"--{name}":
             following = itertools.takewhile(lambda w: not w.startswith("--"), words[index + 1 :])
             values = [value] if equals else list(following)
-            require(bool(values), f"--{name} needs a value")
-            return [part for value in values for part in value.split(",") if part]
+            parts = [part for value in values for part in value.split(",") if part]
+            require(bool(parts), f"--{name} needs a value")
+            return parts
     return []
 
 

@@ -27,11 +27,13 @@ def count_kept(patches: int, mask_ratio: float) -> int:
     """
     within("mask ratio", mask_ratio, "(0, 1)")
     kept = int(patches * (1 - mask_ratio))
+    require(patches > 1, "an image of one patch cannot be masked; a smaller patch size would work")
     require(
         kept > 0,
         f"mask ratio {mask_ratio} leaves no patch visible of {patches}; "
         f"up to {math.floor(100 * (1 - 1 / patches)) / 100:g} would work",
     )
+    require(kept < patches, f"mask ratio {mask_ratio} hides no patch of {patches}; try 0.75")
     return kept
 
 

@@ -84,13 +84,12 @@ class Plugin:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the plugin's code, blind to comments, layout and docstrings."""
-        tree = _parse(self)
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [item for item in body if not _is_text(item)]  # type: ignore[attr-defined]
-        return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+        """A hash of the plugin's code, blind to comments, layout, docstrings and presets.
+
+        It is the same under every version of Python.
+        """
+        text = repr(_canonical(_parse(self)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def discover(kind: Kind) -> dict[str, Plugin]:
@@ -148,7 +147,9 @@ def field_help(cls: type) -> dict[str, str]:
 def _outline(plugin: Plugin) -> types.ModuleType:
     tree = _parse(plugin)
     kept = [node for node in tree.body if _is_light(node)]
-    outline = types.ModuleType(f"_outline_{plugin.kind}_{plugin.name}", ast.get_docstring(tree))
+    outline = types.ModuleType(
+        f"_outline_{plugin.kind}_{_module_name(plugin.path)}", ast.get_docstring(tree)
+    )
     outline.__file__ = str(plugin.path)
     sys.modules[outline.__name__] = outline
     code = compile(ast.Module(kept, []), str(plugin.path), "exec")
@@ -166,6 +167,23 @@ def _parse(plugin: Plugin) -> ast.Module:
         raise UserError(f"{plugin.path} is not valid Python: {error}") from error
 
 
+def _canonical(item: Any) -> Any:
+    """A syntax tree as nested tuples, without what is empty: versions of Python differ there."""
+    if isinstance(item, list):
+        return tuple(_canonical(each) for each in item if not (_is_text(each) or _is_presets(each)))
+    if not isinstance(item, ast.AST):
+        return item
+    fields = ((name, _canonical(value)) for name, value in ast.iter_fields(item))
+    kept = tuple((name, value) for name, value in fields if value not in (None, ()))
+    return (type(item).__name__, *kept)
+
+
+def _is_presets(node: Any) -> bool:
+    return isinstance(node, ast.Assign) and any(
+        isinstance(target, ast.Name) and target.id == "PRESETS" for target in node.targets
+    )
+
+
 def _is_light(node: ast.stmt) -> bool:
     if isinstance(node, ast.ImportFrom):
         return {node.module, (node.module or "").split(".")[0]} & _LIGHT_MODULES != set()
@@ -176,7 +194,7 @@ def _is_light(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign | ast.AnnAssign)
 
 
-def _is_text(node: ast.AST) -> bool:
+def _is_text(node: Any) -> bool:
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
@@ -184,8 +202,13 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
+def _module_name(path: Path) -> str:
+    """A name for a file's module that no other file has."""
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
 def _from_file(path: Path) -> types.ModuleType:
-    name = f"ssl_bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"ssl_bench_plugin_{_module_name(path)}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -21,7 +21,7 @@ from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, first_line
 from ssl_bench.files import atomic, write_json
 from ssl_bench.hardware import Hardware
 from ssl_bench.optim import Schedule
@@ -29,6 +29,7 @@ from ssl_bench.runs import Plan
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _RECORDS_PER_RUN = 250
+_STEPS_BETWEEN_RECORDS = 50
 
 
 def build_method(
@@ -57,8 +58,13 @@ def make_batch(
     return Batch(views, train.labels_N[index_B], batch_draws)
 
 
-def pretrain(method: Method, data: Dataset, plan: Plan, folder: Path, hardware: Hardware) -> None:
+def pretrain(
+    method: Method, data: Dataset, plan: Plan, folder: Path, hardware: Hardware
+) -> Mapping[str, Any]:
     """Train the method as planned and write the encoder; a checkpoint, if there, is gone on from.
+
+    Returns:
+        What it cost, as in ``cost.json``.
 
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be read.
@@ -88,6 +94,7 @@ def pretrain(method: Method, data: Dataset, plan: Plan, folder: Path, hardware: 
     write_json(folder / "cost.json", cost)
     weights.save(method.encoder, spec, folder)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return cost
 
 
 def restore(method: Method, folder: Path) -> None:
@@ -127,7 +134,7 @@ def _train(
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
     optimizer = optim.adamw(optim.parameter_groups(method, config), config.beta2)
-    record_every = max(1, total // _RECORDS_PER_RUN)
+    record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
     start, seconds_before = _resume(method, optimizer, folder)
     started = checkpointed = recorded = time.monotonic()
     losses: list[Tensor] = []
@@ -201,9 +208,9 @@ def _resume(method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"checkpoint {str(path)!r} cannot be read ({reason}); delete it to start again"
+            f"checkpoint {str(path)!r} cannot be read ({first_line(error)}); "
+            "delete it to start again"
         ) from error
     kept = [
         line

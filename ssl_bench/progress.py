@@ -27,6 +27,7 @@ class Bar:
         self._title, self._total, self._progress = title, total, progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
         self._started = self._printed = time.monotonic()
+        self._done_before: int | None = None
 
     def of(self, done: int, total: int) -> None:
         """Say how much of how much is done, where the total was not known before."""
@@ -40,11 +41,15 @@ class Bar:
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
             return
+        if self._done_before is None:
+            self._done_before = done
         now = time.monotonic()
         if now - self._printed > _SECONDS_BETWEEN_LINES and done:
             self._printed = now
-            left = (now - self._started) * (self._total - done) / done
-            console.print(f"{self._title} {done}/{self._total} {note} {left:.0f} s left")
+            before = self._done_before or 0
+            left = (now - self._started) * (self._total - done) / max(1, done - before)
+            line = f"{self._title} {done}/{self._total} {note} {left:.0f} s left"
+            console.print(line, markup=False, highlight=False)
 
 
 @contextmanager
@@ -62,5 +67,5 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, expand=True) as progress:
+    with Progress(*columns, console=console, expand=True, transient=True) as progress:
         yield Bar(title, total, progress)

@@ -9,7 +9,7 @@
     encoder.safetensors  weights under timm's names, and encoder.json to build them
     method.safetensors   the method's other parameters: a decoder, a projector
     cost.json            images seen, seconds, peak memory, parameters
-    evals/<name>-<hash>/ scores.json and predictions.npz
+    evals/<name>-.../    scores.json and predictions.npz
     figures/             PNG files
 """
 
@@ -26,14 +26,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssl_bench import __version__
-from ssl_bench.errors import UserError
+from ssl_bench import RESULTS, __version__
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json, write_json
 
 _PACKAGES = ("torch", "timm", "torchvision", "lightly", "numpy", "pandas", "pillow", "safetensors")
@@ -47,6 +48,7 @@ class Plan:
         method_code: hash of the method's source.
         encoder: the fields of an `EncoderSpec`.
         precision: "fp32" or "bf16".
+        results: of the core that made it.
     """
 
     method: str
@@ -59,7 +61,7 @@ class Plan:
     batch_size: int
     seed: int
     precision: str
-    ssl_bench: str = __version__
+    results: int = RESULTS
 
     @property
     def name(self) -> str:
@@ -86,14 +88,17 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes from working in the folder meanwhile.
+
+    Args:
+        wait: until another process is done, instead of giving up.
 
     Raises:
         UserError: another process is at it.
     """
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
             yield
     except Timeout as error:
         raise UserError(f"run {str(folder)!r} is in use by another process; wait for it") from error
@@ -102,7 +107,8 @@ def locked(folder: Path) -> Iterator[None]:
 def environment(device: str) -> dict[str, Any]:
     """Where numbers come from: command, code, packages and machine."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["ssl-bench", *sys.argv[1:]],
+        "folder": os.getcwd(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": _code_version(),
         "python": platform.python_version(),
@@ -150,12 +156,17 @@ def _find_one(runs_dir: Path, name: str) -> Path:
     for folder in (Path(name), runs_dir / name):
         if (folder / "config.json").exists():
             return folder
-    matches = [path.parent for path in runs_dir.glob(f"*{name}*/config.json")]
+    require(
+        Path(name).suffix not in (".pth", ".pt", ".bin", ".safetensors"),
+        f"file {name!r} does not exist",
+    )
+    known = find(runs_dir, [])
+    matches = [path for path in known if name in path.name]
     if len(matches) == 1:
         return matches[0]
-    known = ", ".join(path.name for path in matches or find(runs_dir, []))
+    names = ", ".join(path.name for path in matches or known)
     problem = "is ambiguous" if matches else "does not exist"
-    raise UserError(f"run {name!r} {problem}; runs in {str(runs_dir)!r}: {known}")
+    raise UserError(f"run {name!r} {problem}; runs in {str(runs_dir)!r}: {names}")
 
 
 def preset_of(runs_dir: Path, name: str) -> str | None:
@@ -172,10 +183,13 @@ def plan_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: ``config.json`` cannot be read.
     """
+    path = folder / "config.json"
     try:
-        return read_json(folder / "config.json")
+        plan = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(folder / 'config.json')!r} cannot be read: {error}") from error
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+    require("method" in plan, f"{str(folder)!r} is no run but a baseline that runs share")
+    return plan
 
 
 def _version(package: str) -> str | None:
@@ -185,6 +199,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _code_version() -> dict[str, Any]:
     """The package's version, and its commit and dirty state when it runs from a checkout."""
     root = Path(__file__).resolve().parent.parent

@@ -28,7 +28,8 @@ class Settings:
     image_size: int | None = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
     patch_size: int | None = None
-    """Height and width of a patch in pixels. Default: a quarter of the image size."""
+    """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
+    quarter of it."""
     epochs: int = 8
     """Passes over the training split."""
     batch_size: int = 128
@@ -48,7 +49,7 @@ class Settings:
     """Folder for downloaded data sets."""
 
     def __post_init__(self) -> None:
-        above("epochs", self.epochs, -1)
+        above("epochs", self.epochs, 0)
         above("batch size", self.batch_size, 0)
         for name in ("image_size", "patch_size"):
             if getattr(self, name) is not None:
@@ -118,11 +119,23 @@ class OptimizerConfig:
 
 
 BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    "vit_nano": {
+        "model_name": "vit_tiny_patch16_224",
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 2,
+    },
     "vit_micro": {
         "model_name": "vit_tiny_patch16_224",
         "embed_dim": 128,
         "depth": 6,
         "num_heads": 4,
+    },
+    "vit_mini": {
+        "model_name": "vit_tiny_patch16_224",
+        "embed_dim": 256,
+        "depth": 8,
+        "num_heads": 8,
     },
 }
 """Own small Vision Transformers: arguments of ``timm.create_model``."""

@@ -44,64 +44,104 @@ def beside_baselines(method: str, records: Iterable[Record]) -> Table:
 
 
 def comparison(folders: Iterable[Path]) -> pd.DataFrame:
-    """One row for each run: what it was, what it cost, its score under each protocol.
+    """One row for each run and how it was evaluated (data, seed, precision): scores, cost.
 
-    Scores of one evaluation stand in one column only if the same protocol made them; columns of
-    different protocols carry its hash.
+    Scores of one evaluation stand in one column only if the same protocol made them, whose hash
+    the column's name ends with. ``settings`` holds what differs among runs of a method.
     """
-    found = [
-        (folder, runs.plan_of(folder), evaluation.stored_records(folder)) for folder in folders
-    ]
-    protocols: dict[str, dict[str, None]] = {}
-    for _, _, records in found:
-        for record in records:
-            name = f"{record['data']} {record['eval']}"
-            protocols.setdefault(name, {})[record["protocol"]] = None
-
-    def column(record: Record) -> str:
-        name = f"{record['data']} {record['eval']}"
-        return name if len(protocols[name]) == 1 else f"{name} [{record['protocol']}]"
-
-    rows = []
-    for folder, plan, records in found:
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        plan, records = runs.plan_of(folder), evaluation.stored_records(folder)
         path = folder / "cost.json"
         cost = read_json(path) if path.exists() else {}
-        rows.append(
-            {
-                "run": folder.name,
-                "method": plan["method"],
-                "pre-trained on": plan["data"],
-                "seed": plan["seed"],
-                "epochs": plan["epochs"],
-                "images seen": cost.get("images_seen"),
-                "seconds": cost.get("seconds"),
-                "state": "trained" if runs.is_trained(folder) else "unfinished",
-                **{column(record): headline(record["scores"]) for record in records},
-            }
+        cells = dict.fromkeys((r["data"], r["seed"], r["precision"]) for r in records)
+        for data, seed, precision in cells or [(plan["data"], plan["seed"], None)]:
+            own = [
+                r
+                for r in records
+                if (r["data"], r["seed"], r["precision"]) == (data, seed, precision)
+            ]
+            rows.append(
+                {
+                    "evaluated on": data,
+                    "method": plan["method"],
+                    "settings": _settings(plan) | {"evaluated in": precision},
+                    "seed": seed,
+                    "scores": {
+                        f"{record['eval']} {record['protocol']}": headline(record["scores"])
+                        for record in own
+                    },
+                    "note": "; ".join(sorted({r["note"] for r in own if r["note"]})),
+                    "images seen": cost.get("images_seen"),
+                    "seconds": cost.get("seconds"),
+                    "state": "trained" if runs.is_trained(folder) else "unfinished",
+                    "run": folder.name,
+                }
+            )
+    frame = pd.DataFrame(rows)
+    scores = pd.DataFrame(list(frame["scores"])).sort_index(axis="columns")
+    position = frame.columns.get_loc("scores")
+    frame = pd.concat([frame.iloc[:, :position], scores, frame.iloc[:, position + 1 :]], axis=1)
+    peers = frame.groupby(["evaluated on", "method"], dropna=False)["settings"]
+    frame["settings"] = peers.transform(_differences)
+    return frame
+
+
+def _settings(plan: Record) -> dict[str, Any]:
+    """What a run was told, flat."""
+    encoder = {name: plan["encoder"][name] for name in ("backbone", "image_size", "patch_size")}
+    length = {name: plan.get(name) for name in ("epochs", "batch_size", "precision")}
+    return {**plan.get("method_config", {}), **encoder, **length, "pre-trained on": plan["data"]}
+
+
+def _differences(peers: pd.Series) -> pd.Series:
+    """For each run, the settings that are not the same in all of its peers."""
+    names = dict.fromkeys(name for settings in peers for name in settings)
+    differing = [name for name in names if len({str(each.get(name)) for each in peers}) > 1]
+    return peers.map(lambda each: "\n".join(f"{name}={each.get(name)}" for name in differing))
+
+
+def caveats(frame: pd.DataFrame) -> list[str]:
+    """What to know about the data behind a comparison's scores."""
+    noted = frame[frame["note"] != ""]
+    return sorted(set(noted["evaluated on"] + ": " + noted["note"]))
+
+
+def as_rich(frame: pd.DataFrame) -> list[Table]:
+    """A comparison for the terminal, one table for each data set.
+
+    Runs are named by the end of their folder's name, which `runs.find` understands; a protocol's
+    hash is shown where an evaluation has several.
+    """
+    tables = []
+    for data, rows in frame.groupby("evaluated on", sort=False, dropna=False):
+        rows = rows.drop(columns=["evaluated on", "images seen", "note"]).dropna(
+            axis="columns", how="all"
         )
-    return pd.DataFrame(rows)
+        if (rows["state"] == "trained").all():
+            rows = rows.drop(columns="state")
+        rows["run"] = rows["run"].str.rpartition("-")[2]
+        names = [str(name).partition(" ")[0] for name in rows.columns]
+        is_mixed = any(names.count(name) > 1 for name in names)
+        caption = "columns of one evaluation under several protocols carry the protocol's hash"
+        table = Table(
+            title=f"top-1 accuracy in percent on {data}", caption=caption if is_mixed else None
+        )
+        for column, name in zip(rows.columns, names, strict=True):
+            is_number = pd.api.types.is_numeric_dtype(rows[column])
+            title = str(column).replace(" ", "\n") if names.count(name) > 1 else name
+            table.add_column(title, justify="right" if is_number else "left", overflow="fold")
+        for row in rows.itertuples(index=False):
+            table.add_row(*map(_cell, rows.columns, row))
+        tables.append(table)
+    return tables
 
 
-def caveats(folders: Iterable[Path]) -> list[str]:
-    """What to know about the data behind the runs' scores."""
-    records = [record for folder in folders for record in evaluation.stored_records(folder)]
-    return sorted({f"{record['data']}: {record['note']}" for record in records if record["note"]})
-
-
-def as_rich(frame: pd.DataFrame, title: str) -> Table:
-    """A data frame for the terminal; scores get two digits, what is missing a dash."""
-    table = Table(title=title)
-    for name in frame.columns:
-        is_number = pd.api.types.is_numeric_dtype(frame[name])
-        table.add_column(str(name), justify="right" if is_number else "left", overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    return table
-
-
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
+    """Scores with two digits, other numbers whole, a dash for what is missing."""
     if value is None or value != value:
         return "-"
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.2f}"
-    return f"{int(value):,}" if isinstance(value, float | int) else str(value)
+    if not isinstance(value, float | int):
+        return str(value)
+    is_score = " " in column
+    return f"{value:.2f}" if is_score else f"{value:,.0f}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_bench import encoders
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, first_line
 from ssl_bench.files import atomic, read_json, write_json
 
 _NORMALISATION = {
@@ -91,8 +91,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{str(path)!r} cannot be read as weights: {reason}") from error
+        raise UserError(f"{str(path)!r} cannot be read as weights: {first_line(error)}") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

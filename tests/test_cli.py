@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,20 @@ from ssl_bench import runs
 from ssl_bench.files import read_json
 
 Call = Callable[..., tuple[int, str, str]]
-QUICK = ("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--finetune-epochs", 1,
-         "--finetune-batch-size", 16, "--linear-epochs", 1)  # fmt: skip
+QUICK = {
+    "--epochs": 1,
+    "--batch-size": 16,
+    "--precision": "fp32",
+    "--finetune-epochs": 1,
+    "--finetune-batch-size": 16,
+    "--linear-epochs": 1,
+}
+
+
+def with_defaults(words: Sequence[object], defaults: dict[str, object]) -> list[str]:
+    """The words, and each default flag that is not among them."""
+    unset = [pair for pair in defaults.items() if pair[0] not in words]
+    return [str(word) for pair in unset for word in pair] + [str(word) for word in words]
 
 
 @pytest.fixture
@@ -30,8 +42,8 @@ def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
     """``ssl-bench run`` on the small image folder."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        common = ("--data", image_folder, "--runs-dir", tmp_path / "runs", *QUICK)
-        return ssl_bench("run", *common, *words)
+        folders = {"--data": image_folder, "--runs-dir": tmp_path / "runs"}
+        return ssl_bench("run", *with_defaults(words, folders | QUICK))
 
     return call
 
@@ -129,8 +141,8 @@ def test_killed_run_goes_on_to_the_same_weights(
         "pretrain._checkpoint = checkpoint\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
-    words = ["run", "--data", image_folder, "--runs-dir", tmp_path / "killed", *QUICK, *arguments]
-    command = [sys.executable, "-c", killer, *map(str, words)]
+    folders = {"--data": image_folder, "--runs-dir": tmp_path / "killed"}
+    command = [sys.executable, "-c", killer, "run", *with_defaults(arguments, folders | QUICK)]
     done = subprocess.run(
         command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
@@ -177,6 +189,55 @@ def test_eval_of_weights_from_elsewhere(
     code, _, err = ssl_bench("eval", tmp_path / "foreign.pth", *common)
     assert code == 2
     assert "--backbone" in err
+
+
+def test_weights_are_asked_again_for_another_backbone(
+    ssl_bench: Call, image_folder: Path, tmp_path: Path
+) -> None:
+    """Weights may fit two encoders, which differ in what no weight shows."""
+    path, runs_dir = tmp_path / "foreign.pth", tmp_path / "runs"
+    model = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=8)
+    torch.save(model.state_dict(), path)
+    for backbone in ("vit_tiny_patch16_224", "deit_tiny_patch16_224"):
+        ssl_bench("eval", path, "--backbone", backbone, "--evals", "knn", "--data", image_folder,
+                  "--runs-dir", runs_dir)  # fmt: skip
+    folders = runs_dir.glob("weights-foreign-*/encoder.json")
+    kept = sorted(read_json(path)["backbone"] for path in folders)
+    assert kept == ["deit_tiny_patch16_224", "vit_tiny_patch16_224"]
+
+
+def test_eval_keeps_seeds_and_precisions_apart(ssl_bench: Call, run: Call, tmp_path: Path) -> None:
+    run("--evals", "knn")
+    folder, csv = only_run(tmp_path), tmp_path / "table.csv"
+    runs_dir = ("--runs-dir", tmp_path / "runs")
+    ssl_bench("eval", folder, "--evals", "knn", "--precision", "fp32", "--seed", 1)
+    ssl_bench("eval", folder, "--evals", "knn", "--precision", "bf16")
+    assert len(list(folder.glob("evals/knn-*/scores.json"))) == 3
+    code, _, err = ssl_bench("compare", *runs_dir, "--csv", csv)
+    assert code == 0, err
+    assert sorted(pd.read_csv(csv)["seed"]) == [0, 0, 1]
+
+
+def test_diverged_finetuning_is_no_score(run: Call, tmp_path: Path) -> None:
+    code, out, err = run("--evals", "knn,finetune", "--finetune-base-lr", 1e30,
+                         "--finetune-epochs", 3)  # fmt: skip
+    assert code == 2
+    assert "diverged" in err
+    assert "knn" in out, "what was found before is shown"
+    assert not list(only_run(tmp_path).glob("evals/finetune-*"))
+
+
+def test_quick_preset_takes_a_small_folder_of_odd_images(ssl_bench: Call, tmp_path: Path) -> None:
+    for index in range(60):
+        path = tmp_path / "few" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (30, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    code, out, err = ssl_bench("run", "--data", tmp_path / "few", "--epochs", 1, "--batch-size", 8,
+                               "--runs-dir", tmp_path / "[runs]")  # fmt: skip
+    assert code == 0, err
+    assert f"run folder: {tmp_path}/[runs]/mae-few" in out
+    assert "a fifth of the images" in out
 
 
 def test_compare_shows_runs_side_by_side(ssl_bench: Call, run: Call, tmp_path: Path) -> None:
@@ -261,6 +322,12 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["stray"], "unexpected argument 'stray'"),
         (["--epochs", "many"], "'many'"),
         (["--epochs", "-1"], "epochs -1"),
+        (["--epochs", "0"], "epochs 0"),
+        (["--seed", "1", "--seed", "2"], "flag '--seed' is given 2 times"),
+        (["--evals", ","], "--evals needs a value"),
+        (["--patch-size", "16"], "an image of one patch cannot be masked"),
+        (["--mask-ratio", "1e-17"], "hides no patch"),
+        (["--linear-weight-decays", "0,5"], "linear weight decays 5.0"),
         (["--epochs"], "--epochs"),
         (["--sampling", "spiral"], "'random', 'block', 'grid'"),
         (["--batch-size", "0"], "batch size 0"),
