@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench import draws, optim, progress
-from ssl_bench.augment import Augmentation, augment, normalize
+from ssl_bench.augment import augment, crop_and_flip, normalize
 from ssl_bench.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.draws import Draws
@@ -123,12 +123,7 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     )
     batch_size = min(config.batch_size, len(data.train))
     schedule = optim.Schedule.of(len(data.train), batch_size, config.epochs, config)
-    recipe = Augmentation(
-        size=spec.image_size,
-        crop_scale=(config.crop_scale, 1.0) if config.crop_scale < 1 else None,
-        interpolation="bicubic",
-        flip=0.5,
-    )
+    recipe = crop_and_flip(spec.image_size, config.crop_scale, flip=0.5)
     images_NCHW, labels_N = data.train.images_NCHW, data.train.labels_N
     model.train()
     with progress.bar("fine-tune", schedule.steps) as bar:

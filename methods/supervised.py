@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.augment import Augmentation
+from ssl_bench.augment import Augmentation, crop_and_flip
 from ssl_bench.contract import Batch, Method
 from ssl_bench.errors import within
 from ssl_bench.settings import OptimizerConfig
@@ -49,15 +49,8 @@ class Pretraining(Method):
 
     def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
         """One view: a random crop, mirrored or not."""
-        scale = self.config.crop_scale
-        return (
-            Augmentation(
-                size=image_size,
-                crop_scale=(scale, 1.0) if scale < 1 else None,
-                interpolation="bicubic",
-                flip=0.5 if self.config.flip else 0.0,
-            ),
-        )
+        config = self.config
+        return (crop_and_flip(image_size, config.crop_scale, 0.5 if config.flip else 0.0),)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy with smoothed labels."""

@@ -80,6 +80,12 @@ class Augmentation:
             raise UserError(f"interpolation must be {known}, not {self.interpolation!r}")
 
 
+def crop_and_flip(size: int, smallest: float, flip: float) -> Augmentation:
+    """Bicubic crops of at least that share of the image's area, 1 cropping nothing, and flips."""
+    scale = (smallest, 1.0) if smallest < 1 else None
+    return Augmentation(size=size, crop_scale=scale, interpolation="bicubic", flip=flip)
+
+
 def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
     """One random view of each image: a function of the image, the recipe and its draws alone.
 

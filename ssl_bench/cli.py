@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from ssl_bench import __version__
 from ssl_bench.errors import UserError, unknown
 
-# OpenMP threads that wait by spinning starve each other when two processes share the cores: ten
-# times slower was measured. Spinning less costs a tenth of the speed of a process on its own.
+# OpenMP threads that wait by spinning starve each other when two processes share the cores: each
+# ran at a fortieth of its speed. Spinning less makes that a seventh (results/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 _USAGE = """\

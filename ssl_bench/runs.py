@@ -108,7 +108,6 @@ def environment(device: str) -> dict[str, Any]:
     """Where numbers come from: command, code, packages and machine."""
     return {
         "command": ["ssl-bench", *sys.argv[1:]],
-        "folder": os.getcwd(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": _code_version(),
         "python": platform.python_version(),

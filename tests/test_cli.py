@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ssl_bench import runs
+from ssl_bench import runs, weights
 from ssl_bench.files import read_json
 
 Call = Callable[..., tuple[int, str, str]]
@@ -157,12 +157,18 @@ def test_killed_run_goes_on_to_the_same_weights(
     assert [json.loads(line)["step"] for line in resumed] == list(range(1, 121))
 
 
-def test_encoder_loads_with_timm(run: Call, tmp_path: Path) -> None:
-    code, _, err = run("--evals", "none", "--backbone", "vit_tiny_patch16_224")
+@pytest.mark.parametrize("backbone", ["vit_micro", "vit_tiny_patch16_224"])
+def test_encoder_loads_with_timm(run: Call, tmp_path: Path, backbone: str) -> None:
+    code, _, err = run("--evals", "none", "--backbone", backbone)
     assert code == 0, err
     folder = only_run(tmp_path)
     arguments = read_json(folder / "encoder.json")["timm"]
-    timm.create_model(**arguments, checkpoint_path=str(folder / "encoder.safetensors"))
+    path = str(folder / "encoder.safetensors")
+    theirs = timm.create_model(**arguments, checkpoint_path=path).eval()
+    ours, _ = weights.load(folder)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(theirs.forward_features(images), ours.eval().forward_features(images))
 
 
 def test_eval_adds_an_evaluation_later(ssl_bench: Call, run: Call, tmp_path: Path) -> None:
@@ -416,9 +422,12 @@ def test_run_in_use_is_left_alone(run: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil,message",
     [
-        (lambda root: (root / "train/a/0.png").write_bytes(b"no image"), "0.png"),
-        (lambda root: (root / "train/c").mkdir(), "c"),
-        (lambda root: [path.unlink() for path in (root / "train/a").glob("*")], "a"),
+        (lambda root: (root / "train/a/0.png").write_bytes(b"no image"), "cannot read image"),
+        (lambda root: (root / "train/c").mkdir(), "empty class: no images in"),
+        (
+            lambda root: [path.unlink() for path in (root / "train/a").glob("*")],
+            "empty class: no images in",
+        ),
     ],
 )
 def test_bad_images_are_named(

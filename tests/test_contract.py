@@ -26,10 +26,11 @@ _EPOCHS, _BATCH = 2, 24
 
 
 def small(plugin: Plugin) -> Any:
-    """The plugin's quick recipe, shortened where it says how long it is."""
+    """A method's quick recipe, an evaluation's own defaults, made short."""
     cls = plugin.config
     names = {field.name for field in dataclasses.fields(cls)}
-    values = {k: v for k, v in plugin.presets().get("quick", {}).items() if k in names}
+    recipe = plugin.presets().get("quick", {}) if plugin.kind == "method" else {}
+    values = {k: v for k, v in recipe.items() if k in names}
     values |= {k: v for k, v in {"epochs": 2, "batch_size": 24}.items() if k in names}
     return cls(**values)
 
