@@ -28,7 +28,8 @@ def show(words: Sequence[str]) -> None:
             raise unknown("kind", word, _KINDS)
     console = Console()
     for kind in words or _KINDS:
-        table = Table(title=kind, title_justify="left", show_header=False, box=None)
+        title = f"{kind} (* run by default)" if kind == "evals" else kind
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
         for row in _KINDS[kind](is_detailed=bool(words)):
