@@ -149,8 +149,8 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
                 bar.update(step + 1, f"loss {loss.item():.4f}")
     require(
         bool(loss.isfinite()),
-        f"fine-tuning diverged: its loss is {loss.item()}; "
-        f"a finetune base lr below {config.base_lr} may help",
+        f"fine-tuning diverged: its loss is {loss.item()}; a learning rate below {config.base_lr} "
+        "(finetune base lr, scratch lr for the baseline from scratch) may help",
     )
     predictions_N = _predict(model, encoder, data.test.images_NCHW)
     return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)

@@ -76,6 +76,10 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
             score = accuracy(logits_NC.argmax(dim=1), labels_N[held_out])
             trials[pooling, *setting] = score if logits_NC.isfinite().all() else -1.0
     pooling, learning_rate, weight_decay = max(trials, key=trials.__getitem__)
+    require(
+        trials[pooling, learning_rate, weight_decay] >= 0,
+        f"every linear probe diverged; learning rates below {min(config.learning_rates)} may help",
+    )
 
     inputs, standardise = _standardised(train[pooling])
     chosen = [(learning_rate, weight_decay)]

@@ -4,6 +4,9 @@ Chen, Xie, He: *An Empirical Study of Training Self-Supervised Vision Transforme
 arXiv:2104.02057; ``moco/builder.py``, ``vits.py`` and ``main_moco.py``, facebookresearch/moco-v3
 ``c349e6e``.
 
+The random baseline beside it is the encoder that every method is given, before this one draws its
+queries, keys and values anew.
+
 Deviations from the official code: blur is a true Gaussian instead of PIL's approximation of one.
 The momentum update comes at the end of a step instead of between the next step's queries and keys,
 with that next step's momentum, which is the same.
@@ -65,6 +68,8 @@ class Config(OptimizerConfig):
 
 class Pretraining(Method):
     """A base encoder with projector and predictor, and a momentum encoder that follows it."""
+
+    smallest_batch = 2
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)

@@ -15,7 +15,7 @@ from ssl_bench import encoders, evaluation, figures, pretrain, progress, runs, t
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, require
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import atomic
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
@@ -44,6 +44,11 @@ def run(request: Request) -> Path:
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
     method = pretrain.build_method(
         plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
+    )
+    require(
+        settings.batch_size >= method.smallest_batch,
+        f"batch size {settings.batch_size} is too small for {plugin.name}, which needs at least "
+        f"{method.smallest_batch} images in a step",
     )
     if _trains(method):
         Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
@@ -131,7 +136,8 @@ def compare(settings: CompareSettings) -> None:
             with atomic(settings.csv) as path:
                 frame.to_csv(path, index=False)
         except OSError as error:
-            raise UserError(f"cannot write {str(settings.csv)!r}: {error.strerror}") from error
+            reason = error.strerror or first_line(error)
+            raise UserError(f"cannot write {str(settings.csv)!r}: {reason}") from error
         console.print(f"table: {settings.csv}", soft_wrap=True)
 
 

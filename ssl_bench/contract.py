@@ -47,9 +47,11 @@ class Method(nn.Module):
     Attributes:
         encoder: the timm ViT that evaluations receive. A method that trains nothing has no
             parameter that requires a gradient.
+        smallest_batch: images that a step needs at least.
     """
 
     encoder: VisionTransformer
+    smallest_batch: int = 1
 
     def __init__(self, config: Any, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__()

@@ -75,10 +75,10 @@ def check(spec: EncoderSpec) -> None:
 def build(spec: EncoderSpec, seed: int, **overrides: Any) -> VisionTransformer:
     """A freshly initialised encoder, a function of the spec and the seed alone.
 
-    Every method starts from the same weights: Xavier-uniform linear layers and a patch embedding
-    initialised like a linear layer, zero biases, class token N(0, 0.02), fixed sin-cos position
-    embeddings where the backbone has absolute ones (MAE, appendix A.1; ``models_mae.py``,
-    facebookresearch/mae ``efb2a80``).
+    Every method is given the same weights, and may draw some of them anew: Xavier-uniform linear
+    layers and a patch embedding initialised like one, zero biases, class token N(0, 0.02), fixed
+    sin-cos position embeddings where the backbone has absolute ones (MAE, appendix A.1;
+    ``models_mae.py``, facebookresearch/mae ``efb2a80``).
 
     Args:
         overrides: further arguments of ``timm.create_model``, e.g. ``drop_path_rate``.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_SHOWN = 12
+
 
 class UserError(Exception):
     """A mistake that the user can mend: printed as one line, exit code 2, no traceback.
@@ -17,7 +19,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among the choices, with the nearest one if there is any."""
     known = sorted(choices)
     near = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {shown} (see `ssl-bench list`)"
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 

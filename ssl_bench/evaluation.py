@@ -84,7 +84,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     folder = _folder(home, plugin, config, data, encoder)
     if (folder / "scores.json").exists():
         return read_json(folder / "scores.json")
-    started = time.monotonic()
+    environment, started = runs.environment(encoder.hardware.name), time.monotonic()
     result: Result = plugin.load().evaluate(encoder, data, config)
     folder.mkdir(parents=True, exist_ok=True)
     _save_predictions(folder / "predictions.npz", result.predictions_N, data.test.labels_N)
@@ -101,7 +101,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
         "test_images": len(data.test),
         "seconds": round(time.monotonic() - started, 2),
         "precision": encoder.hardware.precision,
-        "environment": runs.environment(encoder.hardware.name),
+        "environment": environment,
     }
     write_json(folder / "scores.json", record)
     return record

@@ -216,32 +216,33 @@ def _prefix(plugin: Plugin) -> str:
 
 
 def _peek(words: Sequence[str], name: str) -> list[str]:
-    """The values of a flag, separated by commas or blanks, before the rest is understood."""
-    for index, word in enumerate(words):
+    """The values of a flag, separated by commas, before the rest is understood."""
+    for word, following in itertools.pairwise([*words, "--"]):
         flag, equals, value = word.partition("=")
         if flag == f"--{name}":
-            following = itertools.takewhile(lambda w: not w.startswith("--"), words[index + 1 :])
-            values = [value] if equals else list(following)
-            parts = [part for value in values for part in value.split(",") if part]
+            value = value if equals else following
+            parts = [part for part in value.split(",") if part and not part.startswith("--")]
             require(bool(parts), f"--{name} needs a value")
             return parts
     return []
 
 
 def _split_commas(words: Sequence[str], sequences: set[str]) -> list[str]:
-    """Let the flags that take several values take them separated by commas."""
-    split: list[str] = []
-    current = ""
-    for word in words:
-        if word.startswith("--"):
-            current, equals, value = word[2:].partition("=")
-            current = current.replace("-", "_")
-            split += [f"--{current.replace('_', '-')}"] if equals else [word]
-            if not equals:
-                continue
-            word = value
-        split += word.split(",") if current in sequences else [word]
-    return split
+    """Let the flags that take several values take them in one word, separated by commas.
+
+    They move to the end, where no positional argument can be taken for one of their values.
+    """
+    kept: list[str] = []
+    moved: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") in sequences:
+            values = value if equals else next(remaining, "")
+            moved += [flag, *(part for part in values.split(",") if part)]
+        else:
+            kept.append(word)
+    return kept + moved
 
 
 def _first_line(message: str) -> str:

@@ -37,7 +37,7 @@ from ssl_bench import RESULTS, __version__
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json, write_json
 
-_PACKAGES = ("torch", "timm", "torchvision", "lightly", "numpy", "pandas", "pillow", "safetensors")
+_PACKAGES = ("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors")
 
 
 @dataclass(frozen=True)

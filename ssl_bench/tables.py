@@ -65,7 +65,8 @@ def comparison(folders: Iterable[Path]) -> pd.DataFrame:
                 {
                     "evaluated on": data,
                     "method": plan["method"],
-                    "settings": _settings(plan) | {"evaluated in": precision},
+                    "settings": _settings(plan)
+                    | ({"evaluated in": precision} if precision else {}),
                     "seed": seed,
                     "scores": {
                         f"{record['eval']} {record['protocol']}": headline(record["scores"])
@@ -97,8 +98,10 @@ def _settings(plan: Record) -> dict[str, Any]:
 def _differences(peers: pd.Series) -> pd.Series:
     """For each run, the settings that are not the same in all of its peers."""
     names = dict.fromkeys(name for settings in peers for name in settings)
-    differing = [name for name in names if len({str(each.get(name)) for each in peers}) > 1]
-    return peers.map(lambda each: "\n".join(f"{name}={each.get(name)}" for name in differing))
+    differing = [n for n in names if len({str(each[n]) for each in peers if n in each}) > 1]
+    return peers.map(
+        lambda each: "\n".join(f"{name}={each[name]}" for name in differing if name in each)
+    )
 
 
 def caveats(frame: pd.DataFrame) -> list[str]:
@@ -130,7 +133,8 @@ def as_rich(frame: pd.DataFrame) -> list[Table]:
         for column, name in zip(rows.columns, names, strict=True):
             is_number = pd.api.types.is_numeric_dtype(rows[column])
             title = str(column).replace(" ", "\n") if names.count(name) > 1 else name
-            table.add_column(title, justify="right" if is_number else "left", overflow="fold")
+            justify: Any = "right" if is_number else "left"
+            table.add_column(title, justify=justify, no_wrap=name != "settings", overflow="fold")
         for row in rows.itertuples(index=False):
             table.add_row(*map(_cell, rows.columns, row))
         tables.append(table)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_bench import encoders
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import atomic, read_json, write_json
 
 _NORMALISATION = {
@@ -70,8 +70,15 @@ def read(path: Path, backbone: str | None) -> tuple[VisionTransformer, EncoderSp
         )
     if backbone is None:
         raise UserError(f"say what {str(path)!r} holds, e.g. --backbone vit_base_patch16_224")
+    for name, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
+        shape = tuple(state[name].shape) if name in state else "missing"
+        require(
+            name in state and len(shape) == dimensions,
+            f"{str(path)!r}: sizes are read off {name!r}, which should have {dimensions} "
+            f"dimensions and is {shape}",
+        )
     _, channels, _, patch_size = state["patch_embed.proj.weight"].shape
-    positions = state["pos_embed"].shape[1] if "pos_embed" in state else 0
+    positions = state["pos_embed"].shape[1]
     side = math.isqrt(positions)
     if channels not in _NORMALISATION or positions - side**2 > 8:
         raise UserError(f"{str(path)!r}: only square images of 1 or 3 channels are supported")

@@ -277,14 +277,15 @@ def test_list_names_everything(ssl_bench: Call) -> None:
     assert "vit_base_patch16_224" in out
 
 
-@pytest.mark.parametrize("asked", [["knn,linear"], ["knn", "linear"]])
-def test_evals_are_separated_by_commas_or_blanks(
-    run: Call, tmp_path: Path, asked: list[str]
+def test_a_run_may_stand_before_or_after_the_flags(
+    ssl_bench: Call, run: Call, tmp_path: Path
 ) -> None:
-    code, _, err = run("--method", "random-init", "--evals", *asked)
-    assert code == 0, err
-    found = {path.name.split("-")[0] for path in only_run(tmp_path).glob("evals/*")}
-    assert found == {"knn", "linear"}
+    run("--evals", "none")
+    folder = only_run(tmp_path)
+    for words in ([folder, "--evals", "knn"], ["--evals", "linear", folder]):
+        code, _, err = ssl_bench("eval", *words)
+        assert code == 0, err
+    assert {path.name.split("-")[0] for path in folder.glob("evals/*")} == {"knn", "linear"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -331,6 +332,8 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--epochs", "0"], "epochs 0"),
         (["--seed", "1", "--seed", "2"], "flag '--seed' is given 2 times"),
         (["--evals", ","], "--evals needs a value"),
+        (["--evals", "knn", "linear"], "'linear'"),
+        (["--method", "mocov3", "--batch-size", "1"], "batch size 1 is too small for mocov3"),
         (["--patch-size", "16"], "an image of one patch cannot be masked"),
         (["--mask-ratio", "1e-17"], "hides no patch"),
         (["--linear-weight-decays", "0,5"], "linear weight decays 5.0"),

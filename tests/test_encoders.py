@@ -173,6 +173,9 @@ class TestForeignWeights:
             (state | {"blocks.12.norm1.weight": torch.ones(1)}, "has 'blocks.12.norm1.weight' too"),
             (state | {"norm.bias": torch.ones(3)}, r"'norm.bias' of shape \(3,\), not \(192,\)"),
             ({"weight": torch.ones(1)}, "holds no Vision Transformer"),
+            (state | {"patch_embed.proj.weight": torch.ones(2, 2)}, "should have 4 dimensions"),
+            (state | {"pos_embed": torch.ones(2)}, "should have 3 dimensions"),
+            ({k: v for k, v in state.items() if k != "pos_embed"}, "'pos_embed'.* missing"),
         ):
             torch.save(changed, path)
             with pytest.raises(UserError, match=message):

@@ -12,6 +12,7 @@ import test_contract as contract
 from ssl_bench import plugins
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
+from ssl_bench.files import read_json
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "tests" / "example_method.py"
@@ -60,11 +61,26 @@ def test_example_meets_the_contract(
 
 
 def test_every_file_has_a_line_in_the_tree(readme: str) -> None:
-    listed = set(re.findall(r"^\s+(\S+\.py)\b", readme, flags=re.MULTILINE))
-    for folder in ("ssl_bench", "methods", "evals"):
-        for path in (ROOT / folder).glob("*.py"):
-            if not path.name.startswith("__"):
-                assert path.name in listed, path
+    listed = re.findall(r"^\s+(\S+\.py)\b", readme, flags=re.MULTILINE)
+    folders = ("ssl_bench", "ssl_bench/data", "methods", "evals", "tests")
+    files = [path.name for folder in folders for path in (ROOT / folder).glob("*.py")]
+    assert sorted(listed) == sorted(name for name in files if not name.startswith("__"))
+
+
+def test_numbers_are_those_of_the_committed_runs(readme: str) -> None:
+    """Each score in the first table stands in a stored record, baselines and gains included."""
+    records = [read_json(path) for path in ROOT.glob("results/quickstart/*/evals/*/scores.json")]
+    rows = re.findall(r"^│ (\w+) +│ +(\S+) │(.*)│$", readme, flags=re.MULTILINE)
+    assert len(rows) >= 3
+    for name, score, others in rows:
+        shown = re.findall(r"([\d.]+) \(([+-][\d.]+)\)", others)
+        assert any(
+            f"{record['scores']['top1']:.2f}" == score
+            and {(f"{b['top1']:.2f}", f"{record['scores']['top1'] - b['top1']:+.2f}")
+                 for b in record["baselines"].values()} == set(shown)
+            for record in records
+            if record["eval"] == name
+        ), name  # fmt: skip
 
 
 def test_pictures_exist(readme: str) -> None:
