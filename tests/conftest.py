@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.layers
 import torch
 from PIL import Image
 
@@ -18,6 +19,7 @@ from ssl_bench.hardware import Hardware
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
 
 CPU = Hardware(torch.device("cpu"), "fp32", "test")
 
