@@ -50,7 +50,7 @@ def run(request: Request) -> Path:
         f"batch size {settings.batch_size} is too small for {plugin.name}, which needs at least "
         f"{method.smallest_batch} images in a step",
     )
-    if _trains(method):
+    if method.trains:
         Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
     plan = Plan(
         method=plugin.name,
@@ -59,7 +59,7 @@ def run(request: Request) -> Path:
         data=data.name,
         data_fingerprint=data.fingerprint,
         encoder=asdict(spec),
-        epochs=settings.epochs if _trains(method) else 0,
+        epochs=settings.epochs if method.trains else 0,
         batch_size=settings.batch_size,
         seed=settings.seed,
         precision=hardware.precision,
@@ -75,6 +75,7 @@ def run(request: Request) -> Path:
     with runs.locked(folder):
         if runs.is_trained(folder):
             console.print("pre-trained already: reused")
+            pretrain.restore(method, folder)
         else:
             runs.record_environment(folder, hardware.name)
             cost = pretrain.pretrain(method, data, plan, folder, hardware)
@@ -162,10 +163,6 @@ def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> Encod
     )
 
 
-def _trains(method: Method) -> bool:
-    return any(parameter.requires_grad for parameter in method.parameters())
-
-
 def _announce(
     plan: Plan, spec: EncoderSpec, data: Dataset, hardware: Hardware, folder: Path
 ) -> None:
@@ -189,7 +186,6 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
         console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
     output = folder / "figures/pictures.png"
     if not output.exists():
-        pretrain.restore(method, folder)
         rows = pretrain.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
         if rows:
             figures.picture_rows(rows, spec, f"{title}: test images", output)

@@ -58,6 +58,11 @@ class Method(nn.Module):
         self.config = config
         self.encoder = encoder
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
     def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
         """The recipe of each view."""
         raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +55,7 @@ class Encoder:
                 ``drop_path_rate``.
         """
         module = encoders.build(self.spec, self.seed, **overrides)
-        module.load_state_dict(copy.deepcopy(self._module.state_dict()))
+        module.load_state_dict(self._module.state_dict())
         return module.to(self.hardware.device).requires_grad_(True)
 
     def _chunks(self, split: Split) -> Any:

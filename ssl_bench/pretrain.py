@@ -71,7 +71,7 @@ def pretrain(
     """
     spec = EncoderSpec(**plan.encoder)
     method.to(hardware.device).train()
-    if any(parameter.requires_grad for parameter in method.parameters()):
+    if method.trains:
         seconds, images_seen = _train(method, data, plan, spec, folder, hardware)
     else:
         seconds, images_seen = 0.0, 0
