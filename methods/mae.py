@@ -3,28 +3,55 @@
 He, Chen, Xie, Li, Dollár, Girshick: *Masked Autoencoders Are Scalable Vision Learners*, CVPR 2022,
 arXiv:2111.06377; ``models_mae.py`` and ``main_pretrain.py``, facebookresearch/mae ``efb2a80``.
 
-Deviations from the official code. Same result, less work: patches are gathered before they are
-embedded, and the decoder gets its tokens in shuffled order, each with its own position embedding,
-so nothing is unshuffled and only masked patches are predicted. Different numbers: masks come from
-counter-based noise instead of ``torch.rand``; the patch embedding's bias starts at zero.
+Deviations from the official code that give the same result for less work:
+
+- Patches are gathered before they are embedded: the masked ones' embeddings would be thrown away.
+- The decoder gets its tokens in shuffled order, each with its own position embedding, since
+  attention does not depend on order: nothing is unshuffled.
+- Only hidden patches are predicted and compared: the official loss multiplies the others by zero.
+
+Deviations that give different numbers:
+
+- Masks, crops and flips come from counter-based noise instead of ``torch.rand``, because a draw is
+  a function of (seed, purpose, step, sample): a resumed run and any batching see the same masks.
+- The patch embedding's bias starts at zero, where the official code keeps the convolution's
+  default, because every method starts from one shared initialisation.
+- Images are normalised by the training split's own mean and deviation instead of ImageNet's,
+  because other data have others.
+- Warm-up is a share of the training instead of 40 epochs, because a budget may be shorter than
+  those.
+- Mixed precision is bf16 without loss scaling instead of fp16 with it, because bf16 has the range
+  of fp32 and CPUs have it too.
+
+The official code has no block or grid masks, mask tokens in the encoder, PCA targets, fixed-size
+crops or colour jitter. Where the paper (table 1, figure 6) leaves them open, this is what is done:
+
+- With mask tokens in the encoder, the decoder gets what the encoder made of them and adds none of
+  its own, as there is nothing left for it to stand for.
+- PCA coefficients are those of the centred patches of 1,024 training images in the view of an
+  evaluation, not whitened, because coefficients of equal weight would no longer favour what is
+  large.
+- Fixed-size crops are squares; the jitter's hue is a quarter of its other strengths, as in MoCo v2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders, masking
-from ssl_bench.augment import Augmentation, crop_and_flip
+from ssl_bench import draws, encoders, masking
+from ssl_bench.augment import Augmentation, crop_and_flip, evaluation_view, normalize
 from ssl_bench.contract import Batch, Method
+from ssl_bench.data import Split
+from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import above, require, within
-from ssl_bench.settings import OptimizerConfig
+from ssl_bench.settings import Ablation, OptimizerConfig, Published
 
 PRESETS = {
     "quick": {
@@ -35,6 +62,26 @@ PRESETS = {
         "crop_scale": 1.0,
     },
     "small": {"decoder_width": 128, "decoder_depth": 4, "decoder_heads": 4, "base_lr": 1e-3},
+    "imagenet-mae-vitb": {
+        "data": "./imagenet",
+        "backbone": "vit_base_patch16_224",
+        "image_size": 224,
+        "patch_size": 16,
+        "epochs": 1600,
+        "batch_size": 4096,
+        "warmup": 40 / 1600,
+        "evals": ("linear-paper", "finetune"),
+    },
+    "imagenet-mae-vitl": {
+        "data": "./imagenet",
+        "backbone": "vit_large_patch16_224",
+        "image_size": 224,
+        "patch_size": 16,
+        "epochs": 1600,
+        "batch_size": 4096,
+        "warmup": 40 / 1600,
+        "evals": ("linear-paper", "finetune"),
+    },
 }
 
 
@@ -46,6 +93,12 @@ class Config(OptimizerConfig):
     """Share of the patches that are hidden, in (0, 1)."""
     sampling: Literal["random", "block", "grid"] = "random"
     """Which patches are hidden: any, rectangles of them, or all but a regular grid."""
+    encoder_mask_tokens: bool = False
+    """Give the encoder a mask token for each hidden patch, instead of the decoder."""
+    loss_target: Literal["pixels", "pca"] = "pixels"
+    """What is predicted of a hidden patch: its pixels, or its largest principal components."""
+    pca_components: int = 96
+    """How many components the PCA target keeps; all, where a patch has no more values."""
     norm_pix_loss: bool = True
     """Predict each patch normalised by its own mean and standard deviation."""
     decoder_width: int = 512
@@ -56,8 +109,13 @@ class Config(OptimizerConfig):
     """Attention heads in the decoder; they divide its width."""
     crop_scale: float = 0.2
     """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    fixed_crop: bool = False
+    """Crop squares of just that share of the area, instead of any size and shape above it."""
     flip: bool = True
     """Mirror half of the images."""
+    color_jitter: float = 0.0
+    """Strength of random changes of brightness, contrast and saturation, in [0, 2]; of hue, a
+    quarter of it."""
     beta2: float = 0.95
     """AdamW's decay of the second moment."""
 
@@ -65,6 +123,8 @@ class Config(OptimizerConfig):
         super().__post_init__()
         within("mask ratio", self.mask_ratio, "(0, 1)")
         within("crop scale", self.crop_scale, "(0, 1]")
+        within("color jitter", self.color_jitter, "[0, 2]")
+        above("pca components", self.pca_components, 0)
         above("decoder depth", self.decoder_depth, 0)
         above("decoder heads", self.decoder_heads, 0)
         require(
@@ -76,8 +136,17 @@ class Config(OptimizerConfig):
         )
 
 
+_PCA_IMAGES = 1024
+
+
 class Pretraining(Method):
-    """Encode the visible patches, decode all of them, compare the hidden ones."""
+    """Encode the visible patches, decode all of them, compare the hidden ones.
+
+    Shapes: B images, L patches, of which K are kept and M hidden, P values in a patch.
+    """
+
+    pca_mean_P: Tensor
+    pca_basis_PK: Tensor
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
@@ -91,7 +160,8 @@ class Pretraining(Method):
 
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_embed = nn.Linear(encoder.embed_dim, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        masked_width = encoder.embed_dim if config.encoder_mask_tokens else width
+        self.mask_token = nn.Parameter(torch.empty(1, 1, masked_width))
         self.decoder_pos_embed = nn.Parameter(positions_TD[None], requires_grad=False)
         self.decoder_blocks = nn.Sequential(
             *(
@@ -105,50 +175,102 @@ class Pretraining(Method):
             pixels > 1 or not config.norm_pix_loss,
             "a patch of one pixel cannot be normalised; --no-norm-pix-loss would work",
         )
-        self.decoder_pred = nn.Linear(width, pixels)
+        if config.loss_target == "pca":
+            components = min(config.pca_components, pixels)
+            self.register_buffer("pca_mean_P", torch.zeros(pixels))
+            self.register_buffer("pca_basis_PK", torch.eye(pixels, components))
+            self.decoder_pred = nn.Linear(width, components)
+        else:
+            self.decoder_pred = nn.Linear(width, pixels)
 
         for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             encoders.initialise_linear(module)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
-        """One view: a random crop, mirrored or not (appendix A.1)."""
+        """One view: a random crop, mirrored or not (appendix A.1; variants: table 1e)."""
         config = self.config
-        return (crop_and_flip(image_size, config.crop_scale, 0.5 if config.flip else 0.0),)
+        recipe = crop_and_flip(image_size, config.crop_scale, 0.5 if config.flip else 0.0)
+        if config.fixed_crop and config.crop_scale < 1:
+            scale = (config.crop_scale, config.crop_scale)
+            recipe = replace(recipe, crop_scale=scale, crop_ratio=(1.0, 1.0))
+        strength = config.color_jitter
+        return (replace(recipe, jitter=(strength, strength, strength, strength / 4)),)
+
+    def before_training(self, train: Split, spec: EncoderSpec, seed: int) -> None:
+        """Find the principal components of the training images' patches, where they are wanted."""
+        if self.config.loss_target == "pixels":
+            return
+        index_N = draws.permutation(len(train), seed, "pca")[:_PCA_IMAGES]
+        images_NCHW = train.images_NCHW[index_N.to(train.images_NCHW.device)].cpu()
+        view_NCHW = normalize(evaluation_view(images_NCHW, spec.image_size), spec.mean, spec.std)
+        patches_NLP = self._scaled(encoders.patchify(view_NCHW, self.patch_size))
+        mean_P, basis_PK = _principal_components(
+            patches_NLP.flatten(0, 1), self.pca_basis_PK.shape[1]
+        )
+        self.pca_mean_P.copy_(mean_P)
+        self.pca_basis_PK.copy_(basis_PK)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error over the hidden patches alone."""
-        patches_BLP = encoders.patchify(batch.views[0], self.patch_size)
-        keep_BK, hidden_BM = self.mask(batch.draws.uniform)
-        prediction_BMP = self.predict(patches_BLP, keep_BK, hidden_BM)
-        target_BMP = encoders.take(patches_BLP, hidden_BM)
-        if self.config.norm_pix_loss:
-            mean, deviation = _patch_statistics(target_BMP)
-            target_BMP = (target_BMP - mean) / deviation
-        return (prediction_BMP.float() - target_BMP).square().mean()
+        return self.reconstruction_loss(batch.views[0], batch.draws.uniform)
 
-    def mask(self, noise: Callable[[str, int], Tensor]) -> tuple[Tensor, Tensor]:
-        """Indices of the kept and of the hidden patches, from a source of uniform noise."""
+    def reconstruction_loss(
+        self, images_BCHW: Tensor, noise: Tensor | Callable[[str, int], Tensor]
+    ) -> Tensor:
+        """The loss of normalised float32 images, masked as the noise says (see `mask`)."""
+        patches_BLP = encoders.patchify(images_BCHW, self.patch_size)
+        keep_BK, hidden_BM = self.mask(noise)
+        prediction = self.predict(patches_BLP, keep_BK, hidden_BM)
+        target = self.target(encoders.take(patches_BLP, hidden_BM))
+        return (prediction.float() - target).square().mean()
+
+    def target(self, patches_BMP: Tensor) -> Tensor:
+        """What is to be predicted of patches: ``(B, M, P)``, or as many values as components."""
+        scaled_BMP = self._scaled(patches_BMP)
+        if self.config.loss_target == "pixels":
+            return scaled_BMP
+        with torch.autocast(patches_BMP.device.type, enabled=False):
+            return (scaled_BMP - self.pca_mean_P) @ self.pca_basis_PK
+
+    def mask(self, noise: Tensor | Callable[[str, int], Tensor]) -> tuple[Tensor, Tensor]:
+        """Indices of the kept and of the hidden patches: int64 ``(B, K)`` and ``(B, M)``.
+
+        Args:
+            noise: uniform in [0, 1): float ``(B, L)``, whose K smallest values are kept where
+                sampling is random; or its source, a function of a purpose and a count, like
+                `Draws.uniform`, which block sampling needs, as it draws more than that.
+        """
+        require(
+            callable(noise) or self.config.sampling != "block",
+            "block sampling draws more than a number for each patch; give it the noise's source",
+        )
+        source = noise if callable(noise) else lambda purpose, count: noise
         rows, columns = self.grid
         if self.config.sampling == "random":
-            scores_BL = masking.random_scores(noise, rows, columns)
+            scores_BL = masking.random_scores(source, rows, columns)
         elif self.config.sampling == "grid":
-            scores_BL = masking.grid_scores(noise, rows, columns)
+            scores_BL = masking.grid_scores(source, rows, columns)
         else:
             hidden = rows * columns - self.kept
-            scores_BL = masking.block_scores(noise, rows, columns, hidden)
+            scores_BL = masking.block_scores(source, rows, columns, hidden)
         return masking.split(scores_BL, self.kept)
 
     def predict(self, patches_BLP: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
-        """The hidden patches' pixels: ``(B, M, P)``, normalised if the target is."""
-        encoded_BTD = encoders.encode_visible(self.encoder, patches_BLP, keep_BK)
-        visible_BTD = self.decoder_embed(encoded_BTD)
+        """The hidden patches' `target`, decoded from the visible ones."""
+        if self.config.encoder_mask_tokens:
+            encoded_BTD = self.decoder_embed(self._encode_all(patches_BLP, keep_BK, hidden_BM))
+            seen = self.prefix + keep_BK.shape[1]
+            visible_BTD, masked_BMD = encoded_BTD[:, :seen], encoded_BTD[:, seen:]
+        else:
+            encoded_BTD = encoders.encode_visible(self.encoder, patches_BLP, keep_BK)
+            visible_BTD, masked_BMD = self.decoder_embed(encoded_BTD), self.mask_token
         positions = self.decoder_pos_embed
         tokens_BTD = torch.cat(
             [
                 visible_BTD[:, : self.prefix] + positions[:, : self.prefix],
                 visible_BTD[:, self.prefix :] + encoders.take(positions[:, self.prefix :], keep_BK),
-                self.mask_token + encoders.take(positions[:, self.prefix :], hidden_BM),
+                masked_BMD + encoders.take(positions[:, self.prefix :], hidden_BM),
             ],
             dim=1,
         )
@@ -159,12 +281,14 @@ class Pretraining(Method):
         """Original, masked and reconstructed images (figure 2).
 
         Where the target is normalised, the prediction gets the hidden patch's own mean and
-        standard deviation back.
+        standard deviation back. Components that the target leaves out are zero.
         """
         images = batch.views[0]
         patches_BLP = encoders.patchify(images, self.patch_size)
         keep_BK, hidden_BM = self.mask(batch.draws.uniform)
         prediction_BMP = self.predict(patches_BLP, keep_BK, hidden_BM).float()
+        if self.config.loss_target == "pca":
+            prediction_BMP = prediction_BMP @ self.pca_basis_PK.T + self.pca_mean_P
         own = ""
         if self.config.norm_pix_loss:
             mean, deviation = _patch_statistics(encoders.take(patches_BLP, hidden_BM))
@@ -182,8 +306,202 @@ class Pretraining(Method):
             for title, patches in rows.items()
         }
 
+    def _scaled(self, patches: Tensor) -> Tensor:
+        """Patches as they are, or each normalised by its own statistics."""
+        if not self.config.norm_pix_loss:
+            return patches
+        mean, deviation = _patch_statistics(patches)
+        return (patches - mean) / deviation
+
+    def _encode_all(self, patches_BLP: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """Encode a mask token for each hidden patch, too: prefix, kept and hidden tokens."""
+        encoder = self.encoder
+        images_BCHW = encoders.unpatchify(patches_BLP, self.patch_size, self.grid[1])
+        is_hidden_BL = torch.zeros(patches_BLP.shape[:2], dtype=torch.bool, device=keep_BK.device)
+        is_hidden_BL = is_hidden_BL.scatter(1, hidden_BM, True)
+        tokens = encoder.patch_embed(images_BCHW)
+        tokens = torch.where(is_hidden_BL[..., None], self.mask_token.to(tokens), tokens)
+        tokens = encoder.norm_pre(encoder._pos_embed(tokens))
+        encoded_BTD = encoder.norm(encoder.blocks(tokens))
+        shuffled = encoders.take(
+            encoded_BTD[:, self.prefix :], torch.cat([keep_BK, hidden_BM], dim=1)
+        )
+        return torch.cat([encoded_BTD[:, : self.prefix], shuffled], dim=1)
+
+
+def settings_of(decoder: Mapping[str, Tensor]) -> Mapping[str, Any] | None:
+    """What a decoder's weights, under the official names, show of its `Config`; None for others."""
+    embed, prediction = decoder.get("decoder_embed.weight"), decoder.get("decoder_pred.weight")
+    if embed is None or prediction is None or "mask_token" not in decoder:
+        return None
+    blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
+    return {"decoder_width": len(embed), "decoder_depth": len(blocks)}
+
+
+def _principal_components(patches_NP: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The mean ``(P,)`` and the largest components ``(P, count)`` of patches, in float64.
+
+    A component's sign, which is free, makes its largest entry positive.
+    """
+    patches_NP = patches_NP.double()
+    mean_P = patches_NP.mean(dim=0)
+    centred_NP = patches_NP - mean_P
+    _, vectors_PP = torch.linalg.eigh(centred_NP.T @ centred_NP)
+    basis_PK = vectors_PP[:, -count:].flip(1)
+    largest_1K = basis_PK.abs().argmax(dim=0, keepdim=True)
+    return mean_P, basis_PK * basis_PK.gather(0, largest_1K).sign()
+
 
 def _patch_statistics(patches_BMP: Tensor) -> tuple[Tensor, Tensor]:
     """Each patch's mean and standard deviation (unbiased, plus 1e-6 under the root)."""
     mean = patches_BMP.mean(dim=-1, keepdim=True)
     return mean, (patches_BMP.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+
+PAPER = {
+    "imagenet-mae-": {
+        "sources": Published("He et al., arXiv:2111.06377, and facebookresearch/mae efb2a80", ""),
+        "image_size": Published(224, "paper"),
+        "patch_size": Published(16, "paper"),
+        "epochs": (Published(1600, "table 3"), Published(800, "PRETRAIN.md")),
+        "batch_size": Published(4096, "table 8"),
+        "precision": Published("fp16", "engine_pretrain.py"),
+        "base_lr": (
+            Published(1.5e-4, "table 8, PRETRAIN.md"),
+            Published(1e-3, "main_pretrain.py, default"),
+        ),
+        "weight_decay": Published(0.05, "table 8"),
+        "beta2": Published(0.95, "table 8"),
+        "warmup": Published("40 epochs", "table 8"),
+        "decay_norm_and_bias": Published(False, "main_pretrain.py, timm add_weight_decay"),
+        "mask_ratio": Published(0.75, "table 1, PRETRAIN.md"),
+        "sampling": Published("random", "table 1f"),
+        "encoder_mask_tokens": Published(False, "table 1c"),
+        "loss_target": Published("pixels", "table 1d"),
+        "pca_components": Published(96, "table 1d"),
+        "fixed_crop": Published(False, "table 1e"),
+        "color_jitter": Published(0.0, "table 1e"),
+        "norm_pix_loss": (
+            Published(True, "PRETRAIN.md, table 3"),
+            Published(False, "main_pretrain.py, default"),
+        ),
+        "decoder_width": Published(512, "table 1b"),
+        "decoder_depth": Published(8, "table 1a"),
+        "decoder_heads": Published(16, "models_mae.py"),
+        "crop_scale": Published(0.2, "main_pretrain.py"),
+        "flip": Published(True, "main_pretrain.py"),
+        "optimiser and beta1": Published("AdamW, 0.9", "table 8"),
+        "learning rate's course": Published(
+            "linear from 0, cosine to 0, by step", "table 8, util/lr_sched.py"
+        ),
+        "gradient clipping and accumulation": Published(
+            "no clipping; any accumulation", "engine_pretrain.py", "no clipping; no accumulation"
+        ),
+        "loss of a patch": Published("mean squared error of hidden patches", "paper"),
+        "norm of a patch": Published("(x - mean) / sqrt(unbiased var + 1e-6)", "models_mae.py"),
+        "noise of the masks": Published(
+            "torch.rand, sorted", "models_mae.py", "uniform of (seed, step, image), sorted"
+        ),
+        "crop and its interpolation": Published(
+            "up to 10 tries, ratio 3/4 to 4/3, bicubic", "main_pretrain.py"
+        ),
+        "crops are taken of": Published(
+            "the whole photograph", "main_pretrain.py", "its centre, stored as a small square"
+        ),
+        "pixels normalised by": Published(
+            "ImageNet's mean and deviation", "main_pretrain.py", "the training split's own"
+        ),
+        "position embedding": Published("fixed sin-cos, column first", "util/pos_embed.py"),
+        "initial linear layers": Published("Xavier uniform, bias 0", "models_mae.py"),
+        "initial patch embedding": Published(
+            "Xavier uniform as a matrix, default bias",
+            "models_mae.py",
+            "Xavier uniform as a matrix, bias 0",
+        ),
+        "initial class and mask token": Published("N(0, 0.02)", "models_mae.py"),
+        "drop path and dropout": Published("none", "models_mae.py"),
+        "incomplete last batch": Published("left out", "main_pretrain.py"),
+    },
+    "imagenet-mae-vitb": {"backbone": Published("vit_base_patch16_224", "table 3")},
+    "imagenet-mae-vitl": {"backbone": Published("vit_large_patch16_224", "table 3")},
+}
+_ABLATED = "ViT-L/16, 800 epochs, ImageNet-1k, pixels not normalised"
+ABLATIONS = {
+    "mask-ratio": Ablation(
+        "share of hidden patches",
+        "figure 5",
+        _ABLATED,
+        {
+            "finetune": (83.2, 83.4, 83.4, 84.7, 84.9, 85.0, 84.9, 84.9, 84.5, 83.0),
+            "linear": (54.6, 58.9, 61.7, 67.0, 69.9, 71.8, 73.2, 73.5, 71.8, 66.1),
+        },
+        flag="--mask-ratio",
+        values=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9),
+        note="Ratios that leave the same number of patches visible are one training under two "
+        "names: of 16 patches, 0.7 and 0.75 leave 4.",
+    ),
+    "decoder-depth": Ablation(
+        "blocks in the decoder",
+        "table 1a",
+        _ABLATED,
+        {"finetune": (84.8, 84.9, 84.9, 84.9, 84.4), "linear": (65.5, 70.0, 71.9, 73.5, 73.3)},
+        flag="--decoder-depth",
+        values=(1, 2, 4, 8, 12),
+    ),
+    "decoder-width": Ablation(
+        "width of the decoder",
+        "table 1b",
+        _ABLATED,
+        {"finetune": (84.9, 84.8, 84.9, 84.4, 84.3), "linear": (69.1, 71.3, 73.5, 73.1, 73.1)},
+        flag="--decoder-width",
+        values=(128, 256, 512, 768, 1024),
+    ),
+    "mask-token": Ablation(
+        "mask tokens in the encoder",
+        "table 1c",
+        _ABLATED,
+        {"finetune": (84.2, 84.9), "linear": (59.6, 73.5)},
+        cells={"with": "--encoder-mask-tokens", "without": "--no-encoder-mask-tokens"},
+    ),
+    "target": Ablation(
+        "what is predicted of a hidden patch",
+        "table 1d",
+        _ABLATED,
+        {"finetune": (84.9, 85.4, 84.6, 85.3), "linear": (73.5, 73.9, 72.3, 71.6)},
+        cells={
+            "pixels": "--loss-target pixels --no-norm-pix-loss",
+            "normalised": "--loss-target pixels --norm-pix-loss",
+            "PCA": "--loss-target pca --no-norm-pix-loss",
+            "dVAE": None,
+        },
+        note="dVAE is the paper's point alone: it needs DALL-E's tokenizer. The paper's PCA keeps "
+        "96 of 768 values; where a patch has no more than --pca-components, all are kept, which "
+        "only rotates the pixels.",
+    ),
+    "augmentation": Ablation(
+        "augmentation of the pre-training",
+        "table 1e",
+        _ABLATED,
+        {"finetune": (84.0, 84.7, 84.9, 84.3), "linear": (65.7, 73.1, 73.5, 71.9)},
+        cells={
+            "none": "--crop-scale 1 --no-flip",
+            "fixed-crop": "--crop-scale 0.765625 --fixed-crop",
+            "random-crop": "--crop-scale 0.2",
+            "random-crop+jitter": "--crop-scale 0.2 --color-jitter 0.4",
+        },
+        note="A fixed-size crop has 7/8 of an image's side, as 224 of 256 pixels. The paper does "
+        "not tell the strength of its jitter; here it is 0.4.",
+    ),
+    "sampling": Ablation(
+        "which patches are hidden, and their percentage",
+        "table 1f",
+        _ABLATED,
+        {"finetune": (84.9, 83.9, 82.8, 84.0), "linear": (73.5, 72.3, 63.9, 66.0)},
+        cells={
+            "random-75": "--sampling random --mask-ratio 0.75",
+            "block-50": "--sampling block --mask-ratio 0.5",
+            "block-75": "--sampling block --mask-ratio 0.75",
+            "grid-75": "--sampling grid --mask-ratio 0.75",
+        },
+    ),
+}

@@ -7,9 +7,29 @@ arXiv:2104.02057; ``moco/builder.py``, ``vits.py`` and ``main_moco.py``, faceboo
 The random baseline beside it is the encoder that every method is given, before this one draws its
 queries, keys and values anew.
 
-Deviations from the official code: blur is a true Gaussian instead of PIL's approximation of one.
-The momentum update comes at the end of a step instead of between the next step's queries and keys,
-with that next step's momentum, which is the same.
+Deviations from the official code that give the same result:
+
+- The momentum update comes at the end of a step, with the next step's momentum, instead of between
+  the next step's queries and keys, so that the loss is a function of the views alone. Nothing
+  changes a parameter in between, the official first update moves nothing, as the networks start
+  equal, and the last one here has momentum 1.
+- Batch norm over all ranks is our own, because torch's needs a GPU.
+
+Deviations that give different numbers:
+
+- The blur is a true Gaussian where Pillow approximates one, and images stay float where Pillow
+  rounds between operations, because views are made by the batch, on the images' device.
+- Crops and all that follows come from counter-based noise instead of ``torch.rand`` and
+  ``random``, because a draw is a function of (seed, purpose, step, sample).
+- Images are normalised by the training split's own mean and deviation instead of ImageNet's,
+  because other data have others.
+- The bound of the patch embedding's initial weights counts the channels there are instead of
+  three, because grey images have one.
+- Warm-up is a share of the training instead of 40 epochs, because a budget may be shorter.
+- Mixed precision is bf16 without loss scaling instead of fp16 with it, because bf16 has the range
+  of fp32 and CPUs have it too; the logits are computed in fp32, because bf16 has fewer digits than
+  fp16 to tell similar keys apart.
+- No ResNet, with its projector of two layers and LARS: every method here trains the same ViT.
 """
 
 from __future__ import annotations
@@ -24,15 +44,35 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders
+from ssl_bench import encoders, optim, parallel
 from ssl_bench.augment import Augmentation
 from ssl_bench.contract import Batch, Method
 from ssl_bench.errors import above, require, within
-from ssl_bench.settings import OptimizerConfig
+from ssl_bench.settings import OptimizerConfig, Published
 
 PRESETS = {
     "quick": {"epochs": 2, "projector_width": 512, "projection_dim": 128, "base_lr": 1e-3},
     "small": {"projector_width": 1024, "projection_dim": 256, "base_lr": 5e-4},
+    "imagenet-mocov3-vits": {
+        "data": "./imagenet",
+        "backbone": "vit_small_mocov3",
+        "image_size": 224,
+        "patch_size": 16,
+        "epochs": 300,
+        "batch_size": 4096,
+        "warmup": 40 / 300,
+        "evals": ("linear-paper", "finetune"),
+    },
+    "imagenet-mocov3-vitb": {
+        "data": "./imagenet",
+        "backbone": "vit_base_patch16_224",
+        "image_size": 224,
+        "patch_size": 16,
+        "epochs": 300,
+        "batch_size": 4096,
+        "warmup": 40 / 300,
+        "evals": ("linear-paper", "finetune"),
+    },
 }
 
 
@@ -79,7 +119,7 @@ class Pretraining(Method):
         )
         _initialise(encoder)
         if config.freeze_patch_embed:
-            encoder.patch_embed.proj.requires_grad_(False)
+            optim.freeze(encoder, "patch_embed.proj")
         hidden, out = config.projector_width, config.projection_dim
         self.projector = mlp([encoder.embed_dim, hidden, hidden, out])
         self.predictor = mlp([out, hidden, out])
@@ -119,13 +159,19 @@ class Pretraining(Method):
         return self.momentum_projector(class_token_BD)
 
     def contrast(self, query_BD: Tensor, key_BD: Tensor) -> Tensor:
-        """Cross-entropy of each query's own key among all keys, times 2 * temperature."""
+        """Cross-entropy of each query's own key among all ranks' keys, times 2 * temperature.
+
+        Args:
+            query_BD, key_BD: of this rank's images; only the keys are gathered.
+        """
         temperature = self.config.temperature
         query_BD = F.normalize(query_BD.float(), dim=1)
-        key_BD = F.normalize(key_BD.float(), dim=1)
-        logits_BB = query_BD @ key_BD.T / temperature
-        own_B = torch.arange(len(query_BD), device=query_BD.device)
-        return F.cross_entropy(logits_BB, own_B) * 2 * temperature
+        keys_ND = F.normalize(parallel.gather(key_BD.float()), dim=1)
+        with torch.autocast(query_BD.device.type, enabled=False):
+            logits_BN = query_BD @ keys_ND.T / temperature
+        count = len(query_BD)
+        own_B = torch.arange(count, device=query_BD.device) + count * parallel.rank()
+        return F.cross_entropy(logits_BN, own_B) * 2 * temperature
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -146,7 +192,7 @@ def mlp(widths: list[int]) -> nn.Sequential:
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers += [
             nn.Linear(inputs, outputs, bias=False),
-            nn.BatchNorm1d(outputs, affine=index < last),
+            parallel.SyncBatchNorm1d(outputs, affine=index < last),
         ]
         if index < last:
             layers.append(nn.ReLU(inplace=True))
@@ -160,3 +206,80 @@ def _initialise(encoder: VisionTransformer) -> None:
             nn.init.xavier_uniform_(weight)
     nn.init.normal_(encoder.cls_token, std=1e-6)
     encoders.fix_positions(encoder, first="row")
+
+
+PAPER = {
+    "imagenet-mocov3-": {
+        "sources": Published(
+            "Chen et al., arXiv:2104.02057, and facebookresearch/moco-v3 c349e6e", ""
+        ),
+        "image_size": Published(224, "paper"),
+        "patch_size": Published(16, "vits.py"),
+        "epochs": Published(300, "CONFIG.md"),
+        "precision": Published("fp16", "main_moco.py"),
+        "base_lr": Published(1.5e-4, "CONFIG.md"),
+        "weight_decay": Published(0.1, "CONFIG.md"),
+        "beta2": Published(0.999, "main_moco.py, torch's default"),
+        "warmup": Published("40 epochs", "CONFIG.md"),
+        "decay_norm_and_bias": Published(True, "main_moco.py, no groups"),
+        "temperature": (Published(0.2, "CONFIG.md"), Published(1.0, "main_moco.py, default")),
+        "momentum": Published(0.99, "main_moco.py"),
+        "projector_width": Published(4096, "main_moco.py"),
+        "projection_dim": Published(256, "main_moco.py"),
+        "freeze_patch_embed": (
+            Published(True, "CONFIG.md, stop-grad-conv1"),
+            Published(False, "main_moco.py, default"),
+        ),
+        "crop_scale": Published(0.08, "main_moco.py"),
+        "optimiser and beta1": Published("AdamW, 0.9", "main_moco.py"),
+        "learning rate's course": Published("linear from 0, cosine to 0, by step", "main_moco.py"),
+        "gradient clipping and accumulation": Published("none", "main_moco.py"),
+        "loss of two views": Published(
+            "cross-entropy times 2 temperature, both ways", "builder.py"
+        ),
+        "momentum's course": Published("half cosine to 1, by step", "main_moco.py"),
+        "moment of the momentum update": Published(
+            "between queries and keys",
+            "builder.py",
+            "end of the step before, with this step's momentum",
+        ),
+        "momentum update of": Published("parameters, not buffers", "builder.py"),
+        "projector and predictor": Published("3 and 2 layers, no bias", "builder.py"),
+        "their batch normalisation": Published(
+            "over all GPUs, last one without affine", "builder.py"
+        ),
+        "colour of both views": Published(
+            "jitter (0.4, 0.4, 0.2, 0.1) p 0.8, grey p 0.2", "main_moco.py"
+        ),
+        "blur and solarisation": Published(
+            "blur p 1 and 0.1, solarise p 0 and 0.2", "main_moco.py"
+        ),
+        "kernel of the blur": Published("Pillow's box blurs", "loader.py", "a true Gaussian"),
+        "crop and its interpolation": Published(
+            "up to 10 tries, ratio 3/4 to 4/3, bilinear", "main_moco.py"
+        ),
+        "crops are taken of": Published(
+            "the whole photograph", "main_moco.py", "its centre, stored as a small square"
+        ),
+        "pixels normalised by": Published(
+            "ImageNet's mean and deviation", "main_moco.py", "the training split's own"
+        ),
+        "position embedding": Published("fixed sin-cos, row first", "vits.py"),
+        "initial linear layers": Published("Xavier uniform, q, k and v one by one", "vits.py"),
+        "initial patch embedding": Published("Xavier uniform, bias 0", "vits.py"),
+        "initial class token": Published("N(0, 1e-6)", "vits.py"),
+        "drop path and dropout": Published("none", "vits.py"),
+        "incomplete last batch": Published("left out", "main_moco.py"),
+    },
+    "imagenet-mocov3-vits": {
+        "backbone": Published("vit_small_mocov3", "vits.py: 12 heads"),
+        "batch_size": (
+            Published(4096, "CONFIG.md, results"),
+            Published(1024, "CONFIG.md, 1 node"),
+        ),
+    },
+    "imagenet-mocov3-vitb": {
+        "backbone": Published("vit_base_patch16_224", "vits.py"),
+        "batch_size": Published(4096, "CONFIG.md"),
+    },
+}

@@ -4,10 +4,18 @@ A method file defines ``Config``, a frozen dataclass whose fields become command
 ``Pretraining``, a subclass of `Method`. An evaluation file defines ``Config`` and a function
 ``evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result``.
 
-Either may define ``PRESETS``, a mapping from a preset's name to the flags that it sets. An
-evaluation may define ``DEFAULT = True``, to be run without being asked for, and a function
+Either may define ``PRESETS``, a mapping from a preset's name to the flags that it sets, a method's
+those of `settings.Settings` too, and ``PAPER``, a mapping from the beginning of a preset's name to
+`settings.Published` values by flag, which ``ssl-bench recipe`` shows; a name with a space in it is
+no flag but something that the code fixes, and ``sources`` says what is quoted.
+
+An evaluation may define ``DEFAULT = True``, to be run without being asked for, a function
 ``baselines(config)``, which maps a label to an encoder ("pixels" or "random") and the ``Config`` to
-evaluate it with.
+evaluate it with, and a function ``audit(encoder: FrozenEncoder, config: Config) -> str``, called
+with an untrained encoder before anything is trained: it raises `UserError` where something that the
+config asks for would reach nothing, and returns what to tell the user (see `audit`).
+
+A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation`.
 """
 
 from __future__ import annotations
@@ -71,6 +79,13 @@ class Method(nn.Module):
         """The scalar to minimise."""
         raise NotImplementedError
 
+    def before_training(self, train: Split, spec: EncoderSpec, seed: int) -> None:
+        """Called before the first step, and again before an interrupted training goes on.
+
+        For what a method needs to know of the training images, such as their principal components:
+        a function of the arguments alone, kept in buffers, so that it is stored with the weights.
+        """
+
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step with the share of training done, in (0, 1]."""
 
@@ -80,7 +95,7 @@ class Method(nn.Module):
 
 
 class FrozenEncoder(Protocol):
-    """What an evaluation receives (`features.Encoder`, or raw pixels without ``trainable_copy``).
+    """What an evaluation receives: `features.Encoder`, or raw pixels, which have features alone.
 
     Attributes:
         spec: image size, channels and normalisation.
@@ -94,6 +109,9 @@ class FrozenEncoder(Protocol):
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Features of a split's images by pooling: float32 ``(N, D)`` each, extracted once."""
+
+    def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
+        """Features of a batch of normalised images by pooling: float32 ``(B, D)`` each."""
 
     def trainable_copy(self, **overrides: Any) -> VisionTransformer:
         """The encoder again, to be trained; overrides go to ``timm.create_model``."""

@@ -26,7 +26,7 @@ from ssl_bench.plugins import Plugin
 from ssl_bench.settings import PRESETS, EvalSettings, Settings
 
 T = TypeVar("T")
-_POSITIONAL = {"target", "runs"}
+_POSITIONAL = {"target", "images", "runs"}
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,24 @@ class Request:
     evals: Mapping[Plugin, Any]
 
 
-def parse_run(words: Sequence[str]) -> Request:
-    """The request of ``ssl-bench run``.
+def parse_run(words: Sequence[str], command: str = "run") -> Request:
+    """The request of ``ssl-bench run``, or of a command that takes the same flags.
+
+    A preset that methods alone define picks the first of these, where no method is named.
 
     Raises:
         UserError: a flag, a value or a name is wrong.
     """
-    [name, *_] = _peek(words, "method") or [Settings.method]
-    return _parse("run", words, Settings, plugins.find("method", name), Settings.preset)
+    [preset, *_] = _peek(words, "preset") or [Settings.preset]
+    owners = [] if preset in PRESETS else _owners(preset)
+    [name, *_] = _peek(words, "method") or [*owners, Settings.method]
+    method = _method(name)
+    require(
+        not owners or preset in method.presets(),
+        f"preset {preset!r} belongs to another method than {method.name!r}; "
+        f"--method {' or '.join(owners)} would work",
+    )
+    return _parse(command, words, Settings, method, Settings.preset)
 
 
 def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> Request:
@@ -108,7 +118,9 @@ def _parse(
     command: str, words: Sequence[str], base: type, method: Plugin | None, preset: str
 ) -> Request:
     [preset, *_] = _peek(words, "preset") or [preset]
-    chosen = [plugins.find("eval", name) for name in _chosen_evals(words)]
+    source = method or next(map(_method, _owners(preset)), None)
+    preset_evals = source.presets().get(preset, {}).get("evals", ()) if source else ()
+    chosen = [plugins.find("eval", name) for name in _chosen_evals(words, preset_evals)]
     offered = list(dict.fromkeys([*chosen, *plugins.discover("eval").values()]))
     everyone = [plugin for plugin in (method, *offered) if plugin]
     known = {*PRESETS, *(name for plugin in everyone for name in plugin.presets())}
@@ -117,7 +129,7 @@ def _parse(
     own = {plugin: plugin.presets().get(preset, {}) for plugin in everyone}
     shared = dict(PRESETS.get(preset, {}))
     if method:
-        shared |= own[method]
+        shared |= {**own[method], "method": method.name}
 
     flags = _flags(base, "", shared | {"preset": preset})
     if method:
@@ -139,8 +151,18 @@ def _parse(
     )
 
 
-def _chosen_evals(words: Sequence[str]) -> list[str]:
-    asked = _peek(words, "evals")
+def _owners(preset: str) -> list[str]:
+    """The methods that define a preset."""
+    methods = plugins.discover("method").values()
+    return [plugin.name for plugin in methods if preset in plugin.presets()]
+
+
+def _method(name: str) -> Plugin:
+    return plugins.find("method", name)
+
+
+def _chosen_evals(words: Sequence[str], default: Sequence[str]) -> list[str]:
+    asked = _peek(words, "evals") or list(default)
     if not asked:
         found = plugins.discover("eval").values()
         return [plugin.name for plugin in found if getattr(plugin.outline(), "DEFAULT", False)]
@@ -191,8 +213,10 @@ def _as_dataclass(
     fields: list[Any] = []
     for flag in flags:
         value_type = (choices or {}).get(flag.name, flag.type)
-        type_: Any = Annotated[value_type, tyro.conf.arg(help=flag.help)]
-        if flag.name in _POSITIONAL:
+        is_positional = flag.name in _POSITIONAL
+        metavar = flag.name.removesuffix("s").upper() if is_positional else None
+        type_: Any = Annotated[value_type, tyro.conf.arg(help=flag.help, metavar=metavar)]
+        if is_positional:
             type_ = tyro.conf.Positional[type_]  # type: ignore[misc]
         default = (
             ()

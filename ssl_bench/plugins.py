@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench.errors import UserError, unknown
+from ssl_bench.settings import PRESET_NOTES, Ablation, Published
 
 Kind = Literal["method", "eval"]
+_SIZES = ("backbone", "epochs", "batch_size")
+_NO_CODE = {"PRESETS", "PAPER", "ABLATIONS"}
 _LIGHT_MODULES = {"ssl_bench.errors", "ssl_bench.settings", *sys.stdlib_module_names}
 
 
@@ -77,6 +80,18 @@ class Plugin:
         """The flags that each preset sets for this plugin."""
         return getattr(self.outline(), "PRESETS", {})
 
+    def published(self, preset: str) -> Mapping[str, Published | tuple[Published, ...]]:
+        """What papers say about a preset: the entries of ``PAPER`` whose key it begins with."""
+        paper = getattr(self.outline(), "PAPER", {})
+        rows: dict[str, Published | tuple[Published, ...]] = {}
+        for prefix in sorted(paper, key=len):
+            rows |= paper[prefix] if preset.startswith(prefix) else {}
+        return rows
+
+    def ablations(self) -> Mapping[str, Ablation]:
+        """The ablations that the method offers, by name."""
+        return getattr(self.outline(), "ABLATIONS", {})
+
     @property
     def summary(self) -> str:
         """The first line of the module's docstring."""
@@ -84,7 +99,7 @@ class Plugin:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the plugin's code, blind to comments, layout, docstrings and presets.
+        """A hash of the plugin's code, blind to comments, layout, docstrings and `_NO_CODE`.
 
         It is the same under every version of Python.
         """
@@ -123,6 +138,18 @@ def find(kind: Kind, name: str) -> Plugin:
     if name not in plugins:
         raise unknown(kind, name, plugins)
     return plugins[name]
+
+
+def presets() -> dict[str, str]:
+    """Every preset of the core and of installed plugins, with one line about it."""
+    notes = dict(PRESET_NOTES)
+    for plugin in discover("method").values():
+        for name, values in plugin.presets().items():
+            sizes = [f"{key.replace('_', ' ')} {values[key]}" for key in _SIZES if key in values]
+            notes.setdefault(name, ", ".join([f"{plugin.name} as published", *sizes]))
+    for plugin in discover("eval").values():
+        notes |= {name: "" for name in plugin.presets() if name not in notes}
+    return notes
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -170,7 +197,7 @@ def _parse(plugin: Plugin) -> ast.Module:
 def _canonical(item: Any) -> Any:
     """A syntax tree as nested tuples, without what is empty: versions of Python differ there."""
     if isinstance(item, list):
-        return tuple(_canonical(each) for each in item if not (_is_text(each) or _is_presets(each)))
+        return tuple(_canonical(each) for each in item if not (_is_text(each) or _is_no_code(each)))
     if not isinstance(item, ast.AST):
         return item
     fields = ((name, _canonical(value)) for name, value in ast.iter_fields(item))
@@ -178,9 +205,10 @@ def _canonical(item: Any) -> Any:
     return (type(item).__name__, *kept)
 
 
-def _is_presets(node: Any) -> bool:
+def _is_no_code(node: Any) -> bool:
+    """Whether a statement gives the value of a constant that changes no result by itself."""
     return isinstance(node, ast.Assign) and any(
-        isinstance(target, ast.Name) and target.id == "PRESETS" for target in node.targets
+        isinstance(target, ast.Name) and target.id in _NO_CODE for target in node.targets
     )
 
 

@@ -6,7 +6,7 @@ Nothing here imports torch, so that ``--help`` is fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +61,23 @@ class EvalSettings:
     """Flags of ``ssl-bench eval`` that do not depend on an evaluation."""
 
     target: str = ""
-    """A run's folder or name, or a file of weights."""
+    """A run's folder or name, or weights."""
+    weights: str = ""
+    """Anyone's weights: a file (MAE's, MoCo v3's, DINO's, timm's), a folder that transformers
+    saved, timm:NAME or hf:NAME."""
     backbone: str | None = None
-    """What a file of weights holds: a preset of `ssl-bench list`, or a Vision Transformer of
-    timm by name."""
+    """Which encoder the weights are of, where they do not tell: a preset of `ssl-bench list`, or
+    a Vision Transformer of timm by name."""
+    num_heads: int | None = None
+    """Attention heads of that encoder, where the weights do not tell."""
+    grid: tuple[int, ...] = ()
+    """Rows and columns of its patches, such as 8,6, where they are not as many."""
+    branch: str | None = None
+    """Which of two networks: base_encoder (default) or momentum_encoder of MoCo v3, teacher
+    (default) or student of DINO."""
+    image_size: int | None = None
+    """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
+    the pre-training's."""
     data: str | None = None
     """Data set to evaluate on. Default: the one the run was pre-trained on."""
     seed: int | None = None
@@ -81,7 +94,77 @@ class EvalSettings:
     """Folder for downloaded data sets."""
 
     def __post_init__(self) -> None:
-        require(bool(self.target), "say what to evaluate: a run, or a file of weights")
+        require(
+            bool(self.target) != bool(self.weights),
+            "say what to evaluate: either a run or --weights FILE",
+        )
+        require(len(self.grid) in (0, 2), f"grid {self.grid} is not two numbers such as 8,6")
+        for name in ("image_size", "num_heads"):
+            if getattr(self, name) is not None:
+                above(name.replace("_", " "), getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Write a run's encoder, or anyone's, in a format that other code reads."""
+
+    target: str = ""
+    """A run's folder or name, or anyone's weights, as `ssl-bench eval` takes them."""
+    format: Literal["timm", "mae", "hf"] = "timm"
+    """For timm's checkpoint_path, for the official MAE code, or for transformers."""
+    output: Path | None = None
+    """File to write, a folder for hf. Default: the run's name and the format, here."""
+    overwrite: bool = False
+    """Replace what is there."""
+    backbone: str | None = None
+    """Which encoder the weights are of, where they do not tell."""
+    num_heads: int | None = None
+    """Attention heads of that encoder, where the weights do not tell."""
+    branch: str | None = None
+    """Which of two networks the weights hold, see `ssl-bench eval`."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say what to export: a run, or a file of weights")
+
+
+@dataclass(frozen=True)
+class ReconstructSettings:
+    """Hide patches of images, and draw what a masked autoencoder makes of the others."""
+
+    target: str = ""
+    """A run's folder or name, or anyone's weights with their decoder."""
+    images: tuple[str, ...] = ()
+    """Image files."""
+    mask_ratio: float | None = None
+    """Share of the patches to hide, in (0, 1). Default: the pre-training's, or 0.75."""
+    sampling: Literal["random", "block", "grid"] = "random"
+    """Which patches to hide: any, rectangles of them, or all but a regular grid."""
+    seed: int = 0
+    """Seed of the masks."""
+    norm_pix_loss: Literal["auto", "yes", "no"] = "auto"
+    """Whether the decoder predicts normalised patches. Default: as the weights tell, or whichever
+    makes its prediction better."""
+    decoder_heads: int | None = None
+    """Attention heads of the decoder, where the weights do not tell."""
+    backbone: str | None = None
+    """Which encoder the weights are of, where they do not tell."""
+    num_heads: int | None = None
+    """Attention heads of that encoder, where the weights do not tell."""
+    output: Path = Path("reconstruction.png")
+    """Picture to write."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say whose decoder: a run, or a file of weights")
+        require(bool(self.images), "say which images to reconstruct")
+        if self.mask_ratio is not None:
+            within("mask ratio", self.mask_ratio, "(0, 1)")
+        for name in ("num_heads", "decoder_heads"):
+            if getattr(self, name) is not None:
+                above(name.replace("_", " "), getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +177,16 @@ class CompareSettings:
     """Folder that holds the run folders."""
     csv: Path | None = None
     """Write the table to this file too."""
+
+
+@dataclass(frozen=True)
+class AblateSettings:
+    """Flags of ``ssl-bench ablate`` beside those of ``ssl-bench run``."""
+
+    values: tuple[str, ...] = ()
+    """Values to try, separated by commas. Default: the paper's."""
+    seeds: tuple[int, ...] = ()
+    """Run each value with each of these seeds, separated by commas. Default: that of --seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +211,48 @@ class OptimizerConfig:
         within("warmup", self.warmup, "[0, 1)")
 
 
+@dataclass(frozen=True)
+class Published:
+    """A setting as a paper or its official code has it, for ``ssl-bench recipe``.
+
+    Attributes:
+        value: in the flag's own unit, except that a warm-up is written out: "40 epochs".
+        source: the table or section of the paper, or the file of the official code.
+        ours: what this project does, where that is another thing and no flag.
+    """
+
+    value: Any
+    source: str
+    ours: str = ""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What a method's paper varied, and what it found, for ``ssl-bench ablate``.
+
+    Attributes:
+        title: what is varied.
+        source: the paper's figure or table.
+        setting: what the paper trained, and on what.
+        paper: for each evaluation, the paper's score at each value, in percent. An evaluation
+            whose name begins with that name is shown beside it, too.
+        flag: the numeric flag that is varied, or "".
+        values: of that flag, as in the paper.
+        cells: without such a flag, the words of ``ssl-bench run`` that each named value stands for;
+            ``None`` where it can be had from the paper alone.
+        note: what to know when comparing.
+    """
+
+    title: str
+    source: str
+    setting: str
+    paper: Mapping[str, tuple[float, ...]]
+    flag: str = ""
+    values: tuple[float, ...] = ()
+    cells: Mapping[str, str | None] = field(default_factory=dict)
+    note: str = ""
+
+
 BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "vit_nano": {
         "model_name": "vit_tiny_patch16_224",
@@ -137,8 +272,15 @@ BACKBONES: Mapping[str, Mapping[str, Any]] = {
         "depth": 8,
         "num_heads": 8,
     },
+    "vit_small_mocov3": {
+        "model_name": "vit_small_patch16_224",
+        "embed_dim": 384,
+        "depth": 12,
+        "num_heads": 12,
+    },
 }
-"""Own small Vision Transformers: arguments of ``timm.create_model``."""
+"""Own Vision Transformers: arguments of ``timm.create_model``. The last is MoCo v3's ViT-S, which
+has twice the heads of timm's; no weight's shape shows the difference."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {},

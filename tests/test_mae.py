@@ -1,14 +1,13 @@
-"""MAE against a naive reference written from the paper's definitions."""
+"""MAE against a naive reference, and the parts it is made of."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
+import naive
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -37,100 +36,117 @@ def batch_of(data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
     return Batch((view,), data.train.labels_N[index_B], Draws(0, 3, index_B))
 
 
-def naive_block(block: Any, tokens: Tensor) -> Tensor:
-    """A pre-norm transformer block for one image, one head at a time: ``(T, D)``."""
+def noise_for(sampling: str, grid: tuple[int, int], count: int, seed: int = 0) -> Any:
+    """A source of fixed noise, not the project's own, and each image's patches, kept ones first."""
+    rows, columns = grid
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        "mask": torch.rand(count, rows * columns, generator=generator),
+        "block": torch.rand(count, 32 * 4, generator=generator),
+    }
 
-    def linear(layer: Any, x: Tensor) -> Tensor:
-        return x @ layer.weight.T + layer.bias
+    def order(image: int, hidden: int) -> list[int]:
+        noise = drawn["mask"][image].tolist()
+        if sampling == "random":
+            return naive.random_order(noise, rows, columns)
+        if sampling == "grid":
+            return naive.grid_order(noise, rows, columns)
+        blocks = drawn["block"][image].view(32, 4).tolist()
+        return naive.block_order(noise, blocks, rows, columns, hidden)
 
-    def norm(layer: Any, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        return centred / deviation * layer.weight + layer.bias
-
-    heads, width = block.attn.num_heads, tokens.shape[1]
-    size = width // heads
-    qkv = linear(block.attn.qkv, norm(block.norm1, tokens))
-    outputs = []
-    for head in range(heads):
-        q, k, v = (
-            qkv[:, part * width + head * size : part * width + (head + 1) * size]
-            for part in range(3)
-        )
-        outputs.append((q @ k.T / size**0.5).softmax(-1) @ v)
-    tokens = tokens + linear(block.attn.proj, torch.cat(outputs, dim=1))
-    hidden = F.gelu(linear(block.mlp.fc1, norm(block.norm2, tokens)))
-    return tokens + linear(block.mlp.fc2, hidden)
-
-
-def naive_layer_norm(layer: Any, x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.weight + (
-        layer.bias
-    )
-
-
-def naive_loss(method: Any, images: Tensor, noise: Tensor, norm_pix_loss: bool) -> Tensor:
-    """MAE image by image and patch by patch, decoder in the image's own order."""
-    encoder, size = method.encoder, method.patch_size
-    columns = method.grid[1]
-    losses = []
-    for image, scores in zip(images, noise, strict=True):
-        count = len(scores)
-        patches = []
-        for patch in range(count):
-            top, left = patch // columns * size, patch % columns * size
-            patches.append(image[:, top : top + size, left : left + size])
-        kept = sorted(range(count), key=lambda patch: scores[patch].item())[: method.kept]
-        tokens = [encoder.cls_token[0, 0] + encoder.pos_embed[0, 0]]
-        for patch in kept:
-            kernel = encoder.patch_embed.proj
-            embedded = (kernel.weight * patches[patch]).sum(dim=(1, 2, 3)) + kernel.bias
-            tokens.append(embedded + encoder.pos_embed[0, 1 + patch])
-        encoded = torch.stack(tokens)
-        for block in encoder.blocks:
-            encoded = naive_block(block, encoded)
-        encoded = naive_layer_norm(encoder.norm, encoded)
-        visible = encoded @ method.decoder_embed.weight.T + method.decoder_embed.bias
-        full = [visible[0]]
-        for patch in range(count):
-            in_place = visible[1 + kept.index(patch)] if patch in kept else method.mask_token[0, 0]
-            full.append(in_place)
-        decoded = torch.stack(full) + method.decoder_pos_embed[0]
-        for block in method.decoder_blocks:
-            decoded = naive_block(block, decoded)
-        decoded = naive_layer_norm(method.decoder_norm, decoded)
-        predicted = decoded @ method.decoder_pred.weight.T + method.decoder_pred.bias
-        for patch in set(range(count)) - set(kept):
-            target = patches[patch].permute(1, 2, 0).reshape(-1)
-            if norm_pix_loss:
-                target = (target - target.mean()) / (target.var(unbiased=True) + 1e-6).sqrt()
-            losses.append((predicted[1 + patch] - target).square().mean())
-    return torch.stack(losses).mean()
+    return lambda purpose, numbers: drawn[purpose][:, :numbers], order
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
-@pytest.mark.parametrize("mask_ratio", [0.5, 0.75])
-def test_loss_and_gradients_equal_the_naive_reference(
-    spec: EncoderSpec, tiny: Dataset, norm_pix_loss: bool, mask_ratio: float
+@pytest.mark.parametrize(
+    "sampling,mask_ratio", [("random", 0.75), ("random", 0.5), ("grid", 0.75), ("block", 0.5)]
+)
+def test_outputs_loss_and_gradients_equal_the_naive_reference(
+    spec: EncoderSpec, sampling: str, mask_ratio: float, norm_pix_loss: bool
 ) -> None:
-    method = build(spec, norm_pix_loss=norm_pix_loss, mask_ratio=mask_ratio)
-    batch = batch_of(tiny, spec)
-    loss = method.loss(batch)
-    loss.backward()
+    method = build(spec, sampling=sampling, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
+    naive.randomise(method)
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    noise, order = noise_for(sampling, method.grid, len(images))
+    weights, inputs = naive.weights_of(method), images.double().requires_grad_()
+    orders = [order(image, 16 - method.kept) for image in range(len(images))]
+    expected = naive.mae(weights, inputs, orders, method.kept, 4, (4, 4), norm_pix_loss)
+    expected.loss.backward()
 
-    reference = copy.deepcopy(method).double()
-    reference.zero_grad()
+    keep_BK, hidden_BM = method.mask(noise)
+    assert [row.sort().values.tolist() for row in hidden_BM] == expected.hidden
+    patches = encoders.patchify(images, 4)
+    with torch.no_grad():
+        encoded = encoders.encode_visible(method.encoder, patches, keep_BK)
+        predicted = method.predict(patches, keep_BK, hidden_BM)
+    for image, kept in enumerate(keep_BK.tolist()):
+        reference = expected.encoded[image][[0, *(1 + orders[image].index(p) for p in kept)]]
+        assert naive.relative_error(encoded[image], reference) < 1e-5
+        reference = expected.predicted[image][hidden_BM[image]]
+        assert naive.relative_error(predicted[image], reference) < 1e-5
+    images.requires_grad_()
+    loss = method.reconstruction_loss(images, noise)
+    loss.backward()
+    assert naive.relative_error(loss, expected.loss) < 1e-5
+    assert naive.relative_error(images.grad, inputs.grad) < 1e-5
+    errors = naive.gradient_errors(method, weights)
+    assert {"mask_token", "encoder.cls_token", "encoder.patch_embed.proj.bias"} <= set(errors)
+    assert max(errors.values()) < 1e-5, max(errors, key=lambda name: errors[name])
+
+
+def test_loss_of_a_batch_is_masked_by_its_draws(spec: EncoderSpec, tiny: Dataset) -> None:
+    method, batch = build(spec), batch_of(tiny, spec)
     noise = batch.draws.uniform("mask", 16)
-    expected = naive_loss(reference, batch.views[0].double(), noise, norm_pix_loss)
-    expected.backward()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
-    for (name, ours), theirs in zip(method.named_parameters(), reference.parameters(), strict=True):
-        if ours.grad is None or theirs.grad is None:
-            assert ours.grad is theirs.grad, name
-            continue
-        difference = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
-        assert difference < 1e-5, name
+    assert torch.equal(method.loss(batch), method.reconstruction_loss(batch.views[0], noise))
+
+
+@pytest.mark.parametrize("sampling", ["random", "grid", "block"])
+@pytest.mark.parametrize("grid,ratio", [((14, 14), 0.75), ((14, 14), 0.5), ((7, 9), 0.6)])
+def test_masks_equal_the_naive_reference(
+    sampling: str, grid: tuple[int, int], ratio: float
+) -> None:
+    rows, columns = grid
+    noise, order = noise_for(sampling, grid, 30, seed=rows)
+    kept = masking.count_kept(rows * columns, ratio)
+    hidden_count = rows * columns - kept
+    scores = {
+        "random": lambda: masking.random_scores(noise, rows, columns),
+        "grid": lambda: masking.grid_scores(noise, rows, columns),
+        "block": lambda: masking.block_scores(noise, rows, columns, hidden_count),
+    }[sampling]()
+    keep_BK, hidden_BM = masking.split(scores, kept)
+    for image in range(30):
+        expected = order(image, hidden_count)
+        assert sorted(keep_BK[image].tolist()) == sorted(expected[:kept])
+        assert sorted(hidden_BM[image].tolist()) == sorted(expected[kept:])
+
+
+def test_linear_layers_are_xavier_uniform_and_tokens_normal(spec: EncoderSpec) -> None:
+    """q, k and v as one matrix, and the patch embedding as a matrix too, as in MAE."""
+    method = build(spec, decoder_width=128, decoder_depth=2)
+    linears = {name: m for name, m in method.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert {"decoder_embed", "decoder_pred", "encoder.blocks.0.attn.qkv"} <= set(linears)
+    for name, layer in linears.items():
+        naive.assert_uniform(layer.weight, (6 / sum(layer.weight.shape)) ** 0.5, name)
+        assert not layer.bias.any(), name
+    kernel = method.encoder.patch_embed.proj.weight
+    naive.assert_uniform(kernel, (6 / (3 * 4 * 4 + 128)) ** 0.5, "patch embedding")
+    for name, module in method.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            assert module.eps == 1e-6, name
+            assert (module.weight == 1).all() and not module.bias.any(), name
+    for token in (method.encoder.cls_token, method.mask_token):
+        naive.assert_normal(token, 0.02)
+
+
+def test_position_tables_are_fixed_and_put_the_column_first(spec: EncoderSpec) -> None:
+    method = build(spec)
+    for table, width in ((method.encoder.pos_embed, 128), (method.decoder_pos_embed, 32)):
+        assert not table.requires_grad
+        assert not table[0, 0].any()
+        for patch in range(16):
+            expected = naive.position(width, patch % 4, patch // 4).float()
+            torch.testing.assert_close(table[0, 1 + patch], expected, rtol=0, atol=1e-6)
 
 
 def test_visible_pixels_are_no_target(spec: EncoderSpec, tiny: Dataset) -> None:

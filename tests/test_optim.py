@@ -32,6 +32,28 @@ def test_learning_rate_warms_up_then_follows_a_cosine(
         assert schedule.learning_rate(step) == pytest.approx(expected)
 
 
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 8), st.booleans())
+def test_learning_rate_has_a_floor_and_may_change_by_epoch_alone(
+    per_epoch_steps: int, epochs: int, warmup_tenths: int, per_epoch: bool
+) -> None:
+    """``lr_sched.adjust_learning_rate`` of MAE, at the epoch's start where it is by epoch."""
+    warmup = warmup_tenths / 10
+    config = OptimizerConfig(base_lr=1e-3, warmup=warmup)
+    schedule = Schedule.of(
+        256 * per_epoch_steps, 256, epochs, config, min_lr=1e-6, per_epoch=per_epoch
+    )
+    # The warm-up ends on a step, so it is a share of the epochs but for that.
+    warmup_epochs = round(warmup * schedule.steps) / per_epoch_steps
+    for step in range(schedule.steps):
+        epoch = step // per_epoch_steps if per_epoch else step / per_epoch_steps
+        if epoch < warmup_epochs:
+            expected = 1e-3 * epoch / warmup_epochs
+        else:
+            done = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+            expected = 1e-6 + (1e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * done))
+        assert schedule.learning_rate(step) == pytest.approx(expected)
+
+
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(1, 3))
 def test_an_epoch_sees_each_image_at_most_once_and_drops_only_the_rest(
     images: int, batch_size: int, epochs: int
@@ -106,3 +128,69 @@ def test_set_learning_rate_scales_each_group() -> None:
     optim.set_learning_rate(optimizer, 0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lars_follows_its_formula(weight_decay: float) -> None:
+    """Matrices, one of them zero at first, one without any gradient, one bias; five steps."""
+    generator = torch.Generator().manual_seed(0)
+    starts = {
+        "matrix": torch.randn(3, 4, generator=generator),
+        "kernel": torch.randn(2, 3, 2, 2, generator=generator),
+        "zero": torch.zeros(2, 5),
+        "still": torch.randn(2, 2, generator=generator),
+        "bias": torch.randn(4, generator=generator),
+    }
+    parameters = {name: torch.nn.Parameter(start.clone()) for name, start in starts.items()}
+    unused = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = optim.LARS([*parameters.values(), unused], weight_decay=weight_decay)
+    values = {name: start.double().flatten().tolist() for name, start in starts.items()}
+    speeds = {name: [0.0] * len(value) for name, value in values.items()}
+    for step in range(5):
+        rate = 3.0 / (1 + step)
+        optim.set_learning_rate(optimizer, rate)
+        for name, parameter in parameters.items():
+            gradient = torch.randn(parameter.shape, generator=generator) * (name != "still")
+            parameter.grad = gradient.clone()
+            updates = gradient.double().flatten().tolist()
+            if name != "bias":
+                updates = [g + weight_decay * w for g, w in zip(updates, values[name], strict=True)]
+                weight_norm = math.hypot(*values[name])
+                update_norm = math.hypot(*updates)
+                if weight_norm > 0 and update_norm > 0:
+                    updates = [g * 0.001 * weight_norm / update_norm for g in updates]
+            speeds[name] = [0.9 * v + g for v, g in zip(speeds[name], updates, strict=True)]
+            values[name] = [w - rate * v for w, v in zip(values[name], speeds[name], strict=True)]
+        optimizer.step()
+        for name, parameter in parameters.items():
+            found = parameter.detach().double().flatten()
+            expected = torch.tensor(values[name], dtype=torch.float64)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(unused, torch.ones(2, 2))
+
+
+def test_lars_goes_on_from_its_state() -> None:
+    def steps(optimizer: optim.LARS, weight: torch.nn.Parameter, numbers: range) -> None:
+        for number in numbers:
+            weight.grad = torch.full_like(weight, 1.0 + number)
+            optimizer.step()
+
+    whole, halved = (torch.nn.Parameter(torch.ones(2, 3)) for _ in "12")
+    steps(optim.LARS([whole], lr=0.5), whole, range(4))
+    first = optim.LARS([halved], lr=0.5)
+    steps(first, halved, range(2))
+    second = optim.LARS([halved], lr=0.5)
+    second.load_state_dict(first.state_dict())
+    steps(second, halved, range(2, 4))
+    assert torch.equal(whole, halved)
+
+
+def test_freeze_takes_whole_names_and_says_what_matches_nothing(spec: EncoderSpec) -> None:
+    encoder = encoders.build(spec, seed=0).requires_grad_(True)
+    assert optim.freeze(encoder, "patch_embed.proj", "cls_token") == 3
+    frozen = {name for name, p in encoder.named_parameters() if not p.requires_grad}
+    assert frozen == {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token"}
+    for wrong in ("patch_embed.pro", "blocks.17", ""):
+        with pytest.raises(UserError, match=f"nothing to freeze under '{wrong}'.*blocks"):
+            optim.freeze(encoder, "norm", wrong)
+    assert encoder.norm.weight.requires_grad

@@ -1,0 +1,192 @@
+"""Several processes against one naive computation over the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import naive
+import pytest
+import timm.layers
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssl_bench import parallel, plugins, pretrain
+from ssl_bench.contract import Batch
+from ssl_bench.draws import Draws
+from ssl_bench.encoders import EncoderSpec
+
+MOCO = plugins.find("method", "mocov3")
+SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3)
+BATCH, WIDTH = 12, 7
+WORLDS = (3, 2)
+
+
+def images() -> tuple[Tensor, Tensor]:
+    """Two views of the whole batch; images differ in colour, as photographs do."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.randn(BATCH, 3, 1, 1, generator=generator)
+    first, second = (colours + torch.randn(BATCH, 3, 16, 16, generator=generator) for _ in "12")
+    return first, second
+
+
+def moco() -> Any:
+    config = MOCO.config(projector_width=32, projection_dim=16, freeze_patch_embed=False)
+    method: Any = pretrain.build_method(MOCO.load().Pretraining, config, SPEC, 3, seed=0)
+    naive.randomise(method)
+    with torch.no_grad():
+        method.encoder.cls_token.mul_(0.1)
+        method.momentum_encoder.cls_token.mul_(0.1)
+    return method.train()
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    """What a batch norm gets, far from zero mean, and what its output is multiplied with."""
+    generator = torch.Generator().manual_seed(1)
+    inputs, weights = (torch.randn(BATCH, WIDTH, generator=generator) for _ in "12")
+    return 3 * inputs + 10, weights
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This rank's share of a batch."""
+    return tensor.chunk(parallel.world_size())[parallel.rank()]
+
+
+def batch_norm_found() -> dict[str, Any]:
+    norm = parallel.SyncBatchNorm1d(WIDTH)
+    naive.randomise(norm)
+    whole, weights = rows()
+    inputs = own(whole).clone().requires_grad_()
+    outputs = norm(inputs)
+    (outputs * own(weights)).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in norm.named_parameters()}
+    return {
+        "outputs": outputs.detach(),
+        "input gradient": inputs.grad,
+        "gradients": gradients,
+        "state": norm.state_dict(),
+        "evaluated": norm.eval()(own(whole)).detach(),
+    }
+
+
+def moco_found() -> dict[str, Any]:
+    method = moco()
+    views = tuple(own(view) for view in images())
+    count = len(views[0])
+    loss = method.loss(Batch(views, torch.zeros(count), Draws(0, 0, torch.arange(count))))
+    loss.backward()
+    with torch.no_grad():
+        outputs = {
+            "queries": [method.query(view) for view in views],
+            "keys": [method.key(view) for view in views],
+        }
+    gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    return outputs | {"loss": loss.detach(), "gradients": gradients}
+
+
+def work(rank: int, folder: str) -> None:
+    """One process of the largest world; the last ones have nothing to do in smaller worlds."""
+    torch.set_num_threads(1)
+    timm.layers.set_fused_attn(False)
+    for world in WORLDS:
+        if rank >= world:
+            break
+        meeting = f"file://{folder}/meeting-{world}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        found = {
+            "ranks": (parallel.rank(), parallel.world_size()),
+            "gathered": parallel.gather(torch.full((2, 3), float(rank), requires_grad=True)),
+            "batch norm": batch_norm_found(),
+            "moco": moco_found(),
+        }
+        torch.save(found, f"{folder}/{world}-{rank}.pt")
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What each rank of each world computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=max(WORLDS))
+    return {
+        world: [torch.load(Path(folder, f"{world}-{rank}.pt")) for rank in range(world)]
+        for world in WORLDS
+    }
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[naive.Contrasted, naive.Weights]:
+    """MoCo v3 over the whole batch, with its gradients in the weights."""
+    weights = naive.weights_of(moco())
+    views = [view.double() for view in images()]
+    contrasted = naive.mocov3(weights, views, size=4, heads=4, temperature=0.2)
+    contrasted.loss.backward()
+    return contrasted, weights
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_rows_are_gathered_in_the_order_of_the_ranks(world: int, found: Any) -> None:
+    for rank, result in enumerate(found[world]):
+        assert result["ranks"] == (rank, world)
+        assert result["gathered"][:, 0].tolist() == [r for r in range(world) for _ in range(2)]
+        assert not result["gathered"].requires_grad
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_batch_norm_is_that_of_the_whole_batch(world: int, found: Any) -> None:
+    results = [result["batch norm"] for result in found[world]]
+    norm = nn.BatchNorm1d(WIDTH)
+    naive.randomise(norm)
+    weights = naive.weights_of(norm)
+    whole, factors = rows()
+    inputs = whole.double().requires_grad_()
+    outputs = naive.batch_norm(inputs) * weights["weight"] + weights["bias"]
+    (outputs * factors).sum().backward()
+    ours = torch.cat([result["outputs"] for result in results])
+    assert naive.relative_error(ours, outputs) < 1e-5
+    ours = torch.cat([result["input gradient"] for result in results])
+    assert naive.relative_error(ours, inputs.grad) < 1e-5
+    for name, weight in weights.items():
+        ours = torch.stack([result["gradients"][name] for result in results]).sum(0)
+        assert naive.relative_error(ours, weight.grad) < 1e-5, name
+
+    norm(whole)
+    for result in results:
+        assert result["state"].keys() == norm.state_dict().keys()
+        for name, value in norm.state_dict().items():
+            torch.testing.assert_close(result["state"][name], value)
+    evaluated = torch.cat([result["evaluated"] for result in results])
+    torch.testing.assert_close(evaluated, norm.eval()(whole))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_moco_v3_is_that_of_the_whole_batch(
+    world: int, found: Any, expected: tuple[naive.Contrasted, naive.Weights]
+) -> None:
+    contrasted, weights = expected
+    results = [result["moco"] for result in found[world]]
+    for kind, references in (("queries", contrasted.queries), ("keys", contrasted.keys)):
+        for view, reference in enumerate(references):
+            ours = torch.cat([result[kind][view] for result in results])
+            assert naive.relative_error(ours, reference) < 1e-5, (kind, view)
+    loss = torch.stack([result["loss"] for result in results]).mean()
+    assert naive.relative_error(loss, contrasted.loss) < 1e-5
+    for name, weight in weights.items():
+        if weight.grad is None:
+            assert all(name not in result["gradients"] for result in results), name
+        elif name == "encoder.norm.bias":  # a shift before batch norm: zero but for rounding
+            assert weight.grad.norm() < 1e-12
+        else:
+            ours = torch.stack([result["gradients"][name] for result in results]).mean(0)
+            assert naive.relative_error(ours, weight.grad) < 1e-5, name
+
+
+def test_one_process_is_its_own_world() -> None:
+    values = torch.randn(4, WIDTH, requires_grad=True)
+    assert (parallel.rank(), parallel.world_size()) == (0, 1)
+    gathered = parallel.gather(values)
+    assert torch.equal(gathered, values) and not gathered.requires_grad
+    ours, theirs = parallel.SyncBatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)
+    assert torch.equal(ours(values), theirs(values))
+    assert torch.equal(ours.running_var, theirs.running_var)  # type: ignore[arg-type]
