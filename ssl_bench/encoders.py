@@ -6,7 +6,8 @@ Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import timm
@@ -29,6 +30,8 @@ class EncoderSpec:
         image_size, patch_size: height = width in pixels.
         channels: 1 or 3.
         mean, std: of the pixels in [0, 1], for each channel; images are normalised with them.
+        architecture: further arguments of ``timm.create_model``, where the backbone's own differ.
+        norm_eps: of the layer norms, where it is not 1e-6.
     """
 
     backbone: str
@@ -37,12 +40,21 @@ class EncoderSpec:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    norm_eps: float = 1e-6
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> EncoderSpec:
+        """The spec whose ``asdict`` went through JSON; other entries are left out."""
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        return cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
 
     def timm_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``timm.create_model``, its name included."""
         own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
         sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
-        return {**own, **sizes, "in_chans": self.channels, "num_classes": 0}
+        rest = {"in_chans": self.channels, "num_classes": 0}
+        return {**own, **self.architecture, **sizes, **rest}
 
 
 def timm_names() -> list[str]:
@@ -104,7 +116,32 @@ def build(spec: EncoderSpec, seed: int, **overrides: Any) -> VisionTransformer:
                 "needs a plain Vision Transformer such as vit_tiny_patch16_224"
             )
         _initialise(encoder)
+    for module in encoder.modules():
+        if isinstance(module, nn.LayerNorm) and spec.norm_eps != EncoderSpec.norm_eps:
+            module.eps = spec.norm_eps
     return encoder
+
+
+def resize(encoder: VisionTransformer, image_size: int | tuple[int, int]) -> None:
+    """Make an encoder take images of another size, height first, with its patch size kept.
+
+    Position embeddings are interpolated over the grid of patches (Dosovitskiy et al., *An Image is
+    Worth 16x16 Words*, arXiv:2010.11929, section 3.2), bicubically and with antialiasing, as timm
+    does it (``resample_abs_pos_embed``); MAE's ``util/pos_embed.py`` has no antialiasing, which a
+    coarser grid would suffer from. Those of prefix tokens stay.
+
+    Raises:
+        UserError: the size is not a multiple of the patch size.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    patch_size = encoder.patch_embed.patch_size[0]
+    for side in (height, width):
+        require(
+            side > 0 and side % patch_size == 0,
+            f"image size {side} is not a multiple of the {patch_size} px patches; "
+            f"{max(1, round(side / patch_size)) * patch_size} would work",
+        )
+    encoder.set_input_size(img_size=(height, width))
 
 
 def initialise_linear(root: nn.Module) -> None:

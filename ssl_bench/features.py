@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,17 +35,35 @@ class Encoder:
         self.spec, self.hardware, self.seed = spec, hardware, seed
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
-        """Frozen features of all images, float32 ``(N, D)`` each, extracted once.
-
-        ``cls`` is the class token and ``avg`` the mean of the patch tokens, both after the final
-        norm; an encoder without a class token has ``avg`` alone.
-        """
+        """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once."""
         if split not in self._features:
-            parts = [self._pooled(images) for images in self._chunks(split)]
+            parts = [
+                self.encode(prepare(images, self.spec, self.hardware))
+                for images in self._chunks(split)
+            ]
             self._features[split] = {
                 name: torch.cat([part[name] for part in parts]) for name in parts[0]
             }
         return self._features[split]
+
+    @torch.no_grad()
+    def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
+        """Frozen features of a batch by pooling: float32 ``(B, D)`` each, on its device.
+
+        ``cls`` is the class token and ``avg`` the mean of the patch tokens, both after the final
+        norm; an encoder without a class token has ``avg`` alone. Where the norm comes after the
+        mean, as in encoders that were fine-tuned so, ``avg`` is normed there.
+
+        Args:
+            images_BCHW: normalised float32 of the encoder's size and channels, on its device.
+        """
+        with self.hardware.autocast():
+            tokens_BTD = self._module.forward_features(images_BCHW).float()
+            mean_BD = tokens_BTD[:, self._module.num_prefix_tokens :].mean(dim=1)
+            pooled = {"avg": self._module.fc_norm(mean_BD).float()}
+        if self._module.cls_token is not None:
+            pooled["cls"] = tokens_BTD[:, 0]
+        return pooled
 
     def trainable_copy(self, **overrides: Any) -> VisionTransformer:
         """The encoder again, all of its parameters trainable.
@@ -63,17 +81,6 @@ class Encoder:
             for start in range(0, len(split), _IMAGES_AT_ONCE):
                 yield split.images_NCHW[start : start + _IMAGES_AT_ONCE]
                 bar.update(min(start + _IMAGES_AT_ONCE, len(split)))
-
-    @torch.no_grad()
-    def _pooled(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
-        with self.hardware.autocast():
-            tokens_BTD = self._module.forward_features(
-                prepare(images_BCHW, self.spec, self.hardware)
-            ).float()
-        pooled = {"avg": tokens_BTD[:, self._module.num_prefix_tokens :].mean(dim=1)}
-        if self._module.cls_token is not None:
-            pooled["cls"] = tokens_BTD[:, 0]
-        return pooled
 
 
 class RawPixels:
@@ -94,10 +101,21 @@ class RawPixels:
         return self._features[split]
 
 
-def prepare(images_BCHW: Tensor, spec: EncoderSpec, hardware: Hardware) -> Tensor:
-    """Turn stored uint8 images into an encoder's input: centre view, channels, normalised."""
-    view = evaluation_view(images_BCHW.to(hardware.device), spec.image_size)
-    return normalize(match_channels(view, spec.channels), spec.mean, spec.std)
+def prepare(
+    images_BCHW: Tensor,
+    spec: EncoderSpec,
+    hardware: Hardware,
+    view: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Turn stored uint8 images into an encoder's input: a view, channels, normalised.
+
+    Args:
+        view: from uint8 images on the device to float32 ones in [0, 1] of the encoder's size.
+            Default: the centre view.
+    """
+    images_BCHW = images_BCHW.to(hardware.device)
+    views = view(images_BCHW) if view else evaluation_view(images_BCHW, spec.image_size)
+    return normalize(match_channels(views, spec.channels), spec.mean, spec.std)
 
 
 def match_channels(images_BCHW: Tensor, channels: int) -> Tensor:

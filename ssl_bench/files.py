@@ -14,13 +14,17 @@ from typing import Any
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that takes the place of ``path`` once the block has succeeded.
 
-    A process killed at any moment leaves either the old file or the new one.
+    A process killed at any moment leaves either the old file or the new one. Whoever may read a new
+    file here may read this one, whatever its writer thinks (safetensors: nobody else).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,26 +1,25 @@
-"""Weights on disk: our own folders, and files from elsewhere. Loading runs no code."""
+"""Weights on disk. Loading runs no code."""
 
 from __future__ import annotations
 
-import math
+import argparse
+import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench import encoders
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import atomic, read_json, write_json
-
-_NORMALISATION = {
-    1: ((0.449,), (0.226,)),
-    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 
 
 def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
@@ -42,81 +41,76 @@ def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
         weights = load_file(folder / "encoder.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable encoder: {error}") from error
-    text["mean"], text["std"] = tuple(text["mean"]), tuple(text["std"])
-    spec = EncoderSpec(**{name: text[name] for name in EncoderSpec.__dataclass_fields__})
+    spec = EncoderSpec.of(text)
     encoder = encoders.build(spec, seed=0)
-    _load_strictly(encoder, weights, folder / "encoder.safetensors")
+    load_strictly(encoder, weights, repr(str(folder / "encoder.safetensors")))
     return encoder, spec
 
 
-def read(path: Path, backbone: str | None) -> tuple[VisionTransformer, EncoderSpec]:
-    """The encoder in a file of weights under timm's names: safetensors, or a PyTorch checkpoint.
+def digest(encoder: VisionTransformer) -> str:
+    """SHA-256 of all weights and their names."""
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        sha256.update(name.encode())
+        sha256.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
-    Image size, patch size and channels are read off the weights; a classifier's ``head`` is left
-    out. Loading runs no code from the file. Images are normalised with ImageNet's statistics,
-    which weights from elsewhere expect. Next to an ``encoder.json``, that file says it all.
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file of weights holds, tensors on the CPU. No code from it is run.
+
+    Of what a pickle may hold beside tensors and plain values, ``argparse.Namespace`` alone is let
+    in: the official code of MAE and DINO stores its flags so.
 
     Raises:
-        UserError: the file cannot be read, holds no Vision Transformer, or another one than the
-            backbone; every surplus or missing weight counts.
+        UserError: it is no checkpoint, is cut short, or holds pickled code.
     """
-    if (path.parent / "encoder.json").exists() and path.name == "encoder.safetensors":
-        return load(path.parent)
-    state = _read_state(path)
-    if "patch_embed.proj.weight" not in state:
-        raise UserError(
-            f"{str(path)!r} holds no Vision Transformer under timm's names; its first key is "
-            f"{next(iter(state), None)!r}, and 'patch_embed.proj.weight' is missing"
-        )
-    if backbone is None:
-        raise UserError(f"say what {str(path)!r} holds, e.g. --backbone vit_base_patch16_224")
-    for name, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
-        shape = tuple(state[name].shape) if name in state else "missing"
-        require(
-            name in state and len(shape) == dimensions,
-            f"{str(path)!r}: sizes are read off {name!r}, which should have {dimensions} "
-            f"dimensions and is {shape}",
-        )
-    _, channels, _, patch_size = state["patch_embed.proj.weight"].shape
-    positions = state["pos_embed"].shape[1]
-    side = math.isqrt(positions)
-    if channels not in _NORMALISATION or positions - side**2 > 8:
-        raise UserError(f"{str(path)!r}: only square images of 1 or 3 channels are supported")
-    spec = EncoderSpec(backbone, side * patch_size, patch_size, channels, *_NORMALISATION[channels])
-    encoder = encoders.build(spec, seed=0)
-    _load_strictly(
-        encoder,
-        {name: value for name, value in state.items() if not name.startswith("head.")},
-        path,
-    )
-    return encoder, spec
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
+    where = f"{str(path)!r}"
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            return dict(load_file(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise UserError(f"{str(path)!r} cannot be read as weights: {first_line(error)}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{str(path)!r} holds no weights but a {type(content).__name__}")
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        problem = (
+            f"it holds pickled code ({code[1]}), which is not run; save its tensors alone"
+            if code
+            else f"it is no checkpoint, or cut short ({first_line(error).rstrip('.')})"
+        )
+        raise UserError(f"{where} cannot be read as weights: {problem}") from error
+    require(isinstance(content, dict), f"{where} holds no weights but a {type(content).__name__}")
     return content
 
 
-def _load_strictly(encoder: VisionTransformer, state: dict[str, Tensor], path: Path) -> None:
-    expected = encoder.state_dict()
-    problems = [f"lacks {name!r}" for name in expected.keys() - state.keys()]
-    problems += [f"has {name!r} too" for name in state.keys() - expected.keys()]
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    origin: Mapping[str, str] | None = None,
+) -> None:
+    """Load weights into a module, all of them or none.
+
+    Args:
+        where: what holds the weights, for complaints.
+        origin: names in the file, where they are others.
+
+    Raises:
+        UserError: a weight is missing, matches nothing or has another shape.
+    """
+    origin = origin or {}
+    expected = module.state_dict()
+    problems = [f"has {origin.get(name, name)!r} too" for name in state.keys() - expected.keys()]
+    problems += [f"lacks {name!r}" for name in expected.keys() - state.keys()]
     problems += [
-        f"has {name!r} of shape {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
+        f"has {origin.get(name, name)!r} of shape {tuple(state[name].shape)}, "
+        f"not {tuple(expected[name].shape)}"
         for name in expected.keys() & state.keys()
         if state[name].shape != expected[name].shape
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{str(path)!r} is not that encoder: it {min(problems)}{more}")
-    encoder.load_state_dict(state)
+        raise UserError(f"{where} is not that encoder: it {min(problems)}{more}")
+    module.load_state_dict(state)

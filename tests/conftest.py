@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import timm.layers
@@ -17,7 +18,8 @@ from ssl_bench.data.dataset import fingerprint
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.hardware import Hardware
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that a test starts
+huggingface_hub.constants.HF_HUB_OFFLINE = True
 torch.set_num_threads(1)
 timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
 

@@ -1,0 +1,239 @@
+"""Which Vision Transformer weights belong to: read off them, or asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_bench import encoders, formats
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.formats import Weights
+from ssl_bench.settings import BACKBONES
+
+_IMAGENET = {
+    1: ((0.449,), (0.226,)),
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+_ALIKE = 0.9
+_STANDARD = {
+    "vit_tiny_patch16_224": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_small_patch16_224": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_base_patch16_224": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_large_patch16_224": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "vit_huge_patch14_224": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a user says about weights, beyond what they show.
+
+    Attributes:
+        backbone: a preset of `settings.BACKBONES`, or a Vision Transformer of timm.
+        num_heads: attention heads of the encoder.
+        grid: rows and columns of patches it was trained with, where these are not as many.
+        branch: which of two networks, see `formats.sort`.
+    """
+
+    backbone: str | None = None
+    num_heads: int | None = None
+    grid: tuple[int, int] | None = None
+    branch: str | None = None
+
+
+def work_out(
+    found: Weights, where: str, hints: Hints, norm_eps: float
+) -> tuple[EncoderSpec, tuple[int, int]]:
+    """The encoder that weights are of, and its rows and columns of patches.
+
+    The spec's images are square: as high as the grid is.
+
+    Args:
+        where: what holds the weights, for complaints.
+
+    Raises:
+        UserError: they are no Vision Transformer's, or do not tell enough, or contradict a hint.
+    """
+    state = found.encoder
+    require(
+        "patch_embed.proj.weight" in state,
+        f"{where} holds no Vision Transformer under known names ({found.kind}); its first key is "
+        f"{found.origin.get(next(iter(state), ''), next(iter(state), 'none'))!r}, and "
+        "'patch_embed.proj.weight' is missing",
+    )
+    for name, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
+        shape = tuple(state[name].shape) if name in state else "missing"
+        require(
+            name in state and len(shape) == dimensions,
+            f"{where}: sizes are read off {name!r}, which should have {dimensions} dimensions and "
+            f"is {shape}",
+        )
+    width, channels, patch_size, patch_width = state["patch_embed.proj.weight"].shape
+    require(
+        channels in _IMAGENET and patch_size == patch_width,
+        f"{where} takes {channels} channels in patches of {patch_size} x {patch_width} pixels; "
+        "1 or 3 channels and square patches are supported",
+    )
+    shown = _architecture(state)
+    grid = rows, _ = _grid(state, shown, hints, where)
+    heads = _heads(found, (width, shown["depth"]), grid, hints, where)
+    require(
+        heads > 0 and width % heads == 0,
+        f"{where}: {heads} attention heads do not divide its width of {width}",
+    )
+    backbone, architecture = _name(hints.backbone, hints.num_heads, {**shown, "num_heads": heads})
+    mean, std = _normalisation(hints.backbone, channels)
+    spec = EncoderSpec(
+        backbone, rows * patch_size, patch_size, channels, mean, std, architecture, norm_eps
+    )
+    return spec, grid
+
+
+def _architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the weights' names and shapes show, as arguments of ``timm.create_model``.
+
+    Of what is as in the plain ViT, only width and depth are given.
+    """
+    width = len(state["patch_embed.proj.weight"])
+    depth = 1 + max(
+        (int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)), default=-1
+    )
+    shown: dict[str, Any] = {"embed_dim": width, "depth": depth}
+    hidden = state.get("blocks.0.mlp.fc1.weight")
+    if hidden is not None and len(hidden) != 4 * width:
+        shown["mlp_ratio"] = len(hidden) / width
+    if "blocks.0.attn.qkv.bias" not in state:
+        shown["qkv_bias"] = False
+    if "blocks.0.attn.q_norm.weight" in state:
+        shown["qk_norm"] = True
+    if "blocks.0.ls1.gamma" in state:
+        shown["init_values"] = 1e-5
+    if "norm_pre.weight" in state:
+        shown["pre_norm"] = True
+    if "reg_token" in state:
+        shown["reg_tokens"] = state["reg_token"].shape[1]
+    if "fc_norm.weight" in state:
+        shown["global_pool"] = "avg"
+    if "cls_token" not in state:
+        shown |= {"class_token": False, "global_pool": "avg", "fc_norm": "fc_norm.weight" in state}
+    return shown
+
+
+def _grid(
+    state: Mapping[str, Tensor], shown: dict[str, Any], hints: Hints, where: str
+) -> tuple[int, int]:
+    """Rows and columns of patches; adds to ``shown`` if prefix tokens have no positions."""
+    count = state["pos_embed"].shape[1]
+    prefix = shown.get("class_token", True) + shown.get("reg_tokens", 0)
+    side = math.isqrt(count - prefix)
+    rows, columns = grid = hints.grid or (side, side)
+    if rows * columns == count - prefix and rows > 0:
+        return grid
+    if hints.grid is None and hints.backbone and math.isqrt(count) ** 2 == count:
+        rows = columns = math.isqrt(count)
+    if rows * columns == count:
+        shown["no_embed_class"] = True
+        return rows, columns
+    if hints.grid:
+        raise UserError(
+            f"{where} has {count} positions, at most {prefix} of them for prefix tokens, which is "
+            f"no grid of {rows} x {columns} patches"
+        )
+    raise UserError(
+        f"{where} has {count} positions for {prefix} prefix tokens and its patches, which are no "
+        "square; say the rows and columns of its grid, e.g. --grid 8,6"
+    )
+
+
+def _heads(
+    found: Weights,
+    width_depth: tuple[int, int],
+    grid: tuple[int, int],
+    hints: Hints,
+    where: str,
+) -> int:
+    """Attention heads, which no shape shows: as told, or as files of this kind have them."""
+    if hints.num_heads:
+        return hints.num_heads
+    known = formats.heads(found, width_depth, position_order(found.encoder["pos_embed"], grid))
+    if hints.backbone:
+        own = _heads_of(hints.backbone)
+        require(
+            known in (None, own),
+            f"{where} ({found.kind}) has {known} attention heads, and backbone "
+            f"{hints.backbone!r} has {own}; leave --backbone out, or insist with --num-heads {own}",
+        )
+        return own
+    width, depth = width_depth
+    fits = [str(heads) for heads in range(1, width) if width % heads == 0 and width // heads >= 8]
+    require(
+        known is not None,
+        f"{where} ({found.kind}) is {width} wide with {depth} blocks, which does not tell its "
+        f"attention heads; say --backbone, or --num-heads, one of {', '.join(fits)}",
+    )
+    assert known is not None
+    return known
+
+
+def _heads_of(backbone: str) -> int:
+    own = BACKBONES.get(backbone, {"model_name": backbone})
+    names = [*BACKBONES, *encoders.timm_names()]
+    if backbone.partition(".")[0] not in names:
+        raise unknown("backbone", backbone, names)
+    with torch.device("meta"):
+        return timm.create_model(**own).blocks[0].attn.num_heads
+
+
+def _name(
+    backbone: str | None, num_heads: int | None, architecture: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
+    """A backbone's name, and what is not as that backbone has it.
+
+    Args:
+        num_heads: what the user insists on.
+    """
+    if backbone:
+        insisted = {"num_heads": num_heads} if num_heads else {}
+        pooled = {"global_pool": "avg"} if architecture.get("global_pool") else {}
+        return backbone, {**insisted, **pooled}
+    for name, own in {**_STANDARD, **BACKBONES}.items():
+        if architecture == {key: own[key] for key in ("embed_dim", "depth", "num_heads")}:
+            return name, {}
+    return "vit_base_patch16_224", architecture
+
+
+def _normalisation(
+    backbone: str | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's statistics, unless a backbone of timm with a tag has its own."""
+    cfg = timm.get_pretrained_cfg(backbone) if backbone and "." in backbone else None
+    if cfg and channels == len(cfg.mean):
+        return tuple(cfg.mean), tuple(cfg.std)
+    return _IMAGENET[channels]
+
+
+def position_order(positions_1TD: Tensor, grid: tuple[int, int]) -> str | None:
+    """Which axis the first half of the width encodes, if the positions resemble a sin-cos table.
+
+    Fine-tuned ones still do: learned ones that did not start there are nearly orthogonal to it.
+    """
+    rows, columns = grid
+    patches_LD = positions_1TD[0, -rows * columns :].float()
+    if patches_LD.shape[1] % 4:
+        return None
+    alike = {}
+    for first in ("column", "row"):
+        table_LD = encoders.sincos_2d(patches_LD.shape[1], rows, columns, first=first)
+        alike[first] = F.cosine_similarity(patches_LD.flatten(), table_LD.flatten(), dim=0).item()
+    best = max(alike, key=alike.__getitem__)
+    is_told = alike[best] > _ALIKE and alike["column"] != alike["row"]
+    return best if is_told else None

@@ -1,0 +1,266 @@
+"""The names that others give to a Vision Transformer's weights, and timm's for the same.
+
+Everything here works on names and tensors alone; `checkpoints` reads files and builds encoders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_bench.errors import UserError, require
+
+State = Mapping[str, Tensor]
+# (width, depth) -> attention heads, which no weight's shape shows.
+_VIT_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+_MAE_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+_MOCO_HEADS = {(384, 12): 12, (768, 12): 12}
+
+_DECODER = re.compile(
+    r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|"
+    r"decoder_blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+)
+_HEAD = re.compile(
+    r"(head|head_dist|classifier|pooler\.dense)\.(weight|bias)|"  # a classifier
+    r"(head|predictor)\.\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)|"
+    r"head\.(mlp|last_layer)\..+"  # DINO's projection head
+)
+_TRANSFORMERS = (
+    (r"^vit\.", ""),
+    (r"^decoder\.(?=mask_token|decoder_)", ""),
+    (r"^decoder_(encoder\.layer|layers)\.", "decoder_blocks."),
+    (r"^(encoder\.layer|layers)\.", "blocks."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.", ""),
+    (r"^layernorm\.", "norm."),
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file's weights, sorted by what they are for.
+
+    Attributes:
+        kind: what made the file, for a person to read.
+        encoder: under timm's names; what is not known is here too, to be complained about.
+        decoder: MAE's decoder and mask token under the official names, or nothing.
+        heads: attention heads by (width, depth), as this kind of file has them.
+        origin: the name in the file of each weight that is called otherwise here.
+        left_out: names of known weights that no encoder needs.
+    """
+
+    kind: str
+    encoder: State
+    decoder: State
+    heads: Mapping[tuple[int, int], int]
+    origin: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
+    """Recognise who wrote a checkpoint, and sort its weights.
+
+    Known are MAE (``['model']``, with or without the decoder), MoCo v3 (``['state_dict']``,
+    ``module.base_encoder.*``), DINO (``teacher`` and ``student``, or ``backbone.*``), timm, and
+    transformers' ViT and ViTMAE.
+
+    Args:
+        content: what the file holds.
+        branch: which of two networks to take: ``base_encoder`` (default) or ``momentum_encoder``
+            of MoCo v3, ``teacher`` (default) or ``student`` of DINO.
+        where: the file, for complaints.
+
+    Raises:
+        UserError: there are no weights, or no such branch.
+    """
+    networks = [name for name in ("teacher", "student") if _is_state(content.get(name))]
+    if networks:
+        state = content[_choose(branch, networks, where)]
+        kind = f"DINO, {_choose(branch, networks, where)}"
+    else:
+        kind = ""
+        state = content
+        for key in ("model", "state_dict"):
+            if _is_state(content.get(key)):
+                state = content[key]
+    require(_is_state(state), f"{where} holds no weights but {_listed(content)}")
+    return _sorted(dict(state), kind, branch, where)
+
+
+def _sorted(state: dict[str, Tensor], kind: str, branch: str | None, where: str) -> Weights:
+    names = {name: name.removeprefix("module.") for name in state}
+    heads = _VIT_HEADS
+    networks = [
+        network
+        for network in ("base_encoder", "momentum_encoder")
+        if any(name.startswith(f"{network}.") for name in names.values())
+    ]
+    if networks:
+        chosen = _choose(branch, networks, where)
+        kind, heads = f"MoCo v3, {chosen.replace('_', ' ')}", _MOCO_HEADS
+        names = _of_network(names, chosen, networks)
+    elif any(name.startswith("backbone.") for name in names.values()):
+        kind = kind or "an encoder called backbone"
+        names = {old: new.removeprefix("backbone.") for old, new in names.items()}
+    elif any("embeddings.patch_embeddings." in name for name in names.values()):
+        kind = "transformers"
+        names = {old: _from_transformers(new) for old, new in names.items()}
+    require(
+        branch is None or bool(networks) or kind.startswith("DINO"),
+        f"{where} holds one network, so --branch {branch} means nothing; leave it out",
+    )
+
+    origin = {new: old for old, new in names.items() if new not in ("", old)}
+    unwanted = [old for old, new in names.items() if not new or _HEAD.fullmatch(new)]
+    renamed = {new: state[old] for old, new in names.items() if old not in unwanted}
+    renamed = _fuse_queries_keys_values(renamed)
+    decoder = {}
+    if any(name.startswith("decoder_pred.") for name in renamed):
+        kind, heads = f"{kind}, MAE with its decoder".removeprefix(", "), _MAE_HEADS
+        decoder = {name: renamed.pop(name) for name in list(renamed) if _DECODER.fullmatch(name)}
+    elif renamed.pop("mask_token", None) is not None:
+        unwanted.append(origin.get("mask_token", "mask_token"))
+    return Weights(kind or "timm's names", renamed, decoder, heads, origin, tuple(unwanted))
+
+
+def is_mae_decoder(state: State) -> bool:
+    """Whether these are the weights of an MAE's decoder, and all of them."""
+    return "decoder_pred.weight" in state and all(_DECODER.fullmatch(name) for name in state)
+
+
+def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
+    """What a file tells of an MAE's pre-training, beside its weights.
+
+    The official code stores its flags as ``args``, and every decoder it makes has 16 heads and is
+    512 wide (``models_mae.py``, facebookresearch/mae ``efb2a80``).
+    """
+    told = vars(content.get("args", argparse.Namespace()))
+    known = {name: told[name] for name in ("norm_pix_loss", "mask_ratio") if name in told}
+    if len(decoder.get("decoder_embed.bias", ())) == 512:
+        known["decoder_heads"] = 16
+    return known
+
+
+def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> int | None:
+    """Attention heads as encoders of this kind, width and depth have them, if any does.
+
+    A ViT-S of MoCo v3 has 12, any other 6. Without MoCo v3's names around it, such a file is
+    recognised by its position embeddings.
+
+    Args:
+        first: the axis that position embeddings encode first, if they are sin-cos.
+    """
+    table = _MOCO_HEADS if found.heads is _VIT_HEADS and first == "row" else found.heads
+    return table.get(width_depth)
+
+
+def to_transformers(state: State, decoder: State) -> dict[str, Tensor]:
+    """Weights under the names of transformers' ``ViTModel``, or ViTMAE where there is a decoder.
+
+    The names are those of the files on the Hugging Face hub, which every version reads.
+    """
+    prefix = "vit." if decoder else ""
+    renamed = {
+        prefix + new: value
+        for name, tensor in state.items()
+        for new, value in _transformers_items(name, tensor, "encoder.layer.")
+    }
+    for name, tensor in decoder.items():
+        for new, value in _transformers_items(name, tensor, "decoder_layers."):
+            renamed["decoder." + new] = value
+    return {name: value.contiguous() for name, value in renamed.items()}
+
+
+def _transformers_items(name: str, tensor: Tensor, layers: str) -> list[tuple[str, Tensor]]:
+    whole = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    block = re.fullmatch(r"(?:decoder_)?blocks\.(\d+)\.(.+)\.(weight|bias)", name)
+    if not block:
+        return [(whole.get(name, name), tensor)]
+    layer, part, kind = f"{layers}{block[1]}.", block[2], block[3]
+    if part == "attn.qkv":
+        parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+        return [(f"{layer}attention.attention.{who}.{kind}", value) for who, value in parts]
+    inner = {
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    return [(f"{layer}{inner[part]}.{kind}", tensor)]
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(each, Tensor) for each in value.values())
+    )
+
+
+def _listed(content: Mapping[str, Any]) -> str:
+    names = [f"{name!r} ({type(value).__name__})" for name, value in content.items()]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
+
+
+def _choose(branch: str | None, networks: list[str], where: str) -> str:
+    if branch is None:
+        return networks[0]
+    if branch not in networks:
+        raise UserError(f"{where} has no branch {branch!r}; it has {' and '.join(networks)}")
+    return branch
+
+
+def _of_network(names: Mapping[str, str], chosen: str, networks: Iterable[str]) -> dict[str, str]:
+    """The chosen network's names without its prefix; "" for what the other has alike."""
+    own = {new.removeprefix(f"{chosen}.") for new in names.values() if new.startswith(f"{chosen}.")}
+    renamed = {}
+    for old, new in names.items():
+        network, _, rest = new.partition(".")
+        if network == chosen:
+            renamed[old] = rest
+        else:
+            renamed[old] = "" if network in networks and rest in own else new
+    return renamed
+
+
+def _from_transformers(name: str) -> str:
+    for pattern, replacement in _TRANSFORMERS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _fuse_queries_keys_values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value as the one matrix ``qkv`` that timm and MAE have."""
+    fused = dict(state)
+    for name in state:
+        if ".attn.query." not in name:
+            continue
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in state for part in parts):
+            values = [fused.pop(part) for part in parts]
+            fused[name.replace(".query.", ".qkv.")] = torch.cat(values)
+    return fused

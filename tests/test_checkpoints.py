@@ -1,0 +1,547 @@
+"""Everyone's checkpoints: read, resized, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ssl_bench import architecture, encoders, formats, load_encoder
+from ssl_bench.architecture import Hints
+from ssl_bench.checkpoints import read
+from ssl_bench.errors import UserError
+from ssl_bench.formats import Weights
+
+Call = Callable[..., tuple[int, str, str]]
+State = dict[str, Tensor]
+
+
+def vit(width: int = 48, depth: int = 2, heads: int = 3, **more: Any) -> VisionTransformer:
+    """A small timm ViT of 32 x 32 images in 8 x 8 patches, with weights of realistic scale."""
+    sizes = {"img_size": 32, "patch_size": 8, "num_classes": 0, **more}
+    model = timm.create_model(
+        "vit_base_patch16_224", embed_dim=width, depth=depth, num_heads=heads, **sizes
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def images(height: int = 32, width: int = 32) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def features(model: Any, images_BCHW: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.forward_features(images_BCHW)
+
+
+def assert_same_features(source: Path | str, model: VisionTransformer, **hints: Any) -> None:
+    ours = load_encoder(source, **hints)
+    torch.testing.assert_close(features(ours, images()), features(model, images()))
+
+
+def decoder(width: int = 32, depth: int = 1, encoder_width: int = 48, tokens: int = 17) -> State:
+    """An MAE's decoder as the official code names it: 8 x 8 patches of three channels."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "mask_token": (1, 1, width),
+        "decoder_pos_embed": (1, tokens, width),
+        "decoder_embed.weight": (width, encoder_width),
+        "decoder_embed.bias": (width,),
+        "decoder_pred.weight": (8 * 8 * 3, width),
+        "decoder_pred.bias": (8 * 8 * 3,),
+        "decoder_norm.weight": (width,),
+        "decoder_norm.bias": (width,),
+    }
+    for block in range(depth):
+        for part, out, into in (
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", 4 * width, width),
+            ("mlp.fc2", width, 4 * width),
+        ):
+            shapes[f"decoder_blocks.{block}.{part}.weight"] = (out, into)
+            shapes[f"decoder_blocks.{block}.{part}.bias"] = (out,)
+        for norm in ("norm1", "norm2"):
+            shapes[f"decoder_blocks.{block}.{norm}.weight"] = (width,)
+            shapes[f"decoder_blocks.{block}.{norm}.bias"] = (width,)
+    generator = torch.Generator().manual_seed(2)
+    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+
+
+def moco_state(base: VisionTransformer, momentum: VisionTransformer) -> State:
+    state: State = {}
+    for network, model in (("base_encoder", base), ("momentum_encoder", momentum)):
+        state |= {f"module.{network}.{name}": value for name, value in model.state_dict().items()}
+        for layer in (0, 3, 6):
+            state[f"module.{network}.head.{layer}.weight"] = torch.ones(4, 4)
+        for layer in (1, 4, 7):
+            state[f"module.{network}.head.{layer}.running_mean"] = torch.ones(4)
+            state[f"module.{network}.head.{layer}.num_batches_tracked"] = torch.tensor(3)
+    for layer in (0, 3):
+        state[f"module.predictor.{layer}.weight"] = torch.ones(4, 4)
+    return state
+
+
+def dino_state(model: VisionTransformer, prefix: str = "") -> State:
+    state = {f"{prefix}backbone.{name}": value for name, value in model.state_dict().items()}
+    for name in ("mlp.0.weight", "mlp.0.bias", "last_layer.weight_g", "last_layer.weight_v"):
+        state[f"{prefix}head.{name}"] = torch.ones(2)
+    return state
+
+
+class TestFormats:
+    """Files as their authors' code writes them."""
+
+    def test_mae_encoder_alone(self, tmp_path: Path) -> None:
+        model = vit()
+        torch.save({"model": model.state_dict()}, tmp_path / "mae.pth")
+        assert_same_features(tmp_path / "mae.pth", model, num_heads=3)
+
+    def test_mae_in_full_with_the_flags_of_its_training(self, tmp_path: Path) -> None:
+        model = vit()
+        args = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.6, model="mae_vit_base_patch16")
+        content = {
+            "model": model.state_dict() | decoder(width=512),
+            "optimizer": {"state": {}, "param_groups": []},
+            "epoch": 799,
+            "args": args,
+        }
+        torch.save(content, tmp_path / "mae.pth")
+        assert_same_features(tmp_path / "mae.pth", model, num_heads=3)
+        checkpoint = read(str(tmp_path / "mae.pth"), Hints(num_heads=3))
+        assert checkpoint.decoder.keys() == decoder().keys()
+        assert checkpoint.settings == {
+            "norm_pix_loss": True,
+            "mask_ratio": 0.6,
+            "decoder_heads": 16,
+        }
+
+    def test_mae_fine_tuned_has_its_norm_after_the_pooling(self, tmp_path: Path) -> None:
+        model = vit(global_pool="avg", num_classes=7)
+        torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
+        ours = load_encoder(tmp_path / "finetuned.pth", num_heads=3)
+        torch.testing.assert_close(features(ours, images()), features(model, images()))
+        pooled = ours.fc_norm(features(ours, images())[:, 1:].mean(1))
+        torch.testing.assert_close(pooled, model.fc_norm(model.pool(features(model, images()))))
+
+    @pytest.mark.parametrize("branch", [None, "base_encoder", "momentum_encoder"])
+    def test_mocov3(self, branch: str | None, tmp_path: Path) -> None:
+        base, momentum = vit(), vit()
+        with torch.no_grad():
+            momentum.cls_token.add_(1)
+        content = {"epoch": 300, "arch": "vit_small", "state_dict": moco_state(base, momentum)}
+        torch.save(content, tmp_path / "vit-s-300ep.pth.tar")
+        wanted = momentum if branch == "momentum_encoder" else base
+        assert_same_features(tmp_path / "vit-s-300ep.pth.tar", wanted, num_heads=3, branch=branch)
+
+    @pytest.mark.parametrize("branch", [None, "teacher", "student"])
+    def test_dino(self, branch: str | None, tmp_path: Path) -> None:
+        teacher, student = vit(), vit()
+        with torch.no_grad():
+            student.cls_token.add_(1)
+        content = {
+            "student": dino_state(student, "module."),
+            "teacher": dino_state(teacher),
+            "args": argparse.Namespace(arch="vit_small", patch_size=16),
+            "epoch": 100,
+        }
+        torch.save(content, tmp_path / "dino.pth")
+        wanted = student if branch == "student" else teacher
+        assert_same_features(tmp_path / "dino.pth", wanted, num_heads=3, branch=branch)
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {},
+            {"num_classes": 10},
+            {"reg_tokens": 4},
+            {"reg_tokens": 2, "no_embed_class": True},
+            {"init_values": 0.1},
+            {"qkv_bias": False},
+            {"mlp_ratio": 2.5},
+            {"qk_norm": True},
+            {"pre_norm": True},
+            {"class_token": False, "global_pool": "avg"},
+            {"class_token": False, "global_pool": "avg", "fc_norm": False},
+            {"in_chans": 3, "patch_size": 4},
+        ],
+        ids=str,
+    )
+    def test_timm(self, more: Mapping[str, Any], tmp_path: Path) -> None:
+        model = vit(**more)
+        grid = (4, 4) if more.get("no_embed_class") else None
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        assert_same_features(tmp_path / "model.safetensors", model, num_heads=3, grid=grid)
+        torch.save(model.state_dict(), tmp_path / "model.pth")
+        assert_same_features(tmp_path / "model.pth", model, num_heads=3, grid=grid)
+
+    def test_a_named_backbone_says_the_heads(self, tmp_path: Path) -> None:
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8).eval()
+        torch.save(model.state_dict(), tmp_path / "model.pth")
+        assert_same_features(tmp_path / "model.pth", model, backbone="vit_tiny_patch16_224")
+
+    def test_run_folder(self, ssl_bench: Call, image_folder: Path, tmp_path: Path) -> None:
+        flags = ("--epochs", 1, "--batch-size", 16, "--backbone", "vit_nano", "--evals", "none")
+        code, _, err = ssl_bench(
+            "run", "--data", image_folder, "--runs-dir", tmp_path / "runs", *flags
+        )
+        assert code == 0, err
+        [folder] = [path.parent for path in (tmp_path / "runs").glob("*/encoder.json")]
+        encoder = load_encoder(folder)
+        assert features(encoder, images(16, 16)).shape == (2, 17, 64)
+        assert encoder.spec.image_size == 16
+        again = load_encoder(folder / "encoder.safetensors")
+        torch.testing.assert_close(
+            features(encoder, images(16, 16)), features(again, images(16, 16))
+        )
+
+
+class TestHub:
+    """Names on the Hugging Face hub, from a cache laid out as its library does it."""
+
+    @pytest.fixture
+    def cached(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+        def snapshot(name: str) -> Path:
+            repository = tmp_path / f"models--{name.replace('/', '--')}"
+            (repository / "refs").mkdir(parents=True)
+            (repository / "refs/main").write_text("0" * 40)
+            folder = repository / "snapshots" / ("0" * 40)
+            folder.mkdir(parents=True)
+            return folder
+
+        return snapshot
+
+    def test_model_of_transformers(self, cached: Callable[[str], Path]) -> None:
+        from transformers import ViTConfig, ViTModel
+
+        config = ViTConfig(
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=192,
+            image_size=32,
+            patch_size=8,
+        )
+        torch.manual_seed(0)
+        theirs = ViTModel(config).eval()
+        folder = cached("someone/vit")
+        theirs.save_pretrained(folder)
+        processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        with torch.no_grad():
+            expected = theirs(images()).last_hidden_state
+        for source in ("hf:someone/vit", folder):
+            ours = load_encoder(source)
+            torch.testing.assert_close(features(ours, images()), expected, rtol=1e-5, atol=1e-5)
+            assert ours.spec.mean == (0.5, 0.4, 0.3)
+
+    def test_model_of_timm(self, cached: Callable[[str], Path]) -> None:
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=10).eval()
+        folder = cached("someone/tiny")
+        save_file(model.state_dict(), folder / "model.safetensors")
+        cfg = {
+            "architecture": "vit_tiny_patch16_224",
+            "num_classes": 10,
+            "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 10},
+        }
+        (folder / "config.json").write_text(json.dumps(cfg))
+        ours = load_encoder("hf:someone/tiny")
+        pictures = images(224, 224)
+        torch.testing.assert_close(features(ours, pictures), features(model, pictures))
+        assert ours.spec.mean == (0.5, 0.5, 0.5)
+
+    def test_without_a_network_it_is_one_line(self, cached: Callable[[str], Path]) -> None:
+        for source in ("hf:someone/else", "timm:vit_tiny_patch16_224"):
+            with pytest.raises(UserError, match=rf"^{source} cannot be had: [^\n]+$"):
+                load_encoder(source)
+        with pytest.raises(UserError, match="timm has no Vision Transformer 'resnet50'"):
+            load_encoder("timm:resnet50")
+
+    def test_other_models_are_refused(self, cached: Callable[[str], Path]) -> None:
+        folder = cached("someone/bert")
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+        with pytest.raises(UserError, match="model of type 'bert'"):
+            load_encoder("hf:someone/bert")
+
+
+def shapes_alone(
+    width: int, depth: int, kind: str, first: str | None, heads: Mapping[Any, int]
+) -> Weights:
+    """The weights of a 224-pixel ViT/16 that take no memory, but for position embeddings."""
+    with torch.device("meta"):
+        model = timm.create_model(
+            "vit_base_patch16_224", embed_dim=width, depth=depth, num_heads=1, num_classes=0
+        )
+    state = {name: torch.zeros(()).expand(t.shape) for name, t in model.state_dict().items()}
+    if first:
+        table = encoders.sincos_2d(width, 14, 14, 1, first)  # type: ignore[arg-type]
+        # As after some fine-tuning: not the table any more, but close to it.
+        state["pos_embed"] = (table + 0.1 * torch.randn(table.shape))[None]
+    else:
+        state["pos_embed"] = torch.randn(1, 197, width) * 0.02
+    return Weights(kind, state, {}, heads)
+
+
+class TestHeads:
+    """Attention heads, which no shape shows."""
+
+    @pytest.mark.parametrize(
+        "width,depth,first,expected",
+        [
+            (192, 12, None, 3),
+            (384, 12, None, 6),
+            (384, 12, "column", 6),
+            (384, 12, "row", 12),
+            (768, 12, "column", 12),
+            (1024, 24, "column", 16),
+            (1280, 32, None, 16),
+        ],
+    )
+    def test_of_known_encoders(
+        self, width: int, depth: int, first: str | None, expected: int
+    ) -> None:
+        torch.manual_seed(0)
+        weights = shapes_alone(width, depth, "timm", first, formats._VIT_HEADS)
+        spec, grid = architecture.work_out(weights, "it", Hints(), 1e-6)
+        assert grid == (14, 14)
+        with torch.device("meta"):
+            model = timm.create_model(**spec.timm_arguments())
+        assert model.blocks[0].attn.num_heads == expected
+        assert (model.embed_dim, len(model.blocks)) == (width, depth)
+
+    def test_are_asked_for_where_nothing_tells(self, tmp_path: Path) -> None:
+        torch.save(vit().state_dict(), tmp_path / "odd.pth")
+        with pytest.raises(UserError, match=r"48 wide with 2 blocks.*--num-heads, one of 1, 2, 3"):
+            load_encoder(tmp_path / "odd.pth")
+        with pytest.raises(UserError, match="5 attention heads do not divide its width of 48"):
+            load_encoder(tmp_path / "odd.pth", num_heads=5)
+
+    def test_of_mocov3_are_not_those_of_timms_vit_small(self) -> None:
+        weights = shapes_alone(384, 12, "MoCo v3", "row", formats._MOCO_HEADS)
+        with pytest.raises(UserError, match=r"12 attention heads.*'vit_small_patch16_224' has 6"):
+            hints = Hints(backbone="vit_small_patch16_224")
+            architecture.work_out(weights, "it", hints, 1e-6)
+
+
+class TestResolution:
+    """Position embeddings at other sizes than the pre-training's."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        torch.save(vit(img_size=224, patch_size=16).state_dict(), tmp_path / "vit.pth")
+        return tmp_path / "vit.pth"
+
+    @pytest.mark.parametrize("size", [(32, 32), (224, 224), (384, 384), (96, 160), (160, 96)])
+    def test_images_of_any_size_meet_interpolated_positions(
+        self, size: tuple[int, int], file: Path
+    ) -> None:
+        height, width = size
+        state = torch.load(file, weights_only=True)
+        state["pos_embed"] = resample_abs_pos_embed(
+            state["pos_embed"], (height // 16, width // 16), (14, 14)
+        )
+        expected = vit(img_size=size, patch_size=16)
+        expected.load_state_dict(state)
+        pictures = images(height, width)
+        for ours in (
+            load_encoder(file, num_heads=3),
+            load_encoder(file, num_heads=3, image_size=size),
+        ):
+            torch.testing.assert_close(features(ours, pictures), features(expected, pictures))
+
+    def test_interpolation_keeps_each_axis_and_the_class_token(self) -> None:
+        """A table that grows along one axis still does so along the same one."""
+        model = vit(img_size=224, patch_size=16)
+        rows, columns = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
+        with torch.no_grad():
+            model.pos_embed[0, 0] = 7.0
+            model.pos_embed[0, 1:, 0] = rows.flatten()
+            model.pos_embed[0, 1:, 1] = columns.flatten()
+        encoders.resize(model, (96, 320))
+        grid = model.pos_embed[0, 1:].view(6, 20, -1)
+        assert (model.pos_embed[0, 0] == 7.0).all()
+        # Between the borders, positions are those of the patches' centres in the old grid.
+        centres_y = (torch.arange(6) + 0.5) * 14 / 6 - 0.5
+        centres_x = (torch.arange(20) + 0.5) * 14 / 20 - 0.5
+        torch.testing.assert_close(
+            grid[1:-1, :, 0], centres_y[1:-1, None].expand(-1, 20), atol=0.06, rtol=0
+        )
+        torch.testing.assert_close(
+            grid[:, 3:-3, 1], centres_x[None, 3:-3].expand(6, -1), atol=0.06, rtol=0
+        )
+
+    def test_file_of_a_grid_that_is_no_square(self, tmp_path: Path) -> None:
+        model = vit(img_size=(64, 48))
+        torch.save(model.state_dict(), tmp_path / "wide.pth")
+        with pytest.raises(UserError, match=r"49 positions.*--grid 8,6"):
+            load_encoder(tmp_path / "wide.pth", num_heads=3)
+        with pytest.raises(UserError, match="no grid of 7 x 6"):
+            load_encoder(tmp_path / "wide.pth", num_heads=3, grid=(7, 6))
+        ours = load_encoder(tmp_path / "wide.pth", num_heads=3, grid=(8, 6))
+        pictures = images(64, 48)
+        torch.testing.assert_close(features(ours, pictures), features(model, pictures))
+
+    def test_size_that_patches_do_not_fill_is_refused(self, file: Path) -> None:
+        with pytest.raises(UserError, match="image size 100 is not a multiple of the 16 px"):
+            load_encoder(file, num_heads=3, image_size=100)
+
+    def test_eval_at_another_size(
+        self, ssl_bench: Call, image_folder: Path, tmp_path: Path
+    ) -> None:
+        torch.save(vit().state_dict(), tmp_path / "vit.pth")
+        common = ("--data", image_folder, "--runs-dir", tmp_path / "runs", "--evals", "knn")
+        code, out, err = ssl_bench(
+            "eval", "--weights", tmp_path / "vit.pth", "--num-heads", 3, "--image-size", 16, *common
+        )
+        assert code == 0, err
+        assert "4 x 4 patches of 8 px" in out
+        [folder] = (tmp_path / "runs").glob("weights-vit-*")
+        stored = json.loads((folder / "encoder.json").read_text())
+        assert stored["image_size"] == 16
+        native = ("eval", tmp_path / "vit.pth", "--num-heads", 3)
+        assert ssl_bench(*native, *common)[0] == 0
+        assert len(list((tmp_path / "runs").glob("weights-vit-*"))) == 2
+        code, _, err = ssl_bench("eval", folder, "--image-size", 32, *common[2:])
+        assert code == 2 and "say what to evaluate" in err
+        code, _, err = ssl_bench("eval", folder, "--image-size", 32, *common)
+        assert code == 0, err
+        [resized] = (tmp_path / "runs").glob("weights-weights-vit-*")
+        assert json.loads((resized / "encoder.json").read_text())["image_size"] == 32
+
+
+class _Evil:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+class TestRefusals:
+    """One clear line, nothing run, nothing half-loaded."""
+
+    @pytest.mark.parametrize(
+        "change,message",
+        [
+            ({"norm.bias": None}, "lacks 'norm.bias'"),
+            ({"blocks.1.mlp.fc1.weight": None}, "lacks 'blocks.1.mlp.fc1.weight'"),
+            ({"blocks.1.gizmo": torch.ones(1)}, "has 'blocks.1.gizmo' too"),
+            ({"norm.bias": torch.ones(3)}, r"'norm.bias' of shape \(3,\), not \(48,\)"),
+            ({"patch_embed.proj.weight": torch.ones(2, 2)}, "should have 4 dimensions"),
+            ({"patch_embed.proj.weight": torch.ones(48, 3, 8, 4)}, "patches of 8 x 4 pixels"),
+            ({"patch_embed.proj.weight": torch.ones(48, 5, 8, 8)}, "5 channels"),
+            ({"pos_embed": torch.ones(2)}, "should have 3 dimensions"),
+            ({"pos_embed": None}, "'pos_embed'.*missing"),
+            ({"patch_embed.proj.weight": None}, "holds no Vision Transformer"),
+            ({"decoder_pred.weight": torch.ones(1), "decoder_gizmo": torch.ones(1)}, "gizmo"),
+            ({"head.gizmo": torch.ones(1)}, "'head.gizmo' too"),
+        ],
+        ids=str,
+    )
+    def test_weights_that_do_not_fit(
+        self, change: Mapping[str, Tensor | None], message: str, tmp_path: Path
+    ) -> None:
+        state = {**vit().state_dict(), **change}
+        content = {"model": {name: value for name, value in state.items() if value is not None}}
+        torch.save(content, tmp_path / "weights.pth")
+        with pytest.raises(UserError, match=message) as raised:
+            load_encoder(tmp_path / "weights.pth", num_heads=3)
+        assert "\n" not in str(raised.value)
+
+    def test_surplus_weights_have_their_name_in_the_file(self, tmp_path: Path) -> None:
+        state = moco_state(vit(), vit())
+        for name in ("module.base_encoder.gizmo", "module.momentum_encoder.gizmo", "gizmo"):
+            torch.save({"state_dict": state | {name: torch.ones(1)}}, tmp_path / "moco.pth")
+            with pytest.raises(UserError, match=f"has '{name}' too"):
+                load_encoder(tmp_path / "moco.pth", num_heads=3)
+        torch.save({"teacher": dino_state(vit()) | {"backbone.x": torch.ones(1)}}, tmp_path / "d")
+        with pytest.raises(UserError, match=r"has 'backbone\.x' too"):
+            load_encoder(tmp_path / "d", num_heads=3)
+
+    def test_convolutional_stem_of_mocov3(self, tmp_path: Path) -> None:
+        state = {f"module.base_encoder.patch_embed.proj.{i}.weight": torch.ones(1) for i in (0, 3)}
+        torch.save({"state_dict": state}, tmp_path / "conv.pth")
+        with pytest.raises(UserError, match=r"'patch_embed.proj.weight' is missing"):
+            load_encoder(tmp_path / "conv.pth")
+
+    def test_branch_that_is_not_there(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": moco_state(vit(), vit())}, tmp_path / "moco.pth")
+        with pytest.raises(UserError, match="no branch 'teacher'; it has base_encoder and"):
+            load_encoder(tmp_path / "moco.pth", branch="teacher")
+        torch.save(vit().state_dict(), tmp_path / "plain.pth")
+        with pytest.raises(UserError, match="holds one network"):
+            load_encoder(tmp_path / "plain.pth", branch="teacher")
+
+    @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+    def test_what_is_no_checkpoint_or_cut_short(self, name: str, tmp_path: Path) -> None:
+        path, state = tmp_path / name, vit().state_dict()
+        if name.endswith("pth"):
+            torch.save(state, path)
+        else:
+            save_file(state, path)
+        whole = path.read_bytes()
+        for content in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-100]):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match="cannot be read as weights") as raised:
+                load_encoder(path, num_heads=3)
+            assert "\n" not in str(raised.value)
+
+    def test_checkpoint_without_weights(self, tmp_path: Path) -> None:
+        for content in ({"epoch": 3}, [1, 2], {}, {"model": {"depth": 12}}):
+            torch.save(content, tmp_path / "weights.pth")
+            with pytest.raises(UserError, match="holds no weights"):
+                load_encoder(tmp_path / "weights.pth")
+
+    def test_no_code_from_the_file_is_run(self, tmp_path: Path) -> None:
+        path, evidence = tmp_path / "weights.pth", tmp_path / "evidence"
+        for content in ({"model": _Evil(evidence)}, {"args": _Evil(evidence), "model": {}}):
+            torch.save(content, path)
+            with pytest.raises(UserError, match=r"holds pickled code \(posix\.mkdir\)"):
+                load_encoder(path)
+            assert not evidence.exists()
+
+    def test_eval_leaves_nothing_behind(
+        self, ssl_bench: Call, image_folder: Path, tmp_path: Path
+    ) -> None:
+        torch.save({"model": vit().state_dict() | {"gizmo": torch.ones(1)}}, tmp_path / "bad.pth")
+        code, _, err = ssl_bench(
+            "eval",
+            "--weights",
+            tmp_path / "bad.pth",
+            "--num-heads",
+            3,
+            "--data",
+            image_folder,
+            "--runs-dir",
+            tmp_path / "runs",
+        )
+        assert code == 2
+        assert "has 'gizmo' too" in err and err.count("\n") == 1
+        assert not list(tmp_path.glob("runs/*"))
+
+
+def test_position_order_is_worked_out() -> None:
+    for first in ("column", "row"):
+        table = encoders.sincos_2d(48, 4, 4, 1, first)
+        assert architecture.position_order(table[None], (4, 4)) == first
+    assert architecture.position_order(torch.randn(1, 17, 48), (4, 4)) is None
