@@ -33,6 +33,8 @@ class Augmentation:
         crop_scale: range of the random crop's area as a fraction of the image's; ``None`` takes
             the view that evaluation takes.
         crop_ratio: range of the random crop's width / height, uniform in its logarithm.
+        cut_crop: cut the first random box off at the image's border, instead of drawing up to ten
+            until one fits (``util/crop.py``, facebookresearch/mae ``efb2a80``).
         interpolation: ``"bilinear"`` or ``"bicubic"``, for the random crop.
         flip: probability of mirroring left and right.
         jitter: strengths of brightness, contrast, saturation (factors within 1 +- strength, but
@@ -51,6 +53,7 @@ class Augmentation:
     size: int
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    cut_crop: bool = False
     interpolation: str = "bicubic"
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -103,7 +106,9 @@ def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
         views = evaluation_view(images_BCHW, recipe.size)
         views = torch.where(flip_B[:, None, None, None], views.flip(-1), views)
     else:
-        boxes_B4 = random_crop_boxes(draws, height, width, recipe.crop_scale, recipe.crop_ratio)
+        boxes_B4 = random_crop_boxes(
+            draws, height, width, recipe.crop_scale, recipe.crop_ratio, recipe.cut_crop
+        )
         views = image_ops.resized_crop(
             images_BCHW, boxes_B4, flip_B, recipe.size, recipe.interpolation
         )
@@ -159,7 +164,12 @@ def normalize(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 
 def random_crop_boxes(
-    draws: Draws, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    draws: Draws,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    cut: bool = False,
 ) -> Tensor:
     """Boxes distributed as those of torchvision's ``RandomResizedCrop.get_params``.
 
@@ -171,6 +181,7 @@ def random_crop_boxes(
         height, width: the image's, in pixels.
         scale: range of the area as a fraction of the image's.
         ratio: range of width / height.
+        cut: take the first candidate, cut off at the image's border.
 
     Returns:
         float32 whole numbers ``(B, 4)``: top, left, height and width in pixels.
@@ -179,6 +190,8 @@ def random_crop_boxes(
     ratio_BN = _between(draws, "crop ratio", _CROP_ATTEMPTS, *map(math.log, ratio)).exp()
     heights_BN = (area_BN / ratio_BN).sqrt().round()
     widths_BN = (area_BN * ratio_BN).sqrt().round()
+    if cut:
+        heights_BN, widths_BN = heights_BN.clamp(1, height), widths_BN.clamp(1, width)
     fits_BN = (heights_BN > 0) & (heights_BN <= height) & (widths_BN > 0) & (widths_BN <= width)
     first_B1 = fits_BN.int().argmax(1, keepdim=True)
     fits_B = fits_BN.gather(1, first_B1)[:, 0]

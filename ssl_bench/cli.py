@@ -20,8 +20,12 @@ Which self-supervised method is better, on your data, under your budget?
 
 commands:
   run         pre-train a method, evaluate it, show it beside its baselines
+  ablate      vary what a paper varied, draw the curve beside the paper's
+  recipe      show a preset's every setting beside the paper's
   eval        evaluate a run, or a file of weights
   compare     show runs side by side
+  reconstruct hide patches of images, draw what a masked autoencoder makes of the rest
+  export      write an encoder in the format of timm, MAE or transformers
   list        methods, evaluations, data sets, backbones, presets
   completion  print shell completion for bash or zsh
 
@@ -81,11 +85,28 @@ def _run(words: Sequence[str]) -> None:
     commands.run(request)
 
 
+def _ablate(words: Sequence[str]) -> None:
+    from ssl_bench import ablation
+
+    study = ablation.parse(words)
+    if study:
+        from ssl_bench import ablation_results
+
+        ablation_results.run(study)
+
+
+def _recipe(words: Sequence[str]) -> None:
+    from ssl_bench import recipe
+
+    recipe.show(words)
+
+
 def _eval(words: Sequence[str]) -> None:
     from ssl_bench import flags, runs
 
     request = flags.parse_eval(words)
-    preset = runs.preset_of(request.settings.runs_dir, request.settings.target)
+    settings = request.settings
+    preset = runs.preset_of(settings.runs_dir, settings.target) if settings.target else None
     if preset:
         request = flags.parse_eval(words, preset)
     from ssl_bench import commands
@@ -103,6 +124,26 @@ def _compare(words: Sequence[str]) -> None:
     commands.compare(settings)
 
 
+def _reconstruct(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import ReconstructSettings
+
+    settings = flags.parse("reconstruct", ReconstructSettings, words)
+    from ssl_bench import reconstruction
+
+    print(reconstruction.reconstruct(settings))
+
+
+def _export(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import ExportSettings
+
+    settings = flags.parse("export", ExportSettings, words)
+    from ssl_bench import export
+
+    export.export(settings)
+
+
 def _list(words: Sequence[str]) -> None:
     from ssl_bench import listing
 
@@ -117,8 +158,12 @@ def _completion(words: Sequence[str]) -> None:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
+    "ablate": _ablate,
+    "recipe": _recipe,
     "eval": _eval,
     "compare": _compare,
+    "reconstruct": _reconstruct,
+    "export": _export,
     "list": _list,
     "completion": _completion,
 }

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ssl_bench import (
+    audit,
+    checkpoints,
+    encoders,
+    evaluation,
+    figures,
+    pretrain,
+    progress,
+    runs,
+    tables,
+    weights,
+)
 from ssl_bench import data as datasets
-from ssl_bench import encoders, evaluation, figures, pretrain, progress, runs, tables, weights
+from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
@@ -22,25 +35,96 @@ from ssl_bench.hardware import Hardware, choose
 from ssl_bench.optim import Schedule
 from ssl_bench.plugins import Plugin
 from ssl_bench.runs import Plan
-from ssl_bench.settings import CompareSettings
+from ssl_bench.settings import CompareSettings, EvalSettings
 
 _IMAGES_IN_PICTURE = 10
 console = Console(markup=False)
 
 
-def run(request: Request) -> Path:
+@dataclass(frozen=True)
+class Run:
+    """A run that is done.
+
+    Attributes:
+        folder: the run folder.
+        records: each evaluation asked for, as in its ``scores.json``.
+    """
+
+    folder: Path
+    records: Sequence[evaluation.Record]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run that may begin.
+
+    Attributes:
+        recipe: what the audit found, for a person to read.
+    """
+
+    plan: Plan
+    spec: EncoderSpec
+    method: Method
+    hardware: Hardware
+    recipe: str
+
+
+def check(request: Request, data: Dataset) -> None:
+    """Find out whether `run` could begin, without writing anything.
+
+    Raises:
+        UserError: it could not.
+    """
+    _prepare(request, data)
+
+
+def run(request: Request, data: Dataset | None = None) -> Run:
     """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
 
-    Returns:
-        The run folder.
+    Args:
+        data: what `load` gives, where it is there already.
 
     Raises:
         UserError: the settings do not fit together or the data cannot be used.
     """
+    settings = request.settings
+    data = data or load(settings.data, settings.image_size, settings.data_dir)
+    prepared = _prepare(request, data)
+    plan, spec, method = prepared.plan, prepared.spec, prepared.method
+    hardware = prepared.hardware
+    source = Path(settings.data).expanduser()
+    config = {
+        **asdict(plan),
+        "preset": settings.preset,
+        "data_source": str(source.resolve()) if source.exists() else settings.data,
+    }
+    folder = runs.create(settings.runs_dir, plan.name, config)
+    _announce(plan, spec, data, hardware, folder)
+    console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
+    with runs.locked(folder):
+        if runs.is_trained(folder):
+            console.print("pre-trained already: reused")
+            pretrain.restore(method, folder)
+        else:
+            runs.record_environment(folder, hardware.name)
+            cost = pretrain.pretrain(method, data, plan, folder, hardware)
+            console.print(
+                f"pre-trained: {cost['images_seen']:,} images seen in {cost['seconds']:.0f} s, "
+                f"peak memory {cost['peak_memory_mib']:,} MiB"
+            )
+        _draw(method, data, plan, spec, folder)
+        records = _evaluate(
+            folder, plan.method, request.evals, data, plan.seed, hardware, settings.runs_dir
+        )
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return Run(folder, records)
+
+
+def _prepare(request: Request, data: Dataset) -> _Prepared:
+    """Build what a run needs, so that whatever does not fit together shows."""
     settings, plugin = request.settings, request.method
     assert plugin is not None
     hardware = choose(settings.precision)
-    data = _load(settings.data, settings.image_size, settings.data_dir)
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
     method = pretrain.build_method(
         plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
@@ -64,29 +148,9 @@ def run(request: Request) -> Path:
         seed=settings.seed,
         precision=hardware.precision,
     )
-    source = Path(settings.data).expanduser()
-    config = {
-        **asdict(plan),
-        "preset": settings.preset,
-        "data_source": str(source.resolve()) if source.exists() else settings.data,
-    }
-    folder = runs.create(settings.runs_dir, plan.name, config)
-    _announce(plan, spec, data, hardware, folder)
-    with runs.locked(folder):
-        if runs.is_trained(folder):
-            console.print("pre-trained already: reused")
-            pretrain.restore(method, folder)
-        else:
-            runs.record_environment(folder, hardware.name)
-            cost = pretrain.pretrain(method, data, plan, folder, hardware)
-            console.print(
-                f"pre-trained: {cost['images_seen']:,} images seen in {cost['seconds']:.0f} s, "
-                f"peak memory {cost['peak_memory_mib']:,} MiB"
-            )
-        _draw(method, data, plan, spec, folder)
-        _evaluate(folder, plan.method, request.evals, data, plan.seed, hardware, settings.runs_dir)
-    console.print(f"run folder: {folder}", soft_wrap=True)
-    return folder
+    recipe = [audit.method(method)]
+    recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
+    return _Prepared(plan, spec, method, hardware, "; ".join(recipe))
 
 
 def evaluate(request: Request) -> Path:
@@ -100,20 +164,28 @@ def evaluate(request: Request) -> Path:
     """
     settings = request.settings
     hardware = choose(settings.precision)
-    path = Path(settings.target).expanduser()
-    if path.is_file():
-        require(bool(settings.data), f"say what to evaluate {path.name!r} on, e.g. --data cifar10")
-        folder = _import_weights(path, settings.backbone, settings.runs_dir)
+    source = settings.weights or settings.target
+    if settings.weights or checkpoints.is_foreign(source):
+        _say_data(settings, source, None)
+        folder = _import_weights(source, settings, {})
     else:
-        [folder] = runs.find(settings.runs_dir, [settings.target])
+        [folder] = runs.find(settings.runs_dir, [source])
+        require(
+            runs.is_trained(folder),
+            f"run {folder.name!r} is not finished; this goes on with it: {runs.command_of(folder)}",
+        )
+        plan = runs.plan_of(folder)
+        _say_data(settings, source, plan["data_source"])
+        if settings.image_size not in (None, plan["encoder"]["image_size"]):
+            folder = _import_weights(str(folder), settings, plan)
     plan = runs.plan_of(folder)
-    require(
-        runs.is_trained(folder),
-        f"run {folder.name!r} is not finished; this goes on with it: {runs.command_of(folder)}",
-    )
-    source = settings.data or plan["data_source"]
-    data = _load(source, plan["encoder"]["image_size"], settings.data_dir)
+    data_source = settings.data or plan["data_source"]
+    data = load(data_source, plan["encoder"]["image_size"], settings.data_dir)
     seed = plan["seed"] if settings.seed is None else settings.seed
+    spec = EncoderSpec.of(plan["encoder"])
+    recipe = audit.evaluations(spec, request.evals, seed, hardware)
+    if recipe:
+        console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with runs.locked(folder):
         _evaluate(folder, plan["method"], request.evals, data, seed, hardware, folder.parent)
     console.print(f"run folder: {folder}", soft_wrap=True)
@@ -142,7 +214,8 @@ def compare(settings: CompareSettings) -> None:
         console.print(f"table: {settings.csv}", soft_wrap=True)
 
 
-def _load(source: str, image_size: int | None, data_dir: Path) -> Dataset:
+def load(source: str, image_size: int | None, data_dir: Path) -> Dataset:
+    """A data set by name or path, while a progress bar shows."""
     with progress.bar(f"read {source}", 1) as bar:
         return datasets.load(source, image_size, data_dir, bar.of)
 
@@ -200,7 +273,7 @@ def _evaluate(
     seed: int,
     hardware: Hardware,
     runs_dir: Path,
-) -> None:
+) -> list[evaluation.Record]:
     records = []
     try:
         for record in evaluation.evaluate_run(folder, evals, data, seed, hardware, runs_dir):
@@ -208,22 +281,50 @@ def _evaluate(
     finally:
         if records:
             console.print(tables.beside_baselines(method, records))
+    return records
 
 
-def _import_weights(path: Path, backbone: str | None, runs_dir: Path) -> Path:
-    """The run folder of a file of weights, made unless it is there."""
-    encoder, spec = weights.read(path, backbone)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    config = {
-        "method": path.name,
-        "weights_sha256": sha256,
+def _say_data(settings: EvalSettings, source: str, known: str | None) -> None:
+    require(
+        bool(settings.data or known), f"say what to evaluate {source!r} on, e.g. --data cifar10"
+    )
+
+
+def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]) -> Path:
+    """The run folder of weights from elsewhere, or of a run at another image size.
+
+    Args:
+        plan: the run's, or nothing.
+    """
+    hints = Hints(
+        settings.backbone,
+        settings.num_heads,
+        (settings.grid[0], settings.grid[1]) if settings.grid else None,
+        settings.branch,
+    )
+    checkpoint = checkpoints.read(source, hints)
+    for note in checkpoint.notes:
+        console.print(note, soft_wrap=True)
+    encoder, spec = checkpoint.encoder, checkpoint.spec
+    rows, columns = encoder.patch_embed.grid_size
+    require(
+        rows == columns or settings.image_size is not None,
+        f"{source!r} has a grid of {rows} x {columns} patches, and images are evaluated as "
+        f"squares; say their size, e.g. --image-size {max(rows, columns) * spec.patch_size}",
+    )
+    if settings.image_size is not None:
+        encoders.resize(encoder, settings.image_size)
+        spec = dataclasses.replace(spec, image_size=settings.image_size)
+    name = plan.get("method") or (Path(source).name if Path(source).exists() else source)
+    identity = {
+        "method": f"{name} at {spec.image_size} px" if plan else name,
+        "weights_sha256": weights.digest(encoder),
         "encoder": asdict(spec),
-        "data": None,
-        "data_source": None,
-        "epochs": None,
-        "seed": 0,
     }
-    folder = runs.create(runs_dir, f"weights-{path.stem}-{runs.digest(config)}", config)
+    nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
+    config = {**nothing, **plan, **identity, "source": source, "notes": checkpoint.notes}
+    stem = re.sub(r"[^\w.-]+", "-", Path(source).stem)
+    folder = runs.create(settings.runs_dir, f"weights-{stem}-{runs.digest(identity)}", config)
     with runs.locked(folder, wait=True):
         if not runs.is_trained(folder):
             weights.save(encoder, spec, folder)

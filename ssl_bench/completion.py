@@ -10,7 +10,15 @@ import tyro
 
 from ssl_bench import data, flags, plugins
 from ssl_bench.errors import require, unknown
-from ssl_bench.settings import BACKBONES, PRESETS, CompareSettings, EvalSettings, Settings
+from ssl_bench.settings import (
+    BACKBONES,
+    AblateSettings,
+    CompareSettings,
+    EvalSettings,
+    ExportSettings,
+    ReconstructSettings,
+    Settings,
+)
 
 _SHELLS = ("bash", "zsh")
 
@@ -18,6 +26,13 @@ _SHELLS = ("bash", "zsh")
 @dataclass(frozen=True)
 class _Nothing:
     """A command without flags."""
+
+
+@dataclass(frozen=True)
+class _Ablate(AblateSettings, Settings):
+    """The flags of ``ssl-bench ablate``, those of a run among them."""
+
+    ablation: str | None = None
 
 
 def show(words: Sequence[str]) -> None:
@@ -34,14 +49,22 @@ def show(words: Sequence[str]) -> None:
         "evals": plugins.discover("eval"),
         "data": data.names(),
         "backbone": BACKBONES,
-        "preset": PRESETS,
+        "preset": plugins.presets(),
     }
     choices: dict[str, Any] = {flag: Literal[tuple(known)] | None for flag, known in names.items()}
     choices["evals"] = tuple[Literal[tuple(names["evals"])], ...]  # type: ignore[misc]
+    ablations = dict.fromkeys(
+        name for plugin in plugins.discover("method").values() for name in plugin.ablations()
+    )
+    choices["ablation"] = tyro.conf.Positional[Literal[tuple(ablations)] | None]  # type: ignore[misc]
     commands: dict[str, type] = {
         "run": flags.every_flag("run", Settings, ["method", "eval"], choices),
+        "ablate": flags.every_flag("ablate", _Ablate, ["method", "eval"], choices),
+        "recipe": flags.every_flag("recipe", Settings, ["method", "eval"], choices),
         "eval": flags.every_flag("eval", EvalSettings, ["eval"], choices),
         "compare": flags.every_flag("compare", CompareSettings, [], choices),
+        "reconstruct": flags.every_flag("reconstruct", ReconstructSettings, [], choices),
+        "export": flags.every_flag("export", ExportSettings, [], choices),
         "list": flags.every_flag("list", _Nothing, [], {}),
         "completion": flags.every_flag("completion", _Nothing, [], {}),
     }

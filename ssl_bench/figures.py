@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from matplotlib import pyplot as plt
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
+_OURS, _PAPER = "C0", "0.6"
 
 
 def loss_curve(metrics: Path, title: str, output: Path) -> None:
@@ -43,10 +45,11 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
         spec: whose mean and standard deviation undo the normalisation.
     """
     count = len(next(iter(rows.values())))
+    inches = max(1.0, spec.image_size / _DOTS_PER_INCH)
     figure, axes = plt.subplots(
         len(rows),
         count,
-        figsize=(count, len(rows) * 1.08 + 0.3),
+        figsize=(count * inches, len(rows) * inches * 1.08 + 0.3),
         squeeze=False,
         layout="constrained",
     )
@@ -57,6 +60,99 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
             axis.set(xticks=[], yticks=[], frame_on=False)
         row_axes[0].set_ylabel(name)
     figure.suptitle(title, fontsize="medium")
+    _save(figure, output)
+
+
+def ablation(
+    scores: pd.DataFrame,
+    title: str,
+    varied: str,
+    legend: tuple[str, str],
+    note: str,
+    is_numeric: bool,
+    output: Path,
+) -> None:
+    """Our scores over the values of an ablation, the paper's beside them on an axis of their own.
+
+    One panel for each evaluation. Several runs of a value are drawn as their mean and standard
+    deviation, and each as a dot.
+
+    Args:
+        scores: what `ablation_results.collect` returns.
+        varied: the name of the horizontal axis.
+        legend: what our scores and the paper's were measured on.
+        note: to stand above the legend, or "".
+        is_numeric: whether values are numbers, to be joined by a line; on a logarithmic axis, if
+            they are counts.
+    """
+    evaluations = list(scores.loc[scores["source"] == "ours", "evaluation"].unique())
+    labels = list(scores["value"].unique())
+    places = [float(label) for label in labels] if is_numeric else list(range(len(labels)))
+    place = dict(zip(labels, places, strict=True))
+    line, paper_line, apart = ("-", "--", 0.0) if is_numeric else ("none", "none", 0.06)
+    with sns.axes_style("white"):
+        figure, rows = plt.subplots(
+            len(evaluations),
+            1,
+            figsize=(7, 2.6 * len(evaluations) + 1),
+            sharex=True,
+            squeeze=False,
+            layout="constrained",
+        )
+    for left, evaluation in zip(rows[:, 0], evaluations, strict=True):
+        here = scores[scores["evaluation"] == evaluation]
+        ours, paper = (here[here["source"] == source] for source in ("ours", "paper"))
+        if len(paper):
+            right = left.twinx()
+            right.plot(
+                paper["value"].map(place) + apart,
+                paper["score"],
+                color=_PAPER,
+                linestyle=paper_line,
+                marker="s",
+                markerfacecolor="none",
+                label=legend[1],
+            )
+            right.set_ylabel("paper: top-1 (%)", color="0.4")
+            right.tick_params(axis="y", colors="0.4")
+            right.margins(y=0.15)
+            left.set_zorder(right.get_zorder() + 1)
+            left.patch.set_visible(False)
+        groups = ours.groupby("value", sort=False)["score"]
+        left.errorbar(
+            groups.mean().index.map(place) - apart,
+            groups.mean(),
+            groups.std().fillna(0),
+            color=_OURS,
+            linestyle=line,
+            marker="o",
+            capsize=3,
+            label=legend[0],
+        )
+        at = ours["value"].map(place) - apart
+        left.plot(at, ours["score"], ".", color=_OURS, alpha=0.4)
+        left.set_title(evaluation, loc="left", fontsize="medium")
+        left.set_ylabel("ours: top-1 (%)", color=_OURS)
+        left.tick_params(axis="y", colors=_OURS)
+        left.margins(y=0.15)
+    if is_numeric and min(places) >= 1:
+        left.set_xscale("log")
+    left.set_xticks(places, labels)
+    left.set_xlabel(varied)
+    left.minorticks_off()
+    handles = [axis.get_legend_handles_labels() for axis in figure.axes]
+    unique = {label: handle for hs, ls in handles for handle, label in zip(hs, ls, strict=True)}
+    figure.legend(
+        unique.values(),
+        unique.keys(),
+        title=textwrap.fill(note, 100),
+        loc="outside lower left",
+        alignment="left",
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+    )
+    figure.suptitle(title)
     _save(figure, output)
 
 

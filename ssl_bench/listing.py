@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ssl_bench import data, plugins
 from ssl_bench.errors import unknown
-from ssl_bench.settings import BACKBONES, PRESET_NOTES, Settings
+from ssl_bench.settings import BACKBONES, Settings
 
 Rows = list[tuple[str, str]]
 
@@ -71,13 +71,9 @@ def _backbones(is_detailed: bool) -> Rows:
 
 
 def _presets(is_detailed: bool) -> Rows:
-    names = dict.fromkeys(PRESET_NOTES)
-    for kind in ("method", "eval"):
-        for plugin in plugins.discover(kind).values():
-            names |= dict.fromkeys(plugin.presets())
     return [
-        (name + (" (default)" if name == Settings.preset else ""), PRESET_NOTES.get(name, ""))
-        for name in names
+        (name + (" (default)" if name == Settings.preset else ""), note)
+        for name, note in plugins.presets().items()
     ]
 
 

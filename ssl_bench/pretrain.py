@@ -69,7 +69,7 @@ def pretrain(
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be read.
     """
-    spec = EncoderSpec(**plan.encoder)
+    spec = EncoderSpec.of(plan.encoder)
     method.to(hardware.device).train()
     if method.trains:
         seconds, images_seen = _train(method, data, plan, spec, folder, hardware)
@@ -130,6 +130,7 @@ def _train(
 ) -> tuple[float, int]:
     """The loop. Returns the seconds it took, earlier starts included, and the images it saw."""
     config, seed, batch_size = method.config, plan.seed, plan.batch_size
+    method.before_training(data.train, spec, seed)
     train = data.train.to(hardware.device)
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from timm.data import auto_augment
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
@@ -24,6 +29,7 @@ from ssl_bench.augment import (
 )
 from ssl_bench.draws import Draws
 from ssl_bench.errors import UserError
+from ssl_bench.timm_augment import rand_augment, random_erase
 
 BATCH = 3
 # Float32 rounding; torchvision's arithmetic on uint8 may be one level of 255 away.
@@ -280,6 +286,30 @@ def test_crop_falls_back_to_the_box_of_torchvision(height: int, width: int) -> N
     assert boxes.tolist() == [list(box)] * 4
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 90)])
+def test_cut_crop_boxes_are_one_draw_cut_off_at_the_border(height: int, width: int) -> None:
+    """Against a loop over single draws: area and log ratio uniform, no second try."""
+    count, scale, ratio = 3000, (0.5, 1.0), (3 / 4, 4 / 3)
+    boxes = random_crop_boxes(draws_for(count), height, width, scale, ratio, cut=True)
+    generator = np.random.default_rng(0)
+    expected = []
+    for _ in range(count):
+        area = generator.uniform(*scale) * height * width
+        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_width = min(round(math.sqrt(area * aspect)), width)
+        box_height = min(round(math.sqrt(area / aspect)), height)
+        corner = [
+            int(generator.integers(0, length + 1))
+            for length in (height - box_height, width - box_width)
+        ]
+        expected.append([*corner, box_height, box_width])
+    critical = 2.2 * (2 / count) ** 0.5
+    for ours, theirs in zip(boxes.unbind(1), torch.tensor(expected).float().unbind(1), strict=True):
+        assert kolmogorov_smirnov(ours, theirs) < critical
+    retried = random_crop_boxes(draws_for(count), height, width, scale, ratio)
+    assert not torch.equal(boxes, retried)
+
+
 def test_identity_recipe_is_exact() -> None:
     images = random_images(0, 3, 32, 32)
     recipe = Augmentation(size=32, crop_scale=None, flip=0.0)
@@ -413,3 +443,93 @@ def test_cuda_makes_the_same_views_without_waiting() -> None:
         torch.cuda.set_sync_debug_mode("default")
     # A rounding that differs may tip a pixel over the solarisation threshold.
     assert ((views.cpu() - expected).abs() < 1e-2).float().mean() > 0.999
+
+
+RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
+
+
+class TestTimmAugment:
+    """timm's RandAugment and random erasing, made functions of their draws."""
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_an_image_gets_the_same_whatever_the_batch_and_the_global_generators(
+        self, channels: int
+    ) -> None:
+        images = random_floats(0, channels, 32).repeat(4, 1, 1, 1)
+        samples = torch.arange(100, 112)
+
+        def views(rows: Tensor) -> Tensor:
+            draws = Draws(3, 5, samples[rows])
+            view = rand_augment(images[rows], RAND_AUGMENT, (0.5,) * channels, draws)
+            return random_erase(view, 0.5, draws)
+
+        together = views(torch.arange(12))
+        assert together.shape == images.shape and together.dtype == torch.float32
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        assert torch.equal(views(torch.arange(4, 9)), together[4:9])
+        assert not torch.equal(together[0], together[3]), "samples 100 and 103 are one image"
+        later = rand_augment(images, RAND_AUGMENT, (0.5,) * channels, Draws(3, 6, samples))
+        assert not torch.equal(later, together)
+
+    def test_global_generators_are_left_alone(self) -> None:
+        states = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+        images = random_floats(0, 3, 32)
+        random_erase(
+            rand_augment(images, RAND_AUGMENT, (0.5,) * 3, draws_for(3)), 1.0, draws_for(3)
+        )
+        assert random.getstate() == states[0]
+        assert str(np.random.get_state()) == states[1]
+        assert torch.equal(torch.get_rng_state(), states[2])
+
+    def test_it_is_timms_with_the_settings_of_its_factory(self) -> None:
+        """Each image against timm's own training transform, seeded alike."""
+        from timm.data import create_transform
+
+        mean = (0.4, 0.5, 0.6)
+        factory = create_transform(
+            32, is_training=True, auto_augment=RAND_AUGMENT, interpolation="bicubic",
+            color_jitter=None, mean=mean, std=(1.0, 1.0, 1.0),
+        )  # fmt: skip
+        [transform] = [t for t in factory.transforms if isinstance(t, auto_augment.RandAugment)]
+        images = random_images(0, 3, 32, 32, batch=8)
+        ours = rand_augment(images / 255, RAND_AUGMENT, mean, Draws(0, 0, torch.arange(8)))
+        from ssl_bench.draws import key
+
+        for index in range(8):
+            number = key(0, "rand augment", 0, index)
+            random.seed(number)
+            np.random.seed(number % 2**32)
+            image = Image.fromarray(images[index].permute(1, 2, 0).numpy())
+            expected = torch.from_numpy(np.array(transform(image))).permute(2, 0, 1)
+            assert torch.equal((ours[index] * 255).round().byte(), expected)
+
+    @pytest.mark.parametrize("level", [10, 9])
+    def test_no_magnitude_is_refused(self, level: int) -> None:
+        """At its full magnitude timm posterises to 0 bits, which newer Pillows refuse."""
+        images = random_floats(0, 3, 16).repeat(80, 1, 1, 1)
+        views = rand_augment(images, f"rand-m{level}-p1-n4-inc1", (0.5,) * 3, draws_for(240))
+        assert views.min() >= 0 and views.max() <= 1
+
+    def test_grey_stays_grey_and_the_outside_has_the_fill_colour(self) -> None:
+        grey = torch.full((64, 1, 16, 16), 0.25)
+        views = rand_augment(grey, "rand-m9-p1-inc1", (1.0,), draws_for(64))
+        assert views.shape == grey.shape
+        assert (views == 1).flatten(1).any(1).float().mean() > 0.3, "shears, shifts, rotations"
+
+    def test_erasing_fills_a_rectangle_of_a_share_of_the_images(self) -> None:
+        images = torch.zeros(400, 3, 20, 20)
+        erased = random_erase(images, 0.25, draws_for(400))
+        assert (images == 0).all()
+        changed = (erased != 0).any(1)
+        hit = changed.flatten(1).any(1)
+        assert 0.18 < hit.float().mean() < 0.32
+        for mask in changed[hit]:
+            rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+            height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+            assert mask.sum() == height * width, "a full rectangle"
+            assert 0.01 < height * width / 400 < 0.4
+        values = erased[erased != 0]
+        assert abs(values.mean()) < 0.05
+        assert abs(values.std() - 1) < 0.05

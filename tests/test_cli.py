@@ -192,9 +192,10 @@ def test_eval_of_weights_from_elsewhere(
     code, out, err = ssl_bench("eval", tmp_path / "foreign.pth", *backbone, *common)
     assert code == 0, err
     assert "foreign" in out
-    code, _, err = ssl_bench("eval", tmp_path / "foreign.pth", *common)
-    assert code == 2
-    assert "--backbone" in err
+    code, told, err = ssl_bench("eval", tmp_path / "foreign.pth", *common)
+    assert code == 0, err
+    assert "192 wide, 12 blocks, 3 heads, 2 x 2 patches of 8 px" in told
+    assert len(list((tmp_path / "runs").glob("weights-foreign-*"))) == 1
 
 
 def test_weights_are_asked_again_for_another_backbone(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -12,15 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import encoders, plugins
+from ssl_bench import draws, encoders, plugins
 from ssl_bench.data import Dataset, Split
+from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.features import Encoder, RawPixels, match_channels
+from ssl_bench.errors import UserError
+from ssl_bench.features import Encoder, RawPixels, match_channels, prepare
 from ssl_bench.scoring import accuracy, holdout
+from ssl_bench.timm_augment import rand_augment
 
 KNN = plugins.find("eval", "knn")
 LINEAR = plugins.find("eval", "linear")
 FINETUNE = plugins.find("eval", "finetune")
+PAPER = plugins.find("eval", "linear-paper")
 
 
 class Given:
@@ -91,8 +97,6 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
     config = LINEAR.config(epochs=3, batch_size=16)
     linear = LINEAR.load()
     weights, biases = linear._train(inputs, labels, 4, grid, config, seed=5)
-
-    from ssl_bench import draws
 
     for index, (rate, decay) in enumerate(grid):
         head = torch.nn.Linear(6, 4)
@@ -166,7 +170,8 @@ class TestFinetune:
     """Fine-tuning's parts."""
 
     def config(self, **changes: Any) -> Any:
-        values = {"epochs": 6, "batch_size": 24, "base_lr": 1e-2, "crop_scale": 1.0} | changes
+        values: dict[str, Any] = {"epochs": 6, "batch_size": 24, "base_lr": 1e-2, "crop_scale": 1.0}
+        values |= {"auto_augment": "", "random_erasing": 0.0} | changes
         return FINETUNE.config(**values)
 
     def test_learns(self, tiny: Dataset, spec: EncoderSpec) -> None:
@@ -222,3 +227,176 @@ class TestFinetune:
         mixed, soft = FINETUNE.load().mix(images, targets, config, 0, 0)
         assert mixed is images
         assert soft is targets
+
+    def test_class_token_is_taken_after_the_norm(self, spec: EncoderSpec) -> None:
+        encoder = encoders.build(spec, seed=0).eval()
+        images = torch.randn(2, 3, 16, 16)
+        with torch.no_grad():
+            token = encoder.forward_features(images)[:, 0]
+            model = FINETUNE.load().Classifier(encoder, 3, "cls", 0.02).eval()
+            torch.testing.assert_close(model(images), model.head(token))
+        assert 0.01 < model.head.weight.std() < 0.03
+
+    def test_class_token_must_be_there(self, spec: EncoderSpec) -> None:
+        encoder = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
+        with pytest.raises(UserError, match="finetune pooling avg would work"):
+            FINETUNE.load().Classifier(encoder, 3, "cls")
+
+    def test_recipes_views_are_cropped_randaugmented_normalised_and_erased(
+        self, tiny: Dataset, spec: EncoderSpec
+    ) -> None:
+        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        index = torch.arange(60)
+        images = tiny.train.images_NCHW[index]
+
+        def views(**changes: Any) -> Tensor:
+            config, rows = self.config(**changes), Draws(0, 0, index)
+            return FINETUNE.load().training_views(images, encoder, config, rows)
+
+        plain, mean = views(), torch.tensor(spec.mean).view(3, 1, 1)
+        restored = plain * torch.tensor(spec.std).view(3, 1, 1) + mean
+        straight = images / 255
+        mirrored = ((restored - straight).abs().flatten(1).amax(1) > 1e-5).float().mean()
+        assert 0.3 < mirrored < 0.7
+        augmented = (views(auto_augment="rand-m9-mstd0.5-inc1") != plain).flatten(1).any(1)
+        assert augmented.float().mean() > 0.5
+        erased = (views(random_erasing=0.25) != plain).flatten(1).any(1)
+        assert 0.1 < erased.float().mean() < 0.5
+
+    @pytest.mark.parametrize("policy", ["rand-x9", "v0", "rand-m", "m9", "rand-m9-", "rand-n0"])
+    def test_a_bad_policy_is_one_line(self, policy: str) -> None:
+        with pytest.raises(UserError, match=r"rand-m9-mstd0\.5-inc1 would work"):
+            self.config(auto_augment=policy)
+
+    @pytest.mark.parametrize(
+        "policy", ["", "rand", "rand-m9-mstd0.5-inc1", "rand-m7-n3-p0.3-mmax12"]
+    )
+    def test_a_policy_that_is_let_through_is_one_of_timms(self, policy: str) -> None:
+        self.config(auto_augment=policy)
+        if policy:
+            rand_augment(torch.rand(4, 3, 16, 16), policy, (0.5,) * 3, Draws(0, 0, torch.arange(4)))
+
+
+class Pixels:
+    """An encoder whose features are the pixels of what it is given."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self.spec, self.hardware, self.seed = spec, CPU, 0
+        self.seen: list[Tensor] = []
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen.append(images)
+        return {"cls": images.mean(dim=(2, 3)), "avg": images.flatten(1)}
+
+    def features(self, split: Split) -> dict[str, Tensor]:
+        return self.encode(prepare(split.images_NCHW, self.spec, CPU))
+
+
+class TestLinearPaper:
+    """The papers' probe against a naive float64 version of it."""
+
+    def train(
+        self, config: Any, data: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> tuple[torch.nn.Linear, torch.nn.Linear, Pixels]:
+        """The head at the start and at the end, and what the encoder saw."""
+        code, heads = PAPER.load(), []
+        build = code._probe
+
+        def keep(*arguments: Any) -> torch.nn.Sequential:
+            probe = build(*arguments)
+            heads.extend([copy.deepcopy(probe[1]), probe[1]])
+            return probe
+
+        monkeypatch.setattr(code, "_probe", keep)
+        encoder = Pixels(spec)
+        code.evaluate(encoder, data, config)
+        return heads[0], heads[1], encoder
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"optimizer": "lars", "base_lr": 3.0, "warmup": 1 / 3},
+            {"optimizer": "lars", "base_lr": 3.0, "weight_decay": 0.1, "pooling": "avg"},
+            {"optimizer": "sgd", "batch_norm": False, "per_epoch": True, "warmup": 0.0},
+        ],
+    )
+    def test_training_is_the_formula(
+        self,
+        tiny: Dataset,
+        spec: EncoderSpec,
+        changes: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        config = PAPER.config(**({"epochs": 3, "batch_size": 40} | changes))
+        start, end, encoder = self.train(config, tiny, spec, monkeypatch)
+        weight, bias = start.weight.double(), start.bias.double()
+        speeds = [torch.zeros_like(weight), torch.zeros_like(bias)]
+        steps, per_epoch = 9, 3
+        warmup = round(config.warmup * steps)
+        views = encoder.seen[1:-1]  # after the width was asked for, before the test images
+        assert len(views) == steps
+        for step in range(steps):
+            order = draws.permutation(120, 0, "linear-paper", step // per_epoch)
+            chosen = order[step % per_epoch * 40 : (step % per_epoch + 1) * 40]
+            inputs = encoder.encode(views[step].double())[config.pooling]
+            if config.batch_norm:
+                deviation = (inputs.var(dim=0, unbiased=False) + 1e-6).sqrt()
+                inputs = (inputs - inputs.mean(dim=0)) / deviation
+            logits = inputs @ weight.T + bias
+            error = logits.softmax(dim=1) - torch.nn.functional.one_hot(
+                tiny.train.labels_N[chosen], 3
+            )
+            gradients = [error.T @ inputs / 40 + config.weight_decay * weight, error.mean(dim=0)]
+            if config.optimizer == "lars":
+                gradients[0] *= 0.001 * weight.norm() / gradients[0].norm()
+            time = step // per_epoch * per_epoch if config.per_epoch else step
+            peak = config.base_lr * 40 / 256
+            rate = (
+                peak * time / warmup
+                if time < warmup
+                else peak * (1 + math.cos(math.pi * (time - warmup) / (steps - warmup))) / 2
+            )
+            speeds = [0.9 * s + g for s, g in zip(speeds, gradients, strict=True)]
+            weight, bias = weight - rate * speeds[0], bias - rate * speeds[1]
+        assert (end.weight - start.weight).norm() > 1e-4 * start.weight.norm()
+        torch.testing.assert_close(end.weight.double(), weight, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(end.bias.double(), bias, rtol=1e-4, atol=1e-6)
+
+    def test_each_epoch_sees_other_views_and_the_batch_shrinks_to_the_data(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = PAPER.config(epochs=2, crop_scale=0.3)
+        _, _, encoder = self.train(config, tiny, spec, monkeypatch)
+        first, second = encoder.seen[1:-1]
+        assert first.shape == second.shape == (120, 3, 16, 16)
+        orders = [draws.permutation(120, 0, "linear-paper", epoch).argsort() for epoch in (0, 1)]
+        differ = (first[orders[0]] != second[orders[1]]).flatten(1).any(1)
+        assert differ.float().mean() > 0.9, "a small image has few crops, so that some coincide"
+
+    def test_separates_what_is_separable(self, tiny: Dataset, spec: EncoderSpec) -> None:
+        config = PAPER.config(
+            epochs=20, batch_size=40, optimizer="sgd", base_lr=1.0, crop_scale=1.0, pooling="avg"
+        )
+        assert PAPER.load().evaluate(Pixels(spec), tiny, config).scores["top1"] == 100
+
+    def test_encoder_is_frozen_in_evaluation_mode(self, tiny: Dataset, spec: EncoderSpec) -> None:
+        module = encoders.build(spec, seed=0, drop_path_rate=0.5)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        config = PAPER.config(epochs=1, batch_size=60)
+        scores = [
+            PAPER.load().evaluate(Encoder(module, spec, CPU, seed=0), tiny, config).predictions_N
+            for _ in range(2)
+        ]
+        assert torch.equal(*scores)
+        assert all(torch.equal(before[n], value) for n, value in module.state_dict().items())
+
+    def test_without_a_class_token_the_mean_must_be_asked_for(
+        self, tiny: Dataset, spec: EncoderSpec
+    ) -> None:
+        module = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
+        encoder = Encoder(module, spec, CPU, seed=0)
+        for call in (PAPER.load().audit, lambda e, c: PAPER.load().evaluate(e, tiny, c)):
+            with pytest.raises(UserError, match="linear paper pooling avg would work"):
+                call(encoder, PAPER.config(epochs=1))
+        result = PAPER.load().evaluate(encoder, tiny, PAPER.config(epochs=1, pooling="avg"))
+        assert result.predictions_N.shape == (40,)

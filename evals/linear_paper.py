@@ -1,0 +1,283 @@
+"""Linear probe as the papers do it: a linear classifier on augmented images' frozen features.
+
+MAE (He et al., arXiv:2111.06377, appendix A.1, table 10; ``main_linprobe.py`` and ``util/crop.py``,
+facebookresearch/mae ``efb2a80``): batch normalisation without affine parameters before the
+classifier, LARS, batches of 16,384. MoCo v3 (``main_lincls.py``, facebookresearch/moco-v3
+``c349e6e``): no normalisation, SGD, a learning rate that changes by epoch. Both: the class token
+after the final norm, random crops and flips, 90 epochs. The last epoch is evaluated, on the test
+split, once.
+
+Deviations from the official codes. The encoder is in evaluation mode, where MAE's is in training
+mode: the same for a Vision Transformer without dropout. Batch statistics are those of the whole
+batch, where MAE's are those of each GPU's share, which depend on how many there are. The last
+epoch is reported instead of the best, which is chosen on the test split. A batch larger than the
+training split shrinks to it, so that small data work, and what is left over of an epoch is left
+out, where MoCo v3 trains on it as a smaller batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_bench import draws, optim, progress
+from ssl_bench.augment import augment, crop_and_flip
+from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.data import Dataset
+from ssl_bench.draws import Draws
+from ssl_bench.errors import above, require, within
+from ssl_bench.features import prepare
+from ssl_bench.scoring import accuracy
+from ssl_bench.settings import Published
+
+_IMAGES_AT_ONCE = 1024
+PRESETS = {
+    "quick": {
+        "epochs": 3,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "base_lr": 0.5,
+        "warmup": 0.1,
+        "crop_scale": 1.0,
+    },
+    "small": {"batch_size": 1024, "crop_scale": 0.4},
+    "imagenet-mae-vitb": {},
+    "imagenet-mae-vitl": {},
+    "imagenet-mocov3-vits": {
+        "batch_size": 1024,
+        "optimizer": "sgd",
+        "base_lr": 3.0,
+        "warmup": 0.0,
+        "per_epoch": True,
+        "batch_norm": False,
+        "cut_crop": False,
+        "interpolation": "bilinear",
+    },
+    "imagenet-mocov3-vitb": {
+        "batch_size": 1024,
+        "optimizer": "sgd",
+        "base_lr": 3.0,
+        "warmup": 0.0,
+        "per_epoch": True,
+        "batch_norm": False,
+        "cut_crop": False,
+        "interpolation": "bilinear",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of the papers' linear probe; the defaults are MAE's on ImageNet."""
+
+    epochs: int = 90
+    """Passes over the training split."""
+    batch_size: int = 16384
+    """Images in an optimiser step."""
+    optimizer: Literal["lars", "sgd"] = "lars"
+    """LARS, or SGD; with momentum, either."""
+    base_lr: float = 0.1
+    """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
+    warmup: float = 10 / 90
+    """Share of the training during which the learning rate rises linearly from zero, in [0, 1)."""
+    per_epoch: bool = False
+    """Change the learning rate at the start of an epoch alone, instead of every step."""
+    momentum: float = 0.9
+    """The optimiser's momentum, in [0, 1)."""
+    weight_decay: float = 0.0
+    """The optimiser's weight decay, in [0, 1]."""
+    batch_norm: bool = True
+    """Normalise the features by the batch's statistics first, without affine parameters."""
+    head_std: float = 0.01
+    """Standard deviation of the classifier's initial weights, at least 0."""
+    pooling: Literal["cls", "avg"] = "cls"
+    """What is classified: the class token or the mean of the patch tokens, after the norm."""
+    crop_scale: float = 0.08
+    """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    cut_crop: bool = True
+    """Cut a crop that does not fit off at the border, instead of drawing up to ten until one
+    fits."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How crops are resized."""
+
+    def __post_init__(self) -> None:
+        above("linear paper epochs", self.epochs, 0)
+        # One image has no batch statistics.
+        above("linear paper batch size", self.batch_size, int(self.batch_norm))
+        above("linear paper base lr", self.base_lr, 0)
+        within("linear paper warmup", self.warmup, "[0, 1)")
+        within("linear paper momentum", self.momentum, "[0, 1)")
+        within("linear paper weight decay", self.weight_decay, "[0, 1]")
+        within("linear paper head std", self.head_std, "[0, inf)")
+        within("linear paper crop scale", self.crop_scale, "(0, 1]")
+
+
+def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
+    """The untrained encoder under the same protocol."""
+    return {"random init": ("random", config)}
+
+
+def audit(encoder: FrozenEncoder, config: Config) -> str:
+    """Check that the encoder has the features that the probe is to be trained on."""
+    return f"probe on {_width(encoder, config)} frozen features ({config.pooling})"
+
+
+def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
+    """Train the probe on augmented training images, classify the test split."""
+    device, seed = encoder.hardware.device, encoder.seed
+    probe = _probe(_width(encoder, config), len(data.classes), config, seed).to(device)
+    optimizer = _optimizer(probe, config)
+    count = len(data.train)
+    batch_size = min(config.batch_size, count)
+    peak_lr = config.base_lr * batch_size / 256
+    schedule = optim.Schedule(
+        count, batch_size, config.epochs, peak_lr, config.warmup, per_epoch=config.per_epoch
+    )
+    probe.train()
+    with progress.bar("linear probe", schedule.steps) as bar:
+        for step in range(schedule.steps):
+            optim.set_learning_rate(optimizer, schedule.learning_rate(step))
+            index_B = schedule.batch(step, seed, "linear-paper")
+            features_BD = _augmented_features(encoder, data, config, step, index_B)
+            labels_B = data.train.labels_N[index_B].to(device)
+            loss = F.cross_entropy(probe(features_BD), labels_B)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 10 == 0 or step + 1 == schedule.steps:
+                bar.update(step + 1, f"loss {loss.item():.4f}")
+    require(
+        bool(loss.isfinite()),
+        f"the linear probe diverged: its loss is {loss.item()}; a linear paper base lr below "
+        f"{config.base_lr} may help",
+    )
+    probe.eval()
+    with torch.no_grad():
+        logits_NC = probe(encoder.features(data.test)[config.pooling])
+    predictions_N = logits_NC.argmax(dim=1).cpu()
+    return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)
+
+
+def _augmented_features(
+    encoder: FrozenEncoder, data: Dataset, config: Config, step: int, index_B: Tensor
+) -> Tensor:
+    """Frozen features of one random view of each image: float32 ``(B, D)``."""
+    recipe = replace(
+        crop_and_flip(encoder.spec.image_size, config.crop_scale, flip=0.5),
+        interpolation=config.interpolation,
+        cut_crop=config.cut_crop,
+    )
+    parts = []
+    for part_P in index_B.split(_IMAGES_AT_ONCE):
+        samples_P = part_P.to(encoder.hardware.device)
+        step_draws = Draws(encoder.seed, step, samples_P, "linear-paper/")
+        view = partial(augment, recipe=recipe, draws=step_draws)
+        images_PCHW = data.train.images_NCHW[part_P]
+        views_PCHW = prepare(images_PCHW, encoder.spec, encoder.hardware, view)
+        parts.append(encoder.encode(views_PCHW)[config.pooling])
+    return torch.cat(parts)
+
+
+def _width(encoder: FrozenEncoder, config: Config) -> int:
+    """How many features the encoder gives."""
+    spec, device = encoder.spec, encoder.hardware.device
+    blank = torch.zeros(1, spec.channels, spec.image_size, spec.image_size, device=device)
+    features = encoder.encode(blank)
+    require(
+        config.pooling in features,
+        f"this backbone has no class token to probe; linear paper pooling {', '.join(features)} "
+        "would work",
+    )
+    return features[config.pooling].shape[1]
+
+
+def _probe(width: int, classes: int, config: Config, seed: int) -> nn.Sequential:
+    norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if config.batch_norm else nn.Identity()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draws.key(seed, "linear-paper"))
+        head = nn.Linear(width, classes)
+        nn.init.trunc_normal_(head.weight, std=config.head_std)
+        nn.init.zeros_(head.bias)
+    return nn.Sequential(norm, head)
+
+
+def _optimizer(probe: nn.Module, config: Config) -> torch.optim.Optimizer:
+    kind = optim.LARS if config.optimizer == "lars" else torch.optim.SGD
+    return kind(
+        probe.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+PAPER = {
+    "imagenet-": {
+        "momentum": Published(0.9, "MAE table 10; MoCo v3 main_lincls.py"),
+        "weight_decay": Published(0.0, "MAE table 10; MoCo v3 main_lincls.py"),
+        "head_std": Published(0.01, "MAE main_linprobe.py; MoCo v3 main_lincls.py"),
+        "crop_scale": Published(0.08, "torchvision's default"),
+        "flip of training images": Published(
+            "p 0.5", "MAE main_linprobe.py; MoCo v3 main_lincls.py"
+        ),
+        "crops are taken of": Published(
+            "the whole photograph", "official code", "its centre, stored as a small square"
+        ),
+        "pixels normalised by": Published(
+            "ImageNet's mean and deviation", "official code", "the training split's own"
+        ),
+        "epoch that is reported": Published("best on the test split", "official code", "last"),
+    },
+    "imagenet-mae-": {
+        "sources": Published("He et al., arXiv:2111.06377, and facebookresearch/mae efb2a80", ""),
+        "batch_size": Published(16384, "table 10"),
+        "optimizer": Published("lars", "table 10"),
+        "base_lr": Published(0.1, "table 10"),
+        "warmup": Published("10 epochs", "table 10"),
+        "per_epoch": Published(False, "util/lr_sched.py"),
+        "batch_norm": Published(True, "appendix A.1, main_linprobe.py"),
+        "pooling": Published("cls", "FINETUNE.md"),
+        "cut_crop": Published(True, "util/crop.py"),
+        "interpolation": Published("bicubic", "main_linprobe.py"),
+        "LARS trust coefficient": Published("0.001, not for biases", "util/lars.py"),
+        "batch statistics of": Published("each GPU's share", "main_linprobe.py", "the whole batch"),
+        "mode of the encoder": Published("train", "engine_finetune.py", "eval: the same here"),
+        "precision of the encoder": Published(
+            "fp16", "engine_finetune.py", "bf16 where the hardware has it"
+        ),
+        "precision of the head": Published("fp16", "engine_finetune.py", "fp32"),
+        "view for testing": Published("256 px, centre 224, bicubic", "main_linprobe.py"),
+        "incomplete last batch": Published("left out", "main_linprobe.py"),
+    },
+    "imagenet-mae-vitb": {"epochs": Published(90, "table 10, FINETUNE.md")},
+    "imagenet-mae-vitl": {
+        "epochs": (Published(90, "table 10"), Published(50, "FINETUNE.md: sufficient"))
+    },
+    "imagenet-mocov3-": {
+        "sources": Published(
+            "Chen et al., arXiv:2104.02057, and facebookresearch/moco-v3 c349e6e", ""
+        ),
+        "epochs": Published(90, "main_lincls.py"),
+        "batch_size": Published(1024, "main_lincls.py"),
+        "optimizer": Published("sgd", "main_lincls.py"),
+        "base_lr": Published(3.0, "CONFIG.md"),
+        "warmup": Published("0 epochs", "main_lincls.py"),
+        "per_epoch": Published(True, "main_lincls.py"),
+        "batch_norm": Published(False, "main_lincls.py"),
+        "pooling": Published("cls", "vits.py"),
+        "cut_crop": Published(False, "main_lincls.py"),
+        "interpolation": Published("bilinear", "main_lincls.py"),
+        "mode of the encoder": Published("eval", "main_lincls.py"),
+        "precision of the encoder": Published(
+            "fp32", "main_lincls.py", "bf16 where the hardware has it"
+        ),
+        "precision of the head": Published("fp32", "main_lincls.py"),
+        "view for testing": Published(
+            "256 px, centre 224, bilinear", "main_lincls.py", "256 px, centre 224, bicubic"
+        ),
+        "incomplete last batch": Published("trained on", "main_lincls.py", "left out"),
+    },
+}

@@ -1,0 +1,251 @@
+"""``ssl-bench ablate``: which runs it makes, what it says of them, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from ssl_bench import ablation, ablation_results, commands, figures, flags, plugins, pretrain
+from ssl_bench.ablation import Cell
+from ssl_bench.commands import Run
+from ssl_bench.files import read_json
+
+Call = Callable[..., tuple[int, str, str]]
+MAE = plugins.find("method", "mae")
+NAMES = list(MAE.ablations())
+SHORT = (
+    "--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--linear-epochs", 1,
+    "--backbone", "vit_nano",
+)  # fmt: skip
+
+
+@pytest.fixture
+def ablate(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
+    """``ssl-bench ablate`` on the small image folder, linear probes alone."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        folders = ("--data", image_folder, "--runs-dir", tmp_path / "runs")
+        evals = () if "--evals" in words else ("--evals", "linear")
+        return ssl_bench("ablate", *words, *folders, *evals, *SHORT)
+
+    return call
+
+
+def outcome(tmp_path: Path) -> Path:
+    [folder] = (tmp_path / "runs/ablations").glob("*")
+    return folder
+
+
+def run_names(tmp_path: Path) -> set[str]:
+    return {path.parent.name for path in (tmp_path / "runs").glob("*/config.json")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_ablation_of_the_paper_becomes_runs(name: str) -> None:
+    """Every value is a cell that `ssl-bench run` understands, and no two are the same run."""
+    study = ablation.parse([name])
+    assert study is not None
+    known = study.ablation
+    configs = [flags.parse_run(cell.words).method_config for cell in study.cells]
+    assert len(set(configs)) == len(configs)
+    values = known.values or known.cells
+    assert {len(scores) for scores in known.paper.values()} == {len(values)}
+    runnable = [value for value in known.cells if known.cells[value] is not None] or known.values
+    assert len(study.cells) == len(runnable)
+    evals = flags.parse_run(study.cells[0].words).evals
+    assert [plugin.name for plugin in evals] == ["finetune", "linear"]
+
+
+def test_every_ablation_that_is_promised_is_there() -> None:
+    assert NAMES == [
+        "mask-ratio", "decoder-depth", "decoder-width", "mask-token", "target", "augmentation",
+        "sampling",
+    ]  # fmt: skip
+
+
+def test_cells_are_the_runs_of_the_same_flags(
+    ablate: Call, ssl_bench: Call, image_folder: Path, tmp_path: Path
+) -> None:
+    for ratio in (0.5, 0.75):
+        code, _, err = ssl_bench(
+            "run", "--mask-ratio", ratio, "--data", image_folder, "--runs-dir", tmp_path / "runs",
+            "--evals", "linear", *SHORT,
+        )  # fmt: skip
+        assert code == 0, err
+    before = run_names(tmp_path)
+    code, out, err = ablate("mask-ratio", "--values", "0.5,0.75")
+    assert code == 0, err
+    assert out.count("pre-trained already: reused") == 2
+    assert run_names(tmp_path) == before
+
+
+def test_numbers_are_those_of_the_runs(ablate: Call, tmp_path: Path) -> None:
+    code, out, err = ablate("mask-ratio", "--values", "0.75,.5", "--seeds", "0,1")
+    assert code == 0, err
+    folder = outcome(tmp_path)
+    assert f"figure, table and runs: {folder}" in out
+    assert Image.open(folder / "figure.png").format == "PNG"
+    cells = read_json(folder / "cells.json")["cells"]
+    assert [cell["value"] for cell in cells] == ["0.75", "0.75", "0.5", "0.5"]
+    assert {cell["run"] for cell in cells} == run_names(tmp_path)
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        home = tmp_path / "runs" / cell["run"]
+        assert read_json(home / "config.json")["method_config"]["mask_ratio"] == float(
+            cell["value"]
+        )
+        [scores] = home.glob("evals/linear-*/scores.json")
+        assert read_json(scores)["scores"] == cell["evals"]["linear"]["scores"]
+        found.setdefault(cell["value"], []).append(read_json(scores)["scores"]["top1"])
+    table = pd.read_csv(folder / "table.csv", index_col="value")
+    assert list(table.index) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9]
+    for value, scores in found.items():
+        row = table.loc[float(value)]
+        assert row["runs"] == 2
+        assert row["linear"] == pytest.approx(sum(scores) / 2, abs=1e-3)
+        assert row["linear deviation"] == pytest.approx(
+            abs(scores[0] - scores[1]) / 2**0.5, abs=1e-3
+        )
+    assert table.loc[0.75, "linear of the paper"] == 73.5
+    assert table["linear"].count() == 2
+
+    code, out, _ = ablate("mask-ratio", "--values", "0.75,.5", "--seeds", "0,1")
+    assert code == 0
+    assert out.count("pre-trained already: reused") == 4
+    assert outcome(tmp_path) == folder
+
+
+def test_a_killed_ablation_goes_on(
+    ablate: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = pretrain.pretrain, iter(range(1))
+
+    def killed_the_second_time(*arguments: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(pretrain, "pretrain", killed_the_second_time)
+    code, _, err = ablate("mask-token")
+    assert code == 130
+    assert "goes on" in err
+    assert not (tmp_path / "runs/ablations").exists()
+    monkeypatch.setattr(pretrain, "pretrain", real)
+    code, out, _ = ablate("mask-token")
+    assert code == 0
+    assert out.count("pre-trained already: reused") == 1
+    assert len(run_names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "words,complaint",
+    [
+        (("mask-ratio", "--values", "0.5,0.99"), "mask ratio 0.99 leaves no patch visible of 16"),
+        (("mask-ratio", "--values", "0.5,x"), "--mask-ratio"),
+        (("mask-ratio", "--values", "0.5,1"), "mask ratio 1.0 is out of range"),
+        (("decoder-width", "--values", "32,30"), "decoder width 30 must be a multiple of 4"),
+        (("decoder-depth", "--values", "1.5"), "--decoder-depth"),
+        (("target", "--values", "dVAE"), "it has pixels, normalised, PCA"),
+        (("target", "--no-norm-pix-loss"), "sets --norm-pix-loss itself"),
+        (("mask-ratio", "--mask-ratio", 0.5), "sets --mask-ratio itself"),
+        (("mask-ratio", "--mask_ratio=0.5"), "sets --mask-ratio itself"),
+        (("mask-ratio", "--seed", 1, "--seeds", "0,1"), "--seed and --seeds"),
+        (("mask-ratio", "--seeds", "one"), "--seeds"),
+        (("mask-ratio", "--values"), "--values needs a value"),
+        (("mask-ratio", "--evals", "none"), "needs --evals"),
+        (("mask-ratio", "--method", "mocov3"), "method 'mocov3' has no ablations; mae has some"),
+        (("mask-ration",), "unknown ablation 'mask-ration'; mae has mask-ratio"),
+        ((), "say which ablation of mae: mask-ratio"),
+    ],
+)
+def test_mistakes_get_one_line_before_anything_is_trained(
+    ablate: Call, tmp_path: Path, words: tuple[object, ...], complaint: str
+) -> None:
+    code, _, err = ablate(*words)
+    assert code == 2
+    assert complaint in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_lists_the_ablations_without_torch() -> None:
+    code = (
+        "import sys; from ssl_bench.cli import main; main(['ablate', '--help']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in (*NAMES, "--values", "--seeds", "DALL-E"):
+        assert name in done.stdout
+
+
+def test_papers_numbers_are_no_code_of_the_method(tmp_path: Path) -> None:
+    source = MAE.path.read_text()
+    changed, other = tmp_path / "mae.py", tmp_path / "other/mae.py"
+    changed.write_text(source.replace("73.5", "73.4"))
+    other.parent.mkdir()
+    other.write_text(source.replace("0.02", "0.03"))
+    assert changed.read_text() != source
+    assert plugins.find("method", str(changed)).fingerprint == MAE.fingerprint
+    assert plugins.find("method", str(other)).fingerprint != MAE.fingerprint
+
+
+def finished(evaluation: str, scores: Sequence[float]) -> list[Run]:
+    return [Run(Path(), [{"eval": evaluation, "scores": {"top1": score}}]) for score in scores]
+
+
+def test_the_papers_linear_probe_stands_beside_every_linear_probe() -> None:
+    known = MAE.ablations()["target"]
+    cells = [Cell("PCA", ()), Cell("pixels", ())]
+    for evaluation in ("linear", "linear-paper"):
+        scores = ablation_results.collect(known, cells, finished(evaluation, [50.0, 60.0]))
+        table = ablation_results.tabulate(scores)
+        assert list(table.index) == ["pixels", "normalised", "PCA", "dVAE"]
+        assert table[f"{evaluation} of the paper"].tolist() == [73.5, 73.9, 72.3, 71.6]
+        assert table[evaluation].dropna().to_dict() == {"pixels": 60.0, "PCA": 50.0}
+        assert table["runs"].tolist() == [1, 0, 1, 0]
+    scores = ablation_results.collect(known, cells, finished("knn", [50.0, 60.0]))
+    assert ablation_results.tabulate(scores)["knn of the paper"].isna().all()
+
+
+def ys(line: Any) -> list[float]:
+    return [float(value) for value in line.get_ydata()]
+
+
+@pytest.mark.parametrize("name,values", [("decoder-width", ("32", "128")), ("target", ("PCA",))])
+def test_figure_shows_both_sides_on_axes_of_their_own(
+    name: str, values: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[plt.Figure] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, output: drawn.append(figure))
+    known = MAE.ablations()[name]
+    cells = [Cell(value, ()) for value in values for _ in range(2)]
+    ours = [50.0 + index for index in range(len(cells))]
+    scores = ablation_results.collect(known, cells, finished("linear", ours))
+    legend = ("ours: data", f"paper: {known.setting}")
+    output = tmp_path / "figure.png"
+    figures.ablation(scores, "title", name, legend, known.note, bool(known.flag), output)
+    left, right = drawn[0].axes
+    assert sorted(ys(left.lines[-1])) == ours
+    means = [sum(ours[at : at + 2]) / 2 for at in range(0, len(ours), 2)]
+    assert sorted(ys(left.lines[0])) == means
+    assert ys(right.lines[0]) == list(known.paper["linear"])
+    labels = [label.get_text() for label in left.get_xticklabels()]
+    assert set(values) <= set(labels)
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(legend)
+    plt.close(drawn[0])
+
+
+def test_check_of_a_run_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
+    words = ["--data", str(image_folder), "--runs-dir", str(tmp_path / "runs"), "--batch-size", "8"]
+    request = flags.parse_run(words)
+    commands.check(request, commands.load(str(image_folder), None, tmp_path))
+    assert not (tmp_path / "runs").exists()
