@@ -312,8 +312,13 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
         f"{source!r} has a grid of {rows} x {columns} patches, and images are evaluated as "
         f"squares; say their size, e.g. --image-size {max(rows, columns) * spec.patch_size}",
     )
-    if settings.image_size is not None:
+    if settings.image_size not in (None, spec.image_size) or rows != columns:
         encoders.resize(encoder, settings.image_size)
+        side = encoder.patch_embed.grid_size[0]
+        console.print(
+            f"evaluated at {settings.image_size} px: position embeddings interpolated from "
+            f"{rows} x {columns} to {side} x {side} patches"
+        )
         spec = dataclasses.replace(spec, image_size=settings.image_size)
     name = plan.get("method") or (Path(source).name if Path(source).exists() else source)
     identity = {
