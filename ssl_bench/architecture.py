@@ -17,7 +17,7 @@ from ssl_bench import encoders, formats
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.formats import Weights
-from ssl_bench.settings import BACKBONES
+from ssl_bench.settings import BACKBONES, WeightSettings
 
 _IMAGENET = {
     1: ((0.449,), (0.226,)),
@@ -49,6 +49,12 @@ class Hints:
     grid: tuple[int, int] | None = None
     branch: str | None = None
 
+    @classmethod
+    def of(cls, settings: WeightSettings) -> Hints:
+        """The hints among a command's flags."""
+        grid = (settings.grid[0], settings.grid[1]) if settings.grid else None
+        return cls(settings.backbone, settings.num_heads, grid, settings.branch)
+
 
 def work_out(
     found: Weights, where: str, hints: Hints, norm_eps: float
@@ -75,7 +81,7 @@ def work_out(
         require(
             name in state and len(shape) == dimensions,
             f"{where}: sizes are read off {name!r}, which should have {dimensions} dimensions and "
-            f"is {shape}",
+            f"is {shape}; a plain Vision Transformer has it, Swin and BEiT have not",
         )
     width, channels, patch_size, patch_width = state["patch_embed.proj.weight"].shape
     require(
@@ -83,7 +89,18 @@ def work_out(
         f"{where} takes {channels} channels in patches of {patch_size} x {patch_width} pixels; "
         "1 or 3 channels and square patches are supported",
     )
-    shown = _architecture(state)
+    damaged = [name for name, tensor in state.items() if 0 in tensor.shape or tensor.ndim == 0]
+    require(not damaged, f"{where} is damaged: {damaged[:1]} is empty")
+    require(
+        "dist_token" not in state,
+        f"{where} has 'dist_token', as distilled DeiTs have, which are not supported",
+    )
+    require(
+        "norm_pre.weight" not in state or hints.backbone is not None,
+        f"{where} has 'norm_pre.weight', as CLIP's encoders have, which differ in what no weight "
+        "shows; say which one, e.g. --backbone vit_base_patch16_clip_224",
+    )
+    shown = _architecture(state, where)
     grid = rows, _ = _grid(state, shown, hints, where)
     heads = _heads(found, (width, shown["depth"]), grid, hints, where)
     require(
@@ -98,19 +115,20 @@ def work_out(
     return spec, grid
 
 
-def _architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """What the weights' names and shapes show, as arguments of ``timm.create_model``.
 
     Of what is as in the plain ViT, only width and depth are given.
     """
     width = len(state["patch_embed.proj.weight"])
-    depth = 1 + max(
-        (int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)), default=-1
-    )
+    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+    depth = len(blocks)
+    gaps = sorted(blocks - set(range(depth)))
+    require(not gaps, f"{where} has a block {gaps[:1]}, but {depth} blocks in all")
     shown: dict[str, Any] = {"embed_dim": width, "depth": depth}
     hidden = state.get("blocks.0.mlp.fc1.weight")
     if hidden is not None and len(hidden) != 4 * width:
-        shown["mlp_ratio"] = len(hidden) / width
+        shown["mlp_ratio"] = (len(hidden) + 0.5) / width
     if "blocks.0.attn.qkv.bias" not in state:
         shown["qkv_bias"] = False
     if "blocks.0.attn.q_norm.weight" in state:
@@ -120,6 +138,7 @@ def _architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if "norm_pre.weight" in state:
         shown["pre_norm"] = True
     if "reg_token" in state:
+        require(state["reg_token"].ndim == 3, f"{where} is damaged: 'reg_token' has no tokens")
         shown["reg_tokens"] = state["reg_token"].shape[1]
     if "fc_norm.weight" in state:
         shown["global_pool"] = "avg"
@@ -134,24 +153,36 @@ def _grid(
     """Rows and columns of patches; adds to ``shown`` if prefix tokens have no positions."""
     count = state["pos_embed"].shape[1]
     prefix = shown.get("class_token", True) + shown.get("reg_tokens", 0)
-    side = math.isqrt(count - prefix)
-    rows, columns = grid = hints.grid or (side, side)
-    if rows * columns == count - prefix and rows > 0:
+    grid = hints.grid or _factors(state["pos_embed"], count - prefix)
+    if grid and grid[0] * grid[1] == count - prefix:
         return grid
-    if hints.grid is None and hints.backbone and math.isqrt(count) ** 2 == count:
-        rows = columns = math.isqrt(count)
-    if rows * columns == count:
+    if hints.grid is None and hints.backbone:
+        grid = _factors(state["pos_embed"], count)
+    if grid and grid[0] * grid[1] == count:
         shown["no_embed_class"] = True
-        return rows, columns
+        return grid
     if hints.grid:
+        rows, columns = hints.grid
         raise UserError(
             f"{where} has {count} positions, at most {prefix} of them for prefix tokens, which is "
             f"no grid of {rows} x {columns} patches"
         )
+    side = math.isqrt(count)
+    or_all = f" (--grid {side},{side} if prefix tokens have none)" if side**2 == count else ""
     raise UserError(
         f"{where} has {count} positions for {prefix} prefix tokens and its patches, which are no "
-        "square; say the rows and columns of its grid, e.g. --grid 8,6"
+        f"square; say the rows and columns of its grid, e.g. --grid 8,6{or_all}"
     )
+
+
+def _factors(positions_1TD: Tensor, patches: int) -> tuple[int, int] | None:
+    """The grid of that many patches that sin-cos positions are a table of, or else the square."""
+    pairs = [(r, patches // r) for r in range(1, patches + 1) if patches % r == 0]
+    for grid in pairs:
+        if grid[0] != grid[1] and position_order(positions_1TD, grid, alike=0.999):
+            return grid
+    side = math.isqrt(max(0, patches))
+    return (side, side) if side > 0 and side**2 == patches else None
 
 
 def _heads(
@@ -221,19 +252,26 @@ def _normalisation(
     return _IMAGENET[channels]
 
 
-def position_order(positions_1TD: Tensor, grid: tuple[int, int]) -> str | None:
+def position_order(
+    positions_1TD: Tensor, grid: tuple[int, int], alike: float = _ALIKE
+) -> str | None:
     """Which axis the first half of the width encodes, if the positions resemble a sin-cos table.
 
     Fine-tuned ones still do: learned ones that did not start there are nearly orthogonal to it.
+
+    Args:
+        alike: the least cosine similarity to the table, in (0, 1].
     """
     rows, columns = grid
     patches_LD = positions_1TD[0, -rows * columns :].float()
     if patches_LD.shape[1] % 4:
         return None
-    alike = {}
+    similarity = {}
     for first in ("column", "row"):
         table_LD = encoders.sincos_2d(patches_LD.shape[1], rows, columns, first=first)
-        alike[first] = F.cosine_similarity(patches_LD.flatten(), table_LD.flatten(), dim=0).item()
-    best = max(alike, key=alike.__getitem__)
-    is_told = alike[best] > _ALIKE and alike["column"] != alike["row"]
+        similarity[first] = F.cosine_similarity(
+            patches_LD.flatten(), table_LD.flatten(), dim=0
+        ).item()
+    best = max(similarity, key=similarity.__getitem__)
+    is_told = similarity[best] > alike and similarity["column"] != similarity["row"]
     return best if is_told else None

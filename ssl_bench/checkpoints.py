@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers import Format
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -59,14 +60,14 @@ def load_encoder(
             PyTorch or safetensors), a run folder, a folder that transformers saved, ``timm:NAME``
             or ``hf:NAME``.
         backbone, num_heads, grid, branch: see `Hints`; needed only where the weights do not tell.
-        image_size: of the images to come, or ``(height, width)``; default: the pre-training's.
-            Images of any other size whose sides are multiples of the patch size work too.
+        image_size: of all images to come, or ``(height, width)``. Default: images may be of any
+            size whose sides are multiples of the patch size.
 
     Returns:
         A timm model in eval mode, whose ``forward_features`` maps normalised float32
         ``(B, C, H, W)`` images to tokens ``(B, prefix + L, D)`` after the final norm, prefix
         tokens first. Its ``spec`` attribute says how to normalise images. Position embeddings are
-        interpolated to each image's own grid (`encoders.resize` says how).
+        interpolated to the images' grid (`encoders.resize` says how).
 
     Raises:
         UserError: the source cannot be read, holds no Vision Transformer, has a weight that
@@ -78,9 +79,10 @@ def load_encoder(
     encoder = checkpoint.encoder
     if image_size is not None:
         encoders.resize(encoder, image_size)
-    encoder.dynamic_img_size = True
-    encoder.patch_embed.flatten, encoder.patch_embed.output_fmt = False, Format.NHWC
-    encoder.patch_embed.strict_img_size = False
+    else:
+        encoder.dynamic_img_size = True
+        encoder.patch_embed.flatten, encoder.patch_embed.output_fmt = False, Format.NHWC
+        encoder.patch_embed.strict_img_size = False
     encoder.spec = checkpoint.spec
     return encoder.eval()
 
@@ -99,12 +101,28 @@ def read(source: str, hints: Hints) -> Checkpoint:
     Raises:
         UserError: as `load_encoder` does.
     """
+    try:
+        return _read(source, hints)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        problem = f"{type(e).__name__}: {first_line(e)}"
+        raise UserError(f"{source!r} is damaged, or nothing that is known ({problem})") from e
+
+
+def _read(source: str, hints: Hints) -> Checkpoint:
     kind, _, name = source.partition(":")
-    if kind == "timm" and name:
-        return _from_timm(name)
-    if kind == "hf" and name:
-        return _from_hub(name)
     path = Path(source).expanduser()
+    is_file = path.is_file() and not (path.parent / "encoder.json").exists()
+    is_named = kind in ("timm", "hf") and bool(name)
+    given = [field for field, value in vars(hints).items() if value is not None]
+    require(
+        is_file or not given or not (is_named or path.exists()),
+        f"{source!r} tells its own architecture, so --{''.join(given[:1]).replace('_', '-')} means "
+        "nothing; leave it out",
+    )
+    if is_named:
+        return _from_timm(name) if kind == "timm" else _from_hub(name)
     if (path / "encoder.json").exists():
         return _from_run(path)
     if path.name == "encoder.safetensors" and (path.parent / "encoder.json").exists():
@@ -116,20 +134,25 @@ def read(source: str, hints: Hints) -> Checkpoint:
             f"folder {source!r} holds no weights; it has no encoder.json or config.json"
         )
     require(path.exists(), f"file {source!r} does not exist")
-    where, content = repr(source), weights.read(path)
+    return _from_file(path, repr(source), hints)
+
+
+def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
+    content = weights.read(path)
     told = content.get("ssl_bench", {})
     hints = dataclasses.replace(hints, num_heads=hints.num_heads or told.get("num_heads"))
     checkpoint = _build(formats.sort(content, hints.branch, where), where, hints)
-    spec = checkpoint.spec
-    if told:
-        spec = dataclasses.replace(spec, mean=tuple(told["mean"]), std=tuple(told["std"]))
-    settings = told.get("settings") or formats.flags(content, checkpoint.decoder)
-    return dataclasses.replace(checkpoint, spec=spec, settings=settings)
+    if not told:
+        settings = formats.flags(content, checkpoint.decoder)
+        return dataclasses.replace(checkpoint, settings=settings)
+    spec = _normalised(checkpoint.spec, told["mean"], told["std"], where)
+    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder)
+    return dataclasses.replace(checkpoint, spec=spec, settings=dict(told["settings"]), notes=notes)
 
 
 def _from_run(folder: Path) -> Checkpoint:
     encoder, spec = weights.load(folder)
-    plan = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    plan = _json(folder / "config.json") if (folder / "config.json").exists() else {}
     settings = plan.get("method_config") or {}
     others = folder / "method.safetensors"
     decoder = weights.read(others) if others.exists() else {}
@@ -142,7 +165,7 @@ def _from_timm(name: str) -> Checkpoint:
         name.partition(".")[0] in encoders.timm_names(),
         f"timm has no Vision Transformer {name!r}; see `ssl-bench list backbones`",
     )
-    return _of_model(name, _pretrained(name, f"timm:{name}"), f"timm:{name}")
+    return _of_model(name, {}, _pretrained(name, f"timm:{name}"), f"timm:{name}")
 
 
 def _pretrained(name: str, where: str) -> VisionTransformer:
@@ -158,23 +181,27 @@ def _pretrained(name: str, where: str) -> VisionTransformer:
     return model
 
 
-def _of_model(backbone: str, model: VisionTransformer, where: str) -> Checkpoint:
-    """A checkpoint of a model that timm has built with its weights."""
+def _of_model(
+    backbone: str, architecture: Mapping[str, Any], model: VisionTransformer, where: str
+) -> Checkpoint:
+    """A checkpoint of a model that timm has built with its weights, and that computes the same."""
     embed, cfg = model.patch_embed, model.pretrained_cfg
     require(
         embed.img_size[0] == embed.img_size[1],
         f"{where} takes images of {embed.img_size} pixels; only square ones are supported",
     )
-    spec = EncoderSpec(
-        backbone,
-        embed.img_size[0],
-        embed.patch_size[0],
-        embed.proj.in_channels,
-        tuple(cfg["mean"]),
-        tuple(cfg["std"]),
-    )
-    encoder = encoders.build(spec, seed=0)
+    size, channels = embed.img_size[0], embed.proj.in_channels
+    spec = EncoderSpec(backbone, size, embed.patch_size[0], channels, (), (), architecture)
+    spec = _normalised(spec, cfg["mean"], cfg["std"], where)
+    encoder = encoders.empty(spec)
     weights.load_strictly(encoder, model.state_dict(), where)
+    image_BCHW = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (m.eval().forward_features(image_BCHW) for m in (encoder, model))
+    require(
+        torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4),
+        f"{where} does not compute what timm's {backbone!r} does with the same weights",
+    )
     return Checkpoint(encoder, spec, notes=_notes("timm", spec, encoder))
 
 
@@ -182,16 +209,17 @@ def _from_hub(name: str) -> Checkpoint:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"])
-        )
+        wanted = ["*.json", "*.safetensors", "pytorch_model*.bin"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise UserError(f"hf:{name} cannot be had: {first_line(error)}") from error
     config = _json(folder / "config.json")
     if "architecture" not in config:
         return _from_transformers(folder, f"hf:{name}")
+    told = config.get("model_args") or {}
+    own = {k: v for k, v in told.items() if k not in ("img_size", "patch_size", "in_chans")}
     model = _pretrained(f"hf-hub:{name}", f"hf:{name}")
-    return _of_model(config["architecture"], model, f"hf:{name}")
+    return _of_model(config["architecture"], own, model, f"hf:{name}")
 
 
 def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
@@ -207,11 +235,14 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
         config.get("hidden_act", "gelu") == "gelu",
         f"{where} uses the activation {config.get('hidden_act')!r}; only gelu is supported",
     )
-    found = [n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).exists()]
-    require(bool(found), f"{where} has neither model.safetensors nor pytorch_model.bin")
-    sorted_weights = formats.sort(weights.read(folder / found[0]), None, where)
-    hints = Hints(num_heads=config.get("num_attention_heads"))
-    checkpoint = _build(sorted_weights, where, hints, config.get("layer_norm_eps", 1e-12))
+    state = {name: t for file in _shards(folder, where) for name, t in weights.read(file).items()}
+    size, patch = config["image_size"], int(config["patch_size"])
+    height, width = (size, size) if isinstance(size, int) else size
+    hints = Hints(
+        num_heads=int(config["num_attention_heads"]), grid=(height // patch, width // patch)
+    )
+    found = formats.sort(state, None, where)
+    checkpoint = _build(found, where, hints, float(config.get("layer_norm_eps", 1e-12)))
     settings = {
         ours: config[theirs]
         for ours, theirs in (
@@ -225,10 +256,31 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
     if (folder / "preprocessor_config.json").exists():
         processor = _json(folder / "preprocessor_config.json")
         if "image_mean" in processor:
-            mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
-            spec = dataclasses.replace(spec, mean=mean, std=std)
+            spec = _normalised(spec, processor["image_mean"], processor["image_std"], where)
     notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder)
     return dataclasses.replace(checkpoint, spec=spec, settings=settings, notes=notes)
+
+
+def _shards(folder: Path, where: str) -> list[Path]:
+    """The files of weights in a folder that transformers saved."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return [folder / shard for shard in sorted(set(_json(index)["weight_map"].values()))]
+    raise UserError(f"{where} has neither model.safetensors nor pytorch_model.bin")
+
+
+def _normalised(
+    spec: EncoderSpec, mean: Sequence[float], std: Sequence[float], where: str
+) -> EncoderSpec:
+    """The spec with other statistics of the pixels."""
+    require(
+        len(mean) == len(std) == spec.channels and min(std) > 0,
+        f"{where}: {spec.channels} channels cannot have mean {mean} and deviation {std}",
+    )
+    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
 
 
 def _build(
@@ -237,7 +289,7 @@ def _build(
     """Build the encoder that the weights show, and load them."""
     spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
     size = spec.patch_size
-    encoder = encoders.build(spec, seed=0, img_size=(rows * size, columns * size))
+    encoder = encoders.empty(spec, img_size=(rows * size, columns * size))
     weights.load_strictly(encoder, found.encoder, where, found.origin)
     return Checkpoint(encoder, spec, found.decoder, {}, _notes(found.kind, spec, encoder))
 
@@ -257,7 +309,7 @@ def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer) -> tuple[st
         f"{encoder.embed_dim} wide, {len(encoder.blocks)} blocks, "
         f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
         f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
-        f"images normalised with mean {mean}",
+        f"norms add {spec.norm_eps:g}; images normalised with mean {mean}",
     )
 
 

@@ -296,13 +296,7 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     Args:
         plan: the run's, or nothing.
     """
-    hints = Hints(
-        settings.backbone,
-        settings.num_heads,
-        (settings.grid[0], settings.grid[1]) if settings.grid else None,
-        settings.branch,
-    )
-    checkpoint = checkpoints.read(source, hints)
+    checkpoint = checkpoints.read(source, Hints.of(settings))
     for note in checkpoint.notes:
         console.print(note, soft_wrap=True)
     encoder, spec = checkpoint.encoder, checkpoint.spec
@@ -312,14 +306,15 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
         f"{source!r} has a grid of {rows} x {columns} patches, and images are evaluated as "
         f"squares; say their size, e.g. --image-size {max(rows, columns) * spec.patch_size}",
     )
-    if settings.image_size not in (None, spec.image_size) or rows != columns:
-        encoders.resize(encoder, settings.image_size)
+    size = settings.image_size
+    if size is not None and (size != spec.image_size or rows != columns):
+        encoders.resize(encoder, size)
         side = encoder.patch_embed.grid_size[0]
         console.print(
-            f"evaluated at {settings.image_size} px: position embeddings interpolated from "
+            f"evaluated at {size} px: position embeddings interpolated from "
             f"{rows} x {columns} to {side} x {side} patches"
         )
-        spec = dataclasses.replace(spec, image_size=settings.image_size)
+        spec = dataclasses.replace(spec, image_size=size)
     name = plan.get("method") or (Path(source).name if Path(source).exists() else source)
     identity = {
         "method": f"{name} at {spec.image_size} px" if plan else name,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_bench import checkpoints, formats, runs
+from ssl_bench.architecture import Hints
 from ssl_bench.checkpoints import Checkpoint
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line, require
@@ -38,12 +39,14 @@ def export(settings: ExportSettings) -> Path:
     """
     source = settings.target
     if checkpoints.is_foreign(source):
-        hints = checkpoints.Hints(settings.backbone, settings.num_heads, None, settings.branch)
-        checkpoint, name = checkpoints.read(source, hints), Path(source).stem.replace(":", "-")
+        checkpoint, name = (
+            checkpoints.read(source, Hints.of(settings)),
+            Path(source).stem.replace(":", "-"),
+        )
     else:
         [folder] = runs.find(settings.runs_dir, [source])
         require(runs.is_trained(folder), f"run {folder.name!r} is not finished")
-        checkpoint, name = checkpoints.read(str(folder), checkpoints.Hints()), folder.name
+        checkpoint, name = checkpoints.read(str(folder), Hints.of(settings)), folder.name
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")
     require(
@@ -84,9 +87,17 @@ def to_mae(checkpoint: Checkpoint, output: Path) -> str:
     (``util/misc.py``, facebookresearch/mae ``efb2a80``.) What its names do not tell, such as the
     attention heads, stands beside it under ``'ssl_bench'``, which that code does not look at.
     """
-    spec, state = checkpoint.spec, _plain(checkpoint, "mae")
+    encoder, spec, state = checkpoint.encoder, checkpoint.spec, _plain(checkpoint, "mae")
+    block = encoder.blocks[0]
+    is_official = block.attn.qkv.bias is not None and spec.norm_eps == EncoderSpec.norm_eps
+    require(
+        is_official and block.mlp.fc1.out_features == 4 * encoder.embed_dim,
+        "the official code of MAE has biases for queries, keys and values, MLPs four times as wide "
+        f"as the encoder and norms that add {EncoderSpec.norm_eps:g}, unlike this encoder; "
+        "--format hf would work",
+    )
     told = {
-        "num_heads": checkpoint.encoder.blocks[0].attn.num_heads,
+        "num_heads": block.attn.num_heads,
         "mean": list(spec.mean),
         "std": list(spec.std),
         "settings": dict(checkpoint.settings),
@@ -94,8 +105,14 @@ def to_mae(checkpoint: Checkpoint, output: Path) -> str:
     decoder = _decoder(checkpoint)
     with atomic(output) as path:
         torch.save({"model": _contiguous({**state, **decoder}), "ssl_bench": told}, path)
-    parts = "encoder and decoder" if decoder else "the encoder alone; there is no decoder to write"
-    return f"it holds {parts}; the official code takes it by --finetune or --resume"
+    takes = (
+        "the official fine-tuning code takes it by --finetune, into a ViT of "
+        f"img_size={spec.image_size}, patch_size={spec.patch_size}, in_chans={spec.channels}, "
+        f"embed_dim={encoder.embed_dim}, depth={len(encoder.blocks)}, num_heads={told['num_heads']}"
+    )
+    if not decoder:
+        return f"it holds the encoder alone; {takes}"
+    return f"it holds encoder and decoder; {takes}; the pre-training code takes it by --resume"
 
 
 def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
@@ -140,6 +157,10 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
         "rescale_factor": 1 / 255,
         "size": {"height": spec.image_size, "width": spec.image_size},
     }
+    require(
+        not output.exists() or not any(output.iterdir()) or (output / "config.json").exists(),
+        f"{str(output)!r} is a folder of something else; say --output elsewhere",
+    )
     output.mkdir(exist_ok=True)
     with atomic(output / "model.safetensors") as path:
         save_file(formats.to_transformers(state, decoder), path, metadata={"format": "pt"})

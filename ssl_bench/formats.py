@@ -82,29 +82,28 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
 
     Args:
         content: what the file holds.
-        branch: which of two networks to take: ``base_encoder`` (default) or ``momentum_encoder``
-            of MoCo v3, ``teacher`` (default) or ``student`` of DINO.
+        branch: which of several networks to take: ``base_encoder`` (default) or
+            ``momentum_encoder`` of MoCo v3, ``teacher`` (default) or ``student`` of DINO, else the
+            entry's name, such as ``model_ema``.
         where: the file, for complaints.
 
     Raises:
-        UserError: there are no weights, or no such branch.
+        UserError: there are no weights, or no such branch, or several and it is not said which.
     """
-    networks = [name for name in ("teacher", "student") if _is_state(content.get(name))]
-    if networks:
-        state = content[_choose(branch, networks, where)]
-        kind = f"DINO, {_choose(branch, networks, where)}"
-    else:
-        kind = ""
-        state = content
-        for key in ("model", "state_dict"):
-            if _is_state(content.get(key)):
-                state = content[key]
-    require(_is_state(state), f"{where} holds no weights but {_listed(content)}")
-    return _sorted(dict(state), kind, branch, where)
+    networks = [name for name, value in content.items() if _is_state(value)]
+    if not networks:
+        require(_is_state(content), f"{where} holds no weights but {_listed(content)}")
+        return _sorted(dict(content), "", branch, where)
+    if len(networks) == 1:
+        return _sorted(dict(content[networks[0]]), "", branch, where)
+    is_dino = set(networks) == {"teacher", "student"}
+    chosen = _choose(branch, ["teacher", "student"] if is_dino else networks, where, is_dino)
+    kind = f"DINO, {chosen}" if is_dino else f"the entry {chosen!r}"
+    return _sorted(dict(content[chosen]), kind, None, where)
 
 
 def _sorted(state: dict[str, Tensor], kind: str, branch: str | None, where: str) -> Weights:
-    names = {name: name.removeprefix("module.") for name in state}
+    names = {name: re.sub(r"^(module\.|_orig_mod\.)+", "", name) for name in state}
     heads = _VIT_HEADS
     networks = [
         network
@@ -122,7 +121,7 @@ def _sorted(state: dict[str, Tensor], kind: str, branch: str | None, where: str)
         kind = "transformers"
         names = {old: _from_transformers(new) for old, new in names.items()}
     require(
-        branch is None or bool(networks) or kind.startswith("DINO"),
+        branch is None or bool(networks),
         f"{where} holds one network, so --branch {branch} means nothing; leave it out",
     )
 
@@ -134,6 +133,8 @@ def _sorted(state: dict[str, Tensor], kind: str, branch: str | None, where: str)
     if any(name.startswith("decoder_pred.") for name in renamed):
         kind, heads = f"{kind}, MAE with its decoder".removeprefix(", "), _MAE_HEADS
         decoder = {name: renamed.pop(name) for name in list(renamed) if _DECODER.fullmatch(name)}
+        lacking = sorted(_decoder_names(decoder) - decoder.keys())
+        require(not lacking, f"{where} holds a decoder that lacks {lacking[:1]}")
     elif renamed.pop("mask_token", None) is not None:
         unwanted.append(origin.get("mask_token", "mask_token"))
     return Weights(kind or "timm's names", renamed, decoder, heads, origin, tuple(unwanted))
@@ -141,7 +142,17 @@ def _sorted(state: dict[str, Tensor], kind: str, branch: str | None, where: str)
 
 def is_mae_decoder(state: State) -> bool:
     """Whether these are the weights of an MAE's decoder, and all of them."""
-    return "decoder_pred.weight" in state and all(_DECODER.fullmatch(name) for name in state)
+    return bool(state) and state.keys() == _decoder_names(state)
+
+
+def _decoder_names(decoder: State) -> set[str]:
+    """What an MAE's decoder has, of as many blocks as there are."""
+    parts = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
+    modules = ["decoder_embed", "decoder_norm", "decoder_pred"]
+    modules += [f"decoder_blocks.{block}.{part}" for block in blocks for part in parts]
+    pairs = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    return pairs | {"mask_token", "decoder_pos_embed"}
 
 
 def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
@@ -150,9 +161,16 @@ def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
     The official code stores its flags as ``args``, and every decoder it makes has 16 heads and is
     512 wide (``models_mae.py``, facebookresearch/mae ``efb2a80``).
     """
-    told = vars(content.get("args", argparse.Namespace()))
-    known = {name: told[name] for name in ("norm_pix_loss", "mask_ratio") if name in told}
-    if len(decoder.get("decoder_embed.bias", ())) == 512:
+    args = content.get("args")
+    told = vars(args) if isinstance(args, argparse.Namespace) else args
+    known: dict[str, Any] = {}
+    if isinstance(told, Mapping):
+        if isinstance(told.get("norm_pix_loss"), bool):
+            known["norm_pix_loss"] = told["norm_pix_loss"]
+        if isinstance(told.get("mask_ratio"), float):
+            known["mask_ratio"] = told["mask_ratio"]
+    bias = decoder.get("decoder_embed.bias")
+    if bias is not None and bias.shape == (512,):
         known["decoder_heads"] = 16
     return known
 
@@ -160,13 +178,15 @@ def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
 def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> int | None:
     """Attention heads as encoders of this kind, width and depth have them, if any does.
 
-    A ViT-S of MoCo v3 has 12, any other 6. Without MoCo v3's names around it, such a file is
-    recognised by its position embeddings.
+    A ViT-S of MoCo v3 has 12, others 6, and MAE has none of its own. Files without these methods'
+    names around them are recognised by their fixed position embeddings.
 
     Args:
         first: the axis that position embeddings encode first, if they are sin-cos.
     """
-    table = _MOCO_HEADS if found.heads is _VIT_HEADS and first == "row" else found.heads
+    table = found.heads
+    if table is _VIT_HEADS and first:
+        table = _MOCO_HEADS if first == "row" else _MAE_HEADS
     return table.get(width_depth)
 
 
@@ -217,8 +237,13 @@ def _is_state(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(each, Tensor) for each in value.values())
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(each, Tensor) and _is_dense(each) for each in value.values())
     )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _listed(content: Mapping[str, Any]) -> str:
@@ -226,11 +251,17 @@ def _listed(content: Mapping[str, Any]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
 
 
-def _choose(branch: str | None, networks: list[str], where: str) -> str:
+def _choose(branch: str | None, networks: list[str], where: str, first: bool = True) -> str:
+    """The branch asked for, else the first one, if that may be taken unasked."""
+    names = " and ".join(networks)
+    require(
+        first or branch is not None,
+        f"{where} holds several networks: {names}; say which, e.g. --branch {networks[0]}",
+    )
     if branch is None:
         return networks[0]
     if branch not in networks:
-        raise UserError(f"{where} has no branch {branch!r}; it has {' and '.join(networks)}")
+        raise UserError(f"{where} has no branch {branch!r}; it has {names}")
     return branch
 
 

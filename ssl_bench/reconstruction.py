@@ -43,7 +43,7 @@ def reconstruct(settings: ReconstructSettings) -> str:
         [folder] = runs.find(settings.runs_dir, [source])
         require(runs.is_trained(folder), f"run {folder.name!r} is not finished")
         source = str(folder)
-    checkpoint = checkpoints.read(source, Hints(settings.backbone, settings.num_heads))
+    checkpoint = checkpoints.read(source, Hints.of(settings))
     spec = checkpoint.spec
     view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
     index_B = torch.arange(len(view_BCHW))
@@ -95,6 +95,12 @@ def _restore(
         scale = 1.0 if normalised else batch.views[0].var().item()
         errors[normalised] = method.loss(batch).item() / scale
     best = min(errors, key=errors.__getitem__)
+    if errors[best] >= 1:
+        method.config = replace(config, norm_pix_loss=False)
+        return method, (
+            "taken to predict raw patches, as the official code does unasked; but its prediction "
+            "is worse than a constant for raw and normalised ones alike: are the weights trained?"
+        )
     method.config = replace(config, norm_pix_loss=best)
     return method, (
         f"taken to predict {_target(best)} patches: its error there is {errors[best]:.2f} of the "

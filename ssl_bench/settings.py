@@ -56,15 +56,10 @@ class Settings:
                 above(name.replace("_", " "), getattr(self, name), 0)
 
 
-@dataclass(frozen=True)
-class EvalSettings:
-    """Flags of ``ssl-bench eval`` that do not depend on an evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    """What a user may say about weights from elsewhere."""
 
-    target: str = ""
-    """A run's folder or name, or weights."""
-    weights: str = ""
-    """Anyone's weights: a file (MAE's, MoCo v3's, DINO's, timm's), a folder that transformers
-    saved, timm:NAME or hf:NAME."""
     backbone: str | None = None
     """Which encoder the weights are of, where they do not tell: a preset of `ssl-bench list`, or
     a Vision Transformer of timm by name."""
@@ -73,8 +68,25 @@ class EvalSettings:
     grid: tuple[int, ...] = ()
     """Rows and columns of its patches, such as 8,6, where they are not as many."""
     branch: str | None = None
-    """Which of two networks: base_encoder (default) or momentum_encoder of MoCo v3, teacher
-    (default) or student of DINO."""
+    """Which of several networks: base_encoder (default) or momentum_encoder of MoCo v3, teacher
+    (default) or student of DINO, else the file's own name of it, such as model_ema."""
+
+    def __post_init__(self) -> None:
+        require(len(self.grid) in (0, 2), f"grid {self.grid} is not two numbers such as 8,6")
+        for name in ("num_heads", "image_size", "decoder_heads"):
+            if getattr(self, name, None) is not None:
+                above(name.replace("_", " "), getattr(self, name), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(WeightSettings):
+    """Flags of ``ssl-bench eval`` that do not depend on an evaluation."""
+
+    target: str = ""
+    """A run's folder or name, or weights."""
+    weights: str = ""
+    """Anyone's weights: a file (MAE's, MoCo v3's, DINO's, timm's), a folder that transformers
+    saved, timm:NAME or hf:NAME."""
     image_size: int | None = None
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
     the pre-training's."""
@@ -94,18 +106,15 @@ class EvalSettings:
     """Folder for downloaded data sets."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             bool(self.target) != bool(self.weights),
             "say what to evaluate: either a run or --weights FILE",
         )
-        require(len(self.grid) in (0, 2), f"grid {self.grid} is not two numbers such as 8,6")
-        for name in ("image_size", "num_heads"):
-            if getattr(self, name) is not None:
-                above(name.replace("_", " "), getattr(self, name), 0)
 
 
-@dataclass(frozen=True)
-class ExportSettings:
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(WeightSettings):
     """Write a run's encoder, or anyone's, in a format that other code reads."""
 
     target: str = ""
@@ -116,21 +125,16 @@ class ExportSettings:
     """File to write, a folder for hf. Default: the run's name and the format, here."""
     overwrite: bool = False
     """Replace what is there."""
-    backbone: str | None = None
-    """Which encoder the weights are of, where they do not tell."""
-    num_heads: int | None = None
-    """Attention heads of that encoder, where the weights do not tell."""
-    branch: str | None = None
-    """Which of two networks the weights hold, see `ssl-bench eval`."""
     runs_dir: Path = Path("runs")
     """Folder that holds the run folders."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.target), "say what to export: a run, or a file of weights")
 
 
-@dataclass(frozen=True)
-class ReconstructSettings:
+@dataclass(frozen=True, kw_only=True)
+class ReconstructSettings(WeightSettings):
     """Hide patches of images, and draw what a masked autoencoder makes of the others."""
 
     target: str = ""
@@ -148,23 +152,17 @@ class ReconstructSettings:
     makes its prediction better."""
     decoder_heads: int | None = None
     """Attention heads of the decoder, where the weights do not tell."""
-    backbone: str | None = None
-    """Which encoder the weights are of, where they do not tell."""
-    num_heads: int | None = None
-    """Attention heads of that encoder, where the weights do not tell."""
     output: Path = Path("reconstruction.png")
     """Picture to write."""
     runs_dir: Path = Path("runs")
     """Folder that holds the run folders."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.target), "say whose decoder: a run, or a file of weights")
         require(bool(self.images), "say which images to reconstruct")
         if self.mask_ratio is not None:
             within("mask ratio", self.mask_ratio, "(0, 1)")
-        for name in ("num_heads", "decoder_heads"):
-            if getattr(self, name) is not None:
-                above(name.replace("_", " "), getattr(self, name), 0)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
+import pathlib
+import pickletools
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,8 +22,16 @@ from torch import Tensor, nn
 
 from ssl_bench import encoders
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.errors import UserError, require
 from ssl_bench.files import atomic, read_json, write_json
+
+_LARGEST_PICKLE = 50_000_000
+_LET_IN = ("torch.", "torch_utils", "collections.OrderedDict", "argparse.", "numpy", "pathlib")
+_ARCHITECTURE = {
+    *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
+    *("pre_norm", "reg_tokens", "class_token", "no_embed_class", "global_pool", "fc_norm"),
+    *("act_layer", "norm_layer", "final_norm", "proj_bias", "pool_include_prefix", "pos_embed"),
+}
 
 
 def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
@@ -39,10 +51,14 @@ def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
     try:
         text = read_json(folder / "encoder.json")
         weights = load_file(folder / "encoder.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        spec = EncoderSpec.of(text)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable encoder: {error}") from error
-    spec = EncoderSpec.of(text)
-    encoder = encoders.build(spec, seed=0)
+    surplus = sorted(set(spec.architecture) - _ARCHITECTURE)
+    require(
+        not surplus, f"{folder}: encoder.json has {surplus}, which is no encoder's architecture"
+    )
+    encoder = encoders.empty(spec)
     load_strictly(encoder, weights, repr(str(folder / "encoder.safetensors")))
     return encoder, spec
 
@@ -59,30 +75,92 @@ def digest(encoder: VisionTransformer) -> str:
 def read(path: Path) -> dict[str, Any]:
     """What a file of weights holds, tensors on the CPU. No code from it is run.
 
-    Of what a pickle may hold beside tensors and plain values, ``argparse.Namespace`` alone is let
-    in: the official code of MAE and DINO stores its flags so.
+    Of what a pickle may hold beside tensors and plain values, only what training code stores as a
+    matter of course is let in: ``argparse.Namespace``, numpy scalars and paths.
 
     Raises:
         UserError: it is no checkpoint, is cut short, or holds pickled code.
     """
     where = f"{str(path)!r}"
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            start = file.read(64)
+        if _is_safetensors(start):
             return dict(load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        problem = (
-            f"it holds pickled code ({code[1]}), which is not run; save its tensors alone"
-            if code
-            else f"it is no checkpoint, or cut short ({first_line(error).rstrip('.')})"
-        )
+        problem = _problem(path, start)
         raise UserError(f"{where} cannot be read as weights: {problem}") from error
     require(isinstance(content, dict), f"{where} holds no weights but a {type(content).__name__}")
     return content
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """A length of eight bytes, then JSON."""
+    return start[8:9] == b"{" and not start.startswith((b"PK", b"\x80"))
+
+
+def _harmless() -> list[Any]:
+    numpy_types = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    scalar, posix = np.float64(0).__reduce__()[0], pathlib.PosixPath
+    renamed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    renamed += [(posix, f"pathlib{module}.PosixPath") for module in ("", "._local")]
+    return [argparse.Namespace, np.dtype, *numpy_types, *renamed]
+
+
+def _check_sums(path: Path) -> None:
+    """Raise an error where a zip archive differs from its check sums; torch never looks."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken:
+            raise ValueError(f"{broken} is damaged")
+
+
+def _problem(path: Path, start: bytes) -> str:
+    """Why a file is no checkpoint."""
+    code = _pickled_code(path)
+    if code:
+        return f"it holds pickled code ({code}), which is not run; save its tensors alone"
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page; the download went wrong"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of git-lfs; `git lfs pull` fetches the file itself"
+    if start.startswith((b"PK", b"\x80")) or _is_safetensors(start):
+        return "it is damaged or cut short; download or copy it again"
+    return "it is neither a PyTorch nor a safetensors file"
+
+
+def _pickled_code(path: Path) -> str | None:
+    """The first thing in a pickle that torch does not build by itself, e.g. ``os.system``."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+                content = archive.read(name)
+        else:
+            with path.open("rb") as file:
+                content = file.read(_LARGEST_PICKLE)
+        strings: list[str] = []
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name == "GLOBAL":
+                found = str(argument).replace(" ", ".")
+            elif opcode.name == "STACK_GLOBAL":
+                found = ".".join(strings[-2:])
+            else:
+                if isinstance(argument, str):
+                    strings.append(argument)
+                continue
+            if not found.startswith(_LET_IN):
+                return found
+    except Exception:
+        return None  # no pickle at all, or a broken one: there is nothing to name
+    return None
 
 
 def load_strictly(
@@ -98,7 +176,8 @@ def load_strictly(
         origin: names in the file, where they are others.
 
     Raises:
-        UserError: a weight is missing, matches nothing or has another shape.
+        UserError: a weight is missing, matches nothing, has another shape or holds no finite
+            numbers.
     """
     origin = origin or {}
     expected = module.state_dict()
@@ -113,4 +192,17 @@ def load_strictly(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{where} is not that encoder: it {min(problems)}{more}")
-    module.load_state_dict(state)
+    for name, tensor in state.items():
+        is_count = name.endswith("num_batches_tracked")
+        require(
+            is_count or (tensor.is_floating_point() and bool(tensor.isfinite().all())),
+            f"{where}: {origin.get(name, name)!r} holds {_unlike_weights(tensor)}",
+        )
+    floats = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    module.load_state_dict(floats, assign=any(p.is_meta for p in module.parameters()))
+
+
+def _unlike_weights(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "values that are not finite"
+    return f"values of type {str(tensor.dtype).removeprefix('torch.')}, which are no weights"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -174,7 +176,6 @@ class TestFormats:
             {"qkv_bias": False},
             {"mlp_ratio": 2.5},
             {"qk_norm": True},
-            {"pre_norm": True},
             {"class_token": False, "global_pool": "avg"},
             {"class_token": False, "global_pool": "avg", "fc_norm": False},
             {"in_chans": 3, "patch_size": 4},
@@ -208,6 +209,54 @@ class TestFormats:
         torch.testing.assert_close(
             features(encoder, images(16, 16)), features(again, images(16, 16))
         )
+
+
+class TestSeveralNetworks:
+    """Files with more than one set of weights: which is taken is known or asked for."""
+
+    def test_are_told_apart_by_their_entry(self, tmp_path: Path) -> None:
+        model, ema = vit(), vit()
+        with torch.no_grad():
+            ema.cls_token.add_(1)
+        path = tmp_path / "deit.pth"
+        torch.save({"model": model.state_dict(), "model_ema": ema.state_dict()}, path)
+        with pytest.raises(UserError, match="holds several networks: model and model_ema; say"):
+            load_encoder(path, num_heads=3)
+        assert_same_features(path, model, num_heads=3, branch="model")
+        assert_same_features(path, ema, num_heads=3, branch="model_ema")
+
+
+class TestHarmless:
+    """What training code leaves in its files."""
+
+    @pytest.mark.parametrize(
+        "args",
+        [{"mask_ratio": "high"}, None, argparse.Namespace(output_dir=Path("x")), 3],
+        ids=str,
+    )
+    def test_flags_of_any_kind(self, args: Any, tmp_path: Path) -> None:
+        content = {"model": vit().state_dict() | decoder(), "args": args, "loss": np.float64(0.5)}
+        torch.save(content, tmp_path / "mae.pth")
+        assert_same_features(tmp_path / "mae.pth", vit(), num_heads=3)
+        assert read(str(tmp_path / "mae.pth"), Hints(num_heads=3)).settings == {}
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_other_precisions_become_float32(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        torch.save(vit().to(dtype).state_dict(), tmp_path / "vit.pth")
+        expected = vit().to(dtype).float()
+        assert_same_features(tmp_path / "vit.pth", expected, num_heads=3)
+
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+    def test_wrappers(self, prefix: str, tmp_path: Path) -> None:
+        state = {f"{prefix}{name}": value for name, value in vit().state_dict().items()}
+        torch.save(state, tmp_path / "vit.pth")
+        assert_same_features(tmp_path / "vit.pth", vit(), num_heads=3)
+
+    def test_content_counts_not_the_suffix(self, tmp_path: Path) -> None:
+        save_file(vit().state_dict(), tmp_path / "vit.pth")
+        assert_same_features(tmp_path / "vit.pth", vit(), num_heads=3)
+        torch.save(vit().state_dict(), tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+        assert_same_features(tmp_path / "old.bin", vit(), num_heads=3)
 
 
 class TestHub:
@@ -268,6 +317,64 @@ class TestHub:
         torch.testing.assert_close(features(ours, pictures), features(model, pictures))
         assert ours.spec.mean == (0.5, 0.5, 0.5)
 
+    def test_arguments_of_a_timm_model_count(self, cached: Callable[[str], Path]) -> None:
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, num_heads=12).eval()
+        folder = cached("someone/many-heads")
+        save_file(model.state_dict(), folder / "model.safetensors")
+        cfg = {
+            "architecture": "vit_tiny_patch16_224",
+            "num_classes": 0,
+            "model_args": {"num_heads": 12},
+            "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 0},
+        }
+        (folder / "config.json").write_text(json.dumps(cfg))
+        ours = load_encoder("hf:someone/many-heads")
+        pictures = images(224, 224)
+        torch.testing.assert_close(features(ours, pictures), features(model, pictures))
+
+    def test_grid_of_transformers_and_shards(self, cached: Callable[[str], Path]) -> None:
+        from transformers import ViTConfig, ViTModel
+
+        config = ViTConfig(
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=192,
+            image_size=[16, 64],
+            patch_size=8,
+        )
+        torch.manual_seed(0)
+        theirs = ViTModel(config).eval()
+        folder = cached("someone/wide")
+        theirs.save_pretrained(folder, max_shard_size="100KB")
+        assert len(list(folder.glob("model-*.safetensors"))) > 1
+        pictures = images(16, 64)
+        with torch.no_grad():
+            expected = theirs(pictures).last_hidden_state
+        ours = features(load_encoder("hf:someone/wide"), pictures)
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+    def test_hints_mean_nothing_to_what_tells_all(self, cached: Callable[[str], Path]) -> None:
+        folder = cached("someone/any")
+        (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+        for source in ("hf:someone/any", folder, "timm:vit_tiny_patch16_224"):
+            with pytest.raises(UserError, match="tells its own architecture, so --num-heads"):
+                load_encoder(source, num_heads=3)
+
+    def test_damaged_folders(self, cached: Callable[[str], Path]) -> None:
+        folder = cached("someone/damaged")
+        save_file(vit().state_dict(), folder / "model.safetensors")
+        config = {"model_type": "vit", "image_size": 32, "patch_size": 8, "num_attention_heads": 3}
+        for broken in ([1], {**config, "num_attention_heads": "x"}, {"model_type": "vit"}):
+            (folder / "config.json").write_text(json.dumps(broken))
+            with pytest.raises(UserError, match=r"damaged|cannot be read"):
+                load_encoder(folder)
+        (folder / "config.json").write_text(json.dumps(config))
+        for statistics in ({"image_mean": [0.5], "image_std": [1]}, {"image_mean": [0.5] * 3}):
+            (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+            with pytest.raises(UserError, match=r"damaged|cannot have mean"):
+                load_encoder(folder)
+
     def test_without_a_network_it_is_one_line(self, cached: Callable[[str], Path]) -> None:
         for source in ("hf:someone/else", "timm:vit_tiny_patch16_224"):
             with pytest.raises(UserError, match=rf"^{source} cannot be had: [^\n]+$"):
@@ -308,7 +415,6 @@ class TestHeads:
         [
             (192, 12, None, 3),
             (384, 12, None, 6),
-            (384, 12, "column", 6),
             (384, 12, "row", 12),
             (768, 12, "column", 12),
             (1024, 24, "column", 16),
@@ -326,6 +432,13 @@ class TestHeads:
             model = timm.create_model(**spec.timm_arguments())
         assert model.blocks[0].attn.num_heads == expected
         assert (model.embed_dim, len(model.blocks)) == (width, depth)
+
+    def test_of_a_masked_autoencoder_of_unofficial_size_are_asked_for(self) -> None:
+        """MAE has no ViT-Ti or ViT-S of its own; others' have 3, 6 or 12 heads."""
+        for width in (192, 384):
+            weights = shapes_alone(width, 12, "timm", "column", formats._VIT_HEADS)
+            with pytest.raises(UserError, match="does not tell its attention heads"):
+                architecture.work_out(weights, "it", Hints(), 1e-6)
 
     def test_are_asked_for_where_nothing_tells(self, tmp_path: Path) -> None:
         torch.save(vit().state_dict(), tmp_path / "odd.pth")
@@ -399,6 +512,21 @@ class TestResolution:
         pictures = images(64, 48)
         torch.testing.assert_close(features(ours, pictures), features(model, pictures))
 
+    def test_table_of_a_grid_that_is_no_square_is_recognised(self, tmp_path: Path) -> None:
+        """2 x 8 patches are as many as 4 x 4."""
+        model = vit(img_size=(16, 64))
+        with torch.no_grad():
+            model.pos_embed.copy_(encoders.sincos_2d(48, 2, 8, 1)[None])
+        torch.save(model.state_dict(), tmp_path / "wide.pth")
+        ours = load_encoder(tmp_path / "wide.pth", num_heads=3)
+        pictures = images(16, 64)
+        torch.testing.assert_close(features(ours, pictures), features(model, pictures))
+
+    def test_fixed_size_takes_no_other(self, file: Path) -> None:
+        ours = load_encoder(file, num_heads=3, image_size=32)
+        with pytest.raises(AssertionError):
+            features(ours, images(384, 384))
+
     def test_size_that_patches_do_not_fill_is_refused(self, file: Path) -> None:
         with pytest.raises(UserError, match="image size 100 is not a multiple of the 16 px"):
             load_encoder(file, num_heads=3, image_size=100)
@@ -453,8 +581,18 @@ class TestRefusals:
             ({"pos_embed": torch.ones(2)}, "should have 3 dimensions"),
             ({"pos_embed": None}, "'pos_embed'.*missing"),
             ({"patch_embed.proj.weight": None}, "holds no Vision Transformer"),
-            ({"decoder_pred.weight": torch.ones(1), "decoder_gizmo": torch.ones(1)}, "gizmo"),
             ({"head.gizmo": torch.ones(1)}, "'head.gizmo' too"),
+            ({"norm_pre.weight": torch.ones(48)}, "'norm_pre.weight'.*CLIP.*--backbone"),
+            ({"dist_token": torch.ones(1, 1, 48)}, "'dist_token'.*not supported"),
+            ({"norm.bias": torch.full((48,), torch.nan)}, "'norm.bias'.*not finite"),
+            ({"norm.bias": torch.ones(48, dtype=torch.int8)}, "'norm.bias'.*type int8"),
+            ({"norm.bias": torch.ones(48, dtype=torch.complex64)}, "'norm.bias'.*complex64"),
+            ({"pos_embed": torch.ones(1, 0, 48)}, "damaged.*pos_embed"),
+            ({"reg_token": torch.ones(48)}, "damaged.*reg_token"),
+            ({"blocks.0.mlp.fc1.weight": torch.tensor(1.0)}, "damaged.*blocks.0.mlp.fc1.weight"),
+            ({"blocks.3000.norm1.weight": torch.ones(48)}, r"has a block \[3000\], but 3 blocks"),
+            ({7: torch.ones(1)}, "holds no weights"),
+            ({"norm.bias": torch.ones(48).to_sparse()}, "holds no weights"),
         ],
         ids=str,
     )
@@ -483,6 +621,84 @@ class TestRefusals:
         torch.save({"state_dict": state}, tmp_path / "conv.pth")
         with pytest.raises(UserError, match=r"'patch_embed.proj.weight' is missing"):
             load_encoder(tmp_path / "conv.pth")
+
+    def test_decoder_with_a_part_too_many(self, tmp_path: Path) -> None:
+        state = vit().state_dict() | decoder() | {"decoder_gizmo": torch.ones(1)}
+        torch.save({"model": state}, tmp_path / "mae.pth")
+        with pytest.raises(UserError, match="has 'decoder_gizmo' too"):
+            load_encoder(tmp_path / "mae.pth", num_heads=3)
+
+    @pytest.mark.parametrize("name", ["decoder_norm.bias", "decoder_blocks.0.attn.qkv.weight"])
+    def test_decoder_that_lacks_a_part(self, name: str, tmp_path: Path) -> None:
+        state = vit().state_dict() | decoder()
+        del state[name]
+        torch.save({"model": state}, tmp_path / "mae.pth")
+        with pytest.raises(UserError, match=f"decoder that lacks .*{name}"):
+            load_encoder(tmp_path / "mae.pth", num_heads=3)
+
+    @pytest.mark.parametrize(
+        "content,message",
+        [
+            (b"<html>not found</html>", "web page"),
+            (b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs"),
+            (b"hello", "neither a PyTorch nor a safetensors file"),
+            (b"\x89PNG\r\n", "neither a PyTorch nor a safetensors file"),
+        ],
+    )
+    def test_other_files_are_told_what_they_are(
+        self, content: bytes, message: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "weights.pth").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_encoder(tmp_path / "weights.pth")
+
+    def test_flipped_bit(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.pth"
+        torch.save(vit().state_dict(), path)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
+        with pytest.raises(UserError, match="damaged"):
+            load_encoder(path, num_heads=3)
+
+    @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+    def test_raw_pickles_with_code(
+        self, protocol: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path, evidence = tmp_path / "weights.pth", tmp_path / "evidence"
+        path.write_bytes(pickle.dumps({"model": _Evil(evidence)}, protocol=protocol))
+        with pytest.raises(UserError, match=r"holds pickled code \(posix\.mkdir\)"):
+            load_encoder(path)
+        assert not evidence.exists()
+        assert not capsys.readouterr().err
+
+    def test_damaged_run_folder(self, tmp_path: Path) -> None:
+        save_file(vit().state_dict(), tmp_path / "encoder.safetensors")
+        good = {
+            "backbone": "vit_base_patch16_224",
+            "image_size": 32,
+            "patch_size": 8,
+            "channels": 3,
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "architecture": {"embed_dim": 48, "depth": 2, "num_heads": 3},
+        }
+        for change in (
+            {"mean": None},
+            {"backbone": 3},
+            {"image_size": "x"},
+            {"architecture": {"pretrained": True}},
+            {"patch_size": 0},
+        ):
+            (tmp_path / "encoder.json").write_text(json.dumps(good | change))
+            with pytest.raises(UserError) as raised:
+                load_encoder(tmp_path)
+            assert "\n" not in str(raised.value)
+        (tmp_path / "encoder.json").write_text(json.dumps([good]))
+        with pytest.raises(UserError, match="no readable encoder"):
+            load_encoder(tmp_path)
+        (tmp_path / "encoder.json").write_text(json.dumps(good))
+        assert_same_features(tmp_path, vit())
 
     def test_branch_that_is_not_there(self, tmp_path: Path) -> None:
         torch.save({"state_dict": moco_state(vit(), vit())}, tmp_path / "moco.pth")

@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from test_checkpoints import decoder, features, images, moco_state, vit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import export, load_encoder
+from ssl_bench import encoders, export, load_encoder
 from ssl_bench.architecture import Hints
 from ssl_bench.checkpoints import Checkpoint, read
 from ssl_bench.errors import UserError
@@ -152,6 +154,26 @@ def test_encoder_that_a_format_has_no_place_for(tmp_path: Path) -> None:
         export.to_timm(checkpoint, tmp_path / "timm.safetensors")
 
 
+def test_what_the_official_code_fixes_is_not_exported_otherwise(tmp_path: Path) -> None:
+    for more in ({"qkv_bias": False}, {"mlp_ratio": 2.0}):
+        torch.save(vit(**more).state_dict(), tmp_path / "vit.pth")
+        checkpoint = read(str(tmp_path / "vit.pth"), Hints(num_heads=3))
+        with pytest.raises(UserError, match="unlike this encoder"):
+            export.to_mae(checkpoint, tmp_path / "mae.pth")
+    spec = dataclasses.replace(checkpoint.spec, norm_eps=1e-3)
+    other = dataclasses.replace(checkpoint, spec=spec)
+    for write in (export.to_mae, export.to_timm):
+        with pytest.raises(UserError, match="1e-06"):
+            write(other, tmp_path / "out")
+
+
+def test_folder_of_something_else_is_not_written_into(moco: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    with pytest.raises(UserError, match="folder of something else"):
+        export.to_transformers(moco, tmp_path / "photos")
+
+
 def test_prefix_without_a_position_gets_one_of_zeros(tmp_path: Path) -> None:
     torch.save(vit(no_embed_class=True).state_dict(), tmp_path / "vit.pth")
     checkpoint = read(str(tmp_path / "vit.pth"), Hints(num_heads=3, grid=(4, 4)))
@@ -222,9 +244,24 @@ class TestCommands:
         words = ("reconstruct", tmp_path / "b.pth", *pictures, *output, "--num-heads", 2)
         code, _, err = ssl_bench(*words)
         assert code == 2 and "--decoder-heads" in err
-        code, out, err = ssl_bench(*words, "--decoder-heads", 2)
-        assert code == 0, err
-        assert "taken to predict normalised patches" in out
+        # Every patch of these pictures is the same, and of low contrast; the decoder says which.
+        picture = np.tile(128 + np.arange(16).reshape(4, 4)[..., None], (4, 4, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "tiled.png")
+        words = ("reconstruct", tmp_path / "b.pth", tmp_path / "tiled.png", *words[-4:])
+        spec = load_encoder(tmp_path / "b.pth", num_heads=2).spec
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+        raw_BLP = encoders.patchify((pixels - mean) / std, 4)
+        normalised = (raw_BLP - raw_BLP.mean(-1, keepdim=True)) / raw_BLP.std(-1, keepdim=True)
+        for kind, patches in (("raw", raw_BLP), ("normalised", normalised)):
+            state = dict(content["model"])
+            state["decoder_pred.weight"] = torch.zeros_like(state["decoder_pred.weight"])
+            state["decoder_pred.bias"] = patches.mean(dim=(0, 1))
+            torch.save({"model": state}, tmp_path / "b.pth")
+            code, out, err = ssl_bench(*words, "--decoder-heads", 2)
+            assert code == 0, err
+            assert f"taken to predict {kind} patches" in out
+            assert "overrules" in out
 
     def test_mistakes_are_told_in_one_line(
         self, run: Path, ssl_bench: Call, image_folder: Path, tmp_path: Path
@@ -242,6 +279,7 @@ class TestCommands:
             (("reconstruct", run, picture, "--decoder-heads", 5, *out), "5 decoder heads"),
             (("reconstruct", tmp_path / "moco.pth", picture, "--num-heads", 3), "no decoder"),
             (("reconstruct", run, picture, "--output", "/proc/nope/x.png"), "cannot write"),
+            (("reconstruct", run, picture, "--grid", "8,6", *out), "tells its own architecture"),
             (("export",), "say what to export"),
             (("export", "nope.pth"), "file 'nope.pth' does not exist"),
             (("export", run, "--format", "onnx"), "onnx"),
