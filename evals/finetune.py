@@ -159,8 +159,8 @@ def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
 
 def audit(encoder: FrozenEncoder, config: Config) -> str:
     """Check on the real classifier that layer decay, drop path and weight decay take hold."""
-    model = _classifier(encoder, 2, config)
-    groups = optim.layer_decay_groups(model, config, config.layer_decay)
+    model, optimizer = _trained(encoder, 2, config)
+    groups = optimizer.param_groups
     audits.drop_path(model.encoder, config.drop_path)
     audits.layer_decay(model, groups, config.layer_decay)
     return audits.weight_decay(model, groups, config.weight_decay, not config.decay_norm_and_bias)
@@ -207,10 +207,7 @@ class Classifier(nn.Module):
 def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     """Fine-tune on the training split, classify the test split."""
     hardware, seed = encoder.hardware, encoder.seed
-    model = _classifier(encoder, len(data.classes), config)
-    optimizer = optim.adamw(
-        optim.layer_decay_groups(model, config, config.layer_decay), config.beta2
-    )
+    model, optimizer = _trained(encoder, len(data.classes), config)
     batch_size = min(config.batch_size, len(data.train))
     schedule = optim.Schedule.of(
         len(data.train), batch_size, config.epochs, config, min_lr=config.min_lr
@@ -291,12 +288,17 @@ def mix(
     return mixed_BCHW, share * targets_BC + (1 - share) * targets_BC.flip(0)
 
 
-def _classifier(encoder: FrozenEncoder, classes: int, config: Config) -> Classifier:
+def _trained(
+    encoder: FrozenEncoder, classes: int, config: Config
+) -> tuple[Classifier, torch.optim.AdamW]:
+    """What is trained, and its optimiser."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draws.key(encoder.seed, "finetune"))
         trunk = encoder.trainable_copy(drop_path_rate=config.drop_path)
         model = Classifier(trunk, classes, config.pooling, config.head_std)
-    return model.to(encoder.hardware.device)
+    model = model.to(encoder.hardware.device)
+    groups = optim.layer_decay_groups(model, config, config.layer_decay)
+    return model, optim.adamw(groups, config.beta2)
 
 
 def _span(center: float, share: float, size: int) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def method(module: Method) -> str:
     if not module.trains:
         return "nothing is trained"
     config = module.config
-    groups = optim.parameter_groups(module, config)
+    groups = optim.of_method(module, config).param_groups
     return weight_decay(module, groups, config.weight_decay, exempts=not config.decay_norm_and_bias)
 
 
@@ -45,15 +45,17 @@ def evaluations(
 ) -> list[str]:
     """Run the ``audit`` of each evaluation that has one, on an untrained encoder; a line of each.
 
-    On the CPU, whose memory an audit may take without harm.
+    Names and shapes are all that counts, so the modules are on the meta device, where they take no
+    memory.
     """
-    cpu = replace(hardware, device=torch.device("cpu"))
-    encoder = Encoder(encoders.build(spec, seed), spec, cpu, seed)
+    nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
     lines = []
-    for plugin, config in evals.items():
-        code = plugin.load()
-        if hasattr(code, "audit"):
-            lines.append(f"{plugin.name}: {code.audit(encoder, config)}")
+    with nowhere.device:
+        encoder = Encoder(encoders.build(spec, seed), spec, nowhere, seed)
+        for plugin, config in evals.items():
+            code = plugin.load()
+            if hasattr(code, "audit"):
+                lines.append(f"{plugin.name}: {code.audit(encoder, config)}")
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,9 @@ class Hardware:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision where the precision is bf16."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
 
 def choose(precision: Precision = "auto") -> Hardware:

@@ -93,6 +93,11 @@ def adamw(groups: Iterable[Group], beta2: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)
 
 
+def of_method(method: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """The optimiser of a pre-training."""
+    return adamw(parameter_groups(method, config), config.beta2)
+
+
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step is scaled, layer by layer, to the weights' own norm.
 

@@ -134,7 +134,7 @@ def _train(
     train = data.train.to(hardware.device)
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
-    optimizer = optim.adamw(optim.parameter_groups(method, config), config.beta2)
+    optimizer = optim.of_method(method, config)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
     start, seconds_before = _resume(method, optimizer, folder)
     started = checkpointed = recorded = time.monotonic()
