@@ -328,24 +328,32 @@ PAPER = {
         "cutmix": Published(1.0, "MAE table 9; DeiT main.py"),
         "crop_scale": Published(0.08, "timm create_transform"),
         "auto_augment": Published("rand-m9-mstd0.5-inc1", "MAE main_finetune.py; DeiT main.py"),
-        "random_erasing": Published(0.25, "MAE FINETUNE.md; DeiT main.py"),
         "decay_norm_and_bias": Published(False, "util/lr_decay.py; timm create_optimizer"),
         "optimiser and beta1": Published("AdamW, 0.9", "MAE table 9; DeiT main.py"),
         "precision of training": Published(
-            "fp16", "MAE engine_finetune.py; DeiT engine.py", "bf16 where the hardware has it"
+            "fp16", "MAE engine_finetune.py; DeiT engine.py", "as --precision says"
         ),
         "gradient clipping": Published("none", "MAE main_finetune.py; DeiT main.py"),
-        "crop and its interpolation": Published("bicubic", "MAE main_finetune.py; DeiT main.py"),
-        "crops are taken of": Published(
-            "the whole photograph", "timm create_transform", "its centre, stored as a small square"
+        "interpolation of a crop": Published(
+            "bicubic", "MAE main_finetune.py; DeiT main.py", unless={"crop_scale": 1.0}
         ),
-        "RandAugment's order": Published("after crop and flip", "timm create_transform"),
-        "random erasing's filling": Published("normal noise per pixel", "timm create_transform"),
-        "mixup or cutmix": Published("either, by a coin for each batch", "timm Mixup"),
+        "views are made of": Published(
+            "the whole photograph",
+            "timm create_transform",
+            "the stored square: of photographs, the centre",
+        ),
+        "RandAugment's order": Published(
+            "after crop and flip", "timm create_transform", unless={"auto_augment": ""}
+        ),
+        "random erasing's filling": Published(
+            "normal noise per pixel", "timm create_transform", unless={"random_erasing": 0.0}
+        ),
+        "choice of mixup or cutmix": Published(
+            "a coin for each batch", "timm Mixup", unless={"mixup": 0.0, "cutmix": 0.0}
+        ),
         "pixels normalised by": Published(
             "ImageNet's mean and deviation", "timm create_transform", "the training split's own"
         ),
-        "view for testing": Published("256 px, centre 224, bicubic", "MAE util/datasets.py"),
         "position embedding": Published("trained", "MAE models_vit.py; DeiT models.py"),
         "epoch that is reported": Published(
             "best on the test split", "MAE main_finetune.py; DeiT main.py", "last"
@@ -355,8 +363,12 @@ PAPER = {
         "sources": Published("He et al., arXiv:2111.06377, and facebookresearch/mae efb2a80", ""),
         "warmup": Published("5 epochs", "table 9"),
         "min_lr": Published(1e-6, "main_finetune.py"),
-        "pooling": Published("avg", "FINETUNE.md"),
+        "pooling": (Published("avg", "FINETUNE.md"), Published("cls", "appendix A.1")),
         "head_std": Published(2e-5, "main_finetune.py"),
+        "random_erasing": (Published(0.25, "FINETUNE.md"), Published(0.0, "table 9: none")),
+        "view for testing": Published(
+            "larger images: 8/7 of the size, centre, bicubic", "util/datasets.py: 256 for 224"
+        ),
         "learning rate's course": Published(
             "linear from 0, cosine to min lr, by step", "util/lr_sched.py"
         ),
@@ -366,13 +378,13 @@ PAPER = {
         "epochs": Published(100, "table 9, FINETUNE.md"),
         "base_lr": (Published(5e-4, "FINETUNE.md"), Published(1e-3, "table 9")),
         "layer_decay": (Published(0.65, "FINETUNE.md"), Published(0.75, "table 9")),
-        "drop_path": Published(0.1, "FINETUNE.md"),
+        "drop_path": Published(0.1, "table 9, FINETUNE.md"),
     },
     "imagenet-mae-vitl": {
         "epochs": Published(50, "table 9, FINETUNE.md"),
         "base_lr": Published(1e-3, "table 9, FINETUNE.md"),
         "layer_decay": Published(0.75, "table 9, FINETUNE.md"),
-        "drop_path": Published(0.2, "FINETUNE.md"),
+        "drop_path": (Published(0.2, "FINETUNE.md"), Published(0.1, "table 9")),
     },
     "imagenet-mocov3-": {
         "sources": Published(
@@ -388,6 +400,10 @@ PAPER = {
         "pooling": Published("cls", "DeiT models.py"),
         "head_std": Published(0.02, "DeiT models.py, timm"),
         "drop_path": Published(0.1, "DeiT main.py"),
+        "random_erasing": Published(0.25, "DeiT main.py"),
+        "view for testing": Published(
+            "larger images: 8/7 of the size, centre, bicubic", "DeiT datasets.py: 256 for 224"
+        ),
         "learning rate's course": Published(
             "linear from 1e-6, cosine to min lr, by epoch",
             "DeiT main.py, timm create_scheduler",

@@ -223,8 +223,10 @@ PAPER = {
         "flip of training images": Published(
             "p 0.5", "MAE main_linprobe.py; MoCo v3 main_lincls.py"
         ),
-        "crops are taken of": Published(
-            "the whole photograph", "official code", "its centre, stored as a small square"
+        "views are made of": Published(
+            "the whole photograph",
+            "official code",
+            "the stored square: of photographs, the centre",
         ),
         "pixels normalised by": Published(
             "ImageNet's mean and deviation", "official code", "the training split's own"
@@ -239,17 +241,24 @@ PAPER = {
         "warmup": Published("10 epochs", "table 10"),
         "per_epoch": Published(False, "util/lr_sched.py"),
         "batch_norm": Published(True, "appendix A.1, main_linprobe.py"),
-        "pooling": Published("cls", "FINETUNE.md"),
+        "pooling": Published("cls", "appendix A.1, main_linprobe.py"),
         "cut_crop": Published(True, "util/crop.py"),
         "interpolation": Published("bicubic", "main_linprobe.py"),
-        "LARS trust coefficient": Published("0.001, not for biases", "util/lars.py"),
-        "batch statistics of": Published("each GPU's share", "main_linprobe.py", "the whole batch"),
-        "mode of the encoder": Published("train", "engine_finetune.py", "eval: the same here"),
-        "precision of the encoder": Published(
-            "fp16", "engine_finetune.py", "bf16 where the hardware has it"
+        "LARS trust coefficient": Published(
+            "0.001, not for biases", "util/lars.py", unless={"optimizer": "sgd"}
         ),
+        "batch statistics of": Published(
+            "each GPU's share",
+            "main_linprobe.py",
+            "the whole batch",
+            unless={"batch_norm": False},
+        ),
+        "mode of the encoder": Published("train", "engine_finetune.py", "eval: the same here"),
+        "precision of the encoder": Published("fp16", "engine_finetune.py", "as --precision says"),
         "precision of the head": Published("fp16", "engine_finetune.py", "fp32"),
-        "view for testing": Published("256 px, centre 224, bicubic", "main_linprobe.py"),
+        "view for testing": Published(
+            "larger images: 8/7 of the size, centre, bicubic", "main_linprobe.py: 256 for 224"
+        ),
         "incomplete last batch": Published("left out", "main_linprobe.py"),
     },
     "imagenet-mae-vitb": {"epochs": Published(90, "table 10, FINETUNE.md")},
@@ -271,12 +280,12 @@ PAPER = {
         "cut_crop": Published(False, "main_lincls.py"),
         "interpolation": Published("bilinear", "main_lincls.py"),
         "mode of the encoder": Published("eval", "main_lincls.py"),
-        "precision of the encoder": Published(
-            "fp32", "main_lincls.py", "bf16 where the hardware has it"
-        ),
+        "precision of the encoder": Published("fp32", "main_lincls.py", "as --precision says"),
         "precision of the head": Published("fp32", "main_lincls.py"),
         "view for testing": Published(
-            "256 px, centre 224, bilinear", "main_lincls.py", "256 px, centre 224, bicubic"
+            "larger images: 8/7 of the size, centre, bilinear",
+            "main_lincls.py: 256 for 224",
+            "larger images: 8/7 of the size, centre, bicubic",
         ),
         "incomplete last batch": Published("trained on", "main_lincls.py", "left out"),
     },

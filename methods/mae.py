@@ -398,15 +398,26 @@ PAPER = {
             "no clipping; any accumulation", "engine_pretrain.py", "no clipping; no accumulation"
         ),
         "loss of a patch": Published("mean squared error of hidden patches", "paper"),
-        "norm of a patch": Published("(x - mean) / sqrt(unbiased var + 1e-6)", "models_mae.py"),
+        "norm of a patch": Published(
+            "(x - mean) / sqrt(unbiased var + 1e-6)",
+            "models_mae.py",
+            unless={"norm_pix_loss": False},
+        ),
         "noise of the masks": Published(
             "torch.rand, sorted", "models_mae.py", "uniform of (seed, step, image), sorted"
         ),
-        "crop and its interpolation": Published(
-            "up to 10 tries, ratio 3/4 to 4/3, bicubic", "main_pretrain.py"
+        "tries for a crop": Published(
+            "up to 10, ratio 3/4 to 4/3",
+            "main_pretrain.py",
+            unless={"crop_scale": 1.0, "fixed_crop": True},
         ),
-        "crops are taken of": Published(
-            "the whole photograph", "main_pretrain.py", "its centre, stored as a small square"
+        "interpolation of a crop": Published(
+            "bicubic", "main_pretrain.py", unless={"crop_scale": 1.0}
+        ),
+        "views are made of": Published(
+            "the whole photograph",
+            "main_pretrain.py",
+            "the stored square: of photographs, the centre",
         ),
         "pixels normalised by": Published(
             "ImageNet's mean and deviation", "main_pretrain.py", "the training split's own"
@@ -430,20 +441,21 @@ ABLATIONS = {
     "mask-ratio": Ablation(
         "share of hidden patches",
         "figure 5",
-        _ABLATED,
+        f"{_ABLATED}, batch 4096, random sampling, "
+        "decoder depth 8, decoder width 512, random crops",
         {
             "finetune": (83.2, 83.4, 83.4, 84.7, 84.9, 85.0, 84.9, 84.9, 84.5, 83.0),
             "linear": (54.6, 58.9, 61.7, 67.0, 69.9, 71.8, 73.2, 73.5, 71.8, 66.1),
         },
         flag="--mask-ratio",
         values=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9),
-        note="Ratios that leave the same number of patches visible are one training under two "
-        "names: of 16 patches, 0.7 and 0.75 leave 4.",
+        share_of_patches=True,
     ),
     "decoder-depth": Ablation(
         "blocks in the decoder",
         "table 1a",
-        _ABLATED,
+        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, "
+        "decoder width 512, random crops",
         {"finetune": (84.8, 84.9, 84.9, 84.9, 84.4), "linear": (65.5, 70.0, 71.9, 73.5, 73.3)},
         flag="--decoder-depth",
         values=(1, 2, 4, 8, 12),
@@ -451,7 +463,7 @@ ABLATIONS = {
     "decoder-width": Ablation(
         "width of the decoder",
         "table 1b",
-        _ABLATED,
+        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, decoder depth 8, random crops",
         {"finetune": (84.9, 84.8, 84.9, 84.4, 84.3), "linear": (69.1, 71.3, 73.5, 73.1, 73.1)},
         flag="--decoder-width",
         values=(128, 256, 512, 768, 1024),
@@ -459,14 +471,16 @@ ABLATIONS = {
     "mask-token": Ablation(
         "mask tokens in the encoder",
         "table 1c",
-        _ABLATED,
+        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, "
+        "decoder depth 8, decoder width 512, random crops",
         {"finetune": (84.2, 84.9), "linear": (59.6, 73.5)},
         cells={"with": "--encoder-mask-tokens", "without": "--no-encoder-mask-tokens"},
     ),
     "target": Ablation(
         "what is predicted of a hidden patch",
         "table 1d",
-        _ABLATED,
+        "ViT-L/16, 800 epochs, ImageNet-1k, batch 4096, mask ratio 0.75, random sampling, "
+        "decoder depth 8, decoder width 512, random crops",
         {"finetune": (84.9, 85.4, 84.6, 85.3), "linear": (73.5, 73.9, 72.3, 71.6)},
         cells={
             "pixels": "--loss-target pixels --no-norm-pix-loss",
@@ -481,7 +495,8 @@ ABLATIONS = {
     "augmentation": Ablation(
         "augmentation of the pre-training",
         "table 1e",
-        _ABLATED,
+        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, "
+        "decoder depth 8, decoder width 512",
         {"finetune": (84.0, 84.7, 84.9, 84.3), "linear": (65.7, 73.1, 73.5, 71.9)},
         cells={
             "none": "--crop-scale 1 --no-flip",
@@ -495,7 +510,7 @@ ABLATIONS = {
     "sampling": Ablation(
         "which patches are hidden, and their percentage",
         "table 1f",
-        _ABLATED,
+        f"{_ABLATED}, batch 4096, decoder depth 8, decoder width 512, random crops",
         {"finetune": (84.9, 83.9, 82.8, 84.0), "linear": (73.5, 72.3, 63.9, 66.0)},
         cells={
             "random-75": "--sampling random --mask-ratio 0.75",

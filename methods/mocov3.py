@@ -258,8 +258,10 @@ PAPER = {
         "crop and its interpolation": Published(
             "up to 10 tries, ratio 3/4 to 4/3, bilinear", "main_moco.py"
         ),
-        "crops are taken of": Published(
-            "the whole photograph", "main_moco.py", "its centre, stored as a small square"
+        "views are made of": Published(
+            "the whole photograph",
+            "main_moco.py",
+            "the stored square: of photographs, the centre",
         ),
         "pixels normalised by": Published(
             "ImageNet's mean and deviation", "main_moco.py", "the training split's own"

@@ -42,6 +42,7 @@ class Study:
         name: of the ablation.
         ablation: what the paper did.
         cells: what is to be run.
+        constant: fields of the method's ``Config`` that another of its ablations varies.
         runs_dir: folder that holds the run folders.
     """
 
@@ -49,6 +50,7 @@ class Study:
     name: str
     ablation: Ablation
     cells: Sequence[Cell]
+    constant: Sequence[str]
     runs_dir: Path
 
 
@@ -66,15 +68,29 @@ def parse(words: Sequence[str]) -> Study | None:
         return None
     ablation = _find(request.method, name)
     cells = _cells(name, ablation, settings, common)
-    return Study(request.method.name, name, ablation, cells, request.settings.runs_dir)
+    everywhere = [name for each in request.method.ablations().values() for name in _varied(each)]
+    constant = [each for each in dict.fromkeys(everywhere) if each not in _varied(ablation)]
+    return Study(request.method.name, name, ablation, cells, constant, request.settings.runs_dir)
 
 
 def as_number(value: str | float) -> str:
-    """A number as it is shown; whatever else is left to the flag to complain about."""
+    """A number as it is shown: short, unless that makes it another one.
+
+    Whatever else is left to the flag to complain about.
+    """
     try:
-        return f"{float(value):g}"
+        number = float(value)
     except ValueError:
         return str(value)
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def _varied(ablation: Ablation) -> list[str]:
+    """The fields of the method's ``Config`` that an ablation varies."""
+    words = [ablation.flag, *" ".join(filter(None, ablation.cells.values())).split()]
+    names = _flag_names(words)
+    return [name.replace("-", "_") for name in names]
 
 
 def _find(method: Plugin, name: str) -> Ablation:
@@ -108,12 +124,12 @@ def _cells(
     """
     values = _values(name, ablation, settings.values)
     varied = {flag for words in values.values() for flag in _flag_names(words)}
-    given = _flag_names(common)
-    for flag in varied & given:
+    given = set(_flag_names(common))
+    for flag in sorted(varied & given):
         raise UserError(f"ablation {name!r} sets --{flag} itself; --values says to what")
     if settings.seeds:
         require("seed" not in given, "--seed and --seeds are both given; one of them will do")
-    if "evals" not in given:
+    if not flags.parse_run(common).settings.evals:
         common = [*common, "--evals", ",".join(ablation.paper)]
     require(bool(flags.parse_run(common).evals), "an ablation needs --evals to measure")
     seeds = [["--seed", str(seed)] for seed in dict.fromkeys(settings.seeds)] or [[]]
@@ -125,8 +141,8 @@ def _cells(
 def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, list[str]]:
     """The words that each value stands for: those asked for, or the paper's."""
     if ablation.flag:
-        numbers = map(as_number, asked or ablation.values)
-        return {number: [ablation.flag, number] for number in numbers}
+        numbers = [str(value) for value in asked or ablation.values]
+        return {as_number(number): [ablation.flag, number] for number in numbers}
     known = {value: words.split() for value, words in ablation.cells.items() if words is not None}
     for value in asked:
         require(
@@ -145,18 +161,19 @@ def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
         word = words.pop(0)
         if word.partition("=")[0] not in _OWN:
             common.append(word)
-        elif "=" in word:
-            own.append(word)
-        else:
-            require(bool(words) and not words[0].startswith("--"), f"{word} needs a value")
-            own += [word, words.pop(0)]
+            continue
+        flag, equals, value = word.partition("=")
+        if not equals and words and not words[0].startswith("--"):
+            value = words.pop(0)
+        require(bool(value.strip(", ")), f"{flag} needs a value")
+        own += [flag, value]
     return name, own, common
 
 
-def _flag_names(words: Sequence[str]) -> set[str]:
+def _flag_names(words: Sequence[str]) -> list[str]:
     """The flags among words, whichever way they are set."""
     given = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
-    return {name.replace("_", "-").removeprefix("no-") for name in given}
+    return list(dict.fromkeys(name.replace("_", "-").removeprefix("no-") for name in given))
 
 
 def _help(method: Plugin) -> str:
@@ -176,7 +193,9 @@ def _help(method: Plugin) -> str:
     for name, text in plugins.field_help(AblateSettings).items():
         lines += _described(f"--{name}", text)
     lines += _described(
-        "...", "any flag of `ssl-bench run`, for every cell; --evals defaults to those of the paper"
+        "...",
+        "any flag of `ssl-bench run`, for every cell; --evals defaults to those of the preset, or "
+        "else of the paper",
     )
     return "\n".join(lines) + "\n"
 

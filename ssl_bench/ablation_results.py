@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
-from ssl_bench import figures, runs, sweep
+from ssl_bench import figures, masking, runs, sweep
 from ssl_bench.ablation import Cell, Study, as_number
 from ssl_bench.commands import Run, console
 from ssl_bench.files import atomic, write_json
@@ -19,6 +20,7 @@ from ssl_bench.settings import Ablation
 from ssl_bench.tables import headline
 
 _DEVIATION, _PAPER = " deviation", " of the paper"
+_LINE = 100
 
 
 def run(study: Study) -> Path:
@@ -40,18 +42,21 @@ def run(study: Study) -> Path:
     with atomic(folder / "table.csv") as path:
         table.to_csv(path)
     title = f"{study.method}: {ablation.title}"
-    ours, paper = f"ours: {_setting(finished)}", f"paper ({ablation.source}): {ablation.setting}"
+    plans = [runs.plan_of(run.folder) for run in finished]
+    ours = f"ours: {setting(plans, study.constant)}"
+    paper = f"paper ({ablation.source}): {ablation.setting}"
+    note = " ".join(filter(None, (ablation.note, _same_share(study, plans))))
     figures.ablation(
         scores,
         title,
         study.name,
-        (ours, paper),
-        ablation.note,
+        (textwrap.fill(ours, _LINE), textwrap.fill(paper, _LINE)),
+        note,
         is_numeric=bool(ablation.flag),
         output=folder / "figure.png",
     )
     console.print(_as_rich(table, title))
-    for line in filter(None, (ours, paper, ablation.note)):
+    for line in filter(None, (ours, paper, note)):
         console.print(line)
     console.print(f"figure, table and runs: {folder}", soft_wrap=True)
     return folder
@@ -133,14 +138,51 @@ def _provenance(study: Study, finished: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _setting(finished: Sequence[Run]) -> str:
-    plans = [runs.plan_of(run.folder) for run in finished]
+def setting(plans: Sequence[Mapping[str, Any]], constant: Sequence[str]) -> str:
+    """What the runs have in common, and their seeds.
+
+    Args:
+        plans: of the runs.
+        constant: fields of the method's ``Config`` that are worth telling.
+    """
     first, seeds = plans[0], dict.fromkeys(str(plan["seed"]) for plan in plans)
-    return (
-        f"{first['encoder']['backbone']}/{first['encoder']['patch_size']}, "
-        f"{first['epochs']} epochs, {first['data']}, "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+    config = first["method_config"]
+    parts = [
+        f"{first['encoder']['backbone']}/{first['encoder']['patch_size']}",
+        f"{first['epochs']} epochs",
+        first["data"],
+        f"batch {first['batch_size']}",
+        *(f"{name.replace('_', ' ')} {_plain(config[name])}" for name in constant),
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}",
+    ]
+    return ", ".join(parts)
+
+
+def same_share(labels: Iterable[str], patches: int) -> str:
+    """Which shares of the patches hide the same number, for a reader; "" where none do."""
+    groups: dict[int, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        groups.setdefault(masking.count_kept(patches, float(label)), []).append(label)
+    return " ".join(
+        f"Of {patches} patches, {', '.join(group[:-1])} and {group[-1]} leave {kept} visible: "
+        f"one training under {len(group)} names."
+        for kept, group in groups.items()
+        if len(group) > 1
     )
+
+
+def _same_share(study: Study, plans: Sequence[Mapping[str, Any]]) -> str:
+    if not study.ablation.share_of_patches:
+        return ""
+    encoder = plans[0]["encoder"]
+    patches = (encoder["image_size"] // encoder["patch_size"]) ** 2
+    return same_share([cell.value for cell in study.cells], patches)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _as_rich(table: pd.DataFrame, title: str) -> Table:

@@ -39,7 +39,12 @@ examples:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0, 1 where nobody reads the output to its end, 2 for a user's mistake, 130
+        when interrupted.
+    """
     words = list(sys.argv[1:] if words is None else words)
     try:
         if not words or words[0] in ("-h", "--help", "help"):
@@ -50,6 +55,11 @@ def main(words: Sequence[str] | None = None) -> int:
             _COMMANDS[words[0]](words[1:])
         else:
             raise unknown("command", words[0], _COMMANDS)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes out what is left at its end, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         print(f"ssl-bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -28,8 +28,8 @@ from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import atomic
+from ssl_bench.errors import require
+from ssl_bench.files import atomic, writing
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
 from ssl_bench.optim import Schedule
@@ -169,11 +169,7 @@ def evaluate(request: Request) -> Path:
         _say_data(settings, source, None)
         folder = _import_weights(source, settings, {})
     else:
-        [folder] = runs.find(settings.runs_dir, [source])
-        require(
-            runs.is_trained(folder),
-            f"run {folder.name!r} is not finished; this goes on with it: {runs.command_of(folder)}",
-        )
+        folder = runs.find_trained(settings.runs_dir, source)
         plan = runs.plan_of(folder)
         _say_data(settings, source, plan["data_source"])
         if settings.image_size not in (None, plan["encoder"]["image_size"]):
@@ -205,12 +201,8 @@ def compare(settings: CompareSettings) -> None:
     for note in tables.caveats(frame):
         console.print(f"note: {note}", style="yellow")
     if settings.csv:
-        try:
-            with atomic(settings.csv) as path:
-                frame.to_csv(path, index=False)
-        except OSError as error:
-            reason = error.strerror or first_line(error)
-            raise UserError(f"cannot write {str(settings.csv)!r}: {reason}") from error
+        with writing(settings.csv), atomic(settings.csv) as path:
+            frame.to_csv(path, index=False)
         console.print(f"table: {settings.csv}", soft_wrap=True)
 
 

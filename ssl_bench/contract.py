@@ -4,6 +4,10 @@ A method file defines ``Config``, a frozen dataclass whose fields become command
 ``Pretraining``, a subclass of `Method`. An evaluation file defines ``Config`` and a function
 ``evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result``.
 
+A method may define ``settings_of(weights)``, which maps weights that are not an encoder's, by their
+official names, to the fields of its ``Config`` that they show, or to None where they are not its
+own: `reconstruction` restores anyone's weights with it.
+
 Either may define ``PRESETS``, a mapping from a preset's name to the flags that it sets, a method's
 those of `settings.Settings` too, and ``PAPER``, a mapping from the beginning of a preset's name to
 `settings.Published` values by flag, which ``ssl-bench recipe`` shows; a name with a space in it is

@@ -17,8 +17,8 @@ from ssl_bench import checkpoints, formats, runs
 from ssl_bench.architecture import Hints
 from ssl_bench.checkpoints import Checkpoint
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import atomic
+from ssl_bench.errors import require
+from ssl_bench.files import atomic, writing
 from ssl_bench.settings import ExportSettings
 
 _PLAIN = re.compile(
@@ -37,28 +37,20 @@ def export(settings: ExportSettings) -> Path:
         UserError: there is no such run or file, it does not fit the format, or nothing can be
             written there.
     """
-    source = settings.target
-    if checkpoints.is_foreign(source):
-        checkpoint, name = (
-            checkpoints.read(source, Hints.of(settings)),
-            Path(source).stem.replace(":", "-"),
-        )
-    else:
-        [folder] = runs.find(settings.runs_dir, [source])
-        require(runs.is_trained(folder), f"run {folder.name!r} is not finished")
-        checkpoint, name = checkpoints.read(str(folder), Hints.of(settings)), folder.name
+    source, name = settings.target, Path(settings.target).stem.replace(":", "-")
+    if not checkpoints.is_foreign(source):
+        folder = runs.find_trained(settings.runs_dir, source)
+        source, name = str(folder), folder.name
+    checkpoint = checkpoints.read(source, Hints.of(settings))
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")
     require(
         settings.overwrite or not output.exists(),
         f"{str(output)!r} exists; say --output elsewhere, or --overwrite",
     )
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         note = write(checkpoint, output)
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise UserError(f"cannot write {str(output)!r}: {reason}") from error
     console = Console(markup=False, highlight=False)
     console.print(f"written: {output}", soft_wrap=True)
     console.print(note, soft_wrap=True)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.errors import UserError, first_line
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -28,6 +30,16 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write a file into the user's error."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(f"cannot write {str(path)!r}: {reason}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -214,8 +214,14 @@ def _as_dataclass(
     for flag in flags:
         value_type = (choices or {}).get(flag.name, flag.type)
         is_positional = flag.name in _POSITIONAL
+        is_sequence = typing.get_origin(flag.type) is tuple
         metavar = flag.name.removesuffix("s").upper() if is_positional else None
-        type_: Any = Annotated[value_type, tyro.conf.arg(help=flag.help, metavar=metavar)]
+        if is_sequence:
+            metavar = f"{metavar}..." if is_positional else "A,B,..."
+        # A default that is nothing says nothing.
+        hint = "" if is_positional or flag.default in (None, "", ()) else None
+        argument = tyro.conf.arg(help=flag.help, metavar=metavar, help_behavior_hint=hint)
+        type_: Any = Annotated[value_type, argument]
         if is_positional:
             type_ = tyro.conf.Positional[type_]  # type: ignore[misc]
         default = (

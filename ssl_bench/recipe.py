@@ -6,6 +6,8 @@ Nothing here imports torch or reads data.
 from __future__ import annotations
 
 import dataclasses
+import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ssl_bench import flags
+from ssl_bench import flags, plugins
 from ssl_bench.errors import require
 from ssl_bench.flags import Request
 from ssl_bench.plugins import Plugin
@@ -22,6 +24,19 @@ from ssl_bench.settings import Published
 DIFFERS, DISPUTED = "!=", "~"
 _SHARED = ("backbone", "image_size", "patch_size", "epochs", "batch_size", "precision")
 _WIDTH = 120
+_USAGE = f"""\
+usage: ssl-bench recipe PRESET [FLAGS OF ssl-bench run]
+
+Show every setting of a preset, changed by what flags are given, beside the published one and where
+that is written. A preset for which nothing is published stands beside its method's first one for
+which something is.
+
+marks:
+  {DIFFERS:<4}ours is none of the published settings
+  {DISPUTED:<4}the sources disagree, and ours is one of them
+
+presets:
+"""
 
 
 @dataclass(frozen=True)
@@ -66,16 +81,17 @@ def show(words: Sequence[str]) -> None:
     Raises:
         UserError: there is no such preset, or a flag is wrong.
     """
-    asks_help = any(word in ("-h", "--help") for word in words)
-    if not asks_help:
-        require(
-            bool(words) and not words[0].startswith("-"),
-            "say which preset: ssl-bench recipe PRESET, one of `ssl-bench list presets`",
-        )
-        words = ["--preset", *words]
+    if {"-h", "--help"} & set(words):
+        print(_help(), end="")
+        return
+    require(
+        bool(words) and not words[0].startswith("-"),
+        "say which preset: ssl-bench recipe PRESET, one of `ssl-bench list presets`",
+    )
     console = Console(markup=False, highlight=False)
-    console.width = max(console.width, _WIDTH)
-    for stage in stages(flags.parse_run(words, "recipe")):
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = _WIDTH
+    for stage in stages(flags.parse_run(["--preset", *words], "recipe")):
         console.print(_table(stage))
         if stage.sources:
             console.print(f"tables and files of {stage.sources}")
@@ -117,12 +133,18 @@ def _rows(
         entry = published.get(name, ())
         entries = (entry,) if isinstance(entry, Published) else entry
         sources = tuple((_text("", each.value, values), each.source) for each in entries)
-        # What no flag changes and is said nothing of is the same.
-        fixed = entries[0].ours or sources[0][0] if entries else ""
-        yield Row(name, texts.get(name, fixed), sources)
+        yield Row(name, texts.get(name) or _fixed(entries, values), sources)
         if name == "base_lr" and "batch_size" in values:
             rate = values["base_lr"] * values["batch_size"] / 256
             yield Row("peak lr", f"{rate:g} = base lr x batch size / 256", ())
+
+
+def _fixed(entries: Sequence[Published], values: Mapping[str, Any]) -> str:
+    """What is done that no flag is named after: where nothing is said of it, the same."""
+    [entry, *_] = entries
+    if any(values[name] == value for name, value in entry.unless.items()):
+        return "not used"
+    return entry.ours or _text("", entry.value, values)
 
 
 def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
@@ -146,6 +168,15 @@ def _paper_preset(method: Plugin, preset: str) -> str:
     """The preset itself where something is published for it, else the method's first such one."""
     candidates = (preset, *method.presets())
     return next((name for name in candidates if method.published(name)), "")
+
+
+def _help() -> str:
+    """What ``ssl-bench recipe --help`` prints."""
+    lines = [
+        textwrap.fill(f"  {name:<22}{note}".rstrip(), 100, subsequent_indent=" " * 24)
+        for name, note in plugins.presets().items()
+    ]
+    return _USAGE + "\n".join(lines) + "\n"
 
 
 def _table(stage: Stage) -> Table:

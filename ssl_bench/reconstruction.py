@@ -19,8 +19,9 @@ from ssl_bench.data.images import opened, to_rgb
 from ssl_bench.data.listing import Picture
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.errors import UserError, require
 from ssl_bench.features import match_channels
+from ssl_bench.files import writing
 from ssl_bench.plugins import Plugin
 from ssl_bench.settings import ReconstructSettings
 
@@ -40,9 +41,7 @@ def reconstruct(settings: ReconstructSettings) -> str:
         require(Path(name).is_file(), f"image {name!r} does not exist")
     source = settings.target
     if not checkpoints.is_foreign(source):
-        [folder] = runs.find(settings.runs_dir, [source])
-        require(runs.is_trained(folder), f"run {folder.name!r} is not finished")
-        source = str(folder)
+        source = str(runs.find_trained(settings.runs_dir, source))
     checkpoint = checkpoints.read(source, Hints.of(settings))
     spec = checkpoint.spec
     view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
@@ -53,11 +52,8 @@ def reconstruct(settings: ReconstructSettings) -> str:
     rows = method.pictures(batch)
     require(bool(rows), f"{source!r}: its method draws no pictures")
     title = f"{Path(source).name}, mask ratio {method.config.mask_ratio:g}, seed {settings.seed}"
-    try:
+    with writing(settings.output):
         figures.picture_rows(rows, spec, title, settings.output)
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise UserError(f"cannot write {str(settings.output)!r}: {reason}") from error
     return "\n".join((*checkpoint.notes, note, f"pictures: {settings.output}"))
 
 
@@ -84,7 +80,7 @@ def _restore(
     config = module.Config(**{name: value for name, value in known.items() if name in names})
     method = module.Pretraining(config, checkpoint.encoder, 0)
     encoder = {f"encoder.{k}": v for k, v in checkpoint.encoder.state_dict().items()}
-    weights.load_strictly(method, {**checkpoint.decoder, **encoder}, repr(source))
+    weights.load_strictly(method, {**checkpoint.decoder, **encoder}, repr(source), what="decoder")
     method.eval()
     if "norm_pix_loss" in known:
         return method, f"predicts {_target(config.norm_pix_loss)} patches"

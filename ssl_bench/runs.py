@@ -151,6 +151,20 @@ def find(runs_dir: Path, names: list[str]) -> list[Path]:
     return [_find_one(runs_dir, name) for name in names]
 
 
+def find_trained(runs_dir: Path, name: str) -> Path:
+    """The folder of a run whose pre-training is done.
+
+    Raises:
+        UserError: there is none of that name, or it is not done.
+    """
+    folder = _find_one(runs_dir, name)
+    require(
+        is_trained(folder),
+        f"run {folder.name!r} is not finished; this goes on with it: {command_of(folder)}",
+    )
+    return folder
+
+
 def _find_one(runs_dir: Path, name: str) -> Path:
     for folder in (Path(name), runs_dir / name):
         if (folder / "config.json").exists():

@@ -160,6 +160,7 @@ class ReconstructSettings(WeightSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.target), "say whose decoder: a run, or a file of weights")
+        require(self.output.suffix == ".png", f"output {str(self.output)!r} must end in .png")
         require(bool(self.images), "say which images to reconstruct")
         if self.mask_ratio is not None:
             within("mask ratio", self.mask_ratio, "(0, 1)")
@@ -217,11 +218,13 @@ class Published:
         value: in the flag's own unit, except that a warm-up is written out: "40 epochs".
         source: the table or section of the paper, or the file of the official code.
         ours: what this project does, where that is another thing and no flag.
+        unless: values of flags, any one of which makes this a thing that is not used.
     """
 
     value: Any
     source: str
     ours: str = ""
+    unless: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ class Ablation:
     Attributes:
         title: what is varied.
         source: the paper's figure or table.
-        setting: what the paper trained, and on what.
+        setting: what the paper trained, and on what; what is varied left out.
         paper: for each evaluation, the paper's score at each value, in percent. An evaluation
             whose name begins with that name is shown beside it, too.
         flag: the numeric flag that is varied, or "".
@@ -239,6 +242,8 @@ class Ablation:
         cells: without such a flag, the words of ``ssl-bench run`` that each named value stands for;
             ``None`` where it can be had from the paper alone.
         note: what to know when comparing.
+        share_of_patches: whether the flag is a share of the patches to hide, of which several may
+            hide the same number.
     """
 
     title: str
@@ -249,6 +254,7 @@ class Ablation:
     values: tuple[float, ...] = ()
     cells: Mapping[str, str | None] = field(default_factory=dict)
     note: str = ""
+    share_of_patches: bool = False
 
 
 BACKBONES: Mapping[str, Mapping[str, Any]] = {

@@ -168,12 +168,14 @@ def load_strictly(
     state: Mapping[str, Tensor],
     where: str,
     origin: Mapping[str, str] | None = None,
+    what: str = "encoder",
 ) -> None:
     """Load weights into a module, all of them or none.
 
     Args:
         where: what holds the weights, for complaints.
         origin: names in the file, where they are others.
+        what: the module is, for complaints.
 
     Raises:
         UserError: a weight is missing, matches nothing, has another shape or holds no finite
@@ -191,7 +193,7 @@ def load_strictly(
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{where} is not that encoder: it {min(problems)}{more}")
+        raise UserError(f"{where} is not that {what}: it {min(problems)}{more}")
     for name, tensor in state.items():
         is_count = name.endswith("num_batches_tracked")
         require(

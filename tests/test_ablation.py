@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -64,11 +66,170 @@ def test_each_ablation_of_the_paper_becomes_runs(name: str) -> None:
     assert [plugin.name for plugin in evals] == ["finetune", "linear"]
 
 
+TABLES: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
+    "mask-ratio": ("figure 5", {
+        "0.1": (83.2, 54.6), "0.2": (83.4, 58.9), "0.3": (83.4, 61.7), "0.4": (84.7, 67.0),
+        "0.5": (84.9, 69.9), "0.6": (85.0, 71.8), "0.7": (84.9, 73.2), "0.75": (84.9, 73.5),
+        "0.8": (84.5, 71.8), "0.9": (83.0, 66.1),
+    }),
+    "decoder-depth": ("table 1a", {
+        "1": (84.8, 65.5), "2": (84.9, 70.0), "4": (84.9, 71.9), "8": (84.9, 73.5),
+        "12": (84.4, 73.3),
+    }),
+    "decoder-width": ("table 1b", {
+        "128": (84.9, 69.1), "256": (84.8, 71.3), "512": (84.9, 73.5), "768": (84.4, 73.1),
+        "1024": (84.3, 73.1),
+    }),
+    "mask-token": ("table 1c", {"with": (84.2, 59.6), "without": (84.9, 73.5)}),
+    "target": ("table 1d", {
+        "pixels": (84.9, 73.5), "normalised": (85.4, 73.9), "PCA": (84.6, 72.3),
+        "dVAE": (85.3, 71.6),
+    }),
+    "augmentation": ("table 1e", {
+        "none": (84.0, 65.7), "fixed-crop": (84.7, 73.1), "random-crop": (84.9, 73.5),
+        "random-crop+jitter": (84.3, 71.9),
+    }),
+    "sampling": ("table 1f", {
+        "random-75": (84.9, 73.5), "block-50": (83.9, 72.3), "block-75": (82.8, 63.9),
+        "grid-75": (84.0, 66.0),
+    }),
+}  # fmt: skip
+"""The paper's scores, fine-tuning and linear probing, by ablation and value."""
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_numbers_stand_beside_the_papers_values(name: str) -> None:
+    source, table = TABLES[name]
+    known = MAE.ablations()[name]
+    assert known.source == source
+    labels = [ablation.as_number(value) for value in known.values] or list(known.cells)
+    columns = zip(known.paper["finetune"], known.paper["linear"], strict=True)
+    assert dict(zip(labels, columns, strict=True)) == table
+
+
 def test_every_ablation_that_is_promised_is_there() -> None:
-    assert NAMES == [
-        "mask-ratio", "decoder-depth", "decoder-width", "mask-token", "target", "augmentation",
-        "sampling",
-    ]  # fmt: skip
+    assert list(TABLES) == NAMES
+
+
+def crops(scale: float, *, flip: bool = True, fixed: bool = False, jitter: float = 0) -> Any:
+    return {"crop_scale": scale, "flip": flip, "fixed_crop": fixed, "color_jitter": jitter}
+
+
+RESOLVED: dict[str, dict[str, dict[str, Any]]] = {
+    "mask-ratio": {
+        label: {"mask_ratio": float(label), "sampling": "random"}
+        for label in ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.75", "0.8", "0.9")
+    },
+    "decoder-depth": {label: {"decoder_depth": int(label)} for label in ("1", "2", "4", "8", "12")},
+    "decoder-width": {
+        label: {"decoder_width": int(label)} for label in ("128", "256", "512", "768", "1024")
+    },
+    "mask-token": {
+        "with": {"encoder_mask_tokens": True},
+        "without": {"encoder_mask_tokens": False},
+    },
+    "target": {
+        "pixels": {"loss_target": "pixels", "norm_pix_loss": False},
+        "normalised": {"loss_target": "pixels", "norm_pix_loss": True},
+        "PCA": {"loss_target": "pca", "norm_pix_loss": False, "pca_components": 96},
+    },
+    "augmentation": {
+        "none": crops(1.0, flip=False),
+        "fixed-crop": crops((7 / 8) ** 2, fixed=True),
+        "random-crop": crops(0.2),
+        "random-crop+jitter": crops(0.2, jitter=0.4),
+    },
+    "sampling": {
+        "random-75": {"sampling": "random", "mask_ratio": 0.75},
+        "block-50": {"sampling": "block", "mask_ratio": 0.5},
+        "block-75": {"sampling": "block", "mask_ratio": 0.75},
+        "grid-75": {"sampling": "grid", "mask_ratio": 0.75},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["quick", "imagenet-mae-vitl"])
+@pytest.mark.parametrize("name", RESOLVED)
+def test_each_cell_trains_what_its_name_says(name: str, preset: str) -> None:
+    """Beside what the cell is about, every setting is that of the preset."""
+    study = ablation.parse([name, "--preset", preset])
+    assert study is not None
+    plain = flags.parse_run(["--preset", preset]).method_config
+    configs = {cell.value: flags.parse_run(cell.words).method_config for cell in study.cells}
+    assert configs == {
+        label: dataclasses.replace(plain, **changes) for label, changes in RESOLVED[name].items()
+    }
+
+
+def evals_of(*words: str) -> list[str]:
+    study = ablation.parse(["mask-ratio", *words])
+    assert study is not None
+    return [plugin.name for plugin in flags.parse_run(study.cells[0].words).evals]
+
+
+def test_evaluations_are_those_asked_for_else_the_presets_else_the_papers() -> None:
+    assert evals_of("--preset", "imagenet-mae-vitl") == ["linear-paper", "finetune"]
+    assert evals_of("--preset", "small") == ["finetune", "linear"]
+    assert evals_of() == ["finetune", "linear"]
+    assert evals_of("--preset", "imagenet-mae-vitl", "--evals", "knn") == ["knn"]
+
+
+def test_a_value_is_passed_on_as_it_was_written() -> None:
+    study = ablation.parse(["mask-ratio", "--values", "0.1234567,.5,0.50,1e-1"])
+    assert study is not None
+    assert [cell.value for cell in study.cells] == ["0.1234567", "0.5", "0.1"]
+    ratios = [cell.words[cell.words.index("--mask-ratio") + 1] for cell in study.cells]
+    assert ratios == ["0.1234567", "0.50", "1e-1"]
+
+
+@pytest.mark.parametrize(
+    "patches,groups",
+    [
+        (16, {"0.7 and 0.75": 4}),
+        (4, {"0.1 and 0.2": 3, "0.3, 0.4 and 0.5": 2, "0.6, 0.7 and 0.75": 1}),
+        (196, {}),
+    ],
+)
+def test_only_shares_that_hide_as_much_are_said_to_be_one_training(
+    patches: int, groups: dict[str, int]
+) -> None:
+    labels = ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.75"]
+    note = ablation_results.same_share(labels, patches)
+    assert note.count("leave") == len(groups)
+    for group, kept in groups.items():
+        assert f"Of {patches} patches, {group} leave {kept} visible: one training" in note
+
+
+def test_captions_say_what_was_held_constant(ablate: Call, tmp_path: Path) -> None:
+    code, out, err = ablate("target", "--values", "pixels")
+    assert code == 0, err
+    [ours] = re.findall(r"ours: .*?seed 0", " ".join(out.split()))
+    told = (
+        "vit_nano/4", "1 epochs", "images", "batch 16", "mask ratio 0.75", "sampling random",
+        "decoder depth 1", "decoder width 64", "encoder mask tokens no", "crop scale 1",
+    )  # fmt: skip
+    assert all(f"{each}, " in ours for each in told), ours
+    assert "norm pix loss" not in ours and "loss target" not in ours
+    [paper] = re.findall(r"paper \(table 1d\): .*? random crops", " ".join(out.split()))
+    assert "normalised" not in paper and "mask ratio 0.75" in paper
+    assert "one training" not in out
+
+    code, out, err = ablate("mask-ratio", "--values", "0.7,0.75")
+    assert code == 0, err
+    out = " ".join(out.split())
+    [ours] = re.findall(r"ours: .*?seed 0", out)
+    assert "norm pix loss yes, " in ours and "mask ratio" not in ours
+    assert "Of 16 patches, 0.7 and 0.75 leave 4 visible: one training under 2 names." in out
+
+
+def test_no_setting_tells_what_is_varied() -> None:
+    texts = {name: known.setting for name, known in MAE.ablations().items()}
+    assert [name for name in texts if "mask ratio" not in texts[name]] == ["mask-ratio", "sampling"]
+    assert [name for name in texts if "random sampling" not in texts[name]] == ["sampling"]
+    assert [name for name in texts if "normalised" not in texts[name]] == ["target"]
+    assert [name for name in texts if "decoder depth 8" not in texts[name]] == ["decoder-depth"]
+    assert [name for name in texts if "decoder width 512" not in texts[name]] == ["decoder-width"]
+    assert [name for name in texts if "random crops" not in texts[name]] == ["augmentation"]
 
 
 def test_cells_are_the_runs_of_the_same_flags(
@@ -160,6 +321,10 @@ def test_a_killed_ablation_goes_on(
         (("mask-ratio", "--seed", 1, "--seeds", "0,1"), "--seed and --seeds"),
         (("mask-ratio", "--seeds", "one"), "--seeds"),
         (("mask-ratio", "--values"), "--values needs a value"),
+        (("mask-ratio", "--values", ","), "--values needs a value"),
+        (("mask-ratio", "--values", ""), "--values needs a value"),
+        (("mask-ratio", "--values="), "--values needs a value"),
+        (("mask-ratio", "--seeds", ","), "--seeds needs a value"),
         (("mask-ratio", "--evals", "none"), "needs --evals"),
         (("mask-ratio", "--method", "mocov3"), "method 'mocov3' has no ablations; mae has some"),
         (("mask-ration",), "unknown ablation 'mask-ration'; mae has mask-ratio"),

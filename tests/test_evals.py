@@ -179,6 +179,53 @@ class TestFinetune:
         config = self.config(mixup=0.0, cutmix=0.0, drop_path=0.0, layer_decay=1.0)
         assert FINETUNE.load().evaluate(encoder, tiny, config).scores["top1"] > 90
 
+    def test_training_takes_the_recipes_rates(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each layer's rate at each step, decayed from layer to layer, down to the floor."""
+        code, seen = FINETUNE.load(), []
+        set_learning_rate = code.optim.set_learning_rate
+
+        def record(optimizer: torch.optim.Optimizer, rate: float) -> None:
+            set_learning_rate(optimizer, rate)
+            seen.append({group["lr"] for group in optimizer.param_groups})
+
+        monkeypatch.setattr(code.optim, "set_learning_rate", record)
+        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        config = self.config(epochs=2, batch_size=40, layer_decay=0.5, min_lr=1e-4, warmup=1 / 3)
+        code.evaluate(encoder, tiny, config)
+        peak, depth = 1e-2 * 40 / 256, 6
+        for step, rates in enumerate(seen):
+            cosine = (1 + math.cos(math.pi * (step - 2) / 4)) / 2
+            rate = peak * step / 2 if step < 2 else 1e-4 + (peak - 1e-4) * cosine
+            expected = [rate * 0.5 ** (depth + 1 - layer) for layer in range(depth + 2)]
+            assert sorted(rates) == pytest.approx(sorted(set(expected)))
+        assert len(seen) == 6
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+    def test_labels_are_smoothed(
+        self, smoothing: float, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its first gradient tells: a head near zero predicts every class alike."""
+        code = FINETUNE.load()
+        gradients: list[Tensor] = []
+        step = torch.optim.AdamW.step
+
+        def record(optimizer: torch.optim.AdamW, *arguments: Any) -> Any:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            gradients.extend(p.grad.clone() for p in parameters if p.shape == (3,))
+            return step(optimizer, *arguments)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", record)
+        train = dataclasses.replace(tiny.train, labels_N=tiny.train.labels_N.clamp(max=1))
+        data = dataclasses.replace(tiny, train=train)
+        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        config = self.config(epochs=1, batch_size=120, mixup=0.0, cutmix=0.0)
+        code.evaluate(encoder, data, dataclasses.replace(config, label_smoothing=smoothing))
+        frequency = torch.tensor([1 / 3, 2 / 3, 0])
+        target = (1 - smoothing) * frequency + smoothing / 3
+        torch.testing.assert_close(gradients[0], 1 / 3 - target, atol=1e-3, rtol=0)
+
     def test_starts_from_the_encoder(self, tiny: Dataset, spec: EncoderSpec) -> None:
         module = encoders.build(spec, seed=0)
         with torch.no_grad():
@@ -361,6 +408,38 @@ class TestLinearPaper:
         assert (end.weight - start.weight).norm() > 1e-4 * start.weight.norm()
         torch.testing.assert_close(end.weight.double(), weight, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(end.bias.double(), bias, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "changes", [{}, {"cut_crop": False, "interpolation": "bilinear", "crop_scale": 0.3}]
+    )
+    def test_views_and_head_are_the_recipes(
+        self,
+        changes: dict[str, Any],
+        tiny: Dataset,
+        spec: EncoderSpec,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        code, recipes = PAPER.load(), []
+        augment = code.augment
+
+        def record(images: Tensor, recipe: Any, draws: Draws) -> Tensor:
+            recipes.append(recipe)
+            return augment(images, recipe, draws)
+
+        monkeypatch.setattr(code, "augment", record)
+        config = PAPER.config(epochs=1, head_std=0.3, pooling="avg", **changes)
+        start, _, _ = self.train(config, tiny, spec, monkeypatch)
+        wanted = {"cut_crop": True, "interpolation": "bicubic", "crop_scale": 0.08} | changes
+        [recipe] = recipes
+        assert (recipe.flip, recipe.size) == (0.5, 16)
+        assert recipe.crop_scale == (wanted["crop_scale"], 1.0)
+        assert (recipe.cut_crop, recipe.interpolation) == (
+            wanted["cut_crop"],
+            wanted["interpolation"],
+        )
+        assert not any(recipe.jitter) and not recipe.blur
+        assert start.weight.std().item() == pytest.approx(0.3, rel=0.1)
+        assert not start.bias.any()
 
     def test_each_epoch_sees_other_views_and_the_batch_shrinks_to_the_data(
         self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,7 +153,8 @@ def test_published_names_are_flags_or_have_a_space(kind: plugins.Kind) -> None:
                 assert several
                 assert name in known or all(isinstance(each.value, str) for each in several)
                 assert name == "sources" or all(each.source for each in several)
-                assert name not in known or not any(each.ours for each in several)
+                assert name not in known or not any(each.ours or each.unless for each in several)
+                assert all(set(each.unless) <= known for each in several)
 
 
 def test_every_flag_of_a_stage_is_shown() -> None:
@@ -184,6 +186,118 @@ def test_what_differs_is_marked() -> None:
                  ("finetune", "auto_augment")):  # fmt: skip
         assert changed[name].mark == DIFFERS, name
     assert changed["mae", "warmup"].ours == "20 epochs"
+
+
+@pytest.mark.parametrize(
+    "words,stage,name,ours",
+    [
+        ((), "mae", "norm of a patch", "(x - mean) / sqrt(unbiased var + 1e-6)"),
+        (("--no-norm-pix-loss",), "mae", "norm of a patch", "not used"),
+        ((), "mae", "tries for a crop", "up to 10, ratio 3/4 to 4/3"),
+        ((), "mae", "interpolation of a crop", "bicubic"),
+        (("--crop-scale", "1"), "mae", "tries for a crop", "not used"),
+        (("--crop-scale", "1"), "mae", "interpolation of a crop", "not used"),
+        (("--fixed-crop",), "mae", "tries for a crop", "not used"),
+        (("--fixed-crop",), "mae", "interpolation of a crop", "bicubic"),
+        ((), "linear-paper", "LARS trust coefficient", "0.001, not for biases"),
+        (("--linear-paper-optimizer", "sgd"), "linear-paper", "LARS trust coefficient", "not used"),
+        ((), "linear-paper", "batch statistics of", "the whole batch"),
+        (("--no-linear-paper-batch-norm",), "linear-paper", "batch statistics of", "not used"),
+        ((), "finetune", "choice of mixup or cutmix", "a coin for each batch"),
+        (("--finetune-mixup", "0"), "finetune", "choice of mixup or cutmix", "not used"),
+        (("--finetune-mixup", "0", "--finetune-cutmix", "0"), "finetune",
+         "choice of mixup or cutmix", "not used"),
+        ((), "finetune", "RandAugment's order", "after crop and flip"),
+        (("--finetune-auto-augment", ""), "finetune", "RandAugment's order", "not used"),
+        ((), "finetune", "random erasing's filling", "normal noise per pixel"),
+        (("--finetune-random-erasing", "0"), "finetune", "random erasing's filling", "not used"),
+        (("--finetune-crop-scale", "1"), "finetune", "interpolation of a crop", "not used"),
+    ],
+)  # fmt: skip
+def test_what_no_flag_is_named_after_is_not_claimed_where_it_is_not_used(
+    words: tuple[str, ...], stage: str, name: str, ours: str
+) -> None:
+    row = rows("imagenet-mae-vitb", *words)[stage, name]
+    assert row.ours == ours
+    assert row.mark == (DIFFERS if ours in ("not used", "the whole batch") else "")
+
+
+def test_nothing_false_is_said_of_small_images() -> None:
+    found = rows("quick", "--evals", "linear-paper,finetune")
+    for name in (("mae", "tries for a crop"), ("linear-paper", "LARS trust coefficient"),
+                 ("finetune", "choice of mixup or cutmix"), ("finetune", "RandAugment's order"),
+                 ("finetune", "random erasing's filling")):  # fmt: skip
+        assert found[name].ours == "not used", name
+        assert found[name].mark == DIFFERS, name
+    for stage in ("linear-paper", "finetune"):
+        view = found[stage, "view for testing"]
+        assert view.ours == "larger images: 8/7 of the size, centre, bicubic"
+        assert view.mark == ""
+        assert found[stage, "views are made of"].ours == (
+            "the stored square: of photographs, the centre"
+        )
+    assert not [row for row in found.values() if "224" in row.ours or "256 px" in row.ours]
+
+
+def test_where_paper_and_code_disagree_both_are_shown() -> None:
+    for preset in ("imagenet-mae-vitb", "imagenet-mae-vitl"):
+        found = rows(preset)
+        for name, published in {
+            "pooling": (("avg", "FINETUNE.md"), ("cls", "appendix A.1")),
+            "random_erasing": (("0.25", "FINETUNE.md"), ("0", "table 9: none")),
+        }.items():
+            assert found["finetune", name].published == published
+            assert found["finetune", name].mark == DISPUTED
+    large = found["finetune", "drop_path"]
+    assert large == recipe.Row("drop_path", "0.2", (("0.2", "FINETUNE.md"), ("0.1", "table 9")))
+    assert large.mark == DISPUTED
+    base = rows("imagenet-mae-vitb")["finetune", "drop_path"]
+    assert base == recipe.Row("drop_path", "0.1", (("0.1", "table 9, FINETUNE.md"),))
+
+
+@pytest.mark.parametrize("preset", PAPERS)
+def test_fine_tuning_quotes_the_view_for_testing_of_its_own_source(preset: str) -> None:
+    """MoCo v3 fine-tunes as DeiT does, and nothing of it is quoted from MAE alone."""
+    found = {name: row for (stage, name), row in rows(preset).items() if stage == "finetune"}
+    [(_, source)] = found["view for testing"].published
+    is_mae = PAPERS[preset] == "mae"
+    assert source == f"{'util/' if is_mae else 'DeiT '}datasets.py: 256 for 224"
+    sources = [source for row in found.values() for _, source in row.published]
+    assert is_mae or not [each for each in sources if "MAE" in each and "DeiT" not in each
+                          and "torch" not in each]  # fmt: skip
+
+
+def test_recipe_has_a_help_of_its_own(ssl_bench: Call) -> None:
+    code, out, _ = ssl_bench("recipe", "--help")
+    assert code == 0
+    assert out.startswith("usage: ssl-bench recipe PRESET [FLAGS OF ssl-bench run]")
+    assert all(f"  {preset} " in out for preset in ("quick", "small", *PAPERS))
+    assert f"  {DIFFERS} " in out and f"  {DISPUTED} " in out
+    assert "--mask-ratio" not in out
+    assert ssl_bench("recipe", "quick", "--epochs", "3", "-h")[1] == out
+
+
+@pytest.mark.parametrize("columns,width", [("80", 80), ("160", 160), (None, 120)])
+def test_tables_are_as_wide_as_the_terminal(
+    ssl_bench: Call, monkeypatch: pytest.MonkeyPatch, columns: str | None, width: int
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    code, out, _ = ssl_bench("recipe", "imagenet-mae-vitb")
+    assert code == 0
+    assert width - 20 < max(len(line) for line in out.splitlines()) <= width
+
+
+@pytest.mark.parametrize("words", [["recipe", "imagenet-mae-vitb"], ["recipe", "--help"], ["list"]])
+def test_a_reader_that_stops_ends_a_command_silently(words: list[str]) -> None:
+    """As in `ssl-bench recipe quick | head`, here with nobody reading from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ssl_bench", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_quick_is_put_beside_the_methods_first_paper() -> None:
