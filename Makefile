@@ -2,13 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
 
 test: $(VENV)/installed-test  ## run the whole test suite
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed  ## measure speed and memory beside other people's code
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/installed-lint  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

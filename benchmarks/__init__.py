@@ -1,0 +1,1 @@
+"""How fast a training is beside other people's code doing the same work: ``make bench``."""
