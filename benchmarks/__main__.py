@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -98,11 +97,6 @@ def matrix_rate(device: Any) -> dict[str, float]:
             durations.append(time.perf_counter() - before)
         rates[str(dtype).removeprefix("torch.")] = round(2e-9 * size**3 / min(durations[1:]), 1)
     return rates
-
-
-def median(results: list[dict[str, float]], key: str) -> float:
-    """Of the rounds."""
-    return statistics.median(result[key] for result in results)
 
 
 if __name__ == "__main__":

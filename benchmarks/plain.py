@@ -99,14 +99,17 @@ class MoCoV3(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        hidden, out = case.projector
         self.encoder = encoder(case)
         self.encoder.pos_embed.requires_grad_(False)
         self.encoder.patch_embed.proj.requires_grad_(False)
-        self.projector = mlp([case.width, hidden, hidden, out])
-        self.predictor = mlp([out, hidden, out])
+        self.projector, self.predictor = self.heads(case)
         self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    def heads(self, case: Case) -> tuple[nn.Module, nn.Module]:
+        """Projector and predictor."""
+        hidden, out = case.projector
+        return mlp([case.width, hidden, hidden, out]), mlp([out, hidden, out])
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """The loss of two views."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -56,37 +55,21 @@ class MAE(nn.Module):
         return nn.functional.mse_loss(prediction.float(), target)
 
 
-class MoCoV3(nn.Module):
+class MoCoV3(plain.MoCoV3):
     """lightly's heads around timm's Vision Transformer."""
 
-    def __init__(self, case: Case) -> None:
-        super().__init__()
+    def heads(self, case: Case) -> tuple[nn.Module, nn.Module]:
+        """Projector and predictor."""
         hidden, out = case.projector
-        self.encoder = plain.encoder(case)
-        self.encoder.pos_embed.requires_grad_(False)
-        self.encoder.patch_embed.proj.requires_grad_(False)
-        self.projector = MoCoProjectionHead(case.width, hidden, out, num_layers=3, batch_norm=True)
-        self.predictor = MoCoProjectionHead(out, hidden, out, num_layers=2, batch_norm=True)
-        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        return (
+            MoCoProjectionHead(case.width, hidden, out, num_layers=3, batch_norm=True),
+            MoCoProjectionHead(out, hidden, out, num_layers=2, batch_norm=True),
+        )
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of two views."""
-        queries = [
-            self.predictor(self.projector(self.encoder.forward_features(view)[:, 0]))
-            for view in (first, second)
-        ]
-        with torch.no_grad():
-            keys = [
-                self.momentum_projector(self.momentum_encoder.forward_features(view)[:, 0])
-                for view in (first, second)
-            ]
-        return plain.contrast(queries[0], keys[1]) + plain.contrast(queries[1], keys[0])
-
-    def update(self) -> None:
+    def update(self, momentum: float = 0.99) -> None:
         """Move the momentum networks."""
-        utils.update_momentum(self.encoder, self.momentum_encoder, m=0.99)
-        utils.update_momentum(self.projector, self.momentum_projector, m=0.99)
+        utils.update_momentum(self.encoder, self.momentum_encoder, m=momentum)
+        utils.update_momentum(self.projector, self.momentum_projector, m=momentum)
 
 
 def transform(case: Case) -> Any:

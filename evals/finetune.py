@@ -70,23 +70,17 @@ PRESETS = {
         "layer_decay": 0.75,
         "drop_path": 0.2,
     },
-    "imagenet-mocov3-vits": {
-        "epochs": 150,
-        "base_lr": 2.5e-4,
-        "min_lr": 1e-5,
-        "warmup": 5 / 150,
-        "layer_decay": 1.0,
-        "pooling": "cls",
-        "head_std": 0.02,
-    },
-    "imagenet-mocov3-vitb": {
-        "epochs": 150,
-        "base_lr": 2.5e-4,
-        "min_lr": 1e-5,
-        "warmup": 5 / 150,
-        "layer_decay": 1.0,
-        "pooling": "cls",
-        "head_std": 0.02,
+    **{
+        f"imagenet-mocov3-{size}": {
+            "epochs": 150,
+            "base_lr": 2.5e-4,
+            "min_lr": 1e-5,
+            "warmup": 5 / 150,
+            "layer_decay": 1.0,
+            "pooling": "cls",
+            "head_std": 0.02,
+        }
+        for size in ("vits", "vitb")
     },
 }
 # Magnitude, operations, their chance, deviation and bound of the magnitude, increasing severity.

@@ -49,25 +49,18 @@ PRESETS = {
     "small": {"batch_size": 1024, "crop_scale": 0.4},
     "imagenet-mae-vitb": {},
     "imagenet-mae-vitl": {},
-    "imagenet-mocov3-vits": {
-        "batch_size": 1024,
-        "optimizer": "sgd",
-        "base_lr": 3.0,
-        "warmup": 0.0,
-        "per_epoch": True,
-        "batch_norm": False,
-        "cut_crop": False,
-        "interpolation": "bilinear",
-    },
-    "imagenet-mocov3-vitb": {
-        "batch_size": 1024,
-        "optimizer": "sgd",
-        "base_lr": 3.0,
-        "warmup": 0.0,
-        "per_epoch": True,
-        "batch_norm": False,
-        "cut_crop": False,
-        "interpolation": "bilinear",
+    **{
+        f"imagenet-mocov3-{size}": {
+            "batch_size": 1024,
+            "optimizer": "sgd",
+            "base_lr": 3.0,
+            "warmup": 0.0,
+            "per_epoch": True,
+            "batch_norm": False,
+            "cut_crop": False,
+            "interpolation": "bilinear",
+        }
+        for size in ("vits", "vitb")
     },
 }
 

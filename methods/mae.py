@@ -62,25 +62,21 @@ PRESETS = {
         "crop_scale": 1.0,
     },
     "small": {"decoder_width": 128, "decoder_depth": 4, "decoder_heads": 4, "base_lr": 1e-3},
-    "imagenet-mae-vitb": {
-        "data": "./imagenet",
-        "backbone": "vit_base_patch16_224",
-        "image_size": 224,
-        "patch_size": 16,
-        "epochs": 1600,
-        "batch_size": 4096,
-        "warmup": 40 / 1600,
-        "evals": ("linear-paper", "finetune"),
-    },
-    "imagenet-mae-vitl": {
-        "data": "./imagenet",
-        "backbone": "vit_large_patch16_224",
-        "image_size": 224,
-        "patch_size": 16,
-        "epochs": 1600,
-        "batch_size": 4096,
-        "warmup": 40 / 1600,
-        "evals": ("linear-paper", "finetune"),
+    **{
+        f"imagenet-mae-{size}": {
+            "data": "./imagenet",
+            "backbone": backbone,
+            "image_size": 224,
+            "patch_size": 16,
+            "epochs": 1600,
+            "batch_size": 4096,
+            "warmup": 40 / 1600,
+            "evals": ("linear-paper", "finetune"),
+        }
+        for size, backbone in (
+            ("vitb", "vit_base_patch16_224"),
+            ("vitl", "vit_large_patch16_224"),
+        )
     },
 }
 

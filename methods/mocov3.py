@@ -53,25 +53,21 @@ from ssl_bench.settings import OptimizerConfig, Published
 PRESETS = {
     "quick": {"epochs": 2, "projector_width": 512, "projection_dim": 128, "base_lr": 1e-3},
     "small": {"projector_width": 1024, "projection_dim": 256, "base_lr": 5e-4},
-    "imagenet-mocov3-vits": {
-        "data": "./imagenet",
-        "backbone": "vit_small_mocov3",
-        "image_size": 224,
-        "patch_size": 16,
-        "epochs": 300,
-        "batch_size": 4096,
-        "warmup": 40 / 300,
-        "evals": ("linear-paper", "finetune"),
-    },
-    "imagenet-mocov3-vitb": {
-        "data": "./imagenet",
-        "backbone": "vit_base_patch16_224",
-        "image_size": 224,
-        "patch_size": 16,
-        "epochs": 300,
-        "batch_size": 4096,
-        "warmup": 40 / 300,
-        "evals": ("linear-paper", "finetune"),
+    **{
+        f"imagenet-mocov3-{size}": {
+            "data": "./imagenet",
+            "backbone": backbone,
+            "image_size": 224,
+            "patch_size": 16,
+            "epochs": 300,
+            "batch_size": 4096,
+            "warmup": 40 / 300,
+            "evals": ("linear-paper", "finetune"),
+        }
+        for size, backbone in (
+            ("vits", "vit_small_mocov3"),
+            ("vitb", "vit_base_patch16_224"),
+        )
     },
 }
 

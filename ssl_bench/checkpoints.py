@@ -152,7 +152,7 @@ def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
 
 def _from_run(folder: Path) -> Checkpoint:
     encoder, spec = weights.load(folder)
-    plan = _json(folder / "config.json") if (folder / "config.json").exists() else {}
+    plan = _json_or_nothing(folder)
     settings = plan.get("method_config") or {}
     others = folder / "method.safetensors"
     decoder = weights.read(others) if others.exists() else {}
