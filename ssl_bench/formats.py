@@ -62,7 +62,6 @@ class Weights:
         decoder: MAE's decoder and mask token under the official names, or nothing.
         heads: attention heads by (width, depth), as this kind of file has them.
         origin: the name in the file of each weight that is called otherwise here.
-        left_out: names of known weights that no encoder needs.
     """
 
     kind: str
@@ -70,7 +69,6 @@ class Weights:
     decoder: State
     heads: Mapping[tuple[int, int], int]
     origin: Mapping[str, str] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
 
 
 def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
@@ -126,8 +124,7 @@ def _sorted(state: dict[str, Tensor], kind: str, branch: str | None, where: str)
     )
 
     origin = {new: old for old, new in names.items() if new not in ("", old)}
-    unwanted = [old for old, new in names.items() if not new or _HEAD.fullmatch(new)]
-    renamed = {new: state[old] for old, new in names.items() if old not in unwanted}
+    renamed = {new: state[old] for old, new in names.items() if new and not _HEAD.fullmatch(new)}
     renamed = _fuse_queries_keys_values(renamed)
     decoder = {}
     if any(name.startswith("decoder_pred.") for name in renamed):
@@ -135,9 +132,9 @@ def _sorted(state: dict[str, Tensor], kind: str, branch: str | None, where: str)
         decoder = {name: renamed.pop(name) for name in list(renamed) if _DECODER.fullmatch(name)}
         lacking = sorted(_decoder_names(decoder) - decoder.keys())
         require(not lacking, f"{where} holds a decoder that lacks {lacking[:1]}")
-    elif renamed.pop("mask_token", None) is not None:
-        unwanted.append(origin.get("mask_token", "mask_token"))
-    return Weights(kind or "timm's names", renamed, decoder, heads, origin, tuple(unwanted))
+    else:
+        renamed.pop("mask_token", None)
+    return Weights(kind or "timm's names", renamed, decoder, heads, origin)
 
 
 def is_mae_decoder(state: State) -> bool:
