@@ -9,7 +9,7 @@ follows it, comes first, where it costs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -101,7 +101,7 @@ def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
         float32 ``(B, C, size, size)`` in [0, 1], not normalised.
     """
     height, width = images_BCHW.shape[2:]
-    flip_B = _event(draws, "flip", recipe.flip)
+    flip_B = draws.uniform("flip", 1)[:, 0] < recipe.flip
     if recipe.crop_scale is None:
         views = evaluation_view(images_BCHW, recipe.size)
         views = torch.where(flip_B[:, None, None, None], views.flip(-1), views)
@@ -113,19 +113,34 @@ def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
             images_BCHW, boxes_B4, flip_B, recipe.size, recipe.interpolation
         )
 
-    if any(recipe.jitter):
-        jitter = _jitter(draws, recipe.jitter)
-        probability = recipe.jitter_probability
-        views = _sometimes(draws, "jitter", probability, image_ops.color_jitter, views, *jitter)
-    if recipe.grayscale:
-        views = _sometimes(draws, "grayscale", recipe.grayscale, image_ops.to_grayscale, views)
-    if recipe.blur:
-        sigma_B = _between(draws, "blur sigma", 1, *recipe.blur_sigma)[:, 0]
-        blur = partial(image_ops.gaussian_blur, radius=math.ceil(3 * recipe.blur_sigma[1]))
-        views = _sometimes(draws, "blur", recipe.blur, blur, views, sigma_B)
-    if recipe.solarize:
-        solarize = partial(image_ops.solarize, threshold=recipe.solarize_threshold)
-        views = _sometimes(draws, "solarize", recipe.solarize, solarize, views)
+    return _distorted(views, recipe, draws)
+
+
+def _distorted(views: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
+    """The recipe's steps after the crop; ``views`` may be overwritten."""
+    probabilities = {
+        "jitter": recipe.jitter_probability if any(recipe.jitter) else 0.0,
+        "grayscale": recipe.grayscale,
+        "blur": recipe.blur,
+        "solarize": recipe.solarize,
+    }
+    if not any(probabilities.values()):
+        return views
+    parameters = {"jitter strength": 4, "jitter order": 4, "blur sigma": 1}
+    drawn = draws.uniforms({**dict.fromkeys(probabilities, 1), **parameters})
+    sigma_B = _between(drawn["blur sigma"], *recipe.blur_sigma)[:, 0]
+    blur = partial(image_ops.gaussian_blur, radius=math.ceil(3 * recipe.blur_sigma[1]))
+    solarize = partial(image_ops.solarize, threshold=recipe.solarize_threshold)
+    steps: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
+        "jitter": (image_ops.color_jitter, _jitter(drawn, recipe.jitter)),
+        "grayscale": (image_ops.to_grayscale, []),
+        "blur": (blur, [sigma_B]),
+        "solarize": (solarize, []),
+    }
+    for name, (operation, values) in steps.items():
+        if probabilities[name]:
+            drawn_B = drawn[name][:, 0] < probabilities[name]
+            views = _where(drawn_B, operation, views, values)
     return views
 
 
@@ -156,11 +171,11 @@ def evaluation_view(images_BCHW: Tensor, size: int) -> Tensor:
 
 def normalize(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1]."""
-    shift_C, scale_C = (
-        torch.tensor(values, dtype=torch.float32).to(images_BCHW.device, non_blocking=True)
-        for values in (mean, std)
-    )
-    return (images_BCHW - shift_C[:, None, None]).div_(scale_C[:, None, None])
+    values_2C11 = torch.tensor([[-m / s for m, s in zip(mean, std, strict=True)],
+                                [1 / s for s in std]])[..., None, None]  # fmt: skip
+    shift_C11, scale_C11 = values_2C11.to(images_BCHW.device, non_blocking=True)
+    normalized_BCHW = torch.empty(images_BCHW.shape, device=images_BCHW.device)
+    return torch.addcmul(shift_C11, images_BCHW, scale_C11, out=normalized_BCHW)
 
 
 def random_crop_boxes(
@@ -186,8 +201,11 @@ def random_crop_boxes(
     Returns:
         float32 whole numbers ``(B, 4)``: top, left, height and width in pixels.
     """
-    area_BN = height * width * _between(draws, "crop area", _CROP_ATTEMPTS, *scale)
-    ratio_BN = _between(draws, "crop ratio", _CROP_ATTEMPTS, *map(math.log, ratio)).exp()
+    drawn = draws.uniforms(
+        {"crop area": _CROP_ATTEMPTS, "crop ratio": _CROP_ATTEMPTS, "crop position": 2}
+    )
+    area_BN = height * width * _between(drawn["crop area"], *scale)
+    ratio_BN = _between(drawn["crop ratio"], *map(math.log, ratio)).exp()
     heights_BN = (area_BN / ratio_BN).sqrt().round()
     widths_BN = (area_BN * ratio_BN).sqrt().round()
     if cut:
@@ -202,45 +220,39 @@ def random_crop_boxes(
     width_B = torch.where(fits_B, widths_BN.gather(1, first_B1)[:, 0], whole_width)
 
     free_B2 = torch.stack([height - height_B, width - width_B], 1)
-    random_B2 = (draws.uniform("crop position", 2) * (free_B2 + 1)).floor()
+    random_B2 = (drawn["crop position"] * (free_B2 + 1)).floor()
     corner_B2 = torch.where(fits_B[:, None], random_B2, (free_B2 / 2).floor())
     return torch.cat([corner_B2, torch.stack([height_B, width_B], 1)], 1)
 
 
-def _jitter(draws: Draws, strengths: tuple[float, float, float, float]) -> list[Tensor]:
+def _jitter(
+    drawn: Mapping[str, Tensor], strengths: tuple[float, float, float, float]
+) -> list[Tensor]:
     """Factors of brightness, contrast and saturation, shifts of hue, and their order."""
-    uniform_B4 = draws.uniform("jitter strength", 4)
     lows = [max(0.0, 1 - strength) for strength in strengths[:3]] + [-strengths[3]]
     highs = [1 + strength for strength in strengths[:3]] + [strengths[3]]
     factors = [
-        low + (high - low) * uniform_B
-        for low, high, uniform_B in zip(lows, highs, uniform_B4.unbind(1), strict=True)
+        _between(uniform_B, low, high)
+        for low, high, uniform_B in zip(
+            lows, highs, drawn["jitter strength"].unbind(1), strict=True
+        )
     ]
-    return [*factors, draws.uniform("jitter order", 4).argsort(1)]
+    return [*factors, drawn["jitter order"].argsort(1)]
 
 
-def _between(draws: Draws, purpose: str, count: int, low: float, high: float) -> Tensor:
-    return low + (high - low) * draws.uniform(purpose, count)
+def _between(uniform: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * uniform
 
 
-def _event(draws: Draws, purpose: str, probability: float) -> Tensor:
-    return draws.uniform(purpose, 1)[:, 0] < probability
-
-
-def _sometimes(
-    draws: Draws,
-    purpose: str,
-    probability: float,
-    operation: Callable[..., Tensor],
-    views: Tensor,
-    *parameters: Tensor,
+def _where(
+    drawn_B: Tensor, operation: Callable[..., Tensor], views: Tensor, parameters: Sequence[Tensor]
 ) -> Tensor:
-    """The operation on the samples that draw it; ``views`` may be overwritten."""
-    drawn_B = _event(draws, purpose, probability)
+    """The operation on the samples that drew it; ``views`` may be overwritten."""
     # To select samples, a host would have to wait for its accelerator: compute them all there.
     if views.device.type != "cpu":
         return torch.where(drawn_B[:, None, None, None], operation(views, *parameters), views)
     if drawn_B.all():
         return operation(views, *parameters)
-    views[drawn_B] = operation(views[drawn_B], *(values[drawn_B] for values in parameters))
+    index_A = drawn_B.nonzero()[:, 0]
+    views[index_A] = operation(views[index_A], *(values[index_A] for values in parameters))
     return views

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -59,8 +60,13 @@ class Draws:
 
     def uniform(self, purpose: str, count: int) -> Tensor:
         """Uniform numbers in [0, 1): float32 ``(B, count)``, multiples of 2^-24."""
-        bits = self._bits(purpose, count) >> 8
-        return bits.to(torch.float32) * 2.0**-24
+        return self.uniforms({purpose: count})[purpose]
+
+    def uniforms(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """What `uniform` gives for each purpose and count, drawn together in less time."""
+        bits_BN = self._bits(counts) >> 8
+        uniform_BN = bits_BN.to(torch.float32).mul_(2.0**-24)
+        return dict(zip(counts, uniform_BN.split(list(counts.values()), dim=1), strict=True))
 
     def normal(self, purpose: str, count: int) -> Tensor:
         """Standard normal numbers by the Box-Muller transform: float32 ``(B, count)``."""
@@ -68,18 +74,23 @@ class Draws:
         radius = (-2.0 * torch.log1p(-uniform[:, :count])).sqrt()
         return radius * torch.cos(2.0 * math.pi * uniform[:, count:])
 
-    def _bits(self, purpose: str, count: int) -> Tensor:
-        """32 random bits each, held in int64: ``(B, count)``."""
-        base = key(self.seed, self.scope + purpose, self.step)
-        low, high = base & _MASK_32, base >> 32
-        row_B1 = _mix(_mix((self.samples_B.long() & _MASK_32) ^ low) + high)[:, None]
-        column_N = torch.arange(count, device=self.samples_B.device) * _GOLDEN_RATIO
-        return _mix(_mix((row_B1 + column_N) & _MASK_32) ^ row_B1)
+    def _bits(self, counts: Mapping[str, int]) -> Tensor:
+        """32 random bits each, held in int64: ``(B, N)``, the purposes' columns side by side."""
+        bases = [key(self.seed, self.scope + purpose, self.step) for purpose in counts]
+        halves = torch.tensor([[base & _MASK_32 for base in bases], [base >> 32 for base in bases]])
+        low_P, high_P = halves.to(self.samples_B.device, non_blocking=True)
+        row_BP = _mix(_mix((self.samples_B.long() & _MASK_32)[:, None] ^ low_P) + high_P)
+        columns = list(counts.values())
+        rows = zip(row_BP.split(1, dim=1), columns, strict=True)
+        row_BN = torch.cat([row_B1.expand(-1, count) for row_B1, count in rows], dim=1)
+        numbers = [torch.arange(count, device=row_BN.device) for count in columns]
+        column_N = torch.cat(numbers) * _GOLDEN_RATIO
+        return _mix(_mix((row_BN + column_N) & _MASK_32) ^ row_BN)
 
 
 def _mix(bits: Tensor) -> Tensor:
     """The ``lowbias32`` integer hash (Chris Wellons, *Prospecting for Hash Functions*, 2018)."""
     bits = bits & _MASK_32
-    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _MASK_32
-    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & _MASK_32
+    bits = (bits ^ (bits >> 16)).mul_(0x7FEB352D).bitwise_and_(_MASK_32)
+    bits = (bits ^ (bits >> 15)).mul_(0x846CA68B).bitwise_and_(_MASK_32)
     return bits ^ (bits >> 16)

@@ -8,10 +8,13 @@ what torchvision's operation of the same name computes for one float image.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-INTERPOLATIONS = ("bilinear", "bicubic")
+INTERPOLATIONS = {"bilinear": 1, "bicubic": 2}
+"""Filters by name: how many of the coarser image's pixels they reach on either side."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -38,40 +41,55 @@ def resized_crop(
         ValueError: the interpolation is unknown.
     """
     if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, not {interpolation!r}")
-    images_BCHW = to_float(images_BCHW)
+        raise ValueError(f"interpolation must be one of {[*INTERPOLATIONS]}, not {interpolation!r}")
     batch, channels, height, width = images_BCHW.shape
-    top_B, left_B, box_height_B, box_width_B = boxes_B4.to(torch.float32).unbind(1)
-
-    row_S = torch.arange(size, device=images_BCHW.device, dtype=torch.float32)
+    row_S = torch.arange(size, device=images_BCHW.device) + 0.5
     column_BS = torch.where(flip_B[:, None], row_S.flip(0), row_S)
-    vertical_BSH = _resampling(row_S[None], top_B, box_height_B, size, height, interpolation)
-    horizontal_BSW = _resampling(column_BS, left_B, box_width_B, size, width, interpolation)
+    positions_2BS = torch.stack([row_S.expand_as(column_BS), column_BS])
+    starts_2B, lengths_2B = boxes_B4.to(torch.float32).mT.reshape(2, 2, batch)
+    weights_2BSN = _resampling(
+        positions_2BS, starts_2B, lengths_2B, max(height, width), interpolation
+    )
+    vertical_BSH, horizontal_BSW = weights_2BSN[0, ..., :height], weights_2BSN[1, ..., :width]
 
-    rows_BNW = images_BCHW.flatten(1, 2)
-    narrow_BCHS = (rows_BNW @ horizontal_BSW.mT).view(batch, channels, height, size)
-    return (vertical_BSH[:, None] @ narrow_BCHS).clamp_(0, 1)
+    # With the channels inside the rows, each direction is one product for an image.
+    images_BHCW = images_BCHW.transpose(1, 2)
+    images_BHCW = images_BHCW.to(torch.float32, memory_format=torch.contiguous_format)
+    tall_BSN = vertical_BSH @ images_BHCW.reshape(batch, height, channels * width)
+    views_BNS = tall_BSN.view(batch, size * channels, width) @ horizontal_BSW.mT
+    if images_BCHW.dtype == torch.uint8:
+        views_BNS.div_(255)
+    return views_BNS.clamp_(0, 1).view(batch, size, channels, size).transpose(1, 2)
 
 
 def _resampling(
-    output_BS: Tensor, start_B: Tensor, length_B: Tensor, size: int, pixels: int, interpolation: str
+    positions_2BS: Tensor, starts_2B: Tensor, lengths_2B: Tensor, pixels: int, interpolation: str
 ) -> Tensor:
-    """Weights ``(B, S, pixels)`` of the input's pixels in each of the output's pixels."""
-    scale_B1 = (length_B / size)[:, None]
-    centre_BS = start_B[:, None] + (output_BS + 0.5) * scale_B1
-    pixel_N = torch.arange(pixels, device=start_B.device) + 0.5
-    distance_BSN = (pixel_N - centre_BS[..., None]).div_(scale_B1.clamp(min=1)[..., None]).abs_()
+    """Weights ``(2, B, S, pixels)`` of the input's pixels in the output's, in both directions.
+
+    Of K neighbours only, the most that a filter can reach: the others have none.
+    """
+    size, reach = positions_2BS.shape[-1], INTERPOLATIONS[interpolation]
+    scale_2B1 = (lengths_2B / size)[..., None]
+    width_2B1 = scale_2B1.clamp(min=1)
+    centre_2BS = starts_2B[..., None] + positions_2BS * scale_2B1
+    first_2BS = (centre_2BS - reach * width_2B1 + 0.5).floor()
+    neighbours = math.ceil(2 * reach * max(1, pixels / size)) + 1
+    pixel_2BSK = first_2BS[..., None] + torch.arange(neighbours, device=positions_2BS.device)
+    distance_2BSK = (pixel_2BSK + 0.5).sub_(centre_2BS[..., None]).div_(width_2B1[..., None]).abs_()
     # Sums of one-sided powers: the textbook's piecewise forms, without a branch per pixel.
-    inner_BSN = (1 - distance_BSN).clamp_(min=0)
+    inner_2BSK = (1 - distance_2BSK).clamp_(min=0)
     if interpolation == "bilinear":
-        weights_BSN = inner_BSN
+        weights_2BSK = inner_2BSK
     else:
-        outer_BSN = distance_BSN.neg_().add_(2).clamp_(min=0)
-        weights_BSN = (outer_BSN - 1).mul_(0.5).mul_(outer_BSN).mul_(outer_BSN)
-        weights_BSN += (1 - 2 * inner_BSN).mul_(inner_BSN).mul_(inner_BSN)
-    offset_BN = pixel_N - start_B[:, None]
-    weights_BSN *= ((offset_BN > 0) & (offset_BN < length_B[:, None]))[:, None]
-    return weights_BSN.div_(weights_BSN.sum(-1, keepdim=True))
+        outer_2BSK = distance_2BSK.neg_().add_(2).clamp_(min=0)
+        weights_2BSK = (outer_2BSK - 1).mul_(0.5).mul_(outer_2BSK).mul_(outer_2BSK)
+        weights_2BSK += (1 - 2 * inner_2BSK).mul_(inner_2BSK).mul_(inner_2BSK)
+    offset_2BSK = pixel_2BSK - starts_2B[..., None, None]
+    weights_2BSK *= (offset_2BSK >= 0) & (offset_2BSK < lengths_2B[..., None, None])
+    weights_2BSK /= weights_2BSK.sum(-1, keepdim=True)
+    weights_2BSN = weights_2BSK.new_zeros(*weights_2BSK.shape[:-1], pixels)
+    return weights_2BSN.scatter_add_(-1, pixel_2BSK.long().clamp_(0, pixels - 1), weights_2BSK)
 
 
 def color_jitter(
@@ -94,32 +112,34 @@ def color_jitter(
         float32 ``(B, C, H, W)`` in [0, 1]. Of an image of one channel, brightness and contrast
         alone change.
     """
-    factor_B3 = torch.stack([brightness_B, contrast_B, saturation_B], 1)
     is_hue_B4 = order_B4 == HUE
     hue_turn_B = is_hue_B4.int().argmax(1)
-    blend_order_B3 = order_B4.gather(1, is_hue_B4.int().argsort(dim=1, stable=True)[:, :3])
+    kind_B3 = order_B4.gather(1, is_hue_B4.int().argsort(dim=1, stable=True)[:, :3])
+    factor_B3 = torch.stack([brightness_B, contrast_B, saturation_B], 1).gather(1, kind_B3)
+    if images_BCHW.device.type != "cpu":
+        # To select samples, a host would have to wait: a factor of 1 skips a sample's turn.
+        is_before_B3 = torch.arange(3, device=order_B4.device) < hue_turn_B[:, None]
+        images_BCHW = _blend(images_BCHW, kind_B3, torch.where(is_before_B3, factor_B3, 1.0))
+        images_BCHW = adjust_hue(images_BCHW, hue_B)
+        return _blend(images_BCHW, kind_B3, torch.where(is_before_B3, 1.0, factor_B3))
+    jittered_BCHW = torch.empty_like(images_BCHW)
+    for turn in range(4):
+        own_A = (hue_turn_B == turn).nonzero()[:, 0]
+        kind_A3, factor_A3 = kind_B3[own_A], factor_B3[own_A]
+        own_ACHW = _blend(images_BCHW[own_A], kind_A3[:, :turn], factor_A3[:, :turn])
+        own_ACHW = adjust_hue(own_ACHW, hue_B[own_A])
+        jittered_BCHW[own_A] = _blend(own_ACHW, kind_A3[:, turn:], factor_A3[:, turn:])
+    return jittered_BCHW
 
-    def blend_in_turn(images_BCHW: Tensor, before_hue: bool) -> Tensor:
-        # A factor of 1 skips a sample's turn: cheaper than gathering the samples whose turn it is.
-        for turn in range(3):
-            kind_B = blend_order_B3[:, turn]
-            own_factor_B = factor_B3.gather(1, kind_B[:, None])[:, 0]
-            is_now_B = (turn < hue_turn_B) == before_hue
-            images_BCHW = _blend(images_BCHW, kind_B, torch.where(is_now_B, own_factor_B, 1.0))
-        return images_BCHW
 
-    images_BCHW = blend_in_turn(images_BCHW, before_hue=True)
-    images_BCHW = adjust_hue(images_BCHW, hue_B)
-    return blend_in_turn(images_BCHW, before_hue=False)
-
-
-def _blend(images_BCHW: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
-    """Move away from black, from the mean grey or from the grey image: one of them per sample."""
-    grey_B1HW = luma(images_BCHW)
-    mean_B111 = grey_B1HW.mean((1, 2, 3), keepdim=True)
-    mean_B111 = mean_B111 * _per_sample(kind_B == CONTRAST)
-    anchor_B1HW = grey_B1HW * _per_sample(kind_B == SATURATION) + mean_B111
-    return torch.lerp(anchor_B1HW, images_BCHW, _per_sample(factor_B)).clamp_(0, 1)
+def _blend(images_BCHW: Tensor, kind_BT: Tensor, factor_BT: Tensor) -> Tensor:
+    """Move away from black, from the mean grey or from the grey image: one per sample and turn."""
+    for kind_B, factor_B in zip(kind_BT.unbind(1), factor_BT.unbind(1), strict=True):
+        grey_B1HW = luma(images_BCHW)
+        mean_B111 = grey_B1HW.mean((1, 2, 3), keepdim=True) * _per_sample(kind_B == CONTRAST)
+        anchor_B1HW = (grey_B1HW * _per_sample(kind_B == SATURATION)).add_(mean_B111)
+        images_BCHW = torch.lerp(anchor_B1HW, images_BCHW, _per_sample(factor_B)).clamp_(0, 1)
+    return images_BCHW
 
 
 def adjust_hue(images_BCHW: Tensor, hue_B: Tensor) -> Tensor:
@@ -184,8 +204,12 @@ def gaussian_blur(images_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
     weights_BK = (-0.5 * (offset_K / sigma_B[:, None]) ** 2).softmax(1)
     vertical_BHH = _convolution(weights_BK, offset_K, height)
     horizontal_BWW = vertical_BHH if width == height else _convolution(weights_BK, offset_K, width)
-    rows_BNW = images_BCHW.flatten(1, 2)
-    return vertical_BHH[:, None] @ (rows_BNW @ horizontal_BWW.mT).view_as(images_BCHW)
+    batch, channels = images_BCHW.shape[:2]
+    rows_BHN = images_BCHW.transpose(1, 2).reshape(batch, height, channels * width)
+    blurred_BNW = (vertical_BHH @ rows_BHN).view(
+        batch, height * channels, width
+    ) @ horizontal_BWW.mT
+    return blurred_BNW.view(batch, height, channels, width).transpose(1, 2)
 
 
 def _convolution(weights_BK: Tensor, offset_K: Tensor, pixels: int) -> Tensor:

@@ -212,3 +212,28 @@ def test_keys_tell_coordinates_apart(left: list[str | int], right: list[str | in
     assert torch.equal(
         torch.rand(2, generator=generator(*left)), torch.rand(2, generator=generator(*left))
     )
+
+
+@examples
+@given(seeds, steps, samples, st.dictionaries(purposes, st.integers(1, 5), min_size=1, max_size=4))
+def test_numbers_drawn_together_are_those_of_plain_integers(
+    seed: int, step: int, chosen: list[int], counts: dict[str, int]
+) -> None:
+    """However many purposes at once: against the hash in Python's own integers."""
+
+    def mix(bits: int) -> int:
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            bits = (bits ^ bits >> shift) * factor & 0xFFFFFFFF
+        return bits ^ bits >> 16
+
+    def expected(purpose: str, sample: int, column: int) -> float:
+        base = key(seed, "view/" + purpose, step)
+        row = mix((mix((sample ^ base) & 0xFFFFFFFF) + (base >> 32)) & 0xFFFFFFFF)
+        bits = mix(mix((row + column * 0x9E3779B9) & 0xFFFFFFFF) ^ row)
+        return (bits >> 8) / 2**24
+
+    drawn = Draws(seed, step, torch.tensor(chosen)).within("view").uniforms(counts)
+    assert list(drawn) == list(counts)
+    for purpose, count in counts.items():
+        rows = [[expected(purpose, sample, n) for n in range(count)] for sample in chosen]
+        assert drawn[purpose].tolist() == rows
