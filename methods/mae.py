@@ -8,7 +8,8 @@ Deviations from the official code that give the same result for less work:
 - Patches are gathered before they are embedded: the masked ones' embeddings would be thrown away.
 - The decoder gets its tokens in shuffled order, each with its own position embedding, since
   attention does not depend on order: nothing is unshuffled.
-- Only hidden patches are predicted and compared: the official loss multiplies the others by zero.
+- Only hidden patches leave the decoder's last block, are predicted and compared: the official loss
+  multiplies the others by zero.
 
 Deviations that give different numbers:
 
@@ -141,6 +142,7 @@ class Pretraining(Method):
     Shapes: B images, L patches, of which K are kept and M hidden, P values in a patch.
     """
 
+    splits = True
     pca_mean_P: Tensor
     pca_basis_PK: Tensor
 
@@ -270,8 +272,10 @@ class Pretraining(Method):
             ],
             dim=1,
         )
-        decoded_BTD = self.decoder_blocks(tokens_BTD)
-        return self.decoder_pred(self.decoder_norm(decoded_BTD[:, -hidden_BM.shape[1] :]))
+        hidden = slice(tokens_BTD.shape[1] - hidden_BM.shape[1], None)
+        tokens_BTD = self.decoder_blocks[:-1](tokens_BTD)
+        decoded_BMD = encoders.block_at(self.decoder_blocks[-1], tokens_BTD, hidden)
+        return self.decoder_pred(self.decoder_norm(decoded_BMD))
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         """Original, masked and reconstructed images (figure 2).

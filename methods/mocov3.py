@@ -13,6 +13,9 @@ Deviations from the official code that give the same result:
   the next step's queries and keys, so that the loss is a function of the views alone. Nothing
   changes a parameter in between, the official first update moves nothing, as the networks start
   equal, and the last one here has momentum 1.
+- The encoders' last block computes the class token alone, which is all that is compared.
+- Keys come before queries, and the second view's queries after the first view's backward pass, so
+  that the activations of one view are kept at a time.
 - Batch norm over all ranks is our own, because torch's needs a GPU.
 
 Deviations that give different numbers:
@@ -37,6 +40,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,22 +140,22 @@ class Pretraining(Method):
         )
         return first, replace(first, blur=0.1, solarize=0.2)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def terms(self, batch: Batch) -> Iterator[Tensor]:
         """The two views' losses, each view once as the query and once as the key."""
         first, second = batch.views
-        query_1, query_2 = self.query(first), self.query(second)
         with torch.no_grad():
             key_1, key_2 = self.key(first), self.key(second)
-        return self.contrast(query_1, key_2) + self.contrast(query_2, key_1)
+        yield self.contrast(self.query(first), key_2)
+        yield self.contrast(self.query(second), key_1)
 
     def query(self, images_BCHW: Tensor) -> Tensor:
         """Predicted features of the base encoder: ``(B, projection_dim)``."""
-        class_token_BD = self.encoder.forward_features(images_BCHW)[:, 0]
+        class_token_BD = encoders.class_token(self.encoder, images_BCHW)
         return self.predictor(self.projector(class_token_BD))
 
     def key(self, images_BCHW: Tensor) -> Tensor:
         """Features of the momentum encoder: ``(B, projection_dim)``."""
-        class_token_BD = self.momentum_encoder.forward_features(images_BCHW)[:, 0]
+        class_token_BD = encoders.class_token(self.momentum_encoder, images_BCHW)
         return self.momentum_projector(class_token_BD)
 
     def contrast(self, query_BD: Tensor, key_BD: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ssl_bench import encoders
 from ssl_bench.augment import Augmentation, crop_and_flip
 from ssl_bench.contract import Batch, Method
 from ssl_bench.errors import within
@@ -41,6 +42,8 @@ class Config(OptimizerConfig):
 class Pretraining(Method):
     """Cross-entropy of a linear classifier on the class token (the mean token without one)."""
 
+    splits = True
+
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
@@ -54,8 +57,11 @@ class Pretraining(Method):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy with smoothed labels."""
-        tokens_BTD = self.encoder.forward_features(batch.views[0])
-        pooled_BD = tokens_BTD.mean(1) if self.encoder.cls_token is None else tokens_BTD[:, 0]
+        images_BCHW = batch.views[0]
+        if self.encoder.cls_token is None:
+            pooled_BD = self.encoder.forward_features(images_BCHW).mean(dim=1)
+        else:
+            pooled_BD = encoders.class_token(self.encoder, images_BCHW)
         logits_BC = self.head(pooled_BD).float()
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits_BC, batch.labels_B, label_smoothing=smoothing)

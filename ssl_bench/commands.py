@@ -107,7 +107,9 @@ def run(request: Request, data: Dataset | None = None) -> Run:
             pretrain.restore(method, folder)
         else:
             runs.record_environment(folder, hardware.name)
-            cost = pretrain.pretrain(method, data, plan, folder, hardware)
+            cost = pretrain.pretrain(
+                method, data, plan, folder, hardware, settings.micro_batch_size
+            )
             console.print(
                 f"pre-trained: {cost['images_seen']:,} images seen in {cost['seconds']:.0f} s, "
                 f"peak memory {cost['peak_memory_mib']:,} MiB"
@@ -124,7 +126,7 @@ def _prepare(request: Request, data: Dataset) -> _Prepared:
     """Build what a run needs, so that whatever does not fit together shows."""
     settings, plugin = request.settings, request.method
     assert plugin is not None
-    hardware = choose(settings.precision)
+    hardware = choose(settings.precision, settings.compile)
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
     method = pretrain.build_method(
         plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
@@ -133,6 +135,13 @@ def _prepare(request: Request, data: Dataset) -> _Prepared:
         settings.batch_size >= method.smallest_batch,
         f"batch size {settings.batch_size} is too small for {plugin.name}, which needs at least "
         f"{method.smallest_batch} images in a step",
+    )
+    at_once = settings.micro_batch_size
+    require(
+        at_once is None or at_once >= settings.batch_size or method.splits or not method.trains,
+        f"micro batch size {at_once}: the loss of {plugin.name} depends on all images of a batch, "
+        f"which cannot be split; a smaller --batch-size than {settings.batch_size} takes less "
+        "memory",
     )
     if method.trains:
         Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
@@ -237,7 +246,7 @@ def _announce(
         f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"{spec.backbone}, {spec.image_size} px in {patches} patches of {spec.patch_size} px; "
         f"{plan.epochs} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
-        f"{hardware.name}, {hardware.precision}"
+        f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )
     if data.note:
         console.print(f"note: {plan.data}: {data.note}", style="yellow")

@@ -24,10 +24,12 @@ A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -52,6 +54,16 @@ class Batch:
     labels_B: Tensor
     draws: Draws
 
+    def __len__(self) -> int:
+        return len(self.labels_B)
+
+    def split(self, images: int) -> Iterator[Batch]:
+        """The batch in parts of nearly equal size, of at most that many images each."""
+        for part in torch.arange(len(self)).tensor_split(math.ceil(len(self) / images)):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            draws = replace(self.draws, samples_B=self.draws.samples_B[rows])
+            yield Batch(tuple(view[rows] for view in self.views), self.labels_B[rows], draws)
+
 
 class Method(nn.Module):
     """A pre-training method: views of a batch, a loss of those views, an encoder to hand over.
@@ -60,10 +72,14 @@ class Method(nn.Module):
         encoder: the timm ViT that evaluations receive. A method that trains nothing has no
             parameter that requires a gradient.
         smallest_batch: images that a step needs at least.
+        splits: whether the loss of a batch is the mean of its images' own losses, a function of
+            the batch and the parameters that changes neither buffers nor torch's own random
+            numbers, so that parts of a batch may be computed at the same time.
     """
 
     encoder: VisionTransformer
     smallest_batch: int = 1
+    splits: bool = False
 
     def __init__(self, config: Any, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__()
@@ -81,7 +97,16 @@ class Method(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """The scalar to minimise."""
-        raise NotImplementedError
+        return torch.stack(list(self.terms(batch))).sum()
+
+    def terms(self, batch: Batch) -> Iterator[Tensor]:
+        """Scalars whose sum is the loss; each one's graph is freed before the next one is made.
+
+        A method defines this one or `loss`.
+        """
+        if type(self).loss is Method.loss:
+            raise NotImplementedError(f"{type(self).__name__} defines neither loss nor terms")
+        yield self.loss(batch)
 
     def before_training(self, train: Split, spec: EncoderSpec, seed: int) -> None:
         """Called before the first step, and again before an interrupted training goes on.

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench import draws
@@ -262,3 +263,38 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
             prefix_BTD = [torch.cat(prefix_BTD, dim=1) + positions[:, :embedded]]
     tokens = encoder.norm_pre(encoder.pos_drop(torch.cat([*prefix_BTD, tokens], dim=1)))
     return encoder.norm(encoder.blocks(tokens))
+
+
+def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
+    """The class token after the final norm, ``(B, D)``, as in ``forward_features(images)[:, 0]``.
+
+    The last block computes nothing else.
+    """
+    tokens_BTD = encoder.patch_drop(encoder._pos_embed(encoder.patch_embed(images_BCHW)))
+    tokens_BTD = encoder.blocks[:-1](encoder.norm_pre(tokens_BTD))
+    return encoder.norm(block_at(encoder.blocks[-1], tokens_BTD, slice(0, 1)))[:, 0]
+
+
+def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
+    """``block(tokens)[:, wanted]``: all tokens are attended to, and the wanted ones alone attend.
+
+    A block that is not timm's plain one computes all of its output.
+    """
+    attention: Any = getattr(block, "attn", None)
+    if type(block) is not Block or type(attention) is not Attention or attention.gate is not None:
+        return block(tokens_BTD)[:, wanted]
+    batch, count, _ = tokens_BTD.shape
+    heads = (3, attention.num_heads, attention.head_dim)
+    qkv = attention.qkv(block.norm1(tokens_BTD)).view(batch, count, *heads)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attention.q_norm(q[:, :, wanted]), attention.k_norm(k)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    if attention.fused_attn:
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    else:
+        weights = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+        attended = attention.attn_drop(weights) @ v
+    attended = attention.norm(attended.transpose(1, 2).flatten(2))
+    attended = attention.proj_drop(attention.proj(attended))
+    tokens = tokens_BTD[:, wanted] + block.drop_path1(block.ls1(attended))
+    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import timm.layers
 import torch
 
-from ssl_bench.errors import UserError
-from ssl_bench.settings import Precision
+from ssl_bench.errors import UserError, require
+from ssl_bench.settings import Compilation, Precision
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_PATCHES_AT_ONCE = 4096
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class Hardware:
     Attributes:
         precision: "bf16" runs training under autocast.
         name: the processor's name, for a table's reader.
+        compiled: whether ``torch.compile`` compiles the transformer blocks that are trained.
     """
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
     name: str
+    compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision where the precision is bf16."""
@@ -37,15 +43,24 @@ class Hardware:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def images_at_once(self, patches: int) -> int | None:
+        """Images of so many patches whose activations are best kept at a time; None for any number.
 
-def choose(precision: Precision = "auto") -> Hardware:
+        A CPU's threads are fastest with a part of a batch each (see `gradients`), which takes a
+        fraction of the memory, too.
+        """
+        return None if self.device.type == "cuda" else max(1, _PATCHES_AT_ONCE // patches)
+
+
+def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> Hardware:
     """The first CUDA device, else the CPU; bf16 where the matrix units have it.
 
     Fused attention is switched off on the CPU: its backward pass in bf16 takes longer than the
-    rest of a step.
+    rest of a step. Blocks are compiled on a GPU alone: on a CPU, compiled code is no faster, and
+    starts a minute later.
 
     Raises:
-        UserError: the CUDA device has no bf16.
+        UserError: the CUDA device has no bf16, or there is nothing to compile with.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -54,18 +69,26 @@ def choose(precision: Precision = "auto") -> Hardware:
         precision = "bf16" if has_bf16 else "fp32"
     if precision == "bf16" and on_gpu and not has_bf16:
         raise UserError("precision 'bf16' is not supported by this GPU; fp32 would work")
+    has_compiler = find_spec("triton") if on_gpu else shutil.which(os.environ.get("CXX", "g++"))
+    require(
+        bool(has_compiler) or compilation != "on",
+        f"compile 'on' needs {'triton' if on_gpu else 'a C++ compiler'}, which is not here; "
+        "--compile off would work",
+    )
+    compiled = on_gpu and bool(has_compiler) if compilation == "auto" else compilation == "on"
     timm.layers.set_fused_attn(on_gpu)
     if not on_gpu:
         _keep_freed_memory()
     name = torch.cuda.get_device_name() if on_gpu else _cpu_name()
-    return Hardware(device, precision, name)
+    return Hardware(device, precision, name, compiled)
 
 
 def _keep_freed_memory() -> None:
     """Have the C library keep what a step frees for the next one, where it is glibc.
 
     It gives large blocks back to the system, which fills each page with zeros when it hands them
-    out again: half the time of augmenting a batch of small images goes into that.
+    out again: half the time of augmenting a batch of small images goes into that. One arena for
+    all threads, so that none keeps what another one could use.
     """
     try:
         tune = ctypes.CDLL(None).mallopt
@@ -73,6 +96,7 @@ def _keep_freed_memory() -> None:
         return
     tune(_TRIM_THRESHOLD, 2**31 - 1)
     tune(_MMAP_THRESHOLD, 2**30)
+    tune(_ARENA_MAX, 1)
 
 
 def _cpu_flags() -> str:

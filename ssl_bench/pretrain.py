@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench import draws, encoders, optim, progress, weights
+from ssl_bench import draws, encoders, gradients, optim, progress, weights
 from ssl_bench.augment import augment, evaluation_view, normalize
 from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
@@ -59,9 +60,18 @@ def make_batch(
 
 
 def pretrain(
-    method: Method, data: Dataset, plan: Plan, folder: Path, hardware: Hardware
+    method: Method,
+    data: Dataset,
+    plan: Plan,
+    folder: Path,
+    hardware: Hardware,
+    micro_batch_size: int | None = None,
 ) -> Mapping[str, Any]:
     """Train the method as planned and write the encoder; a checkpoint, if there, is gone on from.
+
+    Args:
+        micro_batch_size: how many images' activations are kept at a time, where the method's loss
+            `splits`; None for as many as suit the hardware. It changes rounding alone.
 
     Returns:
         What it cost, as in ``cost.json``.
@@ -72,7 +82,7 @@ def pretrain(
     spec = EncoderSpec.of(plan.encoder)
     method.to(hardware.device).train()
     if method.trains:
-        seconds, images_seen = _train(method, data, plan, spec, folder, hardware)
+        seconds, images_seen = _train(method, data, plan, spec, folder, hardware, micro_batch_size)
     else:
         seconds, images_seen = 0.0, 0
     own = {
@@ -127,6 +137,7 @@ def _train(
     spec: EncoderSpec,
     folder: Path,
     hardware: Hardware,
+    micro_batch_size: int | None,
 ) -> tuple[float, int]:
     """The loop. Returns the seconds it took, earlier starts included, and the images it saw."""
     config, seed, batch_size = method.config, plan.seed, plan.batch_size
@@ -135,6 +146,10 @@ def _train(
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
     optimizer = optim.of_method(method, config)
+    patches = (spec.image_size // spec.patch_size) ** 2
+    images_at_once = micro_batch_size or hardware.images_at_once(patches)
+    if hardware.compiled:
+        _compile(method)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
     start, seconds_before = _resume(method, optimizer, folder)
     started = checkpointed = recorded = time.monotonic()
@@ -150,14 +165,12 @@ def _train(
             index_B = schedule.batch(step, seed, "order")
             batch = make_batch(method, train, spec, seed, step, index_B)
             torch.manual_seed(draws.key(seed, "dropout", step))
-            with hardware.autocast():
-                loss = method.loss(batch)
-            loss.backward()
+            loss = gradients.backward(method, batch, hardware, images_at_once)
             optimizer.step()
             optimizer.zero_grad()
             method.after_step((step + 1) / total)
 
-            losses.append(loss.detach())
+            losses.append(loss)
             if (step + 1) % record_every and step + 1 < total:
                 continue
             mean_loss = torch.stack(losses).mean().item()
@@ -183,6 +196,13 @@ def _train(
                 _checkpoint(method, optimizer, step + 1, seconds_before + now - started, folder)
                 checkpointed = time.monotonic()
     return seconds_before + time.monotonic() - started, total * batch_size
+
+
+def _compile(method: Method) -> None:
+    """Compile each transformer block: blocks alike share their code, whoever calls them."""
+    for module in method.modules():
+        if isinstance(module, Block):
+            module.compile()
 
 
 def _checkpoint(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ssl_bench.errors import above, require, within
 
 Precision = Literal["auto", "fp32", "bf16"]
+Compilation = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Settings:
     """Seed of every random draw: weights, order, crops, masks."""
     precision: Precision = "auto"
     """Arithmetic of training; auto takes bf16 where the hardware has it."""
+    compile: Compilation = "auto"
+    """Compile the transformer blocks with torch.compile; auto does so on a GPU."""
+    micro_batch_size: int | None = None
+    """Images whose activations are kept at a time; the gradient is the whole batch's. Default: all
+    on a GPU, 4,096 patches' worth on a CPU."""
     evals: tuple[str, ...] = ()
     """Evaluations to run afterwards, separated by commas; none skips them. Default: those marked
     with a star in `ssl-bench list`."""
@@ -51,7 +57,7 @@ class Settings:
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
         above("batch size", self.batch_size, 0)
-        for name in ("image_size", "patch_size"):
+        for name in ("image_size", "patch_size", "micro_batch_size"):
             if getattr(self, name) is not None:
                 above(name.replace("_", " "), getattr(self, name), 0)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from ssl_bench import encoders, plugins, pretrain, runs
+from ssl_bench import encoders, gradients, plugins, pretrain, runs
 from ssl_bench.contract import Method, Result
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
@@ -243,3 +243,39 @@ def test_nothing_is_chosen_on_the_test_split(
     other: Result = plugin.load().evaluate(encoder, shuffled, small(plugin))
     assert honest.chosen == other.chosen
     assert torch.equal(honest.predictions_N, other.predictions_N)
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+@pytest.mark.parametrize("images_at_once", [24, 10, 7])
+def test_gradient_of_a_batch_does_not_depend_on_its_parts(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, images_at_once: int
+) -> None:
+    method = build(plugin, spec).train()
+    if not method.trains:
+        pytest.skip("trains nothing")
+    method.before_training(tiny.train, spec, 0)
+    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
+    method.loss(batch).backward()
+    expected = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+
+    found = []
+    for _ in range(2):
+        method.zero_grad()
+        loss = gradients.backward(method, batch, CPU, images_at_once)
+        torch.testing.assert_close(loss, method.loss(batch).detach(), rtol=1e-5, atol=1e-6)
+        found.append({name: p.grad for name, p in method.named_parameters() if p.grad is not None})
+    assert found[0].keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[0][name], gradient, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found[0][name], found[1][name]), f"{name} depends on chance"
+
+
+def test_parts_of_a_batch_are_its_images_in_order(spec: EncoderSpec, tiny: Dataset) -> None:
+    method = build(next(plugin for plugin in METHODS if plugin.name == "mae"), spec)
+    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(23))
+    parts = list(batch.split(6))
+    assert [len(part) for part in parts] == [6, 6, 6, 5]
+    assert torch.equal(torch.cat([part.views[0] for part in parts]), batch.views[0])
+    assert torch.equal(torch.cat([part.labels_B for part in parts]), batch.labels_B)
+    masks = torch.cat([part.draws.uniform("mask", 5) for part in parts])
+    assert torch.equal(masks, batch.draws.uniform("mask", 5))

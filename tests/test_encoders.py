@@ -147,3 +147,37 @@ def test_what_cannot_be_built_is_said(
 ) -> None:
     with pytest.raises(UserError, match=message):
         encoders.build(dataclasses.replace(spec, **changes), seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_micro",
+        "vit_tiny_patch16_224",
+        "deit3_small_patch16_224",
+        "vit_little_patch16_reg4_gap_256",
+    ],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_block_at_some_tokens_is_the_block_there(name: str, fused: bool) -> None:
+    spec = EncoderSpec(name, 16, 4, 3, (0.5,) * 3, (0.25,) * 3, {"depth": 2})
+    timm.layers.set_fused_attn(fused)
+    try:
+        encoder = encoders.build(spec, seed=0)
+    finally:
+        timm.layers.set_fused_attn(False)
+    images = torch.randn(3, 3, 16, 16)
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    for wanted in (slice(0, 1), slice(5, None)):
+        tokens = torch.randn(3, 17, encoder.embed_dim)
+        block = encoder.blocks[-1]
+        torch.testing.assert_close(
+            encoders.block_at(block, tokens, wanted), block(tokens)[:, wanted]
+        )
+    if encoder.cls_token is None:
+        return
+    gradients = []
+    for token in (encoders.class_token(encoder, images), encoder.forward_features(images)[:, 0]):
+        loss = token.square().mean()
+        gradients.append((loss, *torch.autograd.grad(loss, trained, allow_unused=True)))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

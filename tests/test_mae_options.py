@@ -253,7 +253,8 @@ def test_noise_may_be_given_as_numbers(spec: EncoderSpec, tiny: Dataset, samplin
     noise = batch.draws.uniform("mask", 16)
     assert torch.equal(method.loss(batch), method.reconstruction_loss(batch.views[0], noise))
     other = method.reconstruction_loss(batch.views[0], noise.flip(1))
-    assert not torch.equal(method.loss(batch), other)
+    differs = not torch.isclose(method.loss(batch), other, rtol=1e-4)
+    assert differs == (sampling == "random"), "the grid leaves nothing to chance"
 
 
 def test_block_noise_must_be_a_source(spec: EncoderSpec, tiny: Dataset) -> None:

@@ -1,0 +1,96 @@
+"""The gradient of a batch's loss: part by part where the loss allows it, on a CPU by all cores.
+
+A thread with a part of its own waits for no other thread at the end of every operation, and what
+it computes stays in its core's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ssl_bench.contract import Batch, Method
+from ssl_bench.hardware import Hardware
+
+_MOST_THREADS = 8  # each holds a copy of the gradient
+
+
+def backward(
+    method: Method, batch: Batch, hardware: Hardware, images_at_once: int | None = None
+) -> Tensor:
+    """Add the gradient of the batch's loss to the parameters'; returns the loss.
+
+    The result depends on ``images_at_once`` and the number of threads in its rounding alone, and
+    not at all on which thread is faster.
+
+    Args:
+        images_at_once: how many images' activations are kept at a time, by each thread, where the
+            method's loss `splits`; None for all.
+    """
+    if images_at_once is None or not method.splits:
+        return _one_by_one(method, batch, hardware)
+    parts = list(batch.split(images_at_once))
+    threads = min(_MOST_THREADS, torch.get_num_threads(), len(parts))
+    if hardware.device.type == "cpu" and threads > 1:
+        return _in_threads(method, batch, parts, threads, hardware)
+    losses = [_one_by_one(method, part, hardware, len(part) / len(batch)) for part in parts]
+    return torch.stack(losses).sum()
+
+
+def _one_by_one(method: Method, part: Batch, hardware: Hardware, share: float = 1.0) -> Tensor:
+    """The terms' gradients in turn, as a part's share of its batch."""
+    losses = []
+    for loss in _terms(method, part, hardware, share):
+        loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def _in_threads(
+    method: Method, batch: Batch, parts: Sequence[Batch], threads: int, hardware: Hardware
+) -> Tensor:
+    """Each thread sums up the gradients of every so-manieth part; their sums are then added."""
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+
+    def work(first: int) -> tuple[Tensor, list[Tensor | None]]:
+        losses: list[Tensor] = []
+        total: list[Tensor | None] = [None] * len(trained)
+        for part in parts[first::threads]:
+            for loss in _terms(method, part, hardware, len(part) / len(batch)):
+                # Not backward(), which would add to the parameters' as threads happen to finish.
+                own = torch.autograd.grad(loss, trained, allow_unused=True)
+                total = [_sum(*both) for both in zip(total, own, strict=True)]
+                losses.append(loss.detach())
+        return torch.stack(losses).sum(), total
+
+    done = list(_pool(threads, torch.get_num_threads() // threads).map(work, range(threads)))
+    for _, gradients in done:
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = _sum(parameter.grad, gradient)
+    return torch.stack([loss for loss, _ in done]).sum()
+
+
+def _terms(method: Method, part: Batch, hardware: Hardware, share: float) -> Iterator[Tensor]:
+    """The terms of a part's loss, to be differentiated outside of autocast."""
+    terms = method.terms(part)
+    while True:
+        with hardware.autocast():
+            term = next(terms, None)
+        if term is None:
+            return
+        yield term * share
+
+
+def _sum(total: Tensor | None, own: Tensor | None) -> Tensor | None:
+    if total is None or own is None:
+        return own if total is None else total
+    return total.add_(own)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, cores: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "part", torch.set_num_threads, (cores,))
