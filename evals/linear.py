@@ -7,6 +7,8 @@ the training images' mean and deviation: the batch normalisation without affine 
 probe (He et al., arXiv:2111.06377, appendix A.1), over all images instead of a batch.
 
 Deviation from the papers' 90-epoch probes: no augmentation.
+
+Shapes: B batch, N images, D features, G probes in the grid, C classes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from ssl_bench.scoring import accuracy, holdout
 
 DEFAULT = True
 _MOMENTUM = 0.9
+_IMAGES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -63,29 +65,31 @@ def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
 
 def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     """Choose a probe on held-out training images, refit it, classify the test images."""
-    train, labels_N = encoder.features(data.train), data.train.labels_N
+    train, labels_N, seed = encoder.features(data.train), data.train.labels_N, encoder.seed
     fit, held_out = holdout(data, config.validation)
     grid = list(itertools.product(config.learning_rates, config.weight_decays))
 
     trials = {}
     for pooling, features_ND in train.items():
-        inputs, standardise = _standardised(features_ND[fit])
-        probes = _train(inputs, labels_N[fit], len(data.classes), grid, config, encoder.seed)
-        logits_NGC = _logits(standardise(features_ND[held_out]), probes)
-        for setting, logits_NC in zip(grid, logits_NGC.unbind(dim=1), strict=True):
-            score = accuracy(logits_NC.argmax(dim=1), labels_N[held_out])
-            trials[pooling, *setting] = score if logits_NC.isfinite().all() else -1.0
+        scaler = _Scaler.of(features_ND, fit)
+        probes = _train(features_ND, labels_N, fit, scaler, len(data.classes), grid, config, seed)
+        for setting, predictions_N in zip(
+            grid, _predict(features_ND, held_out, scaler, probes), strict=True
+        ):
+            score = accuracy(predictions_N, labels_N[held_out])
+            trials[pooling, *setting] = -1.0 if (predictions_N < 0).any() else score
     pooling, learning_rate, weight_decay = max(trials, key=trials.__getitem__)
     require(
         trials[pooling, learning_rate, weight_decay] >= 0,
         f"every linear probe diverged; learning rates below {min(config.learning_rates)} may help",
     )
 
-    inputs, standardise = _standardised(train[pooling])
+    features_ND, every = train[pooling], torch.arange(len(data.train))
+    scaler = _Scaler.of(features_ND, every)
     chosen = [(learning_rate, weight_decay)]
-    probe = _train(inputs, labels_N, len(data.classes), chosen, config, encoder.seed)
-    logits_NGC = _logits(standardise(encoder.features(data.test)[pooling]), probe)
-    predictions_N = logits_NGC[:, 0].argmax(dim=1).cpu()
+    probe = _train(features_ND, labels_N, every, scaler, len(data.classes), chosen, config, seed)
+    test_ND = encoder.features(data.test)[pooling]
+    [predictions_N] = _predict(test_ND, torch.arange(len(data.test)), scaler, probe)
     return Result(
         scores={"top1": accuracy(predictions_N, data.test.labels_N)},
         predictions_N=predictions_N,
@@ -98,65 +102,99 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     )
 
 
-def _standardised(features_ND: Tensor) -> tuple[Tensor, Any]:
-    """The features with mean 0 and deviation 1, and the function that does so to others."""
-    mean_D, deviation_D = features_ND.mean(dim=0), features_ND.std(dim=0) + 1e-6
+@dataclass(frozen=True)
+class _Scaler:
+    """What standardises features: a batch at a time, so that no copy of them all is made."""
 
-    def standardise(others_ND: Tensor) -> Tensor:
-        return (others_ND - mean_D) / deviation_D
+    mean_D: Tensor
+    deviation_D: Tensor
 
-    return standardise(features_ND), standardise
+    @classmethod
+    def of(cls, features_ND: Tensor, rows_N: Tensor) -> _Scaler:
+        """By the mean and the deviation of the features in those rows, summed in float64."""
+        width = features_ND.shape[1]
+        total_D, squares_D = features_ND.new_zeros(2, width, dtype=torch.float64)
+        for rows_B in rows_N.to(features_ND.device).split(_IMAGES_AT_ONCE):
+            values_BD = features_ND.index_select(0, rows_B).double()
+            total_D += values_BD.sum(dim=0)
+            squares_D += values_BD.square().sum(dim=0)
+        mean_D = total_D / len(rows_N)
+        variance_D = (squares_D / len(rows_N) - mean_D.square()).clamp_min(0)
+        return cls(mean_D.float(), variance_D.sqrt().float() + 1e-6)
+
+    def __call__(self, features_ND: Tensor, rows_B: Tensor) -> Tensor:
+        """The features in those rows with mean 0 and deviation 1: ``(B, D)``."""
+        return (features_ND.index_select(0, rows_B) - self.mean_D) / self.deviation_D
 
 
 def _train(
-    inputs_ND: Tensor,
+    features_ND: Tensor,
     labels_N: Tensor,
+    rows_N: Tensor,
+    scaler: _Scaler,
     classes: int,
     grid: list[tuple[float, float]],
     config: Config,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Train G probes side by side with SGD: weights ``(D, G, C)`` and biases ``(G, C)``.
+    """Train G probes side by side with SGD: weights ``(G, C, D)`` and biases ``(G, C, 1)``.
 
     The gradient of the softmax cross-entropy is written out, so that all probes share two matrix
-    products a step.
+    products a step. The batch comes last, where the softmax over classes is vectorised.
+
+    Args:
+        rows_N: the images to train on, indices into features and labels.
     """
-    count, width = inputs_ND.shape
-    device = inputs_ND.device
-    rates_G1, decays_G1 = torch.tensor(grid, device=device).T[..., None]
-    weights_DGC = torch.zeros(width, len(grid), classes, device=device)
-    biases_GC = torch.zeros(len(grid), classes, device=device)
-    speeds = [torch.zeros_like(weights_DGC), torch.zeros_like(biases_GC)]
+    device, width = features_ND.device, features_ND.shape[1]
+    rates_G11, decays_G11 = torch.tensor(grid, device=device).T[..., None, None]
+    weights_GCD = torch.zeros(len(grid), classes, width, device=device)
+    biases_GC1 = torch.zeros(len(grid), classes, 1, device=device)
+    speeds = [torch.zeros_like(weights_GCD), torch.zeros_like(biases_GC1)]
+    count = len(rows_N)
     batch_size = min(config.batch_size, count)
     steps_per_epoch = count // batch_size
     total = config.epochs * steps_per_epoch
-    labels_N = labels_N.to(device)
+    rows_N, labels_N = rows_N.to(device), labels_N.to(device)
+    column_B = torch.arange(batch_size, device=device)
     with progress.bar("linear probe", config.epochs) as bar:
-        for step in range(total):
-            epoch, index = divmod(step, steps_per_epoch)
-            order = draws.permutation(count, seed, "linear", epoch)
-            index_B = order[index * batch_size : (index + 1) * batch_size].to(device)
-            inputs_BD, labels_B = inputs_ND[index_B], labels_N[index_B]
-
-            error_BGC = _logits(inputs_BD, (weights_DGC, biases_GC)).softmax(dim=-1)
-            error_BGC[torch.arange(batch_size, device=device), :, labels_B] -= 1
-            error_BGC /= batch_size
-            gradients = (
-                (inputs_BD.T @ error_BGC.flatten(1)).view_as(weights_DGC) + decays_G1 * weights_DGC,
-                error_BGC.sum(dim=0),
-            )
-            anneal = (1 + math.cos(math.pi * step / total)) / 2
-            for value, speed, gradient in zip(
-                (weights_DGC, biases_GC), speeds, gradients, strict=True
-            ):
-                speed.mul_(_MOMENTUM).add_(gradient)
-                value.sub_(rates_G1 * anneal * speed)
+        for epoch in range(config.epochs):
+            order_N = rows_N[draws.permutation(count, seed, "linear", epoch).to(device)]
+            for index in range(steps_per_epoch):
+                rows_B = order_N[index * batch_size : (index + 1) * batch_size]
+                inputs_BD = scaler(features_ND, rows_B)
+                error_GCB = _logits(inputs_BD, (weights_GCD, biases_GC1)).softmax(dim=1)
+                error_GCB[:, labels_N[rows_B], column_B] -= 1
+                error_GCB /= batch_size
+                gradients = (
+                    (error_GCB.flatten(0, 1) @ inputs_BD).view_as(weights_GCD)
+                    + decays_G11 * weights_GCD,
+                    error_GCB.sum(dim=2, keepdim=True),
+                )
+                step = epoch * steps_per_epoch + index
+                anneal = (1 + math.cos(math.pi * step / total)) / 2
+                for value, speed, gradient in zip(
+                    (weights_GCD, biases_GC1), speeds, gradients, strict=True
+                ):
+                    speed.mul_(_MOMENTUM).add_(gradient)
+                    value.sub_(rates_G11 * anneal * speed)
             bar.update(epoch + 1)
-    return weights_DGC, biases_GC
+    return weights_GCD, biases_GC1
 
 
-def _logits(inputs_ND: Tensor, probes: tuple[Tensor, Tensor]) -> Tensor:
-    """Every probe's logits: ``(N, G, C)``."""
-    weights_DGC, biases_GC = probes
-    products = inputs_ND @ weights_DGC.flatten(1)
-    return products.view(len(inputs_ND), *biases_GC.shape) + biases_GC
+def _predict(
+    features_ND: Tensor, rows_N: Tensor, scaler: _Scaler, probes: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Every probe's class for the images in those rows: ``(G, N)`` on the CPU, -1 for no number."""
+    parts = []
+    for rows_B in rows_N.to(features_ND.device).split(_IMAGES_AT_ONCE):
+        logits_GCB = _logits(scaler(features_ND, rows_B), probes)
+        is_number_GB = logits_GCB.isfinite().all(dim=1)
+        parts.append(logits_GCB.argmax(dim=1).where(is_number_GB, -1).cpu())
+    return torch.cat(parts, dim=1)
+
+
+def _logits(inputs_BD: Tensor, probes: tuple[Tensor, Tensor]) -> Tensor:
+    """Every probe's logits: ``(G, C, B)``."""
+    weights_GCD, biases_GC1 = probes
+    products = weights_GCD.flatten(0, 1) @ inputs_BD.T
+    return products.view(*biases_GC1.shape[:2], len(inputs_BD)) + biases_GC1

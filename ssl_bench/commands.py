@@ -116,7 +116,14 @@ def run(request: Request, data: Dataset | None = None) -> Run:
             )
         _draw(method, data, plan, spec, folder)
         records = _evaluate(
-            folder, plan.method, request.evals, data, plan.seed, hardware, settings.runs_dir
+            folder,
+            plan.method,
+            request.evals,
+            data,
+            plan.seed,
+            hardware,
+            settings.runs_dir,
+            settings.keep_features,
         )
     console.print(f"run folder: {folder}", soft_wrap=True)
     return Run(folder, records)
@@ -192,7 +199,16 @@ def evaluate(request: Request) -> Path:
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with runs.locked(folder):
-        _evaluate(folder, plan["method"], request.evals, data, seed, hardware, folder.parent)
+        _evaluate(
+            folder,
+            plan["method"],
+            request.evals,
+            data,
+            seed,
+            hardware,
+            folder.parent,
+            settings.keep_features,
+        )
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
 
@@ -274,10 +290,13 @@ def _evaluate(
     seed: int,
     hardware: Hardware,
     runs_dir: Path,
+    keep_features: bool,
 ) -> list[evaluation.Record]:
     records = []
     try:
-        for record in evaluation.evaluate_run(folder, evals, data, seed, hardware, runs_dir):
+        for record in evaluation.evaluate_run(
+            folder, evals, data, seed, hardware, runs_dir, keep_features
+        ):
             records.append(record)
     finally:
         if records:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ssl_bench import RESULTS, encoders, runs, weights
@@ -16,7 +17,7 @@ from ssl_bench.contract import Result
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
-from ssl_bench.features import Encoder, RawPixels
+from ssl_bench.features import Encoder, Kept, RawPixels
 from ssl_bench.files import atomic, read_json, write_json
 from ssl_bench.hardware import Hardware
 from ssl_bench.plugins import Plugin
@@ -31,6 +32,7 @@ def evaluate_run(
     seed: int,
     hardware: Hardware,
     runs_dir: Path,
+    keep_features: bool = True,
 ) -> Iterator[Record]:
     """Evaluate the encoder in a folder, each evaluation beside its baselines.
 
@@ -39,12 +41,14 @@ def evaluate_run(
 
     Args:
         evals: the evaluations and the ``Config`` of each.
+        keep_features: whether to keep features that had to be extracted, in ``features/`` of the
+            encoder's or the baseline's folder. Those kept before are used in any case.
 
     Yields:
         One record for each evaluation, as stored in its ``scores.json``.
     """
     module, spec = weights.load(folder)
-    encoder = Encoder(module, spec, hardware, seed)
+    encoder = _encoder(module, spec, hardware, seed, data, folder, keep_features)
     fresh: dict[str, Any] = {}
     for plugin, config in evals.items():
         record = _evaluate(plugin, config, encoder, data, folder)
@@ -53,8 +57,9 @@ def evaluate_run(
             wanted = code.baselines(config) if hasattr(code, "baselines") else {}
             record["baselines"] = {}
             for label, (kind, baseline_config) in wanted.items():
-                fresh[kind] = fresh.get(kind) or _baseline(kind, spec, hardware, seed)
                 home = _baseline_folder(kind, spec, data, seed, runs_dir)
+                if kind not in fresh:
+                    fresh[kind] = _baseline(kind, spec, hardware, seed, data, home, keep_features)
                 with runs.locked(home, wait=True):
                     baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
                 record["baselines"][label] = baseline["scores"]
@@ -116,13 +121,44 @@ def _save_predictions(path: Path, predictions_N: Tensor, labels_N: Tensor) -> No
         )
 
 
-def _baseline(kind: str, spec: EncoderSpec, hardware: Hardware, seed: int) -> Any:
+def _encoder(
+    module: VisionTransformer,
+    spec: EncoderSpec,
+    hardware: Hardware,
+    seed: int,
+    data: Dataset,
+    home: Path,
+    keep_features: bool,
+) -> Encoder:
+    made_from = {
+        "results": RESULTS,
+        "weights": weights.digest(module),
+        "encoder": asdict(spec),
+        "data": data.fingerprint,
+        "precision": hardware.precision,
+        "device": hardware.device.type,
+    }
+    splits = {data.train: "train", data.test: "test"}
+    kept = Kept(home / "features", made_from, splits, may_write=keep_features)
+    return Encoder(module, spec, hardware, seed, kept)
+
+
+def _baseline(
+    kind: str,
+    spec: EncoderSpec,
+    hardware: Hardware,
+    seed: int,
+    data: Dataset,
+    home: Path,
+    keep_features: bool,
+) -> Any:
     if kind == "pixels":
         return RawPixels(spec, hardware, seed)
     require(
         kind == "random", f"unknown baseline {kind!r}; an evaluation may ask for pixels or random"
     )
-    return Encoder(encoders.build(spec, seed), spec, hardware, seed)
+    module = encoders.build(spec, seed)
+    return _encoder(module, spec, hardware, seed, data, home, keep_features)
 
 
 def _baseline_folder(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -13,9 +19,73 @@ from ssl_bench import encoders, progress
 from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.data import Split
 from ssl_bench.encoders import EncoderSpec
+from ssl_bench.files import atomic
 from ssl_bench.hardware import Hardware
 
-_IMAGES_AT_ONCE = 1000
+_NUMBERS_AT_ONCE = 2**19
+_FEWEST_IMAGES_AT_ONCE = 32
+_PIXELS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features on disk, so that an evaluation that comes later starts at once.
+
+    A file holds one split's features of every pooling, float32: 4 * N * D bytes each. It is used
+    only if it was made from the very same things and its digest is right; anything else is as if
+    it were not there.
+
+    Attributes:
+        folder: where the files are; made when there is something to keep.
+        made_from: all that makes features but the split: weights, data, precision and so on.
+        splits: the name of each split that is kept; others are not.
+        may_write: whether to add to what is there.
+    """
+
+    folder: Path
+    made_from: Mapping[str, Any]
+    splits: Mapping[Split, str]
+    may_write: bool = True
+
+    def read(self, split: Split) -> dict[str, Tensor] | None:
+        """Features by pooling, on the CPU; None where there are none that can be used."""
+        if split not in self.splits:
+            return None
+        try:
+            with safe_open(self._path(split), "pt") as file:
+                features = {name: file.get_tensor(name) for name in sorted(file.keys())}
+                stored = file.metadata()
+        except (OSError, SafetensorError):
+            return None
+        right = self._metadata(split, features)
+        return features if stored == right else None
+
+    def write(self, split: Split, features: Mapping[str, Tensor]) -> None:
+        """Keep features, or say why that is impossible: no evaluation needs them kept."""
+        if split not in self.splits or not self.may_write:
+            return
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(features.items())}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic(self._path(split)) as path:
+                save_file(tensors, path, self._metadata(split, tensors))
+        except (OSError, SafetensorError) as error:
+            note = f"features are not kept in {str(self.folder)!r}: {error}"
+            progress.console.print(note, markup=False, soft_wrap=True)
+
+    def _path(self, split: Split) -> Path:
+        key = hashlib.sha256(self._made_from(split).encode()).hexdigest()[:16]
+        return self.folder / f"{self.splits[split]}-{key}.safetensors"
+
+    def _made_from(self, split: Split) -> str:
+        return json.dumps({**self.made_from, "split": self.splits[split]}, sort_keys=True)
+
+    def _metadata(self, split: Split, features: Mapping[str, Tensor]) -> dict[str, str]:
+        digest = hashlib.sha256()
+        for name, tensor in features.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().data)
+        return {"made_from": self._made_from(split), "sha256": digest.hexdigest()}
 
 
 class Encoder:
@@ -28,25 +98,30 @@ class Encoder:
     """
 
     def __init__(
-        self, module: VisionTransformer, spec: EncoderSpec, hardware: Hardware, seed: int
+        self,
+        module: VisionTransformer,
+        spec: EncoderSpec,
+        hardware: Hardware,
+        seed: int,
+        kept: Kept | None = None,
     ) -> None:
         self._module = module.to(hardware.device).eval().requires_grad_(False)
         self._features: dict[Split, Mapping[str, Tensor]] = {}
+        self._kept = kept
         self.spec, self.hardware, self.seed = spec, hardware, seed
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once."""
         if split not in self._features:
-            parts = [
-                self.encode(prepare(images, self.spec, self.hardware))
-                for images in self._chunks(split)
-            ]
-            self._features[split] = {
-                name: torch.cat([part[name] for part in parts]) for name in parts[0]
-            }
+            found = self._kept.read(split) if self._kept else None
+            if found is None:
+                found = self._extract(split)
+                if self._kept:
+                    self._kept.write(split, found)
+            device = self.hardware.device
+            self._features[split] = {name: each.to(device) for name, each in found.items()}
         return self._features[split]
 
-    @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         """Frozen features of a batch by pooling: float32 ``(B, D)`` each, on its device.
 
@@ -55,8 +130,16 @@ class Encoder:
         mean, as in encoders that were fine-tuned so, ``avg`` is normed there.
 
         Args:
-            images_BCHW: normalised float32 of the encoder's size and channels, on its device.
+            images_BCHW: normalised float32 of the encoder's size and channels, on its device. Any
+                number of them: a few at a time take the least memory, and, on a CPU, time.
         """
+        parts = [self._encode(part) for part in images_BCHW.split(self._images_at_once)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @torch.no_grad()
+    def _encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         with self.hardware.autocast():
             tokens_BTD = self._module.forward_features(images_BCHW).float()
             mean_BD = tokens_BTD[:, self._module.num_prefix_tokens :].mean(dim=1)
@@ -64,6 +147,28 @@ class Encoder:
         if self._module.cls_token is not None:
             pooled["cls"] = tokens_BTD[:, 0]
         return pooled
+
+    @property
+    def _images_at_once(self) -> int:
+        """As many as leave the activations of a layer in a CPU's cache; a GPU wants more."""
+        patches = self._module.patch_embed.num_patches
+        tokens = patches + self._module.num_prefix_tokens
+        numbers = _NUMBERS_AT_ONCE * (1 if self.hardware.device.type == "cpu" else 64)
+        return max(_FEWEST_IMAGES_AT_ONCE, numbers // (tokens * self._module.embed_dim))
+
+    def _extract(self, split: Split) -> dict[str, Tensor]:
+        features: dict[str, Tensor] = {}
+        count, at_once = len(split), self._images_at_once
+        with progress.bar("features", count) as bar:
+            for start in range(0, count, at_once):
+                images = split.images_NCHW[start : start + at_once]
+                part = self.encode(prepare(images, self.spec, self.hardware))
+                for name, rows_BD in part.items():
+                    if name not in features:
+                        features[name] = rows_BD.new_empty(count, rows_BD.shape[1])
+                    features[name][start : start + at_once] = rows_BD
+                bar.update(min(start + at_once, count))
+        return features
 
     def trainable_copy(self, **overrides: Any) -> VisionTransformer:
         """The encoder again, all of its parameters trainable.
@@ -76,29 +181,25 @@ class Encoder:
         module.load_state_dict(self._module.state_dict())
         return module.to(self.hardware.device).requires_grad_(True)
 
-    def _chunks(self, split: Split) -> Any:
-        with progress.bar("features", len(split)) as bar:
-            for start in range(0, len(split), _IMAGES_AT_ONCE):
-                yield split.images_NCHW[start : start + _IMAGES_AT_ONCE]
-                bar.update(min(start + _IMAGES_AT_ONCE, len(split)))
-
 
 class RawPixels:
     """The baseline without an encoder: the image's own pixels as its features."""
 
     def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
         self.spec, self.hardware, self.seed = spec, hardware, seed
-        self._features: dict[Split, Mapping[str, Tensor]] = {}
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
-        """``pixels``: normalised values of the evaluation view, float32 ``(N, C * H * W)``."""
-        if split not in self._features:
-            parts = [
-                prepare(images, self.spec, self.hardware).flatten(1)
-                for images in split.images_NCHW.split(_IMAGES_AT_ONCE)
-            ]
-            self._features[split] = {"pixels": torch.cat(parts)}
-        return self._features[split]
+        """``pixels``: normalised values of the evaluation view, float32 ``(N, C * H * W)``.
+
+        They are many and cheap, and so they are made anew each time.
+        """
+        width = self.spec.channels * self.spec.image_size**2
+        pixels_ND = torch.empty(len(split), width, device=self.hardware.device)
+        for start in range(0, len(split), _PIXELS_AT_ONCE):
+            images = split.images_NCHW[start : start + _PIXELS_AT_ONCE]
+            rows = prepare(images, self.spec, self.hardware).flatten(1)
+            pixels_ND[start : start + _PIXELS_AT_ONCE] = rows
+        return {"pixels": pixels_ND}
 
 
 def prepare(

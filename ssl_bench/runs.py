@@ -10,6 +10,7 @@
     method.safetensors   the method's other parameters: a decoder, a projector
     cost.json            images seen, seconds, peak memory, parameters
     evals/<name>-.../    scores.json and predictions.npz
+    features/            what the encoder makes of each split, for evaluations to come
     figures/             PNG files
 """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gate, plain, report
+from benchmarks import evaluations, gate, plain, report
 from benchmarks.cases import Case
 from benchmarks.contestants import CONTESTANTS, step_of
 
@@ -63,3 +63,17 @@ def test_mistakes_end_with_2(
         command.main()
     assert stop.value.code == 2
     assert words[-1] in capsys.readouterr().err
+
+
+def test_lightly_and_we_find_the_same_neighbours() -> None:
+    inputs = evaluations.knn_inputs(1000, 300)
+    ours, theirs = evaluations.our_knn(*inputs), evaluations.lightly_knn(*inputs)
+    assert (ours == theirs).float().mean() > 0.99
+
+
+def test_every_evaluation_has_one_of_ours_beside_it() -> None:
+    assert {evaluations.beside(name) for name in evaluations.NAMES} == {
+        "linear",
+        "knn-50000",
+        "knn-60000",
+    }

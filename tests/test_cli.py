@@ -16,8 +16,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ssl_bench import runs, weights
+from ssl_bench.data import Split
+from ssl_bench.features import Encoder
 from ssl_bench.files import read_json
 
 Call = Callable[..., tuple[int, str, str]]
@@ -180,6 +183,41 @@ def test_eval_adds_an_evaluation_later(ssl_bench: Call, run: Call, tmp_path: Pat
     assert code == 0, err
     assert "knn" in out
     assert len(list(folder.glob("evals/knn-*/scores.json"))) == 1
+
+
+def test_features_are_extracted_once(
+    ssl_bench: Call, run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that comes later finds them, of the baseline as well; a damaged file is not."""
+    run("--evals", "knn")
+    folder, runs_dir = only_run(tmp_path), tmp_path / "runs"
+    kept = sorted(runs_dir.glob("**/features/*"))
+    assert [path.name.split("-")[0] for path in kept] == 2 * ["test", "train"]
+    extracted: list[int] = []
+    extract = Encoder._extract
+
+    def record(encoder: Encoder, split: Split) -> dict[str, Tensor]:
+        extracted.append(len(split))
+        return extract(encoder, split)
+
+    monkeypatch.setattr(Encoder, "_extract", record)
+    precision = ("--precision", "fp32")
+    later = ("eval", folder.name, "--runs-dir", runs_dir, "--evals", "linear", *precision)
+    code, _, err = ssl_bench(*later)
+    assert code == 0, err
+    assert not extracted
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = ssl_bench(*later, "--linear-epochs", 2)
+    assert code == 0, err
+    assert extracted == [48, 12, 48, 12]
+    assert sorted(runs_dir.glob("**/features/*")) == kept
+
+
+def test_features_need_not_be_kept(run: Call, tmp_path: Path) -> None:
+    code, _, err = run("--evals", "knn", "--no-keep-features")
+    assert code == 0, err
+    assert not list((tmp_path / "runs").glob("**/features"))
 
 
 def test_eval_of_weights_from_elsewhere(

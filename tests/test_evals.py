@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder, RawPixels, match_channels, prepare
+from ssl_bench.features import Encoder, Kept, RawPixels, match_channels, prepare
 from ssl_bench.scoring import accuracy, holdout
 from ssl_bench.timm_augment import rand_augment
 
@@ -40,11 +41,12 @@ class Given:
 
 
 def naive_knn(bank: Tensor, labels: Tensor, query: Tensor, k: int, temperature: float) -> int:
+    bank, query = bank.double(), query.double()
     similarity = [(float(query @ row / query.norm() / row.norm()), int(label))
                   for row, label in zip(bank, labels, strict=True)]  # fmt: skip
     votes: dict[int, float] = {}
     for cosine, label in sorted(similarity, reverse=True)[:k]:
-        votes[label] = votes.get(label, 0.0) + torch.tensor(cosine / temperature).exp().item()
+        votes[label] = votes.get(label, 0.0) + math.exp(cosine / temperature)
     return max(votes, key=votes.__getitem__)
 
 
@@ -56,9 +58,15 @@ def test_knn_equals_the_naive_vote(seed: int, k: int, temperature: float) -> Non
     labels = torch.randint(3, (40,), generator=generator)
     queries = torch.randn(11, 5, generator=generator)
     config = KNN.config(neighbors=(1, k, 30), temperature=temperature)
-    ours = KNN.load()._predict(bank, labels, queries, config, 3)[k]
-    expected = [naive_knn(bank, labels, query, k, temperature) for query in queries]
-    assert ours.tolist() == expected
+    rows = torch.randperm(40, generator=generator)[:32]
+    knn = KNN.load()
+    expected = [naive_knn(bank[rows], labels[rows], query, k, temperature) for query in queries]
+    for chunk in (64, 5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(knn, "_QUERIES_AT_ONCE", chunk)
+            patch.setattr(knn, "_BANK_AT_ONCE", chunk)
+            ours = knn._predict(bank, labels, rows, queries, config, 3)[k]
+        assert ours.tolist() == expected
 
 
 def test_knn_chooses_pooling_and_neighbours_on_held_out_images(tiny: Dataset) -> None:
@@ -96,7 +104,11 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
     grid = [(0.1, 0.0), (0.5, 0.01)]
     config = LINEAR.config(epochs=3, batch_size=16)
     linear = LINEAR.load()
-    weights, biases = linear._train(inputs, labels, 4, grid, config, seed=5)
+    rows = torch.randperm(80, generator=generator)[:64]
+    features = torch.zeros(80, 6).index_copy(0, rows, inputs)
+    targets = torch.zeros(80, dtype=torch.int64).index_copy(0, rows, labels)
+    as_is = linear._Scaler(torch.zeros(6), torch.ones(6))
+    weights, biases = linear._train(features, targets, rows, as_is, 4, grid, config, seed=5)
 
     for index, (rate, decay) in enumerate(grid):
         head = torch.nn.Linear(6, 4)
@@ -117,8 +129,36 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(head(inputs[chosen]), labels[chosen]).backward()
             optimizer.step()
-        torch.testing.assert_close(weights[:, index].T, head.weight.data, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(biases[index], head.bias.data, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weights[index], head.weight.data, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(biases[index, :, 0], head.bias.data, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 40]), st.sampled_from([0.0, -50.0, 1e3]))
+def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shift: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(50, 4, generator=generator) + shift
+    features[:, 3] = shift
+    rows = torch.randperm(50, generator=generator)[:count]
+    scaler = LINEAR.load()._Scaler.of(features, rows)
+    chosen = features[rows].double()
+    wanted = (features.double() - chosen.mean(0)) / (chosen.std(0, correction=0) + 1e-6)
+    ours = scaler(features, torch.arange(50)).double()
+    torch.testing.assert_close(ours[:, :3], wanted[:, :3], rtol=1e-3, atol=1e-3)
+    assert (ours[:, 3] == 0).all(), "what never varies says nothing"
+
+
+def test_a_linear_probe_that_diverged_is_not_chosen(tiny: Dataset, spec: EncoderSpec) -> None:
+    """A rate times a weight decay above 2 makes weights grow without end."""
+    pixels, linear = RawPixels(spec, CPU, 0), LINEAR.load()
+    config = LINEAR.config(
+        batch_size=32, epochs=40, learning_rates=(0.1, 1e5), weight_decays=(1.0,)
+    )
+    result = linear.evaluate(pixels, tiny, config)
+    assert result.chosen["learning_rate"] == 0.1
+    assert (result.predictions_N >= 0).all()
+    with pytest.raises(UserError, match="learning rates below 100000"):
+        linear.evaluate(pixels, tiny, dataclasses.replace(config, learning_rates=(1e5,)))
 
 
 def test_linear_separates_what_is_separable(tiny: Dataset, spec: EncoderSpec) -> None:
@@ -148,6 +188,105 @@ def test_features_are_the_tokens_after_the_norm(tiny: Dataset, spec: EncoderSpec
     torch.testing.assert_close(features["cls"], tokens[:, 0])
     torch.testing.assert_close(features["avg"], tokens[:, 1:].mean(dim=1))
     assert encoder.features(tiny.test) is features
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40])
+def test_features_do_not_depend_on_how_many_are_made_at_once(
+    at_once: int, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = encoders.build(spec, seed=0)
+    whole = Encoder(module, spec, CPU, seed=0).features(tiny.test)
+    monkeypatch.setattr(Encoder, "_images_at_once", at_once)
+    parts = Encoder(module, spec, CPU, seed=0)
+    images = prepare(tiny.test.images_NCHW, spec, CPU)
+    for features in (parts.features(tiny.test), parts.encode(images)):
+        assert set(features) == {"avg", "cls"}
+        for name, rows in features.items():
+            torch.testing.assert_close(rows, whole[name])
+
+
+class TestKept:
+    """Features on disk."""
+
+    made_from: ClassVar = {"weights": "abc", "mean": [0.5, 0.25]}
+
+    def kept(self, folder: Path, data: Dataset, **changes: Any) -> Kept:
+        splits = {data.train: "train", data.test: "test"}
+        return Kept(folder / "features", {**self.made_from, **changes}, splits)
+
+    def features(self, count: int = 40) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(count)
+        return {name: torch.randn(count, 5, generator=generator) for name in ("cls", "avg")}
+
+    def test_come_back_bit_by_bit(self, tiny: Dataset, tmp_path: Path) -> None:
+        kept = self.kept(tmp_path, tiny)
+        assert kept.read(tiny.test) is None
+        kept.write(tiny.test, self.features())
+        back = self.kept(tmp_path, tiny).read(tiny.test)
+        assert back is not None
+        assert all(torch.equal(back[name], each) for name, each in self.features().items())
+        assert kept.read(tiny.train) is None
+
+    @pytest.mark.parametrize("change", [{"weights": "abd"}, {"mean": [0.5]}, {"more": 1}])
+    def test_of_something_else_are_not_used(
+        self, change: dict[str, Any], tiny: Dataset, tmp_path: Path
+    ) -> None:
+        self.kept(tmp_path, tiny).write(tiny.test, self.features())
+        other = self.kept(tmp_path, tiny, **change)
+        assert other.read(tiny.test) is None
+        [path] = (tmp_path / "features").iterdir()
+        path.rename(other._path(tiny.test))
+        assert other.read(tiny.test) is None, "a name alone proves nothing"
+
+    @pytest.mark.parametrize("damage", ["empty", "cut", "folder", "text"])
+    def test_that_are_damaged_are_not_used(
+        self, damage: str, tiny: Dataset, tmp_path: Path
+    ) -> None:
+        kept = self.kept(tmp_path, tiny)
+        kept.write(tiny.test, self.features())
+        [path] = (tmp_path / "features").iterdir()
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+        else:
+            whole = {"empty": b"", "cut": content[:-3], "text": b"no features at all"}
+            path.write_bytes(whole[damage])
+        assert kept.read(tiny.test) is None
+
+    def test_with_any_bit_flipped_are_not_used(self, tiny: Dataset, tmp_path: Path) -> None:
+        kept = self.kept(tmp_path, tiny)
+        kept.write(tiny.test, self.features())
+        [path] = (tmp_path / "features").iterdir()
+        content = path.read_bytes()
+        generator = torch.Generator().manual_seed(0)
+        for place in torch.randint(8 * len(content), (300,), generator=generator).tolist():
+            broken = bytearray(content)
+            broken[place // 8] ^= 1 << place % 8
+            path.write_bytes(broken)
+            back = kept.read(tiny.test)
+            # Spaces behind the header may be anything that JSON ignores.
+            assert back is None or all(
+                torch.equal(back[name], each) for name, each in self.features().items()
+            )
+
+    def test_cannot_be_written_is_no_mistake(
+        self, tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "features").write_text("in the way")
+        kept = self.kept(tmp_path, tiny)
+        kept.write(tiny.test, self.features())
+        assert kept.read(tiny.test) is None
+        assert "features are not kept" in capsys.readouterr().err
+
+    def test_spare_the_encoder(
+        self, tiny: Dataset, spec: EncoderSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept, module = self.kept(tmp_path, tiny), encoders.build(spec, seed=0)
+        first = Encoder(module, spec, CPU, 0, kept).features(tiny.test)
+        monkeypatch.setattr(Encoder, "_extract", None)
+        second = Encoder(module, spec, CPU, 0, kept).features(tiny.test)
+        assert all(torch.equal(first[name], second[name]) for name in ("avg", "cls"))
 
 
 def test_an_encoder_without_a_class_token_has_the_mean_alone(
