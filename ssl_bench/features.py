@@ -78,9 +78,11 @@ class Encoder:
 
     def _chunks(self, split: Split) -> Any:
         with progress.bar("features", len(split)) as bar:
-            for start in range(0, len(split), _IMAGES_AT_ONCE):
-                yield split.images_NCHW[start : start + _IMAGES_AT_ONCE]
-                bar.update(min(start + _IMAGES_AT_ONCE, len(split)))
+            done = 0
+            for images in split.chunks(_IMAGES_AT_ONCE):
+                yield images
+                done += len(images)
+                bar.update(done)
 
 
 class RawPixels:
@@ -95,7 +97,7 @@ class RawPixels:
         if split not in self._features:
             parts = [
                 prepare(images, self.spec, self.hardware).flatten(1)
-                for images in split.images_NCHW.split(_IMAGES_AT_ONCE)
+                for images in split.chunks(_IMAGES_AT_ONCE)
             ]
             self._features[split] = {"pixels": torch.cat(parts)}
         return self._features[split]

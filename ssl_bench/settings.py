@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ssl_bench.errors import above, require, within
 
 Precision = Literal["auto", "fp32", "bf16"]
+Storage = Literal["auto", "memory", "stream"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Settings:
     """Folder that holds the run folders."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
+    storage: Storage = "auto"
+    """Decode all images into memory first, or stream them from their files, whole photographs to
+    crop from; auto streams what would take more than half of the free memory."""
 
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
@@ -104,6 +108,9 @@ class EvalSettings(WeightSettings):
     """Folder that holds the run folders."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
+    storage: Storage = "auto"
+    """Decode all images into memory first, or stream them from their files, whole photographs to
+    crop from; auto streams what would take more than half of the free memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
