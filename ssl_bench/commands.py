@@ -27,6 +27,7 @@ from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
+from ssl_bench.data.names import EMBEDDED
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.files import atomic, writing
@@ -35,7 +36,7 @@ from ssl_bench.hardware import Hardware, choose
 from ssl_bench.optim import Schedule
 from ssl_bench.plugins import Plugin
 from ssl_bench.runs import Plan
-from ssl_bench.settings import CompareSettings, EvalSettings, Storage
+from ssl_bench.settings import CompareSettings, EvalSettings, PrepareSettings, Storage
 
 _IMAGES_IN_PICTURE = 10
 console = Console(markup=False)
@@ -205,6 +206,28 @@ def compare(settings: CompareSettings) -> None:
         with writing(settings.csv), atomic(settings.csv) as path:
             frame.to_csv(path, index=False)
         console.print(f"table: {settings.csv}", soft_wrap=True)
+
+
+def prepare(settings: PrepareSettings) -> None:
+    """Write a data set once as files that are read fast: ``ssl-bench data prepare``.
+
+    Raises:
+        UserError: there is no such data set, an image cannot be read, or the folder exists or
+            cannot be written.
+    """
+    from ssl_bench.data.prepare import prepare
+
+    assert settings.output is not None
+    require(
+        settings.source != EMBEDDED,
+        f"data set {EMBEDDED!r} is inside the package, ready to be used",
+    )
+    listing = datasets.list_images(settings.source, settings.data_dir)
+    with progress.bar(f"prepare {settings.source}", 1) as bar:
+        reduced = prepare(listing, settings.output, settings.short_side, settings.quality, bar.of)
+    total = listing.train.count + listing.test.count
+    console.print(f"{total - reduced:,} images copied as they are, {reduced:,} made smaller")
+    console.print(f"data: {settings.output}", soft_wrap=True)
 
 
 def load(source: str, image_size: int | None, data_dir: Path, storage: Storage = "auto") -> Dataset:

@@ -185,6 +185,29 @@ class CompareSettings:
     """Write the table to this file too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Write a data set once as few large files of small images, so that later runs read it fast."""
+
+    source: str = ""
+    """A folder of class folders, Parquet files of images, or a data set by name."""
+    output: Path | None = None
+    """Folder to write, which does not exist yet; `--data` takes it afterwards."""
+    short_side: int = 256
+    """Longest short side in pixels that an image keeps; no image is enlarged, and those that are
+    small enough are copied as they are."""
+    quality: int = 95
+    """JPEG quality of the images that are made smaller, from 1 to 100."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.source), "say which data set to prepare: a folder, or a name")
+        require(self.output is not None, "say which folder to write: -o FOLDER")
+        above("short side", self.short_side, 0)
+        within("quality", self.quality, "[1, 100]")
+
+
 @dataclass(frozen=True)
 class AblateSettings:
     """Flags of ``ssl-bench ablate`` beside those of ``ssl-bench run``."""

@@ -93,14 +93,15 @@ def find(path: Path) -> Listing:
     if largest >= len(classes):
         raise UserError(f"{path}: label {largest}, but only {len(classes)} class names")
     check_labels(path, train_labels, test_labels, classes)
-    noted = train_tables[0].noted
+    tables = [*train_tables, *test_tables]
+    noted = [caveat for table in tables for caveat in table.noted.get("caveats", ())]
     return Listing(
         name=path.stem if path.is_file() else path.resolve().name,
         train=_part(train_tables, train_rows),
         test=_part(test_tables, test_rows),
         classes=classes,
-        channels=noted.get("channels", 3),
-        caveats=(*noted.get("caveats", ()), *caveats),
+        channels=max(table.noted.get("channels", 3) for table in tables),
+        caveats=(*dict.fromkeys(noted), *caveats),
     )
 
 
@@ -125,6 +126,7 @@ def _table(path: Path) -> _Table:
             image_column = _column(path, schema, "image", _IMAGE_COLUMNS)
             label_column = _column(path, schema, "label", _LABEL_COLUMNS)
             labels = file.read(columns=[label_column]).column(label_column)
+            noted = json.loads((file.metadata.metadata or {}).get(METADATA, b"{}"))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not pa.types.is_integer(labels.type):
@@ -137,7 +139,6 @@ def _table(path: Path) -> _Table:
         raise UserError(
             f"{path}: label {labels[row].as_py()} in row {row}; labels must be 0, 1, 2, ..."
         )
-    noted = json.loads((schema.metadata or {}).get(METADATA, b"{}"))
     return _Table(path, image_column, labels_N, _class_names(schema, label_column), noted)
 
 
