@@ -11,12 +11,14 @@ Deviations from the official codes. The last epoch is reported instead of the be
 on the test split. A batch larger than the training split shrinks to it, so that small data work.
 The learning rate follows MAE's schedule for DeiT's recipe too, instead of steps by epoch from
 1e-6, and no image is repeated within a batch: one schedule and one order for every recipe.
+Views are made of the stored squares, whether these are in memory or streamed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,7 +31,7 @@ from ssl_bench import audit as audits
 from ssl_bench import draws, optim, progress
 from ssl_bench.augment import augment, crop_and_flip
 from ssl_bench.contract import FrozenEncoder, Result
-from ssl_bench.data import Dataset
+from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.errors import above, require, within
 from ssl_bench.features import prepare
@@ -206,15 +208,20 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     schedule = optim.Schedule.of(
         len(data.train), batch_size, config.epochs, config, min_lr=config.min_lr
     )
-    images_NCHW, labels_N = data.train.images_NCHW, data.train.labels_N
+
+    def order() -> Iterator[Tensor]:
+        return (schedule.batch(step, seed, "finetune") for step in range(schedule.steps))
+
     model.train()
-    with progress.bar("fine-tune", schedule.steps) as bar:
-        for step in range(schedule.steps):
+    with (
+        closing(data.train.read(order())) as stored,
+        progress.bar("fine-tune", schedule.steps) as bar,
+    ):
+        for step, (index_B, stored_BCHW) in enumerate(zip(order(), stored, strict=True)):
             optim.set_learning_rate(optimizer, schedule.learning_rate(step))
-            index_B = schedule.batch(step, seed, "finetune")
             step_draws = Draws(seed, step, index_B.to(hardware.device), "finetune/")
-            images_BCHW = training_views(images_NCHW[index_B], encoder, config, step_draws)
-            labels_B = labels_N[index_B].to(hardware.device)
+            images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
+            labels_B = data.train.labels_N[index_B].to(hardware.device)
             targets_BC = F.one_hot(labels_B, len(data.classes)).float()
             images_BCHW, targets_BC = mix(images_BCHW, targets_BC, config, seed, step)
             torch.manual_seed(draws.key(seed, "finetune/dropout", step))
@@ -232,7 +239,7 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
         f"fine-tuning diverged: its loss is {loss.item()}; a learning rate below {config.base_lr} "
         "(finetune base lr, scratch lr for the baseline from scratch) may help",
     )
-    predictions_N = _predict(model, encoder, data.test.images_NCHW)
+    predictions_N = _predict(model, encoder, data.test)
     return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)
 
 
@@ -302,10 +309,10 @@ def _span(center: float, share: float, size: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, encoder: FrozenEncoder, images_NCHW: Tensor) -> Tensor:
+def _predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
     model.eval()
     predictions = []
-    for images_BCHW in images_NCHW.split(500):
+    for images_BCHW in split.chunks(500):
         with encoder.hardware.autocast():
             logits_BC = model(prepare(images_BCHW, encoder.spec, encoder.hardware))
         predictions.append(logits_BC.argmax(dim=1).cpu())

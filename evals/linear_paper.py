@@ -12,12 +12,14 @@ mode: the same for a Vision Transformer without dropout. Batch statistics are th
 batch, where MAE's are those of each GPU's share, which depend on how many there are. The last
 epoch is reported instead of the best, which is chosen on the test split. A batch larger than the
 training split shrinks to it, so that small data work, and what is left over of an epoch is left
-out, where MoCo v3 trains on it as a smaller batch.
+out, where MoCo v3 trains on it as a smaller batch. Views are made of the stored squares, whether
+these are in memory or streamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -132,12 +134,19 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     schedule = optim.Schedule(
         count, batch_size, config.epochs, peak_lr, config.warmup, per_epoch=config.per_epoch
     )
+
+    def order() -> Iterator[Tensor]:
+        return (schedule.batch(step, seed, "linear-paper") for step in range(schedule.steps))
+
+    in_parts = (part_P for index_B in order() for part_P in index_B.split(_IMAGES_AT_ONCE))
     probe.train()
-    with progress.bar("linear probe", schedule.steps) as bar:
-        for step in range(schedule.steps):
+    with (
+        closing(data.train.read(in_parts)) as stored,
+        progress.bar("linear probe", schedule.steps) as bar,
+    ):
+        for step, index_B in enumerate(order()):
             optim.set_learning_rate(optimizer, schedule.learning_rate(step))
-            index_B = schedule.batch(step, seed, "linear-paper")
-            features_BD = _augmented_features(encoder, data, config, step, index_B)
+            features_BD = _augmented_features(encoder, stored, config, step, index_B)
             labels_B = data.train.labels_N[index_B].to(device)
             loss = F.cross_entropy(probe(features_BD), labels_B)
             loss.backward()
@@ -158,9 +167,13 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
 
 
 def _augmented_features(
-    encoder: FrozenEncoder, data: Dataset, config: Config, step: int, index_B: Tensor
+    encoder: FrozenEncoder, stored: Iterator[Tensor], config: Config, step: int, index_B: Tensor
 ) -> Tensor:
-    """Frozen features of one random view of each image: float32 ``(B, D)``."""
+    """Frozen features of one random view of each image: float32 ``(B, D)``.
+
+    Args:
+        stored: the images at the next indices, in parts.
+    """
     recipe = replace(
         crop_and_flip(encoder.spec.image_size, config.crop_scale, flip=0.5),
         interpolation=config.interpolation,
@@ -171,8 +184,7 @@ def _augmented_features(
         samples_P = part_P.to(encoder.hardware.device)
         step_draws = Draws(encoder.seed, step, samples_P, "linear-paper/")
         view = partial(augment, recipe=recipe, draws=step_draws)
-        images_PCHW = data.train.images_NCHW[part_P]
-        views_PCHW = prepare(images_PCHW, encoder.spec, encoder.hardware, view)
+        views_PCHW = prepare(next(stored), encoder.spec, encoder.hardware, view)
         parts.append(encoder.encode(views_PCHW)[config.pooling])
     return torch.cat(parts)
 

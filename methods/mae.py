@@ -200,7 +200,7 @@ class Pretraining(Method):
         if self.config.loss_target == "pixels":
             return
         index_N = draws.permutation(len(train), seed, "pca")[:_PCA_IMAGES]
-        images_NCHW = train.images_NCHW[index_N.to(train.images_NCHW.device)].cpu()
+        images_NCHW = train.images(index_N).cpu()
         view_NCHW = normalize(evaluation_view(images_NCHW, spec.image_size), spec.mean, spec.std)
         patches_NLP = self._scaled(encoders.patchify(view_NCHW, self.patch_size))
         mean_P, basis_PK = _principal_components(

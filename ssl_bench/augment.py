@@ -100,24 +100,48 @@ def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
     Returns:
         float32 ``(B, C, size, size)`` in [0, 1], not normalised.
     """
-    height, width = images_BCHW.shape[2:]
-    flip_B = draws.uniform("flip", 1)[:, 0] < recipe.flip
     if recipe.crop_scale is None:
         views = evaluation_view(images_BCHW, recipe.size)
+        flip_B = draws.uniform("flip", 1)[:, 0] < recipe.flip
         views = torch.where(flip_B[:, None, None, None], views.flip(-1), views)
     else:
-        boxes_B4 = random_crop_boxes(
-            draws, height, width, recipe.crop_scale, recipe.crop_ratio, recipe.cut_crop
-        )
+        boxes_B4, flip_B = crop_of(recipe, draws, *images_BCHW.shape[2:])
         views = image_ops.resized_crop(
             images_BCHW, boxes_B4, flip_B, recipe.size, recipe.interpolation
         )
+    return recolour(views, recipe, draws)
 
-    return _distorted(views, recipe, draws)
+
+def crop_of(
+    recipe: Augmentation, draws: Draws, height: int | Tensor, width: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The random crop that `augment` takes of images of that size, as `image_ops.resized_crop` has.
+
+    Args:
+        recipe: with a ``crop_scale``.
+        draws: one row per image.
+        height, width: the images', in pixels; one number for all, or ``(B,)``.
+
+    Returns:
+        Boxes: top, left, height and width, ``(B, 4)``. Whether to mirror: bool ``(B,)``.
+    """
+    assert recipe.crop_scale is not None
+    scale, ratio = recipe.crop_scale, recipe.crop_ratio
+    boxes_B4 = random_crop_boxes(draws, height, width, scale, ratio, recipe.cut_crop)
+    return boxes_B4, draws.uniform("flip", 1)[:, 0] < recipe.flip
 
 
-def _distorted(views: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
-    """The recipe's steps after the crop; ``views`` may be overwritten."""
+def recolour(views: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
+    """What `augment` does once images are cropped and mirrored.
+
+    Args:
+        views: float32 ``(B, C, size, size)`` in [0, 1]; may be overwritten.
+        recipe: what to do.
+        draws: one row per image, on the images' device.
+
+    Returns:
+        float32 ``(B, C, size, size)`` in [0, 1], not normalised.
+    """
     probabilities = {
         "jitter": recipe.jitter_probability if any(recipe.jitter) else 0.0,
         "grayscale": recipe.grayscale,
@@ -180,8 +204,8 @@ def normalize(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 def random_crop_boxes(
     draws: Draws,
-    height: int,
-    width: int,
+    height: int | Tensor,
+    width: int | Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     cut: bool = False,
@@ -193,7 +217,7 @@ def random_crop_boxes(
 
     Args:
         draws: one row per sample.
-        height, width: the image's, in pixels.
+        height, width: the image's, in pixels; one number for all, or ``(B,)``.
         scale: range of the area as a fraction of the image's.
         ratio: range of width / height.
         cut: take the first candidate, cut off at the image's border.
@@ -201,28 +225,39 @@ def random_crop_boxes(
     Returns:
         float32 whole numbers ``(B, 4)``: top, left, height and width in pixels.
     """
+    height_B1, width_B1 = _column(height, draws), _column(width, draws)
     drawn = draws.uniforms(
         {"crop area": _CROP_ATTEMPTS, "crop ratio": _CROP_ATTEMPTS, "crop position": 2}
     )
-    area_BN = height * width * _between(drawn["crop area"], *scale)
+    area_BN = height_B1 * width_B1 * _between(drawn["crop area"], *scale)
     ratio_BN = _between(drawn["crop ratio"], *map(math.log, ratio)).exp()
     heights_BN = (area_BN / ratio_BN).sqrt().round()
     widths_BN = (area_BN * ratio_BN).sqrt().round()
     if cut:
-        heights_BN, widths_BN = heights_BN.clamp(1, height), widths_BN.clamp(1, width)
-    fits_BN = (heights_BN > 0) & (heights_BN <= height) & (widths_BN > 0) & (widths_BN <= width)
+        heights_BN = heights_BN.clamp(min=1).minimum(height_B1)
+        widths_BN = widths_BN.clamp(min=1).minimum(width_B1)
+    fits_BN = (heights_BN > 0) & (heights_BN <= height_B1)
+    fits_BN &= (widths_BN > 0) & (widths_BN <= width_B1)
     first_B1 = fits_BN.int().argmax(1, keepdim=True)
-    fits_B = fits_BN.gather(1, first_B1)[:, 0]
+    fits_B1 = fits_BN.gather(1, first_B1)
 
-    whole_height = min(height, round(width / ratio[0]))
-    whole_width = min(width, round(height * ratio[1]))
-    height_B = torch.where(fits_B, heights_BN.gather(1, first_B1)[:, 0], whole_height)
-    width_B = torch.where(fits_B, widths_BN.gather(1, first_B1)[:, 0], whole_width)
+    sides_B2 = torch.cat([heights_BN.gather(1, first_B1), widths_BN.gather(1, first_B1)], 1)
+    image_B2 = torch.cat([height_B1, width_B1], 1).expand_as(sides_B2)
+    allowed_B2 = torch.cat([width_B1 / ratio[0], height_B1 * ratio[1]], 1).round()
+    sides_B2 = torch.where(fits_B1, sides_B2, image_B2.minimum(allowed_B2))
 
-    free_B2 = torch.stack([height - height_B, width - width_B], 1)
+    free_B2 = image_B2 - sides_B2
     random_B2 = (drawn["crop position"] * (free_B2 + 1)).floor()
-    corner_B2 = torch.where(fits_B[:, None], random_B2, (free_B2 / 2).floor())
-    return torch.cat([corner_B2, torch.stack([height_B, width_B], 1)], 1)
+    corner_B2 = torch.where(fits_B1, random_B2, (free_B2 / 2).floor())
+    return torch.cat([corner_B2, sides_B2], 1)
+
+
+def _column(side: int | Tensor, draws: Draws) -> Tensor:
+    """A length in pixels for every sample, float32 ``(B, 1)``, or for all, ``(1, 1)``."""
+    device = draws.samples_B.device
+    if isinstance(side, Tensor):
+        return side.to(device, torch.float32)[:, None]
+    return torch.full((1, 1), float(side), device=device)
 
 
 def _jitter(

@@ -26,6 +26,7 @@ commands:
   compare     show runs side by side
   reconstruct hide patches of images, draw what a masked autoencoder makes of the rest
   export      write an encoder in the format of timm, MAE or transformers
+  data        write a data set once as files that are read fast: data prepare SOURCE -o FOLDER
   list        methods, evaluations, data sets, backbones, presets
   completion  print shell completion for bash or zsh
 
@@ -154,6 +155,18 @@ def _export(words: Sequence[str]) -> None:
     export.export(settings)
 
 
+def _data(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import PrepareSettings
+
+    if words[:1] != ["prepare"] and not {"-h", "--help"} & set(words):
+        raise UserError("say what to do with data: ssl-bench data prepare SOURCE -o FOLDER")
+    settings = flags.parse("data prepare", PrepareSettings, words[1:] or words)
+    from ssl_bench import commands
+
+    commands.prepare(settings)
+
+
 def _list(words: Sequence[str]) -> None:
     from ssl_bench import listing
 
@@ -174,6 +187,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": _compare,
     "reconstruct": _reconstruct,
     "export": _export,
+    "data": _data,
     "list": _list,
     "completion": _completion,
 }

@@ -27,6 +27,7 @@ from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
+from ssl_bench.data.names import EMBEDDED
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.files import atomic, writing
@@ -35,7 +36,7 @@ from ssl_bench.hardware import Hardware, choose
 from ssl_bench.optim import Schedule
 from ssl_bench.plugins import Plugin
 from ssl_bench.runs import Plan
-from ssl_bench.settings import CompareSettings, EvalSettings
+from ssl_bench.settings import CompareSettings, EvalSettings, PrepareSettings, Storage
 
 _IMAGES_IN_PICTURE = 10
 console = Console(markup=False)
@@ -88,7 +89,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
         UserError: the settings do not fit together or the data cannot be used.
     """
     settings = request.settings
-    data = data or load(settings.data, settings.image_size, settings.data_dir)
+    data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
     prepared = _prepare(request, data)
     plan, spec, method = prepared.plan, prepared.spec, prepared.method
     hardware = prepared.hardware
@@ -192,7 +193,8 @@ def evaluate(request: Request) -> Path:
             folder = _import_weights(str(folder), settings, plan)
     plan = runs.plan_of(folder)
     data_source = settings.data or plan["data_source"]
-    data = load(data_source, plan["encoder"]["image_size"], settings.data_dir)
+    size = plan["encoder"]["image_size"]
+    data = load(data_source, size, settings.data_dir, settings.storage)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
@@ -231,10 +233,32 @@ def compare(settings: CompareSettings) -> None:
         console.print(f"table: {settings.csv}", soft_wrap=True)
 
 
-def load(source: str, image_size: int | None, data_dir: Path) -> Dataset:
+def prepare(settings: PrepareSettings) -> None:
+    """Write a data set once as files that are read fast: ``ssl-bench data prepare``.
+
+    Raises:
+        UserError: there is no such data set, an image cannot be read, or the folder exists or
+            cannot be written.
+    """
+    from ssl_bench.data.prepare import prepare
+
+    assert settings.output is not None
+    require(
+        settings.source != EMBEDDED,
+        f"data set {EMBEDDED!r} is inside the package, ready to be used",
+    )
+    listing = datasets.list_images(settings.source, settings.data_dir)
+    with progress.bar(f"prepare {settings.source}", 1) as bar:
+        reduced = prepare(listing, settings.output, settings.short_side, settings.quality, bar.of)
+    total = listing.train.count + listing.test.count
+    console.print(f"{total - reduced:,} images copied as they are, {reduced:,} made smaller")
+    console.print(f"data: {settings.output}", soft_wrap=True)
+
+
+def load(source: str, image_size: int | None, data_dir: Path, storage: Storage = "auto") -> Dataset:
     """A data set by name or path, while a progress bar shows."""
     with progress.bar(f"read {source}", 1) as bar:
-        return datasets.load(source, image_size, data_dir, bar.of)
+        return datasets.load(source, image_size, data_dir, bar.of, storage)
 
 
 def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> EncoderSpec:
@@ -260,6 +284,7 @@ def _announce(
     console.print(
         f"{plan.method} on {plan.data}: {len(data.train):,} training and "
         f"{len(data.test):,} test images, {len(data.classes)} classes\n"
+        f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px in {patches} patches of {spec.patch_size} px; "
         f"{plan.epochs} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"

@@ -16,6 +16,7 @@ from ssl_bench.settings import (
     CompareSettings,
     EvalSettings,
     ExportSettings,
+    PrepareSettings,
     ReconstructSettings,
     Settings,
 )
@@ -33,6 +34,13 @@ class _Ablate(AblateSettings, Settings):
     """The flags of ``ssl-bench ablate``, those of a run among them."""
 
     ablation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data(PrepareSettings):
+    """The flags of ``ssl-bench data prepare``."""
+
+    action: Literal["prepare"] = "prepare"
 
 
 def show(words: Sequence[str]) -> None:
@@ -57,6 +65,7 @@ def show(words: Sequence[str]) -> None:
         name for plugin in plugins.discover("method").values() for name in plugin.ablations()
     )
     choices["ablation"] = tyro.conf.Positional[Literal[tuple(ablations)] | None]  # type: ignore[misc]
+    choices["action"] = tyro.conf.Positional[Literal["prepare"]]  # type: ignore[misc]
     commands: dict[str, type] = {
         "run": flags.every_flag("run", Settings, ["method", "eval"], choices),
         "ablate": flags.every_flag("ablate", _Ablate, ["method", "eval"], choices),
@@ -65,6 +74,7 @@ def show(words: Sequence[str]) -> None:
         "compare": flags.every_flag("compare", CompareSettings, [], choices),
         "reconstruct": flags.every_flag("reconstruct", ReconstructSettings, [], choices),
         "export": flags.every_flag("export", ExportSettings, [], choices),
+        "data": flags.every_flag("data", _Data, [], choices),
         "list": flags.every_flag("list", _Nothing, [], {}),
         "completion": flags.every_flag("completion", _Nothing, [], {}),
     }

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -61,8 +61,8 @@ class Batch:
         """The batch in parts of nearly equal size, of at most that many images each."""
         for part in torch.arange(len(self)).tensor_split(math.ceil(len(self) / images)):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            draws = replace(self.draws, samples_B=self.draws.samples_B[rows])
-            yield Batch(tuple(view[rows] for view in self.views), self.labels_B[rows], draws)
+            views = tuple(view[rows] for view in self.views)
+            yield Batch(views, self.labels_B[rows], self.draws.rows(rows))
 
 
 class Method(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -57,6 +57,14 @@ class Draws:
     def within(self, scope: str) -> Draws:
         """The same coordinates under a longer purpose."""
         return Draws(self.seed, self.step, self.samples_B, f"{self.scope}{scope}/")
+
+    def rows(self, which: slice) -> Draws:
+        """The draws of some of the samples."""
+        return replace(self, samples_B=self.samples_B[which])
+
+    def to(self, device: torch.device) -> Draws:
+        """The same draws on another device."""
+        return replace(self, samples_B=self.samples_B.to(device))
 
     def uniform(self, purpose: str, count: int) -> Tensor:
         """Uniform numbers in [0, 1): float32 ``(B, count)``, multiples of 2^-24."""

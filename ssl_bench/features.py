@@ -160,14 +160,15 @@ class Encoder:
         features: dict[str, Tensor] = {}
         count, at_once = len(split), self._images_at_once
         with progress.bar("features", count) as bar:
-            for start in range(0, count, at_once):
-                images = split.images_NCHW[start : start + at_once]
+            done = 0
+            for images in split.chunks(at_once):
                 part = self.encode(prepare(images, self.spec, self.hardware))
                 for name, rows_BD in part.items():
                     if name not in features:
                         features[name] = rows_BD.new_empty(count, rows_BD.shape[1])
-                    features[name][start : start + at_once] = rows_BD
-                bar.update(min(start + at_once, count))
+                    features[name][done : done + len(images)] = rows_BD
+                done += len(images)
+                bar.update(done)
         return features
 
     def trainable_copy(self, **overrides: Any) -> VisionTransformer:
@@ -195,10 +196,12 @@ class RawPixels:
         """
         width = self.spec.channels * self.spec.image_size**2
         pixels_ND = torch.empty(len(split), width, device=self.hardware.device)
-        for start in range(0, len(split), _PIXELS_AT_ONCE):
-            images = split.images_NCHW[start : start + _PIXELS_AT_ONCE]
-            rows = prepare(images, self.spec, self.hardware).flatten(1)
-            pixels_ND[start : start + _PIXELS_AT_ONCE] = rows
+        done = 0
+        for images in split.chunks(_PIXELS_AT_ONCE):
+            pixels_ND[done : done + len(images)] = prepare(
+                images, self.spec, self.hardware
+            ).flatten(1)
+            done += len(images)
         return {"pixels": pixels_ND}
 
 

@@ -26,7 +26,8 @@ from ssl_bench.plugins import Plugin
 from ssl_bench.settings import PRESETS, EvalSettings, Settings
 
 T = TypeVar("T")
-_POSITIONAL = {"target", "images", "runs"}
+_POSITIONAL = {"target", "images", "runs", "source"}
+_SHORT = {"output": ["-o"]}
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,12 @@ def _as_dataclass(
             metavar = f"{metavar}..." if is_positional else "A,B,..."
         # A default that is nothing says nothing.
         hint = "" if is_positional or flag.default in (None, "", ()) else None
-        argument = tyro.conf.arg(help=flag.help, metavar=metavar, help_behavior_hint=hint)
+        argument = tyro.conf.arg(
+            help=flag.help,
+            metavar=metavar,
+            help_behavior_hint=hint,
+            aliases=_SHORT.get(flag.name),
+        )
         type_: Any = Annotated[value_type, argument]
         if is_positional:
             type_ = tyro.conf.Positional[type_]  # type: ignore[misc]

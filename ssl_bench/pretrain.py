@@ -7,7 +7,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_bench import draws, encoders, gradients, optim, progress, weights
-from ssl_bench.augment import augment, evaluation_view, normalize
+from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
@@ -27,6 +28,7 @@ from ssl_bench.files import atomic, write_json
 from ssl_bench.hardware import Hardware
 from ssl_bench.optim import Schedule
 from ssl_bench.runs import Plan
+from ssl_bench.views import views
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _RECORDS_PER_RUN = 250
@@ -46,17 +48,30 @@ def build_method(
 def make_batch(
     method: Method, train: Split, spec: EncoderSpec, seed: int, step: int, index_B: Tensor
 ) -> Batch:
-    """Augmented, normalised views of the images at those indices, on the images' device."""
-    index_B = index_B.to(train.labels_N.device)
-    images_BCHW = train.images_NCHW[index_B]
-    batch_draws = Draws(seed, step, index_B)
-    views = tuple(
-        normalize(
-            augment(images_BCHW, recipe, batch_draws.within(f"view{number}")), spec.mean, spec.std
-        )
-        for number, recipe in enumerate(method.augmentations(spec.image_size))
-    )
-    return Batch(views, train.labels_N[index_B], batch_draws)
+    """Augmented, normalised views of the images at those indices, where the split's labels are.
+
+    Raises:
+        UserError: an image of a streamed split cannot be read.
+    """
+    [batch] = batches(method, train, spec, [Draws(seed, step, index_B.cpu())])
+    return batch
+
+
+def batches(
+    method: Method, train: Split, spec: EncoderSpec, steps: Iterable[Draws]
+) -> Generator[Batch]:
+    """`make_batch` for the samples of each step, the next ones got ready meanwhile by threads.
+
+    Close it where it is not iterated to its end.
+
+    Args:
+        steps: each with one row per sample, on the CPU.
+    """
+    recipes = method.augmentations(spec.image_size)
+    with closing(views(train, recipes, steps)) as found:
+        for batch_draws, unnormalized in found:
+            normalized = tuple(normalize(view, spec.mean, spec.std) for view in unnormalized)
+            yield Batch(normalized, train.labels_N[batch_draws.samples_B], batch_draws)
 
 
 def pretrain(
@@ -124,7 +139,7 @@ def pictures(
         int(index[0]) for label in labels_N.unique() if len(index := (labels_N == label).nonzero())
     ]
     index_B = torch.tensor(firsts[:count])
-    images_BCHW = evaluation_view(data.test.images_NCHW[index_B], spec.image_size)
+    images_BCHW = evaluation_view(data.test.images(index_B), spec.image_size)
     view = normalize(images_BCHW, spec.mean, spec.std)
     batch = Batch((view,), labels_N[index_B], Draws(seed, 0, index_B, "pictures/"))
     return method.cpu().eval().pictures(batch)
@@ -154,16 +169,20 @@ def _train(
     start, seconds_before = _resume(method, optimizer, folder)
     started = checkpointed = recorded = time.monotonic()
     losses: list[Tensor] = []
+    waited = 0.0
+    steps = (Draws(seed, step, schedule.batch(step, seed, "order")) for step in range(start, total))
 
     with (
+        closing(batches(method, train, spec, steps)) as source,
         progress.bar(f"pre-train {plan.method}", total) as bar,
         (folder / "metrics.jsonl").open("a") as metrics,
     ):
         for step in range(start, total):
             learning_rate = schedule.learning_rate(step)
             optim.set_learning_rate(optimizer, learning_rate)
-            index_B = schedule.batch(step, seed, "order")
-            batch = make_batch(method, train, spec, seed, step, index_B)
+            before = time.monotonic()
+            batch = next(source)
+            waited += time.monotonic() - before
             torch.manual_seed(draws.key(seed, "dropout", step))
             loss = gradients.backward(method, batch, hardware, images_at_once)
             optimizer.step()
@@ -181,17 +200,20 @@ def _train(
                 )
             now = time.monotonic()
             speed = len(losses) * batch_size / (now - recorded)
+            waiting = waited / (now - recorded)
             record = {
                 "step": step + 1,
                 "epoch": round((step + 1) / schedule.steps_per_epoch, 4),
                 "loss": mean_loss,
                 "learning_rate": learning_rate,
                 "images_per_second": round(speed, 1),
+                "waiting": round(waiting, 4),
             }
             metrics.write(json.dumps(record) + "\n")
             metrics.flush()
-            bar.update(step + 1, f"loss {mean_loss:.4f}  {speed:,.0f} img/s")
-            losses, recorded = [], now
+            note = f"loss {mean_loss:.4f}  {speed:,.0f} img/s  waiting for data {waiting:.0%}"
+            bar.update(step + 1, note)
+            losses, recorded, waited = [], now, 0.0
             if now - checkpointed > SECONDS_BETWEEN_CHECKPOINTS:
                 _checkpoint(method, optimizer, step + 1, seconds_before + now - started, folder)
                 checkpointed = time.monotonic()

@@ -4,7 +4,7 @@
 
     config.json          the plan: every setting, resolved
     environment.json     command, versions, code, device of the last start
-    metrics.jsonl        step, epoch, loss, learning rate, img/s
+    metrics.jsonl        step, epoch, loss, learning rate, img/s, share of time waiting for data
     checkpoint.pt        the state to go on from; gone once the training is done
     encoder.safetensors  weights under timm's names, and encoder.json to build them
     method.safetensors   the method's other parameters: a decoder, a projector

@@ -14,6 +14,7 @@ from ssl_bench.errors import above, require, within
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compilation = Literal["auto", "on", "off"]
+Storage = Literal["auto", "memory", "stream"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Settings:
     """Folder that holds the run folders."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
+    storage: Storage = "auto"
+    """Decode all images into memory first, or stream them from their files, whole photographs to
+    crop from; auto streams what would take more than half of the free memory."""
 
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
@@ -116,6 +120,9 @@ class EvalSettings(WeightSettings):
     """Folder that holds the run folders."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
+    storage: Storage = "auto"
+    """Decode all images into memory first, or stream them from their files, whole photographs to
+    crop from; auto streams what would take more than half of the free memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,6 +195,29 @@ class CompareSettings:
     """Folder that holds the run folders."""
     csv: Path | None = None
     """Write the table to this file too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Write a data set once as few large files of small images, so that later runs read it fast."""
+
+    source: str = ""
+    """A folder of class folders, Parquet files of images, or a data set by name."""
+    output: Path | None = None
+    """Folder to write, which does not exist yet; `--data` takes it afterwards."""
+    short_side: int = 256
+    """Longest short side in pixels that an image keeps; no image is enlarged, and those that are
+    small enough are copied as they are."""
+    quality: int = 95
+    """JPEG quality of the images that are made smaller, from 1 to 100."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.source), "say which data set to prepare: a folder, or a name")
+        require(self.output is not None, "say which folder to write: -o FOLDER")
+        above("short side", self.short_side, 0)
+        within("quality", self.quality, "[1, 100]")
 
 
 @dataclass(frozen=True)

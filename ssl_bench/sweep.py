@@ -32,7 +32,7 @@ def run(cells: Sequence[Sequence[str]]) -> list[Run]:
 
     def data_of(request: Request) -> Dataset:
         settings = request.settings
-        return load(settings.data, settings.image_size, settings.data_dir)
+        return load(settings.data, settings.image_size, settings.data_dir, settings.storage)
 
     requests = [flags.parse_run(cell) for cell in cells]
     for request in requests:

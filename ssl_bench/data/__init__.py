@@ -1,4 +1,4 @@
-"""Data sets, by name or by path, decoded into memory.
+"""Data sets, by name or by path, decoded into memory or streamed.
 
 Importing this package does not import torch: loading a data set does.
 """
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.names import EMBEDDED, TORCHVISION, names
-from ssl_bench.errors import UserError, unknown
+from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.settings import Storage
 
 if TYPE_CHECKING:
     from ssl_bench.data.listing import Listing
 
-__all__ = ["DEFAULT_IMAGE_SIZE", "Dataset", "Split", "load", "names"]
+__all__ = ["DEFAULT_IMAGE_SIZE", "Dataset", "Split", "list_images", "load", "names"]
 
 DEFAULT_IMAGE_SIZE = 64
 _DEFAULT_DATA_DIR = "~/.cache/ssl-bench"
@@ -28,6 +29,7 @@ def load(
     image_size: int | None = None,
     data_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    storage: Storage = "auto",
 ) -> Dataset:
     """The data set that ``source`` names.
 
@@ -43,36 +45,51 @@ def load(
         image_size: side in pixels of the images that a model will see. Default: their own size
             where they are kept as they are, else 64.
         data_dir: where downloads are kept, ``~/.cache/ssl-bench`` by default.
-        progress: called with (images decoded, images in all) now and then.
+        progress: called with (images read, images in all) now and then.
+        storage: "memory" decodes all images first; "stream" leaves them in their files until they
+            are wanted; "auto" streams those that would take more than half of the free memory.
 
     Raises:
-        UserError: the source is unknown or cannot be read or used, or does not fit in memory.
+        UserError: the source is unknown or cannot be read or used, or does not fit in memory where
+            it is to, or cannot be streamed where it is to.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
     if source == EMBEDDED:
         from ssl_bench.data import embedded
 
+        require(
+            storage != "stream",
+            f"data set {EMBEDDED!r} cannot be streamed, as it lies in one file; "
+            "--storage memory would work",
+        )
         train, test = Split(*embedded.read("train")), Split(*embedded.read("test"))
-        name, classes, note = source, embedded.CLASSES, ""
+        name, classes, note, where = source, embedded.CLASSES, "", "in memory"
+        digest = fingerprint(train, test, classes)
     else:
-        from ssl_bench.data.decode import decode
+        from ssl_bench.data import decode
 
-        listing = _list_images(source, Path(data_dir or _DEFAULT_DATA_DIR).expanduser())
-        train, test, caveats = decode(listing, image_size or DEFAULT_IMAGE_SIZE, progress)
+        listing = list_images(source, data_dir)
+        train, test, digest, caveats, where = decode.load(
+            listing, image_size or DEFAULT_IMAGE_SIZE, storage, progress
+        )
         name, classes = listing.name, listing.classes
         note = "; ".join((*listing.caveats, *caveats))
-    stored = train.images_NCHW.shape[2]
-    is_native = stored != round((image_size or DEFAULT_IMAGE_SIZE) * 8 / 7)
-    view_size = image_size or (stored if is_native else DEFAULT_IMAGE_SIZE)
-    return Dataset(name, train, test, classes, fingerprint(train, test, classes), note, view_size)
+    is_native = train.side != round((image_size or DEFAULT_IMAGE_SIZE) * 8 / 7)
+    view_size = image_size or (train.side if is_native else DEFAULT_IMAGE_SIZE)
+    return Dataset(name, train, test, classes, digest, note, view_size, where)
 
 
-def _list_images(source: str, data_dir: Path) -> Listing:
+def list_images(source: str, data_dir: Path | None = None) -> Listing:
+    """What a source other than the embedded data set holds, as `load` finds it.
+
+    Raises:
+        UserError: the source is unknown or cannot be read or used.
+    """
     if source in TORCHVISION:
         from ssl_bench.data import torchvision_sets
 
-        return torchvision_sets.find(source, data_dir)
+        return torchvision_sets.find(source, Path(data_dir or _DEFAULT_DATA_DIR).expanduser())
     path = Path(source).expanduser()
     if not path.exists():
         if os.sep in source or "/" in source or path.suffix:

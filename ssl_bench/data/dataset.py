@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Decoded images and their labels.
+    """Images as squares of one size, and their labels.
+
+    Here the images are decoded in memory. Those of a `stream.StreamedSplit` are not: what is to
+    work with both asks for them by index and leaves ``images_NCHW`` alone.
 
     Attributes:
         images_NCHW: uint8 ``(N, C, S, S)``, in [0, 255], on the CPU.
@@ -27,6 +31,32 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.images_NCHW.shape[1]
+
+    @property
+    def side(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.images_NCHW.shape[2]
+
+    def images(self, index_B: Tensor) -> Tensor:
+        """The images at those indices: uint8 ``(B, C, S, S)``, where the labels are."""
+        return self.images_NCHW[index_B.to(self.images_NCHW.device)]
+
+    def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
+        """`images` of each of several index tensors; to be closed where it is not used up."""
+        yield from map(self.images, indices)
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """All images in order, ``size`` at a time."""
+        return iter(self.images_NCHW.split(size))
+
+    def sample(self) -> Iterator[Tensor]:
+        """Images that the mean and the deviation are taken of, in chunks: all."""
+        return self.chunks(1024)
 
     def to(self, device: torch.device) -> Split:
         """The split on another device; itself where it is there already."""
@@ -44,9 +74,11 @@ class Dataset:
         train: everything that may be learned from, and that any choice is made on.
         test: what the final score is measured on.
         classes: class names, by label.
-        fingerprint: 16 hexadecimal digits; changes with any pixel, label or class name.
+        fingerprint: 16 hexadecimal digits; changes with any pixel, label or class name. That of a
+            streamed data set is another one, see `stream`.
         note: a caveat to show beside every number, "" if there is none.
         view_size: height and width in pixels of the images that a model is meant to see.
+        storage: where the images are, and why, for a person to read.
     """
 
     name: str
@@ -56,25 +88,26 @@ class Dataset:
     fingerprint: str
     note: str
     view_size: int
+    storage: str = "in memory"
 
     @property
     def channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
-        return self.train.images_NCHW.shape[1]
+        return self.train.channels
 
     @property
     def size(self) -> int:
         """Height and width of the stored images, in pixels."""
-        return self.train.images_NCHW.shape[2]
+        return self.train.side
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of the train pixels in [0, 1], by channel."""
+        """Mean of the train pixels in [0, 1], by channel; of a streamed split, of a sample."""
         return self._moments[0]
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Population standard deviation of the train pixels in [0, 1], by channel."""
+        """Population standard deviation of the same pixels, by channel."""
         return self._moments[1]
 
     @cached_property
@@ -83,7 +116,7 @@ class Dataset:
 
         # Counting the 256 values is exact, whatever the number of pixels.
         counts_CV = torch.zeros(self.channels, 256, dtype=torch.float64)
-        for chunk_NCHW in self.train.images_NCHW.split(1024):
+        for chunk_NCHW in self.train.sample():
             for channel in range(self.channels):
                 pixels = chunk_NCHW[:, channel].flatten()
                 counts_CV[channel] += torch.bincount(pixels, minlength=256)

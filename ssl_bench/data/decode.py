@@ -1,4 +1,4 @@
-"""From a listing of pictures to tensors in memory."""
+"""From a listing of pictures to tensors in memory, or to what streams them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,53 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssl_bench.data.dataset import Split
+from ssl_bench.data.dataset import Split, fingerprint
 from ssl_bench.data.images import jpeg_quality, opened, square_CSS
 from ssl_bench.data.listing import Listing, Part, Picture
+from ssl_bench.data.stream import open_stream
 from ssl_bench.errors import UserError
+from ssl_bench.settings import Storage
+
+Progress = Callable[[int, int], None]
 
 _LARGEST_NATIVE = 96
 _LARGEST_JPEG_CAVEAT = 64
 _BATCH = 256
 
 
-def decode(
-    listing: Listing, image_size: int, progress: Callable[[int, int], None] | None = None
-) -> tuple[Split, Split, tuple[str, ...]]:
-    """The train split, the test split, and caveats about how the images were stored.
+def load(
+    listing: Listing, image_size: int, storage: Storage, progress: Progress | None = None
+) -> tuple[Split, Split, str, tuple[str, ...], str]:
+    """Two splits of a listing.
+
+    Returns:
+        The train split, the test split, the fingerprint, caveats about how the images are stored,
+        and in words where they are now, and why.
 
     Raises:
-        UserError: an image cannot be read, or they would not fit in half of the free memory.
+        UserError: an image cannot be read, or they would not fit in half of the free memory but
+            are to be there.
     """
     native, caveats = _native_size(listing)
     side = native or round(image_size * 8 / 7)
+    count = listing.train.count + listing.test.count
+    too_much = _too_much(count, listing.channels, side)
+    if storage == "stream" or (too_much and storage == "auto"):
+        train, test, digest = open_stream(listing, side, progress)
+        why = "as asked" if storage == "stream" else f"as {too_much}"
+        return train, test, digest, caveats, f"streamed from their files, {why}"
+    if too_much:
+        fitting = int(sqrt(_available_memory() / 2 / (count * listing.channels)) * 7 / 8)
+        smaller = "" if native else f", and so would an image size of {fitting} or less"
+        raise UserError(f"{too_much}; --storage stream would work{smaller}")
+    train, test = _decode(listing, side, native is not None, progress)
+    return train, test, fingerprint(train, test, listing.classes), caveats, "in memory"
+
+
+def _decode(
+    listing: Listing, side: int, native: bool, progress: Progress | None
+) -> tuple[Split, Split]:
     total = listing.train.count + listing.test.count
-    _check_memory(total, listing.channels, side, native is not None)
     splits, done = [], 0
     with ThreadPoolExecutor() as pool:
         # Handing a small image to a thread takes longer than decoding it.
@@ -53,7 +78,7 @@ def decode(
                     progress(done + stop, total)
             splits.append(Split(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N)))
             done += part.count
-    return splits[0], splits[1], caveats
+    return splits[0], splits[1]
 
 
 def _decode_one(picture: Picture, side: int, channels: int) -> np.ndarray:
@@ -86,15 +111,14 @@ def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:
     return width, (f"{which} stored as JPEG, quality about {span}",)
 
 
-def _check_memory(count: int, channels: int, side: int, native: bool) -> None:
-    needed, allowed = count * channels * side**2, _available_memory() // 2
-    if needed <= allowed:
-        return
-    fitting = int(sqrt(allowed / (count * channels)) * 7 / 8)
-    advice = "use fewer images" if native else f"an image size of {fitting} or less would fit"
-    raise UserError(
+def _too_much(count: int, channels: int, side: int) -> str:
+    """What speaks against decoding that many squares into memory; "" if nothing does."""
+    needed, available = count * channels * side**2, _available_memory()
+    if needed <= available // 2:
+        return ""
+    return (
         f"{count:,} images of {side} x {side} pixels need {needed / 2**30:.1f} GiB, more than "
-        f"half of the {allowed * 2 / 2**30:.1f} GiB of free memory; {advice}"
+        f"half of the {available / 2**30:.1f} GiB of free memory"
     )
 
 

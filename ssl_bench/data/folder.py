@@ -95,4 +95,4 @@ def _pictures(files: dict[str, list[Path]], classes: tuple[str, ...]) -> list[Pi
 
 
 def _part(pictures: list[Picture]) -> Part:
-    return Part(len(pictures), lambda: iter(pictures))
+    return Part(len(pictures), lambda: iter(pictures), lambda: pictures.__getitem__)

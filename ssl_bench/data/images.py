@@ -1,4 +1,4 @@
-"""One image: opened, converted to 8-bit RGB, resized and cropped to a square."""
+"""One image: opened, converted to 8-bit RGB, cropped and resized to squares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ssl_bench.data.listing import Picture
 from ssl_bench.errors import UserError
 
+_ORIENTATION = 0x0112
 # The luminance table of the JPEG standard (Annex K), which libjpeg scales by quality.
 _LUMINANCE_64 = np.array(
     [
@@ -36,13 +38,20 @@ def opened(picture: Picture) -> Iterator[Image.Image]:
     Raises:
         UserError: the picture cannot be read, then or inside the ``with`` block.
     """
-    try:
+    with naming(picture):
         if isinstance(picture.encoded, Image.Image):
             yield picture.encoded
             return
         encoded = picture.encoded
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             yield image
+
+
+@contextmanager
+def naming(picture: Picture) -> Iterator[None]:
+    """Turn whatever is wrong with a picture into the user's error that names it."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read image {picture.name}: no format that Pillow knows") from error
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
@@ -50,8 +59,24 @@ def opened(picture: Picture) -> Iterator[Image.Image]:
         raise UserError(f"cannot read image {picture.name}: {reason}") from error
 
 
+def in_memory(picture: Picture) -> Picture:
+    """The picture with its file, if it is one, read."""
+    if not isinstance(picture.encoded, Path):
+        return picture
+    with naming(picture):
+        return Picture(picture.name, picture.encoded.read_bytes(), picture.label)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it is upright, as far as its header tells."""
+    width, height = image.size
+    # PNG's own reading of EXIF data decodes the image, to see whether some follow.
+    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5
+    return (height, width) if turned else (width, height)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB, upright (EXIF orientation applied).
+    """The image as 8-bit RGB, upright (EXIF orientation applied; the argument is turned, too).
 
     Transparent pixels are composited over white. 16-bit grey keeps its 8 high bits. Mode "I"
     is taken as 16-bit grey, mode "F" as 16-bit grey or, where no value exceeds 1, as [0, 1].
@@ -59,14 +84,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: the values of mode "I" or "F" lie outside [0, 65535].
     """
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255, which turns such images white.
         return Image.fromarray(_high_byte(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _high_byte(grey_HW: np.ndarray) -> np.ndarray:

@@ -37,10 +37,13 @@ class Part:
         count: how many there are.
         pictures: yields them in a fixed order, from the start at each call, so that the
             encoded bytes of a large data set never lie in memory together.
+        open: makes a function from a number to the picture at that place of the order, which
+            several threads may call at once.
     """
 
     count: int
     pictures: Callable[[], Iterator[Picture]]
+    open: Callable[[], Callable[[int], Picture]]
 
 
 @dataclass(frozen=True)

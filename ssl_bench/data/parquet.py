@@ -2,21 +2,27 @@
 
 Columns: ``image`` (or ``img``), a struct ``{bytes, path}`` or plain bytes, and an integer
 ``label`` (or ``labels``, ``fine_label``). Class names come from the Hugging Face schema
-metadata, else they are "0", "1", ...
+metadata, else they are "0", "1", ... What `prepare` wrote says besides how many channels there are
+and what is to be known about the images.
 
 A folder's files, or those one level below it, belong to the split that their own or their
 folder's name begins with: ``train``, ``test`` or ``val``. Without test files, those of ``val``
 are the test split; beside test files they are ignored. One file alone, or a folder without
 test files, has a fifth of its images held out by a hash of their bytes, so that adding rows
 never moves another one and copies of an image stay together.
+
+Rows can be read at any place, for streaming, where the images lie in the file as they are: written
+neither compressed nor as a dictionary, as `prepare` does.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,16 +41,18 @@ from ssl_bench.errors import UserError
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _ROWS_AT_ONCE = 256
+METADATA = b"ssl_bench"
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One file: where its images are, and the labels of its rows."""
+    """One file: where its images are, the labels of its rows, and what `prepare` noted."""
 
     path: Path
     image_column: str
     labels_N: np.ndarray
     class_names: tuple[str, ...]
+    noted: dict[str, Any]
 
 
 def is_here(path: Path) -> bool:
@@ -85,12 +93,15 @@ def find(path: Path) -> Listing:
     if largest >= len(classes):
         raise UserError(f"{path}: label {largest}, but only {len(classes)} class names")
     check_labels(path, train_labels, test_labels, classes)
+    tables = [*train_tables, *test_tables]
+    noted = [caveat for table in tables for caveat in table.noted.get("caveats", ())]
     return Listing(
         name=path.stem if path.is_file() else path.resolve().name,
-        train=Part(len(train_labels), lambda: _pictures(train_tables, train_rows)),
-        test=Part(len(test_labels), lambda: _pictures(test_tables, test_rows)),
+        train=_part(train_tables, train_rows),
+        test=_part(test_tables, test_rows),
         classes=classes,
-        caveats=caveats,
+        channels=max(table.noted.get("channels", 3) for table in tables),
+        caveats=(*dict.fromkeys(noted), *caveats),
     )
 
 
@@ -115,6 +126,7 @@ def _table(path: Path) -> _Table:
             image_column = _column(path, schema, "image", _IMAGE_COLUMNS)
             label_column = _column(path, schema, "label", _LABEL_COLUMNS)
             labels = file.read(columns=[label_column]).column(label_column)
+            noted = json.loads((file.metadata.metadata or {}).get(METADATA, b"{}"))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not pa.types.is_integer(labels.type):
@@ -127,7 +139,7 @@ def _table(path: Path) -> _Table:
         raise UserError(
             f"{path}: label {labels[row].as_py()} in row {row}; labels must be 0, 1, 2, ..."
         )
-    return _Table(path, image_column, labels_N, _class_names(schema, label_column))
+    return _Table(path, image_column, labels_N, _class_names(schema, label_column), noted)
 
 
 def _column(path: Path, schema: pa.Schema, kind: str, choices: Sequence[str]) -> str:
@@ -179,3 +191,55 @@ def _pictures(tables: list[_Table], rows: list[np.ndarray]) -> Iterator[Picture]
         for row, encoded in _images(table):
             if chosen[row]:
                 yield Picture(f"{table.path} row {row}", encoded, int(table.labels_N[row]))
+
+
+def _part(tables: list[_Table], rows: list[np.ndarray]) -> Part:
+    count = sum(int(chosen.sum()) for chosen in rows)
+    return Part(count, lambda: _pictures(tables, rows), lambda: _at_any_place(tables, rows))
+
+
+def _at_any_place(tables: list[_Table], rows: list[np.ndarray]) -> Callable[[int], Picture]:
+    """From a number to a picture, read where it lies in its file."""
+    files = [_mapped(table.path) for table in tables]
+    where_N4 = np.concatenate(
+        [
+            np.stack([np.full(chosen.sum(), number), chosen.nonzero()[0], *located[:, chosen]], 1)
+            for number, (table, chosen) in enumerate(zip(tables, rows, strict=True))
+            for located in [_located(table, files[number])]
+        ]
+    )
+
+    def picture(index: int) -> Picture:
+        number, row, start, stop = where_N4[index].tolist()
+        table = tables[number]
+        name = f"{table.path} row {row}"
+        return Picture(name, files[number][start:stop], int(table.labels_N[row]))
+
+    return picture
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _located(table: _Table, file: mmap.mmap) -> np.ndarray:
+    """Where each image starts and stops in the file: int64 ``(2, N)``.
+
+    Raises:
+        UserError: one does not lie there as it is.
+    """
+    spans, stop = [], 0
+    for row, encoded in _images(table):
+        # Within a page, an image follows on the four bytes of its length.
+        start = stop + 4
+        if file[start : start + len(encoded)] != encoded:
+            start = file.find(encoded, stop)
+        if start < 0:
+            raise UserError(
+                f"{table.path} cannot be streamed: it is compressed (row {row}); "
+                "`ssl-bench data prepare` writes a copy that can be, or --storage memory would work"
+            )
+        stop = start + len(encoded)
+        spans.append((start, stop))
+    return np.array(spans, np.int64).reshape(-1, 2).T

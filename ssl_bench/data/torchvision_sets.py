@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ def find(name: str, data_dir: Path) -> Listing:
     classes = [c if isinstance(c, str) else c[0] for c in getattr(train, "classes", ())]
     return Listing(
         name=name,
-        train=Part(len(train), lambda: _pictures(name, train)),
-        test=Part(len(test), lambda: _pictures(name, test)),
+        train=_part(name, train),
+        test=_part(name, test),
         classes=tuple(classes) or tuple(str(c) for c in range(known.unnamed_classes)),
         channels=known.channels,
     )
@@ -54,7 +54,10 @@ def _build(name: str, data_dir: Path, arguments: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _pictures(name: str, dataset: Any) -> Iterator[Picture]:
-    for index in range(len(dataset)):
+def _part(name: str, dataset: Any) -> Part:
+    def picture(index: int) -> Picture:
         image, label = dataset[index]
-        yield Picture(f"{image if isinstance(image, Path) else f'{name} {index}'}", image, label)
+        return Picture(f"{image if isinstance(image, Path) else f'{name} {index}'}", image, label)
+
+    count = len(dataset)
+    return Part(count, lambda: map(picture, range(count)), lambda: picture)

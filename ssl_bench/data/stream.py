@@ -1,0 +1,200 @@
+"""Images that stay in their files until they are wanted.
+
+What is wanted next is read and decoded in threads meanwhile: Pillow and torch let go of Python's
+lock where they work. Nothing depends on how many threads there are.
+
+A streamed data set has another fingerprint than the same one in memory, as training crops whole
+photographs of it (`ssl_bench.views`), and stored squares there. It is a hash of the labels, the
+class names, the squares' size, and of each image's length and bytes; of the bytes of an image of
+more than 64 KiB, 16 KiB at the start, in the middle and at the end. An edited photograph is
+compressed into other bytes, of another number. The names of files do not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssl_bench import draws
+from ssl_bench.data.dataset import Split
+from ssl_bench.data.images import naming, opened, square_CSS
+from ssl_bench.data.listing import Listing, Picture
+
+T = TypeVar("T")
+Job = tuple[T, Sequence[Callable[[], None]]]
+IMAGES_IN_PART = 16
+_JOBS_AHEAD = 2
+_SAMPLE = 1024
+_SCANNED_AT_ONCE = 4096
+_LONGEST_WHOLE, _STRETCH = 2**16, 2**14
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedSplit(Split):
+    """Images that are decoded each time they are asked for; ``images_NCHW`` does not exist.
+
+    Attributes:
+        picture: the picture of an index; several threads may ask at once.
+        shape_CSS: of the squares that it gives: 1 (grey) or 3 (RGB) channels, pixels.
+        workers: threads that decode.
+    """
+
+    images_NCHW: Tensor = field(init=False, repr=False)
+    picture: Callable[[int], Picture]
+    shape_CSS: tuple[int, int, int]
+    workers: int = field(default_factory=cores)
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.shape_CSS[0]
+
+    @property
+    def side(self) -> int:
+        """Height and width of the squares in pixels."""
+        return self.shape_CSS[1]
+
+    def images(self, index_B: Tensor) -> Tensor:
+        """The squares of the images at those indices: uint8 ``(B, C, S, S)`` on the CPU.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        [images_BCSS] = self.read([index_B])
+        return images_BCSS
+
+    def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
+        """`images` of each of several index tensors, the next two decoded meanwhile.
+
+        The same pixels as a split in memory has: the whole short side, resized, and the centre.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        return ahead(map(self._job, indices), self.workers)
+
+    def chunks(self, size: int) -> Generator[Tensor]:
+        """All images in order, ``size`` at a time; three times as many are in memory at most."""
+        return self.read(torch.arange(len(self)).split(size))
+
+    def sample(self) -> Generator[Tensor]:
+        """Images that the mean and the deviation are taken of: 1,024, always the same ones."""
+        return self.read(draws.permutation(len(self), "moments")[:_SAMPLE].split(256))
+
+    def to(self, device: torch.device) -> StreamedSplit:
+        """The split whose labels are, and whose views are wanted, on another device."""
+        return replace(self, labels_N=self.labels_N.to(device))
+
+    def _job(self, index_B: Tensor) -> Job[Tensor]:
+        images_BCSS = torch.empty((len(index_B), *self.shape_CSS), dtype=torch.uint8)
+        parts = zip(images_BCSS.split(IMAGES_IN_PART), index_B.split(IMAGES_IN_PART), strict=True)
+        return images_BCSS, [partial(self._decode, *part) for part in parts]
+
+    def _decode(self, images_PCSS: Tensor, index_P: Tensor) -> None:
+        for image_CSS, index in zip(images_PCSS.numpy(), index_P.tolist(), strict=True):
+            with opened(self.picture(index)) as image:
+                image_CSS[:] = square_CSS(image, self.side, self.channels)
+
+
+def ahead(jobs: Iterable[Job[T]], workers: int) -> Generator[T]:
+    """Yield each job's result, in order, once its parts have run.
+
+    Meanwhile the parts of the next two jobs run in threads, which end with the iteration, however
+    it ends. No part waits for another.
+
+    Args:
+        jobs: a result, and functions that complete it, in any order.
+        workers: how many threads.
+
+    Raises:
+        Exception: what the first part that failed has raised.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    under_way: deque[tuple[T, list[Future[None]]]] = deque()
+
+    def oldest() -> T:
+        result, parts = under_way.popleft()
+        for part in parts:
+            part.result()
+        return result
+
+    try:
+        for result, parts in jobs:
+            under_way.append((result, [pool.submit(part) for part in parts]))
+            if len(under_way) > _JOBS_AHEAD:
+                yield oldest()
+        while under_way:
+            yield oldest()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def open_stream(
+    listing: Listing, side: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[Split, Split, str]:
+    """The train split, the test split and the fingerprint of a listing, nothing decoded.
+
+    Raises:
+        UserError: a file cannot be read, or not at any place.
+    """
+    digest = hashlib.sha256(json.dumps(["streamed", side, *listing.classes]).encode())
+    splits: list[StreamedSplit] = []
+    total, done = listing.train.count + listing.test.count, 0
+    with ThreadPoolExecutor(cores()) as pool:
+        for part in (listing.train, listing.test):
+            picture = part.open()
+            labels: list[int] = []
+            for numbers in torch.arange(part.count).split(_SCANNED_AT_ONCE):
+                pictures = map(picture, numbers.tolist())
+                for label, identity in pool.map(_identity, pictures):
+                    labels.append(label)
+                    digest.update(b"%d " % label + identity)
+                if progress:
+                    progress(done + len(labels), total)
+            done += part.count
+            digest.update(b"end of split")
+            shape_CSS = (listing.channels, side, side)
+            splits.append(StreamedSplit(torch.tensor(labels), picture, shape_CSS))
+    return splits[0], splits[1], digest.hexdigest()[:16]
+
+
+def _identity(picture: Picture) -> tuple[int, bytes]:
+    """The label, and 32 bytes that stand for the image's length and bytes."""
+    encoded = picture.encoded
+    if isinstance(encoded, Image.Image):
+        content = encoded.mode.encode() + np.asarray(encoded).data.tobytes()
+        return picture.label, hashlib.sha256(content).digest()
+    length = len(encoded) if isinstance(encoded, bytes) else 0
+    with naming(picture):
+        if isinstance(encoded, Path):
+            with encoded.open("rb", buffering=0) as file:
+                length = os.fstat(file.fileno()).st_size
+                stretches = [os.pread(file.fileno(), *where) for where in _stretches(length)]
+        else:
+            stretches = [encoded[start : start + count] for count, start in _stretches(length)]
+    return picture.label, hashlib.sha256(b"%d " % length + b"".join(stretches)).digest()
+
+
+def _stretches(length: int) -> list[tuple[int, int]]:
+    """Which bytes of that many are looked at: their numbers and places."""
+    if length <= _LONGEST_WHOLE:
+        return [(length, 0)]
+    return [(_STRETCH, place) for place in (0, length // 2, length - _STRETCH)]
