@@ -16,11 +16,9 @@ from ssl_bench import (
     checkpoints,
     encoders,
     evaluation,
-    figures,
     pretrain,
     progress,
     runs,
-    tables,
     weights,
 )
 from ssl_bench import data as datasets
@@ -221,6 +219,8 @@ def compare(settings: CompareSettings) -> None:
     Raises:
         UserError: a run does not exist, or there is none, or the CSV file cannot be written.
     """
+    from ssl_bench import tables
+
     folders = runs.find(settings.runs_dir, list(settings.runs))
     frame = tables.comparison(folders)
     for table in tables.as_rich(frame):
@@ -295,6 +295,8 @@ def _announce(
 
 def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:
     """The loss curve, and whatever pictures the method has of the first test images."""
+    from ssl_bench import figures  # a second that the first step need not wait for
+
     title = f"{plan.method} on {plan.data}, {plan.epochs} epochs, seed {plan.seed}"
     if (folder / "metrics.jsonl").exists() and not (folder / "figures/loss.png").exists():
         figures.loss_curve(folder / "metrics.jsonl", title, folder / "figures/loss.png")
@@ -317,6 +319,8 @@ def _evaluate(
     runs_dir: Path,
     keep_features: bool,
 ) -> list[evaluation.Record]:
+    from ssl_bench import tables
+
     records = []
     try:
         for record in evaluation.evaluate_run(
