@@ -24,7 +24,7 @@ from ssl_bench.scoring import accuracy, holdout
 DEFAULT = True
 _QUERIES_AT_ONCE = 512
 _BANK_AT_ONCE = 2**16
-_BANK_NUMBERS = 2**25
+_BANK_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)

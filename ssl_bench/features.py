@@ -60,10 +60,10 @@ class Kept:
         right = self._metadata(split, features)
         return features if stored == right else None
 
-    def write(self, split: Split, features: Mapping[str, Tensor]) -> None:
-        """Keep features, or say why that is impossible: no evaluation needs them kept."""
+    def write(self, split: Split, features: Mapping[str, Tensor]) -> bool:
+        """Keep features; whether they are kept. Where they cannot be written, that is told."""
         if split not in self.splits or not self.may_write:
-            return
+            return False
         tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(features.items())}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,8 @@ class Kept:
         except (OSError, SafetensorError) as error:
             note = f"features are not kept in {str(self.folder)!r}: {error}"
             progress.console.print(note, markup=False, soft_wrap=True)
+            return False
+        return True
 
     def _path(self, split: Split) -> Path:
         key = hashlib.sha256(self._made_from(split).encode()).hexdigest()[:16]
@@ -111,16 +113,19 @@ class Encoder:
         self.spec, self.hardware, self.seed = spec, hardware, seed
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
-        """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once."""
-        if split not in self._features:
-            found = self._kept.read(split) if self._kept else None
-            if found is None:
-                found = self._extract(split)
-                if self._kept:
-                    self._kept.write(split, found)
-            device = self.hardware.device
-            self._features[split] = {name: each.to(device) for name, each in found.items()}
-        return self._features[split]
+        """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once.
+
+        They stay in memory only where they are not on disk.
+        """
+        if split in self._features:
+            return self._features[split]
+        found = self._kept.read(split) if self._kept else None
+        if found is not None:
+            return {name: each.to(self.hardware.device) for name, each in found.items()}
+        features = self._extract(split)
+        if not (self._kept and self._kept.write(split, features)):
+            self._features[split] = features
+        return features
 
     def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         """Frozen features of a batch by pooling: float32 ``(B, D)`` each, on its device.

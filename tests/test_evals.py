@@ -275,7 +275,7 @@ class TestKept:
     ) -> None:
         (tmp_path / "features").write_text("in the way")
         kept = self.kept(tmp_path, tiny)
-        kept.write(tiny.test, self.features())
+        assert not kept.write(tiny.test, self.features())
         assert kept.read(tiny.test) is None
         assert "features are not kept" in capsys.readouterr().err
 
