@@ -183,13 +183,22 @@ def evaluation_view(images_BCHW: Tensor, size: int) -> Tensor:
     return views[:, :, top : top + size, left : left + size]
 
 
-def normalize(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1]."""
+def normalize(
+    images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float], in_place: bool = False
+) -> Tensor:
+    """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1].
+
+    Args:
+        images_BCHW: float32 in [0, 1].
+        mean, std: of each channel.
+        in_place: overwrite the images, which spares the memory for others.
+    """
     shift_C, scale_C = (
         torch.tensor(values, dtype=torch.float32).to(images_BCHW.device, non_blocking=True)
         for values in (mean, std)
     )
-    return (images_BCHW - shift_C[:, None, None]).div_(scale_C[:, None, None])
+    out = images_BCHW if in_place else None
+    return torch.sub(images_BCHW, shift_C[:, None, None], out=out).div_(scale_C[:, None, None])
 
 
 def random_crop_boxes(
