@@ -92,7 +92,7 @@ def _ours(folder: Path) -> Iterator[Any]:
                     step += 1
 
     for _, (view,) in views(train, [recipe], steps()):
-        yield normalize(view, _MEAN, _STD)
+        yield normalize(view, _MEAN, _STD, in_place=True)
 
 
 def _theirs(folder: Path, own: bool) -> Iterator[Any]:

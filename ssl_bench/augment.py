@@ -193,13 +193,21 @@ def evaluation_view(images_BCHW: Tensor, size: int) -> Tensor:
     return views[:, :, top : top + size, left : left + size]
 
 
-def normalize(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1]."""
+def normalize(
+    images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float], in_place: bool = False
+) -> Tensor:
+    """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1].
+
+    Args:
+        images_BCHW: float32 in [0, 1].
+        mean, std: of each channel.
+        in_place: overwrite the images, which spares the memory for others.
+    """
     values_2C11 = torch.tensor([[-m / s for m, s in zip(mean, std, strict=True)],
                                 [1 / s for s in std]])[..., None, None]  # fmt: skip
     shift_C11, scale_C11 = values_2C11.to(images_BCHW.device, non_blocking=True)
-    normalized_BCHW = torch.empty(images_BCHW.shape, device=images_BCHW.device)
-    return torch.addcmul(shift_C11, images_BCHW, scale_C11, out=normalized_BCHW)
+    out = images_BCHW if in_place else torch.empty(images_BCHW.shape, device=images_BCHW.device)
+    return torch.addcmul(shift_C11, images_BCHW, scale_C11, out=out)
 
 
 def random_crop_boxes(

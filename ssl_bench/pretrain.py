@@ -70,7 +70,7 @@ def batches(
     recipes = method.augmentations(spec.image_size)
     with closing(views(train, recipes, steps)) as found:
         for batch_draws, unnormalized in found:
-            normalized = tuple(normalize(view, spec.mean, spec.std) for view in unnormalized)
+            normalized = tuple(normalize(view, spec.mean, spec.std, True) for view in unnormalized)
             yield Batch(normalized, train.labels_N[batch_draws.samples_B], batch_draws)
 
 

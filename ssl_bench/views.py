@@ -20,11 +20,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ssl_bench import image_ops
 from ssl_bench.augment import Augmentation, augment, crop_of, recolour
 from ssl_bench.data import Split
-from ssl_bench.data.images import in_memory, opened, square_CSS, to_rgb, upright_size
+from ssl_bench.data.images import (
+    header,
+    in_memory,
+    naming,
+    square_CSS,
+    to_rgb,
+    upright_size,
+)
 from ssl_bench.data.listing import Picture
-from ssl_bench.data.stream import IMAGES_IN_PART, Job, StreamedSplit, ahead
+from ssl_bench.data.stream import Job, StreamedSplit, ahead
 from ssl_bench.draws import Draws
 
 
@@ -58,7 +66,8 @@ def views(
                 tuple(augment(images_BCSS, *recipe) for recipe in _scopes(recipes, draws)),
             )
         return
-    jobs = (_job(split, recipes, draws, device.type == "cuda") for draws in steps)
+    spare: list[list[Tensor]] = []
+    jobs = (_job(split, recipes, draws, spare, device.type == "cuda") for draws in steps)
     for draws, pixels in ahead(jobs, split.workers):
         draws = draws.to(device)
         yield (
@@ -68,6 +77,8 @@ def views(
                 for view, recipe in zip(pixels, _scopes(recipes, draws), strict=True)
             ),
         )
+        if device.type == "cpu":
+            spare.append(pixels)
 
 
 def _scopes(recipes: Sequence[Augmentation], draws: Draws) -> Iterator[tuple[Augmentation, Draws]]:
@@ -80,24 +91,33 @@ def _finished(pixels_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor
     """A view of what the threads left: mirrored crops, or stored squares."""
     if recipe.crop_scale is None:
         return augment(pixels_BCHW, recipe, draws)
-    planes_BCHW = pixels_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
-    return recolour(planes_BCHW.div_(255), recipe, draws)
+    return recolour(image_ops.to_float(pixels_BCHW), recipe, draws)
 
 
 def _job(
-    split: StreamedSplit, recipes: Sequence[Augmentation], draws: Draws, pinned: bool
+    split: StreamedSplit,
+    recipes: Sequence[Augmentation],
+    draws: Draws,
+    spare: list[list[Tensor]],
+    pinned: bool,
 ) -> Job[tuple[Draws, list[Tensor]]]:
-    """What `_finished` takes for each view, uint8, and the functions that fill it in."""
-    pixels = []
-    for recipe in recipes:
+    """What `_finished` takes for each view, uint8, and the functions that fill it in.
+
+    Args:
+        spare: tensors of earlier steps to use again: memory that is new to a process is slow.
+        pinned: let a CUDA device copy while the host goes on; torch keeps such memory itself.
+    """
+    pixels: list[Tensor] = []
+    while spare and not pixels:
+        pixels = [view for view in spare.pop() if len(view) == len(draws.samples_B)]
+    for recipe in recipes if not pixels else ():
         side = split.side if recipe.crop_scale is None else recipe.size
-        # Pixel by pixel, as decoders have it and as torch resizes fastest.
-        shape_BSSC = (len(draws.samples_B), side, side, split.channels)
-        pixels_BSSC = torch.empty(shape_BSSC, dtype=torch.uint8, pin_memory=pinned)
-        pixels.append(pixels_BSSC.permute(0, 3, 1, 2))
+        shape_BCSS = (len(draws.samples_B), split.channels, side, side)
+        pixels.append(torch.empty(shape_BCSS, dtype=torch.uint8, pin_memory=pinned))
     parts = []
-    for start in range(0, len(draws.samples_B), IMAGES_IN_PART):
-        rows = slice(start, start + IMAGES_IN_PART)
+    part = split.part_of(len(draws.samples_B))
+    for start in range(0, len(draws.samples_B), part):
+        rows = slice(start, start + part)
         own = draws.rows(rows)
         parts.append(partial(_fill, split, recipes, own, [view[rows] for view in pixels]))
     return (draws, pixels), parts
@@ -119,15 +139,15 @@ def _fill(
 ) -> None:
     """Write the crops, or the squares, of some samples."""
     pictures = [in_memory(split.picture(index)) for index in draws.samples_B.tolist()]
-    sizes_P2 = torch.tensor([_size(picture) for picture in pictures])
+    images = [_header(picture) for picture in pictures]
+    sizes_P2 = torch.tensor([upright_size(image) for image in images])
     crops = _crops(recipes, draws, sizes_P2)
-    for row, (picture, size) in enumerate(zip(pictures, sizes_P2.tolist(), strict=True)):
-        own = crops[row]
-        with opened(picture) as image:
+    for row, (picture, image) in enumerate(zip(pictures, images, strict=True)):
+        size, own = tuple(sizes_P2[row].tolist()), crops[row]
+        with naming(picture):
             is_reduced = _reduce(image, size, own, recipes, split.side)
             upright = to_rgb(image)
-            if not is_reduced and upright.size != tuple(size):
-                # Some files tell only after the pixels that the image is to be turned.
+            if not is_reduced and upright.size != size:
                 size = upright.size
                 [own] = _crops(recipes, draws.rows(slice(row, row + 1)), torch.tensor([size]))
             for view_PCSS, recipe, crop in zip(pixels, recipes, own, strict=True):
@@ -139,9 +159,9 @@ def _fill(
                 )
 
 
-def _size(picture: Picture) -> tuple[int, int]:
-    with opened(picture) as image:
-        return upright_size(image)
+def _header(picture: Picture) -> Image.Image:
+    with naming(picture):
+        return header(picture)
 
 
 def _crops(

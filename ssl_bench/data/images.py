@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from ssl_bench.data.listing import Picture
 from ssl_bench.errors import UserError
@@ -42,9 +43,16 @@ def opened(picture: Picture) -> Iterator[Image.Image]:
         if isinstance(picture.encoded, Image.Image):
             yield picture.encoded
             return
-        encoded = picture.encoded
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        with header(picture) as image:
             yield image
+
+
+def header(picture: Picture) -> Image.Image:
+    """The picture with its header read, to be closed where it is a file."""
+    encoded = picture.encoded
+    if isinstance(encoded, Image.Image):
+        return encoded
+    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
 
 
 @contextmanager
@@ -68,10 +76,12 @@ def in_memory(picture: Picture) -> Picture:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image once it is upright, as far as its header tells."""
+    """Width and height of an opened image once it is upright, as far as its header tells.
+
+    Other formats than JPEG may tell after the pixels that the image is to be turned.
+    """
     width, height = image.size
-    # PNG's own reading of EXIF data decodes the image, to see whether some follow.
-    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5
+    turned = isinstance(image, JpegImageFile) and image.getexif().get(_ORIENTATION, 1) >= 5
     return (height, width) if turned else (width, height)
 
 
