@@ -113,11 +113,20 @@ def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
             images_BCHW, boxes_B4, flip_B, recipe.size, recipe.interpolation
         )
 
-    return _distorted(views, recipe, draws)
+    return recolour(views, recipe, draws)
 
 
-def _distorted(views: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
-    """The recipe's steps after the crop; ``views`` may be overwritten."""
+def recolour(views: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
+    """What `augment` does once images are cropped and mirrored.
+
+    Args:
+        views: float32 ``(B, C, size, size)`` in [0, 1]; may be overwritten.
+        recipe: what to do.
+        draws: one row per image, on the images' device.
+
+    Returns:
+        float32 ``(B, C, size, size)`` in [0, 1], not normalised.
+    """
     probabilities = {
         "jitter": recipe.jitter_probability if any(recipe.jitter) else 0.0,
         "grayscale": recipe.grayscale,
