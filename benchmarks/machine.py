@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -44,13 +45,22 @@ def count(step: Callable[[], Any]) -> tuple[int, Mapping[Product, int]]:
     return counter.get_total_flops(), products.seen
 
 
-def product_rate(products: Mapping[Product, int], device: torch.device) -> float:
-    """GFLOP/s of those products, each as often as it was seen and at the best of its times."""
-    flop = seconds = 0.0
-    for (first, second), times in products.items():
-        a, b = (_random(operand, device) for operand in (first, second))
-        flop += times * 2 * a.numel() * b.shape[-1]
-        seconds += times * _seconds(partial(torch.matmul, a, b), device)
+def product_rate(products: Mapping[Product, int], device: torch.device, sweeps: int = 5) -> float:
+    """GFLOP/s of those products, each as often as it was seen and at the best of its times.
+
+    All are timed in one sweep after another: what disturbs a moment does not slow one product in
+    all of its tries.
+    """
+    best = dict.fromkeys(products, float("inf"))
+    for _ in range(sweeps):
+        for product in products:
+            a, b = (_random(operand, device) for operand in product)
+            best[product] = min(best[product], _seconds(partial(torch.matmul, a, b), device, 2))
+    flop = sum(
+        times * 2 * math.prod(first[0]) * second[0][-1]
+        for (first, second), times in products.items()
+    )
+    seconds = sum(times * best[product] for product, times in products.items())
     return 1e-9 * flop / seconds if seconds else 0.0
 
 

@@ -69,10 +69,18 @@ def _training(subjects: Mapping[str, Measured], path: Path) -> list[str]:
                 f"{spread(rounds, 'peak_mib').median:,.0f}",
                 _first_steps(rounds, CONTESTANTS[contestant].compile),
                 f"{reached:,.0f}" if reached else "-",
-                f"{reached / work['product_gflops_per_second']:.0%}" if reached and work else "-",
+                _share(reached, work),
             )
         lines += _table(heads, rows)
     return [*lines, ""]
+
+
+def _share(reached: float | None, work: Mapping[str, float] | None) -> str:
+    """Of the machine's rate; no step outruns its own products: above 1 it was measured badly."""
+    if not reached or not work or not work["product_gflops_per_second"]:
+        return "-"
+    share = reached / work["product_gflops_per_second"]
+    return f"{share:.0%}" if share <= 1 else "not measured: the machine was disturbed"
 
 
 def _first_steps(rounds: Sequence[Round], compiles: bool) -> str:
