@@ -73,6 +73,8 @@ def growth(subjects: Mapping[str, Measured], path: Path) -> Path:
             for panel in panels[:, column]:
                 panel.set_yscale("log")
                 panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter("{x:g}")
+                panel.tick_params(axis="y", which="minor", labelsize="x-small")
                 panel.grid(axis="y", alpha=0.4)
         panels[0, 0].set(ylabel="ms an image")
         panels[1, 0].set(ylabel="peak GiB")

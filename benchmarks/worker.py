@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -13,7 +14,10 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     order = json.loads(sys.argv[1])
     module, _, function = order["function"].partition(":")
-    found = getattr(importlib.import_module(module), function)(**order["arguments"])
+    arguments = order["arguments"]
+    if arguments.get("folder"):
+        arguments["folder"] = Path(arguments["folder"])
+    found = getattr(importlib.import_module(module), function)(**arguments)
     print(json.dumps(found), flush=True)
     os._exit(0)  # a DataLoader's workers need no farewell
 
