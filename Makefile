@@ -10,8 +10,10 @@ demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 test: $(VENV)/installed-test  ## run the whole test suite
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/installed  ## measure speed and memory beside other people's code
-	$(BIN)/python -m benchmarks
+PARTS ?=
+
+bench: $(VENV)/installed  ## measure speed and memory beside other people's code; PARTS=all for everything
+	$(BIN)/python -m benchmarks $(PARTS)
 
 lint: $(VENV)/installed-lint  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

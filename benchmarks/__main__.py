@@ -1,103 +1,277 @@
-"""``python -m benchmarks``: every contestant on every case, in turn, over several rounds."""
+"""``python -m benchmarks``: ours and the others on the same work, in turn, over several rounds."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES
+from benchmarks import results, rounds
+from benchmarks.cases import AUGMENTED, CASES, GROWTH, Case
+from ssl_bench.errors import UserError, unknown
 
-_PEERS = ["plain", "plain-bf16", "plain-bf16-unfused", "lightly", "lightly-bf16"]
-_CONTESTANTS = ["ours-fp32", "ours", *_PEERS]
+_STARTING, _COMPILING = 7.0, 60.0
+"""Seconds until a contestant is under way, and until it has compiled."""
+_GROWING = ("ours", "plain-bf16-unfused")
 
 
-def main() -> None:
-    """Check that all compute the same, measure, write a report."""
+@dataclass(frozen=True)
+class _Words:
+    """What the user asked for; None is what a part does by itself."""
+
+    rounds: int | None
+    seconds: float | None
+    cases: Sequence[str] | None
+    contestants: Sequence[str] | None
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Rounds to run: one subject of one part."""
+
+    part: str
+    subject: str
+    names: Sequence[str]
+    rounds: int
+    measure: Callable[[str], dict[str, float]]
+    seconds: float
+    expected_seconds: float
+    case: Case | None = None
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure the parts that are asked for, and write the report; returns the exit code."""
+    asked = _parser().parse_args(words)
+    try:
+        _run(asked.parts, asked)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--cases", default="mae-ti4-32,mocov3-ti4-32", help=", ".join(CASES))
-    parser.add_argument("--contestants", default=",".join(_CONTESTANTS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of measuring, in each round")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART",
+        help=f"{', '.join(_PARTS)}, or all; by default training and augment, on a GPU training",
+    )  # fmt: skip
+    parser.add_argument("--cases", type=_names, help=f"of training: {', '.join(CASES)}")
+    parser.add_argument("--contestants", type=_names, help="of training: see the report")
+    parser.add_argument("--rounds", type=int, help="of each contestant")
+    parser.add_argument("--seconds", type=float, help="of measuring, in each round")
+    parser.add_argument("--folder", type=Path, help="of pictures, for loading")
     parser.add_argument("--output", type=Path, default=Path("results/speed"))
-    words = parser.parse_args()
-    cases, names = words.cases.split(","), words.contestants.split(",")
-    unknown = [name for name in cases if name not in CASES]
-    unknown += [name for name in names if name not in _CONTESTANTS]
-    if unknown or words.rounds < 1:
-        parser.error(f"unknown: {', '.join(unknown) or f'{words.rounds} rounds'}")
+    return parser
+
+
+def _names(words: str) -> list[str]:
+    return words.split(",")
+
+
+def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
+    for part in parts:
+        if part not in (*_PARTS, "all"):
+            raise unknown("part", part, [*_PARTS, "all"])
+    for case in asked.cases or ():
+        if case not in CASES:
+            raise unknown("case", case, CASES)
+    for name, value in (("rounds", asked.rounds), ("seconds", asked.seconds)):
+        if value is not None and value <= 0:
+            raise UserError(f"{name} must be above 0, not {value}")
 
     import torch
 
-    from benchmarks import gate
+    from benchmarks.contestants import CONTESTANTS
     from ssl_bench.hardware import choose
 
+    for name in asked.contestants or ():
+        if name not in CONTESTANTS:
+            raise unknown("contestant", name, CONTESTANTS)
     hardware = choose()
-    rate = matrix_rate(hardware.device)
-    measured: dict[str, dict[str, list[dict[str, float]]]] = {}
-    losses = {case: gate.losses(CASES[case], names, hardware.device) for case in cases}
-    for case, found in losses.items():
-        print(f"{case}: same weights, same noise: losses {min(found.values()):.5f} to "
-              f"{max(found.values()):.5f}")  # fmt: skip
-        measured[case] = {name: [] for name in names}
-        for number in range(words.rounds):
-            for name in names:
-                result = run(case, name, words.seconds)
-                measured[case][name].append(result)
-                print(f"  round {number + 1} {name:<20} {result['images_per_second']:9,.1f} img/s")
+    on_gpu = hardware.device.type == "cuda"
+    default = ["training"] if on_gpu else ["training", "augment"]
+    chosen = list(_PARTS) if "all" in parts else [*dict.fromkeys(parts or default)]
+    words = _Words(asked.rounds, asked.seconds, asked.cases, asked.contestants, asked.folder)
+    jobs = [job for part in chosen for job in _PARTS[part](words, hardware.device)]
+    minutes = sum(job.expected_seconds for job in jobs) / 60
+    print(f"{', '.join(chosen)} on {hardware.name}: about {minutes:.0f} minutes", flush=True)
 
-    from benchmarks import report
+    path = results.path_of(asked.output, hardware.name)
+    found = results.load(path)
+    from benchmarks import machine, report
 
-    about = {
-        "device": hardware.name,
-        "matrix products, bf16 or fp32, GFLOP/s": rate,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "rounds": words.rounds,
-        "seconds of each round": words.seconds,
+    rate = machine.matrix_rate(hardware.device)
+    for job in jobs:
+        print(f"{job.part}: {job.subject}", flush=True)
+        if job.case:
+            _gate(job, hardware.device)
+        counts = job.part == "training"
+        before = _work(job) if counts else {}
+        measured = rounds.in_turn(job.names, job.rounds, job.measure)
+        # The machine's limit is the better of two: one alone may have been disturbed.
+        work = _better(before, _work(job)) if counts else {}
+        about = results.about(
+            rounds=job.rounds,
+            seconds=job.seconds,
+            **{f"{name} matrix products, GFLOP/s": value for name, value in rate.items()},
+        )
+        if torch.cuda.is_available():
+            about["cuda"] = torch.version.cuda
+        found.setdefault(job.part, {})[job.subject] = results.Measured(about, measured, work)
+        results.save(path, hardware.name, found)
+    print(f"report: {report.write(path)}")
+
+
+def _gate(job: _Job, device: Any) -> None:
+    from benchmarks import gate
+
+    assert job.case
+    try:
+        found = gate.losses(job.case, job.names, device)
+    except gate.Differs as error:
+        raise UserError(f"{job.subject}: {error}; no time counts") from error
+    losses = ", ".join(f"{loss:.5f}" for loss in sorted({*found.values()}))
+    print(f"  same weights, same noise: losses {losses}", flush=True)
+
+
+def _work(job: _Job) -> dict[str, dict[str, float]]:
+    """Of each contestant's step; who runs the same code in the same precision shares it."""
+    from benchmarks.contestants import CONTESTANTS
+
+    assert job.case
+    known: dict[Any, dict[str, float]] = {}
+    work = {}
+    for name in job.names:
+        contestant = CONTESTANTS[name]
+        same = (contestant.build, contestant.precision)
+        if same not in known:
+            try:
+                known[same] = rounds.in_process(
+                    "benchmarks.training:work", case=asdict(job.case), contestant=name
+                )
+            except rounds.Failed as error:
+                print(f"  the work of {name} is not known: {error}", flush=True)
+                continue
+        work[name] = known[same]
+    return work
+
+
+def _better(
+    before: Mapping[str, dict[str, float]], after: Mapping[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """The work as counted, each figure the higher one; rates are the only ones that differ."""
+    return {
+        name: {key: max(value, after.get(name, work)[key]) for key, value in work.items()}
+        for name, work in before.items()
     }
-    print(f"report: {report.write(measured, about, words.output)}")
 
 
-def run(case: str, contestant: str, seconds: float) -> dict[str, float]:
-    """One round of one contestant, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.worker", case, contestant, str(seconds)],
-        capture_output=True,
-        text=True,
-        check=False,
+def _present(names: Sequence[str], device: Any) -> list[str]:
+    """Those that can run here; of the others, one line each."""
+    from benchmarks.contestants import CONTESTANTS
+
+    obstacles = {name: CONTESTANTS[name].obstacle(device) for name in names}
+    for name, obstacle in obstacles.items():
+        if obstacle:
+            print(f"without {name}: {obstacle}", flush=True)
+    return [name for name, obstacle in obstacles.items() if not obstacle]
+
+
+def _training(words: _Words, device: Any) -> list[_Job]:
+    from benchmarks.contestants import ON_CPU, ON_GPU
+
+    on_gpu = device.type == "cuda"
+    cases = words.cases or (
+        ["gpu-mae-b16-224", "gpu-mae-l16-224", "gpu-mocov3-b16-224"]
+        if on_gpu
+        else ["mae-ti4-32", "mocov3-ti4-32"]
     )
-    if done.returncode:
-        raise SystemExit(f"{contestant} on {case} failed: {done.stderr.strip()[-500:]}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    names = _present(words.contestants or (ON_GPU if on_gpu else ON_CPU), device)
+    count, seconds = words.rounds or 2, words.seconds or (4.0 if on_gpu else 5.0)
+    return [_trained("training", case, CASES[case], names, count, seconds) for case in cases]
 
 
-def matrix_rate(device: Any) -> dict[str, float]:
-    """Rate of large matrix products in GFLOP/s by precision, the best of five."""
+def _growth(words: _Words, device: Any) -> list[_Job]:
+    names = _present(words.contestants or _GROWING, device)
+    count, seconds = words.rounds or 1, words.seconds or 3.0
+    distinct = {case.name: case for series in GROWTH.values() for case in series.values()}
+    return [
+        _trained("growth", name, case, names, count, seconds) for name, case in distinct.items()
+    ]
+
+
+def _trained(
+    part: str, subject: str, case: Case, names: Sequence[str], count: int, seconds: float
+) -> _Job:
     import time
 
-    import torch
+    from benchmarks.contestants import CONTESTANTS
 
-    rates = {}
-    size = 8192 if device.type == "cuda" else 2048
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(size, size, device=device, dtype=dtype)
-        durations = []
-        for _ in range(6):
-            before = time.perf_counter()
-            a @ a
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            durations.append(time.perf_counter() - before)
-        rates[str(dtype).removeprefix("torch.")] = round(2e-9 * size**3 / min(durations[1:]), 1)
-    return rates
+    def measure(name: str) -> dict[str, float]:
+        return rounds.in_process(
+            "benchmarks.training:measure",
+            case=asdict(case), contestant=name, seconds=seconds, started=time.time(),
+        )  # fmt: skip
+
+    compiling = sum(CONTESTANTS[name].compile for name in names) * _COMPILING
+    counting = 12 * _STARTING if part == "training" else 0
+    expected = count * len(names) * (_STARTING + seconds) + compiling + counting + len(names)
+    return _Job(part, subject, names, count, measure, seconds, expected, case)
+
+
+def _augment(words: _Words, device: Any) -> list[_Job]:
+    from benchmarks import augmenting
+
+    count, seconds = words.rounds or 3, words.seconds or 4.0
+
+    def job(case: str) -> _Job:
+        def measure(name: str) -> dict[str, float]:
+            return rounds.in_process(
+                "benchmarks.augmenting:measure", name=name, seconds=seconds, case=case
+            )
+
+        expected = count * len(augmenting.NAMES) * (_STARTING + seconds)
+        return _Job("augment", case, list(augmenting.NAMES), count, measure, seconds, expected)
+
+    return [job(case) for case in AUGMENTED]
+
+
+def _elsewhere(part: str, **more: Any) -> list[_Job]:
+    """A part whose module has ``NAMES`` and ``measure(name, seconds)``."""
+    import importlib
+
+    words: _Words = more.pop("words")
+    module = importlib.import_module(f"benchmarks.{part}")
+    count, seconds = words.rounds or 3, words.seconds or 5.0
+
+    def measure(name: str) -> dict[str, float]:
+        return rounds.in_process(f"benchmarks.{part}:measure", name=name, seconds=seconds, **more)
+
+    expected = count * len(module.NAMES) * (_STARTING + seconds)
+    return [_Job(part, part, list(module.NAMES), count, measure, seconds, expected)]
+
+
+def _loading(words: _Words, device: Any) -> list[_Job]:
+    return _elsewhere("loading", words=words, folder=words.folder and str(words.folder))
+
+
+def _evaluations(words: _Words, device: Any) -> list[_Job]:
+    return _elsewhere("evaluations", words=words)
+
+
+_PARTS: Mapping[str, Callable[[_Words, Any], list[_Job]]] = {
+    "training": _training,
+    "growth": _growth,
+    "augment": _augment,
+    "loading": _loading,
+    "evaluations": _evaluations,
+}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,78 @@ class Case:
     projector: tuple[int, int] = (1024, 256)
     mask_ratio: float = 0.75
 
+    @property
+    def patches(self) -> int:
+        """In an image."""
+        return (self.image_size // self.patch_size) ** 2
 
-CASES: Mapping[str, Case] = {
+    def words(self) -> str:
+        """What it is, for a reader."""
+        own = f"mask ratio {self.mask_ratio:g}" if self.method == "mae" else "two views"
+        return (
+            f"{self.method}, encoder {self.width} x {self.depth}, {self.image_size} px in patches "
+            f"of {self.patch_size}, batch {self.batch_size}, {own}"
+        )
+
+    @property
+    def name(self) -> str:
+        """All of it in one word."""
+        return "-".join(
+            str(value) for value in (
+                self.method, f"{self.width}x{self.depth}x{self.heads}",
+                f"{self.image_size}px{self.patch_size}", f"b{self.batch_size}",
+                *self.decoder, *self.projector, self.mask_ratio,
+            )
+        )  # fmt: skip
+
+
+CPU_CASES: Mapping[str, Case] = {
     "mae-ti4-32": Case("mae", 192, 12, 3, 32, 4, 256),
     "mae-s8-96": Case("mae", 384, 12, 6, 96, 8, 64, decoder=(192, 4, 4)),
     "mae-b16-224": Case("mae", 768, 12, 12, 224, 16, 16, decoder=(512, 8, 16)),
     "mocov3-ti4-32": Case("mocov3", 192, 12, 3, 32, 4, 128),
     "mocov3-s8-96": Case("mocov3", 384, 12, 6, 96, 8, 32),
 }
+GPU_CASES: Mapping[str, Case] = {
+    "gpu-mae-ti4-32": Case("mae", 192, 12, 3, 32, 4, 2048),
+    "gpu-mae-b16-224": Case("mae", 768, 12, 12, 224, 16, 512, decoder=(512, 8, 16)),
+    "gpu-mae-l16-224": Case("mae", 1024, 24, 16, 224, 16, 256, decoder=(512, 8, 16)),
+    "gpu-mocov3-b16-224": Case("mocov3", 768, 12, 12, 224, 16, 128, projector=(4096, 256)),
+}
+CASES: Mapping[str, Case] = {**CPU_CASES, **GPU_CASES}
+
+
+def _growth() -> dict[str, dict[str, Case]]:
+    mae = Case("mae", 192, 12, 3, 32, 4, 128)
+    mocov3 = Case("mocov3", 192, 12, 3, 32, 4, 64)
+    sizes, sides = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12)}, (32, 64, 96, 128)
+
+    def batches(base: Case, counts: tuple[int, ...]) -> dict[str, Case]:
+        return {str(count): replace(base, batch_size=count) for count in counts}
+
+    def images(base: Case) -> dict[str, Case]:
+        return {str(side): replace(base, image_size=side, patch_size=side // 8) for side in sides}
+
+    return {
+        "MAE, batch size": batches(mae, (32, 64, 128, 256, 512)),
+        "MAE, image size, 64 patches": images(mae),
+        "MAE, model size": {
+            name: replace(mae, width=width, heads=heads) for name, (width, heads) in sizes.items()
+        },
+        "MAE, mask ratio": {
+            str(ratio): replace(mae, mask_ratio=ratio) for ratio in (0.25, 0.5, 0.75, 0.9)
+        },
+        "MoCo v3, batch size": batches(mocov3, (32, 64, 128, 256)),
+        "MoCo v3, image size, 64 patches": images(mocov3),
+    }
+
+
+GROWTH: Mapping[str, Mapping[str, Case]] = _growth()
+"""How cost grows: what grows, then the case at each of its values."""
+AUGMENTED: Mapping[str, Case] = {
+    "mae-32": Case("mae", 192, 12, 3, 32, 4, 256),
+    "mocov3-32": Case("mocov3", 192, 12, 3, 32, 4, 256),
+    "mae-224": Case("mae", 768, 12, 12, 224, 16, 64),
+    "mocov3-224": Case("mocov3", 768, 12, 12, 224, 16, 64),
+}
+"""Whose views are made without a training."""

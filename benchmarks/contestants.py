@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,13 +20,15 @@ from benchmarks.cases import Case
 
 _IMAGES = 2048
 Step = Callable[[], Tensor]
+Batches = Iterator[tuple[tuple[Tensor, ...], Tensor]]
+"""Endless views ``(B, 3, H, W)`` and mask noise ``(B, L)``."""
 
 
 class Model(nn.Module):
     """What a contestant trains.
 
     Attributes:
-        method: the networks, under the names of `plain` as far as they have them.
+        method: the networks.
     """
 
     method: Any
@@ -31,8 +37,33 @@ class Model(nn.Module):
         """The scalar to minimise, of views ``(B, 3, H, W)`` and mask noise ``(B, L)``."""
         raise NotImplementedError
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW as it comes."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05)
+
     def update(self) -> None:
         """What comes after an optimiser step."""
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights, named as in `plain`; what they do not have keeps its value.
+
+        Raises:
+            ValueError: a weight has another shape.
+        """
+        renamed: dict[str, Tensor] = {}
+        for name, own in self.state_dict().items():
+            value = weights.get(self.plain_name(name), own)
+            if value.shape != own.shape:
+                raise ValueError(
+                    f"{name!r} has the shape {tuple(own.shape)}, not {tuple(value.shape)}"
+                )
+            renamed[name] = value
+        self.load_state_dict(renamed)
+
+    def plain_name(self, name: str) -> str:
+        """What `plain` calls a weight."""
+        return name.removeprefix("method.")
 
 
 @dataclass(frozen=True)
@@ -41,17 +72,48 @@ class Contestant:
 
     Attributes:
         title: for the table.
-        precision: "fp32" or "bf16" autocast.
-        fused: whether attention is torch's fused one.
+        precision: "fp32", or "bf16" or "fp16" under autocast, the last one with a scaled loss.
+        fused: whether attention is torch's fused one; None is what this project does there.
         build: from a case to a model.
-        batches: from a case to an endless source of views, loading and augmentation included.
+        batches: from a case to its `Batches`, loading and augmentation included.
+        compile: whether ``torch.compile`` is given the loss.
+        needs: packages that it cannot do without.
+        reference: of what it computes, where that is not what ours computes; from a case.
     """
 
     title: str
     precision: str
-    fused: bool
+    fused: bool | None
     build: Callable[[Case], Model]
-    batches: Callable[[Case, torch.device], Iterator[tuple[Tensor, ...]]]
+    batches: Callable[[Case, torch.device], Batches]
+    compile: bool = False
+    needs: tuple[str, ...] = ()
+    reference: Callable[[Case], Model] | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this project's own."""
+        return issubclass(self.build, _Ours) if isinstance(self.build, type) else False
+
+    def obstacle(self, device: torch.device) -> str | None:
+        """Why it cannot run here, if it cannot."""
+        for package in self.needs:
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed"
+        if self.precision == "fp16" and device.type == "cpu":
+            return "fp16 is for GPUs"
+        if self.compile:
+            compilers = ("g++", "clang++", "c++")
+            if device.type == "cpu" and not any(map(shutil.which, compilers)):
+                return "there is no C++ compiler"
+            if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+                return "triton is not installed"
+        return None
+
+
+def device() -> torch.device:
+    """The GPU, if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def stored_images(case: Case) -> Tensor:
@@ -62,23 +124,33 @@ def stored_images(case: Case) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
+def settle(contestant: Contestant, device: torch.device) -> None:
+    """Make the global settings of torch and timm that the contestant would."""
+    if contestant.is_ours:
+        from ssl_bench import hardware
+
+        hardware.choose()
+    fused = device.type != "cpu" if contestant.fused is None else contestant.fused
+    timm.layers.set_fused_attn(fused)
+
+
 def step_of(contestant: Contestant, case: Case, device: torch.device) -> Step:
-    """A function that loads, augments, and trains on, one batch."""
-    timm.layers.set_fused_attn(contestant.fused)
+    """A function that loads, augments, and trains on, one batch, and returns the loss."""
+    settle(contestant, device)
     torch.manual_seed(0)
     model = contestant.build(case).to(device).train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05, fused=is_ours(contestant))
+    optimizer = model.optimizer()
+    scaler = torch.amp.GradScaler(device.type, enabled=contestant.precision == "fp16")
+    loss_of = loss_function(contestant, model)
     batches = contestant.batches(case, device)
-    patches = (case.image_size // case.patch_size) ** 2
 
     def step() -> Tensor:
-        views = next(batches)
-        noise = torch.rand(len(views[0]), patches, device=device)
+        views, noise = next(batches)
         with autocast(contestant, device):
-            loss = model.loss(views, noise)
-        loss.backward()
-        optimizer.step()
+            loss = loss_of(views, noise)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         model.update()
         return loss.detach()
@@ -86,20 +158,31 @@ def step_of(contestant: Contestant, case: Case, device: torch.device) -> Step:
     return step
 
 
+def loss_function(contestant: Contestant, model: Model) -> Callable[..., Tensor]:
+    """The model's loss, compiled if the contestant does that."""
+    return torch.compile(model.loss) if contestant.compile else model.loss
+
+
 def autocast(contestant: Contestant, device: torch.device) -> Any:
     """Mixed precision, if the contestant has it."""
     if contestant.precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    dtype = torch.float16 if contestant.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype)
 
 
-def is_ours(contestant: Contestant) -> bool:
-    """Whether it is this project's own."""
-    return contestant.title.startswith("ssl-bench")
+class _Given:
+    """Mask noise instead of draws."""
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
+    def uniform(self, purpose: str, count: int) -> Tensor:
+        return self.noise
 
 
 class _Ours(Model):
-    """This project's method, with the weights' names of `plain`."""
+    """This project's method and optimiser."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -126,19 +209,21 @@ class _Ours(Model):
             }
         code = plugin.load()
         self.method = pretrain.build_method(code.Pretraining, code.Config(**settings), spec, 10, 0)
-        self.is_mae = case.method == "mae"
 
     def loss(self, views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
-        if self.is_mae:
-            return self.method.reconstruction_loss(views[0], noise)
         from ssl_bench.contract import Batch
-        from ssl_bench.draws import Draws
 
-        index = torch.arange(len(views[0]), device=views[0].device)
-        return self.method.loss(Batch(views, index, Draws(0, 0, index)))
+        draws: Any = _Given(noise)
+        index = torch.arange(len(noise), device=noise.device)
+        return self.method.loss(Batch(views, index, draws))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        from ssl_bench import optim
+
+        return optim.of_method(self.method, self.method.config)
 
     def update(self) -> None:
-        self.method.after_step(0.0)
+        self.method.after_step(0.5)
 
 
 class _Plain(Model):
@@ -167,8 +252,25 @@ class _Lightly(_Plain):
         self.is_mae = case.method == "mae"
         self.method = with_lightly.MAE(case) if self.is_mae else with_lightly.MoCoV3(case)
 
+    def plain_name(self, name: str) -> str:
+        name = re.sub(r"^encoder\.vit\.", "encoder.", super().plain_name(name))
+        name = re.sub(r"^decoder\.", "", name)
+        return re.sub(r"(projector|predictor)\.layers\.", r"\1.", name)
 
-def _in_memory(case: Case, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+
+def _stable_pretraining(case: Case) -> Model:
+    from benchmarks import with_stable_pretraining
+
+    return with_stable_pretraining.build(case)
+
+
+def _stable_pretraining_reference(case: Case) -> Model:
+    from benchmarks import with_stable_pretraining
+
+    return with_stable_pretraining.reference(case)
+
+
+def in_memory(case: Case, device: torch.device) -> Batches:
     """This project's batches: views made by the batch, where the images are."""
     from ssl_bench import pretrain
     from ssl_bench.data import Split
@@ -186,8 +288,17 @@ def _in_memory(case: Case, device: torch.device) -> Iterator[tuple[Tensor, ...]]
         order = torch.randperm(len(images))
         for index_B in order.split(case.batch_size):
             if len(index_B) == case.batch_size:
-                yield pretrain.make_batch(method, split, spec, 0, step, index_B).views
+                batch = pretrain.make_batch(method, split, spec, 0, step, index_B)
+                yield batch.views, batch.draws.uniform("mask", case.patches)
                 step += 1
+
+
+def one_batch(case: Case, device: torch.device) -> Batches:
+    """The same views again and again: a data path that costs nothing."""
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
+    views = tuple(torch.randn(shape, device=device) for _ in range(2))
+    while True:
+        yield views, torch.rand(case.batch_size, case.patches, device=device)
 
 
 class _Pictures(torch.utils.data.Dataset):
@@ -206,19 +317,24 @@ class _Pictures(torch.utils.data.Dataset):
         return tuple(views) if isinstance(views, list | tuple) else (views,)
 
 
-def _loaded(transform_of: Callable[[Case], Any]) -> Any:
-    def batches(case: Case, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def loaded(transform_of: Callable[[Case], Any]) -> Callable[[Case, torch.device], Batches]:
+    """Batches as users load them: pictures transformed one by one in worker processes."""
+
+    def batches(case: Case, device: torch.device) -> Batches:
+        on_gpu = device.type == "cuda"
         loader = torch.utils.data.DataLoader(
             _Pictures(case, transform_of(case)),
             batch_size=case.batch_size,
             shuffle=True,
             drop_last=True,
-            num_workers=2,
+            num_workers=(os.cpu_count() or 2) if on_gpu else 2,
             persistent_workers=True,
+            pin_memory=on_gpu,
         )
         while True:
             for views in loader:
-                yield tuple(view.to(device) for view in views)
+                noise = torch.rand(case.batch_size, case.patches, device=device)
+                yield tuple(view.to(device, non_blocking=True) for view in views), noise
 
     return batches
 
@@ -229,22 +345,66 @@ def _lightly_transform(case: Case) -> Any:
     return with_lightly.transform(case)
 
 
+def _stable_pretraining_transform(case: Case) -> Any:
+    from benchmarks import with_stable_pretraining
+
+    return with_stable_pretraining.transform(case)
+
+
+def _ours(title: str, precision: str, compile: bool = False) -> Contestant:
+    return Contestant(f"ssl-bench, {title}", precision, None, _Ours, in_memory, compile)
+
+
+def _plain(
+    title: str, precision: str, fused: bool = True, compile: bool = False, load: bool = True
+) -> Contestant:
+    batches = loaded(plain.transforms) if load else one_batch
+    needs = ("torchvision",) if load else ()
+    return Contestant(f"plain PyTorch, {title}", precision, fused, _Plain, batches, compile, needs)
+
+
+def _lightly(precision: str) -> Contestant:
+    batches, needs = loaded(_lightly_transform), ("lightly",)
+    title = f"lightly, {precision}"
+    return Contestant(title, precision, True, _Lightly, batches, needs=needs)
+
+
+def _stable(precision: str) -> Contestant:
+    return Contestant(
+        f"stable-pretraining, {precision}",
+        precision,
+        True,
+        _stable_pretraining,
+        loaded(_stable_pretraining_transform),
+        needs=("stable_pretraining",),
+        reference=_stable_pretraining_reference,
+    )
+
+
 CONTESTANTS: Mapping[str, Contestant] = {
-    "ours": Contestant("ssl-bench, bf16", "bf16", False, _Ours, _in_memory),
-    "ours-fp32": Contestant("ssl-bench, fp32", "fp32", False, _Ours, _in_memory),
-    "plain": Contestant("plain PyTorch, fp32", "fp32", True, _Plain, _loaded(plain.transforms)),
-    "plain-bf16": Contestant(
-        "plain PyTorch, bf16", "bf16", True, _Plain, _loaded(plain.transforms)
+    "ours": _ours("bf16", "bf16"),
+    "ours-fp32": _ours("fp32", "fp32"),
+    "ours-compiled": _ours("bf16, compiled", "bf16", compile=True),
+    "plain": _plain("fp32", "fp32"),
+    "plain-bf16": _plain("bf16", "bf16"),
+    "plain-bf16-unfused": _plain("bf16, attention not fused", "bf16", fused=False),
+    "plain-bf16-compiled": _plain(
+        "bf16, attention not fused, compiled", "bf16", fused=False, compile=True
     ),
-    "plain-bf16-unfused": Contestant(
-        "plain PyTorch, bf16, attention not fused",
-        "bf16",
-        False,
-        _Plain,
-        _loaded(plain.transforms),
+    "plain-fp16": _plain("fp16", "fp16"),
+    "plain-fp16-no-data": _plain("fp16, no loading", "fp16", load=False),
+    "plain-bf16-no-data": _plain("bf16, no loading", "bf16", load=False),
+    "plain-bf16-compiled-no-data": _plain(
+        "bf16, compiled, no loading", "bf16", compile=True, load=False
     ),
-    "lightly": Contestant("lightly, fp32", "fp32", True, _Lightly, _loaded(_lightly_transform)),
-    "lightly-bf16": Contestant(
-        "lightly, bf16", "bf16", True, _Lightly, _loaded(_lightly_transform)
-    ),
+    "lightly": _lightly("fp32"),
+    "lightly-bf16": _lightly("bf16"),
+    "stable-pretraining": _stable("fp32"),
+    "stable-pretraining-bf16": _stable("bf16"),
 }
+ON_CPU = (
+    "ours", "ours-fp32", "plain", "plain-bf16", "plain-bf16-unfused", "plain-bf16-compiled",
+    "lightly", "lightly-bf16", "stable-pretraining", "stable-pretraining-bf16",
+)  # fmt: skip
+ON_GPU = ("ours", "ours-compiled", "plain-fp16", "plain-fp16-no-data", "plain-bf16-no-data")
+"""Who runs if nobody is named."""

@@ -2,73 +2,117 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-import timm.layers
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.contestants import CONTESTANTS, autocast
+from benchmarks.contestants import (
+    CONTESTANTS,
+    Contestant,
+    Model,
+    autocast,
+    loss_function,
+    settle,
+)
 
-_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+_LOSS_WITHIN = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
+_GRADIENT_WITHIN = {"fp32": 2e-3, "bf16": 0.3, "fp16": 0.05}
+_WEIGHT = "encoder.blocks.0.mlp.fc1.weight"
+_IMAGES = 8
 
 
-def losses(case: Case, names: list[str], device: torch.device) -> dict[str, float]:
-    """Each contestant's loss of one small batch, all with the weights of ours.
+class Differs(Exception):
+    """A contestant computes something else."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    loss: float
+    gradient: Tensor
+
+    def differs_from(self, reference: _Found, precision: str) -> str | None:
+        if abs(self.loss - reference.loss) > _LOSS_WITHIN[precision] * abs(reference.loss):
+            return f"computes a loss of {self.loss:.6f}, not of {reference.loss:.6f}"
+        error = (self.gradient - reference.gradient).norm() / reference.gradient.norm()
+        if not error <= _GRADIENT_WITHIN[precision]:
+            return f"has a gradient that is off by {error:.1%}"
+        return None
+
+
+def losses(case: Case, names: Iterable[str], device: torch.device) -> dict[str, float]:
+    """Each contestant's loss of eight images, all with the weights of ours.
+
+    The gradient of a weight of the first block, through which all of the backward pass goes, has
+    to be the same too. Who compiles is given two blocks, as compiling more takes minutes.
 
     Raises:
-        ValueError: one computes another loss.
+        Differs: one computes another loss or gradient.
     """
-    small = replace(case, batch_size=8)
-    torch.manual_seed(0)
-    source = CONTESTANTS["ours-fp32"].build(small)
-    with torch.no_grad():
-        for parameter in source.parameters():
-            if parameter.ndim > 1:
-                parameter.add_(0.02 * torch.randn_like(parameter))
-    for slow, fast in (("momentum_encoder", "encoder"), ("momentum_projector", "projector")):
-        if hasattr(source.method, slow):
-            getattr(source.method, slow).load_state_dict(getattr(source.method, fast).state_dict())
-    views = tuple(torch.randn(8, 3, small.image_size, small.image_size) for _ in range(2))
-    noise = torch.rand(8, (small.image_size // small.patch_size) ** 2)
     found: dict[str, float] = {}
-    for name in dict.fromkeys(["ours-fp32", *names]):
+    references: dict[tuple[Callable[[Case], Model], int], _Found] = {}
+    for name in names:
         contestant = CONTESTANTS[name]
-        timm.layers.set_fused_attn(contestant.fused)
-        model = contestant.build(small)
-        _copy(source, model)
-        model.to(device).train()
-        with autocast(contestant, device), torch.no_grad():
-            loss = model.loss(tuple(view.to(device) for view in views), noise.to(device))
-        found[name] = loss.item()
-        reference = found["ours-fp32"]
-        if abs(found[name] - reference) > _TOLERANCE[contestant.precision] * abs(reference):
-            raise ValueError(
-                f"{contestant.title} computes a loss of {found[name]:.6f}, ours is {reference:.6f}"
-            )
+        width, _, heads = case.decoder
+        small = replace(case, batch_size=_IMAGES)
+        if contestant.compile:
+            small = replace(small, depth=2, decoder=(width, 1, heads))
+        build = contestant.reference or CONTESTANTS["ours-fp32"].build
+        if (build, small.depth) not in references:
+            plainest = replace(CONTESTANTS["ours-fp32"], build=build)
+            references[(build, small.depth)] = _compute(plainest, small, device)
+        computed = _compute(contestant, small, device)
+        what = computed.differs_from(references[(build, small.depth)], contestant.precision)
+        if what:
+            raise Differs(f"{contestant.title} {what}")
+        found[name] = computed.loss
     return found
 
 
-def _copy(source: nn.Module, target: nn.Module) -> None:
-    """Give a contestant the source's weights, whatever it calls them."""
-    weights = {_plain_name(name): value for name, value in source.state_dict().items()}
-    renamed: dict[str, Tensor] = {}
-    for name, value in target.state_dict().items():
-        # What ours has not, such as lightly's mask token of the encoder, keeps its own value: if it
-        # counted, the losses would differ.
-        theirs = weights.get(_plain_name(name), value)
-        if theirs.shape != value.shape:
-            raise ValueError(
-                f"{name!r} has the shape {tuple(value.shape)}, not {tuple(theirs.shape)}"
-            )
-        renamed[name] = theirs
-    target.load_state_dict(renamed)
+def _compute(contestant: Contestant, case: Case, device: torch.device) -> _Found:
+    views, noise = _inputs(case)
+    settle(contestant, device)
+    model = contestant.build(case)
+    model.adopt(_weights(case))
+    model.to(device).train()
+    loss_of = loss_function(contestant, model)
+    with autocast(contestant, device):
+        loss = loss_of(tuple(view.to(device) for view in views), noise.to(device))
+    loss.backward()
+    [gradient] = [
+        parameter.grad
+        for name, parameter in model.named_parameters()
+        if model.plain_name(name) == _WEIGHT
+    ]
+    assert gradient is not None
+    return _Found(loss.item(), gradient.float().cpu())
 
 
-def _plain_name(name: str) -> str:
-    name = re.sub(r"^method\.", "", name)
-    name = re.sub(r"^encoder\.vit\.", "encoder.", name)
-    name = re.sub(r"^decoder\.", "", name)
-    return re.sub(r"(projector|predictor)\.layers\.", r"\1.", name)
+def _inputs(case: Case) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Two noisy views of images that each have a colour.
+
+    Of noise alone, class tokens are nearly equal, and batch norm makes of bf16's rounding a third
+    of MoCo v3's gradient, whoever computes it.
+    """
+    generator = torch.Generator().manual_seed(1)
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
+    colours = 2 * torch.randn(case.batch_size, 3, 1, 1, generator=generator)
+    views = tuple(colours + torch.randn(shape, generator=generator) for _ in range(2))
+    return views, torch.rand(case.batch_size, case.patches, generator=generator)
+
+
+def _weights(case: Case) -> dict[str, Tensor]:
+    """Those of ours, all matrices moved away from where they start, by the names of `plain`."""
+    source = CONTESTANTS["ours-fp32"].build(case)
+    generator = torch.Generator().manual_seed(0)
+    weights = {source.plain_name(name): value for name, value in source.state_dict().items()}
+    for name, value in weights.items():
+        if value.ndim > 1 and not name.startswith("momentum_"):
+            value.add_(0.02 * torch.randn(value.shape, generator=generator))
+    for slow, fast in (("momentum_encoder.", "encoder."), ("momentum_projector.", "projector.")):
+        for name in weights:
+            if name.startswith(slow):
+                weights[name] = weights[fast + name.removeprefix(slow)]
+    return weights

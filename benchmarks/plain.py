@@ -37,10 +37,11 @@ def encoder(case: Case) -> VisionTransformer:
 class MAE(nn.Module):
     """A masked autoencoder, forwards as the official ``models_mae.py`` goes."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, decode_class_token: bool = True) -> None:
         super().__init__()
         width, depth, heads = case.decoder
         self.case, self.encoder = case, encoder(case)
+        self.first = 0 if decode_class_token else 1
         self.encoder.pos_embed.requires_grad_(False)
         tokens = self.encoder.patch_embed.num_patches + 1
         self.decoder_embed = nn.Linear(case.width, width)
@@ -67,8 +68,9 @@ class MAE(nn.Module):
         full = torch.cat([encoded[:, 1:], hidden], dim=1)
         full = full.gather(1, restore[..., None].expand(-1, -1, full.shape[2]))
         full = torch.cat([encoded[:, :1], full], dim=1) + self.decoder_pos_embed
-        decoded = self.decoder_norm(self.decoder_blocks(full))
-        return masked_error(self.decoder_pred(decoded)[:, 1:], images, restore >= keep, self.case)
+        decoded = self.decoder_norm(self.decoder_blocks(full[:, self.first :]))
+        prediction = self.decoder_pred(decoded)[:, 1 - self.first :]
+        return masked_error(prediction, images, restore >= keep, self.case)
 
 
 def masked_error(prediction: Tensor, images: Tensor, hidden: Tensor, case: Case) -> Tensor:
@@ -82,13 +84,14 @@ def masked_error(prediction: Tensor, images: Tensor, hidden: Tensor, case: Case)
     return (error * hidden).sum() / hidden.sum()
 
 
-def mlp(widths: list[int]) -> nn.Sequential:
+def mlp(widths: list[int], last_norm: bool = True) -> nn.Sequential:
     """MoCo v3's projector or predictor."""
     layers: list[nn.Module] = []
     for index in range(len(widths) - 1):
         is_last = index == len(widths) - 2
         layers.append(nn.Linear(widths[index], widths[index + 1], bias=False))
-        layers.append(nn.BatchNorm1d(widths[index + 1], affine=not is_last))
+        if last_norm or not is_last:
+            layers.append(nn.BatchNorm1d(widths[index + 1], affine=not is_last))
         if not is_last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
