@@ -22,6 +22,7 @@ _IMAGES = 2048
 Step = Callable[[], Tensor]
 Batches = Iterator[tuple[tuple[Tensor, ...], Tensor]]
 """Endless views ``(B, 3, H, W)`` and mask noise ``(B, L)``."""
+Backward = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 
 
 class Model(nn.Module):
@@ -141,26 +142,44 @@ def step_of(contestant: Contestant, case: Case, device: torch.device) -> Step:
     model = contestant.build(case).to(device).train()
     optimizer = model.optimizer()
     scaler = torch.amp.GradScaler(device.type, enabled=contestant.precision == "fp16")
-    loss_of = loss_function(contestant, model)
+    backward = backward_function(contestant, model, device, scale=scaler.scale)
     batches = contestant.batches(case, device)
 
     def step() -> Tensor:
-        views, noise = next(batches)
-        with autocast(contestant, device):
-            loss = loss_of(views, noise)
-        scaler.scale(loss).backward()
+        loss = backward(*next(batches))
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         model.update()
-        return loss.detach()
+        return loss
 
     return step
 
 
-def loss_function(contestant: Contestant, model: Model) -> Callable[..., Tensor]:
-    """The model's loss, compiled if the contestant does that."""
-    return torch.compile(model.loss) if contestant.compile else model.loss
+def backward_function(
+    contestant: Contestant,
+    model: Model,
+    device: torch.device,
+    images_at_once: int | None = None,
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> Backward:
+    """What adds a batch's gradient to the parameters' and returns the loss.
+
+    Args:
+        images_at_once: of ours; what it would take where it is None.
+        scale: what the others differentiate in place of the loss.
+    """
+    if isinstance(model, _Ours):
+        return model.backward_function(contestant, device, images_at_once)
+    loss_of = torch.compile(model.loss) if contestant.compile else model.loss
+
+    def backward(views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
+        with autocast(contestant, device):
+            loss = loss_of(views, noise)
+        scale(loss).backward()
+        return loss.detach()
+
+    return backward
 
 
 def autocast(contestant: Contestant, device: torch.device) -> Any:
@@ -171,11 +190,14 @@ def autocast(contestant: Contestant, device: torch.device) -> Any:
     return torch.autocast(device.type, dtype)
 
 
+@dataclass(frozen=True)
 class _Given:
     """Mask noise instead of draws."""
 
-    def __init__(self, noise: Tensor) -> None:
-        self.noise = noise
+    noise: Tensor
+
+    def rows(self, which: slice) -> _Given:
+        return _Given(self.noise[which])
 
     def uniform(self, purpose: str, count: int) -> Tensor:
         return self.noise
@@ -210,12 +232,29 @@ class _Ours(Model):
         code = plugin.load()
         self.method = pretrain.build_method(code.Pretraining, code.Config(**settings), spec, 10, 0)
 
-    def loss(self, views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
-        from ssl_bench.contract import Batch
+        self.patches = case.patches
 
-        draws: Any = _Given(noise)
-        index = torch.arange(len(noise), device=noise.device)
-        return self.method.loss(Batch(views, index, draws))
+    def backward_function(
+        self, contestant: Contestant, device: torch.device, images_at_once: int | None
+    ) -> Backward:
+        """As in this project's own loop."""
+        from ssl_bench import gradients, pretrain
+        from ssl_bench.contract import Batch
+        from ssl_bench.hardware import Hardware
+
+        precision: Any = contestant.precision
+        hardware = Hardware(device, precision, "", contestant.compile)
+        at_once = images_at_once or hardware.images_at_once(self.patches)
+        if contestant.compile:
+            pretrain.compile_blocks(self.method)
+
+        def backward(views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
+            draws: Any = _Given(noise)
+            index_B = torch.arange(len(noise), device=noise.device)
+            batch = Batch(views, index_B, draws)
+            return gradients.backward(self.method, batch, hardware, at_once)
+
+        return backward
 
     def optimizer(self) -> torch.optim.Optimizer:
         from ssl_bench import optim

@@ -13,8 +13,7 @@ from benchmarks.contestants import (
     CONTESTANTS,
     Contestant,
     Model,
-    autocast,
-    loss_function,
+    backward_function,
     settle,
 )
 
@@ -77,10 +76,8 @@ def _compute(contestant: Contestant, case: Case, device: torch.device) -> _Found
     model = contestant.build(case)
     model.adopt(_weights(case))
     model.to(device).train()
-    loss_of = loss_function(contestant, model)
-    with autocast(contestant, device):
-        loss = loss_of(tuple(view.to(device) for view in views), noise.to(device))
-    loss.backward()
+    backward = backward_function(contestant, model, device, images_at_once=_IMAGES // 2)
+    loss = backward(tuple(view.to(device) for view in views), noise.to(device))
     [gradient] = [
         parameter.grad
         for name, parameter in model.named_parameters()

@@ -164,7 +164,7 @@ def _train(
     patches = (spec.image_size // spec.patch_size) ** 2
     images_at_once = micro_batch_size or hardware.images_at_once(patches)
     if hardware.compiled:
-        _compile(method)
+        compile_blocks(method)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
     start, seconds_before = _resume(method, optimizer, folder)
     started = checkpointed = recorded = time.monotonic()
@@ -220,7 +220,7 @@ def _train(
     return seconds_before + time.monotonic() - started, total * batch_size
 
 
-def _compile(method: Method) -> None:
+def compile_blocks(method: Method) -> None:
     """Compile each transformer block: blocks alike share their code, whoever calls them."""
     for module in method.modules():
         if isinstance(module, Block):
