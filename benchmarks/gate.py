@@ -93,8 +93,8 @@ def _compute(contestant: Contestant, case: Case, device: torch.device) -> _Found
 def _inputs(case: Case) -> tuple[tuple[Tensor, ...], Tensor]:
     """Two noisy views of images that each have a colour.
 
-    Of noise alone, class tokens are nearly equal, and batch norm makes of bf16's rounding a third of
-    MoCo v3's gradient, whoever computes it.
+    Of noise alone, class tokens are nearly equal, and batch norm makes of bf16's rounding a third
+    of MoCo v3's gradient, whoever computes it.
     """
     generator = torch.Generator().manual_seed(1)
     shape = (case.batch_size, 3, case.image_size, case.image_size)
