@@ -192,7 +192,7 @@ def _training(words: _Words, device: Any) -> list[_Job]:
         else ["mae-ti4-32", "mocov3-ti4-32"]
     )
     names = _present(words.contestants or (ON_GPU if on_gpu else ON_CPU), device)
-    count, seconds = words.rounds or 2, words.seconds or (4.0 if on_gpu else 5.0)
+    count, seconds = words.rounds or 2, words.seconds or 4.0
     return [_trained("training", case, CASES[case], names, count, seconds) for case in cases]
 
 
@@ -227,7 +227,7 @@ def _trained(
 def _augment(words: _Words, device: Any) -> list[_Job]:
     from benchmarks import augmenting
 
-    count, seconds = words.rounds or 3, words.seconds or 4.0
+    count, seconds = words.rounds or 3, words.seconds or 2.0
 
     def job(case: str) -> _Job:
         def measure(name: str) -> dict[str, float]:
@@ -235,7 +235,7 @@ def _augment(words: _Words, device: Any) -> list[_Job]:
                 "benchmarks.augmenting:measure", name=name, seconds=seconds, case=case
             )
 
-        expected = count * len(augmenting.NAMES) * (_STARTING + seconds)
+        expected = count * len(augmenting.NAMES) * (_STARTING / 2 + seconds)
         return _Job("augment", case, list(augmenting.NAMES), count, measure, seconds, expected)
 
     return [job(case) for case in AUGMENTED]
