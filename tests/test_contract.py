@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -246,10 +247,16 @@ def test_nothing_is_chosen_on_the_test_split(
 
 
 @pytest.mark.parametrize("plugin", METHODS, ids=named)
-@pytest.mark.parametrize("images_at_once", [24, 10, 7])
+@pytest.mark.parametrize(("images_at_once", "threads"), [(24, 2), (10, 1), (10, 2), (7, 3)])
 def test_gradient_of_a_batch_does_not_depend_on_its_parts(
-    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, images_at_once: int
+    plugin: Plugin,
+    spec: EncoderSpec,
+    tiny: Dataset,
+    images_at_once: int,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     method = build(plugin, spec).train()
     if not method.trains:
         pytest.skip("trains nothing")
@@ -279,3 +286,45 @@ def test_parts_of_a_batch_are_its_images_in_order(spec: EncoderSpec, tiny: Datas
     assert torch.equal(torch.cat([part.labels_B for part in parts]), batch.labels_B)
     masks = torch.cat([part.draws.uniform("mask", 5) for part in parts])
     assert torch.equal(masks, batch.draws.uniform("mask", 5))
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_bf16_ends_within_the_spread_of_seeds(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
+) -> None:
+    if not build(plugin, spec).trains:
+        pytest.skip("trains nothing")
+
+    def final_loss(precision: Literal["fp32", "bf16"], seed: int) -> float:
+        folder = tmp_path / f"{precision}-{seed}"
+        folder.mkdir()
+        how = dataclasses.replace(CPU, precision=precision)
+        what = dataclasses.replace(plan(plugin, spec, tiny, seed), epochs=3, precision=precision)
+        pretrain.pretrain(build(plugin, spec, seed), tiny, what, folder, how)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["loss"]
+
+    exact = torch.tensor([final_loss("fp32", seed) for seed in range(3)])
+    rounded = torch.tensor([final_loss("bf16", seed) for seed in range(3)])
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).abs().mean() < exact.std()
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_compiled_blocks_compute_the_same(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as for any backend; generating code would take a minute."""
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    gradients_of = []
+    for is_compiled in (False, True):
+        method = build(plugin, dataclasses.replace(spec, architecture={"depth": 2})).train()
+        if not method.trains:
+            pytest.skip("trains nothing")
+        if is_compiled:
+            monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+            pretrain.compile_blocks(method)
+        batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
+        gradients.backward(method, batch, CPU)
+        gradients_of.append([p.grad for p in method.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients_of, rtol=1e-4, atol=1e-6)
