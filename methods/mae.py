@@ -417,7 +417,7 @@ PAPER = {
         "views are made of": Published(
             "the whole photograph",
             "main_pretrain.py",
-            "the stored square: of photographs, the centre",
+            "streamed: the whole photograph; in memory: the stored square, its centre",
         ),
         "pixels normalised by": Published(
             "ImageNet's mean and deviation", "main_pretrain.py", "the training split's own"

@@ -32,6 +32,7 @@ from ssl_bench.data import decode, embedded, folder, listing
 from ssl_bench.data.images import jpeg_quality, square_CSS, to_rgb
 from ssl_bench.data.names import TORCHVISION
 from ssl_bench.errors import UserError
+from ssl_bench.settings import Storage
 
 
 def same(first: object, second: object) -> bool:
@@ -85,10 +86,10 @@ def write_parquet(
     return path
 
 
-def message(source: Path | str, image_size: int | None = None) -> str:
+def message(source: Path | str, image_size: int | None = None, storage: Storage = "auto") -> str:
     """What loading says to the user: always one line."""
     with pytest.raises(UserError) as caught:
-        data.load(str(source), image_size)
+        data.load(str(source), image_size, storage=storage)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -445,9 +446,9 @@ def test_too_many_images_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     root = write_folder(tmp_path / "x", {"train/a": 2, "train/b": 1, "test/a": 1}, width=120)
     room = 2 * 4 * 3 * 64**2  # half of it holds four images of 64 pixels
     monkeypatch.setattr(decode, "_available_memory", lambda: room)
-    said = message(root, image_size=224)
+    said = message(root, image_size=224, storage="memory")
     assert "4 images of 256 x 256 pixels" in said and "GiB" in said
-    assert "an image size of 56 or less would fit" in said
+    assert said.endswith("--storage stream would work, and so would an image size of 56 or less")
     assert data.load(str(root), image_size=56).size == 64
 
 
