@@ -102,7 +102,7 @@ def test_training_keeps_the_official_order_of_operations(
     weights = naive.weights_of(method)
     views = [views_of(batch_size, seed=step) for step in range(epochs * per_epoch)]
     batches = [Batch(both, torch.zeros(batch_size), NO_DRAWS) for both in views]
-    monkeypatch.setattr(pretrain, "make_batch", lambda *arguments: batches[arguments[4]])
+    monkeypatch.setattr(pretrain, "batches", lambda *given: (batches[d.step] for d in given[-1]))
     monkeypatch.setattr(optim, "adamw", lambda groups, beta2: torch.optim.SGD(groups, lr=0.0))
     plan = contract.plan(MOCO, spec, data)
     plan = dataclasses.replace(plan, epochs=epochs, batch_size=batch_size)
