@@ -76,10 +76,11 @@ def photographs(folder: Path, width: int, height: int, count: int = 0) -> Path:
 def _ours(folder: Path) -> Iterator[Any]:
     import torch
 
-    from ssl_bench import data, draws
+    from ssl_bench import data, draws, hardware
     from ssl_bench.augment import Augmentation, normalize
     from ssl_bench.views import views
 
+    hardware.choose()
     train = data.load(str(folder), _SIZE, storage="stream").train
     recipe = Augmentation(_SIZE, (0.08, 1.0), interpolation="bilinear")
 

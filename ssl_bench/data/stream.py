@@ -12,14 +12,12 @@ compressed into other bytes, of another number. The names of files do not count.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +39,6 @@ _LARGEST_PART = 32
 _JOBS_AHEAD = 2
 _SAMPLE = 1024
 _SCANNED_AT_ONCE = 4096
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LONGEST_WHOLE, _STRETCH = 2**16, 2**14
 
 
@@ -163,7 +160,6 @@ def open_stream(
     Raises:
         UserError: a file cannot be read, or not at any place.
     """
-    _keep_memory()
     digest = hashlib.sha256(json.dumps(["streamed", side, *listing.classes]).encode())
     splits: list[StreamedSplit] = []
     total, done = listing.train.count + listing.test.count, 0
@@ -183,18 +179,6 @@ def open_stream(
             shape_CSS = (listing.channels, side, side)
             splits.append(StreamedSplit(torch.tensor(labels), picture, shape_CSS))
     return splits[0], splits[1], digest.hexdigest()[:16]
-
-
-def _keep_memory() -> None:
-    """Let glibc keep large blocks that are freed, to be used again in the next step.
-
-    It gives them back to the system at once, and memory that is new to a process is slow: at 224
-    pixels, getting it took a third of the time.
-    """
-    with suppress(OSError, AttributeError):
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(_M_MMAP_THRESHOLD, 2**30)
-        allocator.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _identity(picture: Picture) -> tuple[int, bytes]:
