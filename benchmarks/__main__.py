@@ -84,6 +84,9 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
         if value is not None and value <= 0:
             raise UserError(f"{name} must be above 0, not {value}")
 
+    if asked.folder and not asked.folder.is_dir():
+        raise UserError(f"no such folder: {asked.folder}")
+
     import torch
 
     from benchmarks.contestants import CONTESTANTS
@@ -113,6 +116,8 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
         counts = job.part == "training"
         before = _work(job) if counts else {}
         measured = rounds.in_turn(job.names, job.rounds, job.measure)
+        if not any(measured.values()):
+            raise UserError(f"{job.part}: nobody could be measured; what was stored stays")
         # The machine's limit is the better of two: one alone may have been disturbed.
         work = _better(before, _work(job)) if counts else {}
         about = results.about(
@@ -253,7 +258,8 @@ def _elsewhere(part: str, **more: Any) -> list[_Job]:
         return rounds.in_process(f"benchmarks.{part}:measure", name=name, seconds=seconds, **more)
 
     expected = count * len(module.NAMES) * (_STARTING + seconds)
-    return [_Job(part, part, list(module.NAMES), count, measure, seconds, expected)]
+    subject = Path(more["folder"]).name if more.get("folder") else part
+    return [_Job(part, subject, list(module.NAMES), count, measure, seconds, expected)]
 
 
 def _loading(words: _Words, device: Any) -> list[_Job]:

@@ -77,7 +77,8 @@ class Contestant:
         fused: whether attention is torch's fused one; None is what this project does there.
         build: from a case to a model.
         batches: from a case to its `Batches`, loading and augmentation included.
-        compile: whether ``torch.compile`` is given the loss.
+        compile: whether ``torch.compile`` is given the loss; of ours, the blocks, which it is given
+            anyway where this project would.
         needs: packages that it cannot do without.
         reference: of what it computes, where that is not what ours computes; from a case.
     """
@@ -240,12 +241,13 @@ class _Ours(Model):
         """As in this project's own loop."""
         from ssl_bench import gradients, pretrain
         from ssl_bench.contract import Batch
-        from ssl_bench.hardware import Hardware
+        from ssl_bench.hardware import Hardware, choose
 
         precision: Any = contestant.precision
-        hardware = Hardware(device, precision, "", contestant.compile)
+        compiled = contestant.compile or choose().compiled
+        hardware = Hardware(device, precision, "", compiled)
         at_once = images_at_once or hardware.images_at_once(self.patches)
-        if contestant.compile:
+        if compiled:
             pretrain.compile_blocks(self.method)
 
         def backward(views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
@@ -445,5 +447,7 @@ ON_CPU = (
     "ours", "ours-fp32", "plain", "plain-bf16", "plain-bf16-unfused", "plain-bf16-compiled",
     "lightly", "lightly-bf16", "stable-pretraining", "stable-pretraining-bf16",
 )  # fmt: skip
-ON_GPU = ("ours", "ours-compiled", "plain-fp16", "plain-fp16-no-data", "plain-bf16-no-data")
+ON_GPU = (
+    "ours", "plain-fp16", "plain-fp16-no-data", "plain-bf16-no-data", "plain-bf16-compiled-no-data"
+)  # fmt: skip
 """Who runs if nobody is named."""

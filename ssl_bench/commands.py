@@ -247,6 +247,12 @@ def prepare(settings: PrepareSettings) -> None:
         settings.source != EMBEDDED,
         f"data set {EMBEDDED!r} is inside the package, ready to be used",
     )
+    source = Path(settings.source).expanduser().resolve()
+    require(
+        source not in settings.output.expanduser().resolve().parents,
+        f"output {str(settings.output)!r} lies in {settings.source!r} and would become a part of "
+        "it; a folder beside it would work",
+    )
     listing = datasets.list_images(settings.source, settings.data_dir)
     with progress.bar(f"prepare {settings.source}", 1) as bar:
         reduced = prepare(listing, settings.output, settings.short_side, settings.quality, bar.of)
@@ -280,12 +286,11 @@ def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> Encod
 def _announce(
     plan: Plan, spec: EncoderSpec, data: Dataset, hardware: Hardware, folder: Path
 ) -> None:
-    patches = (spec.image_size // spec.patch_size) ** 2
     console.print(
         f"{plan.method} on {plan.data}: {len(data.train):,} training and "
         f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"images {data.storage}\n"
-        f"{spec.backbone}, {spec.image_size} px in {patches} patches of {spec.patch_size} px; "
+        f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
         f"{plan.epochs} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )

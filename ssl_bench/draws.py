@@ -64,7 +64,7 @@ class Draws:
 
     def to(self, device: torch.device) -> Draws:
         """The same draws on another device."""
-        return replace(self, samples_B=self.samples_B.to(device))
+        return replace(self, samples_B=self.samples_B.to(device, non_blocking=True))
 
     def uniform(self, purpose: str, count: int) -> Tensor:
         """Uniform numbers in [0, 1): float32 ``(B, count)``, multiples of 2^-24."""

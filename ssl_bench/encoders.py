@@ -50,6 +50,11 @@ class EncoderSpec:
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         return cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
 
+    @property
+    def patches(self) -> int:
+        """Patches in an image."""
+        return (self.image_size // self.patch_size) ** 2
+
     def timm_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``timm.create_model``, its name included."""
         own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
@@ -281,7 +286,8 @@ def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
     A block that is not timm's plain one computes all of its output.
     """
     attention: Any = getattr(block, "attn", None)
-    if type(block) is not Block or type(attention) is not Attention or attention.gate is not None:
+    gate = getattr(attention, "gate", None)
+    if type(block) is not Block or type(attention) is not Attention or gate is not None:
         return block(tokens_BTD)[:, wanted]
     batch, count, _ = tokens_BTD.shape
     heads = (3, attention.num_heads, attention.head_dim)

@@ -60,7 +60,9 @@ def _in_threads(
         losses: list[Tensor] = []
         total: list[Tensor | None] = [None] * len(trained)
         for part in parts[first::threads]:
-            for loss in _terms(method, part, hardware, len(part) / len(batch)):
+            share = len(part) / len(batch)
+            # Threads share the cache of cast weights, and empty it for each other.
+            for loss in _terms(method, part, hardware, share, cached=False):
                 # Not backward(), which would add to the parameters' as threads happen to finish.
                 own = torch.autograd.grad(loss, trained, allow_unused=True)
                 total = [_sum(*both) for both in zip(total, own, strict=True)]
@@ -74,11 +76,13 @@ def _in_threads(
     return torch.stack([loss for loss, _ in done]).sum()
 
 
-def _terms(method: Method, part: Batch, hardware: Hardware, share: float) -> Iterator[Tensor]:
+def _terms(
+    method: Method, part: Batch, hardware: Hardware, share: float, cached: bool = True
+) -> Iterator[Tensor]:
     """The terms of a part's loss, to be differentiated outside of autocast."""
     terms = method.terms(part)
     while True:
-        with hardware.autocast():
+        with hardware.autocast(cached):
             term = next(terms, None)
         if term is None:
             return

@@ -37,11 +37,11 @@ class Hardware:
     name: str
     compiled: bool = False
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision where the precision is bf16."""
+    def autocast(self, cached: bool = True) -> AbstractContextManager[None]:
+        """Mixed precision where the precision is bf16; ``cached`` weights are cast once."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cached)
 
     def images_at_once(self, patches: int) -> int | None:
         """Images of so many patches whose activations are best kept at a time; None for any number.
@@ -94,9 +94,10 @@ def _keep_freed_memory() -> None:
         tune = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    tune(_TRIM_THRESHOLD, 2**31 - 1)
-    tune(_MMAP_THRESHOLD, 2**30)
-    tune(_ARENA_MAX, 1)
+    # Older ones take no more than 32 MiB; without the one, the other does harm.
+    if tune(_MMAP_THRESHOLD, 2**30) or tune(_MMAP_THRESHOLD, 2**25):
+        tune(_TRIM_THRESHOLD, 2**31 - 1)
+        tune(_ARENA_MAX, 1)
 
 
 def _cpu_flags() -> str:

@@ -57,7 +57,7 @@ def grid_scores(noise: Callable[[str, int], Tensor], rows: int, columns: int) ->
     row, column = torch.arange(rows), torch.arange(columns)
     off_grid = (row[:, None] % 2 == 1) | (column[None, :] % 2 == 1)
     scores_BL = noise("mask", rows * columns)
-    return scores_BL + off_grid.reshape(1, -1).to(scores_BL)
+    return scores_BL + off_grid.reshape(1, -1).to(scores_BL, non_blocking=True)
 
 
 def block_scores(

@@ -115,6 +115,8 @@ def pretrain(
         "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "device": hardware.name,
         "precision": hardware.precision,
+        "compiled": hardware.compiled,
+        "images_at_once": micro_batch_size or hardware.images_at_once(spec.patches),
     }
     write_json(folder / "cost.json", cost)
     weights.save(method.encoder, spec, folder)
@@ -142,7 +144,9 @@ def pictures(
     images_BCHW = evaluation_view(data.test.images(index_B), spec.image_size)
     view = normalize(images_BCHW, spec.mean, spec.std)
     batch = Batch((view,), labels_N[index_B], Draws(seed, 0, index_B, "pictures/"))
-    return method.cpu().eval().pictures(batch)
+    # What was compiled for the device of the training need not compile on the CPU.
+    with torch.compiler.set_stance("force_eager"):
+        return method.cpu().eval().pictures(batch)
 
 
 def _train(
@@ -161,8 +165,7 @@ def _train(
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
     optimizer = optim.of_method(method, config)
-    patches = (spec.image_size // spec.patch_size) ** 2
-    images_at_once = micro_batch_size or hardware.images_at_once(patches)
+    images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     if hardware.compiled:
         compile_blocks(method)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
@@ -221,10 +224,15 @@ def _train(
 
 
 def compile_blocks(method: Method) -> None:
-    """Compile each transformer block: blocks alike share their code, whoever calls them."""
+    """Compile each transformer block: blocks alike share their code, whoever calls them.
+
+    A block of which only some tokens are wanted (`encoders.block_at`) is not called, and so runs
+    as it is.
+    """
+    torch.compiler.reset()  # what other trainings of this process compiled
     for module in method.modules():
         if isinstance(module, Block):
-            module.compile()
+            module.compile(dynamic=False)
 
 
 def _checkpoint(

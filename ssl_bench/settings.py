@@ -59,7 +59,7 @@ class Settings:
     """Folder for downloaded data sets."""
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
-    crop from; auto streams what would take more than half of the free memory."""
+    crop from; auto streams what would take more than half of the memory."""
 
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
@@ -122,7 +122,7 @@ class EvalSettings(WeightSettings):
     """Folder for downloaded data sets."""
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
-    crop from; auto streams what would take more than half of the free memory."""
+    crop from; auto streams what would take more than half of the memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ least the view's pixels, when the box is rounded to whole pixels of that.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -59,8 +60,8 @@ def views(
     device = split.labels_N.device
     if not isinstance(split, StreamedSplit):
         for draws in steps:
-            draws = draws.to(device)
             images_BCSS = split.images(draws.samples_B)
+            draws = draws.to(device)
             yield (
                 draws,
                 tuple(augment(images_BCSS, *recipe) for recipe in _scopes(recipes, draws)),
@@ -68,15 +69,16 @@ def views(
         return
     spare: list[list[Tensor]] = []
     jobs = (_job(split, recipes, draws, spare, device.type == "cuda") for draws in steps)
-    for draws, pixels in ahead(jobs, split.workers):
-        draws = draws.to(device)
-        yield (
-            draws,
-            tuple(
-                _finished(view.to(device, non_blocking=True), *recipe)
-                for view, recipe in zip(pixels, _scopes(recipes, draws), strict=True)
-            ),
-        )
+    with closing(ahead(jobs, split.workers)) as ready:
+        for draws, pixels in ready:
+            draws = draws.to(device)
+            yield (
+                draws,
+                tuple(
+                    _finished(view.to(device, non_blocking=True), *recipe)
+                    for view, recipe in zip(pixels, _scopes(recipes, draws), strict=True)
+                ),
+            )
         if device.type == "cpu":
             spare.append(pixels)
 

@@ -254,7 +254,7 @@ def test_streamed_split_says_what_it_has_not() -> None:
 def test_what_does_not_fit_is_streamed(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = data.load(str(photographs), 28)
     assert whole.storage == "in memory"
-    monkeypatch.setattr(decode, "_available_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
+    monkeypatch.setattr(decode, "_total_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
     apart = data.load(str(photographs), 28)
     assert apart.storage.startswith("streamed from their files, as 40 images of 32 x 32 pixels")
     assert "more than half of the" in apart.storage
@@ -264,8 +264,17 @@ def test_what_does_not_fit_is_streamed(photographs: Path, monkeypatch: pytest.Mo
         assert stream.labels_N.tolist() == memory.labels_N.tolist()
         assert torch.equal(torch.cat(list(stream.chunks(7))), memory.images_NCHW)
     assert apart.mean == pytest.approx(whole.mean) and apart.std == pytest.approx(whole.std)
+    monkeypatch.setattr(decode, "_available_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
     with pytest.raises(UserError, match="--storage stream would work"):
         data.load(str(photographs), 28, storage="memory")
+
+
+def test_what_is_free_now_decides_nothing(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "_available_memory", lambda: 1000)
+    with pytest.raises(UserError, match="free memory; --storage stream would work"):
+        data.load(str(photographs), 28)
 
 
 def test_embedded_data_cannot_be_streamed() -> None:
@@ -507,10 +516,38 @@ def test_mistakes_in_preparing(ssl_bench: Call, photographs: Path, tmp_path: Pat
     assert "short side 0" in said("prepare", photographs, "-o", output, "--short-side", 0)
     assert "quality 101" in said("prepare", photographs, "-o", output, "--quality", 101)
     assert "exists already" in said("prepare", photographs, "-o", photographs)
-    below_a_file = photographs / "train" / "a" / "0.jpg" / "copy"
-    assert "cannot write" in said("prepare", photographs, "-o", below_a_file)
+    assert "lies in" in said("prepare", photographs, "-o", photographs / "copy")
+    (tmp_path / "file").touch()
+    assert "cannot write" in said("prepare", photographs, "-o", tmp_path / "file" / "copy")
     broken = photographs / "test" / "b" / "1.jpg"
-    broken.write_bytes(b"junk")
-    assert f"cannot read image {broken}" in said("prepare", photographs, "-o", output)
+    whole = broken.read_bytes()
+    for content in (b"junk", whole[: len(whole) // 2]):
+        broken.write_bytes(content)
+        assert f"cannot read image {broken}" in said("prepare", photographs, "-o", output)
     assert not output.exists()
     assert not list(tmp_path.glob(".copy*")), "nothing half-written is left"
+
+
+def test_a_changed_pixel_of_a_large_bitmap_is_another_data_set(tmp_path: Path) -> None:
+    pixels = np.zeros((200, 200, 3), np.uint8)
+    prints = set()
+    for value in (0, 1):
+        pixels[60, 60] = value
+        for name in ("train/a", "train/b", "test/a"):
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / "x.bmp")
+        prints.add(data.load(str(tmp_path), 28, storage="stream").fingerprint)
+    assert len(prints) == 2
+
+
+def test_a_damaged_parquet_file_is_named(photographs: Path, tmp_path: Path) -> None:
+    from ssl_bench.data.prepare import prepare
+
+    prepare(data.list_images(str(photographs)), tmp_path / "copy", 256, 95)
+    [path] = (tmp_path / "copy").glob("train-*")
+    content = bytearray(path.read_bytes())
+    content[4:40] = b"x" * 36
+    path.write_bytes(content)
+    for storage in ("memory", "stream"):
+        with pytest.raises(UserError, match=f"cannot read .*{path.name}"):
+            data.load(str(tmp_path / "copy"), 28, storage=storage)

@@ -47,7 +47,7 @@ def load(
         data_dir: where downloads are kept, ``~/.cache/ssl-bench`` by default.
         progress: called with (images read, images in all) now and then.
         storage: "memory" decodes all images first; "stream" leaves them in their files until they
-            are wanted; "auto" streams those that would take more than half of the free memory.
+            are wanted; "auto" streams those that would take more than half of the memory.
 
     Raises:
         UserError: the source is unknown or cannot be read or used, or does not fit in memory where

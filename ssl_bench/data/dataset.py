@@ -44,7 +44,8 @@ class Split:
 
     def images(self, index_B: Tensor) -> Tensor:
         """The images at those indices: uint8 ``(B, C, S, S)``, where the labels are."""
-        return self.images_NCHW[index_B.to(self.images_NCHW.device)]
+        images_BCSS = self.images_NCHW[index_B.to(self.images_NCHW.device, non_blocking=True)]
+        return images_BCSS.to(self.labels_N.device, non_blocking=True)
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; to be closed where it is not used up."""
@@ -59,10 +60,20 @@ class Split:
         return self.chunks(1024)
 
     def to(self, device: torch.device) -> Split:
-        """The split on another device; itself where it is there already."""
+        """The split on another device; itself where it is there already.
+
+        Images that would take more than half of a GPU's free memory stay where they are.
+        """
+        import torch
+
         if self.labels_N.device == device:
             return self
-        return Split(self.images_NCHW.to(device), self.labels_N.to(device))
+        fits = device.type != "cuda" or self.images_NCHW.nbytes <= (
+            torch.cuda.mem_get_info(device)[0] // 2
+        )
+        return Split(
+            self.images_NCHW.to(device) if fits else self.images_NCHW, self.labels_N.to(device)
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,13 +42,15 @@ def load(
     native, caveats = _native_size(listing)
     side = native or round(image_size * 8 / 7)
     count = listing.train.count + listing.test.count
-    too_much = _too_much(count, listing.channels, side)
-    if storage == "stream" or (too_much and storage == "auto"):
+    # By all memory, not by what is free now: the same command is to find the same run again.
+    too_large = _too_much(count, listing.channels, side, _total_memory(), "memory")
+    if storage == "stream" or (too_large and storage == "auto"):
         train, test, digest = open_stream(listing, side, progress)
-        why = "as asked" if storage == "stream" else f"as {too_much}"
+        why = "as asked" if storage == "stream" else f"as {too_large}"
         return train, test, digest, caveats, f"streamed from their files, {why}"
-    if too_much:
-        fitting = int(sqrt(_available_memory() / 2 / (count * listing.channels)) * 7 / 8)
+    free = _available_memory()
+    if too_much := _too_much(count, listing.channels, side, free, "free memory"):
+        fitting = int(sqrt(free / 2 / (count * listing.channels)) * 7 / 8)
         smaller = "" if native else f", and so would an image size of {fitting} or less"
         raise UserError(f"{too_much}; --storage stream would work{smaller}")
     train, test = _decode(listing, side, native is not None, progress)
@@ -111,15 +113,25 @@ def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:
     return width, (f"{which} stored as JPEG, quality about {span}",)
 
 
-def _too_much(count: int, channels: int, side: int) -> str:
-    """What speaks against decoding that many squares into memory; "" if nothing does."""
-    needed, available = count * channels * side**2, _available_memory()
-    if needed <= available // 2:
+def _too_much(count: int, channels: int, side: int, room: int, what: str) -> str:
+    """What speaks against decoding that many squares into that memory; "" if nothing does."""
+    needed = count * channels * side**2
+    if needed <= room // 2:
         return ""
     return (
         f"{count:,} images of {side} x {side} pixels need {needed / 2**30:.1f} GiB, more than "
-        f"half of the {available / 2**30:.1f} GiB of free memory"
+        f"half of the {room / 2**30:.1f} GiB of {what}"
     )
+
+
+def _total_memory() -> int:
+    """The machine's memory in bytes, or the control group's, where that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _available_memory() -> int:

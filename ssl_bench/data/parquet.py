@@ -36,7 +36,7 @@ from ssl_bench.data.listing import (
     check_labels,
     held_out,
 )
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, first_line
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -106,7 +106,8 @@ def find(path: Path) -> Listing:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
+    found = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
+    return sorted(path for path in found if path.relative_to(folder).parts[0][0] != ".")
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
@@ -161,17 +162,21 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
 
 def _images(table: _Table) -> Iterator[tuple[int, bytes]]:
     """Row numbers and encoded images."""
-    row = 0
-    with pq.ParquetFile(table.path) as file:
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[table.image_column]):
-            for image in batch.column(0).to_pylist():
-                encoded = image["bytes"] if isinstance(image, dict) else image
-                if not isinstance(encoded, bytes):
-                    raise UserError(
-                        f"{table.path}: no image bytes in row {row} of {table.image_column!r}"
-                    )
-                yield row, encoded
-                row += 1
+    for row, image in enumerate(_cells(table.path, table.image_column)):
+        encoded = image["bytes"] if isinstance(image, dict) else image
+        if not isinstance(encoded, bytes):
+            raise UserError(f"{table.path}: no image bytes in row {row} of {table.image_column!r}")
+        yield row, encoded
+
+
+def _cells(path: Path, column: str) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+                cells = batch.column(0).to_pylist()
+                yield from cells
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _held_out_rows(table: _Table) -> np.ndarray:

@@ -105,7 +105,9 @@ def _row(picture: Picture, short_side: int, quality: int) -> _Row:
         encoded = picture.encoded
         if reduced:
             encoded = _encoded(_shrunk(image, short_side), "JPEG", quality=quality)
-        elif not isinstance(encoded, bytes):
+        elif isinstance(encoded, bytes):
+            image.load()  # what is broken shall show now
+        else:
             encoded = _encoded(image, "PNG")
         return _Row(encoded, Path(picture.name).name, picture.label, reduced)
 

@@ -5,9 +5,9 @@ lock where they work. Nothing depends on how many threads there are.
 
 A streamed data set has another fingerprint than the same one in memory, as training crops whole
 photographs of it (`ssl_bench.views`), and stored squares there. It is a hash of the labels, the
-class names, the squares' size, and of each image's length and bytes; of the bytes of an image of
-more than 64 KiB, 16 KiB at the start, in the middle and at the end. An edited photograph is
-compressed into other bytes, of another number. The names of files do not count.
+class names, the squares' size, and of each image's length and bytes; of the bytes of a JPEG of more
+than 64 KiB, 16 KiB at the start, in the middle and at the end, as an edited one is compressed into
+other bytes, of another number. The names of files do not count.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LARGEST_PART = 32
 _JOBS_AHEAD = 2
 _SAMPLE = 1024
 _SCANNED_AT_ONCE = 4096
-_LONGEST_WHOLE, _STRETCH = 2**16, 2**14
+_LONGEST_WHOLE, _STRETCH, _JPEG = 2**16, 2**14, b"\xff\xd8"
 
 
 def cores() -> int:
@@ -192,14 +192,16 @@ def _identity(picture: Picture) -> tuple[int, bytes]:
         if isinstance(encoded, Path):
             with encoded.open("rb", buffering=0) as file:
                 length = os.fstat(file.fileno()).st_size
-                stretches = [os.pread(file.fileno(), *where) for where in _stretches(length)]
+                wanted = _stretches(length, os.pread(file.fileno(), 2, 0))
+                stretches = [os.pread(file.fileno(), *where) for where in wanted]
         else:
-            stretches = [encoded[start : start + count] for count, start in _stretches(length)]
+            wanted = _stretches(length, encoded[:2])
+            stretches = [encoded[start : start + count] for count, start in wanted]
     return picture.label, hashlib.sha256(b"%d " % length + b"".join(stretches)).digest()
 
 
-def _stretches(length: int) -> list[tuple[int, int]]:
-    """Which bytes of that many are looked at: their numbers and places."""
-    if length <= _LONGEST_WHOLE:
+def _stretches(length: int, first: bytes) -> list[tuple[int, int]]:
+    """Which bytes of that many, of which the first two are given, count: numbers and places."""
+    if length <= _LONGEST_WHOLE or first != _JPEG:
         return [(length, 0)]
     return [(_STRETCH, place) for place in (0, length // 2, length - _STRETCH)]
