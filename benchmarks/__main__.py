@@ -13,7 +13,7 @@ from benchmarks import results, rounds
 from benchmarks.cases import AUGMENTED, CASES, GROWTH, Case
 from ssl_bench.errors import UserError, unknown
 
-_STARTING, _COMPILING = 7.0, 60.0
+_STARTING, _COMPILING = 12.0, 60.0
 """Seconds until a contestant is under way, and until it has compiled."""
 _GROWING = ("ours", "plain-bf16-unfused")
 

@@ -62,13 +62,18 @@ def work(case: Mapping[str, Any], contestant: str) -> dict[str, float]:
         ``gflop_per_image`` of the whole step, and ``product_gflops_per_second``, the rate of its
         matrix products alone, one after the other, each at its best.
     """
+    import torch
+
     from benchmarks import machine
     from benchmarks.contestants import CONTESTANTS, device, step_of
 
     where, small = device(), _case(case)
     step = step_of(replace(CONTESTANTS[contestant], compile=False), small, where)
     step()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # torch counts what its own thread does
     flop, products = machine.count(step)
+    torch.set_num_threads(threads)
     return {
         "gflop_per_image": 1e-9 * flop / small.batch_size,
         "product_gflops_per_second": machine.product_rate(products, where),

@@ -24,7 +24,6 @@ A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -57,9 +56,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels_B)
 
-    def split(self, images: int) -> Iterator[Batch]:
-        """The batch in parts of nearly equal size, of at most that many images each."""
-        for part in torch.arange(len(self)).tensor_split(math.ceil(len(self) / images)):
+    def split(self, parts: int) -> Iterator[Batch]:
+        """The batch in that many parts of nearly equal size."""
+        for part in torch.arange(len(self)).tensor_split(parts):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             views = tuple(view[rows] for view in self.views)
             yield Batch(views, self.labels_B[rows], self.draws.rows(rows))

@@ -6,6 +6,7 @@ it computes stays in its core's cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -31,11 +32,15 @@ def backward(
         images_at_once: how many images' activations are kept at a time, by each thread, where the
             method's loss `splits`; None for all.
     """
-    if images_at_once is None or not method.splits:
+    if images_at_once is None or images_at_once >= len(batch) or not method.splits:
         return _one_by_one(method, batch, hardware)
-    parts = list(batch.split(images_at_once))
-    threads = min(_MOST_THREADS, torch.get_num_threads(), len(parts))
-    if hardware.device.type == "cpu" and threads > 1:
+    count = math.ceil(len(batch) / images_at_once)
+    threads = 1
+    if hardware.device.type == "cpu":
+        threads = min(_MOST_THREADS, torch.get_num_threads(), len(batch))
+        count = min(len(batch), threads * math.ceil(count / threads))  # as many for each
+    parts = list(batch.split(count))
+    if threads > 1:
         return _in_threads(method, batch, parts, threads, hardware)
     losses = [_one_by_one(method, part, hardware, len(part) / len(batch)) for part in parts]
     return torch.stack(losses).sum()

@@ -258,3 +258,15 @@ def test_every_evaluation_has_one_of_ours_beside_it() -> None:
         "knn-50000",
         "knn-60000",
     }
+
+
+def test_what_threads_compute_is_counted_too() -> None:
+    """A step of ours is at least three forward passes through the encoder's matrices."""
+    case = Case("mae", 32, 2, 2, 16, 2, 256, decoder=(16, 1, 2))
+    torch.set_num_threads(2)
+    try:
+        found = training.work(asdict(case), "ours-fp32")["gflop_per_image"]
+    finally:
+        torch.set_num_threads(1)
+    kept = 16
+    assert found > 3e-9 * 2 * kept * case.depth * 12 * case.width**2
