@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,6 @@ NAMES: Mapping[str, str] = {
 _EPOCHS = 90
 _IMAGES = 16384
 _WIDTH, _QUERIES, _CLASSES, _NEIGHBORS, _TEMPERATURE = 192, 10_000, 10, 200, 0.07
-_PEAK_UNIT = 2**20 if sys.platform == "darwin" else 2**10
 
 
 def measure(name: str, seconds: float) -> dict[str, float]:
@@ -47,14 +45,17 @@ def measure(name: str, seconds: float) -> dict[str, float]:
         ``seconds`` that the whole evaluation takes, and ``peak_mib``, resident, without data
         workers.
     """
+    import torch
+
+    from ssl_bench import hardware
+
     if name.startswith("knn-"):
         _, bank, *lightly = name.split("-")
         queries = knn_inputs(int(bank), _QUERIES)
         took = _median_time(lambda: (lightly_knn if lightly else our_knn)(*queries), seconds)
     else:
         took = {"linear": _linear, "linear-paper": _paper, "linear-plain": _plain}[name](seconds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PEAK_UNIT
-    return {"seconds": took, "peak_mib": peak}
+    return {"seconds": took, "peak_mib": hardware.peak_memory_mib(torch.device("cpu"))}
 
 
 def beside(name: str) -> str:

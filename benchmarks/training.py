@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-_PEAK_UNIT = 2**20 if sys.platform == "darwin" else 2**10
 _LEAST_STEPS = 3
 
 
@@ -30,6 +26,7 @@ def measure(
         else resident, without data workers) and ``steps``.
     """
     from benchmarks.contestants import CONTESTANTS, device, step_of
+    from ssl_bench.hardware import peak_memory_mib
 
     where, work = device(), _case(case)
     step = step_of(CONTESTANTS[contestant], work, where)
@@ -51,7 +48,7 @@ def measure(
     return {
         "images_per_second": speed,
         "seconds_to_first_step": first,
-        "peak_mib": _peak_mib(where),
+        "peak_mib": peak_memory_mib(where),
         "steps": steps,
     }
 
@@ -93,15 +90,3 @@ def _wait(where: Any) -> None:
 
     if where.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _peak_mib(where: Any) -> float:
-    import torch
-
-    if where.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # where getrusage() counts what the parent process took, too
-        [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(peak.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PEAK_UNIT

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -81,6 +83,18 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
         _keep_freed_memory()
     name = torch.cuda.get_device_name() if on_gpu else _cpu_name()
     return Hardware(device, precision, name, compiled)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has held, in MiB: a GPU's own, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage() counts what the parent held when it started this process
+        [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(peak.split()[1]) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _keep_freed_memory() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
@@ -25,7 +23,7 @@ from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.files import atomic, write_json
-from ssl_bench.hardware import Hardware
+from ssl_bench.hardware import Hardware, peak_memory_mib
 from ssl_bench.optim import Schedule
 from ssl_bench.runs import Plan
 from ssl_bench.views import views
@@ -95,9 +93,10 @@ def pretrain(
         UserError: the loss is not finite, or the checkpoint cannot be read.
     """
     spec = EncoderSpec.of(plan.encoder)
+    images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     method.to(hardware.device).train()
     if method.trains:
-        seconds, images_seen = _train(method, data, plan, spec, folder, hardware, micro_batch_size)
+        seconds, images_seen = _train(method, data, plan, spec, folder, hardware, images_at_once)
     else:
         seconds, images_seen = 0.0, 0
     own = {
@@ -110,13 +109,13 @@ def pretrain(
     cost = {
         "images_seen": images_seen,
         "seconds": round(seconds, 2),
-        "peak_memory_mib": round(_peak_memory_mib(hardware)),
+        "peak_memory_mib": round(peak_memory_mib(hardware.device)),
         "encoder_parameters": sum(p.numel() for p in method.encoder.parameters()),
         "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "device": hardware.name,
         "precision": hardware.precision,
         "compiled": hardware.compiled,
-        "images_at_once": micro_batch_size or hardware.images_at_once(spec.patches),
+        "images_at_once": images_at_once,
     }
     write_json(folder / "cost.json", cost)
     weights.save(method.encoder, spec, folder)
@@ -156,7 +155,7 @@ def _train(
     spec: EncoderSpec,
     folder: Path,
     hardware: Hardware,
-    micro_batch_size: int | None,
+    images_at_once: int | None,
 ) -> tuple[float, int]:
     """The loop. Returns the seconds it took, earlier starts included, and the images it saw."""
     config, seed, batch_size = method.config, plan.seed, plan.batch_size
@@ -165,7 +164,6 @@ def _train(
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
     optimizer = optim.of_method(method, config)
-    images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     if hardware.compiled:
         compile_blocks(method)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
@@ -271,10 +269,3 @@ def _resume(method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -
     with atomic(metrics) as temporary:
         temporary.write_text("".join(kept))
     return state["step"], state["seconds"]
-
-
-def _peak_memory_mib(hardware: Hardware) -> float:
-    if hardware.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
