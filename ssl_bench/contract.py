@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -150,11 +150,18 @@ class Result:
     """What an evaluation found on the test split.
 
     Attributes:
-        scores: percentages by name; the first one is the headline.
-        predictions_N: int64 predicted class of each test image, in the data set's order.
+        scores: numbers by name; the first one is the headline.
+        predictions_N: int64 predicted class of each test image, in the data set's order, where
+            the headline is the share of them that are right, in percent; else None.
         chosen: what was selected on the validation split, and what it scored there.
+        arrays: what figures are drawn from, by name; stored beside the scores.
+        unit: what the headline counts.
+        better: which headline is the better one.
     """
 
     scores: Mapping[str, float]
-    predictions_N: Tensor
+    predictions_N: Tensor | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    unit: str = "top-1 accuracy (%)"
+    better: Literal["higher", "lower", "neither"] = "higher"

@@ -92,7 +92,11 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     environment, started = runs.environment(encoder.hardware.name), time.monotonic()
     result: Result = plugin.load().evaluate(encoder, data, config)
     folder.mkdir(parents=True, exist_ok=True)
-    _save_predictions(folder / "predictions.npz", result.predictions_N, data.test.labels_N)
+    if result.predictions_N is not None:
+        predictions = {"predictions": result.predictions_N, "labels": data.test.labels_N}
+        _save_arrays(folder / "predictions.npz", predictions)
+    if result.arrays:
+        _save_arrays(folder / "arrays.npz", result.arrays)
     record = {
         "eval": plugin.name,
         "protocol": protocol(plugin, config, data),
@@ -101,7 +105,10 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
         "data_fingerprint": data.fingerprint,
         "note": data.note,
         "seed": encoder.seed,
+        "classes": list(data.classes),
         "scores": dict(result.scores),
+        "unit": result.unit,
+        "better": result.better,
         "chosen": dict(result.chosen),
         "test_images": len(data.test),
         "seconds": round(time.monotonic() - started, 2),
@@ -112,13 +119,12 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     return record
 
 
-def _save_predictions(path: Path, predictions_N: Tensor, labels_N: Tensor) -> None:
+def _save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
+    """Write arrays by name, whole numbers in 32 bits."""
+    found = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
+    small = {n: a.astype(np.int32) if a.dtype == np.int64 else a for n, a in found.items()}
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            predictions=predictions_N.cpu().numpy().astype(np.int32),
-            labels=labels_N.cpu().numpy().astype(np.int32),
-        )
+        np.savez_compressed(file, **small)
 
 
 def _encoder(

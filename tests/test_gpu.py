@@ -34,4 +34,4 @@ def test_methods_train(
 def test_evaluations_run(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
     encoder = Encoder(encoders.build(spec, seed=0), spec, choose(), seed=0)
     result = plugin.load().evaluate(encoder, tiny, contract.small(plugin))
-    assert result.predictions_N.device.type == "cpu"
+    assert result.predictions_N is None or result.predictions_N.device.type == "cpu"
