@@ -122,7 +122,9 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
 def _save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
     """Write arrays by name, whole numbers in 32 bits."""
     found = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
-    small = {n: a.astype(np.int32) if a.dtype == np.int64 else a for n, a in found.items()}
+    small: dict[str, Any] = {
+        n: a.astype(np.int32) if a.dtype == np.int64 else a for n, a in found.items()
+    }
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **small)
 
