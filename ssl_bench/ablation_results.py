@@ -149,7 +149,7 @@ def setting(plans: Sequence[Mapping[str, Any]], constant: Sequence[str]) -> str:
     config = first["method_config"]
     parts = [
         f"{first['encoder']['backbone']}/{first['encoder']['patch_size']}",
-        f"{first['epochs']} epochs",
+        f"{first['epochs']:.4g} epochs",
         first["data"],
         f"batch {first['batch_size']}",
         *(f"{name.replace('_', ' ')} {_plain(config[name])}" for name in constant),

@@ -21,6 +21,7 @@ from ssl_bench import (
     runs,
     weights,
 )
+from ssl_bench import budget as budgets
 from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
@@ -59,6 +60,7 @@ class _Prepared:
 
     Attributes:
         recipe: what the audit found, for a person to read.
+        budget: what the training may cost, as `budget.of` has it.
     """
 
     plan: Plan
@@ -66,6 +68,7 @@ class _Prepared:
     method: Method
     hardware: Hardware
     recipe: str
+    budget: Mapping[str, Any] | None
 
 
 def check(request: Request, data: Dataset) -> None:
@@ -95,23 +98,34 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     config = {
         **asdict(plan),
         "preset": settings.preset,
+        "budget": prepared.budget,
         "data_source": str(source.resolve()) if source.exists() else settings.data,
     }
     folder = runs.create(settings.runs_dir, plan.name, config)
     _announce(plan, spec, data, hardware, folder)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     with runs.locked(folder):
+        snapshots = _snapshots(settings.eval_every, plan, method, data)
         if runs.is_trained(folder):
             console.print("pre-trained already: reused")
+            homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
+            missing = [step for step, home in homes.items() if not runs.is_trained(home)]
+            require(
+                not missing,
+                f"run {folder.name!r} was trained without --eval-every {settings.eval_every}, and "
+                f"its encoder of step {missing and missing[0]} is not there; another --runs-dir "
+                "would train it again",
+            )
             pretrain.restore(method, folder)
         else:
             runs.record_environment(folder, hardware.name)
-            cost = pretrain.pretrain(
-                method, data, plan, folder, hardware, settings.micro_batch_size
-            )
+            with runs.failures_noted(folder):
+                cost = pretrain.pretrain(
+                    method, data, plan, folder, hardware, settings.micro_batch_size, snapshots
+                )
             console.print(
-                f"pre-trained: {cost['images_seen']:,} images seen in {cost['seconds']:.0f} s, "
-                f"peak memory {cost['peak_memory_mib']:,} MiB"
+                f"pre-trained: {cost['images_seen']:,} images seen, {cost['flops']:.3g} FLOPs, "
+                f"{cost['seconds']:.0f} s, peak memory {cost['peak_memory_mib']:,} MiB"
             )
         _draw(method, data, plan, spec, folder)
         records = _evaluate(
@@ -124,8 +138,29 @@ def run(request: Request, data: Dataset | None = None) -> Run:
             settings.runs_dir,
             settings.keep_features,
         )
+        for step in snapshots:
+            home = pretrain.snapshot_folder(folder, step)
+            for record in evaluation.evaluate_run(
+                *(home, request.evals_on_the_way, data, plan.seed, hardware, settings.runs_dir),
+                keep_features=False,
+            ):
+                console.print(f"step {step:,}: {evaluation.in_words(record)}")
     console.print(f"run folder: {folder}", soft_wrap=True)
     return Run(folder, records)
+
+
+def _snapshots(every: float | None, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
+    """The steps, but the last, after which an encoder is wanted every so many epochs."""
+    if every is None or not method.trains:
+        return []
+    schedule = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config)
+    between = round(every * schedule.steps_per_epoch)
+    require(
+        between > 0,
+        f"eval every {every} epochs is less than a step, which takes "
+        f"{1 / schedule.steps_per_epoch:.2g} epochs",
+    )
+    return range(between, schedule.steps, between)
 
 
 def _prepare(request: Request, data: Dataset) -> _Prepared:
@@ -158,14 +193,17 @@ def _prepare(request: Request, data: Dataset) -> _Prepared:
         data=data.name,
         data_fingerprint=data.fingerprint,
         encoder=asdict(spec),
-        epochs=settings.epochs if method.trains else 0,
+        epochs=pretrain.whole(settings.epochs) if method.trains else 0,
         batch_size=settings.batch_size,
         seed=settings.seed,
         precision=hardware.precision,
     )
+    budget = budgets.of(settings)
+    if budget and method.trains:
+        plan = budgets.spend(budget, plan, method, data, hardware, settings.runs_dir)
     recipe = [audit.method(method)]
     recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
-    return _Prepared(plan, spec, method, hardware, "; ".join(recipe))
+    return _Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
 
 
 def evaluate(request: Request) -> Path:
@@ -291,7 +329,7 @@ def _announce(
         f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
-        f"{plan.epochs} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )
     if data.note:
@@ -302,7 +340,7 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
     """The loss curve, and whatever pictures the method has of the first test images."""
     from ssl_bench import figures  # a second that the first step need not wait for
 
-    title = f"{plan.method} on {plan.data}, {plan.epochs} epochs, seed {plan.seed}"
+    title = f"{plan.method} on {plan.data}, {plan.epochs:.4g} epochs, seed {plan.seed}"
     if (folder / "metrics.jsonl").exists() and not (folder / "figures/loss.png").exists():
         figures.loss_curve(folder / "metrics.jsonl", title, folder / "figures/loss.png")
         console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)

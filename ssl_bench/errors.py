@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -31,8 +32,8 @@ def require(condition: bool, message: str) -> None:
 
 
 def above(name: str, value: float, bound: float) -> None:
-    """Require a number above a bound."""
-    require(value > bound, f"{name} {value} is out of range; it must be above {bound:g}")
+    """Require a finite number above a bound."""
+    require(bound < value < math.inf, f"{name} {value} is out of range; it must be above {bound:g}")
 
 
 def within(name: str, value: float, interval: str) -> None:

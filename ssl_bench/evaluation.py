@@ -73,6 +73,12 @@ def stored_records(folder: Path) -> list[Record]:
     return [read_json(path) for path in sorted(folder.glob("evals/*/scores.json"))]
 
 
+def in_words(record: Record) -> str:
+    """An evaluation's headline in a few words."""
+    headline = next(iter(record["scores"].values()))
+    return f"{record['eval']} {headline:.2f} {record['unit']}"
+
+
 def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
     """The hash of all that defines an evaluation but the encoder, the seed and the precision."""
     content = [RESULTS, plugin.name, plugin.fingerprint, asdict(config), data.fingerprint]

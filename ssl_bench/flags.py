@@ -23,7 +23,7 @@ import tyro
 from ssl_bench import plugins
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.plugins import Plugin
-from ssl_bench.settings import PRESETS, EvalSettings, Settings
+from ssl_bench.settings import BUDGETS, PRESETS, EvalSettings, Settings
 
 T = TypeVar("T")
 _POSITIONAL = {"target", "images", "runs", "source"}
@@ -38,12 +38,14 @@ class Request:
         settings: the flags that belong to no plugin.
         method, method_config: absent where no method is asked for.
         evals: each evaluation's ``Config``.
+        evals_on_the_way: that of each evaluation of ``--eval-every``.
     """
 
     settings: Any
     method: Plugin | None
     method_config: Any
     evals: Mapping[Plugin, Any]
+    evals_on_the_way: Mapping[Plugin, Any]
 
 
 def parse_run(words: Sequence[str], command: str = "run") -> Request:
@@ -63,6 +65,12 @@ def parse_run(words: Sequence[str], command: str = "run") -> Request:
         f"preset {preset!r} belongs to another method than {method.name!r}; "
         f"--method {' or '.join(owners)} would work",
     )
+    for budget in BUDGETS:
+        flag = f"--{budget.replace('_', '-')}"
+        require(
+            not (_peek(words, flag[2:]) and _peek(words, "epochs")),
+            f"--epochs and {flag} each fix the length of the training; one will do",
+        )
     return _parse(command, words, Settings, method, Settings.preset)
 
 
@@ -122,7 +130,9 @@ def _parse(
     source = method or next(map(_method, _owners(preset)), None)
     preset_evals = source.presets().get(preset, {}).get("evals", ()) if source else ()
     chosen = [plugins.find("eval", name) for name in _chosen_evals(words, preset_evals)]
-    offered = list(dict.fromkeys([*chosen, *plugins.discover("eval").values()]))
+    names = _peek(words, "eval-every-with") or Settings.eval_every_with
+    on_the_way = [plugins.find("eval", name) for name in names] if method else []
+    offered = list(dict.fromkeys([*chosen, *on_the_way, *plugins.discover("eval").values()]))
     everyone = [plugin for plugin in (method, *offered) if plugin]
     known = {*PRESETS, *(name for plugin in everyone for name in plugin.presets())}
     if preset not in known:
@@ -149,6 +159,7 @@ def _parse(
         method=method,
         method_config=take(method.config) if method else None,
         evals={plugin: take(plugin.config, _prefix(plugin)) for plugin in chosen},
+        evals_on_the_way={p: take(p.config, _prefix(p)) for p in on_the_way},
     )
 
 

@@ -165,7 +165,7 @@ class Schedule:
 
     images: int
     batch_size: int
-    epochs: int
+    epochs: float
     peak_lr: float
     warmup: float
     min_lr: float = 0.0
@@ -176,7 +176,7 @@ class Schedule:
         cls,
         images: int,
         batch_size: int,
-        epochs: int,
+        epochs: float,
         config: OptimizerConfig,
         *,
         min_lr: float = 0.0,
@@ -202,8 +202,8 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
-        return self.steps_per_epoch * self.epochs
+        """Optimiser steps in all: the whole number nearest to what the epochs ask for, or 1."""
+        return max(1, round(self.steps_per_epoch * self.epochs))
 
     def batch(self, step: int, *coordinates: str | int) -> Tensor:
         """Indices of a step's images, in an order made anew each epoch: int64 ``(batch_size,)``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench import draws, encoders, gradients, optim, progress, weights
+from ssl_bench import draws, encoders, flops, gradients, optim, progress, weights
 from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
@@ -79,12 +79,14 @@ def pretrain(
     folder: Path,
     hardware: Hardware,
     micro_batch_size: int | None = None,
+    snapshot_steps: Collection[int] = (),
 ) -> Mapping[str, Any]:
     """Train the method as planned and write the encoder; a checkpoint, if there, is gone on from.
 
     Args:
         micro_batch_size: how many images' activations are kept at a time, where the method's loss
             `splits`; None for as many as suit the hardware. It changes rounding alone.
+        snapshot_steps: after which steps to write the encoder as it is then, and what it cost.
 
     Returns:
         What it cost, as in ``cost.json``.
@@ -95,10 +97,14 @@ def pretrain(
     spec = EncoderSpec.of(plan.encoder)
     images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     method.to(hardware.device).train()
+    flops_per_step = flops.of_step(method, spec, plan.batch_size)
+    seconds, steps = 0.0, 0
     if method.trains:
-        seconds, images_seen = _train(method, data, plan, spec, folder, hardware, images_at_once)
-    else:
-        seconds, images_seen = 0.0, 0
+        steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config).steps
+        seconds = _train(
+            *(method, data, plan, spec, folder, hardware, images_at_once),
+            {step: flops_per_step * step for step in snapshot_steps},
+        )
     own = {
         name: tensor.contiguous()
         for name, tensor in method.state_dict().items()
@@ -107,8 +113,8 @@ def pretrain(
     with atomic(folder / "method.safetensors") as path:
         save_file(own, path)
     cost = {
-        "images_seen": images_seen,
-        "seconds": round(seconds, 2),
+        **_cost(steps, plan.batch_size, flops_per_step * steps, seconds),
+        "flops_per_step": flops_per_step,
         "peak_memory_mib": round(peak_memory_mib(hardware.device)),
         "encoder_parameters": sum(p.numel() for p in method.encoder.parameters()),
         "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
@@ -156,8 +162,9 @@ def _train(
     folder: Path,
     hardware: Hardware,
     images_at_once: int | None,
-) -> tuple[float, int]:
-    """The loop. Returns the seconds it took, earlier starts included, and the images it saw."""
+    snapshot_flops: Mapping[int, int],
+) -> float:
+    """The loop. Returns the seconds it took, earlier starts included."""
     config, seed, batch_size = method.config, plan.seed, plan.batch_size
     method.before_training(data.train, spec, seed)
     train = data.train.to(hardware.device)
@@ -189,6 +196,12 @@ def _train(
             optimizer.step()
             optimizer.zero_grad()
             method.after_step((step + 1) / total)
+            if step + 1 in snapshot_flops:
+                if hardware.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds = seconds_before + time.monotonic() - started
+                cost = _cost(step + 1, batch_size, snapshot_flops[step + 1], seconds)
+                _snapshot(method, spec, cost, folder)
 
             losses.append(loss)
             if (step + 1) % record_every and step + 1 < total:
@@ -218,7 +231,17 @@ def _train(
             if now - checkpointed > SECONDS_BETWEEN_CHECKPOINTS:
                 _checkpoint(method, optimizer, step + 1, seconds_before + now - started, folder)
                 checkpointed = time.monotonic()
-    return seconds_before + time.monotonic() - started, total * batch_size
+    return seconds_before + time.monotonic() - started
+
+
+def snapshot_folder(folder: Path, step: int) -> Path:
+    """Where the encoder after a step is, in a run folder."""
+    return folder / "snapshots" / f"step-{step:08}"
+
+
+def whole(epochs: float) -> float:
+    """A number of epochs as an int where it is one: 8 and 8.0 must not be two runs."""
+    return int(epochs) if epochs == int(epochs) else epochs
 
 
 def compile_blocks(method: Method) -> None:
@@ -231,6 +254,23 @@ def compile_blocks(method: Method) -> None:
     for module in method.modules():
         if isinstance(module, Block):
             module.compile(dynamic=False)
+
+
+def _cost(step: int, batch_size: int, counted: int, seconds: float) -> dict[str, Any]:
+    """What training up to a step cost, on every axis that runs are compared by."""
+    return {
+        "steps": step,
+        "images_seen": step * batch_size,
+        "flops": counted,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _snapshot(method: Method, spec: EncoderSpec, cost: Mapping[str, Any], folder: Path) -> None:
+    home = snapshot_folder(folder, cost["steps"])
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(home / "cost.json", cost)
+    weights.save(method.encoder, spec, home)
 
 
 def _checkpoint(

@@ -8,7 +8,9 @@
     checkpoint.pt        the state to go on from; gone once the training is done
     encoder.safetensors  weights under timm's names, and encoder.json to build them
     method.safetensors   the method's other parameters: a decoder, a projector
-    cost.json            images seen, seconds, peak memory, parameters
+    cost.json            FLOPs, images seen, seconds, peak memory, parameters
+    snapshots/step-.../  the encoder on the way: the last three of these files' kinds, and evals/
+    failed.json          why the last start did not come to its end, until the next one
     evals/<name>-.../    scores.json and predictions.npz
     features/            what the encoder makes of each split, for evaluations to come
     figures/             PNG files
@@ -58,7 +60,7 @@ class Plan:
     data: str
     data_fingerprint: str
     encoder: Mapping[str, Any]
-    epochs: int
+    epochs: float
     batch_size: int
     seed: int
     precision: str
@@ -103,6 +105,22 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             yield
     except Timeout as error:
         raise UserError(f"run {str(folder)!r} is in use by another process; wait for it") from error
+
+
+@contextmanager
+def failures_noted(folder: Path) -> Iterator[None]:
+    """Write ``failed.json`` if the block fails, so that tables can say why; first forget the last.
+
+    An interruption is no failure.
+    """
+    path = folder / "failed.json"
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, {"error": first_line(error), "at": now})
+        raise
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -5,12 +5,13 @@ Nothing here imports torch, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import UserError, above, require, within
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compilation = Literal["auto", "on", "off"]
@@ -32,8 +33,16 @@ class Settings:
     patch_size: int | None = None
     """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
     quarter of it."""
-    epochs: int = 8
-    """Passes over the training split."""
+    epochs: float = 8
+    """Passes over the training split; parts of one count in whole steps."""
+    budget_flops: float | None = None
+    """Instead of --epochs: train for as many steps as these FLOPs pay for, forward and backward
+    passes counted, such as 1e15."""
+    budget_time: str = ""
+    """Instead of --epochs: train for about as long as that on this device, such as 90s, 10m or 2h;
+    the steps are fixed at the start, by the time that the first few take."""
+    match: str = ""
+    """Instead of --epochs: train under the FLOPs of this run, a folder or a part of its name."""
     batch_size: int = 128
     """Images in an optimiser step."""
     seed: int = 0
@@ -48,6 +57,10 @@ class Settings:
     evals: tuple[str, ...] = ()
     """Evaluations to run afterwards, separated by commas; none skips them. Default: those marked
     with a star in `ssl-bench list`."""
+    eval_every: float | None = None
+    """Evaluate the encoder every so many epochs on the way, too, for curves over cost."""
+    eval_every_with: tuple[str, ...] = ("knn",)
+    """Evaluations of --eval-every, separated by commas."""
     preset: str = "quick"
     """Named set of defaults; each flag given beside it wins."""
     keep_features: bool = True
@@ -64,9 +77,30 @@ class Settings:
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
         above("batch size", self.batch_size, 0)
-        for name in ("image_size", "patch_size", "micro_batch_size"):
+        for name in ("image_size", "patch_size", "micro_batch_size", "budget_flops", "eval_every"):
             if getattr(self, name) is not None:
                 above(name.replace("_", " "), getattr(self, name), 0)
+        if self.budget_time:
+            above("budget time", self.budget_seconds, 0)
+        given = [name for name in BUDGETS if getattr(self, name)]
+        require(
+            len(given) < 2,
+            f"--{' and --'.join(given)} each fix the length of the training; one will do".replace(
+                "_", "-"
+            ),
+        )
+
+    @property
+    def budget_seconds(self) -> float:
+        """What ``budget_time`` says, in seconds."""
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([smhd]?)\s*", self.budget_time)
+        if not found:
+            raise UserError(f"budget time {self.budget_time!r} is no time such as 90s, 10m or 2h")
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+BUDGETS = ("budget_flops", "budget_time", "match")
+"""The flags, one of which may fix the length of a training instead of ``epochs``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,71 @@
+"""Floating-point operations of a training step, counted."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_bench import draws
+from ssl_bench.contract import Batch, Method
+from ssl_bench.draws import Draws
+from ssl_bench.encoders import EncoderSpec
+
+
+def of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
+    """FLOPs of one step's forward and backward passes over a batch.
+
+    Those of matrix products and convolutions are counted (``torch.utils.flop_counter``), two for
+    each multiplication with its addition; element-wise operations and the optimiser are not.
+    Attention counts as the two products that it is, whatever kernel computes it, so that the number
+    is the same on every device.
+
+    A loss sees pairs of images at most, so that its cost is a polynomial of second degree in the
+    batch size: three small batches, really computed, tell it exactly.
+
+    Args:
+        method: a copy of it is used, on the CPU; any length of training takes the first step's
+            cost for every step.
+    """
+    if not method.trains:
+        return 0
+    least = max(2, method.smallest_batch)
+    sizes = [least, 2 * least, 3 * least]
+    if batch_size <= sizes[-1]:
+        return _count(method, spec, batch_size)
+    counts = [_count(method, spec, size) for size in sizes]
+    return round(sum(counts[i] * _lagrange(sizes, i, batch_size) for i in range(len(sizes))))
+
+
+def _count(method: Method, spec: EncoderSpec, batch_size: int) -> int:
+    trial = copy.deepcopy(method).cpu().train()
+    for module in trial.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+    views = tuple(
+        torch.randn(
+            batch_size,
+            spec.channels,
+            recipe.size,
+            recipe.size,
+            generator=draws.generator("count", view),
+        )
+        for view, recipe in enumerate(trial.augmentations(spec.image_size))
+    )
+    labels_B = torch.zeros(batch_size, dtype=torch.int64)
+    batch = Batch(views, labels_B, Draws(0, 0, torch.arange(batch_size)))
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        for term in trial.terms(batch):
+            term.backward()
+    return counter.get_total_flops()
+
+
+def _lagrange(sizes: list[int], which: int, at: int) -> Fraction:
+    """The weight of one of the points in the polynomial through all of them."""
+    weight = Fraction(1)
+    for other, size in enumerate(sizes):
+        if other != which:
+            weight *= Fraction(at - size, sizes[which] - size)
+    return weight
