@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench results results-gpu lint format clean
 
 demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
@@ -14,6 +14,15 @@ PARTS ?=
 
 bench: $(VENV)/installed  ## measure speed and memory beside other people's code; PARTS=all for everything
 	$(BIN)/python -m benchmarks $(PARTS)
+
+results: $(VENV)/installed  ## the comparison under results/: four methods at equal cost, three seeds
+	results/comparison.sh
+
+MINUTES ?= 10
+
+results-gpu: $(VENV)/installed  ## the same on CIFAR-10 with a GPU, MINUTES at a time: repeat until it is done
+	timeout --signal=INT $(MINUTES)m env PRESET=small results/comparison.sh || \
+		{ [ $$? -eq 124 ] && echo "not done yet: the same command goes on"; }
 
 lint: $(VENV)/installed-lint  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -24,6 +24,8 @@ commands:
   recipe      show a preset's every setting beside the paper's
   eval        evaluate a run, or a file of weights
   compare     show runs side by side
+  show        show where a run's numbers come from
+  rerun       train and evaluate a run again, and say whether it came out the same
   reconstruct hide patches of images, draw what a masked autoencoder makes of the rest
   export      write an encoder in the format of timm, MAE or transformers
   data        write a data set once as files that are read fast: data prepare SOURCE -o FOLDER
@@ -43,17 +45,18 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0, 1 where nobody reads the output to its end, 2 for a user's mistake, 130
+        The exit code: 0, 1 where nobody reads the output to its end or a run did not come out the
+        same again, 2 for a user's mistake, 130
         when interrupted.
     """
-    words = list(sys.argv[1:] if words is None else words)
+    words, code = list(sys.argv[1:] if words is None else words), 0
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(_USAGE, end="")
         elif words[0] == "--version":
             print(f"ssl-bench {__version__}")
         elif words[0] in _COMMANDS:
-            _COMMANDS[words[0]](words[1:])
+            code = _COMMANDS[words[0]](words[1:]) or 0
         else:
             raise unknown("command", words[0], _COMMANDS)
         sys.stdout.flush()
@@ -79,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    return 0
+    return code
 
 
 def entry() -> None:
@@ -135,6 +138,26 @@ def _compare(words: Sequence[str]) -> None:
     commands.compare(settings)
 
 
+def _show(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import ShowSettings
+
+    settings = flags.parse("show", ShowSettings, words)
+    from ssl_bench import provenance
+
+    provenance.show(settings)
+
+
+def _rerun(words: Sequence[str]) -> int:
+    from ssl_bench import flags
+    from ssl_bench.settings import RerunSettings
+
+    settings = flags.parse("rerun", RerunSettings, words)
+    from ssl_bench import provenance
+
+    return 0 if provenance.rerun(settings) else 1
+
+
 def _reconstruct(words: Sequence[str]) -> None:
     from ssl_bench import flags
     from ssl_bench.settings import ReconstructSettings
@@ -179,12 +202,14 @@ def _completion(words: Sequence[str]) -> None:
     completion.show(words)
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+_COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": _run,
     "ablate": _ablate,
     "recipe": _recipe,
     "eval": _eval,
     "compare": _compare,
+    "show": _show,
+    "rerun": _rerun,
     "reconstruct": _reconstruct,
     "export": _export,
     "data": _data,

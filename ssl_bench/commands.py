@@ -89,7 +89,8 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     Raises:
         UserError: the settings do not fit together or the data cannot be used.
     """
-    settings = request.settings
+    settings, plugin = request.settings, request.method
+    assert plugin is not None
     data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
     prepared = _prepare(request, data)
     plan, spec, method = prepared.plan, prepared.spec, prepared.method
@@ -99,6 +100,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
         **asdict(plan),
         "preset": settings.preset,
         "budget": prepared.budget,
+        "method_source": "" if plugin.module else str(plugin.path),
         "data_source": str(source.resolve()) if source.exists() else settings.data,
     }
     folder = runs.create(settings.runs_dir, plan.name, config)

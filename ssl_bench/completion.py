@@ -18,7 +18,9 @@ from ssl_bench.settings import (
     ExportSettings,
     PrepareSettings,
     ReconstructSettings,
+    RerunSettings,
     Settings,
+    ShowSettings,
 )
 
 _SHELLS = ("bash", "zsh")
@@ -72,6 +74,8 @@ def show(words: Sequence[str]) -> None:
         "recipe": flags.every_flag("recipe", Settings, ["method", "eval"], choices),
         "eval": flags.every_flag("eval", EvalSettings, ["eval"], choices),
         "compare": flags.every_flag("compare", CompareSettings, [], choices),
+        "show": flags.every_flag("show", ShowSettings, [], choices),
+        "rerun": flags.every_flag("rerun", RerunSettings, [], choices),
         "reconstruct": flags.every_flag("reconstruct", ReconstructSettings, [], choices),
         "export": flags.every_flag("export", ExportSettings, [], choices),
         "data": flags.every_flag("data", _Data, [], choices),

@@ -105,6 +105,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
         _save_arrays(folder / "arrays.npz", result.arrays)
     record = {
         "eval": plugin.name,
+        "source": "" if plugin.module else str(plugin.path),
         "protocol": protocol(plugin, config, data),
         "config": asdict(config),
         "data": data.name,

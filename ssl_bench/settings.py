@@ -232,6 +232,36 @@ class CompareSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """Show where a run's numbers come from: command, code, packages, device, data, cost, scores."""
+
+    target: str = ""
+    """A run's folder, or a part of its name."""
+    json: bool = False
+    """Print JSON."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say which run to show")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunSettings:
+    """Train and evaluate a run again, and say whether it came out the same."""
+
+    target: str = ""
+    """A run's folder, or a part of its name."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders; the repetition goes into its reruns/."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say which run to repeat")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
     """Write a data set once as few large files of small images, so that later runs read it fast."""
 

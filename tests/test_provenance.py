@@ -1,0 +1,118 @@
+"""Where numbers come from, and whether they come out again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssl_bench.files import read_json, write_json
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
+    """``ssl-bench run`` of a small encoder, evaluated by kNN."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        return ssl_bench(
+            *("run", "--data", image_folder, "--runs-dir", tmp_path / "runs", "--batch-size", 16),
+            *("--backbone", "vit_nano", "--evals", "knn", "--knn-neighbors", "1,3"),
+            *("--epochs", 2, "--precision", "fp32", *words),
+        )
+
+    return call
+
+
+def only_run(tmp_path: Path) -> Path:
+    [path] = (tmp_path / "runs").glob("*/config.json")
+    return path.parent
+
+
+def test_show_tells_origin_and_cost(run: Call, ssl_bench: Call, tmp_path: Path) -> None:
+    run()
+    code, out, _ = ssl_bench("show", "mae", "--runs-dir", tmp_path / "runs", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    [evaluated] = facts["evaluations"].values()
+    for origin in (facts["run"], evaluated):
+        assert {"command", "code", "packages", "device", "seed", "data_fingerprint"} <= {
+            name.replace(" ", "_") for name in origin
+        }
+    assert facts["run"]["cost flops"] == read_json(only_run(tmp_path) / "cost.json")["flops"]
+    assert Path(evaluated["folder"]).is_dir()
+    code, out, _ = ssl_bench("show", "mae", "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    assert "torch" in out
+    assert evaluated["protocol"] in out
+
+
+@pytest.mark.parametrize("method", ["mae", "mocov3", "random-init"])
+def test_rerun_comes_out_the_same(run: Call, ssl_bench: Call, tmp_path: Path, method: str) -> None:
+    assert run("--method", method, "--seed", 3)[0] == 0
+    code, out, err = ssl_bench("rerun", method, "--runs-dir", tmp_path / "runs")
+    assert code == 0, err
+    assert "came out the same" in out
+    [outcome] = (tmp_path / "runs/reruns").glob("*/*/rerun.json")
+    parts = read_json(outcome)["parts"]
+    assert [part["what"] for part in parts] == ["encoder", "knn top1", "  its predictions"]
+    assert all(part["same"] for part in parts)
+    # A repetition is no run of its own in tables.
+    assert only_run(tmp_path).name.startswith(method)
+
+
+def test_rerun_says_what_differs(run: Call, ssl_bench: Call, tmp_path: Path) -> None:
+    run()
+    folder = only_run(tmp_path)
+    [scores] = folder.glob("evals/*/scores.json")
+    record = read_json(scores)
+    write_json(scores, record | {"scores": {"top1": record["scores"]["top1"] + 1}})
+    environment = read_json(folder / "environment.json")
+    environment["packages"]["torch"] = "1.0"
+    write_json(folder / "environment.json", environment)
+    (folder / "encoder.safetensors").unlink()
+    code, out, _ = ssl_bench("rerun", folder, "--runs-dir", tmp_path / "runs")
+    assert code == 1
+    assert "packages torch was 1.0" in out
+    assert "did NOT come out the same" in out
+    assert "cannot tell" in out
+    assert "-1" in out
+
+
+def test_a_method_given_as_a_file_is_found_again(
+    run: Call, ssl_bench: Call, tmp_path: Path
+) -> None:
+    run("--method", Path(__file__).parent / "example_method.py")
+    code, out, err = ssl_bench("rerun", only_run(tmp_path), "--runs-dir", tmp_path / "runs")
+    assert code == 0, err
+    assert "came out the same" in out
+
+
+def test_what_cannot_be_repeated_is_refused(
+    run: Call, ssl_bench: Call, tmp_path: Path, image_folder: Path
+) -> None:
+    run()
+    folder = only_run(tmp_path)
+    shared = ("--runs-dir", tmp_path / "runs")
+    weights = folder / "encoder.safetensors"
+    code, _, err = ssl_bench(
+        *("eval", "--weights", weights, "--data", image_folder, "--evals", "knn", *shared),
+        *("--knn-neighbors", 3),
+    )
+    assert code == 0, err
+    for words, message in [
+        (("rerun", "weights-encoder"), "weights from elsewhere"),
+        (("rerun", "nothing"), "does not exist"),
+        (("rerun",), "say which run"),
+        (("show",), "say which run"),
+    ]:
+        code, _, err = ssl_bench(*words, *shared)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    (folder / "encoder.json").unlink()
+    assert "is not finished" in ssl_bench("rerun", folder, *shared)[2]
+    (folder / "cost.json").write_text("{")
+    assert "cannot be read" in ssl_bench("show", folder, *shared)[2]
