@@ -18,6 +18,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -41,6 +43,8 @@ from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json, write_json
 
 _PACKAGES = ("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors")
+_SECONDS_TO_LOOK = 0.5
+"""How long to try for a lock: whoever asks whether it is held holds it for an instant."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         UserError: another process is at it.
     """
     try:
-        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
+        with FileLock(folder / ".lock", timeout=-1 if wait else _SECONDS_TO_LOOK):
             yield
     except Timeout as error:
         raise UserError(f"run {str(folder)!r} is in use by another process; wait for it") from error
@@ -121,6 +125,22 @@ def failures_noted(folder: Path) -> Iterator[None]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(path, {"error": first_line(error), "at": now})
         raise
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is working in the folder. Leaves no file behind and needs no right
+    to write."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def environment(device: str) -> dict[str, Any]:

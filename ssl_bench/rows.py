@@ -1,0 +1,355 @@
+"""What a run folder says, as rows of tables: one for the run, one for each of its scores.
+
+Nothing here raises for what is wrong in a folder: it is named, and the run's state is "broken".
+What a row was read from is noted, with stamps taken before it was read, so that whoever keeps the
+row can tell whether it still holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shlex
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Any, Literal
+
+from ssl_bench.errors import first_line
+from ssl_bench.runs import Plan, digest
+
+Kind = Literal["text", "int", "float", "bool"]
+Row = dict[str, Any]
+
+RUN_COLUMNS: Mapping[str, tuple[Kind, str]] = {
+    "run": ("text", "name of the run folder"),
+    "folder": ("text", "its path"),
+    "group": ("text", "hash of all that defines the pre-training but the seed"),
+    "method": ("text", "name of the method, or of the weights"),
+    "settings": ("text", "JSON: every other setting, flat"),
+    "pretrained_on": ("text", "name of the data set"),
+    "data_fingerprint": ("text", "hash of that data set's content"),
+    "seed": ("int", "of every random draw"),
+    "state": ("text", "trained, failed, running, unfinished or broken"),
+    "error": ("text", "why it failed, or what is broken"),
+    "step": ("int", "last optimiser step that was recorded"),
+    "epochs": ("float", "passes over the training split that are planned"),
+    "batch_size": ("int", "images in an optimiser step"),
+    "images_seen": ("int", "images that pre-training went through, repetitions counted"),
+    "flops": ("float", "floating-point operations of pre-training, forward and backward"),
+    "seconds": ("float", "device-seconds of pre-training"),
+    "peak_memory_mib": ("float", "peak memory of pre-training, MiB"),
+    "encoder_parameters": ("int", "parameters of the encoder"),
+    "trained_parameters": ("int", "parameters that pre-training changed"),
+    "device": ("text", "what it ran on"),
+    "precision": ("text", "arithmetic of pre-training: fp32, bf16"),
+    "commit": ("text", "git commit of ssl-bench"),
+    "dirty": ("bool", "whether files differed from that commit"),
+    "started": ("text", "last start, ISO 8601, UTC"),
+    "command": ("text", "command of that start"),
+}
+"""Columns of ``runs``: kind and meaning."""
+
+SCORE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
+    "run": ("text", "name of the run folder"),
+    "eval": ("text", "name of the evaluation"),
+    "protocol": ("text", "hash of all that defines the evaluation but its seed and precision"),
+    "evaluated_on": ("text", "name of the data set"),
+    "test_fingerprint": ("text", "hash of that data set's content"),
+    "test_images": ("int", "images in its test split"),
+    "eval_seed": ("int", "of every random draw of the evaluation"),
+    "eval_precision": ("text", "arithmetic of the evaluation: fp32, bf16"),
+    "score": ("text", "name of the number"),
+    "value": ("float", "the number"),
+    "is_headline": ("bool", "whether it is the evaluation's first number"),
+    "unit": ("text", "what a headline counts; none for other numbers"),
+    "better": ("text", "higher, lower or neither, for a headline"),
+    "step": ("int", "optimiser step of a snapshot; none for the final encoder"),
+    "images_seen": ("int", "images that pre-training had gone through by then"),
+    "flops": ("float", "floating-point operations of pre-training until then"),
+    "seconds": ("float", "device-seconds of pre-training until then"),
+    "eval_seconds": ("float", "seconds that the evaluation took"),
+    "note": ("text", "what to know about the data"),
+    "baselines": ("text", "JSON: label of each baseline to its scores"),
+    "folder": ("text", "path of the evaluation's folder"),
+}
+"""Columns of ``scores``: kind and meaning."""
+
+_DEFINING = [field.name for field in fields(Plan) if field.name != "seed"]
+_VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_TAIL = 4096
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One run folder's rows.
+
+    Attributes:
+        run: of `RUN_COLUMNS`, without ``folder``.
+        scores: of `SCORE_COLUMNS`, without ``run``; ``folder`` is relative to the run's.
+        problems: one line for each thing that is wrong.
+        seen: the paths that the rows follow from, relative to the folder.
+        stamp: of these paths, as `stamp_of` makes it, from before they were read.
+        changed_ns: when the last of them changed, by the file system's clock.
+    """
+
+    run: Row
+    scores: Sequence[Row]
+    problems: Sequence[str]
+    seen: Sequence[str]
+    stamp: str
+    changed_ns: int
+
+
+def read(folder: str) -> Reading | None:
+    """What a folder says; None where it is no run folder, or is gone."""
+    found = _Folder(folder)
+    names = found.names("")
+    if "config.json" not in names and not found.problems:
+        return None
+    plan = found.json("config.json")
+    cost = found.json("cost.json") if "cost.json" in names else {}
+    run = _run(found, plan, cost, names)
+    scores = list(_scores(found, names, "", cost, None))
+    if "snapshots" in names:
+        for name in found.names("snapshots"):
+            base = f"snapshots/{name}/"
+            own = found.names(base[:-1])
+            if "cost.json" in own:
+                cost = found.json(base + "cost.json")
+                scores += _scores(found, own, base, cost, cost.get("step"))
+    if "config.json" in names and not found.problems and not plan:
+        return None
+    if found.problems:
+        run |= {"state": "broken", "error": found.problems[0]}
+    odd = [
+        f"{row['folder']}: score {row['score']} is {row['value']}"
+        for row in scores
+        if row["value"] is None or not math.isfinite(row["value"])
+    ]
+    changed = max(max(stamp[:2]) for stamp in found.seen.values())
+    stamp = _digest(found.seen.values())
+    return Reading(run, scores, [*found.problems, *odd], list(found.seen), stamp, changed)
+
+
+def stamp_of(folder: str, paths: Iterable[str]) -> str:
+    """A hash that changes when one of the paths, files or folders, is replaced or edited."""
+    return _digest(_stamp(f"{folder}/{path}") for path in paths)
+
+
+_Stamp = tuple[int, int, int]
+
+
+def _stamp(path: str) -> _Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+
+
+def _digest(stamps: Iterable[_Stamp]) -> str:
+    numbers = array("q")
+    for stamp in stamps:
+        numbers.extend(stamp)
+    return blake2b(numbers.tobytes(), digest_size=12).hexdigest()
+
+
+class _Folder:
+    """Reads what is in a run folder, and notes what it looked at and what is wrong."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self.seen: dict[str, _Stamp] = {}
+        self.problems: list[str] = []
+
+    def names(self, path: str) -> list[str]:
+        """What is in a folder; nothing where it is gone, or no folder."""
+        return self._look(path, lambda full: sorted(os.listdir(full)), [])
+
+    def json(self, path: str) -> Row:
+        """A JSON object; an empty one where it is gone."""
+        content = self._look(path, _load, {})
+        if isinstance(content, dict):
+            return content
+        self.problems.append(f"{path} is no JSON object")
+        return {}
+
+    def last_record(self, path: str) -> Row:
+        """The last whole line of JSON Lines; a line may be half written while a run goes on."""
+        for line in reversed(self._look(path, _tail, [])):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict):
+                return record
+        return {}
+
+    def row(self, columns: Mapping[str, tuple[Kind, str]], values: Row, where: str = "") -> Row:
+        """The values as the columns want them; None, and a problem, for those that cannot be."""
+        row = {}
+        for name, value in values.items():
+            try:
+                row[name] = _typed(columns[name][0], value)
+            except (ValueError, OverflowError):
+                row[name] = None
+                kind = columns[name][0]
+                self.problems.append(f"{where}{name} is {value!r:.60}, which is no {kind}")
+        return row
+
+    def _look(self, path: str, how: Callable[[str], Any], nothing: Any) -> Any:
+        full = f"{self._folder}/{path}"
+        self.seen[path] = _stamp(full)
+        try:
+            return how(full)
+        except (OSError, ValueError, RecursionError) as error:
+            if not isinstance(error, OSError):
+                self.problems.append(f"{path} cannot be read: {first_line(error)}")
+            elif error.errno not in _VANISHED:
+                self.problems.append(f"{path or 'folder'} cannot be read: {error.strerror}")
+            return nothing
+
+
+def _load(path: str) -> Any:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _tail(path: str) -> list[bytes]:
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        return file.read().splitlines()
+
+
+def _typed(kind: Kind, value: Any) -> Any:
+    """The value as a column's kind.
+
+    Raises:
+        ValueError, OverflowError: it cannot be.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None:
+        return None
+    if kind == "text" and isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if kind == "float" and is_number:
+        return float(value)
+    if kind == "int" and is_number and value == int(value) and abs(value) < 2**63:
+        return int(value)
+    raise ValueError
+
+
+def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
+    environment = found.json("environment.json") if "environment.json" in names else {}
+    failure = found.json("failed.json") if "failed.json" in names else {}
+    last = found.last_record("metrics.jsonl") if "metrics.jsonl" in names else {}
+    code = _mapping(environment.get("code"))
+    command = environment.get("command")
+    if plan and "method" not in plan:
+        found.problems.append("config.json names no method: no run, or a baseline that runs share")
+    if "encoder.json" in names:
+        state = "trained"
+    else:
+        state = "failed" if "failed.json" in names else "unfinished"
+    values = {
+        "run": os.path.basename(os.path.abspath(found._folder)),
+        "group": _group(plan),
+        "method": plan.get("method"),
+        "settings": json.dumps(_settings(plan)),
+        "pretrained_on": plan.get("data"),
+        "data_fingerprint": plan.get("data_fingerprint"),
+        "seed": plan.get("seed"),
+        "state": state,
+        "error": failure.get("error") if state == "failed" else None,
+        "step": last.get("step", cost.get("steps")),
+        "epochs": plan.get("epochs"),
+        "batch_size": plan.get("batch_size"),
+        "images_seen": cost.get("images_seen"),
+        "flops": cost.get("flops"),
+        "seconds": cost.get("seconds"),
+        "peak_memory_mib": cost.get("peak_memory_mib"),
+        "encoder_parameters": cost.get("encoder_parameters"),
+        "trained_parameters": cost.get("trained_parameters"),
+        "device": cost.get("device", environment.get("device")),
+        "precision": cost.get("precision", plan.get("precision")),
+        "commit": code.get("commit"),
+        "dirty": code.get("dirty"),
+        "started": environment.get("started"),
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else None,
+    }
+    return found.row(RUN_COLUMNS, values)
+
+
+def _group(plan: Row) -> str | None:
+    """Runs of one group differ in their seed alone; weights from elsewhere are told by their hash.
+
+    A run of ours that is evaluated at another image size is weights with a plan, and has a group
+    like any run.
+    """
+    if not plan:
+        return None
+    if "weights_sha256" in plan and "method_code" not in plan:
+        return digest([plan["weights_sha256"], plan.get("encoder")])
+    content = {name: plan.get(name) for name in _DEFINING}
+    epochs = content["epochs"]
+    return digest(content | {"epochs": float(epochs) if isinstance(epochs, int) else epochs})
+
+
+def _settings(plan: Row) -> Row:
+    """What a run was told, flat; an encoder's channels, mean and deviation are the data's."""
+    encoder = _mapping(plan.get("encoder"))
+    own = {name: encoder.get(name) for name in ("backbone", "image_size", "patch_size")}
+    length = {name: plan.get(name) for name in ("epochs", "batch_size", "precision")}
+    told = own | _mapping(encoder.get("architecture")) | length
+    return _mapping(plan.get("method_config")) | {k: v for k, v in told.items() if v is not None}
+
+
+def _scores(
+    found: _Folder, names: Sequence[str], base: str, cost: Row, step: int | None
+) -> Iterator[Row]:
+    """A row for each number of the evaluations in one folder."""
+    for name in found.names(f"{base}evals") if "evals" in names else ():
+        folder = f"{base}evals/{name}"
+        record = found.json(f"{folder}/scores.json")
+        if not record:
+            continue  # an evaluation that is not done
+        scores = _mapping(record.get("scores"))
+        lacking = [key for key in ("eval", "protocol", "scores") if not record.get(key)]
+        if lacking or not scores:
+            found.problems.append(f"{folder}/scores.json has no {', '.join(lacking) or 'scores'}")
+            continue
+        for number, (score, value) in enumerate(scores.items()):
+            is_headline = number == 0
+            values = {
+                "eval": record["eval"],
+                "protocol": record["protocol"],
+                "evaluated_on": record.get("data"),
+                "test_fingerprint": record.get("data_fingerprint"),
+                "test_images": record.get("test_images"),
+                "eval_seed": record.get("seed"),
+                "eval_precision": record.get("precision"),
+                "score": score,
+                "value": value,
+                "is_headline": is_headline,
+                "unit": record.get("unit", "top-1 accuracy (%)") if is_headline else None,
+                "better": record.get("better", "higher") if is_headline else None,
+                "step": step,
+                "images_seen": cost.get("images_seen"),
+                "flops": cost.get("flops"),
+                "seconds": cost.get("seconds"),
+                "eval_seconds": record.get("seconds"),
+                "note": record.get("note"),
+                "baselines": json.dumps(record.get("baselines", {})),
+                "folder": folder,
+            }
+            yield found.row(SCORE_COLUMNS, values, f"{folder}/scores.json: ")
+
+
+def _mapping(value: Any) -> Row:
+    return value if isinstance(value, dict) else {}
