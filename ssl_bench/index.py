@@ -205,7 +205,8 @@ def _kept(runs_dir: Path) -> pa.Table:
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException):
         return _schema().empty_table()
-    if not table.schema.equals(_schema(), check_metadata=True):
+    schema = table.schema
+    if not schema.equals(_schema()) or schema.metadata != _schema().metadata:
         return _schema().empty_table()
     return table
 
