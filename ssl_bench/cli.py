@@ -26,6 +26,7 @@ commands:
   compare     show runs side by side
   show        show where a run's numbers come from
   rerun       train and evaluate a run again, and say whether it came out the same
+  query       ask about all runs in SQL
   reconstruct hide patches of images, draw what a masked autoencoder makes of the rest
   export      write an encoder in the format of timm, MAE or transformers
   data        write a data set once as files that are read fast: data prepare SOURCE -o FOLDER
@@ -158,6 +159,16 @@ def _rerun(words: Sequence[str]) -> int:
     return 0 if provenance.rerun(settings) else 1
 
 
+def _query(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import QuerySettings
+
+    settings = flags.parse("query", QuerySettings, words)
+    from ssl_bench import query
+
+    query.query(settings)
+
+
 def _reconstruct(words: Sequence[str]) -> None:
     from ssl_bench import flags
     from ssl_bench.settings import ReconstructSettings
@@ -210,6 +221,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "compare": _compare,
     "show": _show,
     "rerun": _rerun,
+    "query": _query,
     "reconstruct": _reconstruct,
     "export": _export,
     "data": _data,

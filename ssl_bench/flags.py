@@ -26,7 +26,7 @@ from ssl_bench.plugins import Plugin
 from ssl_bench.settings import BUDGETS, PRESETS, EvalSettings, Settings
 
 T = TypeVar("T")
-_POSITIONAL = {"target", "images", "runs", "source"}
+_POSITIONAL = {"target", "images", "runs", "source", "sql"}
 _SHORT = {"output": ["-o"]}
 
 

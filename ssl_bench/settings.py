@@ -231,6 +231,20 @@ class CompareSettings:
     """Write the table to this file too."""
 
 
+@dataclass(frozen=True)
+class QuerySettings:
+    """Ask the tables of all runs and of all scores a question in SQL, or list their columns."""
+
+    sql: str = ""
+    """A query of DuckDB's SQL over `runs` and `scores`. Default: list the columns."""
+    schema: bool = False
+    """List the columns with what they mean."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    csv: Path | None = None
+    """Write the answer to this file too, every row of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings:
     """Show where a run's numbers come from: command, code, packages, device, data, cost, scores."""

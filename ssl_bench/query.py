@@ -1,0 +1,117 @@
+"""``ssl-bench query``: SQL over all runs and their scores."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssl_bench import index, rows
+from ssl_bench.errors import UserError
+from ssl_bench.files import atomic, writing
+from ssl_bench.settings import QuerySettings
+
+_SHOWN = 100
+_NARROW = 8
+"""Characters below which a table's columns cannot be read."""
+
+
+def query(settings: QuerySettings) -> None:
+    """Answer a query, or list the columns that there are where none is asked.
+
+    Raises:
+        UserError: the SQL is wrong, there is no run, or the CSV file cannot be written.
+    """
+    console = Console()
+    if settings.schema or not settings.sql.strip():
+        for title, columns in (("runs", rows.RUN_COLUMNS), ("scores", rows.SCORE_COLUMNS)):
+            console.print(_meanings(title, columns))
+            console.print()
+        return
+    found = index.tables(settings.runs_dir)
+    names, answer = _ask(settings.sql, found)
+    shown = answer[:_SHOWN]
+    is_wide = len(names) * _NARROW > console.width and console.is_terminal
+    if not console.is_terminal:
+        console.width = 10_000  # nobody's window, whose lines would be broken
+    for table in _records(names, shown) if is_wide else [_table(names, shown)]:
+        console.print(table)
+    more = len(answer) - len(shown)
+    if more:
+        console.print(f"{more:,} more rows; --csv FILE writes them all")
+    if found.problems:
+        first, *others = found.problems
+        rest = f" (and {len(others):,} more)" if others else ""
+        Console(stderr=True).print(Text(f"note: {first}{rest}"), style="yellow", soft_wrap=True)
+    if settings.csv:
+        with writing(settings.csv), atomic(settings.csv) as path, path.open("w", newline="") as f:
+            csv.writer(f).writerows([names, *answer])
+        console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
+
+
+def _ask(sql: str, found: index.Tables) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The names of the answer's columns, and its rows.
+
+    The database is in memory, and SQL reaches no file but by the two tables.
+    """
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        connection.register("runs", found.runs)
+        connection.register("scores", found.scores)
+        connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        try:
+            connection.execute(sql)
+            names = [column[0] for column in connection.description or ()]
+            return names, connection.fetchall() if names else []
+        except duckdb.InterruptException:
+            raise KeyboardInterrupt from None
+        except duckdb.Error as error:
+            is_of_names = isinstance(error, duckdb.BinderException | duckdb.CatalogException)
+            hint = " (`ssl-bench query` lists the columns)" if is_of_names else ""
+            raise UserError(str(error).partition("\n\nLINE ")[0] + hint) from None
+
+
+def _table(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> Table:
+    table = Table()
+    for number, name in enumerate(names):
+        is_number = all(isinstance(row[number], int | float | None) for row in answer)
+        table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
+    for row in answer:
+        table.add_row(*map(_cell, row))
+    return table
+
+
+def _records(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> list[Table]:
+    """A table for each row, which is too wide for one line."""
+    tables = []
+    for row in answer:
+        table = Table(show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in zip(names, row, strict=True):
+            table.add_row(Text(name), _cell(value))
+        tables.append(table)
+    return tables
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("-")
+    return Text(f"{value:.6g}" if isinstance(value, float) else str(value))
+
+
+def _meanings(title: str, columns: Any) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_column()
+    for name, (kind, meaning) in columns.items():
+        table.add_row(name, kind, Text(meaning))
+    return table
