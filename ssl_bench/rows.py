@@ -120,7 +120,7 @@ def read(folder: str) -> Reading | None:
             own = found.names(base[:-1])
             if "cost.json" in own:
                 cost = found.json(base + "cost.json")
-                scores += _scores(found, own, base, cost, cost.get("step"))
+                scores += _scores(found, own, base, cost, cost.get("steps"))
     if "config.json" in names and not found.problems and not plan:
         return None
     if found.problems:
