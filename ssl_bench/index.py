@@ -39,7 +39,7 @@ _SETTLED_NS = 3_000_000_000
 file systems count time in steps of up to two seconds."""
 _SECONDS_UNSEEN = 2.0
 _THREADS = 16
-_AT_ONCE = 200
+_AT_ONCE = 50
 _TYPES: Mapping[rows.Kind, Any] = {
     "text": pa.string(),
     "int": pa.int64(),
@@ -97,11 +97,14 @@ def tables(runs_dir: Path, names: Sequence[str] = ()) -> Tables:
     """
     folders = _folders(runs_dir, names)
     kept = _kept(runs_dir)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
         position = _holding(kept, folders, pool)
         stale = [folder for folder in folders if folder not in position]
         now_ns = _clock(runs_dir) if stale else 0
         fresh = _read(stale, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
     position |= {folder: len(kept) + number for number, folder in enumerate(fresh)}
     everything = pa.concat_tables([kept, _as_table(fresh.values())])
     present = [folder for folder in folders if folder in position]
@@ -275,7 +278,7 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
     told = {"run": names, "folder": folders, "state": states}
     of_runs = pa.table(
         {
-            name: pa.array(told[name], pa.string()) if name in told else table[name]
+            name: pa.array(map(rows.text, told[name]), pa.string()) if name in told else table[name]
             for name in rows.RUN_COLUMNS
         }
     )

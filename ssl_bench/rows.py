@@ -107,28 +107,26 @@ class Reading:
 def read(folder: str) -> Reading | None:
     """What a folder says; None where it is no run folder, or is gone."""
     found = _Folder(folder)
-    names = found.names("")
-    if "config.json" not in names and not found.problems:
-        return None
     plan = found.json("config.json")
-    cost = found.json("cost.json") if "cost.json" in names else {}
-    run = _run(found, plan, cost, names)
+    if plan is None and not found.problems:
+        return None
+    names = found.names("")
+    cost = found.json("cost.json", names) or {}
+    run = _run(found, plan or {}, cost, names)
     scores = list(_scores(found, names, "", cost, None))
     if "snapshots" in names:
         for name in found.names("snapshots"):
             base = f"snapshots/{name}/"
             own = found.names(base[:-1])
-            if "cost.json" in own:
-                cost = found.json(base + "cost.json")
+            cost = found.json(base + "cost.json", own) or {}
+            if cost:
                 scores += _scores(found, own, base, cost, cost.get("steps"))
-    if "config.json" in names and not found.problems and not plan:
-        return None
     if found.problems:
         run |= {"state": "broken", "error": found.problems[0]}
     odd = [
         f"{row['folder']}: score {row['score']} is {row['value']}"
         for row in scores
-        if row["value"] is None or not math.isfinite(row["value"])
+        if row["value"] is not None and not math.isfinite(row["value"])
     ]
     changed = max(max(stamp[:2]) for stamp in found.seen.values())
     stamp = _digest(found.seen.values())
@@ -170,16 +168,17 @@ class _Folder:
         """What is in a folder; nothing where it is gone, or no folder."""
         return self._look(path, lambda full: sorted(os.listdir(full)), [])
 
-    def json(self, path: str) -> Row:
-        """A JSON object; an empty one where it is gone."""
-        content = self._look(path, _load, {})
-        if isinstance(content, dict):
-            return content
-        self.problems.append(f"{path} is no JSON object")
-        return {}
+    def json(self, path: str, among: Sequence[str] | None = None) -> Row | None:
+        """A JSON object; None where it is gone, is none, or is not among a folder's names."""
+        if among is not None and os.path.basename(path) not in among:
+            return None
+        found: Row | None = self._look(path, _load, None)
+        return found
 
-    def last_record(self, path: str) -> Row:
+    def last_record(self, path: str, among: Sequence[str]) -> Row:
         """The last whole line of JSON Lines; a line may be half written while a run goes on."""
+        if path not in among:
+            return {}
         for line in reversed(self._look(path, _tail, [])):
             try:
                 record = json.loads(line)
@@ -216,13 +215,21 @@ class _Folder:
 
 def _load(path: str) -> Any:
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        content = json.load(file)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
 
 
 def _tail(path: str) -> list[bytes]:
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         return file.read().splitlines()
+
+
+def text(value: str) -> str:
+    """The text with a question mark for whatever is no character, as a file's name may have."""
+    return value.encode(errors="replace").decode()
 
 
 def _typed(kind: Kind, value: Any) -> Any:
@@ -235,7 +242,7 @@ def _typed(kind: Kind, value: Any) -> Any:
     if value is None:
         return None
     if kind == "text" and isinstance(value, str):
-        return value.encode(errors="replace").decode()
+        return text(value)
     if kind == "bool" and isinstance(value, bool):
         return value
     if kind == "float" and is_number:
@@ -246,12 +253,12 @@ def _typed(kind: Kind, value: Any) -> Any:
 
 
 def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
-    environment = found.json("environment.json") if "environment.json" in names else {}
-    failure = found.json("failed.json") if "failed.json" in names else {}
-    last = found.last_record("metrics.jsonl") if "metrics.jsonl" in names else {}
+    environment = found.json("environment.json", names) or {}
+    failure = found.json("failed.json", names) or {}
+    last = found.last_record("metrics.jsonl", names)
     code = _mapping(environment.get("code"))
     command = environment.get("command")
-    if plan and "method" not in plan:
+    if "method" not in plan and not found.problems:
         found.problems.append("config.json names no method: no run, or a baseline that runs share")
     if "encoder.json" in names:
         state = "trained"
@@ -296,9 +303,10 @@ def _group(plan: Row) -> str | None:
         return None
     if "weights_sha256" in plan and "method_code" not in plan:
         return digest([plan["weights_sha256"], plan.get("encoder")])
-    content = {name: plan.get(name) for name in _DEFINING}
-    epochs = content["epochs"]
-    return digest(content | {"epochs": float(epochs) if isinstance(epochs, int) else epochs})
+    epochs = plan.get("epochs")
+    if isinstance(epochs, float) and epochs.is_integer():
+        epochs = int(epochs)
+    return digest({name: plan.get(name) for name in _DEFINING} | {"epochs": epochs})
 
 
 def _settings(plan: Row) -> Row:
@@ -317,8 +325,8 @@ def _scores(
     for name in found.names(f"{base}evals") if "evals" in names else ():
         folder = f"{base}evals/{name}"
         record = found.json(f"{folder}/scores.json")
-        if not record:
-            continue  # an evaluation that is not done
+        if record is None:
+            continue  # not done, or a problem
         scores = _mapping(record.get("scores"))
         lacking = [key for key in ("eval", "protocol", "scores") if not record.get(key)]
         if lacking or not scores:
@@ -335,7 +343,7 @@ def _scores(
                 "eval_seed": record.get("seed"),
                 "eval_precision": record.get("precision"),
                 "score": score,
-                "value": value,
+                "value": math.nan if value is None else value,
                 "is_headline": is_headline,
                 "unit": record.get("unit", "top-1 accuracy (%)") if is_headline else None,
                 "better": record.get("better", "higher") if is_headline else None,
