@@ -270,12 +270,17 @@ def _evaluations(words: _Words, device: Any) -> list[_Job]:
     return _elsewhere("evaluations", words=words)
 
 
+def _tables(words: _Words, device: Any) -> list[_Job]:
+    return _elsewhere("tables", words=words)
+
+
 _PARTS: Mapping[str, Callable[[_Words, Any], list[_Job]]] = {
     "training": _training,
     "growth": _growth,
     "augment": _augment,
     "loading": _loading,
     "evaluations": _evaluations,
+    "tables": _tables,
 }
 
 

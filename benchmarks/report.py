@@ -198,4 +198,5 @@ _PARTS: Mapping[str, Callable[[Mapping[str, Measured], Path], list[str]]] = {
     "augment": _augment,
     "loading": _elsewhere("Loading from files", "loading"),
     "evaluations": _elsewhere("Evaluations", "evaluations"),
+    "tables": _elsewhere("Tables of 10,000 runs", "tables"),
 }

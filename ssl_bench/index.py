@@ -126,11 +126,13 @@ def tables(runs_dir: Path, names: Sequence[str] = ()) -> Tables:
 def _folders(runs_dir: Path, names: Sequence[str]) -> dict[str, str | None]:
     """Folders that may be runs, each with its name if it lies in ``runs_dir``."""
     if names:
-        found = {folder.resolve(): folder for folder in reversed(runs.find(runs_dir, list(names)))}
+        found: dict[Path, Path] = {}
+        for folder in runs.find(runs_dir, list(names)):
+            found.setdefault(folder.resolve(), folder)
         home = runs_dir.resolve()
         return {
             str(folder): path.name if path.parent == home else None
-            for path, folder in reversed(found.items())
+            for path, folder in found.items()
         }
     try:
         with os.scandir(runs_dir) as entries:
