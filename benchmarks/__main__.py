@@ -271,7 +271,9 @@ def _evaluations(words: _Words, device: Any) -> list[_Job]:
 
 
 def _tables(words: _Words, device: Any) -> list[_Job]:
-    return _elsewhere("tables", words=words)
+    from benchmarks import tables
+
+    return _elsewhere("tables", words=words, folder=tables.folders())
 
 
 _PARTS: Mapping[str, Callable[[_Words, Any], list[_Job]]] = {

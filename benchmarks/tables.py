@@ -6,6 +6,7 @@ index: ``json.load`` of every file of every folder, then pandas. Commands are wh
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ NAMES: Mapping[str, str] = {
     "one": "ssl-bench, one run changed",
     "plain": "json.load of every file, pandas",
     "query": "ssl-bench query, a process",
-    "compare": "ssl-bench compare of ten runs, a process",
+    "compare": "ssl-bench compare, a process",
 }
 RUNS = 10_000
 _EVALS = ("knn", "linear", "finetune")
@@ -31,31 +33,25 @@ _SETTLING = 4.0
 """Seconds until a file's stamp is trusted."""
 
 
-def measure(name: str, seconds: float, folder: str = "", runs: int = RUNS) -> dict[str, float]:
+def measure(name: str, seconds: float, folder: str) -> dict[str, float]:
     """One contestant, in this process but for commands; the fastest of what fits into the time.
 
     Args:
         name: a key of `NAMES`.
         seconds: how long to repeat it.
-        folder: made before by `synthetic`; a temporary one by default.
-        runs: how many run folders there are.
+        folder: what `synthetic` made.
 
     Returns:
         ``seconds`` of one time.
     """
-    if not folder:
-        with tempfile.TemporaryDirectory() as temporary:
-            synthetic(Path(temporary), runs)
-            time.sleep(_SETTLING)
-            return measure(name, seconds, temporary, runs)
     home = Path(folder)
     contestants: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "warm": (_nothing, lambda: _ours(home)),
         "cold": (lambda: shutil.rmtree(home / ".index", ignore_errors=True), lambda: _ours(home)),
         "one": (lambda: os.utime(home / "mae-data-seed0-00000000"), lambda: _ours(home)),
         "plain": (_nothing, lambda: plain(home)),
-        "query": (_nothing, lambda: _command("query", "select avg(value) from scores", home)),
-        "compare": (_nothing, lambda: _command("compare", "-0000000", home)),
+        "query": (_nothing, lambda: _command(home, "query", "select avg(value) from scores")),
+        "compare": (_nothing, lambda: _command(home, "compare")),
     }
     prepare, work = contestants[name]
     if name != "cold":
@@ -67,6 +63,17 @@ def measure(name: str, seconds: float, folder: str = "", runs: int = RUNS) -> di
         work()
         times.append(time.perf_counter() - started)
     return {"seconds": min(times)}
+
+
+@cache
+def folders() -> str:
+    """`synthetic` run folders in a temporary folder that goes when this process ends."""
+    temporary = tempfile.TemporaryDirectory()
+    atexit.register(temporary.cleanup)
+    home = Path(temporary.name) / "tables"
+    synthetic(home, RUNS)
+    time.sleep(_SETTLING)
+    return str(home)
 
 
 def synthetic(folder: Path, runs: int) -> None:
@@ -139,6 +146,6 @@ def _ours(folder: Path) -> Any:
     return index.load(folder)
 
 
-def _command(command: str, argument: str, folder: Path) -> None:
-    words = [sys.executable, "-m", "ssl_bench", command, argument, "--runs-dir", str(folder)]
-    subprocess.run(words, capture_output=True, check=True)
+def _command(folder: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "ssl_bench", *words, "--runs-dir", str(folder)]
+    subprocess.run(command, capture_output=True, check=True)

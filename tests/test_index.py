@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import tables
 from ssl_bench import cli, index, rows, runs
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json
@@ -486,3 +487,13 @@ def test_query_without_runs_or_sql(tmp_path: Path, capsys: pytest.CaptureFixture
     assert ask(tmp_path) == ask(tmp_path, "--schema") == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*rows.RUN_COLUMNS, *rows.SCORE_COLUMNS))
+
+
+def test_the_benchmark_reads_the_same_as_its_peer(tmp_path: Path) -> None:
+    tables.synthetic(tmp_path, 12)
+    ours, (plain_runs, plain_scores) = index.load(tmp_path), tables.plain(tmp_path)
+    assert ours.problems == ()
+    same = ["run", "method", "seed", "flops", "images_seen"]
+    pd.testing.assert_frame_equal(ours.runs[same], plain_runs[same])
+    same = ["run", "eval", "score", "value"]
+    pd.testing.assert_frame_equal(ours.scores[same], plain_scores[same])
