@@ -1,0 +1,190 @@
+"""What a number is worth: intervals, tests of a difference, correction for many tests.
+
+Seeds are the unit: a score's spread over seeds is what another run of the same settings would show.
+Where there is one run a side, McNemar's test speaks of these two runs and their test images only.
+
+What cannot be known is None, never a number that looks like knowledge:
+
+- one value has a mean and no interval;
+- differences without any spread are no evidence of how much they vary (scores are counts of images,
+  so that two seeds often give the same one): p = 1 if they are all zero, else no test and no
+  interval;
+- two runs that are right on the same images: p = 1;
+- values that are NaN are left out, and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from ssl_bench.errors import require
+
+CONFIDENCE = 0.95
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds, and its t interval.
+
+    Attributes:
+        n: how many values; those that are NaN are not among them.
+        mean: NaN if there are none.
+        half_width: of the interval mean - half_width to mean + half_width; None for one value.
+        dropped: how many values were NaN.
+    """
+
+    n: int
+    mean: float
+    half_width: float | None
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the first of two is, and whether that could be chance.
+
+    Attributes:
+        test: "none" where there are too few values.
+        n: pairs of seeds, smaller number of seeds (Welch), or test images (McNemar).
+        difference: in the values' unit; for McNemar in percent of the test images.
+        interval: 95 %, of the difference; None where nothing is known of its spread.
+        p: two-sided, not corrected; None where there is no test.
+        dropped: values left out because they, or their partners, are NaN.
+    """
+
+    test: Literal["paired t", "Welch t", "McNemar", "none"]
+    n: int
+    difference: float
+    interval: tuple[float, float] | None
+    p: float | None
+    dropped: int = 0
+
+
+def mean_interval(values: Sequence[float]) -> Mean:
+    """Mean and 95 % t interval."""
+    known = [value for value in values if not math.isnan(value)]
+    n, dropped = len(known), len(values) - len(known)
+    mean = float(np.mean(known)) if known else math.nan
+    if n < 2:
+        return Mean(n, mean, None, dropped)
+    error = float(np.std(known, ddof=1)) / math.sqrt(n)
+    return Mean(n, mean, _quantile(n - 1) * error, dropped)
+
+
+def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
+    """Test the difference of two means over seeds.
+
+    Paired by seed, since runs of one seed share their draws, if at least two seeds are shared (the
+    others are then left out); else Welch's test, if both have two values.
+
+    Args:
+        a, b: value by seed.
+    """
+    known_a, known_b = _known(a), _known(b)
+    dropped = len(a) + len(b) - len(known_a) - len(known_b)
+    seeds = sorted(known_a.keys() & known_b.keys())
+    if len(seeds) >= 2:
+        differences = np.array([known_a[seed] - known_b[seed] for seed in seeds])
+        n = len(seeds)
+        error = float(differences.std(ddof=1)) / math.sqrt(n)
+        scale = max(abs(known_a[seed]) + abs(known_b[seed]) for seed in seeds)
+        return _t_test("paired t", n, float(differences.mean()), error, n - 1, scale, dropped)
+    values_a, values_b = (np.array(list(known.values())) for known in (known_a, known_b))
+    n = min(len(values_a), len(values_b))
+    mean = float(values_a.mean() - values_b.mean()) if n else math.nan
+    if n < 2:
+        return Difference("none", n, mean, None, None, dropped)
+    variance_a, variance_b = (float(v.var(ddof=1)) / len(v) for v in (values_a, values_b))
+    variance = variance_a + variance_b
+    # Welch-Satterthwaite.
+    spread = variance_a**2 / (len(values_a) - 1) + variance_b**2 / (len(values_b) - 1)
+    freedom = variance**2 / spread if spread > 0 else 1.0
+    scale = float(np.abs(values_a).max() + np.abs(values_b).max())
+    return _t_test("Welch t", n, mean, math.sqrt(variance), freedom, scale, dropped)
+
+
+def mcnemar(right_a_N: np.ndarray, right_b_N: np.ndarray) -> Difference:
+    """McNemar's exact test of two runs on the same test images.
+
+    The interval is Clopper and Pearson's for the share of the discordant images that the first has
+    right, given their number: it leaves out zero exactly where p < 0.05.
+
+    Args:
+        right_a_N, right_b_N: bool ``(N,)``, whether each image is classified rightly.
+
+    Raises:
+        UserError: the arrays are not of one length, or empty.
+    """
+    count = len(right_a_N)
+    require(
+        count == len(right_b_N) > 0,
+        f"predictions for {count} and for {len(right_b_N)} test images cannot be paired",
+    )
+    only_a = int(np.sum(right_a_N & ~right_b_N))
+    only_b = int(np.sum(~right_a_N & right_b_N))
+    discordant = only_a + only_b
+    unit = 100.0 / count
+    gain = (only_a - only_b) * unit
+    if not discordant:
+        return Difference("McNemar", count, gain, (0.0, 0.0), 1.0)
+    p = min(1.0, 2.0 * float(special.bdtr(min(only_a, only_b), discordant, 0.5)))
+    tail = (1 - CONFIDENCE) / 2
+    low = float(special.betaincinv(only_a, only_b + 1, tail)) if only_a else 0.0
+    high = float(special.betaincinv(only_a + 1, only_b, 1 - tail)) if only_b else 1.0
+    interval = tuple((2 * share - 1) * discordant * unit for share in (low, high))
+    return Difference("McNemar", count, gain, (interval[0], interval[1]), p)
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Adjust p values so that any false alarm among all of them has at most the chance of one.
+
+    Holm: *A Simple Sequentially Rejective Multiple Test Procedure*, Scand. J. Statist. 6, 1979.
+    Those that are None stay so, and do not count.
+    """
+    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        adjusted[place] = largest
+    return adjusted
+
+
+def _t_test(
+    test: Literal["paired t", "Welch t"],
+    n: int,
+    mean: float,
+    error: float,
+    freedom: float,
+    scale: float,
+    dropped: int,
+) -> Difference:
+    """A t test.
+
+    Args:
+        error: standard error of the mean difference.
+        scale: of the values, whose rounding is no spread.
+    """
+    if error <= _ROUNDING * scale:
+        is_zero = abs(mean) <= _ROUNDING * scale
+        if is_zero:
+            return Difference(test, n, 0.0, (0.0, 0.0), 1.0, dropped)
+        return Difference(test, n, mean, None, None, dropped)
+    half_width = _quantile(freedom) * error
+    p = 2.0 * float(special.stdtr(freedom, -abs(mean) / error))
+    return Difference(test, n, mean, (mean - half_width, mean + half_width), p, dropped)
+
+
+def _quantile(freedom: float) -> float:
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _known(values: Mapping[int, float]) -> dict[int, float]:
+    return {seed: value for seed, value in values.items() if not math.isnan(value)}
