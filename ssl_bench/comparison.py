@@ -1,0 +1,259 @@
+"""Which runs may be compared, and what the comparison is worth.
+
+Runs that differ in nothing but the seed are a group, and a group is a row. A column holds one score
+of one evaluation under one protocol, and a table one version of a data set: what is not alike is
+kept apart, and the table says why. The headline scores are tested in pairs, with Holm's correction
+over the whole table; other scores are shown and not tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ssl_bench import curves, grouping, pairs, statistics
+from ssl_bench.curves import At
+from ssl_bench.grouping import Column
+from ssl_bench.pairs import Mark, Pair
+from ssl_bench.statistics import Mean
+
+MOST_GROUPS = 40
+"""In a table with more groups than that, nothing is tested: the correction would hide it all."""
+_COSTS = ("images_seen", "flops", "seconds")
+_SIZES = ("peak_memory_mib", "encoder_parameters", "trained_parameters")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a group."""
+
+    run: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a group costs, on average; None where it was not measured.
+
+    Attributes:
+        flops: forward and backward of the pre-training.
+        seconds: of the device.
+        devices: names of all devices in the group.
+    """
+
+    images_seen: float | None
+    flops: float | None
+    seconds: float | None
+    peak_memory_mib: float | None
+    encoder_parameters: float | None
+    trained_parameters: float | None
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed, evaluated alike: one row.
+
+    Attributes:
+        key: the same in every table.
+        label: the method, and the settings in which its groups differ.
+        differing: these settings.
+        cost: up to where the table reads the scores.
+    """
+
+    key: str
+    label: str
+    method: str
+    differing: Mapping[str, Any]
+    members: tuple[Member, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A group's scores in a column.
+
+    Attributes:
+        values: by run, NaN among them.
+        mark: "best" if the difference to every other group of the column is significant; "tied" for
+            the others that cannot be told apart from the highest mean, and for that one; else "".
+    """
+
+    mean: Mean
+    values: Mapping[str, float]
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Groups evaluated on one version of a data set.
+
+    Attributes:
+        evaluated_on: the data set's name.
+        title: also tells at what cost the scores are read.
+        columns: headline scores first.
+        cells: by key of the group and key of the column; absent where there is no score.
+        pairs: headline scores of all groups, a before b in the order of the rows.
+        notes: why columns are apart, and what to know of the data.
+    """
+
+    evaluated_on: str
+    test_fingerprint: str
+    test_images: int
+    title: str
+    groups: tuple[Group, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, str], Cell]
+    pairs: tuple[Pair, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def headlines(self) -> tuple[Column, ...]:
+        """The columns that are tested."""
+        return tuple(column for column in self.columns if column.is_headline)
+
+    def label(self, key: str) -> str:
+        """A group's label by its key."""
+        return next(group.label for group in self.groups if group.key == key)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A run that is in no table, or has something to be said of it.
+
+    Attributes:
+        state: as in the index: "trained", "failed", "running", "unfinished" or "broken".
+        why: one line.
+    """
+
+    run: str
+    state: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tables, and what did not get into them.
+
+    Attributes:
+        notes: why tables are apart, and how groups are told apart.
+        problems: those of the index.
+    """
+
+    tables: tuple[Table, ...]
+    pending: tuple[Pending, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def compare(index: Any, at: At = "end", at_cost: float | None = None) -> Comparison:
+    """Put everything in an index side by side.
+
+    An evaluation in another precision, or with another seed than the run's, makes a group of its
+    own, whose label says so.
+
+    Args:
+        at: where the scores are read: at the "end" of each run, or at a cost that is equal for all.
+        at_cost: that cost, in images, FLOPs or seconds. Default: the largest that all reach.
+    """
+    found = index.runs.drop_duplicates("run")
+    rows, notes = grouping.rows(found, index.scores)
+    if at == "end":
+        rows = rows[rows["step"].isna()]
+    notes += grouping.versions(rows)
+    versions = rows.groupby(["evaluated_on", "test_fingerprint", "test_images"], sort=False)
+    tables = tuple(_table(part, found, at, at_cost) for _, part in versions)
+    shown = {member.run for table in tables for group in table.groups for member in group.members}
+    pending = tuple(_pending(row) for _, row in found.iterrows() if _is_pending(row, shown))
+    return Comparison(tables, pending, tuple(notes), tuple(index.problems))
+
+
+def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None) -> Table:
+    first = rows.iloc[0]
+    title, notes = f"{first['evaluated_on']}, {int(first['test_images']):,} test images", []
+    caveats = sorted({f"{first['evaluated_on']}: {note}" for note in rows["note"].dropna() if note})
+    if at != "end":
+        reading = curves.read(rows, at, at_cost)
+        rows, notes = reading.rows, list(reading.notes)
+        title = f"{title}, {reading.title}"
+    columns, reasons = grouping.columns(rows)
+    groups = tuple(
+        sorted((_group(key, r, runs) for key, r in rows.groupby("key")), key=grouping.order)
+    )
+    by_cell = {cell: part for cell, part in rows.groupby(["key", "column"])}
+    tested: tuple[Pair, ...] = ()
+    if len(groups) > MOST_GROUPS:
+        notes.append(
+            f"{len(groups)} groups are too many to test all pairs of them; no more than "
+            f"{MOST_GROUPS} are tested, so name fewer runs"
+        )
+    else:
+        labels = {group.key: group.label for group in groups}
+        tested, untested = pairs.test_pairs([*labels], columns, by_cell, labels, at == "end")
+        notes += untested
+    cells = {}
+    for column in columns:
+        parts = {key: part for (key, name), part in by_cell.items() if name == column.key}
+        means = {key: statistics.mean_interval(part["value"]) for key, part in parts.items()}
+        marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
+        for key, part in parts.items():
+            values = dict(zip(part["run"], part["value"], strict=True))
+            cells[key, column.key] = Cell(means[key], values, marks.get(key, ""))
+    devices = sorted({device for group in groups for device in group.cost.devices})
+    if len(devices) > 1:
+        notes.append(f"times and memory are of different devices: {', '.join(devices)}")
+    return Table(
+        evaluated_on=first["evaluated_on"],
+        test_fingerprint=first["test_fingerprint"],
+        test_images=int(first["test_images"]),
+        title=title,
+        groups=groups,
+        columns=columns,
+        cells=cells,
+        pairs=tested,
+        notes=(*notes, *reasons, *caveats),
+    )
+
+
+def _group(key: str, rows: pd.DataFrame, runs: pd.DataFrame) -> Group:
+    own = rows.drop_duplicates("run").sort_values("seed")
+    found = runs[runs["run"].isin(own["run"])]
+    first = own.iloc[0]
+    costs = {name: _average(own[name]) for name in _COSTS}
+    sizes = {name: _average(found[name]) for name in _SIZES}
+    devices = tuple(sorted({str(name) for name in found["device"].dropna() if name}))
+    return Group(
+        key=key,
+        label=first["label"],
+        method=first["method"],
+        differing=first["differing"],
+        members=tuple(Member(row["run"], int(row["seed"])) for _, row in own.iterrows()),
+        cost=Cost(**costs, **sizes, devices=devices),
+    )
+
+
+def _average(values: Iterable[Any]) -> float | None:
+    numbers = pd.to_numeric(pd.Series(list(values)), errors="coerce").dropna()
+    return float(numbers.mean()) if len(numbers) else None
+
+
+def _is_pending(row: pd.Series, shown: set[str]) -> bool:
+    return row["run"] not in shown or row["state"] != "trained" or bool(_text(row["error"]))
+
+
+def _pending(row: pd.Series) -> Pending:
+    why = _text(row["error"])
+    if not why and row["state"] == "trained":
+        why = "not evaluated on anything"
+    if not why and not pd.isna(row["step"]):
+        why = f"at step {int(row['step']):,}"
+    if row["state"] in ("unfinished", "failed") and _text(row["command"]):
+        why = "; ".join(filter(None, [why, f"this goes on with it: {row['command']}"]))
+    return Pending(row["run"], row["state"], why)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,153 @@
+"""Which differences in a column are more than chance, and which group is the best.
+
+Over seeds where there are several, else over the test images of one pair of runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from ssl_bench import statistics
+from ssl_bench.errors import first_line
+from ssl_bench.grouping import Column
+from ssl_bench.statistics import Difference
+
+LEVEL = 0.05
+_ROUNDED = 0.006
+"""By how much a score may differ from the share of right predictions: two digits are stored."""
+Mark = Literal["best", "tied", ""]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two groups in a column.
+
+    Attributes:
+        a, b: keys of the groups.
+        difference: of a to b.
+        p_adjusted: by Holm's correction over the table; None where there was no test.
+    """
+
+    column: Column
+    a: str
+    b: str
+    difference: Difference
+    p_adjusted: float | None
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether it is no tie."""
+        return self.p_adjusted is not None and self.p_adjusted < LEVEL
+
+    @property
+    def how(self) -> str:
+        """Which test it was."""
+        n = self.difference.n
+        return {
+            "paired t": f"paired t, {n} seeds",
+            "Welch t": f"Welch t, {n} seeds or more",
+            "McNemar": "McNemar, one pair of runs",
+            "none": "not tested",
+        }[self.difference.test]
+
+
+def test_pairs(
+    keys: Sequence[str],
+    columns: Sequence[Column],
+    cells: Mapping[tuple[str, str], pd.DataFrame],
+    labels: Mapping[str, str],
+    has_predictions: bool,
+) -> tuple[tuple[Pair, ...], list[str]]:
+    """Test all pairs of groups in the headline columns, corrected over all of them together.
+
+    Args:
+        keys: of the groups, in order.
+        cells: by key of group and column, a row for each run: run, seed, value, eval, folder.
+        labels: of the groups, by key.
+        has_predictions: whether the scores are those of stored predictions, for McNemar's test.
+
+    Returns:
+        The pairs, and why some could not be tested.
+    """
+    found: list[tuple[Column, str, str, Difference]] = []
+    notes: dict[str, None] = {}
+    for column in columns:
+        if not column.is_headline or column.better == "neither":
+            continue
+        present = {key: cells[key, column.key] for key in keys if (key, column.key) in cells}
+        values = {
+            key: dict(zip(part["seed"], part["value"], strict=True))
+            for key, part in present.items()
+        }
+        answers = {}
+        for key, part in present.items():
+            if has_predictions and len(part) == 1 and len(present) > 1:
+                answers[key] = _answers(part.iloc[0], notes)
+        for a, b in itertools.combinations(present, 2):
+            difference = statistics.difference(values[a], values[b])
+            one, other = answers.get(a), answers.get(b)
+            if difference.test == "none" and one is not None and other is not None:
+                if np.array_equal(one.labels_N, other.labels_N):
+                    difference = statistics.mcnemar(one.right_N, other.right_N)
+                else:
+                    notes[
+                        f"{column.title}: {labels[a]} and {labels[b]} were tested on other images "
+                        "or in another order, so their predictions are not compared"
+                    ] = None
+            found.append((column, a, b, difference))
+    adjusted = statistics.holm([difference.p for *_, difference in found])
+    return tuple(Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)), list(notes)
+
+
+def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, Mark]:
+    """Who is best in a column, or who cannot be told apart from the highest mean.
+
+    Args:
+        means: by key of group, without NaN.
+        pairs: at least those of the column.
+    """
+    own = [pair for pair in pairs if pair.column == column]
+    if not own or len(means) < 2:
+        return {}
+    sign = -1 if column.better == "lower" else 1
+    top = max(means, key=lambda key: sign * means[key])
+    beaten = {p.b if p.a == top else p.a for p in own if top in (p.a, p.b) and p.is_significant}
+    level = [key for key in means if key not in beaten]
+    return dict.fromkeys(level, "best" if level == [top] else "tied")
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Of a run, in the test split's order: bool and int ``(N,)``."""
+
+    right_N: np.ndarray
+    labels_N: np.ndarray
+
+
+def _answers(row: pd.Series, notes: dict[str, None]) -> _Answers | None:
+    """Whether a run has each test image right; None where that is not stored."""
+    path = Path(row["folder"]) / "predictions.npz"
+    if math.isnan(row["value"]) or not path.exists():
+        return None
+    try:
+        with np.load(path) as stored:
+            labels_N = stored["labels"]
+            right_N = stored["predictions"] == labels_N
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        notes[f"{row['run']}: predictions of {row['eval']} cannot be read: {first_line(error)}"] = (
+            None
+        )
+        return None
+    if not abs(100 * np.mean(right_N) - row["value"]) < _ROUNDED:
+        notes[f"{row['run']}: predictions of {row['eval']} do not give its score"] = None
+        return None
+    return _Answers(right_N, labels_N)
