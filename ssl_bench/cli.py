@@ -134,9 +134,9 @@ def _compare(words: Sequence[str]) -> None:
     from ssl_bench.settings import CompareSettings
 
     settings = flags.parse("compare", CompareSettings, words)
-    from ssl_bench import commands
+    from ssl_bench import comparing
 
-    commands.compare(settings)
+    comparing.compare(settings)
 
 
 def _show(words: Sequence[str]) -> None:

@@ -29,13 +29,12 @@ from ssl_bench.data import Dataset
 from ssl_bench.data.names import EMBEDDED
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
-from ssl_bench.files import atomic, writing
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
 from ssl_bench.optim import Schedule
 from ssl_bench.plugins import Plugin
 from ssl_bench.runs import Plan
-from ssl_bench.settings import CompareSettings, EvalSettings, PrepareSettings, Storage
+from ssl_bench.settings import EvalSettings, PrepareSettings, Storage
 
 _IMAGES_IN_PICTURE = 10
 console = Console(markup=False)
@@ -251,26 +250,6 @@ def evaluate(request: Request) -> Path:
         )
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
-
-
-def compare(settings: CompareSettings) -> None:
-    """Show runs side by side: ``ssl-bench compare``.
-
-    Raises:
-        UserError: a run does not exist, or there is none, or the CSV file cannot be written.
-    """
-    from ssl_bench import tables
-
-    folders = runs.find(settings.runs_dir, list(settings.runs))
-    frame = tables.comparison(folders)
-    for table in tables.as_rich(frame):
-        console.print(table)
-    for note in tables.caveats(frame):
-        console.print(f"note: {note}", style="yellow")
-    if settings.csv:
-        with writing(settings.csv), atomic(settings.csv) as path:
-            frame.to_csv(path, index=False)
-        console.print(f"table: {settings.csv}", soft_wrap=True)
 
 
 def prepare(settings: PrepareSettings) -> None:

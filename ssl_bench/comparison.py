@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from ssl_bench import curves, grouping, pairs, statistics
-from ssl_bench.curves import At
 from ssl_bench.grouping import Column
 from ssl_bench.pairs import Mark, Pair
+from ssl_bench.settings import At
 from ssl_bench.statistics import Mean
 
 MOST_GROUPS = 40

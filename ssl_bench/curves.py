@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-At = Literal["end", "equal-images", "equal-flops", "equal-time"]
+from ssl_bench.settings import At
+
 _COSTS = ("images_seen", "flops", "seconds")
 _CURVE = ["key", "run", "eval", "protocol", "score"]
 

@@ -16,6 +16,7 @@ from ssl_bench.errors import UserError, above, require, within
 Precision = Literal["auto", "fp32", "bf16"]
 Compilation = Literal["auto", "on", "off"]
 Storage = Literal["auto", "memory", "stream"]
+At = Literal["end", "equal-images", "equal-flops", "equal-time"]
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,20 @@ class CompareSettings:
     """Run folders, or parts of their names. Default: all."""
     runs_dir: Path = Path("runs")
     """Folder that holds the run folders."""
+    at: At = "end"
+    """Where scores are read: at the end of each run, or at a cost that is equal for all, between
+    the snapshots on either side of it."""
+    at_cost: float | None = None
+    """That cost, in images, FLOPs or seconds of the device. Default: the largest that all reach."""
     csv: Path | None = None
-    """Write the table to this file too."""
+    """Write all scores, not the headlines alone, to this file too."""
+
+    def __post_init__(self) -> None:
+        if self.at_cost is not None:
+            require(
+                self.at != "end", "--at-cost needs --at equal-images, equal-flops or equal-time"
+            )
+            above("at cost", self.at_cost, 0)
 
 
 @dataclass(frozen=True)

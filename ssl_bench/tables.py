@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
-from ssl_bench import evaluation, runs
-from ssl_bench.files import read_json
+from ssl_bench.comparison import Cell, Comparison, Group
+from ssl_bench.comparison import Table as Compared
+from ssl_bench.grouping import Column
+from ssl_bench.pairs import LEVEL, Pair
+from ssl_bench.units import count, digits, flops, memory, share, time
 
 Record = Mapping[str, Any]
+_SIGNS = {"best": " *", "tied": " ~", "": ""}
+_MOST_PAIRS = 15
+_NARROWEST = 16
+_BORDER = 3
 
 
 def headline(scores: Mapping[str, float]) -> float:
-    """The first score, in percent."""
+    """The first score."""
     return next(iter(scores.values()))
 
 
@@ -26,126 +34,267 @@ def beside_baselines(method: str, records: Iterable[Record]) -> Table:
     labels = list(dict.fromkeys(label for record in records for label in record["baselines"]))
     tested = " or ".join(f"{count:,}" for count in sorted({r["test_images"] for r in records}))
     notes = sorted({record["note"] for record in records if record["note"]})
-    caption = f"top-1 accuracy in percent, {tested} test images, one seed (gain over the baseline)"
+    units = [record.get("unit", "top-1 accuracy (%)") for record in records]
+    is_mixed = len(set(units)) > 1
+    what = "" if is_mixed else f"{units[0]}, "
+    caption = f"{what}{tested} test images, one seed (gain over the baseline)"
     table = Table(title=f"{method} on {records[0]['data']}", caption="\n".join([caption, *notes]))
     table.add_column("evaluation")
     table.add_column(method, justify="right", style="bold")
     for label in labels:
         table.add_column(label, justify="right")
-    for record in records:
+    for record, unit in zip(records, units, strict=True):
         score = headline(record["scores"])
         others = {label: headline(scores) for label, scores in record["baselines"].items()}
         cells = (
-            f"{others[label]:.2f} ({score - others[label]:+.2f})" if label in others else "-"
+            f"{digits(others[label], unit)} ({digits(score - others[label], unit, '+')})"
+            if label in others
+            else "-"
             for label in labels
         )
-        table.add_row(record["eval"], f"{score:.2f}", *cells)
+        name = f"{record['eval']}\n{unit}" if is_mixed else record["eval"]
+        table.add_row(name, digits(score, unit), *cells)
     return table
 
 
-def comparison(folders: Iterable[Path]) -> pd.DataFrame:
-    """One row for each run and how it was evaluated (data, seed, precision): scores, cost.
+def as_rich(comparison: Comparison, width: int) -> Iterator[Table]:
+    """A comparison for a terminal of so many columns."""
+    for table in comparison.tables:
+        yield from _scores(table, width)
+        yield _costs(table)
+        if table.pairs:
+            yield _pairs(table)
+    if comparison.pending:
+        yield _pending(comparison)
 
-    Scores of one evaluation stand in one column only if the same protocol made them, whose hash
-    the column's name ends with. ``settings`` holds what differs among runs of a method.
+
+def notes(comparison: Comparison) -> list[str]:
+    """What to know: why tables and columns are apart, what is missing, what is wrong."""
+    found = [*comparison.notes, *(note for table in comparison.tables for note in table.notes)]
+    return list(dict.fromkeys([*found, *comparison.problems]))
+
+
+def flat(comparison: Comparison) -> pd.DataFrame:
+    """One row for each group and score."""
+    rows = []
+    for table in comparison.tables:
+        for group in table.groups:
+            for column in table.columns:
+                cell = table.cells.get((group.key, column.key))
+                if cell:
+                    rows.append(_flat(table, group, column, cell))
+    return pd.DataFrame(rows)
+
+
+def _flat(table: Compared, group: Group, column: Column, cell: Cell) -> dict[str, Any]:
+    mean, cost = cell.mean, group.cost
+    known = {member.run: member.seed for member in group.members if member.run in cell.values}
+    return {
+        "evaluated_on": table.evaluated_on,
+        "test_fingerprint": table.test_fingerprint,
+        "read": table.title,
+        "method": group.method,
+        "label": group.label,
+        "evaluation": column.evaluation,
+        "protocol": column.protocol,
+        "variant": column.variant,
+        "score": column.score,
+        "unit": column.unit,
+        "better": column.better,
+        "n": mean.n,
+        "mean": mean.mean,
+        "half_width": mean.half_width,
+        "mark": cell.mark,
+        "seeds": " ".join(map(str, known.values())),
+        "runs": " ".join(known),
+        "images_seen": cost.images_seen,
+        "flops": cost.flops,
+        "seconds": cost.seconds,
+        "peak_memory_mib": cost.peak_memory_mib,
+        "encoder_parameters": cost.encoder_parameters,
+        "trained_parameters": cost.trained_parameters,
+        "device": "; ".join(cost.devices),
+    }
+
+
+def _scores(table: Compared, width: int) -> Iterator[Table]:
+    """The headline scores, in as many tables as the width asks for."""
+    columns = table.headlines
+    units = {column.unit for column in columns}
+    texts = {
+        column.key: [_cell(table, group, column) for group in table.groups] for column in columns
+    }
+    heads = {column.key: _head(column, with_unit=len(units) > 1) for column in columns}
+    widths = [
+        max(
+            len(line)
+            for text in (heads[c.key], *map(str, texts[c.key]))
+            for line in text.split("\n")
+        )
+        + _BORDER
+        for c in columns
+    ]
+    labels = min(max(len(group.label) for group in table.groups), 2 * _NARROWEST)
+    room = width - labels - _BORDER - 1 - (len("runs") + _BORDER)
+    what = f"{units.pop()}: " if len(units) == 1 else ""
+    for number, part in enumerate(chunks := _chunks(columns, widths, room)):
+        more = f" ({number + 1} of {len(chunks)})" if len(chunks) > 1 else ""
+        title = f"{what}{table.title}{more}"
+        is_last = number == len(chunks) - 1
+        shown = Table(title=title, caption=_caption(table) if is_last else None)
+        shown.add_column("method", overflow="fold", min_width=_NARROWEST)
+        shown.add_column("runs", justify="right", no_wrap=True)
+        for column in part:
+            shown.add_column(Text(heads[column.key]), justify="right", no_wrap=True)
+        for row, group in enumerate(table.groups):
+            cells = (texts[column.key][row] for column in part)
+            shown.add_row(Text(group.label), str(len(group.members)), *cells)
+        yield shown
+
+
+def _chunks(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[list[Column]]:
+    """Columns that fit beside each other, at least one at a time."""
+    chunks: list[list[Column]] = []
+    left = 0
+    for column, width in zip(columns, widths, strict=True):
+        if not chunks or width > left:
+            chunks.append([])
+            left = room
+        chunks[-1].append(column)
+        left -= width
+    return chunks
+
+
+def _head(column: Column, with_unit: bool) -> str:
+    """What stands above a column, in short lines."""
+    lines = [column.evaluation, *textwrap.wrap(column.variant, _NARROWEST)]
+    if with_unit:
+        lines += textwrap.wrap(column.unit, _NARROWEST)
+    if column.better == "lower":
+        lines.append("lower is better")
+    return "\n".join(lines)
+
+
+def _cell(table: Compared, group: Group, column: Column) -> Text:
+    cell = table.cells.get((group.key, column.key))
+    if cell is None:
+        return Text("-")
+    mean = cell.mean
+    if not mean.n:
+        return Text("NaN")
+    text = digits(mean.mean, column.unit)
+    if mean.half_width is not None:
+        text += f" ± {digits(mean.half_width, column.unit)}"
+    if mean.n != len(group.members):
+        text += f" (n={mean.n})"
+    return Text(text + _SIGNS[cell.mark], style="bold" if cell.mark == "best" else "")
+
+
+def _caption(table: Compared) -> str:
+    """What the signs in the scores mean, of those that are there."""
+    marks = {cell.mark for cell in table.cells.values()}
+    lines = []
+    if any(cell.mean.half_width is not None for cell in table.cells.values()):
+        lines.append("mean ± half of its 95 % t interval over seeds")
+    if "best" in marks:
+        lines.append(f"* differs from every other one in its column (corrected p < {LEVEL})")
+    if "tied" in marks:
+        lines.append("~ cannot be told apart from the best mean of its column")
+    if any(pair.difference.test == "McNemar" for pair in table.pairs):
+        lines.append("one run a side: that tells of these runs, not of other seeds")
+    return "\n".join(lines)
+
+
+def _costs(table: Compared) -> Table:
+    devices = sorted({name for group in table.groups for name in group.cost.devices})
+    caption = "of one run, on average; runs by the end of their names"
+    shown = Table(title="cost of pre-training", caption="\n".join([caption, *devices]))
+    heads = {
+        "images": lambda cost: count(cost.images_seen),
+        "FLOP": lambda cost: flops(cost.flops),
+        "time": lambda cost: time(cost.seconds),
+        "memory": lambda cost: memory(cost.peak_memory_mib),
+        "encoder": lambda cost: count(cost.encoder_parameters),
+    }
+    shown.add_column("method", overflow="fold", min_width=_NARROWEST)
+    for head in heads:
+        shown.add_column(head, justify="right", no_wrap=True)
+    shown.add_column("runs", overflow="fold", min_width=8)
+    for group in table.groups:
+        ends = " ".join(member.run.rpartition("-")[2] for member in group.members)
+        cells = (cell(group.cost) for cell in heads.values())
+        shown.add_row(Text(group.label), *cells, Text(ends))
+    return shown
+
+
+def _pairs(table: Compared) -> Table:
+    """All pairs, or those with the best mean of each column, which come first where they are many.
+
+    The method's name is left out where all groups share it.
     """
-    rows: list[dict[str, Any]] = []
-    for folder in folders:
-        plan, records = runs.plan_of(folder), evaluation.stored_records(folder)
-        path = folder / "cost.json"
-        cost = read_json(path) if path.exists() else {}
-        cells = dict.fromkeys((r["data"], r["seed"], r["precision"]) for r in records)
-        for data, seed, precision in cells or [(plan["data"], plan["seed"], None)]:
-            own = [
-                r
-                for r in records
-                if (r["data"], r["seed"], r["precision"]) == (data, seed, precision)
-            ]
-            rows.append(
-                {
-                    "evaluated on": data,
-                    "method": plan["method"],
-                    "settings": _settings(plan)
-                    | ({"evaluated in": precision} if precision else {}),
-                    "seed": seed,
-                    "scores": {
-                        f"{record['eval']} {record['protocol']}": headline(record["scores"])
-                        for record in own
-                    },
-                    "note": "; ".join(sorted({r["note"] for r in own if r["note"]})),
-                    "images seen": cost.get("images_seen"),
-                    "seconds": cost.get("seconds"),
-                    "state": "trained" if runs.is_trained(folder) else "unfinished",
-                    "run": folder.name,
-                }
-            )
-    frame = pd.DataFrame(rows)
-    scores = pd.DataFrame(list(frame["scores"])).sort_index(axis="columns")
-    position = frame.columns.get_loc("scores")
-    frame = pd.concat([frame.iloc[:, :position], scores, frame.iloc[:, position + 1 :]], axis=1)
-    peers = frame.groupby(["evaluated on", "method"], dropna=False)["settings"]
-    frame["settings"] = peers.transform(_differences)
-    return frame
-
-
-def _settings(plan: Record) -> dict[str, Any]:
-    """What a run was told, flat."""
-    encoder = {name: plan["encoder"][name] for name in ("backbone", "image_size", "patch_size")}
-    length = {name: plan.get(name) for name in ("epochs", "batch_size", "precision")}
-    return {**plan.get("method_config", {}), **encoder, **length, "pre-trained on": plan["data"]}
-
-
-def _differences(peers: pd.Series) -> pd.Series:
-    """For each run, the settings that are not the same in all of its peers."""
-    names = dict.fromkeys(name for settings in peers for name in settings)
-    differing = [n for n in names if len({str(each[n]) for each in peers if n in each}) > 1]
-    return peers.map(
-        lambda each: "\n".join(f"{name}={each[name]}" for name in differing if name in each)
+    pairs = [(pair, pair.a, pair.b, 1) for pair in table.pairs]
+    title = "differences"
+    if len(pairs) > _MOST_PAIRS:
+        tops = {column: _top(table, column) for column in table.headlines}
+        turned = [(pair, pair.b, pair.a, -1) for pair in table.pairs]
+        pairs = [each for each in [*pairs, *turned] if each[1] == tops[each[0].column]]
+        pairs.sort(key=lambda each: table.headlines.index(each[0].column))
+        title = "differences to the best mean"
+    shown = Table(
+        title=title,
+        caption="difference and its own 95 % interval; p of Holm's correction for "
+        f"{len(table.pairs)} pairs",
     )
-
-
-def caveats(frame: pd.DataFrame) -> list[str]:
-    """What to know about the data behind a comparison's scores."""
-    noted = frame[frame["note"] != ""]
-    return sorted(set(noted["evaluated on"] + ": " + noted["note"]))
-
-
-def as_rich(frame: pd.DataFrame) -> list[Table]:
-    """A comparison for the terminal, one table for each data set.
-
-    Runs are named by the end of their folder's name, which `runs.find` understands; a protocol's
-    hash is shown where an evaluation has several.
-    """
-    tables = []
-    for data, rows in frame.groupby("evaluated on", sort=False, dropna=False):
-        rows = rows.drop(columns=["evaluated on", "images seen", "note"]).dropna(
-            axis="columns", how="all"
+    shown.add_column("evaluation", overflow="fold")
+    shown.add_column("pair", overflow="fold", min_width=_NARROWEST)
+    shown.add_column("difference", justify="right", no_wrap=True)
+    shown.add_column("p", justify="right", no_wrap=True)
+    shown.add_column("verdict", overflow="fold", min_width=14)
+    names = {group.key: group.label for group in table.groups}
+    if len({group.method for group in table.groups}) == 1:
+        shared = table.groups[0].method
+        names = {key: name.removeprefix(shared).strip() or name for key, name in names.items()}
+    for pair, first, second, sign in pairs:
+        shown.add_row(
+            Text(pair.column.title),
+            Text(f"{names[first]} -\n{names[second]}"),
+            _difference(pair, sign),
+            "-" if pair.p_adjusted is None else share(pair.p_adjusted),
+            Text(_verdict(pair)),
         )
-        if (rows["state"] == "trained").all():
-            rows = rows.drop(columns="state")
-        rows["run"] = rows["run"].str.rpartition("-")[2]
-        names = [str(name).partition(" ")[0] for name in rows.columns]
-        is_mixed = any(names.count(name) > 1 for name in names)
-        caption = "columns of one evaluation under several protocols carry the protocol's hash"
-        table = Table(
-            title=f"top-1 accuracy in percent on {data}", caption=caption if is_mixed else None
-        )
-        for column, name in zip(rows.columns, names, strict=True):
-            is_number = pd.api.types.is_numeric_dtype(rows[column])
-            title = str(column).replace(" ", "\n") if names.count(name) > 1 else name
-            justify: Any = "right" if is_number else "left"
-            table.add_column(title, justify=justify, no_wrap=name != "settings", overflow="fold")
-        for row in rows.itertuples(index=False):
-            table.add_row(*map(_cell, rows.columns, row))
-        tables.append(table)
-    return tables
+    return shown
 
 
-def _cell(column: str, value: Any) -> str:
-    """Scores with two digits, other numbers whole, a dash for what is missing."""
-    if value is None or value != value:
-        return "-"
-    if not isinstance(value, float | int):
-        return str(value)
-    is_score = " " in column
-    return f"{value:.2f}" if is_score else f"{value:,.0f}"
+def _top(table: Compared, column: Column) -> str | None:
+    sign = -1 if column.better == "lower" else 1
+    means = {
+        key: sign * cell.mean.mean
+        for (key, name), cell in table.cells.items()
+        if name == column.key and cell.mean.n
+    }
+    return max(means, key=lambda key: means[key]) if means else None
+
+
+def _difference(pair: Pair, sign: int) -> str:
+    found, unit = pair.difference, pair.column.unit
+    text = digits(sign * found.difference, unit, "+")
+    if found.interval:
+        low, high = sorted(sign * end for end in found.interval)
+        text += f"\n{digits(low, unit, '+')} to {digits(high, unit, '+')}"
+    return text
+
+
+def _verdict(pair: Pair) -> str:
+    if pair.p_adjusted is None:
+        return "not tested"
+    return f"{'significant' if pair.is_significant else 'tie'}\n{pair.how}"
+
+
+def _pending(comparison: Comparison) -> Table:
+    shown = Table(title="runs to know of")
+    shown.add_column("run", overflow="fold")
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("why", overflow="fold")
+    for run in comparison.pending:
+        shown.add_row(Text(run.run), run.state, Text(run.why))
+    return shown

@@ -1,0 +1,57 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+_NOTHING = "-"
+_LARGE = ("", " k", " M", " G", " T", " P", " E", " Z", " Y")
+
+
+def digits(value: float, unit: str, sign: str = "") -> str:
+    """A score: two decimals of a percentage, else four digits.
+
+    Args:
+        sign: "+" to show it in any case.
+    """
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:{sign}.2f}" if "%" in unit else f"{value:{sign}.4g}"
+
+
+def share(p: float) -> str:
+    """A probability."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def count(value: float | None) -> str:
+    """1,198,592 as "1.2 M"."""
+    return _NOTHING if value is None else _scaled(value)
+
+
+def flops(value: float | None) -> str:
+    """1.23e15 as "1.23 P"."""
+    return _NOTHING if value is None else _scaled(value)
+
+
+def time(seconds: float | None) -> str:
+    """Seconds as "93 s", "2 h 05 min"."""
+    if seconds is None:
+        return _NOTHING
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(mib: float | None) -> str:
+    """In MiB."""
+    return _NOTHING if mib is None else f"{mib:,.0f} MiB"
+
+
+def _scaled(value: float) -> str:
+    power = 0 if value < 1000 else min(int(math.log10(value) // 3), len(_LARGE) - 1)
+    if power and round(value / 1000**power, 1) >= 1000 and power < len(_LARGE) - 1:
+        power += 1
+    scaled = value / 1000**power
+    return f"{scaled:.3g}{_LARGE[power]}"
