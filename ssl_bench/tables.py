@@ -287,7 +287,8 @@ def _difference(pair: Pair, sign: int) -> str:
 def _verdict(pair: Pair) -> str:
     if pair.p_adjusted is None:
         return "not tested"
-    return f"{'significant' if pair.is_significant else 'tie'}\n{pair.how}"
+    how = pair.difference.test if pair.difference.test == "McNemar" else pair.how
+    return f"{'significant' if pair.is_significant else 'tie'}\n{how}"
 
 
 def _pending(comparison: Comparison) -> Table:
