@@ -16,12 +16,14 @@ import pandas as pd
 
 from ssl_bench import curves, grouping, pairs, statistics
 from ssl_bench.grouping import Column
+from ssl_bench.index import Index
 from ssl_bench.pairs import Mark, Pair
 from ssl_bench.settings import At
 from ssl_bench.statistics import Mean
 
 MOST_GROUPS = 40
 """In a table with more groups than that, nothing is tested: the correction would hide it all."""
+_DONE = ("trained", "broken")
 _COSTS = ("images_seen", "flops", "seconds")
 _SIZES = ("peak_memory_mib", "encoder_parameters", "trained_parameters")
 
@@ -149,7 +151,7 @@ class Comparison:
     problems: tuple[str, ...]
 
 
-def compare(index: Any, at: At = "end", at_cost: float | None = None) -> Comparison:
+def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Comparison:
     """Put everything in an index side by side.
 
     An evaluation in another precision, or with another seed than the run's, makes a group of its
@@ -157,16 +159,19 @@ def compare(index: Any, at: At = "end", at_cost: float | None = None) -> Compari
 
     Args:
         at: where the scores are read: at the "end" of each run, or at a cost that is equal for all.
-        at_cost: that cost, in images, FLOPs or seconds. Default: the largest that all reach.
+        at_cost: that cost, in images, FLOPs or seconds. Default: the largest that all runs that are
+            not to go on reach.
     """
     found = index.runs.drop_duplicates("run")
     rows, notes = grouping.rows(found, index.scores)
     if at == "end":
         rows = rows[rows["step"].isna()]
+    else:
+        rows = rows[rows["run"].isin(found.loc[found["state"].isin(_DONE), "run"])]
     notes += grouping.versions(rows)
     versions = rows.groupby(["evaluated_on", "test_fingerprint", "test_images"], sort=False)
     tables = tuple(_table(part, found, at, at_cost) for _, part in versions)
-    shown = {member.run for table in tables for group in table.groups for member in group.members}
+    shown = set(rows["run"])
     pending = tuple(_pending(row) for _, row in found.iterrows() if _is_pending(row, shown))
     return Comparison(tables, pending, tuple(notes), tuple(index.problems))
 

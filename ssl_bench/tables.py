@@ -59,7 +59,7 @@ def beside_baselines(method: str, records: Iterable[Record]) -> Table:
 
 def as_rich(comparison: Comparison, width: int) -> Iterator[Table]:
     """A comparison for a terminal of so many columns."""
-    for table in comparison.tables:
+    for table in filter(lambda table: table.groups, comparison.tables):
         yield from _scores(table, width)
         yield _costs(table)
         if table.pairs:

@@ -260,7 +260,11 @@ def test_eval_keeps_seeds_and_precisions_apart(ssl_bench: Call, run: Call, tmp_p
     assert len(list(folder.glob("evals/knn-*/scores.json"))) == 3
     code, _, err = ssl_bench("compare", *runs_dir, "--csv", csv)
     assert code == 0, err
-    assert sorted(pd.read_csv(csv)["seed"]) == [0, 0, 1]
+    assert sorted(pd.read_csv(csv)["label"]) == [
+        "mae evaluated_in=bf16",
+        "mae evaluated_in=fp32",
+        "mae evaluated_in=fp32, evaluated_with_seed=1",
+    ]
 
 
 def test_diverged_finetuning_is_no_score(run: Call, tmp_path: Path) -> None:
@@ -290,20 +294,43 @@ def test_compare_shows_runs_side_by_side(ssl_bench: Call, run: Call, tmp_path: P
     run("--evals", "knn", "--method", "random-init")
     run("--evals", "knn", "--method", "random-init", "--knn-neighbors", "1,3")
     csv = tmp_path / "table.csv"
-    code, _, err = ssl_bench("compare", "--runs-dir", tmp_path / "runs", "--csv", csv)
+    code, out, err = ssl_bench("compare", "--runs-dir", tmp_path / "runs", "--csv", csv)
     assert code == 0, err
     table = pd.read_csv(csv)
-    assert sorted(table["method"]) == ["mae", "random-init"]
-    columns = [name for name in table if "knn" in name]
-    assert len(columns) == 2, "scores of two protocols must not share a column"
-    assert table.set_index("method").loc["mae", columns].notna().sum() == 1
+    assert sorted(table["method"]) == ["mae", "random-init", "random-init"]
+    assert table["protocol"].nunique() == 2, "scores of two protocols must not share a column"
+    assert "knn was run under 2 protocols: neighbors 1+5+10+20+50+100+200 / 1+3" in out
+    assert "McNemar" in out
+
+
+def test_compare_shows_the_rest_beside_what_is_wrong(
+    ssl_bench: Call, run: Call, tmp_path: Path
+) -> None:
+    for seed in range(4):
+        run("--evals", "knn", "--method", "random-init", "--seed", seed)
+    good, unfinished, bad, nan = sorted((tmp_path / "runs").glob("random-init-*"))
+    (unfinished / "encoder.json").unlink()
+    (bad / "config.json").write_text("{")
+    [path] = nan.glob("evals/*/scores.json")
+    path.write_text(path.read_text().replace('"top1": ', '"top1": NaN, "was": ', 1))
+    (tmp_path / "runs" / "being-written").mkdir()
+    code, out, err = ssl_bench("compare", "--runs-dir", tmp_path / "runs")
+    assert code == 0, err
+    words = " ".join(out.split())
+    assert "unfinished" in words
+    assert "broken" in words
+    assert "nan" in words.lower()
+    assert ssl_bench("compare", "--runs-dir", tmp_path / "runs", good.name)[0] == 0
+    assert ssl_bench("compare", "--runs-dir", tmp_path / "runs", bad.name)[0] == 0
+    assert ssl_bench("compare", "--runs-dir", tmp_path / "runs", "nowhere")[0] == 2
 
 
 def test_compare_shows_unfinished_runs_as_such(ssl_bench: Call, run: Call, tmp_path: Path) -> None:
     run("--evals", "none")
     (only_run(tmp_path) / "encoder.json").unlink()
-    _, out, _ = ssl_bench("compare", "--runs-dir", tmp_path / "runs")
-    assert "unfin" in out
+    code, out, _ = ssl_bench("compare", "--runs-dir", tmp_path / "runs")
+    assert code == 0
+    assert "unfinished" in out
 
 
 def test_list_names_everything(ssl_bench: Call) -> None:
@@ -420,6 +447,9 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
         (["eval", "nothing"], "no run in"),
         (["compare"], "no run in"),
         (["compare", "--runs-dri", "x"], "did you mean --runs-dir?"),
+        (["compare", "--at-cost", "5"], "--at-cost needs --at"),
+        (["compare", "--at", "equal-images", "--at-cost", "0"], "at cost 0"),
+        (["compare", "--at", "equal-luck"], "'equal-images', 'equal-flops', 'equal-time'"),
     ],
 )
 def test_other_commands_complain_in_one_line_too(

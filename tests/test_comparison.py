@@ -1,0 +1,443 @@
+"""What is put side by side, what is kept apart, and who is called best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from ssl_bench import comparison, tables
+from ssl_bench.comparison import Comparison, Table
+from ssl_bench.files import write_json
+from ssl_bench.index import Index
+from ssl_bench.rows import RUN_COLUMNS, SCORE_COLUMNS
+
+NOISE = np.random.default_rng(0).normal(0, 0.1, 100)
+
+
+class Results:
+    """An index made by hand."""
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.scores: list[dict[str, Any]] = []
+
+    def run(self, method: str, seed: int = 0, **values: Any) -> str:
+        settings = values.pop("settings", {})
+        name = f"{method}-data-seed{seed}-{len(self.runs):08d}"
+        row = dict.fromkeys(RUN_COLUMNS) | {
+            "run": name, "group": method + json.dumps(settings), "method": method,
+            "settings": json.dumps(settings), "pretrained_on": "data", "data_fingerprint": "aa",
+            "seed": seed, "state": "trained", "step": 100, "peak_memory_mib": 100.0,
+            "encoder_parameters": 10, "trained_parameters": 20, "device": "a CPU",
+        }  # fmt: skip
+        self.runs.append(row | values)
+        return name
+
+    def score(self, run: str, value: float, step: int | None = None, **values: Any) -> None:
+        seed = next(row["seed"] for row in self.runs if row["run"] == run)
+        done = 1.0 if step is None else step / 100
+        row = dict.fromkeys(SCORE_COLUMNS) | {
+            "run": run, "eval": "knn", "protocol": "p0", "evaluated_on": "data",
+            "test_fingerprint": "aa", "test_images": 100, "eval_seed": seed,
+            "eval_precision": "fp32", "score": "top1", "value": value, "is_headline": True,
+            "unit": "top-1 accuracy (%)", "better": "higher", "step": step,
+            "images_seen": 1000 * done, "flops": 1e9 * done, "seconds": 10.0 * done, "note": "",
+            "folder": "nowhere",
+        }  # fmt: skip
+        self.scores.append(row | values)
+
+    def seeds(self, method: str, values: Iterable[float], **settings: Any) -> list[str]:
+        runs = []
+        for seed, value in enumerate(values):
+            runs.append(self.run(method, seed, settings=settings))
+            self.score(runs[-1], value)
+        return runs
+
+    def compare(self, **options: Any) -> Comparison:
+        frames = pd.DataFrame(self.runs), pd.DataFrame(self.scores, columns=list(SCORE_COLUMNS))
+        for frame, columns in zip(frames, (RUN_COLUMNS, SCORE_COLUMNS), strict=True):
+            for name, (kind, _) in columns.items():
+                if kind in ("int", "float"):
+                    frame[name] = frame[name].astype(float)
+        return comparison.compare(Index(*frames, ("a problem",)), **options)
+
+    def table(self, **options: Any) -> Table:
+        [table] = self.compare(**options).tables
+        return table
+
+
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
+def marks(table: Table) -> dict[str, str]:
+    """The mark of each group's first score."""
+    column = table.columns[0].key
+    return {g.label: table.cells[g.key, column].mark for g in table.groups}
+
+
+def shown(compared: Comparison, width: int = 80) -> str:
+    console = Console(width=width, markup=False)
+    with console.capture() as capture:
+        for table in tables.as_rich(compared, width):
+            console.print(table)
+        for note in tables.notes(compared):
+            console.print(note, soft_wrap=True)
+    return capture.get()
+
+
+def test_seeds_make_a_group_with_mean_and_interval(results: Results) -> None:
+    runs = results.seeds("mae", [80.0, 81.0, 82.0])
+    table = results.table()
+    [group] = table.groups
+    assert [(member.run, member.seed) for member in group.members] == list(
+        zip(runs, range(3), strict=True)
+    )
+    cell = table.cells[group.key, table.columns[0].key]
+    assert (cell.mean.n, cell.mean.mean) == (3, 81.0)
+    assert cell.mean.half_width == pytest.approx(2.4841, abs=1e-4)  # t(2) 4.3027 / sqrt(3)
+    assert (group.cost.images_seen, group.cost.peak_memory_mib) == (1000, 100)
+    assert table.pairs == ()
+    assert cell.mark == ""
+    assert "81.00 ± 2.48" in shown(results.compare())
+
+
+def test_labels_tell_what_differs_within_a_method(results: Results) -> None:
+    for ratio, epochs in ((0.75, 8.0), (0.5, 8)):
+        results.seeds("mae", [80.0], mask_ratio=ratio, epochs=epochs, shared=[1, 2])
+    results.seeds("mocov3", [70.0], temperature=0.2)
+    labels = [group.label for group in results.table().groups]
+    assert labels == ["mae mask_ratio=0.5", "mae mask_ratio=0.75", "mocov3"]
+
+
+def test_groups_that_no_setting_tells_apart_carry_a_hash(results: Results) -> None:
+    for group in ("aaaaaaaa", "bbbbbbbb"):
+        results.score(results.run("mae", group=group), 80.0)
+    compared = results.compare()
+    assert [g.label for g in compared.tables[0].groups] == ["mae (aaaaaaaa)", "mae (bbbbbbbb)"]
+    assert any("different code" in note for note in compared.notes)
+
+
+def test_other_precision_or_seed_of_the_evaluation_is_a_group_of_its_own(results: Results) -> None:
+    run = results.run("mae")
+    results.score(run, 80.0)
+    results.score(run, 81.0, eval_precision="bf16")
+    results.score(run, 82.0, eval_seed=5)
+    labels = [group.label for group in results.table().groups]
+    assert labels == [
+        "mae evaluated_in=bf16", "mae evaluated_in=fp32",
+        "mae evaluated_in=fp32, evaluated_with_seed=5",
+    ]  # fmt: skip
+
+
+def test_a_clear_winner_is_best(results: Results) -> None:
+    results.seeds("good", 90 + NOISE[:5])
+    results.seeds("fair", 80 + NOISE[5:10])
+    results.seeds("poor", 70 + NOISE[10:15])
+    table = results.table()
+    assert marks(table) == {"good": "best", "fair": "", "poor": ""}
+    assert all(pair.is_significant and pair.how == "paired t, 5 seeds" for pair in table.pairs)
+    by_labels = {(table.label(p.a), table.label(p.b)): p for p in table.pairs}
+    assert by_labels["fair", "good"].difference.difference == pytest.approx(-10, abs=0.3)
+    assert "*" in shown(results.compare())
+
+
+def test_noise_has_no_winner(results: Results) -> None:
+    results.seeds("a", [80.0, 82.0, 81.0])
+    results.seeds("b", [81.0, 81.5, 80.9])
+    results.seeds("c", [10.0, 11.0, 10.2])
+    table = results.table()
+    assert marks(table) == {"a": "tied", "b": "tied", "c": ""}
+    assert "cannot be told apart" in shown(results.compare())
+
+
+def test_best_is_lowest_where_lower_is_better(results: Results) -> None:
+    for method, center in (("a", 1.0), ("b", 9.0)):
+        for seed, noise in enumerate(NOISE[:4] if method == "a" else NOISE[4:8]):
+            results.score(results.run(method, seed), center + noise, better="lower", unit="error")
+    assert marks(results.table()) == {"a": "best", "b": ""}
+
+
+def test_a_score_that_is_neither_good_nor_bad_is_not_tested(results: Results) -> None:
+    for method, center in (("a", 1.0), ("b", 9.0)):
+        for seed in range(3):
+            results.score(results.run(method, seed), center + NOISE[seed], better="neither")
+    table = results.table()
+    assert (table.pairs, set(marks(table).values())) == ((), {""})
+
+
+def test_secondary_scores_are_shown_and_not_tested(results: Results) -> None:
+    for method in ("a", "b"):
+        run = results.run(method)
+        results.score(run, 80.0)
+        results.score(run, 95.0, score="top5", is_headline=False, unit=None, better=None)
+    table = results.table()
+    assert [column.title for column in table.columns] == ["knn", "knn: top5"]
+    assert {pair.column.score for pair in table.pairs} == {"top1"}
+    assert set(tables.flat(results.compare())["score"]) == {"top1", "top5"}
+
+
+def store_predictions(folder: Path, right: np.ndarray, labels: np.ndarray) -> float:
+    folder.mkdir(parents=True)
+    np.savez(folder / "predictions.npz", predictions=np.where(right, labels, -1), labels=labels)
+    return float(100 * right.mean())
+
+
+@pytest.mark.parametrize("same_labels", [True, False])
+def test_single_runs_are_compared_by_their_predictions(
+    results: Results, tmp_path: Path, same_labels: bool
+) -> None:
+    labels = np.arange(100) % 10
+    for method, right in (("a", np.arange(100) < 90), ("b", np.arange(100) < 60)):
+        own = labels if same_labels or method == "a" else labels[::-1]
+        value = store_predictions(tmp_path / method, right, own)
+        results.score(results.run(method), value, folder=str(tmp_path / method))
+    table = results.table()
+    [pair] = table.pairs
+    if same_labels:
+        assert pair.how == "McNemar, one pair of runs"
+        assert pair.difference.difference == pytest.approx(30)
+        assert marks(table) == {"a": "best", "b": ""}
+        assert "not of other seeds" in " ".join(shown(results.compare()).split())
+    else:
+        assert pair.how == "not tested"
+        assert any("other images" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "truncated", "other score"])
+def test_predictions_that_cannot_be_used_are_named(
+    results: Results, tmp_path: Path, spoil: str
+) -> None:
+    for method in ("a", "b"):
+        value = store_predictions(tmp_path / method, np.arange(100) < 90, np.zeros(100, int))
+        results.score(
+            results.run(method), value - (spoil == "other score"), folder=str(tmp_path / method)
+        )
+    path = tmp_path / "a/predictions.npz"
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "truncated":
+        path.write_bytes(path.read_bytes()[:50])
+    table = results.table()
+    assert table.pairs[0].p_adjusted is None
+    assert bool(table.notes) == (spoil != "missing")
+
+
+def test_protocols_get_columns_of_their_own_and_a_reason(results: Results, tmp_path: Path) -> None:
+    for method, protocol, epochs in (("a", "p0", 30), ("b", "p1", 90)):
+        (tmp_path / protocol).mkdir()
+        write_json(tmp_path / protocol / "scores.json", {"config": {"epochs": epochs, "lr": 1}})
+        results.score(
+            results.run(method), 80.0, eval="linear", protocol=protocol,
+            folder=str(tmp_path / protocol),
+        )  # fmt: skip
+    table = results.table()
+    assert [column.title for column in table.columns] == ["linear epochs=30", "linear epochs=90"]
+    assert "linear was run under 2 protocols: epochs 30 / 90" in table.notes
+    assert len(table.cells) == 2
+    assert table.pairs == ()
+
+
+def test_protocols_whose_difference_is_unknown_carry_their_hash(results: Results) -> None:
+    for protocol in ("p0", "p1"):
+        results.score(results.run("a" + protocol), 80.0, protocol=protocol)
+    table = results.table()
+    assert {column.variant for column in table.columns} == {"p0", "p1"}
+    assert any("2 protocols" in note for note in table.notes)
+
+
+def test_versions_of_data_get_tables_of_their_own(results: Results) -> None:
+    for method, version in (("a", "aa"), ("b", "bb")):
+        results.score(results.run(method), 80.0, test_fingerprint=version)
+    results.score(results.run("c"), 80.0, evaluated_on="other")
+    compared = results.compare()
+    assert len(compared.tables) == 3
+    [note] = compared.notes
+    assert "data in 2 versions" in note
+
+
+def test_missing_evaluation_is_a_dash_and_nan_is_left_out(results: Results) -> None:
+    first, second = results.seeds("a", [80.0, np.nan])
+    results.score(first, 70.0, eval="linear")
+    results.score(second, 70.0, eval="linear")
+    results.seeds("b", [50.0])
+    table = results.table()
+    keys = {g.label: g.key for g in table.groups}
+    cell = table.cells[keys["a"], "knn/p0/top1"]
+    assert (cell.mean.n, cell.mean.mean, cell.mean.dropped) == (1, 80.0, 1)
+    assert (keys["b"], "linear/p0/top1") not in table.cells
+    text = shown(results.compare())
+    assert "80.00 (n=1)" in text
+    assert " - " in text
+    assert "a problem" in text
+
+
+def test_runs_that_are_not_in_a_table_are_listed(results: Results) -> None:
+    results.seeds("done", [80.0])
+    results.run("half", state="unfinished", step=37, command="ssl-bench run")
+    results.run("dead", state="failed", error="loss is nan")
+    results.run("bad", state="broken", error="config.json cannot be read", group=None)
+    results.runs[-1] |= {"method": None, "seed": None, "settings": None}
+    results.run("new", state="running", step=None)
+    results.run("idle")
+    compared = results.compare()
+    why = {run.state: run.why for run in compared.pending}
+    assert why == {
+        "unfinished": "at step 37; this goes on with it: ssl-bench run",
+        "failed": "loss is nan",
+        "broken": "config.json cannot be read",
+        "running": "",
+        "trained": "not evaluated on anything",
+    }
+    text = shown(compared)
+    assert all(state in text for state in why)
+
+
+def test_nothing_but_unfinished_runs(results: Results) -> None:
+    results.run("half", state="unfinished")
+    compared = results.compare()
+    assert compared.tables == ()
+    assert "unfinished" in shown(compared)
+    assert tables.flat(compared).empty
+
+
+def test_too_many_groups_are_shown_and_not_tested(results: Results) -> None:
+    for number in range(comparison.MOST_GROUPS + 1):
+        results.seeds("mae", 80 + number + NOISE[:3], ratio=number)
+    table = results.table()
+    assert len(table.groups) == comparison.MOST_GROUPS + 1
+    assert table.pairs == ()
+    assert any("too many" in note for note in table.notes)
+    assert set(marks(table).values()) == {""}
+
+
+def curve(results: Results, method: str, points: dict[int, float], scale: float = 1) -> str:
+    """A run whose cost is ten images and ten million FLOPs a step, times the scale."""
+    run = results.run(method)
+    last = max(points)
+    for step, value in points.items():
+        results.score(
+            run, value, step=None if step == last else step, images_seen=10 * step * scale,
+            flops=1e7 * step, seconds=step / 10,
+        )  # fmt: skip
+    return run
+
+
+def values(table: Table) -> dict[str, float]:
+    return {
+        group.label: cell.mean.mean
+        for group in table.groups
+        for column in table.columns
+        if (cell := table.cells.get((group.key, column.key)))
+    }
+
+
+def test_equal_cost_is_read_between_snapshots(results: Results) -> None:
+    curve(results, "a", {10: 50.0, 50: 70.0, 100: 80.0})
+    curve(results, "b", {25: 60.0, 75: 65.0})
+    table = results.table(at="equal-images")
+    assert values(table) == {"a": pytest.approx(75.0), "b": 65.0}
+    assert "at 750 images seen, where learning rates are not annealed (but those of b)" in (
+        table.title
+    )
+    cost = {group.label: group.cost for group in table.groups}["a"]
+    assert (cost.images_seen, cost.flops, cost.seconds) == (750, 7.5e8, 7.5)
+    assert table.pairs[0].how == "not tested", "no predictions were made at that point"
+    assert values(results.table()) == {"a": 80.0, "b": 65.0}
+
+
+def test_axes_differ(results: Results) -> None:
+    curve(results, "a", {50: 70.0, 100: 80.0})
+    curve(results, "b", {50: 60.0, 100: 65.0}, scale=0.5)
+    assert values(results.table(at="equal-images")) == {"a": 70.0, "b": 65.0}
+    assert values(results.table(at="equal-flops")) == {"a": 80.0, "b": 65.0}
+    assert values(results.table(at="equal-time")) == {"a": 80.0, "b": 65.0}
+    assert "the end of each run" in results.table(at="equal-time").title
+
+
+def test_nothing_is_read_beyond_a_curve(results: Results) -> None:
+    curve(results, "a", {10: 50.0, 100: 80.0})
+    curve(results, "b", {50: 60.0, 100: 65.0})
+    table = results.table(at="equal-images", at_cost=300)
+    assert values(table) == {"a": pytest.approx(50 + 30 * 20 / 90)}
+    assert any("b" in note and "known from 500" in note for note in table.notes)
+    beyond = results.table(at="equal-images", at_cost=5000)
+    assert values(beyond) == {}
+    assert len(beyond.notes) == 2
+    compared = results.compare(at="equal-images", at_cost=5000)
+    assert compared.pending == ()
+    assert "not at 5,000 images seen" in shown(compared)
+
+
+def test_runs_that_go_on_do_not_hold_the_others_back(results: Results) -> None:
+    curve(results, "a", {50: 70.0, 100: 80.0})
+    half = results.run("a", seed=1, state="unfinished")
+    results.score(half, 60.0, step=10, images_seen=100)
+    compared = results.compare(at="equal-images")
+    assert values(compared.tables[0]) == {"a": 80.0}
+    assert [run.run for run in compared.pending] == [half]
+
+
+def test_what_costs_nothing_is_read_as_it_is(results: Results) -> None:
+    curve(results, "a", {50: 70.0, 100: 80.0})
+    results.score(results.run("untrained"), 20.0, images_seen=0, flops=0, seconds=0)
+    assert values(results.table(at="equal-images")) == {"a": 80.0, "untrained": 20.0}
+
+
+def test_a_cost_that_was_not_recorded_is_named(results: Results) -> None:
+    curve(results, "a", {50: 70.0, 100: 80.0})
+    results.score(results.run("old"), 75.0, flops=None)
+    table = results.table(at="equal-flops")
+    assert values(table) == {"a": 80.0}
+    assert any(note.startswith("old: flops was not recorded") for note in table.notes)
+
+
+def test_equal_cost_is_read_for_each_seed_and_then_averaged(results: Results) -> None:
+    for method, gain in (("a", 10.0), ("b", 0.0)):
+        for seed in range(4):
+            run = results.run(method, seed)
+            results.score(run, 60 + gain + NOISE[seed] * len(method), step=50)
+            results.score(run, 80 + gain + NOISE[10 * len(method) + seed + int(gain)])
+    table = results.table(at="equal-images", at_cost=750)
+    assert all(cell.mean.n == 4 for cell in table.cells.values())
+    assert marks(table) == {"a": "best", "b": ""}
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_tables_fit_and_cut_no_number(results: Results, width: int) -> None:
+    """Many evaluations, long settings, several seeds."""
+    names = [f"evaluation-{number}" for number in range(7)]
+    for ratio in (0.5, 0.75):
+        for seed in range(3):
+            settings = {"mask_ratio": ratio, "some_long_setting": f"a-value-of-{ratio}"}
+            run = results.run("mae", seed, settings=settings)
+            for number, name in enumerate(names):
+                results.score(run, 10 * number + ratio + NOISE[seed + number], eval=name)
+    compared = results.compare()
+    text = shown(compared, width)
+    assert max(map(len, text.splitlines()[:-3])) <= width
+    [table] = compared.tables
+    for cell in table.cells.values():
+        assert cell.mean.half_width is not None
+        assert f"{cell.mean.mean:.2f} ± {cell.mean.half_width:.2f}" in text
+    assert "…" not in text
+    assert all(name in text for name in names)
+
+
+def test_false_alarms_of_a_whole_table_stay_at_five_percent() -> None:
+    generator = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(60):
+        results = Results()
+        for method in ("a", "b", "c"):
+            results.seeds(method, 80 + generator.normal(0, 1, 3))
+        alarms += any(pair.is_significant for pair in results.table().pairs)
+    assert alarms <= 8, "P(more than 8 of 60 at 5 %) is 0.3 %"

@@ -1,0 +1,64 @@
+"""Numbers as people read them, and a run beside its baselines."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ssl_bench import tables, units
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        (units.digits(88.351, "top-1 accuracy (%)"), "88.35"),
+        (units.digits(-1.0, "top-1 accuracy (%)", "+"), "-1.00"),
+        (units.digits(1234.5678, "rank"), "1235"),
+        (units.digits(0.00123456, "loss"), "0.001235"),
+        (units.digits(math.nan, "loss"), "NaN"),
+        (units.share(0.00003), "<0.0001"),
+        (units.share(0.0312), "0.031"),
+        (units.count(None), "-"),
+        (units.count(0), "0"),
+        (units.count(1_198_592), "1.2 M"),
+        (units.count(479_232), "479 k"),
+        (units.count(999_999), "1 M"),
+        (units.flops(1.234e15), "1.23 P"),
+        (units.time(93.4), "93 s"),
+        (units.time(3599), "60 min"),
+        (units.time(7500), "2 h 05 min"),
+        (units.memory(1996.0), "1,996 MiB"),
+    ],
+)
+def test_numbers_are_short(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def record(name: str, score: float, baseline: float, **more: Any) -> dict[str, Any]:
+    return {
+        "eval": name, "data": "data", "note": "", "test_images": 100, "scores": {"it": score},
+        "baselines": {"random init": {"it": baseline}}, **more,
+    }  # fmt: skip
+
+
+def shown(*records: dict[str, Any]) -> str:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(tables.beside_baselines("mae", records))
+    return capture.get()
+
+
+def test_a_run_stands_beside_its_baselines() -> None:
+    text = shown(record("knn", 80.0, 70.5))
+    assert "70.50 (+9.50)" in text
+    assert "top-1 accuracy (%), 100 test images" in " ".join(text.split())
+
+
+def test_units_are_told_where_they_differ() -> None:
+    text = shown(record("knn", 80.0, 70.5), record("rank", 31.4159, 2.0, unit="effective rank"))
+    assert "top-1 accuracy (%)" in text
+    assert "effective rank" in text
+    assert "2 (+29.42)" in text
