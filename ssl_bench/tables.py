@@ -14,7 +14,7 @@ from ssl_bench.comparison import Cell, Comparison, Group
 from ssl_bench.comparison import Table as Compared
 from ssl_bench.grouping import Column
 from ssl_bench.pairs import LEVEL, Pair
-from ssl_bench.units import count, digits, flops, memory, share, time
+from ssl_bench.units import count, digits, memory, share, time
 
 Record = Mapping[str, Any]
 _SIGNS = {"best": " *", "tied": " ~", "": ""}
@@ -211,7 +211,7 @@ def _costs(table: Compared) -> Table:
     shown = Table(title="cost of pre-training", caption="\n".join([caption, *devices]))
     heads = {
         "images": lambda cost: count(cost.images_seen),
-        "FLOP": lambda cost: flops(cost.flops),
+        "FLOP": lambda cost: count(cost.flops),
         "time": lambda cost: time(cost.seconds),
         "memory": lambda cost: memory(cost.peak_memory_mib),
         "encoder": lambda cost: count(cost.encoder_parameters),

@@ -25,12 +25,7 @@ def share(p: float) -> str:
 
 
 def count(value: float | None) -> str:
-    """1,198,592 as "1.2 M"."""
-    return _NOTHING if value is None else _scaled(value)
-
-
-def flops(value: float | None) -> str:
-    """1.23e15 as "1.23 P"."""
+    """Three digits: 1,198,592 as "1.2 M", 1.234e15 as "1.23 P"."""
     return _NOTHING if value is None else _scaled(value)
 
 
