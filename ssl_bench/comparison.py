@@ -180,15 +180,18 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
     first = rows.iloc[0]
     title, notes = f"{first['evaluated_on']}, {int(first['test_images']):,} test images", []
     caveats = sorted({f"{first['evaluated_on']}: {note}" for note in rows["note"].dropna() if note})
+    columns, reasons = grouping.columns(rows)
+    read = rows
     if at != "end":
         reading = curves.read(rows, at, at_cost)
-        rows, notes = reading.rows, list(reading.notes)
+        read, notes = reading.rows, list(reading.notes)
         title = f"{title}, {reading.title}"
-    columns, reasons = grouping.columns(rows)
+        costs = read.drop_duplicates("run").set_index("run")
+        rows = rows.assign(**{name: rows["run"].map(costs[name]) for name in _COSTS})
     groups = tuple(
         sorted((_group(key, r, runs) for key, r in rows.groupby("key")), key=grouping.order)
     )
-    by_cell = {cell: part for cell, part in rows.groupby(["key", "column"])}
+    by_cell = {cell: part for cell, part in read.groupby(["key", "column"])}
     tested: tuple[Pair, ...] = ()
     if len(groups) > MOST_GROUPS:
         notes.append(

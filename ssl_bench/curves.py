@@ -33,7 +33,7 @@ class Axis:
 AXES: Mapping[str, Axis] = {
     "equal-images": Axis("images_seen", "{:,.0f} images seen"),
     "equal-flops": Axis("flops", "{:.4g} FLOPs"),
-    "equal-time": Axis("seconds", "{:,.1f} s of the device"),
+    "equal-time": Axis("seconds", "{:.3g} s of the device"),
 }
 
 
@@ -77,31 +77,31 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
         if trained.empty:
             return Reading(rows.iloc[:0], "no costs recorded", tuple(notes), None)
         cost = float(trained.min())
-    read_rows, misses = [], {}
+    found: list[pd.Series] = []
+    missing: dict[tuple[str, str], list[pd.DataFrame]] = {}
     for _, curve in rows.groupby(_CURVE, sort=False):
-        found = _at(curve, axis.name, cost)
-        if found is not None:
-            read_rows.append(found)
-        elif reach.get(curve["key"].iloc[0], np.nan) >= 0:
-            first, last = curve[axis.name].min(), curve[axis.name].max()
-            which = f"{labels[curve['key'].iloc[0]]} ({curve['run'].iloc[0]})"
-            misses[which, curve["eval"].iloc[0]] = (
-                f"{which}: {curve['eval'].iloc[0]} is known from {axis.words(first)} to "
-                f"{axis.words(last)} only, not at {axis.words(cost)}"
-            )
-    ends = {
-        key: value
-        for key, value in labels.items()
-        if key in trained.index and np.isclose(trained[key], cost)
-    }
-    if len(ends) == len(trained):
+        row = _at(curve, axis.name, cost)
+        if row is not None:
+            found.append(row)
+        elif not np.isnan(reach[curve["key"].iloc[0]]):
+            name = (labels[curve["key"].iloc[0]], curve["eval"].iloc[0])
+            missing.setdefault(name, []).append(curve)
+    for (label, name), curves in missing.items():
+        known = pd.concat(curves)[axis.name]
+        runs = len({curve["run"].iloc[0] for curve in curves})
+        notes.append(
+            f"{label}: {name} of {runs} run{'s' * (runs > 1)} is not known at {axis.words(cost)}, "
+            f"only from {axis.words(known.min())} to {axis.words(known.max())}"
+        )
+    ended = [labels[key] for key in trained.index if np.isclose(trained[key], cost)]
+    if len(ended) == len(trained):
         annealed = "the end of each run"
     else:
-        annealed = "where learning rates are not annealed"
-        annealed += f" (but those of {', '.join(ends.values())})" if ends else ""
+        annealed = "learning rates not annealed there"
+        annealed += f" (those of {', '.join(ended)} are)" if ended else ""
     title = f"at {axis.words(cost)}, {annealed}"
-    kept = pd.DataFrame(read_rows, columns=rows.columns) if read_rows else rows.iloc[:0]
-    return Reading(kept, title, (*notes, *misses.values()), cost)
+    kept = pd.DataFrame(found, columns=rows.columns) if found else rows.iloc[:0]
+    return Reading(kept, title, tuple(notes), cost)
 
 
 def _at(curve: pd.DataFrame, axis: str, cost: float) -> pd.Series | None:

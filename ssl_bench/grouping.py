@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def rows(runs: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, list[s
             for key in peers.index
         }
         own = {key: f"{method} {words[key]}".rstrip() for key in words}
-        twins = [key for key in own if list(own.values()).count(own[key]) > 1]
+        times = Counter(own.values())
+        twins = [key for key in own if times[own[key]] > 1]
         for key in twins:
             own[key] += f" ({peers.loc[key, 'group'][:8]})"
         if twins:

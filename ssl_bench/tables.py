@@ -14,13 +14,15 @@ from ssl_bench.comparison import Cell, Comparison, Group
 from ssl_bench.comparison import Table as Compared
 from ssl_bench.grouping import Column
 from ssl_bench.pairs import LEVEL, Pair
-from ssl_bench.units import count, digits, memory, share, time
+from ssl_bench.units import count, digits, share, time, whole
 
 Record = Mapping[str, Any]
 _SIGNS = {"best": " *", "tied": " ~", "": ""}
 _MOST_PAIRS = 15
-_NARROWEST = 16
+_WRAP = 16
 _BORDER = 3
+_RUNS_FROM = 80
+"""Width of a terminal that has room for the names of runs."""
 
 
 def headline(scores: Mapping[str, float]) -> float:
@@ -61,7 +63,7 @@ def as_rich(comparison: Comparison, width: int) -> Iterator[Table]:
     """A comparison for a terminal of so many columns."""
     for table in filter(lambda table: table.groups, comparison.tables):
         yield from _scores(table, width)
-        yield _costs(table)
+        yield _costs(table, width)
         if table.pairs:
             yield _pairs(table)
     if comparison.pending:
@@ -134,7 +136,7 @@ def _scores(table: Compared, width: int) -> Iterator[Table]:
         + _BORDER
         for c in columns
     ]
-    labels = min(max(len(group.label) for group in table.groups), 2 * _NARROWEST)
+    labels = min(max(len(group.label) for group in table.groups), 2 * _WRAP)
     room = width - labels - _BORDER - 1 - (len("runs") + _BORDER)
     what = f"{units.pop()}: " if len(units) == 1 else ""
     for number, part in enumerate(chunks := _chunks(columns, widths, room)):
@@ -142,7 +144,7 @@ def _scores(table: Compared, width: int) -> Iterator[Table]:
         title = f"{what}{table.title}{more}"
         is_last = number == len(chunks) - 1
         shown = Table(title=title, caption=_caption(table) if is_last else None)
-        shown.add_column("method", overflow="fold", min_width=_NARROWEST)
+        shown.add_column("method", overflow="fold")
         shown.add_column("runs", justify="right", no_wrap=True)
         for column in part:
             shown.add_column(Text(heads[column.key]), justify="right", no_wrap=True)
@@ -167,9 +169,9 @@ def _chunks(columns: Sequence[Column], widths: Sequence[int], room: int) -> list
 
 def _head(column: Column, with_unit: bool) -> str:
     """What stands above a column, in short lines."""
-    lines = [column.evaluation, *textwrap.wrap(column.variant, _NARROWEST)]
+    lines = [column.evaluation, *textwrap.wrap(column.variant, _WRAP)]
     if with_unit:
-        lines += textwrap.wrap(column.unit, _NARROWEST)
+        lines += textwrap.wrap(column.unit, _WRAP)
     if column.better == "lower":
         lines.append("lower is better")
     return "\n".join(lines)
@@ -205,25 +207,28 @@ def _caption(table: Compared) -> str:
     return "\n".join(lines)
 
 
-def _costs(table: Compared) -> Table:
+def _costs(table: Compared, width: int) -> Table:
     devices = sorted({name for group in table.groups for name in group.cost.devices})
-    caption = "of one run, on average; runs by the end of their names"
+    has_runs = width >= _RUNS_FROM
+    caption = f"of one run, on average{'; runs by the end of their names' * has_runs}"
     shown = Table(title="cost of pre-training", caption="\n".join([caption, *devices]))
     heads = {
         "images": lambda cost: count(cost.images_seen),
         "FLOP": lambda cost: count(cost.flops),
         "time": lambda cost: time(cost.seconds),
-        "memory": lambda cost: memory(cost.peak_memory_mib),
+        "MiB": lambda cost: whole(cost.peak_memory_mib),
         "encoder": lambda cost: count(cost.encoder_parameters),
     }
-    shown.add_column("method", overflow="fold", min_width=_NARROWEST)
+    shown.add_column("method", overflow="fold")
     for head in heads:
         shown.add_column(head, justify="right", no_wrap=True)
-    shown.add_column("runs", overflow="fold", min_width=8)
+    if has_runs:
+        shown.add_column("runs", overflow="fold")
     for group in table.groups:
-        ends = " ".join(member.run.rpartition("-")[2] for member in group.members)
-        cells = (cell(group.cost) for cell in heads.values())
-        shown.add_row(Text(group.label), *cells, Text(ends))
+        cells = [Text(cell(group.cost)) for cell in heads.values()]
+        if has_runs:
+            cells.append(Text(" ".join(m.run.rpartition("-")[2] for m in group.members)))
+        shown.add_row(Text(group.label), *cells)
     return shown
 
 
@@ -246,10 +251,10 @@ def _pairs(table: Compared) -> Table:
         f"{len(table.pairs)} pairs",
     )
     shown.add_column("evaluation", overflow="fold")
-    shown.add_column("pair", overflow="fold", min_width=_NARROWEST)
+    shown.add_column("pair", overflow="fold")
     shown.add_column("difference", justify="right", no_wrap=True)
     shown.add_column("p", justify="right", no_wrap=True)
-    shown.add_column("verdict", overflow="fold", min_width=14)
+    shown.add_column("verdict", overflow="fold")
     names = {group.key: group.label for group in table.groups}
     if len({group.method for group in table.groups}) == 1:
         shared = table.groups[0].method

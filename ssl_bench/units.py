@@ -39,9 +39,9 @@ def time(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def memory(mib: float | None) -> str:
-    """In MiB."""
-    return _NOTHING if mib is None else f"{mib:,.0f} MiB"
+def whole(value: float | None) -> str:
+    """Without decimals: "1,996"."""
+    return _NOTHING if value is None else f"{value:,.0f}"
 
 
 def _scaled(value: float) -> str:

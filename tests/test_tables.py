@@ -30,7 +30,7 @@ from ssl_bench import tables, units
         (units.time(93.4), "93 s"),
         (units.time(3500), "58 min"),
         (units.time(7500), "2 h 05 min"),
-        (units.memory(1996.0), "1,996 MiB"),
+        (units.whole(1996.0), "1,996"),
     ],
 )
 def test_numbers_are_short(text: str, expected: str) -> None:
