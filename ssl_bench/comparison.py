@@ -8,7 +8,8 @@ over the whole table; other scores are shown and not tested.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,9 +189,7 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
         title = f"{title}, {reading.title}"
         costs = read.drop_duplicates("run").set_index("run")
         rows = rows.assign(**{name: rows["run"].map(costs[name]) for name in _COSTS})
-    groups = tuple(
-        sorted((_group(key, r, runs) for key, r in rows.groupby("key")), key=grouping.order)
-    )
+    groups = _groups(rows, runs)
     by_cell = {cell: part for cell, part in read.groupby(["key", "column"])}
     tested: tuple[Pair, ...] = ()
     if len(groups) > MOST_GROUPS:
@@ -226,26 +225,30 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
     )
 
 
-def _group(key: str, rows: pd.DataFrame, runs: pd.DataFrame) -> Group:
-    own = rows.drop_duplicates("run").sort_values("seed")
-    found = runs[runs["run"].isin(own["run"])]
-    first = own.iloc[0]
-    costs = {name: _average(own[name]) for name in _COSTS}
-    sizes = {name: _average(found[name]) for name in _SIZES}
-    devices = tuple(sorted({str(name) for name in found["device"].dropna() if name}))
-    return Group(
-        key=key,
-        label=first["label"],
-        method=first["method"],
-        differing=first["differing"],
-        members=tuple(Member(row["run"], int(row["seed"])) for _, row in own.iterrows()),
-        cost=Cost(**costs, **sizes, devices=devices),
-    )
-
-
-def _average(values: Iterable[Any]) -> float | None:
-    numbers = pd.to_numeric(pd.Series(list(values)), errors="coerce").dropna()
-    return float(numbers.mean()) if len(numbers) else None
+def _groups(rows: pd.DataFrame, runs: pd.DataFrame) -> tuple[Group, ...]:
+    """The rows of a table, in order; costs are the means over each group's runs."""
+    own = rows.drop_duplicates(["key", "run"]).sort_values("seed")
+    own = own.merge(runs[["run", "device", *_SIZES]], on="run")
+    numbers = own[[*_COSTS, *_SIZES]].apply(pd.to_numeric, errors="coerce")
+    means = numbers.groupby(own["key"]).mean().astype(object)
+    costs = means.where(means.notna(), None).to_dict("index")
+    by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in own.to_dict("records"):
+        by_key[row["key"]].append(row)
+    groups = [
+        Group(
+            key=key,
+            label=each[0]["label"],
+            method=each[0]["method"],
+            differing=each[0]["differing"],
+            members=tuple(Member(row["run"], int(row["seed"])) for row in each),
+            cost=Cost(
+                **costs[key], devices=tuple(sorted({_text(r["device"]) for r in each} - {""}))
+            ),
+        )
+        for key, each in by_key.items()
+    ]
+    return tuple(sorted(groups, key=grouping.order))
 
 
 def _is_pending(row: pd.Series, shown: set[str]) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ssl_bench.settings import At
 
+Point = dict[str, Any]
 _COSTS = ("images_seen", "flops", "seconds")
 _CURVE = ["key", "run", "eval", "protocol", "score"]
 
@@ -65,9 +69,9 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
     """
     axis = AXES[at]
     labels = rows.drop_duplicates("key").set_index("key")["label"]
-    costs = pd.to_numeric(rows[axis.name], errors="coerce")
-    rows = rows.assign(**{axis.name: costs})
-    reach = costs.groupby([rows["key"], rows["run"]]).max().groupby("key").min()
+    numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in (*_COSTS, "step")}
+    rows = rows.assign(**numbers)
+    reach = rows[axis.name].groupby([rows["key"], rows["run"]]).max().groupby("key").min()
     trained = reach[reach > 0]
     notes = [
         f"{labels[key]}: {axis.name} was not recorded, so it cannot be read at an equal cost"
@@ -77,21 +81,20 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
         if trained.empty:
             return Reading(rows.iloc[:0], "no costs recorded", tuple(notes), None)
         cost = float(trained.min())
-    found: list[pd.Series] = []
-    missing: dict[tuple[str, str], list[pd.DataFrame]] = {}
-    for _, curve in rows.groupby(_CURVE, sort=False):
-        row = _at(curve, axis.name, cost)
-        if row is not None:
-            found.append(row)
-        elif not np.isnan(reach[curve["key"].iloc[0]]):
-            name = (labels[curve["key"].iloc[0]], curve["eval"].iloc[0])
-            missing.setdefault(name, []).append(curve)
-    for (label, name), curves in missing.items():
-        known = pd.concat(curves)[axis.name]
-        runs = len({curve["run"].iloc[0] for curve in curves})
+    found: list[Point] = []
+    missing: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for points in _curves(rows):
+        point = _at(points, axis.name, cost)
+        if point is not None:
+            found.append(point)
+        elif not math.isnan(reach[points[0]["key"]]):
+            missing[points[0]["label"], points[0]["eval"]] += points
+    for (label, name), points in missing.items():
+        known = [point[axis.name] for point in points]
+        count = len({point["run"] for point in points})
         notes.append(
-            f"{label}: {name} of {runs} run{'s' * (runs > 1)} is not known at {axis.words(cost)}, "
-            f"only from {axis.words(known.min())} to {axis.words(known.max())}"
+            f"{label}: {name} of {count} run{'s' * (count > 1)} is not known at "
+            f"{axis.words(cost)}, only from {axis.words(min(known))} to {axis.words(max(known))}"
         )
     ended = [labels[key] for key in trained.index if np.isclose(trained[key], cost)]
     if len(ended) == len(trained):
@@ -104,23 +107,37 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
     return Reading(kept, title, tuple(notes), cost)
 
 
-def _at(curve: pd.DataFrame, axis: str, cost: float) -> pd.Series | None:
+def _curves(rows: pd.DataFrame) -> Iterable[list[Point]]:
+    """The points of each run's score."""
+    curves: dict[tuple[str, ...], list[Point]] = defaultdict(list)
+    for point in rows.to_dict("records"):
+        curves[tuple(point[name] for name in _CURVE)].append(point)
+    return curves.values()
+
+
+def _at(points: list[Point], axis: str, cost: float) -> Point | None:
     """A curve's score and costs at a cost; None beyond its points."""
+
+    def order(point: Point) -> tuple[float, float]:
+        return point[axis], math.inf if math.isnan(point["step"]) else point["step"]
+
     # The end comes last among points of one cost, and stands for them.
-    points = curve.sort_values([axis, "step"], na_position="last").dropna(subset=[axis])
-    points = points.drop_duplicates(axis, keep="last")
-    if points.empty:
+    known = [point for point in points if not math.isnan(point[axis])]
+    by_cost = {point[axis]: point for point in sorted(known, key=order)}
+    if not by_cost:
         return None
-    x, last = points[axis].to_numpy(float), points.iloc[-1]
-    if x[-1] == 0:
+    last = by_cost[max(by_cost)]
+    if not last[axis]:
         return last
-    at_cost = np.flatnonzero(np.isclose(x, cost, rtol=1e-9))
-    if len(at_cost):
-        return points.iloc[at_cost[-1]]
-    if not x[0] <= cost <= x[-1]:
+    exact = [place for place in by_cost if math.isclose(place, cost)]
+    if exact:
+        return by_cost[exact[-1]]
+    before = [place for place in by_cost if place < cost]
+    after = [place for place in by_cost if place > cost]
+    if not before or not after:
         return None
-    between = {
-        name: np.interp(cost, x, pd.to_numeric(points[name], errors="coerce").to_numpy(float))
-        for name in (*_COSTS, "value")
+    left, right = by_cost[before[-1]], by_cost[after[0]]
+    share = (cost - left[axis]) / (right[axis] - left[axis])
+    return last | {
+        name: left[name] + share * (right[name] - left[name]) for name in (*_COSTS, "value")
     }
-    return pd.Series({**last.to_dict(), **between})
