@@ -50,7 +50,7 @@ def test_weights_are_those_that_the_modules_use(
 ) -> None:
     """Values weighed by them, and projected, are what each module gives."""
     encoder = tiny_encoder(spec, **changes)
-    images = torch.randn(5, 3, 16, 16)
+    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     seen: list[tuple[Tensor, Tensor]] = []
     for block in encoder.blocks:
         block.attn.fused_attn = fused
@@ -61,7 +61,7 @@ def test_weights_are_those_that_the_modules_use(
     assert len(found) == len(seen) == 6
     for block, weights, (taken, made) in zip(encoder.blocks, found, seen, strict=True):
         torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:3]))
-        assert weights.amax() > 0.3, "this would be no test of weights that are all alike"
+        assert weights.amax() > 2 / weights.shape[-1], "weights that are all alike prove nothing"
         values = block.attn.qkv(taken).chunk(3, dim=-1)[2]
         values = values.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2)
         output = block.attn.proj((weights @ values).transpose(1, 2).flatten(2))
