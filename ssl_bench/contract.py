@@ -123,7 +123,7 @@ class Method(nn.Module):
 
 
 class FrozenEncoder(Protocol):
-    """What an evaluation receives: `features.Encoder`, or raw pixels, which have features alone.
+    """What an evaluation receives: `features.Encoder`, or raw pixels, which nothing can train.
 
     Attributes:
         spec: image size, channels and normalisation.

@@ -203,11 +203,14 @@ class RawPixels:
         pixels_ND = torch.empty(len(split), width, device=self.hardware.device)
         done = 0
         for images in split.chunks(_PIXELS_AT_ONCE):
-            pixels_ND[done : done + len(images)] = prepare(
-                images, self.spec, self.hardware
-            ).flatten(1)
+            views_BCHW = prepare(images, self.spec, self.hardware)
+            pixels_ND[done : done + len(images)] = self.encode(views_BCHW)["pixels"]
             done += len(images)
         return {"pixels": pixels_ND}
+
+    def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
+        """``pixels``: a batch of normalised images, flat, float32 ``(B, C * H * W)``."""
+        return {"pixels": images_BCHW.flatten(1)}
 
 
 def prepare(

@@ -28,7 +28,12 @@ from ssl_bench.settings import PRESET_NOTES, Ablation, Published
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
 _NO_CODE = {"PRESETS", "PAPER", "ABLATIONS"}
-_LIGHT_MODULES = {"ssl_bench.errors", "ssl_bench.settings", *sys.stdlib_module_names}
+_LIGHT_MODULES = {
+    "ssl_bench.errors",
+    "ssl_bench.finetuning_settings",
+    "ssl_bench.settings",
+    *sys.stdlib_module_names,
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Splits and scores that evaluations share."""
+"""Splits, samples and scores that evaluations share."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def holdout(data: Dataset, share: float) -> tuple[Tensor, Tensor]:
     held_out = min(max(1, round(share * count)), count - 1)
     order = draws.permutation(count, "holdout", data.fingerprint)
     return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def subset(images: int, count: int, fingerprint: str) -> Tensor:
+    """Some images of a split, the same for every method and every seed: sorted int64 indices.
+
+    More of them hold all that fewer do.
+
+    Args:
+        images: how many the split has.
+        count: how many to take; all, where there are not as many.
+        fingerprint: the data set's.
+    """
+    return draws.permutation(images, "subset", fingerprint)[:count].sort().values
 
 
 def accuracy(predictions_N: Tensor, labels_N: Tensor) -> float:

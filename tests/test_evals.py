@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import draws, encoders, plugins
+from ssl_bench import draws, encoders, finetuning, optim, plugins
 from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
@@ -323,13 +323,13 @@ class TestFinetune:
     ) -> None:
         """Each layer's rate at each step, decayed from layer to layer, down to the floor."""
         code, seen = FINETUNE.load(), []
-        set_learning_rate = code.optim.set_learning_rate
+        set_learning_rate = optim.set_learning_rate
 
         def record(optimizer: torch.optim.Optimizer, rate: float) -> None:
             set_learning_rate(optimizer, rate)
             seen.append({group["lr"] for group in optimizer.param_groups})
 
-        monkeypatch.setattr(code.optim, "set_learning_rate", record)
+        monkeypatch.setattr(optim, "set_learning_rate", record)
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(epochs=2, batch_size=40, layer_decay=0.5, min_lr=1e-4, warmup=1 / 3)
         code.evaluate(encoder, tiny, config)
@@ -380,7 +380,7 @@ class TestFinetune:
         images = torch.randn(2, 3, 16, 16)
         with torch.no_grad():
             tokens = encoder.blocks(encoder._pos_embed(encoder.patch_embed(images)))
-            model = FINETUNE.load().Classifier(encoder, 3).eval()
+            model = finetuning.Classifier(encoder, 3).eval()
             expected = model.head(model.fc_norm(tokens[:, 1:].mean(1)))
             torch.testing.assert_close(model(images), expected)
         assert model.head.weight.std() < 1e-4
@@ -400,7 +400,7 @@ class TestFinetune:
         targets = torch.eye(2)
         shares = []
         for step in range(50):
-            mixed, soft = FINETUNE.load().mix(images, targets, config, 0, step)
+            mixed, soft = finetuning.mix(images, targets, config, 0, step)
             torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft[:, 1])
             torch.testing.assert_close(soft.sum(dim=1), torch.ones(2))
             shares.append(soft[0, 0].item())
@@ -410,7 +410,7 @@ class TestFinetune:
     def test_no_mixing_when_switched_off(self) -> None:
         images, targets = torch.rand(2, 1, 8, 8), torch.eye(2)
         config = self.config(mixup=0.0, cutmix=0.0)
-        mixed, soft = FINETUNE.load().mix(images, targets, config, 0, 0)
+        mixed, soft = finetuning.mix(images, targets, config, 0, 0)
         assert mixed is images
         assert soft is targets
 
@@ -419,14 +419,14 @@ class TestFinetune:
         images = torch.randn(2, 3, 16, 16)
         with torch.no_grad():
             token = encoder.forward_features(images)[:, 0]
-            model = FINETUNE.load().Classifier(encoder, 3, "cls", 0.02).eval()
+            model = finetuning.Classifier(encoder, 3, "cls", 0.02).eval()
             torch.testing.assert_close(model(images), model.head(token))
         assert 0.01 < model.head.weight.std() < 0.03
 
     def test_class_token_must_be_there(self, spec: EncoderSpec) -> None:
         encoder = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
-        with pytest.raises(UserError, match="finetune pooling avg would work"):
-            FINETUNE.load().Classifier(encoder, 3, "cls")
+        with pytest.raises(UserError, match="pooling avg would work"):
+            finetuning.Classifier(encoder, 3, "cls")
 
     def test_recipes_views_are_cropped_randaugmented_normalised_and_erased(
         self, tiny: Dataset, spec: EncoderSpec
@@ -437,7 +437,7 @@ class TestFinetune:
 
         def views(**changes: Any) -> Tensor:
             config, rows = self.config(**changes), Draws(0, 0, index)
-            return FINETUNE.load().training_views(images, encoder, config, rows)
+            return finetuning.training_views(images, encoder, config, rows)
 
         plain, mean = views(), torch.tensor(spec.mean).view(3, 1, 1)
         restored = plain * torch.tensor(spec.std).view(3, 1, 1) + mean

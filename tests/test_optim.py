@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench import encoders, optim, plugins
+from ssl_bench import encoders, finetuning, optim
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
 from ssl_bench.optim import Schedule
@@ -99,9 +99,8 @@ def test_vectors_and_biases_are_exempt_from_decay(spec: EncoderSpec) -> None:
 
 
 def test_layer_decay_falls_from_the_head_to_the_embeddings(spec: EncoderSpec) -> None:
-    finetune = plugins.find("eval", "finetune").load()
     encoder = encoders.build(spec, seed=0).requires_grad_(True)
-    model = finetune.Classifier(encoder, 3)
+    model = finetuning.Classifier(encoder, 3)
     groups = optim.layer_decay_groups(model, OptimizerConfig(weight_decay=0.05), 0.5)
     scale, decay = {}, {}
     names = {parameter: name for name, parameter in model.named_parameters()}

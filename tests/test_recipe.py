@@ -16,7 +16,7 @@ from conftest import CPU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ssl_bench import audit, encoders, flags, optim, plugins, pretrain, recipe
+from ssl_bench import audit, encoders, finetuning, flags, optim, plugins, pretrain, recipe
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
 from ssl_bench.features import Encoder
@@ -434,7 +434,7 @@ class TestAudit:
         assert audited(spec, FINETUNE.config(layer_decay=1.0))
 
     def test_layer_decay_must_reach_every_level(self, spec: EncoderSpec) -> None:
-        model = FINETUNE.load().Classifier(encoders.build(spec, 0).requires_grad_(True), 3)
+        model = finetuning.Classifier(encoders.build(spec, 0).requires_grad_(True), 3)
         config = OptimizerConfig()
 
         def check() -> None:

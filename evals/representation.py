@@ -1,0 +1,160 @@
+"""Representation: how many directions the test images' features use, and how they are spread.
+
+Without labels, of each pooling's features as they are:
+
+- ``rankme``: RankMe (Garrido et al., *RankMe: Assessing the Downstream Performance of Pretrained
+  Self-Supervised Representations by Their Rank*, ICML 2023, arXiv:2210.02885, equations 1 and 2):
+  exp of the entropy of the singular values, scaled to sum to 1, plus 1e-7;
+- ``effective_rank``: that of their covariance (Roy and Vetterli, *The Effective Rank*, EUSIPCO
+  2007): exp of the entropy of its eigenvalues, which are squares of RankMe's singular values but
+  for the centring;
+
+and of the features scaled to length 1 (Wang and Isola, *Understanding Contrastive Representation
+Learning through Alignment and Uniformity on the Hypersphere*, ICML 2020, arXiv:2005.10242):
+
+- ``alignment``: mean squared distance (alpha = 2) of two views of an image, each a random crop of
+  20 % to 100 % of its area, mirrored half of the time, colours as they are;
+- ``uniformity``: log of the mean of exp(-2 * squared distance) (t = 2) over pairs of images.
+
+The headline is the RankMe of the mean of the patch tokens, which every encoder has and no method
+trains directly; ``_cls`` are the class token's, and of raw pixels there is one kind. The test
+images are the same for every method and every seed. Sums are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_bench import progress
+from ssl_bench.augment import augment, crop_and_flip
+from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.data import Dataset
+from ssl_bench.draws import Draws
+from ssl_bench.errors import above
+from ssl_bench.features import prepare
+from ssl_bench.scoring import subset
+
+_EPSILON = 1e-7
+_TINY = 1e-300
+_SMALLEST_CROP = 0.2
+_IMAGES_AT_ONCE = 256
+_NUMBERS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of the representation's metrics."""
+
+    images: int = 10000
+    """Test images whose features are measured, 2 or more; many times the features' number, or
+    the ranks are low for want of images."""
+    pairs: int = 2000
+    """Test images that alignment takes two views of."""
+
+    def __post_init__(self) -> None:
+        above("representation images", self.images, 1)
+        above("representation pairs", self.pairs, 0)
+
+
+def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
+    """What to show beside an encoder's numbers."""
+    return {"raw pixels": ("pixels", config), "random init": ("random", config)}
+
+
+def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
+    """Measure the features of each pooling, the headline's first."""
+    index_N = subset(len(data.test), config.images, data.fingerprint)
+    features = encoder.features(data.test)
+    alignments = _alignments(encoder, data, config)
+    scores: dict[str, float] = {}
+    for pooling in sorted(features, key=lambda name: name != "avg"):
+        features_ND = features[pooling][index_N.to(features[pooling].device)]
+        scores |= {
+            f"rankme_{pooling}": rankme(features_ND),
+            f"effective_rank_{pooling}": effective_rank(features_ND),
+            f"alignment_{pooling}": alignments[pooling],
+            f"uniformity_{pooling}": uniformity(features_ND),
+        }
+    return Result(scores, unit="RankMe", better="neither")
+
+
+def rankme(features_ND: Tensor) -> float:
+    """RankMe, from 1 to the smaller of N and D, but for what epsilon adds."""
+    values_K = _spectrum(features_ND, torch.zeros_like(features_ND[0])).sqrt()
+    share_K = values_K / values_K.sum().clamp_min(_TINY) + _EPSILON
+    return torch.special.entr(share_K).sum().exp().item()
+
+
+def effective_rank(features_ND: Tensor) -> float:
+    """Effective rank of the covariance, from 1 to the smaller of N - 1 and D."""
+    values_K = _spectrum(features_ND, features_ND.mean(dim=0, dtype=torch.float64))
+    share_K = values_K / values_K.sum().clamp_min(_TINY)
+    return torch.special.entr(share_K).sum().exp().item()
+
+
+def uniformity(features_ND: Tensor) -> float:
+    """Uniformity over all pairs of distinct images, from -8 (nothing is so far apart) to 0."""
+    points_ND = F.normalize(features_ND.double(), dim=1)
+    count, total = len(points_ND), 0.0
+    for start in range(0, count, _IMAGES_AT_ONCE):
+        cosine_BN = points_ND[start : start + _IMAGES_AT_ONCE] @ points_ND[start:].T
+        # |x - y|^2 = 2 - 2 x.y for points of length 1; each pair once, and none with itself.
+        total += torch.exp(4 * cosine_BN - 4).triu(diagonal=1).sum().item()
+    return math.log(total / (count * (count - 1) / 2))
+
+
+def alignment(first_ND: Tensor, second_ND: Tensor) -> float:
+    """Mean squared distance of features of the same images, scaled to length 1: from 0 to 4."""
+    first_ND, second_ND = (F.normalize(each.double(), dim=1) for each in (first_ND, second_ND))
+    return (first_ND - second_ND).square().sum(dim=1).mean().item()
+
+
+def _alignments(encoder: FrozenEncoder, data: Dataset, config: Config) -> dict[str, float]:
+    """The alignment of two views of some test images, by pooling."""
+    recipe = crop_and_flip(encoder.spec.image_size, _SMALLEST_CROP, flip=0.5)
+    index_N = subset(len(data.test), config.pairs, data.fingerprint)
+    parts = index_N.split(_IMAGES_AT_ONCE)
+    total: dict[str, float] = {}
+    done = 0
+    with progress.bar("views", len(index_N)) as bar:
+        for index_B, images_BCSS in zip(parts, data.test.read(parts), strict=True):
+            rows = Draws(encoder.seed, 0, index_B.to(encoder.hardware.device), "representation/")
+            views = (
+                prepare(
+                    images_BCSS,
+                    encoder.spec,
+                    encoder.hardware,
+                    partial(augment, recipe=recipe, draws=rows.within(f"view{number}")),
+                )
+                for number in (0, 1)
+            )
+            first, second = map(encoder.encode, views)
+            for pooling, rows_BD in first.items():
+                mean = alignment(rows_BD, second[pooling])
+                total[pooling] = total.get(pooling, 0.0) + mean * len(index_B)
+            done += len(index_B)
+            bar.update(done)
+    return {pooling: each / done for pooling, each in total.items()}
+
+
+def _spectrum(features_ND: Tensor, center_D: Tensor) -> Tensor:
+    """Squared singular values of what is left without the centre: float64 ``(min(N, D),)``.
+
+    Eigenvalues of the smaller one of both products with the transpose, summed part by part.
+    """
+    count, width = features_ND.shape
+    axis, size = (0, width) if width <= count else (1, count)
+    gram_KK = features_ND.new_zeros(size, size, dtype=torch.float64)
+    at_once = max(1, _NUMBERS_AT_ONCE // size)
+    for index_P in torch.arange(features_ND.shape[axis], device=features_ND.device).split(at_once):
+        part = features_ND.index_select(axis, index_P).double()
+        part -= center_D if axis == 0 else center_D[index_P]
+        gram_KK += part.T @ part if axis == 0 else part @ part.T
+    return torch.linalg.eigvalsh(gram_KK).clamp_min(0)
