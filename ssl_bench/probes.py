@@ -127,7 +127,7 @@ def fit_best(
     grid = list(itertools.product(config.learning_rates, config.weight_decays))
     sizes = (config.epochs, config.batch_size, seed)
 
-    trials = {}
+    trials: dict[tuple[str, float, float], float] = {}
     for pooling, features_ND in features.items():
         probes = train(features_ND, labels_N, fit_N, classes, grid, *sizes)
         tops = score(probes, features_ND, labels_N, held_out_N)

@@ -30,7 +30,7 @@ _SHORT = {
     "epochs": _EPOCHS,
     "batch_size": _BATCH,
     "draws": 2,
-    "images": 24,
+    "images": 9,
     "shares": (0.1, 0.5),
     "steps": 10,
 }
