@@ -132,16 +132,15 @@ def defocus_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
 def glass_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     """Frosted glass: pixels moved about between two slight blurs.
 
-    Deviation: each pixel shows a random neighbour, all at once and repeatedly, where the published
-    images swap neighbours one after the other.
-    Shifts may be by fractions of a pixel.
+    Deviation: each pixel shows a random neighbour, all at once and twice, where the published
+    images swap neighbours one after the other. Shifts may be by fractions of a pixel.
     """
-    sigma, reach, times = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[level]
+    sigma, reach = ((0.7, 1.5), (0.9, 2.2), (1.0, 3.0), (1.2, 3.8), (1.5, 4.7))[level]
     scale = _scale(images_BCHW)
     glass_BCHW = filters.gaussian(images_BCHW, sigma * scale)
     height, width = images_BCHW.shape[2:]
-    for offset_BHW2 in noise.uniform("glass", 3, height, width, 2)[:, :times].unbind(1):
-        glass_BCHW = filters.displace(glass_BCHW, (2 * offset_BHW2 - 1) * (reach + 0.5) * scale)
+    for uniform_BHW2 in noise.uniform("glass", 2, height, width, 2).unbind(1):
+        glass_BCHW = filters.displace(glass_BCHW, (2 * uniform_BHW2 - 1) * reach * scale)
     return filters.gaussian(glass_BCHW, sigma * scale)
 
 
