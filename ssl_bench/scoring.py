@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ssl_bench import draws
@@ -34,6 +35,37 @@ def subset(images: int, count: int, fingerprint: str) -> Tensor:
         fingerprint: the data set's.
     """
     return draws.permutation(images, "subset", fingerprint)[:count].sort().values
+
+
+def balanced_order(labels_N: Tensor, *coordinates: str | int) -> Tensor:
+    """A random order whose first images, however many, are spread evenly over the classes.
+
+    No class has two images more than another one that is not used up yet, so that the first
+    images hold one of each class if there are as many.
+
+    Args:
+        labels_N: int64 class indices.
+        coordinates: what the order is a function of, besides the labels; see `draws`.
+
+    Returns:
+        int64 ``(N,)``, a permutation of the images' indices.
+    """
+    labels_N = labels_N.cpu()
+    order_N = draws.permutation(len(labels_N), *coordinates)
+    classes = int(labels_N.max()) + 1
+    turn_C = draws.permutation(classes, *coordinates, "classes")
+    shuffled_N = labels_N[order_N]
+    return order_N[(rank_in_class(shuffled_N) * classes + turn_C[shuffled_N]).argsort()]
+
+
+def rank_in_class(labels_N: Tensor) -> Tensor:
+    """How many images before each one are of its class: int64 ``(N,)``."""
+    by_class_N = labels_N.argsort(stable=True)
+    counts_C = labels_N.bincount()
+    starts_C = counts_C.cumsum(0) - counts_C
+    ranks_N = torch.empty_like(labels_N)
+    ranks_N[by_class_N] = torch.arange(len(labels_N)) - starts_C.repeat_interleave(counts_C)
+    return ranks_N
 
 
 def accuracy(predictions_N: Tensor, labels_N: Tensor) -> float:

@@ -26,6 +26,14 @@ from ssl_bench.settings import Settings
 METHODS = list(plugins.discover("method").values())
 EVALS = list(plugins.discover("eval").values())
 _EPOCHS, _BATCH = 2, 24
+_SHORT = {
+    "epochs": _EPOCHS,
+    "batch_size": _BATCH,
+    "draws": 2,
+    "images": 9,
+    "shares": (0.1, 0.5),
+    "steps": 10,
+}
 
 
 def small(plugin: Plugin) -> Any:
@@ -34,7 +42,7 @@ def small(plugin: Plugin) -> Any:
     names = {field.name for field in dataclasses.fields(cls)}
     recipe = plugin.presets().get("quick", {}) if plugin.kind == "method" else {}
     values = {k: v for k, v in recipe.items() if k in names}
-    values |= {k: v for k, v in {"epochs": 2, "batch_size": 24}.items() if k in names}
+    values |= {k: v for k, v in _SHORT.items() if k in names}
     return cls(**values)
 
 

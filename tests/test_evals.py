@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import draws, encoders, finetuning, optim, plugins
+from ssl_bench import draws, encoders, finetuning, optim, plugins, probes
 from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
@@ -102,13 +102,11 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
     inputs = torch.randn(64, 6, generator=generator)
     labels = torch.randint(4, (64,), generator=generator)
     grid = [(0.1, 0.0), (0.5, 0.01)]
-    config = LINEAR.config(epochs=3, batch_size=16)
-    linear = LINEAR.load()
     rows = torch.randperm(80, generator=generator)[:64]
     features = torch.zeros(80, 6).index_copy(0, rows, inputs)
     targets = torch.zeros(80, dtype=torch.int64).index_copy(0, rows, labels)
-    as_is = linear._Scaler(torch.zeros(6), torch.ones(6))
-    weights, biases = linear._train(features, targets, rows, as_is, 4, grid, config, seed=5)
+    as_is = probes.Scaler(torch.zeros(6), torch.ones(6))
+    trained = probes.train(features, targets, rows, 4, grid, 3, 16, seed=5, scaler=as_is)
 
     for index, (rate, decay) in enumerate(grid):
         head = torch.nn.Linear(6, 4)
@@ -129,8 +127,9 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(head(inputs[chosen]), labels[chosen]).backward()
             optimizer.step()
-        torch.testing.assert_close(weights[index], head.weight.data, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(biases[index, :, 0], head.bias.data, rtol=1e-4, atol=1e-5)
+        weights, biases = trained.weights_GCD[index], trained.biases_GC1[index, :, 0]
+        torch.testing.assert_close(weights, head.weight.data, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(biases, head.bias.data, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -140,7 +139,7 @@ def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shi
     features = torch.randn(50, 4, generator=generator) + shift
     features[:, 3] = shift
     rows = torch.randperm(50, generator=generator)[:count]
-    scaler = LINEAR.load()._Scaler.of(features, rows)
+    scaler = probes.Scaler.of(features, rows)
     chosen = features[rows].double()
     wanted = (features.double() - chosen.mean(0)) / (chosen.std(0, correction=0) + 1e-6)
     ours = scaler(features, torch.arange(50)).double()

@@ -1,0 +1,97 @@
+"""Embedding: a map of test images' features in two dimensions, by t-SNE.
+
+van der Maaten, Hinton: *Visualizing Data using t-SNE*, JMLR 2008; Barnes-Hut's approximation and
+an initialisation by principal components, as scikit-learn has them. The headline says how far the
+map can be trusted, not how good the features are: the trustworthiness of Venna and Kaski (*Neural
+Networks* 19, 2006), which falls with each neighbour on the map that is none among the features.
+
+Euclidean distances of the features as they are. The pooling is the class token, which the papers'
+linear probes take, or the mean of the patch tokens where an encoder has none; no label has a say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.manifold import TSNE, trustworthiness
+from threadpoolctl import threadpool_limits
+
+from ssl_bench import draws
+from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.data import Dataset
+from ssl_bench.errors import above, require
+from ssl_bench.scoring import balanced_order
+
+_FEWEST = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of the embedding."""
+
+    images: int = 2000
+    """Test images on the map, class-balanced, the same ones for every method."""
+    pooling: Literal["cls", "avg"] = "cls"
+    """What is shown: the class token, where there is one, or the mean of the patch tokens."""
+    perplexity: float = 30.0
+    """Neighbours that t-SNE attends to, roughly; no more than a third of the images."""
+    neighbors: int = 5
+    """Neighbours on the map that the trustworthiness looks at; less than half of the images."""
+
+    def __post_init__(self) -> None:
+        above("embedding images", self.images, _FEWEST - 1)
+        above("embedding perplexity", self.perplexity, 1)
+        above("embedding neighbors", self.neighbors, 0)
+
+
+def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
+    """What to show beside an encoder's map."""
+    return {"raw pixels": ("pixels", config), "random init": ("random", config)}
+
+
+def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
+    """Map a class-balanced part of the test images.
+
+    Arrays: ``points``, float32 ``(N, 2)``; ``labels`` and ``index``, int64 ``(N,)``: each point's
+    class, and its image's place in the test split.
+    """
+    count = min(config.images, len(data.test))
+    require(
+        count >= _FEWEST,
+        f"embedding takes {_FEWEST} test images or more; {data.name} has {count}",
+    )
+    order_N = balanced_order(data.test.labels_N, "embedding", data.fingerprint)
+    index_N = order_N[:count].sort().values
+    features = encoder.features(data.test)
+    pooling = config.pooling if config.pooling in features else next(iter(features))
+    features_ND = features[pooling].cpu()[index_N].numpy()
+    require(
+        bool(np.isfinite(features_ND).all()),
+        "embedding needs features that are finite numbers; those of this encoder are not",
+    )
+    # A collapsed encoder's features have no principal components.
+    is_collapsed = bool((features_ND == features_ND[0]).all())
+    # The order in which threads add up would show in the map.
+    with threadpool_limits(1):
+        points_N2 = TSNE(
+            init="random" if is_collapsed else "pca",
+            perplexity=min(config.perplexity, (count - 1) / 3),
+            random_state=draws.key(encoder.seed, "embedding") % 2**32,
+        ).fit_transform(features_ND)
+    neighbors = min(config.neighbors, (count - 1) // 2)
+    trust = trustworthiness(features_ND, points_N2, n_neighbors=neighbors)
+    return Result(
+        scores={"trustworthiness": 100 * float(trust)},
+        chosen={"pooling": pooling},
+        arrays={
+            "points": torch.from_numpy(points_N2).float(),
+            "labels": data.test.labels_N.cpu()[index_N],
+            "index": index_N,
+        },
+        unit="trustworthiness (%)",
+        better="neither",
+    )

@@ -1,0 +1,103 @@
+"""Robustness: a linear probe of clean images' features on corrupted test images.
+
+The fifteen corruptions at five severities of ImageNet-C (Hendrycks, Dietterich: *Benchmarking
+Neural Network Robustness to Common Corruptions and Perturbations*, ICLR 2019, arXiv:1903.12261),
+see `ssl_bench.corruptions` for how ours differ. The probe is chosen and fitted on clean training
+images as that of `linear`, and nothing is learned from corrupted ones.
+
+Deviations from the paper: mean accuracy instead of the mean corruption error, which divides by
+AlexNet's errors on ImageNet; a fixed part of the test images instead of all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_bench import draws, probes, progress
+from ssl_bench.augment import evaluation_view, normalize
+from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.corruptions import KINDS, SEVERITIES, SMALLEST_SIDE, corrupt
+from ssl_bench.data import Dataset
+from ssl_bench.errors import require, within
+from ssl_bench.features import match_channels
+from ssl_bench.scoring import accuracy
+from ssl_bench.settings import ProbeConfig
+
+_SEED = 0
+_IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Config(ProbeConfig):
+    """Flags of robustness."""
+
+    name: ClassVar[str] = "robustness"
+    images: int = 1000
+    """Test images to corrupt, the same ones for every method; 0 for all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("robustness images", self.images, "[0, inf)")
+
+
+def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
+    """The untrained encoder under the same protocol."""
+    return {"random init": ("random", config)}
+
+
+def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
+    """Classify corrupted test images; corruptions depend neither on the method nor on the seed.
+
+    Scores, top-1 accuracies in percent: ``top1_corrupted``, the mean over kinds and severities;
+    ``top1_clean``, on the same images; one for each kind, in the order of `corruptions.KINDS`, and
+    for each severity.
+
+    Arrays: ``accuracy``, float64 ``(kinds, severities)`` in percent, in the same order.
+    """
+    spec, hardware = encoder.spec, encoder.hardware
+    require(
+        spec.image_size >= SMALLEST_SIDE,
+        f"robustness takes images of {SMALLEST_SIDE} pixels or more, not {spec.image_size}; "
+        "a larger --image-size would work",
+    )
+    probe = probes.fit_best(encoder.features(data.train), data, config, encoder.seed)
+    order_N = draws.permutation(len(data.test), "robustness", data.fingerprint)
+    chosen_N = order_N[: config.images or None].sort().values
+    labels_N = data.test.labels_N.cpu()[chosen_N]
+    views = [("clean", 0), *itertools.product(KINDS, SEVERITIES)]
+    predictions: dict[tuple[str, int], list[Tensor]] = {view: [] for view in views}
+    with progress.bar("robustness", len(chosen_N)) as bar:
+        done = 0
+        for index_B in chosen_N.split(_IMAGES_AT_ONCE):
+            images_BCSS = data.test.images(index_B).to(hardware.device)
+            clean_BCHW = evaluation_view(images_BCSS, spec.image_size)
+            for (kind, severity), parts in predictions.items():
+                views_BCHW = clean_BCHW
+                if severity:
+                    views_BCHW = corrupt(clean_BCHW, kind, severity, _SEED, index_B)
+                views_BCHW = match_channels(views_BCHW, spec.channels)
+                inputs_BCHW = normalize(views_BCHW, spec.mean, spec.std)
+                parts.append(probe.predict(encoder.encode(inputs_BCHW)))
+            done += len(index_B)
+            bar.update(done)
+    tops = {key: accuracy(torch.cat(parts), labels_N) for key, parts in predictions.items()}
+    rows = [[tops[kind, severity] for severity in SEVERITIES] for kind in KINDS]
+    table_KS = torch.tensor(rows, dtype=torch.float64)
+    by_kind = zip(KINDS, table_KS.mean(1).tolist(), strict=True)
+    by_severity = zip(SEVERITIES, table_KS.mean(0).tolist(), strict=True)
+    return Result(
+        scores={
+            "top1_corrupted": table_KS.mean().item(),
+            "top1_clean": tops["clean", 0],
+            **{f"top1_{kind}": top for kind, top in by_kind},
+            **{f"top1_severity_{severity}": top for severity, top in by_severity},
+        },
+        chosen=probe.chosen,
+        arrays={"accuracy": table_KS},
+    )
