@@ -1,54 +1,69 @@
 #!/usr/bin/env bash
-# MAE, MoCo v3, supervised training and no training at all, three seeds each, all under the same
-# FLOPs: runs, then the report. What is done is not done again, so that the same command goes on
-# where it was interrupted.
+# MAE, MoCo v3, supervised training and no training at all under the same FLOPs, several seeds each:
+# runs, then the report. What is done is not done again: the same command goes on where it stopped.
 #
-#   results/comparison.sh                                the embedded images, an hour on two CPU cores
-#   DATA=cifar10 PRESET=small results/comparison.sh      a GPU's: ViT-Ti/4 on CIFAR-10, and the mask ratio
+#   results/comparison.sh                 the embedded images: about an hour on two CPU cores
+#   PRESET=small results/comparison.sh    for a GPU: ViT-Ti/4 on CIFAR-10, and MAE's mask ratio
 #
-# DATA, PRESET, BUDGET (FLOPs), SEEDS, EVALS and OUT (a folder under results/) overrule; FLAGS goes
-# into every run.
+# DATA (a name or a path), PRESET, BUDGET (FLOPs), SEEDS and RUNS (a folder) overrule, and FLAGS goes
+# into every run. All but weights and features is copied to results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
 PRESET=${PRESET:-quick}
 SEEDS=${SEEDS:-0 1 2}
-EVALS=${EVALS:-knn,linear,finetune,low-shot,robustness,partial-finetune,representation,cka,attention,embedding}
+read -ra FLAGS <<< "${FLAGS:-}"
+declare -A every  # epochs between two evaluations on the way: a fifth of the training
 case $PRESET in
-    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-3.6e13} ABLATE="" ;;
-    small) DATA=${DATA:-cifar10} BUDGET=${BUDGET:-5.5e16} ABLATE=${ABLATE:---epochs 200} ;;
-    *) echo "PRESET is quick or small, not '$PRESET'" >&2; exit 2 ;;
+    quick)
+        DATA=${DATA:-fashion-mnist} USUAL=2e13
+        every=([mae]=1.66 [mocov3]=0.224 [supervised]=0.614)
+        ;;
+    small)
+        DATA=${DATA:-cifar10} USUAL=5.5e16
+        every=([mae]=253 [mocov3]=40 [supervised]=107)
+        ;;
+    *)
+        echo "PRESET is quick or small, not '$PRESET'" >&2
+        exit 2
+        ;;
 esac
+BUDGET=${BUDGET:-$USUAL}
 NAME=$(basename "$DATA")
-OUT=${OUT:-results/$NAME}
+RUNS=${RUNS:-runs/comparison-$NAME}
 
-# Every eighth of the training or so: a method that costs more for an image has fewer epochs.
-declare -A epochs=([quick-mae]=2 [quick-mocov3]=0.25 [quick-supervised]=0.7
-                   [small-mae]=150 [small-mocov3]=25 [small-supervised]=65)
-share=$(awk -v budget="$BUDGET" -v usual="$([[ $PRESET == quick ]] && echo 3.6e13 || echo 5.5e16)" \
-    'BEGIN { print budget / usual }')
-
-cell() {  # method, seed, further flags
-    local method=$1 seed=$2
-    shift 2
-    # shellcheck disable=SC2086
-    ssl-bench run --method "$method" --seed "$seed" --data "$DATA" --preset "$PRESET" \
-        --evals "$EVALS" --runs-dir "$OUT" "$@" ${FLAGS:-}
+cell() {  # method, seed, evaluations
+    local flags=(--method "$1" --seed "$2" --evals "$3" --data "$DATA" --preset "$PRESET")
+    if [[ $1 != random-init ]]; then
+        local fifth
+        fifth=$(awk "BEGIN { print ${every[$1]} * $BUDGET / $USUAL }")
+        flags+=(--budget-flops "$BUDGET" --eval-every "$fifth" --eval-every-with knn)
+    fi
+    ssl-bench run "${flags[@]}" --runs-dir "$RUNS" "${FLAGS[@]}"
 }
 
 for seed in $SEEDS; do
-    for method in mae mocov3 supervised; do
-        every=$(awk -v epochs="${epochs[$PRESET-$method]}" -v share="$share" \
-            'BEGIN { print epochs * share }')
-        cell $method "$seed" --budget-flops "$BUDGET" --eval-every "$every"
+    for method in mae mocov3 supervised random-init; do
+        cell $method "$seed" knn,linear,finetune
     done
-    cell random-init "$seed"
 done
-if [[ -n $ABLATE ]]; then
-    # shellcheck disable=SC2086
-    ssl-bench ablate mask-ratio --method mae --data "$DATA" --preset "$PRESET" $ABLATE \
-        --evals knn,linear --runs-dir "$OUT-mask-ratio" ${FLAGS:-}
+for seed in $SEEDS; do
+    for method in mae mocov3 supervised random-init; do
+        cell $method "$seed" low-shot,robustness,representation,cka,attention,embedding
+    done
+done
+for method in mae mocov3 supervised random-init; do
+    cell $method "${SEEDS%% *}" partial-finetune
+done
+if [[ $PRESET == small ]]; then
+    ssl-bench ablate mask-ratio --method mae --data "$DATA" --preset small --epochs 200 \
+        --evals knn,linear --runs-dir "$RUNS-mask-ratio" "${FLAGS[@]}"
 fi
-ssl-bench compare --runs-dir "$OUT"
-ssl-bench report --runs-dir "$OUT" -o "$OUT/report"
+
+ssl-bench compare --runs-dir "$RUNS"
+ssl-bench report --runs-dir "$RUNS" -o "$RUNS/report"
+mkdir -p "results/$NAME"
+tar -C "$RUNS" --exclude='*.safetensors' --exclude='checkpoint.pt' --exclude='.lock' \
+    --exclude='features' --exclude='.index' --exclude='cka-*/arrays.npz' \
+    --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "results/$NAME" -xf -
