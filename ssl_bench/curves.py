@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ssl_bench.settings import At
 
 Point = dict[str, Any]
 _COSTS = ("images_seen", "flops", "seconds")
+_SAME = 0.01
+"""Costs that differ by less than this share of them are equal: trainings end at whole steps."""
 _CURVE = ["key", "run", "eval", "protocol", "score"]
 
 
@@ -65,7 +66,8 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
     A curve is what one run scores at its snapshots and at its end. Between two neighbours it is
     taken to be a straight line; before its first point and after its last one nothing is known of
     it. What costs nothing, as an encoder that is not trained, scores the same at any cost. A group
-    whose cost was not recorded does not count among all.
+    whose cost was not recorded does not count among all. Costs that differ by less than 1 % are
+    equal, so that what was evaluated only at the end of trainings under one budget is read there.
     """
     axis = AXES[at]
     labels = rows.drop_duplicates("key").set_index("key")["label"]
@@ -96,7 +98,9 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
             f"{label}: {name} of {count} run{'s' * (count > 1)} is not known at "
             f"{axis.words(cost)}, only from {axis.words(min(known))} to {axis.words(max(known))}"
         )
-    ended = [labels[key] for key in trained.index if np.isclose(trained[key], cost)]
+    ended = [
+        labels[key] for key in trained.index if math.isclose(trained[key], cost, rel_tol=_SAME)
+    ]
     if len(ended) == len(trained):
         annealed = "the end of each run"
     else:
@@ -129,9 +133,9 @@ def _at(points: list[Point], axis: str, cost: float) -> Point | None:
     last = by_cost[max(by_cost)]
     if not last[axis]:
         return last
-    exact = [place for place in by_cost if math.isclose(place, cost)]
-    if exact:
-        return by_cost[exact[-1]]
+    same = [place for place in by_cost if math.isclose(place, cost, rel_tol=_SAME)]
+    if same:
+        return by_cost[min(same, key=lambda place: abs(place - cost))]
     before = [place for place in by_cost if place < cost]
     after = [place for place in by_cost if place > cost]
     if not before or not after:

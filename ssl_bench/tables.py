@@ -48,12 +48,10 @@ def beside_baselines(method: str, records: Iterable[Record]) -> Table:
     for record, unit in zip(records, units, strict=True):
         score = headline(record["scores"])
         others = {label: headline(scores) for label, scores in record["baselines"].items()}
-        cells = (
-            f"{digits(others[label], unit)} ({digits(score - others[label], unit, '+')})"
-            if label in others
-            else "-"
-            for label in labels
-        )
+        gains = {label: f" ({digits(score - other, unit, '+')})" for label, other in others.items()}
+        if record.get("better") == "neither":
+            gains = dict.fromkeys(others, "")
+        cells = (digits(others[n], unit) + gains[n] if n in others else "-" for n in labels)
         name = f"{record['eval']}\n{unit}" if is_mixed else record["eval"]
         table.add_row(name, digits(score, unit), *cells)
     return table

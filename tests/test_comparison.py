@@ -403,6 +403,15 @@ def test_a_cost_that_was_not_recorded_is_named(results: Results) -> None:
     assert any(note.startswith("old: flops was not recorded") for note in table.notes)
 
 
+def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> None:
+    """Whole steps of one are never the FLOPs of another's."""
+    for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 900.0)):
+        results.score(results.run(method), value, flops=flops)
+    table = results.table(at="equal-flops", at_cost=999)
+    assert values(table) == {"a": 80.0, "b": 70.0}
+    assert "c: knn of 1 run is not known" in " ".join(table.notes)
+
+
 def test_equal_cost_is_read_for_each_seed_and_then_averaged(results: Results) -> None:
     for method, gain in (("a", 10.0), ("b", 0.0)):
         for seed in range(4):
