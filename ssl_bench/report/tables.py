@@ -1,0 +1,405 @@
+"""The report's tables: scores, pairs, runs and where each of them comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ssl_bench.errors import first_line
+from ssl_bench.files import read_json
+from ssl_bench.pairs import LEVEL
+from ssl_bench.report.source import Source, quantity, settings, slug
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table, and what it is sorted by.
+
+    Attributes:
+        sort: a number or a text; None stands last in either direction.
+        link: the name of an anchor on the page.
+        mark: "best", "tied" or "".
+        hint: more to know.
+    """
+
+    text: str
+    sort: float | str | None = None
+    link: str = ""
+    mark: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows for people, and the same as numbers.
+
+    Attributes:
+        name: of its files, without an ending.
+        columns: titles.
+        numeric: places of the columns that hold numbers.
+        notes: one line each.
+        data: what the CSV file holds.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    numeric: frozenset[int]
+    rows: tuple[tuple[Cell, ...], ...]
+    data: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from.
+
+    Attributes:
+        anchor: its name on the page.
+        facts: title and text.
+        command: which started it.
+    """
+
+    anchor: str
+    run: str
+    state: str
+    folder: str
+    command: str
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The runs of a group."""
+
+    anchor: str
+    label: str
+    settings: tuple[tuple[str, str], ...]
+    origins: tuple[Origin, ...]
+
+
+def anchor(key: str) -> str:
+    """The name on the page of a group's runs."""
+    return f"runs-{slug(key)}"
+
+
+def main_tables(source: Source) -> Iterator[Table]:
+    """Mean, interval and cost of each group, a table for each version of the data."""
+    for table in source.comparison.tables:
+        units = {column.unit for column in table.headlines}
+        heads = [_head(column, len(units) > 1) for column in table.columns]
+        unit = f"Scores: {units.pop()}. " if len(units) == 1 else ""
+        rows, data = [], []
+        for group in table.groups:
+            link = anchor(group.key)
+            cells = [Cell(group.label, group.label, link)]
+            for column in table.columns:
+                cell = table.cells.get((group.key, column.key))
+                cells.append(_score(cell, link))
+                if cell:
+                    data.append(_numbers(table, group, column, cell))
+            seeds = ", ".join(str(member.seed) for member in group.members)
+            cells.append(Cell(str(len(group.members)), len(group.members), link, hint=seeds))
+            cells += _cost(group.cost, link)
+            rows.append(tuple(cells))
+        costs = ("runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)",
+                 "encoder parameters", "trained parameters", "device")  # fmt: skip
+        columns = ("method", *heads, *costs)
+        tied = any(cell.mark == "tied" for cell in table.cells.values())
+        best = any(cell.mark == "best" for cell in table.cells.values())
+        single = any(pair.difference.test == "McNemar" for pair in table.pairs)
+        legend = " ● marks the best of a column, significantly so against each other group." * best
+        alone = " Single runs are told apart by McNemar's test, which says nothing of other seeds."
+        legend += alone * (single and (best or tied))
+        legend += " ○ marks what cannot be told apart from the highest mean." * tied
+        yield Table(
+            name=f"scores-{slug(table.evaluated_on)}-{slug(table.test_fingerprint[:8])}",
+            title=table.title,
+            caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; no "
+            "interval is known of one run. Cost is that of the pre-training, the mean over "
+            f"seeds.{legend}",
+            columns=columns,
+            numeric=frozenset(range(1, len(columns) - 1)),
+            rows=tuple(rows),
+            data=pd.DataFrame(data),
+            notes=table.notes,
+        )
+
+
+def pair_tables(source: Source) -> Iterator[Table]:
+    """Every pair of groups that was tested, a table for each version of the data."""
+    for table in source.comparison.tables:
+        if not table.pairs:
+            continue
+        rows, data = [], []
+        for pair in table.pairs:
+            found, a, b = pair.difference, table.label(pair.a), table.label(pair.b)
+            low, high = found.interval or (math.nan, math.nan)
+            verdict = ("tie" if pair.p_adjusted is not None else "not tested")
+            if pair.is_significant:
+                is_a = (found.difference > 0) == (pair.column.better == "higher")
+                verdict = f"{a if is_a else b} is better"
+            rows.append(
+                (
+                    Cell(pair.column.title, pair.column.title),
+                    Cell(a, a, anchor(pair.a)),
+                    Cell(b, b, anchor(pair.b)),
+                    Cell(_number(found.difference, "+.2f"), _known(found.difference)),
+                    Cell(f"{low:+.2f} to {high:+.2f}" if found.interval else "–", _known(low)),
+                    Cell(_p(found.p), found.p),
+                    Cell(_p(pair.p_adjusted), pair.p_adjusted),
+                    Cell(pair.how, pair.how),
+                    Cell(verdict, verdict, mark="best" if pair.is_significant else ""),
+                )
+            )
+            data.append(
+                {
+                    "evaluation": pair.column.title, "a": a, "b": b,
+                    "difference": found.difference, "low": low, "high": high, "p": found.p,
+                    "p_holm": pair.p_adjusted, "test": found.test, "n": found.n,
+                    "verdict": verdict,
+                }
+            )  # fmt: skip
+        yield Table(
+            name=f"pairs-{slug(table.evaluated_on)}-{slug(table.test_fingerprint[:8])}",
+            title=f"Pairs: {table.title}",
+            caption="Difference of a to b with its 95 % interval. Holm's correction is over all "
+            f"tests of this table; below {LEVEL:g} a difference is called significant. "
+            "McNemar's test speaks of that pair of runs only, not of other seeds.",
+            columns=("evaluation", "a", "b", "difference", "95 % interval", "p", "p (Holm)",
+                     "test", "verdict"),  # fmt: skip
+            numeric=frozenset({3, 4, 5, 6}),
+            rows=tuple(rows),
+            data=pd.DataFrame(data),
+        )
+
+
+def run_table(source: Source) -> Table:
+    """Every run with its state, the failed and the unfinished among them."""
+    whys = {pending.run: pending.why for pending in source.comparison.pending}
+    links = _keys_of_runs(source)
+    rows = []
+    data = source.runs.drop(columns=["key", "settings"], errors="ignore").assign(
+        note=source.runs["run"].map(whys)
+    )
+    for _, run in source.runs.iterrows():
+        why = whys.get(run["run"], "")
+        link = f"run-{slug(run['run'])}"
+        rows.append(
+            (
+                Cell(run["run"], run["run"], link),
+                Cell(run["label"], run["label"], links.get(run["run"], "")),
+                _plain(run["seed"], "d"),
+                Cell(str(run["state"]), str(run["state"]), mark="" if run["state"] == "trained" else "bad"),
+                _plain(run["images_seen"]),
+                _plain(run["flops"]),
+                _plain(run["seconds"]),
+                Cell(_text(run["device"]) or "–", _text(run["device"]) or None),
+                Cell(_commit(run) or "–", _commit(run) or None),
+                Cell(why or "–", why or None),
+            )
+        )
+    return Table(
+        name="runs",
+        title="All runs",
+        caption="Every run folder that was read, whatever its state.",
+        columns=("run", "method", "seed", "state", "images seen", "FLOPs", "device-seconds",
+                 "device", "code", "note"),  # fmt: skip
+        numeric=frozenset({2, 4, 5, 6}),
+        rows=tuple(rows),
+        data=data,
+    )
+
+
+def provenance(source: Source) -> list[Provenance]:
+    """Where the runs of each group come from; those of no group come last."""
+    told = {row["run"]: row for _, row in source.runs.iterrows()}
+    shown: set[str] = set()
+    done: set[str] = set()
+    blocks = []
+    for table in source.comparison.tables:
+        for group in table.groups:
+            if group.key in done:
+                continue
+            done.add(group.key)
+            names = [member.run for member in group.members if member.run in told]
+            blocks.append(
+                _block(source, anchor(group.key), group.label, [told[n] for n in names], shown)
+            )
+    left = [row for name, row in told.items() if name not in shown]
+    if left:
+        blocks.append(_block(source, "runs-without-scores", "Runs without scores", left, shown))
+    return blocks
+
+
+def provenance_table(blocks: Sequence[Provenance]) -> pd.DataFrame:
+    """The same as numbers and text, a row for each run."""
+    return pd.DataFrame(
+        {"group": block.label, "run": o.run, "state": o.state, "folder": o.folder,
+         "command": o.command, **dict(o.facts)}
+        for block in blocks
+        for o in block.origins
+    )  # fmt: skip
+
+
+def _block(
+    source: Source, name: str, label: str, rows: Sequence[pd.Series], shown: set[str]
+) -> Provenance:
+    origins = []
+    for row in rows:
+        # Evaluated in two precisions, a run stands under two groups; a page has each name once.
+        own = f"run-{slug(row['run'])}" if row["run"] not in shown else ""
+        shown.add(row["run"])
+        origins.append(_origin(source, row, own))
+    told = settings(rows[0]["settings"]) if rows else {}
+    return Provenance(
+        name,
+        label,
+        tuple((key, str(value)) for key, value in told.items()) if label else (),
+        tuple(origins),
+    )
+
+
+def _origin(source: Source, row: pd.Series, name: str) -> Origin:
+    environment: dict[str, Any] = {}
+    path = Path(row["folder"]) / "environment.json"
+    try:
+        environment = read_json(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
+    packages = environment.get("packages") or {}
+    facts = {
+        "seed": _whole(row["seed"]),
+        "code": _commit(row),
+        "started": _text(row["started"]),
+        "device": _text(row["device"]) or _text(environment.get("device")),
+        "precision": _text(row["precision"]),
+        "pre-trained on": _text(row["pretrained_on"]),
+        "data fingerprint": _text(row["data_fingerprint"]),
+        "images seen": _whole(row["images_seen"]),
+        "FLOPs": _whole(row["flops"]),
+        "device-seconds": _whole(row["seconds"]),
+        "peak memory (MiB)": _whole(row["peak_memory_mib"]),
+        "host": _text(environment.get("host")),
+        "python": _text(environment.get("python")),
+        "packages": ", ".join(f"{k} {v}" for k, v in packages.items() if v),
+        "evaluations": ", ".join(_evaluations(source, row["run"])),
+        "error": _text(row["error"]),
+    }
+    return Origin(
+        name,
+        str(row["run"]),
+        str(row["state"]),
+        str(Path(row["folder"]).resolve()),
+        _text(row["command"]),
+        tuple((title, text) for title, text in facts.items() if text),
+    )
+
+
+def _evaluations(source: Source, run: str) -> list[str]:
+    own = source.headlines[source.headlines["run"] == run]
+    return [
+        f"{row['eval']} on {row['evaluated_on']} (protocol {row['protocol']}, seed "
+        f"{_whole(row['eval_seed']) or _whole(row['seed'])}, {row['eval_precision']}): "
+        f"{row['value']:.2f}"
+        for _, row in own.iterrows()
+    ]
+
+
+def _head(column: Any, has_unit: bool) -> str:
+    return f"{column.title}, {column.unit}" if column.unit and has_unit else column.title
+
+
+def _score(cell: Any, link: str) -> Cell:
+    if cell is None or not cell.mean.n:
+        return Cell("–" if cell is None else "NaN", None, link if cell else "")
+    text = f"{cell.mean.mean:.2f}"
+    if cell.mean.half_width is not None:
+        text += f" ± {cell.mean.half_width:.2f}"
+    values = ", ".join(f"{run}: {value:.2f}" for run, value in cell.values.items())
+    return Cell(f"{text} ({cell.mean.n})", cell.mean.mean, link, cell.mark, values)
+
+
+def _numbers(table: Any, group: Any, column: Any, cell: Any) -> dict[str, Any]:
+    half = math.nan if cell.mean.half_width is None else cell.mean.half_width
+    cost = {k: v for k, v in vars(group.cost).items() if k != "devices"}
+    return {
+        "evaluated_on": table.evaluated_on, "test_fingerprint": table.test_fingerprint,
+        "test_images": table.test_images, "group": group.label, "method": group.method,
+        "evaluation": column.evaluation, "protocol": column.protocol, "score": column.score,
+        "unit": column.unit, "mean": cell.mean.mean, "low": cell.mean.mean - half,
+        "high": cell.mean.mean + half, "n": cell.mean.n, "mark": cell.mark,
+        **cost, "devices": "; ".join(group.cost.devices),
+        "runs": " ".join(member.run for member in group.members),
+    }  # fmt: skip
+
+
+def _cost(cost: Any, link: str) -> Iterator[Cell]:
+    for value in (cost.images_seen, cost.flops, cost.seconds, cost.peak_memory_mib,
+                  cost.encoder_parameters, cost.trained_parameters):  # fmt: skip
+        cell = _plain(value)
+        yield Cell(cell.text, cell.sort, link if cell.sort is not None else "")
+    devices = "; ".join(cost.devices)
+    yield Cell(devices or "–", devices or None, link if devices else "")
+
+
+def _keys_of_runs(source: Source) -> dict[str, str]:
+    return {
+        member.run: anchor(group.key)
+        for table in source.comparison.tables
+        for group in table.groups
+        for member in group.members
+    }
+
+
+def _plain(value: Any, kind: str = "") -> Cell:
+    known = _known(value)
+    if known is None:
+        return Cell("–")
+    return Cell(f"{known:.0f}" if kind == "d" else quantity(known), known)
+
+
+def _known(value: Any) -> float | None:
+    number = pd.to_numeric(value, errors="coerce")
+    return None if pd.isna(number) else float(number)
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if value == value else "–"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}" if value > 0 else "0"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _whole(value: Any) -> str:
+    known = _known(value)
+    return "" if known is None else f"{known:,.0f}"
+
+
+def _commit(row: pd.Series) -> str:
+    commit = _text(row["commit"])
+    if not commit:
+        return ""
+    return f"{commit[:10]} with uncommitted changes" if row["dirty"] == True else commit[:10]
+
+
+def rows_of(table: Table) -> Iterable[tuple[str, ...]]:
+    """The texts of a table, marks included."""
+    signs = {"best": " ●", "tied": " ○"}
+    for row in table.rows:
+        yield tuple(cell.text + signs.get(cell.mark, "") for cell in row)
