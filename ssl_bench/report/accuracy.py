@@ -35,13 +35,15 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
     if source.headlines.empty:
         yield Missing(title, "no run has a score yet", "ssl-bench eval RUN")
         return
-    for data, scores in source.headlines.groupby("evaluated_on", sort=False):
+    headlines = source.headlines
+    headlines = headlines.assign(
+        kind=np.where(headlines["unit"].str.contains("accuracy", na=False), "Accuracy", "Scores")
+    )
+    for (kind, data), scores in headlines.groupby(["kind", "evaluated_on"], sort=True):
         found = list(columns(source, scores))
         labels = list(dict.fromkeys(scores.sort_values(["method", "label"])["label"]))
         places = {label: place for place, label in enumerate(labels)}
-        figure, axes = panels(
-            len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True
-        )
+        figure, axes = panels(len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True)
         rows = []
         lines = _lines(scores)
         baselines = {label: Line2D([], [], **line) for label, line in lines.items()}
@@ -58,9 +60,9 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
         legend(figure, baselines)
         about = " Grey lines are baselines under the same protocol." if baselines else ""
         yield Drawing(
-            f"accuracy-{slug(str(data))}",
-            "Accuracy",
-            f"{title} on {data}",
+            f"{kind.lower()}-{slug(str(data))}",
+            "Accuracy" if kind == "Accuracy" else "Other scores",
+            f"{kind} by evaluation on {data}",
             f"{measured(source, scores)} Large marks are means over seeds, bars their 95 % t "
             f"intervals, small dots single runs; a mean without a bar is of one run.{about}",
             f"Dot plot of {len(labels)} groups of runs under {len(found)} evaluations on {data}.",
@@ -116,21 +118,25 @@ def within_evaluations(source: Source) -> Iterator[Drawing | Missing]:
         parts["place"] = pd.to_numeric(parts["place"])
         points = finals.join(parts).dropna(subset=["place"])
         for title, column in columns(source, points):
-            for stem, alike in column.groupby("stem", sort=False):
-                if alike["place"].nunique() < 2:
-                    continue
+            # An evaluation's unit is that of its first score, and of those that are called alike.
+            headline = column.loc[column["is_headline"].astype(bool), ["stem", "unit"]].to_numpy()
+            if not len(headline):
+                continue
+            stem, unit = headline[0]
+            alike = column[column["stem"] == stem]
+            if alike["place"].nunique() > 1:
                 seen.add(alike["eval"].iloc[0])
-                unit = " (%)" if (alike["unit_of_place"] == "pct").any() else ""
-                yield _within(source, title, f"{stem}{unit}", alike)
+                is_share = (alike["unit_of_place"] == "pct").any()
+                yield _within(source, title, "labels used (%)" if is_share else stem, unit, alike)
     for name, what in (("low-shot", "Accuracy with few labels"),
                        ("partial-finetune", "Partial fine-tuning")):  # fmt: skip
         if name not in seen:
-            yield Missing(what, f"no run has scores of {name}", f"ssl-bench eval RUN --evals {name}")
+            yield Missing(
+                what, f"no run has scores of {name}", f"ssl-bench eval RUN --evals {name}"
+            )
 
 
-def _within(source: Source, title: str, stem: str, scores: pd.DataFrame) -> Drawing:
-    # Only the first of an evaluation's scores has a unit.
-    [unit, *_] = [*source.headlines.loc[source.headlines["folder"].isin(scores["folder"]), "unit"]]
+def _within(source: Source, title: str, stem: str, unit: str, scores: pd.DataFrame) -> Drawing:
     figure, [axis] = panels(1, 1, 5.2, 3.2)
     handles: dict[str, Any] = {}
     rows = []
@@ -231,5 +237,3 @@ def _draw_curve(axis: Axes, curve: pd.DataFrame, color: Any, marker: str, line: 
     [handle] = axis.plot(places, curve["mean"], color=color, marker=marker, linestyle=line)
     axis.errorbar(places, curve["mean"], half, color=color, linestyle="none", capsize=3)
     return handle
-
-

@@ -26,9 +26,7 @@ def against_cost(source: Source) -> Iterator[Drawing | Missing]:
             yield Missing(title, "the runs were on several devices, whose seconds differ")
             continue
         if known.empty:
-            yield Missing(
-                title, "no run has counted them", "ssl-bench run --eval-every EPOCHS ..."
-            )
+            yield Missing(title, "no run has counted them", "ssl-bench run --eval-every EPOCHS ...")
             continue
         yield from _panels(source, known, cost, words)
 

@@ -63,8 +63,8 @@ def attention(source: Source) -> Iterator[Drawing | Missing]:
             f"attention-{slug(title)}-{number}",
             "Attention",
             f"Attention maps: {title}",
-            f"{len(images)} of {measured(source, rows)} \"attention\" is the last block's, the "
-            "mean over its heads; \"rollout\" multiplies the attention of all blocks. Each map is "
+            f'{len(images)} of {measured(source, rows)} "attention" is the last block\'s, the '
+            'mean over its heads; "rollout" multiplies the attention of all blocks. Each map is '
             "scaled to its own range: bright is high.",
             f"Attention maps of {len(alike)} encoders for {len(images)} images.",
             pd.DataFrame(
@@ -169,9 +169,9 @@ def similarities(source: Source) -> Iterator[Drawing | Missing]:
 def robustness(source: Source) -> Iterator[Drawing | Missing]:
     """Accuracy by corruption and severity."""
     stored = [
-        (row, arrays)
+        (row, arrays | {"kinds": kinds, "clean": clean})
         for row, arrays in source.with_arrays(("accuracy",))
-        if arrays["accuracy"].ndim == 2
+        for kinds, clean in _kinds(source.record(row["folder"]), arrays["accuracy"].shape)
     ]
     if not stored:
         yield _missing("Robustness", "robustness")
@@ -181,19 +181,17 @@ def robustness(source: Source) -> Iterator[Drawing | Missing]:
         for row, arrays in stored:
             if row["folder"] not in set(column["folder"]):
                 continue
-            accuracy = arrays["accuracy"]
-            kinds = _kinds(source.record(row["folder"]), len(accuracy))
-            for kind, values in zip(kinds, accuracy, strict=True):
-                for severity, value in enumerate(values, 1):
+            for kind, values in zip(arrays["kinds"], arrays["accuracy"], strict=True):
+                for severity, value in enumerate(
+                    [*arrays["clean"], *values], len(arrays["clean"]) ^ 1
+                ):
                     rows.append({**row[["run", "label", "method", "seed"]],
                                  "corruption": kind, "severity": severity,
                                  "accuracy": float(value)})  # fmt: skip
         yield _corruptions(source, title, column, pd.DataFrame(rows))
 
 
-def _corruptions(
-    source: Source, title: str, column: pd.DataFrame, frame: pd.DataFrame
-) -> Drawing:
+def _corruptions(source: Source, title: str, column: pd.DataFrame, frame: pd.DataFrame) -> Drawing:
     mean = frame.groupby(["run", "label", "method", "seed", "severity"], as_index=False)
     mean = mean["accuracy"].mean().assign(corruption="mean of all")
     kinds = list(dict.fromkeys(frame["corruption"]))
@@ -216,23 +214,24 @@ def _corruptions(
         f"robustness-{slug(title)}",
         "Robustness",
         f"Accuracy under corruptions: {title}",
-        f"{measured(source, column)} Each corruption at {frame['severity'].nunique()} severities; "
-        "means over seeds.",
+        f"{measured(source, column)} Each corruption at {frame['severity'].max()} severities; 0 is "
+        "the clean test split. Means over seeds.",
         f"Accuracy over severity under {len(kinds)} corruptions, for {len(handles)} groups.",
         together.drop(columns="key", errors="ignore"),
         figure,
     )
 
 
-def _kinds(record: dict[str, Any], count: int) -> list[str]:
-    """The corruptions' names: a list among what was chosen, or the scores' names."""
-    for value in (record.get("chosen") or {}).values():
-        names = value.split(",") if isinstance(value, str) else value
-        if isinstance(names, list) and len(names) == count:
-            return [str(name).strip() for name in names]
-    names = list(record.get("scores") or ())
-    names = names if len(names) == count else names[1:]
-    return names if len(names) == count else [f"corruption {n}" for n in range(1, count + 1)]
+def _kinds(
+    record: dict[str, Any], shape: tuple[int, ...]
+) -> Iterator[tuple[list[str], list[float]]]:
+    """The names of the corruptions, and the score without one, where these are such scores."""
+    scores = record.get("scores") or {}
+    others = [name for name in scores if not re.search(r"_severity_\d+$", name)]
+    severities = len(scores) - len(others)
+    if severities and len(shape) == 2 and shape[1] == severities and shape[0] <= len(others):
+        kinds = [name.partition("_")[2] or name for name in others[-shape[0] :]]
+        yield kinds, [scores[name] for name in others if name.endswith("_clean")][:1]
 
 
 def _comparable(source: Source, stored: Found) -> Iterator[tuple[str, Found]]:
@@ -242,7 +241,10 @@ def _comparable(source: Source, stored: Found) -> Iterator[tuple[str, Found]]:
     arrays = {row["folder"]: found for row, found in stored}
     for title, column in columns(source, pd.DataFrame([row for row, _ in stored])):
         chosen = representatives(column).sort_values("seed").drop_duplicates("method")
-        yield title, [(row, arrays[row["folder"]]) for _, row in chosen.sort_values("method").iterrows()]
+        yield (
+            title,
+            [(row, arrays[row["folder"]]) for _, row in chosen.sort_values("method").iterrows()],
+        )
 
 
 def _mean_heads(heat: np.ndarray) -> np.ndarray:
@@ -298,5 +300,7 @@ def _optional(arrays: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _missing(title: str, evaluation: str) -> Missing:
     return Missing(
-        title, f"no run has stored what {evaluation} stores", f"ssl-bench eval RUN --evals {evaluation}"
+        title,
+        f"no run has stored what {evaluation} stores",
+        f"ssl-bench eval RUN --evals {evaluation}",
     )

@@ -21,6 +21,7 @@ from ssl_bench.files import read_json
 from ssl_bench.index import Index
 from ssl_bench.report.drawing import Look, shades
 from ssl_bench.statistics import mean_interval
+from ssl_bench.units import count
 
 _COLUMN = ["evaluated_on", "test_fingerprint", "test_images", "eval", "protocol"]
 
@@ -184,7 +185,9 @@ def trained(source: Source, rows: pd.DataFrame) -> str:
         _range(runs["images_seen"], "images seen"),
         _range(runs["flops"], "FLOPs"),
         _range(runs["seconds"], "s"),
-        f"on {_listed(sorted(set(runs['device'].dropna())))}" if runs["device"].notna().any() else "",
+        f"on {_listed(sorted(set(runs['device'].dropna())))}"
+        if runs["device"].notna().any()
+        else "",
     ]
     return ", ".join(part for part in parts if part) + "."
 
@@ -200,18 +203,8 @@ def _range(values: pd.Series, unit: str) -> str:
     known = pd.to_numeric(values, errors="coerce").dropna()
     if known.empty:
         return ""
-    low, high = quantity(known.min()), quantity(known.max())
+    low, high = count(float(known.min())), count(float(known.max()))
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
-
-
-def quantity(value: float) -> str:
-    """A cost with three digits, and the prefix that it needs."""
-    if value != value:
-        return "–"
-    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def slug(text: str) -> str:
@@ -221,4 +214,10 @@ def slug(text: str) -> str:
 
 def _listed(items: Any) -> str:
     found = [str(item) for item in items if str(item)]
-    return found[0] if len(found) == 1 else ", ".join(found[:-1]) + " and " + found[-1] if found else ""
+    return (
+        found[0]
+        if len(found) == 1
+        else ", ".join(found[:-1]) + " and " + found[-1]
+        if found
+        else ""
+    )

@@ -13,7 +13,8 @@ import pandas as pd
 from ssl_bench.errors import first_line
 from ssl_bench.files import read_json
 from ssl_bench.pairs import LEVEL
-from ssl_bench.report.source import Source, quantity, settings, slug
+from ssl_bench.report.source import Source, settings, slug
+from ssl_bench.units import count, digits, share
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def main_tables(source: Source) -> Iterator[Table]:
             cells = [Cell(group.label, group.label, link)]
             for column in table.columns:
                 cell = table.cells.get((group.key, column.key))
-                cells.append(_score(cell, link))
+                cells.append(_score(cell, column.unit, link))
                 if cell:
                     data.append(_numbers(table, group, column, cell))
             seeds = ", ".join(str(member.seed) for member in group.members)
@@ -141,7 +142,9 @@ def pair_tables(source: Source) -> Iterator[Table]:
         for pair in table.pairs:
             found, a, b = pair.difference, table.label(pair.a), table.label(pair.b)
             low, high = found.interval or (math.nan, math.nan)
-            verdict = ("tie" if pair.p_adjusted is not None else "not tested")
+            unit = "%" if found.test == "McNemar" else pair.column.unit
+            between = f"{digits(low, unit, '+')} to {digits(high, unit, '+')}"
+            verdict = "tie" if pair.p_adjusted is not None else "not tested"
             if pair.is_significant:
                 is_a = (found.difference > 0) == (pair.column.better == "higher")
                 verdict = f"{a if is_a else b} is better"
@@ -150,8 +153,8 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     Cell(pair.column.title, pair.column.title),
                     Cell(a, a, anchor(pair.a)),
                     Cell(b, b, anchor(pair.b)),
-                    Cell(_number(found.difference, "+.2f"), _known(found.difference)),
-                    Cell(f"{low:+.2f} to {high:+.2f}" if found.interval else "–", _known(low)),
+                    Cell(digits(found.difference, unit, "+"), _known(found.difference)),
+                    Cell(between if found.interval else "–", _known(low)),
                     Cell(_p(found.p), found.p),
                     Cell(_p(pair.p_adjusted), pair.p_adjusted),
                     Cell(pair.how, pair.how),
@@ -172,8 +175,17 @@ def pair_tables(source: Source) -> Iterator[Table]:
             caption="Difference of a to b with its 95 % interval. Holm's correction is over all "
             f"tests of this table; below {LEVEL:g} a difference is called significant. "
             "McNemar's test speaks of that pair of runs only, not of other seeds.",
-            columns=("evaluation", "a", "b", "difference", "95 % interval", "p", "p (Holm)",
-                     "test", "verdict"),  # fmt: skip
+            columns=(
+                "evaluation",
+                "a",
+                "b",
+                "difference",
+                "95 % interval",
+                "p",
+                "p (Holm)",
+                "test",
+                "verdict",
+            ),  # fmt: skip
             numeric=frozenset({3, 4, 5, 6}),
             rows=tuple(rows),
             data=pd.DataFrame(data),
@@ -196,7 +208,11 @@ def run_table(source: Source) -> Table:
                 Cell(run["run"], run["run"], link),
                 Cell(run["label"], run["label"], links.get(run["run"], "")),
                 _plain(run["seed"], "d"),
-                Cell(str(run["state"]), str(run["state"]), mark="" if run["state"] == "trained" else "bad"),
+                Cell(
+                    str(run["state"]),
+                    str(run["state"]),
+                    mark="" if run["state"] == "trained" else "bad",
+                ),
                 _plain(run["images_seen"]),
                 _plain(run["flops"]),
                 _plain(run["seconds"]),
@@ -209,8 +225,18 @@ def run_table(source: Source) -> Table:
         name="runs",
         title="All runs",
         caption="Every run folder that was read, whatever its state.",
-        columns=("run", "method", "seed", "state", "images seen", "FLOPs", "device-seconds",
-                 "device", "code", "note"),  # fmt: skip
+        columns=(
+            "run",
+            "method",
+            "seed",
+            "state",
+            "images seen",
+            "FLOPs",
+            "device-seconds",
+            "device",
+            "code",
+            "note",
+        ),  # fmt: skip
         numeric=frozenset({2, 4, 5, 6}),
         rows=tuple(rows),
         data=data,
@@ -318,13 +344,13 @@ def _head(column: Any, has_unit: bool) -> str:
     return f"{column.title}, {column.unit}" if column.unit and has_unit else column.title
 
 
-def _score(cell: Any, link: str) -> Cell:
+def _score(cell: Any, unit: str, link: str) -> Cell:
     if cell is None or not cell.mean.n:
         return Cell("–" if cell is None else "NaN", None, link if cell else "")
-    text = f"{cell.mean.mean:.2f}"
+    text = digits(cell.mean.mean, unit)
     if cell.mean.half_width is not None:
-        text += f" ± {cell.mean.half_width:.2f}"
-    values = ", ".join(f"{run}: {value:.2f}" for run, value in cell.values.items())
+        text += f" ± {digits(cell.mean.half_width, unit)}"
+    values = ", ".join(f"{run}: {digits(value, unit)}" for run, value in cell.values.items())
     return Cell(f"{text} ({cell.mean.n})", cell.mean.mean, link, cell.mark, values)
 
 
@@ -364,7 +390,7 @@ def _plain(value: Any, kind: str = "") -> Cell:
     known = _known(value)
     if known is None:
         return Cell("–")
-    return Cell(f"{known:.0f}" if kind == "d" else quantity(known), known)
+    return Cell(f"{known:.0f}" if kind == "d" else count(known), known)
 
 
 def _known(value: Any) -> float | None:
@@ -372,14 +398,8 @@ def _known(value: Any) -> float | None:
     return None if pd.isna(number) else float(number)
 
 
-def _number(value: float, form: str) -> str:
-    return format(value, form) if value == value else "–"
-
-
 def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}" if value > 0 else "0"
+    return "–" if value is None else share(value)
 
 
 def _text(value: Any) -> str:

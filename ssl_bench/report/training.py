@@ -117,15 +117,14 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
         data = _data_of(plan, spec)
         if data is None:
             return None
-        config = config_class(**plan["method_config"])
         module = plugins.find("method", plan["method"]).load()
-        method = pretrain.build_method(
-            module.Pretraining, config, spec, len(data.classes), plan["seed"]
-        )
-        pretrain.restore(method, folder)
         rows: dict[str, Any] = {}
         for ratio in _RATIOS:
-            method.config = dataclasses.replace(config, mask_ratio=ratio)
+            config = config_class(**{**plan["method_config"], "mask_ratio": ratio})
+            method = pretrain.build_method(
+                module.Pretraining, config, spec, len(data.classes), plan["seed"]
+            )
+            pretrain.restore(method, folder)
             pictures = pretrain.pictures(method, data, spec, plan["seed"], _IMAGES)
             for title, images in pictures.items():
                 rows.setdefault(title if title == "original" else f"{title}\n{ratio:.0%}", images)
