@@ -109,14 +109,14 @@ def looks(methods: Iterable[str], known: Iterable[str]) -> dict[str, Look]:
 
 def shades(color: Sequence[float], count: int) -> list[tuple[float, float, float]]:
     """Shades of a color, the color itself last."""
-    ramp = sns.light_palette(color, n_colors=count + 2) if count > 1 else [*[color] * 3]
-    return [tuple(shade[:3]) for shade in ramp[2:]] if count > 1 else [tuple(color[:3])]
+    ramp = sns.light_palette(color, n_colors=count + 2)[2:] if count > 1 else [color]
+    return [(shade[0], shade[1], shade[2]) for shade in ramp]
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """How all figures look; names are never read as formulas, and files do not depend on the day."""
-    settings: dict[str, Any] = {
+    """How all figures look. Names are never read as formulas; files do not tell the day."""
+    settings: Any = {
         **sns.axes_style("whitegrid"),
         "axes.edgecolor": "#bbbbbb",
         "axes.labelcolor": INK,
@@ -189,7 +189,7 @@ def scale(axis: Axes, values: Iterable[float]) -> None:
     if known and max(known) / min(known) >= _DECADE and len(known) > 1:
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
-    if known and max(known) >= 1e4 or axis.get_xscale() == "log":
+    if (known and max(known) >= 1e4) or axis.get_xscale() == "log":
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     if axis.get_xscale() == "linear":
         axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -211,7 +211,7 @@ def files(drawing: Drawing) -> Files:
         ("png", {"pil_kwargs": {"optimize": True}}),
     ):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, dpi=_DOTS_PER_INCH, **options)  # type: ignore[arg-type]
+        figure.savefig(buffer, format=ending, dpi=_DOTS_PER_INCH, **options)
         contents[ending] = buffer.getvalue()
     is_small = len(contents["svg"]) <= _LARGEST_SVG
     width, height = (round(96 * inches) for inches in figure.get_size_inches())

@@ -26,7 +26,6 @@ _LATEX = {
     "±": r"$\pm$",
     "●": r"$\bullet$",
     "○": r"$\circ$",
-    "–": "--",
     "…": r"\ldots{}",
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")

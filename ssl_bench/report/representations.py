@@ -100,8 +100,10 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
             points, labels = arrays["points"], arrays["labels"]
             for label in classes:
                 of_class = points[labels == label][: _POINTS // max(len(classes), 1)]
-                dots = axis.scatter(*of_class.T, s=3, linewidths=0, color=colors[label], alpha=0.7,
-                                    rasterized=True)  # fmt: skip
+                dots = axis.scatter(
+                    of_class[:, 0], of_class[:, 1], s=3, linewidths=0, color=colors[label],
+                    alpha=0.7, rasterized=True,
+                )  # fmt: skip
                 name = names[label] if label < len(names) else str(label)
                 handles[shorten(name, 20)] = dots
             axis.set(title=shorten(row["label"], 36), xticks=[], yticks=[], aspect="equal")

@@ -109,14 +109,22 @@ def main_tables(source: Source) -> Iterator[Table]:
             cells.append(Cell(str(len(group.members)), len(group.members), link, hint=seeds))
             cells += _cost(group.cost, link)
             rows.append(tuple(cells))
-        costs = ("runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)",
-                 "encoder parameters", "trained parameters", "device")  # fmt: skip
+        costs = (
+            "runs",
+            "images seen",
+            "FLOPs",
+            "device-seconds",
+            "peak memory (MiB)",
+            "encoder parameters",
+            "trained parameters",
+            "device",
+        )
         columns = ("method", *heads, *costs)
         tied = any(cell.mark == "tied" for cell in table.cells.values())
         best = any(cell.mark == "best" for cell in table.cells.values())
         single = any(pair.difference.test == "McNemar" for pair in table.pairs)
         legend = " ● marks the best of a column, significantly so against each other group." * best
-        alone = " Single runs are told apart by McNemar's test, which says nothing of other seeds."
+        alone = " Single runs are tested by McNemar, which says nothing of other seeds."
         legend += alone * (single and (best or tied))
         legend += " ○ marks what cannot be told apart from the highest mean." * tied
         yield Table(
@@ -154,7 +162,7 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     Cell(a, a, anchor(pair.a)),
                     Cell(b, b, anchor(pair.b)),
                     Cell(digits(found.difference, unit, "+"), _known(found.difference)),
-                    Cell(between if found.interval else "–", _known(low)),
+                    Cell(between if found.interval else "-", _known(low)),
                     Cell(_p(found.p), found.p),
                     Cell(_p(pair.p_adjusted), pair.p_adjusted),
                     Cell(pair.how, pair.how),
@@ -163,12 +171,19 @@ def pair_tables(source: Source) -> Iterator[Table]:
             )
             data.append(
                 {
-                    "evaluation": pair.column.title, "a": a, "b": b,
-                    "difference": found.difference, "low": low, "high": high, "p": found.p,
-                    "p_holm": pair.p_adjusted, "test": found.test, "n": found.n,
+                    "evaluation": pair.column.title,
+                    "a": a,
+                    "b": b,
+                    "difference": found.difference,
+                    "low": low,
+                    "high": high,
+                    "p": found.p,
+                    "p_holm": pair.p_adjusted,
+                    "test": found.test,
+                    "n": found.n,
                     "verdict": verdict,
                 }
-            )  # fmt: skip
+            )
         yield Table(
             name=f"pairs-{slug(table.evaluated_on)}-{slug(table.test_fingerprint[:8])}",
             title=f"Pairs: {table.title}",
@@ -185,7 +200,7 @@ def pair_tables(source: Source) -> Iterator[Table]:
                 "p (Holm)",
                 "test",
                 "verdict",
-            ),  # fmt: skip
+            ),
             numeric=frozenset({3, 4, 5, 6}),
             rows=tuple(rows),
             data=pd.DataFrame(data),
@@ -216,9 +231,9 @@ def run_table(source: Source) -> Table:
                 _plain(run["images_seen"]),
                 _plain(run["flops"]),
                 _plain(run["seconds"]),
-                Cell(_text(run["device"]) or "–", _text(run["device"]) or None),
-                Cell(_commit(run) or "–", _commit(run) or None),
-                Cell(why or "–", why or None),
+                Cell(_text(run["device"]) or "-", _text(run["device"]) or None),
+                Cell(_commit(run) or "-", _commit(run) or None),
+                Cell(why or "-", why or None),
             )
         )
     return Table(
@@ -236,7 +251,7 @@ def run_table(source: Source) -> Table:
             "device",
             "code",
             "note",
-        ),  # fmt: skip
+        ),
         numeric=frozenset({2, 4, 5, 6}),
         rows=tuple(rows),
         data=data,
@@ -267,11 +282,17 @@ def provenance(source: Source) -> list[Provenance]:
 def provenance_table(blocks: Sequence[Provenance]) -> pd.DataFrame:
     """The same as numbers and text, a row for each run."""
     return pd.DataFrame(
-        {"group": block.label, "run": o.run, "state": o.state, "folder": o.folder,
-         "command": o.command, **dict(o.facts)}
+        {
+            "group": block.label,
+            "run": o.run,
+            "state": o.state,
+            "folder": o.folder,
+            "command": o.command,
+            **dict(o.facts),
+        }
         for block in blocks
         for o in block.origins
-    )  # fmt: skip
+    )
 
 
 def _block(
@@ -346,7 +367,7 @@ def _head(column: Any, has_unit: bool) -> str:
 
 def _score(cell: Any, unit: str, link: str) -> Cell:
     if cell is None or not cell.mean.n:
-        return Cell("–" if cell is None else "NaN", None, link if cell else "")
+        return Cell("-" if cell is None else "NaN", None, link if cell else "")
     text = digits(cell.mean.mean, unit)
     if cell.mean.half_width is not None:
         text += f" ± {digits(cell.mean.half_width, unit)}"
@@ -358,23 +379,39 @@ def _numbers(table: Any, group: Any, column: Any, cell: Any) -> dict[str, Any]:
     half = math.nan if cell.mean.half_width is None else cell.mean.half_width
     cost = {k: v for k, v in vars(group.cost).items() if k != "devices"}
     return {
-        "evaluated_on": table.evaluated_on, "test_fingerprint": table.test_fingerprint,
-        "test_images": table.test_images, "group": group.label, "method": group.method,
-        "evaluation": column.evaluation, "protocol": column.protocol, "score": column.score,
-        "unit": column.unit, "mean": cell.mean.mean, "low": cell.mean.mean - half,
-        "high": cell.mean.mean + half, "n": cell.mean.n, "mark": cell.mark,
-        **cost, "devices": "; ".join(group.cost.devices),
+        "evaluated_on": table.evaluated_on,
+        "test_fingerprint": table.test_fingerprint,
+        "test_images": table.test_images,
+        "group": group.label,
+        "method": group.method,
+        "evaluation": column.evaluation,
+        "protocol": column.protocol,
+        "score": column.score,
+        "unit": column.unit,
+        "mean": cell.mean.mean,
+        "low": cell.mean.mean - half,
+        "high": cell.mean.mean + half,
+        "n": cell.mean.n,
+        "mark": cell.mark,
+        **cost,
+        "devices": "; ".join(group.cost.devices),
         "runs": " ".join(member.run for member in group.members),
-    }  # fmt: skip
+    }
 
 
 def _cost(cost: Any, link: str) -> Iterator[Cell]:
-    for value in (cost.images_seen, cost.flops, cost.seconds, cost.peak_memory_mib,
-                  cost.encoder_parameters, cost.trained_parameters):  # fmt: skip
+    for value in (
+        cost.images_seen,
+        cost.flops,
+        cost.seconds,
+        cost.peak_memory_mib,
+        cost.encoder_parameters,
+        cost.trained_parameters,
+    ):
         cell = _plain(value)
         yield Cell(cell.text, cell.sort, link if cell.sort is not None else "")
     devices = "; ".join(cost.devices)
-    yield Cell(devices or "–", devices or None, link if devices else "")
+    yield Cell(devices or "-", devices or None, link if devices else "")
 
 
 def _keys_of_runs(source: Source) -> dict[str, str]:
@@ -389,7 +426,7 @@ def _keys_of_runs(source: Source) -> dict[str, str]:
 def _plain(value: Any, kind: str = "") -> Cell:
     known = _known(value)
     if known is None:
-        return Cell("–")
+        return Cell("-")
     return Cell(f"{known:.0f}" if kind == "d" else count(known), known)
 
 
@@ -399,7 +436,7 @@ def _known(value: Any) -> float | None:
 
 
 def _p(value: float | None) -> str:
-    return "–" if value is None else share(value)
+    return "-" if value is None else share(value)
 
 
 def _text(value: Any) -> str:
@@ -411,11 +448,15 @@ def _whole(value: Any) -> str:
     return "" if known is None else f"{known:,.0f}"
 
 
+def _is_true(value: Any) -> bool:
+    return not pd.isna(value) and bool(value)
+
+
 def _commit(row: pd.Series) -> str:
     commit = _text(row["commit"])
     if not commit:
         return ""
-    return f"{commit[:10]} with uncommitted changes" if row["dirty"] == True else commit[:10]
+    return f"{commit[:10]} with uncommitted changes" if _is_true(row["dirty"]) else commit[:10]
 
 
 def rows_of(table: Table) -> Iterable[tuple[str, ...]]:

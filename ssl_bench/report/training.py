@@ -88,7 +88,7 @@ def reconstructions(source: Source) -> Iterator[Drawing | Missing]:
     """What each method that hides patches makes of test images at several ratios."""
     is_any = False
     complete = source.runs[source.runs["state"] == "trained"]
-    for method, peers in complete.groupby("method", sort=True):
+    for _, peers in complete.groupby("method", sort=True):
         for _, run in peers.sort_values(["group", "seed"]).iterrows():
             drawing = _painted(source, run) or _kept_picture(source, run)
             if drawing:
