@@ -28,7 +28,7 @@ from ssl_bench.report import (
     training,
 )
 from ssl_bench.report.drawing import Drawing, Missing
-from ssl_bench.report.source import Source
+from ssl_bench.report.source import UNKNOWN, Source
 from ssl_bench.settings import ReportSettings
 
 _MARKER = "report.json"
@@ -61,7 +61,7 @@ def write(settings: ReportSettings) -> list[str]:
     output = settings.output.expanduser().resolve()
     _check(output, settings.output)
     found = index.load(settings.runs_dir, settings.runs)
-    methods = found.runs["method"].dropna().astype(str)
+    methods = found.runs["method"].fillna(UNKNOWN)
     source = Source(
         found,
         comparison.compare(found),

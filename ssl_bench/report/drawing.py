@@ -205,6 +205,8 @@ def files(drawing: Drawing) -> Files:
     """A drawing as PNG, SVG, PDF and its numbers as CSV."""
     contents = {"csv": drawing.data.to_csv(index=False).encode()}
     figure = drawing.figure
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not once for each format
     for ending, options in (
         ("svg", {"metadata": {"Date": None, "Title": drawing.title}}),
         ("pdf", {"metadata": {"CreationDate": None, "Title": drawing.title}}),

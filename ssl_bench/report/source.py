@@ -23,6 +23,8 @@ from ssl_bench.report.drawing import Look, shades
 from ssl_bench.statistics import mean_interval
 from ssl_bench.units import count
 
+UNKNOWN = "unknown"
+"""The method of a run that does not say."""
 _COLUMN = ["evaluated_on", "test_fingerprint", "test_images", "eval", "protocol"]
 
 
@@ -44,15 +46,16 @@ class Source:
     def runs(self) -> pd.DataFrame:
         """The index's runs by name, with a label each."""
         runs = self.index.runs.drop_duplicates("run")
-        runs = runs.assign(method=runs["method"].fillna("unknown"), seed=runs["seed"].fillna(-1))
+        runs = runs.assign(method=runs["method"].fillna(UNKNOWN), seed=runs["seed"].fillna(-1))
         labels = {
             member.run: group.label
             for table in self.comparison.tables
             for group in table.groups
             for member in group.members
         }
-        fallback = runs["method"].astype(str) + " [" + runs["group"].astype(str).str[:8] + "]"
-        return runs.assign(label=runs["run"].map(labels).fillna(fallback), key=runs["group"])
+        fallback = runs["method"].astype(str) + " [" + runs["group"].fillna("?").str[:8] + "]"
+        names = [labels.get(run, other) for run, other in zip(runs["run"], fallback, strict=True)]
+        return runs.assign(label=names, key=runs["group"])
 
     @cached_property
     def scores(self) -> pd.DataFrame:

@@ -130,8 +130,8 @@ def main_tables(source: Source) -> Iterator[Table]:
         yield Table(
             name=f"scores-{slug(table.evaluated_on)}-{slug(table.test_fingerprint[:8])}",
             title=table.title,
-            caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; no "
-            "interval is known of one run. Cost is that of the pre-training, the mean over "
+            caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; "
+            "of one run, no interval is known. Cost is that of the pre-training, the mean over "
             f"seeds.{legend}",
             columns=columns,
             numeric=frozenset(range(1, len(columns) - 1)),
