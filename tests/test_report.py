@@ -150,7 +150,9 @@ class Written:
 def written(runs_dir: Path) -> Written:
     output = runs_dir.parent / "report"
     settings = ReportSettings(output=output, title=NASTY, runs_dir=runs_dir)
-    return Written(output, report.write(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "_DOTS_PER_INCH", 50)
+        return Written(output, report.write(settings))
 
 
 THEMES = [

@@ -73,7 +73,7 @@ def write(settings: ReportSettings) -> list[str]:
         (folder / "tables").mkdir()
         figures, missing = _draw(source, folder / "figures")
         content = _content(source, settings, figures, missing)
-        for table in (*content.tables, *content.pairs, content.runs):
+        for table in content.all_tables:
             stem = folder / "tables" / table.name
             stem.with_name(f"{table.name}.csv").write_bytes(exports.as_csv(table.data))
             stem.with_name(f"{table.name}.md").write_text(exports.as_markdown(table), "utf-8")
@@ -142,6 +142,7 @@ def _content(
         title=settings.title,
         facts=[(title, text) for title, text in facts.items() if text],
         tables=scores,
+        further=dict(tables.further_tables(source)),
         pairs=pairs,
         runs=tables.run_table(source),
         figures=page.by_theme(figures),

@@ -44,6 +44,7 @@ class Content:
 
     Attributes:
         facts: title and text, to stand at its head.
+        further: by name of a table, the scores that did not find room in it.
         figures: by theme, in order.
         problems: what could not be read, one line each.
     """
@@ -51,6 +52,7 @@ class Content:
     title: str
     facts: Sequence[tuple[str, str]]
     tables: Sequence[Table]
+    further: Mapping[str, Table]
     pairs: Sequence[Table]
     runs: Table
     figures: Mapping[str, Sequence[Figure]]
@@ -58,6 +60,11 @@ class Content:
     provenance: Sequence[Provenance]
     notes: Sequence[str]
     problems: Sequence[str]
+
+    @property
+    def all_tables(self) -> tuple[Table, ...]:
+        """Every table that becomes files."""
+        return (*self.tables, *self.further.values(), *self.pairs, self.runs)
 
 
 def figure(name: str, drawing: Drawing, files: Files) -> Figure:

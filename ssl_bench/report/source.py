@@ -20,9 +20,11 @@ from ssl_bench.errors import first_line
 from ssl_bench.files import read_json
 from ssl_bench.index import Index
 from ssl_bench.report.drawing import Look, shades
+from ssl_bench.runs import digest
 from ssl_bench.statistics import mean_interval
 from ssl_bench.units import count
 
+_LONGEST = 60
 UNKNOWN = "unknown"
 """The method of a run that does not say."""
 _COLUMN = ["evaluated_on", "test_fingerprint", "test_images", "eval", "protocol"]
@@ -211,8 +213,9 @@ def _range(values: pd.Series, unit: str) -> str:
 
 
 def slug(text: str) -> str:
-    """The text as a part of a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:60] or "x"
+    """The text as a part of a file's name; a long one ends with its hash."""
+    found = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    return found if 0 < len(found) <= _LONGEST else f"{found[:_LONGEST]}-{digest(text)}"
 
 
 def _listed(items: Any) -> str:

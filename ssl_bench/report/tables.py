@@ -90,55 +90,59 @@ def anchor(key: str) -> str:
     return f"runs-{slug(key)}"
 
 
+_COSTS = (
+    "runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)", "encoder parameters",
+    "trained parameters", "device",
+)  # fmt: skip
+
+
 def main_tables(source: Source) -> Iterator[Table]:
-    """Mean, interval and cost of each group, a table for each version of the data."""
+    """Headline scores and cost of each group, a table for each version of the data."""
     for table in source.comparison.tables:
+        rows, data = _scores(table, table.headlines)
+        for place, group in enumerate(table.groups):
+            rows[place] += _cost(group, anchor(group.key))
         units = {column.unit for column in table.headlines}
-        heads = [_head(column, len(units) > 1) for column in table.columns]
-        unit = f"Scores: {units.pop()}. " if len(units) == 1 else ""
-        rows, data = [], []
-        for group in table.groups:
-            link = anchor(group.key)
-            cells = [Cell(group.label, group.label, link)]
-            for column in table.columns:
-                cell = table.cells.get((group.key, column.key))
-                cells.append(_score(cell, column.unit, link))
-                if cell:
-                    data.append(_numbers(table, group, column, cell))
-            seeds = ", ".join(str(member.seed) for member in group.members)
-            cells.append(Cell(str(len(group.members)), len(group.members), link, hint=seeds))
-            cells += _cost(group.cost, link)
-            rows.append(tuple(cells))
-        costs = (
-            "runs",
-            "images seen",
-            "FLOPs",
-            "device-seconds",
-            "peak memory (MiB)",
-            "encoder parameters",
-            "trained parameters",
-            "device",
-        )
-        columns = ("method", *heads, *costs)
-        tied = any(cell.mark == "tied" for cell in table.cells.values())
-        best = any(cell.mark == "best" for cell in table.cells.values())
+        unit = f"Scores: {min(units)}. " if len(units) == 1 else ""
+        columns = ("method", *(_head(c, len(units) > 1) for c in table.headlines), *_COSTS)
+        marks = {cell.mark for cell in table.cells.values()}
         single = any(pair.difference.test == "McNemar" for pair in table.pairs)
-        legend = " ● marks the best of a column, significantly so against each other group." * best
+        legend = " ● marks the best of a column, significantly so against each other group."
         alone = " Single runs are tested by McNemar, which says nothing of other seeds."
-        legend += alone * (single and (best or tied))
-        legend += " ○ marks what cannot be told apart from the highest mean." * tied
+        tied = " ○ marks what cannot be told apart from the highest mean."
         yield Table(
-            name=f"scores-{slug(table.evaluated_on)}-{slug(table.test_fingerprint[:8])}",
+            name=_name("scores", table),
             title=table.title,
             caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; "
             "of one run, no interval is known. Cost is that of the pre-training, the mean over "
-            f"seeds.{legend}",
+            f"seeds.{legend * ('best' in marks)}{tied * ('tied' in marks)}{alone * single}",
             columns=columns,
             numeric=frozenset(range(1, len(columns) - 1)),
-            rows=tuple(rows),
-            data=pd.DataFrame(data),
+            rows=tuple(map(tuple, rows)),
+            data=data,
             notes=table.notes,
         )
+
+
+def further_tables(source: Source) -> Iterator[tuple[str, Table]]:
+    """All other scores, under the name of the table that they belong to."""
+    for table in source.comparison.tables:
+        others = [column for column in table.columns if not column.is_headline]
+        if others:
+            rows, data = _scores(table, others)
+            yield (
+                _name("scores", table),
+                Table(
+                    name=_name("further", table),
+                    title=f"Further scores: {table.title}",
+                    caption="Mean ± half of the 95 % t interval over seeds, in brackets how many. "
+                    "These are not tested.",
+                    columns=("method", *(column.title for column in others)),
+                    numeric=frozenset(range(1, 1 + len(others))),
+                    rows=tuple(map(tuple, rows)),
+                    data=data,
+                ),
+            )
 
 
 def pair_tables(source: Source) -> Iterator[Table]:
@@ -185,7 +189,7 @@ def pair_tables(source: Source) -> Iterator[Table]:
                 }
             )
         yield Table(
-            name=f"pairs-{slug(table.evaluated_on)}-{slug(table.test_fingerprint[:8])}",
+            name=_name("pairs", table),
             title=f"Pairs: {table.title}",
             caption="Difference of a to b with its 95 % interval. Holm's correction is over all "
             f"tests of this table; below {LEVEL:g} a difference is called significant. "
@@ -361,6 +365,26 @@ def _evaluations(source: Source, run: str) -> list[str]:
     ]
 
 
+def _name(kind: str, table: Any) -> str:
+    """Of a table's files; versions of the data may differ in their number of test images alone."""
+    return f"{kind}-{slug(table.evaluated_on)}-{table.test_fingerprint[:8]}-{table.test_images}"
+
+
+def _scores(table: Any, columns: Sequence[Any]) -> tuple[list[list[Cell]], pd.DataFrame]:
+    """A row for each group with its label and its scores, and the same as numbers."""
+    rows, data = [], []
+    for group in table.groups:
+        link = anchor(group.key)
+        row = [Cell(group.label, group.label, link)]
+        for column in columns:
+            cell = table.cells.get((group.key, column.key))
+            row.append(_score(cell, column.unit, link))
+            if cell:
+                data.append(_numbers(table, group, column, cell))
+        rows.append(row)
+    return rows, pd.DataFrame(data)
+
+
 def _head(column: Any, has_unit: bool) -> str:
     return f"{column.title}, {column.unit}" if column.unit and has_unit else column.title
 
@@ -399,19 +423,18 @@ def _numbers(table: Any, group: Any, column: Any, cell: Any) -> dict[str, Any]:
     }
 
 
-def _cost(cost: Any, link: str) -> Iterator[Cell]:
-    for value in (
-        cost.images_seen,
-        cost.flops,
-        cost.seconds,
-        cost.peak_memory_mib,
-        cost.encoder_parameters,
-        cost.trained_parameters,
-    ):
+def _cost(group: Any, link: str) -> list[Cell]:
+    cost, seeds = group.cost, ", ".join(str(member.seed) for member in group.members)
+    cells = [Cell(str(len(group.members)), len(group.members), link, hint=f"seeds {seeds}")]
+    values = (
+        cost.images_seen, cost.flops, cost.seconds, cost.peak_memory_mib,
+        cost.encoder_parameters, cost.trained_parameters,
+    )  # fmt: skip
+    for value in values:
         cell = _plain(value)
-        yield Cell(cell.text, cell.sort, link if cell.sort is not None else "")
+        cells.append(Cell(cell.text, cell.sort, link if cell.sort is not None else ""))
     devices = "; ".join(cost.devices)
-    yield Cell(devices or "-", devices or None, link if devices else "")
+    return [*cells, Cell(devices or "-", devices or None, link if devices else "")]
 
 
 def _keys_of_runs(source: Source) -> dict[str, str]:
