@@ -377,13 +377,17 @@ class TestBrowser:
         said: list[str] = []
         contexts = []
 
+        def asked(request: Any) -> None:
+            if not request.url.startswith(("file:", "data:")):
+                said.append(request.url)
+
         def open_page(width: int = 1280, **options: Any) -> Any:
             context = browser.new_context(viewport={"width": width, "height": 900}, **options)
             contexts.append(context)
             page = context.new_page()
             page.on("console", lambda message: said.append(message.text))
             page.on("pageerror", lambda error: said.append(str(error)))
-            page.on("request", lambda r: r.url.startswith(("file:", "data:")) or said.append(r.url))
+            page.on("request", asked)
             page.on("dialog", lambda dialog: said.append(dialog.message))
             page.goto((written.folder / "index.html").as_uri())
             return page

@@ -21,6 +21,7 @@ from ssl_bench.report import (
     cost,
     drawing,
     exports,
+    origins,
     page,
     predictions,
     representations,
@@ -78,8 +79,8 @@ def write(settings: ReportSettings) -> list[str]:
             stem.with_name(f"{table.name}.csv").write_bytes(exports.as_csv(table.data))
             stem.with_name(f"{table.name}.md").write_text(exports.as_markdown(table), "utf-8")
             stem.with_name(f"{table.name}.tex").write_text(exports.as_latex(table), "utf-8")
-        origins = exports.as_csv(tables.provenance_table(content.provenance))
-        (folder / "tables" / "provenance.csv").write_bytes(origins)
+        table_of_runs = exports.as_csv(origins.provenance_table(content.provenance))
+        (folder / "tables" / "provenance.csv").write_bytes(table_of_runs)
         (folder / "index.html").write_text(page.render(content), "utf-8")
         made = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / _MARKER, {"made_by": _MAKER, "version": __version__, "at": made})
@@ -127,7 +128,7 @@ def _content(
     runs, compared = source.runs, source.comparison
     scores = list(tables.main_tables(source))
     pairs = list(tables.pair_tables(source))
-    origins = tables.provenance(source)
+    blocks = origins.provenance(source)
     data = sorted({table.evaluated_on for table in compared.tables})
     states = runs["state"].value_counts()
     facts = {
@@ -144,10 +145,10 @@ def _content(
         tables=scores,
         further=dict(tables.further_tables(source)),
         pairs=pairs,
-        runs=tables.run_table(source),
+        runs=origins.run_table(source),
         figures=page.by_theme(figures),
         missing=missing,
-        provenance=origins,
+        provenance=blocks,
         notes=compared.notes,
         problems=source.problems,
     )

@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 from ssl_bench.report import exports
 from ssl_bench.report.drawing import Drawing, Files, Missing
+from ssl_bench.report.origins import Provenance
 from ssl_bench.report.source import slug
-from ssl_bench.report.tables import Provenance, Table
+from ssl_bench.report.tables import Table
 
 _TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv;charset=utf-8"}
 

@@ -1,19 +1,16 @@
-"""The report's tables: scores, pairs, runs and where each of them comes from."""
+"""The report's tables of scores, and of the tests between them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ssl_bench.errors import first_line
-from ssl_bench.files import read_json
 from ssl_bench.pairs import LEVEL
-from ssl_bench.report.source import Source, settings, slug
+from ssl_bench.report.source import Source, slug
 from ssl_bench.units import count, digits, share
 
 
@@ -55,34 +52,6 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     data: pd.DataFrame
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a run comes from.
-
-    Attributes:
-        anchor: its name on the page.
-        facts: title and text.
-        command: which started it.
-    """
-
-    anchor: str
-    run: str
-    state: str
-    folder: str
-    command: str
-    facts: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The runs of a group."""
-
-    anchor: str
-    label: str
-    settings: tuple[tuple[str, str], ...]
-    origins: tuple[Origin, ...]
 
 
 def anchor(key: str) -> str:
@@ -165,8 +134,8 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     Cell(pair.column.title, pair.column.title),
                     Cell(a, a, anchor(pair.a)),
                     Cell(b, b, anchor(pair.b)),
-                    Cell(digits(found.difference, unit, "+"), _known(found.difference)),
-                    Cell(between if found.interval else "-", _known(low)),
+                    Cell(digits(found.difference, unit, "+"), known(found.difference)),
+                    Cell(between if found.interval else "-", known(low)),
                     Cell(_p(found.p), found.p),
                     Cell(_p(pair.p_adjusted), pair.p_adjusted),
                     Cell(pair.how, pair.how),
@@ -211,158 +180,25 @@ def pair_tables(source: Source) -> Iterator[Table]:
         )
 
 
-def run_table(source: Source) -> Table:
-    """Every run with its state, the failed and the unfinished among them."""
-    whys = {pending.run: pending.why for pending in source.comparison.pending}
-    links = _keys_of_runs(source)
-    rows = []
-    data = source.runs.drop(columns=["key", "settings"], errors="ignore").assign(
-        note=source.runs["run"].map(whys)
-    )
-    for _, run in source.runs.iterrows():
-        why = whys.get(run["run"], "")
-        link = f"run-{slug(run['run'])}"
-        rows.append(
-            (
-                Cell(run["run"], run["run"], link),
-                Cell(run["label"], run["label"], links.get(run["run"], "")),
-                _plain(run["seed"], "d"),
-                Cell(
-                    str(run["state"]),
-                    str(run["state"]),
-                    mark="" if run["state"] == "trained" else "bad",
-                ),
-                _plain(run["images_seen"]),
-                _plain(run["flops"]),
-                _plain(run["seconds"]),
-                Cell(_text(run["device"]) or "-", _text(run["device"]) or None),
-                Cell(_commit(run) or "-", _commit(run) or None),
-                Cell(why or "-", why or None),
-            )
-        )
-    return Table(
-        name="runs",
-        title="All runs",
-        caption="Every run folder that was read, whatever its state.",
-        columns=(
-            "run",
-            "method",
-            "seed",
-            "state",
-            "images seen",
-            "FLOPs",
-            "device-seconds",
-            "device",
-            "code",
-            "note",
-        ),
-        numeric=frozenset({2, 4, 5, 6}),
-        rows=tuple(rows),
-        data=data,
-    )
+def rows_of(table: Table) -> Iterable[tuple[str, ...]]:
+    """The texts of a table, marks included."""
+    signs = {"best": " ●", "tied": " ○"}
+    for row in table.rows:
+        yield tuple(cell.text + signs.get(cell.mark, "") for cell in row)
 
 
-def provenance(source: Source) -> list[Provenance]:
-    """Where the runs of each group come from; those of no group come last."""
-    told = {row["run"]: row for _, row in source.runs.iterrows()}
-    shown: set[str] = set()
-    done: set[str] = set()
-    blocks = []
-    for table in source.comparison.tables:
-        for group in table.groups:
-            if group.key in done:
-                continue
-            done.add(group.key)
-            names = [member.run for member in group.members if member.run in told]
-            blocks.append(
-                _block(source, anchor(group.key), group.label, [told[n] for n in names], shown)
-            )
-    left = [row for name, row in told.items() if name not in shown]
-    if left:
-        blocks.append(_block(source, "runs-without-scores", "Runs without scores", left, shown))
-    return blocks
+def plain(value: Any, kind: str = "") -> Cell:
+    """A count in three digits, or whole ("d"); a dash where it is missing."""
+    number = known(value)
+    if number is None:
+        return Cell("-")
+    return Cell(f"{number:.0f}" if kind == "d" else count(number), number)
 
 
-def provenance_table(blocks: Sequence[Provenance]) -> pd.DataFrame:
-    """The same as numbers and text, a row for each run."""
-    return pd.DataFrame(
-        {
-            "group": block.label,
-            "run": o.run,
-            "state": o.state,
-            "folder": o.folder,
-            "command": o.command,
-            **dict(o.facts),
-        }
-        for block in blocks
-        for o in block.origins
-    )
-
-
-def _block(
-    source: Source, name: str, label: str, rows: Sequence[pd.Series], shown: set[str]
-) -> Provenance:
-    origins = []
-    for row in rows:
-        # Evaluated in two precisions, a run stands under two groups; a page has each name once.
-        own = f"run-{slug(row['run'])}" if row["run"] not in shown else ""
-        shown.add(row["run"])
-        origins.append(_origin(source, row, own))
-    told = settings(rows[0]["settings"]) if rows else {}
-    return Provenance(
-        name,
-        label,
-        tuple((key, str(value)) for key, value in told.items()) if label else (),
-        tuple(origins),
-    )
-
-
-def _origin(source: Source, row: pd.Series, name: str) -> Origin:
-    environment: dict[str, Any] = {}
-    path = Path(row["folder"]) / "environment.json"
-    try:
-        environment = read_json(path)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
-    packages = environment.get("packages") or {}
-    facts = {
-        "seed": _whole(row["seed"]),
-        "code": _commit(row),
-        "started": _text(row["started"]),
-        "device": _text(row["device"]) or _text(environment.get("device")),
-        "precision": _text(row["precision"]),
-        "pre-trained on": _text(row["pretrained_on"]),
-        "data fingerprint": _text(row["data_fingerprint"]),
-        "images seen": _whole(row["images_seen"]),
-        "FLOPs": _whole(row["flops"]),
-        "device-seconds": _whole(row["seconds"]),
-        "peak memory (MiB)": _whole(row["peak_memory_mib"]),
-        "host": _text(environment.get("host")),
-        "python": _text(environment.get("python")),
-        "packages": ", ".join(f"{k} {v}" for k, v in packages.items() if v),
-        "evaluations": ", ".join(_evaluations(source, row["run"])),
-        "error": _text(row["error"]),
-    }
-    return Origin(
-        name,
-        str(row["run"]),
-        str(row["state"]),
-        str(Path(row["folder"]).resolve()),
-        _text(row["command"]),
-        tuple((title, text) for title, text in facts.items() if text),
-    )
-
-
-def _evaluations(source: Source, run: str) -> list[str]:
-    own = source.headlines[source.headlines["run"] == run]
-    return [
-        f"{row['eval']} on {row['evaluated_on']} (protocol {row['protocol']}, seed "
-        f"{_whole(row['eval_seed']) or _whole(row['seed'])}, {row['eval_precision']}): "
-        f"{row['value']:.2f}"
-        for _, row in own.iterrows()
-    ]
+def known(value: Any) -> float | None:
+    """The number, or None where there is none."""
+    number = pd.to_numeric(value, errors="coerce")
+    return None if pd.isna(number) else float(number)
 
 
 def _name(kind: str, table: Any) -> str:
@@ -431,59 +267,11 @@ def _cost(group: Any, link: str) -> list[Cell]:
         cost.encoder_parameters, cost.trained_parameters,
     )  # fmt: skip
     for value in values:
-        cell = _plain(value)
+        cell = plain(value)
         cells.append(Cell(cell.text, cell.sort, link if cell.sort is not None else ""))
     devices = "; ".join(cost.devices)
     return [*cells, Cell(devices or "-", devices or None, link if devices else "")]
 
 
-def _keys_of_runs(source: Source) -> dict[str, str]:
-    return {
-        member.run: anchor(group.key)
-        for table in source.comparison.tables
-        for group in table.groups
-        for member in group.members
-    }
-
-
-def _plain(value: Any, kind: str = "") -> Cell:
-    known = _known(value)
-    if known is None:
-        return Cell("-")
-    return Cell(f"{known:.0f}" if kind == "d" else count(known), known)
-
-
-def _known(value: Any) -> float | None:
-    number = pd.to_numeric(value, errors="coerce")
-    return None if pd.isna(number) else float(number)
-
-
 def _p(value: float | None) -> str:
     return "-" if value is None else share(value)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _whole(value: Any) -> str:
-    known = _known(value)
-    return "" if known is None else f"{known:,.0f}"
-
-
-def _is_true(value: Any) -> bool:
-    return not pd.isna(value) and bool(value)
-
-
-def _commit(row: pd.Series) -> str:
-    commit = _text(row["commit"])
-    if not commit:
-        return ""
-    return f"{commit[:10]} with uncommitted changes" if _is_true(row["dirty"]) else commit[:10]
-
-
-def rows_of(table: Table) -> Iterable[tuple[str, ...]]:
-    """The texts of a table, marks included."""
-    signs = {"best": " ●", "tied": " ○"}
-    for row in table.rows:
-        yield tuple(cell.text + signs.get(cell.mark, "") for cell in row)
