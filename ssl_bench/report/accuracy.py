@@ -27,6 +27,7 @@ from ssl_bench.report.source import (
 _CURVE = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<place>\d+(?:\.\d+)?)(?P<unit_of_place>pct)?")
 _BASELINE_LINES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 _SMALLEST_CURVE = 3
+_MOST_GROUPS = 80
 
 
 def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
@@ -40,8 +41,11 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
         kind=np.where(headlines["unit"].str.contains("accuracy", na=False), "Accuracy", "Scores")
     )
     for (kind, data), scores in headlines.groupby(["kind", "evaluated_on"], sort=True):
-        found = list(columns(source, scores))
         labels = list(dict.fromkeys(scores.sort_values(["method", "label"])["label"]))
+        left_out = len(labels[_MOST_GROUPS:])
+        labels = labels[:_MOST_GROUPS]
+        scores = scores[scores["label"].isin(labels)]
+        found = list(columns(source, scores))
         places = {label: place for place, label in enumerate(labels)}
         figure, axes = panels(len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True)
         rows = []
@@ -58,13 +62,14 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
         axes[0].set_yticks(range(len(labels)), [shorten(label, 44) for label in labels])
         axes[0].set_ylim(len(labels) - 0.4, -0.6)
         legend(figure, baselines)
+        cut = f" {left_out} more groups do not fit; name fewer runs." if left_out else ""
         about = " Grey lines are baselines under the same protocol." if baselines else ""
         yield Drawing(
             f"{kind.lower()}-{slug(str(data))}",
             "Accuracy" if kind == "Accuracy" else "Other scores",
             f"{kind} by evaluation on {data}",
             f"{measured(source, scores)} Large marks are means over seeds, bars their 95 % t "
-            f"intervals, small dots single runs; a mean without a bar is of one run.{about}",
+            f"intervals, small dots single runs; a mean without a bar is of one run.{about}{cut}",
             f"Dot plot of {len(labels)} groups of runs under {len(found)} evaluations on {data}.",
             pd.DataFrame(rows),
             figure,

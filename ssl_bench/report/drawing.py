@@ -25,6 +25,7 @@ _LINES = ("-", "--", "-.", ":")
 _DOTS_PER_INCH = 200
 _LARGEST_SVG = 120_000
 _DECADE = 10
+_MOST_NAMES = 36
 
 
 @dataclass(frozen=True)
@@ -168,15 +169,21 @@ def panels(
 
 
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """One legend below all panels, as wide as they are; a name may begin with an underscore."""
+    """One legend below all panels, for which the figure grows.
+
+    Beyond some dozen names it lists the first; a name may begin with an underscore.
+    """
+    handles = dict(list(handles.items())[:_MOST_NAMES])
     if handles:
         inches = 0.55 + 0.085 * max(map(len, handles))
-        columns = max(1, int(figure.get_figwidth() / inches))
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
+        rows = math.ceil(len(handles) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.18 * rows)
         figure.legend(
             list(handles.values()),
             [name if not name.startswith("_") else f"\u200b{name}" for name in handles],
             loc="outside lower left",
-            ncols=min(columns, len(handles)),
+            ncols=columns,
         )
 
 

@@ -93,7 +93,7 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
         classes = sorted({int(label) for _, a in found for label in np.unique(a["labels"])})
         record = source.record(found[0][0]["folder"])
         names = [str(name) for name in record.get("classes") or ()]
-        colors = dict(zip(classes, sns.husl_palette(len(classes), s=0.75, l=0.6), strict=True))
+        colors = dict(zip(classes, _class_colors(len(classes)), strict=True))
         handles: dict[str, Any] = {}
         frames = []
         for axis, (row, arrays) in zip(axes, found, strict=True):
@@ -247,6 +247,11 @@ def _comparable(source: Source, stored: Found) -> Iterator[tuple[str, Found]]:
             title,
             [(row, arrays[row["folder"]]) for _, row in chosen.sort_values("method").iterrows()],
         )
+
+
+def _class_colors(count: int) -> list[tuple[float, float, float]]:
+    """Colors of classes, which are not those of methods."""
+    return sns.color_palette("tab10", count) if count <= 10 else sns.husl_palette(count, l=0.6)
 
 
 def _mean_heads(heat: np.ndarray) -> np.ndarray:
