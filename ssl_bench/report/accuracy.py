@@ -41,7 +41,8 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
         kind=np.where(headlines["unit"].str.contains("accuracy", na=False), "Accuracy", "Scores")
     )
     for (kind, data), scores in headlines.groupby(["kind", "evaluated_on"], sort=True):
-        labels = list(dict.fromkeys(scores.sort_values(["method", "label"])["label"]))
+        present = set(scores["label"])
+        labels = [label for label in source.labels if label in present]
         left_out = len(labels[_MOST_GROUPS:])
         labels = labels[:_MOST_GROUPS]
         scores = scores[scores["label"].isin(labels)]

@@ -67,6 +67,13 @@ class Source:
         scores = scores.assign(device=scores["run"].map(runs.set_index("run")["device"]))
         return scores.dropna(subset=["value"])
 
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The groups' labels in the order of the tables, numbers as numbers; then those left."""
+        tables = self.comparison.tables
+        own = (group.label for table in tables for group in table.groups)
+        return tuple(dict.fromkeys([*own, *self.runs["label"]]))
+
     @property
     def finals(self) -> pd.DataFrame:
         """The scores of encoders whose training is over."""
@@ -144,7 +151,7 @@ def shades_of(
     """Each group's label, color, look and scores; groups of a method are shades of its color."""
     for method, of_method in scores.groupby("method", sort=True):
         look = source.look(str(method))
-        groups = list(of_method.groupby("label", sort=True))
+        groups = sorted(of_method.groupby("label"), key=lambda g: source.labels.index(str(g[0])))
         for (label, group), color in zip(groups, shades(look.color, len(groups)), strict=True):
             yield str(label), color, look, group
 
