@@ -27,6 +27,7 @@ commands:
   show        show where a run's numbers come from
   rerun       train and evaluate a run again, and say whether it came out the same
   query       ask about all runs in SQL
+  report      write a page with tables and figures of runs, and the files for a paper
   reconstruct hide patches of images, draw what a masked autoencoder makes of the rest
   export      write an encoder in the format of timm, MAE or transformers
   data        write a data set once as files that are read fast: data prepare SOURCE -o FOLDER
@@ -39,6 +40,7 @@ examples:
   ssl-bench run --method mae --mask-ratio 0.75
   ssl-bench run --method mocov3 --data cifar10 --preset small
   ssl-bench compare
+  ssl-bench report -o report/
 """
 
 
@@ -169,6 +171,16 @@ def _query(words: Sequence[str]) -> None:
     query.query(settings)
 
 
+def _report(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import ReportSettings
+
+    settings = flags.parse("report", ReportSettings, words)
+    from ssl_bench import report
+
+    print("\n".join(report.write(settings)))
+
+
 def _reconstruct(words: Sequence[str]) -> None:
     from ssl_bench import flags
     from ssl_bench.settings import ReconstructSettings
@@ -222,6 +234,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "show": _show,
     "rerun": _rerun,
     "query": _query,
+    "report": _report,
     "reconstruct": _reconstruct,
     "export": _export,
     "data": _data,

@@ -258,6 +258,20 @@ class QuerySettings:
     """Write the answer to this file too, every row of it."""
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """Write a page with tables and figures of runs, and the files for a paper."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders, or parts of their names. Default: all."""
+    output: Path = Path("report")
+    """Folder to write; an older report there is replaced."""
+    title: str = "Self-supervised methods compared"
+    """Heading of the page."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings:
     """Show where a run's numbers come from: command, code, packages, device, data, cost, scores."""

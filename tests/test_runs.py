@@ -210,11 +210,14 @@ class TestCheckout:
         assert done.returncode == 0, done.stdout + done.stderr
         [wheel] = tmp_path.glob("*.whl")
         names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-        package = [*ROOT.glob("ssl_bench/*.py"), *ROOT.glob("ssl_bench/data/**/*.py")]
+        package = [*ROOT.glob("ssl_bench/*.py")]
+        for folder in ("data", "report"):
+            package += ROOT.glob(f"ssl_bench/{folder}/**/*.py")
         plugins = [*ROOT.glob("methods/*.py"), *ROOT.glob("evals/*.py")]
         embedded = ROOT / "ssl_bench/data/embedded"
         wanted = {str(path.relative_to(ROOT)) for path in package}
         wanted |= {f"ssl_bench/{path.relative_to(ROOT)}" for path in plugins}
         wanted |= {str(path.relative_to(ROOT)) for path in embedded.glob("*.*")}
         wanted |= {"ssl_bench/data/embedded/LICENSE", "ssl_bench/py.typed"}
+        wanted |= {f"ssl_bench/report/page.{ending}" for ending in ("css", "html.j2", "js")}
         assert names == wanted

@@ -1,0 +1,202 @@
+"""Figures of the stored predictions: confusions, and classes that one method knows better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from ssl_bench.report.drawing import FAINT, INK, Drawing, Missing, panels, shorten
+from ssl_bench.report.source import Source, columns, measured, representatives, slug
+from ssl_bench.statistics import Difference, difference, mcnemar
+
+_MOST_MATRICES = 6
+_MOST_PAIRS = 6
+_NAMED_CLASSES = 30
+_WRITTEN_CLASSES = 12
+
+
+def confusions(source: Source) -> Iterator[Drawing | Missing]:
+    """Which class was taken for which, one matrix for each method."""
+    is_any = False
+    for title, column in columns(source, source.headlines):
+        chosen = representatives(column)
+        found = {
+            str(label): (group, np.sum([c for c in counts if c.shape == counts[0].shape], axis=0))
+            for label, group in chosen.groupby("label", sort=True)
+            if (counts := [m for m in map(lambda f: _confusion(source, f), group["folder"])
+                           if m is not None])
+        }  # fmt: skip
+        if not found:
+            continue
+        is_any = True
+        yield _matrices(source, title, chosen, dict(list(found.items())[:_MOST_MATRICES]))
+    if not is_any:
+        yield Missing("Confusion matrices", "no predictions are stored", "ssl-bench eval RUN")
+
+
+def class_differences(source: Source) -> Iterator[Drawing | Missing]:
+    """For each class, how much more of its images one of two methods gets right."""
+    is_any = False
+    for title, column in columns(source, source.headlines):
+        groups = {str(label): group for label, group in representatives(column).groupby("label")}
+        for first, second in list(combinations(groups, 2))[:_MOST_PAIRS]:
+            drawing = _differences(source, title, groups[first], groups[second])
+            if drawing:
+                is_any = True
+                yield drawing
+    if not is_any:
+        yield Missing(
+            "Differences by class",
+            "no two methods have predictions of the same test images",
+            "ssl-bench run --method METHOD",
+        )
+
+
+def _predictions(source: Source, folder: str) -> tuple[np.ndarray, np.ndarray] | None:
+    arrays = source.arrays(folder, ("predictions", "labels"), "predictions.npz")
+    if not arrays:
+        return None
+    predictions, labels = arrays["predictions"], arrays["labels"]
+    if predictions.shape != labels.shape or predictions.ndim != 1 or min(labels, default=0) < 0:
+        source.problem(f"{folder!r}: predictions and labels do not fit together")
+        return None
+    return predictions, labels
+
+
+def _confusion(source: Source, folder: str) -> np.ndarray | None:
+    """How many images of each class (rows) were taken for each: int ``(C, C)``."""
+    stored = _predictions(source, folder)
+    if stored is None or not len(stored[0]):
+        return None
+    predictions, labels = stored
+    count = max(int(predictions.max()), int(labels.max()), len(_classes(source, folder)) - 1) + 1
+    return np.bincount(labels * count + predictions, minlength=count**2).reshape(count, count)
+
+
+def _classes(source: Source, folder: str) -> list[str]:
+    return [str(name) for name in source.record(folder).get("classes") or ()]
+
+
+def _named(names: list[str], count: int) -> list[str]:
+    return names if len(names) == count else [str(number) for number in range(count)]
+
+
+def _matrices(
+    source: Source,
+    title: str,
+    scores: pd.DataFrame,
+    found: Mapping[str, tuple[pd.DataFrame, np.ndarray]],
+) -> Drawing:
+    count = len(next(iter(found.values()))[1])
+    names = _named(_classes(source, scores["folder"].iloc[0]), count)
+    is_named, is_written = count <= _NAMED_CLASSES, count <= _WRITTEN_CLASSES
+    figure, axes = panels(len(found), 2, 4.3, 3.9)
+    rows = []
+    for axis, (label, (_, counts)) in zip(axes, found.items(), strict=True):
+        share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        ticks: Any = [shorten(name, 14) for name in names] if is_named else False
+        sns.heatmap(
+            share, ax=axis, cmap="Greys", vmin=0, vmax=100, square=True, cbar=False,
+            annot=np.array([[f"{v:.0f}" if v >= 0.5 else "" for v in row] for row in share])
+            if is_written else None,
+            fmt="", annot_kws={"size": 7}, xticklabels=ticks, yticklabels=ticks,
+            linewidths=0.4 if is_named else 0, linecolor="#eeeeee", rasterized=True,
+        )  # fmt: skip
+        axis.tick_params(axis="x", rotation=90)
+        axis.tick_params(axis="y", rotation=0)
+        axis.set(title=shorten(label, 40), xlabel="predicted", ylabel="true")
+        for true, predicted in np.argwhere(counts):
+            rows.append((label, names[true], names[predicted], counts[true, predicted]))
+    return Drawing(
+        f"confusion-{slug(title)}",
+        "Confusions",
+        f"Confusions: {title}",
+        f"{measured(source, scores)} Percent of the images of each true class (row), all seeds "
+        "together; the group with most seeds stands for its method.",
+        f"Confusion matrices of {', '.join(found)} over {count} classes.",
+        pd.DataFrame(rows, columns=["group", "true", "predicted", "images"]),
+        figure,
+        is_picture=not is_named,
+    )
+
+
+def _differences(
+    source: Source, title: str, first: pd.DataFrame, second: pd.DataFrame
+) -> Drawing | None:
+    stored = [_by_seed(source, group) for group in (first, second)]
+    if not all(stored):
+        return None
+    label = next(iter(stored[0].values()))[1]
+    alike = [labels for by_seed in stored for _, labels in by_seed.values()]
+    if not all(np.array_equal(label, other) for other in alike):
+        return None
+    names = _named(_classes(source, first["folder"].iloc[0]), int(label.max()) + 1)
+    rows = []
+    for number in np.unique(label):
+        result = _compare(stored[0], stored[1], label == number)
+        low, high = result.interval or (np.nan, np.nan)
+        rows.append((names[number], result.difference, low, high, result.p, result.test, result.n))
+    columns = ["class", "difference", "low", "high", "p", "test", "n"]
+    frame = pd.DataFrame(rows, columns=columns).sort_values("difference", ignore_index=True)
+    shown = frame if len(frame) <= _NAMED_CLASSES else frame.iloc[[*range(15), *range(-15, 0)]]
+    figure = Figure(figsize=(5.4, 1.1 + 0.24 * len(shown)), layout="constrained")
+    axis = figure.subplots()
+    looks = [source.look(group["method"].iloc[0]) for group in (first, second)]
+    names_shown = [shorten(str(group["label"].iloc[0]), 30) for group in (first, second)]
+    colors = [looks[0 if value > 0 else 1].color for value in shown["difference"]]
+    places = np.arange(len(shown))
+    axis.barh(places, shown["difference"], color=colors, height=0.62)
+    axis.hlines(places, shown["low"], shown["high"], color=INK, linewidth=1)
+    axis.axvline(0, color=FAINT, linewidth=0.8)
+    axis.set_yticks(places, [shorten(str(name), 24) for name in shown["class"]])
+    axis.set_xlabel(f"← {names_shown[1]} better      points      {names_shown[0]} better →")
+    axis.grid(axis="y", visible=False)
+    axis.margins(y=0.02)
+    test = frame["test"].iloc[0]
+    how = {
+        "paired t": "Bars are mean differences over seeds, lines their 95 % t intervals (paired)",
+        "Welch t": "Bars are differences of means over seeds, lines their 95 % intervals (Welch)",
+        "McNemar": "One run each: lines are 95 % intervals from McNemar's exact test, and speak of "
+        "these two runs only",
+    }.get(str(test), "Bars are differences of means")
+    both = pd.concat([first, second])
+    left_out = "" if len(shown) == len(frame) else " The 15 classes at either end are shown."
+    return Drawing(
+        f"classes-{slug(title)}-{slug(names_shown[0])}-{slug(names_shown[1])}",
+        "Differences by class",
+        f"{names_shown[0]} against {names_shown[1]}: {title}",
+        f"Share of each class's images that are right. {measured(source, both)} {how}; each class "
+        f"for itself, not corrected for their number.{left_out}",
+        f"Bar chart of {len(shown)} classes: accuracy of {names_shown[0]} less that of "
+        f"{names_shown[1]}.",
+        frame,
+        figure,
+    )
+
+
+def _by_seed(source: Source, group: pd.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Whether each image is right, and the labels, by seed."""
+    found = {}
+    for folder, seed in zip(group["folder"], group["seed"], strict=True):
+        stored = _predictions(source, folder)
+        if stored is not None and len(stored[0]):
+            found[int(seed)] = (stored[0] == stored[1], stored[1])
+    return found
+
+
+def _compare(first: Mapping[int, Any], second: Mapping[int, Any], of_class: Any) -> Difference:
+    """Over seeds where there are several, else of the two runs' images."""
+    if len(first) == len(second) == 1:
+        [(right, _)], [(other, _)] = first.values(), second.values()
+        return mcnemar(right[of_class], other[of_class])
+    shares = [
+        {seed: 100 * float(right[of_class].mean()) for seed, (right, _) in by_seed.items()}
+        for by_seed in (first, second)
+    ]
+    return difference(*shares)

@@ -1,0 +1,313 @@
+"""Figures of what encoders make of images: attention, embeddings, similarity, robustness."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+from ssl_bench.report.drawing import Drawing, Missing, legend, panels, shorten
+from ssl_bench.report.source import Source, columns, measured, representatives, shades_of, slug
+from ssl_bench.similarity import linear_cka
+
+_IMAGES = 8
+_GROUPS = 6
+_RUNS = 24
+_NAMED_CLASSES = 20
+_POINTS = 4000
+
+Found = list[tuple[pd.Series, dict[str, Any]]]
+
+
+def attention(source: Source) -> Iterator[Drawing | Missing]:
+    """Where the class token or the mean patch looks, one row for each method."""
+    stored = list(source.with_arrays(("images", "attention")))
+    if not stored:
+        yield _missing("Attention maps", "attention")
+    for number, (title, found) in enumerate(_comparable(source, stored)):
+        images = found[0][1]["images"][:_IMAGES]
+        alike = [(row, a) for row, a in found if np.array_equal(a["images"][:_IMAGES], images)]
+        alike = alike[:_GROUPS]
+        kinds = [name for name in ("attention", "rollout") if all(name in a for _, a in alike)]
+        maps = [
+            (f"{row['label']}\n{kind}", _upsampled(a[kind][:_IMAGES], images.shape[-2:]))
+            for row, a in alike
+            for kind in kinds
+        ]
+        pixels = images.transpose(0, 2, 3, 1)
+        pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
+        figure = Figure(
+            figsize=(0.78 * len(images) + 1.5, 0.8 * (1 + len(maps))), layout="constrained"
+        )
+        axes = figure.subplots(1 + len(maps), len(images), squeeze=False)
+        for axis, image in zip(axes[0], pixels, strict=True):
+            axis.imshow(image)
+        for row_axes, (_, heat_NHW) in zip(axes[1:], maps, strict=True):
+            for axis, image, heat in zip(row_axes, pixels, heat_NHW, strict=True):
+                axis.imshow(image, alpha=0.35)
+                axis.imshow(heat, cmap="magma", alpha=0.75, interpolation="nearest")
+        for row_axes, name in zip(axes, ["image", *(name for name, _ in maps)], strict=True):
+            for axis in row_axes:
+                axis.set(xticks=[], yticks=[], frame_on=False)
+            text = "\n".join(shorten(line, 26) for line in name.split("\n"))
+            row_axes[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7.5)
+        rows = pd.DataFrame([row for row, _ in alike])
+        yield Drawing(
+            f"attention-{slug(title)}-{number}",
+            "Attention",
+            f"Attention maps: {title}",
+            f'{len(images)} of {measured(source, rows)} "attention" is the last block\'s, the '
+            'mean over its heads; "rollout" multiplies the attention of all blocks. Each map is '
+            "scaled to its own range: bright is high.",
+            f"Attention maps of {len(alike)} encoders for {len(images)} images.",
+            pd.DataFrame(
+                [
+                    (row["run"], kind, image, y, x, value)
+                    for row, a in alike
+                    for kind in kinds
+                    for image, heat in enumerate(_mean_heads(a[kind][:_IMAGES]))
+                    for (y, x), value in np.ndenumerate(heat)
+                ],
+                columns=["run", "kind", "image", "row", "column", "attention"],
+            ),
+            figure,
+            is_picture=True,
+        )
+
+
+def embeddings(source: Source) -> Iterator[Drawing | Missing]:
+    """Test features in two dimensions, colored by class, one panel for each method."""
+    stored = list(source.with_arrays(("points", "labels")))
+    if not stored:
+        yield _missing("2-D embeddings", "embedding")
+    for title, found in _comparable(source, stored):
+        found = found[:_GROUPS]
+        figure, axes = panels(len(found), 3, 3.0, 3.1)
+        classes = sorted({int(label) for _, a in found for label in np.unique(a["labels"])})
+        record = source.record(found[0][0]["folder"])
+        names = [str(name) for name in record.get("classes") or ()]
+        colors = dict(zip(classes, _class_colors(len(classes)), strict=True))
+        handles: dict[str, Any] = {}
+        frames = []
+        for axis, (row, arrays) in zip(axes, found, strict=True):
+            points, labels = arrays["points"], arrays["labels"]
+            for label in classes:
+                of_class = points[labels == label][: _POINTS // max(len(classes), 1)]
+                dots = axis.scatter(
+                    of_class[:, 0], of_class[:, 1], s=3, linewidths=0, color=colors[label],
+                    alpha=0.7, rasterized=True,
+                )  # fmt: skip
+                name = names[label] if label < len(names) else str(label)
+                handles[shorten(name, 20)] = dots
+            axis.set(title=shorten(row["label"], 36), xticks=[], yticks=[], aspect="equal")
+            axis.set_aspect("equal", adjustable="datalim")
+            axis.grid(visible=False)
+            frames.append(
+                pd.DataFrame({"run": row["run"], "x": points[:, 0], "y": points[:, 1],
+                              "label": labels, **_optional(arrays, "index")})
+            )  # fmt: skip
+        if len(classes) <= _NAMED_CLASSES:
+            legend(figure, handles)
+            for handle in figure.legends[0].legend_handles:
+                handle.set_sizes([22])  # type: ignore[union-attr]
+                handle.set_alpha(1)  # type: ignore[union-attr]
+        rows = pd.DataFrame([row for row, _ in found])
+        chosen = ", ".join(f"{k} {v}" for k, v in (record.get("chosen") or {}).items())
+        yield Drawing(
+            f"embedding-{slug(title)}",
+            "Embeddings",
+            f"2-D embeddings of test features: {title}",
+            f"{len(found[0][1]['points']):,} of {measured(source, rows)} One dot for each image, "
+            f"colored by its class{f' ({chosen})' if chosen else ''}. Neighbourhoods mean "
+            "something; distances between clusters and their sizes do not.",
+            f"Scatter plots of test images by {len(found)} encoders.",
+            pd.concat(frames),
+            figure,
+        )
+
+
+def similarities(source: Source) -> Iterator[Drawing | Missing]:
+    """Linear CKA of the runs' last blocks, and of all blocks of two methods."""
+    stored = list(source.with_arrays(("block_0", "index")))
+    if not stored:
+        yield _missing("CKA between runs", "cka")
+    for title, column in columns(source, pd.DataFrame([row for row, _ in stored])):
+        found = [(r, a) for r, a in stored if r["folder"] in set(column["folder"])]
+        index = found[0][1]["index"]
+        found = [(r, a) for r, a in found if np.array_equal(a["index"], index)][:_RUNS]
+        found.sort(key=lambda item: (item[0]["method"], item[0]["label"], item[0]["seed"]))
+        names = [f"{shorten(row['label'], 30)}, seed {row['seed']}" for row, _ in found]
+        rows = pd.DataFrame([row for row, _ in found])
+        about = (
+            f"Linear CKA of features of {len(index):,} of {measured(source, rows)} 1 means the "
+            "same up to rotation and scale, 0 that nothing is shared."
+        )
+        if len(found) > 1:
+            last = [_blocks(arrays)[-1] for _, arrays in found]
+            yield _heat(
+                f"cka-{slug(title)}", f"CKA of the last block: {title}", about,
+                _cka(last, last), names, names, "", "",
+            )  # fmt: skip
+        chosen = {row["method"]: (row, arrays) for row, arrays in reversed(found)}
+        pairs = list(combinations(sorted(chosen), 2)) or [(m, m) for m in chosen]
+        for first, second in pairs[:_GROUPS]:
+            (row, arrays), (other, others) = chosen[first], chosen[second]
+            blocks, their_blocks = _blocks(arrays), _blocks(others)
+            yield _heat(
+                f"cka-layers-{slug(first)}-{slug(second)}-{slug(title)}",
+                f"CKA by block: {first} and {second}", about, _cka(blocks, their_blocks),
+                [str(n) for n in range(len(blocks))], [str(n) for n in range(len(their_blocks))],
+                f"block of {row['run']}", f"block of {other['run']}",
+            )  # fmt: skip
+
+
+def robustness(source: Source) -> Iterator[Drawing | Missing]:
+    """Accuracy by corruption and severity."""
+    stored = [
+        (row, arrays | {"kinds": kinds, "clean": clean})
+        for row, arrays in source.with_arrays(("accuracy",))
+        for kinds, clean in _kinds(source.record(row["folder"]), arrays["accuracy"].shape)
+    ]
+    if not stored:
+        yield _missing("Robustness", "robustness")
+        return
+    for title, column in columns(source, pd.DataFrame([row for row, _ in stored])):
+        rows = []
+        for row, arrays in stored:
+            if row["folder"] not in set(column["folder"]):
+                continue
+            for kind, values in zip(arrays["kinds"], arrays["accuracy"], strict=True):
+                for severity, value in enumerate(
+                    [*arrays["clean"], *values], len(arrays["clean"]) ^ 1
+                ):
+                    rows.append({**row[["run", "label", "method", "seed"]],
+                                 "corruption": kind, "severity": severity,
+                                 "accuracy": float(value)})  # fmt: skip
+        yield _corruptions(source, title, column, pd.DataFrame(rows))
+
+
+def _corruptions(source: Source, title: str, column: pd.DataFrame, frame: pd.DataFrame) -> Drawing:
+    mean = frame.groupby(["run", "label", "method", "seed", "severity"], as_index=False)
+    mean = mean["accuracy"].mean().assign(corruption="mean of all")
+    kinds = list(dict.fromkeys(frame["corruption"]))
+    together = pd.concat([mean, frame])
+    figure, axes = panels(1 + len(kinds), 4, 1.85, 1.75, sharex=True, sharey=True)
+    handles: dict[str, Any] = {}
+    for axis, kind in zip(axes, ["mean of all", *kinds], strict=True):
+        of_kind = together[together["corruption"] == kind]
+        for label, color, look, group in shades_of(source, of_kind):
+            by = group.groupby("severity")["accuracy"].mean()
+            [handle] = axis.plot(by.index, by, color=color, marker=look.marker, markersize=3.5,
+                                 linestyle=look.line)  # fmt: skip
+            handles[shorten(label, 40)] = handle
+        axis.set_title(shorten(str(kind).replace("_", " "), 24), fontsize=8.5)
+        axis.set_xticks(sorted(frame["severity"].unique()))
+    figure.supxlabel("severity", fontsize=9)
+    figure.supylabel(column["unit"].iloc[0], fontsize=9)
+    legend(figure, handles)
+    return Drawing(
+        f"robustness-{slug(title)}",
+        "Robustness",
+        f"Accuracy under corruptions: {title}",
+        f"{measured(source, column)} Each corruption at {frame['severity'].max()} severities; 0 is "
+        "the clean test split. Means over seeds.",
+        f"Accuracy over severity under {len(kinds)} corruptions, for {len(handles)} groups.",
+        together.drop(columns="key", errors="ignore"),
+        figure,
+    )
+
+
+def _kinds(
+    record: dict[str, Any], shape: tuple[int, ...]
+) -> Iterator[tuple[list[str], list[float]]]:
+    """The names of the corruptions, and the score without one, where these are such scores."""
+    scores = record.get("scores") or {}
+    others = [name for name in scores if not re.search(r"_severity_\d+$", name)]
+    severities = len(scores) - len(others)
+    if severities and len(shape) == 2 and shape[1] == severities and shape[0] <= len(others):
+        kinds = [name.partition("_")[2] or name for name in others[-shape[0] :]]
+        yield kinds, [scores[name] for name in others if name.endswith("_clean")][:1]
+
+
+def _comparable(source: Source, stored: Found) -> Iterator[tuple[str, Found]]:
+    """Evaluations alike, with one run for each method: of its main group, the first seed."""
+    if not stored:
+        return
+    arrays = {row["folder"]: found for row, found in stored}
+    for title, column in columns(source, pd.DataFrame([row for row, _ in stored])):
+        chosen = representatives(column).sort_values("seed").drop_duplicates("method")
+        yield (
+            title,
+            [(row, arrays[row["folder"]]) for _, row in chosen.sort_values("method").iterrows()],
+        )
+
+
+def _class_colors(count: int) -> list[tuple[float, float, float]]:
+    """Colors of classes, which are not those of methods."""
+    return sns.color_palette("tab10", count) if count <= 10 else sns.husl_palette(count, l=0.6)
+
+
+def _mean_heads(heat: np.ndarray) -> np.ndarray:
+    return heat.mean(axis=1) if heat.ndim == 4 else heat
+
+
+def _upsampled(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps as large as the images, each from 0 to 1: ``(N, H, W)``."""
+    heat_NRC = torch.from_numpy(_mean_heads(heat).astype(np.float32))
+    low, high = (getattr(heat_NRC.flatten(1), end)(1).values for end in ("min", "max"))
+    span = (high - low).clamp_min(1e-12)
+    scaled = (heat_NRC - low[:, None, None]) / span[:, None, None]
+    large = torch.nn.functional.interpolate(scaled[:, None], size=tuple(size), mode="nearest")
+    return large[:, 0].numpy()
+
+
+def _blocks(arrays: dict[str, Any]) -> list[torch.Tensor]:
+    names = sorted(
+        (name for name in arrays if re.fullmatch(r"block_\d+", name)), key=lambda n: int(n[6:])
+    )
+    return [torch.from_numpy(arrays[name].astype(np.float32)) for name in names]
+
+
+def _cka(first: list[torch.Tensor], second: list[torch.Tensor]) -> np.ndarray:
+    return np.array([[float(linear_cka(x, y)) for y in second] for x in first])
+
+
+def _heat(
+    name: str, title: str, caption: str, values: np.ndarray,
+    rows: list[str], names: list[str], y: str, x: str,
+) -> Drawing:  # fmt: skip
+    side = max(2.6, 0.42 * len(rows))
+    figure = Figure(figsize=(side + 2.4, side + 1.0), layout="constrained")
+    axis = figure.subplots()
+    sns.heatmap(
+        values, ax=axis, vmin=0, vmax=1, cmap="Greys", square=True, cbar=False, fmt=".2f",
+        annot=len(rows) <= 14, annot_kws={"size": 7.5}, xticklabels=names, yticklabels=rows,
+        linewidths=0.4, linecolor="#eeeeee",
+    )  # fmt: skip
+    axis.tick_params(axis="y", rotation=0)
+    axis.set(ylabel=y, xlabel=x)
+    axis.invert_yaxis() if y else None
+    frame = pd.DataFrame(
+        [(a, b, values[i, j]) for i, a in enumerate(rows) for j, b in enumerate(names)],
+        columns=["row", "column", "cka"],
+    )
+    return Drawing(name, "Similarity", title, caption, f"Heat map. {title}.", frame, figure)
+
+
+def _optional(arrays: dict[str, Any], name: str) -> dict[str, Any]:
+    return {name: arrays[name]} if name in arrays else {}
+
+
+def _missing(title: str, evaluation: str) -> Missing:
+    return Missing(
+        title,
+        f"no run has stored what {evaluation} stores",
+        f"ssl-bench eval RUN --evals {evaluation}",
+    )

@@ -1,0 +1,470 @@
+"""The report: what it draws, writes and refuses, and the page in a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ssl_bench import report
+from ssl_bench.errors import UserError
+from ssl_bench.files import write_json
+from ssl_bench.report import cost, drawing, exports
+from ssl_bench.report.tables import Cell, Table
+from ssl_bench.settings import ReportSettings
+
+Command = Callable[..., tuple[int, str, str]]
+NASTY = "<script>alert(1)</script> $x_1$ & | % _a"
+CLASSES = ["ankle & boot", "<b>bag</b>", "$x_1$"]
+IMAGES = 60
+
+
+def make_run(
+    runs_dir: Path,
+    method: str,
+    seed: int,
+    mask_ratio: float = 0.75,
+    data: str = "tiny",
+    evals: tuple[str, ...] = (),
+) -> Path:
+    """A finished run, as `ssl-bench run` would leave it, with everything that figures need."""
+    name = re.sub(r"[^a-z0-9]+", "-", f"{method}-{data}")
+    folder = runs_dir / f"{name}-seed{seed}-{mask_ratio}"
+    (folder / "figures").mkdir(parents=True)
+    config = {
+        "method": method, "method_code": "1", "method_config": {"mask_ratio": mask_ratio},
+        "data": data, "data_fingerprint": "abcd", "epochs": 2, "batch_size": 32, "seed": seed,
+        "encoder": {"backbone": "vit_nano", "image_size": 16, "patch_size": 4, "channels": 3,
+                    "mean": [0.5] * 3, "std": [0.5] * 3},
+        "precision": "fp32", "results": 1, "preset": "quick", "data_source": data,
+    }  # fmt: skip
+    price = {"images_seen": 640, "flops": 10**12, "seconds": 4.0, "peak_memory_mib": 100,
+             "encoder_parameters": 1000, "trained_parameters": 1200, "device": "CPU",
+             "precision": "fp32", "steps": 20}  # fmt: skip
+    write_json(folder / "config.json", config)
+    write_json(folder / "cost.json", price)
+    write_json(folder / "encoder.json", {})
+    write_json(folder / "environment.json", {"command": ["ssl-bench", "run", "--data", data],
+               "started": "2026-01-01T00:00:00+00:00", "packages": {"torch": "2.11"},
+               "code": {"version": "0.1", "commit": "c0ffee" * 6, "dirty": True}})  # fmt: skip
+    lines = [{"step": n, "epoch": n / 10, "loss": 1 / (n + 1), "learning_rate": 0.1}
+             for n in range(20)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Image.new("RGB", (40, 30), (90, 90, 90)).save(folder / "figures" / "pictures.png")
+    random = np.random.default_rng([seed, len(method), int(100 * mask_ratio)])
+    labels = np.arange(IMAGES) % len(CLASSES)
+    right = random.random(IMAGES) < 0.6 + 0.01 * len(method)
+    predictions = np.where(right, labels, (labels + 1) % len(CLASSES)).astype(np.int32)
+    top = float(100 * (predictions == labels).mean())
+    knn = {"top1": top}
+    add_scores(folder, "knn", knn, data, seed, predictions=predictions, labels=labels)
+    grid = random.random((4, 2, 4, 4)).astype(np.float32)
+    add_scores(folder, "attention", {"entropy": 3.0}, data, seed, unit="entropy (%)",
+               images=np.full((4, 3, 16, 16), 99, np.uint8), attention=grid,
+               rollout=grid[:, 0], labels=labels[:4])  # fmt: skip
+    add_scores(folder, "embedding", {"trust": 0.9}, data, seed, unit="trust",
+               points=random.normal(size=(IMAGES, 2)), labels=labels,
+               index=np.arange(IMAGES))  # fmt: skip
+    blocks = {f"block_{n}": random.normal(size=(20, 8)).astype(np.float32) for n in range(3)}
+    add_scores(folder, "cka", {"pixels": 0.4}, data, seed, unit="CKA", index=np.arange(20),
+               **blocks)  # fmt: skip
+    kinds = {f"top1_{kind}": 50.0 for kind in ("fog", "snow")}
+    severities = {f"top1_severity_{n}": 60.0 - n for n in (1, 2, 3)}
+    add_scores(folder, "robustness", {"top1_corrupted": 40.0, "top1_clean": 70.0} | kinds
+               | severities, data, seed, accuracy=50 + random.random((2, 3)))  # fmt: skip
+    add_scores(folder, "low-shot", {"top1_1pct": 30.0 + seed, "top1_10pct": 50.0}, data, seed)
+    for home in folder.glob("evals/*") if evals else ():
+        if not home.name.startswith(evals):
+            shutil.rmtree(home)
+    snapshot = folder / "snapshots" / "step-00000010"
+    snapshot.mkdir(parents=True)
+    half = {"images_seen": 320, "flops": 5 * 10**11, "seconds": 2.0, "steps": 10, "step": 10}
+    write_json(snapshot / "cost.json", price | half)
+    write_json(snapshot / "encoder.json", {})
+    add_scores(snapshot, "knn", {"top1": top - 5}, data, seed)
+    return folder
+
+
+def add_scores(
+    folder: Path, name: str, scores: dict[str, float], data: str, seed: int,
+    unit: str = "top-1 accuracy (%)", **arrays: np.ndarray,
+) -> None:  # fmt: skip
+    home = folder / "evals" / f"{name}-beef-seed{seed}-fp32"
+    home.mkdir(parents=True)
+    record = {
+        "eval": name, "protocol": "beef", "config": {}, "data": data, "data_fingerprint": "abcd",
+        "note": "", "seed": seed, "classes": CLASSES, "scores": scores, "unit": unit,
+        "better": "higher", "chosen": {}, "test_images": IMAGES, "seconds": 1.0,
+        "precision": "fp32", "baselines": {"random init": scores}, "environment": {},
+    }  # fmt: skip
+    write_json(home / "scores.json", record)
+    if arrays:
+        file = "predictions.npz" if "predictions" in arrays else "arrays.npz"
+        with (home / file).open("wb") as opened:
+            np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("all") / "runs"
+    for seed in (0, 1):
+        make_run(folder, "mae", seed)
+        make_run(folder, NASTY, seed)
+    for ratio in (0.25, 0.5):
+        make_run(folder, "mae", 0, ratio, evals=("knn",))
+    make_run(folder, "elsewhere", 0, data=NASTY, evals=("knn",))
+    broken = make_run(folder, "mocov3", 0, evals=("knn",))
+    (broken / "config.json").write_text("{")
+    half = make_run(folder, "mocov3", 1, evals=("knn",))
+    (half / "encoder.json").unlink()
+    write_json(half / "failed.json", {"error": "loss is NaN", "at": "2026-01-01T00:00:00"})
+    cut = make_run(folder, "mocov3", 2, evals=("embedding",))
+    [arrays] = cut.glob("evals/embedding-*/arrays.npz")
+    arrays.write_bytes(arrays.read_bytes()[:100])
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    folder: Path
+    lines: list[str]
+
+    @property
+    def html(self) -> str:
+        return (self.folder / "index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def written(runs_dir: Path) -> Written:
+    output = runs_dir.parent / "report"
+    settings = ReportSettings(output=output, title=NASTY, runs_dir=runs_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "_DOTS_PER_INCH", 50)
+        return Written(output, report.write(settings))
+
+
+THEMES = [
+    "Accuracy", "Other scores", "Accuracy against cost", "Ablations", "Training",
+    "Reconstructions", "Attention", "Embeddings", "Similarity", "Robustness", "Confusions",
+    "Differences by class",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_figure_is_drawn(written: Written, theme: str) -> None:
+    assert f">{theme}</h2>" in written.html
+    assert not [line for line in written.lines if "cannot be drawn" in line]
+
+
+def test_each_figure_has_every_format_and_its_numbers(written: Written) -> None:
+    endings: dict[str, set[str]] = {}
+    for path in (written.folder / "figures").iterdir():
+        endings.setdefault(path.stem, set()).add(path.suffix)
+        assert path.stat().st_size > 0
+    assert endings
+    assert all(found == {".png", ".svg", ".pdf", ".csv"} for found in endings.values())
+
+
+def test_nothing_is_loaded_from_elsewhere(written: Written) -> None:
+    """Every address on the page is inside it, and so is every address in a picture."""
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', written.html)
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert "default-src &#39;none&#39;" in written.html or "default-src 'none'" in written.html
+
+
+class _Names(HTMLParser):
+    """Tags that are open, anchors, and the addresses inside the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.names: list[str] = []
+        self.links: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.names += [str(found["id"])] if "id" in found else []
+        if (found.get("href") or "").startswith("#"):
+            self.links.add(str(found["href"])[1:])
+
+
+def test_each_cell_leads_to_its_runs(written: Written, runs_dir: Path) -> None:
+    page = _Names()
+    page.feed(written.html)
+    assert len(page.names) == len(set(page.names))
+    assert page.links <= set(page.names)
+    for folder in runs_dir.glob("mae-*"):
+        assert str(folder) in written.html
+    assert "c0ffeec0ff with uncommitted changes" in written.html
+    assert "torch 2.11" in written.html
+
+
+def test_names_are_escaped_everywhere(written: Written) -> None:
+    page = _Names()
+    page.feed(written.html)
+    assert page.tags.count("script") == 1
+    assert "b" not in page.tags
+    assert "<script>alert" not in written.html
+    assert "&lt;script&gt;alert(1)" in written.html
+    for path in (written.folder / "tables").glob("*.md"):
+        assert "<script>" not in path.read_text()
+    for path in (written.folder / "figures").glob("*.svg"):
+        assert "<script" not in path.read_text()
+
+
+def test_latex_is_a_table_whose_names_are_escaped(written: Written) -> None:
+    [path, *_] = sorted((written.folder / "tables").glob("scores-*.tex"))
+    text = path.read_text()
+    assert r"\toprule" in text and r"\bottomrule" in text
+    assert r"\textless{}script\textgreater{}" in text
+    lines = [line for line in text.splitlines() if not line.startswith(("%", r"\resizebox"))]
+    bare = re.sub(r"\\[&%$#_{}]|\$\\(pm|bullet|circ)\$", "", "\n".join(lines))
+    assert not set("$#^~_<>|") & set(bare)
+
+
+@given(st.text(max_size=40))
+def test_latex_and_markdown_keep_a_name_in_its_cell(name: str) -> None:
+    cell = Cell(name, name)
+    table = Table("t", name, name, (name, "b"), frozenset({1}), ((cell, cell),), pd.DataFrame())
+    rows = exports.as_latex(table).splitlines()
+    body = rows[rows.index(r"\midrule") + 1]
+    assert len(re.findall(r"(?<!\\)&", body)) == 1
+    assert not re.search(r"(?<!\\)[%#_$]", re.sub(r"\$\\(pm|bullet|circ)\$", "", body))
+    lines = exports.as_markdown(table).splitlines()
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines[2:5])
+    assert not re.search(r"<", lines[4])
+
+
+def test_numbers_are_those_of_the_runs(written: Written, runs_dir: Path) -> None:
+    frames = [pd.read_csv(path) for path in (written.folder / "tables").glob("scores-tiny-*.csv")]
+    found = pd.concat(frames)
+    cell = found[found["group"].str.startswith("mae") & (found["evaluation"] == "knn")]
+    cell = cell[cell["n"] == 2].iloc[0]
+    values = [
+        json.loads(path.read_text())["scores"]["top1"]
+        for path in runs_dir.glob("mae-tiny-seed*-0.75/evals/knn-*/scores.json")
+    ]
+    assert cell["mean"] == pytest.approx(np.mean(values))
+    # The quantile of t with one degree of freedom.
+    assert cell["high"] - cell["mean"] == pytest.approx(12.7062 * np.std(values, ddof=1) / 2**0.5)
+
+
+def test_what_is_wrong_is_named_and_the_rest_is_shown(written: Written) -> None:
+    said = "\n".join(written.lines)
+    for name in ("mocov3-tiny-seed0-0.75", "embedding-beef-seed2-fp32"):
+        assert name in said
+        assert name in written.html
+    assert "loss is NaN" in written.html
+
+
+def test_what_is_missing_names_the_command(written: Written) -> None:
+    assert any("ssl-bench eval RUN --evals partial-finetune" in line for line in written.lines)
+    assert "--evals partial-finetune</code>" in written.html
+
+
+def test_a_method_looks_the_same_whoever_else_is_there() -> None:
+    known = ["mae", "mocov3", "supervised"]
+    alone = drawing.looks(["mae", "mine"], known)
+    together = drawing.looks(["mine", "mocov3", "theirs", "mae"], known)
+    assert all(alone[name] == together[name] for name in ("mae", "mine"))
+    assert len({look.color for look in together.values()}) == len(together)
+    assert len({(look.marker, look.line) for look in together.values()}) > 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_pareto_front(points: list[tuple[int, int]]) -> None:
+    frame = pd.DataFrame(points, columns=["cost", "value"])
+    front = cost.pareto(frame["cost"], frame["value"], True)
+    for (price, value), is_on in zip(points, front, strict=True):
+        beaten = any((c <= price and v > value) or (c < price and v >= value) for c, v in points)
+        assert is_on != beaten
+
+
+class TestFolder:
+    """What happens to the folder that is written."""
+
+    @pytest.fixture(autouse=True)
+    def few_figures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(report, "_FIGURES", report._FIGURES[:1])
+
+    def test_an_older_report_is_replaced(self, runs_dir: Path, tmp_path: Path) -> None:
+        output = tmp_path / "report"
+        settings = ReportSettings(("mae-tiny-seed0-0.5",), output, runs_dir=runs_dir)
+        report.write(settings)
+        (output / "old.txt").touch()
+        report.write(settings)
+        assert not (output / "old.txt").exists()
+        assert (output / "index.html").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+    def test_what_is_no_report_is_kept(
+        self, ssl_bench: Command, runs_dir: Path, tmp_path: Path
+    ) -> None:
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "thesis.tex").touch()
+        for output, words in ((mine, "is no report"), (mine / "thesis.tex", "is a file")):
+            code, _, err = ssl_bench("report", "--runs-dir", runs_dir, "-o", output)
+            assert (code, err.count("\n")) == (2, 1)
+            assert words in err
+        assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
+
+    def test_a_failure_leaves_what_was_there(
+        self, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = tmp_path / "report"
+        settings = ReportSettings(("mae-tiny-seed0-0.5",), output, runs_dir=runs_dir)
+        report.write(settings)
+        before = (output / "index.html").read_bytes()
+
+        def full(_: Any) -> str:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(report.page, "render", full)
+        with pytest.raises(UserError, match="No space left"):
+            report.write(settings)
+        assert (output / "index.html").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+    def test_no_runs(self, ssl_bench: Command, tmp_path: Path) -> None:
+        code, _, err = ssl_bench("report", "--runs-dir", tmp_path, "-o", tmp_path / "report")
+        assert (code, err.count("\n")) == (2, 1)
+        assert not (tmp_path / "report").exists()
+
+    def test_a_run_that_has_nothing_yet(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "runs", "mae", 0)
+        for name in ("evals", "snapshots", "figures"):
+            shutil.rmtree(folder / name)
+        for name in ("metrics.jsonl", "encoder.json", "cost.json"):
+            (folder / name).unlink()
+        output = tmp_path / "report"
+        lines = report.write(ReportSettings(output=output, runs_dir=tmp_path / "runs"))
+        assert "No run has a score yet" in (output / "index.html").read_text()
+        assert not [line for line in lines if "cannot be drawn" in line]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+class TestBrowser:
+    """The page in headless Chromium, opened from disk."""
+
+    @pytest.fixture
+    def open_page(self, browser: Any, written: Written) -> Iterator[Callable[..., Any]]:
+        said: list[str] = []
+        contexts = []
+
+        def asked(request: Any) -> None:
+            if not request.url.startswith(("file:", "data:")):
+                said.append(request.url)
+
+        def open_page(width: int = 1280, **options: Any) -> Any:
+            context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+            contexts.append(context)
+            page = context.new_page()
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("request", asked)
+            page.on("dialog", lambda dialog: said.append(dialog.message))
+            page.goto((written.folder / "index.html").as_uri())
+            return page
+
+        yield open_page
+        for context in contexts:
+            context.close()
+        assert said == []
+
+    def test_all_images_load(self, open_page: Callable[..., Any]) -> None:
+        widths = open_page().evaluate("[...document.images].map(image => image.naturalWidth)")
+        assert len(widths) > 10
+        assert min(widths) > 0
+
+    @pytest.mark.parametrize("width", [390, 1280])
+    def test_the_page_never_scrolls_sideways(
+        self, open_page: Callable[..., Any], width: int
+    ) -> None:
+        page = open_page(width)
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    def test_tables_sort_by_click_and_by_key(self, open_page: Callable[..., Any]) -> None:
+        page = open_page()
+        table = page.locator("table.sortable").first
+        place = next(n for n, text in enumerate(table.locator("th").all_inner_texts())
+                     if text.startswith("knn"))  # fmt: skip
+        head = table.locator("th").nth(place)
+
+        def values() -> list[float]:
+            cells = table.locator(f"tbody td:nth-child({place + 1})")
+            return [
+                float(value) for value in cells.evaluate_all("all => all.map(c => c.dataset.sort)")
+            ]
+
+        assert head.get_attribute("aria-sort") == "none"
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "descending"
+        assert values() == sorted(values(), reverse=True)
+        assert len(set(values())) > 1
+        head.locator("button").press("Enter")
+        assert head.get_attribute("aria-sort") == "ascending"
+        assert values() == sorted(values())
+
+    def test_what_is_missing_sorts_last(self, open_page: Callable[..., Any]) -> None:
+        page = open_page()
+        table = page.locator("#table-runs")
+        head = table.locator("th").nth(4)
+        for _ in range(2):
+            head.locator("button").click()
+            cells = table.locator("tbody td:nth-child(5)")
+            known = cells.evaluate_all("all => all.map(c => 'sort' in c.dataset)")
+            assert known == sorted(known, reverse=True)
+
+    def test_dark_mode_follows_the_system_and_the_button(
+        self, open_page: Callable[..., Any]
+    ) -> None:
+        def paper(page: Any) -> str:
+            return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+        light, dark = open_page(color_scheme="light"), open_page(color_scheme="dark")
+        bright, dim = paper(light), paper(dark)
+        assert bright != dim
+        light.locator("button.theme").click()
+        dark.locator("button.theme").click()
+        assert (paper(light), paper(dark)) == (dim, bright)
+
+    def test_a_cell_opens_where_its_runs_come_from(self, open_page: Callable[..., Any]) -> None:
+        page = open_page()
+        link = page.locator("table.sortable tbody a").first
+        target = link.get_attribute("href")
+        link.click()
+        page.wait_for_function("name => document.getElementById(name.slice(1)).open", arg=target)
+
+    def test_numbers_and_figures_can_be_saved(self, open_page: Callable[..., Any]) -> None:
+        page = open_page()
+        for link in page.locator("figure").first.locator("a[download]").all():
+            with page.expect_download() as download:
+                link.click()
+            assert download.value.path().stat().st_size > 0
