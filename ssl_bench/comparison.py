@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from ssl_bench import curves, grouping, pairs, statistics
-from ssl_bench.grouping import Column
+from ssl_bench.grouping import Column, Score
 from ssl_bench.index import Index
 from ssl_bench.pairs import Mark, Pair
 from ssl_bench.settings import At
@@ -172,8 +172,9 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
     notes += grouping.versions(rows)
     versions = rows.groupby(["evaluated_on", "test_fingerprint", "test_images"], sort=False)
     tables = tuple(_table(part, found, at, at_cost) for _, part in versions)
-    shown = set(rows["run"])
-    pending = tuple(_pending(row) for _, row in found.iterrows() if _is_pending(row, shown))
+    is_shown = found["run"].isin(rows["run"]) & (found["state"] == "trained")
+    has_error = found["error"].map(lambda error: bool(_text(error)))
+    pending = tuple(_pending(row) for _, row in found[~is_shown | has_error].iterrows())
     return Comparison(tables, pending, tuple(notes), tuple(index.problems))
 
 
@@ -190,7 +191,9 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
         costs = read.drop_duplicates("run").set_index("run")
         rows = rows.assign(**{name: rows["run"].map(costs[name]) for name in _COSTS})
     groups = _groups(rows, runs)
-    by_cell = {cell: part for cell, part in read.groupby(["key", "column"])}
+    by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
+    for key, column, *score in read[["key", "column", *Score._fields]].itertuples(index=False):
+        by_cell[key, column].append(Score(*score))
     tested: tuple[Pair, ...] = ()
     if len(groups) > MOST_GROUPS:
         notes.append(
@@ -203,12 +206,12 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
         notes += untested
     cells = {}
     for column in columns:
-        parts = {key: part for (key, name), part in by_cell.items() if name == column.key}
-        means = {key: statistics.mean_interval(part["value"]) for key, part in parts.items()}
+        keys = [group.key for group in groups if (group.key, column.key) in by_cell]
+        values = {key: {s.run: s.value for s in by_cell[key, column.key]} for key in keys}
+        means = {key: statistics.mean_interval([*values[key].values()]) for key in keys}
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
-        for key, part in parts.items():
-            values = dict(zip(part["run"], part["value"], strict=True))
-            cells[key, column.key] = Cell(means[key], values, marks.get(key, ""))
+        for key in keys:
+            cells[key, column.key] = Cell(means[key], values[key], marks.get(key, ""))
     devices = sorted({device for group in groups for device in group.cost.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
@@ -249,10 +252,6 @@ def _groups(rows: pd.DataFrame, runs: pd.DataFrame) -> tuple[Group, ...]:
         for key, each in by_key.items()
     ]
     return tuple(sorted(groups, key=grouping.order))
-
-
-def _is_pending(row: pd.Series, shown: set[str]) -> bool:
-    return row["run"] not in shown or row["state"] != "trained" or bool(_text(row["error"]))
 
 
 def _pending(row: pd.Series) -> Pending:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,16 @@ class Column:
         """For a table's head."""
         title = f"{self.evaluation} {self.variant}".rstrip()
         return title if self.is_headline else f"{title}: {self.score}"
+
+
+class Score(NamedTuple):
+    """One number of one run, in a cell."""
+
+    run: str
+    seed: int
+    value: float
+    eval: str
+    folder: str
 
 
 def rows(runs: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from ssl_bench import statistics
 from ssl_bench.errors import first_line
-from ssl_bench.grouping import Column
+from ssl_bench.grouping import Column, Score
 from ssl_bench.statistics import Difference
 
 LEVEL = 0.05
@@ -63,7 +62,7 @@ class Pair:
 def test_pairs(
     keys: Sequence[str],
     columns: Sequence[Column],
-    cells: Mapping[tuple[str, str], pd.DataFrame],
+    cells: Mapping[tuple[str, str], Sequence[Score]],
     labels: Mapping[str, str],
     has_predictions: bool,
 ) -> tuple[tuple[Pair, ...], list[str]]:
@@ -71,7 +70,7 @@ def test_pairs(
 
     Args:
         keys: of the groups, in order.
-        cells: by key of group and column, a row for each run: run, seed, value, eval, folder.
+        cells: by key of group and column, one for each run.
         labels: of the groups, by key.
         has_predictions: whether the scores are those of stored predictions, for McNemar's test.
 
@@ -84,14 +83,11 @@ def test_pairs(
         if not column.is_headline or column.better == "neither":
             continue
         present = {key: cells[key, column.key] for key in keys if (key, column.key) in cells}
-        values = {
-            key: dict(zip(part["seed"], part["value"], strict=True))
-            for key, part in present.items()
-        }
+        values = {key: {s.seed: s.value for s in part} for key, part in present.items()}
         answers = {}
         for key, part in present.items():
             if has_predictions and len(part) == 1 and len(present) > 1:
-                answers[key] = _answers(part.iloc[0], notes)
+                answers[key] = _answers(part[0], notes)
         for a, b in itertools.combinations(present, 2):
             difference = statistics.difference(values[a], values[b])
             one, other = answers.get(a), answers.get(b)
@@ -133,21 +129,21 @@ class _Answers:
     labels_N: np.ndarray
 
 
-def _answers(row: pd.Series, notes: dict[str, None]) -> _Answers | None:
+def _answers(score: Score, notes: dict[str, None]) -> _Answers | None:
     """Whether a run has each test image right; None where that is not stored."""
-    path = Path(row["folder"]) / "predictions.npz"
-    if math.isnan(row["value"]) or not path.exists():
+    path = Path(score.folder) / "predictions.npz"
+    if math.isnan(score.value) or not path.exists():
         return None
     try:
         with np.load(path) as stored:
             labels_N = stored["labels"]
             right_N = stored["predictions"] == labels_N
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        notes[f"{row['run']}: predictions of {row['eval']} cannot be read: {first_line(error)}"] = (
+        notes[f"{score.run}: predictions of {score.eval} cannot be read: {first_line(error)}"] = (
             None
         )
         return None
-    if not abs(100 * np.mean(right_N) - row["value"]) < _ROUNDED:
-        notes[f"{row['run']}: predictions of {row['eval']} do not give its score"] = None
+    if not abs(100 * np.mean(right_N) - score.value) < _ROUNDED:
+        notes[f"{score.run}: predictions of {score.eval} do not give its score"] = None
         return None
     return _Answers(right_N, labels_N)

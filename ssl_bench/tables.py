@@ -19,6 +19,7 @@ from ssl_bench.units import count, digits, share, time, whole
 Record = Mapping[str, Any]
 _SIGNS = {"best": " *", "tied": " ~", "": ""}
 _MOST_PAIRS = 15
+_MOST_ROWS = 100
 _WRAP = 16
 _BORDER = 3
 _RUNS_FROM = 80
@@ -71,6 +72,12 @@ def as_rich(comparison: Comparison, width: int) -> Iterator[Table]:
 def notes(comparison: Comparison) -> list[str]:
     """What to know: why tables and columns are apart, what is missing, what is wrong."""
     found = [*comparison.notes, *(note for table in comparison.tables for note in table.notes)]
+    for table in comparison.tables:
+        if len(table.groups) > _MOST_ROWS:
+            found.append(
+                f"{table.evaluated_on}: {_MOST_ROWS} of {len(table.groups):,} rows are shown, those "
+                f"with the best {table.headlines[0].title}; --csv writes all"
+            )
     return list(dict.fromkeys([*found, *comparison.problems]))
 
 
@@ -119,11 +126,9 @@ def _flat(table: Compared, group: Group, column: Column, cell: Cell) -> dict[str
 
 def _scores(table: Compared, width: int) -> Iterator[Table]:
     """The headline scores, in as many tables as the width asks for."""
-    columns = table.headlines
+    columns, groups = table.headlines, _rows(table)
     units = {column.unit for column in columns}
-    texts = {
-        column.key: [_cell(table, group, column) for group in table.groups] for column in columns
-    }
+    texts = {column.key: [_cell(table, group, column) for group in groups] for column in columns}
     heads = {column.key: _head(column, with_unit=len(units) > 1) for column in columns}
     widths = [
         max(
@@ -134,7 +139,7 @@ def _scores(table: Compared, width: int) -> Iterator[Table]:
         + _BORDER
         for c in columns
     ]
-    labels = min(max(len(group.label) for group in table.groups), 2 * _WRAP)
+    labels = min(max(len(group.label) for group in groups), 2 * _WRAP)
     room = width - labels - _BORDER - 1 - (len("runs") + _BORDER)
     what = f"{units.pop()}: " if len(units) == 1 else ""
     for number, part in enumerate(chunks := _chunks(columns, widths, room)):
@@ -146,10 +151,25 @@ def _scores(table: Compared, width: int) -> Iterator[Table]:
         shown.add_column("runs", justify="right", no_wrap=True)
         for column in part:
             shown.add_column(Text(heads[column.key]), justify="right", no_wrap=True)
-        for row, group in enumerate(table.groups):
+        for row, group in enumerate(groups):
             cells = (texts[column.key][row] for column in part)
             shown.add_row(Text(group.label), str(len(group.members)), *cells)
         yield shown
+
+
+def _rows(table: Compared) -> Sequence[Group]:
+    """The groups to show: all, or as many as one reads, by the first column."""
+    if len(table.groups) <= _MOST_ROWS:
+        return table.groups
+    first = table.headlines[0]
+    sign = -1 if first.better == "lower" else 1
+    means = {
+        group.key: sign * cell.mean.mean
+        for group in table.groups
+        if (cell := table.cells.get((group.key, first.key))) and cell.mean.n
+    }
+    best = set(sorted(means, key=lambda key: -means[key])[:_MOST_ROWS])
+    return [group for group in table.groups if group.key in best]
 
 
 def _chunks(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[list[Column]]:
@@ -222,7 +242,7 @@ def _costs(table: Compared, width: int) -> Table:
         shown.add_column(head, justify="right", no_wrap=True)
     if has_runs:
         shown.add_column("runs", overflow="fold")
-    for group in table.groups:
+    for group in _rows(table):
         cells = [Text(cell(group.cost)) for cell in heads.values()]
         if has_runs:
             cells.append(Text(" ".join(m.run.rpartition("-")[2] for m in group.members)))

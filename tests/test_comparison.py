@@ -403,6 +403,16 @@ def test_a_cost_that_was_not_recorded_is_named(results: Results) -> None:
     assert any(note.startswith("old: flops was not recorded") for note in table.notes)
 
 
+def test_a_terminal_gets_the_best_rows_of_very_many(results: Results) -> None:
+    for number in range(150):
+        results.seeds("mae", [float(number % 90)], mask_ratio=number)
+    text = shown(results.compare(), width=100)
+    assert "100 of 150 rows are shown, those with the best knn" in text
+    assert "89.00" in text
+    assert "  1.00" not in text
+    assert len(tables.flat(results.compare())) == 150
+
+
 def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> None:
     """Whole steps of one are never the FLOPs of another's."""
     for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 900.0)):
