@@ -236,7 +236,8 @@ def _groups(rows: pd.DataFrame, runs: pd.DataFrame) -> tuple[Group, ...]:
     means = numbers.groupby(own["key"]).mean().astype(object)
     costs = means.where(means.notna(), None).to_dict("index")
     by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in own.to_dict("records"):
+    told = ["key", "label", "method", "differing", "run", "seed", "device"]
+    for row in own[told].to_dict("records"):
         by_key[row["key"]].append(row)
     groups = [
         Group(
