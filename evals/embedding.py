@@ -6,7 +6,8 @@ map can be trusted, not how good the features are: the trustworthiness of Venna 
 Networks* 19, 2006), which falls with each neighbour on the map that is none among the features.
 
 Euclidean distances of the features as they are. The pooling is the class token, which the papers'
-linear probes take, or the mean of the patch tokens where an encoder has none; no label has a say.
+linear probes take, or the mean of the patch tokens where an encoder has none. Labels choose which
+images are drawn, as many of each class, and have no say in the map.
 """
 
 from __future__ import annotations

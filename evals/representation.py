@@ -16,9 +16,10 @@ Learning through Alignment and Uniformity on the Hypersphere*, ICML 2020, arXiv:
   20 % to 100 % of its area, mirrored half of the time, colours as they are;
 - ``uniformity``: log of the mean of exp(-2 * squared distance) (t = 2) over pairs of images.
 
-The headline is the RankMe of the mean of the patch tokens, which every encoder has and no method
-trains directly; ``_cls`` are the class token's, and of raw pixels there is one kind. The test
-images are the same for every method and every seed. Sums are float64.
+RankMe's authors take it of the projector's output too, which not every method has. The headline is
+that of the mean of the patch tokens, which every encoder has; ``_cls`` are the class token's, and
+of raw pixels there is one kind. The test images are the same for every method and every seed. Sums
+are float64.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ssl_bench.augment import augment, crop_and_flip
 from ssl_bench.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.draws import Draws
-from ssl_bench.errors import above
+from ssl_bench.errors import above, require
 from ssl_bench.features import prepare
 from ssl_bench.scoring import subset
 
@@ -70,8 +71,15 @@ def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
 
 def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     """Measure the features of each pooling, the headline's first."""
+    require(len(data.test) > 1, "representation compares test images; at least 2 would work")
     index_N = subset(len(data.test), config.images, data.fingerprint)
     features = encoder.features(data.test)
+    for pooling, features_ND in features.items():
+        require(
+            bool(features_ND.isfinite().all()),
+            f"features of pooling {pooling!r} hold numbers that are not finite; the encoder "
+            "diverged, and a smaller --base-lr may help",
+        )
     alignments = _alignments(encoder, data, config)
     scores: dict[str, float] = {}
     for pooling in sorted(features, key=lambda name: name != "avg"):

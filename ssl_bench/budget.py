@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -18,46 +19,50 @@ from ssl_bench.data import Dataset
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
-from ssl_bench.files import read_json
 from ssl_bench.hardware import Hardware
 from ssl_bench.optim import Schedule
 from ssl_bench.runs import Plan
 from ssl_bench.settings import Settings
 
-_WARM_UP_STEPS, _MOST_STEPS, _MOST_SECONDS = 2, 10, 10.0
+_WARM_UP_STEPS, _STEPS, _MOST_SECONDS = 2, 12, 10.0
 
 
-def of(settings: Settings) -> dict[str, Any] | None:
-    """What a run may cost, for its ``config.json``: ``flops`` or ``seconds``; None without limit.
+def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
+    """What a run may cost, for its ``config.json``: ``flops``, or ``seconds`` on a ``device``.
+
+    None where there is no limit.
 
     Raises:
         UserError: the run to match does not exist, is not finished, or has no FLOPs recorded.
     """
     if settings.match:
         folder = runs.find_trained(settings.runs_dir, settings.match)
-        counted = read_json(folder / "cost.json").get("flops")
-        require(
-            bool(counted),
-            f"run {folder.name!r} has no FLOPs to match: "
-            + ("it trains nothing" if counted == 0 else "it was made before they were counted"),
-        )
+        counted = runs.facts(folder / "cost.json").get("flops")
+        why = "it trains nothing" if counted == 0 else "they were not counted when it was made"
+        require(bool(counted), f"run {folder.name!r} has no FLOPs to match: {why}")
         return {"match": folder.name, "flops": counted}
     if settings.budget_flops:
         return {"flops": settings.budget_flops}
-    return {"seconds": settings.budget_seconds} if settings.budget_time else None
+    if settings.budget_time:
+        return {"seconds": settings.budget_seconds, "device": hardware.name}
+    return None
 
 
 def spend(
-    budget: dict[str, Any], plan: Plan, method: Method, data: Dataset, hardware: Hardware, to: Path
+    budget: dict[str, Any],
+    plan: Plan,
+    method: Method,
+    data: Dataset,
+    hardware: Hardware,
+    settings: Settings,
 ) -> Plan:
     """The plan with as many epochs as the budget pays for, in whole steps.
 
-    What a second buys is measured over a few steps, once: a run that is there already under the
-    same time keeps the length it was given.
+    What a second buys is measured over a few steps, once: where a run is there already that got the
+    same time for the same thing on such a device, whatever its seed, its length is taken.
 
     Args:
         plan: its epochs are not looked at.
-        to: the folder of the run folders.
 
     Raises:
         UserError: not a single step can be paid for.
@@ -66,23 +71,32 @@ def spend(
     steps_per_epoch = Schedule.of(
         len(data.train), plan.batch_size, 1, method.config
     ).steps_per_epoch
+    price: float
     if "flops" in budget:
-        price, unit = float(flops.of_step(method, spec, plan.batch_size)), "FLOPs"
+        price, unit = flops.of_step(method, spec, plan.batch_size), "FLOPs"
     else:
-        earlier = _earlier(budget, plan, to)
+        earlier = _earlier(budget, plan, settings.runs_dir)
         if earlier is not None:
             return replace(plan, epochs=earlier)
-        price, unit = seconds_per_step(method, data, plan, hardware), "seconds"
+        at_once = settings.micro_batch_size
+        price, unit = seconds_per_step(method, data, plan, hardware, at_once), "seconds"
     limit = budget[unit.lower()]
     require(
         limit >= price,
         f"a budget of {limit:g} {unit} is less than the {price:.3g} of a single step of "
         f"{plan.batch_size} images",
     )
-    return replace(plan, epochs=pretrain.whole(int(limit / price) / steps_per_epoch))
+    whole = int(limit) if unit == "FLOPs" else limit  # which floats count in whole steps no more
+    return replace(plan, epochs=pretrain.whole(int(whole // price) / steps_per_epoch))
 
 
-def seconds_per_step(method: Method, data: Dataset, plan: Plan, hardware: Hardware) -> float:
+def seconds_per_step(
+    method: Method,
+    data: Dataset,
+    plan: Plan,
+    hardware: Hardware,
+    micro_batch_size: int | None = None,
+) -> float:
     """The median time of a few steps of a copy of the method, data included."""
     spec, trial = EncoderSpec.of(plan.encoder), copy.deepcopy(method)
     trial.to(hardware.device).train()
@@ -91,34 +105,32 @@ def seconds_per_step(method: Method, data: Dataset, plan: Plan, hardware: Hardwa
     if hardware.compiled:
         pretrain.compile_blocks(trial)
     schedule = Schedule.of(len(data.train), plan.batch_size, 1, trial.config)
-    most = min(_MOST_STEPS, schedule.steps)
-    steps = (Draws(plan.seed, s, schedule.batch(s, plan.seed, "order")) for s in range(most))
+    steps = (Draws(plan.seed, s, schedule.batch(s, plan.seed, "order")) for s in range(_STEPS))
+    at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     train, times = data.train.to(hardware.device), []
     with closing(pretrain.batches(trial, train, spec, steps)) as source:
-        for step in range(most):
+        for step in range(_STEPS):
             started = time.monotonic()
             torch.manual_seed(draws.key(plan.seed, "dropout", step))
-            at_once = hardware.images_at_once(spec.patches)
             gradients.backward(trial, next(source), hardware, at_once).item()
             optimizer.step()
             optimizer.zero_grad()
-            trial.after_step((step + 1) / most)
+            trial.after_step((step + 1) / _STEPS)
             times.append(time.monotonic() - started)
-            if step >= _WARM_UP_STEPS and sum(times) > _MOST_SECONDS:
+            if sum(times[_WARM_UP_STEPS:]) > _MOST_SECONDS:
                 break
-    measured = sorted(times[_WARM_UP_STEPS:] or times)
-    return measured[len(measured) // 2]
+    return statistics.median(times[_WARM_UP_STEPS:])
 
 
-def _earlier(budget: dict[str, Any], plan: Plan, to: Path) -> float | None:
-    """The epochs of a run that was given the same time for the same thing."""
+def _earlier(budget: dict[str, Any], plan: Plan, runs_dir: Path) -> float | None:
+    """The epochs of a run that was given the same time for the same thing, seeds aside."""
     wanted = json.loads(json.dumps(asdict(plan)))
-    for folder in sorted(to.glob(f"{plan.method}-{plan.data}-seed{plan.seed}-*")):
+    alike = wanted.keys() - {"epochs", "seed"}
+    for folder in sorted(runs_dir.glob(f"{plan.method}-{plan.data}-seed*")):
         try:
             found = runs.plan_of(folder)
         except UserError:
             continue
-        same = all(found.get(name) == value for name, value in wanted.items() if name != "epochs")
-        if same and found.get("budget") == budget:
+        if found.get("budget") == budget and all(found.get(n) == wanted[n] for n in alike):
             return found["epochs"]
     return None

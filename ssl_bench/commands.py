@@ -34,7 +34,7 @@ from ssl_bench.hardware import Hardware, choose
 from ssl_bench.optim import Schedule
 from ssl_bench.plugins import Plugin
 from ssl_bench.runs import Plan
-from ssl_bench.settings import EvalSettings, PrepareSettings, Storage
+from ssl_bench.settings import EvalSettings, PrepareSettings, Settings, Storage
 
 _IMAGES_IN_PICTURE = 10
 console = Console(markup=False)
@@ -106,7 +106,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     _announce(plan, spec, data, hardware, folder)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     with runs.locked(folder):
-        snapshots = _snapshots(settings.eval_every, plan, method, data)
+        snapshots = _snapshots(settings, plan, method, data)
         if runs.is_trained(folder):
             console.print("pre-trained already: reused")
             homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
@@ -150,15 +150,16 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     return Run(folder, records)
 
 
-def _snapshots(every: float | None, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
-    """The steps, but the last, after which an encoder is wanted every so many epochs."""
-    if every is None or not method.trains:
+def _snapshots(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
+    """The steps, but the last, after which an encoder is wanted on the way."""
+    if not settings.eval_every or not method.trains:
         return []
     schedule = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config)
-    between = round(every * schedule.steps_per_epoch)
+    epochs = settings.epochs_between(plan.epochs)
+    between = round(epochs * schedule.steps_per_epoch)
     require(
         between > 0,
-        f"eval every {every} epochs is less than a step, which takes "
+        f"eval every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which takes "
         f"{1 / schedule.steps_per_epoch:.2g} epochs",
     )
     return range(between, schedule.steps, between)
@@ -199,9 +200,9 @@ def _prepare(request: Request, data: Dataset) -> _Prepared:
         seed=settings.seed,
         precision=hardware.precision,
     )
-    budget = budgets.of(settings)
+    budget = budgets.of(settings, hardware)
     if budget and method.trains:
-        plan = budgets.spend(budget, plan, method, data, hardware, settings.runs_dir)
+        plan = budgets.spend(budget, plan, method, data, hardware, settings)
     recipe = [audit.method(method)]
     recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
     return _Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)

@@ -5,9 +5,12 @@ Perturbations*, ICLR 2019, arXiv:1903.12261, section 3 and appendix B.
 
 Written from the paper's descriptions, for batches and for any size. Lengths are in units of the
 image's side, so that a blur of 3 pixels at 224 is one of 0.4 at 28: filters are averages of
-bilinear samples, which have no smallest width. Strengths are about those of the published images
-of 224 pixels, and each severity is stronger than the one before. Nothing is rounded to 8 bits
-afterwards, nor stored as JPEG. Further deviations are told by each kind's function.
+bilinear samples, which have no smallest width. Strengths of what is not a length (noise, contrast,
+JPEG's quality, the share of pixels that pixelate keeps) are about those of the published images of
+224 pixels at any size, which spoils small images more than the milder CIFAR-10-C does: scores are
+for comparing encoders here, not with published ones. Each severity is stronger than the one before.
+Nothing is rounded to 8 bits afterwards, nor stored as JPEG. Further deviations are told by each
+kind's function.
 
 Every draw is a function of the seed, the kind and the image's index: an image gets the same flakes
 or the same direction at each severity, and in whichever batch it comes.

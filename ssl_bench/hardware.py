@@ -8,7 +8,7 @@ import platform
 import resource
 import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +53,14 @@ class Hardware:
         """
         return None if self.device.type == "cuda" else max(1, _PATCHES_AT_ONCE // patches)
 
+    def forget_peak(self) -> None:
+        """Have `peak_memory_mib` count from now on."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+
 
 def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> Hardware:
     """The first CUDA device, else the CPU; bf16 where the matrix units have it.
@@ -86,7 +94,10 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that this process has held, in MiB: a GPU's own, else resident."""
+    """The most memory that this process has held, in MiB: a GPU's own, else resident.
+
+    Since `Hardware.forget_peak`, where the system can forget: on a GPU and on Linux.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")

@@ -21,7 +21,7 @@ from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import atomic, write_json
 from ssl_bench.hardware import Hardware, peak_memory_mib
 from ssl_bench.optim import Schedule
@@ -96,6 +96,7 @@ def pretrain(
     """
     spec = EncoderSpec.of(plan.encoder)
     images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
+    hardware.forget_peak()
     method.to(hardware.device).train()
     flops_per_step = flops.of_step(method, spec, plan.batch_size)
     seconds, steps = 0.0, 0
@@ -175,6 +176,13 @@ def _train(
         compile_blocks(method)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
     start, seconds_before = _resume(method, optimizer, folder)
+    for step in snapshot_flops:
+        require(
+            step > start or (snapshot_folder(folder, step) / "encoder.json").exists(),
+            f"the encoder of step {step} is wanted on the way, and the training is at step {start} "
+            f"already; without --eval-every, or with checkpoint {str(folder / 'checkpoint.pt')!r} "
+            "deleted, it would go on",
+        )
     started = checkpointed = recorded = time.monotonic()
     losses: list[Tensor] = []
     waited = 0.0
@@ -199,9 +207,11 @@ def _train(
             if step + 1 in snapshot_flops:
                 if hardware.device.type == "cuda":
                     torch.cuda.synchronize()
-                seconds = seconds_before + time.monotonic() - started
+                before = time.monotonic()
+                seconds = seconds_before + before - started
                 cost = _cost(step + 1, batch_size, snapshot_flops[step + 1], seconds)
                 _snapshot(method, spec, cost, folder)
+                started += time.monotonic() - before  # which is no part of the training
 
             losses.append(loss)
             if (step + 1) % record_every and step + 1 < total:

@@ -134,6 +134,7 @@ def fit_best(
         trials |= {(pooling, *setting): top for setting, top in zip(grid, tops, strict=True)}
     pooling, rate, decay = best(trials)
     fitted = train(features[pooling], labels_N, every_N, classes, [(rate, decay)], *sizes)
+    best({(pooling, rate, decay): score(fitted, features[pooling], labels_N, held_out_N)[0]})
     chosen = {
         "pooling": pooling,
         "learning_rate": rate,

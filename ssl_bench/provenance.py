@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -14,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import plugins, runs
-from ssl_bench.errors import UserError, require
-from ssl_bench.files import read_json, write_json
+from ssl_bench.errors import require
+from ssl_bench.files import write_json
 from ssl_bench.flags import Request
 from ssl_bench.plugins import Plugin
 from ssl_bench.settings import RerunSettings, Settings, ShowSettings
@@ -49,22 +50,20 @@ def describe(folder: Path) -> dict[str, Any]:
         UserError: its plan cannot be read.
     """
     plan = runs.plan_of(folder)
-    environment = _read(folder / "environment.json")
-    cost, failed = _read(folder / "cost.json"), _read(folder / "failed.json")
-    state = "trained" if runs.is_trained(folder) else "failed" if failed else "unfinished"
+    cost, failed = runs.facts(folder / "cost.json"), runs.facts(folder / "failed.json")
     run = {
         "folder": str(folder),
-        "state": state,
-        **({"error": failed["error"]} if failed and state == "failed" else {}),
-        **_origin(environment),
+        "state": runs.state(folder),
+        **{name: value for name, value in failed.items() if name == "error"},
+        **_origin(runs.facts(folder / "environment.json")),
         **{name: value for name, value in plan.items() if name != "encoder"},
-        **{f"encoder {name}": value for name, value in plan["encoder"].items()},
+        **{f"encoder {name}": value for name, value in plan.get("encoder", {}).items()},
         **{f"cost {name}": value for name, value in cost.items()},
         "snapshots": len(list(folder.glob("snapshots/*/encoder.json"))),
     }
     evaluations = {}
     for path in sorted(folder.glob("evals/*/scores.json")):
-        record = _read(path)
+        record = runs.facts(path)
         environment = record.pop("environment", {})
         record.pop("classes", None)
         evaluations[path.parent.name] = {
@@ -85,16 +84,17 @@ def rerun(settings: RerunSettings) -> bool:
         UserError: there is no such finished run, or what it was made with is not there any more.
     """
     folder = runs.find_trained(settings.runs_dir, settings.target)
-    request, left_out = request_of(folder, settings)
-    for change in changes(folder, request):
-        _console.print(f"note: {change}", style="yellow", soft_wrap=True)
-    for reason in left_out:
-        _console.print(f"note: {reason}", style="yellow", soft_wrap=True)
     from ssl_bench import commands
 
-    again = commands.run(request)
-    outcome = outcomes(folder, again.folder, [record["eval"] for record in again.records])
-    same = all(row["same"] is not False for row in outcome)
+    request, left_out = request_of(folder, settings)
+    again = request.settings
+    data = commands.load(again.data, again.image_size, again.data_dir, again.storage)
+    for note in (*changes(folder, request, data.fingerprint), *left_out):
+        _console.print(f"note: {note}", style="yellow", soft_wrap=True)
+    again = commands.run(request, data)
+    outcome = outcomes(folder, again.folder)
+    verdicts = {row["same"] for row in outcome}
+    same = True in verdicts and False not in verdicts
     write_json(again.folder / "rerun.json", {"of": str(folder), "same": same, "parts": outcome})
     table = Table(title=f"{folder.name}, and again")
     for title in ("what", "before", "again", ""):
@@ -104,7 +104,10 @@ def rerun(settings: RerunSettings) -> bool:
         verdict += row["difference"]
         table.add_row(row["what"], row["before"], row["again"], verdict)
     _console.print(table)
-    _console.print(f"{'came out the same' if same else 'did NOT come out the same'}: {folder.name}")
+    verdict = "came out the same" if same else "did NOT come out the same"
+    if verdicts == {None}:
+        verdict = "nothing of it could be compared"
+    _console.print(f"{verdict}: {folder.name}", soft_wrap=True)
     return same
 
 
@@ -117,21 +120,27 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
     Raises:
         UserError: the run was not trained here, or a plugin of it is gone.
     """
-    plan, cost = runs.plan_of(folder), _read(folder / "cost.json")
+    plan, cost = runs.plan_of(folder), runs.facts(folder / "cost.json")
     require(
         "weights_sha256" not in plan,
         f"run {folder.name!r} holds weights from elsewhere, which cannot be trained again; "
         "`ssl-bench eval` evaluates them",
     )
     method = plugins.find("method", plan.get("method_source") or plan["method"])
-    evals, left_out = {}, []
+    evals: dict[Plugin, Any] = {}
+    left_out = []
     for path in sorted(folder.glob("evals/*/scores.json")):
-        record = _read(path)
+        record = runs.facts(path)
+        plugin = plugins.find("eval", record.get("source") or record["eval"])
         own = (record["data_fingerprint"], record["seed"], record["precision"])
         if own != (plan["data_fingerprint"], plan["seed"], plan["precision"]):
             left_out.append(f"{path.parent.name} is left out: its data, seed or precision differ")
+        elif plugin in evals:
+            left_out.append(
+                f"{path.parent.name} is left out: {plugin.name} is there under another "
+                "protocol, and a run has one"
+            )
         else:
-            plugin = plugins.find("eval", record.get("source") or record["eval"])
             evals[plugin] = _config(plugin, record["config"])
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     splits = getattr(method.load().Pretraining, "splits", False)
@@ -154,22 +163,29 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
     return Request(again, method, _config(method, plan["method_config"]), evals, {}), left_out
 
 
-def changes(folder: Path, request: Request) -> Iterator[str]:
-    """What is not as it was when the run was made, one line each."""
-    plan, before = runs.plan_of(folder), _read(folder / "environment.json")
-    now = runs.environment("")
+def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
+    """What is not as it was when the run was made, one line each.
+
+    Args:
+        fingerprint: of the data as they are now.
+    """
+    from ssl_bench.hardware import choose
+
+    plan, before = runs.plan_of(folder), runs.facts(folder / "environment.json")
+    now = runs.environment(choose(request.settings.precision).name)
     for name in _ENVIRONMENT:
-        if name != "device" and name in before and before[name] != now[name]:
+        if name in before and before[name] != now[name]:
             yield from _differences(name, before[name], now[name])
+    if plan["data_fingerprint"] != fingerprint:
+        yield f"data {plan['data']} was {plan['data_fingerprint']}, is {fingerprint}"
+    if before.get("earlier"):
+        yield f"the run was interrupted; what it began with: {_text(before['earlier'])}"
     if request.method and request.method.fingerprint != plan["method_code"]:
         yield f"the code of {plan['method']} is not the run's ({request.method.path})"
 
 
-def outcomes(folder: Path, again: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Weights, scores and predictions of two runs, side by side.
-
-    Args:
-        names: of the evaluations to compare.
+def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
+    """Weights, scores and predictions of a run and of its repetition, side by side.
 
     Returns:
         For each part ``what``, ``before``, ``again``, whether they are the ``same`` (None where
@@ -180,16 +196,15 @@ def outcomes(folder: Path, again: Path, names: list[str]) -> list[dict[str, Any]
     rows = [_compared_weights(folder, again)]
     plan = runs.plan_of(again)
     for record in evaluation.stored_records(again):
-        if record["eval"] not in names:
-            continue
         which = f"{record['eval']}-{record['protocol']}-seed{plan['seed']}-{plan['precision']}"
-        before = _read(folder / "evals" / which / "scores.json")
+        before = runs.facts(folder / "evals" / which / "scores.json")
         if not before:
-            rows.append(_row(record["eval"], "-", "-", f"protocol {record['protocol']} is new"))
+            rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
             continue
         for score, value in record["scores"].items():
-            was = before["scores"].get(score)
-            apart = "" if was == value else f"{value - was:+.4g}" if was is not None else "new"
+            was = before["scores"].get(score, math.nan)
+            is_same = was == value or (was != was and value != value)
+            apart = "" if is_same else f"{value - was:+.4g}"
             rows.append(_row(f"{record['eval']} {score}", f"{was:.4f}", f"{value:.4f}", apart))
         rows += _compared_predictions(folder / "evals" / which, again / "evals" / which)
     return rows
@@ -199,7 +214,7 @@ def _compared_weights(folder: Path, again: Path) -> dict[str, Any]:
     from ssl_bench import weights
 
     if not (folder / "encoder.safetensors").exists():
-        return {**_row("encoder", "-", "-", "its weights were not kept"), "same": None}
+        return _unknown("encoder", "its weights were not kept")
     old, new = weights.load(folder)[0], weights.load(again)[0]
     digests = weights.digest(old), weights.digest(new)
     largest = max(
@@ -232,6 +247,10 @@ def _row(what: str, before: str, again: str, difference: str) -> dict[str, Any]:
     }
 
 
+def _unknown(what: str, why: str) -> dict[str, Any]:
+    return {**_row(what, "-", "-", why), "same": None}
+
+
 def _config(plugin: Plugin, values: Mapping[str, Any]) -> Any:
     """A plugin's ``Config`` from JSON, whose lists were tuples."""
     known = {field.name for field in fields(plugin.config)}
@@ -256,7 +275,7 @@ def _origin(environment: Mapping[str, Any]) -> dict[str, Any]:
         "packages": environment.get("packages", {}),
         **{
             name: environment[name]
-            for name in ("python", "device", "cores", "platform", "host", "started")
+            for name in ("python", "device", "cores", "platform", "host", "started", "earlier")
             if name in environment
         },
     }
@@ -269,18 +288,6 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
                 yield f"{name} {key} was {value}, is {now.get(key)}"
     else:
         yield f"{name} was {before}, is {now}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of a run; nothing if it is not there.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return read_json(path) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _as_rich(title: str, facts: Mapping[str, Any]) -> Table:

@@ -42,7 +42,10 @@ from ssl_bench import RESULTS, __version__
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json, write_json
 
-_PACKAGES = ("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors")
+_PACKAGES = (
+    *("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors"),
+    *("scikit-learn", "scipy"),
+)
 _SECONDS_TO_LOOK = 0.5
 """How long to try for a lock: whoever asks whether it is held holds it for an instant."""
 
@@ -159,8 +162,40 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def record_environment(folder: Path, device: str) -> None:
-    """Write ``environment.json``."""
-    write_json(folder / "environment.json", environment(device))
+    """Write ``environment.json``; with what an interrupted training began is kept in ``earlier``.
+
+    Raises:
+        UserError: the one that is there cannot be read.
+    """
+    now, path = environment(device), folder / "environment.json"
+    if (folder / "checkpoint.pt").exists():
+        last = facts(path)
+        earlier = {name: last.get(name) for name in ("started", "code", "device", "packages")}
+        now["earlier"] = [*last.get("earlier", []), earlier]
+    write_json(path, now)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; nothing if it is not there.
+
+    Raises:
+        UserError: it cannot be read, or holds something else than names and values.
+    """
+    try:
+        found = read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+    require(isinstance(found, dict), f"{str(path)!r} cannot be read: it holds no names and values")
+    return found
+
+
+def state(folder: Path) -> str:
+    """trained, failed, running (its lock is held) or unfinished."""
+    if is_trained(folder):
+        return "trained"
+    if (folder / "failed.json").exists():
+        return "failed"
+    return "running" if is_locked(folder) else "unfinished"
 
 
 def command_of(folder: Path) -> str:

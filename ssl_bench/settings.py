@@ -58,8 +58,9 @@ class Settings:
     evals: tuple[str, ...] = ()
     """Evaluations to run afterwards, separated by commas; none skips them. Default: those marked
     with a star in `ssl-bench list`."""
-    eval_every: float | None = None
-    """Evaluate the encoder every so many epochs on the way, too, for curves over cost."""
+    eval_every: str = ""
+    """Evaluate the encoder on the way, too, for curves over cost: every so many epochs, such as
+    0.5, or every share of the training, such as 20%."""
     eval_every_with: tuple[str, ...] = ("knn",)
     """Evaluations of --eval-every, separated by commas."""
     preset: str = "quick"
@@ -78,11 +79,13 @@ class Settings:
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
         above("batch size", self.batch_size, 0)
-        for name in ("image_size", "patch_size", "micro_batch_size", "budget_flops", "eval_every"):
+        for name in ("image_size", "patch_size", "micro_batch_size", "budget_flops"):
             if getattr(self, name) is not None:
                 above(name.replace("_", " "), getattr(self, name), 0)
         if self.budget_time:
             above("budget time", self.budget_seconds, 0)
+        if self.eval_every:
+            self.epochs_between(self.epochs)
         given = [name for name in BUDGETS if getattr(self, name)]
         require(
             len(given) < 2,
@@ -98,6 +101,19 @@ class Settings:
         if not found:
             raise UserError(f"budget time {self.budget_time!r} is no time such as 90s, 10m or 2h")
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+    def epochs_between(self, epochs: float) -> float:
+        """What ``eval_every`` says, in epochs, for a training of so many."""
+        text = self.eval_every.strip()
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            raise UserError(
+                f"eval every {text!r} is neither a number of epochs such as 0.5 nor a share of the "
+                "training such as 20%"
+            ) from None
+        above("eval every", number, 0)
+        return number / 100 * epochs if text.endswith("%") else number
 
 
 BUDGETS = ("budget_flops", "budget_time", "match")
@@ -469,11 +485,16 @@ has twice the heads of timm's; no weight's shape shows the difference."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {},
-    "small": {"backbone": "vit_tiny_patch16_224", "epochs": 200, "batch_size": 256},
+    "small": {
+        "backbone": "vit_tiny_patch16_224",
+        "patch_size": 4,
+        "epochs": 200,
+        "batch_size": 256,
+    },
 }
 """Flags that a preset sets; a method's or an evaluation's own ``PRESETS`` may add to each."""
 
 PRESET_NOTES: Mapping[str, str] = {
     "quick": "minutes on two CPU cores; tuned on the embedded Fashion-MNIST",
-    "small": "ViT-Ti, 200 epochs: small images on a GPU",
+    "small": "ViT-Ti/4, 200 epochs: small images on a GPU",
 }

@@ -25,7 +25,8 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
 
     Returns:
         1 for features that are equal up to these, near 0 for unrelated ones, which may fall
-        below it by chance; 0 where one side is the same for all images.
+        below it by chance; 0 where one side is the same for all images; NaN where features are
+        no numbers.
 
     Raises:
         UserError: there are fewer than four images, or not as many on both sides.
@@ -38,7 +39,7 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
     x_NN, y_NN = _centred_gram(x_ND), _centred_gram(y_NE)
     shared = (x_NN * y_NN).sum()
     scale = x_NN.norm() * y_NN.norm()
-    return (shared / scale).item() if scale > 0 else 0.0
+    return 0.0 if scale == 0 else (shared / scale).item()
 
 
 def _centred_gram(x_ND: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ def notes(comparison: Comparison) -> list[str]:
     for table in comparison.tables:
         if len(table.groups) > _MOST_ROWS:
             found.append(
-                f"{table.evaluated_on}: {_MOST_ROWS} of {len(table.groups):,} rows are shown, those "
-                f"with the best {table.headlines[0].title}; --csv writes all"
+                f"{table.evaluated_on}: {_MOST_ROWS} of {len(table.groups):,} rows are shown, "
+                f"those with the best {table.headlines[0].title}; --csv writes all"
             )
     return list(dict.fromkeys([*found, *comparison.problems]))
 

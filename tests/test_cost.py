@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from conftest import CPU
 from test_contract import METHODS, build, named, plan, train, weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench import flops, plugins, pretrain
+from ssl_bench import budget, flops, plugins, pretrain
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError
 from ssl_bench.files import read_json
 from ssl_bench.plugins import Plugin
 
@@ -161,15 +164,33 @@ def test_runs_matched_by_flops(run: Call, tmp_path: Path) -> None:
     assert "reused" in out, "the same length under another name is the same run"
 
 
-def test_a_budget_of_time_keeps_the_length_it_bought(run: Call, tmp_path: Path) -> None:
-    words = ("--method", "mae", "--budget-time", "0.3s")
+def test_a_budget_of_time_keeps_the_length_it_bought(
+    run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the next measurement says, and for every seed: seeds of one thing are a group."""
+    monkeypatch.setattr(budget, "seconds_per_step", lambda *_: 0.05)
+    words = ("--method", "mae", "--budget-time", "0.32s")
     code, _, err = run(*words)
     assert code == 0, err
     first = only(tmp_path, "mae-*")
-    assert read_json(first / "cost.json")["steps"] >= 1
-    assert read_json(first / "config.json")["budget"] == {"seconds": 0.3}
+    assert read_json(first / "cost.json")["steps"] == 6
+    assert read_json(first / "config.json")["budget"]["seconds"] == 0.32
+    monkeypatch.setattr(budget, "seconds_per_step", lambda *_: 0.08)
     assert "reused" in run(*words)[1]
     assert only(tmp_path, "mae-*") == first
+    assert run(*words, "--seed", 1)[0] == 0
+    assert read_json(only(tmp_path, "mae-images-seed1-*") / "cost.json")["steps"] == 6
+    assert run(*words, "--mask-ratio", 0.5)[0] == 0
+    steps = [read_json(path)["steps"] for path in (tmp_path / "runs").glob("mae-*/cost.json")]
+    assert sorted(steps) == [4, 6, 6]
+
+
+def test_the_time_of_a_step_is_measured(spec: EncoderSpec, tiny: Dataset) -> None:
+    plugin = plugins.find("method", "mae")
+    method = build(plugin, spec)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    assert 0 < budget.seconds_per_step(method, tiny, plan(plugin, spec, tiny), CPU) < 60
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
 
 
 def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
@@ -181,9 +202,62 @@ def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
     for home in homes:
         [scores] = home.glob("evals/knn-*/scores.json")
         assert f"knn {read_json(scores)['scores']['top1']:.2f}" in out
+    assert "reused" in run(*words[:2], "--eval-every", "34%", "--knn-neighbors", 3)[1]
     code, _, err = run(*words[:2], "--eval-every", 0.17)
     assert code == 2
     assert "trained without --eval-every 0.17" in err
+
+
+def test_an_encoder_that_the_training_has_passed_is_not_promised(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = plugins.find("method", "mae")
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    method = build(plugin, spec)
+    after_step = method.after_step
+
+    def stop(progress: float) -> None:
+        after_step(progress)
+        if progress > 0.65:
+            raise KeyboardInterrupt
+
+    method.after_step = stop  # type: ignore[method-assign]
+    what = plan(plugin, spec, tiny)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(method, tiny, what, tmp_path, CPU)
+    with pytest.raises(UserError, match="step 2 is wanted on the way"):
+        pretrain.pretrain(build(plugin, spec), tiny, what, tmp_path, CPU, snapshot_steps=[2, 9])
+    pretrain.pretrain(build(plugin, spec), tiny, what, tmp_path, CPU, snapshot_steps=[9])
+    assert (pretrain.snapshot_folder(tmp_path, 9) / "encoder.json").exists()
+
+
+def test_peak_memory_is_the_training_s_own() -> None:
+    """What was held and given back before is not counted. In a process whose memory is fresh."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system cannot forget a peak")
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=True, timeout=120
+    )
+    before, large, forgotten, small = map(float, done.stdout.split())
+    assert large > before + 280
+    assert forgotten < before + 50
+    assert forgotten + 90 < small < forgotten + 150
+
+
+_PEAKS = """
+import torch
+from ssl_bench.hardware import Hardware, peak_memory_mib
+
+cpu = Hardware(torch.device("cpu"), "fp32", "test")
+print(peak_memory_mib(cpu.device))
+held = torch.ones(300 * 2**18)
+print(peak_memory_mib(cpu.device))
+del held
+cpu.forget_peak()
+print(peak_memory_mib(cpu.device))
+held = torch.ones(100 * 2**18)
+print(peak_memory_mib(cpu.device))
+"""
 
 
 @pytest.mark.parametrize(
@@ -200,6 +274,8 @@ def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
         (["--epochs", "nan"], "epochs nan"),
         (["--eval-every", "0.01"], "less than a step"),
         (["--eval-every", "-1"], "eval every -1"),
+        (["--eval-every", "often"], "eval every 'often'"),
+        (["--eval-every", "1%"], "less than a step"),
         (["--eval-every-with", "k-nn"], "did you mean 'knn'?"),
     ],
 )
@@ -217,7 +293,7 @@ def test_a_run_without_flops_cannot_be_matched(run: Call, tmp_path: Path) -> Non
     run("--method", "random-init")
     path = only(tmp_path, "mae-*") / "cost.json"
     path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "flops"}))
-    assert "before they were counted" in run("--method", "mocov3", "--match", "mae-images")[2]
+    assert "not counted when" in run("--method", "mocov3", "--match", "mae-images")[2]
     assert "trains nothing" in run("--method", "mocov3", "--match", "random-init")[2]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_bench import runs
 from ssl_bench.files import read_json, write_json
 
 Call = Callable[..., tuple[int, str, str]]
@@ -20,8 +21,12 @@ def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
     def call(*words: object) -> tuple[int, str, str]:
         return ssl_bench(
             *("run", "--data", image_folder, "--runs-dir", tmp_path / "runs", "--batch-size", 16),
-            *("--backbone", "vit_nano", "--evals", "knn", "--knn-neighbors", "1,3"),
-            *("--epochs", 2, "--precision", "fp32", *words),
+            *("--backbone", "vit_nano", "--epochs", 2, "--precision", "fp32"),
+            *(
+                words
+                if "--evals" in words
+                else (*words, "--evals", "knn", "--knn-neighbors", "1,3")
+            ),
         )
 
     return call
@@ -80,6 +85,43 @@ def test_rerun_says_what_differs(run: Call, ssl_bench: Call, tmp_path: Path) -> 
     assert "did NOT come out the same" in out
     assert "cannot tell" in out
     assert "-1" in out
+
+
+def test_rerun_names_what_it_cannot_repeat(run: Call, ssl_bench: Call, tmp_path: Path) -> None:
+    """One evaluation under two protocols, a new score, a device that is another one."""
+    run()
+    folder = only_run(tmp_path)
+    shared, precise = ("--runs-dir", tmp_path / "runs"), ("--precision", "fp32")
+    ssl_bench("eval", folder, "--evals", "knn", "--knn-neighbors", 2, *precise, *shared)
+    environment = read_json(folder / "environment.json")
+    write_json(folder / "environment.json", environment | {"device": "an abacus"})
+    code, out, err = ssl_bench("rerun", folder, *shared)
+    assert code == 0, err
+    assert "is left out: knn is there under another protocol" in out
+    assert "device was an abacus" in out
+
+
+def test_rerun_of_what_is_not_there_is_no_success(
+    run: Call, ssl_bench: Call, tmp_path: Path
+) -> None:
+    run("--evals", "none")
+    folder = only_run(tmp_path)
+    (folder / "encoder.safetensors").unlink()
+    code, out, _ = ssl_bench("rerun", folder, "--runs-dir", tmp_path / "runs")
+    assert code == 1
+    assert "nothing of it could be compared" in out
+
+
+def test_a_training_of_two_starts_says_so(run: Call, ssl_bench: Call, tmp_path: Path) -> None:
+    run()
+    folder = only_run(tmp_path)
+    (folder / "checkpoint.pt").touch()
+    runs.record_environment(folder, "another device")
+    environment = read_json(folder / "environment.json")
+    assert environment["device"] == "another device"
+    [earlier] = environment["earlier"]
+    assert earlier["device"] != "another device"
+    assert "another device" in ssl_bench("show", folder, "--runs-dir", tmp_path / "runs")[1]
 
 
 def test_a_method_given_as_a_file_is_found_again(
