@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -156,13 +157,14 @@ def _snapshots(settings: Settings, plan: Plan, method: Method, data: Dataset) ->
         return []
     schedule = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config)
     epochs = settings.epochs_between(plan.epochs)
-    between = round(epochs * schedule.steps_per_epoch)
+    between = epochs * schedule.steps_per_epoch
     require(
-        between > 0,
+        between >= 1,
         f"eval every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which takes "
         f"{1 / schedule.steps_per_epoch:.2g} epochs",
     )
-    return range(between, schedule.steps, between)
+    steps = (round(number * between) for number in itertools.count(1))
+    return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
 
 
 def _prepare(request: Request, data: Dataset) -> _Prepared:
