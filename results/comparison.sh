@@ -16,18 +16,18 @@ PATH="$PWD/.venv/bin:$PATH"
 PRESET=${PRESET:-quick}
 SEEDS=${SEEDS:-0 1 2}
 MINUTES=${MINUTES:-1000000}
-read -ra FLAGS <<< "${FLAGS:-}"
 case $PRESET in
     quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} ;;
     small) # an evaluation cannot go on from its middle, so none may take longer than a piece
         DATA=${DATA:-cifar10} BUDGET=${BUDGET:-5.5e16}
-        FLAGS=(--finetune-epochs 50 --partial-finetune-epochs 5 "${FLAGS[@]}")
+        FLAGS=${FLAGS:---finetune-epochs 50 --partial-finetune-epochs 5}
         ;;
     *)
         echo "PRESET is quick or small, not '$PRESET'" >&2
         exit 2
         ;;
 esac
+read -ra FLAGS <<< "${FLAGS:-}"
 NAME=$(basename "$DATA")
 RUNS=${RUNS:-runs/comparison-$NAME}
 
