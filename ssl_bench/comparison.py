@@ -8,6 +8,7 @@ over the whole table; other scores are shown and not tested.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MOST_GROUPS = 40
 """In a table with more groups than that, nothing is tested: the correction would hide it all."""
 _DONE = ("trained", "broken")
 _COSTS = ("images_seen", "flops", "seconds")
+_OF_DEVICE = ("seconds", "peak_memory_mib")
 _SIZES = ("peak_memory_mib", "encoder_parameters", "trained_parameters")
 
 
@@ -81,8 +83,9 @@ class Cell:
 
     Attributes:
         values: by run, NaN among them.
-        mark: "best" if the difference to every other group of the column is significant; "tied" for
-            the others that cannot be told apart from the highest mean, and for that one; else "".
+        mark: "best" if the difference to every other group of the column is significant; "single"
+            if it is, but of single runs, whatever other seeds would give; "tied" for the others
+            that cannot be told apart from the highest mean, and for that one; else "".
     """
 
     mean: Mean
@@ -164,21 +167,43 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
             not to go on reach.
     """
     found = index.runs.drop_duplicates("run")
-    rows, notes = grouping.rows(found, index.scores)
+    grouped = grouping.rows(found, index.scores)
+    rows = grouped.rows
     if at == "end":
         rows = rows[rows["step"].isna()]
     else:
         rows = rows[rows["run"].isin(found.loc[found["state"].isin(_DONE), "run"])]
-    notes += grouping.versions(rows)
-    versions = rows.groupby(["evaluated_on", "test_fingerprint", "test_images"], sort=False)
-    tables = tuple(_table(part, found, at, at_cost) for _, part in versions)
-    is_shown = found["run"].isin(rows["run"]) & (found["state"] == "trained")
+    notes = [*grouped.notes, *grouping.versions(rows)]
+    versions = ["evaluated_on", "test_fingerprint", "test_images"]
+    if at == "equal-time":
+        rows, reasons = _by_device(rows, found)
+        versions.append("device")
+        notes += reasons
+    parts = rows.groupby(versions, sort=False)
+    tables = tuple(_table(part, found, grouped.differing, at, at_cost) for _, part in parts)
+    is_shown = found["run"].replace(grouped.twins).isin(rows["run"]) & (found["state"] == "trained")
     has_error = found["error"].map(lambda error: bool(_text(error)))
     pending = tuple(_pending(row) for _, row in found[~is_shown | has_error].iterrows())
     return Comparison(tables, pending, tuple(notes), tuple(index.problems))
 
 
-def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None) -> Table:
+def _by_device(rows: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Each score with its run's device, since a second on one is no second on another."""
+    devices = runs.set_index("run")["device"].fillna("a device that is not known")
+    rows = rows.assign(device=rows["run"].map(devices))
+    names = sorted(rows["device"].unique())
+    if len(names) < 2:
+        return rows, []
+    return rows, [f"seconds of different devices are in tables of their own: {' / '.join(names)}"]
+
+
+def _table(
+    rows: pd.DataFrame,
+    runs: pd.DataFrame,
+    differing: Mapping[str, Mapping[str, Any]],
+    at: At,
+    at_cost: float | None,
+) -> Table:
     first = rows.iloc[0]
     title, notes = f"{first['evaluated_on']}, {int(first['test_images']):,} test images", []
     caveats = sorted({f"{first['evaluated_on']}: {note}" for note in rows["note"].dropna() if note})
@@ -188,9 +213,11 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
         reading = curves.read(rows, at, at_cost)
         read, notes = reading.rows, list(reading.notes)
         title = f"{title}, {reading.title}"
+        if at == "equal-time":
+            title += f", on {first['device']}"
         costs = read.drop_duplicates("run").set_index("run")
         rows = rows.assign(**{name: rows["run"].map(costs[name]) for name in _COSTS})
-    groups = _groups(rows, runs)
+    groups = _groups(rows, runs, differing)
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in read[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
@@ -215,6 +242,11 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
     devices = sorted({device for group in groups for device in group.cost.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
+    notes += [
+        f"{group.label}: its runs were on different devices, so that it has no mean time or memory"
+        for group in groups
+        if len(group.cost.devices) > 1
+    ]
     return Table(
         evaluated_on=first["evaluated_on"],
         test_fingerprint=first["test_fingerprint"],
@@ -228,23 +260,27 @@ def _table(rows: pd.DataFrame, runs: pd.DataFrame, at: At, at_cost: float | None
     )
 
 
-def _groups(rows: pd.DataFrame, runs: pd.DataFrame) -> tuple[Group, ...]:
+def _groups(
+    rows: pd.DataFrame, runs: pd.DataFrame, differing: Mapping[str, Mapping[str, Any]]
+) -> tuple[Group, ...]:
     """The rows of a table, in order; costs are the means over each group's runs."""
-    own = rows.drop_duplicates(["key", "run"]).sort_values("seed")
+    told = ["key", "label", "method", "run", "seed"]
+    own = rows.drop_duplicates(["key", "run"]).sort_values("seed")[[*told, *_COSTS]]
     own = own.merge(runs[["run", "device", *_SIZES]], on="run")
     numbers = own[[*_COSTS, *_SIZES]].apply(pd.to_numeric, errors="coerce")
-    means = numbers.groupby(own["key"]).mean().astype(object)
+    means = numbers.groupby(own["key"]).mean()
+    means.loc[own.groupby("key")["device"].nunique() > 1, list(_OF_DEVICE)] = math.nan
+    means = means.astype(object)
     costs = means.where(means.notna(), None).to_dict("index")
     by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    told = ["key", "label", "method", "differing", "run", "seed", "device"]
-    for row in own[told].to_dict("records"):
+    for row in own[[*told, "device"]].to_dict("records"):
         by_key[row["key"]].append(row)
     groups = [
         Group(
             key=key,
             label=each[0]["label"],
             method=each[0]["method"],
-            differing=each[0]["differing"],
+            differing=differing[key],
             members=tuple(Member(row["run"], int(row["seed"])) for row in each),
             cost=Cost(
                 **costs[key], devices=tuple(sorted({_text(r["device"]) for r in each} - {""}))

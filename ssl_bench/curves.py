@@ -73,7 +73,7 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
     labels = rows.drop_duplicates("key").set_index("key")["label"]
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in (*_COSTS, "step")}
     rows = rows.assign(**numbers)
-    reach = rows[axis.name].groupby([rows["key"], rows["run"]]).max().groupby("key").min()
+    reach = rows.groupby(["key", "run"])[axis.name].max().groupby("key").min()
     trained = reach[reach > 0]
     notes = [
         f"{labels[key]}: {axis.name} was not recorded, so it cannot be read at an equal cost"
@@ -98,17 +98,25 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
             f"{label}: {name} of {count} run{'s' * (count > 1)} is not known at "
             f"{axis.words(cost)}, only from {axis.words(min(known))} to {axis.words(max(known))}"
         )
-    ended = [
-        labels[key] for key in trained.index if math.isclose(trained[key], cost, rel_tol=_SAME)
-    ]
-    if len(ended) == len(trained):
-        annealed = "the end of each run"
-    else:
-        annealed = "learning rates not annealed there"
-        annealed += f" (those of {', '.join(ended)} are)" if ended else ""
-    title = f"at {axis.words(cost)}, {annealed}"
+    title = f"at {axis.words(cost)}, {_annealed(rows[rows['key'].isin(trained.index)], axis, cost)}"
     kept = pd.DataFrame(found, columns=rows.columns) if found else rows.iloc[:0]
     return Reading(kept, title, tuple(notes), cost)
+
+
+def _annealed(rows: pd.DataFrame, axis: Axis, cost: float) -> str:
+    """Whether the cost is that of the whole training, of all runs or of which."""
+    ends = rows[axis.name].where(rows["step"].isna())
+    own = ends.groupby([rows["label"], rows["run"]]).max()
+    is_end = (own - cost).abs() <= _SAME * own.clip(lower=cost)
+    if is_end.all():
+        return "the end of each run"
+    ended = [
+        label if part.all() else f"{part.sum()} of {len(part)} runs of {label}"
+        for label, part in is_end.groupby(level=0)
+        if part.any()
+    ]
+    whose = f" (those of {', '.join(ended)} are)" if ended else ""
+    return f"learning rates not annealed there{whose}"
 
 
 def _curves(rows: pd.DataFrame) -> Iterable[list[Point]]:

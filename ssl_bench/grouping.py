@@ -18,6 +18,7 @@ _NEEDED = (
     "group", "method", "seed", "eval", "protocol", "evaluated_on", "test_fingerprint",
     "test_images", "eval_precision", "score",
 )  # fmt: skip
+_TOLD = ("settings", "pretrained_on", "data_fingerprint", "eval_precision", "eval_seed")
 _OF_RUNS = ("run", "group", "method", "settings", "pretrained_on", "data_fingerprint", "seed")
 
 
@@ -61,18 +62,33 @@ class Score(NamedTuple):
     folder: str
 
 
-def rows(runs: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+@dataclass(frozen=True)
+class Grouped:
     """Scores, each with the group and the column it belongs to.
 
-    Returns:
-        The scores with the columns of their runs, ``key``, ``label`` and ``differing`` of the
-        group, and ``column``, the key of a `Column`; and notes.
+    Attributes:
+        rows: the scores with the columns of their runs, ``key`` and ``label`` of the group, and
+            ``column``, the key of a `Column`. A seed of a group is there once.
+        differing: by key of a group, the settings in which the method's groups differ.
+        twins: runs of a seed that another run of the group has too, and that run, which stands for
+            both.
     """
+
+    rows: pd.DataFrame
+    differing: Mapping[str, Mapping[str, Any]]
+    twins: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def rows(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
+    """Tell groups and columns apart."""
     found = scores.merge(runs[list(_OF_RUNS)], on="run", how="inner")
-    is_whole = found[list(_NEEDED)].notna().all(axis="columns")
+    is_missing = found[list(_NEEDED)].isna()
+    is_whole = ~is_missing.any(axis="columns")
     notes = [
-        f"{run}: scores are left out, for they do not tell on what they were measured"
-        for run in found.loc[~is_whole, "run"].unique()
+        f"{run}: scores are left out, for these are not known of them: "
+        + ", ".join(name for name in _NEEDED if part[name].any())
+        for run, part in is_missing[~is_whole].groupby(found["run"], sort=False)
     ]
     found = found[is_whole]
     value = pd.to_numeric(found["value"], errors="coerce")
@@ -86,9 +102,9 @@ def rows(runs: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, list[s
     )
     labels: dict[str, str] = {}
     differing: dict[str, dict[str, Any]] = {}
-    firsts = found.drop_duplicates("key").set_index("key")
+    firsts = found.drop_duplicates("key").set_index("key")[[*_TOLD, "group", "method"]]
     for method, peers in firsts.groupby("method"):
-        differing |= _differences({key: _told(row) for key, row in peers.iterrows()})
+        differing |= _differences({key: _told(row) for key, row in peers.to_dict("index").items()})
         words = {
             key: ", ".join(f"{name}={_word(value)}" for name, value in differing[key].items())
             for key in peers.index
@@ -106,10 +122,43 @@ def rows(runs: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, list[s
                 "tell them apart"
             )
         labels |= own
-    return found.assign(
-        label=[labels[key] for key in found["key"]],
-        differing=[differing[key] for key in found["key"]],
-    ), notes
+    found, standing, doubled = _once(found.assign(label=found["key"].map(labels)))
+    return Grouped(found, differing, standing, (*notes, *doubled))
+
+
+def _once(found: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+    """Runs of one seed in a group as one, since a copy or a repetition is no other observation.
+
+    Where they disagree, their mean stands for them. The run that stands for them is one that ended.
+    """
+    seed = ["key", "seed"]
+    ended = found.iloc[found["step"].notna().argsort(kind="stable")]
+    first = ended.groupby(seed)["run"].first()
+    own = pd.Series(first.reindex(pd.MultiIndex.from_frame(found[seed])).array, found.index)
+    is_twin = own != found["run"]
+    if not is_twin.any():
+        return found, {}, []
+    twins = dict(zip(found.loc[is_twin, "run"], own[is_twin], strict=True))
+    place = [*seed, "column", "step"]
+    # A twin's score stands only where the run that stands for it has none.
+    both = found.assign(run=own, alias=found["run"])[own.isin(own[is_twin])]
+    both = both.iloc[is_twin[both.index].argsort(kind="stable")]
+    values = both.groupby(place, dropna=False)["value"]
+    is_mixed = values.transform("nunique", dropna=False) > 1
+    both["value"] = both["value"].mask(is_mixed, values.transform("mean"))
+    notes = []
+    for (label, number, run), part in both.groupby(["label", "seed", "run"]):
+        others = sorted({*part["alias"]} - {run})
+        differ = "; where their scores differ, their mean is taken" * bool(
+            is_mixed[part.index].any()
+        )
+        if others:
+            notes.append(
+                f"{label}: seed {number:.0f} is counted once, as {run}, and is also that of "
+                f"{', '.join(others)}{differ}"
+            )
+    merged = both.drop_duplicates(place)[found.columns]
+    return pd.concat([found.drop(both.index), merged]).sort_index(), twins, notes
 
 
 def order(group: Any) -> tuple[Any, ...]:
@@ -183,12 +232,13 @@ def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
 
 def _config(folder: str) -> Mapping[str, Any] | None:
     try:
-        return read_json(Path(folder) / "scores.json")["config"]
+        config = read_json(Path(folder) / "scores.json")["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return config if isinstance(config, dict) else None
 
 
-def _told(row: pd.Series) -> dict[str, Any]:
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a group may differ in from others of its method."""
     settings = json.loads(row["settings"]) if isinstance(row["settings"], str) else {}
     told = {

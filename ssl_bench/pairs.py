@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import Literal
 
 import numpy as np
 
-from ssl_bench import statistics
-from ssl_bench.errors import first_line
+from ssl_bench import arrays, statistics
+from ssl_bench.errors import UserError
 from ssl_bench.grouping import Column, Score
 from ssl_bench.statistics import Difference
 
 LEVEL = 0.05
 _ROUNDED = 0.006
 """By how much a score may differ from the share of right predictions: two digits are stored."""
-Mark = Literal["best", "tied", ""]
+Mark = Literal["best", "single", "tied", ""]
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,25 @@ class Pair:
         return self.p_adjusted is not None and self.p_adjusted < LEVEL
 
     @property
+    def is_of_runs(self) -> bool:
+        """Whether it tells of two runs, and not of what other seeds would give."""
+        return self.difference.test == "McNemar"
+
+    @property
+    def better(self) -> str | None:
+        """The key of the one that is significantly better; None for a tie."""
+        if not self.is_significant:
+            return None
+        is_first = (self.difference.difference > 0) == (self.column.better != "lower")
+        return self.a if is_first else self.b
+
+    @property
     def how(self) -> str:
         """Which test it was."""
-        n = self.difference.n
+        n, unpaired = self.difference.n, self.difference.unpaired
+        rest = f" ({unpaired} more without a partner)" if unpaired else ""
         return {
-            "paired t": f"paired t, {n} seeds",
+            "paired t": f"paired t, {n} seeds{rest}",
             "Welch t": f"Welch t, {n} seeds or more",
             "McNemar": "McNemar, one pair of runs",
             "none": "not tested",
@@ -107,6 +120,8 @@ def test_pairs(
 def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, Mark]:
     """Who is best in a column, or who cannot be told apart from the highest mean.
 
+    A paired test may contradict the means, which are over all seeds: then nobody is beaten.
+
     Args:
         means: by key of group, without NaN.
         pairs: at least those of the column.
@@ -116,9 +131,12 @@ def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> 
         return {}
     sign = -1 if column.better == "lower" else 1
     top = max(means, key=lambda key: sign * means[key])
-    beaten = {p.b if p.a == top else p.a for p in own if top in (p.a, p.b) and p.is_significant}
+    won = [pair for pair in own if pair.better == top]
+    beaten = {key for pair in won for key in (pair.a, pair.b)} - {top}
     level = [key for key in means if key not in beaten]
-    return dict.fromkeys(level, "best" if level == [top] else "tied")
+    if level != [top]:
+        return dict.fromkeys(level, "tied")
+    return {top: "single" if any(pair.is_of_runs for pair in won) else "best"}
 
 
 @dataclass(frozen=True)
@@ -131,19 +149,19 @@ class _Answers:
 
 def _answers(score: Score, notes: dict[str, None]) -> _Answers | None:
     """Whether a run has each test image right; None where that is not stored."""
-    path = Path(score.folder) / "predictions.npz"
-    if math.isnan(score.value) or not path.exists():
+    if math.isnan(score.value):
         return None
     try:
-        with np.load(path) as stored:
-            labels_N = stored["labels"]
-            right_N = stored["predictions"] == labels_N
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        notes[f"{score.run}: predictions of {score.eval} cannot be read: {first_line(error)}"] = (
-            None
-        )
+        found = arrays.read(Path(score.folder) / "predictions.npz", ("predictions", "labels"))
+    except UserError as error:
+        notes[str(error)] = None
         return None
-    if not abs(100 * np.mean(right_N) - score.value) < _ROUNDED:
-        notes[f"{score.run}: predictions of {score.eval} do not give its score"] = None
+    if not found:
         return None
-    return _Answers(right_N, labels_N)
+    predictions_N, labels_N = found["predictions"], found["labels"]
+    if predictions_N.shape == labels_N.shape and labels_N.ndim == 1 and labels_N.size:
+        right_N = predictions_N == labels_N
+        if abs(100 * np.mean(right_N) - score.value) < _ROUNDED:
+            return _Answers(right_N, labels_N)
+    notes[f"{score.run}: predictions of {score.eval} do not give its score"] = None
+    return None

@@ -5,10 +5,10 @@ Where there is one run a side, McNemar's test speaks of these two runs and their
 
 What cannot be known is None, never a number that looks like knowledge:
 
-- one value has a mean and no interval;
-- differences without any spread are no evidence of how much they vary (scores are counts of images,
-  so that two seeds often give the same one): p = 1 if they are all zero, else no test and no
-  interval;
+- one value has a mean and no interval, and so have several that are all the same: scores are
+  counts of images, and what two seeds happen to share is not what all of them share;
+- for the same reason, differences without any spread are no evidence of how much they vary: p = 1
+  if they are all zero, else no test and no interval;
 - two runs that are right on the same images: p = 1;
 - values that are NaN are left out, and counted.
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -36,7 +37,8 @@ class Mean:
     Attributes:
         n: how many values; those that are NaN are not among them.
         mean: NaN if there are none.
-        half_width: of the interval mean - half_width to mean + half_width; None for one value.
+        half_width: of the interval mean - half_width to mean + half_width; None for one value, and
+            for values that are all the same.
         dropped: how many values were NaN.
     """
 
@@ -57,6 +59,7 @@ class Difference:
         interval: 95 %, of the difference; None where nothing is known of its spread.
         p: two-sided, not corrected; None where there is no test.
         dropped: values left out because they, or their partners, are NaN.
+        unpaired: values left out of a paired test because the other has none of their seed.
     """
 
     test: Literal["paired t", "Welch t", "McNemar", "none"]
@@ -65,6 +68,7 @@ class Difference:
     interval: tuple[float, float] | None
     p: float | None
     dropped: int = 0
+    unpaired: int = 0
 
 
 def mean_interval(values: Sequence[float]) -> Mean:
@@ -75,6 +79,8 @@ def mean_interval(values: Sequence[float]) -> Mean:
     if n < 2:
         return Mean(n, mean, None, dropped)
     error = float(np.std(known, ddof=1)) / math.sqrt(n)
+    if error <= _ROUNDING * abs(mean):
+        return Mean(n, mean, None, dropped)
     return Mean(n, mean, _quantile(n - 1) * error, dropped)
 
 
@@ -90,12 +96,14 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     known_a, known_b = _known(a), _known(b)
     dropped = len(a) + len(b) - len(known_a) - len(known_b)
     seeds = sorted(known_a.keys() & known_b.keys())
+    unpaired = len(a.keys() ^ b.keys())
     if len(seeds) >= 2:
         differences = np.array([known_a[seed] - known_b[seed] for seed in seeds])
         n = len(seeds)
         error = float(differences.std(ddof=1)) / math.sqrt(n)
         scale = max(abs(known_a[seed]) + abs(known_b[seed]) for seed in seeds)
-        return _t_test("paired t", n, float(differences.mean()), error, n - 1, scale, dropped)
+        test = _t_test("paired t", n, float(differences.mean()), error, n - 1, scale, dropped)
+        return replace(test, unpaired=unpaired)
     values_a, values_b = (np.array(list(known.values())) for known in (known_a, known_b))
     n = min(len(values_a), len(values_b))
     mean = float(values_a.mean() - values_b.mean()) if n else math.nan
@@ -182,6 +190,7 @@ def _t_test(
     return Difference(test, n, mean, (mean - half_width, mean + half_width), p, dropped)
 
 
+@cache
 def _quantile(freedom: float) -> float:
     return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
 

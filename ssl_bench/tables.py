@@ -17,7 +17,7 @@ from ssl_bench.pairs import LEVEL, Pair
 from ssl_bench.units import count, digits, share, time, whole
 
 Record = Mapping[str, Any]
-_SIGNS = {"best": " *", "tied": " ~", "": ""}
+_SIGNS = {"best": " *", "single": " †", "tied": " ~", "": ""}
 _MOST_PAIRS = 15
 _MOST_ROWS = 100
 _WRAP = 16
@@ -218,9 +218,11 @@ def _caption(table: Compared) -> str:
         lines.append("mean ± half of its 95 % t interval over seeds")
     if "best" in marks:
         lines.append(f"* differs from every other one in its column (corrected p < {LEVEL})")
+    if "single" in marks:
+        lines.append(f"† differs from every other one, but of single runs (corrected p < {LEVEL})")
     if "tied" in marks:
         lines.append("~ cannot be told apart from the best mean of its column")
-    if any(pair.difference.test == "McNemar" for pair in table.pairs):
+    if any(pair.is_of_runs for pair in table.pairs):
         lines.append("one run a side: that tells of these runs, not of other seeds")
     return "\n".join(lines)
 
@@ -310,8 +312,9 @@ def _difference(pair: Pair, sign: int) -> str:
 def _verdict(pair: Pair) -> str:
     if pair.p_adjusted is None:
         return "not tested"
-    how = pair.difference.test if pair.difference.test == "McNemar" else pair.how
-    return f"{'significant' if pair.is_significant else 'tie'}\n{how}"
+    if pair.is_of_runs:
+        return f"{'differs, these two runs' if pair.is_significant else 'tie'}\nMcNemar"
+    return f"{'significant' if pair.is_significant else 'tie'}\n{pair.how}"
 
 
 def _pending(comparison: Comparison) -> Table:

@@ -28,10 +28,11 @@ def by_seed(values: list[float] | np.ndarray, first: int = 0) -> dict[int, float
 def test_interval_of_a_mean(values: list[float]) -> None:
     ours = statistics.mean_interval(values)
     low, high = DescrStatsW(values).tconfint_mean(alpha=0.05)
-    assert ours.half_width is not None
     assert (ours.n, ours.mean) == (len(values), pytest.approx(np.mean(values)))
-    assert ours.mean - ours.half_width == pytest.approx(low, abs=1e-9)
-    assert ours.mean + ours.half_width == pytest.approx(high, abs=1e-9)
+    assert (ours.half_width is None) == (len({*values}) == 1)
+    if ours.half_width is not None:
+        assert ours.mean - ours.half_width == pytest.approx(low, abs=1e-9)
+        assert ours.mean + ours.half_width == pytest.approx(high, abs=1e-9)
 
 
 def test_a_single_value_has_no_interval() -> None:
@@ -39,6 +40,19 @@ def test_a_single_value_has_no_interval() -> None:
     nothing = statistics.mean_interval([])
     assert (nothing.n, nothing.half_width) == (0, None)
     assert math.isnan(nothing.mean)
+
+
+def test_equal_values_have_no_interval() -> None:
+    """Their floating-point mean is off by a rounding, which is no spread."""
+    for value in (0.0, 80.1, 1e-9, -3.3):
+        assert statistics.mean_interval([value] * 3).half_width is None
+    assert statistics.mean_interval([80.10, 80.11]).half_width is not None
+
+
+def test_seeds_without_a_partner_are_counted() -> None:
+    ours = statistics.difference({0: 1.0, 1: 2.0, 2: 4.0}, {1: 5.0, 2: 6.5, 8: 1.0})
+    assert (ours.test, ours.n, ours.unpaired) == ("paired t", 2, 2)
+    assert statistics.difference({0: 1.0, 1: 2.0}, {1: 5.0, 2: 6.0}).unpaired == 0, "Welch"
 
 
 def test_nan_is_left_out_and_counted() -> None:

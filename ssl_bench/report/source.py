@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ssl_bench import grouping
+from ssl_bench import arrays, grouping
 from ssl_bench.comparison import Comparison
-from ssl_bench.errors import first_line
+from ssl_bench.errors import UserError, first_line
 from ssl_bench.files import read_json
 from ssl_bench.index import Index
 from ssl_bench.report.drawing import Look, shades
@@ -63,7 +62,7 @@ class Source:
     def scores(self) -> pd.DataFrame:
         """Every score that is a number, with the row of the comparison that it belongs to."""
         runs = self.index.runs.drop_duplicates("run")
-        scores, _ = grouping.rows(runs, self.index.scores)
+        scores = grouping.rows(runs, self.index.scores).rows
         scores = scores.assign(device=scores["run"].map(runs.set_index("run")["device"]))
         return scores.dropna(subset=["value"])
 
@@ -91,16 +90,10 @@ class Source:
 
     def arrays(self, folder: str, names: Sequence[str], file: str = "arrays.npz") -> dict[str, Any]:
         """An evaluation's arrays, or nothing where one of them is missing or cannot be read."""
-        path = Path(folder) / file
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                if not set(names) <= set(stored.files):
-                    return {}
-                return {name: stored[name] for name in stored.files}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            self.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
+            return arrays.read(Path(folder) / file, names)
+        except UserError as error:
+            self.problem(str(error))
             return {}
 
     def record(self, folder: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Cell:
     Attributes:
         sort: a number or a text; None stands last in either direction.
         link: the name of an anchor on the page.
-        mark: "best", "tied" or "".
+        mark: "best", "single", "tied" or "".
         hint: more to know.
     """
 
@@ -63,6 +63,11 @@ _COSTS = (
     "runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)", "encoder parameters",
     "trained parameters", "device",
 )  # fmt: skip
+_LEGEND = {
+    "best": " ● marks the best of a column, significantly so against each other group.",
+    "single": " † marks the best of a column's single runs.",
+    "tied": " ○ marks what cannot be told apart from the highest mean.",
+}
 
 
 def main_tables(source: Source) -> Iterator[Table]:
@@ -75,16 +80,15 @@ def main_tables(source: Source) -> Iterator[Table]:
         unit = f"Scores: {min(units)}. " if len(units) == 1 else ""
         columns = ("method", *(_head(c, len(units) > 1) for c in table.headlines), *_COSTS)
         marks = {cell.mark for cell in table.cells.values()}
-        single = any(pair.difference.test == "McNemar" for pair in table.pairs)
-        legend = " ● marks the best of a column, significantly so against each other group."
+        single = any(pair.is_of_runs for pair in table.pairs)
+        legend = "".join(words for mark, words in _LEGEND.items() if mark in marks)
         alone = " Single runs are tested by McNemar, which says nothing of other seeds."
-        tied = " ○ marks what cannot be told apart from the highest mean."
         yield Table(
             name=_name("scores", table),
             title=table.title,
             caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; "
-            "of one run, no interval is known. Cost is that of the pre-training, the mean over "
-            f"seeds.{legend * ('best' in marks)}{tied * ('tied' in marks)}{alone * single}",
+            "of one run, or of equal scores, none is known. Cost is that of the pre-training, the mean over "
+            f"seeds.{legend}{alone * single}",
             columns=columns,
             numeric=frozenset(range(1, len(columns) - 1)),
             rows=tuple(map(tuple, rows)),
@@ -125,10 +129,11 @@ def pair_tables(source: Source) -> Iterator[Table]:
             low, high = found.interval or (math.nan, math.nan)
             unit = "%" if found.test == "McNemar" else pair.column.unit
             between = f"{digits(low, unit, '+')} to {digits(high, unit, '+')}"
+            mark = ("single" if pair.is_of_runs else "best") if pair.better else ""
             verdict = "tie" if pair.p_adjusted is not None else "not tested"
-            if pair.is_significant:
-                is_a = (found.difference > 0) == (pair.column.better == "higher")
-                verdict = f"{a if is_a else b} is better"
+            if pair.better:
+                verdict = f"{table.label(pair.better)} is better"
+                verdict += ", of these two runs" * pair.is_of_runs
             rows.append(
                 (
                     Cell(pair.column.title, pair.column.title),
@@ -139,7 +144,7 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     Cell(_p(found.p), found.p),
                     Cell(_p(pair.p_adjusted), pair.p_adjusted),
                     Cell(pair.how, pair.how),
-                    Cell(verdict, verdict, mark="best" if pair.is_significant else ""),
+                    Cell(verdict, verdict, mark=mark),
                 )
             )
             data.append(
@@ -182,7 +187,7 @@ def pair_tables(source: Source) -> Iterator[Table]:
 
 def rows_of(table: Table) -> Iterable[tuple[str, ...]]:
     """The texts of a table, marks included."""
-    signs = {"best": " ●", "tied": " ○"}
+    signs = {"best": " ●", "single": " †", "tied": " ○"}
     for row in table.rows:
         yield tuple(cell.text + signs.get(cell.mark, "") for cell in row)
 
