@@ -16,8 +16,8 @@ from ssl_bench import figures, masking, runs, sweep
 from ssl_bench.ablation import Cell, Study, as_number
 from ssl_bench.commands import Run, console
 from ssl_bench.files import atomic, write_json
+from ssl_bench.gains import headline
 from ssl_bench.settings import Ablation
-from ssl_bench.tables import headline
 
 _DEVIATION, _PAPER = " deviation", " of the paper"
 _LINE = 100

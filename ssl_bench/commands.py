@@ -346,7 +346,7 @@ def _evaluate(
     runs_dir: Path,
     keep_features: bool,
 ) -> list[evaluation.Record]:
-    from ssl_bench import tables
+    from ssl_bench import gains
 
     records = []
     try:
@@ -356,7 +356,7 @@ def _evaluate(
             records.append(record)
     finally:
         if records:
-            console.print(tables.beside_baselines(method, records))
+            console.print(gains.beside_baselines(method, records))
     return records
 
 

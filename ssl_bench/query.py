@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +15,14 @@ from ssl_bench import index, rows
 from ssl_bench.errors import UserError
 from ssl_bench.files import atomic, writing
 from ssl_bench.settings import QuerySettings
+from ssl_bench.units import plain
+
+Fetch = Callable[[int], list[tuple[Any, ...]]]
 
 _SHOWN = 100
+_AT_ONCE = 10_000
+_MEMORY = "2GB"
+"""For the database: a slip like a join on nothing ends there, and not this machine."""
 _NARROW = 8
 """Characters below which a table's columns cannot be read."""
 
@@ -24,7 +31,8 @@ def query(settings: QuerySettings) -> None:
     """Answer a query, or list the columns that there are where none is asked.
 
     Raises:
-        UserError: the SQL is wrong, there is no run, or the CSV file cannot be written.
+        UserError: the SQL is wrong or takes too much memory, there is no run, or the CSV file
+            cannot be written.
     """
     console = Console()
     if settings.schema or not settings.sql.strip():
@@ -33,28 +41,41 @@ def query(settings: QuerySettings) -> None:
             console.print()
         return
     found = index.tables(settings.runs_dir)
-    names, answer = _ask(settings.sql, found)
-    shown = answer[:_SHOWN]
+    with _asked(settings.sql, found) as (names, fetch):
+        answer = fetch(_SHOWN + 1)
+        _show(console, names, answer[:_SHOWN])
+        if len(answer) > _SHOWN:
+            console.print("more rows; --csv FILE writes them all")
+        if found.problems:
+            first, *others = found.problems
+            rest = f" (and {len(others):,} more)" if others else ""
+            note = Text(plain(f"note: {first}{rest}"))
+            Console(stderr=True).print(note, style="yellow", soft_wrap=True)
+        if settings.csv:
+            with (
+                writing(settings.csv),
+                atomic(settings.csv) as path,
+                path.open("w", newline="") as f,
+            ):
+                writer = csv.writer(f)
+                writer.writerow(names)
+                while answer:
+                    writer.writerows(answer)
+                    answer = fetch(_AT_ONCE)
+            console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
+
+
+def _show(console: Console, names: Sequence[str], shown: Sequence[Sequence[Any]]) -> None:
     is_wide = len(names) * _NARROW > console.width and console.is_terminal
     if not console.is_terminal:
         console.width = 10_000  # nobody's window, whose lines would be broken
     for table in _records(names, shown) if is_wide else [_table(names, shown)]:
         console.print(table)
-    more = len(answer) - len(shown)
-    if more:
-        console.print(f"{more:,} more rows; --csv FILE writes them all")
-    if found.problems:
-        first, *others = found.problems
-        rest = f" (and {len(others):,} more)" if others else ""
-        Console(stderr=True).print(Text(f"note: {first}{rest}"), style="yellow", soft_wrap=True)
-    if settings.csv:
-        with writing(settings.csv), atomic(settings.csv) as path, path.open("w", newline="") as f:
-            csv.writer(f).writerows([names, *answer])
-        console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
 
 
-def _ask(sql: str, found: index.Tables) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """The names of the answer's columns, and its rows.
+@contextmanager
+def _asked(sql: str, found: index.Tables) -> Iterator[tuple[list[str], Fetch]]:
+    """The names of the answer's columns, and what gives its next rows.
 
     The database is in memory, and SQL reaches no file but by the two tables.
     """
@@ -64,14 +85,20 @@ def _ask(sql: str, found: index.Tables) -> tuple[list[str], list[tuple[Any, ...]
         connection.register("runs", found.runs)
         connection.register("scores", found.scores)
         connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET temp_directory = ''")
+        connection.execute(f"SET memory_limit = '{_MEMORY}'")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         try:
             connection.execute(sql)
             names = [column[0] for column in connection.description or ()]
-            return names, connection.fetchall() if names else []
+            yield names, lambda count: connection.fetchmany(count) if names else []
         except duckdb.InterruptException:
             raise KeyboardInterrupt from None
+        except duckdb.OutOfMemoryException:
+            raise UserError(
+                f"the answer takes more than {_MEMORY} of memory; ask for less"
+            ) from None
         except duckdb.Error as error:
             is_of_names = isinstance(error, duckdb.BinderException | duckdb.CatalogException)
             hint = " (`ssl-bench query` lists the columns)" if is_of_names else ""
@@ -82,7 +109,9 @@ def _table(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> Table:
     table = Table()
     for number, name in enumerate(names):
         is_number = all(isinstance(row[number], int | float | None) for row in answer)
-        table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
+        table.add_column(
+            Text(plain(name)), justify="right" if is_number else "left", overflow="fold"
+        )
     for row in answer:
         table.add_row(*map(_cell, row))
     return table
@@ -96,7 +125,7 @@ def _records(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> list[Tabl
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in zip(names, row, strict=True):
-            table.add_row(Text(name), _cell(value))
+            table.add_row(Text(plain(name)), _cell(value))
         tables.append(table)
     return tables
 
@@ -104,7 +133,7 @@ def _records(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> list[Tabl
 def _cell(value: Any) -> Text:
     if value is None:
         return Text("-")
-    return Text(f"{value:.6g}" if isinstance(value, float) else str(value))
+    return Text(f"{value:.6g}" if isinstance(value, float) else plain(str(value)))
 
 
 def _meanings(title: str, columns: Any) -> Table:

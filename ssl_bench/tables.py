@@ -1,61 +1,30 @@
-"""Results as tables."""
+"""Comparisons as tables, for a terminal and for a file."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from ssl_bench.comparison import Cell, Comparison, Group
+from ssl_bench.comparison import Cell, Comparison, Cost, Group
 from ssl_bench.comparison import Table as Compared
 from ssl_bench.grouping import Column
 from ssl_bench.pairs import LEVEL, Pair
-from ssl_bench.units import count, digits, share, time, whole
+from ssl_bench.units import count, digits, plain, share, time, whole
 
-Record = Mapping[str, Any]
 _SIGNS = {"best": " *", "single": " †", "tied": " ~", "": ""}
 _MOST_PAIRS = 15
 _MOST_ROWS = 100
 _WRAP = 16
 _BORDER = 3
-_RUNS_FROM = 80
+_TRAINED_FROM = 80
+"""Width of a terminal that has room for the number of trained parameters."""
+_RUNS_FROM = 100
 """Width of a terminal that has room for the names of runs."""
-
-
-def headline(scores: Mapping[str, float]) -> float:
-    """The first score."""
-    return next(iter(scores.values()))
-
-
-def beside_baselines(method: str, records: Iterable[Record]) -> Table:
-    """One row for each evaluation: the method's score, its baselines' and what it gains."""
-    records = list(records)
-    labels = list(dict.fromkeys(label for record in records for label in record["baselines"]))
-    tested = " or ".join(f"{count:,}" for count in sorted({r["test_images"] for r in records}))
-    notes = sorted({record["note"] for record in records if record["note"]})
-    units = [record.get("unit", "top-1 accuracy (%)") for record in records]
-    is_mixed = len(set(units)) > 1
-    what = "" if is_mixed else f"{units[0]}, "
-    caption = f"{what}{tested} test images, one seed (gain over the baseline)"
-    table = Table(title=f"{method} on {records[0]['data']}", caption="\n".join([caption, *notes]))
-    table.add_column("evaluation")
-    table.add_column(method, justify="right", style="bold")
-    for label in labels:
-        table.add_column(label, justify="right")
-    for record, unit in zip(records, units, strict=True):
-        score = headline(record["scores"])
-        others = {label: headline(scores) for label, scores in record["baselines"].items()}
-        gains = {label: f" ({digits(score - other, unit, '+')})" for label, other in others.items()}
-        if record.get("better") == "neither":
-            gains = dict.fromkeys(others, "")
-        cells = (digits(others[n], unit) + gains[n] if n in others else "-" for n in labels)
-        name = f"{record['eval']}\n{unit}" if is_mixed else record["eval"]
-        table.add_row(name, digits(score, unit), *cells)
-    return table
 
 
 def as_rich(comparison: Comparison, width: int) -> Iterator[Table]:
@@ -78,7 +47,7 @@ def notes(comparison: Comparison) -> list[str]:
                 f"{table.evaluated_on}: {_MOST_ROWS} of {len(table.groups):,} rows are shown, "
                 f"those with the best {table.headlines[0].title}; --csv writes all"
             )
-    return list(dict.fromkeys([*found, *comparison.problems]))
+    return list(dict.fromkeys(map(plain, [*found, *comparison.problems])))
 
 
 def flat(comparison: Comparison) -> pd.DataFrame:
@@ -146,14 +115,14 @@ def _scores(table: Compared, width: int) -> Iterator[Table]:
         more = f" ({number + 1} of {len(chunks)})" if len(chunks) > 1 else ""
         title = f"{what}{table.title}{more}"
         is_last = number == len(chunks) - 1
-        shown = Table(title=title, caption=_caption(table) if is_last else None)
+        shown = Table(title=plain(title), caption=_caption(table) if is_last else None)
         shown.add_column("method", overflow="fold")
         shown.add_column("runs", justify="right", no_wrap=True)
         for column in part:
-            shown.add_column(Text(heads[column.key]), justify="right", no_wrap=True)
+            shown.add_column(_text(heads[column.key]), justify="right", no_wrap=True)
         for row, group in enumerate(groups):
             cells = (texts[column.key][row] for column in part)
-            shown.add_row(Text(group.label), str(len(group.members)), *cells)
+            shown.add_row(_text(group.label), str(len(group.members)), *cells)
         yield shown
 
 
@@ -207,7 +176,7 @@ def _cell(table: Compared, group: Group, column: Column) -> Text:
         text += f" ± {digits(mean.half_width, column.unit)}"
     if mean.n != len(group.members):
         text += f" (n={mean.n})"
-    return Text(text + _SIGNS[cell.mark], style="bold" if cell.mark == "best" else "")
+    return _text(text + _SIGNS[cell.mark], style="bold" if cell.mark == "best" else "")
 
 
 def _caption(table: Compared) -> str:
@@ -230,25 +199,32 @@ def _caption(table: Compared) -> str:
 def _costs(table: Compared, width: int) -> Table:
     devices = sorted({name for group in table.groups for name in group.cost.devices})
     has_runs = width >= _RUNS_FROM
+    numbers = {name: f"[{number}]" for number, name in enumerate(devices, start=1)}
     caption = f"of one run, on average{'; runs by the end of their names' * has_runs}"
-    shown = Table(title="cost of pre-training", caption="\n".join([caption, *devices]))
-    heads = {
+    several = len(devices) > 1
+    told = [f"{numbers[name]} {name}" if several else name for name in devices]
+    shown = Table(title="cost of pre-training", caption=plain("\n".join([caption, *told])))
+    heads: dict[str, Callable[[Cost], str]] = {
         "images": lambda cost: count(cost.images_seen),
         "FLOP": lambda cost: count(cost.flops),
         "time": lambda cost: time(cost.seconds),
         "MiB": lambda cost: whole(cost.peak_memory_mib),
         "encoder": lambda cost: count(cost.encoder_parameters),
     }
+    if width >= _TRAINED_FROM:
+        heads["trained"] = lambda cost: count(cost.trained_parameters)
+    if several:
+        heads["on"] = lambda cost: "".join(numbers[name] for name in cost.devices)
     shown.add_column("method", overflow="fold")
     for head in heads:
         shown.add_column(head, justify="right", no_wrap=True)
     if has_runs:
         shown.add_column("runs", overflow="fold")
     for group in _rows(table):
-        cells = [Text(cell(group.cost)) for cell in heads.values()]
+        cells = [_text(cell(group.cost)) for cell in heads.values()]
         if has_runs:
             cells.append(Text(" ".join(m.run.rpartition("-")[2] for m in group.members)))
-        shown.add_row(Text(group.label), *cells)
+        shown.add_row(_text(group.label), *cells)
     return shown
 
 
@@ -281,11 +257,11 @@ def _pairs(table: Compared) -> Table:
         names = {key: name.removeprefix(shared).strip() or name for key, name in names.items()}
     for pair, first, second, sign in pairs:
         shown.add_row(
-            Text(pair.column.title),
-            Text(f"{names[first]} -\n{names[second]}"),
+            _text(pair.column.title),
+            _text(f"{names[first]} -\n{names[second]}"),
             _difference(pair, sign),
             "-" if pair.p_adjusted is None else share(pair.p_adjusted),
-            Text(_verdict(pair)),
+            _text(_verdict(pair)),
         )
     return shown
 
@@ -323,5 +299,9 @@ def _pending(comparison: Comparison) -> Table:
     shown.add_column("state", no_wrap=True)
     shown.add_column("why", overflow="fold")
     for run in comparison.pending:
-        shown.add_row(Text(run.run), run.state, Text(run.why))
+        shown.add_row(_text(run.run), run.state, _text(run.why))
     return shown
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(plain(text), style)

@@ -1,10 +1,11 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
 
 from __future__ import annotations
 
 import math
 
 _NOTHING = "-"
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {*b"\t\n"})
 _LARGE = ("", " k", " M", " G", " T", " P", " E", " Z", " Y")
 
 
@@ -42,6 +43,11 @@ def time(seconds: float | None) -> str:
 def whole(value: float | None) -> str:
     """Without decimals: "1,996"."""
     return _NOTHING if value is None else f"{value:,.0f}"
+
+
+def plain(text: str) -> str:
+    """The text without the characters by which a folder's name could command a terminal."""
+    return text.translate(_CONTROLS)
 
 
 def _scaled(value: float) -> str:

@@ -554,6 +554,28 @@ def test_a_terminal_gets_the_best_rows_of_very_many(results: Results) -> None:
     assert len(tables.flat(results.compare())) == 150
 
 
+def test_costs_tell_the_device_of_each_row(results: Results) -> None:
+    results.seeds("a", [80.0])
+    assert "[1]" not in shown(results.compare())
+    assert "trained" in shown(results.compare())
+    for seed, device in enumerate(["a CPU", "a GPU"]):
+        results.score(results.run("b", seed, device=device), 80.0 + seed)
+    text = shown(results.compare(), 100)
+    assert "[1] a CPU" in text and "[2] a GPU" in text
+    [row] = [line for line in text.splitlines() if "│ b" in line and "[1][2]" in line]
+    assert row.count(" - ") == 2, "time and memory"
+
+
+def test_no_name_commands_the_terminal(results: Results) -> None:
+    evil = "\x1b]0;title\x07\x9b2J"
+    results.score(results.run("a" + evil, device="CPU" + evil), 80.0, evaluated_on="data" + evil)
+    results.seeds("a" + evil, [70.0, 71.0], evil=evil)
+    results.run("c" + evil, state="failed", error=evil)
+    text = shown(results.compare())
+    assert "a]0;title2J" in text
+    assert not {*evil[:1], "\x07", "\x9b"} & {*text}
+
+
 def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> None:
     """Whole steps of one are never the FLOPs of another's."""
     for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 900.0)):

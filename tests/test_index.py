@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tables
-from ssl_bench import cli, index, rows, runs
+from ssl_bench import cli, index, query, rows, runs
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json
 
@@ -450,7 +450,46 @@ def test_query(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_query_shows_so_many_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path)
     assert ask(tmp_path, "select * from range(1234)") == 0
-    assert "1,134 more rows" in capsys.readouterr().out
+    assert "more rows; --csv" in capsys.readouterr().out
+    assert ask(tmp_path, "select * from range(100)") == 0
+    assert "more rows" not in capsys.readouterr().out
+
+
+def test_query_writes_an_answer_as_it_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path)
+    output = tmp_path / "out.csv"
+    assert ask(tmp_path, "select range as r from range(30_000)", "--csv", str(output)) == 0
+    assert output.read_text().split() == ["r", *map(str, range(30_000))]
+    output.unlink()
+    late = "select cast(if(range < 25_000, '1', 'x') as int) as r from range(30_000)"
+    assert ask(tmp_path, late, "--csv", str(output)) == 2
+    assert "Could not convert" in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_query_takes_so_much_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    monkeypatch.setattr(query, "_MEMORY", "30MB")
+    monkeypatch.chdir(tmp_path)
+    sql = "select repeat('x', 1000) || range as y from range(100_000) order by y"
+    assert ask(tmp_path, sql) == 2
+    error = capsys.readouterr().err
+    assert "takes more than 30MB of memory" in error and error.count("\n") == 1
+    assert sorted(os.listdir()) == [".index", "mae-a"]
+
+
+def test_query_lets_no_name_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "mae-\x1b]0;title\x07-\x9b2J")
+    assert ask(tmp_path, 'select run, chr(27) as "a\x1bb" from runs') == 0
+    shown = capsys.readouterr().out
+    assert "mae-]0;title-2J" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & {*shown}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ssl_bench import tables, units
+from ssl_bench import gains, units
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def record(name: str, score: float, baseline: float, **more: Any) -> dict[str, A
 def shown(*records: dict[str, Any]) -> str:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(tables.beside_baselines("mae", records))
+        console.print(gains.beside_baselines("mae", records))
     return capture.get()
 
 

@@ -87,8 +87,8 @@ def main_tables(source: Source) -> Iterator[Table]:
             name=_name("scores", table),
             title=table.title,
             caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; "
-            "of one run, or of equal scores, none is known. Cost is that of the pre-training, the mean over "
-            f"seeds.{legend}{alone * single}",
+            "of one run, or of equal scores, none is known. Cost is that of the pre-training, "
+            f"the mean over seeds.{legend}{alone * single}",
             columns=columns,
             numeric=frozenset(range(1, len(columns) - 1)),
             rows=tuple(map(tuple, rows)),
