@@ -176,7 +176,7 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
     notes = [*grouped.notes, *grouping.versions(rows)]
     versions = ["evaluated_on", "test_fingerprint", "test_images"]
     if at == "equal-time":
-        rows, reasons = _by_device(rows, found)
+        rows, reasons = grouping.by_device(rows, found)
         versions.append("device")
         notes += reasons
     parts = rows.groupby(versions, sort=False)
@@ -185,16 +185,6 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
     has_error = found["error"].map(lambda error: bool(_text(error)))
     pending = tuple(_pending(row) for _, row in found[~is_shown | has_error].iterrows())
     return Comparison(tables, pending, tuple(notes), tuple(index.problems))
-
-
-def _by_device(rows: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Each score with its run's device, since a second on one is no second on another."""
-    devices = runs.set_index("run")["device"].fillna("a device that is not known")
-    rows = rows.assign(device=rows["run"].map(devices))
-    names = sorted(rows["device"].unique())
-    if len(names) < 2:
-        return rows, []
-    return rows, [f"seconds of different devices are in tables of their own: {' / '.join(names)}"]
 
 
 def _table(

@@ -184,6 +184,16 @@ def versions(rows: pd.DataFrame) -> list[str]:
     return notes
 
 
+def by_device(rows: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Each score with its run's device, since a second on one is no second on another."""
+    devices = runs.set_index("run")["device"].fillna("a device that is not known")
+    rows = rows.assign(device=rows["run"].map(devices))
+    names = sorted(rows["device"].unique())
+    if len(names) < 2:
+        return rows, []
+    return rows, [f"seconds of different devices are in tables of their own: {' / '.join(names)}"]
+
+
 def columns(rows: pd.DataFrame) -> tuple[tuple[Column, ...], list[str]]:
     """The columns of a table, headlines first, and why an evaluation has several."""
     found: list[Column] = []

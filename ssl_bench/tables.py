@@ -83,12 +83,7 @@ def _flat(table: Compared, group: Group, column: Column, cell: Cell) -> dict[str
         "mark": cell.mark,
         "seeds": " ".join(map(str, known.values())),
         "runs": " ".join(known),
-        "images_seen": cost.images_seen,
-        "flops": cost.flops,
-        "seconds": cost.seconds,
-        "peak_memory_mib": cost.peak_memory_mib,
-        "encoder_parameters": cost.encoder_parameters,
-        "trained_parameters": cost.trained_parameters,
+        **{name: value for name, value in vars(cost).items() if name != "devices"},
         "device": "; ".join(cost.devices),
     }
 
