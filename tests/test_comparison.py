@@ -18,6 +18,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.files import write_json
 from ssl_bench.grouping import Column, Score
 from ssl_bench.index import Index
+from ssl_bench.report.source import Source
+from ssl_bench.report.tables import main_tables, pair_tables, rows_of
 from ssl_bench.rows import RUN_COLUMNS, SCORE_COLUMNS
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 100)
@@ -289,6 +291,11 @@ def test_single_runs_are_compared_by_their_predictions(
         assert "not of other seeds" in text
         assert "differs, these two runs" in text
         assert "significant" not in text and "*" not in text
+        source = Source(Index(pd.DataFrame(), pd.DataFrame(), ()), results.compare(), {})
+        [scores], [tests] = main_tables(source), pair_tables(source)
+        assert "90.00 (1) †" in next(iter(rows_of(scores)))
+        assert "a is better, of these two runs †" in next(iter(rows_of(tests)))
+        assert "●" not in scores.caption
     else:
         assert pair.how == "not tested"
         assert any("other images" in note for note in table.notes)
