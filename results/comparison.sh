@@ -58,7 +58,7 @@ for seed in $SEEDS; do
         cell $method "$seed" low-shot,robustness,representation,cka,attention,embedding
     done
 done
-for method in mae mocov3 supervised random-init; do
+for method in mae mocov3; do
     cell $method "${SEEDS%% *}" partial-finetune
 done
 if [[ $PRESET == small ]]; then

@@ -56,7 +56,7 @@ def test_scores_are_those_of_these_results(name: str, spec: EncoderSpec, tiny: D
     plugin = plugins.find("eval", name)
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
     found = plugin.load().evaluate(encoder, tiny, contract.small(plugin)).scores
-    tolerance = {"rel": 0.01, "abs": 2.6 if name in ("finetune", "linear-paper") else 0.01}
+    near = 2.6 if name in ("finetune", "linear-paper") else 0.01
     assert {score: found[score] for score in SCORES[name]} == pytest.approx(
-        SCORES[name], **tolerance
+        SCORES[name], rel=0.01, abs=near
     )
