@@ -6,7 +6,7 @@ for papers, and ``report.json`` tells that the folder is a report, which alone m
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from ssl_bench.report import (
     cost,
     drawing,
     exports,
+    numbers,
     origins,
     page,
     predictions,
@@ -28,13 +29,14 @@ from ssl_bench.report import (
     tables,
     training,
 )
-from ssl_bench.report.drawing import Drawing, Missing
+from ssl_bench.report.drawing import Drawing, Files, Missing
 from ssl_bench.report.source import UNKNOWN, Source
 from ssl_bench.settings import ReportSettings
 
 _MARKER = "report.json"
 _MAKER = "ssl-bench report"
-_FIGURES: tuple[Callable[[Source], Iterator[Drawing | Missing]], ...] = (
+Draw = Callable[[Source], Iterator[Drawing | Missing]]
+_FIGURES: tuple[Draw, ...] = (
     accuracy.by_evaluation,
     accuracy.within_evaluations,
     cost.against_cost,
@@ -51,7 +53,7 @@ _FIGURES: tuple[Callable[[Source], Iterator[Drawing | Missing]], ...] = (
 
 
 def write(settings: ReportSettings) -> list[str]:
-    """Read the runs, draw, and write the folder as a whole or not at all.
+    """Read the runs, draw, and write a folder that takes an older one's place once it is whole.
 
     Returns:
         What to tell the user, line by line.
@@ -67,7 +69,7 @@ def write(settings: ReportSettings) -> list[str]:
         found,
         comparison.compare(found),
         drawing.looks(methods, plugins.discover("method")),
-        list(found.problems),
+        dict.fromkeys(found.problems),
     )
     with writing(settings.output), _replacing(output) as folder:
         (folder / "figures").mkdir()
@@ -76,10 +78,10 @@ def write(settings: ReportSettings) -> list[str]:
         content = _content(source, settings, figures, missing)
         for table in content.all_tables:
             stem = folder / "tables" / table.name
-            stem.with_name(f"{table.name}.csv").write_bytes(exports.as_csv(table.data))
+            stem.with_name(f"{table.name}.csv").write_bytes(numbers.as_csv(table.data))
             stem.with_name(f"{table.name}.md").write_text(exports.as_markdown(table), "utf-8")
             stem.with_name(f"{table.name}.tex").write_text(exports.as_latex(table), "utf-8")
-        table_of_runs = exports.as_csv(origins.provenance_table(content.provenance))
+        table_of_runs = numbers.as_csv(origins.provenance_table(content.provenance))
         (folder / "tables" / "provenance.csv").write_bytes(table_of_runs)
         (folder / "index.html").write_text(page.render(content), "utf-8")
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -99,24 +101,27 @@ def _draw(source: Source, folder: Path) -> tuple[list[page.Figure], list[Missing
     names: set[str] = set()
     with drawing.style(), progress.bar("draw", len(_FIGURES)) as bar:
         for number, draw in enumerate(_FIGURES, 1):
-            try:
-                for drawn in draw(source):
-                    if isinstance(drawn, Missing):
-                        missing.append(drawn)
-                        continue
-                    name = _unused(drawn.name, names)
-                    files = drawing.files(drawn)
-                    for ending, content in files.contents.items():
-                        (folder / f"{name}.{ending}").write_bytes(content)
-                    figures.append(page.figure(name, drawn, files))
-            except OSError:
-                raise
-            # Whatever one evaluation has stored must not cost the figures of the others.
-            except Exception as error:
-                what = f"{draw.__module__.rpartition('.')[2]}.{draw.__name__}"
-                source.problem(f"figure {what} cannot be drawn: {first_line(error)}")
+            for drawn in _drawn(source, draw):
+                if isinstance(drawn, Missing):
+                    missing.append(drawn)
+                    continue
+                name = _unused(drawn[0].name, names)
+                for ending, content in drawn[1].contents.items():
+                    (folder / f"{name}.{ending}").write_bytes(content)
+                figures.append(page.figure(name, *drawn))
             bar.of(number, len(_FIGURES))
     return figures, missing
+
+
+def _drawn(source: Source, draw: Draw) -> Iterator[tuple[Drawing, Files] | Missing]:
+    """What a function draws, up to where it fails."""
+    try:
+        for drawn in draw(source):
+            yield drawn if isinstance(drawn, Missing) else (drawn, drawing.files(drawn))
+    # Whatever one evaluation has stored must not cost the figures of the others.
+    except Exception as error:
+        what = f"{draw.__module__.rpartition('.')[2]}.{draw.__name__}"
+        source.problem(f"figure {what} cannot be drawn: {first_line(error)}")
 
 
 def _content(
@@ -150,7 +155,7 @@ def _content(
         missing=missing,
         provenance=blocks,
         notes=compared.notes,
-        problems=source.problems,
+        problems=tuple(source.problems),
     )
 
 
@@ -185,10 +190,14 @@ def _is_report(folder: Path) -> bool:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A folder beside the output that takes its place once the block has succeeded."""
+    """A folder beside the output that takes its place once the block has succeeded.
+
+    A folder cannot be replaced in one step: killed between the two renames, a process leaves the
+    older one beside its place, under a hidden name that ends with "old".
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    shutil.rmtree(new, ignore_errors=True)
+    token = secrets.token_hex(4)
+    new, old = (output.with_name(f".{output.name}.{token}.{end}") for end in ("tmp", "old"))
     new.mkdir()
     try:
         yield new

@@ -16,7 +16,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+
+from ssl_bench.report.numbers import as_csv
 
 INK, FAINT = "#333333", "#8a8a8a"
 _PALETTE = "colorblind"
@@ -83,12 +86,12 @@ class Files:
 
 
 def looks(methods: Iterable[str], known: Iterable[str]) -> dict[str, Look]:
-    """A look for each method, which does not depend on which others are drawn.
+    """A look for each method; that of an installed one is the same whatever else is drawn.
 
     Args:
-        methods: to be drawn.
-        known: that are installed; each has a place of its own in the palette. Others (a file of
-            one's own, somebody's weights) take what their name's hash says, or the next free one.
+        methods: to be drawn. One that is not installed (a file of one's own, somebody's weights)
+            takes the place in the palette that its name's hash says, or the next that is free.
+        known: that are installed; each has a place of its own.
     """
     order = sorted(known)
     taken = {name: place for place, name in enumerate(order)}
@@ -171,9 +174,13 @@ def panels(
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     """One legend below all panels, for which the figure grows.
 
-    Beyond some dozen names it lists the first; a name may begin with an underscore.
+    Beyond some dozen names it lists the first, and how many follow; a name may begin with an
+    underscore.
     """
-    handles = dict(list(handles.items())[:_MOST_NAMES])
+    left_out = len(handles) - _MOST_NAMES
+    if left_out > 0:
+        handles = dict(list(handles.items())[:_MOST_NAMES])
+        handles[f"… and {left_out} more"] = Line2D([], [], linestyle="none")
     if handles:
         inches = 0.55 + 0.085 * max(map(len, handles))
         columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
@@ -209,8 +216,8 @@ def shorten(text: str, length: int = 28) -> str:
 
 
 def files(drawing: Drawing) -> Files:
-    """A drawing as PNG, SVG, PDF and its numbers as CSV."""
-    contents = {"csv": drawing.data.to_csv(index=False).encode()}
+    """A drawing as PNG, SVG, PDF and its numbers, if it has any, as CSV."""
+    contents = {} if drawing.data.empty else {"csv": as_csv(drawing.data)}
     figure = drawing.figure
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not once for each format

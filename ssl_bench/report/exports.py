@@ -1,10 +1,8 @@
-"""Tables as CSV, Markdown and LaTeX."""
+"""Tables as Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import re
-
-import pandas as pd
 
 from ssl_bench.report.tables import Table, rows_of
 
@@ -22,18 +20,16 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"{\char34}",
+    # At the start of a row, these would be arguments of the command that ends the last one.
+    "[": "{[}",
+    "*": "{*}",
     "±": r"$\pm$",
     "●": r"$\bullet$",
     "○": r"$\circ$",
     "…": r"\ldots{}",
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
-
-
-def as_csv(frame: pd.DataFrame) -> bytes:
-    """All digits; missing numbers are empty."""
-    return frame.to_csv(index=False).encode()
 
 
 def as_markdown(table: Table) -> str:

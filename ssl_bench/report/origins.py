@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from ssl_bench.errors import first_line
 from ssl_bench.files import read_json
 from ssl_bench.report.source import Source, settings, slug
 from ssl_bench.report.tables import Cell, Table, anchor, known, plain
+from ssl_bench.runs import digest
+
+Evaluations = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,9 @@ def run_table(source: Source) -> Table:
     )
     for _, run in source.runs.iterrows():
         why = whys.get(run["run"], "")
-        link = f"run-{slug(run['run'])}"
         rows.append(
             (
-                Cell(run["run"], run["run"], link),
+                Cell(run["run"], run["run"], _anchor(run["run"])),
                 Cell(run["label"], run["label"], links.get(run["run"], "")),
                 plain(run["seed"], "d"),
                 Cell(
@@ -97,6 +99,7 @@ def run_table(source: Source) -> Table:
 def provenance(source: Source) -> list[Provenance]:
     """Where the runs of each group come from; those of no group come last."""
     told = {row["run"]: row for _, row in source.runs.iterrows()}
+    evaluations = _evaluations(source)
     shown: set[str] = set()
     done: set[str] = set()
     blocks = []
@@ -105,13 +108,13 @@ def provenance(source: Source) -> list[Provenance]:
             if group.key in done:
                 continue
             done.add(group.key)
-            names = [member.run for member in group.members if member.run in told]
-            blocks.append(
-                _block(source, anchor(group.key), group.label, [told[n] for n in names], shown)
-            )
+            rows = [told[member.run] for member in group.members if member.run in told]
+            name = anchor(group.key)
+            blocks.append(_block(source, name, group.label, rows, evaluations, shown))
     left = [row for name, row in told.items() if name not in shown]
     if left:
-        blocks.append(_block(source, "runs-without-scores", "Runs without scores", left, shown))
+        name = "runs-without-scores"
+        blocks.append(_block(source, name, "Runs without scores", left, evaluations, shown))
     return blocks
 
 
@@ -132,14 +135,19 @@ def provenance_table(blocks: Sequence[Provenance]) -> pd.DataFrame:
 
 
 def _block(
-    source: Source, name: str, label: str, rows: Sequence[pd.Series], shown: set[str]
+    source: Source,
+    name: str,
+    label: str,
+    rows: Sequence[pd.Series],
+    evaluations: Evaluations,
+    shown: set[str],
 ) -> Provenance:
     origins = []
     for row in rows:
         # Evaluated in two precisions, a run stands under two groups; a page has each name once.
-        own = f"run-{slug(row['run'])}" if row["run"] not in shown else ""
+        own = _anchor(row["run"]) if row["run"] not in shown else ""
         shown.add(row["run"])
-        origins.append(_origin(source, row, own))
+        origins.append(_origin(source, row, evaluations, own))
     told = settings(rows[0]["settings"]) if rows else {}
     return Provenance(
         name,
@@ -149,7 +157,7 @@ def _block(
     )
 
 
-def _origin(source: Source, row: pd.Series, name: str) -> Origin:
+def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str) -> Origin:
     environment: dict[str, Any] = {}
     path = Path(row["folder"]) / "environment.json"
     try:
@@ -160,7 +168,7 @@ def _origin(source: Source, row: pd.Series, name: str) -> Origin:
         source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
     packages = environment.get("packages") or {}
     facts = {
-        "seed": _whole(row["seed"]),
+        "seed": "-" if pd.isna(row["seed"]) else str(row["seed"]),
         "code": _commit(row),
         "started": _text(row["started"]),
         "device": _text(row["device"]) or _text(environment.get("device")),
@@ -174,7 +182,7 @@ def _origin(source: Source, row: pd.Series, name: str) -> Origin:
         "host": _text(environment.get("host")),
         "python": _text(environment.get("python")),
         "packages": ", ".join(f"{k} {v}" for k, v in packages.items() if v),
-        "evaluations": ", ".join(_evaluations(source, row["run"])),
+        "evaluations": ", ".join(evaluations.get(row["run"], ())),
         "error": _text(row["error"]),
     }
     return Origin(
@@ -187,14 +195,21 @@ def _origin(source: Source, row: pd.Series, name: str) -> Origin:
     )
 
 
-def _evaluations(source: Source, run: str) -> list[str]:
-    own = source.headlines[source.headlines["run"] == run]
-    return [
-        f"{row['eval']} on {row['evaluated_on']} (protocol {row['protocol']}, seed "
-        f"{_whole(row['eval_seed']) or _whole(row['seed'])}, {row['eval_precision']}): "
-        f"{row['value']:.2f}"
-        for _, row in own.iterrows()
-    ]
+def _evaluations(source: Source) -> dict[str, list[str]]:
+    """The headline scores of each run, in words."""
+    found: dict[str, list[str]] = {}
+    for row in source.headlines.to_dict("records"):
+        seed = row["seed"] if pd.isna(row["eval_seed"]) else row["eval_seed"]
+        found.setdefault(row["run"], []).append(
+            f"{row['eval']} on {row['evaluated_on']} (protocol {row['protocol']}, seed "
+            f"{int(seed)}, {row['eval_precision']}): {row['value']:.2f}"
+        )
+    return found
+
+
+def _anchor(run: str) -> str:
+    """The name on the page of a run; names of folders may differ in their signs alone."""
+    return f"run-{slug(run)}-{digest(run)}"
 
 
 def _keys_of_runs(source: Source) -> dict[str, str]:

@@ -50,13 +50,25 @@ for (const link of document.querySelectorAll("a[data-image]")) {
   link.href = document.getElementById(link.dataset.image).src;
 }
 
+const named = () => {
+  try {
+    return document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  } catch {
+    return null; // somebody typed an address that is none
+  }
+};
 const open = () => {
-  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const target = location.hash && named();
   if (!target) return;
   for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   target.scrollIntoView();
 };
 addEventListener("hashchange", open);
+// An address that is there already changes nothing, but its block may have been closed.
+addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link && link.hash === location.hash) open();
+});
 open();
 addEventListener("beforeprint", () => {
   for (const each of document.querySelectorAll("details")) each.open = true;

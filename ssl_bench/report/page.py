@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ssl_bench.report import exports
+from ssl_bench.report import exports, numbers
 from ssl_bench.report.drawing import Drawing, Files, Missing
 from ssl_bench.report.origins import Provenance
 from ssl_bench.report.source import slug
@@ -27,7 +27,7 @@ class Figure:
 
     Attributes:
         name: of its files, and on the page.
-        image, csv: data URIs.
+        image, csv: data URIs; the latter is empty where there are no numbers.
     """
 
     name: str
@@ -75,7 +75,7 @@ def figure(name: str, drawing: Drawing, files: Files) -> Figure:
         name,
         drawing,
         data_uri(files.contents[shown], shown),
-        data_uri(files.contents["csv"], "csv"),
+        data_uri(files.contents["csv"], "csv") if "csv" in files.contents else "",
         shown,
         files.width,
         files.height,
@@ -103,7 +103,7 @@ def render(content: Content) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["slug"] = slug
-    environment.globals["csv_of"] = lambda table: data_uri(exports.as_csv(table.data), "csv")
+    environment.globals["csv_of"] = lambda table: data_uri(numbers.as_csv(table.data), "csv")
     environment.globals["latex_of"] = lambda table: _text_uri(exports.as_latex(table))
     environment.globals["markdown_of"] = lambda table: _text_uri(exports.as_markdown(table))
     style, script = (_asset(environment, f"page.{ending}") for ending in ("css", "js"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,19 +36,22 @@ class Source:
 
     Attributes:
         looks: by method.
-        problems: what could not be read, one line each; figures add to it.
+        problems: what could not be read, one line each, as keys; figures add to it.
     """
 
     index: Index
     comparison: Comparison
     looks: Mapping[str, Look]
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, None] = field(default_factory=dict)
+    _stored: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """The index's runs by name, with a label each."""
+        """The index's runs by name, with a label each; a seed may be missing."""
         runs = self.index.runs.drop_duplicates("run")
-        runs = runs.assign(method=runs["method"].fillna(UNKNOWN), seed=runs["seed"].fillna(-1))
+        runs = runs.assign(
+            method=runs["method"].fillna(UNKNOWN), seed=runs["seed"].astype("Int64")
+        )
         labels = {
             member.run: group.label
             for table in self.comparison.tables
@@ -63,7 +67,10 @@ class Source:
         """Every score that is a number, with the row of the comparison that it belongs to."""
         runs = self.index.runs.drop_duplicates("run")
         scores = grouping.rows(runs, self.index.scores).rows
-        scores = scores.assign(device=scores["run"].map(runs.set_index("run")["device"]))
+        scores = scores.assign(
+            device=scores["run"].map(runs.set_index("run")["device"]),
+            seed=scores["seed"].astype(int),
+        )
         return scores.dropna(subset=["value"])
 
     @cached_property
@@ -73,12 +80,12 @@ class Source:
         own = (group.label for table in tables for group in table.groups)
         return tuple(dict.fromkeys([*own, *self.runs["label"]]))
 
-    @property
+    @cached_property
     def finals(self) -> pd.DataFrame:
         """The scores of encoders whose training is over."""
         return self.scores[self.scores["step"].isna()] if len(self.scores) else self.scores
 
-    @property
+    @cached_property
     def headlines(self) -> pd.DataFrame:
         """Of these, the first score of each evaluation."""
         finals = self.finals
@@ -106,17 +113,52 @@ class Source:
 
     def problem(self, line: str) -> None:
         """Remember what could not be read, once."""
-        if line not in self.problems:
-            self.problems.append(line)
+        self.problems[line] = None
 
-    def with_arrays(self, names: Sequence[str]) -> Iterator[tuple[pd.Series, dict[str, Any]]]:
-        """Each evaluation of a finished encoder that stored arrays of these names."""
+    def having(self, names: Collection[str]) -> pd.DataFrame:
+        """Evaluations of finished encoders that stored arrays of these names, which are not read.
+
+        Returns:
+            A row of `finals` for each.
+        """
         if self.finals.empty:
-            return
-        for _, row in self.finals.drop_duplicates("folder").iterrows():
-            found = self.arrays(row["folder"], names)
-            if found:
-                yield row, found
+            return self.finals
+        rows = self.finals.drop_duplicates("folder")
+        return rows[[self._names(folder).issuperset(names) for folder in rows["folder"]]]
+
+    @cached_property
+    def images(self) -> dict[tuple[str, str], int]:
+        """How many test images each evaluation wants, by its name and protocol; 0 for all.
+
+        Evaluations of a part of them call its size ``sample`` or ``images``.
+        """
+        found = {}
+        if len(self.scores):
+            ways = self.scores.drop_duplicates(["eval", "protocol"])
+            for name, protocol, folder in ways[["eval", "protocol", "folder"]].itertuples(
+                index=False
+            ):
+                config = self.record(folder).get("config")
+                config = config if isinstance(config, dict) else {}
+                wanted = config.get("sample", config.get("images"))
+                found[name, protocol] = wanted if isinstance(wanted, int) and wanted > 0 else 0
+        return found
+
+    def _names(self, folder: str) -> frozenset[str]:
+        """Of the arrays that an evaluation stored."""
+        known = self._stored.get(folder)
+        if known is None:
+            path = Path(folder) / "arrays.npz"
+            try:
+                with zipfile.ZipFile(path) as stored:
+                    known = frozenset(name.removesuffix(".npy") for name in stored.namelist())
+            except FileNotFoundError:
+                known = frozenset()
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                self.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
+                known = frozenset()
+            self._stored[folder] = known
+        return known
 
 
 def columns(source: Source, scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -169,35 +211,69 @@ def representatives(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["key"] == scores["method"].map(chosen)]
 
 
-def measured(source: Source, scores: pd.DataFrame) -> str:
-    """What was measured on what, in one sentence for a caption."""
-    images = _listed(f"{int(n):,}" for n in sorted(scores["test_images"].dropna().unique()))
-    data = _listed(sorted(set(scores["evaluated_on"].astype(str))))
-    return f"{images} test images of {data}. {trained(source, scores)}"
+def measured(source: Source, scores: pd.DataFrame, shown: int | None = None) -> str:
+    """What was measured on what, for a caption.
+
+    Args:
+        shown: how many of the test images a figure is of. Default: those that each evaluation
+            takes.
+    """
+    data = listed(sorted(set(scores["evaluated_on"].astype(str))))
+    whole = sorted({int(n) for n in scores["test_images"].dropna()})
+    images = f"{listed(f'{n:,}' for n in whole)} test images of {data}"
+    parts = partial(source, scores) if shown is None else {}
+    if shown is not None:
+        images = f"{shown:,} of the {images}" if [shown] != whole else images
+    elif len(parts) == 1 == scores["eval"].nunique():
+        [part] = parts.values()
+        images = f"{part} of the {images}"
+    elif parts:
+        told = listed(f"{name} on {count}" for name, count in parts.items())
+        images = f"{images} ({told} of them)"
+    return f"{images}. {trained(source, scores)}"
+
+
+def partial(source: Source, scores: pd.DataFrame) -> dict[str, str]:
+    """On how many of the test images evaluations were made, where that is not all of them."""
+    found: dict[str, set[int]] = {}
+    is_whole = set()
+    ways = scores.drop_duplicates(["eval", "protocol", "test_images"])
+    for name, protocol, whole in ways[["eval", "protocol", "test_images"]].itertuples(index=False):
+        wanted = source.images.get((name, protocol), 0)
+        if not 0 < wanted < whole:
+            is_whole.add(name)
+        found.setdefault(name, set()).add(min(wanted or int(whole), int(whole)))
+    return {
+        str(name): listed(f"{number:,}" for number in sorted(numbers))
+        for name, numbers in sorted(found.items())
+        if name not in is_whole or len(numbers) > 1
+    }
 
 
 def trained(source: Source, rows: pd.DataFrame) -> str:
     """Which runs these are: seeds, encoder, data and cost of the pre-training."""
     runs = source.runs[source.runs["run"].isin(rows["run"].unique())]
     told = [settings(text) for text in runs["settings"]]
-    encoders = _listed(dict.fromkeys(map(_encoder, told)))
+    encoders = listed(dict.fromkeys(map(encoder, told)))
     seeds = sorted(set(runs["seed"].dropna().astype(int)))
-    data = _listed(sorted(set(runs["pretrained_on"].dropna().astype(str))))
+    data = listed(sorted(set(runs["pretrained_on"].dropna().astype(str))))
     parts = [
-        f"{len(runs)} run{'s' * (len(runs) != 1)}, seed{'s' * (len(seeds) != 1)} {_listed(seeds)}",
+        f"{len(runs)} run{'s' * (len(runs) != 1)}",
+        f"seed{'s' * (len(seeds) != 1)} {listed(seeds) or '-'}",
         f"encoder {encoders}" if encoders else "",
         f"pre-trained on {data}" if data else "",
         _range(runs["images_seen"], "images seen"),
         _range(runs["flops"], "FLOPs"),
         _range(runs["seconds"], "s"),
-        f"on {_listed(sorted(set(runs['device'].dropna())))}"
+        f"on {listed(sorted(set(runs['device'].dropna())))}"
         if runs["device"].notna().any()
         else "",
     ]
     return ", ".join(part for part in parts if part) + "."
 
 
-def _encoder(told: Mapping[str, Any]) -> str:
+def encoder(told: Mapping[str, Any]) -> str:
+    """The encoder of a run's settings; nothing where they do not tell."""
     if "backbone" not in told:
         return ""
     size, patch = told.get("image_size"), told.get("patch_size")
@@ -218,7 +294,8 @@ def slug(text: str) -> str:
     return found if 0 < len(found) <= _LONGEST else f"{found[:_LONGEST]}-{digest(text)}"
 
 
-def _listed(items: Any) -> str:
+def listed(items: Iterable[Any]) -> str:
+    """Words in a sentence: one, two and three."""
     found = [str(item) for item in items if str(item)]
     return (
         found[0]
