@@ -17,6 +17,7 @@ from ssl_bench import __version__, comparison, index, plugins, progress
 from ssl_bench.errors import first_line, require
 from ssl_bench.files import read_json, write_json, writing
 from ssl_bench.report import (
+    ablations,
     accuracy,
     cost,
     drawing,
@@ -26,6 +27,7 @@ from ssl_bench.report import (
     page,
     predictions,
     representations,
+    robustness,
     tables,
     training,
 )
@@ -40,13 +42,13 @@ _FIGURES: tuple[Draw, ...] = (
     accuracy.by_evaluation,
     accuracy.within_evaluations,
     cost.against_cost,
-    accuracy.over_settings,
+    ablations.over_settings,
     training.curves,
     training.reconstructions,
     representations.attention,
     representations.embeddings,
     representations.similarities,
-    representations.robustness,
+    robustness.by_corruption,
     predictions.confusions,
     predictions.class_differences,
 )

@@ -1,8 +1,7 @@
-"""Figures of scores: by evaluation, over a setting, over what an evaluation varies."""
+"""Figures of scores: by evaluation, and over what an evaluation varies."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,21 +12,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ssl_bench.report.drawing import FAINT, Drawing, Missing, legend, panels, scale, shorten
-from ssl_bench.report.source import (
-    Source,
-    columns,
-    measured,
-    settings,
-    shades_of,
-    slug,
-    spread,
-)
+from ssl_bench.report.captions import encoder, measured
+from ssl_bench.report.curves import draw_curve, means
+from ssl_bench.report.drawing import FAINT, Drawing, Missing, legend, panels, shorten
+from ssl_bench.report.source import Source, columns, settings, shades_of, slug, spread
 
 _CURVE = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<place>\d+(?:\.\d+)?)(?P<unit_of_place>pct)?")
-_BASELINE_LINES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
-_SMALLEST_CURVE = 3
+_BASELINE_LINES = (
+    "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 5)),
+)  # fmt: skip
 _MOST_GROUPS = 80
+
+Baseline = tuple[str, str]
 
 
 def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
@@ -51,11 +47,16 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
         figure, axes = panels(len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True)
         rows = []
         lines = _lines(scores)
-        baselines = {label: Line2D([], [], **line) for label, line in lines.items()}
+        encoders = {of_run for _, of_run in lines}
+        baselines = {
+            label if len(encoders) == 1 else f"{label}: {of_run}": Line2D([], [], **style)
+            for (label, of_run), style in lines.items()
+        }
         for axis, (name, column) in zip(axes, found, strict=True):
             rows += _forest(axis, source, column, places, name)
-            for label, value in _baselines(column).items():
-                axis.axvline(value, zorder=1, **lines[label])
+            for line, value in _baselines(column).items():
+                if line in lines:
+                    axis.axvline(value, zorder=1, **lines[line])
             axis.set_title(shorten(name.replace(f" on {data}", ""), 34))
             axis.set_xlabel(column["unit"].iloc[0])
             axis.margins(x=0.12)
@@ -64,7 +65,8 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
         axes[0].set_ylim(len(labels) - 0.4, -0.6)
         legend(figure, baselines)
         cut = f" {left_out} more groups do not fit; name fewer runs." if left_out else ""
-        about = " Grey lines are baselines under the same protocol." if baselines else ""
+        about = " Grey lines are baselines under the same protocol" if baselines else ""
+        about += "; each is of one encoder." if len(encoders) > 1 else "." if baselines else ""
         yield Drawing(
             f"{kind.lower()}-{slug(str(data))}",
             "Accuracy" if kind == "Accuracy" else "Other scores",
@@ -74,44 +76,6 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
             f"Dot plot of {len(labels)} groups of runs under {len(found)} evaluations on {data}.",
             pd.DataFrame(rows),
             figure,
-        )
-
-
-def over_settings(source: Source) -> Iterator[Drawing | Missing]:
-    """A curve wherever three groups of a method differ in one number alone."""
-    is_any = False
-    for method, name, values in _ablations(source):
-        scores = source.headlines[source.headlines["group"].isin(values)]
-        if scores.empty:
-            continue
-        is_any = True
-        scores = scores.assign(value_of=scores["group"].map(values))
-        found = list(columns(source, scores))
-        look = source.look(method)
-        figure, axes = panels(len(found))
-        rows = []
-        for axis, (title, column) in zip(axes, found, strict=True):
-            curve = _curve(column, "value_of")
-            _draw_curve(axis, curve, look.color, look.marker, look.line)
-            axis.plot(column["value_of"], column["value"], ".", color=look.color, alpha=0.4)
-            scale(axis, values.values())
-            axis.set(title=shorten(title, 38), xlabel=name, ylabel=column["unit"].iloc[0])
-            rows.append(curve.assign(evaluation=title, method=method, setting=name))
-        yield Drawing(
-            f"ablation-{slug(str(method))}-{slug(name)}-{slug(min(values))}",
-            "Ablations",
-            f"{name} of {method}",
-            f"{measured(source, scores)} All other settings are the same. Bars are 95 % t "
-            "intervals over seeds, small dots single runs.",
-            f"Score of {method} over {len(set(values.values()))} values of {name}.",
-            pd.concat(rows).rename(columns={"value_of": "value"}),
-            figure,
-        )
-    if not is_any:
-        yield Missing(
-            "Ablation curves",
-            "no three groups of a method differ in one number alone",
-            "ssl-bench ablate mask-ratio",
         )
 
 
@@ -147,8 +111,8 @@ def _within(source: Source, title: str, stem: str, unit: str, scores: pd.DataFra
     handles: dict[str, Any] = {}
     rows = []
     for label, color, look, group in shades_of(source, scores):
-        curve = _curve(group, "place")
-        handles[shorten(label, 40)] = _draw_curve(axis, curve, color, look.marker, look.line)
+        curve = means(group, "place")
+        handles[shorten(label, 40)] = draw_curve(axis, curve, color, look)
         axis.plot(group["place"], group["value"], ".", color=color, alpha=0.4)
         rows.append(curve.assign(group=label))
     low, high = scores["place"].min(), scores["place"].max()
@@ -192,54 +156,24 @@ def _forest(
     return rows
 
 
-def _lines(scores: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """How each baseline is drawn, the same in all panels."""
-    labels = sorted({label for _, column in scores.groupby("eval") for label in _baselines(column)})
-    styles = itertools.cycle(_BASELINE_LINES)
+def _lines(scores: pd.DataFrame) -> dict[Baseline, dict[str, Any]]:
+    """How each baseline is drawn, the same in all panels; none where they are too many."""
+    found = {line for _, column in scores.groupby("eval") for line in _baselines(column)}
+    if len(found) > len(_BASELINE_LINES):
+        return {}
     return {
-        label: {"color": FAINT, "linestyle": line, "linewidth": 1}
-        for label, line in zip(labels, styles, strict=False)
+        line: {"color": FAINT, "linestyle": style, "linewidth": 1}
+        for line, style in zip(sorted(found), _BASELINE_LINES, strict=False)
     }
 
 
-def _baselines(column: pd.DataFrame) -> dict[str, float]:
-    """The mean headline of each baseline, by label, in the order in which they were stored."""
-    found: dict[str, list[float]] = {}
-    for text, score in zip(column["baselines"], column["score"], strict=True):
+def _baselines(column: pd.DataFrame) -> dict[Baseline, float]:
+    """The mean headline of each baseline, by its label and the encoder of the runs beside it."""
+    found: dict[Baseline, list[float]] = {}
+    told = column[["baselines", "score", "settings"]].itertuples(index=False)
+    for text, score, own in told:
+        of_run = encoder(settings(own))
         for label, scores in (json.loads(text) if isinstance(text, str) else {}).items():
             if scores.get(score) is not None:
-                found.setdefault(label, []).append(scores[score])
-    return {label: float(np.mean(values)) for label, values in found.items()}
-
-
-def _ablations(source: Source) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Method, setting, and its value in each group, wherever groups differ in nothing else."""
-    groups = source.runs.drop_duplicates("group")
-    for method, peers in groups.groupby("method", sort=True):
-        told = {row["group"]: settings(row["settings"]) for _, row in peers.iterrows()}
-        prints = dict(zip(peers["group"], peers["data_fingerprint"], strict=True))
-        for name in dict.fromkeys(name for each in told.values() for name in each):
-            alike: dict[str, dict[str, float]] = {}
-            for group, each in told.items():
-                value = each.get(name)
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    rest = {n: v for n, v in each.items() if n != name}
-                    key = json.dumps([prints[group], rest], sort_keys=True, default=str)
-                    alike.setdefault(key, {})[group] = value
-            for values in alike.values():
-                if len(set(values.values())) >= _SMALLEST_CURVE:
-                    yield str(method), name, values
-
-
-def _curve(scores: pd.DataFrame, place: str) -> pd.DataFrame:
-    """Mean and interval at each place."""
-    rows = [(at, *spread(group["value"])) for at, group in scores.groupby(place, sort=True)]
-    return pd.DataFrame(rows, columns=[place, "mean", "low", "high", "n"])
-
-
-def _draw_curve(axis: Axes, curve: pd.DataFrame, color: Any, marker: str, line: str) -> Any:
-    places = curve.iloc[:, 0]
-    half = (curve["high"] - curve["mean"]).fillna(0)
-    [handle] = axis.plot(places, curve["mean"], color=color, marker=marker, linestyle=line)
-    axis.errorbar(places, curve["mean"], half, color=color, linestyle="none", capsize=3)
-    return handle
+                found.setdefault((label, of_run), []).append(scores[score])
+    return {line: float(np.mean(values)) for line, values in found.items()}

@@ -7,25 +7,34 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from ssl_bench.report.captions import measured
 from ssl_bench.report.drawing import INK, Drawing, Missing, legend, panels, scale, shorten
-from ssl_bench.report.source import Source, columns, measured, shades_of, slug, spread
+from ssl_bench.report.source import Source, columns, shades_of, slug, spread
 
 _COSTS = {"flops": "FLOPs", "images_seen": "images seen", "seconds": "device-seconds"}
+_DONE = ("trained", "broken")
 
 
 def against_cost(source: Source) -> Iterator[Drawing | Missing]:
-    """One figure for each kind of cost, one panel for each evaluation."""
+    """One figure for each kind of cost, one panel for each evaluation.
+
+    Of runs that are not to go on, as in `comparison.compare` at an equal cost.
+    """
     scores = source.scores
     scores = scores[scores["is_headline"].astype(bool)] if len(scores) else scores
+    done = source.runs.loc[source.runs["state"].isin(_DONE), "run"]
+    scores = scores[scores["run"].isin(done)] if len(scores) else scores
     if scores.empty:
         return
     for cost, words in _COSTS.items():
         title = f"Accuracy against {words}"
-        known = scores[pd.to_numeric(scores[cost], errors="coerce") > 0]
-        if cost == "seconds" and known["device"].nunique() > 1:
+        scores = scores.assign(**{cost: pd.to_numeric(scores[cost], errors="coerce")})
+        known = scores[scores[cost] >= 0]
+        paid = known[known[cost] > 0]
+        if cost == "seconds" and paid["device"].nunique() > 1:
             yield Missing(title, "the runs were on several devices, whose seconds differ")
             continue
-        if known.empty:
+        if paid.empty:
             yield Missing(title, "no run has counted them", "ssl-bench run --eval-every EPOCHS ...")
             continue
         yield from _panels(source, known, cost, words)
@@ -40,6 +49,17 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
             points = []
             for label, color, look, group in shades_of(source, column):
                 curve = _means(group, cost)
+                points.append(curve.assign(evaluation=name, group=label))
+                for mean, low, high in curve.loc[
+                    curve[cost] == 0, ["mean", "low", "high"]
+                ].itertuples(index=False):
+                    free = axis.axhline(mean, color=color, linestyle=look.line, linewidth=1.1)
+                    if low == low:
+                        axis.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
+                    handles[shorten(label, 44)] = free
+                curve = curve[curve[cost] > 0]
+                if curve.empty:
+                    continue
                 [handle] = axis.plot(
                     curve[cost], curve["mean"], color=color, marker=look.marker,
                     linestyle=look.line, markeredgecolor="white", markeredgewidth=0.6,
@@ -48,13 +68,12 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                 axis.errorbar(curve[cost], curve["mean"], half, color=color, linestyle="none",
                               capsize=2, elinewidth=1)  # fmt: skip
                 handles[shorten(label, 44)] = handle
-                points.append(curve.assign(evaluation=name, group=label))
             together = pd.concat(points)
             is_better = column["better"].iloc[0]
             if is_better in ("higher", "lower"):
                 front = pareto(together[cost], together["mean"], is_better == "higher")
                 together = together.assign(on_front=front)
-                best = together[front].sort_values(cost)
+                best = together[front & (together[cost] > 0)].sort_values(cost)
                 [line] = axis.step(best[cost], best["mean"], where="post", color=INK,
                                      linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)  # fmt: skip
                 if len(best) > 1:
@@ -70,9 +89,10 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
             "Accuracy against cost",
             f"Accuracy against {words} on {data}",
             f"{measured(source, on_data)} Cost is that of the pre-training up to the encoder that "
-            "was evaluated; points are means over seeds with 95 % t intervals. A dotted line is "
-            "the Pareto front of these means: nothing measured was both cheaper and better than a "
-            "point on it.",
+            "was evaluated, of runs that are over; points are means over seeds with 95 % t "
+            "intervals. What costs nothing is a horizontal line. A dotted line is the Pareto front "
+            "of all these means, the free ones among them: nothing measured was both cheaper and "
+            "better than a point on it. That is a statement about means; it is not tested.",
             f"Score over {words} of {on_data['group'].nunique()} groups of runs.",
             pd.concat(rows),
             figure,

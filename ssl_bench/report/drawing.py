@@ -49,6 +49,7 @@ class Drawing:
         theme: the heading it stands under.
         caption: what was measured on what.
         alt: the figure for those who cannot see it.
+        data: may be empty.
         is_picture: whether it consists of pixels rather than of lines.
     """
 
@@ -73,6 +74,15 @@ class Missing:
     def __str__(self) -> str:
         hint = f"; this makes it: {self.command}" if self.command else ""
         return f"{self.title}: {self.reason}{hint}"
+
+
+def missing(title: str, evaluation: str) -> Missing:
+    """A figure for which no run has the arrays that an evaluation stores."""
+    return Missing(
+        title,
+        f"no run has stored what {evaluation} stores",
+        f"ssl-bench eval RUN --evals {evaluation}",
+    )
 
 
 @dataclass(frozen=True)

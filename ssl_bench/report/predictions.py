@@ -11,14 +11,17 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from ssl_bench.pairs import LEVEL
+from ssl_bench.report.captions import left_out, measured
 from ssl_bench.report.drawing import FAINT, INK, Drawing, Missing, panels, shorten
-from ssl_bench.report.source import Source, columns, measured, representatives, slug
-from ssl_bench.statistics import Difference, difference, mcnemar
+from ssl_bench.report.source import Source, columns, representatives, slug
+from ssl_bench.statistics import Difference, difference, holm, mcnemar
 
 _MOST_MATRICES = 6
 _MOST_PAIRS = 6
 _NAMED_CLASSES = 30
 _WRITTEN_CLASSES = 12
+_PALE = 0.3
 
 
 def confusions(source: Source) -> Iterator[Drawing | Missing]:
@@ -35,7 +38,7 @@ def confusions(source: Source) -> Iterator[Drawing | Missing]:
         if not found:
             continue
         is_any = True
-        yield _matrices(source, title, chosen, dict(list(found.items())[:_MOST_MATRICES]))
+        yield _matrices(source, title, chosen, found)
     if not is_any:
         yield Missing("Confusion matrices", "no predictions are stored", "ssl-bench eval RUN")
 
@@ -45,8 +48,10 @@ def class_differences(source: Source) -> Iterator[Drawing | Missing]:
     is_any = False
     for title, column in columns(source, source.headlines):
         groups = {str(label): group for label, group in representatives(column).groupby("label")}
-        for first, second in list(combinations(groups, 2))[:_MOST_PAIRS]:
-            drawing = _differences(source, title, groups[first], groups[second])
+        pairs = list(combinations(groups, 2))
+        cut = left_out(len(pairs) - _MOST_PAIRS, "pair of methods is", "pairs of methods are")
+        for first, second in pairs[:_MOST_PAIRS]:
+            drawing = _differences(source, title, groups[first], groups[second], cut)
             if drawing:
                 is_any = True
                 yield drawing
@@ -70,13 +75,18 @@ def _predictions(source: Source, folder: str) -> tuple[np.ndarray, np.ndarray] |
 
 
 def _confusion(source: Source, folder: str) -> np.ndarray | None:
-    """How many images of each class (rows) were taken for each: int ``(C, C)``."""
+    """How many images of each class (rows) were taken for each: int ``(C, C + 1)``.
+
+    The last column is of those taken for none, -1.
+    """
     stored = _predictions(source, folder)
     if stored is None or not len(stored[0]):
         return None
     predictions, labels = stored
     count = max(int(predictions.max()), int(labels.max()), len(_classes(source, folder)) - 1) + 1
-    return np.bincount(labels * count + predictions, minlength=count**2).reshape(count, count)
+    column = np.where(predictions < 0, count, predictions)
+    cells = np.bincount(labels * (count + 1) + column, minlength=count * (count + 1))
+    return cells.reshape(count, count + 1)
 
 
 def _classes(source: Source, folder: str) -> list[str]:
@@ -93,13 +103,18 @@ def _matrices(
     scores: pd.DataFrame,
     found: Mapping[str, tuple[pd.DataFrame, np.ndarray]],
 ) -> Drawing:
-    count = len(next(iter(found.values()))[1])
-    names = _named(_classes(source, scores["folder"].iloc[0]), count)
+    cut = left_out(len(found) - _MOST_MATRICES, "method is", "methods are")
+    found = dict(list(found.items())[:_MOST_MATRICES])
+    scores = scores[scores["label"].isin(list(found))]
+    count = max(len(counts) for _, counts in found.values())
     is_named, is_written = count <= _NAMED_CLASSES, count <= _WRITTEN_CLASSES
+    none = any(counts[:, -1].any() for _, counts in found.values())
+    about_none = " Where a row sums to less than 100, the rest was taken for no class." * none
     figure, axes = panels(len(found), 2, 4.3, 3.9)
     rows = []
-    for axis, (label, (_, counts)) in zip(axes, found.items(), strict=True):
-        share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    for axis, (label, (group, counts)) in zip(axes, found.items(), strict=True):
+        names = _named(_classes(source, group["folder"].iloc[0]), len(counts))
+        share = (100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))[:, :-1]
         ticks: Any = [shorten(name, 14) for name in names] if is_named else False
         sns.heatmap(
             share, ax=axis, cmap="Greys", vmin=0, vmax=100, square=True, cbar=False,
@@ -112,13 +127,14 @@ def _matrices(
         axis.tick_params(axis="y", rotation=0)
         axis.set(title=shorten(label, 40), xlabel="predicted", ylabel="true")
         for true, predicted in np.argwhere(counts):
-            rows.append((label, names[true], names[predicted], counts[true, predicted]))
+            taken = names[predicted] if predicted < len(names) else "none"
+            rows.append((label, names[true], taken, counts[true, predicted]))
     return Drawing(
         f"confusion-{slug(title)}",
         "Confusions",
         f"Confusions: {title}",
         f"{measured(source, scores)} Percent of the images of each true class (row), all seeds "
-        "together; the group with most seeds stands for its method.",
+        f"together; the group with most seeds stands for its method.{about_none}{cut}",
         f"Confusion matrices of {', '.join(found)} over {count} classes.",
         pd.DataFrame(rows, columns=["group", "true", "predicted", "images"]),
         figure,
@@ -127,7 +143,7 @@ def _matrices(
 
 
 def _differences(
-    source: Source, title: str, first: pd.DataFrame, second: pd.DataFrame
+    source: Source, title: str, first: pd.DataFrame, second: pd.DataFrame, cut: str
 ) -> Drawing | None:
     stored = [_by_seed(source, group) for group in (first, second)]
     if not all(stored):
@@ -143,13 +159,19 @@ def _differences(
         low, high = result.interval or (np.nan, np.nan)
         rows.append((names[number], result.difference, low, high, result.p, result.test, result.n))
     columns = ["class", "difference", "low", "high", "p", "test", "n"]
-    frame = pd.DataFrame(rows, columns=columns).sort_values("difference", ignore_index=True)
+    frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.assign(p_holm=holm([None if p is None or p != p else p for p in frame["p"]]))
+    frame = frame.sort_values("difference", ignore_index=True)
     shown = frame if len(frame) <= _NAMED_CLASSES else frame.iloc[[*range(15), *range(-15, 0)]]
     figure = Figure(figsize=(5.4, 1.1 + 0.24 * len(shown)), layout="constrained")
     axis = figure.subplots()
     looks = [source.look(group["method"].iloc[0]) for group in (first, second)]
     names_shown = [shorten(str(group["label"].iloc[0]), 30) for group in (first, second)]
-    colors = [looks[0 if value > 0 else 1].color for value in shown["difference"]]
+    is_known = pd.to_numeric(shown["p_holm"]) < LEVEL
+    colors = [
+        (*looks[0 if value > 0 else 1].color, 1.0 if known else _PALE)
+        for value, known in zip(shown["difference"], is_known, strict=True)
+    ]
     places = np.arange(len(shown))
     axis.barh(places, shown["difference"], color=colors, height=0.62)
     axis.hlines(places, shown["low"], shown["high"], color=INK, linewidth=1)
@@ -166,13 +188,14 @@ def _differences(
         "these two runs only",
     }.get(str(test), "Bars are differences of means")
     both = pd.concat([first, second])
-    left_out = "" if len(shown) == len(frame) else " The 15 classes at either end are shown."
+    ends = "" if len(shown) == len(frame) else " The 15 classes at either end are shown."
     return Drawing(
         f"classes-{slug(title)}-{slug(names_shown[0])}-{slug(names_shown[1])}",
         "Differences by class",
         f"{names_shown[0]} against {names_shown[1]}: {title}",
-        f"Share of each class's images that are right. {measured(source, both)} {how}; each class "
-        f"for itself, not corrected for their number.{left_out}",
+        f"Share of each class's images that are right. {measured(source, both)} {how}, "
+        f"each for itself. Bars in full color are significant (p < {LEVEL:g} by Holm's correction "
+        f"over the {len(frame)} classes); pale ones may be chance.{ends}{cut}",
         f"Bar chart of {len(shown)} classes: accuracy of {names_shown[0]} less that of "
         f"{names_shown[1]}.",
         frame,

@@ -1,9 +1,9 @@
-"""Figures of what encoders make of images: attention, embeddings, similarity, robustness."""
+"""Figures of what encoders make of images: attention, embeddings, similarity."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -13,8 +13,9 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
-from ssl_bench.report.drawing import Drawing, Missing, legend, panels, shorten
-from ssl_bench.report.source import Source, columns, measured, representatives, shades_of, slug
+from ssl_bench.report.captions import left_out, measured
+from ssl_bench.report.drawing import Drawing, Missing, legend, missing, panels, shorten
+from ssl_bench.report.source import Source, columns, representatives, slug
 from ssl_bench.similarity import linear_cka
 
 _IMAGES = 8
@@ -28,13 +29,14 @@ Found = list[tuple[pd.Series, dict[str, Any]]]
 
 def attention(source: Source) -> Iterator[Drawing | Missing]:
     """Where the class token or the mean patch looks, one row for each method."""
-    stored = list(source.with_arrays(("images", "attention")))
-    if not stored:
-        yield _missing("Attention maps", "attention")
-    for number, (title, found) in enumerate(_comparable(source, stored)):
+    names = ("images", "attention")
+    if source.having(names).empty:
+        yield missing("Attention maps", "attention")
+    for number, (title, found) in enumerate(_comparable(source, names)):
         images = found[0][1]["images"][:_IMAGES]
         alike = [(row, a) for row, a in found if np.array_equal(a["images"][:_IMAGES], images)]
         alike = alike[:_GROUPS]
+        cut = left_out(len(found) - len(alike), "method is", "methods are")
         kinds = [name for name in ("attention", "rollout") if all(name in a for _, a in alike)]
         maps = [
             (f"{row['label']}\n{kind}", _upsampled(a[kind][:_IMAGES], images.shape[-2:]))
@@ -63,9 +65,9 @@ def attention(source: Source) -> Iterator[Drawing | Missing]:
             f"attention-{slug(title)}-{number}",
             "Attention",
             f"Attention maps: {title}",
-            f'{len(images)} of {measured(source, rows)} "attention" is the last block\'s, the '
-            'mean over its heads; "rollout" multiplies the attention of all blocks. Each map is '
-            "scaled to its own range: bright is high.",
+            f'{measured(source, rows, len(images))} "attention" is the last block\'s, the mean '
+            'over its heads; "rollout" multiplies the attention of all blocks. Each map is scaled '
+            f"to its own range: bright is high.{cut}",
             f"Attention maps of {len(alike)} encoders for {len(images)} images.",
             pd.DataFrame(
                 [
@@ -84,10 +86,11 @@ def attention(source: Source) -> Iterator[Drawing | Missing]:
 
 def embeddings(source: Source) -> Iterator[Drawing | Missing]:
     """Test features in two dimensions, colored by class, one panel for each method."""
-    stored = list(source.with_arrays(("points", "labels")))
-    if not stored:
-        yield _missing("2-D embeddings", "embedding")
-    for title, found in _comparable(source, stored):
+    wanted = ("points", "labels")
+    if source.having(wanted).empty:
+        yield missing("2-D embeddings", "embedding")
+    for title, found in _comparable(source, wanted):
+        cut = left_out(len(found) - _GROUPS, "method is", "methods are")
         found = found[:_GROUPS]
         figure, axes = panels(len(found), 3, 3.0, 3.1)
         classes = sorted({int(label) for _, a in found for label in np.unique(a["labels"])})
@@ -124,9 +127,9 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
             f"embedding-{slug(title)}",
             "Embeddings",
             f"2-D embeddings of test features: {title}",
-            f"{len(found[0][1]['points']):,} of {measured(source, rows)} One dot for each image, "
+            f"{measured(source, rows, len(found[0][1]['points']))} One dot for each image, "
             f"colored by its class{f' ({chosen})' if chosen else ''}. Neighbourhoods mean "
-            "something; distances between clusters and their sizes do not.",
+            f"something; distances between clusters and their sizes do not.{cut}",
             f"Scatter plots of test images by {len(found)} encoders.",
             pd.concat(frames),
             figure,
@@ -135,118 +138,75 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
 
 def similarities(source: Source) -> Iterator[Drawing | Missing]:
     """Linear CKA of the runs' last blocks, and of all blocks of two methods."""
-    stored = list(source.with_arrays(("block_0", "index")))
-    if not stored:
-        yield _missing("CKA between runs", "cka")
-    for title, column in columns(source, pd.DataFrame([row for row, _ in stored])):
-        found = [(r, a) for r, a in stored if r["folder"] in set(column["folder"])]
-        index = found[0][1]["index"]
-        found = [(r, a) for r, a in found if np.array_equal(a["index"], index)][:_RUNS]
-        found.sort(key=lambda item: (item[0]["method"], item[0]["label"], item[0]["seed"]))
-        names = [f"{shorten(row['label'], 30)}, seed {row['seed']}" for row, _ in found]
-        rows = pd.DataFrame([row for row, _ in found])
+    stored = source.having(("block_0", "index"))
+    if stored.empty:
+        yield missing("CKA between runs", "cka")
+    for title, column in columns(source, stored):
+        column = column.sort_values(["method", "label", "seed"])
+        found, last = _last_blocks(source, column)
+        if not found:
+            continue
         about = (
-            f"Linear CKA of features of {len(index):,} of {measured(source, rows)} 1 means the "
-            "same up to rotation and scale, 0 that nothing is shared."
+            "Linear CKA of features of {} 1 means the same up to rotation and scale, 0 that "
+            "nothing is shared."
         )
         if len(found) > 1:
-            last = [_blocks(arrays)[-1] for _, arrays in found]
+            names = [f"{shorten(row['label'], 30)}, seed {row['seed']}" for row in found]
+            cut = left_out(len(column) - len(found), "run is", "runs are")
+            sentence = about.format(measured(source, pd.DataFrame(found))) + cut
             yield _heat(
-                f"cka-{slug(title)}", f"CKA of the last block: {title}", about,
+                f"cka-{slug(title)}", f"CKA of the last block: {title}", sentence,
                 _cka(last, last), names, names, "", "",
             )  # fmt: skip
-        chosen = {row["method"]: (row, arrays) for row, arrays in reversed(found)}
+        chosen = {row["method"]: row for row in reversed(found)}
         pairs = list(combinations(sorted(chosen), 2)) or [(m, m) for m in chosen]
+        cut = left_out(len(pairs) - _GROUPS, "pair of methods is", "pairs of methods are")
         for first, second in pairs[:_GROUPS]:
-            (row, arrays), (other, others) = chosen[first], chosen[second]
-            blocks, their_blocks = _blocks(arrays), _blocks(others)
+            rows = [chosen[first], chosen[second]]
+            blocks, others = (_blocks(_features(source, row)) for row in rows)
             yield _heat(
                 f"cka-layers-{slug(first)}-{slug(second)}-{slug(title)}",
-                f"CKA by block: {first} and {second}", about, _cka(blocks, their_blocks),
-                [str(n) for n in range(len(blocks))], [str(n) for n in range(len(their_blocks))],
-                f"block of {row['run']}", f"block of {other['run']}",
+                f"CKA by block: {first} and {second}",
+                about.format(measured(source, pd.DataFrame(rows))) + cut, _cka(blocks, others),
+                [str(n) for n in range(len(blocks))], [str(n) for n in range(len(others))],
+                f"block of {rows[0]['run']}", f"block of {rows[1]['run']}",
             )  # fmt: skip
 
 
-def robustness(source: Source) -> Iterator[Drawing | Missing]:
-    """Accuracy by corruption and severity."""
-    stored = [
-        (row, arrays | {"kinds": kinds, "clean": clean})
-        for row, arrays in source.with_arrays(("accuracy",))
-        for kinds, clean in _kinds(source.record(row["folder"]), arrays["accuracy"].shape)
-    ]
-    if not stored:
-        yield _missing("Robustness", "robustness")
-        return
-    for title, column in columns(source, pd.DataFrame([row for row, _ in stored])):
-        rows = []
-        for row, arrays in stored:
-            if row["folder"] not in set(column["folder"]):
-                continue
-            for kind, values in zip(arrays["kinds"], arrays["accuracy"], strict=True):
-                for severity, value in enumerate(
-                    [*arrays["clean"], *values], len(arrays["clean"]) ^ 1
-                ):
-                    rows.append({**row[["run", "label", "method", "seed"]],
-                                 "corruption": kind, "severity": severity,
-                                 "accuracy": float(value)})  # fmt: skip
-        yield _corruptions(source, title, column, pd.DataFrame(rows))
+def _last_blocks(source: Source, rows: pd.DataFrame) -> tuple[list[pd.Series], list[torch.Tensor]]:
+    """The first runs whose features are of the same images, and those of their last blocks."""
+    found: list[pd.Series] = []
+    last: list[torch.Tensor] = []
+    index = None
+    for _, row in rows.iterrows():
+        if len(found) == _RUNS:
+            break
+        arrays = _features(source, row)
+        if not arrays:
+            continue
+        index = arrays["index"] if index is None else index
+        if np.array_equal(arrays["index"], index):
+            found.append(row)
+            last.append(_blocks(arrays)[-1])
+    return found, last
 
 
-def _corruptions(source: Source, title: str, column: pd.DataFrame, frame: pd.DataFrame) -> Drawing:
-    mean = frame.groupby(["run", "label", "method", "seed", "severity"], as_index=False)
-    mean = mean["accuracy"].mean().assign(corruption="mean of all")
-    kinds = list(dict.fromkeys(frame["corruption"]))
-    together = pd.concat([mean, frame])
-    figure, axes = panels(1 + len(kinds), 4, 1.85, 1.75, sharex=True, sharey=True)
-    handles: dict[str, Any] = {}
-    for axis, kind in zip(axes, ["mean of all", *kinds], strict=True):
-        of_kind = together[together["corruption"] == kind]
-        for label, color, look, group in shades_of(source, of_kind):
-            by = group.groupby("severity")["accuracy"].mean()
-            [handle] = axis.plot(by.index, by, color=color, marker=look.marker, markersize=3.5,
-                                 linestyle=look.line)  # fmt: skip
-            handles[shorten(label, 40)] = handle
-        axis.set_title(shorten(str(kind).replace("_", " "), 24), fontsize=8.5)
-        axis.set_xticks(sorted(frame["severity"].unique()))
-    figure.supxlabel("severity", fontsize=9)
-    figure.supylabel(column["unit"].iloc[0], fontsize=9)
-    legend(figure, handles)
-    return Drawing(
-        f"robustness-{slug(title)}",
-        "Robustness",
-        f"Accuracy under corruptions: {title}",
-        f"{measured(source, column)} Each corruption at {frame['severity'].max()} severities; 0 is "
-        "the clean test split. Means over seeds.",
-        f"Accuracy over severity under {len(kinds)} corruptions, for {len(handles)} groups.",
-        together.drop(columns="key", errors="ignore"),
-        figure,
-    )
+def _features(source: Source, row: pd.Series) -> dict[str, Any]:
+    return source.arrays(row["folder"], ("block_0", "index"))
 
 
-def _kinds(
-    record: dict[str, Any], shape: tuple[int, ...]
-) -> Iterator[tuple[list[str], list[float]]]:
-    """The names of the corruptions, and the score without one, where these are such scores."""
-    scores = record.get("scores") or {}
-    others = [name for name in scores if not re.search(r"_severity_\d+$", name)]
-    severities = len(scores) - len(others)
-    if severities and len(shape) == 2 and shape[1] == severities and shape[0] <= len(others):
-        kinds = [name.partition("_")[2] or name for name in others[-shape[0] :]]
-        yield kinds, [scores[name] for name in others if name.endswith("_clean")][:1]
-
-
-def _comparable(source: Source, stored: Found) -> Iterator[tuple[str, Found]]:
+def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Found]]:
     """Evaluations alike, with one run for each method: of its main group, the first seed."""
-    if not stored:
-        return
-    arrays = {row["folder"]: found for row, found in stored}
-    for title, column in columns(source, pd.DataFrame([row for row, _ in stored])):
-        chosen = representatives(column).sort_values("seed").drop_duplicates("method")
-        yield (
-            title,
-            [(row, arrays[row["folder"]]) for _, row in chosen.sort_values("method").iterrows()],
-        )
+    for title, column in columns(source, source.having(names)):
+        found = []
+        for _, of_method in representatives(column).groupby("method", sort=True):
+            for _, row in of_method.sort_values("seed").iterrows():
+                arrays = source.arrays(row["folder"], names)
+                if arrays:
+                    found.append((row, arrays))
+                    break
+        if found:
+            yield title, found
 
 
 def _class_colors(count: int) -> list[tuple[float, float, float]]:
@@ -303,11 +263,3 @@ def _heat(
 
 def _optional(arrays: dict[str, Any], name: str) -> dict[str, Any]:
     return {name: arrays[name]} if name in arrays else {}
-
-
-def _missing(title: str, evaluation: str) -> Missing:
-    return Missing(
-        title,
-        f"no run has stored what {evaluation} stores",
-        f"ssl-bench eval RUN --evals {evaluation}",
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from ssl_bench.index import Index
 from ssl_bench.report.drawing import Look, shades
 from ssl_bench.runs import digest
 from ssl_bench.statistics import mean_interval
-from ssl_bench.units import count
 
 _LONGEST = 60
 UNKNOWN = "unknown"
@@ -43,15 +42,12 @@ class Source:
     comparison: Comparison
     looks: Mapping[str, Look]
     problems: dict[str, None] = field(default_factory=dict)
-    _stored: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
         """The index's runs by name, with a label each; a seed may be missing."""
         runs = self.index.runs.drop_duplicates("run")
-        runs = runs.assign(
-            method=runs["method"].fillna(UNKNOWN), seed=runs["seed"].astype("Int64")
-        )
+        runs = runs.assign(method=runs["method"].fillna(UNKNOWN), seed=runs["seed"].astype("Int64"))
         labels = {
             member.run: group.label
             for table in self.comparison.tables
@@ -124,7 +120,7 @@ class Source:
         if self.finals.empty:
             return self.finals
         rows = self.finals.drop_duplicates("folder")
-        return rows[[self._names(folder).issuperset(names) for folder in rows["folder"]]]
+        return rows[[self._stored.get(f, frozenset()).issuperset(names) for f in rows["folder"]]]
 
     @cached_property
     def images(self) -> dict[tuple[str, str], int]:
@@ -144,21 +140,21 @@ class Source:
                 found[name, protocol] = wanted if isinstance(wanted, int) and wanted > 0 else 0
         return found
 
-    def _names(self, folder: str) -> frozenset[str]:
-        """Of the arrays that an evaluation stored."""
-        known = self._stored.get(folder)
-        if known is None:
+    @cached_property
+    def _stored(self) -> dict[str, frozenset[str]]:
+        """The names of the arrays that each evaluation of a finished encoder stored, by folder."""
+        found = {}
+        for folder in self.finals["folder"].unique():
             path = Path(folder) / "arrays.npz"
             try:
                 with zipfile.ZipFile(path) as stored:
-                    known = frozenset(name.removesuffix(".npy") for name in stored.namelist())
+                    names = [name.removesuffix(".npy") for name in stored.namelist()]
+                    found[folder] = frozenset(names)
             except FileNotFoundError:
-                known = frozenset()
+                continue
             except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
                 self.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
-                known = frozenset()
-            self._stored[folder] = known
-        return known
+        return found
 
 
 def columns(source: Source, scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -211,96 +207,7 @@ def representatives(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["key"] == scores["method"].map(chosen)]
 
 
-def measured(source: Source, scores: pd.DataFrame, shown: int | None = None) -> str:
-    """What was measured on what, for a caption.
-
-    Args:
-        shown: how many of the test images a figure is of. Default: those that each evaluation
-            takes.
-    """
-    data = listed(sorted(set(scores["evaluated_on"].astype(str))))
-    whole = sorted({int(n) for n in scores["test_images"].dropna()})
-    images = f"{listed(f'{n:,}' for n in whole)} test images of {data}"
-    parts = partial(source, scores) if shown is None else {}
-    if shown is not None:
-        images = f"{shown:,} of the {images}" if [shown] != whole else images
-    elif len(parts) == 1 == scores["eval"].nunique():
-        [part] = parts.values()
-        images = f"{part} of the {images}"
-    elif parts:
-        told = listed(f"{name} on {count}" for name, count in parts.items())
-        images = f"{images} ({told} of them)"
-    return f"{images}. {trained(source, scores)}"
-
-
-def partial(source: Source, scores: pd.DataFrame) -> dict[str, str]:
-    """On how many of the test images evaluations were made, where that is not all of them."""
-    found: dict[str, set[int]] = {}
-    is_whole = set()
-    ways = scores.drop_duplicates(["eval", "protocol", "test_images"])
-    for name, protocol, whole in ways[["eval", "protocol", "test_images"]].itertuples(index=False):
-        wanted = source.images.get((name, protocol), 0)
-        if not 0 < wanted < whole:
-            is_whole.add(name)
-        found.setdefault(name, set()).add(min(wanted or int(whole), int(whole)))
-    return {
-        str(name): listed(f"{number:,}" for number in sorted(numbers))
-        for name, numbers in sorted(found.items())
-        if name not in is_whole or len(numbers) > 1
-    }
-
-
-def trained(source: Source, rows: pd.DataFrame) -> str:
-    """Which runs these are: seeds, encoder, data and cost of the pre-training."""
-    runs = source.runs[source.runs["run"].isin(rows["run"].unique())]
-    told = [settings(text) for text in runs["settings"]]
-    encoders = listed(dict.fromkeys(map(encoder, told)))
-    seeds = sorted(set(runs["seed"].dropna().astype(int)))
-    data = listed(sorted(set(runs["pretrained_on"].dropna().astype(str))))
-    parts = [
-        f"{len(runs)} run{'s' * (len(runs) != 1)}",
-        f"seed{'s' * (len(seeds) != 1)} {listed(seeds) or '-'}",
-        f"encoder {encoders}" if encoders else "",
-        f"pre-trained on {data}" if data else "",
-        _range(runs["images_seen"], "images seen"),
-        _range(runs["flops"], "FLOPs"),
-        _range(runs["seconds"], "s"),
-        f"on {listed(sorted(set(runs['device'].dropna())))}"
-        if runs["device"].notna().any()
-        else "",
-    ]
-    return ", ".join(part for part in parts if part) + "."
-
-
-def encoder(told: Mapping[str, Any]) -> str:
-    """The encoder of a run's settings; nothing where they do not tell."""
-    if "backbone" not in told:
-        return ""
-    size, patch = told.get("image_size"), told.get("patch_size")
-    return f"{told['backbone']}" + (f" ({size} px, patches of {patch} px)" if size else "")
-
-
-def _range(values: pd.Series, unit: str) -> str:
-    known = pd.to_numeric(values, errors="coerce").dropna()
-    if known.empty:
-        return ""
-    low, high = count(float(known.min())), count(float(known.max()))
-    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
-
-
 def slug(text: str) -> str:
     """The text as a part of a file's name; a long one ends with its hash."""
     found = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
     return found if 0 < len(found) <= _LONGEST else f"{found[:_LONGEST]}-{digest(text)}"
-
-
-def listed(items: Iterable[Any]) -> str:
-    """Words in a sentence: one, two and three."""
-    found = [str(item) for item in items if str(item)]
-    return (
-        found[0]
-        if len(found) == 1
-        else ", ".join(found[:-1]) + " and " + found[-1]
-        if found
-        else ""
-    )

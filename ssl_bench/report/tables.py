@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ssl_bench.pairs import LEVEL
+from ssl_bench.report.captions import partial
 from ssl_bench.report.source import Source, slug
 from ssl_bench.units import count, digits, share
 
@@ -93,7 +94,7 @@ def main_tables(source: Source) -> Iterator[Table]:
             numeric=frozenset(range(1, len(columns) - 1)),
             rows=tuple(map(tuple, rows)),
             data=data,
-            notes=table.notes,
+            notes=(*_partial(source, table), *table.notes),
         )
 
 
@@ -204,6 +205,18 @@ def known(value: Any) -> float | None:
     """The number, or None where there is none."""
     number = pd.to_numeric(value, errors="coerce")
     return None if pd.isna(number) else float(number)
+
+
+def _partial(source: Source, table: Any) -> list[str]:
+    """Which columns are not of all the test images."""
+    finals = source.finals
+    is_own = (
+        (finals["evaluated_on"] == table.evaluated_on)
+        & (finals["test_fingerprint"] == table.test_fingerprint)
+        & (finals["test_images"] == table.test_images)
+    )
+    parts = partial(source, finals[is_own])
+    return [f"{name} is measured on {images} of the test images" for name, images in parts.items()]
 
 
 def _name(kind: str, table: Any) -> str:

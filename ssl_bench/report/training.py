@@ -18,8 +18,9 @@ from ssl_bench.data.names import EMBEDDED
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.figures import to_pixels
+from ssl_bench.report.captions import trained
 from ssl_bench.report.drawing import Drawing, Missing, legend, panels, shorten
-from ssl_bench.report.source import Source, shades_of, slug, trained
+from ssl_bench.report.source import Source, shades_of, slug
 
 _POINTS = 300
 _RATIOS = (0.5, 0.75, 0.9)
@@ -163,10 +164,23 @@ def _picture_rows(
         f"hidden; each pair of rows shows what is left and what is painted. Run {run['run']}: "
         f"{trained(source, pd.DataFrame({'run': [run['run']]}))}",
         f"Rows of {count} images: the original, then masked and reconstructed at {ratios}.",
-        pd.DataFrame({"run": run["run"], "row": [" ".join(title.split()) for title in rows]}),
+        pd.DataFrame(_errors(rows, spec)).assign(run=run["run"]),
         figure,
         is_picture=True,
     )
+
+
+def _errors(rows: dict[str, Any], spec: EncoderSpec) -> Iterator[dict[str, Any]]:
+    """How far each picture is from the original, over the pixels that it shows, in [0, 1]."""
+    original = to_pixels(rows["original"], spec) if "original" in rows else None
+    for title, images in rows.items():
+        pixels = to_pixels(images, spec)
+        for number, image in enumerate(images):
+            hidden = image.isnan().any(dim=0).cpu().numpy()
+            shown = {"row": " ".join(title.split()), "image": number, "hidden": hidden.mean()}
+            if original is not None and not hidden.all():
+                shown["mse"] = float(((pixels[number] - original[number]) ** 2)[~hidden].mean())
+            yield shown
 
 
 def _kept_picture(source: Source, run: pd.Series) -> Drawing | None:
@@ -191,7 +205,7 @@ def _kept_picture(source: Source, run: pd.Series) -> Drawing | None:
         f"As the run drew them itself, since its weights or its images are not here. Run "
         f"{run['run']}: {trained(source, pd.DataFrame({'run': [run['run']]}))}",
         f"Pictures that run {run['run']} made of test images.",
-        pd.DataFrame({"run": [run["run"]], "file": ["figures/pictures.png"]}),
+        pd.DataFrame(),
         figure,
         is_picture=True,
     )
