@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -14,14 +15,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_bench import report
+from ssl_bench import comparison, index, report, statistics
+from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json
-from ssl_bench.report import cost, drawing, exports
+from ssl_bench.report import (
+    ablations,
+    accuracy,
+    cost,
+    drawing,
+    exports,
+    numbers,
+    origins,
+    predictions,
+    robustness,
+    training,
+)
+from ssl_bench.report.drawing import Drawing
+from ssl_bench.report.source import Source
 from ssl_bench.report.tables import Cell, Table
 from ssl_bench.settings import ReportSettings
 
@@ -83,7 +99,8 @@ def make_run(
     kinds = {f"top1_{kind}": 50.0 for kind in ("fog", "snow")}
     severities = {f"top1_severity_{n}": 60.0 - n for n in (1, 2, 3)}
     add_scores(folder, "robustness", {"top1_corrupted": 40.0, "top1_clean": 70.0} | kinds
-               | severities, data, seed, accuracy=50 + random.random((2, 3)))  # fmt: skip
+               | severities, data, seed, {"images": 20},
+               accuracy=50 + random.random((2, 3)))  # fmt: skip
     add_scores(folder, "low-shot", {"top1_1pct": 30.0 + seed, "top1_10pct": 50.0}, data, seed)
     for home in folder.glob("evals/*") if evals else ():
         if not home.name.startswith(evals):
@@ -99,12 +116,13 @@ def make_run(
 
 def add_scores(
     folder: Path, name: str, scores: dict[str, float], data: str, seed: int,
-    unit: str = "top-1 accuracy (%)", **arrays: np.ndarray,
+    config: dict[str, Any] | None = None, unit: str = "top-1 accuracy (%)", **arrays: np.ndarray,
 ) -> None:  # fmt: skip
     home = folder / "evals" / f"{name}-beef-seed{seed}-fp32"
     home.mkdir(parents=True)
     record = {
-        "eval": name, "protocol": "beef", "config": {}, "data": data, "data_fingerprint": "abcd",
+        "eval": name, "protocol": "beef", "config": config or {}, "data": data,
+        "data_fingerprint": "abcd",
         "note": "", "seed": seed, "classes": CLASSES, "scores": scores, "unit": unit,
         "better": "higher", "chosen": {}, "test_images": IMAGES, "seconds": 1.0,
         "precision": "fp32", "baselines": {"random init": scores}, "environment": {},
@@ -174,13 +192,20 @@ def test_each_figure_has_every_format_and_its_numbers(written: Written) -> None:
         endings.setdefault(path.stem, set()).add(path.suffix)
         assert path.stat().st_size > 0
     assert endings
-    assert all(found == {".png", ".svg", ".pdf", ".csv"} for found in endings.values())
+    for name, found in endings.items():
+        has_numbers = not name.startswith("pictures-")
+        assert found == {".png", ".svg", ".pdf"} | ({".csv"} if has_numbers else set())
 
 
 def test_nothing_is_loaded_from_elsewhere(written: Written) -> None:
     """Every address on the page is inside it, and so is every address in a picture."""
-    addresses = re.findall(r'(?:src|href)="([^"]*)"', written.html)
-    assert all(address.startswith(("#", "data:")) for address in addresses)
+    pictures = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', written.html)
+    assert pictures
+    for text in (written.html, *(base64.b64decode(picture).decode() for picture in pictures)):
+        addresses = re.findall(r'(?:src|href)="([^"]*)"', text)
+        addresses += re.findall(r"url\(['\"]?([^)]*)\)", text)
+        assert all(address.startswith(("#", "data:")) for address in addresses)
+        assert "@import" not in text and "<foreignObject" not in text
     assert "default-src &#39;none&#39;" in written.html or "default-src 'none'" in written.html
 
 
@@ -248,6 +273,21 @@ def test_latex_and_markdown_keep_a_name_in_its_cell(name: str) -> None:
     assert not re.search(r"<", lines[4])
 
 
+def test_a_row_of_latex_never_starts_with_an_argument() -> None:
+    rows = tuple((Cell(name), Cell("1")) for name in ("[2ex] a", "*b", '"c"'))
+    table = Table("t", "t", "t", ("[1pt]", "b"), frozenset({1}), rows, pd.DataFrame())
+    text = exports.as_latex(table)
+    assert not re.search(r"(\\\\|rule)\s*[\[*]", text)
+    assert r"\textquotedbl" not in text
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@a", "a"])
+def test_a_spreadsheet_runs_no_name(name: str) -> None:
+    frame = pd.DataFrame({"group": [name], "difference": [-1.5]})
+    text = numbers.as_csv(frame).decode()
+    assert text == f"group,difference\n{name if name == 'a' else chr(39) + name},-1.5\n"
+
+
 def test_numbers_are_those_of_the_runs(written: Written, runs_dir: Path) -> None:
     frames = [pd.read_csv(path) for path in (written.folder / "tables").glob("scores-tiny-*.csv")]
     found = pd.concat(frames)
@@ -291,6 +331,140 @@ def test_pareto_front(points: list[tuple[int, int]]) -> None:
     for (price, value), is_on in zip(points, front, strict=True):
         beaten = any((c <= price and v > value) or (c < price and v >= value) for c, v in points)
         assert is_on != beaten
+
+
+def source_of(runs_dir: Path) -> Source:
+    found = index.load(runs_dir)
+    looks = drawing.looks(found.runs["method"].fillna("unknown"), [])
+    return Source(found, comparison.compare(found), looks)
+
+
+def change(path: Path, **changes: Any) -> None:
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+def figures(drawn: Iterator[Any]) -> list[Drawing]:
+    return [each for each in drawn if isinstance(each, Drawing)]
+
+
+def test_captions_tell_how_many_images_were_measured(written: Written, runs_dir: Path) -> None:
+    source = source_of(runs_dir)
+    [drawn] = figures(robustness.by_corruption(source))
+    assert f"20 of the {IMAGES} test images of tiny." in drawn.caption
+    assert "CIFAR-10-C" in drawn.caption
+    assert f"{IMAGES} test images of tiny (robustness on 20 of them)." in written.html
+    assert "robustness is measured on 20 of the test images" in written.html
+
+
+def test_a_curve_is_of_groups_that_differ_in_nothing_else(tmp_path: Path) -> None:
+    for ratio in (0.25, 0.5, 0.75):
+        make_run(tmp_path, "mae", 0, ratio, evals=("knn",))
+        newer = make_run(tmp_path, "mae", 1, ratio, evals=("knn",))
+        change(newer / "config.json", method_code="2")
+        again = newer / "evals" / "knn-beef-seed1-bf16"
+        shutil.copytree(newer / "evals" / "knn-beef-seed1-fp32", again)
+        change(again / "scores.json", precision="bf16")
+    [drawn] = figures(ablations.over_settings(source_of(tmp_path)))
+    assert set(drawn.data["n"]) == {1}
+    assert set(drawn.data["curve"]) == {
+        "code=1, evaluated_in=fp32", "code=2, evaluated_in=fp32", "code=2, evaluated_in=bf16",
+    }  # fmt: skip
+
+
+def test_groups_that_nothing_tells_apart_are_on_no_curve(tmp_path: Path) -> None:
+    for ratio in (0.25, 0.5, 0.75):
+        make_run(tmp_path, "mae", 0, ratio, evals=("knn",))
+    twin = make_run(tmp_path, "mae", 1, 0.75, evals=("knn",))
+    config = json.loads((twin / "config.json").read_text())
+    change(twin / "config.json", encoder=config["encoder"] | {"mean": [0.4] * 3})
+    assert figures(ablations.over_settings(source_of(tmp_path))) == []
+
+
+def test_each_baseline_is_of_one_encoder(tmp_path: Path) -> None:
+    make_run(tmp_path, "mae", 0, evals=("knn",))
+    other = make_run(tmp_path, "mocov3", 0, evals=("knn",))
+    config = json.loads((other / "config.json").read_text())
+    change(other / "config.json", encoder=config["encoder"] | {"patch_size": 8})
+    [drawn] = figures(accuracy.by_evaluation(source_of(tmp_path)))
+    [legend] = drawn.figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(names) == 2
+    assert all(f"patches of {side} px" in "".join(names) for side in (4, 8))
+
+
+def test_what_costs_nothing_is_a_line_and_counts_for_the_front(tmp_path: Path) -> None:
+    make_run(tmp_path, "mae", 0, evals=("knn",))
+    free = make_run(tmp_path, "free", 0, evals=("knn",))
+    shutil.rmtree(free / "snapshots")
+    change(free / "cost.json", images_seen=0, flops=0, seconds=0.0)
+    change(free / "evals" / "knn-beef-seed0-fp32" / "scores.json", scores={"top1": 99.0})
+    going = make_run(tmp_path, "going", 0, evals=("knn",))
+    (going / "encoder.json").unlink()
+    drawn = figures(cost.against_cost(source_of(tmp_path)))
+    assert len(drawn) == 3
+    for each in drawn:
+        assert {name.split()[0] for name in each.data["group"]} == {"mae", "free"}
+        assert set(each.data.loc[each.data["on_front"], "group"]) == {"free"}
+        assert "not tested" in each.caption
+
+
+def test_differences_by_class_are_corrected(runs_dir: Path) -> None:
+    for drawn in figures(predictions.class_differences(source_of(runs_dir))):
+        known = drawn.data.dropna(subset=["p"])
+        assert list(known["p_holm"]) == pytest.approx(statistics.holm(list(known["p"])))
+        assert "Holm" in drawn.caption
+
+
+def test_a_prediction_of_no_class_is_no_other_class(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "mae", 0, evals=("knn",))
+    labels = np.arange(IMAGES) % len(CLASSES)
+    stored = np.where(np.arange(IMAGES) < 3, -1, labels)
+    np.savez(folder / "evals/knn-beef-seed0-fp32/predictions.npz", predictions=stored,
+             labels=labels)  # fmt: skip
+    [drawn] = figures(predictions.confusions(source_of(tmp_path)))
+    is_right = drawn.data["true"] == drawn.data["predicted"]
+    assert set(drawn.data.loc[~is_right, "predicted"]) == {"none"}
+    assert drawn.data["images"].sum() == IMAGES
+
+
+def test_an_unknown_seed_is_not_invented(tmp_path: Path) -> None:
+    make_run(tmp_path, "mae", 0)
+    folder = make_run(tmp_path, "mocov3", 3)
+    config = json.loads((folder / "config.json").read_text())
+    del config["seed"]
+    write_json(folder / "config.json", config)
+    source = source_of(tmp_path)
+    table = origins.run_table(source)
+    assert sorted(row[2].text for row in table.rows) == ["-", "0"]
+    facts = [dict(each.facts) for block in origins.provenance(source) for each in block.origins]
+    assert sorted(fact["seed"] for fact in facts) == ["-", "0"]
+
+
+def test_runs_whose_names_differ_in_signs_have_places_of_their_own(tmp_path: Path) -> None:
+    for name in ("A_b", "a-b"):
+        make_run(tmp_path / "made", "mae", 0, evals=("knn",)).rename(tmp_path / name)
+        shutil.rmtree(tmp_path / "made")
+    blocks = origins.provenance(source_of(tmp_path))
+    assert len({each.anchor for block in blocks for each in block.origins}) == 2
+
+
+def test_a_legend_tells_what_it_leaves_out() -> None:
+    figure, [axis] = drawing.panels(1)
+    [line] = axis.plot([0, 1])
+    drawing.legend(figure, {f"name {number}": line for number in range(40)})
+    assert figure.legends[0].get_texts()[-1].get_text() == "… and 4 more"
+
+
+def test_a_reconstruction_is_measured_where_it_shows_something() -> None:
+    spec = EncoderSpec("vit_nano", 4, 2, 1, (0.5,), (0.5,))
+    original = torch.zeros(2, 1, 4, 4)
+    masked = original.clone()
+    masked[:, :, :2] = torch.nan
+    rows = {"original": original, "masked": masked, "painted": original + 0.2}
+    found = pd.DataFrame(training._errors(rows, spec)).set_index(["row", "image"])
+    assert found.loc[("masked", 0), "hidden"] == 0.5
+    assert found.loc[("masked", 1), "mse"] == 0
+    assert found.loc[("painted", 1), "mse"] == pytest.approx(0.01)
 
 
 class TestFolder:
@@ -338,6 +512,17 @@ class TestFolder:
             report.write(settings)
         assert (output / "index.html").read_bytes() == before
         assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+    def test_what_cannot_be_read_is_not_told_as_what_cannot_be_written(
+        self, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def gone(_: Source) -> Iterator[Any]:
+            raise OSError(5, "Input/output error")
+            yield
+
+        monkeypatch.setattr(report, "_FIGURES", (gone,))
+        settings = ReportSettings(("mae-tiny-seed0-0.5",), tmp_path / "report", runs_dir=runs_dir)
+        assert any("Input/output error" in line for line in report.write(settings))
 
     def test_no_runs(self, ssl_bench: Command, tmp_path: Path) -> None:
         code, _, err = ssl_bench("report", "--runs-dir", tmp_path, "-o", tmp_path / "report")
@@ -461,6 +646,22 @@ class TestBrowser:
         target = link.get_attribute("href")
         link.click()
         page.wait_for_function("name => document.getElementById(name.slice(1)).open", arg=target)
+
+    def test_a_second_click_opens_it_again(self, open_page: Callable[..., Any]) -> None:
+        page = open_page()
+        link = page.locator("table.sortable tbody a").first
+        target = link.get_attribute("href")
+        for _ in range(2):
+            link.click()
+            page.wait_for_function(
+                "name => document.getElementById(name.slice(1)).open", arg=target
+            )
+            page.evaluate("name => document.getElementById(name.slice(1)).open = false", target)
+
+    def test_an_odd_address_breaks_nothing(self, open_page: Callable[..., Any]) -> None:
+        page = open_page()
+        page.evaluate("location.hash = '#%E0%A4%A'")
+        page.wait_for_timeout(50)
 
     def test_numbers_and_figures_can_be_saved(self, open_page: Callable[..., Any]) -> None:
         page = open_page()
