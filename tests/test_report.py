@@ -467,6 +467,11 @@ def test_a_reconstruction_is_measured_where_it_shows_something() -> None:
     assert found.loc[("painted", 1), "mse"] == pytest.approx(0.01)
 
 
+def test_trainings_that_end_within_a_step_cost_the_same() -> None:
+    costs, values = pd.Series([1000.0, 999.0, 100.0]), pd.Series([3.0, 2.0, 1.0])
+    assert list(cost.pareto(costs, values, True)) == [True, False, True]
+
+
 class TestFolder:
     """What happens to the folder that is written."""
 

@@ -13,6 +13,8 @@ from ssl_bench.report.source import Source, columns, shades_of, slug, spread
 
 _COSTS = {"flops": "FLOPs", "images_seen": "images seen", "seconds": "device-seconds"}
 _DONE = ("trained", "broken")
+_SAME = 0.01
+"""Costs that differ by less than this share of them are equal, as in `curves.read`."""
 
 
 def against_cost(source: Source) -> Iterator[Drawing | Missing]:
@@ -79,6 +81,9 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                 if len(best) > 1:
                     fronts["Pareto front"] = line
             scale(axis, together[cost])
+            paid = together.loc[together[cost] > 0, cost]
+            if len(paid) and paid.min() > paid.max() * (1 - _SAME):
+                axis.set_xlim(0.8 * paid.mean(), 1.2 * paid.mean())
             axis.set(title=shorten(name.replace(f" on {data}", ""), 34), xlabel=words)
             axis.set_ylabel(column["unit"].iloc[0])
             axis.margins(x=0.12, y=0.12)
@@ -92,7 +97,8 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
             "was evaluated, of runs that are over; points are means over seeds with 95 % t "
             "intervals. What costs nothing is a horizontal line. A dotted line is the Pareto front "
             "of all these means, the free ones among them: nothing measured was both cheaper and "
-            "better than a point on it. That is a statement about means; it is not tested.",
+            "better than a point on it (costs within 1 % of each other are equal). That is a "
+            "statement about means; it is not tested.",
             f"Score over {words} of {on_data['group'].nunique()} groups of runs.",
             pd.concat(rows),
             figure,
@@ -100,10 +106,14 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
 
 
 def pareto(costs: pd.Series, values: pd.Series, is_higher_better: bool) -> np.ndarray:
-    """Which points no other one beats in both: bool ``(N,)``."""
+    """Which points no other one beats in both: bool ``(N,)``.
+
+    Args:
+        costs: zero or more.
+    """
     cost, value = costs.to_numpy(float), values.to_numpy(float) * (1 if is_higher_better else -1)
-    no_worse = (cost <= cost[:, None]) & (value >= value[:, None])
-    better = (cost < cost[:, None]) | (value > value[:, None])
+    no_worse = (cost * (1 - _SAME) <= cost[:, None]) & (value >= value[:, None])
+    better = (cost < cost[:, None] * (1 - _SAME)) | (value > value[:, None])
     return ~(no_worse & better).any(axis=1)
 
 

@@ -118,7 +118,7 @@ def _matrices(
         ticks: Any = [shorten(name, 14) for name in names] if is_named else False
         sns.heatmap(
             share, ax=axis, cmap="Greys", vmin=0, vmax=100, square=True, cbar=False,
-            annot=np.array([[f"{v:.0f}" if v >= 0.5 else "" for v in row] for row in share])
+            annot=np.array([[f"{v:.0f}" if v > 0.5 else "" for v in row] for row in share])
             if is_written else None,
             fmt="", annot_kws={"size": 7}, xticklabels=ticks, yticklabels=ticks,
             linewidths=0.4 if is_named else 0, linecolor="#eeeeee", rasterized=True,
