@@ -33,6 +33,7 @@ from ssl_bench.report import (
     numbers,
     origins,
     predictions,
+    representations,
     robustness,
     training,
 )
@@ -93,7 +94,9 @@ def make_run(
     add_scores(folder, "embedding", {"trust": 0.9}, data, seed, unit="trust",
                points=random.normal(size=(IMAGES, 2)), labels=labels,
                index=np.arange(IMAGES))  # fmt: skip
-    blocks = {f"block_{n}": random.normal(size=(20, 8)).astype(np.float32) for n in range(3)}
+    blocks: dict[str, Any] = {
+        f"block_{n}": random.normal(size=(20, 8)).astype(np.float32) for n in range(3)
+    }
     add_scores(folder, "cka", {"pixels": 0.4}, data, seed, unit="CKA", index=np.arange(20),
                **blocks)  # fmt: skip
     kinds = {f"top1_{kind}": 50.0 for kind in ("fog", "snow")}
@@ -352,6 +355,8 @@ def test_captions_tell_how_many_images_were_measured(written: Written, runs_dir:
     [drawn] = figures(robustness.by_corruption(source))
     assert f"20 of the {IMAGES} test images of tiny." in drawn.caption
     assert "CIFAR-10-C" in drawn.caption
+    for drawn in figures(representations.similarities(source)):
+        assert f"features of 20 of the {IMAGES} test images of tiny." in drawn.caption
     assert f"{IMAGES} test images of tiny (robustness on 20 of them)." in written.html
     assert "robustness is measured on 20 of the test images" in written.html
 

@@ -153,7 +153,7 @@ def similarities(source: Source) -> Iterator[Drawing | Missing]:
         if len(found) > 1:
             names = [f"{shorten(row['label'], 30)}, seed {row['seed']}" for row in found]
             cut = left_out(len(column) - len(found), "run is", "runs are")
-            sentence = about.format(measured(source, pd.DataFrame(found))) + cut
+            sentence = about.format(measured(source, pd.DataFrame(found), len(last[0]))) + cut
             yield _heat(
                 f"cka-{slug(title)}", f"CKA of the last block: {title}", sentence,
                 _cka(last, last), names, names, "", "",
@@ -167,7 +167,7 @@ def similarities(source: Source) -> Iterator[Drawing | Missing]:
             yield _heat(
                 f"cka-layers-{slug(first)}-{slug(second)}-{slug(title)}",
                 f"CKA by block: {first} and {second}",
-                about.format(measured(source, pd.DataFrame(rows))) + cut, _cka(blocks, others),
+                about.format(measured(source, pd.DataFrame(rows), len(last[0]))) + cut, _cka(blocks, others),
                 [str(n) for n in range(len(blocks))], [str(n) for n in range(len(others))],
                 f"block of {rows[0]['run']}", f"block of {rows[1]['run']}",
             )  # fmt: skip

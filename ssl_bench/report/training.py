@@ -161,8 +161,8 @@ def _picture_rows(
         "Reconstructions",
         f"What {run['method']} makes of hidden patches",
         f"The first test images of {count} classes of {data.name}, with {ratios} of the patches "
-        f"hidden; each pair of rows shows what is left and what is painted. The numbers are mean squared "
-        f"errors over the pixels shown, from 0 to 1. Run {run['run']}: "
+        f"hidden; each pair of rows shows what is left and what is painted. The numbers are "
+        f"mean squared errors over the pixels shown, from 0 to 1. Run {run['run']}: "
         f"{trained(source, pd.DataFrame({'run': [run['run']]}))}",
         f"Rows of {count} images: the original, then masked and reconstructed at {ratios}.",
         pd.DataFrame(_errors(rows, spec)).assign(run=run["run"]),
