@@ -164,10 +164,10 @@ def similarities(source: Source) -> Iterator[Drawing | Missing]:
         for first, second in pairs[:_GROUPS]:
             rows = [chosen[first], chosen[second]]
             blocks, others = (_blocks(_features(source, row)) for row in rows)
+            sentence = about.format(measured(source, pd.DataFrame(rows), len(last[0]))) + cut
             yield _heat(
                 f"cka-layers-{slug(first)}-{slug(second)}-{slug(title)}",
-                f"CKA by block: {first} and {second}",
-                about.format(measured(source, pd.DataFrame(rows), len(last[0]))) + cut, _cka(blocks, others),
+                f"CKA by block: {first} and {second}", sentence, _cka(blocks, others),
                 [str(n) for n in range(len(blocks))], [str(n) for n in range(len(others))],
                 f"block of {rows[0]['run']}", f"block of {rows[1]['run']}",
             )  # fmt: skip

@@ -77,6 +77,11 @@ class Source:
         return tuple(dict.fromkeys([*own, *self.runs["label"]]))
 
     @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each of these labels."""
+        return {label: place for place, label in enumerate(self.labels)}
+
+    @cached_property
     def finals(self) -> pd.DataFrame:
         """The scores of encoders whose training is over."""
         return self.scores[self.scores["step"].isna()] if len(self.scores) else self.scores
@@ -182,7 +187,7 @@ def shades_of(
     """Each group's label, color, look and scores; groups of a method are shades of its color."""
     for method, of_method in scores.groupby("method", sort=True):
         look = source.look(str(method))
-        groups = sorted(of_method.groupby("label"), key=lambda g: source.labels.index(str(g[0])))
+        groups = sorted(of_method.groupby("label"), key=lambda g: source.places[str(g[0])])
         for (label, group), color in zip(groups, shades(look.color, len(groups)), strict=True):
             yield str(label), color, look, group
 
