@@ -27,6 +27,7 @@ _LATEX = {
     "±": r"$\pm$",
     "●": r"$\bullet$",
     "○": r"$\circ$",
+    "†": r"\dag{}",
     "…": r"\ldots{}",
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
