@@ -12,8 +12,8 @@ from rich.text import Text
 
 from ssl_bench.comparison import Cell, Comparison, Cost, Group
 from ssl_bench.comparison import Table as Compared
-from ssl_bench.grouping import Column
-from ssl_bench.pairs import LEVEL, Pair
+from ssl_bench.comparison.grouping import Column
+from ssl_bench.comparison.pairs import LEVEL, Pair
 from ssl_bench.units import count, digits, plain, share, time, whole
 
 _SIGNS = {"best": " *", "single": " †", "tied": " ~", "": ""}

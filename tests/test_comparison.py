@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ssl_bench import arrays, comparison, pairs, tables
-from ssl_bench.comparison import Comparison, Table
+from ssl_bench import arrays, comparison, tables
+from ssl_bench.comparison import Comparison, Table, pairs
+from ssl_bench.comparison.grouping import Column, Score
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json
-from ssl_bench.grouping import Column, Score
 from ssl_bench.index import Index
 from ssl_bench.report.source import Source
 from ssl_bench.report.tables import main_tables, pair_tables, rows_of
@@ -291,7 +291,8 @@ def test_single_runs_are_compared_by_their_predictions(
         assert "not of other seeds" in text
         assert "differs, these two runs" in text
         assert "significant" not in text and "*" not in text
-        source = Source(Index(pd.DataFrame(), pd.DataFrame(), ()), results.compare(), {})
+        empty = (pd.DataFrame(columns=list(c)) for c in (RUN_COLUMNS, SCORE_COLUMNS))
+        source = Source(Index(*empty, ()), results.compare(), {})
         [scores], [tests] = main_tables(source), pair_tables(source)
         assert "90.00 (1) †" in next(iter(rows_of(scores)))
         assert "a is better, of these two runs †" in next(iter(rows_of(tests)))

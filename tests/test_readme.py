@@ -62,7 +62,15 @@ def test_example_meets_the_contract(
 
 def test_every_file_has_a_line_in_the_tree(readme: str) -> None:
     listed = re.findall(r"^\s+(\S+\.py)\b", readme, flags=re.MULTILINE)
-    folders = ("ssl_bench", "ssl_bench/data", "ssl_bench/report", "methods", "evals", "tests")
+    folders = (
+        "ssl_bench",
+        "ssl_bench/data",
+        "ssl_bench/comparison",
+        "ssl_bench/report",
+        "methods",
+        "evals",
+        "tests",
+    )
     files = [path.name for folder in folders for path in (ROOT / folder).glob("*.py")]
     assert sorted(listed) == sorted(name for name in files if not name.startswith("__"))
 

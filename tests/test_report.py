@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_bench import comparison, index, report, statistics
+from ssl_bench import comparison, index, report
+from ssl_bench.comparison import statistics
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json

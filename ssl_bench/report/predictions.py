@@ -11,11 +11,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ssl_bench.pairs import LEVEL
+from ssl_bench.comparison.pairs import LEVEL
+from ssl_bench.comparison.statistics import Difference, difference, holm, mcnemar
 from ssl_bench.report.captions import left_out, measured
 from ssl_bench.report.drawing import FAINT, INK, Drawing, Missing, panels, shorten
 from ssl_bench.report.source import Source, columns, representatives, slug
-from ssl_bench.statistics import Difference, difference, holm, mcnemar
 
 _MOST_MATRICES = 6
 _MOST_PAIRS = 6

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ssl_bench import arrays, grouping
-from ssl_bench.comparison import Comparison
+from ssl_bench import arrays
+from ssl_bench.comparison import Comparison, grouping
+from ssl_bench.comparison.statistics import mean_interval
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.files import read_json
 from ssl_bench.index import Index
 from ssl_bench.report.drawing import Look, shades
 from ssl_bench.runs import digest
-from ssl_bench.statistics import mean_interval
 
 _LONGEST = 60
 UNKNOWN = "unknown"

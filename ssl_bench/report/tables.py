@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.pairs import LEVEL
+from ssl_bench.comparison.pairs import LEVEL
 from ssl_bench.report.captions import partial
 from ssl_bench.report.source import Source, slug
 from ssl_bench.units import count, digits, share

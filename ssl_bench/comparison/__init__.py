@@ -16,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench import curves, grouping, pairs, statistics
-from ssl_bench.grouping import Column, Score
+from ssl_bench.comparison import curves, grouping, pairs, statistics
+from ssl_bench.comparison.grouping import Column, Score
+from ssl_bench.comparison.pairs import Mark, Pair
+from ssl_bench.comparison.statistics import Mean
 from ssl_bench.index import Index
-from ssl_bench.pairs import Mark, Pair
 from ssl_bench.settings import At
-from ssl_bench.statistics import Mean
 
 MOST_GROUPS = 40
 """In a table with more groups than that, nothing is tested: the correction would hide it all."""

@@ -14,10 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from ssl_bench import arrays, statistics
+from ssl_bench import arrays
+from ssl_bench.comparison import statistics
+from ssl_bench.comparison.grouping import Column, Score
+from ssl_bench.comparison.statistics import Difference
 from ssl_bench.errors import UserError
-from ssl_bench.grouping import Column, Score
-from ssl_bench.statistics import Difference
 
 LEVEL = 0.05
 _ROUNDED = 0.006
