@@ -291,8 +291,8 @@ def test_single_runs_are_compared_by_their_predictions(
         assert "not of other seeds" in text
         assert "differs, these two runs" in text
         assert "significant" not in text and "*" not in text
-        empty = (pd.DataFrame(columns=list(c)) for c in (RUN_COLUMNS, SCORE_COLUMNS))
-        source = Source(Index(*empty, ()), results.compare(), {})
+        no_runs, no_scores = (pd.DataFrame(columns=list(c)) for c in (RUN_COLUMNS, SCORE_COLUMNS))
+        source = Source(Index(no_runs, no_scores, ()), results.compare(), {})
         [scores], [tests] = main_tables(source), pair_tables(source)
         assert "90.00 (1) †" in next(iter(rows_of(scores)))
         assert "a is better, of these two runs †" in next(iter(rows_of(tests)))
