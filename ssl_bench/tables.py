@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -89,9 +90,18 @@ def _flat(table: Compared, group: Group, column: Column, cell: Cell) -> dict[str
 
 
 def _scores(table: Compared, width: int) -> Iterator[Table]:
-    """The headline scores, in as many tables as the width asks for."""
-    columns, groups = table.headlines, _rows(table)
-    units = {column.unit for column in columns}
+    """The headline scores: those of one unit beside each other, the single ones after them."""
+    units = Counter(column.unit for column in table.headlines)
+    parts = [[c for c in table.headlines if c.unit == unit] for unit in units if units[unit] > 1]
+    parts.append([column for column in table.headlines if units[column.unit] == 1])
+    shown = [each for part in parts if part for each in _beside(table, part, width)]
+    shown[-1].caption = _caption(table)
+    yield from shown
+
+
+def _beside(table: Compared, columns: Sequence[Column], width: int) -> Iterator[Table]:
+    """Columns in as many tables as the width asks for."""
+    groups, units = _rows(table), {column.unit for column in columns}
     texts = {column.key: [_cell(table, group, column) for group in groups] for column in columns}
     heads = {column.key: _head(column, with_unit=len(units) > 1) for column in columns}
     widths = [
@@ -108,9 +118,7 @@ def _scores(table: Compared, width: int) -> Iterator[Table]:
     what = f"{units.pop()}: " if len(units) == 1 else ""
     for number, part in enumerate(chunks := _chunks(columns, widths, room)):
         more = f" ({number + 1} of {len(chunks)})" if len(chunks) > 1 else ""
-        title = f"{what}{table.title}{more}"
-        is_last = number == len(chunks) - 1
-        shown = Table(title=plain(title), caption=_caption(table) if is_last else None)
+        shown = Table(title=plain(f"{what}{table.title}{more}"))
         shown.add_column("method", overflow="fold")
         shown.add_column("runs", justify="right", no_wrap=True)
         for column in part:

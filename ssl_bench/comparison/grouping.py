@@ -217,7 +217,9 @@ def columns(rows: pd.DataFrame) -> tuple[tuple[Column, ...], list[str]]:
                     is_headline=is_headline,
                 )
             )
-    return tuple(sorted(found, key=lambda column: not column.is_headline)), notes
+    # Headlines first, and those first of which one is better than another.
+    found.sort(key=lambda column: (not column.is_headline, column.better == "neither"))
+    return tuple(found), notes
 
 
 def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
