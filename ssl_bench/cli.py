@@ -156,9 +156,9 @@ def _rerun(words: Sequence[str]) -> int:
     from ssl_bench.settings import RerunSettings
 
     settings = flags.parse("rerun", RerunSettings, words)
-    from ssl_bench import provenance
+    from ssl_bench import rerun
 
-    return 0 if provenance.rerun(settings) else 1
+    return 0 if rerun.rerun(settings) else 1
 
 
 def _query(words: Sequence[str]) -> None:

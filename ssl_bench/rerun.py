@@ -1,0 +1,226 @@
+"""Whether a run's numbers come out again: ``ssl-bench rerun``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ssl_bench import arrays, plugins, runs
+from ssl_bench.errors import UserError, require
+from ssl_bench.files import write_json
+from ssl_bench.flags import Request
+from ssl_bench.plugins import Plugin
+from ssl_bench.provenance import text
+from ssl_bench.settings import RerunSettings, Settings
+
+_ENVIRONMENT = ("code", "python", "packages", "device", "cores", "platform")
+_console = Console(markup=False, highlight=False)
+
+
+def rerun(settings: RerunSettings) -> bool:
+    """Train and evaluate a run again in a new folder, and compare: ``ssl-bench rerun``.
+
+    Returns:
+        Whether everything that could be compared came out the same.
+
+    Raises:
+        UserError: there is no such finished run, or what it was made with is not there any more.
+    """
+    folder = runs.find_trained(settings.runs_dir, settings.target)
+    from ssl_bench import commands
+
+    request, left_out = request_of(folder, settings)
+    again = request.settings
+    data = commands.load(again.data, again.image_size, again.data_dir, again.storage)
+    for note in (*changes(folder, request, data.fingerprint), *left_out):
+        _console.print(f"note: {note}", style="yellow", soft_wrap=True)
+    again = commands.run(request, data)
+    outcome = outcomes(folder, again.folder)
+    verdicts = {row["same"] for row in outcome}
+    same = True in verdicts and False not in verdicts
+    write_json(again.folder / "rerun.json", {"of": str(folder), "same": same, "parts": outcome})
+    table = Table(title=f"{folder.name}, and again")
+    for title in ("what", "before", "again", ""):
+        table.add_column(title, overflow="fold")
+    for row in outcome:
+        verdict = {True: "the same", False: "differs: ", None: "cannot tell: "}[row["same"]]
+        verdict += row["difference"]
+        table.add_row(row["what"], row["before"], row["again"], verdict)
+    _console.print(table)
+    verdict = "came out the same" if same else "did NOT come out the same"
+    if verdicts == {None}:
+        verdict = "nothing of it could be compared"
+    _console.print(f"{verdict}: {folder.name}", soft_wrap=True)
+    return same
+
+
+def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str]]:
+    """The request that a finished run is the answer to, in a folder of its own.
+
+    Returns:
+        It, and one line for each evaluation that cannot be repeated as a part of the run.
+
+    Raises:
+        UserError: the run was not trained here, or a plugin of it is gone.
+    """
+    plan, cost = runs.plan_of(folder), runs.facts(folder / "cost.json")
+    require(
+        "weights_sha256" not in plan,
+        f"run {folder.name!r} holds weights from elsewhere, which cannot be trained again; "
+        "`ssl-bench eval` evaluates them",
+    )
+    method = plugins.find("method", plan.get("method_source") or plan["method"])
+    evals: dict[Plugin, Any] = {}
+    left_out = []
+    for path in sorted(folder.glob("evals/*/scores.json")):
+        record = runs.facts(path)
+        plugin = plugins.find("eval", record.get("source") or record["eval"])
+        own = (record["data_fingerprint"], record["seed"], record["precision"])
+        if own != (plan["data_fingerprint"], plan["seed"], plan["precision"]):
+            left_out.append(f"{path.parent.name} is left out: its data, seed or precision differ")
+        elif plugin in evals:
+            left_out.append(
+                f"{path.parent.name} is left out: {plugin.name} is there under another "
+                "protocol, and a run has one"
+            )
+        else:
+            evals[plugin] = _config(plugin, record["config"])
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    splits = getattr(method.load().Pretraining, "splits", False)
+    again = Settings(
+        method=plan["method"],
+        data=plan["data_source"],
+        backbone=plan["encoder"]["backbone"],
+        image_size=plan["encoder"]["image_size"],
+        patch_size=plan["encoder"]["patch_size"],
+        epochs=plan["epochs"] or 1,
+        batch_size=plan["batch_size"],
+        seed=plan["seed"],
+        precision=plan["precision"],
+        compile="on" if cost.get("compiled") else "off",
+        micro_batch_size=cost.get("images_at_once") if splits else None,
+        preset=plan["preset"],
+        runs_dir=settings.runs_dir / "reruns" / f"{folder.name}-{now}",
+        data_dir=settings.data_dir,
+    )
+    return Request(again, method, _config(method, plan["method_config"]), evals, {}), left_out
+
+
+def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
+    """What is not as it was when the run was made, one line each.
+
+    Args:
+        fingerprint: of the data as they are now.
+    """
+    from ssl_bench.hardware import choose
+
+    plan, before = runs.plan_of(folder), runs.facts(folder / "environment.json")
+    now = runs.environment(choose(request.settings.precision).name)
+    for name in _ENVIRONMENT:
+        if name in before and before[name] != now[name]:
+            yield from _differences(name, before[name], now[name])
+    if plan["data_fingerprint"] != fingerprint:
+        yield f"data {plan['data']} was {plan['data_fingerprint']}, is {fingerprint}"
+    if before.get("earlier"):
+        yield f"the run was interrupted; what it began with: {text(before['earlier'])}"
+    if request.method and request.method.fingerprint != plan["method_code"]:
+        yield f"the code of {plan['method']} is not the run's ({request.method.path})"
+
+
+def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
+    """Weights, scores and predictions of a run and of its repetition, side by side.
+
+    Returns:
+        For each part ``what``, ``before``, ``again``, whether they are the ``same`` (None where
+        that cannot be told), and the ``difference``.
+    """
+    from ssl_bench import evaluation
+
+    rows = [_compared_weights(folder, again)]
+    plan = runs.plan_of(again)
+    for record in evaluation.stored_records(again):
+        which = f"{record['eval']}-{record['protocol']}-seed{plan['seed']}-{plan['precision']}"
+        before = runs.facts(folder / "evals" / which / "scores.json")
+        if not before:
+            rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
+            continue
+        for score, value in record["scores"].items():
+            was = before["scores"].get(score, math.nan)
+            is_same = was == value or (was != was and value != value)
+            apart = "" if is_same else f"{value - was:+.4g}"
+            rows.append(_row(f"{record['eval']} {score}", f"{was:.4f}", f"{value:.4f}", apart))
+        rows += _compared_predictions(folder / "evals" / which, again / "evals" / which)
+    return rows
+
+
+def _compared_weights(folder: Path, again: Path) -> dict[str, Any]:
+    from ssl_bench import weights
+
+    if not (folder / "encoder.safetensors").exists():
+        return _unknown("encoder", "its weights were not kept")
+    old, new = weights.load(folder)[0], weights.load(again)[0]
+    digests = weights.digest(old), weights.digest(new)
+    largest = max(
+        (a.float() - b.float()).abs().max().item()
+        for a, b in zip(old.state_dict().values(), new.state_dict().values(), strict=True)
+    )
+    apart = "" if digests[0] == digests[1] else f"weights by up to {largest:.2g}"
+    return _row("encoder", digests[0][:12], digests[1][:12], apart)
+
+
+def _compared_predictions(before: Path, again: Path) -> list[dict[str, Any]]:
+    what = "  its predictions"
+    try:
+        old, new = (
+            arrays.read(each / "predictions.npz", ["predictions"]) for each in (before, again)
+        )
+    except UserError as error:
+        return [_unknown(what, str(error))]
+    if not old or not new:
+        return []
+    first_N, second_N = old["predictions"], new["predictions"]
+    differing = int((first_N != second_N).sum()) if len(first_N) == len(second_N) else len(second_N)
+    apart = f"{differing:,} images" if differing else ""
+    return [_row(what, f"{len(first_N):,}", f"{len(second_N):,}", apart)]
+
+
+def _row(what: str, before: str, again: str, difference: str) -> dict[str, Any]:
+    return {
+        "what": what,
+        "before": before,
+        "again": again,
+        "same": not difference,
+        "difference": difference,
+    }
+
+
+def _unknown(what: str, why: str) -> dict[str, Any]:
+    return {**_row(what, "-", "-", why), "same": None}
+
+
+def _config(plugin: Plugin, values: Mapping[str, Any]) -> Any:
+    """A plugin's ``Config`` from JSON, whose lists were tuples."""
+    known = {field.name for field in fields(plugin.config)}
+    require(
+        set(values) <= known,
+        f"{plugin.kind} {plugin.name!r} has no {', '.join(sorted(set(values) - known))} any more, "
+        "which the run was made with",
+    )
+    restored = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return plugin.config(**restored)
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, dict):
+        for key, value in before.items():
+            if value != now.get(key):
+                yield f"{name} {key} was {value}, is {now.get(key)}"
+    else:
+        yield f"{name} was {before}, is {now}"
