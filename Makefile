@@ -20,7 +20,7 @@ results: $(VENV)/installed  ## the comparison under results/: four methods at eq
 
 MINUTES ?= 10
 
-results-gpu: $(VENV)/installed  ## the same on CIFAR-10 with a GPU, MINUTES at a time: until make results-gpu; do :; done
+results-gpu: $(VENV)/installed  ## the same on CIFAR-10 with a GPU, MINUTES at a time; repeat it until it says no more that it is not done
 	PRESET=small MINUTES=$(MINUTES) results/comparison.sh
 
 lint: $(VENV)/installed-lint  ## check style, types and the direction of imports

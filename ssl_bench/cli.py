@@ -80,10 +80,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print("ssl-bench: out of GPU memory; a smaller --batch-size may fit", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "ssl-bench: interrupted; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        goes_on = "; the same command goes on from the last checkpoint"
+        print(f"ssl-bench: interrupted{goes_on * (words[0] in _RESUMING)}", file=sys.stderr)
         return 130
     return code
 
@@ -224,6 +222,8 @@ def _completion(words: Sequence[str]) -> None:
 
     completion.show(words)
 
+
+_RESUMING = ("run", "ablate")
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": _run,

@@ -130,23 +130,25 @@ def run(request: Request, data: Dataset | None = None) -> Run:
                 f"{cost['seconds']:.0f} s, peak memory {cost['peak_memory_mib']:,} MiB"
             )
         _draw(method, data, plan, spec, folder)
-        records = _evaluate(
-            folder,
-            plan.method,
-            request.evals,
-            data,
-            plan.seed,
-            hardware,
-            settings.runs_dir,
-            settings.keep_features,
-        )
-        for step in snapshots:
-            home = pretrain.snapshot_folder(folder, step)
-            for record in evaluation.evaluate_run(
-                *(home, request.evals_on_the_way, data, plan.seed, hardware, settings.runs_dir),
-                keep_features=False,
-            ):
-                console.print(f"step {step:,}: {evaluation.in_words(record)}")
+        with runs.failures_noted(folder):
+            records = _evaluate(
+                folder,
+                plan.method,
+                request.evals,
+                data,
+                plan.seed,
+                hardware,
+                settings.runs_dir,
+                settings.keep_features,
+            )
+            for step in snapshots:
+                home = pretrain.snapshot_folder(folder, step)
+                for record in evaluation.evaluate_run(
+                    *(home, request.evals_on_the_way, data, plan.seed, hardware),
+                    settings.runs_dir,
+                    keep_features=False,
+                ):
+                    console.print(f"step {step:,}: {evaluation.in_words(record)}")
     console.print(f"run folder: {folder}", soft_wrap=True)
     return Run(folder, records)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import runs
+from ssl_bench.errors import UserError
 from ssl_bench.settings import ShowSettings
 
 _console = Console(markup=False, highlight=False)
@@ -31,49 +32,65 @@ def show(settings: ShowSettings) -> None:
     _console.print(_as_rich(folder.name, facts["run"]))
     for name, evaluated in facts["evaluations"].items():
         _console.print(_as_rich(name, evaluated))
+    for problem in facts["problems"]:
+        _console.print(f"note: {problem}", style="yellow", soft_wrap=True)
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """A run's provenance: ``run`` by name, and the same of each of its ``evaluations``.
+    """A run's provenance: ``run`` by name, the same of each of its ``evaluations``, ``problems``.
 
-    What the folder does not tell is left out.
+    What the folder does not tell is left out; what cannot be read is a problem.
 
     Raises:
         UserError: its plan cannot be read.
     """
+    problems: list[str] = []
+
+    def read(path: Path) -> dict[str, Any]:
+        try:
+            return runs.facts(path)
+        except UserError as error:
+            problems.append(str(error))
+            return {}
+
     plan = runs.plan_of(folder)
-    cost, failed = runs.facts(folder / "cost.json"), runs.facts(folder / "failed.json")
+    snapshots = [path.parent.name for path in sorted(folder.glob("snapshots/*/encoder.json"))]
     run = {
         "folder": str(folder),
         "state": runs.state(folder),
-        **{name: value for name, value in failed.items() if name == "error"},
-        **_origin(runs.facts(folder / "environment.json")),
         **{name: value for name, value in plan.items() if name != "encoder"},
-        **{f"encoder {name}": value for name, value in plan.get("encoder", {}).items()},
-        **{f"cost {name}": value for name, value in cost.items()},
-        "snapshots": len(list(folder.glob("snapshots/*/encoder.json"))),
+        **{f"encoder {name}": value for name, value in _mapping(plan.get("encoder")).items()},
+        **{f"cost {name}": value for name, value in read(folder / "cost.json").items()},
+        "snapshots": snapshots,
+        **_origin(read(folder / "environment.json")),
+        **read(folder / "failed.json"),
     }
     evaluations = {}
     for path in sorted(folder.glob("evals/*/scores.json")):
-        record = runs.facts(path)
-        environment = record.pop("environment", {})
+        record = read(path)
+        environment = _mapping(record.pop("environment", None))
         record.pop("classes", None)
-        evaluations[path.parent.name] = {
-            "folder": str(path.parent),
-            **_origin(environment),
-            **record,
-        }
-    return {"run": run, "evaluations": evaluations}
+        if record:
+            evaluations[path.parent.name] = {
+                "folder": str(path.parent),
+                **record,
+                **_origin(environment),
+            }
+    return {"run": run, "evaluations": evaluations, "problems": problems}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _origin(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Command, code, packages and machine, each by one name."""
     if not environment:
         return {}
-    code = environment.get("code", {})
+    code = _mapping(environment.get("code"))
     state = {True: ", with changes that were not committed", False: "", None: ""}
     return {
-        "command": shlex.join(environment.get("command", [])),
+        "command": shlex.join(map(str, environment.get("command") or [])),
         "code": f"{code.get('commit') or code.get('version')}{state[code.get('dirty')]}",
         "packages": environment.get("packages", {}),
         **{
@@ -89,6 +106,8 @@ def _as_rich(title: str, facts: Mapping[str, Any]) -> Table:
     table.add_column("what")
     table.add_column("value", overflow="fold")
     for name, value in facts.items():
+        if value in (None, "", [], {}):
+            continue
         table.add_row(name.replace("_", " "), text(value))
     return table
 

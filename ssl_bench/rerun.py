@@ -92,6 +92,9 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
             )
         else:
             evals[plugin] = _config(plugin, record["config"])
+    snapshots = len(list(folder.glob("snapshots/*/encoder.json")))
+    if snapshots:
+        left_out.append(f"{snapshots} encoders on the way are left out; the last one is repeated")
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     splits = getattr(method.load().Pretraining, "splits", False)
     again = Settings(

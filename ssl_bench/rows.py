@@ -273,7 +273,7 @@ def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
         "data_fingerprint": plan.get("data_fingerprint"),
         "seed": plan.get("seed"),
         "state": state,
-        "error": failure.get("error") if state == "failed" else None,
+        "error": failure.get("error"),
         "step": last.get("step", cost.get("steps")),
         "epochs": plan.get("epochs"),
         "batch_size": plan.get("batch_size"),

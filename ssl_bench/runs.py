@@ -10,7 +10,7 @@
     method.safetensors   the method's other parameters: a decoder, a projector
     cost.json            FLOPs, images seen, seconds, peak memory, parameters
     snapshots/step-.../  the encoder on the way: the last three of these files' kinds, and evals/
-    failed.json          why the last start did not come to its end, until the next one
+    failed.json          why the last training or evaluation failed, until the next one
     evals/<name>-.../    scores.json and predictions.npz
     features/            what the encoder makes of each split, for evaluations to come
     figures/             PNG files
@@ -275,6 +275,7 @@ def plan_of(folder: Path) -> dict[str, Any]:
         plan = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+    require(isinstance(plan, dict), f"{str(path)!r} cannot be read: it holds no names and values")
     require("method" in plan, f"{str(folder)!r} is no run but a baseline that runs share")
     return plan
 

@@ -244,11 +244,9 @@ def _pairs(table: Compared) -> Table:
         pairs = [each for each in [*pairs, *turned] if each[1] == tops[each[0].column]]
         pairs.sort(key=lambda each: table.headlines.index(each[0].column))
         title = "differences to the best mean"
-    shown = Table(
-        title=title,
-        caption="difference and its own 95 % interval; p of Holm's correction for "
-        f"{len(table.pairs)} pairs",
-    )
+    tested = sum(pair.p_adjusted is not None for pair in table.pairs)
+    corrected = f"; p of Holm's correction for {tested} test{'s' * (tested > 1)}" * bool(tested)
+    shown = Table(title=title, caption=f"difference and its own 95 % interval{corrected}")
     shown.add_column("evaluation", overflow="fold")
     shown.add_column("pair", overflow="fold")
     shown.add_column("difference", justify="right", no_wrap=True)

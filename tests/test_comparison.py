@@ -646,3 +646,25 @@ def test_false_alarms_of_a_whole_table_stay_at_five_percent() -> None:
             found, _ = pairs.test_pairs([*keys], [column], cells, {}, has_predictions=True)
             alarms += any(pair.is_significant for pair in found)
         assert least < alarms / trials < 0.05 + 3 * error, keys
+
+
+def test_what_was_not_tested_is_no_tie(results: Results) -> None:
+    """One run a side and no predictions: a gap of 15 points is not called the same."""
+    for method, value in (("a", 80.0), ("b", 65.0)):
+        results.score(results.run(method), value)
+    table = results.table()
+    assert marks(table) == {"a": "", "b": ""}
+    text = shown(results.compare())
+    assert "cannot be told apart" not in text
+    assert "Holm" not in text
+
+
+def test_a_copy_that_lost_its_cost_does_not_stand_for_the_run(results: Results) -> None:
+    poor = results.run("a")
+    results.score(poor, 80.0, images_seen=None, flops=None, seconds=None)
+    whole = results.run("a")
+    results.score(whole, 80.0)
+    table = results.table()
+    [group] = table.groups
+    assert [member.run for member in group.members] == [whole]
+    assert group.cost.images_seen == 1000

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssl_bench import runs
+from ssl_bench.errors import UserError
 from ssl_bench.files import read_json, write_json
 
 Call = Callable[..., tuple[int, str, str]]
@@ -124,6 +125,40 @@ def test_a_training_of_two_starts_says_so(run: Call, ssl_bench: Call, tmp_path: 
     assert "another device" in ssl_bench("show", folder, "--runs-dir", tmp_path / "runs")[1]
 
 
+def test_show_tells_what_it_cannot_read(run: Call, ssl_bench: Call, tmp_path: Path) -> None:
+    run()
+    folder = only_run(tmp_path)
+    [scores] = folder.glob("evals/*/scores.json")
+    for path, content in [
+        (scores, '{"environment": [3], "eval": "knn"}'),
+        (scores, "{"),
+        (folder / "environment.json", "[]"),
+        (folder / "cost.json", "3"),
+        (folder / "config.json", '{"method": "mae", "encoder": [1]}'),
+    ]:
+        path.write_text(content)
+        code, out, err = ssl_bench("show", folder, "--runs-dir", tmp_path / "runs")
+        assert code == 0, err
+        assert "trained" in out
+    assert out.count("cannot be read") == 3
+
+
+def test_an_evaluation_that_fails_is_told_of(
+    run: Call, ssl_bench: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("the probe broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ssl_bench.evaluation._evaluate", fail)
+        assert run()[0] == 2
+    folder = only_run(tmp_path)
+    assert "the probe broke" in ssl_bench("show", folder, "--runs-dir", tmp_path / "runs")[1]
+    assert "the probe broke" in ssl_bench("compare", "--runs-dir", tmp_path / "runs")[1]
+    assert run()[0] == 0
+    assert "the probe broke" not in ssl_bench("compare", "--runs-dir", tmp_path / "runs")[1]
+
+
 def test_a_method_given_as_a_file_is_found_again(
     run: Call, ssl_bench: Call, tmp_path: Path
 ) -> None:
@@ -156,5 +191,3 @@ def test_what_cannot_be_repeated_is_refused(
         assert message in err
     (folder / "encoder.json").unlink()
     assert "is not finished" in ssl_bench("rerun", folder, *shared)[2]
-    (folder / "cost.json").write_text("{")
-    assert "cannot be read" in ssl_bench("show", folder, *shared)[2]

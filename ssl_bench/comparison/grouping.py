@@ -129,10 +129,12 @@ def rows(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
 def _once(found: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
     """Runs of one seed in a group as one, since a copy or a repetition is no other observation.
 
-    Where they disagree, their mean stands for them. The run that stands for them is one that ended.
+    Where they disagree, their mean stands for them. The run that stands for them is one that ended,
+    and whose cost is known if there is such a one.
     """
     seed = ["key", "seed"]
-    ended = found.iloc[found["step"].notna().argsort(kind="stable")]
+    order = 2 * found["step"].notna() + found["images_seen"].isna()
+    ended = found.iloc[order.argsort(kind="stable")]
     first = ended.groupby(seed)["run"].first()
     own = pd.Series(first.reindex(pd.MultiIndex.from_frame(found[seed])).array, found.index)
     is_twin = own != found["run"]

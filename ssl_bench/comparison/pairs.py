@@ -121,7 +121,8 @@ def test_pairs(
 def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, Mark]:
     """Who is best in a column, or who cannot be told apart from the highest mean.
 
-    A paired test may contradict the means, which are over all seeds: then nobody is beaten.
+    A paired test may contradict the means, which are over all seeds: then nobody is beaten. Of a
+    group that was not tested against the highest mean, nothing is said.
 
     Args:
         means: by key of group, without NaN.
@@ -132,12 +133,13 @@ def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> 
         return {}
     sign = -1 if column.better == "lower" else 1
     top = max(means, key=lambda key: sign * means[key])
-    won = [pair for pair in own if pair.better == top]
-    beaten = {key for pair in won for key in (pair.a, pair.b)} - {top}
-    level = [key for key in means if key not in beaten]
-    if level != [top]:
-        return dict.fromkeys(level, "tied")
-    return {top: "single" if any(pair.is_of_runs for pair in won) else "best"}
+    against = {p.b if p.a == top else p.a: p for p in own if top in (p.a, p.b)}
+    won = [pair for pair in against.values() if pair.better == top]
+    if len(won) == len(means) - 1:
+        return {top: "single" if any(pair.is_of_runs for pair in won) else "best"}
+    tested = [key for key in means if key in against and against[key].p_adjusted is not None]
+    level = [key for key in tested if against[key] not in won]
+    return dict.fromkeys([top, *level], "tied") if level else {}
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,13 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                 curve = curve[curve[cost] > 0]
                 if curve.empty:
                     continue
-                [handle] = axis.plot(
-                    curve[cost], curve["mean"], color=color, marker=look.marker,
-                    linestyle=look.line, markeredgecolor="white", markeredgewidth=0.6,
-                )  # fmt: skip
+                # A line between means of other runs would show their difference as a course.
+                parts = (curve["runs"] != curve["runs"].shift()).cumsum()
+                for _, part in curve.groupby(parts):
+                    [handle] = axis.plot(
+                        part[cost], part["mean"], color=color, marker=look.marker,
+                        linestyle=look.line, markeredgecolor="white", markeredgewidth=0.6,
+                    )  # fmt: skip
                 half = (curve["high"] - curve["mean"]).fillna(0)
                 axis.errorbar(curve[cost], curve["mean"], half, color=color, linestyle="none",
                               capsize=2, elinewidth=1)  # fmt: skip
@@ -95,10 +98,11 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
             f"Accuracy against {words} on {data}",
             f"{measured(source, on_data)} Cost is that of the pre-training up to the encoder that "
             "was evaluated, of runs that are over; points are means over seeds with 95 % t "
-            "intervals. What costs nothing is a horizontal line. A dotted line is the Pareto front "
-            "of all these means, the free ones among them: nothing measured was both cheaper and "
-            "better than a point on it (costs within 1 % of each other are equal). That is a "
-            "statement about means; it is not tested.",
+            "intervals, joined where they are of the same runs. What costs nothing is a "
+            "horizontal line. A dotted line is the Pareto front of all these means, the free ones "
+            "among them: nothing measured was both cheaper and better than a point on it (costs "
+            "within 1 % of each other are equal). That is a statement about means; it is not "
+            "tested.",
             f"Score over {words} of {on_data['group'].nunique()} groups of runs.",
             pd.concat(rows),
             figure,
@@ -121,8 +125,13 @@ def _means(scores: pd.DataFrame, cost: str) -> pd.DataFrame:
     """Mean over the seeds at each step; the final encoders come last."""
     scores = scores.assign(step=scores["step"].astype(float).fillna(np.inf))
     rows = [
-        (step, pd.to_numeric(group[cost]).mean(), *spread(group["value"]))
+        (
+            step,
+            pd.to_numeric(group[cost]).mean(),
+            *spread(group["value"]),
+            " ".join(sorted(group["run"])),
+        )
         for step, group in scores.groupby("step", sort=True)
     ]
-    frame = pd.DataFrame(rows, columns=["step", cost, "mean", "low", "high", "n"])
+    frame = pd.DataFrame(rows, columns=["step", cost, "mean", "low", "high", "n", "runs"])
     return frame.replace({"step": {np.inf: np.nan}})
