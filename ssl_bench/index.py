@@ -39,6 +39,8 @@ _SETTLED_NS = 3_000_000_000
 file systems count time in steps of up to two seconds."""
 _SECONDS_UNSEEN = 2.0
 _THREADS = 16
+_SLOW = 2e-3
+"""Seconds for a folder from which on threads wait for a file system together; below, they cost."""
 _AT_ONCE = 50
 _TYPES: Mapping[rows.Kind, Any] = {
     "text": pa.string(),
@@ -177,13 +179,19 @@ def _read(folders: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, rows.Re
 def _spread(
     function: Callable[[str], T], folders: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[T]:
-    """Results in order, many to a task; answers from a network are waited for together."""
+    """Results in order; where a network answers, many to a task, which are waited for together."""
+    first, others = folders[:_AT_ONCE], folders[_AT_ONCE:]
+    started = time.monotonic()
+    yield from map(function, first)
+    if time.monotonic() - started < _SLOW * len(first):
+        yield from map(function, others)
+        return
 
     def some(part: Sequence[str]) -> list[T]:
         return [function(folder) for folder in part]
 
-    parts = [folders[start : start + _AT_ONCE] for start in range(0, len(folders), _AT_ONCE)]
-    return itertools.chain.from_iterable(pool.map(some, parts))
+    parts = [others[start : start + _AT_ONCE] for start in range(0, len(others), _AT_ONCE)]
+    yield from itertools.chain.from_iterable(pool.map(some, parts))
 
 
 @cache

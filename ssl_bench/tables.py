@@ -19,7 +19,7 @@ from ssl_bench.units import count, digits, plain, share, time, whole
 
 _SIGNS = {"best": " *", "single": " †", "tied": " ~", "": ""}
 _MOST_PAIRS = 15
-_MOST_ROWS = 100
+_MOST_ROWS = 50
 _WRAP = 16
 _BORDER = 3
 _TRAINED_FROM = 80

@@ -556,7 +556,7 @@ def test_a_terminal_gets_the_best_rows_of_very_many(results: Results) -> None:
     for number in range(150):
         results.seeds("mae", [float(number % 90)], mask_ratio=number)
     text = shown(results.compare(), width=100)
-    assert "100 of 150 rows are shown, those with the best knn" in text
+    assert "50 of 150 rows are shown, those with the best knn" in text
     assert "89.00" in text
     assert "  1.00" not in text
     assert len(tables.flat(results.compare())) == 150

@@ -181,9 +181,10 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
         notes += reasons
     parts = rows.groupby(versions, sort=False)
     tables = tuple(_table(part, found, grouped.differing, at, at_cost) for _, part in parts)
-    is_shown = found["run"].replace(grouped.twins).isin(rows["run"]) & (found["state"] == "trained")
-    has_error = found["error"].map(lambda error: bool(_text(error)))
-    pending = tuple(_pending(row) for _, row in found[~is_shown | has_error].iterrows())
+    shown = set(rows["run"])
+    is_shown = found["run"].map(lambda run: grouped.twins.get(run, run) in shown)
+    is_plain = (found["state"] == "trained") & ~found["error"].map(lambda e: bool(_text(e)))
+    pending = tuple(_pending(row) for _, row in found[~(is_shown & is_plain)].iterrows())
     return Comparison(tables, pending, tuple(notes), tuple(index.problems))
 
 
