@@ -25,7 +25,8 @@ def against_cost(source: Source) -> Iterator[Drawing | Missing]:
     scores = source.scores
     scores = scores[scores["is_headline"].astype(bool)] if len(scores) else scores
     done = source.runs.loc[source.runs["state"].isin(_DONE), "run"]
-    scores = scores[scores["run"].isin(done)] if len(scores) else scores
+    if len(scores):  # what ranks nobody has no front
+        scores = scores[scores["run"].isin(done) & (scores["better"] != "neither")]
     if scores.empty:
         return
     for cost, words in _COSTS.items():
