@@ -189,7 +189,7 @@ def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str)
         name,
         str(row["run"]),
         str(row["state"]),
-        str(Path(row["folder"]).resolve()),
+        row["folder"],
         _text(row["command"]),
         tuple((title, text) for title, text in facts.items() if text),
     )
