@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import test_contract as contract
+from rich.console import Console
 
-from ssl_bench import plugins
+from ssl_bench import comparison, index, plugins, tables
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.files import read_json
@@ -78,8 +79,8 @@ def test_every_file_has_a_line_in_the_tree(readme: str) -> None:
 def test_numbers_are_those_of_the_committed_runs(readme: str) -> None:
     """Each score in the first table stands in a stored record, baselines and gains included."""
     records = [read_json(path) for path in ROOT.glob("results/quickstart/*/evals/*/scores.json")]
-    rows = re.findall(r"^│ (\w+) +│ +(\S+) │(.*)│$", readme, flags=re.MULTILINE)
-    assert len(rows) >= 3
+    rows = re.findall(r"^│ (finetune|knn|linear) +│ +(\S+) │(.*)│$", readme, flags=re.MULTILINE)
+    assert len(rows) == 6
     for name, score, others in rows:
         shown = re.findall(r"([\d.]+) \(([+-][\d.]+)\)", others)
         assert any(
@@ -89,6 +90,19 @@ def test_numbers_are_those_of_the_committed_runs(readme: str) -> None:
             for record in records
             if record["eval"] == name
         ), name  # fmt: skip
+
+
+def test_the_comparison_is_that_of_the_committed_runs(readme: str) -> None:
+    """Each row of scores, as ``ssl-bench compare`` prints it."""
+    compared = comparison.compare(index.load(ROOT / "results/fashion-mnist"))
+    console = Console(width=84, markup=False)
+    with console.capture() as capture:
+        for table in tables.as_rich(compared, console.width):
+            console.print(table)
+    printed = [line.strip() for line in capture.get().splitlines()]
+    rows = re.findall(r"^│ (?:mae|mocov3|random-init|supervised) .*│$", readme, re.MULTILINE)
+    assert len(rows) == 8
+    assert all(row in printed for row in rows)
 
 
 def test_pictures_exist(readme: str) -> None:
