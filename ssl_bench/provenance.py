@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ssl_bench import runs
 from ssl_bench.errors import UserError
+from ssl_bench.runs import mapping
 from ssl_bench.settings import ShowSettings
 
 _console = Console(markup=False, highlight=False)
@@ -59,7 +60,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "state": runs.state(folder),
         **{name: value for name, value in plan.items() if name != "encoder"},
-        **{f"encoder {name}": value for name, value in _mapping(plan.get("encoder")).items()},
+        **{f"encoder {name}": value for name, value in mapping(plan.get("encoder")).items()},
         **{f"cost {name}": value for name, value in read(folder / "cost.json").items()},
         "snapshots": snapshots,
         **_origin(read(folder / "environment.json")),
@@ -68,7 +69,7 @@ def describe(folder: Path) -> dict[str, Any]:
     evaluations = {}
     for path in sorted(folder.glob("evals/*/scores.json")):
         record = read(path)
-        environment = _mapping(record.pop("environment", None))
+        environment = mapping(record.pop("environment", None))
         record.pop("classes", None)
         if record:
             evaluations[path.parent.name] = {
@@ -79,15 +80,11 @@ def describe(folder: Path) -> dict[str, Any]:
     return {"run": run, "evaluations": evaluations, "problems": problems}
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _origin(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Command, code, packages and machine, each by one name."""
     if not environment:
         return {}
-    code = _mapping(environment.get("code"))
+    code = mapping(environment.get("code"))
     state = {True: ", with changes that were not committed", False: "", None: ""}
     return {
         "command": shlex.join(map(str, environment.get("command") or [])),

@@ -37,8 +37,8 @@ def rerun(settings: RerunSettings) -> bool:
     from ssl_bench import commands
 
     request, left_out = request_of(folder, settings)
-    again = request.settings
-    data = commands.load(again.data, again.image_size, again.data_dir, again.storage)
+    wanted = request.settings
+    data = commands.load(wanted.data, wanted.image_size, wanted.data_dir, wanted.storage)
     for note in (*changes(folder, request, data.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
     again = commands.run(request, data)

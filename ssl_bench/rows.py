@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from ssl_bench.errors import first_line
-from ssl_bench.runs import Plan, digest
+from ssl_bench.runs import Plan, digest, mapping
 
 Kind = Literal["text", "int", "float", "bool"]
 Row = dict[str, Any]
@@ -256,7 +256,7 @@ def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
     environment = found.json("environment.json", names) or {}
     failure = found.json("failed.json", names) or {}
     last = found.last_record("metrics.jsonl", names)
-    code = _mapping(environment.get("code"))
+    code = mapping(environment.get("code"))
     command = environment.get("command")
     if "method" not in plan and not found.problems:
         found.problems.append("config.json names no method: no run, or a baseline that runs share")
@@ -311,11 +311,11 @@ def _group(plan: Row) -> str | None:
 
 def _settings(plan: Row) -> Row:
     """What a run was told, flat; an encoder's channels, mean and deviation are the data's."""
-    encoder = _mapping(plan.get("encoder"))
+    encoder = mapping(plan.get("encoder"))
     own = {name: encoder.get(name) for name in ("backbone", "image_size", "patch_size")}
     length = {name: plan.get(name) for name in ("epochs", "batch_size", "precision")}
-    told = own | _mapping(encoder.get("architecture")) | length
-    return _mapping(plan.get("method_config")) | {k: v for k, v in told.items() if v is not None}
+    told = own | mapping(encoder.get("architecture")) | length
+    return mapping(plan.get("method_config")) | {k: v for k, v in told.items() if v is not None}
 
 
 def _scores(
@@ -327,7 +327,7 @@ def _scores(
         record = found.json(f"{folder}/scores.json")
         if record is None:
             continue  # not done, or a problem
-        scores = _mapping(record.get("scores"))
+        scores = mapping(record.get("scores"))
         lacking = [key for key in ("eval", "protocol", "scores") if not record.get(key)]
         if lacking or not scores:
             found.problems.append(f"{folder}/scores.json has no {', '.join(lacking) or 'scores'}")
@@ -357,7 +357,3 @@ def _scores(
                 "folder": folder,
             }
             yield found.row(SCORE_COLUMNS, values, f"{folder}/scores.json: ")
-
-
-def _mapping(value: Any) -> Row:
-    return value if isinstance(value, dict) else {}

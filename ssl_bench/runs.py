@@ -189,6 +189,11 @@ def facts(path: Path) -> dict[str, Any]:
     return found
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """What JSON should have as names and values: nothing where it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
 def state(folder: Path) -> str:
     """trained, failed, running (its lock is held) or unfinished."""
     if is_trained(folder):

@@ -15,6 +15,7 @@ from test_contract import METHODS, build, named, plan, train, weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench import budget, flops, plugins, pretrain
+from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
@@ -95,6 +96,19 @@ def test_snapshots_are_what_the_training_passed_through(
         assert cost["seconds"] >= 0
 
 
+def interrupted(method: Method) -> Method:
+    """The method, which stops its training after two thirds."""
+    after_step = method.after_step
+
+    def stop(progress: float) -> None:
+        after_step(progress)
+        if progress > 0.65:
+            raise KeyboardInterrupt
+
+    method.after_step = stop  # type: ignore[method-assign]
+    return method
+
+
 def test_an_interrupted_training_has_the_same_snapshots(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,15 +119,7 @@ def test_an_interrupted_training_has_the_same_snapshots(
         folder.mkdir()
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     pretrain.pretrain(build(plugin, spec), tiny, what, whole, CPU, snapshot_steps=range(2, 10, 2))
-    method = build(plugin, spec)
-    after_step = method.after_step
-
-    def stop(progress: float) -> None:
-        after_step(progress)
-        if progress > 0.65:
-            raise KeyboardInterrupt
-
-    method.after_step = stop  # type: ignore[method-assign]
+    method = interrupted(build(plugin, spec))
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(method, tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
     pretrain.pretrain(build(plugin, spec), tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
@@ -213,15 +219,7 @@ def test_an_encoder_that_the_training_has_passed_is_not_promised(
 ) -> None:
     plugin = plugins.find("method", "mae")
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    method = build(plugin, spec)
-    after_step = method.after_step
-
-    def stop(progress: float) -> None:
-        after_step(progress)
-        if progress > 0.65:
-            raise KeyboardInterrupt
-
-    method.after_step = stop  # type: ignore[method-assign]
+    method = interrupted(build(plugin, spec))
     what = plan(plugin, spec, tiny)
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(method, tiny, what, tmp_path, CPU)

@@ -25,7 +25,8 @@ from ssl_bench.settings import At
 
 MOST_GROUPS = 40
 """In a table with more groups than that, nothing is tested: the correction would hide it all."""
-_DONE = ("trained", "broken")
+DONE = ("trained", "broken")
+"""States of runs that are not to go on."""
 _COSTS = ("images_seen", "flops", "seconds")
 _OF_DEVICE = ("seconds", "peak_memory_mib")
 _SIZES = ("peak_memory_mib", "encoder_parameters", "trained_parameters")
@@ -172,7 +173,7 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
     if at == "end":
         rows = rows[rows["step"].isna()]
     else:
-        rows = rows[rows["run"].isin(found.loc[found["state"].isin(_DONE), "run"])]
+        rows = rows[rows["run"].isin(found.loc[found["state"].isin(DONE), "run"])]
     notes = [*grouped.notes, *grouping.versions(rows)]
     versions = ["evaluated_on", "test_fingerprint", "test_images"]
     if at == "equal-time":

@@ -14,7 +14,7 @@ from ssl_bench.settings import At
 
 Point = dict[str, Any]
 _COSTS = ("images_seen", "flops", "seconds")
-_SAME = 0.01
+SAME = 0.01
 """Costs that differ by less than this share of them are equal: trainings end at whole steps."""
 _CURVE = ["key", "run", "eval", "protocol", "score"]
 
@@ -107,7 +107,7 @@ def _annealed(rows: pd.DataFrame, axis: Axis, cost: float) -> str:
     """Whether the cost is that of the whole training, of all runs or of which."""
     ends = rows[axis.name].where(rows["step"].isna())
     own = ends.groupby([rows["label"], rows["run"]]).max()
-    is_end = (own - cost).abs() <= _SAME * own.clip(lower=cost)
+    is_end = (own - cost).abs() <= SAME * own.clip(lower=cost)
     if is_end.all():
         return "the end of each run"
     ended = [
@@ -141,7 +141,7 @@ def _at(points: list[Point], axis: str, cost: float) -> Point | None:
     last = by_cost[max(by_cost)]
     if not last[axis]:
         return last
-    same = [place for place in by_cost if math.isclose(place, cost, rel_tol=_SAME)]
+    same = [place for place in by_cost if math.isclose(place, cost, rel_tol=SAME)]
     if same:
         return by_cost[min(same, key=lambda place: abs(place - cost))]
     before = [place for place in by_cost if place < cost]

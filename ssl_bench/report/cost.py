@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from ssl_bench.comparison import DONE
+from ssl_bench.comparison.curves import SAME
 from ssl_bench.report.captions import measured
 from ssl_bench.report.drawing import INK, Drawing, Missing, legend, panels, scale, shorten
 from ssl_bench.report.source import Source, columns, shades_of, slug, spread
 
 _COSTS = {"flops": "FLOPs", "images_seen": "images seen", "seconds": "device-seconds"}
-_DONE = ("trained", "broken")
-_SAME = 0.01
-"""Costs that differ by less than this share of them are equal, as in `curves.read`."""
 
 
 def against_cost(source: Source) -> Iterator[Drawing | Missing]:
@@ -24,7 +23,7 @@ def against_cost(source: Source) -> Iterator[Drawing | Missing]:
     """
     scores = source.scores
     scores = scores[scores["is_headline"].astype(bool)] if len(scores) else scores
-    done = source.runs.loc[source.runs["state"].isin(_DONE), "run"]
+    done = source.runs.loc[source.runs["state"].isin(DONE), "run"]
     if len(scores):  # what ranks nobody has no front
         scores = scores[scores["run"].isin(done) & (scores["better"] != "neither")]
     if scores.empty:
@@ -86,7 +85,7 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                     fronts["Pareto front"] = line
             scale(axis, together[cost])
             paid = together.loc[together[cost] > 0, cost]
-            if len(paid) and paid.min() > paid.max() * (1 - _SAME):
+            if len(paid) and paid.min() > paid.max() * (1 - SAME):
                 axis.set_xlim(0.8 * paid.mean(), 1.2 * paid.mean())
             axis.set(title=shorten(name.replace(f" on {data}", ""), 34), xlabel=words)
             axis.set_ylabel(column["unit"].iloc[0])
@@ -117,8 +116,8 @@ def pareto(costs: pd.Series, values: pd.Series, is_higher_better: bool) -> np.nd
         costs: zero or more.
     """
     cost, value = costs.to_numpy(float), values.to_numpy(float) * (1 if is_higher_better else -1)
-    no_worse = (cost * (1 - _SAME) <= cost[:, None]) & (value >= value[:, None])
-    better = (cost < cost[:, None] * (1 - _SAME)) | (value > value[:, None])
+    no_worse = (cost * (1 - SAME) <= cost[:, None]) & (value >= value[:, None])
+    better = (cost < cost[:, None] * (1 - SAME)) | (value > value[:, None])
     return ~(no_worse & better).any(axis=1)
 
 
