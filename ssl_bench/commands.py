@@ -71,13 +71,14 @@ class _Prepared:
     budget: Mapping[str, Any] | None
 
 
-def check(request: Request, data: Dataset) -> None:
-    """Find out whether `run` could begin, without writing anything.
+def check(request: Request, data: Dataset) -> tuple[Plan, Method]:
+    """What `run` would train, found out without writing anything.
 
     Raises:
-        UserError: it could not.
+        UserError: it could not begin.
     """
-    _prepare(request, data)
+    prepared = _prepare(request, data)
+    return prepared.plan, prepared.method
 
 
 def run(request: Request, data: Dataset | None = None) -> Run:

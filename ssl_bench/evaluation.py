@@ -85,9 +85,14 @@ def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
     return runs.digest(content)
 
 
+def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str) -> str:
+    """The name of the folder under ``evals`` that holds an evaluation's result."""
+    return f"{plugin.name}-{protocol(plugin, config, data)}-seed{seed}-{precision}"
+
+
 def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any) -> Path:
-    which = f"{plugin.name}-{protocol(plugin, config, data)}"
-    return home / "evals" / f"{which}-seed{encoder.seed}-{encoder.hardware.precision}"
+    name = folder_name(plugin, config, data, encoder.seed, encoder.hardware.precision)
+    return home / "evals" / name
 
 
 def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
