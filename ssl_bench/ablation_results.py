@@ -12,12 +12,13 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from ssl_bench import figures, masking, runs, sweep
+from ssl_bench import figures, masking, runs
 from ssl_bench.ablation import Cell, Study, as_number
 from ssl_bench.commands import Run, console
 from ssl_bench.files import atomic, write_json
 from ssl_bench.gains import headline
 from ssl_bench.settings import Ablation
+from ssl_bench.sweep import in_turn
 
 _DEVIATION, _PAPER = " deviation", " of the paper"
 _LINE = 100
@@ -33,7 +34,7 @@ def run(study: Study) -> Path:
         UserError: a cell cannot be run; nothing has been trained then.
     """
     ablation = study.ablation
-    finished = sweep.run([cell.words for cell in study.cells])
+    finished = in_turn.run([cell.words for cell in study.cells])
     scores = collect(ablation, study.cells, finished)
     table = tabulate(scores)
     folder = study.runs_dir / "ablations" / _name(study, finished)

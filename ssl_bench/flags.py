@@ -13,9 +13,10 @@ import io
 import itertools
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
@@ -28,6 +29,8 @@ from ssl_bench.settings import BUDGETS, PRESETS, EvalSettings, Settings
 T = TypeVar("T")
 _POSITIONAL = {"target", "images", "runs", "source", "sql"}
 _SHORT = {"output": ["-o"]}
+_CHOOSING = ("preset", "method", "evals", "eval-every-with")
+"""Flags that decide which other flags there are, and their defaults."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,42 @@ def parse_run(words: Sequence[str], command: str = "run") -> Request:
     Raises:
         UserError: a flag, a value or a name is wrong.
     """
+    method = method_of(words)
+    _refuse_two_lengths(words)
+    return _parse(command, words, Settings, method, Settings.preset)
+
+
+def parse_runs(cells: Iterable[Sequence[str]]) -> Iterator[Request]:
+    """What `parse_run` makes of each, in a small part of the time where they have much in common.
+
+    Raises:
+        UserError: a flag, a value or a name is wrong.
+    """
+    offers: dict[Any, _Offer] = {}
+    known: dict[Any, Any] = {}
+    for words in cells:
+        which = tuple(tuple(_peek(words, name)) for name in _CHOOSING)
+        if which not in offers:
+            offers[which] = _offer(words, Settings, method_of(words), Settings.preset)
+        yield _from_known(words, offers[which], known) or parse_run(words)
+
+
+def run_flags(words: Sequence[str]) -> dict[str, Any]:
+    """The type of every flag that ``ssl-bench run`` has with these words, by its field's name.
+
+    Raises:
+        UserError: a method, an evaluation or a preset that they name does not exist.
+    """
+    offer = _offer(words, Settings, method_of(words), Settings.preset)
+    return {flag.name: flag.type for flag in offer.flags}
+
+
+def method_of(words: Sequence[str]) -> Plugin:
+    """The method that ``ssl-bench run`` takes with these words.
+
+    Raises:
+        UserError: there is none of that name, or the preset belongs to another one.
+    """
     [preset, *_] = _peek(words, "preset") or [Settings.preset]
     owners = [] if preset in PRESETS else _owners(preset)
     [name, *_] = _peek(words, "method") or [*owners, Settings.method]
@@ -65,13 +104,7 @@ def parse_run(words: Sequence[str], command: str = "run") -> Request:
         f"preset {preset!r} belongs to another method than {method.name!r}; "
         f"--method {' or '.join(owners)} would work",
     )
-    for budget in BUDGETS:
-        flag = f"--{budget.replace('_', '-')}"
-        require(
-            not (_peek(words, flag[2:]) and _peek(words, "epochs")),
-            f"--epochs and {flag} each fix the length of the training; one will do",
-        )
-    return _parse(command, words, Settings, method, Settings.preset)
+    return method
 
 
 def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> Request:
@@ -116,16 +149,59 @@ class _Flag:
 
     @property
     def type(self) -> Any:
-        return typing.get_type_hints(self.owner)[self.field.name]
+        return _type_hints(self.owner)[self.field.name]
 
     @property
     def default(self) -> Any:
         return self.preset.get(self.field.name, self.field.default)
 
 
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """The flags of a command line, whatever is given for most of them.
+
+    Attributes:
+        base: the class of the settings that belong to no plugin.
+        chosen, on_the_way: evaluations.
+        everyone: every plugin that has flags here.
+    """
+
+    base: type
+    method: Plugin | None
+    chosen: Sequence[Plugin]
+    on_the_way: Sequence[Plugin]
+    everyone: Sequence[Plugin]
+    flags: Sequence[_Flag]
+
+    def request(self, values: Mapping[str, Any]) -> Request:
+        """The request that a value for each flag makes."""
+
+        def take(cls: type, prefix: str = "") -> Any:
+            return cls(**{f.name: values[prefix + f.name] for f in dataclasses.fields(cls)})
+
+        return Request(
+            settings=take(self.base),
+            method=self.method,
+            method_config=take(self.method.config) if self.method else None,
+            evals={plugin: take(plugin.config, _prefix(plugin)) for plugin in self.chosen},
+            evals_on_the_way={p: take(p.config, _prefix(p)) for p in self.on_the_way},
+        )
+
+
 def _parse(
     command: str, words: Sequence[str], base: type, method: Plugin | None, preset: str
 ) -> Request:
+    offer = _offer(words, base, method, preset)
+    values = _values(command, offer.flags, words, _description(command, method), offer.everyone)
+    return offer.request(values)
+
+
+def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str) -> _Offer:
     [preset, *_] = _peek(words, "preset") or [preset]
     source = method or next(map(_method, _owners(preset)), None)
     preset_evals = source.presets().get(preset, {}).get("evals", ()) if source else ()
@@ -148,19 +224,49 @@ def _parse(
     for plugin in offered:
         flags += _flags(plugin.config, _prefix(plugin), own[plugin])
     _refuse_twins(flags, everyone)
+    return _Offer(base, method, chosen, on_the_way, everyone, flags)
 
-    values = _values(command, flags, words, _description(command, method), everyone)
 
-    def take(cls: type, prefix: str = "") -> Any:
-        return cls(**{field.name: values[prefix + field.name] for field in dataclasses.fields(cls)})
+def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> Request | None:
+    """The request of a run, each flag's value read once for many; None where a word is odd.
 
-    return Request(
-        settings=take(base),
-        method=method,
-        method_config=take(method.config) if method else None,
-        evals={plugin: take(plugin.config, _prefix(plugin)) for plugin in chosen},
-        evals_on_the_way={p: take(p.config, _prefix(p)) for p in on_the_way},
-    )
+    Args:
+        known: the values read so far.
+    """
+    flags = {f"--{flag.name.replace('_', '-')}": flag for flag in offer.flags}
+    values = {flag.name: flag.default for flag in offer.flags}
+    given = _given(words)
+    _refuse_two_lengths(words)
+    for each in given:
+        flag = flags.get(each[0]) or flags.get(each[0].replace("--no-", "--", 1))
+        if flag is None or len({other[0] for other in given}) < len(given):
+            return None
+        key = flag.owner, flag.field.name, each
+        if key not in known:
+            known[key] = _values("run", [flag], each, "")[flag.name]
+        values[flag.name] = known[key]
+    return None if dataclasses.MISSING in values.values() else offer.request(values)
+
+
+def _given(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """The words by flag, each flag first; words that no flag goes before are one of their own."""
+    groups: list[tuple[str, ...]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            flag, equals, value = word.partition("=")
+            groups.append((flag, value) if equals else (flag,))
+        else:
+            groups[-1] += (word,)
+    return groups
+
+
+def _refuse_two_lengths(words: Sequence[str]) -> None:
+    for budget in BUDGETS:
+        flag = f"--{budget.replace('_', '-')}"
+        require(
+            not (_peek(words, flag[2:]) and _peek(words, "epochs")),
+            f"--epochs and {flag} each fix the length of the training; one will do",
+        )
 
 
 def _owners(preset: str) -> list[str]:
@@ -215,7 +321,7 @@ def _values(
         except SystemExit:
             raise UserError(_first_line(output.getvalue() + errors.getvalue())) from None
     if rest:
-        _refuse(rest[0], [flag.name for flag in flags], everyone)
+        refuse(rest[0], [flag.name for flag in flags], everyone)
     return {flag.name: getattr(parsed, flag.name) for flag in flags}
 
 
@@ -303,8 +409,16 @@ def _first_line(message: str) -> str:
     return " ".join(lines[1:end]) or "the command line cannot be understood; see --help"
 
 
-def _refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
-    """Complain about a word that no flag takes."""
+def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
+    """Complain about a word that no flag takes.
+
+    Args:
+        names: of the flags there are.
+        everyone: the plugins that they are of.
+
+    Raises:
+        UserError: always.
+    """
     if not word.startswith("--"):
         raise UserError(f"unexpected argument {word!r}; flags start with --, see --help")
     name = word[2:].partition("=")[0].replace("-", "_")

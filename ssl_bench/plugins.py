@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.settings import PRESET_NOTES, Ablation, Published
+from ssl_bench.settings import PRESET_NOTES, Ablation, Published, Range
 
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
-_NO_CODE = {"PRESETS", "PAPER", "ABLATIONS"}
+_NO_CODE = {"PRESETS", "PAPER", "ABLATIONS", "SEARCH"}
+_NO_CODE_IMPORTS = {"LogUniform", "OneOf", "Uniform"}
 _LIGHT_MODULES = {
     "ssl_bench.errors",
     "ssl_bench.finetuning_settings",
@@ -96,6 +97,10 @@ class Plugin:
     def ablations(self) -> Mapping[str, Ablation]:
         """The ablations that the method offers, by name."""
         return getattr(self.outline(), "ABLATIONS", {})
+
+    def search(self) -> Mapping[str, Range]:
+        """The range that a search draws each of the method's flags from, by the field's name."""
+        return getattr(self.outline(), "SEARCH", {})
 
     @property
     def summary(self) -> str:
@@ -205,16 +210,29 @@ def _canonical(item: Any) -> Any:
         return tuple(_canonical(each) for each in item if not (_is_text(each) or _is_no_code(each)))
     if not isinstance(item, ast.AST):
         return item
+    if isinstance(item, ast.ImportFrom):
+        item = ast.ImportFrom(item.module, _names_of_code(item), item.level)
     fields = ((name, _canonical(value)) for name, value in ast.iter_fields(item))
     kept = tuple((name, value) for name, value in fields if value not in (None, ()))
     return (type(item).__name__, *kept)
 
 
 def _is_no_code(node: Any) -> bool:
-    """Whether a statement gives the value of a constant that changes no result by itself."""
+    """Whether a statement gives the value of a constant that changes no result by itself.
+
+    An import of nothing but what such a value is made of is another one.
+    """
+    if isinstance(node, ast.ImportFrom):
+        return not _names_of_code(node)
     return isinstance(node, ast.Assign) and any(
         isinstance(target, ast.Name) and target.id in _NO_CODE for target in node.targets
     )
+
+
+def _names_of_code(node: ast.ImportFrom) -> list[ast.alias]:
+    """What an import brings in, without what is used in the values of `_NO_CODE` alone."""
+    is_settings = node.module == "ssl_bench.settings"
+    return [each for each in node.names if not (is_settings and each.name in _NO_CODE_IMPORTS)]
 
 
 def _is_light(node: ast.stmt) -> bool:

@@ -1,4 +1,4 @@
-"""Many runs: cells in, runs out."""
+"""Cells in, runs out, one after the other."""
 
 from __future__ import annotations
 
