@@ -79,6 +79,11 @@ def parse_runs(cells: Iterable[Sequence[str]]) -> Iterator[Request]:
         yield _from_known(words, offers[which], known) or parse_run(words)
 
 
+def types(cls: type) -> dict[str, Any]:
+    """The type of each flag of a command that has no plugins, by its field's name."""
+    return {field.name: _type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
+
+
 def run_flags(words: Sequence[str]) -> dict[str, Any]:
     """The type of every flag that ``ssl-bench run`` has with these words, by its field's name.
 
@@ -235,7 +240,7 @@ def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> R
     """
     flags = {f"--{flag.name.replace('_', '-')}": flag for flag in offer.flags}
     values = {flag.name: flag.default for flag in offer.flags}
-    given = _given(words)
+    given = by_flag(words)
     _refuse_two_lengths(words)
     for each in given:
         flag = flags.get(each[0]) or flags.get(each[0].replace("--no-", "--", 1))
@@ -248,7 +253,7 @@ def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> R
     return None if dataclasses.MISSING in values.values() else offer.request(values)
 
 
-def _given(words: Sequence[str]) -> list[tuple[str, ...]]:
+def by_flag(words: Iterable[str]) -> list[tuple[str, ...]]:
     """The words by flag, each flag first; words that no flag goes before are one of their own."""
     groups: list[tuple[str, ...]] = []
     for word in words:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 EMBEDDED = "fashion-mnist"
+VALIDATION = "@validation"
+"""After the name or the path of a data set: its training images alone, in two parts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,19 @@ TORCHVISION = {
     "gtsrb": _by_split("GTSRB", "43 German traffic signs, 26,640 + 12,630", unnamed_classes=43),
     "country211": _by_split("Country211", "211 countries, photos, 31,650 + 21,100"),
 }
+
+
+def base(source: str) -> str:
+    """The name or path of a data set without what says which part of it is meant."""
+    if source.endswith(VALIDATION) and not Path(source).expanduser().exists():
+        return source.removesuffix(VALIDATION)
+    return source
+
+
+def resolved(source: str) -> str:
+    """The source, to be found from any working directory."""
+    path = Path(base(source)).expanduser()
+    return f"{path.resolve()}{source[len(base(source)) :]}" if path.exists() else source
 
 
 def names() -> dict[str, str]:

@@ -1,0 +1,166 @@
+"""The TOML files of a sweep: the sweep itself, and the profiles of clusters."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.settings import ClusterSettings, SweepSettings
+from ssl_bench.sweep.values import Given
+
+OWN = {each.name for each in fields(SweepSettings)}
+RESOURCES = {each.name for each in fields(ClusterSettings)}
+LISTS = ("setup", "slurm_options")
+HERE = Path("ssl-bench.toml")
+AT_HOME = Path("~/.config/ssl-bench/config.toml")
+
+Layer = dict[tuple[str, str], Given]
+"""What is given for flags, by the method that it is for ("" for all that have it), and name."""
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """What a sweep's file says.
+
+    Attributes:
+        own: values of fields of `SweepSettings`.
+        base: flags of every cell.
+        cells: flags of each ``[[cells]]`` table.
+        slurm: the ``[slurm]`` table as it is, and where it is.
+    """
+
+    own: Mapping[str, Given] = field(default_factory=dict)
+    base: Layer = field(default_factory=dict)
+    cells: Sequence[Layer] = ()
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+def read_sweep(path: Path) -> SweepFile:
+    """A sweep's file.
+
+    Raises:
+        UserError: it cannot be read, or a key of it makes no sense in any sweep.
+    """
+    content = read(path)
+    slurm, cells = content.pop("slurm", {}), content.pop("cells", None)
+    require(isinstance(slurm, dict), f"{path}: 'slurm' is a table, [slurm]")
+    tables = isinstance(cells, list) and bool(cells) and all(isinstance(c, dict) for c in cells)
+    require(cells is None or tables, f"{path}: 'cells' is one table or more, each under [[cells]]")
+    own: dict[str, Given] = {}
+    for key in list(content):
+        name, where = key.replace("-", "_"), f"{path}: key {key!r}"
+        if name in OWN:
+            own[name] = Given(content.pop(key), where)
+        require(name not in RESOURCES, f"{where} belongs into the table [slurm]")
+    layers = [_layer(each, f"{path}: ", f" in [[cells]] {n}") for n, each in _numbered(cells or [])]
+    return SweepFile(own, _layer(content, f"{path}: ", ""), layers, slurm, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A TOML file.
+
+    Raises:
+        UserError: it cannot be read, or is no TOML.
+    """
+    try:
+        with path.expanduser().open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no TOML: {first_line(error)}") from error
+
+
+def cluster_settings(
+    flags: Mapping[str, Any], sweep: SweepFile, profile: str, config: Path | None
+) -> ClusterSettings:
+    """What the jobs ask for: flags win over the sweep's file, it over the config file's profile.
+
+    Args:
+        flags: the fields given on the command line.
+        profile: the name of the profile, or "".
+        config: the config file; by default the one here, or else the user's.
+
+    Raises:
+        UserError: a file, the profile, a key or a value makes no sense.
+    """
+    files: list[tuple[str, Mapping[str, Any]]] = []
+    found = config or next((each for each in (HERE, AT_HOME) if each.expanduser().exists()), None)
+    if found:
+        content = read(found)
+        for key in content:
+            require(key == "slurm", f"{found}: unknown key {key!r}; it has a table [slurm]")
+        require(isinstance(content.get("slurm", {}), dict), f"{found}: 'slurm' is a table, [slurm]")
+        files.append((str(found), content.get("slurm", {})))
+    files.append((sweep.where, sweep.slurm))
+    known = [
+        name for _, table in files for name, value in table.items() if _is_profile(name, value)
+    ]
+    if profile and profile not in known:
+        looked = " and ".join(where for where, _ in files if where) or f"{HERE} or {AT_HOME}"
+        has = f"has {', '.join(sorted(set(known)))}" if known else "has none"
+        raise UserError(f"unknown profile {profile!r}: {looked} {has}, as [slurm.{profile}]")
+    values: dict[str, Any] = {}
+    for where, table in files:
+        shared = {key: each for key, each in table.items() if not _is_profile(key, each)}
+        values |= _fields(shared, f"{where}: [slurm]")
+        values |= _fields(table.get(profile, {}), f"{where}: [slurm.{profile}]")
+    try:
+        return ClusterSettings(**{**values, **flags})
+    except UserError as error:
+        wheres = " or ".join(where for where, table in files if table)
+        raise UserError(f"{error} (flags{f', {wheres}' if wheres else ''})") from error
+
+
+def _is_profile(key: str, value: Any) -> bool:
+    return isinstance(value, dict) and key.replace("-", "_") != "slurm_options"
+
+
+def _fields(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of `ClusterSettings` from a table."""
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        known = ", ".join(sorted(each.replace("_", "-") for each in RESOURCES))
+        require(name in RESOURCES, f"{where} has an unknown key {key!r}; known: {known}")
+        if name in LISTS:
+            if isinstance(value, dict):
+                value = [f"{option}={each}" for option, each in value.items()]
+            items = [value] if isinstance(value, str) else value
+            fits = isinstance(items, list) and all(isinstance(item, str) for item in items)
+            wanted, value = "a text, or an array of them", tuple(items) if fits else value
+        elif name in ("gpus", "cpus"):
+            fits, wanted = type(value) is int, "a whole number"
+        else:
+            if name == "time" and type(value) is int:
+                value = str(value)
+            fits, wanted = isinstance(value, str), "a text in quotes"
+        require(fits, f"{where}: {key} {value!r} is not {wanted}")
+        try:
+            ClusterSettings(**{name: value})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        values[name] = value
+    return values
+
+
+def _layer(table: Mapping[str, Any], before: str, after: str) -> Layer:
+    """The flags of a table, those of its own tables for one method each."""
+    layer: Layer = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            for flag, each in value.items():
+                where = f"{before}key {flag!r} in [{key}]{after}"
+                layer[key, flag.replace("-", "_")] = Given(each, where)
+        else:
+            layer["", key.replace("-", "_")] = Given(value, f"{before}key {key!r}{after}")
+    return layer
+
+
+def _numbered(tables: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
+    return list(enumerate(tables, start=1))
