@@ -17,9 +17,18 @@ from ssl_bench import encoders
 from ssl_bench.augment import Augmentation, crop_and_flip
 from ssl_bench.contract import Batch, Method
 from ssl_bench.errors import within
-from ssl_bench.settings import OptimizerConfig
+from ssl_bench.settings import LogUniform, OptimizerConfig, Uniform
 
 PRESETS = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
+
+# Around DeiT's values (table 9): a learning rate of 5e-4 for a batch of 512, weight decay 0.05,
+# smoothing 0.1, crops from 0.08.
+SEARCH = {
+    "base_lr": LogUniform(1e-4, 5e-3),
+    "weight_decay": LogUniform(0.01, 0.3),
+    "label_smoothing": Uniform(0.0, 0.2),
+    "crop_scale": Uniform(0.08, 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

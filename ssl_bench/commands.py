@@ -27,7 +27,7 @@ from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import EMBEDDED
+from ssl_bench.data.names import EMBEDDED, resolved
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.flags import Request
@@ -96,13 +96,12 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     prepared = _prepare(request, data)
     plan, spec, method = prepared.plan, prepared.spec, prepared.method
     hardware = prepared.hardware
-    source = Path(settings.data).expanduser()
     config = {
         **asdict(plan),
         "preset": settings.preset,
         "budget": prepared.budget,
         "method_source": "" if plugin.module else str(plugin.path),
-        "data_source": str(source.resolve()) if source.exists() else settings.data,
+        "data_source": resolved(settings.data),
     }
     folder = runs.create(settings.runs_dir, plan.name, config)
     _announce(plan, spec, data, hardware, folder)

@@ -13,6 +13,7 @@ from ssl_bench.errors import require, unknown
 from ssl_bench.settings import (
     BACKBONES,
     AblateSettings,
+    ClusterSettings,
     CompareSettings,
     EvalSettings,
     ExportSettings,
@@ -23,6 +24,7 @@ from ssl_bench.settings import (
     RerunSettings,
     Settings,
     ShowSettings,
+    SweepSettings,
 )
 
 _SHELLS = ("bash", "zsh")
@@ -38,6 +40,11 @@ class _Ablate(AblateSettings, Settings):
     """The flags of ``ssl-bench ablate``, those of a run among them."""
 
     ablation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sweep(ClusterSettings, SweepSettings, Settings):
+    """The flags of ``ssl-bench sweep``, those of a run among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,7 @@ def show(words: Sequence[str]) -> None:
     commands: dict[str, type] = {
         "run": flags.every_flag("run", Settings, ["method", "eval"], choices),
         "ablate": flags.every_flag("ablate", _Ablate, ["method", "eval"], choices),
+        "sweep": flags.every_flag("sweep", _Sweep, ["method", "eval"], choices),
         "recipe": flags.every_flag("recipe", Settings, ["method", "eval"], choices),
         "eval": flags.every_flag("eval", EvalSettings, ["eval"], choices),
         "compare": flags.every_flag("compare", CompareSettings, [], choices),

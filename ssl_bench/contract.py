@@ -19,7 +19,9 @@ evaluate it with, and a function ``audit(encoder: FrozenEncoder, config: Config)
 with an untrained encoder before anything is trained: it raises `UserError` where something that the
 config asks for would reach nothing, and returns what to tell the user (see `audit`).
 
-A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation`.
+A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation`, and ``SEARCH``, a
+mapping from a field of its ``Config`` to the range that ``ssl-bench sweep --search`` draws it from:
+`settings.Uniform`, `settings.LogUniform` or `settings.OneOf`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ class Settings:
     method: str = "mae"
     """Name of a method (see `ssl-bench list`), or the path of a Python file that defines one."""
     data: str = "fashion-mnist"
-    """Name of a data set, a folder of class folders, or Parquet files of images."""
+    """Name of a data set, a folder of class folders, or Parquet files of images; with @validation
+    after it, a tenth of its training images in place of the test images, to choose settings on."""
     backbone: str = "vit_micro"
     """One of the presets in `ssl-bench list`, or any Vision Transformer of timm by name."""
     image_size: int | None = None
@@ -432,7 +433,7 @@ class ClusterSettings:
         require(self.gpus >= 0, f"gpus {self.gpus} is out of range; it must be 0 or more")
         if self.cpus is not None:
             above("cpus", self.cpus, 0)
-        if self.memory:
+        if self.memory_mib is not None:
             require(self.memory_mib > 0, f"memory {self.memory!r} is none at all; 32G would work")
         for option in self.slurm_options:
             key, equals, _ = option.partition("=")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
-from ssl_bench.data.names import EMBEDDED, TORCHVISION, names
+from ssl_bench.data.names import EMBEDDED, TORCHVISION, base, names
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.settings import Storage
 
@@ -37,6 +37,9 @@ def load(
     Parquet files, or one ``.parquet`` file. The modules ``folder`` and ``parquet`` say what
     they look for. Write ``./mnist`` for a folder called like a known name.
 
+    ``@validation`` after a name or a path takes its training images alone, some of them as the
+    test split: see ``validation``.
+
     Images that all share one square size of at most 96 pixels are kept as they are. Others are
     resized and centre-cropped to a square of ``image_size * 8 / 7`` pixels.
 
@@ -55,21 +58,27 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
-    if source == EMBEDDED:
-        from ssl_bench.data import embedded
+    place = base(source)
+    if place == EMBEDDED:
+        from ssl_bench.data import embedded, validation
 
         require(
             storage != "stream",
             f"data set {EMBEDDED!r} cannot be streamed, as it lies in one file; "
             "--storage memory would work",
         )
-        train, test = Split(*embedded.read("train")), Split(*embedded.read("test"))
-        name, classes, note, where = source, embedded.CLASSES, "", "in memory"
+        train, classes, where = Split(*embedded.read("train")), embedded.CLASSES, "in memory"
+        if place == source:
+            name, note, test = place, "", Split(*embedded.read("test"))
+        else:
+            name, note = validation.name(place), validation.NOTE
+            train, test = validation.of_split(train)
         digest = fingerprint(train, test, classes)
     else:
-        from ssl_bench.data import decode
+        from ssl_bench.data import decode, validation
 
-        listing = list_images(source, data_dir)
+        listing = list_images(place, data_dir)
+        listing = listing if place == source else validation.of_listing(listing)
         train, test, digest, caveats, where = decode.load(
             listing, image_size or DEFAULT_IMAGE_SIZE, storage, progress
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,19 @@ class Part:
     count: int
     pictures: Callable[[], Iterator[Picture]]
     open: Callable[[], Callable[[int], Picture]]
+
+    def subset(self, places: Sequence[int]) -> Part:
+        """The pictures at some places of the order, in ascending order."""
+        chosen = frozenset(places)
+
+        def pictures() -> Iterator[Picture]:
+            return (each for place, each in enumerate(self.pictures()) if place in chosen)
+
+        def open_() -> Callable[[int], Picture]:
+            picture = self.open()
+            return lambda index: picture(places[index])
+
+        return Part(len(places), pictures, open_)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ssl_bench import plugins, pretrain, runs
 from ssl_bench.data import Dataset, load
-from ssl_bench.data.names import EMBEDDED
+from ssl_bench.data.names import EMBEDDED, base
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.figures import to_pixels
@@ -138,7 +138,7 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
 def _data_of(plan: dict[str, Any], spec: EncoderSpec) -> Dataset | None:
     """The run's data where they are at hand, and nothing has to be downloaded."""
     place = plan.get("data_source")
-    if place == EMBEDDED or (place and Path(place).exists()):
+    if place and (base(place) == EMBEDDED or Path(base(place)).exists()):
         data = load(place, spec.image_size)
         return data if data.fingerprint == plan["data_fingerprint"] else None
     return None

@@ -95,8 +95,9 @@ def parse(words: Sequence[str]) -> Grid | None:
     if settings.cluster == "slurm" or cluster_flags or file.slurm or settings.profile:
         toml.cluster_settings(cluster_flags, file, settings.profile, settings.config)
     parts = _parts(file, line)
+    finals: tuple[Final, ...] = ()
     if settings.search == "grid":
-        cells, finals = _unique(_product(parts)), ()
+        cells = _unique(_product(parts))
     else:
         require(not file.cells, f"{file.where}: [[cells]] lists what to run; a search draws it")
         cells, finals = _searched(parts, settings)
@@ -218,7 +219,7 @@ def _parts(file: SweepFile, line: Layer) -> list[_Part]:
 
 def _methods(layer: Layer) -> dict[Plugin, Mapping[str, Any]]:
     """The methods that a layer names, each with the types of its flags."""
-    found = {}
+    found: dict[Plugin, Mapping[str, Any]] = {}
     given = layer.get(("", "method"))
     for words in choices("method", str, given) if given else [()]:
         known = list(words)
