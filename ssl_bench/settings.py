@@ -5,6 +5,7 @@ Nothing here imports torch, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -578,7 +579,7 @@ class Ablation:
 
 def _four_digits(value: float, low: float, high: float) -> float:
     """Short enough for a command line to hold it exactly, and still inside."""
-    return min(max(float(f"{value:.4g}"), low), high)
+    return float(min(max(float(f"{value:.4g}"), low), high))
 
 
 @dataclass(frozen=True)
@@ -597,7 +598,7 @@ class Uniform:
     def at(self, u: float) -> float:
         """The value that a number in [0, 1) stands for; an int where the range is whole."""
         if self.whole:
-            return int(self.low + u * (self.high - self.low + 1))
+            return math.floor(self.low + u * (self.high - self.low + 1))
         return _four_digits(self.low + u * (self.high - self.low), self.low, self.high)
 
 

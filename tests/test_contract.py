@@ -14,14 +14,15 @@ import torch
 from conftest import CPU
 from torch import Tensor
 
-from ssl_bench import encoders, gradients, plugins, pretrain, runs
+from ssl_bench import encoders, flags, gradients, plugins, pretrain, runs
 from ssl_bench.contract import Method, Result
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.features import Encoder
 from ssl_bench.plugins import Plugin
 from ssl_bench.runs import Plan
-from ssl_bench.settings import Settings
+from ssl_bench.settings import OneOf, Settings
+from ssl_bench.sweep.values import words_of
 
 METHODS = list(plugins.discover("method").values())
 EVALS = list(plugins.discover("eval").values())
@@ -350,3 +351,19 @@ def test_compiled_blocks_compute_the_same(
         gradients.backward(method, batch, CPU)
         gradients_of.append([p.grad for p in method.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients_of, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=lambda plugin: plugin.name)
+def test_what_is_drawn_from_the_ranges_makes_a_config(plugin: Plugin) -> None:
+    """`ssl-bench sweep --search` may come upon any value of ``SEARCH``."""
+    base = small(plugin)
+    shares = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
+    for name, range_ in plugin.search().items():
+        ends = range_.values if isinstance(range_, OneOf) else (range_.low, range_.high)
+        drawn = [*map(range_.at, (0.0, *shares, 1 - 2**-53))]
+        kind = type(getattr(base, name))
+        assert all(isinstance(value, kind) for value in drawn) or kind is type(None), name
+        given = [dataclasses.replace(base, **{name: value}) for value in (*ends, *drawn)]
+        cells = [["--method", plugin.name, *words_of(name, value)] for value in (*ends, *drawn)]
+        for config, request in zip(given, flags.parse_runs(cells), strict=True):
+            assert getattr(request.method_config, name) == getattr(config, name)

@@ -458,7 +458,7 @@ def test_config_files_are_looked_for_here_then_at_home(tmp_path: Path) -> None:
         ("slurm = 1\n", "'slurm' is a table"),
         ("[slurm.a100]\ngpu = 1\n", "[slurm.a100] has an unknown key 'gpu'"),
         ("[slurm.h100]\n", "unknown profile 'a100': ssl-bench.toml has h100"),
-        ("[slurm]\nx", "line 2"),
+        ("[slurm]\nx\ny = 1", "line 2"),
     ],
 )
 def test_mistakes_in_a_config_file_name_it(text: str, said: str) -> None:

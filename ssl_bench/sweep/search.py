@@ -18,7 +18,7 @@ from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
 from ssl_bench.plugins import Plugin
 from ssl_bench.settings import OneOf, Range, Settings, SweepSettings
-from ssl_bench.sweep.values import Words, in_order, text_of
+from ssl_bench.sweep.values import Words, in_order, words_of
 
 _ONE_ONLY = ("data", "evals", "preset")
 """Flags that trials, which are compared with each other, must share."""
@@ -162,16 +162,8 @@ def _drawn(
     assert settings.trials is not None
     rows = draw(settings.search, space, settings.trials, settings.search_seed, method.name)
     return [
-        {n: each if n in several else _words(n, types[n], each) for n, each in row.items()}
-        for row in rows
+        {n: each if n in several else words_of(n, each) for n, each in row.items()} for row in rows
     ]
-
-
-def _words(name: str, type_: Any, value: Any) -> Words:
-    flag = name.replace("_", "-")
-    if type_ is bool:
-        return (f"--{flag}" if value else f"--no-{flag}",)
-    return f"--{flag}", text_of(value)
 
 
 def _random(

@@ -80,6 +80,14 @@ def text_of(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def words_of(name: str, value: Any) -> Words:
+    """A value of Python for a flag, by its field's name, as words of ``ssl-bench run``."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return (f"--{flag}" if value else f"--no-{flag}",)
+    return f"--{flag}", text_of(value)
+
+
 def _texts(type_: Any, given: Given) -> list[str]:
     """Each value as one word; booleans as yes and no."""
     if not given.where:
