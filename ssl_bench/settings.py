@@ -598,7 +598,7 @@ class Uniform:
     def at(self, u: float) -> float:
         """The value that a number in [0, 1) stands for; an int where the range is whole."""
         if self.whole:
-            return math.floor(self.low + u * (self.high - self.low + 1))
+            return int(self.low) + math.floor(u * (self.high - self.low + 1))
         return _four_digits(self.low + u * (self.high - self.low), self.low, self.high)
 
 

@@ -360,6 +360,8 @@ def test_completion_knows_flags_and_names(ssl_bench: Call, shell: str) -> None:
     assert code == 0
     for word in ("--mask-ratio", "--temperature", "mocov3", "fashion-mnist", "compare"):
         assert word in out
+    for word in ("sweep", "--search-seed", "--parallel-jobs", "--slurm-options", "sobol"):
+        assert word in out
 
 
 @pytest.mark.parametrize(

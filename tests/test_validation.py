@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +20,7 @@ from torch import Tensor
 from ssl_bench import data
 from ssl_bench.data import Dataset, Split, embedded, validation
 from ssl_bench.data.names import VALIDATION, resolved
+from ssl_bench.settings import Storage
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -49,7 +50,7 @@ def both(
     kind, place = request.param, image_folder
     if "parquet" in kind:
         place = prepared(image_folder, ssl_bench, tmp_path)
-    storage = "stream" if "stream" in kind else "memory"
+    storage: Storage = "stream" if "stream" in kind else "memory"
     whole = data.load(str(place), storage=storage)
     return whole, data.load(f"{place}{VALIDATION}", storage=storage)
 
@@ -104,7 +105,7 @@ def test_it_is_the_same_each_time_wherever_it_lies(
 
 
 @pytest.mark.parametrize("storage", ["memory", "stream"])
-def test_test_images_are_never_read(image_folder: Path, storage: data.Storage) -> None:
+def test_test_images_are_never_read(image_folder: Path, storage: Storage) -> None:
     for path in (image_folder / "test").rglob("*.png"):
         path.write_bytes(b"not an image")
     part = data.load(f"{image_folder}@validation", storage=storage)
@@ -143,55 +144,61 @@ def test_a_folder_of_that_very_name_is_itself(tmp_path: Path, image_folder: Path
     assert (found.name, len(found.train), len(found.test)) == ("images@validation", 48, 12)
 
 
-def test_compressed_parquet_in_memory(tmp_path: Path) -> None:
-    """Files that nothing can be read at any place of."""
-    rows = []
-    for number in range(20):
-        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / "one.png")
-        rows.append({"image": {"bytes": (tmp_path / "one.png").read_bytes()}, "label": number % 2})
-    (tmp_path / "set").mkdir()
-    for part in ("train", "test"):
+def write_parquet(folder: Path, images_NCSS: Tensor, labels: list[int]) -> Path:
+    """Compressed files, which nothing can be read at any place of; the test images are black."""
+    folder.mkdir()
+    for name, images in (("train", images_NCSS), ("test", torch.zeros_like(images_NCSS))):
+        rows = []
+        for image_CSS, label in zip(images, labels, strict=True):
+            file = io.BytesIO()
+            Image.fromarray(image_CSS.permute(1, 2, 0).numpy()).save(file, "PNG")
+            rows.append({"image": {"bytes": file.getvalue()}, "label": label})
         table = pa.Table.from_pylist(rows)
-        pq.write_table(table, tmp_path / "set" / f"{part}.parquet", compression="zstd")
-    part = data.load(str(tmp_path / "set@validation"))
-    assert (len(part.train), len(part.test)) == (18, 2)
+        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+    return folder
 
 
-def test_supervised_training_never_sees_what_is_held_out(
-    image_folder: Path, ssl_bench: Call, tmp_path: Path
-) -> None:
-    """Other labels there, and other pixels: the same weights."""
-    part = data.load(f"{image_folder}@validation")
-    held_out = set(pixels(part.test))
-    words = ("--method", "supervised", "--evals", "none", "--epochs", 1, "--batch-size", 16)
-    words += ("--precision", "fp32", "--backbone", "vit_nano")
+def test_supervised_training_never_sees_what_is_held_out(ssl_bench: Call, tmp_path: Path) -> None:
+    """Other pixels and other labels there: the same weights; elsewhere: others."""
+    split = make_images(48, 2, 16, 3, 1)
+    images_NCSS, labels = split.images_NCHW, split.labels_N.tolist()
+    before = write_parquet(tmp_path / "before", images_NCSS, labels)
+    held_out = set(pixels(data.load(f"{before}@validation").test))
+
+    def changed(name: str, are_held_out: bool) -> Path:
+        """The data set with other images and labels among those held out, or the others."""
+        images = images_NCSS.clone()
+        others = list(labels)
+        for place, encoded in enumerate(pixels(split)):
+            if (encoded in held_out) == are_held_out:
+                images[place] = 255 - images[place]
+                others[place] = 1 - others[place]
+        return write_parquet(tmp_path / name, images, others)
 
     def weights(place: Path) -> bytes:
         runs = tmp_path / f"runs-{place.name}"
-        code, _, err = ssl_bench("run", *words, "--data", f"{place}@validation", "--runs-dir", runs)
+        code, _, err = ssl_bench(
+            *("run", "--method", "supervised", "--evals", "none", "--epochs", 1),
+            *("--batch-size", 16, "--precision", "fp32", "--backbone", "vit_nano"),
+            *("--data", f"{place}@validation", "--runs-dir", runs),
+        )
         assert code == 0, err
         [folder] = runs.glob("*-validation-seed0-*")
         return (folder / "encoder.safetensors").read_bytes()
 
-    other = tmp_path / "other"
-    shutil.copytree(image_folder, other)
-    changed = 0
-    for path in sorted((other / "train").rglob("*.png")):
-        image = np.asarray(Image.open(path))
-        if np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes() in held_out:
-            # The place in the order of the files must stay.
-            Image.fromarray(255 - image).save(path)
-            changed += 1
-    assert changed == len(held_out)
-    assert weights(image_folder) == weights(other)
+    expected = weights(before)
+    assert weights(changed("there", True)) == expected
+    assert weights(changed("elsewhere", False)) != expected
 
 
 def test_a_run_on_it_is_evaluated_shown_compared_and_repeated(
     image_folder: Path, ssl_bench: Call, tmp_path: Path
 ) -> None:
     relative = os.path.relpath(image_folder)
-    words = ("--method", "supervised", "--epochs", 1, "--batch-size", 16, "--precision", "fp32")
-    words += ("--backbone", "vit_nano", "--runs-dir", tmp_path / "runs")
+    words = (
+        *("--method", "supervised", "--epochs", 1, "--batch-size", 16, "--precision", "fp32"),
+        *("--backbone", "vit_nano", "--runs-dir", tmp_path / "runs"),
+    )
     for place in (f"{relative}@validation", relative):
         code, _, err = ssl_bench("run", *words, "--evals", "knn", "--data", place)
         assert code == 0, err
