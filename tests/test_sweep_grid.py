@@ -245,6 +245,9 @@ def test_many_command_lines_are_refused_as_each_is(words: list[str], said: str) 
         (["--profile", "a100"], "unknown profile 'a100'"),
         (["--config", "no.toml"], "cannot read 'no.toml'"),
         (["no.toml"], "cannot read 'no.toml'"),
+        (["mae"], "unexpected argument 'mae'; flags start with --"),
+        (["--seed", "1", "a.toml"], "unexpected argument 'a.toml' after --seed"),
+        (["-x", "3"], "unexpected argument '-x'"),
     ],
 )
 def test_mistakes_get_one_clear_line(words: list[str], said: str) -> None:

@@ -74,7 +74,15 @@ def parse(words: Sequence[str]) -> Grid | None:
         return None
     require(bool(words), "say what to sweep, such as --method mae,mocov3 --seed 0..4; see --help")
     words = list(words)
-    file = SweepFile() if words[0].startswith("-") else toml.read_sweep(Path(words.pop(0)))
+    file = SweepFile()
+    if not words[0].startswith("-"):
+        path = Path(words.pop(0))
+        require(
+            path.suffix == ".toml",
+            f"unexpected argument {str(path)!r}; flags start with --, and a sweep's file ends in "
+            ".toml",
+        )
+        file = toml.read_sweep(path)
     given, own, resources = line.split(words)
     settings = line.settings(file, own)
     cluster_flags = line.cluster_flags(resources)
