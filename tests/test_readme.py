@@ -68,6 +68,7 @@ def test_every_file_has_a_line_in_the_tree(readme: str) -> None:
         "ssl_bench/data",
         "ssl_bench/comparison",
         "ssl_bench/report",
+        "ssl_bench/sweep",
         "methods",
         "evals",
         "tests",
