@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ssl_bench import __version__
+from ssl_bench import __version__, interruption
 from ssl_bench.errors import UserError, unknown
+from ssl_bench.interruption import Stopped
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
 # ran at a fortieth of its speed. Spinning less makes that a seventh (results/LOG.md).
@@ -50,9 +51,14 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 where nobody reads the output to its end or a run did not come out the
         same again, 2 for a user's mistake, 130
-        when interrupted.
+        when interrupted, 128 and the signal's number when stopped by SIGTERM or SIGUSR2.
     """
-    words, code = list(sys.argv[1:] if words is None else words), 0
+    with interruption.heeded():
+        return _main(list(sys.argv[1:] if words is None else words))
+
+
+def _main(words: Sequence[str]) -> int:
+    code = 0
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(_USAGE, end="")
@@ -79,11 +85,20 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print("ssl-bench: out of GPU memory; a smaller --batch-size may fit", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the last checkpoint"
-        print(f"ssl-bench: interrupted{goes_on * (words[0] in _RESUMING)}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _say_ended("interrupted", words, str(error))
         return 130
+    except Stopped as error:
+        _say_ended(f"stopped by {error.signal.name}", words, str(error))
+        return 128 + error.signal
     return code
+
+
+def _say_ended(how: str, words: Sequence[str], saved: str) -> None:
+    """Tell how the program ended, what it saved, and what the same command would do."""
+    goes_on = f"the same command goes on from {'there' if saved else 'the last checkpoint'}"
+    parts = [how, saved, goes_on if set(words[:1]) & _RESUMING else ""]
+    print(f"ssl-bench: {'; '.join(filter(None, parts))}", file=sys.stderr)
 
 
 def entry() -> None:
@@ -223,7 +238,7 @@ def _completion(words: Sequence[str]) -> None:
     completion.show(words)
 
 
-_RESUMING = ("run", "ablate")
+_RESUMING = {"run", "ablate", "eval"}
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": _run,
