@@ -18,6 +18,7 @@ these are in memory or streamed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench import draws, optim, progress
+from ssl_bench import draws, optim, progress, resume
 from ssl_bench.augment import augment, crop_and_flip
 from ssl_bench.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
@@ -135,16 +136,19 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
         count, batch_size, config.epochs, peak_lr, config.warmup, per_epoch=config.per_epoch
     )
 
-    def order() -> Iterator[Tensor]:
-        return (schedule.batch(step, seed, "linear-paper") for step in range(schedule.steps))
+    def order(first: int) -> Iterator[Tensor]:
+        return (schedule.batch(step, seed, "linear-paper") for step in range(first, schedule.steps))
 
-    in_parts = (part_P for index_B in order() for part_P in index_B.split(_IMAGES_AT_ONCE))
+    def in_parts(first: int) -> Iterator[Tensor]:
+        return (part_P for index_B in order(first) for part_P in index_B.split(_IMAGES_AT_ONCE))
+
     probe.train()
     with (
-        closing(data.train.read(in_parts)) as stored,
+        resume.training(encoder.scratch, probe, optimizer, schedule.steps) as training,
+        closing(data.train.read(in_parts(training.start))) as stored,
         progress.bar("linear probe", schedule.steps) as bar,
     ):
-        for step, index_B in enumerate(order()):
+        for step, index_B in enumerate(order(training.start), training.start):
             optim.set_learning_rate(optimizer, schedule.learning_rate(step))
             features_BD = _augmented_features(encoder, stored, config, step, index_B)
             labels_B = data.train.labels_N[index_B].to(device)
@@ -154,10 +158,11 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
             optimizer.zero_grad()
             if step % 10 == 0 or step + 1 == schedule.steps:
                 bar.update(step + 1, f"loss {loss.item():.4f}")
+            training.after_step(step + 1, loss)
     require(
-        bool(loss.isfinite()),
-        f"the linear probe diverged: its loss is {loss.item()}; a linear paper base lr below "
-        f"{config.base_lr} may help",
+        math.isfinite(training.last_loss),
+        f"the linear probe diverged: its loss is {training.last_loss}; a linear paper base lr "
+        f"below {config.base_lr} may help",
     )
     probe.eval()
     with torch.no_grad():

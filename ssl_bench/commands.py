@@ -106,7 +106,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     folder = runs.create(settings.runs_dir, plan.name, config)
     _announce(plan, spec, data, hardware, folder)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
-    with runs.locked(folder):
+    with runs.locked(folder, settings.wait):
         snapshots = _snapshots(settings, plan, method, data)
         if runs.is_trained(folder):
             console.print("pre-trained already: reused")
@@ -242,7 +242,7 @@ def evaluate(request: Request) -> Path:
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
-    with runs.locked(folder):
+    with runs.locked(folder, settings.wait):
         _evaluate(
             folder,
             plan["method"],

@@ -39,6 +39,7 @@ from ssl_bench.data import Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.hardware import Hardware
+from ssl_bench.resume import Scratch
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,14 @@ class FrozenEncoder(Protocol):
         spec: image size, channels and normalisation.
         hardware: where to compute.
         seed: of every draw of the evaluation.
+        scratch: where a long training of the evaluation keeps its state, see `resume.training`;
+            None for nowhere.
     """
 
     spec: EncoderSpec
     hardware: Hardware
     seed: int
+    scratch: Scratch | None
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Features of a split's images by pooling: float32 ``(N, D)`` each, extracted once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from ssl_bench.features import Encoder, Kept, RawPixels
 from ssl_bench.files import atomic, read_json, write_json
 from ssl_bench.hardware import Hardware
 from ssl_bench.plugins import Plugin
+from ssl_bench.resume import Scratch
 
 Record = dict[str, Any]
 
@@ -98,10 +98,16 @@ def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any
 def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
     """Evaluate one encoder once, or read the stored result."""
     folder = _folder(home, plugin, config, data, encoder)
+    scratch = Scratch(home / "unfinished" / folder.name)
     if (folder / "scores.json").exists():
+        scratch.remove()
         return read_json(folder / "scores.json")
-    environment, started = runs.environment(encoder.hardware.name), time.monotonic()
-    result: Result = plugin.load().evaluate(encoder, data, config)
+    environment = runs.environment(encoder.hardware.name)
+    encoder.scratch = scratch
+    try:
+        result: Result = plugin.load().evaluate(encoder, data, config)
+    finally:
+        encoder.scratch = None
     folder.mkdir(parents=True, exist_ok=True)
     if result.predictions_N is not None:
         predictions = {"predictions": result.predictions_N, "labels": data.test.labels_N}
@@ -123,11 +129,12 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
         "better": result.better,
         "chosen": dict(result.chosen),
         "test_images": len(data.test),
-        "seconds": round(time.monotonic() - started, 2),
+        "seconds": round(scratch.seconds, 2),
         "precision": encoder.hardware.precision,
         "environment": environment,
     }
     write_json(folder / "scores.json", record)
+    scratch.remove()
     return record
 
 

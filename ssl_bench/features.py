@@ -21,6 +21,7 @@ from ssl_bench.data import Split
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.files import atomic
 from ssl_bench.hardware import Hardware
+from ssl_bench.resume import Scratch
 
 _NUMBERS_AT_ONCE = 2**19
 _FEWEST_IMAGES_AT_ONCE = 32
@@ -97,7 +98,10 @@ class Encoder:
         spec: image size, channels and normalisation it was trained with.
         hardware: where evaluations compute.
         seed: of its pre-training; an evaluation's own draws use it too.
+        scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
     """
+
+    scratch: Scratch | None = None
 
     def __init__(
         self,
@@ -190,6 +194,8 @@ class Encoder:
 
 class RawPixels:
     """The baseline without an encoder: the image's own pixels as its features."""
+
+    scratch: Scratch | None = None
 
     def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
         self.spec, self.hardware, self.seed = spec, hardware, seed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +14,16 @@ from typing import Any
 
 from ssl_bench.errors import UserError, first_line
 
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that takes the place of ``path`` once the block has succeeded.
 
-    A process killed at any moment leaves either the old file or the new one. Whoever may read a new
-    file here may read this one, whatever its writer thinks (safetensors: nobody else).
+    A process killed at any moment leaves either the old file or the new one, and so does a power
+    failure; after the block, the new one. Whoever may read a new file here may read this one,
+    whatever its writer thinks (safetensors: nobody else).
     """
     # Processes on several machines may share a folder, and a number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -30,8 +35,33 @@ def atomic(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder and below, where no other writes."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlast a power failure.
+
+    What a new file replaces, a checkpoint after the last weights, is deleted once it is there, and
+    the order in which a file system stores two names is its own.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot, and do not need to.
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

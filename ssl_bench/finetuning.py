@@ -8,6 +8,7 @@ gradient: evaluations freeze the rest first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Literal
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import draws, optim, progress
+from ssl_bench import draws, optim, progress, resume
 from ssl_bench.augment import augment, crop_and_flip
 from ssl_bench.contract import FrozenEncoder
 from ssl_bench.data import Split
@@ -107,15 +108,17 @@ def train(
         len(split), batch_size, config.epochs, config, min_lr=config.min_lr
     )
 
-    def order() -> Iterator[Tensor]:
-        return (schedule.batch(step, seed, "finetune") for step in range(schedule.steps))
+    def order(first: int) -> Iterator[Tensor]:
+        return (schedule.batch(step, seed, "finetune") for step in range(first, schedule.steps))
 
     model.train()
     with (
-        closing(split.read(order())) as stored,
+        resume.training(encoder.scratch, model, adamw, schedule.steps) as training,
+        closing(split.read(order(training.start))) as stored,
         progress.bar(config.name.replace("finetune", "fine-tune"), schedule.steps) as bar,
     ):
-        for step, (index_B, stored_BCHW) in enumerate(zip(order(), stored, strict=True)):
+        samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
+        for step, (index_B, stored_BCHW) in samples:
             optim.set_learning_rate(adamw, schedule.learning_rate(step))
             step_draws = Draws(seed, step, index_B.to(hardware.device), "finetune/")
             images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
@@ -132,9 +135,11 @@ def train(
             adamw.zero_grad()
             if step % 10 == 0 or step + 1 == schedule.steps:
                 bar.update(step + 1, f"loss {loss.item():.4f}")
+            training.after_step(step + 1, loss)
+    last = training.last_loss
     require(
-        bool(loss.isfinite()),
-        f"fine-tuning diverged: its loss is {loss.item()}; a learning rate below {config.base_lr} "
+        math.isfinite(last),
+        f"fine-tuning diverged: its loss is {last}; a learning rate below {config.base_lr} "
         f"({config.name} {config.rates}) may help",
     )
 

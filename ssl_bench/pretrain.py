@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench import draws, encoders, flops, gradients, optim, progress, weights
+from ssl_bench import draws, encoders, flops, gradients, optim, progress, resume, weights
 from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.errors import UserError, require
 from ssl_bench.files import atomic, write_json
 from ssl_bench.hardware import Hardware, peak_memory_mib
+from ssl_bench.interruption import deferred, error_of
 from ssl_bench.optim import Schedule
 from ssl_bench.runs import Plan
 from ssl_bench.views import views
@@ -99,13 +101,36 @@ def pretrain(
     hardware.forget_peak()
     method.to(hardware.device).train()
     flops_per_step = flops.of_step(method, spec, plan.batch_size)
-    seconds, steps = 0.0, 0
+    steps = 0
     if method.trains:
         steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config).steps
-        seconds = _train(
-            *(method, data, plan, spec, folder, hardware, images_at_once),
-            {step: flops_per_step * step for step in snapshot_steps},
+        method.before_training(data.train, spec, plan.seed)
+    with deferred() as wanted:
+        seconds = 0.0
+        if method.trains:
+            seconds = _train(
+                *(method, data, plan, spec, folder, hardware, images_at_once),
+                {step: flops_per_step * step for step in snapshot_steps},
+                wanted,
+            )
+        return _finish(
+            *(method, plan, spec, folder, hardware, images_at_once),
+            *(steps, flops_per_step, seconds),
         )
+
+
+def _finish(
+    method: Method,
+    plan: Plan,
+    spec: EncoderSpec,
+    folder: Path,
+    hardware: Hardware,
+    images_at_once: int | None,
+    steps: int,
+    flops_per_step: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write what a training has made, ``encoder.json`` last; the checkpoint is not needed then."""
     own = {
         name: tensor.contiguous()
         for name, tensor in method.state_dict().items()
@@ -164,10 +189,14 @@ def _train(
     hardware: Hardware,
     images_at_once: int | None,
     snapshot_flops: Mapping[int, int],
+    wanted: Callable[[], int | None],
 ) -> float:
-    """The loop. Returns the seconds it took, earlier starts included."""
+    """The loop. Returns the seconds it took, earlier starts included.
+
+    Args:
+        wanted: the signal that asks the program to end after the step under way, if any.
+    """
     config, seed, batch_size = method.config, plan.seed, plan.batch_size
-    method.before_training(data.train, spec, seed)
     train = data.train.to(hardware.device)
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
@@ -175,7 +204,7 @@ def _train(
     if hardware.compiled:
         compile_blocks(method)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
-    start, seconds_before = _resume(method, optimizer, folder)
+    start, seconds_before, losses = _resume(method, optimizer, folder, hardware)
     for step in snapshot_flops:
         require(
             step > start or (snapshot_folder(folder, step) / "encoder.json").exists(),
@@ -184,8 +213,7 @@ def _train(
             "deleted, it would go on",
         )
     started = checkpointed = recorded = time.monotonic()
-    losses: list[Tensor] = []
-    waited = 0.0
+    first, waited = start, 0.0  # of this process since the last record
     steps = (Draws(seed, step, schedule.batch(step, seed, "order")) for step in range(start, total))
 
     with (
@@ -214,33 +242,38 @@ def _train(
                 started += time.monotonic() - before  # which is no part of the training
 
             losses.append(loss)
-            if (step + 1) % record_every and step + 1 < total:
-                continue
-            mean_loss = torch.stack(losses).mean().item()
-            if not math.isfinite(mean_loss):
-                raise UserError(
-                    f"the loss is {mean_loss} at step {step + 1}; "
-                    f"a base lr below {config.base_lr} or --precision fp32 may help"
-                )
             now = time.monotonic()
-            speed = len(losses) * batch_size / (now - recorded)
-            waiting = waited / (now - recorded)
-            record = {
-                "step": step + 1,
-                "epoch": round((step + 1) / schedule.steps_per_epoch, 4),
-                "loss": mean_loss,
-                "learning_rate": learning_rate,
-                "images_per_second": round(speed, 1),
-                "waiting": round(waiting, 4),
-            }
-            metrics.write(json.dumps(record) + "\n")
-            metrics.flush()
-            note = f"loss {mean_loss:.4f}  {speed:,.0f} img/s  waiting for data {waiting:.0%}"
-            bar.update(step + 1, note)
-            losses, recorded, waited = [], now, 0.0
-            if now - checkpointed > SECONDS_BETWEEN_CHECKPOINTS:
-                _checkpoint(method, optimizer, step + 1, seconds_before + now - started, folder)
+            if (step + 1) % record_every == 0 or step + 1 == total:
+                mean_loss = torch.stack(losses).mean().item()
+                if not math.isfinite(mean_loss):
+                    raise UserError(
+                        f"the loss is {mean_loss} at step {step + 1}; "
+                        f"a base lr below {config.base_lr} or --precision fp32 may help"
+                    )
+                now = time.monotonic()
+                speed = (step + 1 - first) * batch_size / (now - recorded)
+                waiting = waited / (now - recorded)
+                record = {
+                    "step": step + 1,
+                    "epoch": round((step + 1) / schedule.steps_per_epoch, 4),
+                    "loss": mean_loss,
+                    "learning_rate": learning_rate,
+                    "images_per_second": round(speed, 1),
+                    "waiting": round(waiting, 4),
+                }
+                metrics.write(json.dumps(record) + "\n")
+                metrics.flush()
+                note = f"loss {mean_loss:.4f}  {speed:,.0f} img/s  waiting for data {waiting:.0%}"
+                bar.update(step + 1, note)
+                losses, recorded, first, waited = [], now, step + 1, 0.0
+            stop = wanted()
+            if stop or now - checkpointed > SECONDS_BETWEEN_CHECKPOINTS:
+                os.fsync(metrics.fileno())  # whose records the checkpoint counts on
+                seconds = seconds_before + now - started
+                _checkpoint(method, optimizer, step + 1, seconds, losses, folder)
                 checkpointed = time.monotonic()
+            if stop:
+                raise error_of(stop, f"step {step + 1} of {total} is saved")
     return seconds_before + time.monotonic() - started
 
 
@@ -284,38 +317,46 @@ def _snapshot(method: Method, spec: EncoderSpec, cost: Mapping[str, Any], folder
 
 
 def _checkpoint(
-    method: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float, folder: Path
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    losses: Sequence[Tensor],
+    folder: Path,
 ) -> None:
     state = {
         "step": step,
         "seconds": seconds,
+        "losses": torch.stack(list(losses)) if losses else torch.empty(0),
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    with atomic(folder / "checkpoint.pt") as path:
-        torch.save(state, path)
+    resume.save(folder / "checkpoint.pt", state)
 
 
-def _resume(method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, float]:
-    """Load the checkpoint, if any, and forget the metrics after it: next step, seconds so far."""
+def _resume(
+    method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, hardware: Hardware
+) -> tuple[int, float, list[Tensor]]:
+    """Load the checkpoint, if any, and forget the metrics after it.
+
+    Returns:
+        The next step, the seconds so far, and the losses since the last record.
+    """
     path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
     if not path.exists():
         metrics.unlink(missing_ok=True)
-        return 0, 0.0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:
-        raise UserError(
-            f"checkpoint {str(path)!r} cannot be read ({first_line(error)}); "
-            "delete it to start again"
-        ) from error
-    kept = [
-        line
-        for line in metrics.read_text().splitlines(keepends=True)
-        if line.endswith("\n") and json.loads(line)["step"] <= state["step"]
-    ]
+        return 0, 0.0, []
+    state = resume.load(path, ("method", method), ("optimizer", optimizer))
+    lines = metrics.read_text(errors="replace").splitlines(keepends=True)
     with atomic(metrics) as temporary:
-        temporary.write_text("".join(kept))
-    return state["step"], state["seconds"]
+        temporary.write_text("".join(line for line in lines if _step_of(line) <= state["step"]))
+    losses = state.get("losses", torch.empty(0))  # none in a checkpoint of an older version
+    return state["step"], state["seconds"], list(losses.to(hardware.device))
+
+
+def _step_of(line: str) -> float:
+    """Of a record; infinite where the line is not whole."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf

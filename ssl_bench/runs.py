@@ -12,6 +12,7 @@
     snapshots/step-.../  the encoder on the way: the last three of these files' kinds, and evals/
     failed.json          why the last training or evaluation failed, until the next one
     evals/<name>-.../    scores.json and predictions.npz
+    unfinished/          states of evaluations that train, to go on from, until they are done
     features/            what the encoder makes of each split, for evaluations to come
     figures/             PNG files
 """
@@ -27,8 +28,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -36,11 +38,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ssl_bench import RESULTS, __version__
+from ssl_bench import RESULTS, __version__, progress
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import read_json, write_json
+from ssl_bench.files import read_json, remove_temporary, write_json
 
 _PACKAGES = (
     *("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors"),
@@ -48,6 +48,9 @@ _PACKAGES = (
 )
 _SECONDS_TO_LOOK = 0.5
 """How long to try for a lock: whoever asks whether it is held holds it for an instant."""
+_LONGEST_PAUSE = 1.0
+"""Seconds between two tries of one who waits: a file server may be asked by many."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
-            write_json(folder / "config.json", config)
+            # Whoever holds the lock may remove what others are writing.
+            with locked(folder, wait=True):
+                if not (folder / "config.json").exists():
+                    write_json(folder / "config.json", config)
     except OSError as error:
         raise UserError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from error
     return folder
@@ -99,19 +105,55 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from working in the folder meanwhile.
+    """Keep other processes from working in the folder meanwhile, on other machines too.
+
+    What one that was killed left half done is removed first. However this process ends, the lock
+    is gone with it.
 
     Args:
         wait: until another process is done, instead of giving up.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process is at it, or the file system has no locks.
     """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        with FileLock(folder / ".lock", timeout=-1 if wait else _SECONDS_TO_LOOK):
-            yield
-    except Timeout as error:
-        raise UserError(f"run {str(folder)!r} is in use by another process; wait for it") from error
+        _lock(descriptor, folder, wait)
+        remove_temporary(folder)
+        if is_trained(folder):
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        yield
+    finally:
+        # Not by closing alone, as a process that was forked meanwhile has the file open, too.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, wait: bool) -> None:
+    give_up, pause, told = time.monotonic() + _SECONDS_TO_LOOK, 0.05, False
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            require(
+                error.errno not in _NO_LOCKS,
+                f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
+                "two processes from one run; a --runs-dir elsewhere would work",
+            )
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+        if time.monotonic() > give_up:
+            require(
+                wait,
+                f"run {str(folder)!r} is in use by another process; wait for it, or let --wait do "
+                "so",
+            )
+            if not told:
+                note = f"waiting for another process, which works in {str(folder)!r}"
+                progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
+            told, pause = True, min(2 * pause, _LONGEST_PAUSE)
+        time.sleep(pause)
 
 
 @contextmanager

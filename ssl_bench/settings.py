@@ -77,6 +77,9 @@ class Settings:
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
     crop from; auto streams what would take more than half of the memory."""
+    wait: bool = False
+    """Wait until another process is done with the run, instead of leaving; what it has made is
+    reused."""
 
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
@@ -176,6 +179,9 @@ class EvalSettings(WeightSettings):
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
     crop from; auto streams what would take more than half of the memory."""
+    wait: bool = False
+    """Wait until another process is done with the run, instead of leaving; what it has made is
+    reused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

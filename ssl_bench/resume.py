@@ -1,0 +1,162 @@
+"""States of trainings on disk, and evaluations' trainings that go on from them.
+
+As every random draw is a function of the step, a state is what the parameters and the optimiser
+hold, and the number of steps they have seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.errors import UserError, first_line
+from ssl_bench.files import atomic
+from ssl_bench.interruption import deferred, error_of
+
+SECONDS_BETWEEN_STATES = 60.0
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state of tensors and plain values; a process killed meanwhile leaves the old one."""
+    with atomic(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load(path: Path, *parts: tuple[str, nn.Module | torch.optim.Optimizer]) -> dict[str, Any]:
+    """Read a state, and put what it has under some names into modules and optimisers.
+
+    Raises:
+        UserError: it cannot be read, or is of something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts:
+            part.load_state_dict(state[name])
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {str(path)!r} cannot be read ({first_line(error)}); "
+            "delete it to start again"
+        ) from error
+    return state
+
+
+class Scratch:
+    """Where an evaluation keeps the states of its trainings until its scores are stored.
+
+    The evaluation must be deterministic: one that goes on takes the state of its n-th training for
+    its n-th training.
+
+    Attributes:
+        folder: made where there is a state to keep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._paths = (folder / f"{number}.pt" for number in itertools.count(1))
+        self._started = time.monotonic()
+        self._before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the evaluation began, earlier starts included up to their last states."""
+        return self._before + time.monotonic() - self._started
+
+    def remove(self) -> None:
+        """Delete all states, and the folder above if it holds no others."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+            with suppress(OSError):
+                self.folder.parent.rmdir()
+
+    def next_path(self) -> Path:
+        """The file of the next training's state."""
+        return next(self._paths)
+
+    def count_in(self, seconds: float) -> None:
+        """Add the time that an earlier start took up to a state."""
+        self._before = max(self._before, seconds)
+
+
+class Training:
+    """A training in steps that may have begun in another process: `training` makes one.
+
+    Attributes:
+        start: steps that are done already.
+        last_loss: of the last step that is done; not a number if there is none.
+    """
+
+    def __init__(
+        self,
+        start: int = 0,
+        loss: Tensor | float = math.nan,
+        after: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        self.start, self._loss, self._after = start, loss, after
+
+    @property
+    def last_loss(self) -> float:
+        """Waits for a device."""
+        return float(self._loss)
+
+    def after_step(self, done: int, loss: Tensor) -> None:
+        """Tell that so many steps are done, and the last one's loss.
+
+        Where there is a place for it, the state is saved now and then, after the last step, and
+        where the program is asked to end, which it then does.
+        """
+        self._loss = loss.detach()
+        if self._after:
+            self._after(done, self._loss)
+
+
+@contextmanager
+def training(
+    scratch: Scratch | None, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+) -> Iterator[Training]:
+    """A training of a model, gone on with where an earlier start left its state.
+
+    Args:
+        scratch: where states are kept; None for nowhere: then the training begins anew each time,
+            and ends at once where that is asked for.
+        model: which the state, if there is one, is put into.
+        optimizer: of the model, which its own state is put into.
+        steps: of the whole training.
+
+    Raises:
+        UserError: the state cannot be read.
+    """
+    if scratch is None:
+        yield Training()
+        return
+    path = scratch.next_path()
+    with deferred() as wanted:
+        start, last, saved = 0, math.nan, time.monotonic()
+        if path.exists():
+            state = load(path, ("model", model), ("optimizer", optimizer))
+            start, last = state["step"], state["loss"]
+            scratch.count_in(state["seconds"])
+
+        def after(done: int, loss: Tensor) -> None:
+            nonlocal saved
+            stop, at = wanted(), ""
+            is_due = time.monotonic() - saved > SECONDS_BETWEEN_STATES or done == steps
+            # There is no going on from a training that has diverged.
+            if (stop or is_due) and bool(loss.isfinite()):
+                scratch.folder.mkdir(parents=True, exist_ok=True)
+                of_parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                own = {"step": done, "loss": loss.item(), "seconds": scratch.seconds}
+                save(path, own | of_parts)
+                saved, at = time.monotonic(), f"step {done} of {steps} of an evaluation is saved"
+            if stop:
+                raise error_of(stop, at)
+
+        yield Training(start, last, after)
