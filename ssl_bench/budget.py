@@ -6,7 +6,8 @@ import copy
 import json
 import statistics
 import time
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ def spend(
     return replace(plan, epochs=pretrain.whole(int(whole // price) / steps_per_epoch))
 
 
+@contextmanager
+def settled(budget: Mapping[str, Any] | None, plan: Plan, runs_dir: Path) -> Iterator[Plan]:
+    """The plan, with the length that another process bought for the same time meanwhile, if any.
+
+    Processes that began together measured different seconds; until the end of the block, by when
+    the run folder is there for others to find, no other gets here.
+    """
+    if not budget or "seconds" not in budget:
+        yield plan
+        return
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with runs.held(runs_dir, wait=True):
+        earlier = _earlier(budget, plan, runs_dir)
+        yield plan if earlier is None else replace(plan, epochs=earlier)
+
+
 def seconds_per_step(
     method: Method,
     data: Dataset,
@@ -122,7 +139,7 @@ def seconds_per_step(
     return statistics.median(times[_WARM_UP_STEPS:])
 
 
-def _earlier(budget: dict[str, Any], plan: Plan, runs_dir: Path) -> float | None:
+def _earlier(budget: Mapping[str, Any], plan: Plan, runs_dir: Path) -> float | None:
     """The epochs of a run that was given the same time for the same thing, seeds aside."""
     wanted = json.loads(json.dumps(asdict(plan)))
     alike = wanted.keys() - {"epochs", "seed"}

@@ -94,16 +94,15 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     assert plugin is not None
     data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
     prepared = _prepare(request, data)
-    plan, spec, method = prepared.plan, prepared.spec, prepared.method
-    hardware = prepared.hardware
-    config = {
-        **asdict(plan),
+    spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
+    facts = {
         "preset": settings.preset,
         "budget": prepared.budget,
         "method_source": "" if plugin.module else str(plugin.path),
         "data_source": resolved(settings.data),
     }
-    folder = runs.create(settings.runs_dir, plan.name, config)
+    with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
+        folder = runs.create(settings.runs_dir, plan.name, {**asdict(plan), **facts})
     _announce(plan, spec, data, hardware, folder)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     with runs.locked(folder, settings.wait):
@@ -228,7 +227,7 @@ def evaluate(request: Request) -> Path:
         _say_data(settings, source, None)
         folder = _import_weights(source, settings, {})
     else:
-        folder = runs.find_trained(settings.runs_dir, source)
+        folder = runs.find_trained(settings.runs_dir, source, settings.wait)
         plan = runs.plan_of(folder)
         _say_data(settings, source, plan["data_source"])
         if settings.image_size not in (None, plan["encoder"]["image_size"]):

@@ -116,12 +116,19 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process is at it, or the file system has no locks.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor, folder, wait)
+    with held(folder, wait):
         remove_temporary(folder)
         if is_trained(folder):
             (folder / "checkpoint.pt").unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def held(folder: Path, wait: bool = False) -> Iterator[None]:
+    """`locked`, but nothing is removed: for a folder that others write to without a lock."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, folder, wait)
         yield
     finally:
         # Not by closing alone, as a process that was forked meanwhile has the file open, too.
@@ -272,13 +279,19 @@ def find(runs_dir: Path, names: list[str]) -> list[Path]:
     return [_find_one(runs_dir, name) for name in names]
 
 
-def find_trained(runs_dir: Path, name: str) -> Path:
+def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
     """The folder of a run whose pre-training is done.
+
+    Args:
+        wait: until another process that is training it is done.
 
     Raises:
         UserError: there is none of that name, or it is not done.
     """
     folder = _find_one(runs_dir, name)
+    if wait and not is_trained(folder) and is_locked(folder):
+        with held(folder, wait):
+            pass
     require(
         is_trained(folder),
         f"run {folder.name!r} is not finished; this goes on with it: {command_of(folder)}",

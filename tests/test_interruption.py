@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from signal import Signals
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from conftest import CPU
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_contract import build, plan, train
 
-from ssl_bench import interruption
+from ssl_bench import (
+    encoders,
+    evaluation,
+    interruption,
+    optim,
+    plugins,
+    pretrain,
+    resume,
+    runs,
+    weights,
+)
+from ssl_bench.contract import Method
+from ssl_bench.data import Dataset
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.features import Encoder
+from ssl_bench.files import read_json
 from ssl_bench.interruption import Stopped, deferred, heeded
+from ssl_bench.resume import Scratch
 
 ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGINT)
 SCHEDULER = (Signals.SIGTERM, Signals.SIGUSR2)
+LONG: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +177,318 @@ def test_other_threads_change_nothing() -> None:
     thread.start()
     thread.join()
     assert found == before
+
+
+@given(
+    name=st.sampled_from(["mae", "mae", "mocov3"]),
+    stops=st.lists(st.tuples(st.sampled_from(ALL), st.integers(1, 4)), min_size=1, max_size=4),
+)
+@settings(max_examples=5, **LONG)
+def test_a_training_stopped_at_any_steps_is_the_same(
+    spec: EncoderSpec, tiny: Dataset, name: str, stops: list[tuple[Signals, int]]
+) -> None:
+    """Its weights, and its records: a mean over steps before and after a stop is of all of them."""
+    plugin = plugins.find("method", name)
+    with TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "_RECORDS_PER_RUN", 3)
+        whole = train(plugin, spec, tiny, Path(home) / "whole")
+        folder = Path(home) / "stopped"
+        folder.mkdir()
+        for number, steps in stops:
+            method = build(plugin, spec)
+            raises_after(method, steps, number)
+            with contextlib.suppress(Stopped, KeyboardInterrupt):
+                pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+        pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
+        assert result_of(folder) == result_of(whole)
+        assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def raises_after(method: Method, steps: int, number: Signals) -> None:
+    """Have a method's training get a signal during that step of the process."""
+    after_step, left = method.after_step, iter(range(steps - 1, -1, -1))
+
+    def after(progress: float) -> None:
+        after_step(progress)
+        if next(left, -1) == 0:
+            signal.raise_signal(number)
+
+    method.after_step = after  # type: ignore[method-assign]
+
+
+def test_a_stop_says_what_is_saved(spec: EncoderSpec, tiny: Dataset, tmp_path: Path) -> None:
+    plugin = plugins.find("method", "mae")
+    method = build(plugin, spec)
+    raises_after(method, 3, Signals.SIGUSR2)
+    with pytest.raises(Stopped, match="step 3 of 10 is saved"):
+        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), tmp_path, CPU)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def test_a_signal_during_the_last_step_loses_nothing(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path
+) -> None:
+    plugin = plugins.find("method", "mae")
+    whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
+    folder.mkdir()
+    method = build(plugin, spec)
+    raises_after(method, 10, Signals.SIGTERM)
+    with pytest.raises(Stopped):
+        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+    pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
+    assert result_of(folder) == result_of(whole)
+
+
+def test_a_signal_while_the_weights_are_written_waits(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = plugins.find("method", "mae")
+    save = weights.save
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(*arguments)
+
+    monkeypatch.setattr(weights, "save", interrupted)
+    with pytest.raises(Stopped):
+        pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), tmp_path, CPU)
+    assert runs.is_trained(tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "name,flags",
+    [
+        ("finetune", {"epochs": 2, "batch_size": 30}),
+        ("partial-finetune", {"epochs": 1, "batch_size": 30, "blocks": (0.0, 1.0)}),
+        ("linear-paper", {"epochs": 2, "batch_size": 40}),
+        ("linear-paper", {"epochs": 2, "batch_size": 40, "optimizer": "sgd", "base_lr": 1.0}),
+    ],
+)
+@given(stops=st.lists(st.integers(1, 6), max_size=8))
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_an_evaluation_stopped_at_any_steps_is_the_same(
+    name: str, flags: dict[str, Any], spec: EncoderSpec, tiny: Dataset, stops: list[int]
+) -> None:
+    plugin = plugins.find("eval", name)
+    config = plugin.config(**flags)
+    with TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        folders = [Path(home) / "whole", Path(home) / "stopped"]
+        for folder in folders:
+            folder.mkdir()
+            weights.save(encoders.build(spec, 0), spec, folder)
+
+        def scores_of(folder: Path) -> tuple[Any, ...]:
+            arguments = ({plugin: config}, tiny, 0, CPU, folder / "runs", False)
+            with heeded():
+                [record] = evaluation.evaluate_run(folder, *arguments)
+            [scores] = folder.glob("evals/*/scores.json")
+            predictions = np.load(scores.parent / "predictions.npz")["predictions"].tolist()
+            return record["scores"], record["baselines"], predictions
+
+        expected = scores_of(folders[0])
+        set_learning_rate, left = optim.set_learning_rate, [0]
+
+        def set_and_signal(*arguments: Any) -> None:
+            set_learning_rate(*arguments)
+            left[0] -= 1
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGUSR2)
+
+        patch.setattr(optim, "set_learning_rate", set_and_signal)
+        for stop in stops:
+            left[0] = stop
+            with contextlib.suppress(Stopped):
+                scores_of(folders[1])
+        left[0] = 0
+        assert scores_of(folders[1]) == expected
+        assert not list(folders[1].rglob("unfinished"))
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start takes at least a step further, however little time there is."""
+    plugin = plugins.find("eval", "finetune")
+    config = plugin.config(epochs=2, batch_size=30)
+    encoder = Encoder(encoders.build(spec, 0), spec, CPU, 0)
+    taken: list[float] = []
+    set_learning_rate = optim.set_learning_rate
+
+    def set_and_signal(*arguments: Any) -> None:
+        set_learning_rate(*arguments)
+        taken.append(arguments[1])
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(optim, "set_learning_rate", set_and_signal)
+    starts = 0
+    while starts < 20:
+        starts += 1
+        encoder.scratch = Scratch(tmp_path)
+        with contextlib.suppress(Stopped):
+            plugin.load().evaluate(encoder, tiny, config)
+            break
+    assert (len(taken), starts) == (8, 9)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """All that must not depend on interruptions: weights, records, cost, scores, predictions."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    found["records"] = [[r[n] for n in ("step", "epoch", "loss", "learning_rate")] for r in records]
+    cost = read_json(folder / "cost.json")
+    found["cost"] = [cost[n] for n in ("steps", "images_seen", "flops", "flops_per_step")]
+    for path in sorted(folder.glob("evals/*/scores.json")):
+        record = read_json(path)
+        own = {n: record.get(n) for n in ("scores", "baselines", "chosen", "config", "protocol")}
+        found[path.parent.name] = own
+        predictions = np.load(path.parent / "predictions.npz")
+        found[path.parent.name + " predictions"] = predictions["predictions"].tolist()
+    return found
+
+
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(["test_interruption", "ssl_bench.figures"])
+STEPS = {"--epochs": 6, "--batch-size": 16, "--precision": "fp32", "--backbone": "vit_nano"}
+COMMANDS = {
+    "mae": ("--evals", "finetune", "--finetune-epochs", 3, "--finetune-batch-size", 16),
+    "mocov3": ("--evals", "linear-paper", "--linear-paper-epochs", 5),
+}
+
+
+def command(words: list[str], errors: Path, is_slow: bool) -> None:
+    """A process of its own: a command that writes its states after every step.
+
+    Args:
+        errors: where to write what it complains of.
+        is_slow: at writing files, so that what comes at random comes then.
+    """
+    from ssl_bench import cli
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in SCHEDULER:
+        signal.signal(number, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    pretrain.SECONDS_BETWEEN_CHECKPOINTS = resume.SECONDS_BETWEEN_STATES = 0.0
+    if is_slow:
+        save, replace = torch.save, Path.replace
+
+        def slow_save(content: Any, path: Path) -> None:
+            save(content, path)
+            written = path.read_bytes()
+            for end in (len(written) // 2, len(written)):
+                path.write_bytes(written[:end])
+                time.sleep(0.01)
+
+        def slow_replace(path: Path, target: Path) -> Path:
+            time.sleep(0.01)
+            replaced = replace(path, target)
+            time.sleep(0.01)
+            return replaced
+
+        torch.save, Path.replace = slow_save, slow_replace  # type: ignore[assignment]
+    with errors.open("a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    os._exit(cli.main(words))
+
+
+class Trial:
+    """The command line on a few images, in processes that can be killed."""
+
+    def __init__(self, home: Path, images: Path) -> None:
+        self.home, self.images = home, images
+
+    def start(self, method: str, runs_dir: str, *more: object, is_slow: bool = False) -> Any:
+        flags = {"--method": method, "--data": self.images, "--runs-dir": self.home / runs_dir}
+        words = [*itertools.chain(*(flags | STEPS).items()), *COMMANDS[method], *more]
+        arguments = (["run", *map(str, words)], self.home / "errors.txt", is_slow)
+        process = FORKING.Process(target=command, args=arguments)
+        process.start()
+        return process
+
+    def finish(self, process: Any) -> int:
+        process.join(120)
+        assert process.exitcode is not None, "it hangs"
+        return process.exitcode
+
+    def run(self, *arguments: Any, **options: Any) -> int:
+        return self.finish(self.start(*arguments, **options))
+
+    def said(self) -> str:
+        path = self.home / "errors.txt"
+        return path.read_text() if path.exists() else ""
+
+    def result(self, runs_dir: str) -> dict[str, Any]:
+        """Of the only run, nothing of whose making may be left, and of its baselines."""
+        [config] = (self.home / runs_dir).glob("*/config.json")
+        left = [*config.parent.parent.rglob("*.tmp"), *config.parent.parent.rglob("*.pt")]
+        assert not left
+        baselines = (self.home / runs_dir).glob("baselines/*/evals/*/scores.json")
+        return result_of(config.parent) | {
+            path.parent.name + " baseline": read_json(path)["scores"] for path in baselines
+        }
+
+
+@pytest.fixture
+def trial(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes to come
+    return Trial(tmp_path, image_folder)
+
+
+@pytest.mark.parametrize("method", COMMANDS)
+def test_a_run_killed_at_random_moments_is_the_same(trial: Trial, method: str) -> None:
+    """By whatever signal, several times in a row, while files are written too."""
+    moments = random.Random(method)
+    started = time.monotonic()
+    assert trial.run(method, "whole") == 0, trial.said()
+    seconds = time.monotonic() - started
+    ways = {-9: Signals.SIGKILL, 143: Signals.SIGTERM, 140: Signals.SIGUSR2, 130: Signals.SIGINT}
+    codes = []
+    for kill in range(8):
+        process = trial.start(method, "killed", is_slow=True)
+        process.join(moments.uniform(0.1, seconds))
+        number = list(ways.values())[kill % 4]
+        if process.is_alive():
+            os.kill(process.pid, number)
+        code = trial.finish(process)
+        # A signal that comes before the command listens ends the process as it ends any.
+        assert ways.get(code, -code) in (number, 0), trial.said()
+        codes.append(code)
+    assert trial.run(method, "killed", is_slow=True) == 0, trial.said()
+    assert trial.result("killed") == trial.result("whole")
+    assert "Traceback" not in trial.said()
+    assert set(codes) != {0}
+
+
+def test_three_processes_make_one_run(trial: Trial) -> None:
+    assert trial.run("mae", "whole") == 0, trial.said()
+    processes = [trial.start("mae", "raced") for _ in range(3)]
+    codes = sorted(map(trial.finish, processes))
+    assert codes[0] == 0
+    assert set(codes) <= {0, 2}
+    assert trial.said().count("in use by another process; wait for it") == codes.count(2)
+    assert "Traceback" not in trial.said()
+    assert trial.result("raced") == trial.result("whole")
+
+
+def test_who_waits_reuses_what_the_other_has_made(trial: Trial) -> None:
+    assert trial.run("mae", "whole") == 0, trial.said()
+    processes = [trial.start("mae", "raced", "--wait") for _ in range(3)]
+    assert list(map(trial.finish, processes)) == [0, 0, 0], trial.said()
+    assert trial.said().count("FLOPs, ") == 2, "one of the three trains"
+    assert trial.said().count("reused") == 2
+    assert trial.result("raced") == trial.result("whole")
+
+
+def test_runs_share_a_baseline_that_both_make_at_once(trial: Trial) -> None:
+    """Two runs under two seeds of masks alone would; here, two mask ratios."""
+    processes = [trial.start("mae", "raced", "--mask-ratio", ratio) for ratio in (0.5, 0.75)]
+    assert list(map(trial.finish, processes)) == [0, 0], trial.said()
+    [baseline] = (trial.home / "raced/baselines").iterdir()
+    assert len(list(baseline.glob("evals/finetune-*/scores.json"))) == 1
