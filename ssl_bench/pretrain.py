@@ -213,6 +213,7 @@ def _train(
             "deleted, it would go on",
         )
     started = checkpointed = recorded = time.monotonic()
+    pause = SECONDS_BETWEEN_CHECKPOINTS
     first, waited = start, 0.0  # of this process since the last record
     steps = (Draws(seed, step, schedule.batch(step, seed, "order")) for step in range(start, total))
 
@@ -267,11 +268,12 @@ def _train(
                 bar.update(step + 1, note)
                 losses, recorded, first, waited = [], now, step + 1, 0.0
             stop = wanted()
-            if stop or now - checkpointed > SECONDS_BETWEEN_CHECKPOINTS:
+            if stop or now - checkpointed > pause:
                 os.fsync(metrics.fileno())  # whose records the checkpoint counts on
                 seconds = seconds_before + now - started
                 _checkpoint(method, optimizer, step + 1, seconds, losses, folder)
                 checkpointed = time.monotonic()
+                pause = resume.pause(SECONDS_BETWEEN_CHECKPOINTS, checkpointed - now)
             if stop:
                 raise error_of(stop, f"step {step + 1} of {total} is saved")
     return seconds_before + time.monotonic() - started

@@ -23,6 +23,19 @@ from ssl_bench.files import atomic
 from ssl_bench.interruption import deferred, error_of
 
 SECONDS_BETWEEN_STATES = 60.0
+_QUICK = 3.0
+"""Seconds: writing a state for longer makes states rarer, so that it takes a twentieth of the time
+at most."""
+
+
+def pause(seconds: float, took: float) -> float:
+    """How long to train until the next state is written, where the last one took so long.
+
+    Args:
+        seconds: the pause where writing is quick.
+        took: seconds.
+    """
+    return seconds * max(1.0, took / _QUICK)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -139,16 +152,16 @@ def training(
         return
     path = scratch.next_path()
     with deferred() as wanted:
-        start, last, saved = 0, math.nan, time.monotonic()
+        start, last, saved, wait = 0, math.nan, time.monotonic(), SECONDS_BETWEEN_STATES
         if path.exists():
             state = load(path, ("model", model), ("optimizer", optimizer))
             start, last = state["step"], state["loss"]
             scratch.count_in(state["seconds"])
 
         def after(done: int, loss: Tensor) -> None:
-            nonlocal saved
-            stop, at = wanted(), ""
-            is_due = time.monotonic() - saved > SECONDS_BETWEEN_STATES or done == steps
+            nonlocal saved, wait
+            stop, at, now = wanted(), "", time.monotonic()
+            is_due = now - saved > wait or done == steps
             # There is no going on from a training that has diverged.
             if (stop or is_due) and bool(loss.isfinite()):
                 scratch.folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +169,7 @@ def training(
                 own = {"step": done, "loss": loss.item(), "seconds": scratch.seconds}
                 save(path, own | of_parts)
                 saved, at = time.monotonic(), f"step {done} of {steps} of an evaluation is saved"
+                wait = pause(SECONDS_BETWEEN_STATES, saved - now)
             if stop:
                 raise error_of(stop, at)
 

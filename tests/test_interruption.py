@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -353,7 +354,9 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(["test_interruption", "ssl_bench.figures"])
+FORKING.set_forkserver_preload(
+    ["test_interruption", "ssl_bench.commands", "ssl_bench.figures", "ssl_bench.finetuning"]
+)
 STEPS = {"--epochs": 6, "--batch-size": 16, "--precision": "fp32", "--backbone": "vit_nano"}
 COMMANDS = {
     "mae": ("--evals", "finetune", "--finetune-epochs", 3, "--finetune-batch-size", 16),
@@ -437,7 +440,9 @@ class Trial:
 
 @pytest.fixture
 def trial(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes to come
+    # Of processes to come; the one that they are forked from knows no path of this one's.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     return Trial(tmp_path, image_folder)
 
 
