@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -13,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import Signals
 from tempfile import TemporaryDirectory
@@ -25,9 +27,11 @@ import torch
 from conftest import CPU
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from test_contract import build, plan, train
 
 from ssl_bench import (
+    budget,
     encoders,
     evaluation,
     interruption,
@@ -46,6 +50,7 @@ from ssl_bench.files import read_json
 from ssl_bench.interruption import Stopped, deferred, heeded
 from ssl_bench.resume import Scratch
 
+Call = Callable[..., tuple[int, str, str]]
 ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGINT)
 SCHEDULER = (Signals.SIGTERM, Signals.SIGUSR2)
 LONG: dict[str, Any] = {
@@ -338,7 +343,11 @@ def result_of(folder: Path) -> dict[str, Any]:
     """All that must not depend on interruptions: weights, records, cost, scores, predictions."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*.safetensors")):
-        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        for name, tensor in sorted(load_file(path).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().tobytes())
+        found[str(path.relative_to(folder))] = digest.hexdigest()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     found["records"] = [[r[n] for n in ("step", "epoch", "loss", "learning_rate")] for r in records]
@@ -351,6 +360,189 @@ def result_of(folder: Path) -> dict[str, Any]:
         predictions = np.load(path.parent / "predictions.npz")
         found[path.parent.name + " predictions"] = predictions["predictions"].tolist()
     return found
+
+
+@pytest.fixture
+def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
+    """A training of six steps in this process, without evaluations."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        return ssl_bench(
+            *("run", "--data", image_folder, "--runs-dir", tmp_path / "runs", "--batch-size", 8),
+            *("--backbone", "vit_nano", "--evals", "none", "--precision", "fp32", *words),
+        )
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "number,code,how",
+    [
+        (Signals.SIGTERM, 143, "stopped by SIGTERM"),
+        (Signals.SIGUSR2, 128 + Signals.SIGUSR2, "stopped by SIGUSR2"),
+        (Signals.SIGINT, 130, "interrupted"),
+    ],
+)
+def test_a_stop_is_one_line_and_an_exit_code(
+    run: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: Signals,
+    code: int,
+    how: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        signal_during_step(patch, 2, number)
+        found, _, err = run("--epochs", 1)
+    saved = "step 2 of 6 is saved; the same command goes on from there"
+    assert (found, err) == (code, f"ssl-bench: {how}; {saved}\n")
+    assert runs.state(only_run(tmp_path)) == "unfinished"
+    assert run("--epochs", 1)[0] == 0
+    steps = [json.loads(line)["step"] for line in (only_run(tmp_path) / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def signal_during_step(patch: pytest.MonkeyPatch, step: int, number: Signals) -> None:
+    """Have the first training of this process get a signal."""
+    set_learning_rate, left = optim.set_learning_rate, iter(range(step - 1, -1, -1))
+
+    def set_and_signal(*arguments: Any) -> None:
+        set_learning_rate(*arguments)
+        if next(left, None) == 0:
+            signal.raise_signal(number)
+
+    patch.setattr(optim, "set_learning_rate", set_and_signal)
+
+
+def only_run(tmp_path: Path) -> Path:
+    [path] = (tmp_path / "runs").glob("*/config.json")
+    return path.parent
+
+
+@pytest.mark.parametrize("part", ["", "evals/knn-x", "features", "snapshots/step-1/evals/y"])
+def test_what_a_killed_writer_left_is_removed(run: Call, tmp_path: Path, part: str) -> None:
+    """By the next process that locks the folder; nothing else is, nor in a folder in use."""
+    assert run("--epochs", 1)[0] == 0
+    home = only_run(tmp_path) / part
+    home.mkdir(parents=True, exist_ok=True)
+    left = [home / ".checkpoint.pt.123-0123abcd.tmp", home / ".a.b.99-00000000.tmp"]
+    theirs = [home / ".mine.tmp", home / "x.1-01234567.tmp", tmp_path / "runs" / left[0].name]
+    stale = only_run(tmp_path) / "checkpoint.pt"
+    for path in (*left, *theirs, stale):
+        path.touch()
+    with runs.locked(tmp_path / "runs" / only_run(tmp_path).name):
+        for path in (*left, stale):
+            assert not path.exists()
+            path.touch()
+        assert run("--epochs", 1)[0] == 2
+        assert all(path.exists() for path in (*left, stale))
+    assert run("--epochs", 1)[0] == 0
+    assert not any(path.exists() for path in (*left, stale))
+    assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.parametrize("line", ["", '{"step": 3, "lo', '{"step": 3}\0\n', "\0\0\n", "\xff\n"])
+def test_records_that_are_not_whole_are_made_again(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, line: str
+) -> None:
+    plugin = plugins.find("method", "mae")
+    whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
+    folder.mkdir()
+    method = build(plugin, spec)
+    raises_after(method, 2, Signals.SIGTERM)
+    with contextlib.suppress(Stopped):
+        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+    with (folder / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(line.encode("latin-1"))
+    pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
+    assert result_of(folder) == result_of(whole)
+
+
+def test_a_file_system_without_locks_is_named(
+    run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    code, _, err = run("--epochs", 1)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"the file system of '{tmp_path}/runs/" in err
+    assert "has no locks (Function not implemented)" in err
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_wait_waits(
+    ssl_bench: Call, run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """For one that is training the run, too, and then says what it made."""
+    monkeypatch.setattr(runs, "_SECONDS_TO_LOOK", -1.0)
+    assert run("--epochs", 1)[0] == 0
+    folder = only_run(tmp_path)
+    made, hidden = folder / "encoder.json", folder / "encoder.hidden"
+    made.rename(hidden)
+    held, asked = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with runs.locked(folder):
+            held.set()
+            asked.wait(60)
+            hidden.rename(made)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(60)
+    sleep = time.sleep
+
+    def wait(seconds: float) -> None:
+        asked.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(runs.time, "sleep", wait)
+    words = {
+        "run": lambda *more: run("--epochs", 1, *more),
+        "eval": lambda *more: ssl_bench("eval", folder, "--evals", "knn", *more),
+    }
+    assert words[command]()[0] == 2
+    code, out, err = words[command]("--wait")
+    thread.join()
+    assert code == 0, err
+    assert "waiting for another process" in err
+    assert command == "eval" or "reused" in out
+
+
+def test_processes_that_began_together_buy_one_length(
+    run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measures its own second; the run is the one of who is first."""
+    prices = iter([0.08, 0.05])
+
+    def measure(*_: object) -> float:
+        own = next(prices)
+        if own == 0.08:
+            assert run("--budget-time", "0.32s")[0] == 0
+        return own
+
+    monkeypatch.setattr(budget, "seconds_per_step", measure)
+    code, out, err = run("--budget-time", "0.32s")
+    assert code == 0, err
+    assert "reused" in out
+    assert read_json(only_run(tmp_path) / "cost.json")["steps"] == 6
+
+
+def test_a_stop_while_a_second_is_measured_leaves_nothing(
+    run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "seconds_per_step", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert run("--budget-time", "9s")[0] == 143
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "took,expected", [(0.1, 60.0), (3.0, 60.0), (30.0, 600.0), (300.0, 6000.0)]
+)
+def test_writing_states_takes_a_twentieth_of_the_time(took: float, expected: float) -> None:
+    assert resume.pause(60.0, took) == expected
 
 
 FORKING = multiprocessing.get_context("forkserver")
