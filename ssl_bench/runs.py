@@ -19,8 +19,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -28,9 +26,8 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -38,19 +35,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ssl_bench import RESULTS, __version__, progress
+from ssl_bench import RESULTS, __version__
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json, remove_temporary, write_json
+from ssl_bench.locks import held, is_locked
 
 _PACKAGES = (
     *("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors"),
     *("scikit-learn", "scipy"),
 )
-_SECONDS_TO_LOOK = 0.5
-"""How long to try for a lock: whoever asks whether it is held holds it for an instant."""
-_LONGEST_PAUSE = 1.0
-"""Seconds between two tries of one who waits: a file server may be asked by many."""
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -124,46 +117,6 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def held(folder: Path, wait: bool = False) -> Iterator[None]:
-    """`locked`, but nothing is removed: for a folder that others write to without a lock."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor, folder, wait)
-        yield
-    finally:
-        # Not by closing alone, as a process that was forked meanwhile has the file open, too.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path, wait: bool) -> None:
-    give_up, pause, told = time.monotonic() + _SECONDS_TO_LOOK, 0.05, False
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            require(
-                error.errno not in _NO_LOCKS,
-                f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
-                "two processes from one run; a --runs-dir elsewhere would work",
-            )
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-        if time.monotonic() > give_up:
-            require(
-                wait,
-                f"run {str(folder)!r} is in use by another process; wait for it, or let --wait do "
-                "so",
-            )
-            if not told:
-                note = f"waiting for another process, which works in {str(folder)!r}"
-                progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
-            told, pause = True, min(2 * pause, _LONGEST_PAUSE)
-        time.sleep(pause)
-
-
-@contextmanager
 def failures_noted(folder: Path) -> Iterator[None]:
     """Write ``failed.json`` if the block fails, so that tables can say why; first forget the last.
 
@@ -177,22 +130,6 @@ def failures_noted(folder: Path) -> Iterator[None]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(path, {"error": first_line(error), "at": now})
         raise
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether another process is working in the folder. Leaves no file behind and needs no right
-    to write."""
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Locks on folders, of processes that may be killed: ``flock`` on a file ``.lock`` in them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ssl_bench import progress
+from ssl_bench.errors import require
+
+_SECONDS_TO_LOOK = 0.5
+"""How long to try for a lock: whoever asks whether it is held holds it for an instant."""
+_LONGEST_PAUSE = 1.0
+"""Seconds between two tries of one who waits: a file server may be asked by many."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+@contextmanager
+def held(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of such a block meanwhile, on other machines too.
+
+    However this process ends, the lock is gone with it.
+
+    Args:
+        wait: until another process is done, instead of giving up.
+
+    Raises:
+        UserError: another process is at it, or the file system has no locks.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, folder, wait)
+        yield
+    finally:
+        # Not by closing alone, as a process that was forked meanwhile has the file open, too.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, wait: bool) -> None:
+    give_up, pause, told = time.monotonic() + _SECONDS_TO_LOOK, 0.05, False
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            require(
+                error.errno not in _NO_LOCKS,
+                f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
+                "two processes from one run; a --runs-dir elsewhere would work",
+            )
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+        if time.monotonic() > give_up:
+            require(
+                wait,
+                f"run {str(folder)!r} is in use by another process; wait for it, or let --wait do "
+                "so",
+            )
+            if not told:
+                note = f"waiting for another process, which works in {str(folder)!r}"
+                progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
+            told, pause = True, min(2 * pause, _LONGEST_PAUSE)
+        time.sleep(pause)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is working in the folder. Leaves no file behind and needs no right
+    to write."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(descriptor)
+    return False
