@@ -2,13 +2,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench results results-gpu lint format clean
+.PHONY: demo test test-slurm bench results results-gpu lint format clean
 
 demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
 
 test: $(VENV)/installed-test  ## run the whole test suite
 	$(BIN)/python -m pytest
+
+test-slurm: $(VENV)/installed-test  ## submit to a Slurm; as root on Debian, to one that is installed and started here
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		trap tests/slurm/down.sh EXIT && \
+		SLURM_DEV_CPUS=$${SLURM_DEV_CPUS:-2} tests/slurm/up.sh && \
+		. "$${SLURM_DEV_DIR:-/var/spool/slurm-dev}/env.sh"; \
+	fi && \
+	REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm
 
 PARTS ?=
 

@@ -1,0 +1,112 @@
+"""Where cells run: as jobs of Slurm, in lanes on this machine, or here and now.
+
+Everywhere, a cell is a sequence of stages, and each stage gets an id. ``folder`` is the same folder
+in all calls: logs, records and what submitit needs are below it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from ssl_bench.errors import require
+from ssl_bench.settings import ClusterSettings
+from ssl_bench.sweep import lanes, records, slurm
+from ssl_bench.sweep.jobs import ACTIVE, Job, State
+
+Cluster = Literal["slurm", "local", "debug"]
+
+
+def submit(
+    cells: Sequence[Sequence[Job]],
+    cluster: Cluster,
+    folder: Path,
+    settings: ClusterSettings | None = None,
+    name: str = "ssl-bench",
+    limit: int | None = None,
+    nodes: int = 1,
+    devices: int = 1,
+) -> list[list[str]]:
+    """Submit cells that ask for the same, and return at once; "debug" does them first.
+
+    On Slurm each stage is an array of jobs, those of a stage waiting for the same cell's of the
+    stage before. A cell's stages are named by the jobs: cells that have pre-trained have one.
+
+    Args:
+        name: what ``squeue`` shows, with the stage's name.
+        limit: how many cells may run at a time; on Slurm, of each stage.
+        nodes, devices: of each job, and processes on each node.
+
+    Returns:
+        The id of each stage of each cell.
+
+    Raises:
+        slurm.Refused: Slurm did not take all jobs; ``submitted`` has the ids of those it did take,
+            of each cell.
+        UserError: nothing was submitted.
+    """
+    folder = folder.absolute()
+    if cluster == "debug":
+        return lanes.run_here(cells, folder)
+    if cluster == "local":
+        require(nodes == 1, f"nodes {nodes}: the local cluster is this machine; 1 would work")
+        return lanes.submit(cells, folder, limit, devices)
+    settings = settings or ClusterSettings()
+    return slurm.submit_cells(cells, settings, folder, name, limit, nodes, devices)
+
+
+def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
+    """The state of each stage, from any process, in one or two questions for all of them."""
+    here, there = _parted(ids)
+    return {**records.states(here, folder), **slurm.states(there, folder)}
+
+
+def reasons(ids: Iterable[str], folder: Path) -> dict[str, str]:
+    """Why those of Slurm's stages wait that do, in Slurm's words: "Resources", or something that
+    will never pass, such as "PartitionTimeLimit" where the partition allows less time."""
+    return slurm.reasons(_parted(ids)[1])
+
+
+def failure(stage: str, folder: Path, lines: int = 5) -> list[str]:
+    """The last lines of what went wrong, for a person: a mistake's one line, or an error's end."""
+    if _is_here(stage):
+        record = records.read(folder / stage)
+        return list(record.lines)[-lines:] if record else []
+    return slurm.failure(stage, folder, lines)
+
+
+def log(stage: str, folder: Path) -> Path:
+    """The file that a stage writes its progress and its errors to; it may not be there yet."""
+    return records.log(folder / stage) if _is_here(stage) else slurm.log(stage, folder)
+
+
+def cancel(ids: Iterable[str], folder: Path, wait: float = 0.0) -> None:
+    """Stop stages that run, which save first, and do not begin those that wait.
+
+    Args:
+        wait: for at most so many seconds until they have stopped.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    here, there = _parted(ids)
+    for stage in here:
+        records.cancel(folder / stage)
+    slurm.cancel(there)
+    until = time.monotonic() + wait
+    while wait and time.monotonic() < until:
+        if not ACTIVE & set(states([*here, *there], folder).values()):
+            break
+        time.sleep(0.5)
+
+
+def _is_here(stage: str) -> bool:
+    """Whether it is a stage of this machine rather than a job of Slurm's."""
+    return "/" in stage
+
+
+def _parted(ids: Iterable[str]) -> tuple[list[str], list[str]]:
+    known = list(ids)
+    return [i for i in known if _is_here(i)], [i for i in known if not _is_here(i)]

@@ -1,0 +1,253 @@
+"""What a submitted job does: one stage of a cell, saved and handed back when it is asked to stop.
+
+submitit calls a `Job` on a node of the cluster, in every task of the job. A lane of the local
+cluster runs the same as a program: ``python -m ssl_bench.sweep.jobs RUN WORDS``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import submitit
+
+from ssl_bench import interruption
+from ssl_bench.errors import UserError, require
+from ssl_bench.files import write_json
+from ssl_bench.interruption import Stopped
+
+State = Literal[
+    "pending", "running", "requeued", "done", "failed", "cancelled", "timeout", "out of memory",
+    "lost", "unknown",
+]  # fmt: skip
+"""What became of a stage. *requeued*: it waits to go on. *cancelled*: by somebody, or because the
+stage before it failed. *lost*: it is not done, and nobody is at it. *unknown*: the cluster does not
+answer."""
+ACTIVE: frozenset[State] = frozenset({"pending", "running", "requeued"})
+ANY_RUN = "-"
+"""In the place of a run's name: whatever run the words lead to."""
+_FRUITLESS_STARTS = 5
+_SECONDS_FOR_RANK_0 = 60.0
+
+
+@dataclass
+class Job:
+    """One stage of a cell, to be called by submitit.
+
+    Attributes:
+        words: of ``ssl-bench run``, complete; a pre-training's end with ``--evals none``.
+        run: name of the run folder that they must lead to, as found out before submission. Empty
+            where that is not known, as with ``--budget-time``, whose steps are measured.
+        stage: "pretrain" or "evaluate", for people.
+        cwd: the folder that relative paths among the words start from.
+    """
+
+    words: Sequence[str]
+    run: str = ""
+    stage: str = "pretrain"
+    cwd: str = field(default_factory=os.getcwd)
+    _progress: Sequence[int] = ()
+    _fruitless: int = 0
+
+    def __call__(self) -> None:
+        """Do it. Asked to stop, it saves, and is queued again unless somebody cancelled it.
+
+        Raises:
+            UserError: the words lead to another run than when they were submitted, a setting is
+                wrong, or it was stopped again and again without getting any further.
+        """
+        environment = submitit.JobEnvironment()
+        # An interrupted start may have left one, which is not this start's.
+        environment.paths.result_pickle.unlink(missing_ok=True)
+        os.chdir(self.cwd)
+        if environment.global_rank:
+            self._follow()
+            return
+        noted = _failure_path(environment.paths.folder, environment.job_id)
+        noted.unlink(missing_ok=True)
+        try:
+            try:
+                with interruption.heeded():
+                    perform(self.words, self.run)
+            except Stopped as stopped:
+                self._hand_back(stopped, environment)
+        except Exception as error:
+            write_json(noted, {"lines": lines_of(error)})
+            if isinstance(error, UserError):
+                raise error.with_traceback(None) from None
+            raise
+
+    def _follow(self) -> None:
+        """Do it as one of several processes. Rank 0 alone says how the job ended: whatever ends
+        this one, such as the loss of rank 0, which is being queued again, is no result."""
+        try:
+            with interruption.heeded():
+                perform(self.words, self.run)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                traceback.print_exc()
+            _wait_to_be_ended()
+            if isinstance(error, Exception):
+                raise
+            sys.exit(0)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit queues again: the same job, as the run folder knows how far it got."""
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _hand_back(self, stopped: Stopped, environment: submitit.JobEnvironment) -> None:
+        """Have submitit queue the job again, and end this process.
+
+        Raises:
+            UserError: there was no progress for too many starts.
+        """
+        print(_how_stopped(stopped), file=sys.stderr, flush=True)
+        if stopped.signal == signal.SIGTERM and not _is_running(environment):
+            sys.exit(128 + stopped.signal)
+        progress = self._measure_progress()
+        self._fruitless = self._fruitless + 1 if progress == self._progress else 1
+        self._progress = progress
+        require(
+            self._fruitless < _FRUITLESS_STARTS,
+            f"stopped {_FRUITLESS_STARTS} times in a row without getting any further; "
+            "a longer --time would help",
+        )
+        signal.raise_signal(signal.SIGUSR2)  # submitit's handler stores the job and queues it
+
+    def _measure_progress(self) -> Sequence[int]:
+        """Numbers that change as soon as the run gets further: steps, and what is done."""
+        import torch
+
+        from ssl_bench import flags
+
+        folder = flags.parse_run(self.words).settings.runs_dir / (self.run or ANY_RUN)
+        numbers = []
+        for path in sorted(folder.rglob("*.pt")):
+            with contextlib.suppress(Exception):  # somebody else's, or one being replaced
+                state = torch.load(path, "cpu", weights_only=True, mmap=True)
+                numbers.append(int(state["step"]))
+        return (*numbers, sum(1 for _ in folder.rglob("*.json")))
+
+
+def perform(words: Sequence[str], run: str = "") -> None:
+    """Do what ``ssl-bench run`` does with these words, if they still lead to that run.
+
+    Another process that works in the run folder is waited for.
+
+    Raises:
+        UserError: they lead to another one, or are wrong.
+    """
+    from ssl_bench import flags
+
+    request = flags.parse_run(words)
+    settings = replace(request.settings, wait=True)
+    request = replace(request, settings=settings)
+    from ssl_bench import commands  # torch, which wrong words need not wait for
+
+    data = commands.load(settings.data, settings.image_size, settings.data_dir, settings.storage)
+    if run:
+        plan, _ = commands.check(request, data)
+        require(
+            plan.name == run,
+            f"this would be run {plan.name!r}, not {run!r} as when it was submitted: the code, the "
+            "data or the precision that the device allows is another; submit it again",
+        )
+    commands.run(request, data)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do a stage as a program of its own: the run's name or `ANY_RUN`, then the words.
+
+    Returns:
+        The exit code, as of ``ssl-bench run``.
+    """
+    run, *words = list(sys.argv[1:] if words is None else words)
+    end_with_parent()
+    try:
+        with interruption.heeded():
+            perform(words, "" if run == ANY_RUN else run)
+    except Stopped as stopped:
+        print(_how_stopped(stopped), file=sys.stderr)
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        print("ssl-bench: interrupted", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print("\n".join(lines_of(error)), file=sys.stderr)
+        return 2
+    return 0
+
+
+def lines_of(error: Exception) -> list[str]:
+    """What a person wants to see of an error: one line, or the traceback of a bug."""
+    if isinstance(error, UserError):
+        return [f"ssl-bench: {' '.join(str(error).split())}"]
+    if type(error).__name__ == "OutOfMemoryError":
+        return ["ssl-bench: out of GPU memory; a smaller --batch-size may fit"]
+    return "".join(traceback.format_exception(error)).splitlines()
+
+
+def failure_noted(folder: Path, job_id: str) -> list[str]:
+    """The lines that a job left when it failed; none if it had no time for that."""
+    from ssl_bench.files import read_json
+
+    try:
+        return list(read_json(_failure_path(folder, job_id))["lines"])
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def end_with_parent() -> None:
+    """Be sent SIGTERM when the process ends that started this one, as far as the system can."""
+    parent = os.environ.pop("SSL_BENCH_LANE", "")  # not for what this process starts
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    death_signal = 1
+    ctypes.CDLL(None).prctl(death_signal, signal.SIGTERM, 0, 0, 0)
+    if str(os.getppid()) != parent:  # it has ended already
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _how_stopped(stopped: Stopped) -> str:
+    return "; ".join(filter(None, [f"ssl-bench: stopped by {stopped.signal.name}", str(stopped)]))
+
+
+def _failure_path(folder: Path, job_id: str) -> Path:
+    return Path(folder) / f"{job_id}_failed.json"
+
+
+def _is_running(environment: Any) -> bool:
+    """Whether Slurm means the job to go on: then the signal came from somewhere else, or before a
+    preemption. A job that was cancelled is completing."""
+    if environment.cluster != "slurm":
+        return False
+    command = ["squeue", "--noheader", "--jobs", environment.raw_job_id, "--format", "%T"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.stdout.split() == ["RUNNING"]
+
+
+def _wait_to_be_ended() -> None:
+    """Leave no error behind where the whole job is about to be ended: give that a minute."""
+    try:
+        with interruption.heeded():
+            time.sleep(_SECONDS_FOR_RANK_0)
+    except Stopped:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""What becomes of the stages that run on this machine: a file each, beside the log.
+
+The id of a stage is its file's path below the folder of the jobs, without the suffix:
+``local-1/003-pretrain``. Locks that the system drops with their holder tell who is alive, so that
+nobody is taken for a process that had the same number before.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from ssl_bench.files import is_held, read_json, write_json
+from ssl_bench.sweep.jobs import Job, State
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a stage.
+
+    Attributes:
+        state: "running", "done", "failed" or "cancelled".
+        starts: how often it was begun.
+        exit_code: of its process; minus the number of the signal that killed it.
+        lines: the last ones of the error.
+    """
+
+    state: State
+    starts: int = 0
+    exit_code: int | None = None
+    lines: Sequence[str] = ()
+    changed: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cells that were submitted together.
+
+    Attributes:
+        folder: of its records, logs and locks.
+        cells: the stages of each.
+        processes: of submitit, one for each lane.
+    """
+
+    folder: Path
+    cells: Sequence[Sequence[Job]]
+    processes: Sequence[int] = ()
+
+    def name(self, cell: int, stage: int) -> str:
+        """The name of a stage's files."""
+        return f"{cell:03}-{self.cells[cell][stage].stage}"
+
+    def ids(self) -> list[list[str]]:
+        """The id of each stage of each cell."""
+        return [
+            [f"{self.folder.name}/{self.name(cell, stage)}" for stage in range(len(stages))]
+            for cell, stages in enumerate(self.cells)
+        ]
+
+    def save(self) -> None:
+        """Write ``batch.json``."""
+        keys = ("words", "run", "stage", "cwd")
+        cells = [
+            [{key: getattr(job, key) for key in keys} for job in stages] for stages in self.cells
+        ]
+        write_json(self.folder / "batch.json", {"cells": cells, "processes": list(self.processes)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Batch:
+        """Read ``batch.json``."""
+        content = read_json(folder / "batch.json")
+        cells = [[Job(**job) for job in stages] for stages in content["cells"]]
+        return cls(folder, cells, content["processes"])
+
+
+def new_batch(folder: Path, kind: str, cells: Sequence[Sequence[Job]]) -> Batch:
+    """A batch in a folder of its own, which is written.
+
+    Args:
+        kind: of cluster; the folder's name begins with it.
+    """
+    number = 1
+    while True:
+        try:
+            (folder / f"{kind}-{number}").mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+    batch = Batch((folder / f"{kind}-{number}").absolute(), cells)
+    batch.save()
+    return batch
+
+
+def read(path: Path) -> Record | None:
+    """The record of a stage, if there is one yet.
+
+    Args:
+        path: folder and id, without a suffix.
+    """
+    try:
+        return Record(**read_json(_suffixed(path, "json")))
+    except FileNotFoundError:
+        return None
+
+
+def write(path: Path, record: Record) -> None:
+    """Put a record in the place of what was known."""
+    write_json(_suffixed(path, "json"), asdict(record))
+
+
+def update(path: Path, state: State, exit_code: int | None, lines: Sequence[str]) -> None:
+    """Note how a stage ended."""
+    before = read(path) or Record(state)
+    write(path, replace(Record(state, before.starts), exit_code=exit_code, lines=list(lines)))
+
+
+def log(path: Path) -> Path:
+    """Where a stage writes what it has to say."""
+    return _suffixed(path, "log")
+
+
+def cancel(path: Path) -> None:
+    """Ask that a stage be stopped, or not begun."""
+    _suffixed(path, "cancel").touch()
+
+
+def is_cancelled(path: Path) -> bool:
+    """Whether that was asked for."""
+    return _suffixed(path, "cancel").exists()
+
+
+def cell_lock(folder: Path, cell: int) -> FileLock:
+    """Held by the lane that works on a cell."""
+    return FileLock(folder / f"{cell:03}.lock")
+
+
+def lane_lock(folder: Path, lane: int) -> FileLock:
+    """Held by a lane as long as it lives."""
+    return FileLock(folder / f"lane-{lane}.lock")
+
+
+def states(ids: Sequence[str], folder: Path) -> dict[str, State]:
+    """The state of each stage, as `cluster.states` has it."""
+    alive: dict[Path, bool] = {}
+    found: dict[str, State] = {}
+    for each in ids:
+        path = folder / each
+        record = read(path)
+        if record and record.state != "running":
+            found[each] = record.state
+        elif record and is_held(path.parent / f"{path.name.split('-')[0]}.lock"):
+            found[each] = "running"
+        elif is_cancelled(path):
+            found[each] = "cancelled"
+        else:
+            if path.parent not in alive:
+                alive[path.parent] = _has_lanes(path.parent)
+            found[each] = "pending" if alive[path.parent] else "lost"
+    return found
+
+
+def _has_lanes(folder: Path) -> bool:
+    """Whether any lane of a batch lives or is about to begin."""
+    if any(is_held(path) for path in folder.glob("lane-*.lock")):
+        return True
+    return any(_is_ours(number, folder) for number in Batch.load(folder).processes)
+
+
+def _is_ours(number: int, folder: Path) -> bool:
+    """Whether that process is one of submitit's for the batch: its command names the folder."""
+    shown = subprocess.run(
+        ["ps", "-ww", "-p", str(number), "-o", "args="], capture_output=True, text=True
+    )
+    return str(folder) in shown.stdout
+
+
+def _suffixed(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
