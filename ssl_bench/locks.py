@@ -69,11 +69,42 @@ def _lock(descriptor: int, folder: Path, wait: bool) -> None:
         time.sleep(pause)
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether another process is working in the folder. Leaves no file behind and needs no right
-    to write."""
+@contextmanager
+def taken(path: Path, seconds: float) -> Iterator[bool]:
+    """Hold the lock that is a file, made if need be, meanwhile: whether it could be had so soon."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+        yield _try(descriptor, seconds)
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _try(descriptor: int, seconds: float) -> bool:
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.05)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is at such a block. Leaves no file behind and needs no right to
+    write."""
+    return is_held(folder / ".lock")
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock that is that file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ssl_bench.errors import require
 from ssl_bench.settings import ClusterSettings
-from ssl_bench.sweep import lanes, records, slurm
+from ssl_bench.sweep import here, lanes, queue, records, slurm
 from ssl_bench.sweep.jobs import ACTIVE, Job, State
 
 Cluster = Literal["slurm", "local", "debug"]
@@ -49,7 +49,7 @@ def submit(
     """
     folder = folder.absolute()
     if cluster == "debug":
-        return lanes.run_here(cells, folder)
+        return here.run(cells, folder)
     if cluster == "local":
         require(nodes == 1, f"nodes {nodes}: the local cluster is this machine; 1 would work")
         return lanes.submit(cells, folder, limit, devices)
@@ -60,13 +60,13 @@ def submit(
 def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
     """The state of each stage, from any process, in one or two questions for all of them."""
     here, there = _parted(ids)
-    return {**records.states(here, folder), **slurm.states(there, folder)}
+    return {**records.states(here, folder), **queue.states(there, folder)}
 
 
 def reasons(ids: Iterable[str], folder: Path) -> dict[str, str]:
     """Why those of Slurm's stages wait that do, in Slurm's words: "Resources", or something that
     will never pass, such as "PartitionTimeLimit" where the partition allows less time."""
-    return slurm.reasons(_parted(ids)[1])
+    return queue.reasons(_parted(ids)[1])
 
 
 def failure(stage: str, folder: Path, lines: int = 5) -> list[str]:
@@ -94,7 +94,7 @@ def cancel(ids: Iterable[str], folder: Path, wait: float = 0.0) -> None:
     here, there = _parted(ids)
     for stage in here:
         records.cancel(folder / stage)
-    slurm.cancel(there)
+    queue.cancel(there)
     until = time.monotonic() + wait
     while wait and time.monotonic() < until:
         if not ACTIVE & set(states([*here, *there], folder).values()):

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import submitit
-from filelock import Timeout
 
 from ssl_bench.errors import UserError
+from ssl_bench.locks import taken
 from ssl_bench.sweep import records
-from ssl_bench.sweep.jobs import ANY_RUN, Job, State, lines_of, perform
+from ssl_bench.sweep.jobs import ANY_RUN, Job, State
 from ssl_bench.sweep.records import Batch, Record
 
 _POLL = 0.2
@@ -34,6 +34,7 @@ _SOON = 30.0
 """Seconds: a stage that is stopped sooner has made no progress to speak of."""
 _STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STOPPED = {code for number in _STOPPING for code in (128 + number, -number)}
+_WHATEVER_THERE_IS = "*"
 _NO_TIME_LIMIT = 60 * 24 * 365
 
 
@@ -67,6 +68,8 @@ def submit(
     most = len(gpus) // devices if gpus else limit or 1
     count = max(1, min(limit or most, most, len(cells)))
     shares = [",".join(gpus[k * devices : (k + 1) * devices]) for k in range(count)]
+    if not gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        shares = [_WHATEVER_THERE_IS] * count
     # In a session of its own, no key and no closing of the terminal reaches what it starts.
     output = batch.folder / "submission.log"
     with output.open("wb") as stream:
@@ -116,7 +119,7 @@ class Lane:
         folder: of the batch.
         number: of the lane, from 0.
         count: how many there are, which share the cores.
-        gpus: those of this lane, separated by commas; "" where there are none.
+        gpus: those of this lane, separated by commas; "" for none.
     """
 
     folder: Path
@@ -133,8 +136,8 @@ class Lane:
         batch = Batch.load(self.folder)
         try:
             with (
-                records.lane_lock(self.folder, self.number),
-                _held(records.lane_lock(self.folder.parent, self.number), told),
+                _waited_for(records.lane_lock(self.folder, self.number), told),
+                _waited_for(records.lane_lock(self.folder.parent, self.number), told),
             ):
                 for cell in range(len(batch.cells)):
                     self._do(batch, cell, told)
@@ -149,15 +152,10 @@ class Lane:
 
     def _do(self, batch: Batch, cell: int, told: list[int]) -> None:
         """The stages of one cell, unless another lane has it."""
-        lock = records.cell_lock(self.folder, cell)
-        try:
-            # Whoever asks whether it is held holds it for an instant.
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            return
-        try:
+        # Whoever asks whether it is held holds it for an instant.
+        with taken(records.cell_lock(self.folder, cell), 0.5) as mine:
             failed = ""
-            for stage, job in enumerate(batch.cells[cell]):
+            for stage, job in enumerate(batch.cells[cell] if mine else ()):
                 path = self.folder / batch.name(cell, stage)
                 known = records.read(path)
                 if known is None or known.state == "running":
@@ -170,8 +168,6 @@ class Lane:
                     known = records.read(path)
                 if known and known.state != "done":
                     failed = job.stage
-        finally:
-            lock.release()
 
     def _perform(self, job: Job, path: Path, told: list[int]) -> None:
         """A stage in a process of its own, started again where it alone was stopped."""
@@ -223,9 +219,9 @@ class Lane:
 
     def _environment(self) -> Mapping[str, str]:
         found = dict(os.environ, SSL_BENCH_LANE=str(os.getpid()))
-        found.pop("CUDA_VISIBLE_DEVICES", None)  # submitit hides all devices
-        if self.gpus:
-            found["CUDA_VISIBLE_DEVICES"] = self.gpus
+        found["CUDA_VISIBLE_DEVICES"] = self.gpus
+        if self.gpus == _WHATEVER_THERE_IS:
+            del found["CUDA_VISIBLE_DEVICES"]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         found.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // self.count)))
         return {k: v for k, v in found.items() if not k.startswith("SUBMITIT_")}
@@ -234,42 +230,6 @@ class Lane:
 def command_of(job: Job) -> list[str]:
     """The program that does a stage."""
     return [sys.executable, "-m", "ssl_bench.sweep.jobs", job.run or ANY_RUN, *job.words]
-
-
-def run_here(cells: Sequence[Sequence[Job]], folder: Path) -> list[list[str]]:
-    """Do the cells now, in this process, one after the other; one that fails fails alone.
-
-    Returns:
-        The ids of each cell's stages.
-    """
-    batch = records.new_batch(folder, "debug", cells)
-    for cell, stages in enumerate(cells):
-        failed = ""
-        with records.cell_lock(batch.folder, cell):
-            for stage, job in enumerate(stages):
-                path = batch.folder / batch.name(cell, stage)
-                if failed:
-                    records.update(path, "cancelled", None, [f"its {failed} failed"])
-                elif not _perform_here(job, path):
-                    failed = job.stage
-    return batch.ids()
-
-
-def _perform_here(job: Job, path: Path) -> bool:
-    """Whether it succeeded."""
-    records.write(path, Record("running", starts=1))
-    try:
-        with contextlib.chdir(job.cwd):
-            perform(job.words, job.run)
-    except Exception as error:
-        records.update(path, "failed", None, lines_of(error))
-        print("\n".join(lines_of(error)), file=sys.stderr)
-        return False
-    except BaseException:  # somebody wants all of it to end
-        records.update(path, "cancelled", None, [])
-        raise
-    records.update(path, "done", 0, [])
-    return True
 
 
 def how_it_ended(code: int, log: Path) -> list[str]:
@@ -284,20 +244,14 @@ def how_it_ended(code: int, log: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _held(lock: records.FileLock, told: list[int]) -> Iterator[None]:
-    """Wait for a lock, unless told to stop."""
-    while True:
-        if told:
-            raise _Stop(told[0])
-        try:
-            lock.acquire(timeout=_POLL)
-            break
-        except Timeout:
-            continue
-    try:
-        yield
-    finally:
-        lock.release()
+def _waited_for(path: Path, told: list[int]) -> Iterator[None]:
+    """Hold a lock meanwhile, once it can be had, unless told to stop."""
+    while not told:
+        with taken(path, _POLL) as mine:
+            if mine:
+                yield
+                return
+    raise _Stop(told[0])
 
 
 def launch(folder: Path, minutes: int, gpus: Sequence[str]) -> None:

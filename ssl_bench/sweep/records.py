@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
-
-from ssl_bench.files import is_held, read_json, write_json
+from ssl_bench.files import read_json, write_json
+from ssl_bench.locks import is_held
 from ssl_bench.sweep.jobs import Job, State
 
 
@@ -134,14 +133,14 @@ def is_cancelled(path: Path) -> bool:
     return _suffixed(path, "cancel").exists()
 
 
-def cell_lock(folder: Path, cell: int) -> FileLock:
-    """Held by the lane that works on a cell."""
-    return FileLock(folder / f"{cell:03}.lock")
+def cell_lock(folder: Path, cell: int) -> Path:
+    """The lock of whoever works on a cell."""
+    return folder / f"{cell:03}.lock"
 
 
-def lane_lock(folder: Path, lane: int) -> FileLock:
-    """Held by a lane as long as it lives."""
-    return FileLock(folder / f"lane-{lane}.lock")
+def lane_lock(folder: Path, lane: int) -> Path:
+    """The lock of a lane as long as it lives."""
+    return folder / f"lane-{lane}.lock"
 
 
 def states(ids: Sequence[str], folder: Path) -> dict[str, State]:
