@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -80,7 +81,7 @@ def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
             known[each] = _result(each, folder) or "unknown"
         elif each in queue:
             known[each] = queue[each].state
-        elif known[each] == "lost" or accounted.returncode:
+        else:
             known[each] = _result(each, folder) or "lost"
     return known
 
@@ -116,7 +117,13 @@ def cancel(ids: Iterable[str]) -> None:
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's programs; one that does not come back in time has failed."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env={**os.environ, "SLURM_BITSTR_LEN": "0"},  # every number of an array
+        )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"no answer in {_SECONDS} s")
     except OSError as error:
@@ -134,7 +141,7 @@ def _rows(text: str) -> dict[str, str]:
     """
     lines = [line.partition("|") for line in text.splitlines()]
     states = {each: state for name, _, state in lines for each in _expand(name)}
-    states |= {name: state for name, _, state in lines}
+    states |= {name: state for name, _, state in lines if "[" not in name}
     return {name: (state.split() or [""])[0] for name, state in states.items()}
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from ssl_bench import cli
 from ssl_bench.errors import UserError
-from ssl_bench.settings import ClusterSettings
+from ssl_bench.settings import ClusterSettings, Settings
 from ssl_bench.sweep import cluster, slurm
 from ssl_bench.sweep.jobs import Job
 
@@ -262,3 +263,19 @@ def _is_zombie(number: int) -> bool:
 def _processes(job: str) -> Sequence[str]:
     shown = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True)
     return shown.stdout.split()
+
+
+@pytest.mark.skipif("devices" not in Settings.__dataclass_fields__, reason="one device alone")
+def test_two_tasks_of_one_job_train_together(image_folder: Path, tmp_path: Path) -> None:
+    runs, folder = tmp_path / "runs", tmp_path / "jobs"
+    words = (*LONG, "--devices", "2")
+    alone = [*words, "--data", str(image_folder), "--runs-dir", str(tmp_path / "alone")]
+    started = [sys.executable, "-m", "ssl_bench", "run", *alone, "--evals", "none"]
+    subprocess.run(started, check=True, capture_output=True)
+    both = cell(image_folder, runs, *words, evaluate=False)
+    [[job]] = cluster.submit([both], "slurm", folder, ONE_CPU, "ddp", devices=2)
+    until(lambda: steps(runs), "training begins")
+    subprocess.run(["scancel", "--signal", "USR2", job], check=True)
+    let_go(job, folder)
+    assert ended([job], folder) == {job: "done"}
+    assert weights(runs) == weights(tmp_path / "alone")

@@ -1,0 +1,176 @@
+"""What a submitted job does, and what Slurm's answers mean, without a Slurm."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from signal import Signals
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_bench.errors import UserError
+from ssl_bench.settings import ClusterSettings
+from ssl_bench.sweep import cluster, jobs, queue, slurm
+from ssl_bench.sweep.jobs import Job
+
+
+class Requeued(BaseException):
+    """Raised by what stands for submitit's handler."""
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Of a job of one process, as submitit and Slurm have it."""
+
+    def requeue(number: int, frame: object) -> None:
+        raise Requeued
+
+    found = SimpleNamespace(
+        cluster="slurm",
+        global_rank=0,
+        job_id="7_0",
+        raw_job_id="8",
+        paths=SimpleNamespace(folder=tmp_path, result_pickle=tmp_path / "7_0_0_result.pkl"),
+    )
+    monkeypatch.setattr(jobs.submitit, "JobEnvironment", lambda: found)
+    monkeypatch.setattr(jobs, "_is_running", lambda environment: True)
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
+    signal.signal(signal.SIGUSR2, requeue)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def performing(monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> None:
+    monkeypatch.setattr(jobs, "perform", lambda words, run: work())
+
+
+def test_submitit_can_store_a_job(tmp_path: Path) -> None:
+    job = Job(["--epochs", "1"], "mae-x", "evaluate", str(tmp_path))
+    assert pickle.loads(pickle.dumps(job)) == job
+    assert job.checkpoint().function == job
+
+
+@pytest.mark.parametrize("number", [Signals.SIGUSR2, Signals.SIGTERM])
+def test_stopped_job_is_queued_again(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: Signals
+) -> None:
+    performing(monkeypatch, lambda: signal.raise_signal(number))
+    environment.paths.result_pickle.touch()
+    with pytest.raises(Requeued):
+        Job(["--runs-dir", str(tmp_path)], "mae-x", cwd=str(tmp_path))()
+    assert not environment.paths.result_pickle.exists()
+    assert jobs.failure_noted(tmp_path, "7_0") == []
+
+
+def test_cancelled_job_is_not_queued_again(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    performing(monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(jobs, "_is_running", lambda environment: False)
+    with pytest.raises(SystemExit) as left:
+        Job([], cwd=str(tmp_path))()
+    assert left.value.code == 143
+
+
+def test_job_that_makes_no_progress_ends(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    performing(monkeypatch, lambda: signal.raise_signal(signal.SIGUSR2))
+    job = Job(["--runs-dir", str(tmp_path)], "mae-x", cwd=str(tmp_path))
+    (tmp_path / "mae-x").mkdir()
+    for step in (1, 1, 1, 2, 2, 2, 2):
+        torch.save({"step": step}, tmp_path / "mae-x" / "checkpoint.pt")
+        with pytest.raises(Requeued):
+            job()
+        job = pickle.loads(pickle.dumps(job))
+    with pytest.raises(UserError, match="stopped 5 times in a row without getting any further"):
+        job()
+    [line] = jobs.failure_noted(tmp_path, "7_0")
+    assert line.startswith("ssl-bench: stopped 5 times")
+
+
+def test_failure_is_noted_until_the_next_start(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("by nothing")
+
+    performing(monkeypatch, fail)
+    job = Job([], cwd=str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        job()
+    lines = jobs.failure_noted(tmp_path, "7_0")
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "ZeroDivisionError: by nothing"
+    assert cluster.failure("7_0", tmp_path, lines=1) == lines[-1:]
+    performing(monkeypatch, lambda: None)
+    job()
+    assert jobs.failure_noted(tmp_path, "7_0") == []
+
+
+def test_other_ranks_leave_no_result_when_the_job_is_ended(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lose() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    performing(monkeypatch, lose)
+    environment.global_rank = 1
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        Job([], cwd=str(tmp_path))()
+    assert left.value.code == 0
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)  # nobody ends it
+    with pytest.raises(RuntimeError):
+        Job([], cwd=str(tmp_path))()
+
+
+@given(st.sets(st.integers(0, 300), min_size=1), st.integers(1, 50))
+def test_every_job_of_an_array_is_found(numbers: set[int], limit: int) -> None:
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][-1] == number - 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    shown = [f"{span[0]}-{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans]
+    rows = queue._rows(f"7_[{','.join(shown)}%{limit}]|PENDING\n9|CANCELLED by 0\n")
+    assert rows == {**{f"7_{n}": "PENDING" for n in numbers}, "9": "CANCELLED"}
+
+
+@pytest.mark.parametrize(
+    "text", ["7_[0-2]|CANCELLED\n7_1|RUNNING", "7_1|RUNNING\n7_[0-2]|CANCELLED"]
+)
+def test_line_of_its_own_is_right(text: str) -> None:
+    assert queue._rows(text) == {"7_0": "CANCELLED", "7_1": "RUNNING", "7_2": "CANCELLED"}
+
+
+def test_dependencies_are_few() -> None:
+    whole = {0: "7_0", 2: "7_1", 5: "7_2"}
+    assert slurm._batches(whole) == [("aftercorr:7", [0, 2, 5])]
+    assert slurm._batches({0: None, 1: "7_0", 2: "7_1"}) == [("", [0]), ("aftercorr:7", [1, 2])]
+    assert slurm._batches({0: "7"}) == [("afterok:7", [0])]
+    apart = slurm._batches({0: "7_1", 1: "7_0"})
+    assert apart == [("afterok:7_1", [0]), ("afterok:7_0", [1])]
+
+
+@given(st.integers(1, 10_000))
+def test_notice_is_in_time_and_leaves_time(minutes: int) -> None:
+    assert 10 <= slurm._notice(minutes) <= max(10, minutes * 60 // 4)
+
+
+def test_no_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="sbatch and srun are not installed"):
+        cluster.submit([[Job([])]], "slurm", tmp_path, ClusterSettings())
+    assert cluster.states(["7_0"], tmp_path) == {"7_0": "unknown"}
+    assert cluster.reasons(["7_0"], tmp_path) == {}
