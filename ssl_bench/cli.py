@@ -22,6 +22,9 @@ Which self-supervised method is better, on your data, under your budget?
 commands:
   run         pre-train a method, evaluate it, show it beside its baselines
   ablate      vary what a paper varied, draw the curve beside the paper's
+  sweep       run a grid or a search of many runs, here or as jobs on Slurm
+  status      show how far a sweep is, live
+  cancel      end the jobs of a sweep
   recipe      show a preset's every setting beside the paper's
   eval        evaluate a run, or a file of weights
   compare     show runs side by side
@@ -40,6 +43,7 @@ commands:
 examples:
   ssl-bench run --method mae --mask-ratio 0.75
   ssl-bench run --method mocov3 --data cifar10 --preset small
+  ssl-bench sweep --method mae,mocov3 --mask-ratio 0.5,0.75,0.9 --seed 0..4
   ssl-bench compare
   ssl-bench report -o report/
 """
@@ -123,6 +127,37 @@ def _ablate(words: Sequence[str]) -> None:
         from ssl_bench import ablation_results
 
         ablation_results.run(study)
+
+
+def _sweep(words: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(words):
+        from ssl_bench.sweep import grid
+
+        grid.parse(words)
+        return
+    from ssl_bench.sweep import submission
+
+    submission.main(words)
+
+
+def _status(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import StatusSettings
+
+    settings = flags.parse("status", StatusSettings, words)
+    from ssl_bench.sweep import status
+
+    status.status(settings)
+
+
+def _cancel(words: Sequence[str]) -> None:
+    from ssl_bench import flags
+    from ssl_bench.settings import CancelSettings
+
+    settings = flags.parse("cancel", CancelSettings, words)
+    from ssl_bench.sweep import status
+
+    status.cancel(settings)
 
 
 def _recipe(words: Sequence[str]) -> None:
@@ -238,11 +273,14 @@ def _completion(words: Sequence[str]) -> None:
     completion.show(words)
 
 
-_RESUMING = {"run", "ablate", "eval"}
+_RESUMING = {"run", "ablate", "eval", "sweep"}
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": _run,
     "ablate": _ablate,
+    "sweep": _sweep,
+    "status": _status,
+    "cancel": _cancel,
     "recipe": _recipe,
     "eval": _eval,
     "compare": _compare,

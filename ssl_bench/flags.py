@@ -27,7 +27,7 @@ from ssl_bench.plugins import Plugin
 from ssl_bench.settings import BUDGETS, PRESETS, EvalSettings, Settings
 
 T = TypeVar("T")
-_POSITIONAL = {"target", "images", "runs", "source", "sql"}
+_POSITIONAL = {"sweep", "target", "images", "runs", "source", "sql"}
 _SHORT = {"output": ["-o"]}
 _CHOOSING = ("preset", "method", "evals", "eval-every-with")
 """Flags that decide which other flags there are, and their defaults."""

@@ -481,6 +481,30 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatusSettings:
+    """Show how far the cells of a sweep are, live until none is under way."""
+
+    sweep: str = ""
+    """Name of a sweep, or a part of it. Default: the last one."""
+    once: bool = False
+    """Show it once, as where the output is no terminal, with every cell."""
+    json: bool = False
+    """Print JSON."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelSettings:
+    """End the jobs of a sweep; what they have saved stays."""
+
+    sweep: str = ""
+    """Name of a sweep, or a part of it. Default: the last one."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The optimiser's recipe: AdamW, linear warm-up, then a cosine to zero, set every step."""
 

@@ -26,10 +26,9 @@ def submit(
     settings: ClusterSettings | None = None,
     name: str = "ssl-bench",
     limit: int | None = None,
-    nodes: int = 1,
-    devices: int = 1,
+    after: Sequence[str | None] | None = None,
 ) -> list[list[str]]:
-    """Submit cells that ask for the same, and return at once; "debug" does them first.
+    """Submit cells, and return at once; "debug" does them first.
 
     On Slurm each stage is an array of jobs, those of a stage waiting for the same cell's of the
     stage before. A cell's stages are named by the jobs: cells that have pre-trained have one.
@@ -37,7 +36,8 @@ def submit(
     Args:
         name: what ``squeue`` shows, with the stage's name.
         limit: how many cells may run at a time; on Slurm, of each stage.
-        nodes, devices: of each job, and processes on each node.
+        after: on Slurm, for each cell a job that its first stage waits for, or None. Elsewhere
+            what was submitted to the same folder before comes first.
 
     Returns:
         The id of each stage of each cell.
@@ -51,10 +51,11 @@ def submit(
     if cluster == "debug":
         return here.run(cells, folder)
     if cluster == "local":
+        every = [job for stages in cells for job in stages]
+        nodes, devices = (max(getattr(job, name) for job in every) for name in ("nodes", "devices"))
         require(nodes == 1, f"nodes {nodes}: the local cluster is this machine; 1 would work")
         return lanes.submit(cells, folder, limit, devices)
-    settings = settings or ClusterSettings()
-    return slurm.submit_cells(cells, settings, folder, name, limit, nodes, devices)
+    return slurm.submit_cells(cells, settings or ClusterSettings(), folder, name, limit, after)
 
 
 def states(ids: Iterable[str], folder: Path) -> dict[str, State]:

@@ -49,12 +49,15 @@ class Job:
             where that is not known, as with ``--budget-time``, whose steps are measured.
         stage: "pretrain" or "evaluate", for people.
         cwd: the folder that relative paths among the words start from.
+        nodes, devices: how many there are, and processes on each node.
     """
 
     words: Sequence[str]
     run: str = ""
     stage: str = "pretrain"
     cwd: str = field(default_factory=os.getcwd)
+    nodes: int = 1
+    devices: int = 1
     _progress: Sequence[int] = ()
     _fruitless: int = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,10 +43,9 @@ def submit_cells(
     folder: Path,
     name: str,
     limit: int | None = None,
-    nodes: int = 1,
-    tasks: int = 1,
+    after: Sequence[str | None] | None = None,
 ) -> list[list[str]]:
-    """Submit the stages of cells that ask for the same, as few arrays as there can be.
+    """Submit the stages of cells, as few arrays as there can be.
 
     A cell's stage waits until the one before has succeeded; where that fails, Slurm cancels it.
 
@@ -53,7 +53,7 @@ def submit_cells(
         folder: for logs and what submitit needs; every node must see it.
         name: in ``squeue``, before the stage's.
         limit: how many jobs of an array may run at a time.
-        nodes, tasks: nodes of each job, and processes on each node.
+        after: for each cell a job that its first stage waits for in the same way, or None.
 
     Returns:
         The ids of each cell's stages.
@@ -64,13 +64,15 @@ def submit_cells(
     """
     queue.check_controller()
     ids: list[list[str]] = [[] for _ in cells]
+    waited = after or [None] * len(cells)
     stages = dict.fromkeys(job.stage for cell in cells for job in cell)
     try:
         for stage in stages:
             jobs = {n: job for n, cell in enumerate(cells) for job in cell if job.stage == stage}
-            after = {number: ids[number][-1] if ids[number] else None for number in jobs}
-            for dependency, numbers in _batches(after):
-                executor = _executor(settings, folder, dependency, limit, nodes, tasks)
+            before = {n: ids[n][-1] if ids[n] else waited[n] for n in jobs}
+            for dependency, numbers in _batches(jobs, before):
+                first = jobs[numbers[0]]
+                executor = _executor(settings, folder, dependency, limit, first)
                 executor.update_parameters(job_name=f"{name}-{stage}")
                 for number, job_id in zip(
                     numbers, _submit(executor, [jobs[n] for n in numbers]), strict=True
@@ -96,33 +98,40 @@ def log(job_id: str, folder: Path) -> Path:
     return folder.absolute() / f"{job_id}_0_log.err"
 
 
-def _batches(after: Mapping[int, str | None]) -> list[tuple[str, list[int]]]:
+def _batches(
+    jobs: Mapping[int, Job], after: Mapping[int, str | None]
+) -> list[tuple[str, list[int]]]:
     """Which jobs can be submitted at once, and what they depend on."""
-    free = [number for number, each in after.items() if each is None]
-    held = {number: each for number, each in after.items() if each is not None}
-    batches = [("", free)] if free else []
-    arrays = sorted({each.split("_")[0] for each in held.values()})
-    in_step = [f"{array}_{task}" for array in arrays for task in range(len(held))]
-    if len(held) > 1 and in_step == list(held.values()):
-        return [*batches, (f"aftercorr:{arrays[0]}", list(held))]
-    return batches + [(f"afterok:{each}", [number]) for number, each in held.items()]
+    batches: list[tuple[str, list[int]]] = []
+    for ranks in sorted({(job.nodes, job.devices) for job in jobs.values()}):
+        alike = [n for n, job in jobs.items() if (job.nodes, job.devices) == ranks]
+        free = [number for number in alike if after[number] is None]
+        held = {n: each for n in alike if (each := after[n]) is not None}
+        batches += [("", free)] if free else []
+        arrays = sorted({each.split("_")[0] for each in held.values()})
+        in_step = [f"{array}_{task}" for array in arrays for task in range(len(held))]
+        if len(held) > 1 and in_step == list(held.values()):
+            batches.append((f"aftercorr:{arrays[0]}", list(held)))
+        else:
+            batches += [(f"afterok:{each}", [number]) for number, each in held.items()]
+    return batches
 
 
 def _executor(
-    settings: ClusterSettings,
-    folder: Path,
-    dependency: str,
-    limit: int | None,
-    nodes: int,
-    tasks: int,
+    settings: ClusterSettings, folder: Path, dependency: str, limit: int | None, job: Job
 ) -> submitit.SlurmExecutor:
+    """What submits jobs like this one: a job with fewer processes than a node has GPUs asks for no
+    more than its share of a node."""
+    gpus = min(settings.gpus, job.devices)
+    share = gpus / settings.gpus if settings.gpus else 1.0
+    memory = settings.memory_mib
     asked: dict[str, Any] = {
         "partition": settings.partition,
         "account": settings.account,
         "qos": settings.qos,
-        "gpus_per_node": settings.gpus,
+        "gpus_per_node": gpus,
         "cpus_per_task": settings.cpus,
-        "mem": f"{settings.memory_mib}M" if settings.memory else "",
+        "mem": f"{math.ceil(memory * share)}M" if memory else "",
         "constraint": settings.constraint,
         "dependency": dependency,
         "array_parallelism": limit,
@@ -133,8 +142,8 @@ def _executor(
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_MOST_REQUEUES)
     executor.update_parameters(
         time=settings.minutes,
-        nodes=nodes,
-        ntasks_per_node=tasks,
+        nodes=job.nodes,
+        ntasks_per_node=job.devices,
         signal_delay_s=_notice(settings.minutes),
         # One process that fails ends the others, which would wait for it.
         srun_args=["--kill-on-bad-exit=1"],

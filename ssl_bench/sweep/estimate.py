@@ -1,0 +1,102 @@
+"""What a cell may cost, before it is submitted: FLOPs counted, time by what earlier runs took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from ssl_bench import flops, runs
+from ssl_bench.contract import Method
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.index import Index
+from ssl_bench.runs import Plan
+from ssl_bench.settings import OptimizerConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COMMON = ("seed", "data", "data_fingerprint", "epochs")
+"""Fields of a plan that do not change what a step costs."""
+_OPTIMIZER = tuple(field.name for field in fields(OptimizerConfig))
+"""Nor do these of a method's ``Config``."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast something was done before.
+
+    Attributes:
+        rate: FLOPs a second on one device.
+        basis: which runs tell, for a person.
+    """
+
+    rate: float
+    basis: str
+
+
+def step_counter() -> Callable[[Plan, Method], int]:
+    """A function that counts the FLOPs of a step, once for all plans that do the same in one."""
+    counted: dict[str, int] = {}
+
+    def count(plan: Plan, method: Method) -> int:
+        step = {name: value for name, value in asdict(plan).items() if name not in _COMMON}
+        config = {k: v for k, v in plan.method_config.items() if k not in _OPTIMIZER}
+        key = runs.digest(step | {"method_config": config})
+        if key not in counted:
+            counted[key] = flops.of_step(method, EncoderSpec.of(plan.encoder), plan.batch_size)
+        return counted[key]
+
+    return count
+
+
+def pace(plan: Plan, index: Index | None) -> Pace | None:
+    """How fast runs most like this one went, on the device that was used last.
+
+    Of the same method, backbone and precision; else the same backbone and precision; else the same
+    precision; None where there is none.
+    """
+    if index is None:
+        return None
+    done = index.runs
+    done = done[(done["state"] == "trained") & (done["flops"] > 0) & (done["seconds"] > 0)]
+    if done.empty:
+        return None
+    backbone = plan.encoder["backbone"]
+    is_like = done["settings"].map(lambda text: _backbone(text) == backbone)
+    is_precise = done["precision"] == plan.precision
+    for which, words in (
+        (is_like & is_precise & (done["method"] == plan.method), f"{plan.method}, {backbone}"),
+        (is_like & is_precise, backbone),
+        (is_precise, "another backbone"),
+    ):
+        like = done[which]
+        if len(like):
+            device = like.sort_values("started", na_position="first")["device"].iloc[-1]
+            like = like[like["device"] == device]
+            rate = float((like["flops"] / like["seconds"]).median())
+            many = "1 run" if len(like) == 1 else f"{len(like)} runs"
+            return Pace(rate, f"{many} of {words} in {plan.precision} on {device}")
+    return None
+
+
+def evaluation_seconds(names: Sequence[str], data: str, index: Index | None) -> float | None:
+    """How long those evaluations took on that data set before; None where one is new there."""
+    if not names:
+        return 0.0
+    if index is None:
+        return None
+    known = index.scores
+    known = known[known["is_headline"].astype(bool) & (known["evaluated_on"] == data)]
+    total = 0.0
+    for name in names:
+        took: pd.Series[Any] = known.loc[known["eval"] == name, "eval_seconds"].dropna()
+        if took.empty:
+            return None
+        total += float(took.median())
+    return total
+
+
+def _backbone(settings: str) -> Any:
+    return json.loads(settings).get("backbone")

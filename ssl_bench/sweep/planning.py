@@ -1,0 +1,139 @@
+"""From cells to what is known of them before they run: run folder, evaluations, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ssl_bench import commands, evaluation, flags, index, progress
+from ssl_bench.data import Dataset
+from ssl_bench.errors import UserError, require
+from ssl_bench.flags import Request
+from ssl_bench.hardware import choose
+from ssl_bench.optim import Schedule
+from ssl_bench.settings import ClusterSettings, Settings, SweepSettings
+from ssl_bench.sweep import estimate
+from ssl_bench.sweep.grid import Cell
+from ssl_bench.sweep.store import Entry, Stage
+from ssl_bench.sweep.values import in_order
+
+
+@dataclass
+class Planner:
+    """Plans cells, each data set read and each kind of step counted once.
+
+    Attributes:
+        paces: what the times of the planned cells follow from, for a person.
+    """
+
+    settings: SweepSettings
+    resources: ClusterSettings
+    runs_dir: Path
+    paces: dict[str, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._load = lru_cache(maxsize=2)(commands.load)
+        self._count = estimate.step_counter()
+        has_runs = any(self.runs_dir.glob("*/config.json"))
+        self._index = index.load(self.runs_dir) if has_runs else None
+
+    def entries(self, cells: Sequence[Cell]) -> list[Entry]:
+        """What each cell would do.
+
+        Raises:
+            UserError: one is impossible.
+        """
+        planned = []
+        with progress.bar("plan", len(cells)) as bar:
+            for number, cell in enumerate(cells, start=1):
+                try:
+                    planned.append(self._entry(cell))
+                except UserError as error:
+                    raise UserError(f"cell {cell.label!r} is impossible: {error}") from error
+                bar.update(number, cell.label)
+        return planned
+
+    def notes(self, entries: Iterable[Entry]) -> list[str]:
+        """What to know about the times of those that are to be done."""
+        entries = list(entries)
+        found = []
+        if any(entry.pretrain_seconds for entry in entries):
+            found.append(f"time by the pace of {'; '.join(self.paces)}")
+        if any(None in (entry.pretrain_seconds, entry.eval_seconds) for entry in entries):
+            found.append(
+                "where the time is ?, no finished run of such a training or evaluation tells it"
+            )
+        return found
+
+    def _entry(self, cell: Cell) -> Entry:
+        words = self._complete(cell.words)
+        request = flags.parse_run(words)
+        settings: Settings = request.settings
+        require(
+            not settings.budget_time,
+            "--budget-time is measured by each run for itself, which then is another run than was "
+            "planned; --budget-flops would work",
+        )
+        data = self._data(request)
+        plan, method = commands.check(request, data)
+        steps = 0
+        if method.trains:
+            config = request.method_config
+            steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, config).steps
+        flops = steps * self._count(plan, method)
+        names = [plugin.name for plugin in request.evals]
+        took = estimate.evaluation_seconds(names, data.name, self._index)
+        pace = estimate.pace(plan, self._index) if flops else None
+        if pace:
+            self.paces[pace.basis] = None
+        trained = flops / pace.rate if pace else 0.0 if not flops else None
+        return Entry(
+            label=cell.label,
+            words=words,
+            run=plan.name,
+            evals={
+                plugin.name: evaluation.folder_name(plugin, config, data, plan.seed, plan.precision)
+                for plugin, config in request.evals.items()
+            },
+            steps=steps,
+            batch_size=plan.batch_size,
+            flops=flops,
+            pretrain_seconds=trained,
+            eval_seconds=took,
+            trial=cell.trial is not None,
+        )
+
+    def _data(self, request: Request) -> Dataset:
+        settings = request.settings
+        return self._load(settings.data, settings.image_size, settings.data_dir, settings.storage)
+
+    def _complete(self, words: Sequence[str]) -> tuple[str, ...]:
+        """The words with what would otherwise depend on the machine that reads them."""
+        groups = {group[0]: group for group in flags.by_flag(words)}
+        if groups.get("--precision", ("", "auto"))[1] == "auto":
+            on_gpus = self.settings.cluster == "slurm" and self.resources.gpus > 0
+            groups["--precision"] = "--precision", "bf16" if on_gpus else choose().precision
+        if self.resources.gpus > 1:
+            groups.setdefault("--devices", ("--devices", str(self.resources.gpus)))
+        return in_order(groups.values())
+
+
+def stage_words(entry: Entry, stage: Stage, devices: int) -> tuple[str, ...]:
+    """The words of ``ssl-bench run`` for one stage of a cell.
+
+    Args:
+        devices: of an evaluation.
+    """
+    groups: dict[str, Any] = {group[0]: group for group in flags.by_flag(entry.words)}
+    if stage == "pretrain":
+        groups["--evals"] = "--evals", "none"
+    else:
+        for flag in ("--strategy", "--nodes", "--devices"):
+            groups.pop(flag, None)
+        if devices > 1:
+            groups["--devices"] = "--devices", str(devices)
+    groups["--wait"] = ("--wait",)
+    return in_order(groups.values())

@@ -1,0 +1,156 @@
+"""How far each cell of a sweep is: its run folder says what is done, its jobs what is to come."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_bench import runs
+from ssl_bench.errors import UserError
+from ssl_bench.sweep import cluster
+from ssl_bench.sweep.cluster import ACTIVE
+from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep, jobs_of
+
+State = Literal["done", "running", "pending", "failed", "stopped", "new"]
+_FAILED = ("failed", "out of memory")
+_TAIL = 4096
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a cell is.
+
+    Attributes:
+        stage: what is done now, or next.
+        missing: names of evaluations that are not stored.
+        uncovered: those of them that no job is to make.
+        job: of that stage, "" where there was none.
+        step: last one recorded.
+        images_per_second: at that step; None where unknown.
+        loss: the mean at that step; None where unknown.
+        error: why it failed; "" where it did not.
+        scores: headline of each evaluation that is stored.
+    """
+
+    entry: Entry
+    state: State
+    stage: Stage
+    missing: tuple[str, ...]
+    uncovered: tuple[str, ...]
+    job: str
+    step: int
+    images_per_second: float | None
+    loss: float | None
+    error: str
+    scores: Mapping[str, float]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the pre-training, at the pace of its last steps; None where that is unknown."""
+        if self.state != "running" or self.stage != "pretrain" or not self.images_per_second:
+            return None
+        return (self.entry.steps - self.step) * self.entry.batch_size / self.images_per_second
+
+
+def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[Standing]:
+    """How far each cell of a sweep is.
+
+    Args:
+        sweeps: all that may have submitted jobs for its runs, itself among them.
+    """
+    wanted = {entry.run for entry in sweep.entries}
+    jobs = {key: found for key, found in jobs_of(sweeps).items() if key[0] in wanted}
+    states: dict[tuple[str, str], str] = {}
+    for owner in {found[0].name: found[0] for found in jobs.values()}.values():
+        ids = [each.job for other, each in jobs.values() if other.name == owner.name]
+        for job, state in cluster.states(ids, owner.jobs_folder).items():
+            states[owner.name, job] = state
+    return [_of(entry, sweep.runs_dir, jobs, states) for entry in sweep.entries]
+
+
+def _of(
+    entry: Entry,
+    runs_dir: Path,
+    jobs: Mapping[tuple[str, Stage], tuple[Sweep, Submitted]],
+    states: Mapping[tuple[str, str], str],
+) -> Standing:
+    folder = runs_dir / entry.run
+    is_trained = runs.is_trained(folder)
+    scores = {name: _score(folder / "evals" / home) for name, home in entry.evals.items()}
+    missing = tuple(name for name, score in scores.items() if score is None)
+    stage: Stage = "evaluate" if is_trained else "pretrain"
+
+    def state_of(stage: Stage) -> str:
+        found = jobs.get((entry.run, stage))
+        return states.get((found[0].name, found[1].job), "") if found else ""
+
+    evaluation = jobs.get((entry.run, "evaluate"))
+    is_fed = is_trained or state_of("pretrain") in ACTIVE
+    to_come: set[str] = set()
+    if evaluation and is_fed and state_of("evaluate") in ACTIVE:
+        to_come = set(evaluation[1].evals)
+    job_state, found = state_of(stage), jobs.get((entry.run, stage))
+    error = ""
+    state: State
+    if is_trained and not missing:
+        state = "done"
+    elif job_state in ACTIVE:
+        state = "running" if job_state == "running" else "pending"
+    elif runs.is_locked(folder):
+        state = "running"
+    else:
+        noted = _noted(folder / "failed.json")
+        has_failed = bool(noted) or job_state in _FAILED
+        is_begun = bool(found) or (folder / "config.json").exists()
+        state = "failed" if has_failed else "stopped" if is_begun else "new"
+        if has_failed:
+            told = cluster.failure(found[1].job, found[0].jobs_folder) if found else []
+            error = noted or "\n".join(told) or job_state
+    record = {} if state == "new" else _last_record(folder / "metrics.jsonl")
+    return Standing(
+        entry,
+        state,
+        stage,
+        missing,
+        uncovered=tuple(name for name in missing if entry.evals[name] not in to_come),
+        job=found[1].job if found else "",
+        step=entry.steps if is_trained else int(record.get("step", 0)),
+        images_per_second=record.get("images_per_second"),
+        loss=record.get("loss"),
+        error=error,
+        scores={name: score for name, score in scores.items() if score is not None},
+    )
+
+
+def _score(home: Path) -> float | None:
+    """An evaluation's headline; None where it, or its baselines, are not stored."""
+    try:
+        record = runs.facts(home / "scores.json")
+    except UserError:
+        return None
+    if "baselines" not in record or not record.get("scores"):
+        return None
+    return float(next(iter(record["scores"].values())))
+
+
+def _noted(path: Path) -> str:
+    """Why a run failed, as it noted itself."""
+    try:
+        return str(runs.facts(path).get("error", ""))
+    except UserError:
+        return ""
+
+
+def _last_record(path: Path) -> Mapping[str, Any]:
+    """The last whole line of a training's metrics."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            lines = re.findall(rb"^(\{.*\})\n", file.read(), re.MULTILINE)
+        return dict(json.loads(lines[-1])) if lines else {}
+    except (OSError, ValueError):
+        return {}

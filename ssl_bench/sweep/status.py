@@ -1,0 +1,140 @@
+"""``ssl-bench status`` and ``ssl-bench cancel``: how far sweeps are, and no further."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ssl_bench.settings import CancelSettings, StatusSettings
+from ssl_bench.sweep import cluster, standing, store
+from ssl_bench.sweep.standing import Standing, State
+from ssl_bench.sweep.store import Sweep
+from ssl_bench.units import plain
+from ssl_bench.units import time as duration
+
+_console = Console(markup=False, highlight=False)
+_ORDER: tuple[State, ...] = ("failed", "running", "stopped", "pending", "new", "done")
+_STYLES = {"failed": "red", "running": "green", "stopped": "yellow", "done": "dim"}
+_SECONDS_BETWEEN_LOOKS = {"local": 2.0, "slurm": 15.0}
+_LINES_AROUND = 8
+"""Lines of a terminal that the table cannot have: its title, head, borders and notes."""
+
+
+def status(settings: StatusSettings) -> None:
+    """Show how far a sweep is, live on a terminal until nothing is under way: ``ssl-bench status``.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    sweep = store.find(settings.runs_dir, settings.sweep)
+    if settings.json:
+        print(json.dumps(_as_json(sweep, _look(sweep)), indent=2))
+        return
+    if not _console.is_terminal or settings.once:
+        _console.print(_show(sweep, _look(sweep), None))
+        return
+    pause = _SECONDS_BETWEEN_LOOKS.get(sweep.cluster, max(_SECONDS_BETWEEN_LOOKS.values()))
+    with Live(console=_console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            standings = _look(sweep)
+            is_over = not any(each.state in ("running", "pending") for each in standings)
+            rows = None if is_over else max(4, _console.height - _LINES_AROUND)
+            live.update(_show(sweep, standings, rows), refresh=True)
+            if is_over:
+                return
+            time.sleep(pause)
+
+
+def cancel(settings: CancelSettings) -> None:
+    """End all jobs of a sweep: ``ssl-bench cancel``. What they have saved stays.
+
+    Raises:
+        UserError: there is no such sweep, or the cluster does not answer.
+    """
+    sweep = store.find(settings.runs_dir, settings.sweep)
+    jobs = list(dict.fromkeys(each.job for each in sweep.submitted))
+    states = cluster.states(jobs, sweep.jobs_folder)
+    live = [job for job in jobs if states.get(job) in {*cluster.ACTIVE, "unknown"}]
+    cluster.cancel(live, sweep.jobs_folder)
+    many = f"{len(live)} jobs" if len(live) != 1 else "1 job"
+    _console.print(f"cancelled {many} of {sweep.name}; the same `ssl-bench sweep` goes on with it")
+
+
+def summary(standings: Sequence[Standing]) -> str:
+    """How many cells are in which state: "3 done, 1 running"."""
+    counts = Counter(each.state for each in standings)
+    return ", ".join(f"{counts[state]} {state}" for state in reversed(_ORDER) if counts[state])
+
+
+def _look(sweep: Sweep) -> list[Standing]:
+    """How far it is now; jobs may have been added meanwhile."""
+    return standing.of(store.read(sweep.folder), store.every(sweep.runs_dir))
+
+
+def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Group:
+    """A table with what needs attention first, and what a person may do next.
+
+    Args:
+        rows: how many there is room for; None for all.
+    """
+    shown = sorted(standings, key=lambda each: _ORDER.index(each.state)) if rows else standings
+    columns: dict[str, Callable[[Standing], str | Text]] = {
+        "cell": lambda each: each.entry.label,
+        "state": lambda each: Text(each.state, style=_STYLES.get(each.state, "")),
+        "progress": _progress,
+        "left": lambda each: duration(each.seconds_left) if each.seconds_left is not None else "",
+        "loss": lambda each: f"{each.loss:.4f}" if each.loss is not None else "",
+        "scores": _scores,
+    }
+    table = Table(title=f"{sweep.name}: {summary(standings)}", title_justify="left")
+    lines = [[show(each) for show in columns.values()] for each in shown[:rows]]
+    for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
+        if any(cells):
+            table.add_column(name, overflow="fold", no_wrap=name not in ("cell", "scores"))
+    for line in zip(*(cells for cells in zip(*lines, strict=True) if any(cells)), strict=True):
+        table.add_row(*line)
+    notes = []
+    if rows and len(standings) > rows:
+        notes.append(f"and {len(standings) - rows} more, which `ssl-bench status --once` shows")
+    states = {each.state for each in standings}
+    if "done" in states or any(each.scores for each in standings):
+        notes.append(f"`ssl-bench compare --runs-dir {sweep.runs_dir}` shows the table so far")
+    if states & {"stopped", "new"}:
+        notes.append("the same `ssl-bench sweep` goes on with what is stopped or new")
+    if "failed" in states:
+        notes.append("`ssl-bench sweep ... --retry-failed` tries again what failed")
+    return Group(table, *notes)
+
+
+def _progress(each: Standing) -> str:
+    """Steps and speed of a pre-training, or what is evaluated."""
+    if each.stage == "evaluate":
+        return f"to evaluate: {len(each.missing)}" if each.state != "done" else ""
+    if each.state in ("new", "pending") and not each.step:
+        return ""
+    pace = each.images_per_second if each.state == "running" else None
+    return f"{each.step:,}/{each.entry.steps:,}" + (f", {pace:,.0f} img/s" if pace else "")
+
+
+def _scores(each: Standing) -> Text:
+    """What is known of an encoder, or why it is not."""
+    if each.state == "failed":
+        return Text(plain(each.error), style="red")
+    return Text(", ".join(f"{name} {score:.2f}" for name, score in each.scores.items()))
+
+
+def _as_json(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, object]:
+    cells = []
+    for each in standings:
+        cell = dataclasses.asdict(each)
+        entry = cell.pop("entry")
+        cells.append({"label": entry["label"], "run": entry["run"], "steps": entry["steps"]} | cell)
+    return {"sweep": sweep.name, "cluster": sweep.cluster, "cells": cells}

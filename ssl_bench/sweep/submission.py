@@ -1,0 +1,215 @@
+"""``ssl-bench sweep``: what is to be done, shown with its cost, and submitted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from ssl_bench import flags
+from ssl_bench.settings import ClusterSettings, Settings, SweepSettings
+from ssl_bench.sweep import choosing, cluster, grid, planning, slurm, standing, status, store
+from ssl_bench.sweep.grid import Grid
+from ssl_bench.sweep.jobs import Job
+from ssl_bench.sweep.planning import Planner
+from ssl_bench.sweep.standing import Standing
+from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep
+from ssl_bench.units import count
+from ssl_bench.units import time as duration
+
+_console = Console(markup=False, highlight=False)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be submitted of a cell.
+
+    Attributes:
+        stages: one after the other.
+        after: the job under way that comes before them, if any.
+    """
+
+    entry: Entry
+    stages: tuple[Stage, ...]
+    after: str | None = None
+
+
+def main(words: Sequence[str]) -> None:
+    """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``.
+
+    Raises:
+        UserError: a cell is impossible, or the cluster refuses; what it took is noted.
+    """
+    wanted = grid.parse(words)
+    if wanted is None:
+        return
+    resources = grid.cluster_settings(wanted)
+    planner = Planner(wanted.settings, resources, wanted.runs_dir)
+    entries = planner.entries(wanted.cells)
+    while _is_more(words, wanted, planner, entries, resources):
+        pass
+
+
+def work_of(standings: Sequence[Standing], retry_failed: bool) -> list[Work]:
+    """What is neither done nor under way.
+
+    Args:
+        retry_failed: whether what failed is to be done again.
+    """
+    found = []
+    for each in standings:
+        if each.state == "failed" and not retry_failed:
+            continue
+        is_live = each.state in ("running", "pending")
+        if is_live and each.stage == "pretrain" and not each.job:
+            continue  # somebody is at it without a job, and nothing can be made to wait for that
+        stages: list[Stage] = []
+        if each.stage == "pretrain" and not is_live:
+            stages.append("pretrain")
+        if each.uncovered:
+            stages.append("evaluate")
+        if stages:
+            after = each.job if is_live and each.stage == "pretrain" else None
+            found.append(Work(each.entry, tuple(stages), after))
+    return found
+
+
+def _is_more(
+    words: Sequence[str],
+    wanted: Grid,
+    planner: Planner,
+    entries: Sequence[Entry],
+    resources: ClusterSettings,
+) -> bool:
+    """Show and submit what there is to do; whether there may be more to do at once."""
+    settings = wanted.settings
+    with nullcontext() if settings.dry_run else store.submitting(wanted.runs_dir):
+        sweep = _opened(words, wanted, entries)
+        sweeps = [each for each in store.every(wanted.runs_dir) if each.name != sweep.name]
+        standings = standing.of(sweep, [*sweeps, sweep])
+        finals, notes = choosing.finals(wanted, standings, settings.retry_failed)
+        if finals:
+            sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
+            standings = standing.of(sweep, [*sweeps, sweep])
+        work = work_of(standings, settings.retry_failed)
+        if work:
+            _show(sweep, standings, work)
+        else:
+            _console.print(f"{sweep.name}: {status.summary(standings)}", soft_wrap=True)
+        for note in (*notes, *planner.notes(each.entry for each in work)):
+            _console.print(f"note: {note}", soft_wrap=True)
+        if settings.dry_run or not work:
+            why = "as --dry-run asks" if settings.dry_run else _nothing(standings)
+            _console.print(f"nothing is submitted: {why}")
+            return False
+        store.write(sweep)
+        if settings.cluster != "debug":
+            _submit(sweep, work, wanted, resources)
+    if settings.cluster == "debug":
+        _submit(sweep, work, wanted, resources)
+        return bool(wanted.finals) and not finals
+    place = "" if wanted.runs_dir == Settings.runs_dir else f" --runs-dir {wanted.runs_dir}"
+    _console.print(
+        f"`ssl-bench status {sweep.name}{place}` follows it, "
+        f"`ssl-bench cancel {sweep.name}{place}` ends it",
+        soft_wrap=True,
+    )
+    return False
+
+
+def _opened(words: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> Sweep:
+    """The sweep over these cells, with the jobs that it has."""
+    folder = wanted.runs_dir / "sweeps" / store.name_of(entries)
+    sweep = Sweep(folder, wanted.settings.cluster, tuple(words), tuple(entries), ())
+    if (folder / "sweep.json").exists():
+        sweep = replace(sweep, submitted=store.read(folder).submitted)
+    return sweep
+
+
+def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid, resources: ClusterSettings) -> None:
+    """Submit, and note every job that is there, whatever happens.
+
+    Raises:
+        UserError: the cluster does not take everything.
+    """
+    settings = wanted.settings
+    cells = [[_job(each.entry, stage, settings) for stage in each.stages] for each in work]
+    folder = sweep.jobs_folder
+    problem = None
+    try:
+        found: Sequence[Sequence[str]] = cluster.submit(
+            *(cells, settings.cluster, folder, resources, sweep.name, settings.parallel_jobs),
+            after=[each.after for each in work],
+        )
+    except slurm.Refused as error:
+        problem, found = error, error.submitted
+    now = datetime.now(UTC).isoformat()
+    noted = [
+        Submitted(
+            *(each.entry.run, stage, job, now),
+            evals=tuple(each.entry.evals.values()) if stage == "evaluate" else (),
+        )
+        for each, jobs in zip(work, found, strict=True)
+        for stage, job in zip(each.stages, jobs, strict=False)
+    ]
+    store.write(replace(sweep, submitted=(*sweep.submitted, *noted)))
+    if problem:
+        raise problem
+    _console.print(f"submitted {len(noted)} job{'s' * (len(noted) != 1)} for {len(work)} cells")
+
+
+def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
+    """What does a stage of a cell; evaluations have devices of their own."""
+    words = planning.stage_words(entry, stage, settings.eval_devices)
+    given = {group[0]: group[-1] for group in flags.by_flag(words)}
+    nodes, devices = (int(given.get(flag, 1)) for flag in ("--nodes", "--devices"))
+    return Job(words, entry.run, stage, os.getcwd(), nodes, devices)
+
+
+def _show(sweep: Sweep, standings: Sequence[Standing], work: Sequence[Work]) -> None:
+    """The cells, what becomes of each, and what that may cost."""
+    table = Table(title=f"{sweep.name}: {status.summary(standings)}", title_justify="left")
+    for name, justify in (("cell", "left"), ("state", "left"), ("to do", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("images", "FLOPs", "device time"):
+        table.add_column(name, justify="right")
+    to_do = {each.entry.run: each for each in work}
+    images, flops, seconds, is_known = 0, 0, 0.0, True
+    for each in standings:
+        entry, own = each.entry, to_do.get(each.entry.run)
+        share = 0.0
+        if own and "pretrain" in own.stages:
+            share = 1 - each.step / entry.steps if entry.steps else 0.0
+        ahead = round(share * entry.steps) * entry.batch_size
+        costs = ["", "", ""]
+        if own:
+            costs = [count(ahead), count(share * entry.flops)]
+            known = None
+            if entry.pretrain_seconds is not None and entry.eval_seconds is not None:
+                known = share * entry.pretrain_seconds + bool(each.uncovered) * entry.eval_seconds
+            costs.append(duration(known) if known is not None else "?")
+            images, flops = images + ahead, flops + round(share * entry.flops)
+            seconds, is_known = seconds + (known or 0.0), is_known and known is not None
+        stages = ", ".join(own.stages) if own else ""
+        table.add_row(entry.label, each.state, stages, *costs)
+    table.add_section()
+    total = duration(seconds) if is_known else f"{duration(seconds)} + ?" if seconds else "?"
+    table.add_row("to be done", "", f"{len(work)} cells", count(images), count(flops), total)
+    _console.print(table)
+
+
+def _nothing(standings: Sequence[Standing]) -> str:
+    """Why there is nothing to do."""
+    failed = sum(each.state == "failed" for each in standings)
+    live = sum(each.state in ("running", "pending") for each in standings)
+    parts = []
+    if live:
+        parts.append(f"{live} cells are under way")
+    if failed:
+        parts.append(f"{failed} failed, which --retry-failed does again")
+    return "; ".join(parts) or "everything is done; `ssl-bench compare` shows it"
