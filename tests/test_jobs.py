@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from signal import Signals
 from types import SimpleNamespace
@@ -154,13 +154,31 @@ def test_line_of_its_own_is_right(text: str) -> None:
     assert queue._rows(text) == {"7_0": "CANCELLED", "7_1": "RUNNING", "7_2": "CANCELLED"}
 
 
+def batches(after: Mapping[int, str | None], *large: int) -> list[tuple[str, list[int]]]:
+    jobs = {number: Job([], devices=2 if number in large else 1) for number in after}
+    return slurm._batches(jobs, after)
+
+
 def test_dependencies_are_few() -> None:
-    whole = {0: "7_0", 2: "7_1", 5: "7_2"}
-    assert slurm._batches(whole) == [("aftercorr:7", [0, 2, 5])]
-    assert slurm._batches({0: None, 1: "7_0", 2: "7_1"}) == [("", [0]), ("aftercorr:7", [1, 2])]
-    assert slurm._batches({0: "7"}) == [("afterok:7", [0])]
-    apart = slurm._batches({0: "7_1", 1: "7_0"})
-    assert apart == [("afterok:7_1", [0]), ("afterok:7_0", [1])]
+    assert batches({0: "7_0", 2: "7_1", 5: "7_2"}) == [("aftercorr:7", [0, 2, 5])]
+    assert batches({0: None, 1: "7_0", 2: "7_1"}) == [("", [0]), ("aftercorr:7", [1, 2])]
+    assert batches({0: "7"}) == [("afterok:7", [0])]
+    assert batches({0: "7_1", 1: "7_0"}) == [("afterok:7_1", [0]), ("afterok:7_0", [1])]
+    assert batches({0: None, 1: None, 2: None}, 1) == [("", [0, 2]), ("", [1])]
+
+
+def test_a_job_asks_for_its_share_of_a_node(tmp_path: Path) -> None:
+    node = ClusterSettings(gpus=8, memory="400G", cpus=6)
+    for devices, gpus, memory in ((8, 8, "409600M"), (1, 1, "51200M")):
+        executor = slurm._executor(node, tmp_path, "", None, Job([], nodes=1, devices=devices))
+        asked = executor.parameters
+        assert (asked["gpus_per_node"], asked["mem"]) == (gpus, memory)
+        assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (devices, 6)
+
+
+def test_what_a_signal_ended_is_no_mistake_of_the_cell() -> None:
+    rows = queue._rows("7_0|FAILED|1:0\n7_1|FAILED|9:0\n7_2|FAILED|0:15\n7_3|FAILED|143:0\n7|X|0:0")
+    assert list(rows.values()) == ["FAILED", "KILLED", "KILLED", "KILLED", "X"]
 
 
 @given(st.integers(1, 10_000))

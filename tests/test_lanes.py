@@ -275,7 +275,7 @@ def test_cells_here_and_now(
 
 def test_local_cluster_is_one_machine(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nodes 2: the local cluster is this machine"):
-        cluster.submit([[Job(GOOD)]], "local", tmp_path, nodes=2)
+        cluster.submit([[Job(GOOD, nodes=2)]], "local", tmp_path)
 
 
 def test_gpus_are_those_that_a_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

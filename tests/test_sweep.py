@@ -214,6 +214,7 @@ EVALUATE = Submitted("mae-x", "evaluate", "8_0", "2", ("knn-1",))
         ({"7_0": "timeout", "8_0": "cancelled"}, "stopped", ["pretrain", "evaluate"]),
         ({"7_0": "cancelled", "8_0": "cancelled"}, "stopped", ["pretrain", "evaluate"]),
         ({"7_0": "lost", "8_0": "lost"}, "stopped", ["pretrain", "evaluate"]),
+        ({"7_0": "killed", "8_0": "cancelled"}, "stopped", ["pretrain", "evaluate"]),
     ],
 )
 def test_what_is_to_be_done_follows_from_jobs(

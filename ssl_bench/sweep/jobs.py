@@ -26,10 +26,10 @@ from ssl_bench.files import write_json
 from ssl_bench.interruption import Stopped
 
 State = Literal[
-    "pending", "running", "requeued", "done", "failed", "cancelled", "timeout", "out of memory",
-    "lost", "unknown",
+    "pending", "running", "requeued", "done", "failed", "killed", "cancelled", "timeout",
+    "out of memory", "lost", "unknown",
 ]  # fmt: skip
-"""What became of a stage. *requeued*: it waits to go on. *cancelled*: by somebody, or because the
+"""What became of a stage. *killed*: by a signal, or with its node. *requeued*: it waits to go on. *cancelled*: by somebody, or because the
 stage before it failed. *lost*: it is not done, and nobody is at it. *unknown*: the cluster does not
 answer."""
 ACTIVE: frozenset[State] = frozenset({"pending", "running", "requeued"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,10 @@ _STATES: Mapping[str, State] = {
     "STOPPED": "running",
     "SUSPENDED": "running",
     "COMPLETED": "done",
-    "BOOT_FAIL": "failed",
+    "BOOT_FAIL": "killed",
     "FAILED": "failed",
-    "NODE_FAIL": "failed",
+    "KILLED": "killed",
+    "NODE_FAIL": "killed",
     "CANCELLED": "cancelled",
     "PREEMPTED": "cancelled",
     "REVOKED": "cancelled",
@@ -69,7 +71,7 @@ def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
     numbers = sorted({each.split("_")[0] for each in wanted})
     if not wanted:
         return {}
-    accounted = _ask("sacct", "-nPX", "-j", ",".join(numbers), "-o", "JobID,State")
+    accounted = _ask("sacct", "-nPX", "-j", ",".join(numbers), "-o", "JobID,State,ExitCode")
     found = _rows(accounted.stdout) if accounted.returncode == 0 else {}
     known: dict[str, State] = {each: _STATES.get(found.get(each, ""), "lost") for each in wanted}
     if not _NOT_OVER & set(known.values()):
@@ -135,14 +137,23 @@ def _one_line(answer: subprocess.CompletedProcess[str]) -> str:
 
 
 def _rows(text: str) -> dict[str, str]:
-    """The state of each job from lines like ``7_0|FAILED`` and ``7_[1-2,5%4]|PENDING``.
+    """The state of each job from lines like ``7_0|FAILED|1:0`` and ``7_[1-2,5%4]|PENDING|0:0``.
 
-    The second kind may name jobs that have a line of their own, which is the right one.
+    The second kind may name jobs that have a line of their own, which is the right one. Slurm has
+    no state for a job that a signal ended; here it is KILLED.
     """
-    lines = [line.partition("|") for line in text.splitlines()]
-    states = {each: state for name, _, state in lines for each in _expand(name)}
-    states |= {name: state for name, _, state in lines if "[" not in name}
-    return {name: (state.split() or [""])[0] for name, state in states.items()}
+    lines = [(*line.split("|"), "", "")[:3] for line in text.splitlines()]
+    found = {name: (state, code) for line, state, code in lines for name in _expand(line)}
+    found |= {name: (state, code) for name, state, code in lines if "[" not in name}
+    return {name: _state(*each) for name, each in found.items()}
+
+
+def _state(words: str, code: str) -> str:
+    """A state's first word; the code is the job's, and the number of a signal."""
+    state = (words.split() or [""])[0]
+    exit_code, _, number = code.partition(":")
+    was_killed = int(number or 0) or exit_code == str(signal.SIGKILL) or int(exit_code or 0) > 128
+    return "KILLED" if state == "FAILED" and was_killed else state
 
 
 def _expand(name: str) -> list[str]:

@@ -23,7 +23,7 @@ class Record:
     """What is known of a stage.
 
     Attributes:
-        state: "running", "done", "failed" or "cancelled".
+        state: "running", "done", "failed", "killed" or "cancelled".
         starts: how often it was begun.
         exit_code: of its process; minus the number of the signal that killed it.
         lines: the last ones of the error.

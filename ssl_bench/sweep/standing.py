@@ -17,6 +17,8 @@ from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep, jobs_of
 
 State = Literal["done", "running", "pending", "failed", "stopped", "new"]
 _FAILED = ("failed", "out of memory")
+_KILLED = ("killed", "timeout")
+"""The cell goes on when it is submitted again: it was not to blame."""
 _TAIL = 4096
 
 
@@ -32,7 +34,7 @@ class Standing:
         step: last one recorded.
         images_per_second: at that step; None where unknown.
         loss: the mean at that step; None where unknown.
-        error: why it failed; "" where it did not.
+        error: why it failed, or what stopped it; "" where neither is known.
         scores: headline of each evaluation that is stored.
     """
 
@@ -107,7 +109,7 @@ def _of(
         has_failed = bool(noted) or job_state in _FAILED
         is_begun = bool(found) or (folder / "config.json").exists()
         state = "failed" if has_failed else "stopped" if is_begun else "new"
-        if has_failed:
+        if has_failed or job_state in _KILLED:
             told = cluster.failure(found[1].job, found[0].jobs_folder) if found else []
             error = noted or "\n".join(told) or job_state
     record = {} if state == "new" else _last_record(folder / "metrics.jsonl")

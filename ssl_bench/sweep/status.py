@@ -126,8 +126,8 @@ def _progress(each: Standing) -> str:
 
 def _scores(each: Standing) -> Text:
     """What is known of an encoder, or why it is not."""
-    if each.state == "failed":
-        return Text(plain(each.error), style="red")
+    if each.error:
+        return Text(plain(each.error), style=_STYLES[each.state])
     return Text(", ".join(f"{name} {score:.2f}" for name, score in each.scores.items()))
 
 

@@ -196,7 +196,7 @@ def test_killed_task_fails_and_goes_on_when_submitted_again(
     [[job, after]] = cluster.submit(long, "slurm", folder, ONE_CPU, "killed")
     until(lambda: steps(runs), "training begins")
     os.kill(task(job), signal.SIGKILL)
-    assert ended([job, after], folder) == {job: "failed", after: "cancelled"}
+    assert ended([job, after], folder) == {job: "killed", after: "cancelled"}
     assert any("Killed" in line for line in cluster.failure(job, folder))
     [[job, after]] = cluster.submit(long, "slurm", folder, ONE_CPU, "again")
     assert ended([job, after], folder) == {job: "done", after: "done"}
@@ -272,8 +272,9 @@ def test_two_tasks_of_one_job_train_together(image_folder: Path, tmp_path: Path)
     alone = [*words, "--data", str(image_folder), "--runs-dir", str(tmp_path / "alone")]
     started = [sys.executable, "-m", "ssl_bench", "run", *alone, "--evals", "none"]
     subprocess.run(started, check=True, capture_output=True)
-    both = cell(image_folder, runs, *words, evaluate=False)
-    [[job]] = cluster.submit([both], "slurm", folder, ONE_CPU, "ddp", devices=2)
+    [both] = cell(image_folder, runs, *words, evaluate=False)
+    both.devices = 2
+    [[job]] = cluster.submit([[both]], "slurm", folder, ONE_CPU, "ddp")
     until(lambda: steps(runs), "training begins")
     subprocess.run(["scancel", "--signal", "USR2", job], check=True)
     let_go(job, folder)
