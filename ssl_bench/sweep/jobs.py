@@ -29,9 +29,9 @@ State = Literal[
     "pending", "running", "requeued", "done", "failed", "killed", "cancelled", "timeout",
     "out of memory", "lost", "unknown",
 ]  # fmt: skip
-"""What became of a stage. *killed*: by a signal, or with its node. *requeued*: it waits to go on. *cancelled*: by somebody, or because the
-stage before it failed. *lost*: it is not done, and nobody is at it. *unknown*: the cluster does not
-answer."""
+"""What became of a stage. *requeued*: it waits to go on. *killed*: by a signal, or with its node.
+*cancelled*: by somebody, or because the stage before it failed. *lost*: it is not done, and nobody
+is at it. *unknown*: the cluster does not answer."""
 ACTIVE: frozenset[State] = frozenset({"pending", "running", "requeued"})
 ANY_RUN = "-"
 """In the place of a run's name: whatever run the words lead to."""
