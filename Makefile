@@ -16,7 +16,7 @@ test-slurm: $(VENV)/installed-test  ## submit to a Slurm; as root on Debian, to 
 		SLURM_DEV_CPUS=$${SLURM_DEV_CPUS:-2} tests/slurm/up.sh && \
 		. "$${SLURM_DEV_DIR:-/var/spool/slurm-dev}/env.sh"; \
 	fi && \
-	REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm
+	REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm tests/slurm
 
 PARTS ?=
 

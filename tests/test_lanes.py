@@ -255,6 +255,32 @@ def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
     assert records.read(tmp_path / ids[0]).exit_code == 2  # type: ignore[union-attr]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to tell of deaths")
+def test_training_saves_when_its_lane_is_killed_and_goes_on(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    small = ("--backbone", "vit_nano", "--patch-size", "4", "--epochs", "60", "--batch-size", "8")
+    words = ["--data", str(image_folder), *small, "--evals", "none", "--runs-dir"]
+    runs, folder = tmp_path / "runs", tmp_path / "jobs"
+    cells = [[Job([*words, str(runs)])]]
+    [[stage]] = cluster.submit(cells, "local", folder)
+    until(lambda: any(p.read_text() for p in runs.glob("*/metrics.jsonl")), "training begins")
+    shown = subprocess.run(["ps", "-eo", "ppid=,args=", "-ww"], capture_output=True, text=True)
+    [lane] = [line.split()[0] for line in shown.stdout.splitlines() if f" {runs}" in line]
+    os.kill(int(lane), signal.SIGKILL)
+    until(lambda: cluster.states([stage], folder) == {stage: "lost"}, "the lane is gone")
+    until(lambda: list(runs.glob("*/checkpoint.pt")), "the training saves")
+    [[stage]] = cluster.submit(cells, "local", folder)
+    until(lambda: cluster.states([stage], folder) == {stage: "done"}, "it goes on to its end")
+    jobs.perform([*words, str(tmp_path / "alone")])
+    learned = [
+        next(path.glob("*/encoder.safetensors")).read_bytes() for path in (runs, tmp_path / "alone")
+    ]
+    assert learned[0] == learned[1]
+
+
 def test_cells_here_and_now(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
