@@ -20,8 +20,10 @@ from ssl_bench.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require, within
 from ssl_bench.scoring import accuracy, holdout
+from ssl_bench.sharing import shared_rows
 
 DEFAULT = True
+SPREAD = True
 _QUERIES_AT_ONCE = 512
 _BANK_AT_ONCE = 2**16
 _BANK_NUMBERS = 2**24
@@ -77,6 +79,7 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     )
 
 
+@shared_rows("queries_QD")
 def _predict(
     features_ND: Tensor,
     labels_N: Tensor,

@@ -20,6 +20,7 @@ from ssl_bench.scoring import accuracy
 from ssl_bench.settings import ProbeConfig
 
 DEFAULT = True
+SPREAD = True
 
 
 @dataclass(frozen=True)

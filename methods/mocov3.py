@@ -17,6 +17,8 @@ Deviations from the official code that give the same result:
 - Keys come before queries, and the second view's queries after the first view's backward pass, so
   that the activations of one view are kept at a time.
 - Batch norm over all ranks is our own, because torch's needs a GPU.
+- The encoders may take the images in parts (``--micro-batch-size``), with the activations of one
+  part kept and the others' computed again; projectors, predictor and loss see the whole batch.
 
 Deviations that give different numbers:
 
@@ -74,6 +76,7 @@ PRESETS = {
         )
     },
 }
+ENCODES_IN_PARTS = True
 
 
 @dataclass(frozen=True, kw_only=True)

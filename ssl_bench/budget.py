@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ssl_bench import draws, flops, gradients, optim, pretrain, runs
+from ssl_bench import encoders, flops, gradients, parallel, pretrain, runs
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.draws import Draws
@@ -36,6 +36,10 @@ def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
     Raises:
         UserError: the run to match does not exist, is not finished, or has no FLOPs recorded.
     """
+    return parallel.from_first(lambda: _of(settings, hardware.name))
+
+
+def _of(settings: Settings, device: str) -> dict[str, Any] | None:
     if settings.match:
         folder = runs.find_trained(settings.runs_dir, settings.match)
         counted = runs.facts(folder / "cost.json").get("flops")
@@ -45,7 +49,9 @@ def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
     if settings.budget_flops:
         return {"flops": settings.budget_flops}
     if settings.budget_time:
-        return {"seconds": settings.budget_seconds, "device": hardware.name}
+        ranks = settings.devices * settings.nodes
+        name = f"{ranks} x {device}" if ranks > 1 else device
+        return {"seconds": settings.budget_seconds, "device": name}
     return None
 
 
@@ -76,7 +82,7 @@ def spend(
     if "flops" in budget:
         price, unit = flops.of_step(method, spec, plan.batch_size), "FLOPs"
     else:
-        earlier = _earlier(budget, plan, settings.runs_dir)
+        earlier = parallel.from_first(lambda: _earlier(budget, plan, settings.runs_dir))
         if earlier is not None:
             return replace(plan, epochs=earlier)
         at_once = settings.micro_batch_size
@@ -114,26 +120,26 @@ def seconds_per_step(
     hardware: Hardware,
     micro_batch_size: int | None = None,
 ) -> float:
-    """The median time of a few steps of a copy of the method, data included."""
+    """The median time of a few steps of a copy of the method, data included; that of rank 0."""
     spec, trial = EncoderSpec.of(plan.encoder), copy.deepcopy(method)
     trial.to(hardware.device).train()
     trial.before_training(data.train, spec, plan.seed)
-    optimizer = optim.of_method(trial, trial.config)
-    if hardware.compiled:
-        pretrain.compile_blocks(trial)
+    replica, optimizer = pretrain.prepared(trial, hardware, spec)
     schedule = Schedule.of(len(data.train), plan.batch_size, 1, trial.config)
-    steps = (Draws(plan.seed, s, schedule.batch(s, plan.seed, "order")) for s in range(_STEPS))
+    own = parallel.share(plan.batch_size)
+    steps = (Draws(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS))
     at_once = micro_batch_size or hardware.images_at_once(spec.patches)
+    encoders.keep_at_once(trial, None if trial.splits else micro_batch_size)
     train, times = data.train.to(hardware.device), []
     with closing(pretrain.batches(trial, train, spec, steps)) as source:
         for step in range(_STEPS):
             started = time.monotonic()
-            torch.manual_seed(draws.key(plan.seed, "dropout", step))
-            gradients.backward(trial, next(source), hardware, at_once).item()
+            torch.manual_seed(pretrain.dropout_key(plan.seed, step))
+            gradients.backward(trial, next(source), hardware, at_once, replica).item()
             optimizer.step()
             optimizer.zero_grad()
             trial.after_step((step + 1) / _STEPS)
-            times.append(time.monotonic() - started)
+            times.append(parallel.decided(time.monotonic() - started))
             if sum(times[_WARM_UP_STEPS:]) > _MOST_SECONDS:
                 break
     return statistics.median(times[_WARM_UP_STEPS:])

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ssl_bench import __version__, interruption
-from ssl_bench.errors import UserError, unknown
+from ssl_bench.errors import ToldElsewhere, UserError, unknown
 from ssl_bench.interruption import Stopped
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
@@ -73,6 +73,8 @@ def _main(words: Sequence[str]) -> int:
         # Python writes out what is left at its end, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ToldElsewhere as told:
+        return told.code
     except UserError as error:
         print(f"ssl-bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -106,13 +108,19 @@ def entry() -> None:
     sys.exit(main())
 
 
-def _run(words: Sequence[str]) -> None:
-    from ssl_bench import flags
+def _run(words: Sequence[str]) -> int:
+    from ssl_bench import flags, launch
 
     request = flags.parse_run(words)
-    from ssl_bench import commands
 
-    commands.run(request)
+    def work() -> None:
+        from ssl_bench import commands
+
+        commands.run(request)
+
+    settings = request.settings
+    devices, nodes = settings.devices, settings.nodes
+    return launch.on_devices(["run", *words], devices, nodes, work, settings.strategy)
 
 
 def _ablate(words: Sequence[str]) -> None:
@@ -131,17 +139,22 @@ def _recipe(words: Sequence[str]) -> None:
     recipe.show(words)
 
 
-def _eval(words: Sequence[str]) -> None:
-    from ssl_bench import flags, runs
+def _eval(words: Sequence[str]) -> int:
+    from ssl_bench import flags, launch, runs
 
     request = flags.parse_eval(words)
     settings = request.settings
     preset = runs.preset_of(settings.runs_dir, settings.target) if settings.target else None
     if preset:
         request = flags.parse_eval(words, preset)
-    from ssl_bench import commands
 
-    commands.evaluate(request)
+    def work() -> None:
+        from ssl_bench import commands
+
+        commands.evaluate(request)
+
+    devices, nodes = request.settings.devices, request.settings.nodes
+    return launch.on_devices(["eval", *words], devices, nodes, work)
 
 
 def _compare(words: Sequence[str]) -> None:

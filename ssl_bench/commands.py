@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import re
@@ -17,8 +18,10 @@ from ssl_bench import (
     checkpoints,
     encoders,
     evaluation,
+    parallel,
     pretrain,
     progress,
+    replicas,
     runs,
     weights,
 )
@@ -77,6 +80,7 @@ def check(request: Request, data: Dataset) -> tuple[Plan, Method]:
     Raises:
         UserError: it could not begin.
     """
+    _ranks(request.settings)
     prepared = _prepare(request, data)
     return prepared.plan, prepared.method
 
@@ -92,6 +96,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     """
     settings, plugin = request.settings, request.method
     assert plugin is not None
+    ranks = _ranks(settings)
     data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
     prepared = _prepare(request, data)
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
@@ -101,35 +106,52 @@ def run(request: Request, data: Dataset | None = None) -> Run:
         "method_source": "" if plugin.module else str(plugin.path),
         "data_source": resolved(settings.data),
     }
-    with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
-        folder = runs.create(settings.runs_dir, plan.name, {**asdict(plan), **facts})
-    _announce(plan, spec, data, hardware, folder)
+    names = parallel.from_all(prepared.plan.name)
+    require(
+        len(set(names)) == 1,
+        f"processes are about to make different runs, {names[0]!r} and others; do all machines see "
+        "the same data and the same code?",
+    )
+
+    def create() -> tuple[Plan, Path]:
+        with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
+            return plan, runs.create(settings.runs_dir, plan.name, {**asdict(plan), **facts})
+
+    plan, folder = parallel.from_first(create)
+    _announce(plan, spec, data, hardware, settings)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
-    with runs.locked(folder, settings.wait):
+    shown = method if ranks == 1 else copy.deepcopy(method)  # which training does not shard
+    with parallel.only_first(runs.locked(folder, settings.wait)):
         snapshots = _snapshots(settings, plan, method, data)
-        if runs.is_trained(folder):
+        if parallel.decided(runs.is_trained(folder)):
             console.print("pre-trained already: reused")
             homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
             missing = [step for step, home in homes.items() if not runs.is_trained(home)]
+            missing = parallel.decided(missing)
             require(
                 not missing,
                 f"run {folder.name!r} was trained without --eval-every {settings.eval_every}, and "
                 f"its encoder of step {missing and missing[0]} is not there; another --runs-dir "
                 "would train it again",
             )
-            pretrain.restore(method, folder)
+            if parallel.rank() == 0:
+                pretrain.restore(shown, folder)
         else:
-            runs.record_environment(folder, hardware.name)
-            with runs.failures_noted(folder):
+            used = {"devices": ranks, "nodes": settings.nodes, "strategy": replicas.strategy()}
+            parallel.from_first(lambda: runs.record_environment(folder, hardware.name, used))
+            with parallel.only_first(runs.failures_noted(folder)):
                 cost = pretrain.pretrain(
                     method, data, plan, folder, hardware, settings.micro_batch_size, snapshots
                 )
             console.print(
                 f"pre-trained: {cost['images_seen']:,} images seen, {cost['flops']:.3g} FLOPs, "
-                f"{cost['seconds']:.0f} s, peak memory {cost['peak_memory_mib']:,} MiB"
+                f"{cost['seconds']:.0f} {'s' if ranks == 1 else 'device-seconds'}, "
+                f"peak memory {cost['peak_memory_mib']:,} MiB"
             )
-        _draw(method, data, plan, spec, folder)
-        with runs.failures_noted(folder):
+            if ranks > 1 and parallel.rank() == 0:
+                pretrain.restore(shown, folder)
+        parallel.from_first(lambda: _draw(shown, data, plan, spec, folder))
+        with parallel.only_first(runs.failures_noted(folder)):
             records = _evaluate(
                 folder,
                 plan.method,
@@ -183,11 +205,14 @@ def _prepare(request: Request, data: Dataset) -> _Prepared:
         f"{method.smallest_batch} images in a step",
     )
     at_once = settings.micro_batch_size
+    own = settings.batch_size // (settings.devices * settings.nodes)
+    in_parts = getattr(plugin.load(), "ENCODES_IN_PARTS", False)
+    can_split = method.splits or in_parts or not method.trains
     require(
-        at_once is None or at_once >= settings.batch_size or method.splits or not method.trains,
+        at_once is None or at_once >= own or can_split,
         f"micro batch size {at_once}: the loss of {plugin.name} depends on all images of a batch, "
-        f"which cannot be split; a smaller --batch-size than {settings.batch_size} takes less "
-        "memory",
+        f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
+        "--devices, takes less memory",
     )
     if method.trains:
         Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
@@ -207,6 +232,12 @@ def _prepare(request: Request, data: Dataset) -> _Prepared:
     if budget and method.trains:
         plan = budgets.spend(budget, plan, method, data, hardware, settings)
     recipe = [audit.method(method)]
+    if at_once is not None and at_once < own and in_parts:
+        recipe.append(
+            f"encoded {at_once} images at a time, whose activations alone are kept; costs one more "
+            "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
+            f"encoder keeps those of all {own}"
+        )
     recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
     return _Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
 
@@ -221,18 +252,9 @@ def evaluate(request: Request) -> Path:
         UserError: there is no such run or file, or it does not hold an encoder.
     """
     settings = request.settings
+    _ranks(settings)
     hardware = choose(settings.precision)
-    source = settings.weights or settings.target
-    if settings.weights or checkpoints.is_foreign(source):
-        _say_data(settings, source, None)
-        folder = _import_weights(source, settings, {})
-    else:
-        folder = runs.find_trained(settings.runs_dir, source, settings.wait)
-        plan = runs.plan_of(folder)
-        _say_data(settings, source, plan["data_source"])
-        if settings.image_size not in (None, plan["encoder"]["image_size"]):
-            folder = _import_weights(str(folder), settings, plan)
-    plan = runs.plan_of(folder)
+    folder, plan = parallel.from_first(lambda: _evaluated(settings))
     data_source = settings.data or plan["data_source"]
     size = plan["encoder"]["image_size"]
     data = load(data_source, size, settings.data_dir, settings.storage)
@@ -241,7 +263,7 @@ def evaluate(request: Request) -> Path:
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
-    with runs.locked(folder, settings.wait):
+    with parallel.only_first(runs.locked(folder, settings.wait)):
         _evaluate(
             folder,
             plan["method"],
@@ -254,6 +276,32 @@ def evaluate(request: Request) -> Path:
         )
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
+
+
+def _ranks(settings: Settings | EvalSettings) -> int:
+    """How many processes there are, which `launch.on_devices` has started."""
+    ranks = settings.devices * settings.nodes
+    require(
+        parallel.world_size() == ranks,
+        f"devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
+        "`ssl-bench eval` work on several; 1 would work here",
+    )
+    return ranks
+
+
+def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:
+    """The folder of what is to be evaluated, and its plan."""
+    source = settings.weights or settings.target
+    if settings.weights or checkpoints.is_foreign(source):
+        _say_data(settings, source, None)
+        folder = _import_weights(source, settings, {})
+    else:
+        folder = runs.find_trained(settings.runs_dir, source, settings.wait)
+        plan = runs.plan_of(folder)
+        _say_data(settings, source, plan["data_source"])
+        if settings.image_size not in (None, plan["encoder"]["image_size"]):
+            folder = _import_weights(str(folder), settings, plan)
+    return folder, runs.plan_of(folder)
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -285,9 +333,15 @@ def prepare(settings: PrepareSettings) -> None:
 
 
 def load(source: str, image_size: int | None, data_dir: Path, storage: Storage = "auto") -> Dataset:
-    """A data set by name or path, while a progress bar shows."""
-    with progress.bar(f"read {source}", 1) as bar:
-        return datasets.load(source, image_size, data_dir, bar.of, storage)
+    """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
+
+    def read() -> Dataset:
+        with progress.bar(f"read {source}", 1) as bar:
+            return datasets.load(source, image_size, data_dir, bar.of, storage)
+
+    found: list[Dataset] = []
+    parallel.from_first(lambda: found.append(read()))
+    return found[0] if found else read()
 
 
 def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> EncoderSpec:
@@ -307,14 +361,17 @@ def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> Encod
 
 
 def _announce(
-    plan: Plan, spec: EncoderSpec, data: Dataset, hardware: Hardware, folder: Path
+    plan: Plan, spec: EncoderSpec, data: Dataset, hardware: Hardware, settings: Settings
 ) -> None:
+    ranks = settings.devices * settings.nodes
+    machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
     console.print(
         f"{plan.method} on {plan.data}: {len(data.train):,} training and "
         f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
         f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{f'{ranks} processes{machines} ({replicas.strategy()}), each ' if ranks > 1 else ''}"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )
     if data.note:

@@ -13,11 +13,16 @@ those of `settings.Settings` too, and ``PAPER``, a mapping from the beginning of
 `settings.Published` values by flag, which ``ssl-bench recipe`` shows; a name with a space in it is
 no flag but something that the code fixes, and ``sources`` says what is quoted.
 
-An evaluation may define ``DEFAULT = True``, to be run without being asked for, a function
+An evaluation may define ``DEFAULT = True``, to be run without being asked for, ``SPREAD = True``,
+to be called by every rank at once instead of rank 0 alone (see `evaluation`), a function
 ``baselines(config)``, which maps a label to an encoder ("pixels" or "random") and the ``Config`` to
 evaluate it with, and a function ``audit(encoder: FrozenEncoder, config: Config) -> str``, called
 with an untrained encoder before anything is trained: it raises `UserError` where something that the
 config asks for would reach nothing, and returns what to tell the user (see `audit`).
+
+A method whose loss does not split defines ``ENCODES_IN_PARTS = True`` where it keeps the
+activations of as many images as its encoders' ``images_at_once`` says: `encoders.class_token` does,
+and `encoders.in_parts` helps.
 
 A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation`, and ``SEARCH``, a
 mapping from a field of its ``Config`` to the range that ``ssl-bench sweep --search`` draws it from:
@@ -70,6 +75,10 @@ class Batch:
 class Method(nn.Module):
     """A pre-training method: views of a batch, a loss of those views, an encoder to hand over.
 
+    With several ranks each has its share of a batch, and the mean of their losses counts: one that
+    compares images gathers them (`parallel.gather`), and a batch norm is over all ranks
+    (`parallel.SyncBatchNorm1d`).
+
     Attributes:
         encoder: the timm ViT that evaluations receive. A method that trains nothing has no
             parameter that requires a gradient.
@@ -109,6 +118,10 @@ class Method(nn.Module):
         if type(self).loss is Method.loss:
             raise NotImplementedError(f"{type(self).__name__} defines neither loss nor terms")
         yield self.loss(batch)
+
+    def forward(self, terms: Iterator[Tensor]) -> Tensor | None:
+        """The next of the terms; what wraps a method for several ranks sees nothing else of it."""
+        return next(terms, None)
 
     def before_training(self, train: Split, spec: EncoderSpec, seed: int) -> None:
         """Called before the first step, and again before an interrupted training goes on.

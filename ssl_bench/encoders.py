@@ -6,8 +6,9 @@ Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pix
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import timm
@@ -16,10 +17,13 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssl_bench import draws
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.settings import BACKBONES
+
+_AT_ONCE = "images_at_once"
 
 
 @dataclass(frozen=True)
@@ -273,11 +277,46 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     """The class token after the final norm, ``(B, D)``, as in ``forward_features(images)[:, 0]``.
 
-    The last block computes nothing else.
+    The last block computes nothing else. The activations of as many images are kept at a time as
+    `keep_at_once` says.
     """
+    at_once = getattr(encoder, _AT_ONCE, None)
+    return in_parts(partial(_class_token, encoder), images_BCHW, at_once)
+
+
+def _class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     tokens_BTD = encoder.patch_drop(encoder._pos_embed(encoder.patch_embed(images_BCHW)))
     tokens_BTD = encoder.blocks[:-1](encoder.norm_pre(tokens_BTD))
     return encoder.norm(block_at(encoder.blocks[-1], tokens_BTD, slice(0, 1)))[:, 0]
+
+
+def keep_at_once(root: nn.Module, images: int | None) -> None:
+    """Have each encoder under a module keep the activations of so many images at a time.
+
+    Heeded by what encodes with `in_parts`, such as `class_token`; None for all.
+    """
+    for module in root.modules():
+        if isinstance(module, VisionTransformer):
+            setattr(module, _AT_ONCE, images)
+
+
+def in_parts(
+    encode: Callable[[Tensor], Tensor], images_BCHW: Tensor, images_at_once: int | None
+) -> Tensor:
+    """``encode(images)``, with the activations of so many images kept at a time; None for all.
+
+    Those of the other parts are computed again in the backward pass, at the price of one more
+    forward pass.
+
+    Args:
+        encode: a function of each image by itself, to rows ``(B, ...)``.
+    """
+    if images_at_once is None or images_at_once >= len(images_BCHW):
+        return encode(images_BCHW)
+    parts = images_BCHW.split(images_at_once)
+    if not torch.is_grad_enabled():
+        return torch.cat([encode(part_BCHW) for part_BCHW in parts])
+    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
 
 
 def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:

@@ -16,6 +16,18 @@ class UserError(Exception):
     """
 
 
+class ToldElsewhere(BaseException):
+    """Ends this process without a word: another one tells the user why.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among the choices, with the nearest one if there is any."""
     known = sorted(choices)

@@ -1,4 +1,9 @@
-"""Evaluating an encoder and its baselines, and storing what was found."""
+"""Evaluating an encoder and its baselines, and storing what was found.
+
+With several ranks, rank 0 evaluates while the others wait, however long that takes, except where an
+evaluation says ``SPREAD = True``: that one every rank calls, and it comes to the same result on
+each, with features extracted and queries answered by all of them. Rank 0 writes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ssl_bench import RESULTS, encoders, runs, weights
+from ssl_bench import RESULTS, encoders, parallel, runs, weights
 from ssl_bench.contract import Result
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
@@ -47,7 +52,7 @@ def evaluate_run(
     Yields:
         One record for each evaluation, as stored in its ``scores.json``.
     """
-    module, spec = weights.load(folder)
+    module, spec = parallel.from_first(lambda: weights.load(folder))
     encoder = _encoder(module, spec, hardware, seed, data, folder, keep_features)
     fresh: dict[str, Any] = {}
     for plugin, config in evals.items():
@@ -60,11 +65,12 @@ def evaluate_run(
                 home = _baseline_folder(kind, spec, data, seed, runs_dir)
                 if kind not in fresh:
                     fresh[kind] = _baseline(kind, spec, hardware, seed, data, home, keep_features)
-                with runs.locked(home, wait=True):
+                with parallel.only_first(runs.locked(home, wait=True)):
                     baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
                 record["baselines"][label] = baseline["scores"]
-            home = _folder(folder, plugin, config, data, encoder)
-            write_json(home / "scores.json", record)
+            if parallel.rank() == 0:
+                home = _folder(folder, plugin, config, data, encoder)
+                write_json(home / "scores.json", record)
         yield record
 
 
@@ -99,15 +105,46 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     """Evaluate one encoder once, or read the stored result."""
     folder = _folder(home, plugin, config, data, encoder)
     scratch = Scratch(home / "unfinished" / folder.name)
-    if (folder / "scores.json").exists():
-        scratch.remove()
-        return read_json(folder / "scores.json")
-    environment = runs.environment(encoder.hardware.name)
-    encoder.scratch = scratch
-    try:
-        result: Result = plugin.load().evaluate(encoder, data, config)
-    finally:
-        encoder.scratch = None
+    stored = parallel.from_first(lambda: _stored(folder, scratch))
+    if stored is not None:
+        return stored
+    environment = {**runs.environment(encoder.hardware.name), "devices": parallel.world_size()}
+    code, is_first = plugin.load(), parallel.rank() == 0
+
+    def compute() -> Result:
+        encoder.scratch = scratch if is_first else None
+        try:
+            return code.evaluate(encoder, data, config)
+        finally:
+            encoder.scratch = None
+
+    def store(result: Result) -> Record:
+        return _store(result, plugin, config, encoder, data, folder, scratch, environment)
+
+    if getattr(code, "SPREAD", False):
+        result = compute()
+        return parallel.from_first(lambda: store(result))
+    return parallel.from_first(lambda: store(compute()))
+
+
+def _stored(folder: Path, scratch: Scratch) -> Record | None:
+    if not (folder / "scores.json").exists():
+        return None
+    scratch.remove()
+    return read_json(folder / "scores.json")
+
+
+def _store(
+    result: Result,
+    plugin: Plugin,
+    config: Any,
+    encoder: Any,
+    data: Dataset,
+    folder: Path,
+    scratch: Scratch,
+    environment: Mapping[str, Any],
+) -> Record:
+    """Write a result; its record."""
     folder.mkdir(parents=True, exist_ok=True)
     if result.predictions_N is not None:
         predictions = {"predictions": result.predictions_N, "labels": data.test.labels_N}
@@ -199,4 +236,4 @@ def _baseline_folder(
         "seed": seed,
     }
     name = f"{kind}-{data.name}-seed{seed}-{runs.digest([RESULTS, config])}"
-    return runs.create(runs_dir / "baselines", name, config)
+    return parallel.from_first(lambda: runs.create(runs_dir / "baselines", name, config))

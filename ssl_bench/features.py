@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ssl_bench import encoders, progress
+from ssl_bench import encoders, parallel, progress
 from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.data import Split
 from ssl_bench.encoders import EncoderSpec
@@ -121,13 +121,15 @@ class Encoder:
 
         They stay in memory only where they are not on disk.
         """
-        if split in self._features:
+        if _everywhere(split in self._features):
             return self._features[split]
         found = self._kept.read(split) if self._kept else None
-        if found is not None:
+        if _everywhere(found is not None):
+            assert found is not None
             return {name: each.to(self.hardware.device) for name, each in found.items()}
         features = self._extract(split)
-        if not (self._kept and self._kept.write(split, features)):
+        kept = self._kept
+        if not (kept and parallel.from_first(lambda: kept.write(split, features))):
             self._features[split] = features
         return features
 
@@ -166,19 +168,24 @@ class Encoder:
         return max(_FEWEST_IMAGES_AT_ONCE, numbers // (tokens * self._module.embed_dim))
 
     def _extract(self, split: Split) -> dict[str, Tensor]:
+        """Features of all images; each rank makes those of its share."""
         features: dict[str, Tensor] = {}
-        count, at_once = len(split), self._images_at_once
-        with progress.bar("features", count) as bar:
+        own, at_once = torch.arange(len(split))[parallel.share(len(split))], self._images_at_once
+        chunks = split.chunks(at_once)
+        if parallel.world_size() > 1:
+            # One without images learns from the first one what features there are.
+            chunks = split.read((own if len(own) else torch.zeros(1).long()).split(at_once))
+        with progress.bar("features", len(own)) as bar:
             done = 0
-            for images in split.chunks(at_once):
+            for images in chunks:
                 part = self.encode(prepare(images, self.spec, self.hardware))
                 for name, rows_BD in part.items():
                     if name not in features:
-                        features[name] = rows_BD.new_empty(count, rows_BD.shape[1])
-                    features[name][done : done + len(images)] = rows_BD
+                        features[name] = rows_BD.new_empty(len(own), rows_BD.shape[1])
+                    features[name][done : done + len(images)] = rows_BD[: len(own)]
                 done += len(images)
                 bar.update(done)
-        return features
+        return {name: parallel.gather_shares(each, len(split)) for name, each in features.items()}
 
     def trainable_copy(self, **overrides: Any) -> VisionTransformer:
         """The encoder again, all of its parameters trainable.
@@ -234,6 +241,11 @@ def prepare(
     images_BCHW = images_BCHW.to(hardware.device)
     views = view(images_BCHW) if view else evaluation_view(images_BCHW, spec.image_size)
     return normalize(match_channels(views, spec.channels), spec.mean, spec.std)
+
+
+def _everywhere(fact: bool) -> bool:
+    """Whether it holds on every rank."""
+    return parallel.largest(not fact) == 0
 
 
 def match_channels(images_BCHW: Tensor, channels: int) -> Tensor:

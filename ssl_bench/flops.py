@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench import draws
+from ssl_bench import draws, parallel
 from ssl_bench.contract import Batch, Method
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
@@ -34,12 +34,18 @@ def of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
     least = max(2, method.smallest_batch)
     sizes = [least, 2 * least, 3 * least]
     if batch_size <= sizes[-1]:
-        return _count(method, spec, batch_size)
-    counts = [_count(method, spec, size) for size in sizes]
+        return _count(method, spec, batch_size)[0]
+    counts = [_count(method, spec, size)[0] for size in sizes]
     return round(sum(counts[i] * _lagrange(sizes, i, batch_size) for i in range(len(sizes))))
 
 
-def _count(method: Method, spec: EncoderSpec, batch_size: int) -> int:
+def terms_of_step(method: Method, spec: EncoderSpec) -> int:
+    """How many terms a method's loss has, as a small batch of a copy of it tells."""
+    return _count(method, spec, max(2, method.smallest_batch))[1]
+
+
+def _count(method: Method, spec: EncoderSpec, batch_size: int) -> tuple[int, int]:
+    """FLOPs and terms of a step, as one process takes it."""
     trial = copy.deepcopy(method).cpu().train()
     for module in trial.modules():
         if hasattr(module, "fused_attn"):
@@ -56,10 +62,16 @@ def _count(method: Method, spec: EncoderSpec, batch_size: int) -> int:
     )
     labels_B = torch.zeros(batch_size, dtype=torch.int64)
     batch = Batch(views, labels_B, Draws(0, 0, torch.arange(batch_size)))
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+    terms = 0
+    with (
+        parallel.alone(),
+        torch.random.fork_rng(devices=[]),
+        FlopCounterMode(display=False) as counter,
+    ):
         for term in trial.terms(batch):
             term.backward()
-    return counter.get_total_flops()
+            terms += 1
+    return counter.get_total_flops(), terms
 
 
 def _lagrange(sizes: list[int], which: int, at: int) -> Fraction:

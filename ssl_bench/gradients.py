@@ -16,12 +16,17 @@ from torch import Tensor
 
 from ssl_bench.contract import Batch, Method
 from ssl_bench.hardware import Hardware
+from ssl_bench.replicas import Replica
 
 _MOST_THREADS = 8  # each holds a copy of the gradient
 
 
 def backward(
-    method: Method, batch: Batch, hardware: Hardware, images_at_once: int | None = None
+    method: Method,
+    batch: Batch,
+    hardware: Hardware,
+    images_at_once: int | None = None,
+    replica: Replica | None = None,
 ) -> Tensor:
     """Add the gradient of the batch's loss to the parameters'; returns the loss.
 
@@ -29,10 +34,17 @@ def backward(
     not at all on which thread is faster.
 
     Args:
+        batch: this rank's share of it, where there are several.
         images_at_once: how many images' activations are kept at a time, by each thread, where the
             method's loss `splits`; None for all.
+        replica: the method as `replicas.wrap` wraps it. The gradient is that of all ranks' images
+            then, and the loss is of this rank's.
     """
-    if images_at_once is None or images_at_once >= len(batch) or not method.splits:
+    if images_at_once is None or not method.splits:
+        images_at_once = len(batch)
+    if replica:
+        return _over_ranks(method, batch, hardware, images_at_once, replica)
+    if images_at_once >= len(batch):
         return _one_by_one(method, batch, hardware)
     count = math.ceil(len(batch) / images_at_once)
     threads = 1
@@ -52,6 +64,25 @@ def _one_by_one(method: Method, part: Batch, hardware: Hardware, share: float = 
     for loss in _terms(method, part, hardware, share):
         loss.backward()
         losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def _over_ranks(
+    method: Method, batch: Batch, hardware: Hardware, images_at_once: int, replica: Replica
+) -> Tensor:
+    """The terms of each part in turn; gradients are exchanged with the last one's."""
+    parts = list(batch.split(math.ceil(len(batch) / images_at_once)))
+    losses, left = [], len(parts) * replica.terms
+    for part in parts:
+        terms = method.terms(part)  # a generator, whose code runs inside of the wrapper
+        for _ in range(replica.terms):
+            left -= 1
+            with replica.accumulating(left > 0):
+                with hardware.autocast():
+                    term = replica(terms)
+                loss = term * (len(part) / len(batch))
+                loss.backward()
+            losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 import timm.layers
 import torch
 
+from ssl_bench import parallel
 from ssl_bench.errors import UserError, require
 from ssl_bench.settings import Compilation, Precision
 
@@ -63,7 +64,9 @@ class Hardware:
 
 
 def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> Hardware:
-    """The first CUDA device, else the CPU; bf16 where the matrix units have it.
+    """The first CUDA device, or a rank's own, else the CPU; bf16 where the matrix units have it.
+
+    Every rank takes the precision of rank 0.
 
     Fused attention is switched off on the CPU: its backward pass in bf16 takes longer than the
     rest of a step. Blocks are compiled on a GPU alone: on a CPU, compiled code is no faster, and
@@ -74,9 +77,11 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
+    if on_gpu and parallel.world_size() > 1:
+        device = torch.device("cuda", torch.cuda.current_device())  # the rank's own
     has_bf16 = torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()
     if precision == "auto":
-        precision = "bf16" if has_bf16 else "fp32"
+        precision = "bf16" if parallel.decided(has_bf16) else "fp32"
     if precision == "bf16" and on_gpu and not has_bf16:
         raise UserError("precision 'bf16' is not supported by this GPU; fp32 would work")
     has_compiler = find_spec("triton") if on_gpu else shutil.which(os.environ.get("CXX", "g++"))

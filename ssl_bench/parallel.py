@@ -1,27 +1,161 @@
-"""Several processes as one: who is who, rows gathered from all, batch norm over the whole batch.
+"""Several processes as one: who is who, shares, decisions, batch norm over the whole batch.
 
-Everything here is the identity where ``torch.distributed`` is not initialised. Ranks hold equally
-many rows. With each rank's loss the mean over its own rows, the mean of the ranks' gradients (what
-DistributedDataParallel leaves in the parameters) is the gradient over the whole batch.
+Everything here is the identity where ``torch.distributed`` is not initialised, and inside of
+`alone`. In a training, ranks hold equally many rows. With each rank's loss the mean over its own
+rows, the mean of the ranks' gradients (what DistributedDataParallel leaves in the parameters) is
+the gradient over the whole batch.
+
+Whatever depends on the disk or the clock is decided by rank 0 (`from_first`), so that ranks never
+disagree. Such messages go over a process group of their own, on the CPU, where a rank may wait for
+days; a GPU's ranks exchange tensors only when all of them are there.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ssl_bench.errors import UserError
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=30)
+_alone = False
+_messages: Any = None  # the process group for messages; None for torch's default one
+_here = 1
+
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
+
+
+def _together() -> bool:
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Have messages go over a process group of their own meanwhile; every rank calls it."""
+    global _messages
+    _messages = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        _messages = None
+
+
+@contextmanager
+def on_machine(processes: int) -> Iterator[None]:
+    """Let `processes_here` be that many meanwhile."""
+    global _here
+    _here = processes
+    try:
+        yield
+    finally:
+        _here = 1
+
+
+def processes_here() -> int:
+    """How many of the ranks share this machine."""
+    return _here
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process be the only one meanwhile: nothing in the block waits for another."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """What the function returns on rank 0, which alone calls it, while the others wait.
+
+    Raises:
+        UserError: on every rank, where the function raises it.
+    """
+    if world_size() == 1:
+        return function()
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            with alone():
+                found[0] = function()
+        except UserError as error:
+            found[1] = error
+    dist.broadcast_object_list(found, src=0, group=_messages, device=torch.device("cpu"))
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def decided(value: T) -> T:
+    """Rank 0's value."""
+    return from_first(lambda: value)
+
+
+def only_first(context: AbstractContextManager[T]) -> AbstractContextManager[T | None]:
+    """The context on rank 0; on the others one that does nothing."""
+    return context if rank() == 0 else nullcontext()
+
+
+def file_of_first(path: Path) -> Path:
+    """The path on rank 0; on the others one where all that is written is lost."""
+    return path if rank() == 0 else Path(os.devnull)
+
+
+def from_all(value: T) -> list[T]:
+    """Every rank's value, in their order."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value, group=_messages)
+    return found
+
+
+def largest(number: float) -> float:
+    """The largest of the ranks' numbers."""
+    if world_size() == 1:
+        return number
+    numbers = torch.tensor([number], dtype=torch.float64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_messages)
+    return numbers.item()
+
+
+def agreed(signal_number: int) -> int:
+    """The largest of the ranks' signal numbers, 0 standing for none: whether all are to stop."""
+    return int(largest(signal_number))
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of the ranks' values."""
+    if world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def share(count: int) -> slice:
+    """This rank's part of that many things: all in order, as many for each rank as can be."""
+    ranks = world_size()
+    return slice(count * rank() // ranks, count * (rank() + 1) // ranks)
 
 
 def gather(rows_BD: Tensor) -> Tensor:
@@ -32,6 +166,24 @@ def gather(rows_BD: Tensor) -> Tensor:
     parts = [torch.empty_like(rows_BD) for _ in range(world_size())]
     dist.all_gather(parts, rows_BD.contiguous())
     return torch.cat(parts)
+
+
+def gather_shares(own: Tensor, count: int) -> Tensor:
+    """The whole of which each rank has its `share` of the rows: ``(count, ...)``, each row once.
+
+    Waits for the slowest rank first, however long it takes. What is on the CPU stays there.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return own
+    largest(0)
+    most = -(-count // ranks)  # equally long parts is what is exchanged; their ends are cut off
+    padded = own.new_zeros(most, *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    dist.all_gather(parts, padded, group=_messages if own.device.type == "cpu" else None)
+    counts = [count * (number + 1) // ranks - count * number // ranks for number in range(ranks)]
+    return torch.cat([part[:rows] for part, rows in zip(parts, counts, strict=True)])
 
 
 class SyncBatchNorm1d(nn.BatchNorm1d):

@@ -27,7 +27,8 @@ from ssl_bench.settings import PRESET_NOTES, Ablation, Published, Range
 
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
-_NO_CODE = {"PRESETS", "PAPER", "ABLATIONS", "SEARCH"}
+_NO_CODE = {"PRESETS", "PAPER", "ABLATIONS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
+_SHARING = "ssl_bench.sharing"
 _NO_CODE_IMPORTS = {"LogUniform", "OneOf", "Uniform"}
 _LIGHT_MODULES = {
     "ssl_bench.errors",
@@ -110,6 +111,8 @@ class Plugin:
     @property
     def fingerprint(self) -> str:
         """A hash of the plugin's code, blind to comments, layout, docstrings and `_NO_CODE`.
+
+        It is blind to how ranks share the work (`sharing`), too.
 
         It is the same under every version of Python.
         """
@@ -220,10 +223,13 @@ def _canonical(item: Any) -> Any:
 def _is_no_code(node: Any) -> bool:
     """Whether a statement gives the value of a constant that changes no result by itself.
 
-    An import of nothing but what such a value is made of is another one.
+    An import of nothing but what such a value is made of is another one, and so is what says how
+    ranks share the work.
     """
     if isinstance(node, ast.ImportFrom):
-        return not _names_of_code(node)
+        return node.module == _SHARING or not _names_of_code(node)
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "shared_rows"
     return isinstance(node, ast.Assign) and any(
         isinstance(target, ast.Name) and target.id in _NO_CODE for target in node.targets
     )

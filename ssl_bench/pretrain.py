@@ -16,7 +16,18 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench import draws, encoders, flops, gradients, optim, progress, resume, weights
+from ssl_bench import (
+    draws,
+    encoders,
+    flops,
+    gradients,
+    optim,
+    parallel,
+    progress,
+    replicas,
+    resume,
+    weights,
+)
 from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
@@ -27,7 +38,8 @@ from ssl_bench.files import atomic, write_json
 from ssl_bench.hardware import Hardware, peak_memory_mib
 from ssl_bench.interruption import deferred, error_of
 from ssl_bench.optim import Schedule
-from ssl_bench.runs import Plan
+from ssl_bench.replicas import Replica
+from ssl_bench.runs import Plan, is_trained
 from ssl_bench.views import views
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -86,8 +98,9 @@ def pretrain(
     """Train the method as planned and write the encoder; a checkpoint, if there, is gone on from.
 
     Args:
-        micro_batch_size: how many images' activations are kept at a time, where the method's loss
-            `splits`; None for as many as suit the hardware. It changes rounding alone.
+        micro_batch_size: how many images' activations each rank keeps at a time, where the method's
+            loss `splits`, or else its encoders, where it encodes in parts; None for as many as suit
+            the hardware, or all. It changes rounding alone.
         snapshot_steps: after which steps to write the encoder as it is then, and what it cost.
 
     Returns:
@@ -101,6 +114,8 @@ def pretrain(
     hardware.forget_peak()
     method.to(hardware.device).train()
     flops_per_step = flops.of_step(method, spec, plan.batch_size)
+    encoded_at_once = None if method.splits else micro_batch_size
+    encoders.keep_at_once(method, encoded_at_once)
     steps = 0
     if method.trains:
         steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config).steps
@@ -114,7 +129,7 @@ def pretrain(
                 wanted,
             )
         return _finish(
-            *(method, plan, spec, folder, hardware, images_at_once),
+            *(method, plan, spec, folder, hardware, images_at_once, encoded_at_once),
             *(steps, flops_per_step, seconds),
         )
 
@@ -126,32 +141,36 @@ def _finish(
     folder: Path,
     hardware: Hardware,
     images_at_once: int | None,
+    encoded_at_once: int | None,
     steps: int,
     flops_per_step: int,
     seconds: float,
 ) -> dict[str, Any]:
     """Write what a training has made, ``encoder.json`` last; the checkpoint is not needed then."""
-    own = {
-        name: tensor.contiguous()
-        for name, tensor in method.state_dict().items()
-        if not name.startswith("encoder.")
-    }
-    with atomic(folder / "method.safetensors") as path:
-        save_file(own, path)
+    state = method.state_dict()
+    own = replicas.whole({name: state[name] for name in state if not name.startswith("encoder.")})
+    if parallel.rank() == 0:
+        with atomic(folder / "method.safetensors") as path:
+            save_file({name: tensor.contiguous() for name, tensor in own.items()}, path)
     cost = {
         **_cost(steps, plan.batch_size, flops_per_step * steps, seconds),
         "flops_per_step": flops_per_step,
-        "peak_memory_mib": round(peak_memory_mib(hardware.device)),
+        "peak_memory_mib": round(parallel.largest(peak_memory_mib(hardware.device))),
         "encoder_parameters": sum(p.numel() for p in method.encoder.parameters()),
         "trained_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "device": hardware.name,
+        "devices": parallel.world_size(),
+        "strategy": replicas.strategy(),
         "precision": hardware.precision,
         "compiled": hardware.compiled,
         "images_at_once": images_at_once,
+        "encoded_at_once": encoded_at_once,
     }
-    write_json(folder / "cost.json", cost)
+    if parallel.rank() == 0:
+        write_json(folder / "cost.json", cost)
     weights.save(method.encoder, spec, folder)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    if parallel.rank() == 0:
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return cost
 
 
@@ -191,7 +210,7 @@ def _train(
     snapshot_flops: Mapping[int, int],
     wanted: Callable[[], int | None],
 ) -> float:
-    """The loop. Returns the seconds it took, earlier starts included.
+    """The loop. Returns the device-seconds it took, earlier starts included.
 
     Args:
         wanted: the signal that asks the program to end after the step under way, if any.
@@ -200,14 +219,20 @@ def _train(
     train = data.train.to(hardware.device)
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
-    optimizer = optim.of_method(method, config)
-    if hardware.compiled:
-        compile_blocks(method)
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
-    start, seconds_before, losses = _resume(method, optimizer, folder, hardware)
+    state = parallel.from_first(lambda: _last_state(folder))
+    start, seconds_before = state.get("step", 0), state.get("seconds", 0.0)
+    # There are none in a checkpoint of an older version.
+    losses = list(state.get("losses", torch.empty(0)).to(hardware.device))
+    replica, optimizer = _restored(method, state, hardware, spec, folder)
+    del state
+    ranks = parallel.world_size()
+    written = parallel.from_first(
+        lambda: {s for s in snapshot_flops if is_trained(snapshot_folder(folder, s))}
+    )
     for step in snapshot_flops:
         require(
-            step > start or (snapshot_folder(folder, step) / "encoder.json").exists(),
+            step > start or step in written,
             f"the encoder of step {step} is wanted on the way, and the training is at step {start} "
             f"already; without --eval-every, or with checkpoint {str(folder / 'checkpoint.pt')!r} "
             "deleted, it would go on",
@@ -215,12 +240,15 @@ def _train(
     started = checkpointed = recorded = time.monotonic()
     pause = SECONDS_BETWEEN_CHECKPOINTS
     first, waited = start, 0.0  # of this process since the last record
-    steps = (Draws(seed, step, schedule.batch(step, seed, "order")) for step in range(start, total))
+    own = parallel.share(batch_size)
+    steps = (
+        Draws(seed, step, schedule.batch(step, seed, "order")[own]) for step in range(start, total)
+    )
 
     with (
         closing(batches(method, train, spec, steps)) as source,
         progress.bar(f"pre-train {plan.method}", total) as bar,
-        (folder / "metrics.jsonl").open("a") as metrics,
+        parallel.file_of_first(folder / "metrics.jsonl").open("a") as metrics,
     ):
         for step in range(start, total):
             learning_rate = schedule.learning_rate(step)
@@ -228,8 +256,8 @@ def _train(
             before = time.monotonic()
             batch = next(source)
             waited += time.monotonic() - before
-            torch.manual_seed(draws.key(seed, "dropout", step))
-            loss = gradients.backward(method, batch, hardware, images_at_once)
+            torch.manual_seed(dropout_key(seed, step))
+            loss = gradients.backward(method, batch, hardware, images_at_once, replica)
             optimizer.step()
             optimizer.zero_grad()
             method.after_step((step + 1) / total)
@@ -237,7 +265,7 @@ def _train(
                 if hardware.device.type == "cuda":
                     torch.cuda.synchronize()
                 before = time.monotonic()
-                seconds = seconds_before + before - started
+                seconds = seconds_before + (before - started) * ranks
                 cost = _cost(step + 1, batch_size, snapshot_flops[step + 1], seconds)
                 _snapshot(method, spec, cost, folder)
                 started += time.monotonic() - before  # which is no part of the training
@@ -245,7 +273,7 @@ def _train(
             losses.append(loss)
             now = time.monotonic()
             if (step + 1) % record_every == 0 or step + 1 == total:
-                mean_loss = torch.stack(losses).mean().item()
+                mean_loss = parallel.mean(torch.stack(losses).mean()).item()
                 if not math.isfinite(mean_loss):
                     raise UserError(
                         f"the loss is {mean_loss} at step {step + 1}; "
@@ -267,16 +295,40 @@ def _train(
                 note = f"loss {mean_loss:.4f}  {speed:,.0f} img/s  waiting for data {waiting:.0%}"
                 bar.update(step + 1, note)
                 losses, recorded, first, waited = [], now, step + 1, 0.0
-            stop = wanted()
-            if stop or now - checkpointed > pause:
-                os.fsync(metrics.fileno())  # whose records the checkpoint counts on
-                seconds = seconds_before + now - started
+            is_due = parallel.rank() == 0 and now - checkpointed > pause
+            wish = parallel.agreed(2 * (wanted() or 0) + is_due)
+            stop = wish // 2
+            if wish:
+                if parallel.rank() == 0:
+                    os.fsync(metrics.fileno())  # whose records the checkpoint counts on
+                seconds = seconds_before + (now - started) * ranks
                 _checkpoint(method, optimizer, step + 1, seconds, losses, folder)
                 checkpointed = time.monotonic()
                 pause = resume.pause(SECONDS_BETWEEN_CHECKPOINTS, checkpointed - now)
             if stop:
                 raise error_of(stop, f"step {step + 1} of {total} is saved")
-    return seconds_before + time.monotonic() - started
+    return seconds_before + (time.monotonic() - started) * ranks
+
+
+def dropout_key(seed: int, step: int) -> int:
+    """The seed of torch's own random numbers in a step, which are another rank's on no rank."""
+    number = parallel.rank()
+    return draws.key(seed, "dropout", step, *([number] if number else []))
+
+
+def prepared(
+    method: Method, hardware: Hardware, spec: EncoderSpec
+) -> tuple[Replica | None, torch.optim.Optimizer]:
+    """A method ready for its first step: compiled, wrapped for several ranks, with its optimiser.
+
+    Its parameters may be others then.
+    """
+    if hardware.compiled:
+        compile_blocks(method)
+    replica: Replica | None = None
+    if parallel.world_size() > 1:
+        replica = replicas.wrap(method, flops.terms_of_step(method, spec))
+    return replica, optim.of_method(method, method.config)
 
 
 def snapshot_folder(folder: Path, step: int) -> Path:
@@ -313,8 +365,9 @@ def _cost(step: int, batch_size: int, counted: int, seconds: float) -> dict[str,
 
 def _snapshot(method: Method, spec: EncoderSpec, cost: Mapping[str, Any], folder: Path) -> None:
     home = snapshot_folder(folder, cost["steps"])
-    home.mkdir(parents=True, exist_ok=True)
-    write_json(home / "cost.json", cost)
+    if parallel.rank() == 0:
+        home.mkdir(parents=True, exist_ok=True)
+        write_json(home / "cost.json", cost)
     weights.save(method.encoder, spec, home)
 
 
@@ -329,31 +382,39 @@ def _checkpoint(
     state = {
         "step": step,
         "seconds": seconds,
-        "losses": torch.stack(list(losses)) if losses else torch.empty(0),
-        "method": method.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "losses": parallel.mean(torch.stack(list(losses))) if losses else torch.empty(0),
+        "method": replicas.whole(method.state_dict()),
+        "optimizer": replicas.whole(optimizer.state_dict()),
     }
-    resume.save(folder / "checkpoint.pt", state)
+    if parallel.rank() == 0:
+        resume.save(folder / "checkpoint.pt", state)
 
 
-def _resume(
-    method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, hardware: Hardware
-) -> tuple[int, float, list[Tensor]]:
-    """Load the checkpoint, if any, and forget the metrics after it.
-
-    Returns:
-        The next step, the seconds so far, and the losses since the last record.
-    """
+def _last_state(folder: Path) -> dict[str, Any]:
+    """The checkpoint, nothing if there is none; the metrics after it are forgotten."""
     path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
     if not path.exists():
         metrics.unlink(missing_ok=True)
-        return 0, 0.0, []
-    state = resume.load(path, ("method", method), ("optimizer", optimizer))
+        return {}
+    state = resume.load(path)
     lines = metrics.read_text(errors="replace").splitlines(keepends=True)
-    with atomic(metrics) as temporary:
+    with resume.readable(path), atomic(metrics) as temporary:
         temporary.write_text("".join(line for line in lines if _step_of(line) <= state["step"]))
-    losses = state.get("losses", torch.empty(0))  # none in a checkpoint of an older version
-    return state["step"], state["seconds"], list(losses.to(hardware.device))
+    return state
+
+
+def _restored(
+    method: Method, state: Mapping[str, Any], hardware: Hardware, spec: EncoderSpec, folder: Path
+) -> tuple[Replica | None, torch.optim.Optimizer]:
+    """What is `prepared`, as it was at the checkpoint, if there is one."""
+    with resume.readable(folder / "checkpoint.pt"):
+        if state:
+            method.load_state_dict(state["method"])
+    replica, optimizer = prepared(method, hardware, spec)
+    with resume.readable(folder / "checkpoint.pt"):
+        if state:
+            replicas.load_optimizer(optimizer, state["optimizer"])
+    return replica, optimizer
 
 
 def _step_of(line: str) -> float:

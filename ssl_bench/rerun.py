@@ -95,6 +95,10 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
     snapshots = len(list(folder.glob("snapshots/*/encoder.json")))
     if snapshots:
         left_out.append(f"{snapshots} encoders on the way are left out; the last one is repeated")
+    if cost.get("devices", 1) > 1:
+        left_out.append(
+            f"it was trained on {cost['devices']} devices, and is on one, which rounds differently"
+        )
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     splits = getattr(method.load().Pretraining, "splits", False)
     again = Settings(
@@ -108,7 +112,7 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         seed=plan["seed"],
         precision=plan["precision"],
         compile="on" if cost.get("compiled") else "off",
-        micro_batch_size=cost.get("images_at_once") if splits else None,
+        micro_batch_size=cost.get("images_at_once" if splits else "encoded_at_once"),
         preset=plan["preset"],
         runs_dir=settings.runs_dir / "reruns" / f"{folder.name}-{now}",
         data_dir=settings.data_dir,

@@ -50,16 +50,23 @@ def load(path: Path, *parts: tuple[str, nn.Module | torch.optim.Optimizer]) -> d
     Raises:
         UserError: it cannot be read, or is of something else.
     """
-    try:
+    with readable(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts:
             part.load_state_dict(state[name])
+    return state
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of whatever fails in the block that the state cannot be read."""
+    try:
+        yield
     except Exception as error:
         raise UserError(
             f"checkpoint {str(path)!r} cannot be read ({first_line(error)}); "
             "delete it to start again"
         ) from error
-    return state
 
 
 class Scratch:

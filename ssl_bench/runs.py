@@ -44,6 +44,7 @@ _PACKAGES = (
     *("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors"),
     *("scikit-learn", "scipy"),
 )
+_noting: list[Path] = []
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,21 @@ def failures_noted(folder: Path) -> Iterator[None]:
 
     An interruption is no failure.
     """
-    path = folder / "failed.json"
-    path.unlink(missing_ok=True)
+    (folder / "failed.json").unlink(missing_ok=True)
+    _noting[:] = [folder]
     try:
         yield
     except Exception as error:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(path, {"error": first_line(error), "at": now})
-        raise
+        note_failure(first_line(error))
+        raise  # and another process's failure, if that was the cause, may still be noted
+    _noting.clear()
+
+
+def note_failure(reason: str) -> None:
+    """Write ``failed.json`` for the block of `failures_noted` that is under way or has failed."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for folder in _noting:
+        write_json(folder / "failed.json", {"error": reason, "at": now})
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -147,13 +155,16 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def record_environment(folder: Path, device: str) -> None:
+def record_environment(folder: Path, device: str, devices: Mapping[str, Any] | None = None) -> None:
     """Write ``environment.json``; with what an interrupted training began is kept in ``earlier``.
+
+    Args:
+        devices: how many there are, and how they share the work.
 
     Raises:
         UserError: the one that is there cannot be read.
     """
-    now, path = environment(device), folder / "environment.json"
+    now, path = {**environment(device), **(devices or {})}, folder / "environment.json"
     if (folder / "checkpoint.pt").exists():
         last = facts(path)
         earlier = {name: last.get(name) for name in ("started", "code", "device", "packages")}

@@ -57,6 +57,13 @@ class Settings:
     micro_batch_size: int | None = None
     """Images whose activations are kept at a time; the gradient is the whole batch's. Default: all
     on a GPU, 4,096 patches' worth on a CPU."""
+    devices: int = 1
+    """Processes on each machine, one for each of its GPUs, or for a share of its cores; they divide
+    the batch size. Results differ in rounding alone."""
+    nodes: int = 1
+    """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """With several processes: a copy of the model in each (ddp, auto), or a share of it (fsdp)."""
     evals: tuple[str, ...] = ()
     """Evaluations to run afterwards, separated by commas; none skips them. Default: those marked
     with a star in `ssl-bench list`."""
@@ -84,6 +91,18 @@ class Settings:
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
         above("batch size", self.batch_size, 0)
+        _check_devices(self.devices, self.nodes)
+        world = self.devices * self.nodes
+        require(
+            self.batch_size % world == 0,
+            f"batch size {self.batch_size} cannot be divided among {world} processes; "
+            f"{max(1, round(self.batch_size / world)) * world} could",
+        )
+        require(
+            self.strategy != "fsdp" or world > 1,
+            "strategy fsdp divides a model among several processes, and there is one; --devices 2 "
+            "or more would work",
+        )
         for name in ("image_size", "patch_size", "micro_batch_size", "budget_flops"):
             if getattr(self, name) is not None:
                 above(name.replace("_", " "), getattr(self, name), 0)
@@ -119,6 +138,11 @@ class Settings:
             ) from None
         above("eval every", number, 0)
         return number / 100 * epochs if text.endswith("%") else number
+
+
+def _check_devices(devices: int, nodes: int) -> None:
+    above("devices", devices, 0)
+    above("nodes", nodes, 0)
 
 
 BUDGETS = ("budget_flops", "budget_time", "match")
@@ -165,6 +189,10 @@ class EvalSettings(WeightSettings):
     """Seed of the evaluations' draws. Default: the run's."""
     precision: Precision = "auto"
     """Arithmetic of feature extraction and fine-tuning; auto takes bf16 where there is."""
+    devices: int = 1
+    """Processes on each machine, one for each of its GPUs, or for a share of its cores."""
+    nodes: int = 1
+    """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
     evals: tuple[str, ...] = ()
     """Evaluations to run, separated by commas. Default: those marked in `ssl-bench list`."""
     preset: str = "quick"
@@ -189,6 +217,7 @@ class EvalSettings(WeightSettings):
             bool(self.target) != bool(self.weights),
             "say what to evaluate: either a run or --weights FILE",
         )
+        _check_devices(self.devices, self.nodes)
 
 
 @dataclass(frozen=True, kw_only=True)

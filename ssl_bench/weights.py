@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders
+from ssl_bench import encoders, parallel, replicas
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
 from ssl_bench.files import atomic, read_json, write_json
@@ -35,8 +35,14 @@ _ARCHITECTURE = {
 
 
 def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
-    """Write ``encoder.safetensors`` (timm key names) and ``encoder.json`` into the folder."""
-    weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    """Write ``encoder.safetensors`` (timm key names) and ``encoder.json`` into the folder.
+
+    Every rank calls it, and rank 0 writes.
+    """
+    state = replicas.whole(encoder.state_dict())
+    if parallel.rank() != 0:
+        return
+    weights = {name: tensor.contiguous() for name, tensor in state.items()}
     with atomic(folder / "encoder.safetensors") as path:
         save_file(weights, path)
     write_json(folder / "encoder.json", {**asdict(spec), "timm": spec.timm_arguments()})

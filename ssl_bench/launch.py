@@ -1,0 +1,176 @@
+"""Starting one process for each device: each of them, a rank, runs the whole command.
+
+On one machine a command starts its ranks itself, anew, and only waits for them: it hands on
+signals, ends the others where one dies, and leaves none behind. Under Slurm the ranks are there
+already (srun, submitit), as they are under submitit's local executor with several tasks, or under
+torchrun: then each of them goes on by itself. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from ssl_bench import places
+from ssl_bench.errors import UserError, require
+
+Strategy = Literal["auto", "ddp", "fsdp"]
+_GRACE_SECONDS = 20.0
+_SECONDS_TO_SAVE = 600.0
+_HANDED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+
+
+def on_devices(
+    words: Sequence[str],
+    devices: int,
+    nodes: int,
+    work: Callable[[], None],
+    strategy: Strategy = "auto",
+) -> int:
+    """Do a command's work in this process, or in as many as there are devices.
+
+    Args:
+        words: the command line, which the processes get that are started.
+        devices: processes on each machine.
+        work: what a single process does, or each of several.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: the work failed, or that many processes cannot be had.
+    """
+    world = devices * nodes
+    if world == 1:
+        work()
+        return 0
+    place = places.find(os.environ, devices, nodes)
+    if place is None:
+        require(
+            nodes == 1,
+            f"nodes {nodes}: processes on several machines are started by Slurm, such as by "
+            f"srun --nodes {nodes} --ntasks-per-node {devices} ssl-bench ..., or by a sweep; here "
+            "--nodes 1 would work",
+        )
+        return _start(words, devices)
+    from ssl_bench import ranks
+
+    with ranks.joined(place, strategy):
+        work()
+    return 0
+
+
+def _start(words: Sequence[str], count: int) -> int:
+    """Run the command in that many processes, and wait for them: its exit code."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from ssl_bench.cli import entry; entry()"
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            places.PARENT: str(os.getpid()),
+        }
+        free.close()
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            with _handing_on(processes):
+                for rank in range(count):
+                    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    quiet: dict[str, Any] = {}
+                    errors: IO[bytes] | None = None
+                    if rank:
+                        errors = Path(folder, str(rank)).open("wb")  # noqa: SIM115
+                        null = subprocess.DEVNULL
+                        quiet = {"stdin": null, "stdout": null, "stderr": errors}
+                    # A group of its own: the terminal's signals come once, through this process.
+                    process = subprocess.Popen(
+                        [sys.executable, "-P", "-c", code, *words],
+                        env={**os.environ, **shared, **own},
+                        process_group=0,
+                        **quiet,
+                    )
+                    processes.append(process)
+                    if errors:
+                        errors.close()
+                first = _wait(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return _outcome(processes, first, Path(folder))
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Wait for all, and some seconds where one has failed: the first one that did, if any.
+
+    Those that wait for one that is gone mostly notice by themselves; the others are killed.
+    """
+    first: int | None = None
+    deadline = math.inf
+    while any(process.poll() is None for process in processes):
+        failed = [rank for rank, process in enumerate(processes) if process.poll()]
+        if failed and first is None:
+            first = failed[0]
+            was_stopped = processes[first].returncode > 128  # and rank 0 may be saving
+            deadline = time.monotonic() + (_SECONDS_TO_SAVE if was_stopped else _GRACE_SECONDS)
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    failed = [rank for rank, process in enumerate(processes) if process.returncode]
+    return failed[0] if failed and first is None else first
+
+
+def _outcome(processes: Sequence[subprocess.Popen[bytes]], first: int | None, folder: Path) -> int:
+    """The exit code. What rank 0 has not told is told here."""
+    codes = [process.returncode for process in processes]
+    if codes[0] > 0 or first is None:
+        return codes[0]
+    how, said = f"exit code {codes[first]}", ""
+    if codes[first] < 0:
+        how = f"{signal.Signals(-codes[first]).name}"
+        said = " (for want of memory?)" if how == "SIGKILL" else ""
+    elif first:
+        lines = Path(folder, str(first)).read_text(errors="replace").splitlines()
+        said = f": {lines[-1]}" if lines else ""
+    raise UserError(
+        f"process {first} of {len(codes)} ended with {how}{said}; the same command goes on from "
+        "the last checkpoint, if there is one"
+    )
+
+
+@contextmanager
+def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Send what signals come on to the processes meanwhile; a third interruption kills them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interruptions = 0
+
+    def hand_on(number: int, frame: Any) -> None:
+        nonlocal interruptions
+        interruptions += number == signal.SIGINT
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL if interruptions > 2 else number)
+
+    numbers = [getattr(signal, name) for name in _HANDED_ON if hasattr(signal, name)]
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

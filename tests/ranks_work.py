@@ -1,0 +1,144 @@
+"""What each of several processes does for `test_ranks`, which looks at the files it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import test_contract as contract
+import timm.layers
+import torch
+from conftest import CPU, make_images
+
+from ssl_bench import encoders, optim, parallel, plugins, pretrain, ranks
+from ssl_bench.contract import Method
+from ssl_bench.data import Dataset, Split
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError
+from ssl_bench.features import Encoder
+from ssl_bench.places import Place
+from ssl_bench.plugins import Plugin
+
+SHAPE = {"depth": 3, "embed_dim": 32, "num_heads": 2}
+SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
+WIDTHS = {"decoder_width": 16, "projector_width": 32, "projection_dim": 16}
+SESSIONS = [("fsdp", 4), ("ddp", 4), ("ddp", 3), ("ddp", 2), ("fsdp", 2), ("ddp", 2)]
+STOP_AT = 4
+MOCO, MAE = plugins.find("method", "mocov3"), plugins.find("method", "mae")
+METHODS = [p for p in contract.METHODS if p.name != "random-init"]
+
+
+def steady_adamw(groups: Any, beta2: float) -> torch.optim.AdamW:
+    """AdamW that does not blow up rounding where a gradient is zero, such as a key's bias."""
+    return torch.optim.AdamW(groups, betas=(0.9, beta2), eps=1e-4, fused=True)
+
+
+def data() -> Dataset:
+    train, test = make_images(120, 3, 16, 3, seed=1), make_images(41, 3, 16, 3, seed=2)
+    return Dataset("tiny", train, test, ("a", "b", "c"), "fingerprint", "", 16)
+
+
+class Killed(BaseException):
+    """Stands for the death of all processes."""
+
+
+def build(plugin: Plugin) -> Method:
+    config = contract.small(plugin)
+    names = {field.name for field in dataclasses.fields(config)}
+    config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
+    return pretrain.build_method(plugin.load().Pretraining, config, SPEC, 3, seed=0)
+
+
+def train(plugin: Plugin, folder: Path, **options: Any) -> Any:
+    """A short training in this process, one of the ranks or the only one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = contract.plan(plugin, SPEC, data())
+    with mock.patch.object(optim, "adamw", steady_adamw):
+        return pretrain.pretrain(build(plugin), data(), plan, folder, CPU, **options)
+
+
+def train_until(plugin: Plugin, folder: Path) -> None:
+    """Train up to a step's checkpoint."""
+    write = pretrain._checkpoint
+
+    def write_and_die(*arguments: Any) -> None:
+        write(*arguments)
+        if arguments[2] == STOP_AT:
+            raise Killed
+
+    often = mock.patch.object(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    with often, mock.patch.object(pretrain, "_checkpoint", write_and_die), suppress(Killed):
+        train(plugin, folder)
+
+
+def extract(folder: Path) -> None:
+    """Features of both splits and kNN's answer, as every rank has them."""
+    dataset = data()
+    encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
+    knn = plugins.find("eval", "knn")
+    few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])
+    result = knn.load().evaluate(encoder, dataset, knn.config())
+    found = {
+        "train": dict(encoder.features(dataset.train)),
+        "test": dict(encoder.features(dataset.test)),
+        "few": dict(encoder.features(few)),
+        "predictions": result.predictions_N,
+        "scores": dict(result.scores),
+    }
+    torch.save(found, folder / f"features-{parallel.rank()}.pt")
+
+
+def refuse() -> None:
+    raise UserError(f"seen by rank {parallel.rank()} of {parallel.world_size()}")
+
+
+def resume(stopped: Path, folder: Path) -> None:
+    """Go on from a checkpoint, in a folder of its own."""
+    if parallel.rank() == 0:
+        shutil.copytree(stopped, folder)
+    parallel.largest(0)
+    train(MOCO, folder)
+
+
+def work(rank: int, ports: list[int], folder: str) -> None:
+    """One process of the largest world; the last ones have nothing to do in smaller worlds.
+
+    ``alone``, with a checkpoint in ``alone/stopped``, is there already.
+    """
+    torch.set_num_threads(1)
+    timm.layers.set_fused_attn(False)
+    for port, (strategy, world) in zip(ports, SESSIONS, strict=True):
+        if rank >= world:
+            continue
+        place = Place(rank, world, rank, world, "127.0.0.1", port)
+        home = Path(folder, f"{strategy}-{world}")
+        is_new = not home.exists()
+        with ranks.joined(place, strategy):  # type: ignore[arg-type]
+            is_new = parallel.decided(is_new)
+            assert parallel.agreed(15 if rank == world - 1 else 0) == 15
+            assert parallel.agreed(0) == 0
+            assert parallel.from_all(rank) == list(range(world))
+            with pytest.raises(UserError, match="seen by rank 0"):
+                parallel.from_first(refuse)
+            home.mkdir(exist_ok=True)
+            if not is_new:
+                resume(Path(folder, "fsdp-2", "stopped"), home / "from-fsdp-2")
+                continue
+            extract(home)
+            if world == 3:
+                continue
+            for plugin in METHODS:
+                train(plugin, home / plugin.name)
+            if world == 2:
+                for plugin in (MOCO, MAE):
+                    train(plugin, home / f"{plugin.name}-parts", micro_batch_size=5)
+                train_until(MOCO, home / "stopped")
+                resume(home / "stopped", home / "from-itself")
+                resume(Path(folder, "alone", "stopped"), home / "from-alone")
+            if (strategy, world) == ("fsdp", 2):
+                resume(Path(folder, "ddp-2", "stopped"), home / "from-ddp-2")

@@ -1,0 +1,229 @@
+"""Commands that start one process for each device, or are one of several."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import submitit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_bench import launch, places
+from ssl_bench.errors import UserError
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+SUBMITIT = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_LOCALID": "1"}
+SUBMITIT |= {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": "77"}
+SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_JOB_ID": "5"}
+SLURM |= {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_ID": "0"}
+SLURM |= {"SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_CPUS_PER_TASK": "3"}
+
+
+def test_nobody_has_started_others() -> None:
+    assert places.find({}, 2, 1) is None
+    batch_script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "5"}
+    assert places.find(batch_script, 2, 1) is None  # no srun: there is one process
+    assert places.find(SUBMITIT | {"SUBMITIT_LOCAL_NTASKS": "1"}, 2, 1) is None
+
+
+def test_places_are_as_their_starters_say() -> None:
+    by_torchrun = places.find(TORCHRUN, 2, 1)
+    assert by_torchrun == places.Place(1, 2, 1, 2, "here", 29500)
+    by_submitit = places.find(SUBMITIT, 2, 1)
+    assert by_submitit and by_submitit.address == "127.0.0.1"
+    assert (by_submitit.rank, by_submitit.world) == (1, 2)
+    by_slurm = places.find(SLURM, 2, 2)
+    assert by_slurm and (by_slurm.rank, by_slurm.world) == (3, 4)
+    assert (by_slurm.local_rank, by_slurm.local_world, by_slurm.threads) == (1, 2, 3)
+    assert by_slurm.address == "gpu07"
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "nodes", "problem"),
+    [
+        (TORCHRUN, 4, 1, "2 processes were started, 2 of them on this machine"),
+        (SLURM, 4, 1, "--devices 2 --nodes 2 would match"),
+        (SLURM | {"SLURM_PROCID": "2"}, 2, 2, "srun --distribution=block would work"),
+    ],
+)
+def test_other_processes_than_asked_for_are_refused(
+    environment: dict[str, str], devices: int, nodes: int, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        places.find(environment, devices, nodes)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [("a", "a"), ("a,b", "a"), ("n[1-3]", "n1"), ("n[03,5]", "n03"), ("a,n[1-3]", "a")],
+)
+def test_the_first_host_is_rank_0s(hosts: str, first: str) -> None:
+    place = places.find(SLURM | {"SLURM_STEP_NODELIST": hosts}, 2, 2)
+    assert place and place.address == first
+
+
+@given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
+def test_every_process_of_a_job_meets_at_one_port(job: str) -> None:
+    both = [
+        places.find(SUBMITIT | {"SUBMITIT_LOCAL_JOB_ID": job, **own}, 2, 1)
+        for own in ({}, {"SUBMITIT_LOCAL_GLOBALID": "0", "SUBMITIT_LOCAL_LOCALID": "0"})
+    ]
+    [port] = {place.port for place in both if place}
+    assert 20000 <= port < 32000
+
+
+def test_one_process_starts_no_other() -> None:
+    done: list[int] = []
+    assert launch.on_devices(["run"], 1, 1, lambda: done.append(os.getpid())) == 0
+    assert done == [os.getpid()]
+
+
+FAILING = """
+\"\"\"Fails, as it is told.\"\"\"
+import os, time
+from dataclasses import dataclass
+from torch import nn
+from ssl_bench import parallel
+from ssl_bench.augment import Augmentation
+from ssl_bench.contract import Method
+from ssl_bench.errors import UserError
+from ssl_bench.settings import OptimizerConfig
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OptimizerConfig):
+    \"\"\"How to fail.\"\"\"
+    fail: str = ""
+    \"\"\"How.\"\"\"
+
+class Pretraining(Method):
+    def __init__(self, config, encoder, num_classes):
+        super().__init__(config, encoder, num_classes)
+        self.head = nn.Linear(encoder.embed_dim, 1)
+
+    def augmentations(self, image_size):
+        return (Augmentation(size=image_size, crop_scale=(0.2, 1.0)),)
+
+    def loss(self, batch):
+        if parallel.world_size() == 2 and self.config.fail == "sleep":
+            print("asleep", flush=True)
+            time.sleep(100)
+        if parallel.rank() == 1 and self.config.fail == "complain":
+            raise UserError("image 7 cannot be read")
+        if parallel.rank() == 1 and self.config.fail == "die":
+            os.kill(os.getpid(), 9)
+        return self.head(self.encoder.forward_features(batch.views[0])).square().mean()
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """On the CPU, a run that trains in two processes; of a method that fails with ``--fail``."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "failing.py").write_text(FAILING)
+    words = ["run", "--method", str(tmp_path / "failing.py"), "--data", str(image_folder)]
+    words += ["--batch-size", "12", "--epochs", "1", "--precision", "fp32", "--evals", "knn"]
+    words += ["--runs-dir", str(tmp_path / "runs"), "--devices", "2"]
+    return [sys.executable, "-m", "ssl_bench", *words]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def only_folder(tmp_path: Path) -> Path:
+    [folder] = [path.parent for path in (tmp_path / "runs").glob("failing-*/config.json")]
+    return folder
+
+
+def test_a_run_in_two_processes_speaks_with_one_voice(command: list[str], tmp_path: Path) -> None:
+    done = run(command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("run folder:") == 1
+    assert "2 processes (ddp)" in done.stdout
+    folder = only_folder(tmp_path)
+    environment = json.loads((folder / "environment.json").read_text())
+    assert (environment["devices"], environment["nodes"]) == (2, 1)
+    assert environment["strategy"] == "ddp"
+    assert environment["command"] == ["ssl-bench", *command[3:]]
+    again = run([*command[:-2], "--devices", "1"])
+    assert "pre-trained already: reused" in again.stdout  # the number is in no folder's name
+    assert only_folder(tmp_path) == folder
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [("complain", "image 7 cannot be read"), ("die", "another process was lost")],
+)
+def test_a_failure_of_one_process_ends_all_with_one_line(
+    command: list[str], tmp_path: Path, fail: str, message: str
+) -> None:
+    done = run([*command, "--fail", fail])
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("ssl-bench: ") and message in line
+    failed = json.loads((only_folder(tmp_path) / "failed.json").read_text())
+    assert message in failed["error"]
+
+
+def children(process: subprocess.Popen[Any]) -> set[int]:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return {int(pid) for pid in found}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_command(command: list[str], how: signal.Signals) -> None:
+    with subprocess.Popen(
+        [*command, "--fail", "sleep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert any(line == "asleep\n" for line in process.stdout)
+        started = children(process)
+        assert len(started) == 2
+        process.send_signal(how)
+        if how == signal.SIGINT:  # the first one asks for the end of a step, which never comes
+            time.sleep(1)
+            process.send_signal(how)
+        process.wait(60)
+        assert process.returncode == (130 if how == signal.SIGINT else -how)
+        deadline = time.monotonic() + 30
+        while any(is_running(pid) for pid in started) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not any(is_running(pid) for pid in started)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def job(words: list[str]) -> int:
+    """What a submitted job of two tasks does in each of them."""
+    from ssl_bench.cli import main
+
+    return main(words)
+
+
+def test_the_tasks_of_a_submitted_job_are_the_processes(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+    executor = submitit.LocalExecutor(tmp_path / "jobs")
+    executor.update_parameters(tasks_per_node=2, timeout_min=5)
+    submitted = executor.submit(job, command[3:])
+    assert submitted.results() == [0, 0]
+    first, second = (submitted.task(number).stdout() or "" for number in (0, 1))
+    assert "2 processes (ddp)" in first and "run folder" not in second
+    assert (only_folder(tmp_path) / "encoder.json").exists()
