@@ -13,6 +13,7 @@ from ssl_bench.errors import require, unknown
 from ssl_bench.settings import (
     BACKBONES,
     AblateSettings,
+    CancelSettings,
     ClusterSettings,
     CompareSettings,
     EvalSettings,
@@ -24,6 +25,7 @@ from ssl_bench.settings import (
     RerunSettings,
     Settings,
     ShowSettings,
+    StatusSettings,
     SweepSettings,
 )
 
@@ -81,6 +83,8 @@ def show(words: Sequence[str]) -> None:
         "run": flags.every_flag("run", Settings, ["method", "eval"], choices),
         "ablate": flags.every_flag("ablate", _Ablate, ["method", "eval"], choices),
         "sweep": flags.every_flag("sweep", _Sweep, ["method", "eval"], choices),
+        "status": flags.every_flag("status", StatusSettings, [], choices),
+        "cancel": flags.every_flag("cancel", CancelSettings, [], choices),
         "recipe": flags.every_flag("recipe", Settings, ["method", "eval"], choices),
         "eval": flags.every_flag("eval", EvalSettings, ["eval"], choices),
         "compare": flags.every_flag("compare", CompareSettings, [], choices),
