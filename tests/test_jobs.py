@@ -49,8 +49,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         signal.signal(number, handler)
 
 
-def performing(monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> None:
-    monkeypatch.setattr(jobs, "perform", lambda words, run: work())
+def performing(monkeypatch: pytest.MonkeyPatch, work: Callable[[], int | None]) -> None:
+    monkeypatch.setattr(jobs, "perform", lambda words, run: work() or 0)
 
 
 def test_submitit_can_store_a_job(tmp_path: Path) -> None:
@@ -69,6 +69,17 @@ def test_stopped_job_is_queued_again(
         Job(["--runs-dir", str(tmp_path)], "mae-x", cwd=str(tmp_path))()
     assert not environment.paths.result_pickle.exists()
     assert jobs.failure_noted(tmp_path, "7_0") == []
+
+
+def test_job_whose_own_processes_were_stopped_is_queued_again(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    performing(monkeypatch, lambda: 128 + signal.SIGUSR2)
+    with pytest.raises(Requeued):
+        Job(["--runs-dir", str(tmp_path)], cwd=str(tmp_path))()
+    performing(monkeypatch, lambda: 2)
+    with pytest.raises(UserError, match="exit code 2"):
+        Job([], cwd=str(tmp_path))()
 
 
 def test_cancelled_job_is_not_queued_again(

@@ -37,7 +37,7 @@ def _perform_here(job: Job, path: Path) -> bool:
     records.write(path, Record("running", starts=1))
     try:
         with contextlib.chdir(job.cwd):
-            perform(job.words, job.run)
+            code = perform(job.words, job.run)
     except Exception as error:
         records.update(path, "failed", None, lines_of(error))
         print("\n".join(lines_of(error)), file=sys.stderr)
@@ -45,5 +45,5 @@ def _perform_here(job: Job, path: Path) -> bool:
     except BaseException:  # somebody wants all of it to end
         records.update(path, "cancelled", None, [])
         raise
-    records.update(path, "done", 0, [])
-    return True
+    records.update(path, "failed" if code else "done", code, [])
+    return not code

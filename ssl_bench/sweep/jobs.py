@@ -14,9 +14,9 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import submitit
 
@@ -24,6 +24,9 @@ from ssl_bench import interruption
 from ssl_bench.errors import UserError, require
 from ssl_bench.files import write_json
 from ssl_bench.interruption import Stopped
+
+if TYPE_CHECKING:
+    from ssl_bench.data import Dataset
 
 State = Literal[
     "pending", "running", "requeued", "done", "failed", "killed", "cancelled", "timeout",
@@ -80,7 +83,7 @@ class Job:
         try:
             try:
                 with interruption.heeded():
-                    perform(self.words, self.run)
+                    _succeed(perform(self.words, self.run))
             except Stopped as stopped:
                 self._hand_back(stopped, environment)
         except Exception as error:
@@ -94,7 +97,7 @@ class Job:
         this one, such as the loss of rank 0, which is being queued again, is no result."""
         try:
             with interruption.heeded():
-                perform(self.words, self.run)
+                _succeed(perform(self.words, self.run))
         except BaseException as error:
             if isinstance(error, Exception):
                 traceback.print_exc()
@@ -141,30 +144,49 @@ class Job:
         return (*numbers, sum(1 for _ in folder.rglob("*.json")))
 
 
-def perform(words: Sequence[str], run: str = "") -> None:
+def perform(words: Sequence[str], run: str = "") -> int:
     """Do what ``ssl-bench run`` does with these words, if they still lead to that run.
 
     Another process that works in the run folder is waited for.
 
+    Returns:
+        The exit code: not 0 where this process started others, and they have told what is wrong.
+
     Raises:
         UserError: they lead to another one, or are wrong.
     """
-    from ssl_bench import flags
+    from ssl_bench import flags, launch, places
 
     request = flags.parse_run(words)
-    settings = replace(request.settings, wait=True)
-    request = replace(request, settings=settings)
-    from ssl_bench import commands  # torch, which wrong words need not wait for
+    if not request.settings.wait:
+        words = [*words, "--wait"]
+        request = flags.parse_run(words)
+    settings = request.settings
 
-    data = commands.load(settings.data, settings.image_size, settings.data_dir, settings.storage)
-    if run:
-        plan, _ = commands.check(request, data)
-        require(
-            plan.name == run,
-            f"this would be run {plan.name!r}, not {run!r} as when it was submitted: the code, the "
-            "data or the precision that the device allows is another; submit it again",
-        )
-    commands.run(request, data)
+    def read_and_check() -> Dataset:
+        from ssl_bench import commands  # torch, which wrong words need not wait for
+
+        source, size = settings.data, settings.image_size
+        data = commands.load(source, size, settings.data_dir, settings.storage)
+        if run:
+            plan, _ = commands.check(request, data)
+            require(
+                plan.name == run,
+                f"this would be run {plan.name!r}, not {run!r} as when it was submitted: the code, "
+                "the data or the precision that the device allows is another; submit it again",
+            )
+        return data
+
+    def work() -> None:
+        data = read_and_check()
+        from ssl_bench import commands
+
+        commands.run(request, data)
+
+    devices, nodes = settings.devices, settings.nodes
+    if devices * nodes > 1 and places.find(os.environ, devices, nodes) is None:
+        read_and_check()  # those that are started know the words alone
+    return launch.on_devices(["run", *words], devices, nodes, work, settings.strategy)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -177,7 +199,7 @@ def main(words: Sequence[str] | None = None) -> int:
     end_with_parent()
     try:
         with interruption.heeded():
-            perform(words, "" if run == ANY_RUN else run)
+            return perform(words, "" if run == ANY_RUN else run)
     except Stopped as stopped:
         print(_how_stopped(stopped), file=sys.stderr)
         return 128 + stopped.signal
@@ -187,7 +209,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         print("\n".join(lines_of(error)), file=sys.stderr)
         return 2
-    return 0
 
 
 def lines_of(error: Exception) -> list[str]:
@@ -220,6 +241,13 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(death_signal, signal.SIGTERM, 0, 0, 0)
     if str(os.getppid()) != parent:  # it has ended already
         sys.exit(128 + signal.SIGTERM)
+
+
+def _succeed(code: int) -> None:
+    """Raise what the exit code of processes that this one started says."""
+    if code - 128 in (signal.SIGTERM, signal.SIGUSR2):
+        raise Stopped(signal.Signals(code - 128))
+    require(code == 0, f"the processes of this stage ended with exit code {code}; see its log")
 
 
 def _how_stopped(stopped: Stopped) -> str:
