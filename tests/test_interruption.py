@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from signal import Signals
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_contract import build, plan, train
@@ -56,6 +56,7 @@ ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGINT)
 SCHEDULER = (Signals.SIGTERM, Signals.SIGUSR2)
 LONG: dict[str, Any] = {
     "deadline": None,
+    "phases": [Phase.explicit, Phase.generate],  # to shrink takes minutes
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
 
@@ -292,8 +293,13 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
                 [record] = evaluation.evaluate_run(folder, *arguments)
             [scores] = folder.glob("evals/*/scores.json")
             predictions = np.load(scores.parent / "predictions.npz")["predictions"].tolist()
-            return record["scores"], record["baselines"], predictions
+            # Scores of few images are often the same; the weights behind them are not.
+            states = [torch.load(path) for path in sorted(folder.rglob("*.pt"))]
+            trained = [digest_of(state["model"]) for state in states]
+            assert trained
+            return record["scores"], record["baselines"], predictions, trained
 
+        patch.setattr(Scratch, "remove", lambda scratch: None)
         expected = scores_of(folders[0])
         set_learning_rate, left = optim.set_learning_rate, [0]
 
@@ -310,7 +316,6 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
                 scores_of(folders[1])
         left[0] = 0
         assert scores_of(folders[1]) == expected
-        assert not list(folders[1].rglob("unfinished"))
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(
@@ -339,15 +344,20 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     assert (len(taken), starts) == (8, 9)
 
 
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of names and values; a file of the same tensors need not have the same bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def result_of(folder: Path) -> dict[str, Any]:
     """All that must not depend on interruptions: weights, records, cost, scores, predictions."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*.safetensors")):
-        digest = hashlib.sha256()
-        for name, tensor in sorted(load_file(path).items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.numpy().tobytes())
-        found[str(path.relative_to(folder))] = digest.hexdigest()
+        found[str(path.relative_to(folder))] = digest_of(load_file(path))
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     found["records"] = [[r[n] for n in ("step", "epoch", "loss", "learning_rate")] for r in records]
