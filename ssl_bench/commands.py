@@ -80,7 +80,6 @@ def check(request: Request, data: Dataset) -> tuple[Plan, Method]:
     Raises:
         UserError: it could not begin.
     """
-    _ranks(request.settings)
     prepared = _prepare(request, data)
     return prepared.plan, prepared.method
 

@@ -12,14 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
-from ssl_bench import runs
+from ssl_bench import locks, runs
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json, write_json
 
 Stage = Literal["pretrain", "evaluate"]
-_SECONDS_TO_SUBMIT = 120.0
 
 
 @dataclass(frozen=True)
@@ -176,18 +173,8 @@ def jobs_of(sweeps: Sequence[Sweep]) -> dict[tuple[str, Stage], tuple[Sweep, Sub
 
 @contextmanager
 def submitting(runs_dir: Path) -> Iterator[None]:
-    """Keep others from submitting the same cells meanwhile.
-
-    Raises:
-        UserError: somebody else takes too long.
-    """
+    """Keep others from submitting the same cells meanwhile; they wait."""
     home = runs_dir / "sweeps"
     home.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(home / ".lock", timeout=_SECONDS_TO_SUBMIT):
-            yield
-    except Timeout as error:
-        raise UserError(
-            f"another command has been submitting to {str(home)!r} for {_SECONDS_TO_SUBMIT:.0f} s; "
-            "try again when it is done"
-        ) from error
+    with locks.held(home, wait=True):
+        yield
