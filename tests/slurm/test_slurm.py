@@ -20,7 +20,7 @@ import pytest
 
 from ssl_bench import cli
 from ssl_bench.errors import UserError
-from ssl_bench.settings import ClusterSettings, Settings
+from ssl_bench.settings import ClusterSettings
 from ssl_bench.sweep import cluster, slurm
 from ssl_bench.sweep.jobs import Job
 
@@ -265,7 +265,6 @@ def _processes(job: str) -> Sequence[str]:
     return shown.stdout.split()
 
 
-@pytest.mark.skipif("devices" not in Settings.__dataclass_fields__, reason="one device alone")
 def test_two_tasks_of_one_job_train_together(image_folder: Path, tmp_path: Path) -> None:
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
     words = (*LONG, "--devices", "2")
@@ -274,7 +273,8 @@ def test_two_tasks_of_one_job_train_together(image_folder: Path, tmp_path: Path)
     subprocess.run(started, check=True, capture_output=True)
     [both] = cell(image_folder, runs, *words, evaluate=False)
     both.devices = 2
-    [[job]] = cluster.submit([[both]], "slurm", folder, ONE_CPU, "ddp")
+    settings = ClusterSettings(time="10m", cpus=1, memory="3G")
+    [[job]] = cluster.submit([[both]], "slurm", folder, settings, "ddp")
     until(lambda: steps(runs), "training begins")
     subprocess.run(["scancel", "--signal", "USR2", job], check=True)
     let_go(job, folder)
