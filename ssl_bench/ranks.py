@@ -66,7 +66,9 @@ def joined(place: Place, strategy: Strategy) -> Iterator[None]:
             ) from error
     watch = _Watch(place)
     _set_threads(place)
-    with _muted(place.rank > 0):
+    with _muted(place.rank > 0), warnings.catch_warnings():
+        # Of a patch embedding's gradient, once; it costs nothing that could be measured.
+        warnings.filterwarnings("ignore", "Grad strides do not match")
         try:
             with (
                 parallel.messages(),
