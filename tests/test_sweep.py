@@ -191,6 +191,7 @@ def stand(
 ) -> Standing:
     """How far the entry is, where the cluster says that of its jobs."""
     monkeypatch.setattr(cluster, "states", lambda ids, _: {i: states[i] for i in ids})
+    monkeypatch.setattr(cluster, "reasons", lambda ids, _: dict.fromkeys(ids, "Resources"))
     monkeypatch.setattr(cluster, "failure", lambda *_: ["out of", "luck"])
     sweep = Sweep(tmp_path / "sweeps" / "s", "slurm", (), (ENTRY,), jobs)
     [found] = standing.of(sweep, [sweep])
@@ -227,6 +228,7 @@ def test_what_is_to_be_done_follows_from_jobs(
     known = [job for job in (PRETRAIN, EVALUATE) if job.job in jobs]
     found = stand(tmp_path, monkeypatch, jobs, *known)
     assert found.state == expected
+    assert found.waits_for == ("Resources" if expected == "pending" else "")
     assert [stage for work in work_of([found], False) for stage in work.stages] == to_do
     again = [stage for work in work_of([found], True) for stage in work.stages]
     assert again == (["pretrain", "evaluate"] if expected == "failed" else to_do)

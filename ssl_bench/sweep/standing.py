@@ -16,6 +16,7 @@ from ssl_bench.sweep.cluster import ACTIVE
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep, jobs_of
 
 State = Literal["done", "running", "pending", "failed", "stopped", "new"]
+_WAITING = ("pending", "requeued")
 _FAILED = ("failed", "out of memory")
 _KILLED = ("killed", "timeout")
 """The cell goes on when it is submitted again: it was not to blame."""
@@ -31,6 +32,7 @@ class Standing:
         missing: names of evaluations that are not stored.
         uncovered: those of them that no job is to make.
         job: of that stage, "" where there was none.
+        waits_for: why Slurm has not started it yet, in Slurm's words.
         step: last one recorded.
         images_per_second: at that step; None where unknown.
         loss: the mean at that step; None where unknown.
@@ -44,6 +46,7 @@ class Standing:
     missing: tuple[str, ...]
     uncovered: tuple[str, ...]
     job: str
+    waits_for: str
     step: int
     images_per_second: float | None
     loss: float | None
@@ -67,11 +70,15 @@ def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[Standing]:
     wanted = {entry.run for entry in sweep.entries}
     jobs = {key: found for key, found in jobs_of(sweeps).items() if key[0] in wanted}
     states: dict[tuple[str, str], str] = {}
+    reasons: dict[tuple[str, str], str] = {}
     for owner in {found[0].name: found[0] for found in jobs.values()}.values():
         ids = [each.job for other, each in jobs.values() if other.name == owner.name]
         for job, state in cluster.states(ids, owner.jobs_folder).items():
             states[owner.name, job] = state
-    return [_of(entry, sweep.runs_dir, jobs, states) for entry in sweep.entries]
+        waiting = [job for job in ids if states[owner.name, job] in _WAITING]
+        for job, reason in cluster.reasons(waiting, owner.jobs_folder).items():
+            reasons[owner.name, job] = reason
+    return [_of(entry, sweep.runs_dir, jobs, states, reasons) for entry in sweep.entries]
 
 
 def _of(
@@ -79,6 +86,7 @@ def _of(
     runs_dir: Path,
     jobs: Mapping[tuple[str, Stage], tuple[Sweep, Submitted]],
     states: Mapping[tuple[str, str], str],
+    reasons: Mapping[tuple[str, str], str],
 ) -> Standing:
     folder = runs_dir / entry.run
     is_trained = runs.is_trained(folder)
@@ -120,6 +128,7 @@ def _of(
         missing,
         uncovered=tuple(name for name in missing if entry.evals[name] not in to_come),
         job=found[1].job if found else "",
+        waits_for=reasons.get((found[0].name, found[1].job), "") if found else "",
         step=entry.steps if is_trained else int(record.get("step", 0)),
         images_per_second=record.get("images_per_second"),
         loss=record.get("loss"),

@@ -116,8 +116,10 @@ def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Grou
 
 def _progress(each: Standing) -> str:
     """Steps and speed of a pre-training, or what is evaluated."""
-    if each.stage == "evaluate":
+    if each.stage == "evaluate" and not each.waits_for:
         return f"to evaluate: {len(each.missing)}" if each.state != "done" else ""
+    if each.waits_for:
+        return f"waits: {each.waits_for}"
     if each.state in ("new", "pending") and not each.step:
         return ""
     pace = each.images_per_second if each.state == "running" else None
