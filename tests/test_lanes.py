@@ -116,7 +116,7 @@ def test_a_cell_that_fails_fails_alone(local: Lanes) -> None:
     assert [[found[each] for each in stages] for stages in ids] == [
         ["done", "done"],
         ["failed", "cancelled"],
-        ["done", "failed"],
+        ["done", "killed"],
         ["done"],
     ]
     assert cluster.failure(ids[1][0], local.folder) == ["ssl-bench: no such thing"]

@@ -211,7 +211,7 @@ class TestCheckout:
         [wheel] = tmp_path.glob("*.whl")
         names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
         package = [*ROOT.glob("ssl_bench/*.py")]
-        for folder in ("comparison", "data", "report"):
+        for folder in ("comparison", "data", "report", "sweep"):
             package += ROOT.glob(f"ssl_bench/{folder}/**/*.py")
         plugins = [*ROOT.glob("methods/*.py"), *ROOT.glob("evals/*.py")]
         embedded = ROOT / "ssl_bench/data/embedded"

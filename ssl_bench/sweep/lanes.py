@@ -193,7 +193,7 @@ class Lane:
                 raise _Stop(told[0])
             quick = quick + 1 if time.monotonic() - began < _SOON else 0
             if code not in _STOPPED or quick >= _MOST_QUICK_STOPS:
-                state = "killed" if code < 0 else "failed"
+                state = "killed" if code < 0 and code not in _STOPPED else "failed"
                 return records.update(path, state, code, how_it_ended(code, records.log(path)))
 
     def _watch(self, job: Job, path: Path, told: list[int]) -> int:
