@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,22 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.flags import Request
 from ssl_bench.hardware import choose
 from ssl_bench.optim import Schedule
+from ssl_bench.runs import Plan
 from ssl_bench.settings import ClusterSettings, Settings, SweepSettings
 from ssl_bench.sweep import estimate
 from ssl_bench.sweep.grid import Cell
 from ssl_bench.sweep.store import Entry, Stage
 from ssl_bench.sweep.values import in_order
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What cells that differ in the seed alone would train, with the seed of one of them."""
+
+    plan: Plan
+    steps: int
+    flops: int
+    seconds: float | None
 
 
 @dataclass
@@ -37,6 +48,7 @@ class Planner:
     def __post_init__(self) -> None:
         self._load = lru_cache(maxsize=2)(commands.load)
         self._count = estimate.step_counter()
+        self._trainings: dict[str, _Training] = {}
         has_runs = any(self.runs_dir.glob("*/config.json"))
         self._index = index.load(self.runs_dir) if has_runs else None
 
@@ -47,13 +59,15 @@ class Planner:
             UserError: one is impossible.
         """
         planned = []
+        every = [self._complete(cell.words) for cell in cells]
+        requests = flags.parse_runs(every)
         with progress.bar("plan", len(cells)) as bar:
-            for number, cell in enumerate(cells, start=1):
+            for cell, words in zip(cells, every, strict=True):
                 try:
-                    planned.append(self._entry(cell))
+                    planned.append(self._entry(cell, words, next(requests)))
                 except UserError as error:
                     raise UserError(f"cell {cell.label!r} is impossible: {error}") from error
-                bar.update(number, cell.label)
+                bar.update(len(planned), cell.label)
         return planned
 
     def notes(self, entries: Iterable[Entry]) -> list[str]:
@@ -68,9 +82,7 @@ class Planner:
             )
         return found
 
-    def _entry(self, cell: Cell) -> Entry:
-        words = self._complete(cell.words)
-        request = flags.parse_run(words)
+    def _entry(self, cell: Cell, words: tuple[str, ...], request: Request) -> Entry:
         settings: Settings = request.settings
         require(
             not settings.budget_time,
@@ -78,18 +90,9 @@ class Planner:
             "planned; --budget-flops would work",
         )
         data = self._data(request)
-        plan, method = commands.check(request, data)
-        steps = 0
-        if method.trains:
-            config = request.method_config
-            steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, config).steps
-        flops = steps * self._count(plan, method)
+        training = self._training(request, data)
+        plan = replace(training.plan, seed=settings.seed)
         names = [plugin.name for plugin in request.evals]
-        took = estimate.evaluation_seconds(names, data.name, self._index)
-        pace = estimate.pace(plan, self._index) if flops else None
-        if pace:
-            self.paces[pace.basis] = None
-        trained = flops / pace.rate if pace else 0.0 if not flops else None
         return Entry(
             label=cell.label,
             words=words,
@@ -98,13 +101,31 @@ class Planner:
                 plugin.name: evaluation.folder_name(plugin, config, data, plan.seed, plan.precision)
                 for plugin, config in request.evals.items()
             },
-            steps=steps,
+            steps=training.steps,
             batch_size=plan.batch_size,
-            flops=flops,
-            pretrain_seconds=trained,
-            eval_seconds=took,
+            flops=training.flops,
+            pretrain_seconds=training.seconds,
+            eval_seconds=estimate.evaluation_seconds(names, data.name, self._index),
             trial=cell.trial is not None,
         )
+
+    def _training(self, request: Request, data: Dataset) -> _Training:
+        """What a cell and all that differ from it in the seed would train; checked once for all."""
+        first = replace(request.settings, seed=0)
+        alike = repr(replace(request, settings=first))
+        if alike not in self._trainings:
+            plan, method = commands.check(request, data)
+            steps = 0
+            if method.trains:
+                config = request.method_config
+                steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, config).steps
+            flops = steps * self._count(plan, method)
+            pace = estimate.pace(plan, self._index) if flops else None
+            if pace:
+                self.paces[pace.basis] = None
+            seconds = flops / pace.rate if pace else None if flops else 0.0
+            self._trainings[alike] = _Training(plan, steps, flops, seconds)
+        return self._trainings[alike]
 
     def _data(self, request: Request) -> Dataset:
         settings = request.settings
