@@ -118,7 +118,7 @@ def _of(
         is_begun = bool(found) or (folder / "config.json").exists()
         state = "failed" if has_failed else "stopped" if is_begun else "new"
         if has_failed or job_state in _KILLED:
-            told = cluster.failure(found[1].job, found[0].jobs_folder) if found else []
+            told = cluster.failure(found[1].job, found[0].jobs_folder, 3) if found else []
             error = noted or "\n".join(told) or job_state
     record = {} if state == "new" else _last_record(folder / "metrics.jsonl")
     return Standing(
