@@ -54,25 +54,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 where nobody reads the output to its end or a run did not come out the
-        same again, 2 for a user's mistake, 130
-        when interrupted, 128 and the signal's number when stopped by SIGTERM or SIGUSR2.
+        same again, 2 for a user's mistake, 130 when interrupted, 128 and the signal's number when
+        stopped by SIGTERM or SIGUSR2.
     """
-    with interruption.heeded():
-        return _main(list(sys.argv[1:] if words is None else words))
-
-
-def _main(words: Sequence[str]) -> int:
-    code = 0
+    words, code = list(sys.argv[1:] if words is None else words), 0
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(_USAGE, end="")
-        elif words[0] == "--version":
-            print(f"ssl-bench {__version__}")
-        elif words[0] in _COMMANDS:
-            code = _COMMANDS[words[0]](words[1:]) or 0
-        else:
-            raise unknown("command", words[0], _COMMANDS)
-        sys.stdout.flush()
+        with interruption.heeded():
+            code = _do(words)
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python writes out what is left at its end, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,6 +87,18 @@ def _main(words: Sequence[str]) -> int:
         _say_ended(f"stopped by {error.signal.name}", words, str(error))
         return 128 + error.signal
     return code
+
+
+def _do(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+    elif words[0] == "--version":
+        print(f"ssl-bench {__version__}")
+    elif words[0] in _COMMANDS:
+        return _COMMANDS[words[0]](words[1:]) or 0
+    else:
+        raise unknown("command", words[0], _COMMANDS)
+    return 0
 
 
 def _say_ended(how: str, words: Sequence[str], saved: str) -> None:

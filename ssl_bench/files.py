@@ -14,6 +14,8 @@ from typing import Any
 
 from ssl_bench.errors import UserError, first_line
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # asked once, as asking sets it for a moment, for every thread
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
@@ -31,9 +33,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from signal import Signals
 from types import FrameType
 
-_WANTED = (Signals.SIGTERM, Signals.SIGUSR2)
+_EVERY = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGINT)
+_asked: Signals | None = None
+"""What `heeded` has heard, while it lasts."""
 _SAME_REQUEST = 0.5
 """Seconds: ``timeout`` and some schedulers send a signal to the process and to its group at once,
 which is one wish; a person who insists takes longer."""
@@ -42,21 +44,34 @@ def error_of(number: int, message: str = "") -> BaseException:
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR2 raise `Stopped` wherever the program is.
+    """Let SIGTERM and SIGUSR2 raise `Stopped`, SIGINT KeyboardInterrupt, wherever the program is.
 
-    The handlers before are back afterwards. Outside of the main thread, nothing changes.
+    That may be the middle of an import, which then fails in a way of its own: an ``Exception``
+    that follows is replaced by what the signal asked for. The handlers before are back afterwards.
+    Outside of the main thread, nothing changes.
     """
+    global _asked
     heard: float | None = None
 
     def end(number: int) -> None:
+        global _asked
         nonlocal heard
         before, heard = heard, time.monotonic()
         # What is cleaned up meanwhile is not interrupted by the same wish.
         if before is None or heard - before > _SAME_REQUEST:
+            _asked = Signals(number)
             raise error_of(number)
 
-    with _handled(end, _WANTED):
-        yield
+    outside, _asked = _asked, None
+    try:
+        with _handled(end, _EVERY):
+            yield
+    except Exception as error:
+        if _asked is not None:
+            raise error_of(_asked) from error
+        raise
+    finally:
+        _asked = outside
 
 
 @contextmanager
@@ -70,7 +85,8 @@ def deferred() -> Iterator[Callable[[], Signals | None]]:
     Yields:
         A function that returns the first signal noted, or None.
     """
-    noted: Signals | None = None
+    # One that was heeded where nothing can be raised, as in a destructor, is not forgotten.
+    noted: Signals | None = _asked
     since = 0.0
 
     def note(number: int) -> None:
@@ -82,7 +98,7 @@ def deferred() -> Iterator[Callable[[], Signals | None]]:
             raise KeyboardInterrupt
 
     try:
-        with _handled(note, (*_WANTED, Signals.SIGINT)):
+        with _handled(note, _EVERY):
             yield lambda: noted
     except Exception as error:
         if noted is not None:

@@ -88,7 +88,7 @@ def from_first(function: Callable[[], T]) -> T:
     """What the function returns on rank 0, which alone calls it, while the others wait.
 
     Raises:
-        UserError: on every rank, where the function raises it.
+        UserError, OSError: on every rank, where the function raises it.
     """
     if world_size() == 1:
         return function()
@@ -97,7 +97,7 @@ def from_first(function: Callable[[], T]) -> T:
         try:
             with alone():
                 found[0] = function()
-        except UserError as error:
+        except (UserError, OSError) as error:
             found[1] = error
     dist.broadcast_object_list(found, src=0, group=_messages, device=torch.device("cpu"))
     if found[1] is not None:
@@ -209,11 +209,14 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         return output_BD.to(input.dtype)
 
     def _remember(self, mean_D: Tensor, variance_D: Tensor) -> None:
-        for running, current in ((self.running_mean, mean_D), (self.running_var, variance_D)):
-            if running is not None:
-                running.lerp_(current.to(running.dtype), self.momentum or 0.0)
+        share = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
+            if share is None:  # all batches count alike
+                share = 1.0 / float(self.num_batches_tracked)
+        for running, current in ((self.running_mean, mean_D), (self.running_var, variance_D)):
+            if running is not None and share is not None:
+                running.lerp_(current.to(running.dtype), share)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -85,6 +85,30 @@ def test_heeded_signal_stops_wherever_the_program_is(number: Signals) -> None:
     signal.raise_signal(number)  # theirs again: nothing happens
 
 
+def test_an_import_that_a_signal_breaks_is_a_stop() -> None:
+    with pytest.raises(Stopped) as stopped, heeded():
+        try:
+            signal.raise_signal(signal.SIGUSR2)
+        except Stopped:
+            raise ImportError("cannot load module more than once per process") from None
+    assert stopped.value.signal == signal.SIGUSR2
+    with pytest.raises(KeyboardInterrupt), heeded():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("half of a module") from None
+    with pytest.raises(ImportError), heeded():
+        raise ImportError("nobody asked")
+
+
+def test_a_wish_that_is_lost_is_found_at_the_next_step() -> None:
+    with pytest.raises(Stopped), heeded():
+        with contextlib.suppress(Stopped):  # as Python does with what a destructor raises
+            signal.raise_signal(signal.SIGTERM)
+        with deferred() as wanted:
+            assert wanted() == signal.SIGTERM
+
+
 def test_the_same_wish_does_not_interrupt_what_it_causes() -> None:
     cleaned = False
     with pytest.raises(Stopped), heeded():
