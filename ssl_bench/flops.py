@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
+from dataclasses import fields
 from fractions import Fraction
 
 import torch
@@ -12,6 +14,10 @@ from ssl_bench import draws, parallel
 from ssl_bench.contract import Batch, Method
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
+from ssl_bench.settings import OptimizerConfig
+
+_OPTIMIZER = {field.name for field in fields(OptimizerConfig)}
+_counted: dict[Hashable, int] = {}
 
 
 def of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
@@ -31,6 +37,20 @@ def of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
     """
     if not method.trains:
         return 0
+    what = _what_counts(method, spec, batch_size)
+    if what not in _counted:
+        _counted[what] = _of_step(method, spec, batch_size)
+    return _counted[what]
+
+
+def _what_counts(method: Method, spec: EncoderSpec, batch_size: int) -> Hashable:
+    """All that a step's FLOPs depend on: not on how large a step is taken."""
+    config = {k: v for k, v in vars(method.config).items() if k not in _OPTIMIZER}
+    parameters = [(name, p.shape, p.requires_grad) for name, p in method.named_parameters()]
+    return type(method), repr(config), repr(spec), batch_size, repr(parameters)
+
+
+def _of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
     least = max(2, method.smallest_batch)
     sizes = [least, 2 * least, 3 * least]
     if batch_size <= sizes[-1]:

@@ -45,6 +45,11 @@ def whole(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:,.0f}"
 
 
+def many(number: int, thing: str) -> str:
+    """ "1 cell", "1,200 cells"."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def plain(text: str) -> str:
     """The text without the characters by which a folder's name could command a terminal."""
     return text.translate(_CONTROLS)

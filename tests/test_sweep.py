@@ -215,6 +215,7 @@ EVALUATE = Submitted("mae-x", "evaluate", "8_0", "2", ("knn-1",))
         ({"7_0": "timeout", "8_0": "cancelled"}, "stopped", ["pretrain", "evaluate"]),
         ({"7_0": "cancelled", "8_0": "cancelled"}, "stopped", ["pretrain", "evaluate"]),
         ({"7_0": "lost", "8_0": "lost"}, "stopped", ["pretrain", "evaluate"]),
+        ({"7_0": "unknown", "8_0": "unknown"}, "unknown", []),
         ({"7_0": "killed", "8_0": "cancelled"}, "stopped", ["pretrain", "evaluate"]),
     ],
 )
@@ -257,14 +258,15 @@ def test_what_is_to_be_done_follows_from_the_run_folder(
     write_json(folder / "encoder.json", {})
     (folder / "failed.json").unlink()
     found = stand(tmp_path, monkeypatch, {})
-    assert (found.state, found.stage) == ("stopped", "evaluate")
+    assert (found.state, found.stage) == ("new", "evaluate")
     assert [work.stages for work in work_of([found], False)] == [("evaluate",)]
     other = replace(EVALUATE, evals=("linear-1",))
     found = stand(tmp_path, monkeypatch, {"8_0": "running"}, other)
     assert found.uncovered == ("knn",) and work_of([found], False)[0].stages == ("evaluate",)
     # A result without its baselines is half of one.
     write_json(folder / "evals" / "knn-1" / "scores.json", {"scores": {"top1": 80.0}})
-    assert stand(tmp_path, monkeypatch, {}).state == "stopped"
+    assert stand(tmp_path, monkeypatch, {}).state == "new"
+    assert stand(tmp_path, monkeypatch, {"8_0": "killed"}, EVALUATE).state == "stopped"
     whole = {"scores": {"top1": 80.0}, "baselines": {}}
     write_json(folder / "evals" / "knn-1" / "scores.json", whole)
     found = stand(tmp_path, monkeypatch, {})

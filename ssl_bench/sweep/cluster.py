@@ -27,6 +27,7 @@ def submit(
     name: str = "ssl-bench",
     limit: int | None = None,
     after: Sequence[str | None] | None = None,
+    lanes_folder: Path | None = None,
 ) -> list[list[str]]:
     """Submit cells, and return at once; "debug" does them first.
 
@@ -37,7 +38,9 @@ def submit(
         name: what ``squeue`` shows, with the stage's name.
         limit: how many cells may run at a time; on Slurm, of each stage.
         after: on Slurm, for each cell a job that its first stage waits for, or None. Elsewhere
-            what was submitted to the same folder before comes first.
+            what was submitted with the same ``lanes_folder`` before comes first.
+        lanes_folder: of this machine's lanes: cells that share it share the lanes. Default:
+            ``folder``.
 
     Returns:
         The id of each stage of each cell.
@@ -54,14 +57,14 @@ def submit(
         every = [job for stages in cells for job in stages]
         nodes, devices = (max(getattr(job, name) for job in every) for name in ("nodes", "devices"))
         require(nodes == 1, f"nodes {nodes}: the local cluster is this machine; 1 would work")
-        return lanes.submit(cells, folder, limit, devices)
+        return lanes.submit(cells, folder, limit, devices, lanes_folder=lanes_folder)
     return slurm.submit_cells(cells, settings or ClusterSettings(), folder, name, limit, after)
 
 
 def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
     """The state of each stage, from any process, in one or two questions for all of them."""
-    here, there = _parted(ids)
-    return {**records.states(here, folder), **queue.states(there, folder)}
+    local, there = _parted(ids)
+    return {**records.states(local, folder), **queue.states(there, folder)}
 
 
 def reasons(ids: Iterable[str], folder: Path) -> dict[str, str]:
@@ -92,13 +95,13 @@ def cancel(ids: Iterable[str], folder: Path, wait: float = 0.0) -> None:
     Raises:
         UserError: Slurm does not answer.
     """
-    here, there = _parted(ids)
-    for stage in here:
+    local, there = _parted(ids)
+    for stage in local:
         records.cancel(folder / stage)
     queue.cancel(there)
     until = time.monotonic() + wait
     while wait and time.monotonic() < until:
-        if not ACTIVE & set(states([*here, *there], folder).values()):
+        if not ACTIVE & set(states([*local, *there], folder).values()):
             break
         time.sleep(0.5)
 

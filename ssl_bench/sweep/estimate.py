@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssl_bench import flops, runs
-from ssl_bench.contract import Method
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.index import Index
 from ssl_bench.runs import Plan
-from ssl_bench.settings import OptimizerConfig
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_COMMON = ("seed", "data", "data_fingerprint", "epochs")
-"""Fields of a plan that do not change what a step costs."""
-_OPTIMIZER = tuple(field.name for field in fields(OptimizerConfig))
-"""Nor do these of a method's ``Config``."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +25,6 @@ class Pace:
 
     rate: float
     basis: str
-
-
-def step_counter() -> Callable[[Plan, Method], int]:
-    """A function that counts the FLOPs of a step, once for all plans that do the same in one."""
-    counted: dict[str, int] = {}
-
-    def count(plan: Plan, method: Method) -> int:
-        step = {name: value for name, value in asdict(plan).items() if name not in _COMMON}
-        config = {k: v for k, v in plan.method_config.items() if k not in _OPTIMIZER}
-        key = runs.digest(step | {"method_config": config})
-        if key not in counted:
-            counted[key] = flops.of_step(method, EncoderSpec.of(plan.encoder), plan.batch_size)
-        return counted[key]
-
-    return count
 
 
 def pace(plan: Plan, index: Index | None) -> Pace | None:

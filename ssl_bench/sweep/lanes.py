@@ -44,10 +44,11 @@ def submit(
     limit: int | None = None,
     devices: int = 1,
     minutes: int | None = None,
+    lanes_folder: Path | None = None,
 ) -> list[list[str]]:
     """Start lanes in the background; they outlive this process and its terminal.
 
-    Lanes that were submitted to the same folder before come first.
+    Lanes that were submitted with the same ``lanes_folder`` before come first.
 
     Args:
         cells: the stages of each, to be done in turn.
@@ -56,6 +57,7 @@ def submit(
             of them; without a GPU, one.
         devices: how many GPUs each cell wants, where there are any.
         minutes: after which submitit stops a lane and starts it again. Default: never.
+        lanes_folder: for the locks that let one lane of each number work. Default: ``folder``.
 
     Returns:
         The ids of each cell's stages.
@@ -63,7 +65,7 @@ def submit(
     Raises:
         UserError: the lanes cannot be started.
     """
-    batch = records.new_batch(folder, "local", cells)
+    batch = records.new_batch(folder, "local", cells, lanes_folder)
     gpus = visible_gpus()
     most = len(gpus) // devices if gpus else limit or 1
     count = max(1, min(limit or most, most, len(cells)))
@@ -137,7 +139,7 @@ class Lane:
         try:
             with (
                 _waited_for(records.lane_lock(self.folder, self.number), told),
-                _waited_for(records.lane_lock(self.folder.parent, self.number), told),
+                _waited_for(records.lane_lock(batch.lanes_folder, self.number), told),
             ):
                 for cell in range(len(batch.cells)):
                     self._do(batch, cell, told)

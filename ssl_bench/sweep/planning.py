@@ -8,8 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ssl_bench import commands, evaluation, flags, index, progress
+from ssl_bench import commands, evaluation, flags, flops, index, progress
 from ssl_bench.data import Dataset
+from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
 from ssl_bench.flags import Request
 from ssl_bench.hardware import choose
@@ -32,6 +33,20 @@ class _Training:
     seconds: float | None
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is to be submitted of a cell.
+
+    Attributes:
+        stages: one after the other.
+        after: the job under way that comes before them, if any.
+    """
+
+    entry: Entry
+    stages: tuple[Stage, ...]
+    after: str | None = None
+
+
 @dataclass
 class Planner:
     """Plans cells, each data set read and each kind of step counted once.
@@ -47,7 +62,6 @@ class Planner:
 
     def __post_init__(self) -> None:
         self._load = lru_cache(maxsize=2)(commands.load)
-        self._count = estimate.step_counter()
         self._trainings: dict[str, _Training] = {}
         has_runs = any(self.runs_dir.glob("*/config.json"))
         self._index = index.load(self.runs_dir) if has_runs else None
@@ -70,13 +84,18 @@ class Planner:
                 bar.update(len(planned), cell.label)
         return planned
 
-    def notes(self, entries: Iterable[Entry]) -> list[str]:
-        """What to know about the times of those that are to be done."""
-        entries = list(entries)
-        found = []
-        if any(entry.pretrain_seconds for entry in entries):
-            found.append(f"time by the pace of {'; '.join(self.paces)}")
-        if any(None in (entry.pretrain_seconds, entry.eval_seconds) for entry in entries):
+    def notes(self, work: Iterable[Work]) -> list[str]:
+        """What to know about the times of what is to be done."""
+        known, unknown = False, False
+        for each in work:
+            seconds = {
+                "pretrain": each.entry.pretrain_seconds,
+                "evaluate": each.entry.eval_seconds,
+            }
+            unknown = unknown or any(seconds[stage] is None for stage in each.stages)
+            known = known or ("pretrain" in each.stages and bool(seconds["pretrain"]))
+        found = [f"time by the pace of {'; '.join(self.paces)}"] if known else []
+        if unknown:
             found.append(
                 "where the time is ?, no finished run of such a training or evaluation tells it"
             )
@@ -119,12 +138,13 @@ class Planner:
             if method.trains:
                 config = request.method_config
                 steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, config).steps
-            flops = steps * self._count(plan, method)
-            pace = estimate.pace(plan, self._index) if flops else None
+            spec = EncoderSpec.of(plan.encoder)
+            counted = steps * flops.of_step(method, spec, plan.batch_size)
+            pace = estimate.pace(plan, self._index) if counted else None
             if pace:
                 self.paces[pace.basis] = None
-            seconds = flops / pace.rate if pace else None if flops else 0.0
-            self._trainings[alike] = _Training(plan, steps, flops, seconds)
+            seconds = counted / pace.rate if pace else None if counted else 0.0
+            self._trainings[alike] = _Training(plan, steps, counted, seconds)
         return self._trainings[alike]
 
     def _data(self, request: Request) -> Dataset:

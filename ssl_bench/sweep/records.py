@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssl_bench.files import read_json, write_json
@@ -33,7 +32,6 @@ class Record:
     starts: int = 0
     exit_code: int | None = None
     lines: Sequence[str] = ()
-    changed: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,13 @@ class Batch:
     Attributes:
         folder: of its records, logs and locks.
         cells: the stages of each.
+        lanes_folder: for the locks that batches share, one for each lane.
         processes: of submitit, one for each lane.
     """
 
     folder: Path
     cells: Sequence[Sequence[Job]]
+    lanes_folder: Path
     processes: Sequence[int] = ()
 
     def name(self, cell: int, stage: int) -> str:
@@ -63,25 +63,33 @@ class Batch:
 
     def save(self) -> None:
         """Write ``batch.json``."""
-        keys = ("words", "run", "stage", "cwd")
+        keys = ("words", "run", "stage", "cwd", "nodes", "devices")
         cells = [
             [{key: getattr(job, key) for key in keys} for job in stages] for stages in self.cells
         ]
-        write_json(self.folder / "batch.json", {"cells": cells, "processes": list(self.processes)})
+        content = {
+            "cells": cells,
+            "lanes_folder": str(self.lanes_folder),
+            "processes": list(self.processes),
+        }
+        write_json(self.folder / "batch.json", content)
 
     @classmethod
     def load(cls, folder: Path) -> Batch:
         """Read ``batch.json``."""
         content = read_json(folder / "batch.json")
         cells = [[Job(**job) for job in stages] for stages in content["cells"]]
-        return cls(folder, cells, content["processes"])
+        return cls(folder, cells, Path(content["lanes_folder"]), content["processes"])
 
 
-def new_batch(folder: Path, kind: str, cells: Sequence[Sequence[Job]]) -> Batch:
+def new_batch(
+    folder: Path, kind: str, cells: Sequence[Sequence[Job]], lanes_folder: Path | None = None
+) -> Batch:
     """A batch in a folder of its own, which is written.
 
     Args:
         kind: of cluster; the folder's name begins with it.
+        lanes_folder: as in `Batch`. Default: ``folder``.
     """
     number = 1
     while True:
@@ -90,7 +98,8 @@ def new_batch(folder: Path, kind: str, cells: Sequence[Sequence[Job]]) -> Batch:
             break
         except FileExistsError:
             number += 1
-    batch = Batch((folder / f"{kind}-{number}").absolute(), cells)
+    home = (folder / f"{kind}-{number}").absolute()
+    batch = Batch(home, cells, (lanes_folder or folder).absolute())
     batch.save()
     return batch
 
@@ -115,7 +124,7 @@ def write(path: Path, record: Record) -> None:
 def update(path: Path, state: State, exit_code: int | None, lines: Sequence[str]) -> None:
     """Note how a stage ended."""
     before = read(path) or Record(state)
-    write(path, replace(Record(state, before.starts), exit_code=exit_code, lines=list(lines)))
+    write(path, Record(state, before.starts, exit_code, list(lines)))
 
 
 def log(path: Path) -> Path:

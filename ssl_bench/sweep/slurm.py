@@ -22,7 +22,10 @@ _MOST_REQUEUES = 1_000_000
 """As often as Slurm takes it away; `Job` ends what makes no progress."""
 
 
-_NOISE = re.compile(r"^(submitit (INFO|WARNING) |slurmstepd: error: \*\*\* STEP .* CANCELLED)")
+_NOISE = re.compile(
+    r"^(submitit (INFO|WARNING) |slurmstepd: error: \*\*\* STEP .* CANCELLED"
+    r"|srun: (launch/slurm: _step_signal|Force Terminated))"
+)
 
 
 class Refused(UserError):

@@ -15,7 +15,11 @@ from ssl_bench.sweep import cluster
 from ssl_bench.sweep.cluster import ACTIVE
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep, jobs_of
 
-State = Literal["done", "running", "pending", "failed", "stopped", "new"]
+CellState = Literal["done", "running", "pending", "unknown", "failed", "stopped", "new"]
+"""*unknown*: it was submitted, and the cluster does not answer. *stopped*: it was begun, and nobody
+is at it."""
+UNDER_WAY: frozenset[CellState] = frozenset({"running", "pending", "unknown"})
+_TO_COME = {*ACTIVE, "unknown"}
 _WAITING = ("pending", "requeued")
 _FAILED = ("failed", "out of memory")
 _KILLED = ("killed", "timeout")
@@ -37,11 +41,12 @@ class Standing:
         images_per_second: at that step; None where unknown.
         loss: the mean at that step; None where unknown.
         error: why it failed, or what stopped it; "" where neither is known.
+        log: file with all that the job of that stage had to say, "" where there was none.
         scores: headline of each evaluation that is stored.
     """
 
     entry: Entry
-    state: State
+    state: CellState
     stage: Stage
     missing: tuple[str, ...]
     uncovered: tuple[str, ...]
@@ -51,6 +56,7 @@ class Standing:
     images_per_second: float | None
     loss: float | None
     error: str
+    log: str
     scores: Mapping[str, float]
 
     @property
@@ -99,23 +105,25 @@ def _of(
         return states.get((found[0].name, found[1].job), "") if found else ""
 
     evaluation = jobs.get((entry.run, "evaluate"))
-    is_fed = is_trained or state_of("pretrain") in ACTIVE
+    is_fed = is_trained or state_of("pretrain") in _TO_COME
     to_come: set[str] = set()
-    if evaluation and is_fed and state_of("evaluate") in ACTIVE:
+    if evaluation and is_fed and state_of("evaluate") in _TO_COME:
         to_come = set(evaluation[1].evals)
     job_state, found = state_of(stage), jobs.get((entry.run, stage))
     error = ""
-    state: State
+    state: CellState
     if is_trained and not missing:
         state = "done"
     elif job_state in ACTIVE:
         state = "running" if job_state == "running" else "pending"
     elif runs.is_locked(folder):
         state = "running"
+    elif job_state == "unknown":
+        state = "unknown"
     else:
         noted = _noted(folder / "failed.json")
         has_failed = bool(noted) or job_state in _FAILED
-        is_begun = bool(found) or (folder / "config.json").exists()
+        is_begun = bool(found) or (not is_trained and (folder / "config.json").exists())
         state = "failed" if has_failed else "stopped" if is_begun else "new"
         if has_failed or job_state in _KILLED:
             told = cluster.failure(found[1].job, found[0].jobs_folder, 3) if found else []
@@ -133,6 +141,7 @@ def _of(
         images_per_second=record.get("images_per_second"),
         loss=record.get("loss"),
         error=error,
+        log=str(cluster.log(found[1].job, found[0].jobs_folder)) if found else "",
         scores={name: score for name, score in scores.items() if score is not None},
     )
 

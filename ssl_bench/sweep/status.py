@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,16 +16,20 @@ from rich.text import Text
 
 from ssl_bench.settings import CancelSettings, StatusSettings
 from ssl_bench.sweep import cluster, standing, store
-from ssl_bench.sweep.standing import Standing, State
+from ssl_bench.sweep.standing import UNDER_WAY, CellState, Standing
 from ssl_bench.sweep.store import Sweep
-from ssl_bench.units import plain
+from ssl_bench.units import many, plain
 from ssl_bench.units import time as duration
 
 _console = Console(markup=False, highlight=False)
-_ORDER: tuple[State, ...] = ("failed", "running", "stopped", "pending", "new", "done")
+_ORDER: tuple[CellState, ...] = (
+    *("failed", "running", "unknown", "stopped", "pending", "new", "done"),
+)
 _STYLES = {"failed": "red", "running": "green", "stopped": "yellow", "done": "dim"}
 _SECONDS_BETWEEN_LOOKS = {"local": 2.0, "slurm": 15.0}
-_LINES_AROUND = 8
+_SHORT = ("state", "progress", "left", "loss")
+_MOST_LOGS = 3
+_LINES_AROUND = 11
 """Lines of a terminal that the table cannot have: its title, head, borders and notes."""
 
 
@@ -45,7 +50,7 @@ def status(settings: StatusSettings) -> None:
     with Live(console=_console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             standings = _look(sweep)
-            is_over = not any(each.state in ("running", "pending") for each in standings)
+            is_over = not any(each.state in UNDER_WAY for each in standings)
             rows = None if is_over else max(4, _console.height - _LINES_AROUND)
             live.update(_show(sweep, standings, rows), refresh=True)
             if is_over:
@@ -60,12 +65,19 @@ def cancel(settings: CancelSettings) -> None:
         UserError: there is no such sweep, or the cluster does not answer.
     """
     sweep = store.find(settings.runs_dir, settings.sweep)
-    jobs = list(dict.fromkeys(each.job for each in sweep.submitted))
-    states = cluster.states(jobs, sweep.jobs_folder)
-    live = [job for job in jobs if states.get(job) in {*cluster.ACTIVE, "unknown"}]
-    cluster.cancel(live, sweep.jobs_folder)
-    many = f"{len(live)} jobs" if len(live) != 1 else "1 job"
-    _console.print(f"cancelled {many} of {sweep.name}; the same `ssl-bench sweep` goes on with it")
+    wanted = {entry.run for entry in sweep.entries}
+    asked = 0
+    for owner in store.every(settings.runs_dir):  # another sweep may have the same cells
+        jobs = list(dict.fromkeys(each.job for each in owner.submitted if each.run in wanted))
+        states = cluster.states(jobs, owner.jobs_folder)
+        live = [job for job in jobs if states.get(job) in {*cluster.ACTIVE, "unknown"}]
+        cluster.cancel(live, owner.jobs_folder)
+        asked += len(live)
+    _console.print(
+        f"{many(asked, 'job')} of {sweep.name} asked to end; what runs saves first, and the same "
+        "`ssl-bench sweep` goes on with it",
+        soft_wrap=True,
+    )
 
 
 def summary(standings: Sequence[Standing]) -> str:
@@ -92,26 +104,36 @@ def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Grou
         "progress": _progress,
         "left": lambda each: duration(each.seconds_left) if each.seconds_left is not None else "",
         "loss": lambda each: f"{each.loss:.4f}" if each.loss is not None else "",
-        "scores": _scores,
+        "scores, or an error": _scores,
     }
-    table = Table(title=f"{sweep.name}: {summary(standings)}", title_justify="left")
+    table = Table()
     lines = [[show(each) for show in columns.values()] for each in shown[:rows]]
     for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
         if any(cells):
-            table.add_column(name, overflow="fold", no_wrap=name not in ("cell", "scores"))
+            table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
     for line in zip(*(cells for cells in zip(*lines, strict=True) if any(cells)), strict=True):
         table.add_row(*line)
-    notes = []
+    title = Text(f"{sweep.name}: {summary(standings)}", no_wrap=True, overflow="ignore")
+    notes = [f"log of {each.entry.label}: {log}" for each in standings if (log := _log(each))]
+    notes = notes[:_MOST_LOGS]
     if rows and len(standings) > rows:
         notes.append(f"and {len(standings) - rows} more, which `ssl-bench status --once` shows")
     states = {each.state for each in standings}
     if "done" in states or any(each.scores for each in standings):
-        notes.append(f"`ssl-bench compare --runs-dir {sweep.runs_dir}` shows the table so far")
+        place = "" if sweep.runs_dir == Path("runs") else f" --runs-dir {sweep.runs_dir}"
+        notes.append(f"`ssl-bench compare{place}` shows the table so far")
+    if "unknown" in states:
+        notes.append("the cluster does not answer; what is unknown was submitted, and may run")
     if states & {"stopped", "new"}:
         notes.append("the same `ssl-bench sweep` goes on with what is stopped or new")
     if "failed" in states:
         notes.append("`ssl-bench sweep ... --retry-failed` tries again what failed")
-    return Group(table, *notes)
+    return Group(title, table, *(Text(note, overflow="fold") for note in notes))
+
+
+def _log(each: Standing) -> str:
+    """Where a cell that failed has told more, if it has."""
+    return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
 
 
 def _progress(each: Standing) -> str:

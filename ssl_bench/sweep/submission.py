@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -16,27 +16,13 @@ from ssl_bench.settings import ClusterSettings, Settings, SweepSettings
 from ssl_bench.sweep import choosing, cluster, grid, planning, slurm, standing, status, store
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
-from ssl_bench.sweep.planning import Planner
-from ssl_bench.sweep.standing import Standing
+from ssl_bench.sweep.planning import Planner, Work
+from ssl_bench.sweep.standing import UNDER_WAY, Standing
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep
-from ssl_bench.units import count
+from ssl_bench.units import count, many
 from ssl_bench.units import time as duration
 
 _console = Console(markup=False, highlight=False)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be submitted of a cell.
-
-    Attributes:
-        stages: one after the other.
-        after: the job under way that comes before them, if any.
-    """
-
-    entry: Entry
-    stages: tuple[Stage, ...]
-    after: str | None = None
 
 
 def main(words: Sequence[str]) -> None:
@@ -65,7 +51,7 @@ def work_of(standings: Sequence[Standing], retry_failed: bool) -> list[Work]:
     for each in standings:
         if each.state == "failed" and not retry_failed:
             continue
-        is_live = each.state in ("running", "pending")
+        is_live = each.state in UNDER_WAY
         if is_live and each.stage == "pretrain" and not each.job:
             continue  # somebody is at it without a job, and nothing can be made to wait for that
         stages: list[Stage] = []
@@ -97,20 +83,19 @@ def _is_more(
             sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
             standings = standing.of(sweep, [*sweeps, sweep])
         work = work_of(standings, settings.retry_failed)
+        _console.print(f"{sweep.name}: {status.summary(standings)}", soft_wrap=True)
         if work:
-            _show(sweep, standings, work)
-        else:
-            _console.print(f"{sweep.name}: {status.summary(standings)}", soft_wrap=True)
-        for note in (*notes, *planner.notes(each.entry for each in work)):
+            _show(standings, work)
+        for note in (*notes, *planner.notes(work)):
             _console.print(f"note: {note}", soft_wrap=True)
         if settings.dry_run or not work:
             why = "as --dry-run asks" if settings.dry_run else _nothing(standings)
             _console.print(f"nothing is submitted: {why}")
             return False
-        store.write(sweep)
         if settings.cluster != "debug":
             _submit(sweep, work, wanted, resources)
     if settings.cluster == "debug":
+        store.write(sweep)
         _submit(sweep, work, wanted, resources)
         return bool(wanted.finals) and not finals
     place = "" if wanted.runs_dir == Settings.runs_dir else f" --runs-dir {wanted.runs_dir}"
@@ -145,6 +130,7 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid, resources: Cluster
         found: Sequence[Sequence[str]] = cluster.submit(
             *(cells, settings.cluster, folder, resources, sweep.name, settings.parallel_jobs),
             after=[each.after for each in work],
+            lanes_folder=folder.parents[1],
         )
     except slurm.Refused as error:
         problem, found = error, error.submitted
@@ -157,10 +143,12 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid, resources: Cluster
         for each, jobs in zip(work, found, strict=True)
         for stage, job in zip(each.stages, jobs, strict=False)
     ]
-    store.write(replace(sweep, submitted=(*sweep.submitted, *noted)))
+    if noted:
+        store.write(replace(sweep, submitted=(*sweep.submitted, *noted)))
     if problem:
         raise problem
-    _console.print(f"submitted {len(noted)} job{'s' * (len(noted) != 1)} for {len(work)} cells")
+    how = "did" if settings.cluster == "debug" else "submitted"
+    _console.print(f"{how} {many(len(noted), 'job')} for {many(len(work), 'cell')}")
 
 
 def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
@@ -171,9 +159,9 @@ def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
     return Job(words, entry.run, stage, os.getcwd(), nodes, devices)
 
 
-def _show(sweep: Sweep, standings: Sequence[Standing], work: Sequence[Work]) -> None:
+def _show(standings: Sequence[Standing], work: Sequence[Work]) -> None:
     """The cells, what becomes of each, and what that may cost."""
-    table = Table(title=f"{sweep.name}: {status.summary(standings)}", title_justify="left")
+    table = Table()
     for name, justify in (("cell", "left"), ("state", "left"), ("to do", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for name in ("images", "FLOPs", "device time"):
@@ -188,7 +176,7 @@ def _show(sweep: Sweep, standings: Sequence[Standing], work: Sequence[Work]) -> 
         ahead = round(share * entry.steps) * entry.batch_size
         costs = ["", "", ""]
         if own:
-            costs = [count(ahead), count(share * entry.flops)]
+            costs = [count(ahead), count(share * entry.flops)] if share else ["", ""]
             known = None
             if entry.pretrain_seconds is not None and entry.eval_seconds is not None:
                 known = share * entry.pretrain_seconds + bool(each.uncovered) * entry.eval_seconds
@@ -199,17 +187,17 @@ def _show(sweep: Sweep, standings: Sequence[Standing], work: Sequence[Work]) -> 
         table.add_row(entry.label, each.state, stages, *costs)
     table.add_section()
     total = duration(seconds) if is_known else f"{duration(seconds)} + ?" if seconds else "?"
-    table.add_row("to be done", "", f"{len(work)} cells", count(images), count(flops), total)
+    table.add_row("to be done", "", many(len(work), "cell"), count(images), count(flops), total)
     _console.print(table)
 
 
 def _nothing(standings: Sequence[Standing]) -> str:
     """Why there is nothing to do."""
     failed = sum(each.state == "failed" for each in standings)
-    live = sum(each.state in ("running", "pending") for each in standings)
+    live = sum(each.state in UNDER_WAY for each in standings)
     parts = []
     if live:
-        parts.append(f"{live} cells are under way")
+        parts.append(f"{many(live, 'cell')} under way")
     if failed:
         parts.append(f"{failed} failed, which --retry-failed does again")
     return "; ".join(parts) or "everything is done; `ssl-bench compare` shows it"
