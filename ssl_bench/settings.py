@@ -43,7 +43,8 @@ class Settings:
     passes counted, such as 1e15."""
     budget_time: str = ""
     """Instead of --epochs: train for about as long as that on this device, such as 90s, 10m or 2h;
-    the steps are fixed at the start, by the time that the first few take."""
+    the steps are fixed at the start, by the time that the first few take, so that a run goes on
+    only where its device has the same name and as many threads."""
     match: str = ""
     """Instead of --epochs: train under the FLOPs of this run, a folder or a part of its name."""
     batch_size: int = 128
@@ -59,7 +60,8 @@ class Settings:
     on a GPU, 4,096 patches' worth on a CPU."""
     devices: int = 1
     """Processes on each machine, one for each of its GPUs, or for a share of its cores; they divide
-    the batch size. Results differ in rounding alone."""
+    the batch size. Results differ in rounding alone, unless a
+    method has dropout of its own."""
     nodes: int = 1
     """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
