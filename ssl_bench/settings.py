@@ -60,8 +60,7 @@ class Settings:
     on a GPU, 4,096 patches' worth on a CPU."""
     devices: int = 1
     """Processes on each machine, one for each of its GPUs, or for a share of its cores; they divide
-    the batch size. Results differ in rounding alone, unless a
-    method has dropout of its own."""
+    the batch size. Results differ in rounding alone, unless a method has dropout of its own."""
     nodes: int = 1
     """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -143,6 +144,8 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid, resources: Cluster
         for each, jobs in zip(work, found, strict=True)
         for stage, job in zip(each.stages, jobs, strict=False)
     ]
+    if not noted and not (sweep.folder / "sweep.json").exists():
+        shutil.rmtree(sweep.folder, ignore_errors=True)  # what submitit wrote before it was refused
     if noted:
         store.write(replace(sweep, submitted=(*sweep.submitted, *noted)))
     if problem:
