@@ -126,6 +126,19 @@ def parse(command: str, cls: type[T], words: Sequence[str]) -> T:
     return cls(**_values(command, _flags(cls, "", {}), words, cls.__doc__ or ""))
 
 
+def value_of(command: str, cls: type, name: str, words: Sequence[str]) -> Any:
+    """The value of one flag, given alone, of a command that has no plugins.
+
+    Args:
+        name: the field's name.
+
+    Raises:
+        UserError: it is no value for that flag.
+    """
+    chosen = [flag for flag in _flags(cls, "", {}) if flag.name == name]
+    return _values(command, chosen, words, "")[name]
+
+
 def every_flag(
     command: str, base: type, kinds: Sequence[plugins.Kind], choices: Mapping[str, Any]
 ) -> type:
@@ -324,6 +337,7 @@ def _values(
                 return_unknown_args=True,
             )
         except SystemExit:
+            _refuse_no_number(flags, words)
             raise UserError(_first_line(output.getvalue() + errors.getvalue())) from None
     if rest:
         refuse(rest[0], [flag.name for flag in flags], everyone)
@@ -412,6 +426,26 @@ def _first_line(message: str) -> str:
         len(lines),
     )
     return " ".join(lines[1:end]) or "the command line cannot be understood; see --help"
+
+
+def _refuse_no_number(flags: Iterable[_Flag], words: Sequence[str]) -> None:
+    """Complain about what is given for a number and is none, in better words than tyro's."""
+    types_ = {f"--{flag.name.replace('_', '-')}": flag.type for flag in flags}
+    for flag, *values in by_flag(words):
+        type_ = types_.get(flag.replace("_", "-"))
+        is_sequence = typing.get_origin(type_) is tuple
+        kinds = set(typing.get_args(type_) or [type_]) - {...}
+        numbers = kinds - {type(None)}
+        if numbers not in ({int}, {float}) or not values:
+            continue
+        [number] = numbers
+        for text in filter(None, values[0].split(",")) if is_sequence else values[:1]:
+            try:
+                number(text)
+            except ValueError:
+                is_none = text == "None" and len(kinds) > 1
+                wanted = "a whole number" if number is int else "a number"
+                require(is_none, f"{flag} {text!r} is not {wanted}")
 
 
 def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:

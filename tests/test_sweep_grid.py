@@ -248,6 +248,26 @@ def test_many_command_lines_are_refused_as_each_is(words: list[str], said: str) 
         (["mae"], "unexpected argument 'mae'; flags start with --"),
         (["--seed", "1", "a.toml"], "unexpected argument 'a.toml' after --seed"),
         (["-x", "3"], "unexpected argument '-x'"),
+        (["--no-dry-run", "yes"], "--no-dry-run takes no value"),
+        (["--no-retry-failed=no"], "--no-retry-failed takes no value"),
+        (["--dry-run", "yes,no"], "--dry-run: it takes one value"),
+        (["--no-parallel-jobs"], "unknown flag '--no-parallel-jobs'"),
+        (["--parallel-jobs", "1,2"], "--parallel-jobs '1,2' is not a whole number"),
+        (["--gpus", "x"], "--gpus 'x' is not a whole number"),
+        (["--gpus="], "--gpus '' is not a whole number"),
+        (["--gpus", "None"], "--gpus 'None' is not a whole number"),
+        (["--cpus", "1.5"], "--cpus '1.5' is not a whole number"),
+        (["--seed", "x"], "--seed 'x' is not a whole number"),
+        (["--linear-learning-rates", "0.1,x"], "--linear-learning-rates 'x' is not a number"),
+        (
+            ["--mask-ratio", "0.5..0.9"],
+            "'0.5..0.9' is not a number; ranges are for whole numbers, 0.5,0.7,0.9 would work",
+        ),
+        (["--mask-ratio", "low..0.9"], "numbers separated by commas would work"),
+        (["--gpus", "8"], "--gpus asks Slurm for something; --cluster slurm would work"),
+        (["--slurm-options", "a=1", "--cluster", "debug"], "--slurm-options asks Slurm"),
+        (["--nodes", "2"], "nodes 2: the local cluster is this machine; --cluster slurm has more"),
+        (["--nodes", "1,2", "--cluster", "debug"], "nodes 2: the debug cluster is this machine"),
     ],
 )
 def test_mistakes_get_one_clear_line(words: list[str], said: str) -> None:
@@ -255,6 +275,8 @@ def test_mistakes_get_one_clear_line(words: list[str], said: str) -> None:
         grid.parse(words)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+    for of_the_parser in ("Error parsing", "invalid literal", "instantiated", "could not convert"):
+        assert of_the_parser not in str(error.value)
 
 
 FILE = """
@@ -380,6 +402,16 @@ def test_combinations_that_are_no_grid() -> None:
         ("backbone = false", "key 'backbone': false is not a text"),
         ("seed = []", "key 'seed': it needs a value"),
         ("seed = 1979-05-27", "key 'seed'"),
+        ("seed = 1979-05-27", "key 'seed': 1979-05-27 is not a whole number"),
+        (
+            'mask-ratio = "0.5..0.9"',
+            "not a number; ranges are for whole numbers, 0.5,0.7,0.9 would",
+        ),
+        ('cluster = "slrm"', "key 'cluster': invalid choice 'slrm'"),
+        ("trials = 3", "--trials needs --search random or sobol"),
+        ("[slurm]\nsetup = [12:00:00]", "[slurm]: setup [12:00:00] is not a text"),
+        ('[slurm.big]\ngpus = "8"', "[slurm.big]: gpus '8' is not a whole number"),
+        ('[slurm.big]\ntime = "soon"', "[slurm.big]: time 'soon' is no time"),
         ("seed = [[1]]", "key 'seed'"),
         ("cells = 3", "'cells' is one table or more, each under [[cells]]"),
         ("cells = []", "'cells' is one table or more"),
@@ -406,6 +438,25 @@ def test_mistakes_in_a_file_name_it(text: str, said: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ("parallel-jobs = 2", ["--search-seed", "x"], "--search-seed 'x' is not a whole number"),
+        ("parallel-jobs = 2", ["--trials", "3"], "--trials needs --search random or sobol"),
+        ('search = "random"', ["--parallel-jobs", "0"], "parallel jobs 0 is out of range"),
+        ('[slurm]\ntime = "1h"', ["--slurm-options", "foo"], "slurm option 'foo' is not KEY=VALUE"),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_not_the_files(
+    text: str, words: list[str], said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        sweep(written(text), *words)
+    assert str(error.value).startswith(said)
+    assert "sweep.toml" not in str(error.value)
+    assert "(flags" not in str(error.value)
+
+
 def test_a_file_that_is_no_text_is_refused() -> None:
     Path("sweep.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"sweep\.toml is no TOML"):
@@ -427,11 +478,11 @@ def test_cluster_flags_win_over_the_file_it_over_the_config_and_that_over_defaul
         '[slurm]\npartition = "cpu"\naccount = "us"\ntime = 90\nsetup = "module load a,b"\n'
         '[slurm.a100]\npartition = "gpu"\ngpus = 4\nqos = "long"\n'
     )
-    assert grid.cluster_settings(sweep("--seed", "1")) == ClusterSettings(
+    assert grid.cluster_settings(sweep("--cluster", "slurm")) == ClusterSettings(
         partition="cpu", account="us", time="90", setup=("module load a,b",)
     )
     path = written('profile = "a100"\n[slurm]\nqos = "short"\nslurm-options = {exclude = "n1,n2"}')
-    words = ["--gpus", "8", "--setup", "echo a, b", "--setup", "echo c"]
+    words = ["--cluster", "slurm", "--gpus", "8", "--setup", "echo a, b", "--setup", "echo c"]
     assert grid.cluster_settings(sweep(path, *words)) == ClusterSettings(
         partition="gpu",
         account="us",
@@ -447,11 +498,25 @@ def test_config_files_are_looked_for_here_then_at_home(tmp_path: Path) -> None:
     at_home = tmp_path / "home/.config/ssl-bench/config.toml"
     at_home.parent.mkdir(parents=True)
     at_home.write_text('[slurm]\npartition = "home"')
-    assert grid.cluster_settings(sweep("--seed", "1")).partition == "home"
+    assert grid.cluster_settings(sweep("--cluster", "slurm")).partition == "home"
     Path("ssl-bench.toml").write_text('[slurm]\npartition = "here"')
-    assert grid.cluster_settings(sweep("--seed", "1")).partition == "here"
+    assert grid.cluster_settings(sweep("--cluster", "slurm")).partition == "here"
     Path("other.toml").write_text('[slurm]\npartition = "other"')
-    assert grid.cluster_settings(sweep("--config", "other.toml")).partition == "other"
+    other = sweep("--cluster", "slurm", "--config", "other.toml")
+    assert grid.cluster_settings(other).partition == "other"
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_only_slurm_reads_what_is_asked_of_slurm(cluster: str) -> None:
+    """A sweep's file may hold it for the day when the cluster is slurm."""
+    Path("ssl-bench.toml").write_text("no TOML")
+    path = written('profile = "a100"\nconfig = "no.toml"\n[slurm]\ngpus = 8\n')
+    for words in (["--seed", "1"], [path]):
+        assert grid.cluster_settings(sweep(*words, "--cluster", cluster)) == ClusterSettings()
+    Path("ssl-bench.toml").write_text("[slurm.a100]\ngpus = 8")
+    for flag, value in (("profile", "a100"), ("config", "ssl-bench.toml")):
+        with pytest.raises(UserError, match=f"^--{flag} asks Slurm for something; --cluster slurm"):
+            sweep("--cluster", cluster, f"--{flag}", value)
 
 
 @pytest.mark.parametrize(
@@ -460,6 +525,7 @@ def test_config_files_are_looked_for_here_then_at_home(tmp_path: Path) -> None:
         ("[slrum]\n", "unknown key 'slrum'; it has a table [slurm]"),
         ("slurm = 1\n", "'slurm' is a table"),
         ("[slurm.a100]\ngpu = 1\n", "[slurm.a100] has an unknown key 'gpu'"),
+        ('[slurm.a100]\n[slurm.h100]\ngpus = "8"', "[slurm.h100]: gpus '8' is not a whole number"),
         ("[slurm.h100]\n", "unknown profile 'a100': ssl-bench.toml has h100"),
         ("[slurm]\nx\ny = 1", "line 2"),
     ],
@@ -536,6 +602,7 @@ def test_the_examples_of_the_help_are_right() -> None:
     example = text[start : text.index("A search gives")]
     found = sweep(written(example))
     assert len(found.cells) == 2 * (2 * 5 + 5)
-    assert grid.cluster_settings(found).partition == "gpu"
+    on_slurm = sweep("sweep.toml", "--cluster", "slurm")
+    assert grid.cluster_settings(on_slurm).partition == "gpu"
     lines = [line.split()[2:] for line in text.splitlines() if line.startswith("  ssl-bench sweep")]
     assert [len(sweep(*words).cells) for words in lines] == [20, 3, 32, 30]

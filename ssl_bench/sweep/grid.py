@@ -86,9 +86,15 @@ def parse(words: Sequence[str]) -> Grid | None:
     given, own, resources = line.split(words)
     settings = line.settings(file, own)
     cluster_flags = line.cluster_flags(resources)
-    asks = cluster_flags or file.slurm or settings.profile or settings.config
-    if asks or settings.cluster == "slurm":
+    # A file's [slurm] and profile may wait there for the cluster to be slurm; flags are for now.
+    asked = [name for name, _ in resources] + [
+        name for name in ("profile", "config") if name in own
+    ]
+    if asked or settings.cluster == "slurm":
         toml.cluster_settings(cluster_flags, file, settings.profile, settings.config)
+    if asked and settings.cluster != "slurm":
+        flag = asked[0].replace("_", "-")
+        raise UserError(f"--{flag} asks Slurm for something; --cluster slurm would work")
     parts = parts_of(file, given)
     finals: tuple[Final, ...] = ()
     if settings.search == "grid":
@@ -98,6 +104,11 @@ def parse(words: Sequence[str]) -> Grid | None:
         cells, finals = _searched(parts, settings)
     folders = {request.settings.runs_dir for _, request in cells}
     require(len(folders) == 1, "--runs-dir has several values; a sweep has one folder of runs")
+    nodes = max(request.settings.nodes for _, request in cells)
+    require(
+        nodes == 1 or settings.cluster == "slurm",
+        f"nodes {nodes}: the {settings.cluster} cluster is this machine; --cluster slurm has more",
+    )
     return Grid(
         tuple(cell for cell, _ in cells), settings, folders.pop(), finals, cluster_flags, file
     )
@@ -106,10 +117,14 @@ def parse(words: Sequence[str]) -> Grid | None:
 def cluster_settings(grid: Grid) -> ClusterSettings:
     """What the jobs of a sweep ask for: flags, else the sweep's file, else a config file.
 
+    That is for Slurm alone: for another cluster nothing is read, and nothing asked for.
+
     Raises:
         UserError: a file or the profile is not there, or a key or a value makes no sense.
     """
     settings = grid.settings
+    if settings.cluster != "slurm":
+        return ClusterSettings()
     return toml.cluster_settings(grid.cluster_flags, grid.file, settings.profile, settings.config)
 
 

@@ -18,6 +18,7 @@ def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str
     line: Layer = {}
     own: dict[str, Given] = {}
     resources: list[tuple[str, Given]] = []
+    booleans = {name for name, type_ in flags.types(SweepSettings).items() if type_ is bool}
     for group in flags.by_flag(words):
         flag, *values = group
         require(flag.startswith("--"), f"unexpected argument {flag!r}; a sweep's file comes first")
@@ -33,9 +34,13 @@ def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str
             resources.append((name, given))
             repeated = [each for each, _ in resources].count(name) > 1
             repeated = repeated and name not in toml.LISTS
-        elif not dot and (name in toml.OWN or positive in toml.OWN):
+        elif not dot and name in toml.OWN:
+            repeated = name in own
+            own[name] = given
+        elif not dot and name != positive and positive in booleans:
+            require(given.value is None, f"{flag} takes no value")
             repeated = positive in own
-            own[positive] = given if name in toml.OWN else Given("no")
+            own[positive] = Given("no")
         else:
             repeated = (scope, name) in line
             line[scope, name] = given
@@ -44,24 +49,47 @@ def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str
 
 
 def settings(file: SweepFile, own: Mapping[str, Given]) -> SweepSettings:
-    """The sweep's own flags; those of the command line win over those of its file."""
-    types = flags.types(SweepSettings)
-    words: list[str] = []
-    for name, given in {**file.own, **own}.items():
-        if given.where or types[name] is bool:
-            values = choices(name, types[name], given)
-            require(len(values) == 1, f"{given.where or f'--{name}'}: it takes one value")
-            words += values[0]
-        else:
-            words += _as_given(name, given)
+    """The sweep's own flags; those of the command line win over those of its file.
+
+    Raises:
+        UserError: a value is wrong, or does not go with the others; it names where it is.
+    """
+    values = {name: _own_value(name, given) for name, given in {**file.own, **own}.items()}
     try:
-        return flags.parse("sweep", SweepSettings, words)
+        return SweepSettings(**values)
     except UserError as error:
-        raise UserError(f"{file.where}: {error}" if file.own else str(error)) from error
+        mistake = str(error)
+    try:
+        SweepSettings(**{name: values[name] for name in own})
+        from_line = ""
+    except UserError as error:
+        from_line = str(error)
+    # What the command line says by itself is no mistake of the file.
+    raise UserError(mistake if from_line == mistake else f"{file.where}: {mistake}")
+
+
+def _own_value(name: str, given: Given) -> Any:
+    """The value of a field of `SweepSettings`."""
+    type_ = flags.types(SweepSettings)[name]
+    if not given.where and type_ is not bool:
+        words = _as_given(name, given)
+    else:
+        several = choices(name, type_, given)
+        where = given.where or f"--{name.replace('_', '-')}"
+        require(len(several) == 1, f"{where}: it takes one value")
+        words = list(several[0])
+    try:
+        return flags.value_of("sweep", SweepSettings, name, words)
+    except UserError as error:
+        raise UserError(f"{given.where}: {error}" if given.where else str(error)) from error
 
 
 def cluster_flags(resources: Sequence[tuple[str, Given]]) -> dict[str, Any]:
-    """The fields of `ClusterSettings` that the command line gives."""
+    """The fields of `ClusterSettings` that the command line gives.
+
+    Raises:
+        UserError: one makes no sense.
+    """
     single = [(name, given) for name, given in resources if name not in toml.LISTS]
     words = [word for name, given in single for word in _as_given(name, given)]
     parsed = flags.parse("sweep", ClusterSettings, words)
@@ -70,6 +98,7 @@ def cluster_flags(resources: Sequence[tuple[str, Given]]) -> dict[str, Any]:
         # Neither is split at commas: a line of shell may well have some.
         items = [_as_given(*each)[1] for each in resources if each[0] == name]
         found |= {name: tuple(items)} if items else {}
+    ClusterSettings(**found)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.settings import ClusterSettings, SweepSettings
-from ssl_bench.sweep.values import Given
+from ssl_bench.sweep.values import Given, shown
 
 OWN = {each.name for each in fields(SweepSettings)}
 RESOURCES = {each.name for each in fields(ClusterSettings)}
@@ -49,6 +49,7 @@ def read_sweep(path: Path) -> SweepFile:
     content = read(path)
     slurm, cells = content.pop("slurm", {}), content.pop("cells", None)
     require(isinstance(slurm, dict), f"{path}: 'slurm' is a table, [slurm]")
+    _profiles(slurm, str(path))
     tables = isinstance(cells, list) and bool(cells) and all(isinstance(c, dict) for c in cells)
     require(cells is None or tables, f"{path}: 'cells' is one table or more, each under [[cells]]")
     own: dict[str, Given] = {}
@@ -98,23 +99,26 @@ def cluster_settings(
         require(isinstance(content.get("slurm", {}), dict), f"{found}: 'slurm' is a table, [slurm]")
         files.append((str(found), content.get("slurm", {})))
     files.append((sweep.where, sweep.slurm))
-    known = [
-        name for _, table in files for name, value in table.items() if _is_profile(name, value)
-    ]
+    profiles = [_profiles(table, where) for where, table in files]
+    known = [name for each in profiles for name in each if name]
     if profile and profile not in known:
         looked = " and ".join(where for where, _ in files if where) or f"{HERE} or {AT_HOME}"
         has = f"has {', '.join(sorted(set(known)))}" if known else "has none"
         raise UserError(f"unknown profile {profile!r}: {looked} {has}, as [slurm.{profile}]")
     values: dict[str, Any] = {}
-    for where, table in files:
-        shared = {key: each for key, each in table.items() if not _is_profile(key, each)}
-        values |= _fields(shared, f"{where}: [slurm]")
-        values |= _fields(table.get(profile, {}), f"{where}: [slurm.{profile}]")
-    try:
-        return ClusterSettings(**{**values, **flags})
-    except UserError as error:
-        wheres = " or ".join(where for where, table in files if table)
-        raise UserError(f"{error} (flags{f', {wheres}' if wheres else ''})") from error
+    for each in profiles:
+        values |= each[""] | each.get(profile, {})
+    return ClusterSettings(**{**values, **flags})
+
+
+def _profiles(table: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Fields of `ClusterSettings` of each profile of a ``[slurm]`` table; of itself as ""."""
+    shared = {key: each for key, each in table.items() if not _is_profile(key, each)}
+    found = {"": _fields(shared, f"{where}: [slurm]")}
+    for key, each in table.items():
+        if key not in shared:
+            found[key] = _fields(each, f"{where}: [slurm.{key}]")
+    return found
 
 
 def _is_profile(key: str, value: Any) -> bool:
@@ -140,7 +144,7 @@ def _fields(table: Mapping[str, Any], where: str) -> dict[str, Any]:
             if name == "time" and type(value) is int:
                 value = str(value)
             fits, wanted = isinstance(value, str), "a text in quotes"
-        require(fits, f"{where}: {key} {value!r} is not {wanted}")
+        require(fits, f"{where}: {key} {shown(value)} is not {wanted}")
         try:
             ClusterSettings(**{name: value})
         except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import types
 import typing
@@ -88,6 +89,15 @@ def words_of(name: str, value: Any) -> Words:
     return f"--{flag}", text_of(value)
 
 
+def shown(value: Any) -> str:
+    """A value of TOML in a message."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    return repr(value)
+
+
 def _texts(type_: Any, given: Given) -> list[str]:
     """Each value as one word; booleans as yes and no."""
     if not given.where:
@@ -116,6 +126,8 @@ def _expanded(type_: Any, parts: Sequence[str]) -> Iterator[str]:
         elif int in _kinds(type_) and ".." in part:
             yield from map(str, _range(part))
         else:
+            is_range_of_numbers = float in _kinds(type_) and ".." in part
+            require(not is_range_of_numbers, _wrong(_kinds(type_), part))
             yield part
 
 
@@ -165,8 +177,19 @@ def _wrong(kinds: set[type], value: Any) -> str:
     wanted = "yes or no (true or false)" if bool in kinds else "a text"
     if {int, float} & kinds:
         wanted = "a number" if float in kinds else 'a whole number or a range such as "0..4"'
-    shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
-    return f"{shown} is not {wanted}"
+    text = str(value).lower() if isinstance(value, bool) else shown(value)
+    if float in kinds and isinstance(value, str) and ".." in value:
+        wanted += f"; ranges are for whole numbers, {_between(value)} would work"
+    return f"{text} is not {wanted}"
+
+
+def _between(text: str) -> str:
+    """Some numbers of what was meant as a range."""
+    try:
+        first, last = map(float, text.split(".."))
+    except ValueError:
+        return "numbers separated by commas"
+    return f"{first:g},{(first + last) / 2:g},{last:g}"
 
 
 def _kinds(type_: Any) -> set[type]:
