@@ -24,10 +24,13 @@ from typing import IO, Any, Literal
 
 from ssl_bench import places
 from ssl_bench.errors import UserError, require
+from ssl_bench.interruption import error_of
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 _GRACE_SECONDS = 20.0
 _SECONDS_TO_SAVE = 600.0
+_SECONDS_TO_MEET = 5.0
+_STOPPING = ("SIGINT", "SIGTERM", "SIGUSR2")
 _HANDED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
@@ -50,6 +53,7 @@ def on_devices(
 
     Raises:
         UserError: the work failed, or that many processes cannot be had.
+        Stopped, KeyboardInterrupt: this was asked for, and the processes have not told so.
     """
     world = devices * nodes
     if world == 1:
@@ -82,11 +86,13 @@ def _start(words: Sequence[str], count: int) -> int:
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             places.PARENT: str(os.getpid()),
+            places.MARKER: str(Path(folder, "met")),
         }
         free.close()
         processes: list[subprocess.Popen[bytes]] = []
-        try:
-            with _handing_on(processes):
+        first: int | None = None
+        with _handing_on(processes) as wishes:
+            try:
                 for rank in range(count):
                     own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                     quiet: dict[str, Any] = {}
@@ -105,28 +111,42 @@ def _start(words: Sequence[str], count: int) -> int:
                     processes.append(process)
                     if errors:
                         errors.close()
-                first = _wait(processes)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+                    if wishes:  # which may have missed this process: it has nothing to save yet
+                        break
+                else:
+                    first = _wait(processes, Path(folder, "met"))
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+        codes = [process.returncode for process in processes]
+        if wishes and any(codes):
+            if codes[0] == 128 + wishes[0]:  # rank 0 has said so
+                return codes[0]
+            raise error_of(wishes[0])
         return _outcome(processes, first, Path(folder))
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], met: Path) -> int | None:
     """Wait for all, and some seconds where one has failed: the first one that did, if any.
 
     Those that wait for one that is gone mostly notice by themselves; the others are killed.
+
+    Args:
+        met: a file that is there once the processes have met; before, there is nothing to save.
     """
     first: int | None = None
-    deadline = math.inf
+    since = patience = math.inf
     while any(process.poll() is None for process in processes):
         failed = [rank for rank, process in enumerate(processes) if process.poll()]
         if failed and first is None:
-            first = failed[0]
+            first, since = failed[0], time.monotonic()
+        if first is not None:
             was_stopped = processes[first].returncode > 128  # and rank 0 may be saving
-            deadline = time.monotonic() + (_SECONDS_TO_SAVE if was_stopped else _GRACE_SECONDS)
-        if time.monotonic() > deadline:
+            patience = _SECONDS_TO_SAVE if was_stopped else _GRACE_SECONDS
+            if not met.exists():
+                patience = _SECONDS_TO_MEET
+        if time.monotonic() > since + patience:
             for process in processes:
                 process.kill()
         time.sleep(0.05)
@@ -153,24 +173,36 @@ def _outcome(processes: Sequence[subprocess.Popen[bytes]], first: int | None, fo
 
 
 @contextmanager
-def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Send what signals come on to the processes meanwhile; a third interruption kills them."""
+def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Send what signals come on to the processes meanwhile; a third interruption kills them.
+
+    Those that are ignored, such as SIGHUP under ``nohup``, stay so.
+
+    Yields:
+        The numbers of the signals that asked to end, as they come.
+    """
+    wishes: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield wishes
         return
-    interruptions = 0
+    stopping = {getattr(signal, name, None) for name in _STOPPING}
 
     def hand_on(number: int, frame: Any) -> None:
-        nonlocal interruptions
-        interruptions += number == signal.SIGINT
+        if number in stopping:
+            wishes.append(number)
         for process in processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if interruptions > 2 else number)
+                is_urgent = wishes.count(signal.SIGINT) > 2
+                process.send_signal(signal.SIGKILL if is_urgent else number)
 
     numbers = [getattr(signal, name) for name in _HANDED_ON if hasattr(signal, name)]
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    # None is a handler that Python did not install and could not put back.
+    known = {number: signal.getsignal(number) for number in numbers}
+    before = {number: h for number, h in known.items() if h not in (None, signal.SIG_IGN)}
     try:
-        yield
+        for number in before:
+            signal.signal(number, hand_on)
+        yield wishes
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

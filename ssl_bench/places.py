@@ -10,6 +10,8 @@ from ssl_bench.errors import require
 
 PARENT = "SSL_BENCH_PARENT"
 """The variable in which a command that starts its ranks itself says who it is."""
+MARKER = "SSL_BENCH_MARKER"
+"""The variable in which it says what file is to be made when its ranks have met."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Place:
         address, port: where rank 0 can be reached.
         threads: how many of the CPU's threads are this one's, where its starter has said so.
         parent: process id of the command that started it and waits for it; None where others did.
+        marker: a file to make when all have met, where such a command asks for it.
     """
 
     rank: int
@@ -32,6 +35,7 @@ class Place:
     port: int
     threads: int | None = None
     parent: int | None = None
+    marker: str | None = None
 
 
 def find(environment: Mapping[str, str], devices: int, nodes: int) -> Place | None:
@@ -73,6 +77,7 @@ def _started_by_torchrun(environment: Mapping[str, str]) -> Place | None:
     return Place(
         *(rank, world, local_rank, local_world, environment.get("MASTER_ADDR", "127.0.0.1"), port),
         parent=int(parent) if parent else None,
+        marker=environment.get(MARKER) if parent else None,
     )
 
 

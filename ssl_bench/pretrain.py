@@ -220,7 +220,7 @@ def _train(
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
-    state = parallel.from_first(lambda: _last_state(folder))
+    state = _state_of_all(folder)
     start, seconds_before = state.get("step", 0), state.get("seconds", 0.0)
     # There are none in a checkpoint of an older version.
     losses = list(state.get("losses", torch.empty(0)).to(hardware.device))
@@ -400,6 +400,35 @@ def _last_state(folder: Path) -> dict[str, Any]:
     lines = metrics.read_text(errors="replace").splitlines(keepends=True)
     with resume.readable(path), atomic(metrics) as temporary:
         temporary.write_text("".join(line for line in lines if _step_of(line) <= state["step"]))
+    return state
+
+
+def _state_of_all(folder: Path) -> dict[str, Any]:
+    """`_last_state`, on each rank: rank 0 looks, and the others read the same checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or a rank does not see it.
+    """
+    of_first: dict[str, Any] = {}
+
+    def step_of_first() -> int | None:
+        of_first.update(_last_state(folder))
+        return of_first.get("step")
+
+    step = parallel.from_first(step_of_first)
+    if step is None or parallel.rank() == 0:
+        return of_first
+    path = folder / "checkpoint.pt"
+    state: dict[str, Any] = {}
+    if path.exists():
+        with resume.readable(path):
+            # What a rank keeps of it on a GPU, or as its shard, is read into memory alone.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    require(
+        state.get("step") == step,
+        f"process {parallel.rank()} does not see checkpoint {str(path)!r} of step {step}, which "
+        "process 0 goes on from; a --runs-dir on a disk that all machines share would work",
+    )
     return state
 
 

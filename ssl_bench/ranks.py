@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any, Literal
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -28,7 +27,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import torch
 import torch.distributed as dist
 
-from ssl_bench import parallel, replicas, runs
+from ssl_bench import meeting, parallel, replicas, runs
 from ssl_bench.errors import ToldElsewhere, UserError, first_line, require
 from ssl_bench.places import Place
 
@@ -46,7 +45,8 @@ def joined(place: Place, strategy: Strategy) -> Iterator[None]:
     """Be one of the ranks meanwhile.
 
     Raises:
-        UserError: there is no device for this rank; or, on rank 0, any rank's.
+        UserError: there is no device for this rank, or the ranks cannot meet; or, on rank 0, any
+            rank's.
         ToldElsewhere: on the other ranks, where one fails.
     """
     global _joins
@@ -57,6 +57,7 @@ def joined(place: Place, strategy: Strategy) -> Iterator[None]:
     with _muted(place.rank > 0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric, chosen = _fabric(place, device, strategy)
+        store = meeting.meet(place)
         try:
             fabric.launch()
         except (RuntimeError, ValueError) as error:
@@ -64,7 +65,7 @@ def joined(place: Place, strategy: Strategy) -> Iterator[None]:
                 f"process {place.rank} of {place.world} cannot meet the others at {place.address}, "
                 f"port {place.port}: {first_line(error)}"
             ) from error
-    watch = _Watch(place)
+    watch = _Watch(place, store)
     _set_threads(place)
     with _muted(place.rank > 0), warnings.catch_warnings():
         # Of a patch embedding's gradient, once; it costs nothing that could be measured.
@@ -189,13 +190,10 @@ _threads_at_start = torch.get_num_threads()
 class _Watch:
     """Hears of other ranks' failures, and tells them of this one's."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, store: dist.Store) -> None:
         self._place = place
         self._ended = threading.Event()
-        # A connection of its own, which no exchange can block.
-        self._store = dist.TCPStore(
-            place.address, place.port, is_master=False, timeout=timedelta(seconds=60)
-        )
+        self._store = store  # a connection that no exchange can block
         threading.Thread(target=self._listen, name="other ranks", daemon=True).start()
 
     def end(self) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import submitit
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench import launch, places
+from ssl_bench import launch, meeting, parallel, places, pretrain, resume
 from ssl_bench.errors import UserError
+from ssl_bench.interruption import Stopped, heeded
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCHRUN |= {"MASTER_ADDR": "here", "MASTER_PORT": "29500"}
@@ -85,6 +90,146 @@ def test_one_process_starts_no_other() -> None:
     done: list[int] = []
     assert launch.on_devices(["run"], 1, 1, lambda: done.append(os.getpid())) == 0
     assert done == [os.getpid()]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def signalled(number: int, seconds: float) -> threading.Timer:
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_ends_the_wait_for_others(rank: int) -> None:
+    place = places.Place(rank, 2, rank, 2, "127.0.0.1", free_port())
+    with pytest.raises(Stopped), heeded():
+        signalled(signal.SIGTERM, 0.5)
+        meeting.meet(place)
+
+
+def test_all_meet_and_the_marker_says_so(tmp_path: Path) -> None:
+    port, marker = free_port(), tmp_path / "met"
+    both = [places.Place(n, 2, n, 2, "127.0.0.1", port, marker=str(marker)) for n in (1, 0)]
+    with ThreadPoolExecutor() as pool:
+        second, first = (pool.submit(meeting.meet, place) for place in both)
+        first.result(60).set("said", "so")
+        assert second.result(60).get("said") == b"so"
+    assert marker.exists()
+
+
+def test_a_rank_that_leaves_early_tells_those_that_wait() -> None:
+    port = free_port()
+    orphan = places.Place(1, 3, 1, 3, "127.0.0.1", port, parent=os.getpid())  # which it is itself
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(meeting.meet, places.Place(0, 3, 0, 3, "127.0.0.1", port))
+        leaving = pool.submit(meeting.meet, orphan)
+        with pytest.raises(UserError, match="the command that started this process has ended"):
+            leaving.result(60)
+        with pytest.raises(UserError, match="process 1 ended before all had met"):
+            waiting.result(60)
+
+
+def starting(monkeypatch: pytest.MonkeyPatch, *codes: str) -> list[subprocess.Popen[bytes]]:
+    """Let each process that `launch` starts run its own line of Python; those that are started."""
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def popen(words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        code = codes[len(started)]
+        started.append(real([sys.executable, "-c", code], **options))
+        if "# signal" in code:
+            signal.raise_signal(signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    return started
+
+
+SLEEP = "import time; time.sleep(100)"
+
+
+def test_a_process_that_ends_before_all_met_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "_SECONDS_TO_MEET", 0.2)
+    started = starting(monkeypatch, SLEEP, "raise SystemExit(143)")
+    with pytest.raises(UserError, match="process 1 of 2 ended with exit code 143"):
+        launch.on_devices([], 2, 1, lambda: None)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_one_that_is_stopped_when_all_have_met_leaves_the_others_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "_SECONDS_TO_MEET", 0.0)
+    saving = "import time; time.sleep(1); raise SystemExit(143)"
+    meets = "import os; open(os.environ['SSL_BENCH_MARKER'], 'w'); raise SystemExit(143)"
+    starting(monkeypatch, saving, meets)
+    assert launch.on_devices([], 2, 1, lambda: None) == 143
+
+
+@pytest.mark.parametrize("codes", [(SLEEP + "  # signal", SLEEP), (SLEEP, SLEEP + "  # signal")])
+def test_a_signal_among_the_starts_reaches_all(
+    monkeypatch: pytest.MonkeyPatch, codes: tuple[str, str]
+) -> None:
+    started = starting(monkeypatch, *codes)
+    with pytest.raises(Stopped) as stopped:
+        launch.on_devices([], 2, 1, lambda: None)
+    assert stopped.value.signal == signal.SIGTERM
+    assert all(process.returncode for process in started)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGTERM, Stopped), (signal.SIGUSR2, Stopped), (signal.SIGINT, KeyboardInterrupt)],
+)
+def test_processes_stopped_before_they_can_tell_count_as_stopped(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, error: type[BaseException]
+) -> None:
+    starting(monkeypatch, SLEEP, SLEEP)
+    monkeypatch.setattr(launch, "_wait", after_signal(number))
+    with pytest.raises(error):
+        launch.on_devices([], 2, 1, lambda: None)
+
+
+def after_signal(number: signal.Signals) -> Any:
+    real = launch._wait
+
+    def wait(*arguments: Any) -> Any:
+        signalled(number, 0.2)
+        return real(*arguments)
+
+    return wait
+
+
+def test_ignored_signals_stay_ignored_while_processes_run() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        before = signal.getsignal(signal.SIGTERM)
+        with launch._handing_on([]):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != before
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_every_process_reads_the_checkpoint_that_the_first_one_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    monkeypatch.setattr(parallel, "from_first", lambda look: 4)
+    with pytest.raises(UserError, match=r"process 1 does not see checkpoint .* of step 4"):
+        pretrain._state_of_all(tmp_path)
+    resume.save(tmp_path / "checkpoint.pt", {"step": 4, "losses": torch.arange(3.0)})
+    assert pretrain._state_of_all(tmp_path)["losses"].tolist() == [0, 1, 2]
+    monkeypatch.setattr(parallel, "from_first", lambda look: None)
+    assert pretrain._state_of_all(tmp_path) == {}
 
 
 FAILING = """
