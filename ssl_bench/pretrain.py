@@ -397,7 +397,9 @@ def _last_state(folder: Path) -> dict[str, Any]:
         metrics.unlink(missing_ok=True)
         return {}
     state = resume.load(path)
-    lines = metrics.read_text(errors="replace").splitlines(keepends=True)
+    # Without its records, a training goes on all the same; its curve begins later.
+    text = metrics.read_text(errors="replace") if metrics.exists() else ""
+    lines = text.splitlines(keepends=True)
     with resume.readable(path), atomic(metrics) as temporary:
         temporary.write_text("".join(line for line in lines if _step_of(line) <= state["step"]))
     return state

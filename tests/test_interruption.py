@@ -101,6 +101,27 @@ def test_an_import_that_a_signal_breaks_is_a_stop() -> None:
         raise ImportError("nobody asked")
 
 
+def test_a_training_goes_on_without_its_records(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = plugins.find("method", "mae")
+    what = plan(plugin, spec, tiny)
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    method = build(plugin, spec)
+
+    def stop(progress: float) -> None:
+        if progress > 0.5:
+            raise KeyboardInterrupt
+
+    method.after_step = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(method, tiny, what, tmp_path, CPU)
+    (tmp_path / "metrics.jsonl").unlink()
+    pretrain.pretrain(build(plugin, spec), tiny, what, tmp_path, CPU)
+    first, *_ = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(first)["step"] > 1
+
+
 def test_a_wish_that_is_lost_is_found_at_the_next_step() -> None:
     with pytest.raises(Stopped), heeded():
         with contextlib.suppress(Stopped):  # as Python does with what a destructor raises
