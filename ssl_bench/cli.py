@@ -151,7 +151,7 @@ def _sweep(words: Sequence[str]) -> None:
 
 def _status(words: Sequence[str]) -> None:
     from ssl_bench import flags
-    from ssl_bench.settings import StatusSettings
+    from ssl_bench.sweep_settings import StatusSettings
 
     settings = flags.parse("status", StatusSettings, words)
     from ssl_bench.sweep import status
@@ -161,7 +161,7 @@ def _status(words: Sequence[str]) -> None:
 
 def _cancel(words: Sequence[str]) -> None:
     from ssl_bench import flags
-    from ssl_bench.settings import CancelSettings
+    from ssl_bench.sweep_settings import CancelSettings
 
     settings = flags.parse("cancel", CancelSettings, words)
     from ssl_bench.sweep import status

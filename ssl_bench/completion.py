@@ -13,8 +13,6 @@ from ssl_bench.errors import require, unknown
 from ssl_bench.settings import (
     BACKBONES,
     AblateSettings,
-    CancelSettings,
-    ClusterSettings,
     CompareSettings,
     EvalSettings,
     ExportSettings,
@@ -25,9 +23,8 @@ from ssl_bench.settings import (
     RerunSettings,
     Settings,
     ShowSettings,
-    StatusSettings,
-    SweepSettings,
 )
+from ssl_bench.sweep_settings import CancelSettings, ClusterSettings, StatusSettings, SweepSettings
 
 _SHELLS = ("bash", "zsh")
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_bench.errors import UserError
-from ssl_bench.settings import ClusterSettings
 from ssl_bench.sweep import cluster, jobs, queue, slurm
 from ssl_bench.sweep.jobs import Job
+from ssl_bench.sweep_settings import ClusterSettings
 
 
 class Requeued(BaseException):

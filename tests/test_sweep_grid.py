@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from ssl_bench import flags, plugins
 from ssl_bench.errors import UserError
-from ssl_bench.settings import ClusterSettings, Settings, SweepSettings
+from ssl_bench.settings import Settings
 from ssl_bench.sweep import grid
 from ssl_bench.sweep.grid import Cell, Grid
+from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 
 METHODS = list(plugins.discover("method").values())
 FEW = settings(max_examples=10, deadline=None)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from ssl_bench.errors import require
-from ssl_bench.settings import ClusterSettings
 from ssl_bench.sweep import here, lanes, queue, records, slurm
 from ssl_bench.sweep.jobs import ACTIVE, Job, State
+from ssl_bench.sweep_settings import ClusterSettings
 
 Cluster = Literal["slurm", "local", "debug"]
 

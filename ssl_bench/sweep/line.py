@@ -7,10 +7,10 @@ from typing import Any
 
 from ssl_bench import flags
 from ssl_bench.errors import UserError, require
-from ssl_bench.settings import ClusterSettings, SweepSettings
 from ssl_bench.sweep import toml
 from ssl_bench.sweep.toml import Layer, SweepFile
 from ssl_bench.sweep.values import Given, choices
+from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 
 
 def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str, Given]]]:

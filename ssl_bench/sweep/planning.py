@@ -16,11 +16,12 @@ from ssl_bench.flags import Request
 from ssl_bench.hardware import choose
 from ssl_bench.optim import Schedule
 from ssl_bench.runs import Plan
-from ssl_bench.settings import ClusterSettings, Settings, SweepSettings
+from ssl_bench.settings import Settings
 from ssl_bench.sweep import estimate
 from ssl_bench.sweep.grid import Cell
 from ssl_bench.sweep.store import Entry, Stage
 from ssl_bench.sweep.values import in_order
+from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from ssl_bench import flags, plugins
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
 from ssl_bench.plugins import Plugin
-from ssl_bench.settings import OneOf, Range, Settings, SweepSettings
+from ssl_bench.settings import OneOf, Range, Settings
 from ssl_bench.sweep.values import Words, in_order, words_of
+from ssl_bench.sweep_settings import SweepSettings
 
 _ONE_ONLY = ("data", "evals", "preset")
 """Flags that trials, which are compared with each other, must share."""

@@ -14,9 +14,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ssl_bench.errors import UserError, first_line
-from ssl_bench.settings import ClusterSettings
 from ssl_bench.sweep import queue
 from ssl_bench.sweep.jobs import Job, failure_noted
+from ssl_bench.sweep_settings import ClusterSettings
 
 _MOST_REQUEUES = 1_000_000
 """As often as Slurm takes it away; `Job` ends what makes no progress."""

@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ssl_bench.settings import CancelSettings, StatusSettings
 from ssl_bench.sweep import cluster, standing, store
 from ssl_bench.sweep.standing import UNDER_WAY, CellState, Standing
 from ssl_bench.sweep.store import Sweep
+from ssl_bench.sweep_settings import CancelSettings, StatusSettings
 from ssl_bench.units import many, plain
 from ssl_bench.units import time as duration
 

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import flags
-from ssl_bench.settings import ClusterSettings, Settings, SweepSettings
+from ssl_bench.settings import Settings
 from ssl_bench.sweep import choosing, cluster, grid, planning, slurm, standing, status, store
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.planning import Planner, Work
 from ssl_bench.sweep.standing import UNDER_WAY, Standing
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep
+from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.units import count, many
 from ssl_bench.units import time as duration
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.settings import ClusterSettings, SweepSettings
 from ssl_bench.sweep.values import Given, shown
+from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 
 OWN = {each.name for each in fields(SweepSettings)}
 RESOURCES = {each.name for each in fields(ClusterSettings)}

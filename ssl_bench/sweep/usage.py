@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from ssl_bench import plugins
-from ssl_bench.settings import ClusterSettings, SweepSettings
+from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 
 _RULES = """\
 usage: ssl-bench sweep [FILE.toml] [FLAGS] [FLAGS OF ssl-bench run]

@@ -20,9 +20,9 @@ import pytest
 
 from ssl_bench import cli
 from ssl_bench.errors import UserError
-from ssl_bench.settings import ClusterSettings
 from ssl_bench.sweep import cluster, slurm
 from ssl_bench.sweep.jobs import Job
+from ssl_bench.sweep_settings import ClusterSettings
 
 pytestmark = pytest.mark.slurm
 
