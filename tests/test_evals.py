@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import CPU
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -141,6 +141,8 @@ def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shi
     rows = torch.randperm(50, generator=generator)[:count]
     scaler = probes.Scaler.of(features, rows)
     chosen = features[rows].double()
+    # Of 1,000, float32 holds the mean to 3e-5, which a small deviation would make large.
+    assume(chosen[:, :3].std(0, correction=0).min() > 0.1)
     wanted = (features.double() - chosen.mean(0)) / (chosen.std(0, correction=0) + 1e-6)
     ours = scaler(features, torch.arange(50)).double()
     torch.testing.assert_close(ours[:, :3], wanted[:, :3], rtol=1e-3, atol=1e-3)
