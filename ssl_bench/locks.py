@@ -15,8 +15,9 @@ from ssl_bench.errors import require
 
 _SECONDS_TO_LOOK = 0.5
 """How long to try for a lock: whoever asks whether it is held holds it for an instant."""
-_LONGEST_PAUSE = 1.0
-"""Seconds between two tries of one who waits: a file server may be asked by many."""
+_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two tries, at first and of one who waits: a file server may be asked by many."""
+_HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
@@ -32,10 +33,31 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process is at it, or the file system has no locks.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor, folder, wait)
+    with _opened(folder / ".lock") as descriptor:
+        _wait(descriptor, folder, wait)
         yield
+
+
+@contextmanager
+def taken(path: Path, seconds: float) -> Iterator[bool]:
+    """Hold the lock that is a file, made if need be, meanwhile: whether it could be had so soon.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    with _opened(path) as descriptor:
+        give_up = time.monotonic() + seconds
+        while not (mine := _try(descriptor, path.parent)) and time.monotonic() <= give_up:
+            time.sleep(_PAUSE)
+        yield mine
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The file of a lock, made if need be; whatever lock is had by then ends with the block."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield descriptor
     finally:
         # Not by closing alone, as a process that was forked meanwhile has the file open, too.
         with suppress(OSError):
@@ -43,19 +65,9 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path, wait: bool) -> None:
-    give_up, pause, told = time.monotonic() + _SECONDS_TO_LOOK, 0.05, False
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            require(
-                error.errno not in _NO_LOCKS,
-                f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
-                "two processes from one run; a --runs-dir elsewhere would work",
-            )
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+def _wait(descriptor: int, folder: Path, wait: bool) -> None:
+    give_up, pause, told = time.monotonic() + _SECONDS_TO_LOOK, _PAUSE, False
+    while not _try(descriptor, folder):
         if time.monotonic() > give_up:
             require(
                 wait,
@@ -69,30 +81,20 @@ def _lock(descriptor: int, folder: Path, wait: bool) -> None:
         time.sleep(pause)
 
 
-@contextmanager
-def taken(path: Path, seconds: float) -> Iterator[bool]:
-    """Hold the lock that is a file, made if need be, meanwhile: whether it could be had so soon."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def _try(descriptor: int, folder: Path) -> bool:
+    """Whether the lock could be had at once."""
     try:
-        yield _try(descriptor, seconds)
-    finally:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
-def _try(descriptor: int, seconds: float) -> bool:
-    give_up = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(0.05)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        require(
+            error.errno not in _NO_LOCKS,
+            f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
+            "two processes from one run; a --runs-dir elsewhere would work",
+        )
+        if error.errno not in _HELD:
+            raise
+    return False
 
 
 def is_locked(folder: Path) -> bool:
@@ -110,7 +112,7 @@ def is_held(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
+        return error.errno in _HELD
     finally:
         os.close(descriptor)
     return False
