@@ -49,6 +49,7 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.features import Encoder
 from ssl_bench.files import read_json
 from ssl_bench.interruption import Stopped, deferred, heeded
+from ssl_bench.plugins import Plugin
 from ssl_bench.resume import Scratch
 
 Call = Callable[..., tuple[int, str, str]]
@@ -248,10 +249,8 @@ def test_a_training_stopped_at_any_steps_is_the_same(
         folder = Path(home) / "stopped"
         folder.mkdir()
         for number, steps in stops:
-            method = build(plugin, spec)
-            raises_after(method, steps, number)
             with contextlib.suppress(Stopped, KeyboardInterrupt):
-                pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+                train_into_signal(plugin, spec, tiny, folder, steps, number)
         pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
         assert result_of(folder) == result_of(whole)
         assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
@@ -269,12 +268,19 @@ def raises_after(method: Method, steps: int, number: Signals) -> None:
     method.after_step = after  # type: ignore[method-assign]
 
 
+def train_into_signal(
+    plugin: Plugin, spec: EncoderSpec, data: Dataset, folder: Path, steps: int, number: Signals
+) -> None:
+    """Train, or go on, with a signal during that step of the process, which it raises."""
+    method = build(plugin, spec)
+    raises_after(method, steps, number)
+    pretrain.pretrain(method, data, plan(plugin, spec, data), folder, CPU)
+
+
 def test_a_stop_says_what_is_saved(spec: EncoderSpec, tiny: Dataset, tmp_path: Path) -> None:
     plugin = plugins.find("method", "mae")
-    method = build(plugin, spec)
-    raises_after(method, 3, Signals.SIGUSR2)
     with pytest.raises(Stopped, match="step 3 of 10 is saved"):
-        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), tmp_path, CPU)
+        train_into_signal(plugin, spec, tiny, tmp_path, 3, Signals.SIGUSR2)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
 
 
@@ -284,10 +290,8 @@ def test_a_signal_during_the_last_step_loses_nothing(
     plugin = plugins.find("method", "mae")
     whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
     folder.mkdir()
-    method = build(plugin, spec)
-    raises_after(method, 10, Signals.SIGTERM)
     with pytest.raises(Stopped):
-        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+        train_into_signal(plugin, spec, tiny, folder, 10, Signals.SIGTERM)
     pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
     assert result_of(folder) == result_of(whole)
 
@@ -502,10 +506,8 @@ def test_records_that_are_not_whole_are_made_again(
     plugin = plugins.find("method", "mae")
     whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
     folder.mkdir()
-    method = build(plugin, spec)
-    raises_after(method, 2, Signals.SIGTERM)
     with contextlib.suppress(Stopped):
-        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+        train_into_signal(plugin, spec, tiny, folder, 2, Signals.SIGTERM)
     with (folder / "metrics.jsonl").open("ab") as metrics:
         metrics.write(b'{"step": 3}\n{"step": 1}\0\n\0\0\n\xff\n{"step": 1, "lo')
     pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
