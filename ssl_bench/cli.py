@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ssl_bench import __version__, interruption
-from ssl_bench.errors import ToldElsewhere, UserError, unknown
+from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, unknown
 from ssl_bench.interruption import Stopped
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
@@ -66,19 +66,17 @@ def main(words: Sequence[str] | None = None) -> int:
         # Python writes out what is left at its end, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ToldElsewhere as told:
-        return told.code
-    except UserError as error:
-        print(f"ssl-bench: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except ToldElsewhere as elsewhere:
+        return elsewhere.code
     except OSError as error:
         where = f" {error.filename!r}" if error.filename else ""
         print(f"ssl-bench: {error.strerror or error}{where}", file=sys.stderr)
         return 2
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        told = in_one_line(error)
+        if told is None:
             raise
-        print("ssl-bench: out of GPU memory; a smaller --batch-size may fit", file=sys.stderr)
+        print(told, file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         _say_ended("interrupted", words, str(error))

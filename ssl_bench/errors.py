@@ -37,6 +37,30 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
+def the_one(kind: str, name: str, known: Iterable[str], where: str) -> str:
+    """The known name that is this one, or else the only one that it is a part of.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    every = list(known)
+    matches = [each for each in every if each == name] or [e for e in every if name in e]
+    if len(matches) == 1:
+        return matches[0]
+    problem = "is ambiguous" if matches else "does not exist"
+    names = ", ".join(matches or every)
+    raise UserError(f"{kind} {name!r} {problem}; {kind}s in {where!r}: {names}")
+
+
+def in_one_line(error: Exception) -> str | None:
+    """What a person is told of an error that he can mend; None where it is a bug."""
+    if isinstance(error, UserError):
+        return f"ssl-bench: {' '.join(str(error).split())}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for that
+        return "ssl-bench: out of GPU memory; a smaller --batch-size may fit"
+    return None
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `UserError` with the message unless the condition holds."""
     if not condition:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench import RESULTS, __version__
-from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.errors import UserError, first_line, require, the_one
 from ssl_bench.files import read_json, remove_temporary, write_json
 from ssl_bench.locks import held, is_locked
 
@@ -255,13 +255,8 @@ def _find_one(runs_dir: Path, name: str) -> Path:
         Path(name).suffix not in (".pth", ".pt", ".bin", ".safetensors"),
         f"file {name!r} does not exist",
     )
-    known = find(runs_dir, [])
-    matches = [path for path in known if name in path.name]
-    if len(matches) == 1:
-        return matches[0]
-    names = ", ".join(path.name for path in matches or known)
-    problem = "is ambiguous" if matches else "does not exist"
-    raise UserError(f"run {name!r} {problem}; runs in {str(runs_dir)!r}: {names}")
+    known = {path.name: path for path in find(runs_dir, [])}
+    return known[the_one("run", name, known, str(runs_dir))]
 
 
 def preset_of(runs_dir: Path, name: str) -> str | None:
