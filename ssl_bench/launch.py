@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from ssl_bench import places
 from ssl_bench.errors import UserError, require
 from ssl_bench.interruption import error_of
+from ssl_bench.settings import Strategy
 
-Strategy = Literal["auto", "ddp", "fsdp"]
 _GRACE_SECONDS = 20.0
 _SECONDS_TO_SAVE = 600.0
 _SECONDS_TO_MEET = 5.0

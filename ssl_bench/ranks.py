@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -30,8 +30,8 @@ import torch.distributed as dist
 from ssl_bench import meeting, parallel, replicas, runs
 from ssl_bench.errors import ToldElsewhere, UserError, first_line, require
 from ssl_bench.places import Place
+from ssl_bench.settings import Strategy
 
-Strategy = Literal["auto", "ddp", "fsdp"]
 _KEY = "ssl-bench: failure"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_HEAR = 3.0

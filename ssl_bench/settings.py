@@ -17,6 +17,7 @@ from ssl_bench.errors import UserError, above, require, within
 Precision = Literal["auto", "fp32", "bf16"]
 Compilation = Literal["auto", "on", "off"]
 Storage = Literal["auto", "memory", "stream"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 At = Literal["end", "equal-images", "equal-flops", "equal-time"]
 
 
@@ -63,7 +64,7 @@ class Settings:
     the batch size. Results differ in rounding alone, unless a method has dropout of its own."""
     nodes: int = 1
     """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Strategy = "auto"
     """With several processes: a copy of the model in each (ddp, auto), or a share of it (fsdp)."""
     evals: tuple[str, ...] = ()
     """Evaluations to run afterwards, separated by commas; none skips them. Default: those marked

@@ -12,12 +12,14 @@ from typing import Literal
 
 from ssl_bench.errors import UserError, above, require
 
+Cluster = Literal["local", "slurm", "debug"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """Flags of ``ssl-bench sweep`` that say what is to become of the cells."""
 
-    cluster: Literal["local", "slurm", "debug"] = "local"
+    cluster: Cluster = "local"
     """Where the cells run: as processes of this machine, as jobs of Slurm, or one after the other
     in this very process, to see an error happen."""
     parallel_jobs: int | None = None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ssl_bench import runs
 from ssl_bench.errors import UserError
-from ssl_bench.sweep.grid import Cell, Final, Grid, final_words
+from ssl_bench.sweep.grid import Cell, Grid
+from ssl_bench.sweep.search import Final, final_words
 from ssl_bench.sweep.standing import Standing
 
 

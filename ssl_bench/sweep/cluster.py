@@ -9,14 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from ssl_bench.errors import require
 from ssl_bench.sweep import here, lanes, queue, records, slurm
 from ssl_bench.sweep.jobs import ACTIVE, Job, State
-from ssl_bench.sweep_settings import ClusterSettings
-
-Cluster = Literal["slurm", "local", "debug"]
+from ssl_bench.sweep_settings import Cluster, ClusterSettings
 
 
 def submit(

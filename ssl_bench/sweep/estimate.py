@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_bench.index import Index
 from ssl_bench.runs import Plan
+from ssl_bench.units import many
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,8 +53,9 @@ def pace(plan: Plan, index: Index | None) -> Pace | None:
             device = like.sort_values("started", na_position="first")["device"].iloc[-1]
             like = like[like["device"] == device]
             rate = float((like["flops"] / like["seconds"]).median())
-            many = "1 run" if len(like) == 1 else f"{len(like)} runs"
-            return Pace(rate, f"{many} of {words} in {plan.precision} on {device}")
+            return Pace(
+                rate, f"{many(len(like), 'run')} of {words} in {plan.precision} on {device}"
+            )
     return None
 
 

@@ -16,12 +16,10 @@ from ssl_bench import flags
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep import line, search, toml, usage
 from ssl_bench.sweep.parts import Part, parts_of
-from ssl_bench.sweep.search import Final, Trials, final_words
+from ssl_bench.sweep.search import Final, Trials
 from ssl_bench.sweep.toml import SweepFile
 from ssl_bench.sweep.values import MOST_CELLS, Words, in_order, value_in
 from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
-
-__all__ = ["Cell", "Final", "Grid", "cluster_settings", "final_words", "parse"]
 
 
 @dataclass(frozen=True)

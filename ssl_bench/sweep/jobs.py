@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import submitit
 
 from ssl_bench import interruption
-from ssl_bench.errors import UserError, require
+from ssl_bench.errors import UserError, in_one_line, require
 from ssl_bench.files import write_json
 from ssl_bench.interruption import Stopped
 
@@ -35,7 +35,8 @@ State = Literal[
 """What became of a stage. *requeued*: it waits to go on. *killed*: by a signal, or with its node.
 *cancelled*: by somebody, or because the stage before it failed. *lost*: it is not done, and nobody
 is at it. *unknown*: the cluster does not answer."""
-ACTIVE: frozenset[State] = frozenset({"pending", "running", "requeued"})
+WAITING: frozenset[State] = frozenset({"pending", "requeued"})
+ACTIVE: frozenset[State] = WAITING | {"running"}
 ANY_RUN = "-"
 """In the place of a run's name: whatever run the words lead to."""
 _FRUITLESS_STARTS = 5
@@ -214,11 +215,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def lines_of(error: Exception) -> list[str]:
     """What a person wants to see of an error: one line, or the traceback of a bug."""
-    if isinstance(error, UserError):
-        return [f"ssl-bench: {' '.join(str(error).split())}"]
-    if type(error).__name__ == "OutOfMemoryError":
-        return ["ssl-bench: out of GPU memory; a smaller --batch-size may fit"]
-    return "".join(traceback.format_exception(error)).splitlines()
+    told = in_one_line(error)
+    return [told] if told else "".join(traceback.format_exception(error)).splitlines()
 
 
 def failure_noted(folder: Path, job_id: str) -> list[str]:

@@ -156,7 +156,7 @@ class Planner:
         """The words with what would otherwise depend on the machine that reads them."""
         groups = {group[0]: group for group in flags.by_flag(words)}
         if groups.get("--precision", ("", "auto"))[1] == "auto":
-            on_gpus = self.settings.cluster == "slurm" and self.resources.gpus > 0
+            on_gpus = self.resources.gpus > 0
             groups["--precision"] = "--precision", "bf16" if on_gpus else choose().precision
         if self.resources.gpus > 1:
             groups.setdefault("--devices", ("--devices", str(self.resources.gpus)))
@@ -177,5 +177,4 @@ def stage_words(entry: Entry, stage: Stage, devices: int) -> tuple[str, ...]:
             groups.pop(flag, None)
         if devices > 1:
             groups["--devices"] = "--devices", str(devices)
-    groups["--wait"] = ("--wait",)
     return in_order(groups.values())

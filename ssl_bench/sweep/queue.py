@@ -14,7 +14,7 @@ from typing import NamedTuple
 import submitit
 
 from ssl_bench.errors import UserError, require
-from ssl_bench.sweep.jobs import ACTIVE, State
+from ssl_bench.sweep.jobs import ACTIVE, WAITING, State
 
 _SECONDS = 20
 _STATES: Mapping[str, State] = {
@@ -92,9 +92,8 @@ def reasons(ids: Iterable[str]) -> dict[str, str]:
     """Why jobs wait, in Slurm's words: "Resources", "Dependency", "PartitionTimeLimit"..."""
     wanted = list(ids)
     queue = _queue(sorted({each.split("_")[0] for each in wanted})) if wanted else None
-    waiting = ("pending", "requeued")
     return {
-        i: queue[i].reason for i in wanted if queue and i in queue and queue[i].state in waiting
+        i: queue[i].reason for i in wanted if queue and i in queue and queue[i].state in WAITING
     }
 
 

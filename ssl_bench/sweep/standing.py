@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ssl_bench import runs
 from ssl_bench.errors import UserError
 from ssl_bench.sweep import cluster
-from ssl_bench.sweep.cluster import ACTIVE
+from ssl_bench.sweep.jobs import ACTIVE, WAITING
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep, jobs_of
 
 CellState = Literal["done", "running", "pending", "unknown", "failed", "stopped", "new"]
@@ -20,7 +20,6 @@ CellState = Literal["done", "running", "pending", "unknown", "failed", "stopped"
 is at it."""
 UNDER_WAY: frozenset[CellState] = frozenset({"running", "pending", "unknown"})
 _TO_COME = {*ACTIVE, "unknown"}
-_WAITING = ("pending", "requeued")
 _FAILED = ("failed", "out of memory")
 _KILLED = ("killed", "timeout")
 """The cell goes on when it is submitted again: it was not to blame."""
@@ -81,7 +80,7 @@ def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[Standing]:
         ids = [each.job for other, each in jobs.values() if other.name == owner.name]
         for job, state in cluster.states(ids, owner.jobs_folder).items():
             states[owner.name, job] = state
-        waiting = [job for job in ids if states[owner.name, job] in _WAITING]
+        waiting = [job for job in ids if states[owner.name, job] in WAITING]
         for job, reason in cluster.reasons(waiting, owner.jobs_folder).items():
             reasons[owner.name, job] = reason
     return [_of(entry, sweep.runs_dir, jobs, states, reasons) for entry in sweep.entries]

@@ -120,8 +120,7 @@ def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Grou
         notes.append(f"and {len(standings) - rows} more, which `ssl-bench status --once` shows")
     states = {each.state for each in standings}
     if "done" in states or any(each.scores for each in standings):
-        place = "" if sweep.runs_dir == Path("runs") else f" --runs-dir {sweep.runs_dir}"
-        notes.append(f"`ssl-bench compare{place}` shows the table so far")
+        notes.append(f"`ssl-bench compare{sweep.place}` shows the table so far")
     if "unknown" in states:
         notes.append("the cluster does not answer; what is unknown was submitted, and may run")
     if states & {"stopped", "new"}:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench import locks, runs
-from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.errors import UserError, first_line, require, the_one
 from ssl_bench.files import read_json, write_json
+from ssl_bench.settings import Settings
 
 Stage = Literal["pretrain", "evaluate"]
 
@@ -90,6 +91,12 @@ class Sweep:
         return self.folder.parent.parent
 
     @property
+    def place(self) -> str:
+        """What a command line needs to find it; nothing where that is the default."""
+        is_default = self.runs_dir == Settings.runs_dir
+        return "" if is_default else f" --runs-dir {self.runs_dir}"
+
+    @property
     def jobs_folder(self) -> Path:
         """Where the jobs' own files are."""
         return self.folder / "jobs"
@@ -150,14 +157,8 @@ def find(runs_dir: Path, name: str) -> Sweep:
     require(bool(known), f"no sweep in {str(runs_dir)!r}; `ssl-bench sweep` makes one")
     if not name:
         return known[-1]
-    name = Path(name).name
-    exact = [sweep for sweep in known if sweep.name == name]
-    matches = exact or [sweep for sweep in known if name in sweep.name]
-    if len(matches) == 1:
-        return matches[0]
-    names = ", ".join(sweep.name for sweep in matches or known)
-    problem = "is ambiguous" if matches else "does not exist"
-    raise UserError(f"sweep {name!r} {problem}; sweeps in {str(runs_dir)!r}: {names}")
+    by_name = {sweep.name: sweep for sweep in known}
+    return by_name[the_one("sweep", Path(name).name, by_name, str(runs_dir))]
 
 
 def jobs_of(sweeps: Sequence[Sweep]) -> dict[tuple[str, Stage], tuple[Sweep, Submitted]]:

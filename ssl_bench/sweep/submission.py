@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import flags
-from ssl_bench.settings import Settings
 from ssl_bench.sweep import choosing, cluster, grid, planning, slurm, standing, status, store
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
@@ -100,10 +99,9 @@ def _is_more(
         store.write(sweep)
         _submit(sweep, work, wanted, resources)
         return bool(wanted.finals) and not finals
-    place = "" if wanted.runs_dir == Settings.runs_dir else f" --runs-dir {wanted.runs_dir}"
+    which = sweep.name + sweep.place
     _console.print(
-        f"`ssl-bench status {sweep.name}{place}` follows it, "
-        f"`ssl-bench cancel {sweep.name}{place}` ends it",
+        f"`ssl-bench status {which}` follows it, `ssl-bench cancel {which}` ends it",
         soft_wrap=True,
     )
     return False
