@@ -52,7 +52,8 @@ from ssl_bench.contract import Batch, Method
 from ssl_bench.data import Split
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import above, require, within
-from ssl_bench.settings import Ablation, LogUniform, OptimizerConfig, Published, Uniform
+from ssl_bench.ranges import LogUniform, Uniform
+from ssl_bench.settings import Ablation, OptimizerConfig, Published
 
 PRESETS = {
     "quick": {

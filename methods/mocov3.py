@@ -54,7 +54,8 @@ from ssl_bench import encoders, optim, parallel
 from ssl_bench.augment import Augmentation
 from ssl_bench.contract import Batch, Method
 from ssl_bench.errors import above, require, within
-from ssl_bench.settings import LogUniform, OptimizerConfig, Published, Uniform
+from ssl_bench.ranges import LogUniform, Uniform
+from ssl_bench.settings import OptimizerConfig, Published
 
 PRESETS = {
     "quick": {"epochs": 2, "projector_width": 512, "projection_dim": 128, "base_lr": 1e-3},

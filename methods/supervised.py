@@ -17,7 +17,8 @@ from ssl_bench import encoders
 from ssl_bench.augment import Augmentation, crop_and_flip
 from ssl_bench.contract import Batch, Method
 from ssl_bench.errors import within
-from ssl_bench.settings import LogUniform, OptimizerConfig, Uniform
+from ssl_bench.ranges import LogUniform, Uniform
+from ssl_bench.settings import OptimizerConfig
 
 PRESETS = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
 

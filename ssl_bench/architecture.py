@@ -17,7 +17,8 @@ from ssl_bench import encoders, formats
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.formats import Weights
-from ssl_bench.settings import BACKBONES, WeightSettings
+from ssl_bench.presets import BACKBONES
+from ssl_bench.settings import WeightSettings
 
 _IMAGENET = {
     1: ((0.449,), (0.226,)),
@@ -38,7 +39,7 @@ class Hints:
     """What a user says about weights, beyond what they show.
 
     Attributes:
-        backbone: a preset of `settings.BACKBONES`, or a Vision Transformer of timm.
+        backbone: a preset of `presets.BACKBONES`, or a Vision Transformer of timm.
         num_heads: attention heads of the encoder.
         grid: rows and columns of patches it was trained with, where these are not as many.
         branch: which of two networks, see `formats.sort`.

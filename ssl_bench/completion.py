@@ -10,8 +10,8 @@ import tyro
 
 from ssl_bench import data, flags, plugins
 from ssl_bench.errors import require, unknown
+from ssl_bench.presets import BACKBONES
 from ssl_bench.settings import (
-    BACKBONES,
     AblateSettings,
     CompareSettings,
     EvalSettings,

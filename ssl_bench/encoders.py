@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ssl_bench import draws
 from ssl_bench.errors import UserError, first_line, require, unknown
-from ssl_bench.settings import BACKBONES
+from ssl_bench.presets import BACKBONES
 
 _AT_ONCE = "images_at_once"
 

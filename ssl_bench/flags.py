@@ -24,7 +24,8 @@ import tyro
 from ssl_bench import plugins
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.plugins import Plugin
-from ssl_bench.settings import BUDGETS, PRESETS, EvalSettings, Settings
+from ssl_bench.presets import PRESETS
+from ssl_bench.settings import BUDGETS, EvalSettings, Settings
 
 T = TypeVar("T")
 _POSITIONAL = {"sweep", "target", "images", "runs", "source", "sql"}

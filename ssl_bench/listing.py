@@ -9,7 +9,8 @@ from rich.table import Table
 
 from ssl_bench import data, plugins
 from ssl_bench.errors import unknown
-from ssl_bench.settings import BACKBONES, Settings
+from ssl_bench.presets import BACKBONES
+from ssl_bench.settings import Settings
 
 Rows = list[tuple[str, str]]
 

@@ -23,16 +23,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.settings import PRESET_NOTES, Ablation, Published, Range
+from ssl_bench.presets import PRESET_NOTES
+from ssl_bench.ranges import Range
+from ssl_bench.settings import Ablation, Published
 
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
 _NO_CODE = {"PRESETS", "PAPER", "ABLATIONS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
-_SHARING = "ssl_bench.sharing"
-_NO_CODE_IMPORTS = {"LogUniform", "OneOf", "Uniform"}
+_NO_CODE_MODULES = {"ssl_bench.ranges", "ssl_bench.sharing"}
 _LIGHT_MODULES = {
     "ssl_bench.errors",
     "ssl_bench.finetuning_settings",
+    "ssl_bench.ranges",
     "ssl_bench.settings",
     *sys.stdlib_module_names,
 }
@@ -213,8 +215,6 @@ def _canonical(item: Any) -> Any:
         return tuple(_canonical(each) for each in item if not (_is_text(each) or _is_no_code(each)))
     if not isinstance(item, ast.AST):
         return item
-    if isinstance(item, ast.ImportFrom):
-        item = ast.ImportFrom(item.module, _names_of_code(item), item.level)
     fields = ((name, _canonical(value)) for name, value in ast.iter_fields(item))
     kept = tuple((name, value) for name, value in fields if value not in (None, ()))
     return (type(item).__name__, *kept)
@@ -223,22 +223,16 @@ def _canonical(item: Any) -> Any:
 def _is_no_code(node: Any) -> bool:
     """Whether a statement gives the value of a constant that changes no result by itself.
 
-    An import of nothing but what such a value is made of is another one, and so is what says how
-    ranks share the work.
+    An import of what such values are made of is another one, and so is what says how ranks share
+    the work.
     """
     if isinstance(node, ast.ImportFrom):
-        return node.module == _SHARING or not _names_of_code(node)
+        return node.module in _NO_CODE_MODULES
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id == "shared_rows"
     return isinstance(node, ast.Assign) and any(
         isinstance(target, ast.Name) and target.id in _NO_CODE for target in node.targets
     )
-
-
-def _names_of_code(node: ast.ImportFrom) -> list[ast.alias]:
-    """What an import brings in, without what is used in the values of `_NO_CODE` alone."""
-    is_settings = node.module == "ssl_bench.settings"
-    return [each for each in node.names if not (is_settings and each.name in _NO_CODE_IMPORTS)]
 
 
 def _is_light(node: ast.stmt) -> bool:

@@ -1,11 +1,10 @@
-"""What a run is told: flags every method shares, the optimiser's recipe, presets, backbones.
+"""What a command is told: flags every method shares, and the recipes of optimisers and probes.
 
 Nothing here imports torch, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -491,106 +490,3 @@ class Ablation:
     cells: Mapping[str, str | None] = field(default_factory=dict)
     note: str = ""
     share_of_patches: bool = False
-
-
-def _four_digits(value: float, low: float, high: float) -> float:
-    """Short enough for a command line to hold it exactly, and still inside."""
-    return float(min(max(float(f"{value:.4g}"), low), high))
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """A flag's range for ``ssl-bench sweep --search``, every value as likely.
-
-    Attributes:
-        low, high: its ends, which belong to it.
-        whole: draw whole numbers.
-    """
-
-    low: float
-    high: float
-    whole: bool = False
-
-    def at(self, u: float) -> float:
-        """The value that a number in [0, 1) stands for; an int where the range is whole."""
-        if self.whole:
-            return int(self.low) + math.floor(u * (self.high - self.low + 1))
-        return _four_digits(self.low + u * (self.high - self.low), self.low, self.high)
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """A range of positive numbers, every order of magnitude as likely.
-
-    Attributes:
-        low, high: its ends, which belong to it.
-    """
-
-    low: float
-    high: float
-
-    def at(self, u: float) -> float:
-        """The value that a number in [0, 1) stands for."""
-        value: float = self.low * (self.high / self.low) ** u
-        return _four_digits(value, self.low, self.high)
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Some values, each as likely."""
-
-    values: tuple[Any, ...]
-
-    def at(self, u: float) -> Any:
-        """The value that a number in [0, 1) stands for."""
-        return self.values[int(u * len(self.values))]
-
-
-Range = Uniform | LogUniform | OneOf
-"""What a method's ``SEARCH`` gives for a flag."""
-
-
-BACKBONES: Mapping[str, Mapping[str, Any]] = {
-    "vit_nano": {
-        "model_name": "vit_tiny_patch16_224",
-        "embed_dim": 64,
-        "depth": 4,
-        "num_heads": 2,
-    },
-    "vit_micro": {
-        "model_name": "vit_tiny_patch16_224",
-        "embed_dim": 128,
-        "depth": 6,
-        "num_heads": 4,
-    },
-    "vit_mini": {
-        "model_name": "vit_tiny_patch16_224",
-        "embed_dim": 256,
-        "depth": 8,
-        "num_heads": 8,
-    },
-    "vit_small_mocov3": {
-        "model_name": "vit_small_patch16_224",
-        "embed_dim": 384,
-        "depth": 12,
-        "num_heads": 12,
-    },
-}
-"""Own Vision Transformers: arguments of ``timm.create_model``. The last is MoCo v3's ViT-S, which
-has twice the heads of timm's; no weight's shape shows the difference."""
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "quick": {},
-    "small": {
-        "backbone": "vit_tiny_patch16_224",
-        "patch_size": 4,
-        "epochs": 200,
-        "batch_size": 256,
-    },
-}
-"""Flags that a preset sets; a method's or an evaluation's own ``PRESETS`` may add to each."""
-
-PRESET_NOTES: Mapping[str, str] = {
-    "quick": "minutes on two CPU cores; tuned on the embedded Fashion-MNIST",
-    "small": "ViT-Ti/4, 200 epochs: small images on a GPU",
-}

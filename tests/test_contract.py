@@ -20,8 +20,9 @@ from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.features import Encoder
 from ssl_bench.plugins import Plugin
+from ssl_bench.ranges import OneOf
 from ssl_bench.runs import Plan
-from ssl_bench.settings import OneOf, Settings
+from ssl_bench.settings import Settings
 from ssl_bench.sweep.values import words_of
 
 METHODS = list(plugins.discover("method").values())

@@ -20,8 +20,9 @@ from ssl_bench import audit, encoders, finetuning, flags, optim, plugins, pretra
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
 from ssl_bench.features import Encoder
+from ssl_bench.presets import BACKBONES
 from ssl_bench.recipe import DIFFERS, DISPUTED
-from ssl_bench.settings import BACKBONES, OptimizerConfig, Published, Settings
+from ssl_bench.settings import OptimizerConfig, Published, Settings
 
 Call = Callable[..., tuple[int, str, str]]
 PAPERS = {

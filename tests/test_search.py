@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ssl_bench import flags, plugins
 from ssl_bench.errors import UserError
 from ssl_bench.plugins import Plugin
-from ssl_bench.settings import LogUniform, OneOf, Range, Uniform
+from ssl_bench.ranges import LogUniform, OneOf, Range, Uniform
 from ssl_bench.sweep import grid, search
 from ssl_bench.sweep.grid import Cell, Grid
 from ssl_bench.sweep.values import text_of
@@ -236,9 +236,9 @@ def test_the_ranges_are_no_part_of_a_methods_code(tmp_path: Path) -> None:
     text = (Path(__file__).parent / "example_method.py").read_text()
     line = "from ssl_bench.settings import OptimizerConfig"
     assert line in text
-    searched = text.replace(line, "from ssl_bench.settings import OptimizerConfig, Uniform")
+    searched = text.replace(line, f"from ssl_bench.ranges import Uniform\n{line}")
     searched += '\n\nSEARCH = {"noise": Uniform(0.1, 1.0)}\n'
-    alone = text.replace(line, f"{line}\nfrom ssl_bench.settings import LogUniform, OneOf")
+    alone = text.replace(line, f"{line}\nfrom ssl_bench.ranges import LogUniform, OneOf")
     hashes = set()
     for name, content in (("a", text), ("b", searched), ("c", alone)):
         (tmp_path / f"{name}.py").write_text(content)

@@ -17,7 +17,8 @@ from ssl_bench import flags, plugins
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
 from ssl_bench.plugins import Plugin
-from ssl_bench.settings import OneOf, Range, Settings
+from ssl_bench.ranges import OneOf, Range
+from ssl_bench.settings import Settings
 from ssl_bench.sweep.values import Words, in_order, words_of
 from ssl_bench.sweep_settings import SweepSettings
 

@@ -1,0 +1,54 @@
+"""Encoders and settings that have a name of their own.
+
+Nothing here imports torch, so that ``--help`` is fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    "vit_nano": {
+        "model_name": "vit_tiny_patch16_224",
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 2,
+    },
+    "vit_micro": {
+        "model_name": "vit_tiny_patch16_224",
+        "embed_dim": 128,
+        "depth": 6,
+        "num_heads": 4,
+    },
+    "vit_mini": {
+        "model_name": "vit_tiny_patch16_224",
+        "embed_dim": 256,
+        "depth": 8,
+        "num_heads": 8,
+    },
+    "vit_small_mocov3": {
+        "model_name": "vit_small_patch16_224",
+        "embed_dim": 384,
+        "depth": 12,
+        "num_heads": 12,
+    },
+}
+"""Own Vision Transformers: arguments of ``timm.create_model``. The last is MoCo v3's ViT-S, which
+has twice the heads of timm's; no weight's shape shows the difference."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quick": {},
+    "small": {
+        "backbone": "vit_tiny_patch16_224",
+        "patch_size": 4,
+        "epochs": 200,
+        "batch_size": 256,
+    },
+}
+"""Flags that a preset sets; a method's or an evaluation's own ``PRESETS`` may add to each."""
+
+PRESET_NOTES: Mapping[str, str] = {
+    "quick": "minutes on two CPU cores; tuned on the embedded Fashion-MNIST",
+    "small": "ViT-Ti/4, 200 epochs: small images on a GPU",
+}

@@ -1,0 +1,64 @@
+"""Ranges that a method's settings are drawn from in ``ssl-bench sweep --search``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+def _four_digits(value: float, low: float, high: float) -> float:
+    """Short enough for a command line to hold it exactly, and still inside."""
+    return float(min(max(float(f"{value:.4g}"), low), high))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A flag's range for ``ssl-bench sweep --search``, every value as likely.
+
+    Attributes:
+        low, high: its ends, which belong to it.
+        whole: draw whole numbers.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+
+    def at(self, u: float) -> float:
+        """The value that a number in [0, 1) stands for; an int where the range is whole."""
+        if self.whole:
+            return int(self.low) + math.floor(u * (self.high - self.low + 1))
+        return _four_digits(self.low + u * (self.high - self.low), self.low, self.high)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A range of positive numbers, every order of magnitude as likely.
+
+    Attributes:
+        low, high: its ends, which belong to it.
+    """
+
+    low: float
+    high: float
+
+    def at(self, u: float) -> float:
+        """The value that a number in [0, 1) stands for."""
+        value: float = self.low * (self.high / self.low) ** u
+        return _four_digits(value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Some values, each as likely."""
+
+    values: tuple[Any, ...]
+
+    def at(self, u: float) -> Any:
+        """The value that a number in [0, 1) stands for."""
+        return self.values[int(u * len(self.values))]
+
+
+Range = Uniform | LogUniform | OneOf
+"""What a method's ``SEARCH`` gives for a flag."""
