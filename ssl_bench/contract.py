@@ -26,7 +26,7 @@ and `encoders.in_parts` helps.
 
 A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation`, and ``SEARCH``, a
 mapping from a field of its ``Config`` to the range that ``ssl-bench sweep --search`` draws it from:
-`settings.Uniform`, `settings.LogUniform` or `settings.OneOf`.
+`ranges.Uniform`, `ranges.LogUniform` or `ranges.OneOf`.
 """
 
 from __future__ import annotations

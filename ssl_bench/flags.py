@@ -10,18 +10,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import itertools
-import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from ssl_bench import plugins
+from ssl_bench import complaints, plugins
+from ssl_bench.command_line import by_flag, peek, split_commas
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.plugins import Plugin
 from ssl_bench.presets import PRESETS
@@ -74,7 +72,7 @@ def parse_runs(cells: Iterable[Sequence[str]]) -> Iterator[Request]:
     offers: dict[Any, _Offer] = {}
     known: dict[Any, Any] = {}
     for words in cells:
-        which = tuple(tuple(_peek(words, name)) for name in _CHOOSING)
+        which = tuple(tuple(peek(words, name)) for name in _CHOOSING)
         if which not in offers:
             offers[which] = _offer(words, Settings, method_of(words), Settings.preset)
         yield _from_known(words, offers[which], known) or parse_run(words)
@@ -101,9 +99,9 @@ def method_of(words: Sequence[str]) -> Plugin:
     Raises:
         UserError: there is none of that name, or the preset belongs to another one.
     """
-    [preset, *_] = _peek(words, "preset") or [Settings.preset]
+    [preset, *_] = peek(words, "preset") or [Settings.preset]
     owners = [] if preset in PRESETS else _owners(preset)
-    [name, *_] = _peek(words, "method") or [*owners, Settings.method]
+    [name, *_] = peek(words, "method") or [*owners, Settings.method]
     method = _method(name)
     require(
         not owners or preset in method.presets(),
@@ -221,11 +219,11 @@ def _parse(
 
 
 def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str) -> _Offer:
-    [preset, *_] = _peek(words, "preset") or [preset]
+    [preset, *_] = peek(words, "preset") or [preset]
     source = method or next(map(_method, _owners(preset)), None)
     preset_evals = source.presets().get(preset, {}).get("evals", ()) if source else ()
     chosen = [plugins.find("eval", name) for name in _chosen_evals(words, preset_evals)]
-    names = _peek(words, "eval-every-with") or Settings.eval_every_with
+    names = peek(words, "eval-every-with") or Settings.eval_every_with
     on_the_way = [plugins.find("eval", name) for name in names] if method else []
     offered = list(dict.fromkeys([*chosen, *on_the_way, *plugins.discover("eval").values()]))
     everyone = [plugin for plugin in (method, *offered) if plugin]
@@ -267,23 +265,11 @@ def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> R
     return None if dataclasses.MISSING in values.values() else offer.request(values)
 
 
-def by_flag(words: Iterable[str]) -> list[tuple[str, ...]]:
-    """The words by flag, each flag first; words that no flag goes before are one of their own."""
-    groups: list[tuple[str, ...]] = []
-    for word in words:
-        if word.startswith("--") or not groups:
-            flag, equals, value = word.partition("=")
-            groups.append((flag, value) if equals else (flag,))
-        else:
-            groups[-1] += (word,)
-    return groups
-
-
 def _refuse_two_lengths(words: Sequence[str]) -> None:
     for budget in BUDGETS:
         flag = f"--{budget.replace('_', '-')}"
         require(
-            not (_peek(words, flag[2:]) and _peek(words, "epochs")),
+            not (peek(words, flag[2:]) and peek(words, "epochs")),
             f"--epochs and {flag} each fix the length of the training; one will do",
         )
 
@@ -299,7 +285,7 @@ def _method(name: str) -> Plugin:
 
 
 def _chosen_evals(words: Sequence[str], default: Sequence[str]) -> list[str]:
-    asked = _peek(words, "evals") or list(default)
+    asked = peek(words, "evals") or list(default)
     if not asked:
         found = plugins.discover("eval").values()
         return [plugin.name for plugin in found if getattr(plugin.outline(), "DEFAULT", False)]
@@ -334,14 +320,14 @@ def _values(
             parsed: Any
             parsed, rest = tyro.cli(
                 _as_dataclass(command, flags),
-                args=_split_commas(words, sequences),
+                args=split_commas(words, sequences),
                 return_unknown_args=True,
             )
         except SystemExit:
-            _refuse_no_number(flags, words)
-            raise UserError(_first_line(output.getvalue() + errors.getvalue())) from None
+            complaints.refuse_no_number({flag.name: flag.type for flag in flags}, words)
+            raise UserError(complaints.without_box(output.getvalue() + errors.getvalue())) from None
     if rest:
-        refuse(rest[0], [flag.name for flag in flags], everyone)
+        complaints.refuse(rest[0], [flag.name for flag in flags], everyone)
     return {flag.name: getattr(parsed, flag.name) for flag in flags}
 
 
@@ -386,97 +372,6 @@ def _flags(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[_Flag]:
 
 def _prefix(plugin: Plugin) -> str:
     return plugin.name.replace("-", "_") + "_"
-
-
-def _peek(words: Sequence[str], name: str) -> list[str]:
-    """The values of a flag, separated by commas, before the rest is understood."""
-    for word, following in itertools.pairwise([*words, "--"]):
-        flag, equals, value = word.partition("=")
-        if flag == f"--{name}":
-            value = value if equals else following
-            parts = [part for part in value.split(",") if part and not part.startswith("--")]
-            require(bool(parts), f"--{name} needs a value")
-            return parts
-    return []
-
-
-def _split_commas(words: Sequence[str], sequences: set[str]) -> list[str]:
-    """Let the flags that take several values take them in one word, separated by commas.
-
-    They move to the end, where no positional argument can be taken for one of their values.
-    """
-    kept: list[str] = []
-    moved: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        flag, equals, value = word.partition("=")
-        if flag.startswith("--") and flag[2:].replace("-", "_") in sequences:
-            values = value if equals else next(remaining, "")
-            moved += [flag, *(part for part in values.split(",") if part)]
-        else:
-            kept.append(word)
-    return kept + moved
-
-
-def _first_line(message: str) -> str:
-    """The message inside tyro's box."""
-    lines = [re.sub(r"[│╭╮╰╯─]|--{5,}", " ", line).strip() for line in message.splitlines()]
-    lines = [line for line in lines if line and not set(line) <= {"-"}]
-    end = next(
-        (i for i, line in enumerate(lines) if line.startswith(("Argument help", "For full"))),
-        len(lines),
-    )
-    return " ".join(lines[1:end]) or "the command line cannot be understood; see --help"
-
-
-def _refuse_no_number(flags: Iterable[_Flag], words: Sequence[str]) -> None:
-    """Complain about what is given for a number and is none, in better words than tyro's."""
-    types_ = {f"--{flag.name.replace('_', '-')}": flag.type for flag in flags}
-    for flag, *values in by_flag(words):
-        type_ = types_.get(flag.replace("_", "-"))
-        is_sequence = typing.get_origin(type_) is tuple
-        kinds = set(typing.get_args(type_) or [type_]) - {...}
-        numbers = kinds - {type(None)}
-        if numbers not in ({int}, {float}) or not values:
-            continue
-        [number] = numbers
-        for text in filter(None, values[0].split(",")) if is_sequence else values[:1]:
-            try:
-                number(text)
-            except ValueError:
-                is_none = text == "None" and len(kinds) > 1
-                wanted = "a whole number" if number is int else "a number"
-                require(is_none, f"{flag} {text!r} is not {wanted}")
-
-
-def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
-    """Complain about a word that no flag takes.
-
-    Args:
-        names: of the flags there are.
-        everyone: the plugins that they are of.
-
-    Raises:
-        UserError: always.
-    """
-    if not word.startswith("--"):
-        raise UserError(f"unexpected argument {word!r}; flags start with --, see --help")
-    name = word[2:].partition("=")[0].replace("-", "_")
-    owners = [
-        plugin.name
-        for plugin in plugins.discover("method").values()
-        if plugin not in everyone
-        and name in {field.name for field in dataclasses.fields(plugin.config)}
-    ]
-    method = next((plugin.name for plugin in everyone if plugin.kind == "method"), None)
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
-    if owners and method:
-        hint = f"method {owners[0]!r} has it, {method!r} does not"
-    elif near:
-        hint = f"did you mean --{near[0].replace('_', '-')}?"
-    else:
-        hint = "see --help"
-    raise UserError(f"unknown flag {word.partition('=')[0]!r}; {hint}")
 
 
 def _refuse_twins(flags: Sequence[_Flag], everyone: Sequence[Plugin]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl_bench import flags
+from ssl_bench.command_line import by_flag
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep import toml
 from ssl_bench.sweep.toml import Layer, SweepFile
@@ -19,7 +20,7 @@ def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str
     own: dict[str, Given] = {}
     resources: list[tuple[str, Given]] = []
     booleans = {name for name, type_ in flags.types(SweepSettings).items() if type_ is bool}
-    for group in flags.by_flag(words):
+    for group in by_flag(words):
         flag, *values = group
         require(flag.startswith("--"), f"unexpected argument {flag!r}; a sweep's file comes first")
         require(

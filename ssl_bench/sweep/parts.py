@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_bench import flags
+from ssl_bench import complaints, flags
 from ssl_bench.errors import UserError, require
 from ssl_bench.plugins import Plugin
 from ssl_bench.sweep.toml import Layer, SweepFile
@@ -119,6 +119,6 @@ def _refuse_unknown(layer: Layer, methods: Mapping[Plugin, Mapping[str, Any]]) -
         names = [each for _, types in meant.values() for each in types]
         if name not in names:
             try:
-                flags.refuse(f"--{flag}", names, [plugin for plugin, _ in meant.values()])
+                complaints.refuse(f"--{flag}", names, [plugin for plugin, _ in meant.values()])
             except UserError as error:
                 raise UserError(f"{where}{error}") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench import commands, evaluation, flags, flops, index, progress
+from ssl_bench.command_line import by_flag
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
@@ -154,7 +155,7 @@ class Planner:
 
     def _complete(self, words: Sequence[str]) -> tuple[str, ...]:
         """The words with what would otherwise depend on the machine that reads them."""
-        groups = {group[0]: group for group in flags.by_flag(words)}
+        groups = {group[0]: group for group in by_flag(words)}
         if groups.get("--precision", ("", "auto"))[1] == "auto":
             on_gpus = self.resources.gpus > 0
             groups["--precision"] = "--precision", "bf16" if on_gpus else choose().precision
@@ -169,7 +170,7 @@ def stage_words(entry: Entry, stage: Stage, devices: int) -> tuple[str, ...]:
     Args:
         devices: of an evaluation.
     """
-    groups: dict[str, Any] = {group[0]: group for group in flags.by_flag(entry.words)}
+    groups: dict[str, Any] = {group[0]: group for group in by_flag(entry.words)}
     if stage == "pretrain":
         groups["--evals"] = "--evals", "none"
     else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_bench import flags, plugins
+from ssl_bench.command_line import by_flag
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
 from ssl_bench.plugins import Plugin
@@ -117,7 +118,7 @@ def final_words(trial: Sequence[str], seed: int, evals: Sequence[str]) -> Words:
         trial: the best trial's words.
         evals: evaluations to run, or nothing for those that run unasked.
     """
-    groups = {group[0]: group for group in flags.by_flag(trial)}
+    groups = {group[0]: group for group in by_flag(trial)}
     groups.pop("--evals", None)
     groups["--data"] = "--data", groups["--data"][1].removesuffix(VALIDATION)
     groups["--seed"] = "--seed", str(seed)

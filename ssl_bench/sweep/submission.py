@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
-from ssl_bench import flags
+from ssl_bench.command_line import by_flag
 from ssl_bench.sweep import choosing, cluster, grid, planning, slurm, standing, status, store
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
@@ -156,7 +156,7 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid, resources: Cluster
 def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
     """What does a stage of a cell; evaluations have devices of their own."""
     words = planning.stage_words(entry, stage, settings.eval_devices)
-    given = {group[0]: group[-1] for group in flags.by_flag(words)}
+    given = {group[0]: group[-1] for group in by_flag(words)}
     nodes, devices = (int(given.get(flag, 1)) for flag in ("--nodes", "--devices"))
     return Job(words, entry.run, stage, os.getcwd(), nodes, devices)
 
