@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_bench import (
     draws,
@@ -26,6 +26,7 @@ from ssl_bench import (
     progress,
     replicas,
     resume,
+    training_state,
     weights,
 )
 from ssl_bench.augment import evaluation_view, normalize
@@ -220,7 +221,7 @@ def _train(
     schedule = Schedule.of(len(data.train), batch_size, plan.epochs, config)
     total = schedule.steps
     record_every = min(max(1, total // _RECORDS_PER_RUN), _STEPS_BETWEEN_RECORDS)
-    state = _state_of_all(folder)
+    state = training_state.read(folder)
     start, seconds_before = state.get("step", 0), state.get("seconds", 0.0)
     # There are none in a checkpoint of an older version.
     losses = list(state.get("losses", torch.empty(0)).to(hardware.device))
@@ -302,7 +303,7 @@ def _train(
                 if parallel.rank() == 0:
                     os.fsync(metrics.fileno())  # whose records the checkpoint counts on
                 seconds = seconds_before + (now - started) * ranks
-                _checkpoint(method, optimizer, step + 1, seconds, losses, folder)
+                training_state.save(method, optimizer, step + 1, seconds, losses, folder)
                 checkpointed = time.monotonic()
                 pause = resume.pause(SECONDS_BETWEEN_CHECKPOINTS, checkpointed - now)
             if stop:
@@ -371,69 +372,6 @@ def _snapshot(method: Method, spec: EncoderSpec, cost: Mapping[str, Any], folder
     weights.save(method.encoder, spec, home)
 
 
-def _checkpoint(
-    method: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
-    losses: Sequence[Tensor],
-    folder: Path,
-) -> None:
-    state = {
-        "step": step,
-        "seconds": seconds,
-        "losses": parallel.mean(torch.stack(list(losses))) if losses else torch.empty(0),
-        "method": replicas.whole(method.state_dict()),
-        "optimizer": replicas.whole(optimizer.state_dict()),
-    }
-    if parallel.rank() == 0:
-        resume.save(folder / "checkpoint.pt", state)
-
-
-def _last_state(folder: Path) -> dict[str, Any]:
-    """The checkpoint, nothing if there is none; the metrics after it are forgotten."""
-    path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
-    if not path.exists():
-        metrics.unlink(missing_ok=True)
-        return {}
-    state = resume.load(path)
-    # Without its records, a training goes on all the same; its curve begins later.
-    text = metrics.read_text(errors="replace") if metrics.exists() else ""
-    lines = text.splitlines(keepends=True)
-    with resume.readable(path), atomic(metrics) as temporary:
-        temporary.write_text("".join(line for line in lines if _step_of(line) <= state["step"]))
-    return state
-
-
-def _state_of_all(folder: Path) -> dict[str, Any]:
-    """`_last_state`, on each rank: rank 0 looks, and the others read the same checkpoint.
-
-    Raises:
-        UserError: it cannot be read, or a rank does not see it.
-    """
-    of_first: dict[str, Any] = {}
-
-    def step_of_first() -> int | None:
-        of_first.update(_last_state(folder))
-        return of_first.get("step")
-
-    step = parallel.from_first(step_of_first)
-    if step is None or parallel.rank() == 0:
-        return of_first
-    path = folder / "checkpoint.pt"
-    state: dict[str, Any] = {}
-    if path.exists():
-        with resume.readable(path):
-            # What a rank keeps of it on a GPU, or as its shard, is read into memory alone.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    require(
-        state.get("step") == step,
-        f"process {parallel.rank()} does not see checkpoint {str(path)!r} of step {step}, which "
-        "process 0 goes on from; a --runs-dir on a disk that all machines share would work",
-    )
-    return state
-
-
 def _restored(
     method: Method, state: Mapping[str, Any], hardware: Hardware, spec: EncoderSpec, folder: Path
 ) -> tuple[Replica | None, torch.optim.Optimizer]:
@@ -446,11 +384,3 @@ def _restored(
         if state:
             replicas.load_optimizer(optimizer, state["optimizer"])
     return replica, optimizer
-
-
-def _step_of(line: str) -> float:
-    """Of a record; infinite where the line is not whole."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except ValueError:
-        return math.inf

@@ -15,7 +15,7 @@ import timm.layers
 import torch
 from conftest import CPU, make_images
 
-from ssl_bench import encoders, optim, parallel, plugins, pretrain, ranks
+from ssl_bench import encoders, optim, parallel, plugins, pretrain, ranks, training_state
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.encoders import EncoderSpec
@@ -64,7 +64,7 @@ def train(plugin: Plugin, folder: Path, **options: Any) -> Any:
 
 def train_until(plugin: Plugin, folder: Path) -> None:
     """Train up to a step's checkpoint."""
-    write = pretrain._checkpoint
+    write = training_state.save
 
     def write_and_die(*arguments: Any) -> None:
         write(*arguments)
@@ -72,7 +72,7 @@ def train_until(plugin: Plugin, folder: Path) -> None:
             raise Killed
 
     often = mock.patch.object(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    with often, mock.patch.object(pretrain, "_checkpoint", write_and_die), suppress(Killed):
+    with often, mock.patch.object(training_state, "save", write_and_die), suppress(Killed):
         train(plugin, folder)
 
 

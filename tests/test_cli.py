@@ -133,15 +133,15 @@ def test_killed_run_goes_on_to_the_same_weights(
 
     killer = (
         "import os, sys\n"
-        "from ssl_bench import cli, pretrain\n"
+        "from ssl_bench import cli, pretrain, training_state\n"
         "pretrain.SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
-        "write, count = pretrain._checkpoint, 0\n"
+        "write, count = training_state.save, 0\n"
         "def checkpoint(*arguments):\n"
         "    global count\n"
         "    write(*arguments)\n"
         "    count += 1\n"
         "    if count == 9: os.kill(os.getpid(), 9)\n"
-        "pretrain._checkpoint = checkpoint\n"
+        "training_state.save = checkpoint\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     folders = {"--data": image_folder, "--runs-dir": tmp_path / "killed"}

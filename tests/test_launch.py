@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench import launch, meeting, parallel, places, pretrain, resume
+from ssl_bench import launch, meeting, parallel, places, resume, training_state
 from ssl_bench.errors import UserError
 from ssl_bench.interruption import Stopped, heeded
 
@@ -225,11 +225,11 @@ def test_every_process_reads_the_checkpoint_that_the_first_one_found(
     monkeypatch.setattr(parallel, "rank", lambda: 1)
     monkeypatch.setattr(parallel, "from_first", lambda look: 4)
     with pytest.raises(UserError, match=r"process 1 does not see checkpoint .* of step 4"):
-        pretrain._state_of_all(tmp_path)
+        training_state.read(tmp_path)
     resume.save(tmp_path / "checkpoint.pt", {"step": 4, "losses": torch.arange(3.0)})
-    assert pretrain._state_of_all(tmp_path)["losses"].tolist() == [0, 1, 2]
+    assert training_state.read(tmp_path)["losses"].tolist() == [0, 1, 2]
     monkeypatch.setattr(parallel, "from_first", lambda look: None)
-    assert pretrain._state_of_all(tmp_path) == {}
+    assert training_state.read(tmp_path) == {}
 
 
 FAILING = """

@@ -351,7 +351,7 @@ def test_broken_file_stops_a_run_that_then_goes_on(
     run: Call, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit to the weights of the run that nothing has stopped."""
-    from ssl_bench import pretrain
+    from ssl_bench import pretrain, training_state
 
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     common = ("--evals", "none")
@@ -359,7 +359,7 @@ def test_broken_file_stops_a_run_that_then_goes_on(
     [whole] = (tmp_path / "runs").glob("*/encoder.safetensors")
 
     path = photographs / "train" / "a" / "0.jpg"
-    content, checkpoint, count = path.read_bytes(), pretrain._checkpoint, 0
+    content, checkpoint, count = path.read_bytes(), training_state.save, 0
 
     def spoil(*arguments: Any) -> None:
         nonlocal count
@@ -368,7 +368,7 @@ def test_broken_file_stops_a_run_that_then_goes_on(
         if count == 4:
             path.write_bytes(content[:300])
 
-    monkeypatch.setattr(pretrain, "_checkpoint", spoil)
+    monkeypatch.setattr(training_state, "save", spoil)
     code, _, err = run(*common, "--runs-dir", tmp_path / "spoiled")
     assert code == 2
     said = [line for line in err.splitlines() if line.startswith("ssl-bench: ")]

@@ -1,0 +1,96 @@
+"""The state of a pre-training on disk, which all ranks make together and go on from together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench import parallel, replicas, resume
+from ssl_bench.errors import require
+from ssl_bench.files import atomic
+
+
+def save(
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    losses: Sequence[Tensor],
+    folder: Path,
+) -> None:
+    """Write ``checkpoint.pt`` in a run folder: rank 0 does, with what it gathers from all ranks.
+
+    Args:
+        step: how many are done.
+        seconds: of all devices so far.
+        losses: on this rank, of the steps that ``metrics.jsonl`` does not count in yet.
+    """
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "losses": parallel.mean(torch.stack(list(losses))) if losses else torch.empty(0),
+        "method": replicas.whole(method.state_dict()),
+        "optimizer": replicas.whole(optimizer.state_dict()),
+    }
+    if parallel.rank() == 0:
+        resume.save(folder / "checkpoint.pt", state)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run folder, nothing if there is none; records of later steps are removed.
+
+    Rank 0 looks, and the others read the same one.
+
+    Raises:
+        UserError: it cannot be read, or a rank does not see it.
+    """
+    of_first: dict[str, Any] = {}
+
+    def step_of_first() -> int | None:
+        of_first.update(_last_state(folder))
+        return of_first.get("step")
+
+    step = parallel.from_first(step_of_first)
+    if step is None or parallel.rank() == 0:
+        return of_first
+    path = folder / "checkpoint.pt"
+    state: dict[str, Any] = {}
+    if path.exists():
+        with resume.readable(path):
+            # What a rank keeps of it on a GPU, or as its shard, is read into memory alone.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    require(
+        state.get("step") == step,
+        f"process {parallel.rank()} does not see checkpoint {str(path)!r} of step {step}, which "
+        "process 0 goes on from; a --runs-dir on a disk that all machines share would work",
+    )
+    return state
+
+
+def _last_state(folder: Path) -> dict[str, Any]:
+    """`read`, where there is one rank."""
+    path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    if not path.exists():
+        metrics.unlink(missing_ok=True)
+        return {}
+    state = resume.load(path)
+    # Without its records, a training goes on all the same; its curve begins later.
+    text = metrics.read_text(errors="replace") if metrics.exists() else ""
+    lines = text.splitlines(keepends=True)
+    with resume.readable(path), atomic(metrics) as temporary:
+        temporary.write_text("".join(line for line in lines if _step_of(line) <= state["step"]))
+    return state
+
+
+def _step_of(line: str) -> float:
+    """Of a record; infinite where the line is not whole."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf
