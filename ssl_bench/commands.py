@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,8 +34,8 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
-from ssl_bench.optim import Schedule
 from ssl_bench.plugins import Plugin
+from ssl_bench.preparation import prepare_run, snapshot_steps
 from ssl_bench.runs import Plan
 from ssl_bench.settings import EvalSettings, PrepareSettings, Settings, Storage
 
@@ -57,33 +56,6 @@ class Run:
     records: Sequence[evaluation.Record]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A run that may begin.
-
-    Attributes:
-        recipe: what the audit found, for a person to read.
-        budget: what the training may cost, as `budget.of` has it.
-    """
-
-    plan: Plan
-    spec: EncoderSpec
-    method: Method
-    hardware: Hardware
-    recipe: str
-    budget: Mapping[str, Any] | None
-
-
-def check(request: Request, data: Dataset) -> tuple[Plan, Method]:
-    """What `run` would train, found out without writing anything.
-
-    Raises:
-        UserError: it could not begin.
-    """
-    prepared = _prepare(request, data)
-    return prepared.plan, prepared.method
-
-
 def run(request: Request, data: Dataset | None = None) -> Run:
     """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
 
@@ -97,7 +69,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     assert plugin is not None
     ranks = _ranks(settings)
     data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
-    prepared = _prepare(request, data)
+    prepared = prepare_run(request, data)
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
         "preset": settings.preset,
@@ -121,7 +93,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     shown = method if ranks == 1 else copy.deepcopy(method)  # which training does not shard
     with parallel.only_first(runs.locked(folder, settings.wait)):
-        snapshots = _snapshots(settings, plan, method, data)
+        snapshots = snapshot_steps(settings, plan, method, data)
         if parallel.decided(runs.is_trained(folder)):
             console.print("pre-trained already: reused")
             homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
@@ -171,74 +143,6 @@ def run(request: Request, data: Dataset | None = None) -> Run:
                     console.print(f"step {step:,}: {evaluation.in_words(record)}")
     console.print(f"run folder: {folder}", soft_wrap=True)
     return Run(folder, records)
-
-
-def _snapshots(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
-    """The steps, but the last, after which an encoder is wanted on the way."""
-    if not settings.eval_every or not method.trains:
-        return []
-    schedule = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config)
-    epochs = settings.epochs_between(plan.epochs)
-    between = epochs * schedule.steps_per_epoch
-    require(
-        between >= 1,
-        f"eval every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which takes "
-        f"{1 / schedule.steps_per_epoch:.2g} epochs",
-    )
-    steps = (round(number * between) for number in itertools.count(1))
-    return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
-
-
-def _prepare(request: Request, data: Dataset) -> _Prepared:
-    """Build what a run needs, so that whatever does not fit together shows."""
-    settings, plugin = request.settings, request.method
-    assert plugin is not None
-    hardware = choose(settings.precision, settings.compile)
-    spec = _encoder_spec(settings.backbone, settings.patch_size, data)
-    method = pretrain.build_method(
-        plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
-    )
-    require(
-        settings.batch_size >= method.smallest_batch,
-        f"batch size {settings.batch_size} is too small for {plugin.name}, which needs at least "
-        f"{method.smallest_batch} images in a step",
-    )
-    at_once = settings.micro_batch_size
-    own = settings.batch_size // (settings.devices * settings.nodes)
-    in_parts = getattr(plugin.load(), "ENCODES_IN_PARTS", False)
-    can_split = method.splits or in_parts or not method.trains
-    require(
-        at_once is None or at_once >= own or can_split,
-        f"micro batch size {at_once}: the loss of {plugin.name} depends on all images of a batch, "
-        f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
-        "--devices, takes less memory",
-    )
-    if method.trains:
-        Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
-    plan = Plan(
-        method=plugin.name,
-        method_code=plugin.fingerprint,
-        method_config=asdict(request.method_config),
-        data=data.name,
-        data_fingerprint=data.fingerprint,
-        encoder=asdict(spec),
-        epochs=pretrain.whole(settings.epochs) if method.trains else 0,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        precision=hardware.precision,
-    )
-    budget = budgets.of(settings, hardware)
-    if budget and method.trains:
-        plan = budgets.spend(budget, plan, method, data, hardware, settings)
-    recipe = [audit.method(method)]
-    if at_once is not None and at_once < own and in_parts:
-        recipe.append(
-            f"encoded {at_once} images at a time, whose activations alone are kept; costs one more "
-            "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
-            f"encoder keeps those of all {own}"
-        )
-    recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
-    return _Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
 
 
 def evaluate(request: Request) -> Path:
@@ -341,22 +245,6 @@ def load(source: str, image_size: int | None, data_dir: Path, storage: Storage =
     found: list[Dataset] = []
     parallel.from_first(lambda: found.append(read()))
     return found[0] if found else read()
-
-
-def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> EncoderSpec:
-    """The encoder's sizes, from the data where no flag says otherwise."""
-    require(
-        min(data.std) > 0,
-        f"every pixel of {data.name!r} has the same value in some channel; nothing can be learned",
-    )
-    return EncoderSpec(
-        backbone=backbone,
-        image_size=data.view_size,
-        patch_size=patch_size or encoders.default_patch_size(data.view_size),
-        channels=data.channels,
-        mean=data.mean,
-        std=data.std,
-    )
 
 
 def _announce(

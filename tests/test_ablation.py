@@ -19,6 +19,7 @@ from ssl_bench import ablation, ablation_results, commands, figures, flags, plug
 from ssl_bench.ablation import Cell
 from ssl_bench.commands import Run
 from ssl_bench.files import read_json
+from ssl_bench.preparation import prepare_run
 
 Call = Callable[..., tuple[int, str, str]]
 MAE = plugins.find("method", "mae")
@@ -412,5 +413,5 @@ def test_figure_shows_both_sides_on_axes_of_their_own(
 def test_check_of_a_run_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
     words = ["--data", str(image_folder), "--runs-dir", str(tmp_path / "runs"), "--batch-size", "8"]
     request = flags.parse_run(words)
-    commands.check(request, commands.load(str(image_folder), None, tmp_path))
+    prepare_run(request, commands.load(str(image_folder), None, tmp_path))
     assert not (tmp_path / "runs").exists()

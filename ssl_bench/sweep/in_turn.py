@@ -10,6 +10,7 @@ from ssl_bench import commands, flags
 from ssl_bench.commands import Run
 from ssl_bench.data import Dataset
 from ssl_bench.flags import Request
+from ssl_bench.preparation import prepare_run
 
 
 def run(cells: Sequence[Sequence[str]]) -> list[Run]:
@@ -36,7 +37,7 @@ def run(cells: Sequence[Sequence[str]]) -> list[Run]:
 
     requests = [flags.parse_run(cell) for cell in cells]
     for request in requests:
-        commands.check(request, data_of(request))
+        prepare_run(request, data_of(request))
     finished = []
     for number, (cell, request) in enumerate(zip(cells, requests, strict=True), start=1):
         commands.console.rule(f"cell {number} of {len(cells)}")

@@ -166,12 +166,14 @@ def perform(words: Sequence[str], run: str = "") -> int:
     settings = request.settings
 
     def read_and_check() -> Dataset:
-        from ssl_bench import commands  # torch, which wrong words need not wait for
+        # They import torch, which wrong words need not wait for.
+        from ssl_bench import commands
+        from ssl_bench.preparation import prepare_run
 
         source, size = settings.data, settings.image_size
         data = commands.load(source, size, settings.data_dir, settings.storage)
         if run:
-            plan, _ = commands.check(request, data)
+            plan = prepare_run(request, data).plan
             require(
                 plan.name == run,
                 f"this would be run {plan.name!r}, not {run!r} as when it was submitted: the code, "

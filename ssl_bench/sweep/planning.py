@@ -16,6 +16,7 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.flags import Request
 from ssl_bench.hardware import choose
 from ssl_bench.optim import Schedule
+from ssl_bench.preparation import prepare_run
 from ssl_bench.runs import Plan
 from ssl_bench.settings import Settings
 from ssl_bench.sweep import estimate
@@ -135,7 +136,8 @@ class Planner:
         first = replace(request.settings, seed=0)
         alike = repr(replace(request, settings=first))
         if alike not in self._trainings:
-            plan, method = commands.check(request, data)
+            prepared = prepare_run(request, data)
+            plan, method = prepared.plan, prepared.method
             steps = 0
             if method.trains:
                 config = request.method_config
