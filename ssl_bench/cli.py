@@ -285,7 +285,7 @@ def _completion(words: Sequence[str]) -> None:
     completion.show(words)
 
 
-_RESUMING = {"run", "ablate", "eval", "sweep"}
+_RESUMING = {"run", "ablate", "eval", "rerun", "sweep"}
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": _run,

@@ -26,7 +26,15 @@ from ssl_bench.presets import PRESETS
 from ssl_bench.settings import BUDGETS, EvalSettings, Settings
 
 T = TypeVar("T")
-_POSITIONAL = {"sweep", "target", "images", "runs", "source", "sql"}
+_POSITIONAL = {
+    "images": "IMAGE...",
+    "runs": "[RUN...]",
+    "source": "SOURCE",
+    "sql": "[SQL]",
+    "sweep": "[SWEEP]",
+    "target": "TARGET",
+}
+"""How their values are called; brackets where there may be none."""
 _SHORT = {"output": ["-o"]}
 _CHOOSING = ("preset", "method", "evals", "eval-every-with")
 """Flags that decide which other flags there are, and their defaults."""
@@ -339,9 +347,7 @@ def _as_dataclass(
         value_type = (choices or {}).get(flag.name, flag.type)
         is_positional = flag.name in _POSITIONAL
         is_sequence = typing.get_origin(flag.type) is tuple
-        metavar = flag.name.removesuffix("s").upper() if is_positional else None
-        if is_sequence:
-            metavar = f"{metavar}..." if is_positional else "A,B,..."
+        metavar = _POSITIONAL.get(flag.name, "A,B,..." if is_sequence else None)
         # A default that is nothing says nothing.
         hint = "" if is_positional or flag.default in (None, "", ()) else None
         argument = tyro.conf.arg(

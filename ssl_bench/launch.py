@@ -160,8 +160,9 @@ def _outcome(processes: Sequence[subprocess.Popen[bytes]], first: int | None, fo
     if codes[0] > 0 or first is None:
         return codes[0]
     how, said = f"exit code {codes[first]}", ""
-    if codes[first] < 0:
-        how = f"{signal.Signals(-codes[first]).name}"
+    number = -codes[first] if codes[first] < 0 else codes[first] - 128
+    if number in signal.valid_signals():
+        how = signal.Signals(number).name
         said = " (for want of memory?)" if how == "SIGKILL" else ""
     elif first:
         lines = Path(folder, str(first)).read_text(errors="replace").splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -21,11 +22,14 @@ from ssl_bench.provenance import text
 from ssl_bench.settings import RerunSettings, Settings
 
 _ENVIRONMENT = ("code", "python", "packages", "device", "cores", "platform")
+_OUTCOME = "rerun.json"
 _console = Console(markup=False, highlight=False)
 
 
 def rerun(settings: RerunSettings) -> bool:
     """Train and evaluate a run again in a new folder, and compare: ``ssl-bench rerun``.
+
+    A repetition that was interrupted is gone on with.
 
     Returns:
         Whether everything that could be compared came out the same.
@@ -45,7 +49,7 @@ def rerun(settings: RerunSettings) -> bool:
     outcome = outcomes(folder, again.folder)
     verdicts = {row["same"] for row in outcome}
     same = True in verdicts and False not in verdicts
-    write_json(again.folder / "rerun.json", {"of": str(folder), "same": same, "parts": outcome})
+    write_json(again.folder / _OUTCOME, {"of": str(folder), "same": same, "parts": outcome})
     table = Table(title=f"{folder.name}, and again")
     for title in ("what", "before", "again", ""):
         table.add_column(title, overflow="fold")
@@ -99,7 +103,6 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         left_out.append(
             f"it was trained on {cost['devices']} devices, and is on one, which rounds differently"
         )
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     splits = getattr(method.load().Pretraining, "splits", False)
     again = Settings(
         method=plan["method"],
@@ -114,10 +117,18 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         compile="on" if cost.get("compiled") else "off",
         micro_batch_size=cost.get("images_at_once" if splits else "encoded_at_once"),
         preset=plan["preset"],
-        runs_dir=settings.runs_dir / "reruns" / f"{folder.name}-{now}",
+        runs_dir=_place(folder, settings.runs_dir),
         data_dir=settings.data_dir,
     )
     return Request(again, method, _config(method, plan["method_config"]), evals, {}), left_out
+
+
+def _place(folder: Path, runs_dir: Path) -> Path:
+    """Where the run folder of a repetition goes: to that of the last one, if it never ended."""
+    stamps = runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????Z")
+    unfinished = [place for place in stamps if not any(place.glob(f"*/{_OUTCOME}"))]
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return max(unfinished, default=runs_dir / "reruns" / f"{folder.name}-{now}")
 
 
 def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:

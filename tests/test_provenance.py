@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ssl_bench import runs
+from ssl_bench import pretrain, runs, training_state
 from ssl_bench.errors import UserError
 from ssl_bench.files import read_json, write_json
 
@@ -68,6 +69,31 @@ def test_rerun_comes_out_the_same(run: Call, ssl_bench: Call, tmp_path: Path, me
     assert all(part["same"] for part in parts)
     # A repetition is no run of its own in tables.
     assert only_run(tmp_path).name.startswith(method)
+
+
+def test_rerun_that_is_killed_goes_on(
+    run: Call, ssl_bench: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    save, steps = training_state.save, []
+
+    def save_and_die(*arguments: Any) -> None:
+        save(*arguments)
+        steps.append(arguments[2])
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_state, "save", save_and_die)
+    assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 130
+    code, out, err = ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")
+    assert code == 0, err
+    assert "came out the same" in out
+    assert steps == sorted(set(steps)), "no step was trained twice"
+    assert len(list((tmp_path / "runs/reruns").iterdir())) == 1
+    # One that ended stays as it is.
+    assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
+    assert len(list((tmp_path / "runs/reruns").iterdir())) == 2
 
 
 def test_rerun_says_what_differs(run: Call, ssl_bench: Call, tmp_path: Path) -> None:
