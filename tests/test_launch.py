@@ -157,8 +157,9 @@ def test_a_process_that_ends_before_all_met_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launch, "_SECONDS_TO_MEET", 0.2)
-    started = starting(monkeypatch, SLEEP, "raise SystemExit(143)")
-    with pytest.raises(UserError, match="process 1 of 2 ended with exit code 143"):
+    says = "import sys; print('stopped; the same command goes on', file=sys.stderr)"
+    started = starting(monkeypatch, SLEEP, f"{says}; raise SystemExit(143)")
+    with pytest.raises(UserError, match="process 1 of 2 ended with SIGTERM; the same command"):
         launch.on_devices([], 2, 1, lambda: None)
     assert started[0].returncode == -signal.SIGKILL
 
