@@ -8,7 +8,7 @@ demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
 
 test: $(VENV)/installed-test  ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slurm: $(VENV)/installed-test  ## submit to a Slurm; as root on Debian, to one that is installed and started here
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

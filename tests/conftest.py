@@ -18,6 +18,7 @@ from ssl_bench.data.dataset import fingerprint
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.hardware import Hardware
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be narrow
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that a test starts
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 torch.set_num_threads(1)
