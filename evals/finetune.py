@@ -30,6 +30,7 @@ from ssl_bench.scoring import accuracy
 from ssl_bench.settings import Published
 
 DEFAULT = True
+SPREAD = True
 PRESETS = {
     "quick": {
         "epochs": 2,

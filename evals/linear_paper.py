@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench import draws, optim, progress, resume
+from ssl_bench import draws, optim, parallel, progress, resume
 from ssl_bench.augment import augment, crop_and_flip
 from ssl_bench.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
@@ -40,6 +40,7 @@ from ssl_bench.scoring import accuracy
 from ssl_bench.settings import Published
 
 _IMAGES_AT_ONCE = 1024
+SPREAD = True
 PRESETS = {
     "quick": {
         "epochs": 3,
@@ -140,7 +141,7 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
         return (schedule.batch(step, seed, "linear-paper") for step in range(first, schedule.steps))
 
     def in_parts(first: int) -> Iterator[Tensor]:
-        return (part_P for index_B in order(first) for part_P in index_B.split(_IMAGES_AT_ONCE))
+        return (part_P for index_B in order(first) for part_P in _own_parts(index_B))
 
     probe.train()
     with (
@@ -174,10 +175,10 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
 def _augmented_features(
     encoder: FrozenEncoder, stored: Iterator[Tensor], config: Config, step: int, index_B: Tensor
 ) -> Tensor:
-    """Frozen features of one random view of each image: float32 ``(B, D)``.
+    """Frozen features of one random view of each image: float32 ``(B, D)``, on every rank.
 
     Args:
-        stored: the images at the next indices, in parts.
+        stored: this rank's images of those at the next indices, in parts.
     """
     recipe = replace(
         crop_and_flip(encoder.spec.image_size, config.crop_scale, flip=0.5),
@@ -185,13 +186,21 @@ def _augmented_features(
         cut_crop=config.cut_crop,
     )
     parts = []
-    for part_P in index_B.split(_IMAGES_AT_ONCE):
+    for part_P in _own_parts(index_B):
         samples_P = part_P.to(encoder.hardware.device)
         step_draws = Draws(encoder.seed, step, samples_P, "linear-paper/")
         view = partial(augment, recipe=recipe, draws=step_draws)
         views_PCHW = prepare(next(stored), encoder.spec, encoder.hardware, view)
         parts.append(encoder.encode(views_PCHW)[config.pooling])
-    return torch.cat(parts)
+    own_RD = torch.cat(parts)
+    return own_RD if len(own_RD) == len(index_B) else parallel.gather_shares(own_RD, len(index_B))
+
+
+def _own_parts(index_B: Tensor) -> tuple[Tensor, ...]:
+    """This rank's share of a batch, in parts; all of it where it is too small to be shared."""
+    is_shared = len(index_B) >= parallel.world_size()
+    own_R = index_B[parallel.share(len(index_B))] if is_shared else index_B
+    return own_R.split(_IMAGES_AT_ONCE)
 
 
 def _width(encoder: FrozenEncoder, config: Config) -> int:

@@ -34,6 +34,7 @@ from ssl_bench.scoring import accuracy
 
 _HALF = 0.5
 _HEADLINE = 1.0
+SPREAD = True
 PRESETS = {
     "quick": {
         "epochs": 2,

@@ -109,10 +109,10 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     if stored is not None:
         return stored
     environment = {**runs.environment(encoder.hardware.name), "devices": parallel.world_size()}
-    code, is_first = plugin.load(), parallel.rank() == 0
+    code = plugin.load()
 
     def compute() -> Result:
-        encoder.scratch = scratch if is_first else None
+        encoder.scratch = scratch
         try:
             return code.evaluate(encoder, data, config)
         finally:

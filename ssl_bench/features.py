@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,10 @@ class Encoder:
     def _extract(self, split: Split) -> dict[str, Tensor]:
         """Features of all images; each rank makes those of its share."""
         features: dict[str, Tensor] = {}
-        own, at_once = torch.arange(len(split))[parallel.share(len(split))], self._images_at_once
-        chunks = split.chunks(at_once)
-        if parallel.world_size() > 1:
-            # One without images learns from the first one what features there are.
-            chunks = split.read((own if len(own) else torch.zeros(1).long()).split(at_once))
+        own = range(len(split))[parallel.share(len(split))]
         with progress.bar("features", len(own)) as bar:
             done = 0
-            for images in chunks:
+            for images in share_of(split, self._images_at_once):
                 part = self.encode(prepare(images, self.spec, self.hardware))
                 for name, rows_BD in part.items():
                     if name not in features:
@@ -241,6 +237,17 @@ def prepare(
     images_BCHW = images_BCHW.to(hardware.device)
     views = view(images_BCHW) if view else evaluation_view(images_BCHW, spec.image_size)
     return normalize(match_channels(views, spec.channels), spec.mean, spec.std)
+
+
+def share_of(split: Split, size: int) -> Iterator[Tensor]:
+    """The images of this rank's `parallel.share` of a split, ``size`` at a time.
+
+    A rank that has none gets the first one, to learn from it what is made of images.
+    """
+    if parallel.world_size() == 1:
+        return split.chunks(size)
+    own = torch.arange(len(split))[parallel.share(len(split))]
+    return split.read((own if len(own) else torch.zeros(1).long()).split(size))
 
 
 def _everywhere(fact: bool) -> bool:

@@ -4,6 +4,9 @@ The views, the mixing, the loss and the schedule of MAE (He et al., arXiv:2111.0
 table 9; ``main_finetune.py``, facebookresearch/mae ``efb2a80``) and of DeiT (Touvron et al.,
 arXiv:2012.12877; ``main.py``, facebookresearch/deit). What is trained is whatever requires a
 gradient: evaluations freeze the rest first.
+
+With several ranks, each trains on its share of every batch, and predicts for its share of a split;
+what comes out is what one rank makes of the whole, but for rounding.
 """
 
 from __future__ import annotations
@@ -15,16 +18,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import draws, optim, progress, resume
+from ssl_bench import draws, optim, parallel, progress, resume
 from ssl_bench.augment import augment, crop_and_flip
 from ssl_bench.contract import FrozenEncoder
 from ssl_bench.data import Split
 from ssl_bench.draws import Draws
 from ssl_bench.errors import require
-from ssl_bench.features import prepare
+from ssl_bench.features import prepare, share_of
 from ssl_bench.finetuning_settings import FinetuningConfig
 from ssl_bench.timm_augment import rand_augment, random_erase
 
@@ -80,6 +84,38 @@ def classifier(encoder: FrozenEncoder, classes: int, config: FinetuningConfig) -
     return model.to(encoder.hardware.device)
 
 
+class SharedDropPath(DropPath):
+    """timm's, where this rank has some rows of a batch: each is dropped as if all were here."""
+
+    def __init__(self, like: DropPath, batch_size: int, rows_R: Tensor) -> None:
+        super().__init__(like.drop_prob, like.scale_by_keep)
+        self._batch_size, self._rows_R = batch_size, rows_R
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` with some of its rows zero, the others scaled up to the same mean."""
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        kept_B = x.new_empty(self._batch_size).bernoulli_(keep)
+        if keep > 0 and self.scale_by_keep:
+            kept_B.div_(keep)
+        return x * kept_B[self._rows_R].view(-1, *[1] * (x.ndim - 1))
+
+
+def own_rows(batch_size: int) -> Tensor:
+    """Which rows of a batch this rank has: int64, ascending; all if there is none for some rank.
+
+    With each row comes the one that is as far from the other end, so that what is `mix`ed stays
+    together.
+    """
+    rows_B = torch.arange(batch_size)
+    pairs = (batch_size + 1) // 2
+    if pairs < parallel.world_size():
+        return rows_B
+    first_P = rows_B[:pairs][parallel.share(pairs)]
+    return torch.cat([first_P, batch_size - 1 - first_P]).unique()
+
+
 def optimizer(model: Classifier, config: FinetuningConfig) -> torch.optim.AdamW:
     """AdamW over what is trainable, with the recipe's layer and weight decay."""
     return optim.adamw(optim.layer_decay_groups(model, config, config.layer_decay), config.beta2)
@@ -104,12 +140,17 @@ def train(
     hardware, seed, classes = encoder.hardware, encoder.seed, model.head.out_features
     adamw = optimizer(model, config)
     batch_size = min(config.batch_size, len(split))
+    rows_R = own_rows(batch_size)
+    share = len(rows_R) / batch_size
+    if share < 1:
+        _share_drop_paths(model, batch_size, rows_R.to(hardware.device))
     schedule = optim.Schedule.of(
         len(split), batch_size, config.epochs, config, min_lr=config.min_lr
     )
 
     def order(first: int) -> Iterator[Tensor]:
-        return (schedule.batch(step, seed, "finetune") for step in range(first, schedule.steps))
+        steps = range(first, schedule.steps)
+        return (schedule.batch(step, seed, "finetune")[rows_R] for step in steps)
 
     model.train()
     with (
@@ -130,7 +171,11 @@ def train(
                 logits_BC = model(images_BCHW)
             smoothing = config.label_smoothing
             loss = F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=smoothing)
+            loss = loss * share
             loss.backward()
+            if share < 1:
+                parallel.add_gradients(model.parameters())
+                loss = parallel.total(loss.detach())
             adamw.step()
             adamw.zero_grad()
             if step % 10 == 0 or step + 1 == schedule.steps:
@@ -149,11 +194,19 @@ def predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
     """The class of each of a split's images, seen whole: int64 ``(N,)`` on the CPU."""
     model.eval()
     predictions = []
-    for images_BCHW in split.chunks(500):
+    for images_BCHW in share_of(split, 500):
         with encoder.hardware.autocast():
             logits_BC = model(prepare(images_BCHW, encoder.spec, encoder.hardware))
         predictions.append(logits_BC.argmax(dim=1).cpu())
-    return torch.cat(predictions)
+    own = range(len(split))[parallel.share(len(split))]
+    return parallel.gather_shares(torch.cat(predictions)[: len(own)], len(split))
+
+
+def _share_drop_paths(model: nn.Module, batch_size: int, rows_R: Tensor) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, DropPath):
+                setattr(parent, name, SharedDropPath(child, batch_size, rows_R))
 
 
 def training_views(

@@ -13,7 +13,7 @@ days; a GPU's ranks exchange tensors only when all of them are there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -143,13 +143,28 @@ def agreed(signal_number: int) -> int:
     return int(largest(signal_number))
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean of the ranks' values."""
+def total(value: Tensor) -> Tensor:
+    """The sum of the ranks' values."""
     if world_size() == 1:
         return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    added = value.clone()
+    dist.all_reduce(added)
+    return added
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of the ranks' values."""
+    return total(value) / world_size()
+
+
+def add_gradients(parameters: Iterable[Tensor]) -> None:
+    """Make each parameter's gradient the sum of all ranks', which all have the same ones."""
+    if world_size() == 1:
+        return
+    own = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    added = total(torch.cat([gradient.flatten() for gradient in own]))
+    for gradient, whole in zip(own, added.split([each.numel() for each in own]), strict=True):
+        gradient.copy_(whole.view_as(gradient))
 
 
 def share(count: int) -> slice:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_bench import parallel
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.files import atomic
 from ssl_bench.interruption import deferred, error_of
@@ -144,6 +145,8 @@ def training(
 ) -> Iterator[Training]:
     """A training of a model, gone on with where an earlier start left its state.
 
+    With several ranks, all of which have the same model after each step, rank 0 writes.
+
     Args:
         scratch: where states are kept; None for nowhere: then the training begins anew each time,
             and ends at once where that is asked for.
@@ -160,21 +163,24 @@ def training(
     path = scratch.next_path()
     with deferred() as wanted:
         start, last, saved, wait = 0, math.nan, time.monotonic(), SECONDS_BETWEEN_STATES
-        if path.exists():
+        if parallel.decided(path.exists()):
             state = load(path, ("model", model), ("optimizer", optimizer))
             start, last = state["step"], state["loss"]
             scratch.count_in(state["seconds"])
 
         def after(done: int, loss: Tensor) -> None:
             nonlocal saved, wait
-            stop, at, now = wanted(), "", time.monotonic()
-            is_due = now - saved > wait or done == steps
+            at, now, is_first = "", time.monotonic(), parallel.rank() == 0
+            is_due = is_first and (now - saved > wait or done == steps)
+            wish = parallel.agreed(2 * (wanted() or 0) + is_due)
+            stop = wish // 2
             # There is no going on from a training that has diverged.
-            if (stop or is_due) and bool(loss.isfinite()):
-                scratch.folder.mkdir(parents=True, exist_ok=True)
-                of_parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                own = {"step": done, "loss": loss.item(), "seconds": scratch.seconds}
-                save(path, own | of_parts)
+            if wish and bool(loss.isfinite()):
+                if is_first:
+                    scratch.folder.mkdir(parents=True, exist_ok=True)
+                    of_parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                    own = {"step": done, "loss": loss.item(), "seconds": scratch.seconds}
+                    save(path, own | of_parts)
                 saved, at = time.monotonic(), f"step {done} of {steps} of an evaluation is saved"
                 wait = pause(SECONDS_BETWEEN_STATES, saved - now)
             if stop:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
-from contextlib import suppress
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,20 +18,34 @@ import timm.layers
 import torch
 from conftest import CPU, make_images
 
-from ssl_bench import encoders, optim, parallel, plugins, pretrain, ranks, training_state
+from ssl_bench import (
+    encoders,
+    finetuning,
+    optim,
+    parallel,
+    plugins,
+    pretrain,
+    ranks,
+    training_state,
+)
+from ssl_bench import resume as resuming
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
 from ssl_bench.features import Encoder
+from ssl_bench.interruption import Stopped
 from ssl_bench.places import Place
 from ssl_bench.plugins import Plugin
+from ssl_bench.resume import Scratch
 
 SHAPE = {"depth": 3, "embed_dim": 32, "num_heads": 2}
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
 WIDTHS = {"decoder_width": 16, "projector_width": 32, "projection_dim": 16}
 SESSIONS = [("fsdp", 4), ("ddp", 4), ("ddp", 3), ("ddp", 2), ("fsdp", 2), ("ddp", 2)]
 STOP_AT = 4
+PROBING = {"epochs": 2, "batch_size": 50, "optimizer": "sgd", "base_lr": 0.5}
+TUNING = {"epochs": 1, "batch_size": 11, "base_lr": 0.02, "drop_path": 0.3, "crop_scale": 0.4}
 MOCO, MAE = plugins.find("method", "mocov3"), plugins.find("method", "mae")
 METHODS = [p for p in contract.METHODS if p.name != "random-init"]
 
@@ -77,20 +94,61 @@ def train_until(plugin: Plugin, folder: Path) -> None:
 
 
 def extract(folder: Path) -> None:
-    """Features of both splits and kNN's answer, as every rank has them."""
+    """Features of both splits, and what is answered with their help, as every rank has it."""
     dataset = data()
     encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
     knn = plugins.find("eval", "knn")
     few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])
     result = knn.load().evaluate(encoder, dataset, knn.config())
+    probe = plugins.find("eval", "linear-paper")
+    probed = probe.load().evaluate(encoder, dataset, probe.config(**PROBING))
     found = {
         "train": dict(encoder.features(dataset.train)),
         "test": dict(encoder.features(dataset.test)),
         "few": dict(encoder.features(few)),
         "predictions": result.predictions_N,
         "scores": dict(result.scores),
+        "probed": probed.predictions_N,
     }
     torch.save(found, folder / f"features-{parallel.rank()}.pt")
+
+
+def tune(folder: Path, stop_at: int | None = None) -> None:
+    """Fine-tune with all that is drawn at random; the weights and predictions on every rank.
+
+    Args:
+        stop_at: the step after which the last rank is told to stop; the training then goes on.
+    """
+    dataset = data()
+    encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
+    encoder.scratch = Scratch(folder / f"tuning-{stop_at}")
+    config = plugins.find("eval", "finetune").config(**TUNING)
+
+    @contextmanager
+    def deferred() -> Iterator[Any]:
+        steps = itertools.count(1)
+        is_last = parallel.rank() == parallel.world_size() - 1
+        yield lambda: signal.SIGTERM if is_last and next(steps) == stop_at else None
+
+    found = []
+    for count in (None, 2):  # of the training images: all, or fewer than would do for each rank
+        train = Split(dataset.train.images_NCHW[:count], dataset.train.labels_N[:count])
+        model = finetuning.classifier(encoder, 3, config)
+        with mock.patch.object(optim, "adamw", steady_adamw):
+            with mock.patch.object(resuming, "deferred", deferred), suppress(Stopped):
+                finetuning.train(model, encoder, train, config)
+                assert stop_at is None
+            if stop_at:
+                parallel.largest(0)  # until the state is written
+                encoder.scratch = Scratch(folder / f"tuning-{stop_at}")
+                model = finetuning.classifier(encoder, 3, config)
+                finetuning.train(model, encoder, train, config)
+        few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])
+        predictions = [finetuning.predict(model, encoder, split) for split in (dataset.test, few)]
+        found.append((model.state_dict(), predictions))
+        if stop_at:
+            break
+    torch.save(found, folder / f"tuned-{stop_at}-{parallel.rank()}.pt")
 
 
 def refuse() -> None:
@@ -130,6 +188,8 @@ def work(rank: int, ports: list[int], folder: str) -> None:
                 resume(Path(folder, "fsdp-2", "stopped"), home / "from-fsdp-2")
                 continue
             extract(home)
+            tune(home)
+            tune(home, STOP_AT)
             if world == 3:
                 continue
             for plugin in METHODS:

@@ -40,6 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ranks_work.train(plugin, alone / plugin.name)
     ranks_work.train_until(MOCO, alone / "stopped")
     ranks_work.extract(alone)
+    ranks_work.tune(alone)
     with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
         torch.multiprocessing.spawn(
             ranks_work.work, args=(free_ports(len(SESSIONS)), str(home)), nprocs=4
@@ -125,7 +126,7 @@ def test_as_many_processes_go_on_to_the_very_same_weights(home: Path, world: str
 
 
 @pytest.mark.parametrize("world", ["ddp-2", "ddp-3", "ddp-4"])
-def test_each_image_counts_once_in_features_and_neighbours(home: Path, world: str) -> None:
+def test_each_image_counts_once_in_features_neighbours_and_probes(home: Path, world: str) -> None:
     expected = torch.load(home / "alone" / "features-0.pt")
     for rank in range(int(world[-1])):
         found = torch.load(home / world / f"features-{rank}.pt")
@@ -133,3 +134,29 @@ def test_each_image_counts_once_in_features_and_neighbours(home: Path, world: st
             torch.testing.assert_close(found[split], expected[split], rtol=1e-6, atol=1e-6)
         assert torch.equal(found["predictions"], expected["predictions"])
         assert found["scores"] == expected["scores"]
+        assert torch.equal(found["probed"], expected["probed"])
+    assert len(expected["probed"].unique()) > 1
+
+
+@pytest.mark.parametrize("world", ["ddp-2", "ddp-3", "ddp-4"])
+def test_fine_tuning_is_that_of_one_process(home: Path, world: str) -> None:
+    """Crops, erasing, mixing and dropped paths too, with a batch that cannot be divided evenly."""
+    expected = torch.load(home / "alone" / "tuned-None-0.pt")
+    for rank in range(int(world[-1])):
+        found = torch.load(home / world / f"tuned-None-{rank}.pt")
+        for (ours, predicted), (theirs, right) in zip(found, expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name, tensor in theirs.items():
+                error = (ours[name].double() - tensor.double()).norm()
+                assert error <= 1e-5 * tensor.double().norm() + 1e-6, name
+            assert all(map(torch.equal, predicted, right))
+
+
+@pytest.mark.parametrize("world", ["ddp-2", "ddp-3", "ddp-4"])
+def test_fine_tuning_that_one_process_is_told_to_stop_goes_on_to_the_same(
+    home: Path, world: str
+) -> None:
+    for rank in range(int(world[-1])):
+        (whole, _), _ = torch.load(home / world / f"tuned-None-{rank}.pt")
+        [(stopped, _)] = torch.load(home / world / f"tuned-{ranks_work.STOP_AT}-{rank}.pt")
+        assert all(torch.equal(stopped[name], whole[name]) for name in whole)
