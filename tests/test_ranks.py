@@ -138,7 +138,7 @@ def test_each_image_counts_once_in_features_neighbours_and_probes(home: Path, wo
     assert len(expected["probed"].unique()) > 1
 
 
-@pytest.mark.parametrize("world", ["ddp-2", "ddp-3", "ddp-4"])
+@pytest.mark.parametrize("world", [*WORLDS, "ddp-3"])
 def test_fine_tuning_is_that_of_one_process(home: Path, world: str) -> None:
     """Crops, erasing, mixing and dropped paths too, with a batch that cannot be divided evenly."""
     expected = torch.load(home / "alone" / "tuned-None-0.pt")
