@@ -192,15 +192,12 @@ def _augmented_features(
         view = partial(augment, recipe=recipe, draws=step_draws)
         views_PCHW = prepare(next(stored), encoder.spec, encoder.hardware, view)
         parts.append(encoder.encode(views_PCHW)[config.pooling])
-    own_RD = torch.cat(parts)
-    return own_RD if len(own_RD) == len(index_B) else parallel.gather_shares(own_RD, len(index_B))
+    return parallel.gather_shares(torch.cat(parts), len(index_B))
 
 
 def _own_parts(index_B: Tensor) -> tuple[Tensor, ...]:
-    """This rank's share of a batch, in parts; all of it where it is too small to be shared."""
-    is_shared = len(index_B) >= parallel.world_size()
-    own_R = index_B[parallel.share(len(index_B))] if is_shared else index_B
-    return own_R.split(_IMAGES_AT_ONCE)
+    """This rank's share of a batch, in parts."""
+    return parallel.share_of(index_B).split(_IMAGES_AT_ONCE)
 
 
 def _width(encoder: FrozenEncoder, config: Config) -> int:

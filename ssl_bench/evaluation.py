@@ -2,7 +2,7 @@
 
 With several ranks, rank 0 evaluates while the others wait, however long that takes, except where an
 evaluation says ``SPREAD = True``: that one every rank calls, and it comes to the same result on
-each, with features extracted and queries answered by all of them. Rank 0 writes.
+each, with features extracted, queries answered and batches divided by all of them. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -108,8 +108,10 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     stored = parallel.from_first(lambda: _stored(folder, scratch))
     if stored is not None:
         return stored
-    environment = {**runs.environment(encoder.hardware.name), "devices": parallel.world_size()}
     code = plugin.load()
+    is_spread = getattr(code, "SPREAD", False)
+    devices = parallel.world_size() if is_spread else 1
+    environment = {**runs.environment(encoder.hardware.name), "devices": devices}
 
     def compute() -> Result:
         encoder.scratch = scratch
@@ -121,7 +123,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     def store(result: Result) -> Record:
         return _store(result, plugin, config, encoder, data, folder, scratch, environment)
 
-    if getattr(code, "SPREAD", False):
+    if is_spread:
         result = compute()
         return parallel.from_first(lambda: store(result))
     return parallel.from_first(lambda: store(compute()))
@@ -166,7 +168,7 @@ def _store(
         "better": result.better,
         "chosen": dict(result.chosen),
         "test_images": len(data.test),
-        "seconds": round(scratch.seconds, 2),
+        "seconds": round(scratch.seconds * environment["devices"], 2),
         "precision": encoder.hardware.precision,
         "environment": environment,
     }

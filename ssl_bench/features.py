@@ -170,15 +170,15 @@ class Encoder:
     def _extract(self, split: Split) -> dict[str, Tensor]:
         """Features of all images; each rank makes those of its share."""
         features: dict[str, Tensor] = {}
-        own = range(len(split))[parallel.share(len(split))]
-        with progress.bar("features", len(own)) as bar:
+        count = len(parallel.share_of(torch.arange(len(split))))
+        with progress.bar("features", count) as bar:
             done = 0
             for images in share_of(split, self._images_at_once):
                 part = self.encode(prepare(images, self.spec, self.hardware))
                 for name, rows_BD in part.items():
                     if name not in features:
-                        features[name] = rows_BD.new_empty(len(own), rows_BD.shape[1])
-                    features[name][done : done + len(images)] = rows_BD[: len(own)]
+                        features[name] = rows_BD.new_empty(count, rows_BD.shape[1])
+                    features[name][done : done + len(images)] = rows_BD
                 done += len(images)
                 bar.update(done)
         return {name: parallel.gather_shares(each, len(split)) for name, each in features.items()}
@@ -240,14 +240,10 @@ def prepare(
 
 
 def share_of(split: Split, size: int) -> Iterator[Tensor]:
-    """The images of this rank's `parallel.share` of a split, ``size`` at a time.
-
-    A rank that has none gets the first one, to learn from it what is made of images.
-    """
+    """The images of this rank's `parallel.share_of` a split, ``size`` at a time."""
     if parallel.world_size() == 1:
         return split.chunks(size)
-    own = torch.arange(len(split))[parallel.share(len(split))]
-    return split.read((own if len(own) else torch.zeros(1).long()).split(size))
+    return split.read(parallel.share_of(torch.arange(len(split))).split(size))
 
 
 def _everywhere(fact: bool) -> bool:

@@ -103,16 +103,13 @@ class SharedDropPath(DropPath):
 
 
 def own_rows(batch_size: int) -> Tensor:
-    """Which rows of a batch this rank has: int64, ascending; all if there is none for some rank.
+    """Which rows of a batch this rank has: int64, ascending, none twice and maybe none at all.
 
     With each row comes the one that is as far from the other end, so that what is `mix`ed stays
     together.
     """
-    rows_B = torch.arange(batch_size)
     pairs = (batch_size + 1) // 2
-    if pairs < parallel.world_size():
-        return rows_B
-    first_P = rows_B[:pairs][parallel.share(pairs)]
+    first_P = torch.arange(pairs)[parallel.share(pairs)]
     return torch.cat([first_P, batch_size - 1 - first_P]).unique()
 
 
@@ -141,8 +138,10 @@ def train(
     adamw = optimizer(model, config)
     batch_size = min(config.batch_size, len(split))
     rows_R = own_rows(batch_size)
-    share = len(rows_R) / batch_size
-    if share < 1:
+    weight = len(rows_R) / batch_size  # of this rank's mean loss in that of the batch
+    if not weight:
+        rows_R = torch.zeros(1).long()  # a row to have gradients of, which do not count
+    if parallel.world_size() > 1:
         _share_drop_paths(model, batch_size, rows_R.to(hardware.device))
     schedule = optim.Schedule.of(
         len(split), batch_size, config.epochs, config, min_lr=config.min_lr
@@ -171,11 +170,10 @@ def train(
                 logits_BC = model(images_BCHW)
             smoothing = config.label_smoothing
             loss = F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=smoothing)
-            loss = loss * share
+            loss = loss * weight
             loss.backward()
-            if share < 1:
-                parallel.add_gradients(model.parameters())
-                loss = parallel.total(loss.detach())
+            parallel.add_gradients(model.parameters())
+            loss = parallel.total(loss.detach())
             adamw.step()
             adamw.zero_grad()
             if step % 10 == 0 or step + 1 == schedule.steps:
@@ -198,8 +196,7 @@ def predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
         with encoder.hardware.autocast():
             logits_BC = model(prepare(images_BCHW, encoder.spec, encoder.hardware))
         predictions.append(logits_BC.argmax(dim=1).cpu())
-    own = range(len(split))[parallel.share(len(split))]
-    return parallel.gather_shares(torch.cat(predictions)[: len(own)], len(split))
+    return parallel.gather_shares(torch.cat(predictions), len(split))
 
 
 def _share_drop_paths(model: nn.Module, batch_size: int, rows_R: Tensor) -> None:

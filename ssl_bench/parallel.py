@@ -1,9 +1,9 @@
 """Several processes as one: who is who, shares, decisions, batch norm over the whole batch.
 
 Everything here is the identity where ``torch.distributed`` is not initialised, and inside of
-`alone`. In a training, ranks hold equally many rows. With each rank's loss the mean over its own
-rows, the mean of the ranks' gradients (what DistributedDataParallel leaves in the parameters) is
-the gradient over the whole batch.
+`alone`. In a pre-training, ranks hold equally many rows. With each rank's loss the mean over its
+own rows, the mean of the ranks' gradients (what DistributedDataParallel leaves in the parameters)
+is the gradient over the whole batch. Evaluations share what may not be divisible: `add_gradients`.
 
 Whatever depends on the disk or the clock is decided by rank 0 (`from_first`), so that ranks never
 disagree. Such messages go over a process group of their own, on the CPU, where a rank may wait for
@@ -138,6 +138,11 @@ def largest(number: float) -> float:
     return numbers.item()
 
 
+def await_all() -> None:
+    """Wait until every rank is here, however long that takes; one that is lost is an error."""
+    largest(0)
+
+
 def agreed(signal_number: int) -> int:
     """The largest of the ranks' signal numbers, 0 standing for none: whether all are to stop."""
     return int(largest(signal_number))
@@ -158,11 +163,12 @@ def mean(value: Tensor) -> Tensor:
 
 
 def add_gradients(parameters: Iterable[Tensor]) -> None:
-    """Make each parameter's gradient the sum of all ranks', which all have the same ones."""
+    """Make each gradient the sum of all ranks', which have gradients for the same parameters."""
     if world_size() == 1:
         return
     own = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    added = total(torch.cat([gradient.flatten() for gradient in own]))
+    added = torch.cat([gradient.flatten() for gradient in own])
+    dist.all_reduce(added)
     for gradient, whole in zip(own, added.split([each.numel() for each in own]), strict=True):
         gradient.copy_(whole.view_as(gradient))
 
@@ -171,6 +177,15 @@ def share(count: int) -> slice:
     """This rank's part of that many things: all in order, as many for each rank as can be."""
     ranks = world_size()
     return slice(count * rank() // ranks, count * (rank() + 1) // ranks)
+
+
+def share_of(rows_N: Tensor) -> Tensor:
+    """This rank's `share` of some rows, or the first one where it has none.
+
+    So that each rank has something to work on, which `gather_shares` leaves out.
+    """
+    own = rows_N[share(len(rows_N))]
+    return own if len(own) else rows_N[:1]
 
 
 def gather(rows_BD: Tensor) -> Tensor:
@@ -184,14 +199,15 @@ def gather(rows_BD: Tensor) -> Tensor:
 
 
 def gather_shares(own: Tensor, count: int) -> Tensor:
-    """The whole of which each rank has its `share` of the rows: ``(count, ...)``, each row once.
+    """The whole of which each rank has its `share_of` the rows: ``(count, ...)``, each row once.
 
     Waits for the slowest rank first, however long it takes. What is on the CPU stays there.
     """
     ranks = world_size()
     if ranks == 1:
         return own
-    largest(0)
+    await_all()
+    own = own[: len(range(count)[share(count)])]
     most = -(-count // ranks)  # equally long parts is what is exchanged; their ends are cut off
     padded = own.new_zeros(most, *own.shape[1:])
     padded[: len(own)] = own

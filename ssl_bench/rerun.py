@@ -19,7 +19,7 @@ from ssl_bench.files import write_json
 from ssl_bench.flags import Request
 from ssl_bench.plugins import Plugin
 from ssl_bench.provenance import text
-from ssl_bench.settings import RerunSettings, Settings
+from ssl_bench.settings import Precision, RerunSettings, Settings
 
 _ENVIRONMENT = ("code", "python", "packages", "device", "cores", "platform")
 _OUTCOME = "rerun.json"
@@ -42,6 +42,8 @@ def rerun(settings: RerunSettings) -> bool:
 
     request, left_out = request_of(folder, settings)
     wanted = request.settings
+    if wanted.runs_dir.exists():
+        _console.print(f"the repetition in {wanted.runs_dir} was interrupted, and goes on")
     data = commands.load(wanted.data, wanted.image_size, wanted.data_dir, wanted.storage)
     for note in (*changes(folder, request, data.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
@@ -117,18 +119,34 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         compile="on" if cost.get("compiled") else "off",
         micro_batch_size=cost.get("images_at_once" if splits else "encoded_at_once"),
         preset=plan["preset"],
-        runs_dir=_place(folder, settings.runs_dir),
+        runs_dir=_place(folder, settings.runs_dir, plan["precision"]),
         data_dir=settings.data_dir,
     )
     return Request(again, method, _config(method, plan["method_config"]), evals, {}), left_out
 
 
-def _place(folder: Path, runs_dir: Path) -> Path:
-    """Where the run folder of a repetition goes: to that of the last one, if it never ended."""
-    stamps = runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????Z")
-    unfinished = [place for place in stamps if not any(place.glob(f"*/{_OUTCOME}"))]
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return max(unfinished, default=runs_dir / "reruns" / f"{folder.name}-{now}")
+def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
+    """Where the run folder of a repetition goes: a new one, or where an interrupted one goes on.
+
+    That is one which never ended, which nobody is at, and which was begun by what is here now.
+    """
+    here, going_on = _here(precision), []
+    for place in runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????.??????Z"):
+        for path in place.glob("*/environment.json"):
+            before = runs.facts(path)
+            is_alike = all(before.get(name) == here[name] for name in _ENVIRONMENT)
+            is_ended = (path.parent / _OUTCOME).exists() or runs.is_locked(path.parent)
+            if is_alike and not is_ended:
+                going_on.append(place)
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return max(going_on, default=runs_dir / "reruns" / f"{folder.name}-{now}")
+
+
+def _here(precision: Precision) -> Mapping[str, Any]:
+    """What runs are made with here and now."""
+    from ssl_bench.hardware import choose
+
+    return runs.environment(choose(precision).name)
 
 
 def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
@@ -137,10 +155,8 @@ def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
     Args:
         fingerprint: of the data as they are now.
     """
-    from ssl_bench.hardware import choose
-
     plan, before = runs.plan_of(folder), runs.facts(folder / "environment.json")
-    now = runs.environment(choose(request.settings.precision).name)
+    now = _here(request.settings.precision)
     for name in _ENVIRONMENT:
         if name in before and before[name] != now[name]:
             yield from _differences(name, before[name], now[name])

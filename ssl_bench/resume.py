@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench import parallel
-from ssl_bench.errors import UserError, first_line
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import atomic
 from ssl_bench.interruption import deferred, error_of
 
@@ -45,16 +45,46 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), temporary)
 
 
-def load(path: Path, *parts: tuple[str, nn.Module | torch.optim.Optimizer]) -> dict[str, Any]:
-    """Read a state, and put what it has under some names into modules and optimisers.
+def load(path: Path) -> dict[str, Any]:
+    """Read a state; nothing if there is none.
 
     Raises:
-        UserError: it cannot be read, or is of something else.
+        UserError: it cannot be read.
     """
+    if not path.exists():
+        return {}
     with readable(path):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in parts:
-            part.load_state_dict(state[name])
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def load_on_all(path: Path, load_first: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A state, on each rank: rank 0 reads it in its own way, and the others read the same one.
+
+    Args:
+        load_first: what rank 0 reads; nothing if there is no state.
+
+    Raises:
+        UserError: it cannot be read, or a rank does not see it.
+    """
+    of_first: dict[str, Any] = {}
+
+    def step_of_first() -> int | None:
+        of_first.update(load_first())
+        return of_first.get("step")
+
+    step = parallel.from_first(step_of_first)
+    if step is None or parallel.rank() == 0:
+        return of_first
+    state: dict[str, Any] = {}
+    if path.exists():
+        with readable(path):
+            # What a rank keeps of it on a GPU, or as its shard, is read into memory alone.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    require(
+        state.get("step") == step,
+        f"process {parallel.rank()} does not see checkpoint {str(path)!r} of step {step}, which "
+        "process 0 goes on from; a --runs-dir on a disk that all machines share would work",
+    )
     return state
 
 
@@ -162,11 +192,15 @@ def training(
         return
     path = scratch.next_path()
     with deferred() as wanted:
+        parallel.await_all()  # from here on, each of them notes a signal, and nobody waits in vain
         start, last, saved, wait = 0, math.nan, time.monotonic(), SECONDS_BETWEEN_STATES
-        if parallel.decided(path.exists()):
-            state = load(path, ("model", model), ("optimizer", optimizer))
-            start, last = state["step"], state["loss"]
-            scratch.count_in(state["seconds"])
+        state = load_on_all(path, lambda: load(path))
+        if state:
+            with readable(path):
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+                start, last = state["step"], state["loss"]
+                scratch.count_in(state["seconds"])
 
         def after(done: int, loss: Tensor) -> None:
             nonlocal saved, wait

@@ -71,7 +71,7 @@ SCORE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "images_seen": ("int", "images that pre-training had gone through by then"),
     "flops": ("float", "floating-point operations of pre-training until then"),
     "seconds": ("float", "device-seconds of pre-training until then"),
-    "eval_seconds": ("float", "seconds that the evaluation took"),
+    "eval_seconds": ("float", "device-seconds of the evaluation"),
     "note": ("text", "what to know about the data"),
     "baselines": ("text", "JSON: label of each baseline to its scores"),
     "folder": ("text", "path of the evaluation's folder"),

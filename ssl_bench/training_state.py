@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench import parallel, replicas, resume
-from ssl_bench.errors import require
 from ssl_bench.files import atomic
 
 
@@ -45,32 +44,10 @@ def save(
 def read(folder: Path) -> dict[str, Any]:
     """The checkpoint of a run folder, nothing if there is none; records of later steps are removed.
 
-    Rank 0 looks, and the others read the same one.
-
     Raises:
         UserError: it cannot be read, or a rank does not see it.
     """
-    of_first: dict[str, Any] = {}
-
-    def step_of_first() -> int | None:
-        of_first.update(_last_state(folder))
-        return of_first.get("step")
-
-    step = parallel.from_first(step_of_first)
-    if step is None or parallel.rank() == 0:
-        return of_first
-    path = folder / "checkpoint.pt"
-    state: dict[str, Any] = {}
-    if path.exists():
-        with resume.readable(path):
-            # What a rank keeps of it on a GPU, or as its shard, is read into memory alone.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    require(
-        state.get("step") == step,
-        f"process {parallel.rank()} does not see checkpoint {str(path)!r} of step {step}, which "
-        "process 0 goes on from; a --runs-dir on a disk that all machines share would work",
-    )
-    return state
+    return resume.load_on_all(folder / "checkpoint.pt", lambda: _last_state(folder))
 
 
 def _last_state(folder: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_two_devices_train_as_one_does(
         "--precision",
         "fp32",
         "--evals",
-        "knn,linear",
+        "knn,linear,linear-paper,finetune",
     )
     one = command(image_folder, tmp_path / "one", *shared, "--compile", "off")
     assert (one.returncode, one.stderr) == (0, "")

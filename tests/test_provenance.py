@@ -88,11 +88,30 @@ def test_rerun_that_is_killed_goes_on(
     assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 130
     code, out, err = ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")
     assert code == 0, err
-    assert "came out the same" in out
+    assert "was interrupted, and goes on" in out and "came out the same" in out
     assert steps == sorted(set(steps)), "no step was trained twice"
     assert len(list((tmp_path / "runs/reruns").iterdir())) == 1
-    # One that ended stays as it is.
+    # One that ended stays as it is; nor is one gone on with that other code began.
+    [first] = (tmp_path / "runs/reruns").iterdir()
     assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
+    [second] = set((tmp_path / "runs/reruns").iterdir()) - {first}
+    [ended] = second.glob("*/rerun.json")
+    ended.unlink()
+    environment = read_json(ended.parent / "environment.json")
+    write_json(ended.parent / "environment.json", environment | {"code": "another"})
+    assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
+    assert len(list((tmp_path / "runs/reruns").iterdir())) == 3
+
+
+def test_two_reruns_at_a_time_have_a_folder_each(
+    run: Call, ssl_bench: Call, tmp_path: Path
+) -> None:
+    run()
+    assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
+    [ended] = (tmp_path / "runs/reruns").glob("*/*/rerun.json")
+    ended.unlink()
+    with runs.locked(ended.parent):
+        assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
     assert len(list((tmp_path / "runs/reruns").iterdir())) == 2
 
 
