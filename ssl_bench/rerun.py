@@ -43,7 +43,8 @@ def rerun(settings: RerunSettings) -> bool:
     request, left_out = request_of(folder, settings)
     wanted = request.settings
     if wanted.runs_dir.exists():
-        _console.print(f"the repetition in {wanted.runs_dir} was interrupted, and goes on")
+        note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
+        _console.print(note, soft_wrap=True)
     data = commands.load(wanted.data, wanted.image_size, wanted.data_dir, wanted.storage)
     for note in (*changes(folder, request, data.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
