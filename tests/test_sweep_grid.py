@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ssl_bench import flags, plugins
 from ssl_bench.errors import UserError
 from ssl_bench.settings import Settings
-from ssl_bench.sweep import grid
+from ssl_bench.sweep import grid, toml
 from ssl_bench.sweep.grid import Cell, Grid
 from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 
@@ -312,7 +312,10 @@ def test_a_file_makes_the_cells_that_flags_make() -> None:
     assert requests(from_file.cells) == requests(from_flags.cells)
     assert [cell.label for cell in from_file.cells] == [cell.label for cell in from_flags.cells]
     assert from_file.settings == SweepSettings(parallel_jobs=3)
-    assert from_file.file.slurm == {"partition": "gpu", "big": {"memory": "64G"}}
+    assert toml.read_sweep(Path("sweep.toml")).slurm == {
+        "partition": "gpu",
+        "big": {"memory": "64G"},
+    }
 
 
 NUMBERS = st.sampled_from([0.25, 0.5, 0.75, 1e-3])
@@ -479,12 +482,12 @@ def test_cluster_flags_win_over_the_file_it_over_the_config_and_that_over_defaul
         '[slurm]\npartition = "cpu"\naccount = "us"\ntime = 90\nsetup = "module load a,b"\n'
         '[slurm.a100]\npartition = "gpu"\ngpus = 4\nqos = "long"\n'
     )
-    assert grid.cluster_settings(sweep("--cluster", "slurm")) == ClusterSettings(
+    assert sweep("--cluster", "slurm").resources == ClusterSettings(
         partition="cpu", account="us", time="90", setup=("module load a,b",)
     )
     path = written('profile = "a100"\n[slurm]\nqos = "short"\nslurm-options = {exclude = "n1,n2"}')
     words = ["--cluster", "slurm", "--gpus", "8", "--setup", "echo a, b", "--setup", "echo c"]
-    assert grid.cluster_settings(sweep(path, *words)) == ClusterSettings(
+    assert sweep(path, *words).resources == ClusterSettings(
         partition="gpu",
         account="us",
         qos="short",
@@ -499,12 +502,12 @@ def test_config_files_are_looked_for_here_then_at_home(tmp_path: Path) -> None:
     at_home = tmp_path / "home/.config/ssl-bench/config.toml"
     at_home.parent.mkdir(parents=True)
     at_home.write_text('[slurm]\npartition = "home"')
-    assert grid.cluster_settings(sweep("--cluster", "slurm")).partition == "home"
+    assert sweep("--cluster", "slurm").resources.partition == "home"
     Path("ssl-bench.toml").write_text('[slurm]\npartition = "here"')
-    assert grid.cluster_settings(sweep("--cluster", "slurm")).partition == "here"
+    assert sweep("--cluster", "slurm").resources.partition == "here"
     Path("other.toml").write_text('[slurm]\npartition = "other"')
     other = sweep("--cluster", "slurm", "--config", "other.toml")
-    assert grid.cluster_settings(other).partition == "other"
+    assert other.resources.partition == "other"
 
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])
@@ -513,7 +516,7 @@ def test_only_slurm_reads_what_is_asked_of_slurm(cluster: str) -> None:
     Path("ssl-bench.toml").write_text("no TOML")
     path = written('profile = "a100"\nconfig = "no.toml"\n[slurm]\ngpus = 8\n')
     for words in (["--seed", "1"], [path]):
-        assert grid.cluster_settings(sweep(*words, "--cluster", cluster)) == ClusterSettings()
+        assert sweep(*words, "--cluster", cluster).resources == ClusterSettings()
     Path("ssl-bench.toml").write_text("[slurm.a100]\ngpus = 8")
     for flag, value in (("profile", "a100"), ("config", "ssl-bench.toml")):
         with pytest.raises(UserError, match=f"^--{flag} asks Slurm for something; --cluster slurm"):
@@ -604,6 +607,6 @@ def test_the_examples_of_the_help_are_right() -> None:
     found = sweep(written(example))
     assert len(found.cells) == 2 * (2 * 5 + 5)
     on_slurm = sweep("sweep.toml", "--cluster", "slurm")
-    assert grid.cluster_settings(on_slurm).partition == "gpu"
+    assert on_slurm.resources.partition == "gpu"
     lines = [line.split()[2:] for line in text.splitlines() if line.startswith("  ssl-bench sweep")]
     assert [len(sweep(*words).cells) for words in lines] == [20, 3, 32, 30]

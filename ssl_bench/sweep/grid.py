@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssl_bench import flags
 from ssl_bench.errors import UserError, require
@@ -49,16 +48,15 @@ class Grid:
         settings: the flags of the sweep itself.
         runs_dir: folder that holds the run folders.
         finals: of a search, what is to be run once a method's trials are done.
-        cluster_flags: fields of `ClusterSettings` that are given on the command line.
-        file: what the sweep's file says.
+        resources: what its jobs ask Slurm for: flags, else the sweep's file, else a config file.
+            For another cluster nothing is read, and nothing asked for.
     """
 
     cells: tuple[Cell, ...]
     settings: SweepSettings
     runs_dir: Path
-    finals: tuple[Final, ...] = ()
-    cluster_flags: Mapping[str, Any] = field(default_factory=dict)
-    file: SweepFile = field(default_factory=SweepFile)
+    finals: tuple[Final, ...]
+    resources: ClusterSettings
 
 
 def parse(words: Sequence[str]) -> Grid | None:
@@ -81,15 +79,16 @@ def parse(words: Sequence[str]) -> Grid | None:
             ".toml",
         )
         file = toml.read_sweep(path)
-    given, own, resources = line.split(words)
+    given, own, asked_for = line.split(words)
     settings = line.settings(file, own)
-    cluster_flags = line.cluster_flags(resources)
+    cluster_flags = line.cluster_flags(asked_for)
     # A file's [slurm] and profile may wait there for the cluster to be slurm; flags are for now.
-    asked = [name for name, _ in resources] + [
+    asked = [name for name, _ in asked_for] + [
         name for name in ("profile", "config") if name in own
     ]
+    resources = ClusterSettings()
     if asked or settings.cluster == "slurm":
-        toml.cluster_settings(cluster_flags, file, settings.profile, settings.config)
+        resources = toml.cluster_settings(cluster_flags, file, settings.profile, settings.config)
     if asked and settings.cluster != "slurm":
         flag = asked[0].replace("_", "-")
         raise UserError(f"--{flag} asks Slurm for something; --cluster slurm would work")
@@ -107,23 +106,7 @@ def parse(words: Sequence[str]) -> Grid | None:
         nodes == 1 or settings.cluster == "slurm",
         f"nodes {nodes}: the {settings.cluster} cluster is this machine; --cluster slurm has more",
     )
-    return Grid(
-        tuple(cell for cell, _ in cells), settings, folders.pop(), finals, cluster_flags, file
-    )
-
-
-def cluster_settings(grid: Grid) -> ClusterSettings:
-    """What the jobs of a sweep ask for: flags, else the sweep's file, else a config file.
-
-    That is for Slurm alone: for another cluster nothing is read, and nothing asked for.
-
-    Raises:
-        UserError: a file or the profile is not there, or a key or a value makes no sense.
-    """
-    settings = grid.settings
-    if settings.cluster != "slurm":
-        return ClusterSettings()
-    return toml.cluster_settings(grid.cluster_flags, grid.file, settings.profile, settings.config)
+    return Grid(tuple(cell for cell, _ in cells), settings, folders.pop(), finals, resources)
 
 
 def _product(parts: Sequence[Part]) -> list[tuple[Part, dict[str, Words]]]:

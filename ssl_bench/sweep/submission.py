@@ -19,7 +19,7 @@ from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.planning import Planner, Work
 from ssl_bench.sweep.standing import UNDER_WAY, Standing
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep
-from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
+from ssl_bench.sweep_settings import SweepSettings
 from ssl_bench.units import count, many
 from ssl_bench.units import time as duration
 
@@ -35,10 +35,9 @@ def main(words: Sequence[str]) -> None:
     wanted = grid.parse(words)
     if wanted is None:
         return
-    resources = grid.cluster_settings(wanted)
-    planner = Planner(wanted.settings, resources, wanted.runs_dir)
+    planner = Planner(wanted.settings, wanted.resources, wanted.runs_dir)
     entries = planner.entries(wanted.cells)
-    while _is_more(words, wanted, planner, entries, resources):
+    while _is_more(words, wanted, planner, entries):
         pass
 
 
@@ -67,11 +66,7 @@ def work_of(standings: Sequence[Standing], retry_failed: bool) -> list[Work]:
 
 
 def _is_more(
-    words: Sequence[str],
-    wanted: Grid,
-    planner: Planner,
-    entries: Sequence[Entry],
-    resources: ClusterSettings,
+    words: Sequence[str], wanted: Grid, planner: Planner, entries: Sequence[Entry]
 ) -> bool:
     """Show and submit what there is to do; whether there may be more to do at once."""
     settings = wanted.settings
@@ -94,10 +89,10 @@ def _is_more(
             _console.print(f"nothing is submitted: {why}")
             return False
         if settings.cluster != "debug":
-            _submit(sweep, work, wanted, resources)
+            _submit(sweep, work, wanted)
     if settings.cluster == "debug":
         store.write(sweep)
-        _submit(sweep, work, wanted, resources)
+        _submit(sweep, work, wanted)
         return bool(wanted.finals) and not finals
     which = sweep.name + sweep.place
     _console.print(
@@ -116,7 +111,7 @@ def _opened(words: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> Swe
     return sweep
 
 
-def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid, resources: ClusterSettings) -> None:
+def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
     """Submit, and note every job that is there, whatever happens.
 
     Raises:
@@ -128,7 +123,8 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid, resources: Cluster
     problem = None
     try:
         found: Sequence[Sequence[str]] = cluster.submit(
-            *(cells, settings.cluster, folder, resources, sweep.name, settings.parallel_jobs),
+            *(cells, settings.cluster, folder, wanted.resources, sweep.name),
+            limit=settings.parallel_jobs,
             after=[each.after for each in work],
             lanes_folder=folder.parents[1],
         )
