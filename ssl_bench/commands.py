@@ -56,20 +56,22 @@ class Run:
     records: Sequence[evaluation.Record]
 
 
-def run(request: Request, data: Dataset | None = None) -> Run:
+def run(request: Request, data: Dataset | None = None, expected: str = "") -> Run:
     """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
 
     Args:
         data: what `load` gives, where it is there already.
+        expected: the run's name, where it was found out before.
 
     Raises:
-        UserError: the settings do not fit together or the data cannot be used.
+        UserError: the settings do not fit together, the data cannot be used, or it would be another
+            run than was expected.
     """
     settings, plugin = request.settings, request.method
     assert plugin is not None
     ranks = _ranks(settings)
     data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
-    prepared = prepare_run(request, data)
+    prepared = prepare_run(request, data, expected)
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
         "preset": settings.preset,
@@ -91,21 +93,24 @@ def run(request: Request, data: Dataset | None = None) -> Run:
     plan, folder = parallel.from_first(create)
     _announce(plan, spec, data, hardware, settings)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
-    shown = method if ranks == 1 else copy.deepcopy(method)  # which training does not shard
+    is_first = parallel.rank() == 0
+    # What is drawn in the end must be whole, and training may shard the method.
+    shown = copy.deepcopy(method) if ranks > 1 and is_first else method
     with parallel.only_first(runs.locked(folder, settings.wait)):
         snapshots = snapshot_steps(settings, plan, method, data)
         if parallel.decided(runs.is_trained(folder)):
             console.print("pre-trained already: reused")
             homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
-            missing = [step for step, home in homes.items() if not runs.is_trained(home)]
-            missing = parallel.decided(missing)
+            missing = parallel.decided(
+                [s for s, home in homes.items() if not runs.is_trained(home)]
+            )
             require(
                 not missing,
                 f"run {folder.name!r} was trained without --eval-every {settings.eval_every}, and "
                 f"its encoder of step {missing and missing[0]} is not there; another --runs-dir "
                 "would train it again",
             )
-            if parallel.rank() == 0:
+            if is_first:
                 pretrain.restore(shown, folder)
         else:
             used = {"devices": ranks, "nodes": settings.nodes, "strategy": replicas.strategy()}
@@ -119,7 +124,7 @@ def run(request: Request, data: Dataset | None = None) -> Run:
                 f"{cost['seconds']:.0f} {'s' if ranks == 1 else 'device-seconds'}, "
                 f"peak memory {cost['peak_memory_mib']:,} MiB"
             )
-            if ranks > 1 and parallel.rank() == 0:
+            if ranks > 1 and is_first:
                 pretrain.restore(shown, folder)
         parallel.from_first(lambda: _draw(shown, data, plan, spec, folder))
         with parallel.only_first(runs.failures_noted(folder)):

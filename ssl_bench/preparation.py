@@ -38,11 +38,14 @@ class Prepared:
     budget: Mapping[str, Any] | None
 
 
-def prepare_run(request: Request, data: Dataset) -> Prepared:
+def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared:
     """Build what a run needs, without writing anything, so that whatever does not fit shows.
 
+    Args:
+        expected: the run's name, where it was found out before.
+
     Raises:
-        UserError: the run could not begin.
+        UserError: the run could not begin, or is another one than was expected.
     """
     settings, plugin = request.settings, request.method
     assert plugin is not None
@@ -83,6 +86,11 @@ def prepare_run(request: Request, data: Dataset) -> Prepared:
     budget = budgets.of(settings, hardware)
     if budget and method.trains:
         plan = budgets.spend(budget, plan, method, data, hardware, settings)
+    require(
+        expected in ("", plan.name),
+        f"this would be run {plan.name!r}, not {expected!r} as when it was submitted: the code, "
+        "the data or the precision that the device allows is another; submit it again",
+    )
     recipe = [audit.method(method)]
     if at_once is not None and at_once < own and in_parts:
         recipe.append(

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import submitit
 
@@ -24,9 +24,6 @@ from ssl_bench import interruption
 from ssl_bench.errors import UserError, in_one_line, require
 from ssl_bench.files import write_json
 from ssl_bench.interruption import Stopped
-
-if TYPE_CHECKING:
-    from ssl_bench.data import Dataset
 
 State = Literal[
     "pending", "running", "requeued", "done", "failed", "killed", "cancelled", "timeout",
@@ -165,31 +162,19 @@ def perform(words: Sequence[str], run: str = "") -> int:
         request = flags.parse_run(words)
     settings = request.settings
 
-    def read_and_check() -> Dataset:
-        # They import torch, which wrong words need not wait for.
-        from ssl_bench import commands
-        from ssl_bench.preparation import prepare_run
-
-        source, size = settings.data, settings.image_size
-        data = commands.load(source, size, settings.data_dir, settings.storage)
-        if run:
-            plan = prepare_run(request, data).plan
-            require(
-                plan.name == run,
-                f"this would be run {plan.name!r}, not {run!r} as when it was submitted: the code, "
-                "the data or the precision that the device allows is another; submit it again",
-            )
-        return data
-
     def work() -> None:
-        data = read_and_check()
-        from ssl_bench import commands
+        from ssl_bench import commands  # torch, which wrong words need not wait for
 
-        commands.run(request, data)
+        commands.run(request, expected=run)
 
     devices, nodes = settings.devices, settings.nodes
-    if devices * nodes > 1 and places.find(os.environ, devices, nodes) is None:
-        read_and_check()  # those that are started know the words alone
+    if run and devices * nodes > 1 and places.find(os.environ, devices, nodes) is None:
+        from ssl_bench import commands, preparation
+
+        # Those that are started know the words alone.
+        source, size = settings.data, settings.image_size
+        data = commands.load(source, size, settings.data_dir, settings.storage)
+        preparation.prepare_run(request, data, expected=run)
     return launch.on_devices(["run", *words], devices, nodes, work, settings.strategy)
 
 
