@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ class Place:
     threads: int | None = None
     parent: int | None = None
     marker: str | None = None
+
+
+def cores() -> int:
+    """How many of the machine's cores this process may use, whoever else does."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find(environment: Mapping[str, str], devices: int, nodes: int) -> Place | None:

@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from ssl_bench import meeting, parallel, replicas, runs
 from ssl_bench.errors import ToldElsewhere, UserError, first_line, require
-from ssl_bench.places import Place
+from ssl_bench.places import Place, cores
 from ssl_bench.settings import Strategy
 
 _KEY = "ssl-bench: failure"
@@ -178,9 +178,7 @@ def _check_gpus(device: torch.device) -> None:
 
 
 def _set_threads(place: Place) -> None:
-    share = place.threads or max(1, (os.cpu_count() or 1) // place.local_world)
-    if not place.threads and hasattr(os, "sched_getaffinity"):
-        share = max(1, len(os.sched_getaffinity(0)) // place.local_world)
+    share = place.threads or max(1, cores() // place.local_world)
     torch.set_num_threads(min(_threads_at_start, share))
 
 

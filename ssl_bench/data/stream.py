@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_bench import draws, parallel
+from ssl_bench import draws, parallel, places
 from ssl_bench.data.dataset import Split
 from ssl_bench.data.images import naming, opened, square_CSS
 from ssl_bench.data.listing import Listing, Picture
@@ -44,8 +44,7 @@ _LONGEST_WHOLE, _STRETCH, _JPEG = 2**16, 2**14, b"\xff\xd8"
 
 def cores() -> int:
     """How many cores this process may use: its share, where there are several ranks here."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // parallel.processes_here())
+    return max(1, places.cores() // parallel.processes_here())
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import submitit
 
+from ssl_bench import places
 from ssl_bench.errors import UserError
 from ssl_bench.locks import taken
 from ssl_bench.sweep import records
@@ -225,8 +226,7 @@ class Lane:
         found["CUDA_VISIBLE_DEVICES"] = self.gpus
         if self.gpus == _WHATEVER_THERE_IS:
             del found["CUDA_VISIBLE_DEVICES"]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        found.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // self.count)))
+        found.setdefault("OMP_NUM_THREADS", str(max(1, places.cores() // self.count)))
         return {k: v for k, v in found.items() if not k.startswith("SUBMITIT_")}
 
 
