@@ -296,10 +296,8 @@ def _train(
                 note = f"loss {mean_loss:.4f}  {speed:,.0f} img/s  waiting for data {waiting:.0%}"
                 bar.update(step + 1, note)
                 losses, recorded, first, waited = [], now, step + 1, 0.0
-            is_due = parallel.rank() == 0 and now - checkpointed > pause
-            wish = parallel.agreed(2 * (wanted() or 0) + is_due)
-            stop = wish // 2
-            if wish:
+            stop, is_wanted = resume.agreed(wanted(), now - checkpointed > pause)
+            if is_wanted:
                 if parallel.rank() == 0:
                     os.fsync(metrics.fileno())  # whose records the checkpoint counts on
                 seconds = seconds_before + (now - started) * ranks

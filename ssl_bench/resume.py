@@ -39,6 +39,17 @@ def pause(seconds: float, took: float) -> float:
     return seconds * max(1.0, took / _QUICK)
 
 
+def agreed(signal_number: int | None, is_due: bool) -> tuple[int, bool]:
+    """What every rank does after a step: the signal to stop for, 0 for none, and whether to save.
+
+    Args:
+        signal_number: which this rank was told to stop by, if it was.
+        is_due: whether it is time to save, by the clock of rank 0.
+    """
+    wish = parallel.agreed(2 * (signal_number or 0) + (is_due and parallel.rank() == 0))
+    return wish // 2, wish > 0
+
+
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state of tensors and plain values; a process killed meanwhile leaves the old one."""
     with atomic(path) as temporary:
@@ -204,13 +215,11 @@ def training(
 
         def after(done: int, loss: Tensor) -> None:
             nonlocal saved, wait
-            at, now, is_first = "", time.monotonic(), parallel.rank() == 0
-            is_due = is_first and (now - saved > wait or done == steps)
-            wish = parallel.agreed(2 * (wanted() or 0) + is_due)
-            stop = wish // 2
+            at, now = "", time.monotonic()
+            stop, is_wanted = agreed(wanted(), now - saved > wait or done == steps)
             # There is no going on from a training that has diverged.
-            if wish and bool(loss.isfinite()):
-                if is_first:
+            if is_wanted and bool(loss.isfinite()):
+                if parallel.rank() == 0:
                     scratch.folder.mkdir(parents=True, exist_ok=True)
                     of_parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                     own = {"step": done, "loss": loss.item(), "seconds": scratch.seconds}

@@ -53,10 +53,10 @@ def read(folder: Path) -> dict[str, Any]:
 def _last_state(folder: Path) -> dict[str, Any]:
     """`read`, where there is one rank."""
     path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
-    if not path.exists():
+    state = resume.load(path)
+    if not state:
         metrics.unlink(missing_ok=True)
         return {}
-    state = resume.load(path)
     # Without its records, a training goes on all the same; its curve begins later.
     text = metrics.read_text(errors="replace") if metrics.exists() else ""
     lines = text.splitlines(keepends=True)
