@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ssl_bench import __version__, interruption
-from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, unknown
+from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, of_system, unknown
 from ssl_bench.interruption import Stopped
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
@@ -69,8 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except ToldElsewhere as elsewhere:
         return elsewhere.code
     except OSError as error:
-        where = f" {error.filename!r}" if error.filename else ""
-        print(f"ssl-bench: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"ssl-bench: {of_system(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         told = in_one_line(error)

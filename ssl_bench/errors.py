@@ -52,6 +52,12 @@ def the_one(kind: str, name: str, known: Iterable[str], where: str) -> str:
     raise UserError(f"{kind} {name!r} {problem}; {kind}s in {where!r}: {names}")
 
 
+def of_system(error: OSError) -> str:
+    """What the system says of a file, or of something else."""
+    where = f" {error.filename!r}" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
 def in_one_line(error: Exception) -> str | None:
     """What a person is told of an error that he can mend; None where it is a bug."""
     if isinstance(error, UserError):

@@ -16,6 +16,8 @@ from types import FrameType
 _EVERY = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGINT)
 _asked: Signals | None = None
 """What `heeded` has heard, while it lasts."""
+SECONDS_TO_SAVE = 600.0
+"""How long others wait for a process that was asked to stop, and may be writing its state."""
 _SAME_REQUEST = 0.5
 """Seconds: ``timeout`` and some schedulers send a signal to the process and to its group at once,
 which is one wish; a person who insists takes longer."""

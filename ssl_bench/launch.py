@@ -24,11 +24,10 @@ from typing import IO, Any
 
 from ssl_bench import places
 from ssl_bench.errors import UserError, require
-from ssl_bench.interruption import error_of
+from ssl_bench.interruption import SECONDS_TO_SAVE, error_of
 from ssl_bench.settings import Strategy
 
 _GRACE_SECONDS = 20.0
-_SECONDS_TO_SAVE = 600.0
 _SECONDS_TO_MEET = 5.0
 _STOPPING = ("SIGINT", "SIGTERM", "SIGUSR2")
 _HANDED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -143,7 +142,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], met: Path) -> int | None
             first, since = failed[0], time.monotonic()
         if first is not None:
             was_stopped = processes[first].returncode > 128  # and rank 0 may be saving
-            patience = _SECONDS_TO_SAVE if was_stopped else _GRACE_SECONDS
+            patience = SECONDS_TO_SAVE if was_stopped else _GRACE_SECONDS
             if not met.exists():
                 patience = _SECONDS_TO_MEET
         if time.monotonic() > since + patience:

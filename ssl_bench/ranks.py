@@ -28,7 +28,8 @@ import torch
 import torch.distributed as dist
 
 from ssl_bench import meeting, parallel, replicas, runs
-from ssl_bench.errors import ToldElsewhere, UserError, first_line, require
+from ssl_bench.errors import ToldElsewhere, UserError, first_line, of_system, require
+from ssl_bench.interruption import SECONDS_TO_SAVE
 from ssl_bench.places import Place, cores
 from ssl_bench.settings import Strategy
 
@@ -36,7 +37,6 @@ _KEY = "ssl-bench: failure"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_HEAR = 3.0
 _SECONDS_TO_END = 8.0
-_SECONDS_TO_SAVE = 600.0
 _joins = 0
 
 
@@ -237,7 +237,7 @@ class _Watch:
             if failure is None:
                 continue
             was_stopped = failure.code > 128  # and this one may be writing its checkpoint
-            if not self._ended.wait(_SECONDS_TO_SAVE if was_stopped else _SECONDS_TO_END):
+            if not self._ended.wait(SECONDS_TO_SAVE if was_stopped else _SECONDS_TO_END):
                 if self._place.rank == 0:
                     failure.note()
                     print(f"ssl-bench: {' '.join(failure.text.split())}", file=sys.stderr)
@@ -262,8 +262,7 @@ class _Failure:
         if isinstance(error, UserError):
             return cls(rank, 2, str(error))
         if isinstance(error, OSError):
-            where = f" {error.filename!r}" if error.filename else ""
-            return cls(rank, 2, f"{error.strerror or error}{where}")
+            return cls(rank, 2, of_system(error))
         if type(error).__name__ == "OutOfMemoryError":
             text = f"process {rank} is out of GPU memory; a smaller --batch-size may fit"
             return cls(rank, 2, text)

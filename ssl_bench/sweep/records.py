@@ -161,7 +161,7 @@ def states(ids: Sequence[str], folder: Path) -> dict[str, State]:
         record = read(path)
         if record and record.state != "running":
             found[each] = record.state
-        elif record and is_held(path.parent / f"{path.name.split('-')[0]}.lock"):
+        elif record and is_held(cell_lock(path.parent, int(path.name.split("-")[0]))):
             found[each] = "running"
         elif is_cancelled(path):
             found[each] = "cancelled"
