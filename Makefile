@@ -2,13 +2,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slurm bench results results-gpu lint format clean
+# Quiet but for errors: pip's notices of newer versions and of places it does not find help nobody here.
+INSTALL = $(BIN)/pip --disable-pip-version-check install -qq --editable
+INSTALLING = @echo "installing ssl-bench and what it needs into $(VENV): a few minutes, torch alone is gigabytes"
+
+.PHONY: demo test test-browser test-slurm bench results results-gpu lint format clean
 
 demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
 
 test: $(VENV)/installed-test  ## run the whole test suite
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+test-browser: $(VENV)/installed-test  ## open the report in Chromium, which must be installed
+	REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m browser tests
 
 test-slurm: $(VENV)/installed-test  ## submit to a Slurm; as root on Debian, to one that is installed and started here
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -48,13 +55,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(INSTALLING)
+	$(INSTALL) .
 	touch $@
 
 $(VENV)/installed-test: $(BIN)/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(INSTALLING)
+	$(INSTALL) '.[test]'
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-lint: $(BIN)/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	$(INSTALLING)
+	$(INSTALL) '.[test,lint]'
 	touch $@ $(VENV)/installed $(VENV)/installed-test

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm.layers
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from ssl_bench.data import Dataset, Split
@@ -21,6 +22,8 @@ from ssl_bench.hardware import Hardware
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be narrow
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that a test starts
 huggingface_hub.constants.HF_HUB_OFFLINE = True
+settings.register_profile("ssl-bench", deadline=None)  # a machine may be slow, or busy
+settings.load_profile("ssl-bench")
 torch.set_num_threads(1)
 timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
 

@@ -182,7 +182,11 @@ def test_dependencies_are_few() -> None:
     assert batches({0: None, 1: None, 2: None}, 1) == [("", [0, 2]), ("", [1])]
 
 
-def test_a_job_asks_for_its_share_of_a_node(tmp_path: Path) -> None:
+def test_a_job_asks_for_its_share_of_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srun").touch(0o755)  # submitit refuses to prepare a job where there is none
+    monkeypatch.setenv("PATH", str(tmp_path))
     node = ClusterSettings(gpus=8, memory="400G", cpus=6)
     for devices, gpus, memory in ((8, 8, "409600M"), (1, 1, "51200M")):
         executor = slurm._executor(node, tmp_path, "", None, Job([], nodes=1, devices=devices))

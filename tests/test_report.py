@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -564,7 +565,11 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.browser
+@pytest.mark.skipif(
+    CHROMIUM is None and "REQUIRE_BROWSER" not in os.environ,
+    reason="no chromium: apt-get install chromium",
+)
 class TestBrowser:
     """The page in headless Chromium, opened from disk."""
 
