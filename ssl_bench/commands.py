@@ -29,13 +29,13 @@ from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import EMBEDDED, resolved
+from ssl_bench.data.names import EMBEDDED, base, resolved
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
 from ssl_bench.plugins import Plugin
-from ssl_bench.preparation import prepare_run, snapshot_steps
+from ssl_bench.preparation import prepare_run, require_labels, snapshot_steps
 from ssl_bench.runs import Plan
 from ssl_bench.settings import EvalSettings, PrepareSettings, Settings, Storage
 
@@ -166,6 +166,9 @@ def evaluate(request: Request) -> Path:
     data_source = settings.data or plan["data_source"]
     size = plan["encoder"]["image_size"]
     data = load(data_source, size, settings.data_dir, settings.storage)
+    if request.evals:
+        require_labels(data, "")
+    _say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
@@ -222,17 +225,19 @@ def prepare(settings: PrepareSettings) -> None:
     from ssl_bench.data.prepare import prepare
 
     assert settings.output is not None
+    place = base(settings.source)
     require(
-        settings.source != EMBEDDED,
+        place != EMBEDDED,
         f"data set {EMBEDDED!r} is inside the package, ready to be used",
     )
-    source = Path(settings.source).expanduser().resolve()
+    source = Path(place).expanduser().resolve()
     require(
         source not in settings.output.expanduser().resolve().parents,
         f"output {str(settings.output)!r} lies in {settings.source!r} and would become a part of "
         "it; a folder beside it would work",
     )
     listing = datasets.list_images(settings.source, settings.data_dir)
+    _say_notes(listing.name, listing.notes)
     with progress.bar(f"prepare {settings.source}", 1) as bar:
         reduced = prepare(listing, settings.output, settings.short_side, settings.quality, bar.of)
     total = listing.train.count + listing.test.count
@@ -257,9 +262,9 @@ def _announce(
 ) -> None:
     ranks = settings.devices * settings.nodes
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
+    console.print(f"{plan.method} on ", end="")
+    _say_images(data)
     console.print(
-        f"{plan.method} on {plan.data}: {len(data.train):,} training and "
-        f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
         f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
@@ -268,6 +273,21 @@ def _announce(
     )
     if data.note:
         console.print(f"note: {plan.data}: {data.note}", style="yellow")
+
+
+def _say_images(data: Dataset) -> None:
+    labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
+    console.print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
+        soft_wrap=True,
+    )
+    _say_notes(data.name, data.notes)
+
+
+def _say_notes(name: str, notes: Sequence[str]) -> None:
+    """How a data set was understood."""
+    for note in notes:
+        console.print(f"data {name}: {note}", soft_wrap=True)
 
 
 def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:

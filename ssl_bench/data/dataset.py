@@ -84,12 +84,14 @@ class Dataset:
         name: what people call it: a known name, or the name of the folder or file.
         train: everything that may be learned from, and that any choice is made on.
         test: what the final score is measured on.
-        classes: class names, by label.
+        classes: class names, by label; none where there are no labels.
         fingerprint: 16 hexadecimal digits; changes with any pixel, label or class name. That of a
             streamed data set is another one, see `stream`.
         note: a caveat to show beside every number, "" if there is none.
         view_size: height and width in pixels of the images that a model is meant to see.
         storage: where the images are, and why, for a person to read.
+        notes: how the source was understood, to be said once.
+        unlabelled: why there are no labels, all of which are 0 then; "" where there are.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Dataset:
     note: str
     view_size: int
     storage: str = "in memory"
+    notes: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     @property
     def channels(self) -> int:
