@@ -29,6 +29,7 @@ from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
+from ssl_bench.data.listing import Listing
 from ssl_bench.data.names import EMBEDDED, base, resolved
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
@@ -237,7 +238,7 @@ def prepare(settings: PrepareSettings) -> None:
         "it; a folder beside it would work",
     )
     listing = datasets.list_images(settings.source, settings.data_dir)
-    _say_notes(listing.name, listing.notes)
+    _say_images(listing)
     with progress.bar(f"prepare {settings.source}", 1) as bar:
         reduced = prepare(listing, settings.output, settings.short_side, settings.quality, bar.of)
     total = listing.train.count + listing.test.count
@@ -275,19 +276,15 @@ def _announce(
         console.print(f"note: {plan.data}: {data.note}", style="yellow")
 
 
-def _say_images(data: Dataset) -> None:
+def _say_images(data: Dataset | Listing) -> None:
+    """What is in a data set, and how it was understood."""
     labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
     console.print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
         soft_wrap=True,
     )
-    _say_notes(data.name, data.notes)
-
-
-def _say_notes(name: str, notes: Sequence[str]) -> None:
-    """How a data set was understood."""
-    for note in notes:
-        console.print(f"data {name}: {note}", soft_wrap=True)
+    for note in data.notes:
+        console.print(f"data {data.name}: {note}", soft_wrap=True)
 
 
 def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:

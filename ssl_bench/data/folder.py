@@ -29,6 +29,7 @@ from ssl_bench.data.listing import (
     Part,
     Picture,
     check_labels,
+    counted,
     hold_out,
     rank,
     shown,
@@ -63,6 +64,8 @@ def find(root: Path, choice: str = "") -> Listing:
     """
     layout = _chosen(root, choice) if choice else _by_name(root)
     train_files, unlabelled = _by_class(layout.train)
+    if "" in train_files and layout.tests and not choice:
+        unlabelled += f"; {splits.choosing(root, WHOLE)} takes each folder as a class"
     test, caveats = _tested_on(root, layout, train_files, unlabelled)
     # Images without labels are of one class without a name.
     classes = () if unlabelled else tuple(train_files)
@@ -77,16 +80,24 @@ def find(root: Path, choice: str = "") -> Listing:
         trained = pictures
         test_files = {"": sorted(_image_files(test))} if unlabelled else _files_by_class(test)
         tested = _pictures(test_files, classes)
-    labels = [[p.label for p in split] for split in (trained, tested)]
-    caveats += check_labels(root, *labels, classes, is_held_out=test is None)
-    named = [_named(root, split) if split else "" for split in (layout.train, test)]
+    trained_part, tested_part = _part(trained), _part(tested)
+    caveats += check_labels(
+        root, trained_part.labels, tested_part.labels, classes, is_held_out=test is None
+    )
+    notes = understood(
+        _named(root, layout.train),
+        _named(root, test) if test else "",
+        classes,
+        unlabelled,
+        list(_left_out(root, layout.train, test)),
+    )
     return Listing(
         root.resolve().name,
-        _part(trained),
-        _part(tested),
+        trained_part,
+        tested_part,
         classes,
         caveats=caveats,
-        notes=understood(*named, classes, unlabelled, [*_left_out(root, layout.train, test)]),
+        notes=notes,
         unlabelled=unlabelled,
     )
 
@@ -227,10 +238,10 @@ def _left_out(root: Path, train: Path, test: Path | None) -> Iterator[str]:
     if train != root:
         for folder in _folders(used[0].parent):
             if folder not in used and (count := sum(1 for _ in _image_files(folder))):
-                yield f"folder {shown([str(folder.relative_to(root))])} ({count:,} images)"
+                yield f"folder {shown([str(folder.relative_to(root))])} ({counted(count, 'image')})"
     for folder in used:
         if len(_folders(folder)) > 1 and (count := sum(1 for _ in _images_in(folder))):
-            yield f"{count:,} images in no class folder of {folder.name}"
+            yield f"{counted(count, 'image')} in no class folder of {folder.name}"
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -49,6 +49,9 @@ class Part:
     open: Callable[[], Callable[[int], Picture]]
     known_labels: Sequence[int] | None = None
 
+    def __len__(self) -> int:
+        return self.count
+
     @property
     def labels(self) -> Sequence[int]:
         """The label of each picture."""
@@ -171,6 +174,11 @@ def shown(names: Iterable[str]) -> str:
     every = [name if name.isprintable() and name else ascii(name) for name in names]
     more = f", and {len(every) - _SHOWN:,} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def understood(

@@ -38,6 +38,7 @@ from ssl_bench.data.listing import (
     Part,
     Picture,
     check_labels,
+    counted,
     hold_out,
     rank,
     shown,
@@ -121,7 +122,11 @@ def find(path: Path, choice: str = "") -> Listing:
     caveats += check_labels(path, train.labels, test.labels, classes, is_held_out=not test_name)
     noted = [caveat for table in tables for caveat in _caveats(table.noted)]
     used = {*layout.trains, test_name}
-    left_out = [_counted(name, files) for name, files in layout.groups.items() if name not in used]
+    left_out = [
+        f"{shown([name])} ({counted(len(files), 'file')})"
+        for name, files in layout.groups.items()
+        if name not in used
+    ]
     train_name = shown(layout.trains) if path.is_dir() else path.name
     return Listing(
         name=path.stem if path.is_file() else path.resolve().name,
@@ -185,7 +190,7 @@ def _layout(path: Path, choice: str) -> _Layout:
             return _Layout(groups, others, tests)
     raise splits.asked(
         path,
-        trains or others,
+        trains or others or tests,
         tests,
         f"it has the files {shown(groups)}",
         "all files together, of which a fifth is held out",
@@ -221,7 +226,7 @@ def _tested_on(
         why = _unlabelled(tables)
         if unlabelled and not why:
             raise UserError(
-                f"{train.path} {unlabelled}, though {name!r} has labels; "
+                f"{train.path} has {unlabelled}, though {name!r} has labels; "
                 f"{splits.choosing(path, layout.trains[0])} takes it alone, without labels"
             )
         if unlabelled or not why:
@@ -230,7 +235,7 @@ def _tested_on(
             return name, tables, () if name == first else (caveat,)
     if layout.tests:
         raise UserError(
-            f"{path}: {layout.tests[0]!r} {why}, so that there is nothing to test on; add a "
+            f"{path}: {layout.tests[0]!r} has {why}, so that there is nothing to test on; add a "
             "validation split, or hold a fifth of the train split out: "
             f"{splits.choosing(path, layout.trains[0])}"
         )
@@ -259,7 +264,7 @@ def _table(path: Path) -> _Table:
         noted = noted if isinstance(noted, dict) else {}
         if not label_column:
             labels_N = np.zeros(file.metadata.num_rows, np.int64)
-            why = f"has no label column; {_expected(schema, _LABEL_COLUMNS)}"
+            why = f"no label column; {_expected(schema, _LABEL_COLUMNS)}"
             return _Table(path, image_column, labels_N, (), noted, why)
         labels = file.read(columns=[label_column]).column(label_column)
         labels_N, why = _numbers(path, label_column, labels)
@@ -282,7 +287,7 @@ def _numbers(path: Path, column: str, labels: pa.ChunkedArray) -> tuple[np.ndarr
         raise UserError(f"{path}: column {column!r} holds {kind}; labels must be integers")
     labels_N = labels.cast(kind).cast(pa.int64()).fill_null(-1).to_numpy()
     if len(labels_N) and (labels_N == -1).all():
-        return np.zeros_like(labels_N), f"has no labels: all of {column!r} are -1 or missing"
+        return np.zeros_like(labels_N), f"no label in {column!r}, where every row is -1 or empty"
     if missing := int((labels_N < 0).sum()):
         row = int((labels_N < 0).argmax())
         raise UserError(
@@ -302,7 +307,9 @@ def _unlabelled(tables: Sequence[_Table]) -> str:
     without = [table for table in filled if table.unlabelled]
     if without and len(without) < len(filled):
         other = next(table for table in filled if not table.unlabelled)
-        raise UserError(f"{without[0].path} {without[0].unlabelled}; {other.path.name} has labels")
+        raise UserError(
+            f"{without[0].path} has {without[0].unlabelled}, and {other.path.name} some"
+        )
     return without[0].unlabelled if without else ""
 
 
@@ -355,10 +362,6 @@ def _channels(noted: Mapping[str, Any]) -> int:
 def _caveats(noted: Mapping[str, Any]) -> list[str]:
     found = noted.get("caveats")
     return [c for c in found if isinstance(c, str)] if isinstance(found, list) else []
-
-
-def _counted(name: str, files: Sequence[Path]) -> str:
-    return f"{shown([name])} ({len(files)} {'file' if len(files) == 1 else 'files'})"
 
 
 def _images(table: _Table) -> Iterator[tuple[int, bytes]]:
