@@ -70,7 +70,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
     settings, plugin = request.settings, request.method
     assert plugin is not None
     ranks = _ranks(settings)
-    data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
+    data = data or load_for(settings)
     prepared = prepare_run(request, data, expected)
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
@@ -78,6 +78,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
         "budget": prepared.budget,
         "method_source": "" if plugin.module else str(plugin.path),
         "data_source": resolved(settings.data),
+        **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
     }
     names = parallel.from_all(prepared.plan.name)
     require(
@@ -165,7 +166,8 @@ def evaluate(request: Request) -> Path:
     folder, plan = parallel.from_first(lambda: _evaluated(settings))
     data_source = settings.data or plan["data_source"]
     size = plan["encoder"]["image_size"]
-    data = load(data_source, size, settings.data_dir, settings.storage)
+    skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
+    data = load(data_source, size, settings.data_dir, settings.storage, skip)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
@@ -220,6 +222,7 @@ def prepare(settings: PrepareSettings) -> None:
             cannot be written.
     """
     from ssl_bench.data.prepare import prepare
+    from ssl_bench.data.search import in_words
 
     assert settings.output is not None
     require(
@@ -234,22 +237,59 @@ def prepare(settings: PrepareSettings) -> None:
     )
     listing = datasets.list_images(settings.source, settings.data_dir)
     with progress.bar(f"prepare {settings.source}", 1) as bar:
-        reduced = prepare(listing, settings.output, settings.short_side, settings.quality, bar.of)
-    total = listing.train.count + listing.test.count
-    console.print(f"{total - reduced:,} images copied as they are, {reduced:,} made smaller")
+        written = prepare(
+            listing,
+            settings.output,
+            settings.short_side,
+            settings.quality,
+            bar.of,
+            settings.skip_broken,
+        )
+    for note in (*written.caveats, *in_words(listing.left_out)):
+        _note(f"{listing.name}: {note}")
+    console.print(
+        f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
+        "smaller"
+    )
     console.print(f"data: {settings.output}", soft_wrap=True)
 
 
-def load(source: str, image_size: int | None, data_dir: Path, storage: Storage = "auto") -> Dataset:
+def load_for(settings: Settings) -> Dataset:
+    """The data set of a run."""
+    return load(
+        settings.data,
+        settings.image_size,
+        settings.data_dir,
+        settings.storage,
+        settings.skip_broken,
+    )
+
+
+def load(
+    source: str,
+    image_size: int | None,
+    data_dir: Path,
+    storage: Storage = "auto",
+    skip_broken: bool = False,
+) -> Dataset:
     """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
 
     def read() -> Dataset:
         with progress.bar(f"read {source}", 1) as bar:
-            return datasets.load(source, image_size, data_dir, bar.of, storage)
+            return datasets.load(source, image_size, data_dir, bar.of, storage, skip_broken)
+
+    def read_first() -> None:
+        found.append(read())
+        if found[0].left_out:
+            _note(f"{found[0].name}: {found[0].left_out}")
 
     found: list[Dataset] = []
-    parallel.from_first(lambda: found.append(read()))
+    parallel.from_first(read_first)
     return found[0] if found else read()
+
+
+def _note(text: str) -> None:
+    console.print(f"note: {text}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _announce(
@@ -267,7 +307,7 @@ def _announce(
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )
     if data.note:
-        console.print(f"note: {plan.data}: {data.note}", style="yellow")
+        _note(f"{plan.data}: {data.note}")
 
 
 def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:

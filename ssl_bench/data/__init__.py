@@ -30,6 +30,7 @@ def load(
     data_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     storage: Storage = "auto",
+    skip_broken: bool = False,
 ) -> Dataset:
     """The data set that ``source`` names.
 
@@ -51,6 +52,9 @@ def load(
         progress: called with (images read, images in all) now and then.
         storage: "memory" decodes all images first; "stream" leaves them in their files until they
             are wanted; "auto" streams those that would take more than half of the memory.
+        skip_broken: leave out images that cannot be decoded, as if they were not there; by default
+            there must be none. Those of a streamed data set are decoded once for that, which is
+            remembered in ``data_dir``.
 
     Raises:
         UserError: the source is unknown or cannot be read or used, or does not fit in memory where
@@ -58,7 +62,7 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
-    place = base(source)
+    place, broken, left_out = base(source), tuple[str, ...](), ""
     if place == EMBEDDED:
         from ssl_bench.data import embedded, validation
 
@@ -75,18 +79,25 @@ def load(
             train, test = validation.of_split(train)
         digest = fingerprint(train, test, classes)
     else:
-        from ssl_bench.data import decode, validation
+        from ssl_bench.data import decode, search, validation
 
         listing = list_images(place, data_dir)
         listing = listing if place == source else validation.of_listing(listing)
-        train, test, digest, caveats, where = decode.load(
-            listing, image_size or DEFAULT_IMAGE_SIZE, storage, progress
+        loaded = decode.load(
+            listing,
+            image_size or DEFAULT_IMAGE_SIZE,
+            storage,
+            skip_broken,
+            _folder(data_dir) / "checked",
+            progress,
         )
+        train, test, digest = loaded.train, loaded.test, loaded.fingerprint
         name, classes = listing.name, listing.classes
-        note = "; ".join((*listing.caveats, *caveats))
+        where, broken = loaded.where, loaded.broken
+        note, left_out = "; ".join(loaded.caveats), "; ".join(search.in_words(listing.left_out))
     is_native = train.side != round((image_size or DEFAULT_IMAGE_SIZE) * 8 / 7)
     view_size = image_size or (train.side if is_native else DEFAULT_IMAGE_SIZE)
-    return Dataset(name, train, test, classes, digest, note, view_size, where)
+    return Dataset(name, train, test, classes, digest, note, view_size, where, broken, left_out)
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:
@@ -98,7 +109,7 @@ def list_images(source: str, data_dir: Path | None = None) -> Listing:
     if source in TORCHVISION:
         from ssl_bench.data import torchvision_sets
 
-        return torchvision_sets.find(source, Path(data_dir or _DEFAULT_DATA_DIR).expanduser())
+        return torchvision_sets.find(source, _folder(data_dir))
     path = Path(source).expanduser()
     if not path.exists():
         if os.sep in source or "/" in source or path.suffix:
@@ -111,3 +122,7 @@ def list_images(source: str, data_dir: Path | None = None) -> Listing:
     if path.is_dir():
         return folder.find(path)
     raise UserError(f"{source} is neither a folder nor a .parquet file")
+
+
+def _folder(data_dir: Path | None) -> Path:
+    return Path(data_dir or _DEFAULT_DATA_DIR).expanduser()
