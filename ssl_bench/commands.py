@@ -70,7 +70,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
     settings, plugin = request.settings, request.method
     assert plugin is not None
     ranks = _ranks(settings)
-    data = data or load_for(settings)
+    data = data or load(*source_of(settings))
     prepared = prepare_run(request, data, expected)
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
@@ -254,9 +254,9 @@ def prepare(settings: PrepareSettings) -> None:
     console.print(f"data: {settings.output}", soft_wrap=True)
 
 
-def load_for(settings: Settings) -> Dataset:
-    """The data set of a run."""
-    return load(
+def source_of(settings: Settings) -> tuple[str, int | None, Path, Storage, bool]:
+    """What `load` takes for the data set of a run."""
+    return (
         settings.data,
         settings.image_size,
         settings.data_dir,

@@ -45,7 +45,7 @@ def rerun(settings: RerunSettings) -> bool:
     if wanted.runs_dir.exists():
         note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
         _console.print(note, soft_wrap=True)
-    data = commands.load_for(wanted)
+    data = commands.load(*commands.source_of(wanted))
     for note in (*changes(folder, request, data.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
     again = commands.run(request, data)
