@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from ssl_bench.runs import Plan
 from ssl_bench.settings import EvalSettings, PrepareSettings, Settings, Storage
 
 _IMAGES_IN_PICTURE = 10
+_BROKEN_SHOWN = 10
 console = Console(markup=False)
 
 
@@ -245,7 +246,8 @@ def prepare(settings: PrepareSettings) -> None:
             bar.of,
             settings.skip_broken,
         )
-    for note in (*written.caveats, *in_words(listing.left_out)):
+    notes = (*written.caveats, *in_words(listing.left_out), *_some(written.broken))
+    for note in notes:
         _note(f"{listing.name}: {note}")
     console.print(
         f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
@@ -280,12 +282,21 @@ def load(
 
     def read_first() -> None:
         found.append(read())
-        if found[0].left_out:
-            _note(f"{found[0].name}: {found[0].left_out}")
+        name, broken = found[0].name, found[0].broken
+        for note in (found[0].left_out, *_some(broken)):
+            if note:
+                _note(f"{name}: {note}")
 
     found: list[Dataset] = []
     parallel.from_first(read_first)
     return found[0] if found else read()
+
+
+def _some(broken: Sequence[str]) -> Iterator[str]:
+    """The first images that were left out as they cannot be read, and the number of the others."""
+    yield from broken[:_BROKEN_SHOWN]
+    if broken[_BROKEN_SHOWN:]:
+        yield f"{len(broken) - _BROKEN_SHOWN:,} more broken images"
 
 
 def _note(text: str) -> None:

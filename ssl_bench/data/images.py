@@ -45,6 +45,10 @@ _LARGEST_FILE = 2**28
 _MOST_PIXELS = 90_000_000
 _LONGEST_TEXT = 2**20
 """Bytes of a text in a PNG that Pillow takes; it refuses the whole image for a longer one."""
+_JPEG = b"\xff\xd8"
+_PIXELS_START = b"\xd8\xd9\xda"
+_IDLE = bytes([*range(0xE2, 0xEE), 0xEF, 0xFE])
+"""Marks of a JPEG's segments: APP2 to APP13, APP15, comments."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -165,27 +169,50 @@ def header(picture: Picture) -> Image.Image:
         formats = (*formats, own)
     if isinstance(encoded, Path):
         return Image.open(encoded, formats=formats)
-    if encoded[:8] == _PNG:
-        encoded = _pixels_of_png(encoded)
+    if encoded[:2] == _JPEG:
+        encoded = _without(encoded, _idle_in_jpeg(encoded))
+    elif encoded[:8] == _PNG:
+        encoded = _without(encoded, _idle_in_png(encoded))
     return Image.open(io.BytesIO(encoded), formats=formats)
 
 
-def _pixels_of_png(content: bytes) -> bytes:
-    """The file without what could be damaged while the pixels are good.
+def _without(content: bytes, spans: Iterator[tuple[int, int]]) -> bytes:
+    """The content without the bytes from each start to each stop, in ascending order."""
+    kept, since = [], 0
+    for start, stop in spans:
+        kept.append(content[since:start])
+        since = stop
+    return b"".join([*kept, content[since:]]) if kept else content
 
-    Pillow refuses it for a wrong checksum of a text, or a text that grows too large. What an
+
+def _idle_in_jpeg(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where a JPEG's segments are that Pillow could stumble on and that pixels do without.
+
+    What is left of those for applications are JFIF's, EXIF's and XMP's, which tell the orientation,
+    and Adobe's, which tells the colours.
+    """
+    here = 2
+    while content[here : here + 1] == b"\xff" and content[here + 1 : here + 2] not in _PIXELS_START:
+        stop = here + 2 + int.from_bytes(content[here + 2 : here + 4])
+        if content[here + 1 : here + 2] in _IDLE:
+            yield here, stop
+        here = stop
+
+
+def _idle_in_png(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where a PNG's chunks are that Pillow could stumble on and that pixels do without.
+
+    It refuses the image for a wrong checksum of a text, or a text that grows too large. What an
     animation adds to its first picture goes, too.
     """
-    kept, start, here = [], 0, 8
+    here = 8
     while here + 12 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, here)
         stop = here + 12 + length
         is_pixels = kind[0] < 0x60 or kind == b"tRNS"  # "A" to "Z": nothing can do without it
         if not (is_pixels or _tells_orientation(kind, content[here:stop])):
-            kept.append(content[start:here])
-            start = stop
+            yield here, stop
         here = stop
-    return b"".join([*kept, content[start:]]) if kept else content
 
 
 def _tells_orientation(kind: bytes, chunk: bytes) -> bool:

@@ -46,11 +46,13 @@ class Written:
         count: how many images.
         reduced: how many of them were made smaller.
         caveats: what is to be said of them.
+        broken: what is wrong with each image that was left out.
     """
 
     count: int
     reduced: int
     caveats: tuple[str, ...]
+    broken: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def prepare(
     )
     with writing(output), _alone(output) as temporary:
         found = survey(listing, progress)
-        listing, _ = whole(listing, found.broken, skip_broken)
+        listing, broken = whole(listing, found.broken, skip_broken)
         depths = depth.decide(found.deep)
         said = depth.in_words(found.deep, depths, listing.count)
         listing = replace(listing, caveats=(*listing.caveats, *said))
@@ -107,7 +109,7 @@ def prepare(
                 if progress:
                     progress(done, listing.count)
         temporary.rename(output)
-    return Written(done, reduced, listing.caveats)
+    return Written(done, reduced, listing.caveats, broken)
 
 
 @contextmanager

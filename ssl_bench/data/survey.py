@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,9 +20,10 @@ from ssl_bench.data.listing import Listing, Picture
 from ssl_bench.files import write_json
 
 _AT_ONCE = 256
+_WORTH_KEEPING = 2.0
+"""Seconds."""
 _VERSION = 1
 """Of what is remembered; to be raised when other images than before count as broken."""
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def remembered(
 ) -> Survey:
     """What a file says that an earlier `survey` left; else a new one, which is written there.
 
-    A file that cannot be read or written is as good as none.
+    What takes a moment is not written. A file that cannot be read or written is as good as none.
 
     Args:
         path: a file whose name says which images it is about.
@@ -85,8 +87,10 @@ def remembered(
                 for place, (name, reason) in noted["broken"].items()
             }
             return Survey(broken, [Extremes(**each) for each in noted["deep"]])
+    started = time.monotonic()
     found = survey(listing, progress)
-    if not any(each.is_refused for each in found.broken.values()):
+    is_quick = time.monotonic() - started < _WORTH_KEEPING
+    if not is_quick and not any(each.is_refused for each in found.broken.values()):
         noted = {
             **known,
             "broken": {str(k): (each.name, each.reason) for k, each in found.broken.items()},
@@ -101,7 +105,7 @@ def remembered(
 def whole(
     listing: Listing, broken: Mapping[int, UnreadableImage], skip: bool
 ) -> tuple[Listing, tuple[str, ...]]:
-    """A listing without its broken images, whose number and names are among its caveats.
+    """A listing without its broken images, whose number is among its caveats.
 
     Returns:
         It, and what is wrong with each of them.
@@ -113,9 +117,7 @@ def whole(
     images.refuse(errors, skip)
     if not errors:
         return listing, ()
-    shown = ", ".join(each.name for each in errors[:_SHOWN])
-    rest = f" and {len(errors) - _SHOWN:,} more" if errors[_SHOWN:] else ""
-    caveat = f"{len(errors):,} broken images left out: {shown}{rest}"
+    caveat = f"{len(errors):,} broken image{'s' if errors[1:] else ''} left out"
     left = listing.without(broken.keys())
     return (
         replace(left, caveats=(*listing.caveats, caveat)),
