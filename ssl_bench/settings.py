@@ -87,6 +87,8 @@ class Settings:
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
     crop from; auto streams what would take more than half of the memory."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
     wait: bool = False
     """Wait until another process is done with the run, instead of leaving; what it has made is
     reused."""
@@ -210,6 +212,8 @@ class EvalSettings(WeightSettings):
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
     crop from; auto streams what would take more than half of the memory."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
     wait: bool = False
     """Wait until another process is done with the run, instead of leaving; what it has made is
     reused."""
@@ -371,6 +375,8 @@ class PrepareSettings:
     small enough are copied as they are."""
     quality: int = 95
     """JPEG quality of the images that are made smaller, from 1 to 100."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
 

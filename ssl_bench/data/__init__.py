@@ -30,6 +30,7 @@ def load(
     data_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     storage: Storage = "auto",
+    skip_broken: bool = False,
 ) -> Dataset:
     """The data set that ``source`` names.
 
@@ -52,6 +53,9 @@ def load(
         progress: called with (images read, images in all) now and then.
         storage: "memory" decodes all images first; "stream" leaves them in their files until they
             are wanted; "auto" streams those that would take more than half of the memory.
+        skip_broken: leave out images that cannot be decoded, as if they were not there; by default
+            there must be none. Those of a streamed data set are decoded once for that, which is
+            remembered in ``data_dir``.
 
     Raises:
         UserError: the source is unknown or cannot be read or used, or does not fit in memory where
@@ -59,8 +63,9 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
+    broken: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    unlabelled = ""
+    left_out, unlabelled = "", ""
     asked = parse(source)
     if asked.place == EMBEDDED:
         from ssl_bench.data import embedded, validation
@@ -79,18 +84,38 @@ def load(
             name, note, test = asked.place, "", Split(*embedded.read("test"))
         digest = fingerprint(train, test, classes)
     else:
-        from ssl_bench.data import decode
+        from ssl_bench.data import decode, search
 
         listing = list_images(source, data_dir)
-        train, test, digest, caveats, where = decode.load(
-            listing, image_size or DEFAULT_IMAGE_SIZE, storage, progress
+        loaded = decode.load(
+            listing,
+            image_size or DEFAULT_IMAGE_SIZE,
+            storage,
+            skip_broken,
+            _folder(data_dir) / "checked",
+            progress,
         )
+        train, test, digest = loaded.train, loaded.test, loaded.fingerprint
         name, classes = listing.name, listing.classes
-        note = "; ".join((*listing.caveats, *caveats))
+        where, broken = loaded.where, loaded.broken
+        note, left_out = "; ".join(loaded.caveats), "; ".join(search.in_words(listing.left_out))
         notes, unlabelled = listing.notes, listing.unlabelled
     is_native = train.side != round((image_size or DEFAULT_IMAGE_SIZE) * 8 / 7)
     view_size = image_size or (train.side if is_native else DEFAULT_IMAGE_SIZE)
-    return Dataset(name, train, test, classes, digest, note, view_size, where, notes, unlabelled)
+    return Dataset(
+        name,
+        train,
+        test,
+        classes,
+        digest,
+        note,
+        view_size,
+        where,
+        broken,
+        left_out,
+        notes,
+        unlabelled,
+    )
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:
@@ -114,7 +139,7 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         from ssl_bench.data import torchvision_sets
 
         _refuse_choice(asked)
-        return torchvision_sets.find(place, Path(data_dir or _DEFAULT_DATA_DIR).expanduser())
+        return torchvision_sets.find(place, _folder(data_dir))
     path = Path(place).expanduser()
     if not path.exists():
         if os.sep in place or "/" in place or path.suffix:
@@ -135,3 +160,7 @@ def _refuse_choice(asked: Source) -> None:
         f"data set {asked.place!r} has splits of its own, and none {asked.choice!r} to choose; "
         f"{asked.place} or {asked.place}{VALIDATION} would work",
     )
+
+
+def _folder(data_dir: Path | None) -> Path:
+    return Path(data_dir or _DEFAULT_DATA_DIR).expanduser()

@@ -12,17 +12,19 @@ What could be both is asked about: after the folder's name, ``@TRAIN+TEST`` name
 are the splits, ``@TRAIN`` one of which a fifth is held out, and ``@whole`` means the second layout.
 Images without class folders, or in a single one, have no labels.
 
-Folders inside a class folder are searched too; hidden files and folders are skipped.
+Folders inside a class folder are searched too, linked ones as well; see `search`.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_bench.data import splits
+from ssl_bench.data.images import extensions
 from ssl_bench.data.listing import (
     HELD_OUT_CAVEAT,
     Listing,
@@ -36,11 +38,10 @@ from ssl_bench.data.listing import (
     understood,
 )
 from ssl_bench.data.names import WHOLE
+from ssl_bench.data.search import image_files, in_words
 from ssl_bench.errors import UserError
+from ssl_bench.files import readable
 
-EXTENSIONS = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 _FOREIGN = "__MACOSX"
 
 
@@ -63,7 +64,8 @@ def find(root: Path, choice: str = "") -> Listing:
             images, a test class that train lacks, or an empty test split.
     """
     layout = _chosen(root, choice) if choice else _by_name(root)
-    train_files, unlabelled = _by_class(layout.train)
+    others: Counter[str] = Counter()
+    train_files, unlabelled = _by_class(layout.train, others)
     if "" in train_files and layout.tests and not choice:
         unlabelled += f"; {splits.choosing(root, WHOLE)} takes each folder as a class"
     test, caveats = _tested_on(root, layout, train_files, unlabelled)
@@ -71,14 +73,16 @@ def find(root: Path, choice: str = "") -> Listing:
     classes = () if unlabelled else tuple(train_files)
     pictures = _pictures(train_files, classes)
     if test is None:
-        ranks = [rank(os.fsencode(Path(p.name).relative_to(layout.train))) for p in pictures]
+        paths = [path for files in train_files.values() for path in files]
+        ranks = [rank(os.fsencode(path.relative_to(layout.train))) for path in paths]
         is_test = hold_out(ranks, [p.label for p in pictures])
         tested = [p for p, out in zip(pictures, is_test, strict=True) if out]
         trained = [p for p, out in zip(pictures, is_test, strict=True) if not out]
         caveats = (HELD_OUT_CAVEAT,)
     else:
         trained = pictures
-        test_files = {"": sorted(_image_files(test))} if unlabelled else _files_by_class(test)
+        by_class = _all_files if unlabelled else _files_by_class
+        test_files = by_class(test, others)
         tested = _pictures(test_files, classes)
     trained_part, tested_part = _part(trained), _part(tested)
     caveats += check_labels(
@@ -92,11 +96,12 @@ def find(root: Path, choice: str = "") -> Listing:
         list(_left_out(root, layout.train, test)),
     )
     return Listing(
-        root.resolve().name,
+        readable(root.resolve().name),
         trained_part,
         tested_part,
-        classes,
+        tuple(map(readable, classes)),
         caveats=caveats,
+        left_out=others,
         notes=notes,
         unlabelled=unlabelled,
     )
@@ -122,7 +127,7 @@ def _by_name(root: Path) -> _Layout:
     trains, tests = kinds["train"], [*kinds["test"], *kinds["val"]]
     others = [name for name in folders if name not in meanings]
     if meanings:
-        others = [name for name in others if next(_image_files(folders[name]), None)]
+        others = [name for name in others if image_files(folders[name])[0]]
     are_plain = not any(said.rest for said in meanings.values())
     if splits.are_told_apart(kinds):
         train, candidates = folders[trains[0]], [folders[name] for name in tests]
@@ -213,19 +218,26 @@ def _tested_on(
     )
 
 
-def _by_class(folder: Path) -> tuple[dict[str, list[Path]], str]:
+def _by_class(folder: Path, others: Counter[str]) -> tuple[dict[str, list[Path]], str]:
     """The image files of every class, or all under "", and why they have no labels."""
     folders = _folders(folder)
     if len(folders) > 1:
-        return _files_by_class(folder), ""
+        return _files_by_class(folder, others), ""
     if folders and not _has_images(folder):
-        return _files_by_class(folder), f"only class {shown([folders[0].name])}"
-    files = sorted(_image_files(folder))
-    if not files:
+        return _files_by_class(folder, others), f"only class {shown([folders[0].name])}"
+    files = _all_files(folder, others)
+    if not files[""]:
         raise UserError(
             f"{folder} has no class folders and no images; expected {folder}/CLASS/IMAGE"
         )
-    return {"": files}, f"no class folders in {folder.name}"
+    return files, f"no class folders in {readable(folder.name)}"
+
+
+def _all_files(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
+    """All image files under "", sorted; other files are counted."""
+    found, left_out = image_files(folder)
+    others.update(left_out)
+    return {"": found}
 
 
 def _named(root: Path, split: Path) -> str:
@@ -237,7 +249,7 @@ def _left_out(root: Path, train: Path, test: Path | None) -> Iterator[str]:
     used = [folder for folder in (train, test) if folder]
     if train != root:
         for folder in _folders(used[0].parent):
-            if folder not in used and (count := sum(1 for _ in _image_files(folder))):
+            if folder not in used and (count := len(image_files(folder)[0])):
                 yield f"folder {shown([str(folder.relative_to(root))])} ({counted(count, 'image')})"
     for folder in used:
         if len(_folders(folder)) > 1 and (count := sum(1 for _ in _images_in(folder))):
@@ -253,7 +265,7 @@ def _folders(folder: Path) -> list[Path]:
 def _images_in(folder: Path) -> Iterator[Path]:
     """The images in a folder itself."""
     for path in folder.iterdir():
-        if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and path.is_file():
+        if path.suffix.lower() in extensions() and path.name[0] != "." and path.is_file():
             yield path
 
 
@@ -261,32 +273,25 @@ def _has_images(folder: Path) -> bool:
     return next(_images_in(folder), None) is not None
 
 
-def _files_by_class(folder: Path) -> dict[str, list[Path]]:
-    """The image files of every class, both sorted."""
-    classes = [path.name for path in _folders(folder)]
-    if not classes:
-        raise UserError(f"{folder} has no class folders; expected {folder}/CLASS/IMAGE")
-    files = {name: sorted(_image_files(folder / name)) for name in classes}
-    for name, found in files.items():
-        if not found:
-            extensions = " ".join(sorted(EXTENSIONS))
+def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
+    """The image files of every class, both sorted; other files are counted."""
+    files = {}
+    for inner in _folders(folder):
+        files[inner.name], left_out = image_files(inner)
+        others.update(left_out)
+        if not files[inner.name]:
+            what = "; ".join(in_words(left_out)) or "nothing is there"
             raise UserError(
-                f"empty class: no images in {folder / name} (looked for {extensions}); "
-                "add some, or remove the folder"
+                f"empty class: no images in {inner} ({what}); add some, or remove the folder"
             )
     return files
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part[0] == "." for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in EXTENSIONS and not hidden and path.is_file():
-            yield path
-
-
 def _pictures(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> list[Picture]:
     labels = {name: label for label, name in enumerate(classes)}
-    return [Picture(str(path), path, labels.get(name, 0)) for name in files for path in files[name]]
+    return [
+        Picture(readable(path), path, labels.get(name, 0)) for name in files for path in files[name]
+    ]
 
 
 def _part(pictures: list[Picture]) -> Part:

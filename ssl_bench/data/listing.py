@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -82,7 +84,8 @@ class Listing:
     Attributes:
         classes: class names, by label; none where there are no labels.
         channels: 1 where every image is grey, else 3.
-        caveats: what to show beside every number.
+        caveats: what is to be said beside every number.
+        left_out: how many files were not taken for images, by their extension, see `search`.
         notes: how the source was understood, to be said once.
         unlabelled: why there are no labels; "" where there are.
     """
@@ -93,8 +96,25 @@ class Listing:
     classes: tuple[str, ...]
     channels: int = 3
     caveats: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unlabelled: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return self.train.count + self.test.count
+
+    def pictures(self) -> Iterator[Picture]:
+        """All of them: the train split, then the test split."""
+        return chain(self.train.pictures(), self.test.pictures())
+
+    def without(self, places: Collection[int]) -> Listing:
+        """The listing without the pictures at some places of the order of `pictures`."""
+        left = [place for place in range(self.count) if place not in places]
+        first_test = bisect_left(left, self.train.count)
+        train, test = left[:first_test], [p - self.train.count for p in left[first_test:]]
+        return replace(self, train=self.train.subset(train), test=self.test.subset(test))
 
 
 def held_out(key: bytes) -> bool:
@@ -132,7 +152,7 @@ def check_labels(
     train_labels: Collection[int],
     test_labels: Collection[int],
     classes: tuple[str, ...],
-    is_held_out: bool,
+    is_held_out: bool = False,
 ) -> tuple[str, ...]:
     """Check that a classifier can be trained and tested on these labels.
 
