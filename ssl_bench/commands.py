@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,19 @@ from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import EMBEDDED, resolved
+from ssl_bench.data.listing import Listing
+from ssl_bench.data.names import EMBEDDED, base, resolved
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
 from ssl_bench.plugins import Plugin
-from ssl_bench.preparation import prepare_run, snapshot_steps
+from ssl_bench.preparation import prepare_run, require_labels, snapshot_steps
 from ssl_bench.runs import Plan
 from ssl_bench.settings import EvalSettings, PrepareSettings, Settings, Storage
 
 _IMAGES_IN_PICTURE = 10
+_BROKEN_SHOWN = 10
 console = Console(markup=False)
 
 
@@ -70,7 +72,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
     settings, plugin = request.settings, request.method
     assert plugin is not None
     ranks = _ranks(settings)
-    data = data or load(settings.data, settings.image_size, settings.data_dir, settings.storage)
+    data = data or load(*source_of(settings))
     prepared = prepare_run(request, data, expected)
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
@@ -78,6 +80,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
         "budget": prepared.budget,
         "method_source": "" if plugin.module else str(plugin.path),
         "data_source": resolved(settings.data),
+        **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
     }
     names = parallel.from_all(prepared.plan.name)
     require(
@@ -165,7 +168,11 @@ def evaluate(request: Request) -> Path:
     folder, plan = parallel.from_first(lambda: _evaluated(settings))
     data_source = settings.data or plan["data_source"]
     size = plan["encoder"]["image_size"]
-    data = load(data_source, size, settings.data_dir, settings.storage)
+    skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
+    data = load(data_source, size, settings.data_dir, settings.storage, skip)
+    if request.evals:
+        require_labels(data, "")
+    _say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
@@ -220,36 +227,86 @@ def prepare(settings: PrepareSettings) -> None:
             cannot be written.
     """
     from ssl_bench.data.prepare import prepare
+    from ssl_bench.data.search import in_words
 
     assert settings.output is not None
+    place = base(settings.source)
     require(
-        settings.source != EMBEDDED,
+        place != EMBEDDED,
         f"data set {EMBEDDED!r} is inside the package, ready to be used",
     )
-    source = Path(settings.source).expanduser().resolve()
+    source = Path(place).expanduser().resolve()
     require(
         source not in settings.output.expanduser().resolve().parents,
         f"output {str(settings.output)!r} lies in {settings.source!r} and would become a part of "
         "it; a folder beside it would work",
     )
     listing = datasets.list_images(settings.source, settings.data_dir)
+    _say_images(listing)
     with progress.bar(f"prepare {settings.source}", 1) as bar:
-        reduced = prepare(listing, settings.output, settings.short_side, settings.quality, bar.of)
-    total = listing.train.count + listing.test.count
-    console.print(f"{total - reduced:,} images copied as they are, {reduced:,} made smaller")
+        written = prepare(
+            listing,
+            settings.output,
+            settings.short_side,
+            settings.quality,
+            bar.of,
+            settings.skip_broken,
+        )
+    notes = (*written.caveats, *in_words(listing.left_out), *_some(written.broken))
+    for note in notes:
+        _note(f"{listing.name}: {note}")
+    console.print(
+        f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
+        "smaller"
+    )
     console.print(f"data: {settings.output}", soft_wrap=True)
 
 
-def load(source: str, image_size: int | None, data_dir: Path, storage: Storage = "auto") -> Dataset:
+def source_of(settings: Settings) -> tuple[str, int | None, Path, Storage, bool]:
+    """What `load` takes for the data set of a run."""
+    return (
+        settings.data,
+        settings.image_size,
+        settings.data_dir,
+        settings.storage,
+        settings.skip_broken,
+    )
+
+
+def load(
+    source: str,
+    image_size: int | None,
+    data_dir: Path,
+    storage: Storage = "auto",
+    skip_broken: bool = False,
+) -> Dataset:
     """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
 
     def read() -> Dataset:
         with progress.bar(f"read {source}", 1) as bar:
-            return datasets.load(source, image_size, data_dir, bar.of, storage)
+            return datasets.load(source, image_size, data_dir, bar.of, storage, skip_broken)
+
+    def read_first() -> None:
+        found.append(read())
+        name, broken = found[0].name, found[0].broken
+        for note in (found[0].left_out, *_some(broken)):
+            if note:
+                _note(f"{name}: {note}")
 
     found: list[Dataset] = []
-    parallel.from_first(lambda: found.append(read()))
+    parallel.from_first(read_first)
     return found[0] if found else read()
+
+
+def _some(broken: Sequence[str]) -> Iterator[str]:
+    """The first images that were left out as they cannot be read, and the number of the others."""
+    yield from broken[:_BROKEN_SHOWN]
+    if broken[_BROKEN_SHOWN:]:
+        yield f"{len(broken) - _BROKEN_SHOWN:,} more broken images"
+
+
+def _note(text: str) -> None:
+    console.print(f"note: {text}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _announce(
@@ -257,9 +314,9 @@ def _announce(
 ) -> None:
     ranks = settings.devices * settings.nodes
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
+    console.print(f"{plan.method} on ", end="")
+    _say_images(data)
     console.print(
-        f"{plan.method} on {plan.data}: {len(data.train):,} training and "
-        f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
         f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
@@ -267,7 +324,18 @@ def _announce(
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )
     if data.note:
-        console.print(f"note: {plan.data}: {data.note}", style="yellow")
+        _note(f"{plan.data}: {data.note}")
+
+
+def _say_images(data: Dataset | Listing) -> None:
+    """What is in a data set, and how it was understood."""
+    labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
+    console.print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
+        soft_wrap=True,
+    )
+    for note in data.notes:
+        console.print(f"data {data.name}: {note}", soft_wrap=True)
 
 
 def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:

@@ -16,6 +16,7 @@ from ssl_bench.errors import UserError, first_line
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # asked once, as asking sets it for a moment, for every thread
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
@@ -72,6 +73,16 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise UserError(f"cannot write {str(path)!r}: {reason}") from error
+
+
+def readable(path: str | Path) -> str:
+    """A path as text that any file, archive and terminal takes.
+
+    Bytes that are no UTF-8, as old archives leave them in names, and control characters are written
+    out: ``caf\\xe9.png``.
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -45,7 +45,7 @@ def rerun(settings: RerunSettings) -> bool:
     if wanted.runs_dir.exists():
         note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
         _console.print(note, soft_wrap=True)
-    data = commands.load(wanted.data, wanted.image_size, wanted.data_dir, wanted.storage)
+    data = commands.load(*commands.source_of(wanted))
     for note in (*changes(folder, request, data.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
     again = commands.run(request, data)
@@ -122,6 +122,7 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         preset=plan["preset"],
         runs_dir=_place(folder, settings.runs_dir, plan["precision"]),
         data_dir=settings.data_dir,
+        skip_broken=bool(plan.get("skip_broken")),
     )
     return Request(again, method, _config(method, plan["method_config"]), evals, {}), left_out
 

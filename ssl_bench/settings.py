@@ -27,8 +27,10 @@ class Settings:
     method: str = "mae"
     """Name of a method (see `ssl-bench list`), or the path of a Python file that defines one."""
     data: str = "fashion-mnist"
-    """Name of a data set, a folder of class folders, or Parquet files of images; with @validation
-    after it, a tenth of its training images in place of the test images, to choose settings on."""
+    """Name of a data set, a folder of class folders, or Parquet files of images. After a path,
+    @TRAIN+TEST names the folders or files that are the splits, @TRAIN one of which a fifth is held
+    out, and @whole says that there are none; @validation in the end takes a tenth of the training
+    images in place of the test images, to choose settings on."""
     backbone: str = "vit_micro"
     """One of the presets in `ssl-bench list`, or any Vision Transformer of timm by name."""
     image_size: int | None = None
@@ -85,6 +87,8 @@ class Settings:
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
     crop from; auto streams what would take more than half of the memory."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
     wait: bool = False
     """Wait until another process is done with the run, instead of leaving; what it has made is
     reused."""
@@ -208,6 +212,8 @@ class EvalSettings(WeightSettings):
     storage: Storage = "auto"
     """Decode all images into memory first, or stream them from their files, whole photographs to
     crop from; auto streams what would take more than half of the memory."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
     wait: bool = False
     """Wait until another process is done with the run, instead of leaving; what it has made is
     reused."""
@@ -369,6 +375,8 @@ class PrepareSettings:
     small enough are copied as they are."""
     quality: int = 95
     """JPEG quality of the images that are made smaller, from 1 to 100."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
 

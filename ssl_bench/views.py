@@ -24,16 +24,9 @@ from torch import Tensor
 from ssl_bench import image_ops
 from ssl_bench.augment import Augmentation, augment, crop_of, recolour
 from ssl_bench.data import Split
-from ssl_bench.data.images import (
-    header,
-    in_memory,
-    naming,
-    square_CSS,
-    to_rgb,
-    upright_size,
-)
+from ssl_bench.data.images import header, square_CSS, to_rgb, upright_size
 from ssl_bench.data.listing import Picture
-from ssl_bench.data.stream import Job, StreamedSplit, ahead
+from ssl_bench.data.stream import Job, StreamedSplit, ahead, reading
 from ssl_bench.draws import Draws
 
 
@@ -140,15 +133,15 @@ def _fill(
     split: StreamedSplit, recipes: Sequence[Augmentation], draws: Draws, pixels: Sequence[Tensor]
 ) -> None:
     """Write the crops, or the squares, of some samples."""
-    pictures = [in_memory(split.picture(index)) for index in draws.samples_B.tolist()]
+    pictures = [split.picture(index) for index in draws.samples_B.tolist()]
     images = [_header(picture) for picture in pictures]
     sizes_P2 = torch.tensor([upright_size(image) for image in images])
     crops = _crops(recipes, draws, sizes_P2)
     for row, (picture, image) in enumerate(zip(pictures, images, strict=True)):
         size, own = tuple(sizes_P2[row].tolist()), crops[row]
-        with naming(picture):
+        with reading(picture):
             is_reduced = _reduce(image, size, own, recipes, split.side)
-            upright = to_rgb(image)
+            upright = to_rgb(image, split.depths)
             if not is_reduced and upright.size != size:
                 size = upright.size
                 [own] = _crops(recipes, draws.rows(slice(row, row + 1)), torch.tensor([size]))
@@ -162,7 +155,7 @@ def _fill(
 
 
 def _header(picture: Picture) -> Image.Image:
-    with naming(picture):
+    with reading(picture):
         return header(picture)
 
 

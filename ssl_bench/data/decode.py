@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ssl_bench.data.dataset import Split, fingerprint
-from ssl_bench.data.images import jpeg_quality, opened, square_CSS
-from ssl_bench.data.listing import Listing, Part, Picture
+from ssl_bench.data import depth
+from ssl_bench.data.dataset import Loaded, Split, fingerprint
+from ssl_bench.data.depth import Depths
+from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
+from ssl_bench.data.listing import Listing, Part, Picture, check_labels
 from ssl_bench.data.stream import open_stream
+from ssl_bench.data.survey import survey, whole
 from ssl_bench.errors import UserError
 from ssl_bench.settings import Storage
 
@@ -27,65 +32,106 @@ _BATCH = 256
 
 
 def load(
-    listing: Listing, image_size: int, storage: Storage, progress: Progress | None = None
-) -> tuple[Split, Split, str, tuple[str, ...], str]:
-    """Two splits of a listing.
+    listing: Listing,
+    image_size: int,
+    storage: Storage,
+    skip_broken: bool,
+    remembered: Path,
+    progress: Progress | None = None,
+) -> Loaded:
+    """The splits of a listing, in memory or streamed.
 
-    Returns:
-        The train split, the test split, the fingerprint, caveats about how the images are stored,
-        and in words where they are now, and why.
+    Args:
+        skip_broken: leave out images that cannot be decoded.
+        remembered: folder for what is known of the images of streamed data sets.
 
     Raises:
-        UserError: an image cannot be read, or they would not fit in half of the free memory but
+        UserError: images cannot be read, or they would not fit in half of the free memory but
             are to be there.
     """
     native, caveats = _native_size(listing)
     side = native or round(image_size * 8 / 7)
-    count = listing.train.count + listing.test.count
     # By all memory, not by what is free now: the same command is to find the same run again.
-    too_large = _too_much(count, listing.channels, side, _total_memory(), "memory")
+    too_large = _too_much(listing.count, listing.channels, side, _total_memory(), "memory")
     if storage == "stream" or (too_large and storage == "auto"):
-        train, test, digest = open_stream(listing, side, progress)
         why = "as asked" if storage == "stream" else f"as {too_large}"
-        return train, test, digest, caveats, f"streamed from their files, {why}"
+        streamed = open_stream(listing, side, skip_broken, remembered, progress)
+        where = f"{streamed.where}, {why}"
+        return replace(streamed, caveats=(*streamed.caveats, *caveats), where=where)
     free = _available_memory()
-    if too_much := _too_much(count, listing.channels, side, free, "free memory"):
-        fitting = int(sqrt(free / 2 / (count * listing.channels)) * 7 / 8)
+    if too_much := _too_much(listing.count, listing.channels, side, free, "free memory"):
+        fitting = int(sqrt(free / 2 / (listing.count * listing.channels)) * 7 / 8)
         smaller = "" if native else f", and so would an image size of {fitting} or less"
         raise UserError(f"{too_much}; --storage stream would work{smaller}")
-    train, test = _decode(listing, side, native is not None, progress)
-    return train, test, fingerprint(train, test, listing.classes), caveats, "in memory"
+    depths: Depths | None = None
+    said: tuple[str, ...] = ()
+    try:
+        train, test, broken = _decode(listing, side, native is not None, depths, progress)
+    except _DeepImages:
+        found = survey(listing, progress)
+        depths = depth.decide(found.deep)
+        said = tuple(depth.in_words(found.deep, depths, listing.count))
+        train, test, broken = _decode(listing, side, native is not None, depths, progress)
+    listing, names = whole(listing, broken, skip_broken)
+    if names:
+        check_labels(
+            Path(listing.name), train.labels_N.tolist(), test.labels_N.tolist(), listing.classes
+        )
+        # A broken image may have had another size than all others.
+        native, caveats = _native_size(listing)
+        if side != (native or round(image_size * 8 / 7)):
+            again = load(listing, image_size, "memory", skip_broken, remembered, progress)
+            return replace(again, broken=names)
+    digest = fingerprint(train, test, listing.classes)
+    return Loaded(train, test, digest, (*listing.caveats, *said, *caveats), "in memory", names)
+
+
+class _DeepImages(Exception):
+    """There are images of more than 8 bits, whose range all images must tell first."""
 
 
 def _decode(
-    listing: Listing, side: int, native: bool, progress: Progress | None
-) -> tuple[Split, Split]:
-    total = listing.train.count + listing.test.count
+    listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress | None
+) -> tuple[Split, Split, dict[int, UnreadableImage]]:
+    """Two splits without what is broken, and that by its place in the listing.
+
+    Raises:
+        _DeepImages: there are deep images, and nothing is known of them.
+    """
     splits, done = [], 0
+    broken: dict[int, UnreadableImage] = {}
+
+    def square(picture: Picture) -> np.ndarray | UnreadableImage | None:
+        try:
+            with opened(picture) as image:
+                if depths is None and depth.kind(image):
+                    return None
+                return square_CSS(image, side, listing.channels, depths)
+        except UnreadableImage as error:
+            return error
+
     with ThreadPoolExecutor() as pool:
         # Handing a small image to a thread takes longer than decoding it.
         each = map if native else pool.map
         for part in (listing.train, listing.test):
             images_NCHW = np.empty((part.count, listing.channels, side, side), np.uint8)
             labels_N = np.empty(part.count, np.int64)
-            start = 0
+            count = 0
             for batch in _batches(part):
-                stop = start + len(batch)
-                squares = each(lambda p: _decode_one(p, side, listing.channels), batch)
-                for index, image_CHW in enumerate(squares, start):
-                    images_NCHW[index] = image_CHW
-                labels_N[start:stop] = [picture.label for picture in batch]
-                start = stop
+                for picture, found in zip(batch, each(square, batch), strict=True):
+                    if found is None:
+                        raise _DeepImages
+                    if isinstance(found, UnreadableImage):
+                        broken[done] = found
+                    else:
+                        images_NCHW[count], labels_N[count] = found, picture.label
+                        count += 1
+                    done += 1
                 if progress:
-                    progress(done + stop, total)
-            splits.append(Split(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N)))
-            done += part.count
-    return splits[0], splits[1]
-
-
-def _decode_one(picture: Picture, side: int, channels: int) -> np.ndarray:
-    with opened(picture) as image:
-        return square_CSS(image, side, channels)
+                    progress(done, listing.count)
+            tensors = torch.from_numpy(images_NCHW[:count]), torch.from_numpy(labels_N[:count])
+            splits.append(Split(*tensors))
+    return splits[0], splits[1], broken
 
 
 def _batches(part: Part) -> Iterator[list[Picture]]:
@@ -98,13 +144,15 @@ def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:
     """The small square size that every image has, else None, and caveats about them."""
     sizes: set[tuple[int, int]] = set()
     qualities: set[int | None] = set()
-    for picture in chain(listing.train.pictures(), listing.test.pictures()):
-        with opened(picture) as image:
+    for picture in listing.pictures():
+        with suppress(UnreadableImage), opened(picture) as image:
             sizes.add(image.size)
             qualities.add(jpeg_quality(image))
-            width, height = image.size
-        if len(sizes) > 1 or width != height or width > _LARGEST_NATIVE:
+        if len(sizes) > 1 or any(w != h or w > _LARGEST_NATIVE for w, h in sizes):
             return None, ()
+    if not sizes:
+        return None, ()
+    [(width, _)] = sizes
     known = sorted(quality for quality in qualities if quality)
     if not known or width > _LARGEST_JPEG_CAVEAT:
         return width, ()

@@ -1,22 +1,67 @@
-"""One image: opened, converted to 8-bit RGB, cropped and resized to squares."""
+"""One image: opened, converted to 8-bit RGB, cropped and resized to squares.
+
+Only what tells the pixels and which way up they are is read of a file: whatever else it carries,
+colour profiles, cameras' notes, texts, previews, may be damaged. Nothing of an image is executed:
+the formats that Pillow hands to other programs are not read.
+"""
 
 from __future__ import annotations
 
+import importlib
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+import struct
+import warnings
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from ssl_bench.data import depth
+from ssl_bench.data.depth import Depths, Extremes
 from ssl_bench.data.listing import Picture
 from ssl_bench.errors import UserError
 
+# Pillow warns of damaged metadata, which does not matter here, and of images that are still small
+# enough for it but not for us.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_NO_PICTURES = frozenset(
+    (
+        *("EPS", "PDF", "WMF"),  # run other programs, or need one
+        *("BUFR", "GRIB", "HDF5"),  # measurements, which Pillow names alone
+        *("FLI", "MPEG"),  # films
+        *("IPTC", "PSD"),  # layers and news around pictures
+    )
+)
+_PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
+_LARGEST_FILE = 2**28
+"""Bytes of a file that is read as a whole; of a larger one, what its first picture needs."""
+_MOST_PIXELS = 90_000_000
+_LONGEST_TEXT = 2**20
+"""Bytes of a text in a PNG that Pillow takes; it refuses the whole image for a longer one."""
+_JPEG = b"\xff\xd8"
+_PIXELS_START = b"\xd8\xd9\xda"
+_IDLE = bytes([*range(0xE2, 0xEE), 0xEF, 0xFE])
+"""Marks of a JPEG's segments: APP2 to APP13, APP15, comments."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SHOWN = 10
+_LONGEST_REASON = 80
 # The luminance table of the JPEG standard (Annex K), which libjpeg scales by quality.
 _LUMINANCE_64 = np.array(
     [
@@ -32,12 +77,78 @@ _LUMINANCE_64 = np.array(
 ).ravel()
 
 
+class UnreadableImage(UserError):
+    """One image cannot be read.
+
+    Attributes:
+        name: of the image.
+        reason: what is wrong with it.
+        is_refused: the system did not give the file, which may well be whole.
+    """
+
+    def __init__(self, name: str, error: Exception, hint: str = "") -> None:
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self.reason = reason if known else "no format that Pillow knows"
+        self.name = name
+        self.is_refused = isinstance(error, OSError) and error.errno is not None
+        super().__init__(f"cannot read image {name}: {self.reason}{hint}")
+
+
+def refuse(broken: Sequence[UnreadableImage], skip: bool) -> None:
+    """Raise ``UserError`` for images that cannot be read, unless they are to be left out.
+
+    Files that the system did not give are never left out, as they may be there the next time.
+    """
+    refused = [each for each in broken if each.is_refused] if skip else broken
+    if not refused:
+        return
+    hint = "" if skip else f"; --skip-broken would leave {'them' if broken[1:] else 'it'} out"
+    if len(refused) == 1:
+        raise UserError(f"{refused[0]}{hint}")
+    shown = [f"{each.name} ({each.reason[:_LONGEST_REASON]})" for each in refused[:_SHOWN]]
+    rest = f" and {len(refused) - _SHOWN:,} more" if refused[_SHOWN:] else ""
+    raise UserError(f"cannot read {len(refused):,} images: {', '.join(shown)}{rest}{hint}")
+
+
+@cache
+def _formats() -> tuple[tuple[str, ...], dict[str, str]]:
+    """The formats of pictures that can be told by their content, and each extension's format.
+
+    The package of a further format counts where it is installed.
+    """
+    for plugin in _PLUGINS:
+        with suppress(ImportError):
+            importlib.import_module(plugin)
+    Image.init()
+    pictures = [each for each in Image.OPEN if each not in _NO_PICTURES]
+    by_content = [each for each in pictures if Image.OPEN[each][1] is not None]
+    by_content.sort(key=("JPEG", "PNG").__contains__, reverse=True)
+    kinds = {"MPO": "JPEG"}
+    by_extension = {
+        extension: kinds.get(each, each)
+        for extension, each in Image.registered_extensions().items()
+        if kinds.get(each, each) in pictures
+    }
+    return tuple(by_content), by_extension
+
+
+def is_marked(image: Image.Image) -> bool:
+    """Whether the format of an opened file can be told by its content alone."""
+    return image.format in _formats()[0]
+
+
+def extensions() -> Collection[str]:
+    """The extensions, in lower case and with their dots, of the files that are read as images."""
+    return _formats()[1].keys()
+
+
 @contextmanager
 def opened(picture: Picture) -> Iterator[Image.Image]:
     """The picture with its header read; pixels follow on first use.
 
     Raises:
-        UserError: the picture cannot be read, then or inside the ``with`` block.
+        UnreadableImage: the picture cannot be read, then or inside the ``with`` block.
     """
     with naming(picture):
         if isinstance(picture.encoded, Image.Image):
@@ -49,30 +160,108 @@ def opened(picture: Picture) -> Iterator[Image.Image]:
 
 def header(picture: Picture) -> Image.Image:
     """The picture with its header read, to be closed where it is a file."""
-    encoded = picture.encoded
+    encoded = in_memory(picture).encoded
     if isinstance(encoded, Image.Image):
         return encoded
-    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+    formats, by_extension = _formats()
+    own = by_extension.get(Path(picture.name).suffix.lower())
+    if own and own not in formats:  # it has no mark of its own, so that anything could be it
+        formats = (*formats, own)
+    if isinstance(encoded, Path):
+        return Image.open(encoded, formats=formats)
+    if encoded[:2] == _JPEG:
+        encoded = _without(encoded, _idle_in_jpeg(encoded))
+    elif encoded[:8] == _PNG:
+        encoded = _without(encoded, _idle_in_png(encoded))
+    return Image.open(io.BytesIO(encoded), formats=formats)
+
+
+def _without(content: bytes, spans: Iterator[tuple[int, int]]) -> bytes:
+    """The content without the bytes from each start to each stop, in ascending order."""
+    kept, since = [], 0
+    for start, stop in spans:
+        kept.append(content[since:start])
+        since = stop
+    return b"".join([*kept, content[since:]]) if kept else content
+
+
+def _idle_in_jpeg(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where a JPEG's segments are that Pillow could stumble on and that pixels do without.
+
+    What is left of those for applications are JFIF's, EXIF's and XMP's, which tell the orientation,
+    and Adobe's, which tells the colours.
+    """
+    here = 2
+    while content[here : here + 1] == b"\xff" and content[here + 1 : here + 2] not in _PIXELS_START:
+        stop = here + 2 + int.from_bytes(content[here + 2 : here + 4])
+        if content[here + 1 : here + 2] in _IDLE:
+            yield here, stop
+        here = stop
+
+
+def _idle_in_png(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where a PNG's chunks are that Pillow could stumble on and that pixels do without.
+
+    It refuses the image for a wrong checksum of a text, or a text that grows too large. What an
+    animation adds to its first picture goes, too.
+    """
+    here = 8
+    while here + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, here)
+        stop = here + 12 + length
+        is_pixels = kind[0] < 0x60 or kind == b"tRNS"  # "A" to "Z": nothing can do without it
+        if not (is_pixels or _tells_orientation(kind, content[here:stop])):
+            yield here, stop
+        here = stop
+
+
+def _tells_orientation(kind: bytes, chunk: bytes) -> bool:
+    """Whether Pillow could find in this chunk of a PNG how the image is to be turned."""
+    text = chunk[8:-4]
+    if kind in (b"tEXt", b"zTXt", b"iTXt"):
+        keyword, _, rest = text.partition(b"\0")
+        if keyword not in (b"Raw profile type exif", b"XML:com.adobe.xmp"):
+            return False
+        packed = rest[1:]
+        if kind == b"iTXt":
+            packed = rest[2:].split(b"\0", 2)[-1] if rest[:1] == b"\1" else b""
+        if kind != b"tEXt" and packed and not _is_small(packed):
+            return False
+    elif kind != b"eXIf":
+        return False
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:]) and len(text) < _LONGEST_TEXT
+
+
+def _is_small(packed: bytes) -> bool:
+    with suppress(zlib.error):
+        return len(zlib.decompressobj().decompress(packed, _LONGEST_TEXT)) < _LONGEST_TEXT
+    return False
 
 
 @contextmanager
-def naming(picture: Picture) -> Iterator[None]:
-    """Turn whatever is wrong with a picture into the user's error that names it."""
+def naming(picture: Picture, hint: str = "") -> Iterator[None]:
+    """Turn whatever is wrong with a picture into the user's error that names it.
+
+    Raises:
+        UnreadableImage: something is; the message ends with the hint.
+    """
     try:
         yield
-    except UnidentifiedImageError as error:
-        raise UserError(f"cannot read image {picture.name}: no format that Pillow knows") from error
+    except (MemoryError, UserError):
+        raise
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
-        reason = str(error) or type(error).__name__
-        raise UserError(f"cannot read image {picture.name}: {reason}") from error
+        raise UnreadableImage(picture.name, error, hint) from error
 
 
 def in_memory(picture: Picture) -> Picture:
-    """The picture with its file, if it is one, read."""
-    if not isinstance(picture.encoded, Path):
+    """The picture with its file, if it is one and not a huge one, read."""
+    encoded = picture.encoded
+    if not isinstance(encoded, Path):
         return picture
     with naming(picture):
-        return Picture(picture.name, picture.encoded.read_bytes(), picture.label)
+        if encoded.stat().st_size > _LARGEST_FILE:
+            return picture
+        return Picture(picture.name, encoded.read_bytes(), picture.label)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -81,48 +270,97 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     Other formats than JPEG may tell after the pixels that the image is to be turned.
     """
     width, height = image.size
-    turned = isinstance(image, JpegImageFile) and image.getexif().get(_ORIENTATION, 1) >= 5
+    turned = isinstance(image, JpegImageFile) and orientation(image) >= 5
     return (height, width) if turned else (width, height)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB, upright (EXIF orientation applied; the argument is turned, too).
+def orientation(image: Image.Image) -> int:
+    """How the image is to be turned, in EXIF's numbers from 1 to 8; 1, upright, if that is not
+    told or cannot be read."""
+    try:
+        told = image.getexif().get(_ORIENTATION)
+    except Exception:  # whatever Pillow stumbles on in the other entries
+        return 1
+    return told if isinstance(told, int) and 1 <= told <= 8 else 1
 
-    Transparent pixels are composited over white. 16-bit grey keeps its 8 high bits. Mode "I"
-    is taken as 16-bit grey, mode "F" as 16-bit grey or, where no value exceeds 1, as [0, 1].
+
+def load(image: Image.Image) -> None:
+    """Decode an opened image.
 
     Raises:
-        ValueError: the values of mode "I" or "F" lie outside [0, 65535].
+        ValueError: it has more pixels than one image may take memory for.
     """
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise ValueError(
+            f"it has {width:,} x {height:,} pixels; at most {_MOST_PIXELS / 1e6:.0f} million in "
+            "all are read"
+        )
+    image.load()
+
+
+def to_rgb(image: Image.Image, depths: Depths | None = None) -> Image.Image:
+    """The image as 8-bit RGB, upright (EXIF orientation applied).
+
+    Transparent pixels are composited over white.
+
+    Args:
+        depths: what the data set's images of more than 8 bits hold, see `depth`; by default what
+            this one does.
+
+    Raises:
+        ValueError: the image is too large, or a value in it is no number or outside [0, 65535].
+    """
+    which = depth.kind(image)
+    load(image)
+    turn = _UPRIGHT.get(orientation(image))
+    if which in depth.GREY:
         # Pillow's own conversion clips at 255, which turns such images white.
-        return Image.fromarray(_high_byte(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
+        found = depth.extremes(image, which)
+        bits = max(depth.decide([found])[which], (depths or {}).get(which, 0))
+        image = Image.fromarray(depth.eight_bits(np.asarray(image), bits))
+    elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
 
 
-def _high_byte(grey_HW: np.ndarray) -> np.ndarray:
-    low, high = grey_HW.min(), grey_HW.max()
-    if not (low >= 0 and high <= 65535):
-        raise ValueError(f"grey values from {low} to {high}; they must lie in [0, 65535]")
-    if grey_HW.dtype.kind == "f" and high <= 1:
-        return (grey_HW * 255).round().astype(np.uint8)
-    return (grey_HW.astype(np.uint16) >> 8).astype(np.uint8)
+def check(picture: Picture) -> Extremes | None:
+    """Decode a picture, a JPEG at an eighth of its size, to see whether that can be done.
+
+    Returns:
+        What is to be known of an image of more than 8 bits.
+
+    Raises:
+        UnreadableImage: it cannot be decoded.
+    """
+    with opened(picture) as image:
+        kind = depth.kind(image)
+        image.draft(None, (1, 1))
+        load(image)
+        if kind:
+            return depth.extremes(image, kind, picture.name)
+        if image.mode != "RGB":
+            to_rgb(image)
+    return None
 
 
-def square_CSS(image: Image.Image, side: int, channels: int) -> np.ndarray:
+def square_CSS(
+    image: Image.Image, side: int, channels: int, depths: Depths | None = None
+) -> np.ndarray:
     """The image as uint8 ``(channels, side, side)``.
 
     Its short side is resized to ``side`` (bicubic, antialiased) and the centre is kept; an
     image of that size is left as it is. With one channel the image must be grey.
+
+    Args:
+        depths: see `to_rgb`.
     """
     scale = side / min(image.size)
     # A JPEG decodes at 1/2, 1/4 or 1/8 of its size where that is still large enough.
     image.draft(None, (ceil(image.width * scale), ceil(image.height * scale)))
-    image = to_rgb(image)
+    image = to_rgb(image, depths)
     if image.size != (side, side):
         short = min(image.size)
         left, top = (image.width - short) / 2, (image.height - short) / 2

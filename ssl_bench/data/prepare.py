@@ -2,18 +2,19 @@
 
 Out come a few large Parquet files (see `parquet`) whose images are small and lie uncompressed, so
 that they can be streamed. Those whose short side is short enough are copied, bit for bit; larger
-ones are resized (bicubic, antialiased) and stored as JPEG, upright, without their metadata.
+ones are resized (bicubic, antialiased) and stored as JPEG, upright, without their metadata. Grey
+images of more than 8 bits become PNG of 8, as all of the data set has them (see `depth`).
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from math import ceil
@@ -23,14 +24,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ssl_bench.data.images import in_memory, opened, to_rgb
+from ssl_bench import locks
+from ssl_bench.data import depth
+from ssl_bench.data.depth import Depths
+from ssl_bench.data.images import in_memory, is_marked, opened, to_rgb
 from ssl_bench.data.listing import Listing, Part, Picture
 from ssl_bench.data.parquet import METADATA
+from ssl_bench.data.survey import survey, whole
 from ssl_bench.errors import require
 from ssl_bench.files import writing
 
 _ROWS_AT_ONCE = 256
 _BYTES_IN_FILE = 2**29
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `prepare` wrote.
+
+    Attributes:
+        count: how many images.
+        reduced: how many of them were made smaller.
+        caveats: what is to be said of them.
+        broken: what is wrong with each image that was left out.
+    """
+
+    count: int
+    reduced: int
+    caveats: tuple[str, ...]
+    broken: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -49,73 +71,100 @@ def prepare(
     short_side: int,
     quality: int,
     progress: Callable[[int, int], None] | None = None,
-) -> int:
+    skip_broken: bool = False,
+) -> Written:
     """Write a listing's images as Parquet files that `parquet.find` reads.
 
-    Labels, classes, splits and caveats stay; a caveat says where images were made smaller.
+    Labels, classes, splits and caveats stay; a caveat says where images were made smaller. Nothing
+    is written before all images are known to be whole.
 
     Args:
         listing: what to write.
         output: a folder that does not exist; it appears once everything is written.
         short_side: longest short side in pixels that an image keeps.
         quality: of the JPEG files that larger images become, from 1 to 100.
-        progress: called with (images written, images in all) now and then.
-
-    Returns:
-        How many images were made smaller.
+        progress: called with (images looked at or written, images in all) now and then.
+        skip_broken: leave out images that cannot be read.
 
     Raises:
-        UserError: an image cannot be read, or the folder exists or cannot be written.
+        UserError: an image cannot be read, or the folder exists, cannot be written, or is being
+            written by another process.
     """
     require(
         not output.exists(), f"output {str(output)!r} exists already; another folder would work"
     )
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    total, done, reduced = listing.train.count + listing.test.count, 0, 0
-    change = f"larger images reduced to a short side of {short_side} px, JPEG quality {quality}"
-    with writing(output):
-        temporary.mkdir(parents=True)
+    with writing(output), _alone(output) as temporary:
+        found = survey(listing, progress)
+        listing, broken = whole(listing, found.broken, skip_broken)
+        depths = depth.decide(found.deep)
+        said = depth.in_words(found.deep, depths, listing.count)
+        listing = replace(listing, caveats=(*listing.caveats, *said))
+        make = partial(_row, short_side=short_side, quality=quality, depths=depths)
+        change = f"larger images reduced to a short side of {short_side} px, JPEG quality {quality}"
+        done, reduced = 0, 0
+        for split, part in (("train", listing.train), ("test", listing.test)):
+            for rows in _write(temporary / split, _rows(part, make), listing, change):
+                reduced += sum(row.reduced for row in rows)
+                done += len(rows)
+                if progress:
+                    progress(done, listing.count)
+        temporary.rename(output)
+    return Written(done, reduced, listing.caveats, broken)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[Path]:
+    """A new folder beside the output, to become it, while no other process makes one there.
+
+    It is removed if it is still there after the block; so is what a process left that was killed.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = output.with_name(f".{output.name}.lock")
+    with locks.taken(lock, 0) as mine:
+        # Whoever was done meanwhile has removed the file that was locked.
+        require(
+            mine and lock.exists() and not output.exists(),
+            f"output {str(output)!r} is being written by another process; another folder would "
+            "work",
+        )
+        temporary = output.with_name(f".{output.name}.tmp")
         try:
-            for split, part in (("train", listing.train), ("test", listing.test)):
-                chunks = _rows(part, short_side, quality)
-                for rows in _write(temporary / split, chunks, listing, change):
-                    reduced += sum(row.reduced for row in rows)
-                    done += len(rows)
-                    if progress:
-                        progress(done, total)
-            temporary.rename(output)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return reduced
+            lock.unlink(missing_ok=True)
 
 
-def _rows(part: Part, short_side: int, quality: int) -> Iterator[list[_Row]]:
+def _rows(part: Part, make: Callable[[Picture], _Row]) -> Iterator[list[_Row]]:
     """A split's images, some at a time."""
     pictures = part.pictures()
-    make = partial(_row, short_side=short_side, quality=quality)
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(pictures, _ROWS_AT_ONCE)):
             yield list(pool.map(make, chunk))
 
 
-def _row(picture: Picture, short_side: int, quality: int) -> _Row:
+def _row(picture: Picture, short_side: int, quality: int, depths: Depths) -> _Row:
     picture = in_memory(picture)
     with opened(picture) as image:
-        reduced = min(image.size) > short_side
         encoded = picture.encoded
+        reduced = min(image.size) > short_side
         if reduced:
-            encoded = _encoded(_shrunk(image, short_side), "JPEG", quality=quality)
-        elif isinstance(encoded, bytes):
-            image.load()  # what is broken shall show now
-        else:
+            encoded = _encoded(_shrunk(image, short_side, depths), "JPEG", quality=quality)
+        elif depth.kind(image) in depth.GREY:
+            encoded = _encoded(to_rgb(image, depths).getchannel(0), "PNG")
+        elif isinstance(encoded, Image.Image):
             encoded = _encoded(image, "PNG")
+        elif isinstance(encoded, Path) or not is_marked(image):
+            encoded = _encoded(to_rgb(image), "PNG")
         return _Row(encoded, Path(picture.name).name, picture.label, reduced)
 
 
-def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
+def _shrunk(image: Image.Image, short_side: int, depths: Depths) -> Image.Image:
     scale = short_side / min(image.size)
     image.draft(None, (ceil(image.width * scale), ceil(image.height * scale)))
-    upright = to_rgb(image)
+    upright = to_rgb(image, depths)
     scale = short_side / min(upright.size)
     size = round(upright.width * scale), round(upright.height * scale)
     return upright.resize(size, Image.Resampling.BICUBIC)

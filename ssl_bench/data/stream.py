@@ -8,6 +8,9 @@ photographs of it (`ssl_bench.views`), and stored squares there. It is a hash of
 class names, the squares' size, and of each image's length and bytes; of the bytes of a JPEG of more
 than 64 KiB, 16 KiB at the start, in the middle and at the end, as an edited one is compressed into
 other bytes, of another number. The names of files do not count.
+
+Before anything is trained on such a data set, all of its images are decoded once, see `survey`, so
+that what is broken shows then; and as its images are known by the fingerprint, not again.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +33,12 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench import draws, parallel, places
-from ssl_bench.data.dataset import Split
-from ssl_bench.data.images import naming, opened, square_CSS
-from ssl_bench.data.listing import Listing, Picture
+from ssl_bench.data import depth
+from ssl_bench.data.dataset import Loaded, Split
+from ssl_bench.data.depth import Depths
+from ssl_bench.data.images import header, naming, square_CSS
+from ssl_bench.data.listing import Listing, Picture, check_labels
+from ssl_bench.data.survey import remembered, whole
 
 T = TypeVar("T")
 Job = tuple[T, Sequence[Callable[[], None]]]
@@ -55,12 +62,14 @@ class StreamedSplit(Split):
         picture: the picture of an index; several threads may ask at once.
         shape_CSS: of the squares that it gives: 1 (grey) or 3 (RGB) channels, pixels.
         workers: threads that decode.
+        depths: how images of more than 8 bits are read, see `depth`.
     """
 
     images_NCHW: Tensor = field(init=False, repr=False)
     picture: Callable[[int], Picture]
     shape_CSS: tuple[int, int, int]
     workers: int = field(default_factory=cores)
+    depths: Depths = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -115,8 +124,10 @@ class StreamedSplit(Split):
 
     def _decode(self, images_PCSS: Tensor, index_P: Tensor) -> None:
         for image_CSS, index in zip(images_PCSS.numpy(), index_P.tolist(), strict=True):
-            with opened(self.picture(index)) as image:
-                image_CSS[:] = square_CSS(image, self.side, self.channels)
+            picture = self.picture(index)
+            with reading(picture):
+                image = header(picture)
+                image_CSS[:] = square_CSS(image, self.side, self.channels, self.depths)
 
 
 def ahead(jobs: Iterable[Job[T]], workers: int) -> Generator[T]:
@@ -152,17 +163,58 @@ def ahead(jobs: Iterable[Job[T]], workers: int) -> Generator[T]:
         pool.shutdown(cancel_futures=True)
 
 
+def reading(picture: Picture) -> AbstractContextManager[None]:
+    """`naming` for an image that could be read before."""
+    return naming(
+        picture,
+        "; as the run began it could be read. The run goes on from its checkpoint with the file as "
+        "it was; with --skip-broken, or a copy by `ssl-bench data prepare`, it is another run",
+    )
+
+
 def open_stream(
-    listing: Listing, side: int, progress: Callable[[int, int], None] | None = None
-) -> tuple[Split, Split, str]:
-    """The train split, the test split and the fingerprint of a listing, nothing decoded.
+    listing: Listing,
+    side: int,
+    skip_broken: bool,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Loaded:
+    """The splits and the fingerprint of a listing, whose images have been decoded at some time.
+
+    Args:
+        skip_broken: leave out images that cannot be decoded.
+        folder: keeps what is known of data sets that took seconds to decode.
 
     Raises:
-        UserError: a file cannot be read, or not at any place.
+        UserError: an image cannot be read, or not at any place.
     """
+    labels, digest, content = _scanned(listing, side, progress)
+    found = remembered(folder / f"{content}.json", listing, progress)
+    listing, broken = whole(listing, found.broken, skip_broken)
+    if broken:
+        labels, digest, _ = _scanned(listing, side, progress)
+        in_train, in_test = (each.tolist() for each in labels)
+        check_labels(Path(listing.name), in_train, in_test, listing.classes)
+    depths = depth.decide(found.deep)
+    said = depth.in_words(found.deep, depths, listing.count)
+    if unusual := depth.differing(depths):
+        digest = hashlib.sha256(json.dumps([digest, unusual]).encode()).hexdigest()[:16]
+    train, test = (
+        StreamedSplit(labels_N, part.open(), (listing.channels, side, side), depths=depths)
+        for labels_N, part in zip(labels, (listing.train, listing.test), strict=True)
+    )
+    caveats = (*listing.caveats, *said)
+    return Loaded(train, test, digest, caveats, "streamed from their files", broken)
+
+
+def _scanned(
+    listing: Listing, side: int, progress: Callable[[int, int], None] | None
+) -> tuple[list[Tensor], str, str]:
+    """The labels of both splits, the fingerprint, and the like of it for the images alone."""
+    content = hashlib.sha256()
     digest = hashlib.sha256(json.dumps(["streamed", side, *listing.classes]).encode())
-    splits: list[StreamedSplit] = []
-    total, done = listing.train.count + listing.test.count, 0
+    by_split: list[Tensor] = []
+    done = 0
     with ThreadPoolExecutor(cores()) as pool:
         for part in (listing.train, listing.test):
             picture = part.open()
@@ -172,13 +224,13 @@ def open_stream(
                 for label, identity in pool.map(_identity, pictures):
                     labels.append(label)
                     digest.update(b"%d " % label + identity)
+                    content.update(identity)
                 if progress:
-                    progress(done + len(labels), total)
+                    progress(done + len(labels), listing.count)
             done += part.count
             digest.update(b"end of split")
-            shape_CSS = (listing.channels, side, side)
-            splits.append(StreamedSplit(torch.tensor(labels), picture, shape_CSS))
-    return splits[0], splits[1], digest.hexdigest()[:16]
+            by_split.append(torch.tensor(labels, dtype=torch.int64))
+    return by_split, digest.hexdigest()[:16], content.hexdigest()
 
 
 def _identity(picture: Picture) -> tuple[int, bytes]:

@@ -32,8 +32,7 @@ def run(cells: Sequence[Sequence[str]]) -> list[Run]:
     load = lru_cache(maxsize=1)(commands.load)
 
     def data_of(request: Request) -> Dataset:
-        settings = request.settings
-        return load(settings.data, settings.image_size, settings.data_dir, settings.storage)
+        return load(*commands.source_of(request.settings))
 
     requests = [flags.parse_run(cell) for cell in cells]
     for request in requests:

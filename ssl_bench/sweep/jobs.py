@@ -172,8 +172,7 @@ def perform(words: Sequence[str], run: str = "") -> int:
         from ssl_bench import commands, preparation
 
         # Those that are started know the words alone.
-        source, size = settings.data, settings.image_size
-        data = commands.load(source, size, settings.data_dir, settings.storage)
+        data = commands.load(*commands.source_of(settings))
         preparation.prepare_run(request, data, expected=run)
     return launch.on_devices(["run", *words], devices, nodes, work, settings.strategy)
 

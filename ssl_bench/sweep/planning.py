@@ -152,8 +152,7 @@ class Planner:
         return self._trainings[alike]
 
     def _data(self, request: Request) -> Dataset:
-        settings = request.settings
-        return self._load(settings.data, settings.image_size, settings.data_dir, settings.storage)
+        return self._load(*commands.source_of(request.settings))
 
     def _complete(self, words: Sequence[str]) -> tuple[str, ...]:
         """The words with what would otherwise depend on the machine that reads them."""

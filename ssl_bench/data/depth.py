@@ -1,0 +1,144 @@
+"""Values of more than 8 bits, and how they become 8.
+
+Pillow gives grey values of 16 bits, 32-bit integers and floats as they are in the file, and none of
+these says which value is white: 12 bits of a camera lie in 16, and 0 to 255 in a float. The largest
+value tells, but that of each image by itself would make a dark image as bright as a bright one of
+the same sensor. So the range is decided once for all images of a data set, by the largest value of
+each of the kinds (`kind`) in it, and said aloud where it is not the kind's own. It is the smallest
+of 8, 10, 12, 14 and 16 bits that holds that value, or for floats of at most 1, from 0 to 1.
+
+Of colours of 16 bits Pillow keeps the 8 high bits, which nothing here can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ssl_bench.errors import UserError
+
+GREY = {"I;16": "16-bit", "I": "32-bit", "F": "float"}
+"""The kinds that Pillow gives as they are in the file, and what people call them."""
+_LARGEST = 65535
+_UNIT = 0
+"""Stands for floats from 0 to 1 in the place of a number of bits."""
+
+Depths = Mapping[str, int]
+"""For each kind of deep image the bits that its values take, or `_UNIT`."""
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """What an image of more than 8 bits holds.
+
+    Attributes:
+        name: of the image.
+        kind: see `kind`.
+        high: its largest value.
+    """
+
+    name: str
+    kind: str
+    high: float
+
+
+def kind(image: Image.Image) -> str | None:
+    """Which kind of deep image this is, as far as its header tells; None for 8 bits or fewer.
+
+    "I;16", "I" or "F" for grey values of 16 bits, 32-bit integers and floats; "RGB;16" for 16-bit
+    colours, of which Pillow keeps the 8 high bits.
+    """
+    if image.mode in ("I", "F"):
+        return image.mode
+    if image.mode.startswith("I;16"):
+        return "I;16"
+    tiles = getattr(image, "tile", None)
+    return "RGB;16" if tiles and ";16" in str(tiles[0][3]) else None
+
+
+def extremes(image: Image.Image, which: str, name: str = "") -> Extremes:
+    """The largest value of a loaded image of that kind, once all of them are known to be possible.
+
+    Raises:
+        ValueError: a value is no number, or lies outside of [0, 65535].
+    """
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if which not in GREY:
+        return Extremes(name, which, float(high) * 256 + 255)
+    if not (low >= 0 and high <= _LARGEST):
+        raise ValueError(f"grey values from {low} to {high}; they must lie in [0, {_LARGEST}]")
+    return Extremes(name, which, float(high))
+
+
+def decide(found: Sequence[Extremes]) -> dict[str, int]:
+    """The depth of each kind among a data set's deep images.
+
+    Raises:
+        UserError: some float images go from 0 to 1 and others beyond.
+    """
+    depths: dict[str, int] = {}
+    for which in sorted({each.kind for each in found}):
+        own = [each for each in found if each.kind == which]
+        brightest = max(own, key=lambda each: each.high)
+        depths[which] = _bits(which, brightest.high)
+        small = [each for each in own if 0 < each.high <= 1]
+        if which == "F" and depths[which] != _UNIT and small:
+            raise UserError(
+                f"float images of two ranges: {len(small):,} have values up to 1 (such as "
+                f"{small[0].name}), others up to {brightest.high:g} ({brightest.name}); "
+                "bring them to one range"
+            )
+    return depths
+
+
+def in_words(found: Sequence[Extremes], depths: Depths, total: int) -> Iterator[str]:
+    """What is to be said of a data set's deep images, one line each.
+
+    Args:
+        total: how many images there are.
+    """
+    for which, bits in depths.items():
+        own = [each for each in found if each.kind == which]
+        high = max(each.high for each in own)
+        which_images = f"{len(own):,} of {total:,} images"
+        if which == "RGB;16":
+            if bits < 16:
+                yield (
+                    f"{which_images} have 16-bit colours of at most {high:g}, of which the 8 high "
+                    "bits are read: they are dark; 8-bit copies would not be"
+                )
+            continue
+        if bits != 16:
+            scale = "from 0 to 1" if bits == _UNIT else f"as {bits} bits"
+            yield f"{which_images} have {GREY[which]} values of at most {high:g}, read {scale}"
+        dark = [each for each in own if 0 < each.high < 2 ** (bits - 4)] if bits else []
+        if dark:
+            yield (
+                f"{len(dark):,} of {total:,} images have {GREY[which]} values below "
+                f"{2 ** (bits - 4)}, others up to {high:g}: dark, or of another depth (such as "
+                f"{dark[0].name})"
+            )
+
+
+def eight_bits(grey_HW: np.ndarray, bits: int) -> np.ndarray:
+    """Grey values of that many bits as uint8, floats rounded where nothing else is cut off."""
+    if bits == _UNIT:
+        return (grey_HW * 255).round().astype(np.uint8)
+    if bits == 8:
+        return np.round(grey_HW).astype(np.uint8)
+    return (grey_HW.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+
+
+def differing(depths: Depths) -> list[tuple[str, int]]:
+    """The kinds whose depth is not the 16 bits that all have at most."""
+    return [(which, bits) for which, bits in sorted(depths.items()) if bits != 16]
+
+
+def _bits(which: str, high: float) -> int:
+    if which == "F" and high <= 1:
+        return _UNIT
+    return next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)

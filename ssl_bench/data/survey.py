@@ -1,0 +1,125 @@
+"""All images of a data set decoded once, to see which cannot be, and what values others have."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import PIL
+
+from ssl_bench.data import images
+from ssl_bench.data.depth import Extremes
+from ssl_bench.data.images import UnreadableImage
+from ssl_bench.data.listing import Listing, Picture
+from ssl_bench.files import write_json
+
+_AT_ONCE = 256
+_WORTH_KEEPING = 2.0
+"""Seconds."""
+_VERSION = 1
+"""Of what is remembered; to be raised when other images than before count as broken."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a data set once all of its images were decoded.
+
+    Attributes:
+        broken: what is wrong with the images that cannot be, by their place in the listing.
+        deep: of the images of more than 8 bits, see `depth`.
+    """
+
+    broken: Mapping[int, UnreadableImage]
+    deep: Sequence[Extremes]
+
+
+def survey(listing: Listing, progress: Callable[[int, int], None] | None = None) -> Survey:
+    """Decode every image of a listing, in threads, and keep none.
+
+    Args:
+        progress: called with (images decoded, images in all) now and then.
+    """
+    broken: dict[int, UnreadableImage] = {}
+    deep = []
+    pictures, done = listing.pictures(), 0
+    with ThreadPoolExecutor() as pool:
+        while batch := list(islice(pictures, _AT_ONCE)):
+            for place, found in enumerate(pool.map(_checked, batch), done):
+                if isinstance(found, UnreadableImage):
+                    broken[place] = found
+                elif found:
+                    deep.append(found)
+            done += len(batch)
+            if progress:
+                progress(done, listing.count)
+    return Survey(broken, deep)
+
+
+def _checked(picture: Picture) -> Extremes | UnreadableImage | None:
+    try:
+        return images.check(picture)
+    except UnreadableImage as error:
+        return error
+
+
+def remembered(
+    path: Path, listing: Listing, progress: Callable[[int, int], None] | None = None
+) -> Survey:
+    """What a file says that an earlier `survey` left; else a new one, which is written there.
+
+    What takes a moment is not written. A file that cannot be read or written is as good as none.
+
+    Args:
+        path: a file whose name says which images it is about.
+    """
+    known = {"version": _VERSION, "pillow": PIL.__version__}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        noted = json.loads(path.read_text())
+        if {name: noted[name] for name in known} == known:
+            broken = {
+                int(place): UnreadableImage(str(name), ValueError(reason))
+                for place, (name, reason) in noted["broken"].items()
+            }
+            return Survey(broken, [Extremes(**each) for each in noted["deep"]])
+    started = time.monotonic()
+    found = survey(listing, progress)
+    is_quick = time.monotonic() - started < _WORTH_KEEPING
+    if not is_quick and not any(each.is_refused for each in found.broken.values()):
+        noted = {
+            **known,
+            "broken": {str(k): (each.name, each.reason) for k, each in found.broken.items()},
+            "deep": [asdict(each) for each in found.deep],
+        }
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, noted)
+    return found
+
+
+def whole(
+    listing: Listing, broken: Mapping[int, UnreadableImage], skip: bool
+) -> tuple[Listing, tuple[str, ...]]:
+    """A listing without its broken images, whose number is among its caveats.
+
+    Returns:
+        It, and what is wrong with each of them.
+
+    Raises:
+        UserError: there are some, and they are not to be left out.
+    """
+    errors = [broken[place] for place in sorted(broken)]
+    images.refuse(errors, skip)
+    if not errors:
+        return listing, ()
+    caveat = f"{len(errors):,} broken image{'s' if errors[1:] else ''} left out"
+    left = listing.without(broken.keys())
+    return (
+        replace(left, caveats=(*listing.caveats, caveat)),
+        tuple(f"{each.name}: {each.reason}" for each in errors),
+    )
