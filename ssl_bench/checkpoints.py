@@ -146,7 +146,7 @@ def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
         settings = formats.flags(content, checkpoint.decoder)
         return dataclasses.replace(checkpoint, settings=settings)
     spec = _normalised(checkpoint.spec, told["mean"], told["std"], where)
-    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder)
+    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
     return dataclasses.replace(checkpoint, spec=spec, settings=dict(told["settings"]), notes=notes)
 
 
@@ -257,7 +257,7 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
         processor = _json(folder / "preprocessor_config.json")
         if "image_mean" in processor:
             spec = _normalised(spec, processor["image_mean"], processor["image_std"], where)
-    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder)
+    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
     return dataclasses.replace(checkpoint, spec=spec, settings=settings, notes=notes)
 
 
@@ -290,11 +290,18 @@ def _build(
     spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
     size = spec.patch_size
     encoder = encoders.empty(spec, img_size=(rows * size, columns * size))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in found.encoder.values()}
+    require(
+        sum(t.nbytes for t in found.encoder.values()) <= sum(s.nbytes() for s in storages.values()),
+        f"{where} is damaged: some of its weights are the same numbers in memory",
+    )
     weights.load_strictly(encoder, found.encoder, where, found.origin)
-    return Checkpoint(encoder, spec, found.decoder, {}, _notes(found.kind, spec, encoder))
+    left_out = [found.left_out] if found.left_out else []
+    notes = _notes(found.kind, spec, encoder, *left_out)
+    return Checkpoint(encoder, spec, found.decoder, {}, notes)
 
 
-def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer) -> tuple[str, ...]:
+def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer, *more: str) -> tuple[str, ...]:
     rows, columns = encoder.patch_embed.grid_size
     order = "none"
     if encoder.pos_embed is not None:
@@ -310,6 +317,7 @@ def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer) -> tuple[st
         f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
         f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
         f"norms add {spec.norm_eps:g}; images normalised with mean {mean}",
+        *more,
     )
 
 
