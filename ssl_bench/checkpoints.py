@@ -22,6 +22,7 @@ from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json
 from ssl_bench.formats import Weights
 
+_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
 _log = logging.getLogger(__name__)
 
 
@@ -223,13 +224,14 @@ def _from_hub(name: str) -> Checkpoint:
 
 
 def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
-    """A folder that transformers' ``save_pretrained`` wrote: ViT or ViTMAE."""
+    """A folder that transformers' ``save_pretrained`` wrote: ViT, ViTMAE or DINOv2."""
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")
     require(
-        kind in ("vit", "vit_mae"),
-        f"{where} holds a model of type {kind!r}; of transformers, vit and vit_mae are read",
+        kind in _MODEL_TYPES,
+        f"{where} holds a model of type {kind!r}; of transformers, {', '.join(_MODEL_TYPES)} are "
+        "read",
     )
     require(
         config.get("hidden_act", "gelu") == "gelu",

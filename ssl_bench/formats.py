@@ -24,7 +24,7 @@ _VIT_HEADS = {
     (1536, 40): 24,  # DINOv2's ViT-g
 }
 _MAE_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
-_MOCO_HEADS = {(384, 12): 12, (768, 12): 12}
+_MOCO_HEADS = {(384, 12): 12, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 
 # What training code wraps around a module, whose name then stands somewhere in those of weights.
 _WRAPPERS = re.compile(
@@ -44,6 +44,7 @@ _PAIRS = (
 """Networks that files of one kind hold, the one that their papers evaluate first."""
 _NETWORKS = {"base_encoder", "momentum_encoder", "teacher", "student"}
 _OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
+_NUMBERS = ((), (0,))
 _OF_TRAINING = {"mask_token", "masked_embed"}
 
 _DECODER = re.compile(
@@ -77,6 +78,9 @@ _TRANSFORMERS = (
     (r"^embeddings\.", ""),
     (r"^layernorm\.", "norm."),
 )
+
+_GATED = ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
+"""DINOv2's names for gated MLPs."""
 
 
 @dataclass(frozen=True)
@@ -144,51 +148,57 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     leaves = _by_name(_leaves(content), where)
     tensors = [leaf for leaf in leaves.values() if isinstance(leaf.value, Tensor)]
     require(bool(tensors), f"{where} holds no weights but {_listed(content)}")
-    prefixes = dict.fromkeys(m[1] for name in leaves if (m := _PATCHES.fullmatch(name)))
+    found = {m[1]: leaf for name, leaf in leaves.items() if (m := _PATCHES.fullmatch(name))}
     require(
-        bool(prefixes),
+        bool(found),
         f"{where} holds no Vision Transformer under known names: its first key is "
         f"{tensors[0].key!r}, and 'patch_embed.proj.weight' is missing",
     )
-    prefix = _choose(list(prefixes), branch, where)
-    [entry] = {leaves[n].entry for n in leaves if (m := _PATCHES.fullmatch(n)) and m[1] == prefix}
-    is_of_transformers = f"{prefix}embeddings.patch_embeddings.projection.weight" in leaves
+    prefix = _choose(list(found), branch, where)
+    entry = found[prefix].entry
+    is_of_transformers = "embeddings.patch_embeddings." in found[prefix].key
     if is_of_transformers:
         prefix = re.sub(r"(^|\.)vit\.$", r"\1", prefix)  # beside it is the decoder
-    own = {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
-    outside = {name: leaf for name, leaf in leaves.items() if not name.startswith(prefix)}
-    if is_of_transformers:
-        own = {_from_transformers(name): leaf for name, leaf in own.items()}
+    own, outside = dict[str, _Leaf](), dict[str, _Leaf]()
+    for name, leaf in leaves.items():
+        is_own = leaf.entry == entry and name.startswith(prefix)
+        (own if is_own else outside)[name.removeprefix(prefix) if is_own else name] = leaf
+
     network = next((part for part in prefix.split(".") if part in _NETWORKS), "")
-    called = prefix.removeprefix(entry).rstrip(".")
+    called = (prefix if len(found) > 1 else prefix.removeprefix(entry)).rstrip(".")
     kind, heads = f"an encoder called {called}" if called else "", _VIT_HEADS
     if is_of_transformers:
-        kind = "transformers"
+        kind, own = "transformers", _renamed(own, _TRANSFORMERS, where)
     elif network in ("base_encoder", "momentum_encoder"):
         kind, heads = f"MoCo v3, {network.replace('_', ' ')}", _MOCO_HEADS
         own |= _unknown_to_mocov3(outside, entry, own)
     elif network:
         kind = f"DINO, {network}"
-
-    aside = [name for name, leaf in own.items() if _is_aside(name, leaf, where)]
-    left_out = [(_place(name, prefix), leaf) for name, leaf in outside.items()]
-    left_out += [(name.partition(".")[0], own[name]) for name in aside]
-    used = {name: leaf.value for name, leaf in own.items() if name not in aside}
-    used = _fuse_queries_keys_values(used)
-    without_prefix = "register_tokens" in used
-    used = _from_dinov2(used)
+    if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in own):
+        own = _renamed(own, ((r"^blocks\.\d+\.(?=\d+\.)", "blocks."),), where)
+    own = _renamed(own, _GATED, where)
+    aside = {name: leaf for name, leaf in own.items() if _is_aside(name, leaf, where)}
+    state = {name: leaf.value for name, leaf in own.items() if name not in aside}
     decoder = {}
-    if any(name.startswith("decoder_pred.") for name in used):
+    if any(name.startswith("decoder_pred.") for name in state):
         kind, heads = f"{kind}, MAE with its decoder".removeprefix(", "), _MAE_HEADS
-        decoder = {name: used.pop(name) for name in list(used) if _DECODER.fullmatch(name)}
+        state = _fuse_queries_keys_values(state)
+        decoder = {name: state.pop(name) for name in list(state) if _DECODER.fullmatch(name)}
         lacking = sorted(_decoder_names(decoder) - decoder.keys())
         require(not lacking, f"{where} holds a decoder that lacks {lacking[:1]}")
-    for name in _OF_TRAINING & used.keys():
-        left_out.append((name, own[name]))
-        del used[name]
-    origin = {name: leaf.key for name, leaf in own.items() if name != leaf.key}
-    kind = kind or "timm's names"
-    return Weights(kind, used, decoder, heads, origin, without_prefix, _told(left_out))
+    aside |= {name: own[name] for name in _OF_TRAINING if state.pop(name, None) is not None}
+    return Weights(
+        kind=kind or "timm's names",
+        encoder=_with_registers(_fuse_queries_keys_values(state)),
+        decoder=decoder,
+        heads=heads,
+        origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
+        without_prefix="register_tokens" in state,
+        left_out=_told(
+            [(_place(name, prefix), leaf) for name, leaf in outside.items()]
+            + [(name.partition(".")[0], leaf) for name, leaf in aside.items()]
+        ),
+    )
 
 
 def _leaves(content: Mapping[str, Any]) -> Iterator[_Leaf]:
@@ -213,7 +223,7 @@ def _by_name(leaves: Iterable[_Leaf], where: str) -> dict[str, _Leaf]:
         other = found.setdefault(leaf.name, leaf)
         require(
             other is leaf or not isinstance(leaf.value, Tensor),
-            f"{where} holds both {other.key!r} and {leaf.key!r}, which are one name",
+            f"{where}: {other.key!r} and {leaf.key!r} are both {leaf.name!r}",
         )
     return found
 
@@ -272,7 +282,7 @@ def _is_aside(name: str, leaf: _Leaf, where: str) -> bool:
     """
     value = leaf.value
     if isinstance(value, Tensor):
-        is_number = "." not in name and name not in _OF_ENCODER and value.ndim == 0
+        is_number = "." not in name and name not in _OF_ENCODER and value.shape in _NUMBERS
         return is_number or bool(_HEAD.fullmatch(name))
     is_tensor = isinstance(value, Left) and "tensor" in value.name
     require(
@@ -302,23 +312,35 @@ def _told(left_out: Iterable[tuple[str, _Leaf]]) -> str:
     return f"left out: {', '.join(told[:_SHOWN])}{more}" if told else ""
 
 
-def _from_dinov2(state: State) -> dict[str, Tensor]:
-    """Without DINOv2's chunks of blocks, its name for registers, and for gated MLPs.
+def _with_registers(state: State) -> State:
+    """DINOv2's registers under timm's name.
 
-    Registers have no positions there. Timm has positions for patches alone then, and the class
-    token's is added to the token.
+    They have no positions there. Where there are registers, timm has positions for patches alone,
+    and the class token's is added to the token.
     """
-    renamed = dict(state)
-    blocks = [name for name in state if name.startswith("blocks.")]
-    if blocks and all(re.match(r"blocks\.\d+\.\d+\.", name) for name in blocks):
-        renamed = {re.sub(r"^blocks\.\d+\.", "blocks.", name): t for name, t in state.items()}
-    renamed = {re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", name): t for name, t in renamed.items()}
-    renamed = {re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", name): t for name, t in renamed.items()}
-    if "register_tokens" in state:
-        renamed["reg_token"] = renamed.pop("register_tokens")
-        positions = renamed["pos_embed"]
-        renamed["cls_token"] = renamed["cls_token"] + positions[:, :1]
-        renamed["pos_embed"] = positions[:, 1:]
+    if "register_tokens" not in state:
+        return state
+    changed = dict(state)
+    changed["reg_token"] = changed.pop("register_tokens")
+    changed["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+    changed["pos_embed"] = state["pos_embed"][:, 1:]
+    return changed
+
+
+def _renamed(
+    leaves: Mapping[str, _Leaf], rules: Iterable[tuple[str, str]], where: str
+) -> dict[str, _Leaf]:
+    """What is there, under other names; no two under one.
+
+    Args:
+        rules: pattern and replacement of each.
+    """
+    renamed: dict[str, _Leaf] = {}
+    for name, leaf in leaves.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        other = renamed.setdefault(name, leaf)
+        require(other is leaf, f"{where}: {other.key!r} and {leaf.key!r} are both {name!r}")
     return renamed
 
 
@@ -415,14 +437,9 @@ def _transformers_items(name: str, tensor: Tensor, layers: str) -> list[tuple[st
 
 
 def _listed(content: Mapping[str, Any]) -> str:
-    names = [f"{name!r} ({type(value).__name__})" for name, value in content.items()]
+    kinds = [getattr(value, "name", type(value).__name__) for value in content.values()]
+    names = [f"{name!r} ({kind})" for name, kind in zip(content, kinds, strict=True)]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
-
-
-def _from_transformers(name: str) -> str:
-    for pattern, replacement in _TRANSFORMERS:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _fuse_queries_keys_values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

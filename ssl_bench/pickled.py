@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LARGEST_PICKLE = 2**24
+_LARGEST_PICKLE = 2**23
 _MOST_DIMENSIONS = 64
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
@@ -40,6 +40,10 @@ _DTYPES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
+    # Numbers of quantised tensors, which are left.
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
 }
 _MODULES = (
     *("torch", "collections", "numpy", "argparse", "pathlib", "typing", "datetime", "enum"),
@@ -176,8 +180,9 @@ def _read_old(file: io.BufferedReader) -> Any:
     file.seek(0)
     start = io.BytesIO(file.read(_LARGEST_PICKLE))
     unpickler = _Unpickler(start, storage)
-    is_known = (_Unpickler(start, storage).load(), _Unpickler(start, storage).load())
-    _require(is_known == (_MAGIC, 1001), "it is a pickle, but none that torch.save wrote")
+    is_known = _Unpickler(start, storage).load() == _MAGIC
+    _require(is_known, "it is a pickle, but none that torch.save wrote")
+    _Unpickler(start, storage).load()  # the version, which has always been the same
     system = _Unpickler(start, storage).load()
     order = "little" if system["little_endian"] else "big"
     _require(order == sys.byteorder, "it was written on a machine with the other order of bytes")
@@ -227,9 +232,12 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, told: Any) -> Any:
         kind, name, key, _, count, *view = told
         is_storage = kind == "storage" and type(count) is int and view in ([], [None])
-        dtype = _DTYPES.get(name.name.rpartition(".")[2]) if isinstance(name, Left) else None
+        what = name.name if isinstance(name, Left) else "nothing"
+        dtype = _DTYPES.get(what.rpartition(".")[2])
         if not is_storage or dtype is None:
-            raise Unreadable(f"it holds a storage of an unknown kind, {name}")
+            raise Unreadable(
+                f"it holds tensors of an unknown kind ({what}); save its weights alone"
+            )
         self.sizes[str(key)] = dtype.itemsize
         return _Storage(self._storage(str(key), count * dtype.itemsize), dtype)
 
@@ -250,7 +258,7 @@ class _Unpickler(pickle._Unpickler):
         if name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
             return _tensor(*arguments[:4])
         if name == "torch._utils._rebuild_tensor_v3":
-            return _tensor(*arguments[:4], arguments[6])
+            return _tensor(*arguments[:4], *arguments[6:7])
         if name.startswith("torch._utils._rebuild_parameter"):
             return arguments[0]
         if name == "torch._tensor._rebuild_from_type_v2":

@@ -142,7 +142,8 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:
         problem = _problem(start, error)
         raise UserError(f"{where} cannot be read as weights: {problem}") from error
-    require(isinstance(content, dict), f"{where} holds no weights but a {type(content).__name__}")
+    kind = getattr(content, "name", type(content).__name__)
+    require(isinstance(content, dict), f"{where} holds no weights but a {kind}")
     return content
 
 
