@@ -50,7 +50,10 @@ _MODULES = (
     *("omegaconf", "lightning", "lightning_fabric", "pytorch_lightning"),
 )
 """Whose names training code leaves in its files. None is imported for that."""
-_BUILTINS = {"set", "frozenset", "bytearray", "complex", "list", "dict", "tuple", "slice", "range"}
+_BUILTINS = {
+    *("set", "frozenset", "list", "dict", "tuple", "slice", "range"),
+    *("bytes", "bytearray", "str", "int", "float", "bool", "complex"),
+}
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
