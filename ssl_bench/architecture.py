@@ -34,6 +34,13 @@ _STANDARD = {
 }
 
 
+_OTHERS = {
+    r"^layers\.\d+\.blocks\.|^encoder\.layers\.\d+\.blocks\.": "a Swin Transformer",
+    r"relative_position|rel_pos_bias": "a BEiT or data2vec with relative positions",
+}
+"""What other transformers have among their names."""
+
+
 @dataclass(frozen=True)
 class Hints:
     """What a user says about weights, beyond what they show.
@@ -71,18 +78,15 @@ def work_out(
         UserError: they are no Vision Transformer's, or do not tell enough, or contradict a hint.
     """
     state = found.encoder
-    require(
-        "patch_embed.proj.weight" in state,
-        f"{where} holds no Vision Transformer under known names ({found.kind}); its first key is "
-        f"{found.origin.get(next(iter(state), ''), next(iter(state), 'none'))!r}, and "
-        "'patch_embed.proj.weight' is missing",
-    )
+    for pattern, family in _OTHERS.items():
+        theirs = [name for name in state if re.search(pattern, name)]
+        require(not theirs, f"{where} has {theirs[:1]}, as {family} has, which is not supported")
     for name, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
         shape = tuple(state[name].shape) if name in state else "missing"
         require(
             name in state and len(shape) == dimensions,
             f"{where}: sizes are read off {name!r}, which should have {dimensions} dimensions and "
-            f"is {shape}; a plain Vision Transformer has it, Swin and BEiT have not",
+            f"is {shape}; every plain Vision Transformer has it",
         )
     width, channels, patch_size, patch_width = state["patch_embed.proj.weight"].shape
     require(
@@ -102,13 +106,14 @@ def work_out(
         "shows; say which one, e.g. --backbone vit_base_patch16_clip_224",
     )
     shown = _architecture(state, where)
-    grid = rows, _ = _grid(state, shown, hints, where)
+    grid = rows, _ = _grid(found, shown, hints, where)
     heads = _heads(found, (width, shown["depth"]), grid, hints, where)
     require(
         heads > 0 and width % heads == 0,
         f"{where}: {heads} attention heads do not divide its width of {width}",
     )
-    backbone, architecture = _name(hints.backbone, hints.num_heads, {**shown, "num_heads": heads})
+    shown["num_heads"] = heads
+    backbone, architecture = _name(hints.backbone, hints.num_heads, shown, _is_gated(state))
     mean, std = _normalisation(hints.backbone, channels)
     spec = EncoderSpec(
         backbone, rows * patch_size, patch_size, channels, mean, std, architecture, norm_eps
@@ -128,7 +133,7 @@ def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     require(not gaps, f"{where} has a block {gaps[:1]}, but {depth} blocks in all")
     shown: dict[str, Any] = {"embed_dim": width, "depth": depth}
     hidden = state.get("blocks.0.mlp.fc1.weight")
-    if hidden is not None and len(hidden) != 4 * width:
+    if hidden is not None and (len(hidden) != 4 * width or _is_gated(state)):
         shown["mlp_ratio"] = (len(hidden) + 0.5) / width
     if "blocks.0.attn.qkv.bias" not in state:
         shown["qkv_bias"] = False
@@ -148,12 +153,13 @@ def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     return shown
 
 
-def _grid(
-    state: Mapping[str, Tensor], shown: dict[str, Any], hints: Hints, where: str
-) -> tuple[int, int]:
+def _grid(found: Weights, shown: dict[str, Any], hints: Hints, where: str) -> tuple[int, int]:
     """Rows and columns of patches; adds to ``shown`` if prefix tokens have no positions."""
+    state = found.encoder
     count = state["pos_embed"].shape[1]
     prefix = shown.get("class_token", True) + shown.get("reg_tokens", 0)
+    if found.without_prefix:
+        shown["no_embed_class"], prefix = True, 0
     grid = hints.grid or _factors(state["pos_embed"], count - prefix)
     if grid and grid[0] * grid[1] == count - prefix:
         return grid
@@ -226,12 +232,13 @@ def _heads_of(backbone: str) -> int:
 
 
 def _name(
-    backbone: str | None, num_heads: int | None, architecture: Mapping[str, Any]
+    backbone: str | None, num_heads: int | None, architecture: Mapping[str, Any], is_gated: bool
 ) -> tuple[str, Mapping[str, Any]]:
     """A backbone's name, and what is not as that backbone has it.
 
     Args:
         num_heads: what the user insists on.
+        is_gated: see `_is_gated`.
     """
     if backbone:
         insisted = {"num_heads": num_heads} if num_heads else {}
@@ -240,7 +247,17 @@ def _name(
     for name, own in {**_STANDARD, **BACKBONES}.items():
         if architecture == {key: own[key] for key in ("embed_dim", "depth", "num_heads")}:
             return name, {}
+    if is_gated:
+        return "vit_giant_patch14_dinov2", {"init_values": None, **architecture}
     return "vit_base_patch16_224", architecture
+
+
+def _is_gated(state: Mapping[str, Tensor]) -> bool:
+    """Whether half of the first layer of each MLP gates the other half, as in DINOv2's ViT-g."""
+    first, second = (state.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+    if first is None or second is None or second.ndim != 2:
+        return False
+    return len(first) == 2 * second.shape[1]
 
 
 def _normalisation(

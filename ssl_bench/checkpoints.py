@@ -22,6 +22,7 @@ from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import read_json
 from ssl_bench.formats import Weights
 
+_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
 _log = logging.getLogger(__name__)
 
 
@@ -146,7 +147,7 @@ def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
         settings = formats.flags(content, checkpoint.decoder)
         return dataclasses.replace(checkpoint, settings=settings)
     spec = _normalised(checkpoint.spec, told["mean"], told["std"], where)
-    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder)
+    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
     return dataclasses.replace(checkpoint, spec=spec, settings=dict(told["settings"]), notes=notes)
 
 
@@ -223,13 +224,14 @@ def _from_hub(name: str) -> Checkpoint:
 
 
 def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
-    """A folder that transformers' ``save_pretrained`` wrote: ViT or ViTMAE."""
+    """A folder that transformers' ``save_pretrained`` wrote: ViT, ViTMAE or DINOv2."""
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")
     require(
-        kind in ("vit", "vit_mae"),
-        f"{where} holds a model of type {kind!r}; of transformers, vit and vit_mae are read",
+        kind in _MODEL_TYPES,
+        f"{where} holds a model of type {kind!r}; of transformers, {', '.join(_MODEL_TYPES)} are "
+        "read",
     )
     require(
         config.get("hidden_act", "gelu") == "gelu",
@@ -257,7 +259,7 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
         processor = _json(folder / "preprocessor_config.json")
         if "image_mean" in processor:
             spec = _normalised(spec, processor["image_mean"], processor["image_std"], where)
-    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder)
+    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
     return dataclasses.replace(checkpoint, spec=spec, settings=settings, notes=notes)
 
 
@@ -290,11 +292,18 @@ def _build(
     spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
     size = spec.patch_size
     encoder = encoders.empty(spec, img_size=(rows * size, columns * size))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in found.encoder.values()}
+    require(
+        sum(t.nbytes for t in found.encoder.values()) <= sum(s.nbytes() for s in storages.values()),
+        f"{where} is damaged: some of its weights are the same numbers in memory",
+    )
     weights.load_strictly(encoder, found.encoder, where, found.origin)
-    return Checkpoint(encoder, spec, found.decoder, {}, _notes(found.kind, spec, encoder))
+    left_out = [found.left_out] if found.left_out else []
+    notes = _notes(found.kind, spec, encoder, *left_out)
+    return Checkpoint(encoder, spec, found.decoder, {}, notes)
 
 
-def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer) -> tuple[str, ...]:
+def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer, *more: str) -> tuple[str, ...]:
     rows, columns = encoder.patch_embed.grid_size
     order = "none"
     if encoder.pos_embed is not None:
@@ -310,6 +319,7 @@ def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer) -> tuple[st
         f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
         f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
         f"norms add {spec.norm_eps:g}; images normalised with mean {mean}",
+        *more,
     )
 
 

@@ -52,6 +52,8 @@ def export(settings: ExportSettings) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         note = write(checkpoint, output)
     console = Console(markup=False, highlight=False)
+    for about in checkpoint.notes:
+        console.print(about, soft_wrap=True)
     console.print(f"written: {output}", soft_wrap=True)
     console.print(note, soft_wrap=True)
     return output

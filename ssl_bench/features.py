@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ssl_bench import encoders, parallel, progress
+from ssl_bench import encoders, parallel, progress, weights
 from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.data import Split
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.files import atomic
 from ssl_bench.hardware import Hardware
 from ssl_bench.resume import Scratch
 
@@ -53,23 +51,18 @@ class Kept:
         if split not in self.splits:
             return None
         try:
-            with safe_open(self._path(split), "pt") as file:
-                features = {name: file.get_tensor(name) for name in sorted(file.keys())}
-                stored = file.metadata()
-        except (OSError, SafetensorError):
+            features, made_from = weights.read_sealed(self._path(split))
+        except (OSError, ValueError, TypeError, LookupError, SafetensorError):
             return None
-        right = self._metadata(split, features)
-        return features if stored == right else None
+        return features if made_from == self._made_from(split) else None
 
     def write(self, split: Split, features: Mapping[str, Tensor]) -> bool:
         """Keep features; whether they are kept. Where they cannot be written, that is told."""
         if split not in self.splits or not self.may_write:
             return False
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(features.items())}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic(self._path(split)) as path:
-                save_file(tensors, path, self._metadata(split, tensors))
+            weights.write(self._path(split), features, self._made_from(split))
         except (OSError, SafetensorError) as error:
             note = f"features are not kept in {str(self.folder)!r}: {error}"
             progress.console.print(note, markup=False, soft_wrap=True)
@@ -82,13 +75,6 @@ class Kept:
 
     def _made_from(self, split: Split) -> str:
         return json.dumps({**self.made_from, "split": self.splits[split]}, sort_keys=True)
-
-    def _metadata(self, split: Split, features: Mapping[str, Tensor]) -> dict[str, str]:
-        digest = hashlib.sha256()
-        for name, tensor in features.items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.numpy().data)
-        return {"made_from": self._made_from(split), "sha256": digest.hexdigest()}
 
 
 class Encoder:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -35,7 +34,7 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
-from ssl_bench.files import atomic, write_json
+from ssl_bench.files import write_json
 from ssl_bench.hardware import Hardware, peak_memory_mib
 from ssl_bench.interruption import deferred, error_of
 from ssl_bench.optim import Schedule
@@ -151,8 +150,7 @@ def _finish(
     state = method.state_dict()
     own = replicas.whole({name: state[name] for name in state if not name.startswith("encoder.")})
     if parallel.rank() == 0:
-        with atomic(folder / "method.safetensors") as path:
-            save_file({name: tensor.contiguous() for name, tensor in own.items()}, path)
+        weights.write(folder / "method.safetensors", own)
     cost = {
         **_cost(steps, plan.batch_size, flops_per_step * steps, seconds),
         "flops_per_step": flops_per_step,
@@ -177,8 +175,8 @@ def _finish(
 
 def restore(method: Method, folder: Path) -> None:
     """Load a finished run's weights into the method."""
-    own = load_file(folder / "method.safetensors")
-    encoder = load_file(folder / "encoder.safetensors")
+    own = weights.read(folder / "method.safetensors")
+    encoder = weights.read(folder / "encoder.safetensors")
     method.load_state_dict(own | {f"encoder.{name}": value for name, value in encoder.items()})
 
 

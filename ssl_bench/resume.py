@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_bench import parallel
+from ssl_bench import parallel, pickled
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import atomic
 from ssl_bench.interruption import deferred, error_of
@@ -57,15 +57,15 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a state; nothing if there is none.
+    """Read a state, its check sums compared; nothing if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is not as it was written.
     """
     if not path.exists():
         return {}
     with readable(path):
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        return dict(pickled.read(path))
 
 
 def load_on_all(path: Path, load_first: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pathlib
-import pickletools
-import warnings
-import zipfile
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders, parallel, replicas
+from ssl_bench import encoders, parallel, pickled, replicas
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, require
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.files import atomic, read_json, write_json
 
-_LARGEST_PICKLE = 50_000_000
-_LET_IN = ("torch.", "torch_utils", "collections.OrderedDict", "argparse.", "numpy", "pathlib")
+_SEAL = "ssl_bench"
 _ARCHITECTURE = {
     *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
     *("pre_norm", "reg_tokens", "class_token", "no_embed_class", "global_pool", "fc_norm"),
@@ -42,9 +36,7 @@ def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
     state = replicas.whole(encoder.state_dict())
     if parallel.rank() != 0:
         return
-    weights = {name: tensor.contiguous() for name, tensor in state.items()}
-    with atomic(folder / "encoder.safetensors") as path:
-        save_file(weights, path)
+    write(folder / "encoder.safetensors", state, _text(spec))
     write_json(folder / "encoder.json", {**asdict(spec), "timm": spec.timm_arguments()})
 
 
@@ -52,21 +44,74 @@ def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
     """The encoder that `save` wrote into the folder.
 
     Raises:
-        UserError: a file is missing or cut short, or the weights are another encoder's.
+        UserError: a file is missing, cut short or not as it was written, or the weights are
+            another encoder's.
     """
     try:
         text = read_json(folder / "encoder.json")
-        weights = load_file(folder / "encoder.safetensors")
+        weights, made_from = read_sealed(folder / "encoder.safetensors")
         spec = EncoderSpec.of(text)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no readable encoder: {error}") from error
+        raise UserError(f"{folder} holds no readable encoder: {first_line(error)}") from error
     surplus = sorted(set(spec.architecture) - _ARCHITECTURE)
     require(
         not surplus, f"{folder}: encoder.json has {surplus}, which is no encoder's architecture"
     )
+    require(
+        made_from in (None, _text(spec)),
+        f"{folder}: encoder.json is not as it was written with encoder.safetensors",
+    )
     encoder = encoders.empty(spec)
     load_strictly(encoder, weights, repr(str(folder / "encoder.safetensors")))
     return encoder, spec
+
+
+def _text(spec: EncoderSpec) -> str:
+    return json.dumps(asdict(spec), sort_keys=True)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:
+    """Write a safetensors file that holds a digest of all that `read_sealed` gives back.
+
+    Others read it like any such file: the digest is in its metadata.
+
+    Args:
+        made_from: a text that the digest covers too.
+    """
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    # One entry of metadata: several would be in any order, and files of the same content differ.
+    seal = json.dumps({"made_from": made_from, "sha256": _sha256(plain, made_from)})
+    with atomic(path) as temporary:
+        save_file(plain, temporary, {_SEAL: seal})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a safetensors file, on the CPU, and what they were made from.
+
+    The latter is None where `write` did not write the file; then there is no digest to compare.
+
+    Raises:
+        ValueError: the content is not what was written.
+        SafetensorError: it is no such file, or is cut short.
+        OSError: the system cannot read it.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        seal = (file.metadata() or {}).get(_SEAL)
+    if seal is None:
+        return tensors, None
+    told = json.loads(seal)
+    if told["sha256"] != _sha256(tensors, told["made_from"]):
+        raise ValueError(f"{path.name} is damaged: it differs from its digest")
+    return tensors, told["made_from"]
+
+
+def _sha256(tensors: Mapping[str, Tensor], made_from: str) -> str:
+    sha256 = hashlib.sha256(made_from.encode())
+    for name, tensor in sorted(tensors.items()):
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def digest(encoder: VisionTransformer) -> str:
@@ -81,28 +126,24 @@ def digest(encoder: VisionTransformer) -> str:
 def read(path: Path) -> dict[str, Any]:
     """What a file of weights holds, tensors on the CPU. No code from it is run.
 
-    Of what a pickle may hold beside tensors and plain values, only what training code stores as a
-    matter of course is let in: ``argparse.Namespace``, numpy scalars and paths.
+    What a pickle holds beside tensors, plain values, lists and dictionaries is left aside (see
+    `pickled`). Check sums and digests are compared, where the file has any.
 
     Raises:
-        UserError: it is no checkpoint, is cut short, or holds pickled code.
+        UserError: it is no checkpoint, is damaged or cut short, or holds pickled code.
     """
     where = f"{str(path)!r}"
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        if _is_safetensors(start):
-            return dict(load_file(path))
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_sums(path)
+        content = read_sealed(path)[0] if _is_safetensors(start) else pickled.read(path)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        problem = _problem(path, start)
+        problem = _problem(start, error)
         raise UserError(f"{where} cannot be read as weights: {problem}") from error
-    require(isinstance(content, dict), f"{where} holds no weights but a {type(content).__name__}")
+    kind = getattr(content, "name", type(content).__name__)
+    require(isinstance(content, dict), f"{where} holds no weights but a {kind}")
     return content
 
 
@@ -111,62 +152,21 @@ def _is_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{" and not start.startswith((b"PK", b"\x80"))
 
 
-def _harmless() -> list[Any]:
-    numpy_types = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
-    scalar, posix = np.float64(0).__reduce__()[0], pathlib.PosixPath
-    renamed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    renamed += [(posix, f"pathlib{module}.PosixPath") for module in ("", "._local")]
-    return [argparse.Namespace, np.dtype, *numpy_types, *renamed]
-
-
-def _check_sums(path: Path) -> None:
-    """Raise an error where a zip archive differs from its check sums; torch never looks."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise ValueError(f"{broken} is damaged")
-
-
-def _problem(path: Path, start: bytes) -> str:
+def _problem(start: bytes, error: Exception) -> str:
     """Why a file is no checkpoint."""
-    code = _pickled_code(path)
-    if code:
-        return f"it holds pickled code ({code}), which is not run; save its tensors alone"
     if start.lstrip()[:1] == b"<":
         return "it is a web page; the download went wrong"
     if start.startswith(b"version https://git-lfs"):
         return "it is a pointer of git-lfs; `git lfs pull` fetches the file itself"
+    if start.startswith(b"\x1f\x8b"):
+        return "it is compressed; gunzip it first"
+    if isinstance(error, pickled.Unreadable):
+        return str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "it does not fit into the memory that is free"
     if start.startswith((b"PK", b"\x80")) or _is_safetensors(start):
         return "it is damaged or cut short; download or copy it again"
     return "it is neither a PyTorch nor a safetensors file"
-
-
-def _pickled_code(path: Path) -> str | None:
-    """The first thing in a pickle that torch does not build by itself, e.g. ``os.system``."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-                content = archive.read(name)
-        else:
-            with path.open("rb") as file:
-                content = file.read(_LARGEST_PICKLE)
-        strings: list[str] = []
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "GLOBAL":
-                found = str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL":
-                found = ".".join(strings[-2:])
-            else:
-                if isinstance(argument, str):
-                    strings.append(argument)
-                continue
-            if not found.startswith(_LET_IN):
-                return found
-    except Exception:
-        return None  # no pickle at all, or a broken one: there is nothing to name
-    return None
 
 
 def load_strictly(

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,247 @@ class TestFormats:
         torch.testing.assert_close(
             features(encoder, images(16, 16)), features(again, images(16, 16))
         )
+
+
+class TestPrefixes:
+    """Where an encoder lies in a file, and what lies beside it."""
+
+    @pytest.mark.parametrize(
+        "prefix",
+        [
+            *("model.", "net.", "encoder.", "backbone.", "backbone.vit.", "model.backbone."),
+            *("model._orig_mod.", "backbone._orig_mod.", "module.backbone.module."),
+            *("_forward_module.model.", "_fsdp_wrapped_module.vit._orig_mod.", "ema_model.module."),
+        ],
+    )
+    @pytest.mark.parametrize("entries", [(), ("state_dict",), ("state_dict_ema",), ("a", "b")])
+    def test_of_any_kind(self, prefix: str, entries: tuple[str, ...], tmp_path: Path) -> None:
+        content: dict[str, Any] = {f"{prefix}{name}": t for name, t in vit().state_dict().items()}
+        content |= {"gizmo": torch.ones(3), "decoder.weight": torch.ones(2), "queue": torch.ones(1)}
+        for entry in reversed(entries):
+            content = {entry: content, "epoch": 3}
+        torch.save(content, tmp_path / "x.ckpt")
+        assert_same_features(tmp_path / "x.ckpt", vit(), num_heads=3)
+        [*_, told] = read(str(tmp_path / "x.ckpt"), Hints(num_heads=3)).notes
+        for name in ("gizmo (tensors: 1)", "decoder (tensors: 1)", "queue (tensors: 1)"):
+            assert name in told
+        assert ("epoch" in told) == bool(entries)
+
+    @pytest.mark.parametrize("middle", ["module.", "_orig_mod.", "_checkpoint_wrapped_module."])
+    def test_wrappers_of_single_blocks(self, middle: str, tmp_path: Path) -> None:
+        """As torch.compile and FSDP put around blocks."""
+        state = vit().state_dict()
+        state = {re.sub(r"(blocks\.\d+\.)", rf"\1{middle}", name): t for name, t in state.items()}
+        torch.save(state, tmp_path / "x.pth")
+        assert_same_features(tmp_path / "x.pth", vit(), num_heads=3)
+
+    def test_what_lies_below_the_encoders_own_is_an_error(self, tmp_path: Path) -> None:
+        for name in ("backbone.gizmo", "backbone.blocks.1.gizmo"):
+            state = {f"backbone.{name}": tensor for name, tensor in vit().state_dict().items()}
+            torch.save({"state_dict": state | {name: torch.ones(1)}}, tmp_path / "x.ckpt")
+            with pytest.raises(UserError, match=f"has {name!r} too"):
+                load_encoder(tmp_path / "x.ckpt", num_heads=3)
+
+    def test_two_weights_of_one_name_are_an_error(self, tmp_path: Path) -> None:
+        state = vit().state_dict()
+        torch.save({**state, "module.cls_token": state["cls_token"]}, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=r"'cls_token' and 'module\.cls_token' are both"):
+            load_encoder(tmp_path / "x.pth", num_heads=3)
+
+    def test_of_a_masked_autoencoder_with_its_decoder(self, tmp_path: Path) -> None:
+        state = vit().state_dict() | decoder()
+        torch.save({"state_dict": {f"model.{n}": t for n, t in state.items()}}, tmp_path / "x.ckpt")
+        assert_same_features(tmp_path / "x.ckpt", vit(), num_heads=3)
+        found = read(str(tmp_path / "x.ckpt"), Hints(num_heads=3)).decoder
+        assert found.keys() == decoder().keys()
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            {"epoch": 5},
+            {"epoch": torch.tensor(5)},
+            {"best_acc": np.float64(0.5), "epoch": np.int64(3)},
+            {"name": "x", "nothing": None, "losses": [1.0, 2.0], "flag": True},
+            {"nothing": torch.empty(0)},
+            {"args": argparse.Namespace(lr=1.0, tensor=torch.ones(2))},
+            {"dino_loss": {"center": torch.ones(1, 4)}},
+            {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1}]}},
+        ],
+        ids=lambda beside: "-".join(beside),
+    )
+    def test_what_is_no_weight_is_left_aside(
+        self, beside: Mapping[str, Any], tmp_path: Path
+    ) -> None:
+        for content in (
+            {**vit().state_dict(), **beside},
+            {"model": vit().state_dict(), **beside},
+            {"model": {**vit().state_dict(), **beside}},
+        ):
+            torch.save(content, tmp_path / "x.pth")
+            assert_same_features(tmp_path / "x.pth", vit(), num_heads=3)
+            [*_, told] = read(str(tmp_path / "x.pth"), Hints(num_heads=3)).notes
+            assert told.startswith("left out: ") and all(name in told for name in beside)
+
+    def test_plain_number_in_the_place_of_a_weight(self, tmp_path: Path) -> None:
+        torch.save({**vit().state_dict(), "blocks.0.norm1.bias": 0.5}, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=r"lacks 'blocks\.0\.norm1\.bias'"):
+            load_encoder(tmp_path / "x.pth", num_heads=3)
+
+    def test_weights_that_share_memory_are_refused(self, tmp_path: Path) -> None:
+        state = vit().state_dict()
+        state["blocks.1.norm1.bias"] = state["blocks.0.norm1.bias"]
+        torch.save(state, tmp_path / "x.pth")
+        with pytest.raises(UserError, match="same numbers in memory"):
+            load_encoder(tmp_path / "x.pth", num_heads=3)
+
+    @pytest.mark.parametrize(
+        "names,default",
+        [
+            (("target_encoder", "encoder"), "target_encoder"),
+            (("teacher.backbone", "student.backbone"), "teacher"),
+            (("student.module.backbone", "teacher.backbone"), "teacher"),
+            (("model", "model_ema"), None),
+            (("state_dict", "state_dict_ema"), None),
+            (("online.net", "target.net"), None),
+        ],
+    )
+    def test_of_two_networks(
+        self, names: tuple[str, str], default: str | None, tmp_path: Path
+    ) -> None:
+        models = {name: vit() for name in names}
+        with torch.no_grad():
+            for shift, model in enumerate(models.values()):
+                model.cls_token.add_(shift)
+        content: dict[str, Any] = {"epoch": 1, "dino_loss": {"center": torch.ones(1, 8)}}
+        for name, model in models.items():
+            entry, _, prefix = name.partition(".")
+            prefix = prefix + "." if prefix else ""
+            content[entry] = {f"{prefix}{key}": t for key, t in model.state_dict().items()}
+        torch.save(content, tmp_path / "x.pth")
+        for name, model in models.items():
+            branch = name.partition(".")[0]
+            assert_same_features(tmp_path / "x.pth", model, num_heads=3, branch=branch)
+            if branch == default:
+                assert_same_features(tmp_path / "x.pth", model, num_heads=3)
+        if default is None:
+            with pytest.raises(UserError, match="holds several networks"):
+                load_encoder(tmp_path / "x.pth", num_heads=3)
+
+    def test_eval_and_export_say_what_is_left_out(
+        self, ssl_bench: Call, image_folder: Path, tmp_path: Path
+    ) -> None:
+        content = {"model": vit().state_dict(), "best": np.float64(0.5)}
+        torch.save(content, tmp_path / "x.pth")
+        flags = ("--num-heads", 3, "--evals", "knn", "--runs-dir", tmp_path / "runs")
+        for command in (
+            ("eval", "--weights", tmp_path / "x.pth", "--data", image_folder, *flags),
+            ("export", tmp_path / "x.pth", "--num-heads", 3, "--output", tmp_path / "out"),
+        ):
+            code, out, err = ssl_bench(*command)
+            assert code == 0, err
+            assert "left out: best" in out
+
+
+class TestDinov2:
+    """Its own files, against timm's reading of them."""
+
+    def theirs(self) -> tuple[VisionTransformer, State]:
+        """A model of timm, and the same as DINOv2's code has it."""
+        torch.manual_seed(0)
+        sizes = {"img_size": 56, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 0}
+        model = timm.create_model("vit_small_patch14_reg4_dinov2", **sizes).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+        state = model.state_dict()
+        state["register_tokens"] = state.pop("reg_token")
+        position = torch.randn(1, 1, 48)  # DINOv2 adds it to the class token, as it runs
+        state["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
+        state["cls_token"] = state["cls_token"] - position
+        return model, state | {"mask_token": torch.zeros(1, 48)}
+
+    def assert_same(self, path: Path, model: VisionTransformer) -> None:
+        ours, pictures = load_encoder(path, num_heads=3), images(56, 56)
+        torch.testing.assert_close(features(ours, pictures), features(model, pictures))
+
+    def test_registers(self, tmp_path: Path) -> None:
+        model, state = self.theirs()
+        torch.save(state, tmp_path / "reg4_pretrain.pth")
+        self.assert_same(tmp_path / "reg4_pretrain.pth", model)
+
+    def test_registers_as_timm_loads_them(self, tmp_path: Path) -> None:
+        """By its own code for the official files."""
+        torch.manual_seed(1)
+        model = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56, num_classes=0)
+        state = {name: torch.randn_like(t) * 0.1 for name, t in model.state_dict().items()}
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = torch.randn(1, 17, 384) * 0.1
+        state["mask_token"] = torch.zeros(1, 384)
+        torch.save(state, tmp_path / "vits14_reg4.pth")
+        path = str(tmp_path / "vits14_reg4.pth")
+        loaded = timm.create_model(
+            "vit_small_patch14_reg4_dinov2", img_size=56, num_classes=0, checkpoint_path=path
+        ).eval()
+        pictures = images(56, 56)
+        for hints in ({}, {"backbone": "vit_small_patch14_reg4_dinov2"}):
+            ours = load_encoder(path, **hints)  # type: ignore[arg-type]
+            torch.testing.assert_close(
+                features(ours, pictures), features(loaded, pictures), rtol=1e-4, atol=1e-4
+            )
+
+    def test_blocks_in_chunks(self, tmp_path: Path) -> None:
+        model, state = self.theirs()
+        chunked = {
+            re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 2}.{m[1]}", name): tensor
+            for name, tensor in state.items()
+        }
+        heads = {
+            "dino_head.mlp.0.weight": torch.ones(2),
+            "ibot_head.last_layer.weight": torch.ones(2),
+        }
+        teacher = {f"backbone.{name}": tensor for name, tensor in chunked.items()} | heads
+        torch.save({"teacher": teacher}, tmp_path / "teacher_checkpoint.pth")
+        self.assert_same(tmp_path / "teacher_checkpoint.pth", model)
+
+    def test_blocks_that_each_chunk_counts_anew_are_refused(self, tmp_path: Path) -> None:
+        _, state = self.theirs()
+        chunked = {
+            re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 2}.{int(m[1]) % 2}", n): t
+            for n, t in state.items()
+        }
+        torch.save(chunked, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=r"are both 'blocks\.0\."):
+            load_encoder(tmp_path / "x.pth", num_heads=3)
+
+    def test_gated_mlps(self, tmp_path: Path) -> None:
+        sizes = {"img_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
+        model = timm.create_model("vit_giant_patch14_dinov2", **sizes).eval()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+        names = {".mlp.fc1.": ".mlp.w12.", ".mlp.fc2.": ".mlp.w3."}
+        state = model.state_dict()
+        for ours, theirs in names.items():
+            state = {name.replace(ours, theirs): tensor for name, tensor in state.items()}
+        torch.save(state | {"mask_token": torch.zeros(1, 48)}, tmp_path / "x.pth")
+        self.assert_same(tmp_path / "x.pth", model)
+
+    @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+    def test_of_transformers(self, kind: str, tmp_path: Path) -> None:
+        import transformers
+
+        config = getattr(transformers, f"{kind}Config")(
+            hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=56, patch_size=14
+        )
+        torch.manual_seed(0)
+        theirs = getattr(transformers, f"{kind}Model")(config).eval()
+        theirs.save_pretrained(tmp_path / "x")
+        pictures = images(56, 56)
+        with torch.no_grad():
+            expected = theirs(pictures).last_hidden_state
+        ours = features(load_encoder(tmp_path / "x"), pictures)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 class TestSeveralNetworks:
@@ -419,6 +661,8 @@ class TestHeads:
             (768, 12, "column", 12),
             (1024, 24, "column", 16),
             (1280, 32, None, 16),
+            (1280, 32, "column", 16),
+            (1536, 40, None, 24),
         ],
     )
     def test_of_known_encoders(
@@ -671,6 +915,22 @@ class TestRefusals:
             load_encoder(path)
         assert not evidence.exists()
         assert not capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "name,message",
+        [
+            ("layers.0.blocks.0.norm1.weight", "a Swin Transformer"),
+            ("encoder.layers.0.blocks.0.norm1.weight", "a Swin Transformer"),
+            ("blocks.0.attn.relative_position_bias_table", "BEiT or data2vec"),
+            ("rel_pos_bias.relative_position_bias_table", "BEiT or data2vec"),
+        ],
+    )
+    def test_other_transformers(self, name: str, message: str, tmp_path: Path) -> None:
+        state = {**vit().state_dict(), name: torch.ones(48)}
+        del state["pos_embed"]
+        torch.save({"model": state}, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=f"{message}.*not supported"):
+            load_encoder(tmp_path / "x.pth")
 
     def test_damaged_run_folder(self, tmp_path: Path) -> None:
         save_file(vit().state_dict(), tmp_path / "encoder.safetensors")

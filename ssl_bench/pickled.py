@@ -1,0 +1,372 @@
+"""Files that ``torch.save`` wrote, read without running or trusting anything in them.
+
+A pickle is a program: what it calls, it may call with anything. Here only dictionaries, lists,
+plain values and dense tensors are made of it, each within the bytes that the file holds. What else
+training code stores as a matter of course, such as numpy's scalars, becomes an inert `Left`; any
+other name is refused. ``torch.load(weights_only=True)`` runs no code either, but allocates what a
+few bytes ask for, compares no check sums, and cannot read past a numpy scalar.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LARGEST_PICKLE = 2**23
+_MOST_DIMENSIONS = 64
+_MAGIC = 0x1950A86A20F9469CFC6C
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+    # Numbers of quantised tensors, which are left.
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
+}
+_MODULES = (
+    *("torch", "collections", "numpy", "argparse", "pathlib", "typing", "datetime", "enum"),
+    *("omegaconf", "lightning", "lightning_fabric", "pytorch_lightning"),
+)
+"""Whose names training code leaves in its files. None is imported for that."""
+_BUILTINS = {
+    *("set", "frozenset", "list", "dict", "tuple", "slice", "range"),
+    *("bytes", "bytearray", "str", "int", "float", "bool", "complex"),
+}
+_PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+class Unreadable(Exception):
+    """Why a file cannot be read, in words that go on from "it cannot be read as weights"."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """Something that a file names, or has made by what it names; none of it is.
+
+    Attributes:
+        name: such as ``numpy.core.multiarray.scalar``.
+    """
+
+    name: str
+
+
+class Flags(dict[str, Any]):
+    """What ``argparse.Namespace`` holds."""
+
+
+@dataclass(frozen=True)
+class _Storage:
+    content: Tensor
+    """Bytes."""
+    dtype: torch.dtype
+
+
+def read(path: Path) -> Any:
+    """What the file holds; tensors on the CPU, of a storage that was itself read into memory.
+
+    A zip archive's check sums are compared, where ``torch.save`` made any.
+
+    Raises:
+        Unreadable: it is damaged, is no such file, holds pickled code, or is written to harm.
+        OSError: the system cannot read it.
+        Exception: it is damaged, of whatever kind this makes Python complain.
+    """
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            return _Archive(file).load()
+        file.seek(0)
+        return _read_old(file)
+
+
+class _Budget:
+    """Memory for tensors, of which there is as much as the file is large."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._left = file.seek(0, io.SEEK_END)
+
+    def bytes_(self, size: int) -> Tensor:
+        self._left -= size
+        _require(size >= 0 and self._left >= 0, "its tensors are larger than the file itself")
+        return torch.empty(size, dtype=torch.uint8)
+
+
+class _Archive:
+    """A zip archive of ``data.pkl`` and of one record for each storage, nothing compressed."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file, self._budget = file, _Budget(file)
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+        self._entries = {entry.filename: entry for entry in entries}
+        _require(len(entries) == len(self._entries), "it holds two records of one name")
+        roots = [name.removesuffix("data.pkl") for name in self._entries if _is_root(name)]
+        _require(len(roots) == 1, "it is a zip archive, but none that torch.save wrote")
+        self._root = roots[0]
+        # Where torch was told to make no check sums, all of them are zero.
+        self._is_checked = any(entry.CRC for entry in entries)
+        self._storages: dict[str, Tensor] = {}
+
+    def load(self) -> Any:
+        order = f"{self._root}byteorder"
+        if order in self._entries and self._record(order).numpy().tobytes() != _ORDER:
+            raise Unreadable("it was written on a machine with the other order of bytes")
+        if f"{self._root}constants.pkl" in self._entries:
+            raise Unreadable("it is a TorchScript archive, which holds code; save its state_dict")
+        name = f"{self._root}data.pkl"
+        _require(self._entries[name].file_size <= _LARGEST_PICKLE, _TOO_LARGE)
+        content = self._record(name).numpy().tobytes()
+        return _Unpickler(io.BytesIO(content), self._storage).load()
+
+    def _storage(self, key: str, size: int) -> Tensor:
+        if key not in self._storages:
+            self._storages[key] = self._record(f"{self._root}data/{key}")
+        _require(len(self._storages[key]) == size, f"it is damaged: data/{key} has another size")
+        return self._storages[key]
+
+    def _record(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        is_plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+        _require(is_plain, "its records are compressed or encrypted, and those of torch never are")
+        content = self._budget.bytes_(entry.file_size)
+        self._file.seek(entry.header_offset)
+        header = self._file.read(30)
+        _require(header[:4] == b"PK\x03\x04", f"it is damaged: {name} is not where it should be")
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
+        self._file.seek(lengths, io.SEEK_CUR)
+        view = content.numpy().data
+        _require(self._file.readinto(view) == len(view), f"it is damaged: {name} is cut short")
+        is_whole = not self._is_checked or zlib.crc32(view) == entry.CRC
+        _require(is_whole, f"it is damaged: {name} differs from its check sum")
+        return content
+
+
+_ORDER = sys.byteorder.encode()
+_TOO_LARGE = f"it describes its content in more than {_LARGEST_PICKLE} bytes"
+
+
+def _is_root(name: str) -> bool:
+    return name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)
+
+
+def _read_old(file: io.BufferedReader) -> Any:
+    """What torch wrote before 1.6, or was told to: four pickles, names of storages, storages."""
+    budget, storages = _Budget(file), dict[str, Tensor]()
+
+    def storage(key: str, size: int) -> Tensor:
+        if key not in storages:
+            storages[key] = budget.bytes_(size)
+        _require(len(storages[key]) == size, f"it is damaged: storage {key} has two sizes")
+        return storages[key]
+
+    file.seek(0)
+    start = io.BytesIO(file.read(_LARGEST_PICKLE))
+    unpickler = _Unpickler(start, storage)
+    is_known = _Unpickler(start, storage).load() == _MAGIC
+    _require(is_known, "it is a pickle, but none that torch.save wrote")
+    _Unpickler(start, storage).load()  # the version, which has always been the same
+    system = _Unpickler(start, storage).load()
+    order = "little" if system["little_endian"] else "big"
+    _require(order == sys.byteorder, "it was written on a machine with the other order of bytes")
+    content = unpickler.load()
+    keys = _Unpickler(start, storage).load()
+    file.seek(start.tell())
+    for key in keys:
+        count = int.from_bytes(file.read(8), "little")
+        view = storages[str(key)].numpy().data
+        is_whole = count * unpickler.sizes[str(key)] == len(view) == file.readinto(view)
+        _require(is_whole, f"it is damaged or cut short in storage {key}")
+    _require(sorted(storages) == sorted(map(str, keys)), "it is damaged: a storage is missing")
+    return content
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise Unreadable(problem)
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler in Python, whose every call, name and change is decided here.
+
+    (The one in C allocates what a single index asks for.)
+
+    Attributes:
+        sizes: bytes of an element of each storage.
+    """
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: io.BytesIO, storage: Callable[[str, int], Tensor]) -> None:
+        super().__init__(file, encoding="latin1")
+        self._storage, self.sizes = storage, dict[str, int]()
+
+    def find_class(self, module: str, name: str) -> Left:
+        full, top = f"{module}.{name}", module.partition(".")[0]
+        is_builtin = module in ("builtins", "__builtin__") and name in _BUILTINS
+        if full == "_codecs.encode" or is_builtin or top in _MODULES:
+            return Left(full)
+        raise Unreadable(
+            f"it holds pickled code ({full}), which is not run; save its tensors alone"
+        )
+
+    def persistent_load(self, told: Any) -> Any:
+        kind, name, key, _, count, *view = told
+        is_storage = kind == "storage" and type(count) is int and view in ([], [None])
+        what = name.name if isinstance(name, Left) else "nothing"
+        dtype = _DTYPES.get(what.rpartition(".")[2])
+        if not is_storage or dtype is None:
+            raise Unreadable(
+                f"it holds tensors of an unknown kind ({what}); save its weights alone"
+            )
+        self.sizes[str(key)] = dtype.itemsize
+        return _Storage(self._storage(str(key), count * dtype.itemsize), dtype)
+
+    def made(self, what: Any, arguments: Any) -> Any:
+        """What a call, or a new object of a class, stands for."""
+        if not isinstance(what, Left) or not isinstance(arguments, tuple):
+            raise Unreadable("it calls what is nothing to call")
+        name = what.name
+        if name == "collections.OrderedDict":
+            items = _Items()
+            for pair in arguments[0] if arguments else ():
+                items.put(*pair)
+            return items.content
+        if name == "argparse.Namespace":
+            return Flags()
+        if name == "torch.Size":
+            return tuple(arguments[0]) if arguments else ()
+        if name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
+            return _tensor(*arguments[:4])
+        if name == "torch._utils._rebuild_tensor_v3":
+            return _tensor(*arguments[:4], *arguments[6:7])
+        if name.startswith("torch._utils._rebuild_parameter"):
+            return arguments[0]
+        if name == "torch._tensor._rebuild_from_type_v2":
+            return self.made(arguments[0], arguments[2])
+        return what
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self.made(self.stack[-1], arguments)
+
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()
+        self.load_reduce()
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Flags) and isinstance(state, dict):
+            self.stack[-1].update(state)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put([key, value])
+
+    def load_setitems(self) -> None:
+        self._put(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._put(items)
+
+    def _put(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], dict):
+            into = _Items(self.stack[-1])
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                into.put(key, value)
+
+    def load_append(self) -> None:
+        value = self.stack.pop()
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].append(value)
+
+    def load_appends(self) -> None:
+        values = self.pop_mark()
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(values)
+
+    def load_frozenset(self) -> None:
+        self.append(self.pop_mark())
+
+
+class _Items:
+    """A dictionary whose keys take no time to hash, as those of nested tuples can."""
+
+    def __init__(self, content: dict[Any, Any] | None = None) -> None:
+        self.content = {} if content is None else content
+
+    def put(self, key: Any, value: Any) -> None:
+        if isinstance(key, _PLAIN):
+            self.content[key] = value
+
+
+_NOT_READ = {
+    *("load_ext1", "load_ext2", "load_ext4", "load_inst", "load_obj", "load_persid"),
+    *("load_bytearray8", "load_next_buffer", "load_readonly_buffer"),
+}
+"""Registered extensions, classes of Python 1, and buffers that ask for any size."""
+_own: Any = _Unpickler  # typeshed knows that of the unpickler in C
+_own.dispatch = {
+    **{code: load for code, load in _own.dispatch.items() if load.__name__ not in _NOT_READ},
+    pickle.REDUCE[0]: _own.load_reduce,
+    pickle.NEWOBJ[0]: _own.load_reduce,
+    pickle.NEWOBJ_EX[0]: _own.load_newobj_ex,
+    pickle.BUILD[0]: _own.load_build,
+    pickle.SETITEM[0]: _own.load_setitem,
+    pickle.SETITEMS[0]: _own.load_setitems,
+    pickle.DICT[0]: _own.load_dict,
+    pickle.APPEND[0]: _own.load_append,
+    pickle.APPENDS[0]: _own.load_appends,
+    # A set's items need not be hashed, as nobody looks for one.
+    pickle.EMPTY_SET[0]: _own.load_empty_list,
+    pickle.ADDITEMS[0]: _own.load_appends,
+    pickle.FROZENSET[0]: _own.load_frozenset,
+}
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None) -> Tensor | Left:
+    """The tensor, where it is one of as many numbers as the storage has at most."""
+    if not isinstance(storage, _Storage):
+        return Left("a tensor of an unknown kind")
+    if dtype is not None:
+        known = getattr(torch, dtype.name.rpartition(".")[2], None)
+        if not isinstance(known, torch.dtype):
+            return Left(f"a tensor of {dtype.name}")
+        dtype = known
+    numbers = storage.content.view(dtype or storage.dtype)
+    shape = (*size, *stride, offset)
+    _require(
+        len(size) == len(stride) <= _MOST_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 2**48 for n in shape),
+        "it is damaged: a tensor has no shape",
+    )
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    is_inside = 0 in size or last < len(numbers)
+    _require(is_inside, "it is damaged: a tensor reaches beyond what is stored")
+    if math.prod(size) > len(numbers):
+        return Left("a tensor that repeats itself")
+    return numbers.as_strided(size, stride, offset)
