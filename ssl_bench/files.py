@@ -20,7 +20,8 @@ os.umask(_UMASK)  # asked once, as asking sets it for a moment, for every thread
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 LARGEST = 64 * 2**20
 """Bytes of a text file that are read; what is written here is a thousandth of it."""
-_MOST_DIGITS = 400
+_PAGE = 4096
+_MOST_DIGITS = 300
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -101,7 +102,7 @@ def load_json(path: Path | str) -> Any:
 
     Raises:
         Unreadable: it is no regular file, is too large, or holds no JSON: no UTF-8, too deep, a
-            name twice in one object, a whole number of more digits than any float has.
+            name twice in one object, a whole number that no float is as large as.
         Absent: there is none.
     """
     return parse_json(load_bytes(path))
@@ -140,23 +141,29 @@ def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("it is no regular file")
             if tail is not None:
-                file.seek(max(0, status.st_size - tail))
-                return file.read(tail)
+                most = min(tail, status.st_size)
+                os.lseek(descriptor, -most, os.SEEK_END)
+            content = bytearray()
             # The size may be a lie (/proc), and the file may grow meanwhile.
-            content = file.read(most + 1)
+            while part := os.read(descriptor, min(max(status.st_size, _PAGE), most) + 1):
+                content += part
+                if len(content) > most:
+                    break
+        finally:
+            os.close(descriptor)
     except OSError as error:
         kind = Absent if error.errno in _ABSENT else Unreadable
         raise kind(error.strerror or first_line(error)) from None
-    except ValueError as error:  # Unreadable, or a name with a null character
+    except ValueError as error:  # a name with a null character
         raise error if isinstance(error, Unreadable) else Absent(first_line(error)) from None
-    if len(content) > most:
+    if len(content) > most and tail is None:
         raise Unreadable(f"it has more than {most:,} bytes")
-    return content
+    return bytes(content[:most])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
