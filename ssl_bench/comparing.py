@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from ssl_bench import comparison, index, tables
 from ssl_bench.files import atomic, writing
 from ssl_bench.settings import CompareSettings
+from ssl_bench.terminal import Console
 
-console = Console(markup=False)
+console = Console()
 
 
 def compare(settings: CompareSettings) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.files import atomic, writing
 from ssl_bench.settings import ExportSettings
+from ssl_bench.terminal import Console
 
 _PLAIN = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm)\.(weight|bias)|"
@@ -51,7 +51,7 @@ def export(settings: ExportSettings) -> Path:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         note = write(checkpoint, output)
-    console = Console(markup=False, highlight=False)
+    console = Console()
     console.print(f"written: {output}", soft_wrap=True)
     console.print(note, soft_wrap=True)
     return output

@@ -72,7 +72,7 @@ class Kept:
                 save_file(tensors, path, self._metadata(split, tensors))
         except (OSError, SafetensorError) as error:
             note = f"features are not kept in {str(self.folder)!r}: {error}"
-            progress.console.print(note, markup=False, soft_wrap=True)
+            progress.console.print(note, soft_wrap=True)
             return False
         return True
 

@@ -21,7 +21,9 @@ _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 LARGEST = 64 * 2**20
 """Bytes of a text file that are read; what is written here is a thousandth of it."""
 _PAGE = 4096
+_LONGEST_NAME = 255
 _MOST_DIGITS = 300
+_DEEPEST = 64
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -117,7 +119,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return _DECODER.decode(text)
+        content = _DECODER.decode(text)
     except RecursionError:
         raise Unreadable("it is nested too deep") from None
     except UnicodeDecodeError:
@@ -126,6 +128,9 @@ def parse_json(text: str | bytes) -> Any:
         raise
     except ValueError as error:
         raise Unreadable(first_line(error)) from None
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(content) > _DEEPEST:
+        raise Unreadable("it is nested too deep")
+    return content
 
 
 def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -> bytes:
@@ -166,12 +171,55 @@ def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -
     return bytes(content[:most])
 
 
+def leads_out(path: Path | str, home: Path | str) -> bool:
+    """Whether links on the way from a folder to what lies below it lead out of that folder."""
+    below = os.path.realpath(path)
+    return os.path.commonpath([below, real := os.path.realpath(home)]) != real
+
+
+def leaving(home: Path) -> list[str]:
+    """What lies below a folder by its name and is elsewhere: links that lead out, by their path."""
+    found = []
+    for folder, folders, names in os.walk(home):
+        for name in (*folders, *names):
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and leads_out(path, home):
+                found.append(os.path.relpath(path, home))
+    return sorted(found)
+
+
+def checked_name(name: str) -> str:
+    """The name, which can be that of a file or folder in a place of our choosing, and nowhere else.
+
+    Raises:
+        UserError: it would lead elsewhere, or no file system takes it.
+    """
+    is_one = os.path.basename(name) == name and name not in ("", ".", "..") and "\0" not in name
+    size = len(os.fsencode(name)) if is_one else 0
+    if not 0 < size <= _LONGEST_NAME:
+        raise UserError(f"{name!r:.300} cannot be the name of a folder")
+    return name
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name in found if sum(name == each for each, _ in pairs) > 1)
         raise Unreadable(f"it has {twice!r:.60} twice")
     return found
+
+
+def _depth(content: Any) -> int:
+    """How deep the lists and objects of JSON are nested, found without recursion."""
+    depth, level = 0, [content]
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]:
+        depth += 1
+    return depth
 
 
 def _whole(digits: str) -> int:

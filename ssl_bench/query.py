@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from ssl_bench import index, rows
 from ssl_bench.errors import UserError
 from ssl_bench.files import atomic, writing
 from ssl_bench.settings import QuerySettings
+from ssl_bench.terminal import Console
 from ssl_bench.units import plain
 
 Fetch = Callable[[int], list[tuple[Any, ...]]]

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import arrays, plugins, runs
@@ -20,10 +19,11 @@ from ssl_bench.flags import Request
 from ssl_bench.plugins import Plugin
 from ssl_bench.provenance import text
 from ssl_bench.settings import Precision, RerunSettings, Settings
+from ssl_bench.terminal import Console
 
 _ENVIRONMENT = ("code", "python", "packages", "device", "cores", "platform")
 _OUTCOME = "rerun.json"
-_console = Console(markup=False, highlight=False)
+_console = Console()
 
 
 def rerun(settings: RerunSettings) -> bool:
