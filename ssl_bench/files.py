@@ -177,14 +177,22 @@ def leads_out(path: Path | str, home: Path | str) -> bool:
     return os.path.commonpath([below, real := os.path.realpath(home)]) != real
 
 
-def leaving(home: Path) -> list[str]:
-    """What lies below a folder by its name and is elsewhere: links that lead out, by their path."""
+def strange(home: Path) -> list[str]:
+    """What is below a folder and is not read: links that lead out, and pipes and the like.
+
+    Returns:
+        A line for each.
+    """
     found = []
     for folder, folders, names in os.walk(home):
         for name in (*folders, *names):
             path = os.path.join(folder, name)
-            if os.path.islink(path) and leads_out(path, home):
-                found.append(os.path.relpath(path, home))
+            below = os.path.relpath(path, home)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode) and leads_out(path, home):
+                found.append(f"{below} leads out of the folder by a link")
+            elif not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                found.append(f"{below} is no regular file")
     return sorted(found)
 
 

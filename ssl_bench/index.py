@@ -300,6 +300,7 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
     names = table["run"].to_pylist()
     unique = Counter(names)
     names = [n if unique[n] == 1 else folder for n, folder in zip(names, folders, strict=True)]
+    names = _told_apart(list(map(rows.text, names)))
     states = [
         "running" if state == "unfinished" and runs.is_locked(Path(folder)) else state
         for state, folder in zip(table["state"].to_pylist(), folders, strict=True)
@@ -309,19 +310,31 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
         for name, found in zip(names, table["problems"].to_pylist(), strict=True)
         for problem in found
     ]
-    told = {"run": names, "folder": folders, "state": states}
+    # A path stays what it is, but for what is no character.
+    paths = [folder.encode(errors="replace").decode() for folder in folders]
+    told = {"run": names, "folder": paths, "state": states}
     of_runs = pa.table(
         {
-            name: pa.array(map(rows.text, told[name]), pa.string()) if name in told else table[name]
+            name: pa.array(told[name], pa.string()) if name in told else table[name]
             for name in rows.RUN_COLUMNS
         }
     )
     nested = table["scores"].combine_chunks()
     own = pa.Table.from_struct_array(pc.list_flatten(nested))
     parents = pc.list_parent_indices(nested)
-    paths = pc.binary_join_element_wise(of_runs["folder"].take(parents), own["folder"], os.sep)
-    derived = {"run": of_runs["run"].take(parents), "folder": paths}
+    homes = pc.binary_join_element_wise(of_runs["folder"].take(parents), own["folder"], os.sep)
+    derived = {"run": of_runs["run"].take(parents), "folder": homes}
     of_scores = pa.table(
         {name: derived[name] if name in derived else own[name] for name in rows.SCORE_COLUMNS}
     )
     return Tables(of_runs, of_scores, tuple(problems))
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names that were others by what cannot be shown of them, with a number after each but one."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found

@@ -15,7 +15,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.files import atomic, writing
 from ssl_bench.settings import QuerySettings
 from ssl_bench.terminal import Console
-from ssl_bench.units import plain
+from ssl_bench.units import cell, plain
 
 Fetch = Callable[[int], list[tuple[Any, ...]]]
 
@@ -58,9 +58,9 @@ def query(settings: QuerySettings) -> None:
                 path.open("w", newline="") as f,
             ):
                 writer = csv.writer(f)
-                writer.writerow(names)
+                writer.writerow(map(cell, names))
                 while answer:
-                    writer.writerows(answer)
+                    writer.writerows(map(cell, row) for row in answer)
                     answer = fetch(_AT_ONCE)
             console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
 

@@ -271,7 +271,7 @@ def _typed(kind: Kind, value: Any) -> Any:
     Raises:
         ValueError, OverflowError: it cannot be.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = _is_number(value)
     if value is None:
         return None
     if kind == "json":
@@ -285,6 +285,10 @@ def _typed(kind: Kind, value: Any) -> Any:
     if kind == "int" and is_number and value == int(value) and abs(value) < 2**63:
         return int(value)
     raise ValueError
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
@@ -373,6 +377,10 @@ def _scores(
         if len(scores) > _MOST_SCORES:
             found.problems.append(plain(f"{folder}/scores.json has {len(scores):,} scores"))
             continue
+        baselines = {
+            label: {name: value for name, value in mapping(own).items() if _is_number(value)}
+            for label, own in mapping(record.get("baselines")).items()
+        }
         for number, (score, value) in enumerate(scores.items()):
             is_headline = number == 0
             values = {
@@ -394,7 +402,7 @@ def _scores(
                 "seconds": cost.get("seconds"),
                 "eval_seconds": record.get("seconds"),
                 "note": record.get("note"),
-                "baselines": mapping(record.get("baselines")),
+                "baselines": baselines,
                 "folder": folder,
             }
             yield found.row(SCORE_COLUMNS, values, f"{folder}/scores.json: ")

@@ -42,9 +42,9 @@ from ssl_bench.files import (
     Absent,
     Unreadable,
     checked_name,
-    leaving,
     load_json,
     remove_temporary,
+    strange,
     write_json,
 )
 from ssl_bench.locks import held, is_locked
@@ -268,11 +268,11 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
         is_trained(folder),
         f"run {folder.name!r} is not finished; this goes on with it: {command_of(folder)}",
     )
-    links = leaving(folder)
+    odd = strange(folder)
     require(
-        not links,
-        f"run {str(folder)!r}: {', '.join(links[:3])} leads out of the run's folder by a link, so "
-        "the run is not used; the file itself in the link's place would work",
+        not odd,
+        f"run {str(folder)!r} cannot be used: {'; '.join(odd[:3])}; the files themselves in their "
+        "places would work",
     )
     return folder
 
