@@ -213,7 +213,7 @@ def _outline(plugin: Plugin) -> types.ModuleType:
 def _parse(plugin: Plugin) -> ast.Module:
     try:
         return ast.parse(plugin.path.read_text())
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{plugin.path} is not valid Python: {error}") from error
 
 

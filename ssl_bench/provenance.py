@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ssl_bench import runs
 from ssl_bench.errors import UserError, require
-from ssl_bench.files import leads_out, leaving
+from ssl_bench.files import leads_out, strange
 from ssl_bench.runs import mapping
 from ssl_bench.settings import ShowSettings
 from ssl_bench.terminal import Console
@@ -48,10 +48,7 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: its plan cannot be read.
     """
-    links = leaving(folder)
-    problems = [
-        f"{link} leads out of the run's folder by a link, and is not read" for link in links
-    ]
+    problems = [f"{line}, and is not read" for line in strange(folder)]
 
     def read(path: Path) -> dict[str, Any]:
         try:
