@@ -37,10 +37,11 @@ def export(settings: ExportSettings) -> Path:
         UserError: there is no such run or file, it does not fit the format, or nothing can be
             written there.
     """
-    source, name = settings.target, Path(settings.target).stem.replace(":", "-")
+    source, name, unseen = settings.target, Path(settings.target).stem.replace(":", "-"), ""
     if not checkpoints.is_foreign(source):
         folder = runs.find_trained(settings.runs_dir, source)
         source, name = str(folder), folder.name
+        unseen = runs.file_of_method(folder)
     checkpoint = checkpoints.read(source, Hints.of(settings))
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")
@@ -54,6 +55,8 @@ def export(settings: ExportSettings) -> Path:
     console = Console()
     console.print(f"written: {output}", soft_wrap=True)
     console.print(note, soft_wrap=True)
+    if unseen:
+        console.print(f"{unseen}: the encoder is written, and a decoder only if it is like MAE's")
     return output
 
 

@@ -326,6 +326,18 @@ def plan_of(folder: Path) -> dict[str, Any]:
     return plan
 
 
+def file_of_method(folder: Path) -> str:
+    """One line where a run's method is a file, which nobody but `rerun` runs; "" otherwise."""
+    config = config_of(folder)
+    source = config.get("method_source")
+    if not source:
+        return ""
+    return (
+        f"run {folder.name!r} was made by {config['method']!r}, a method in the file {source!r}, "
+        "which is not run to look at the run"
+    )
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
