@@ -15,10 +15,11 @@ from rich.table import Table
 from ssl_bench import figures, masking, runs
 from ssl_bench.ablation import Cell, Study, as_number
 from ssl_bench.commands import Run, console
-from ssl_bench.files import atomic, write_json
+from ssl_bench.files import atomic, checked_name, write_json
 from ssl_bench.gains import headline
 from ssl_bench.settings import Ablation
 from ssl_bench.sweep import in_turn
+from ssl_bench.units import cell
 
 _DEVIATION, _PAPER = " deviation", " of the paper"
 _LINE = 100
@@ -41,7 +42,7 @@ def run(study: Study) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "cells.json", _provenance(study, finished))
     with atomic(folder / "table.csv") as path:
-        table.to_csv(path)
+        table.map(cell).to_csv(path)
     title = f"{study.method}: {ablation.title}"
     plans = [runs.plan_of(run.folder) for run in finished]
     ours = f"ours: {setting(plans, study.constant)}"
@@ -112,7 +113,7 @@ def _name(study: Study, finished: Sequence[Run]) -> str:
         for run in finished
     ]
     data = runs.plan_of(finished[0].folder)["data"]
-    return f"{study.name}-{data}-{runs.digest(content)}"
+    return checked_name(f"{study.name}-{data}-{runs.digest(content)}")
 
 
 def _provenance(study: Study, finished: Sequence[Run]) -> dict[str, Any]:

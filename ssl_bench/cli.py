@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from ssl_bench import __version__, interruption
 from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, of_system, unknown
 from ssl_bench.interruption import Stopped
+from ssl_bench.units import plain
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
 # ran at a fortieth of its speed. Spinning less makes that a seventh (results/LOG.md).
@@ -237,7 +238,7 @@ def _report(words: Sequence[str]) -> None:
     settings = flags.parse("report", ReportSettings, words)
     from ssl_bench import report
 
-    print("\n".join(report.write(settings)))
+    print("\n".join(map(plain, report.write(settings))))
 
 
 def _reconstruct(words: Sequence[str]) -> None:
@@ -247,7 +248,7 @@ def _reconstruct(words: Sequence[str]) -> None:
     settings = flags.parse("reconstruct", ReconstructSettings, words)
     from ssl_bench import reconstruction
 
-    print(reconstruction.reconstruct(settings))
+    print(plain(reconstruction.reconstruct(settings)))
 
 
 def _export(words: Sequence[str]) -> None:

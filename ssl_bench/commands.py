@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ssl_bench import (
     audit,
     checkpoints,
@@ -39,10 +37,11 @@ from ssl_bench.plugins import Plugin
 from ssl_bench.preparation import prepare_run, require_labels, snapshot_steps
 from ssl_bench.runs import Plan
 from ssl_bench.settings import EvalSettings, PrepareSettings, Settings, Storage
+from ssl_bench.terminal import Console
 
 _IMAGES_IN_PICTURE = 10
 _BROKEN_SHOWN = 10
-console = Console(markup=False)
+console = Console()
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from ssl_bench import comparison, index, tables
 from ssl_bench.files import atomic, writing
 from ssl_bench.settings import CompareSettings
+from ssl_bench.terminal import Console
+from ssl_bench.units import cell
 
-console = Console(markup=False)
+console = Console()
 
 
 def compare(settings: CompareSettings) -> None:
@@ -25,5 +25,5 @@ def compare(settings: CompareSettings) -> None:
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     if settings.csv:
         with writing(settings.csv), atomic(settings.csv) as path:
-            tables.flat(compared).to_csv(path, index=False)
+            tables.flat(compared).map(cell).to_csv(path, index=False)
         console.print(f"table: {settings.csv}", soft_wrap=True)

@@ -24,6 +24,12 @@ from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.presets import BACKBONES
 
 _AT_ONCE = "images_at_once"
+_MOST_PATCHES = 2**16
+_ARCHITECTURE = {
+    *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
+    *("pre_norm", "reg_tokens", "class_token", "no_embed_class", "global_pool", "fc_norm"),
+    *("act_layer", "norm_layer", "final_norm", "proj_bias", "pool_include_prefix", "pos_embed"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,23 @@ class EncoderSpec:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> EncoderSpec:
-        """The spec whose ``asdict`` went through JSON; other entries are left out."""
+        """The spec whose ``asdict`` went through JSON; other entries are left out.
+
+        Raises:
+            UserError: it is no encoder's, or one of more patches than anybody has trained.
+            KeyError, TypeError: something is missing, or of another kind.
+        """
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        return cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        spec = cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        surplus = sorted(set(spec.architecture) - _ARCHITECTURE)
+        require(not surplus, f"an encoder's architecture has no {', '.join(surplus)}")
+        sizes = (spec.image_size, spec.patch_size, spec.channels)
+        require(
+            all(type(size) is int and size > 0 for size in sizes) and spec.patches <= _MOST_PATCHES,
+            f"no encoder has images of {sizes[0]!r:.20} pixels in {sizes[2]!r:.20} channels and "
+            f"patches of {sizes[1]!r:.20}",
+        )
+        return spec
 
     @property
     def patches(self) -> int:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ssl_bench.units import plain
+
 _SHOWN = 12
 
 
@@ -55,13 +57,13 @@ def the_one(kind: str, name: str, known: Iterable[str], where: str) -> str:
 def of_system(error: OSError) -> str:
     """What the system says of a file, or of something else."""
     where = f" {error.filename!r}" if error.filename else ""
-    return f"{error.strerror or error}{where}"
+    return plain(f"{error.strerror or error}{where}")
 
 
 def in_one_line(error: Exception) -> str | None:
     """What a person is told of an error that he can mend; None where it is a bug."""
     if isinstance(error, UserError):
-        return f"ssl-bench: {' '.join(str(error).split())}"
+        return f"ssl-bench: {plain(' '.join(str(error).split()))}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for that
         return "ssl-bench: out of GPU memory; a smaller --batch-size may fit"
     return None

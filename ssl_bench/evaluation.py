@@ -22,7 +22,7 @@ from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.features import Encoder, Kept, RawPixels
-from ssl_bench.files import atomic, read_json, write_json
+from ssl_bench.files import atomic, checked_name, read_json, write_json
 from ssl_bench.hardware import Hardware
 from ssl_bench.plugins import Plugin
 from ssl_bench.resume import Scratch
@@ -93,7 +93,7 @@ def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
 
 def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str) -> str:
     """The name of the folder under ``evals`` that holds an evaluation's result."""
-    return f"{plugin.name}-{protocol(plugin, config, data)}-seed{seed}-{precision}"
+    return checked_name(f"{plugin.name}-{protocol(plugin, config, data)}-seed{seed}-{precision}")
 
 
 def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any) -> Path:

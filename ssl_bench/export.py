@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.files import atomic, writing
 from ssl_bench.settings import ExportSettings
+from ssl_bench.terminal import Console
 
 _PLAIN = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm)\.(weight|bias)|"
@@ -37,10 +37,11 @@ def export(settings: ExportSettings) -> Path:
         UserError: there is no such run or file, it does not fit the format, or nothing can be
             written there.
     """
-    source, name = settings.target, Path(settings.target).stem.replace(":", "-")
+    source, name, unseen = settings.target, Path(settings.target).stem.replace(":", "-"), ""
     if not checkpoints.is_foreign(source):
         folder = runs.find_trained(settings.runs_dir, source)
         source, name = str(folder), folder.name
+        unseen = runs.file_of_method(folder)
     checkpoint = checkpoints.read(source, Hints.of(settings))
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")
@@ -51,11 +52,13 @@ def export(settings: ExportSettings) -> Path:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         note = write(checkpoint, output)
-    console = Console(markup=False, highlight=False)
+    console = Console()
     for about in checkpoint.notes:
         console.print(about, soft_wrap=True)
     console.print(f"written: {output}", soft_wrap=True)
     console.print(note, soft_wrap=True)
+    if unseen:
+        console.print(f"{unseen}: the encoder is written, and a decoder only if it is like MAE's")
     return output
 
 

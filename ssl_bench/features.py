@@ -65,7 +65,7 @@ class Kept:
             weights.write(self._path(split), features, self._made_from(split))
         except (OSError, SafetensorError) as error:
             note = f"features are not kept in {str(self.folder)!r}: {error}"
-            progress.console.print(note, markup=False, soft_wrap=True)
+            progress.console.print(note, soft_wrap=True)
             return False
         return True
 

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_bench import progress, rows, runs
-from ssl_bench.files import atomic
+from ssl_bench.files import atomic, load_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +42,11 @@ _THREADS = 16
 _SLOW = 2e-3
 """Seconds for a folder from which on threads wait for a file system together; below, they cost."""
 _AT_ONCE = 50
+_LARGEST = 2**31
+"""Bytes of the file, and of what it unfolds to: a run of many evaluations has some 10,000."""
 _TYPES: Mapping[rows.Kind, Any] = {
     "text": pa.string(),
+    "json": pa.string(),
     "int": pa.int64(),
     "float": pa.float64(),
     "bool": pa.bool_(),
@@ -212,9 +215,10 @@ def _schema() -> pa.Schema:
 def _kept(runs_dir: Path) -> pa.Table:
     """The rows that were kept, or none."""
     try:
-        table = pq.read_table(
-            pa.BufferReader(_path(runs_dir).read_bytes()), page_checksum_verification=True
-        )
+        content = pa.BufferReader(load_bytes(_path(runs_dir), _LARGEST))
+        if not _is_bounded(pq.read_metadata(content)):
+            return _schema().empty_table()
+        table = pq.read_table(content, page_checksum_verification=True)
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException):
         return _schema().empty_table()
@@ -224,8 +228,16 @@ def _kept(runs_dir: Path) -> pa.Table:
     return table
 
 
+def _is_bounded(metadata: pq.FileMetaData) -> bool:
+    """Whether a file unfolds to no more than the rows of the largest folder would."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return sum(group.total_byte_size for group in groups) < _LARGEST
+
+
 def _keep(runs_dir: Path, table: pa.Table) -> None:
     """Replace what was kept, where that can be written."""
+    if _is_elsewhere(runs_dir):
+        return
     try:
         with atomic(_path(runs_dir)) as path:
             pq.write_table(table, path, compression="zstd", write_page_checksum=True)
@@ -235,6 +247,8 @@ def _keep(runs_dir: Path, table: pa.Table) -> None:
 
 def _clock(runs_dir: Path) -> int:
     """The file system's time in nanoseconds, which need not be this machine's; 0 if not known."""
+    if _is_elsewhere(runs_dir):
+        return 0
     try:
         home = _path(runs_dir).parent
         home.mkdir(exist_ok=True)
@@ -245,6 +259,16 @@ def _clock(runs_dir: Path) -> int:
         return ignore.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _is_elsewhere(runs_dir: Path) -> bool:
+    """Whether what we would write goes through a link, which whoever made the folder may have set.
+
+    A pipe in the file's place would be waited for.
+    """
+    home = _path(runs_dir).parent
+    ignore = home / ".gitignore"
+    return home.is_symlink() or ignore.is_symlink() or (ignore.exists() and not ignore.is_file())
 
 
 def _path(runs_dir: Path) -> Path:
@@ -276,6 +300,7 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
     names = table["run"].to_pylist()
     unique = Counter(names)
     names = [n if unique[n] == 1 else folder for n, folder in zip(names, folders, strict=True)]
+    names = _told_apart(list(map(rows.text, names)))
     states = [
         "running" if state == "unfinished" and runs.is_locked(Path(folder)) else state
         for state, folder in zip(table["state"].to_pylist(), folders, strict=True)
@@ -285,19 +310,31 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
         for name, found in zip(names, table["problems"].to_pylist(), strict=True)
         for problem in found
     ]
-    told = {"run": names, "folder": folders, "state": states}
+    # A path stays what it is, but for what is no character.
+    paths = [folder.encode(errors="replace").decode() for folder in folders]
+    told = {"run": names, "folder": paths, "state": states}
     of_runs = pa.table(
         {
-            name: pa.array(map(rows.text, told[name]), pa.string()) if name in told else table[name]
+            name: pa.array(told[name], pa.string()) if name in told else table[name]
             for name in rows.RUN_COLUMNS
         }
     )
     nested = table["scores"].combine_chunks()
     own = pa.Table.from_struct_array(pc.list_flatten(nested))
     parents = pc.list_parent_indices(nested)
-    paths = pc.binary_join_element_wise(of_runs["folder"].take(parents), own["folder"], os.sep)
-    derived = {"run": of_runs["run"].take(parents), "folder": paths}
+    homes = pc.binary_join_element_wise(of_runs["folder"].take(parents), own["folder"], os.sep)
+    derived = {"run": of_runs["run"].take(parents), "folder": homes}
     of_scores = pa.table(
         {name: derived[name] if name in derived else own[name] for name in rows.SCORE_COLUMNS}
     )
     return Tables(of_runs, of_scores, tuple(problems))
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names that were others by what cannot be shown of them, with a number after each but one."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found

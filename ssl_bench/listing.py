@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import data, plugins
 from ssl_bench.errors import unknown
 from ssl_bench.presets import BACKBONES
 from ssl_bench.settings import Settings
+from ssl_bench.terminal import Console
 
 Rows = list[tuple[str, str]]
 

@@ -17,6 +17,8 @@ _SECONDS_TO_LOOK = 0.5
 """How long to try for a lock: whoever asks whether it is held holds it for an instant."""
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two tries, at first and of one who waits: a file server may be asked by many."""
+_ITSELF = os.O_NONBLOCK | os.O_NOFOLLOW
+"""Open the lock's own file: nothing that a link leads to, and no pipe that waits for a writer."""
 _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
@@ -55,7 +57,7 @@ def taken(path: Path, seconds: float) -> Iterator[bool]:
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """The file of a lock, made if need be; whatever lock is had by then ends with the block."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _ITSELF, 0o666)
     try:
         yield descriptor
     finally:
@@ -76,7 +78,7 @@ def _wait(descriptor: int, folder: Path, wait: bool) -> None:
             )
             if not told:
                 note = f"waiting for another process, which works in {str(folder)!r}"
-                progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
+                progress.console.print(note, soft_wrap=True)
             told, pause = True, min(2 * pause, _LONGEST_PAUSE)
         time.sleep(pause)
 
@@ -106,7 +108,7 @@ def is_locked(folder: Path) -> bool:
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock that is that file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | _ITSELF)
     except OSError:
         return False
     try:

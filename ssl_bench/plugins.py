@@ -155,6 +155,14 @@ def find(kind: Kind, name: str) -> Plugin:
     return plugins[name]
 
 
+def installed(kind: Kind, name: str) -> Plugin | None:
+    """The plugin of that name among those installed, or None: for a name that came with data.
+
+    Unlike `find` it takes no path, so that nobody's results can say which file to run.
+    """
+    return discover(kind).get(name)
+
+
 def presets() -> dict[str, str]:
     """Every preset of the core and of installed plugins, with one line about it."""
     notes = dict(PRESET_NOTES)
@@ -205,7 +213,7 @@ def _outline(plugin: Plugin) -> types.ModuleType:
 def _parse(plugin: Plugin) -> ast.Module:
     try:
         return ast.parse(plugin.path.read_text())
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{plugin.path} is not valid Python: {error}") from error
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from ssl_bench.terminal import Console
 
 console = Console(stderr=True)
 _SECONDS_BETWEEN_LINES = 20.0
@@ -49,7 +50,7 @@ class Bar:
             before = self._done_before or 0
             left = (now - self._started) * (self._total - done) / max(1, done - before)
             line = f"{self._title} {done}/{self._total} {note} {left:.0f} s left"
-            console.print(line, markup=False, highlight=False)
+            console.print(line)
 
 
 @contextmanager
@@ -59,10 +60,10 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         yield Bar(title, total, None)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

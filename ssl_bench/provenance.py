@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import runs
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, require
+from ssl_bench.files import leads_out, strange
 from ssl_bench.runs import mapping
 from ssl_bench.settings import ShowSettings
+from ssl_bench.terminal import Console
 
-_console = Console(markup=False, highlight=False)
+_MOST_ROWS, _LONGEST = 500, 5000
+"""Of a table, and characters of a value in it: no run of ours has as much."""
+_console = Console()
 
 
 def show(settings: ShowSettings) -> None:
@@ -45,16 +48,21 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: its plan cannot be read.
     """
-    problems: list[str] = []
+    problems = [f"{line}, and is not read" for line in strange(folder)]
 
     def read(path: Path) -> dict[str, Any]:
         try:
-            return runs.facts(path)
+            return {} if leads_out(path, folder) else runs.facts(path)
         except UserError as error:
             problems.append(str(error))
             return {}
 
-    plan = runs.plan_of(folder)
+    require(not leads_out(folder / "config.json", folder), "; ".join(problems))
+    plan = runs.config_of(folder)
+    try:
+        runs.plan_of(folder)
+    except UserError as error:
+        problems.append(str(error))
     snapshots = [path.parent.name for path in sorted(folder.glob("snapshots/*/encoder.json"))]
     run = {
         "folder": str(folder),
@@ -85,10 +93,11 @@ def _origin(environment: Mapping[str, Any]) -> dict[str, Any]:
     if not environment:
         return {}
     code = mapping(environment.get("code"))
-    state = {True: ", with changes that were not committed", False: "", None: ""}
+    command = environment.get("command")
+    state = ", with changes that were not committed" if code.get("dirty") is True else ""
     return {
-        "command": shlex.join(map(str, environment.get("command") or [])),
-        "code": f"{code.get('commit') or code.get('version')}{state[code.get('dirty')]}",
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
+        "code": f"{code.get('commit') or code.get('version')}{state}",
         "packages": environment.get("packages", {}),
         **{
             name: environment[name]
@@ -102,11 +111,16 @@ def _as_rich(title: str, facts: Mapping[str, Any]) -> Table:
     table = Table(title=title, show_header=False)
     table.add_column("what")
     table.add_column("value", overflow="fold")
-    for name, value in facts.items():
-        if value in (None, "", [], {}):
-            continue
-        table.add_row(name.replace("_", " "), text(value))
+    told = [(name, value) for name, value in facts.items() if value not in (None, "", [], {})]
+    for name, value in told[:_MOST_ROWS]:
+        table.add_row(_cut(name.replace("_", " ")), _cut(text(value)))
+    if len(told) > _MOST_ROWS:
+        table.add_row(f"... and {len(told) - _MOST_ROWS:,} more", "(--json tells all)")
     return table
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}... ({len(words):,} characters)"
 
 
 def text(value: Any) -> str:

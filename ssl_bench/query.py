@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ssl_bench import index, rows
 from ssl_bench.errors import UserError
 from ssl_bench.files import atomic, writing
+from ssl_bench.interruption import Stopped
 from ssl_bench.settings import QuerySettings
-from ssl_bench.units import plain
+from ssl_bench.terminal import Console
+from ssl_bench.units import cell, plain
 
+T = TypeVar("T")
 Fetch = Callable[[int], list[tuple[Any, ...]]]
 
 _SHOWN = 100
 _AT_ONCE = 10_000
 _MEMORY = "2GB"
 """For the database: a slip like a join on nothing ends there, and not this machine."""
+_CLOSED = (
+    "python_enable_replacements = false",
+    "temp_directory = ''",
+    "enable_external_access = false",
+    "autoload_known_extensions = false",
+    "autoinstall_known_extensions = false",
+    "allow_community_extensions = false",
+    "lock_configuration = true",
+)
+"""What keeps SQL from files, from the network, from extensions and from more memory."""
+_SECONDS_TO_END = 0.3
 _NARROW = 8
 """Characters below which a table's columns cannot be read."""
 
@@ -58,9 +77,9 @@ def query(settings: QuerySettings) -> None:
                 path.open("w", newline="") as f,
             ):
                 writer = csv.writer(f)
-                writer.writerow(names)
+                writer.writerow(map(cell, names))
                 while answer:
-                    writer.writerows(answer)
+                    writer.writerows(map(cell, row) for row in answer)
                     answer = fetch(_AT_ONCE)
             console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
 
@@ -81,28 +100,68 @@ def _asked(sql: str, found: index.Tables) -> Iterator[tuple[list[str], Fetch]]:
     """
     import duckdb
 
-    with duckdb.connect(":memory:") as connection:
-        connection.register("runs", found.runs)
-        connection.register("scores", found.scores)
-        connection.execute("SET python_enable_replacements = false")
-        connection.execute("SET temp_directory = ''")
-        connection.execute(f"SET memory_limit = '{_MEMORY}'")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
+    connection = duckdb.connect(":memory:")
+    connection.register("runs", found.runs)
+    connection.register("scores", found.scores)
+    for setting in (f"memory_limit = '{_MEMORY}'", *_CLOSED):
+        connection.execute(f"SET {setting}")
+
+    def ask() -> list[str]:
+        connection.execute(sql)
+        return [column[0] for column in connection.description or ()]
+
+    try:
+        names = _stoppable(ask, connection.interrupt)
+        yield (
+            names,
+            lambda count: (
+                _stoppable(lambda: connection.fetchmany(count), connection.interrupt)
+                if names
+                else []
+            ),
+        )
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
+    except duckdb.OutOfMemoryException:
+        raise UserError(f"the answer takes more than {_MEMORY} of memory; ask for less") from None
+    except duckdb.Error as error:
+        is_of_names = isinstance(error, duckdb.BinderException | duckdb.CatalogException)
+        hint = " (`ssl-bench query` lists the columns)" if is_of_names else ""
+        raise UserError(str(error).partition("\n\nLINE ")[0] + hint) from None
+    connection.close()
+
+
+def _stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
+    """What the work gives, done in a thread so that a signal is heeded meanwhile.
+
+    Python heeds one between two steps of its main thread alone, and the database takes one long
+    step. Most of what it does ends soon once it is asked to; the rest ends with the process.
+    """
+    outcome: Future[T] = Future()
+
+    def do() -> None:
         try:
-            connection.execute(sql)
-            names = [column[0] for column in connection.description or ()]
-            yield names, lambda count: connection.fetchmany(count) if names else []
-        except duckdb.InterruptException:
-            raise KeyboardInterrupt from None
-        except duckdb.OutOfMemoryException:
-            raise UserError(
-                f"the answer takes more than {_MEMORY} of memory; ask for less"
-            ) from None
-        except duckdb.Error as error:
-            is_of_names = isinstance(error, duckdb.BinderException | duckdb.CatalogException)
-            hint = " (`ssl-bench query` lists the columns)" if is_of_names else ""
-            raise UserError(str(error).partition("\n\nLINE ")[0] + hint) from None
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    try:
+        return outcome.result()
+    except (KeyboardInterrupt, Stopped) as error:
+        stop()
+        with suppress(Exception):
+            outcome.exception(timeout=_SECONDS_TO_END)
+        code = 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
+        atexit.register(_leave, outcome, code)
+        raise
+
+
+def _leave(outcome: Future[Any], code: int) -> None:
+    """End the process, which would wait for what the database is still at."""
+    if not outcome.done():
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _table(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> Table:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import flags, plugins
@@ -20,6 +19,7 @@ from ssl_bench.errors import require
 from ssl_bench.flags import Request
 from ssl_bench.plugins import Plugin
 from ssl_bench.settings import Published
+from ssl_bench.terminal import Console
 
 DIFFERS, DISPUTED = "!=", "~"
 _SHARED = ("backbone", "image_size", "patch_size", "epochs", "batch_size", "precision")
@@ -88,7 +88,7 @@ def show(words: Sequence[str]) -> None:
         bool(words) and not words[0].startswith("-"),
         "say which preset: ssl-bench recipe PRESET, one of `ssl-bench list presets`",
     )
-    console = Console(markup=False, highlight=False)
+    console = Console()
     if not (console.is_terminal or "COLUMNS" in os.environ):
         console.width = _WIDTH
     for stage in stages(flags.parse_run(["--preset", *words], "recipe")):

@@ -112,6 +112,12 @@ def _method_of(checkpoint: Checkpoint, source: str) -> tuple[Plugin, Mapping[str
         shown = settings_of(checkpoint.decoder) if settings_of else None
         if shown is not None:
             return plugin, shown
+    unseen = runs.file_of_method(Path(source)) if (Path(source) / "config.json").exists() else ""
+    require(
+        not unseen,
+        f"{unseen}, and no installed method knows its decoder; installed under the entry point "
+        "ssl_bench.methods, it would draw",
+    )
     raise UserError(
         f"{source!r} holds no decoder, so nothing can be reconstructed; of MAE's files, those "
         "called mae_pretrain_vit_*_full.pth or mae_visualize_vit_*.pth have one"

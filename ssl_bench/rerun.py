@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ssl_bench import arrays, plugins, runs
-from ssl_bench.errors import UserError, require
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.files import write_json
 from ssl_bench.flags import Request
-from ssl_bench.plugins import Plugin
+from ssl_bench.plugins import Kind, Plugin
 from ssl_bench.provenance import text
+from ssl_bench.runs import mapping
 from ssl_bench.settings import Precision, RerunSettings, Settings
+from ssl_bench.terminal import Console
 
 _ENVIRONMENT = ("code", "python", "packages", "device", "cores", "platform")
 _OUTCOME = "rerun.json"
-_console = Console(markup=False, highlight=False)
+_console = Console()
 
 
 def rerun(settings: RerunSettings) -> bool:
@@ -75,27 +78,41 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         It, and one line for each evaluation that cannot be repeated as a part of the run.
 
     Raises:
-        UserError: the run was not trained here, or a plugin of it is gone.
+        UserError: the run was not trained here, is damaged, or a plugin of it is gone, is another
+            now, or is a file that nobody trusts.
     """
-    plan, cost = runs.plan_of(folder), runs.facts(folder / "cost.json")
+    plan = runs.plan_of(folder)
     require(
         "weights_sha256" not in plan,
         f"run {folder.name!r} holds weights from elsewhere, which cannot be trained again; "
         "`ssl-bench eval` evaluates them",
     )
-    method = plugins.find("method", plan.get("method_source") or plan["method"])
+    try:
+        return _request(folder, plan, settings)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"run {folder.name!r} does not tell how it was made ({problem})") from error
+
+
+def _request(
+    folder: Path, plan: Mapping[str, Any], settings: RerunSettings
+) -> tuple[Request, list[str]]:
+    cost = runs.facts(folder / "cost.json")
+    records = [(p.parent.name, runs.facts(p)) for p in sorted(folder.glob("evals/*/scores.json"))]
+    method = _made_by("method", plan["method"], plan.get("method_source"), plan["method_code"])
+    plugin_of = {name: _evaluation(record, plan) for name, record in records}
+    _ask_trust(folder, {method, *plugin_of.values()}, settings.trust)
     evals: dict[Plugin, Any] = {}
     left_out = []
-    for path in sorted(folder.glob("evals/*/scores.json")):
-        record = runs.facts(path)
-        plugin = plugins.find("eval", record.get("source") or record["eval"])
+    for name, record in records:
+        plugin = plugin_of[name]
         own = (record["data_fingerprint"], record["seed"], record["precision"])
         if own != (plan["data_fingerprint"], plan["seed"], plan["precision"]):
-            left_out.append(f"{path.parent.name} is left out: its data, seed or precision differ")
+            left_out.append(f"{name} is left out: its data, seed or precision differ")
         elif plugin in evals:
             left_out.append(
-                f"{path.parent.name} is left out: {plugin.name} is there under another "
-                "protocol, and a run has one"
+                f"{name} is left out: {plugin.name} is there under another protocol, and a run has "
+                "one"
             )
         else:
             evals[plugin] = _config(plugin, record["config"])
@@ -107,12 +124,14 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
             f"it was trained on {cost['devices']} devices, and is on one, which rounds differently"
         )
     splits = getattr(method.load().Pretraining, "splits", False)
+    spec = EncoderSpec.of(plan["encoder"])
+    require(bool(plan["data_source"]), f"run {folder.name!r} does not tell where its data are")
     again = Settings(
         method=plan["method"],
         data=plan["data_source"],
-        backbone=plan["encoder"]["backbone"],
-        image_size=plan["encoder"]["image_size"],
-        patch_size=plan["encoder"]["patch_size"],
+        backbone=spec.backbone,
+        image_size=spec.image_size,
+        patch_size=spec.patch_size,
         epochs=plan["epochs"] or 1,
         batch_size=plan["batch_size"],
         seed=plan["seed"],
@@ -125,6 +144,74 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         skip_broken=bool(plan.get("skip_broken")),
     )
     return Request(again, method, _config(method, plan["method_config"]), evals, {}), left_out
+
+
+def _made_by(kind: Kind, name: str, source: Any, code: str) -> Plugin:
+    """The plugin that a run was made with; nothing of it is run.
+
+    Args:
+        source: the file that it was, "" where it was an installed one.
+        code: its fingerprint then.
+
+    Raises:
+        UserError: it is gone, or the file is another now.
+    """
+    if not source:
+        plugin = plugins.installed(kind, name)
+        if plugin is None:
+            raise unknown(kind, name, plugins.discover(kind))
+        return plugin
+    require(
+        isinstance(source, str) and source.endswith(".py") and Path(source).is_file(),
+        f"{kind} {name!r} was the file {source!r}, which is not there",
+    )
+    plugin = plugins.find(kind, source)
+    require(
+        plugin.fingerprint == code,
+        f"{kind} {name!r} was the file {source!r}, which is no part of the installation "
+        f"and whose code is not what it was: {code} then, {plugin.fingerprint} now. `ssl-bench run` "
+        "makes a new run with it",
+    )
+    return plugin
+
+
+def _evaluation(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Plugin:
+    """The evaluation of a record; its protocol tells whether a file is what it was."""
+    name, source = record["eval"], record.get("source")
+    if not source:
+        return _made_by("eval", name, "", "")
+    try:
+        now = plugins.find("eval", source).fingerprint
+    except UserError:
+        now = ""
+    content = [plan["results"], name, now, record["config"], record["data_fingerprint"]]
+    is_same = runs.digest(content) == record["protocol"]
+    return _made_by("eval", name, source, now if is_same else f"protocol {record['protocol']}")
+
+
+def _ask_trust(folder: Path, needed: Collection[Plugin], is_trusted: bool) -> None:
+    """Name the files that would be run and are no part of the installation.
+
+    Raises:
+        UserError: there are some, and nobody says that they may be.
+    """
+    files = sorted(plugin.path for plugin in needed if not plugin.module)
+    if not files:
+        return
+    inside = folder.resolve()
+    named = ", ".join(
+        f"{str(path)!r}{' (inside the run folder itself)' * path.is_relative_to(inside)}"
+        for path in files
+    )
+    what = f"run {folder.name!r} was made with {named}, which is no part of the installation"
+    if is_trusted:
+        _console.print(f"{what}, and is run as --trust says", soft_wrap=True)
+        return
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _console.print(f"{what}. Whatever it holds would be run. Run it? [y/N]", soft_wrap=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise UserError(f"{what}, and is not run unasked; look into it, then --trust runs it")
 
 
 def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
@@ -177,18 +264,16 @@ def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
         For each part ``what``, ``before``, ``again``, whether they are the ``same`` (None where
         that cannot be told), and the ``difference``.
     """
-    from ssl_bench import evaluation
-
     rows = [_compared_weights(folder, again)]
-    plan = runs.plan_of(again)
-    for record in evaluation.stored_records(again):
-        which = f"{record['eval']}-{record['protocol']}-seed{plan['seed']}-{plan['precision']}"
-        before = runs.facts(folder / "evals" / which / "scores.json")
+    for path in sorted(again.glob("evals/*/scores.json")):
+        record, which = runs.facts(path), path.parent.name
+        before = mapping(runs.facts(folder / "evals" / which / "scores.json").get("scores"))
         if not before:
             rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
             continue
         for score, value in record["scores"].items():
-            was = before["scores"].get(score, math.nan)
+            was = before.get(score, math.nan)
+            was = was if isinstance(was, int | float) else math.nan
             is_same = was == value or (was != was and value != value)
             apart = "" if is_same else f"{value - was:+.4g}"
             rows.append(_row(f"{record['eval']} {score}", f"{was:.4f}", f"{value:.4f}", apart))
@@ -201,8 +286,14 @@ def _compared_weights(folder: Path, again: Path) -> dict[str, Any]:
 
     if not (folder / "encoder.safetensors").exists():
         return _unknown("encoder", "its weights were not kept")
-    old, new = weights.load(folder)[0], weights.load(again)[0]
+    try:
+        old, new = weights.load(folder)[0], weights.load(again)[0]
+    except UserError as error:
+        return _unknown("encoder", str(error))
     digests = weights.digest(old), weights.digest(new)
+    shapes = [{name: w.shape for name, w in each.state_dict().items()} for each in (old, new)]
+    if shapes[0] != shapes[1]:
+        return _row("encoder", digests[0][:12], digests[1][:12], "another architecture")
     largest = max(
         (a.float() - b.float()).abs().max().item()
         for a, b in zip(old.state_dict().values(), new.state_dict().values(), strict=True)
@@ -222,9 +313,10 @@ def _compared_predictions(before: Path, again: Path) -> list[dict[str, Any]]:
     if not old or not new:
         return []
     first_N, second_N = old["predictions"], new["predictions"]
-    differing = int((first_N != second_N).sum()) if len(first_N) == len(second_N) else len(second_N)
+    is_alike = first_N.shape == second_N.shape
+    differing = int((first_N != second_N).sum()) if is_alike else second_N.size
     apart = f"{differing:,} images" if differing else ""
-    return [_row(what, f"{len(first_N):,}", f"{len(second_N):,}", apart)]
+    return [_row(what, f"{first_N.size:,}", f"{second_N.size:,}", apart)]
 
 
 def _row(what: str, before: str, again: str, difference: str) -> dict[str, Any]:
@@ -254,7 +346,7 @@ def _config(plugin: Plugin, values: Mapping[str, Any]) -> Any:
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
-    if isinstance(before, dict):
+    if isinstance(before, dict) and isinstance(now, dict):
         for key, value in before.items():
             if value != now.get(key):
                 yield f"{name} {key} was {value}, is {now.get(key)}"

@@ -16,12 +16,14 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
+from math import isfinite
 from typing import Any, Literal
 
-from ssl_bench.errors import first_line
+from ssl_bench.files import Absent, Unreadable, leads_out, load_bytes, load_json, parse_json
 from ssl_bench.runs import Plan, digest, mapping
+from ssl_bench.units import plain
 
-Kind = Literal["text", "int", "float", "bool"]
+Kind = Literal["text", "json", "int", "float", "bool"]
 Row = dict[str, Any]
 
 RUN_COLUMNS: Mapping[str, tuple[Kind, str]] = {
@@ -29,7 +31,7 @@ RUN_COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "folder": ("text", "its path"),
     "group": ("text", "hash of all that defines the pre-training but the seed"),
     "method": ("text", "name of the method, or of the weights"),
-    "settings": ("text", "JSON: every other setting, flat"),
+    "settings": ("json", "every other setting, flat"),
     "pretrained_on": ("text", "name of the data set"),
     "data_fingerprint": ("text", "hash of that data set's content"),
     "seed": ("int", "of every random draw"),
@@ -73,7 +75,7 @@ SCORE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "seconds": ("float", "device-seconds of pre-training until then"),
     "eval_seconds": ("float", "device-seconds of the evaluation"),
     "note": ("text", "what to know about the data"),
-    "baselines": ("text", "JSON: label of each baseline to its scores"),
+    "baselines": ("json", "label of each baseline to its scores"),
     "folder": ("text", "path of the evaluation's folder"),
 }
 """Columns of ``scores``: kind and meaning."""
@@ -81,6 +83,9 @@ SCORE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
 _DEFINING = [field.name for field in fields(Plan) if field.name != "seed"]
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _TAIL = 4096
+_LONGEST, _MOST_SCORES = 20_000, 1000
+"""Characters of a text and scores of an evaluation: beyond, they are none of ours."""
+_BESIDE_SCORES = ("predictions.npz", "arrays.npz")
 
 
 @dataclass(frozen=True)
@@ -107,15 +112,15 @@ class Reading:
 def read(folder: str) -> Reading | None:
     """What a folder says; None where it is no run folder, or is gone."""
     found = _Folder(folder)
-    plan = found.json("config.json")
-    if plan is None and not found.problems:
-        return None
     names = found.names("")
+    plan = found.json("config.json", names)
+    if "config.json" not in names or (plan is None and not found.problems):
+        return None
     cost = found.json("cost.json", names) or {}
     run = _run(found, plan or {}, cost, names)
     scores = list(_scores(found, names, "", cost, None))
     if "snapshots" in names:
-        for name in found.names("snapshots"):
+        for name in filter(lambda name: found.stays(f"snapshots/{name}"), found.names("snapshots")):
             base = f"snapshots/{name}/"
             own = found.names(base[:-1])
             cost = found.json(base + "cost.json", own) or {}
@@ -124,9 +129,9 @@ def read(folder: str) -> Reading | None:
     if found.problems:
         run |= {"state": "broken", "error": found.problems[0]}
     odd = [
-        f"{row['folder']}: score {row['score']} is {row['value']}"
+        plain(f"{row['folder']}: score {row['score']} is {row['value']}")
         for row in scores
-        if row["value"] is not None and not math.isfinite(row["value"])
+        if row["value"] is not None and not isfinite(row["value"])
     ]
     changed = max(max(stamp[:2]) for stamp in found.seen.values())
     stamp = _digest(found.seen.values())
@@ -165,8 +170,16 @@ class _Folder:
         self.problems: list[str] = []
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder; nothing where it is gone, or no folder."""
+        """What is in a folder; nothing where it is gone, no folder, or elsewhere by a link."""
         return self._look(path, lambda full: sorted(os.listdir(full)), [])
+
+    def stays(self, path: str) -> bool:
+        """Whether the path is no link that leads out of the run's folder; told where it is one."""
+        full = f"{self._folder}/{path}"
+        if not path or not os.path.islink(full) or not leads_out(full, self._folder):
+            return True
+        self.problems.append(f"{plain(path)} leads out of the run's folder by a link: not read")
+        return False
 
     def json(self, path: str, among: Sequence[str] | None = None) -> Row | None:
         """A JSON object; None where it is gone, is none, or is not among a folder's names."""
@@ -179,10 +192,11 @@ class _Folder:
         """The last whole line of JSON Lines; a line may be half written while a run goes on."""
         if path not in among:
             return {}
-        for line in reversed(self._look(path, _tail, [])):
+        end: bytes = self._look(path, lambda full: load_bytes(full, tail=_TAIL), b"")
+        for line in reversed(end.splitlines()):
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                record = parse_json(line)
+            except Unreadable:
                 continue
             if isinstance(record, dict):
                 return record
@@ -194,42 +208,61 @@ class _Folder:
         for name, value in values.items():
             try:
                 row[name] = _typed(columns[name][0], value)
+                if name != "value" and isinstance(row[name], float) and not isfinite(row[name]):
+                    raise ValueError
             except (ValueError, OverflowError):
                 row[name] = None
                 kind = columns[name][0]
-                self.problems.append(f"{where}{name} is {value!r:.60}, which is no {kind}")
+                self.problems.append(plain(f"{where}{name} is {value!r:.60}, which is no {kind}"))
         return row
 
     def _look(self, path: str, how: Callable[[str], Any], nothing: Any) -> Any:
         full = f"{self._folder}/{path}"
         self.seen[path] = _stamp(full)
+        if not self.stays(path):
+            return nothing
         try:
             return how(full)
-        except (OSError, ValueError, RecursionError) as error:
-            if not isinstance(error, OSError):
-                self.problems.append(f"{path} cannot be read: {first_line(error)}")
-            elif error.errno not in _VANISHED:
-                self.problems.append(f"{path or 'folder'} cannot be read: {error.strerror}")
+        except Absent:
             return nothing
+        except Unreadable as error:
+            self.problems.append(plain(f"{path} cannot be read: {error}"))
+        except OSError as error:
+            if error.errno not in _VANISHED:
+                self.problems.append(plain(f"{path or 'folder'} cannot be read: {error.strerror}"))
+        return nothing
 
 
-def _load(path: str) -> Any:
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
+def _load(path: str) -> Row:
+    content = load_json(path)
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise Unreadable("it is no JSON object")
     return content
 
 
-def _tail(path: str) -> list[bytes]:
-    with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        return file.read().splitlines()
-
-
 def text(value: str) -> str:
-    """The text with a question mark for whatever is no character, as a file's name may have."""
-    return value.encode(errors="replace").decode()
+    """The text in one line, as it may be shown anywhere."""
+    return plain(value) if value.isprintable() else " ".join(plain(value).split())
+
+
+def _as_text(content: Any) -> str:
+    """Names and values as JSON, each text as it may be shown.
+
+    Raises:
+        ValueError: they are more than any run has.
+    """
+    found = json.dumps(_shown(content))
+    if len(found) > _LONGEST:
+        raise ValueError
+    return found
+
+
+def _shown(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {text(name): _shown(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_shown(value) for value in content]
+    return text(content) if isinstance(content, str) else content
 
 
 def _typed(kind: Kind, value: Any) -> Any:
@@ -238,10 +271,12 @@ def _typed(kind: Kind, value: Any) -> Any:
     Raises:
         ValueError, OverflowError: it cannot be.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = _is_number(value)
     if value is None:
         return None
-    if kind == "text" and isinstance(value, str):
+    if kind == "json":
+        return _as_text(value)
+    if kind == "text" and isinstance(value, str) and len(value) <= _LONGEST:
         return text(value)
     if kind == "bool" and isinstance(value, bool):
         return value
@@ -250,6 +285,10 @@ def _typed(kind: Kind, value: Any) -> Any:
     if kind == "int" and is_number and value == int(value) and abs(value) < 2**63:
         return int(value)
     raise ValueError
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
@@ -268,7 +307,7 @@ def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
         "run": os.path.basename(os.path.abspath(found._folder)),
         "group": _group(plan),
         "method": plan.get("method"),
-        "settings": json.dumps(_settings(plan)),
+        "settings": _settings(plan),
         "pretrained_on": plan.get("data"),
         "data_fingerprint": plan.get("data_fingerprint"),
         "seed": plan.get("seed"),
@@ -324,14 +363,24 @@ def _scores(
     """A row for each number of the evaluations in one folder."""
     for name in found.names(f"{base}evals") if "evals" in names else ():
         folder = f"{base}evals/{name}"
+        if not all(map(found.stays, [folder, *(f"{folder}/{each}" for each in _BESIDE_SCORES)])):
+            continue
         record = found.json(f"{folder}/scores.json")
         if record is None:
             continue  # not done, or a problem
         scores = mapping(record.get("scores"))
         lacking = [key for key in ("eval", "protocol", "scores") if not record.get(key)]
         if lacking or not scores:
-            found.problems.append(f"{folder}/scores.json has no {', '.join(lacking) or 'scores'}")
+            what = ", ".join(lacking) or "scores"
+            found.problems.append(plain(f"{folder}/scores.json has no {what}"))
             continue
+        if len(scores) > _MOST_SCORES:
+            found.problems.append(plain(f"{folder}/scores.json has {len(scores):,} scores"))
+            continue
+        baselines = {
+            label: {name: value for name, value in mapping(own).items() if _is_number(value)}
+            for label, own in mapping(record.get("baselines")).items()
+        }
         for number, (score, value) in enumerate(scores.items()):
             is_headline = number == 0
             values = {
@@ -353,7 +402,7 @@ def _scores(
                 "seconds": cost.get("seconds"),
                 "eval_seconds": record.get("seconds"),
                 "note": record.get("note"),
-                "baselines": json.dumps(record.get("baselines", {})),
+                "baselines": baselines,
                 "folder": folder,
             }
             yield found.row(SCORE_COLUMNS, values, f"{folder}/scores.json: ")

@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,13 +38,30 @@ from typing import Any
 
 from ssl_bench import RESULTS, __version__
 from ssl_bench.errors import UserError, first_line, require, the_one
-from ssl_bench.files import read_json, remove_temporary, write_json
+from ssl_bench.files import (
+    Absent,
+    Unreadable,
+    checked_name,
+    load_json,
+    remove_temporary,
+    strange,
+    write_json,
+)
 from ssl_bench.locks import held, is_locked
 
 _PACKAGES = (
     *("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors"),
     *("scikit-learn", "scipy"),
 )
+_TEXT, _MAYBE, _NAMED = ((str,), "text"), ((str, type(None)), "text"), ((dict,), "names and values")
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("method", "method_code", "method_source", "precision"), _TEXT),
+    **dict.fromkeys(("data", "data_fingerprint", "data_source", "preset"), _MAYBE),
+    **dict.fromkeys(("method_config", "encoder"), _NAMED),
+    **dict.fromkeys(("seed", "batch_size"), ((int,), "whole number")),
+    "epochs": ((int, float, type(None)), "number"),
+}
+"""What a plan's values are in JSON, and in words."""
 _noting: list[Path] = []
 
 
@@ -83,8 +101,12 @@ def digest(content: Any) -> str:
 
 
 def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
-    """The folder of that name, made with its ``config.json`` unless it is there."""
-    folder = runs_dir / name
+    """The folder of that name, made with its ``config.json`` unless it is there.
+
+    Raises:
+        UserError: it cannot be written, or the name would lead elsewhere.
+    """
+    folder = runs_dir / checked_name(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
@@ -179,11 +201,13 @@ def facts(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or holds something else than names and values.
     """
     try:
-        found = read_json(path) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+        found = load_json(path)
+    except Absent:
+        return {}
+    except Unreadable as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}") from error
     require(isinstance(found, dict), f"{str(path)!r} cannot be read: it holds no names and values")
-    return found
+    return dict(found)
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -203,8 +227,8 @@ def state(folder: Path) -> str:
 def command_of(folder: Path) -> str:
     """The command that last started the run."""
     try:
-        return shlex.join(read_json(folder / "environment.json")["command"])
-    except (OSError, ValueError, KeyError):
+        return shlex.join(load_json(folder / "environment.json")["command"])
+    except (Unreadable, KeyError, TypeError):
         return "ssl-bench run ..."
 
 
@@ -234,7 +258,7 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
         wait: until another process that is training it is done.
 
     Raises:
-        UserError: there is none of that name, or it is not done.
+        UserError: there is none of that name, it is not done, or a link in it leads elsewhere.
     """
     folder = _find_one(runs_dir, name)
     if wait and not is_trained(folder) and is_locked(folder):
@@ -243,6 +267,12 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
     require(
         is_trained(folder),
         f"run {folder.name!r} is not finished; this goes on with it: {command_of(folder)}",
+    )
+    odd = strange(folder)
+    require(
+        not odd,
+        f"run {str(folder)!r} cannot be used: {'; '.join(odd[:3])}; the files themselves in their "
+        "places would work",
     )
     return folder
 
@@ -267,20 +297,45 @@ def preset_of(runs_dir: Path, name: str) -> str | None:
         return None
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` holds, whatever its values are.
+
+    Raises:
+        UserError: it cannot be read, or is not that of a run.
+    """
+    path = folder / "config.json"
+    require(path.exists(), f"{str(path)!r} cannot be read: {os.strerror(errno.ENOENT)}")
+    config = facts(path)
+    require("method" in config, f"{str(folder)!r} is no run but a baseline that runs share")
+    return config
+
+
 def plan_of(folder: Path) -> dict[str, Any]:
     """The run's plan.
 
     Raises:
-        UserError: ``config.json`` cannot be read.
+        UserError: ``config.json`` cannot be read, or holds something else than a plan.
     """
-    path = folder / "config.json"
-    try:
-        plan = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
-    require(isinstance(plan, dict), f"{str(path)!r} cannot be read: it holds no names and values")
-    require("method" in plan, f"{str(folder)!r} is no run but a baseline that runs share")
+    plan, path = config_of(folder), folder / "config.json"
+    for name, value in plan.items():
+        kinds, words = _KINDS.get(name, ((type(value),), ""))
+        require(
+            type(value) in kinds,
+            f"{str(path)!r} cannot be used: its {name} is {value!r:.60}, which is no {words}",
+        )
     return plan
+
+
+def file_of_method(folder: Path) -> str:
+    """One line where a run's method is a file, which nobody but `rerun` runs; "" otherwise."""
+    config = config_of(folder)
+    source = config.get("method_source")
+    if not source:
+        return ""
+    return (
+        f"run {folder.name!r} was made by {config['method']!r}, a method in the file {source!r}, "
+        "which is not run to look at the run"
+    )
 
 
 def _version(package: str) -> str | None:

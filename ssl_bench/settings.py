@@ -357,6 +357,9 @@ class RerunSettings:
     """Folder that holds the run folders; the repetition goes into its reruns/."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
+    trust: bool = False
+    """Run the file that the run names as its method or evaluation, which is no part of the
+    installation. Without it, a terminal is asked; whatever the file holds is run."""
 
     def __post_init__(self) -> None:
         require(bool(self.target), "say which run to repeat")

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 _NOTHING = "-"
-_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {*b"\t\n"})
+_DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_UNSEEN = {
+    **dict.fromkeys({*range(32), *range(127, 160), 0x2028, 0x2029, *_DIRECTIONS} - {*b"\t\n"}),
+    **dict.fromkeys(range(0xD800, 0xE000), "?"),
+}
+_FORMULAS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula begins with; the last four are the wide signs of East Asia."""
 _LARGE = ("", " k", " M", " G", " T", " P", " E", " Z", " Y")
 
 
@@ -51,8 +58,19 @@ def many(number: int, thing: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without the characters by which a folder's name could command a terminal."""
-    return text.translate(_CONTROLS)
+    """The text without the characters by which a name could command a terminal or turn a line.
+
+    What is no character, as half a pair of UTF-16 or a byte of a file's name, is a question mark.
+    """
+    return text if text.isascii() and text.isprintable() else text.translate(_UNSEEN)
+
+
+def cell(value: Any) -> Any:
+    """The value for a CSV file: text that a spreadsheet would run gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    shown = plain(value)
+    return f"'{shown}" if shown.startswith(_FORMULAS) else shown
 
 
 def _scaled(value: float) -> str:

@@ -207,9 +207,15 @@ def test_an_evaluation_that_fails_is_told_of(
 def test_a_method_given_as_a_file_is_found_again(
     run: Call, ssl_bench: Call, tmp_path: Path
 ) -> None:
-    run("--method", Path(__file__).parent / "example_method.py")
-    code, out, err = ssl_bench("rerun", only_run(tmp_path), "--runs-dir", tmp_path / "runs")
+    method = Path(__file__).parent / "example_method.py"
+    run("--method", method)
+    words = ("rerun", only_run(tmp_path), "--runs-dir", tmp_path / "runs")
+    code, _, err = ssl_bench(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert str(method) in err and "--trust" in err
+    code, out, err = ssl_bench(*words, "--trust")
     assert code == 0, err
+    assert str(method) in out
     assert "came out the same" in out
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ssl_bench.errors import first_line
-from ssl_bench.files import read_json
+from ssl_bench.errors import UserError
 from ssl_bench.report.source import Source, settings, slug
 from ssl_bench.report.tables import Cell, Table, anchor, known, plain
-from ssl_bench.runs import digest
+from ssl_bench.runs import digest, facts, mapping
+from ssl_bench.units import plain as plain_text
 
+_LONGEST = 20_000
 Evaluations = Mapping[str, Sequence[str]]
 
 
@@ -159,15 +159,13 @@ def _block(
 
 def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str) -> Origin:
     environment: dict[str, Any] = {}
-    path = Path(row["folder"]) / "environment.json"
+    path = source.file(row, "environment.json")
     try:
-        environment = read_json(path)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
-    packages = environment.get("packages") or {}
-    facts = {
+        environment = facts(path) if path else {}
+    except UserError as error:
+        source.problem(str(error))
+    packages = mapping(environment.get("packages"))
+    told = {
         "seed": "-" if pd.isna(row["seed"]) else str(row["seed"]),
         "code": _commit(row),
         "started": _text(row["started"]),
@@ -181,7 +179,7 @@ def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str)
         "peak memory (MiB)": _whole(row["peak_memory_mib"]),
         "host": _text(environment.get("host")),
         "python": _text(environment.get("python")),
-        "packages": ", ".join(f"{k} {v}" for k, v in packages.items() if v),
+        "packages": ", ".join(_text(f"{k} {v}"[:_LONGEST]) for k, v in packages.items() if v),
         "evaluations": ", ".join(evaluations.get(row["run"], ())),
         "error": _text(row["error"]),
     }
@@ -189,9 +187,9 @@ def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str)
         name,
         str(row["run"]),
         str(row["state"]),
-        row["folder"],
+        _text(row["folder"]),
         _text(row["command"]),
-        tuple((title, text) for title, text in facts.items() if text),
+        tuple((title, text) for title, text in told.items() if text),
     )
 
 
@@ -222,7 +220,7 @@ def _keys_of_runs(source: Source) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return plain_text(value[:_LONGEST]) if isinstance(value, str) else ""
 
 
 def _whole(value: Any) -> str:

@@ -22,6 +22,8 @@ _MOST_PAIRS = 6
 _NAMED_CLASSES = 30
 _WRITTEN_CLASSES = 12
 _PALE = 0.3
+_MOST_CLASSES, _MOST_NAMES = 5000, 2**20
+"""Of a matrix, which has no room in memory for more; of anything."""
 
 
 def confusions(source: Source) -> Iterator[Drawing | Missing]:
@@ -68,8 +70,14 @@ def _predictions(source: Source, folder: str) -> tuple[np.ndarray, np.ndarray] |
     if not arrays:
         return None
     predictions, labels = arrays["predictions"], arrays["labels"]
-    if predictions.shape != labels.shape or predictions.ndim != 1 or min(labels, default=0) < 0:
+    is_of_classes = all(
+        each.ndim == 1 and each.dtype.kind in "iu" for each in (predictions, labels)
+    )
+    if not is_of_classes or len(predictions) != len(labels) or labels.min(initial=0) < 0:
         source.problem(f"{folder!r}: predictions and labels do not fit together")
+        return None
+    if max(predictions.max(initial=0), labels.max(initial=0)) >= _MOST_NAMES:
+        source.problem(f"{folder!r}: predictions are of {_MOST_NAMES:,} classes or more")
         return None
     return predictions, labels
 
@@ -84,13 +92,17 @@ def _confusion(source: Source, folder: str) -> np.ndarray | None:
         return None
     predictions, labels = stored
     count = max(int(predictions.max()), int(labels.max()), len(_classes(source, folder)) - 1) + 1
+    if count > _MOST_CLASSES:
+        source.problem(f"{folder!r}: a matrix of {count:,} classes is not drawn")
+        return None
+    predictions, labels = predictions.astype(np.int64), labels.astype(np.int64)
     column = np.where(predictions < 0, count, predictions)
     cells = np.bincount(labels * (count + 1) + column, minlength=count * (count + 1))
     return cells.reshape(count, count + 1)
 
 
 def _classes(source: Source, folder: str) -> list[str]:
-    return [str(name) for name in source.record(folder).get("classes") or ()]
+    return source.classes(folder)
 
 
 def _named(names: list[str], count: int) -> list[str]:

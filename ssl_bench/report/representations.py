@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -13,17 +13,25 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
+from ssl_bench import runs
 from ssl_bench.report.captions import left_out, measured
 from ssl_bench.report.drawing import Drawing, Missing, legend, missing, panels, shorten
 from ssl_bench.report.source import Source, columns, representatives, slug
 from ssl_bench.similarity import linear_cka
 
+_BLOCK = re.compile(r"block_[0-9]{1,4}")
 _IMAGES = 8
 _GROUPS = 6
 _RUNS = 24
 _NAMED_CLASSES = 20
 _POINTS = 4000
 
+_TOGETHER = (("images", "attention", "rollout"), ("points", "labels", "index"))
+"""Arrays that have a row for each image."""
+_WIDEST = {"images": 2048, "attention": 256, "rollout": 256}
+"""Pixels and patches on a side, of arrays that are drawn as pictures."""
+_MOST_CLASSES, _MOST_BLOCKS, _WIDEST_BLOCK, _MOST_ROWS = 5000, 128, 8192, 100_000
+"""Beyond, what is stored is no encoder's."""
 Found = list[tuple[pd.Series, dict[str, Any]]]
 
 
@@ -95,7 +103,7 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
         figure, axes = panels(len(found), 3, 3.0, 3.1)
         classes = sorted({int(label) for _, a in found for label in np.unique(a["labels"])})
         record = source.record(found[0][0]["folder"])
-        names = [str(name) for name in record.get("classes") or ()]
+        names = source.classes(found[0][0]["folder"])
         colors = dict(zip(classes, _class_colors(len(classes)), strict=True))
         handles: dict[str, Any] = {}
         frames = []
@@ -122,7 +130,7 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
                 handle.set_sizes([22])  # type: ignore[union-attr]
                 handle.set_alpha(1)  # type: ignore[union-attr]
         rows = pd.DataFrame([row for row, _ in found])
-        chosen = ", ".join(f"{k} {v}" for k, v in (record.get("chosen") or {}).items())
+        chosen = ", ".join(f"{k} {v}" for k, v in runs.mapping(record.get("chosen")).items())
         yield Drawing(
             f"embedding-{slug(title)}",
             "Embeddings",
@@ -192,7 +200,8 @@ def _last_blocks(source: Source, rows: pd.DataFrame) -> tuple[list[pd.Series], l
 
 
 def _features(source: Source, row: pd.Series) -> dict[str, Any]:
-    return source.arrays(row["folder"], ("block_0", "index"))
+    arrays = source.arrays(row["folder"], ("block_0", "index"))
+    return arrays if arrays and _is_drawable(source, row["folder"], arrays) else {}
 
 
 def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Found]]:
@@ -202,11 +211,46 @@ def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Fou
         for _, of_method in representatives(column).groupby("method", sort=True):
             for _, row in of_method.sort_values("seed").iterrows():
                 arrays = source.arrays(row["folder"], names)
-                if arrays:
+                if arrays and _is_drawable(source, row["folder"], arrays):
                     found.append((row, arrays))
                     break
         if found:
             yield title, found
+
+
+def _is_drawable(source: Source, folder: str, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether arrays have the shapes of what they are called; told where they have not."""
+    wrong = [n for n, side in _WIDEST.items() if n in arrays and not _is_picture(arrays[n], side)]
+    for names in _TOGETHER:
+        present = [arrays[name] for name in names if name in arrays]
+        if len({each.shape[:1] for each in present}) > 1:
+            wrong.append(" and ".join(names))
+    if "points" in arrays:
+        shape, labels = arrays["points"].shape, arrays["labels"]
+        if len(shape) != 2 or shape[1] != 2 or shape[0] > _MOST_ROWS:
+            wrong.append("points")
+        if (
+            labels.dtype.kind not in "iu"
+            or labels.ndim != 1
+            or len(np.unique(labels)) > _MOST_CLASSES
+        ):
+            wrong.append("labels")
+    if "block_0" in arrays:
+        blocks = [array for name, array in arrays.items() if _BLOCK.fullmatch(name)]
+        shapes = {block.shape for block in blocks}
+        rows, width = max(shapes) if len(shapes) == 1 and blocks[0].ndim == 2 else (0, 0)
+        is_like = arrays["index"].shape == (rows,) and rows <= _MOST_ROWS and width <= _WIDEST_BLOCK
+        if not is_like or not rows * width or len(blocks) > _MOST_BLOCKS:
+            wrong.append("blocks")
+    if wrong:
+        source.problem(f"{folder!r}: its {', '.join(wrong)} cannot be drawn")
+    return not wrong
+
+
+def _is_picture(array_NHW: np.ndarray, side: int) -> bool:
+    return (
+        array_NHW.ndim in (3, 4) and min(array_NHW.shape) > 0 and max(array_NHW.shape[-2:]) <= side
+    )
 
 
 def _class_colors(count: int) -> list[tuple[float, float, float]]:
@@ -229,9 +273,7 @@ def _upsampled(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _blocks(arrays: dict[str, Any]) -> list[torch.Tensor]:
-    names = sorted(
-        (name for name in arrays if re.fullmatch(r"block_\d+", name)), key=lambda n: int(n[6:])
-    )
+    names = sorted(filter(_BLOCK.fullmatch, arrays), key=lambda n: int(n[6:]))
     return [torch.from_numpy(arrays[name].astype(np.float32)) for name in names]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,14 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ssl_bench import arrays
+from ssl_bench import arrays, runs
 from ssl_bench.comparison import Comparison, grouping
 from ssl_bench.comparison.statistics import mean_interval
-from ssl_bench.errors import UserError, first_line
-from ssl_bench.files import read_json
+from ssl_bench.errors import UserError
+from ssl_bench.files import leads_out
 from ssl_bench.index import Index
 from ssl_bench.report.drawing import Look, shades
 from ssl_bench.runs import digest
+from ssl_bench.units import plain
 
 _LONGEST = 60
 UNKNOWN = "unknown"
@@ -46,25 +46,27 @@ class Source:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """The index's runs by name, with a label each; a seed may be missing."""
-        runs = self.index.runs.drop_duplicates("run")
-        runs = runs.assign(method=runs["method"].fillna(UNKNOWN), seed=runs["seed"].astype("Int64"))
+        found = self.index.runs.drop_duplicates("run")
+        found = found.assign(
+            method=found["method"].fillna(UNKNOWN), seed=found["seed"].astype("Int64")
+        )
         labels = {
             member.run: group.label
             for table in self.comparison.tables
             for group in table.groups
             for member in group.members
         }
-        fallback = runs["method"].astype(str) + " [" + runs["group"].fillna("?").str[:8] + "]"
-        names = [labels.get(run, other) for run, other in zip(runs["run"], fallback, strict=True)]
-        return runs.assign(label=names, key=runs["group"])
+        fallback = found["method"].astype(str) + " [" + found["group"].fillna("?").str[:8] + "]"
+        names = [labels.get(run, other) for run, other in zip(found["run"], fallback, strict=True)]
+        return found.assign(label=names, key=found["group"])
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Every score that is a number, with the row of the comparison that it belongs to."""
-        runs = self.index.runs.drop_duplicates("run")
-        scores = grouping.rows(runs, self.index.scores).rows
+        found = self.index.runs.drop_duplicates("run")
+        scores = grouping.rows(found, self.index.scores).rows
         scores = scores.assign(
-            device=scores["run"].map(runs.set_index("run")["device"]),
+            device=scores["run"].map(found.set_index("run")["device"]),
             seed=scores["seed"].astype(int),
         )
         return scores.dropna(subset=["value"])
@@ -107,14 +109,29 @@ class Source:
     def record(self, folder: str) -> dict[str, Any]:
         """An evaluation's record."""
         try:
-            return read_json(Path(folder) / "scores.json")
-        except (OSError, ValueError) as error:
-            self.problem(f"{folder!r} cannot be read: {first_line(error)}")
+            return runs.facts(Path(folder) / "scores.json")
+        except UserError as error:
+            self.problem(str(error))
             return {}
+
+    def classes(self, folder: str) -> list[str]:
+        """The names of an evaluation's classes."""
+        names = self.record(folder).get("classes")
+        return [plain(str(name)) for name in names] if isinstance(names, list) else []
+
+    def file(self, run: pd.Series, name: str) -> Path | None:
+        """A file of a run, there or not; None, and a problem, where it is one of elsewhere."""
+        path = Path(run["folder"]) / name
+        if not leads_out(path, run["folder"]):
+            return path
+        self.problem(
+            f"run {run['run']!r}: {name} leads out of the run's folder by a link: not read"
+        )
+        return None
 
     def problem(self, line: str) -> None:
         """Remember what could not be read, once."""
-        self.problems[line] = None
+        self.problems[plain(line)] = None
 
     def having(self, names: Collection[str]) -> pd.DataFrame:
         """Evaluations of finished encoders that stored arrays of these names, which are not read.
@@ -139,8 +156,7 @@ class Source:
             for name, protocol, folder in ways[["eval", "protocol", "folder"]].itertuples(
                 index=False
             ):
-                config = self.record(folder).get("config")
-                config = config if isinstance(config, dict) else {}
+                config = runs.mapping(self.record(folder).get("config"))
                 wanted = config.get("sample", config.get("images"))
                 found[name, protocol] = wanted if isinstance(wanted, int) and wanted > 0 else 0
         return found
@@ -150,16 +166,10 @@ class Source:
         """The names of the arrays that each evaluation of a finished encoder stored, by folder."""
         found = {}
         for folder in self.finals["folder"].unique():
-            path = Path(folder) / "arrays.npz"
             try:
-                with zipfile.ZipFile(path) as stored:
-                    names = [name.removesuffix(".npy") for name in stored.namelist()]
-                    found[folder] = frozenset(names)
-            except FileNotFoundError:
-                continue
-            # As for what is inside: what a wrong byte raises depends on where it is.
-            except Exception as error:
-                self.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
+                found[folder] = arrays.names(Path(folder) / "arrays.npz")
+            except UserError as error:
+                self.problem(str(error))
         return found
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import safe_open
 
 from ssl_bench import plugins, pretrain, runs
 from ssl_bench.data import Dataset, load
 from ssl_bench.data.names import EMBEDDED, base
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.figures import to_pixels
+from ssl_bench.files import Absent, Unreadable, load_bytes, parse_json
 from ssl_bench.report.captions import trained
 from ssl_bench.report.drawing import Drawing, Missing, legend, panels, shorten
 from ssl_bench.report.source import Source, shades_of, slug
@@ -25,6 +27,9 @@ from ssl_bench.report.source import Source, shades_of, slug
 _POINTS = 300
 _RATIOS = (0.5, 0.75, 0.9)
 _IMAGES = 8
+_LARGEST = 1e30
+"""Of a loss that is drawn; a figure of larger ones has no room for the others."""
+_MOST_PIXELS = 2**25
 
 
 def curves(source: Source) -> Iterator[Drawing | Missing]:
@@ -65,22 +70,24 @@ def curves(source: Source) -> Iterator[Drawing | Missing]:
 
 def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
     """A run's records, some hundred of them, up to the last whole line."""
-    path = Path(run["folder"]) / "metrics.jsonl"
+    path = source.file(run, "metrics.jsonl")
     try:
+        text = load_bytes(path) if path else b""
         # Another process may be at its last line.
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        records = pd.DataFrame([json.loads(line) for line in whole])
-        if records.empty:
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = [parse_json(line) for line in whole[:: max(1, len(whole) // _POINTS)]]
+        if not kept:
             return None
-        kept = records.iloc[:: max(1, len(records) // _POINTS)]
-        columns = [n for n in ("step", "epoch", "loss", "learning_rate") if n in kept]
-        return kept[columns].astype(float).assign(
+        columns = [n for n in ("step", "epoch", "loss", "learning_rate") if n in kept[0]]
+        records = pd.DataFrame([[each[name] for name in columns] for each in kept], columns=columns)
+        records = records.astype(float)
+        return records.where(records.abs() < _LARGEST).assign(
             run=run["run"], seed=run["seed"], method=run["method"], group=run["group"],
             label=run["label"],
         )  # fmt: skip
-    except FileNotFoundError:
+    except Absent:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         source.problem(f"run {run['run']!r}: metrics.jsonl cannot be read: {first_line(error)}")
         return None
 
@@ -105,23 +112,26 @@ def reconstructions(source: Source) -> Iterator[Drawing | Missing]:
 
 
 def _painted(source: Source, run: pd.Series) -> Drawing | None:
-    """Painted anew, where the run has its weights and its images are here."""
+    """Painted anew, where the run has its weights and its images are in the package."""
     folder = Path(run["folder"])
-    if not all((folder / f"{n}.safetensors").exists() for n in ("encoder", "method")):
+    files = [source.file(run, f"{name}.safetensors") for name in ("encoder", "method")]
+    if not all(path and path.is_file() for path in files):
         return None
     try:
         plan = runs.plan_of(folder)
-        config_class = plugins.find("method", plan["method"]).config
-        if "mask_ratio" not in {field.name for field in dataclasses.fields(config_class)}:
+        # A method that is a file of the run's author is not looked at.
+        plugin = None if plan.get("method_source") else plugins.installed("method", plan["method"])
+        if not plugin or "mask_ratio" not in {f.name for f in dataclasses.fields(plugin.config)}:
             return None
         spec = EncoderSpec.of(plan["encoder"])
+        _check_sizes(plan["method_config"], folder / "method.safetensors")
         data = _data_of(plan, spec)
         if data is None:
             return None
-        module = plugins.find("method", plan["method"]).load()
+        module = plugin.load()
         rows: dict[str, Any] = {}
         for ratio in _RATIOS:
-            config = config_class(**{**plan["method_config"], "mask_ratio": ratio})
+            config = module.Config(**{**plan["method_config"], "mask_ratio": ratio})
             method = pretrain.build_method(
                 module.Pretraining, config, spec, len(data.classes), plan["seed"]
             )
@@ -135,10 +145,28 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
     return _picture_rows(source, run, rows, spec, data)
 
 
+def _check_sizes(config: Mapping[str, Any], weights: Path) -> None:
+    """Require settings no larger than weights that they have made, before anything is built.
+
+    Raises:
+        UserError: one is.
+    """
+    with safe_open(weights, "pt") as stored:
+        names = list(stored.keys())
+        sides = [side for name in names for side in stored.get_slice(name).get_shape()]
+    largest = max(len(names), *sides)
+    for name, value in config.items():
+        is_size = isinstance(value, int) and not isinstance(value, bool)
+        require(
+            not is_size or value <= largest,
+            f"{name.replace('_', ' ')} {value} is more than its weights have",
+        )
+
+
 def _data_of(plan: dict[str, Any], spec: EncoderSpec) -> Dataset | None:
-    """The run's data where they are at hand, and nothing has to be downloaded."""
+    """The run's data where they are in the package: no path of a run is looked into."""
     place = plan.get("data_source")
-    if place and (base(place) == EMBEDDED or Path(base(place)).exists()):
+    if place and base(place) == EMBEDDED:
         data = load(place, spec.image_size)
         return data if data.fingerprint == plan["data_fingerprint"] else None
     return None
@@ -186,13 +214,20 @@ def _errors(rows: dict[str, Any], spec: EncoderSpec) -> Iterator[dict[str, Any]]
 
 def _kept_picture(source: Source, run: pd.Series) -> Drawing | None:
     """The picture that the run itself made when it was trained."""
-    path = Path(run["folder"]) / "figures/pictures.png"
+    path = source.file(run, "figures/pictures.png")
     try:
-        with Image.open(path) as image:
+        content = load_bytes(path) if path else b""
+        if not content:
+            return None
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS or not 0.1 < width / height < 10:
+                raise Unreadable(f"{width} x {height} pixels are no pictures of ours")
             pixels = image.convert("RGB")
-    except FileNotFoundError:
+    except Absent:
         return None
-    except (OSError, ValueError) as error:
+    # Pillow has many errors for a wrong byte.
+    except Exception as error:
         source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
         return None
     figure = Figure(figsize=(7, 7 * pixels.height / pixels.width))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -18,10 +18,11 @@ from ssl_bench.sweep import cluster, standing, store
 from ssl_bench.sweep.standing import UNDER_WAY, CellState, Standing
 from ssl_bench.sweep.store import Sweep
 from ssl_bench.sweep_settings import CancelSettings, StatusSettings
+from ssl_bench.terminal import Console
 from ssl_bench.units import many, plain
 from ssl_bench.units import time as duration
 
-_console = Console(markup=False, highlight=False)
+_console = Console()
 _ORDER: tuple[CellState, ...] = (
     *("failed", "running", "unknown", "stopped", "pending", "new", "done"),
 )

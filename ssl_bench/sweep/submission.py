@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.table import Table
 
 from ssl_bench.command_line import by_flag
@@ -20,10 +19,11 @@ from ssl_bench.sweep.planning import Planner, Work
 from ssl_bench.sweep.standing import UNDER_WAY, Standing
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep
 from ssl_bench.sweep_settings import SweepSettings
+from ssl_bench.terminal import Console
 from ssl_bench.units import count, many
 from ssl_bench.units import time as duration
 
-_console = Console(markup=False, highlight=False)
+_console = Console()
 
 
 def main(words: Sequence[str]) -> None:
