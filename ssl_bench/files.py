@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and files that may be anything."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,19 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)  # asked once, as asking sets it for a moment, for every thread
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 _TEMPORARY_FOLDER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
+LARGEST = 64 * 2**20
+"""Bytes of a text file that are read; what is written here is a thousandth of it."""
+_PAGE = 4096
+_MOST_DIGITS = 300
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+class Unreadable(ValueError):
+    """A file cannot be used; the message is the reason, in a few words without the file's name."""
+
+
+class Absent(Unreadable, FileNotFoundError):
+    """There is no such file."""
 
 
 @contextmanager
@@ -127,6 +141,91 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON."""
-    return json.loads(path.read_text())
+def load_json(path: Path | str) -> Any:
+    """What a JSON file holds, whoever has written it.
+
+    Names and numbers may be any: a float may be infinite or NaN, a text may hold what no terminal
+    should be shown (`units.plain`).
+
+    Raises:
+        Unreadable: it is no regular file, is too large, or holds no JSON: no UTF-8, too deep, a
+            name twice in one object, a whole number that no float is as large as.
+        Absent: there is none.
+    """
+    return parse_json(load_bytes(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`load_json` of what has been read already.
+
+    Raises:
+        Unreadable: as there.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise Unreadable("it is nested too deep") from None
+    except UnicodeDecodeError:
+        raise Unreadable("it is no text in UTF-8") from None
+    except Unreadable:
+        raise
+    except ValueError as error:
+        raise Unreadable(first_line(error)) from None
+
+
+def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -> bytes:
+    """The content of a regular file; anything else, which may never end, is not waited for.
+
+    Args:
+        most: bytes that it may have.
+        tail: read only that many bytes, of its end.
+
+    Raises:
+        Unreadable: it is no regular file, has more bytes, or the system refuses.
+        Absent: there is none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("it is no regular file")
+            if tail is not None:
+                most = min(tail, status.st_size)
+                os.lseek(descriptor, -most, os.SEEK_END)
+            content = bytearray()
+            # The size may be a lie (/proc), and the file may grow meanwhile.
+            while part := os.read(descriptor, min(max(status.st_size, _PAGE), most) + 1):
+                content += part
+                if len(content) > most:
+                    break
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        kind = Absent if error.errno in _ABSENT else Unreadable
+        raise kind(error.strerror or first_line(error)) from None
+    except ValueError as error:  # a name with a null character
+        raise error if isinstance(error, Unreadable) else Absent(first_line(error)) from None
+    if len(content) > most and tail is None:
+        raise Unreadable(f"it has more than {most:,} bytes")
+    return bytes(content[:most])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name in found if sum(name == each for each, _ in pairs) > 1)
+        raise Unreadable(f"it has {twice!r:.60} twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise Unreadable(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)  # made once: that is slow
+read_json = load_json
