@@ -106,7 +106,7 @@ def is_locked(folder: Path) -> bool:
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock that is that file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # nor wait for what is no file
     except OSError:
         return False
     try:
