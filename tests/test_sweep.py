@@ -27,6 +27,7 @@ from ssl_bench.sweep.store import Entry, Submitted, Sweep
 from ssl_bench.sweep.submission import work_of
 
 Call = Callable[..., tuple[int, str, str]]
+STAGES: tuple[store.Stage, ...] = ("pretrain", "evaluate")
 SMALL = (
     *("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--backbone", "vit_nano"),
     *("--knn-neighbors", 1, "--linear-epochs", 1),
@@ -297,14 +298,14 @@ class TestDamage:
         entries = tuple(replace(ENTRY, label=f"mae, seed {n}", run=f"mae-{n}") for n in range(3))
         folder = sweeps / "sweep-mae-1" / "jobs"
         cells = [
-            [Job(("--seed", str(n)), entry.run, stage, "/") for stage in ("pretrain", "evaluate")]
+            [Job(("--seed", str(n)), entry.run, stage, "/") for stage in STAGES]
             for n, entry in enumerate(entries)
         ]
         batch = records.new_batch(folder, "local", cells)
         submitted = [
             Submitted(entry.run, stage, job, "1", ("knn-1",) * (stage == "evaluate"))
             for entry, ids in zip(entries, batch.ids(), strict=True)
-            for stage, job in zip(("pretrain", "evaluate"), ids, strict=True)
+            for stage, job in zip(STAGES, ids, strict=True)
         ]
         done, failed = Record("done", 1, 0), Record("failed", 1, 1, ["no such luck"])
         for job, record in zip(
