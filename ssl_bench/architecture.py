@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_bench import encoders, formats
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.errors import UserError, require
 from ssl_bench.formats import Weights
 from ssl_bench.presets import BACKBONES
 from ssl_bench.settings import WeightSettings
@@ -226,7 +226,7 @@ def _heads_of(backbone: str) -> int:
     own = BACKBONES.get(backbone, {"model_name": backbone})
     names = [*BACKBONES, *encoders.timm_names()]
     if backbone.partition(".")[0] not in names:
-        raise unknown("backbone", backbone, names)
+        raise encoders.unknown_backbone(backbone)
     with torch.device("meta"):
         return timm.create_model(**own).blocks[0].attn.num_heads
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import json
 import statistics
 import time
@@ -149,7 +150,8 @@ def _earlier(budget: Mapping[str, Any], plan: Plan, runs_dir: Path) -> float | N
     """The epochs of a run that was given the same time for the same thing, seeds aside."""
     wanted = json.loads(json.dumps(asdict(plan)))
     alike = wanted.keys() - {"epochs", "seed"}
-    for folder in sorted(runs_dir.glob(f"{plan.method}-{plan.data}-seed*")):
+    start = glob.escape(f"{plan.method}-{plan.data}-seed")
+    for folder in sorted(runs_dir.glob(f"{start}*")):
         try:
             found = runs.plan_of(folder)
         except UserError:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from ssl_bench import plugins
+from ssl_bench import habits, plugins
 from ssl_bench.command_line import by_flag
 from ssl_bench.errors import UserError, require
 from ssl_bench.plugins import Plugin
@@ -50,7 +50,27 @@ def refuse_no_number(types: Mapping[str, Any], words: Sequence[str]) -> None:
             except ValueError:
                 is_none = text == "None" and len(kinds) > 1
                 wanted = "a whole number" if number is int else "a number"
-                require(is_none, f"{flag} {text!r} is not {wanted}")
+                hint = _several(flag, text) if "method" in types else ""
+                hint = hint or _written_out(number, text)
+                require(is_none, f"{flag} {text!r} is not {wanted}{hint}")
+
+
+def _several(flag: str, text: str) -> str:
+    """What to do with several values, where a run takes one."""
+    is_several = re.fullmatch(r"\s*[\d.e+-]+(\s*(,|\.\.)\s*[\d.e+-]+)+\s*", text)
+    values = "".join(text.split())
+    return f"; `ssl-bench sweep {flag} {values}` makes a run of each" if is_several else ""
+
+
+def _written_out(number: type, text: str) -> str:
+    """The number that is meant by "1e3" or "2k", where that is one."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d{1,2})?)\s*([kmgt]?)\s*", text, re.IGNORECASE)
+    if not found:
+        return ""
+    value = float(found[1]) * 1000.0 ** " kmgt".index(found[2].lower() or " ")
+    if number is int:
+        return f"; {int(value)} would work" if value == int(value) < 2**53 else ""
+    return f"; {value:g} would work"
 
 
 def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
@@ -63,9 +83,11 @@ def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoRet
     Raises:
         UserError: always.
     """
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    habit = habits.advice(name, names)
     if not word.startswith("--"):
-        raise UserError(f"unexpected argument {word!r}; flags start with --, see --help")
-    name = word[2:].partition("=")[0].replace("-", "_")
+        hint = habit if habit and word.startswith("-") else "flags start with --, see --help"
+        raise UserError(f"unexpected argument {word!r}; {hint}")
     owners = [
         plugin.name
         for plugin in plugins.discover("method").values()
@@ -76,6 +98,8 @@ def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoRet
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     if owners and method:
         hint = f"method {owners[0]!r} has it, {method!r} does not"
+    elif habit:
+        hint = habit
     elif near:
         hint = f"did you mean --{near[0].replace('_', '-')}?"
     else:

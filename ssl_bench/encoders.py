@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pix
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,6 +95,19 @@ def timm_names() -> list[str]:
     return sorted([*vits, *deits])
 
 
+def unknown_backbone(name: str) -> UserError:
+    """The error for a backbone that is none of ours, with the nearest one if there is any."""
+    names = [*BACKBONES, *timm_names()]
+    family = (re.match("[a-z]+", name.lower()) or [""])[0]
+    is_of_timm = any(each.startswith(family) for each in timm.list_models()) if family else False
+    if is_of_timm and not any(each.startswith(family) for each in names):
+        return UserError(
+            f"unknown backbone {name!r}; plain Vision Transformers are what there is, such as "
+            "vit_tiny_patch16_224 (see `ssl-bench list backbones`)"
+        )
+    return unknown("backbone", name, names)
+
+
 def default_patch_size(image_size: int) -> int:
     """The divisor of the image size nearest to a quarter of it."""
     divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
@@ -104,7 +118,7 @@ def check(spec: EncoderSpec) -> None:
     """Raise `UserError` for a backbone that does not exist or sizes that do not fit it."""
     names = [*BACKBONES, *timm_names()]
     if spec.backbone.partition(".")[0] not in names:
-        raise unknown("backbone", spec.backbone, names)
+        raise unknown_backbone(spec.backbone)
     if spec.image_size % spec.patch_size:
         fits = [size for size in range(1, spec.image_size) if spec.image_size % size == 0]
         near = sorted(fits, key=lambda size: abs(size - spec.patch_size))[:3]

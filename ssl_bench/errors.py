@@ -64,6 +64,8 @@ def in_one_line(error: Exception) -> str | None:
     """What a person is told of an error that he can mend; None where it is a bug."""
     if isinstance(error, UserError):
         return f"ssl-bench: {plain(' '.join(str(error).split()))}"
+    if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":
+        return "ssl-bench: ~ stands for a home folder that is not known; ./~ is a file of that name"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for that
         return "ssl-bench: out of GPU memory; a smaller --batch-size may fit"
     return None

@@ -7,18 +7,21 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ssl_bench import locks
 from ssl_bench.errors import UserError, first_line
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # asked once, as asking sets it for a moment, for every thread
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+_TEMPORARY_FOLDER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
 LARGEST = 64 * 2**20
 """Bytes of a text file that are read; what is written here is a thousandth of it."""
 _PAGE = 4096
@@ -62,6 +65,50 @@ def remove_temporary(folder: Path) -> None:
     for path in folder.rglob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, for the block to rename to it; gone afterwards.
+
+    Its name ends in ``.tmp``. What is in the way may be renamed to the same name with ``.old``,
+    which is gone afterwards, too. What killed writers of the same path left is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    lock = new.with_suffix(".lock")
+    with ExitStack() as stack:
+        with suppress(UserError):  # without locks, what a killed writer leaves stays
+            stack.enter_context(locks.taken(lock, 0))
+        try:
+            new.mkdir()
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(new.with_suffix(".old"), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of a `temporary_folder` left; those who live hold a lock.
+
+    An older folder that one had moved out of the way comes back where nothing took its place.
+    """
+    with suppress(OSError):
+        for left in list(path.parent.iterdir()):
+            found = _TEMPORARY_FOLDER.fullmatch(left.name)
+            if not found or found["name"] != path.name or left.is_symlink() or not left.is_dir():
+                continue
+            lock = left.with_suffix(".lock")
+            with suppress(UserError), locks.taken(lock, 0) as is_abandoned:
+                if not is_abandoned:
+                    continue
+                if found["kind"] == "old" and not path.exists():
+                    left.rename(path)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
+                lock.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,17 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from ssl_bench import complaints, plugins
-from ssl_bench.command_line import by_flag, peek, split_commas
+from ssl_bench import complaints, habits, plugins
+from ssl_bench.command_line import (
+    by_flag,
+    joined,
+    peek,
+    split_commas,
+    values_told_from_flags,
+)
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.plugins import Plugin
-from ssl_bench.presets import PRESETS
+from ssl_bench.presets import BACKBONES, PRESETS
 from ssl_bench.settings import BUDGETS, EvalSettings, Settings
 
 T = TypeVar("T")
@@ -268,7 +275,7 @@ def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> R
             return None
         key = flag.owner, flag.field.name, each
         if key not in known:
-            known[key] = _values("run", [flag], each, "")[flag.name]
+            known[key] = _values("run", [flag], joined([each]), "")[flag.name]
         values[flag.name] = known[key]
     return None if dataclasses.MISSING in values.values() else offer.request(values)
 
@@ -322,6 +329,8 @@ def _values(
             f"flag {word!r} is given {given.count(word)} times; once will do",
         )
     sequences = {flag.name for flag in flags if typing.get_origin(flag.type) is tuple}
+    taking = {f"--{f.name.replace('_', '-')}" for f in flags if f.type is not bool}
+    words = values_told_from_flags(words, taking)
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
@@ -336,7 +345,28 @@ def _values(
             raise UserError(complaints.without_box(output.getvalue() + errors.getvalue())) from None
     if rest:
         complaints.refuse(rest[0], [flag.name for flag in flags], everyone)
-    return {flag.name: getattr(parsed, flag.name) for flag in flags}
+    values = {flag.name: getattr(parsed, flag.name) for flag in flags}
+    if values.get("backbone"):
+        values["backbone"] = _backbone(values["backbone"])
+    return values
+
+
+def _backbone(name: str) -> str:
+    """The backbone that is meant.
+
+    Raises:
+        UserError: its name gives a patch size, which is a flag of its own here.
+    """
+    meant = habits.backbone(name)
+    if meant is None or meant[0] == name or name in BACKBONES:
+        return name
+    own, patch_size = meant
+    if patch_size is not None and not re.fullmatch(r"(vit|deit)_\w+_patch\d+_\d+", name):
+        raise UserError(
+            f"backbone {name!r}: patches have a flag of their own; --backbone {own} --patch-size "
+            f"{patch_size} would work"
+        )
+    return name if patch_size is not None else own
 
 
 def _as_dataclass(

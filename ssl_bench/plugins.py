@@ -8,28 +8,35 @@ its path. Flags and help are read from a plugin's source without importing torch
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import io
 import itertools
+import os
+import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_bench.errors import UserError, unknown
+from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.places import PARENT
 from ssl_bench.presets import PRESET_NOTES
 from ssl_bench.ranges import Range
-from ssl_bench.settings import Ablation, Published
+from ssl_bench.settings import Ablation, EvalSettings, Published, Settings
+from ssl_bench.units import plain
 
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
 _NO_CODE = {"PRESETS", "PAPER", "ABLATIONS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
+_told: set[tuple[Kind, str]] = set()
 _NO_CODE_MODULES = {"ssl_bench.ranges", "ssl_bench.sharing"}
 _LIGHT_MODULES = {
     "ssl_bench.errors",
@@ -68,7 +75,7 @@ class Plugin:
         """
         try:
             module = importlib.import_module(self.module) if self.module else _from_file(self.path)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{self.path} cannot be imported: {type(error).__name__}: {error}"
             ) from error
@@ -123,36 +130,161 @@ class Plugin:
 
 
 def discover(kind: Kind) -> dict[str, Plugin]:
-    """Every plugin of a kind that is installed, by name, the project's own first."""
-    folder = Path(__file__).parent / f"{kind}s"
-    own = [
-        Plugin(kind, path.stem.replace("_", "-"), path, f"ssl_bench.{kind}s.{path.stem}")
-        for path in sorted(folder.glob("[!_]*.py"))
-    ]
-    found = {plugin.name: plugin for plugin in own}
-    for point in entry_points(group=f"ssl_bench.{kind}s"):
-        spec = importlib.util.find_spec(point.module)
-        if spec and spec.origin:
-            plugin = Plugin(kind, point.name, Path(spec.origin), point.module)
-            found.setdefault(point.name, plugin)
-    return found
+    """Every plugin of a kind that is installed, by name, the project's own first.
+
+    Those of other distributions that cannot be used are left out, and named once on the standard
+    error.
+    """
+    found, broken = _installed(kind)
+    for name, reason in broken.items():
+        if (kind, name) not in _told and PARENT not in os.environ:  # nor by each rank
+            print(f"ssl-bench: {kind} {name!r} is left out: {reason}", file=sys.stderr)
+        _told.add((kind, name))
+    return dict(found)
 
 
 def find(kind: Kind, name: str) -> Plugin:
     """The plugin of that name, or the one in the file of that path.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be used.
     """
     if name.endswith(".py"):
         path = Path(name).expanduser().resolve()
         if not path.is_file():
             raise UserError(f"{kind} file {name!r} does not exist")
         return Plugin(kind, path.stem.replace("_", "-"), path, "")
-    plugins = discover(kind)
-    if name not in plugins:
-        raise unknown(kind, name, plugins)
-    return plugins[name]
+    found, broken = _installed(kind)
+    if name in found:
+        return found[name]
+    if name in broken:
+        raise UserError(f"{kind} {name!r} cannot be used: {broken[name]}")
+    raise unknown(kind, name, discover(kind))
+
+
+@cache
+def _installed(kind: Kind) -> tuple[Mapping[str, Plugin], Mapping[str, str]]:
+    """Plugins by name, and why those of other distributions that are broken cannot be used."""
+    folder = Path(__file__).parent / f"{kind}s"
+    found = {
+        path.stem.replace("_", "-"): Plugin(
+            kind, path.stem.replace("_", "-"), path, f"ssl_bench.{kind}s.{path.stem}"
+        )
+        for path in sorted(folder.glob("[!_]*.py"))
+    }
+    broken: dict[str, str] = {}
+    own = set(found)
+    for name, point in _entry_points(f"ssl_bench.{kind}s"):
+        try:
+            # What it prints is no part of what was asked for.
+            with contextlib.redirect_stdout(sys.stderr):
+                require(name not in own, "it has the name of one of ours")
+                plugin = _of_entry_point(kind, name, point)
+                require(
+                    found.get(name, plugin) == plugin, "two distributions have one of that name"
+                )
+                _check(plugin, found.values())
+        except (Exception, SystemExit) as error:
+            reason = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            broken[name] = plain(" ".join(f"{reason} ({_distribution(point)})".split()))
+        else:
+            found[name] = plugin
+    return found, broken
+
+
+def _entry_points(group: str) -> list[tuple[str, EntryPoint]]:
+    """Those of a group; a distribution whose metadata cannot be read has none."""
+    try:
+        points = list(entry_points(group=group))
+    except Exception:
+        points = []
+        for each in distributions():
+            with contextlib.suppress(Exception):
+                points += each.entry_points.select(group=group)
+    return [(str(point.name), point) for point in points]
+
+
+def _of_entry_point(kind: Kind, name: str, point: EntryPoint) -> Plugin:
+    """The plugin that an entry point names; the packages around it are imported.
+
+    Raises:
+        UserError: it names none. What else these packages raise when they are imported, too.
+    """
+    require(
+        bool(re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name)) and name != "none",
+        "its name is not one of letters, digits and hyphens",
+    )
+    require(bool(re.fullmatch(r"[\w.]+(:[\w.]+)?", point.value)), f"{point.value!r} is no module")
+    spec = importlib.util.find_spec(point.module)
+    if not spec or not spec.origin or not Path(spec.origin).is_file():
+        raise UserError(f"there is no file of module {point.module!r}")
+    return Plugin(kind, name, Path(spec.origin), point.module)
+
+
+def _check(plugin: Plugin, others: Iterable[Plugin]) -> None:
+    """Complain about what would end every command, or could only fail once it is asked for.
+
+    Raises:
+        UserError: there is something of that kind. What the plugin's own code raises, too.
+    """
+    for node in _parse(plugin).body:
+        _refuse_to_import(node)
+    config, outline = plugin.config, plugin.outline()
+    for name in ("PRESETS", "PAPER", "ABLATIONS", "SEARCH"):
+        value = getattr(outline, name, {})
+        require(isinstance(value, Mapping), f"{name} is {type(value).__name__}, no mapping")
+    require(all(isinstance(each, Mapping) for each in plugin.presets().values()), "odd PRESETS")
+    field_help(config)
+    config()
+    twins = _flags(plugin) & _flags_beside(plugin, others)
+    require(not twins, f"its field {min(twins, default='')!r} has the name of another flag")
+    import tyro
+
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        tyro.cli(config, args=[])
+
+
+def _flags(plugin: Plugin) -> set[str]:
+    """The names of a plugin's flags, as fields."""
+    prefix = f"{plugin.name}-".replace("-", "_") if plugin.kind == "eval" else ""
+    return {prefix + field.name for field in dataclasses.fields(plugin.config)}
+
+
+def _flags_beside(plugin: Plugin, others: Iterable[Plugin]) -> set[str]:
+    """Those that are there whenever the plugin's are: evaluations offer theirs unasked."""
+    found = {field.name for field in dataclasses.fields(Settings)}
+    if plugin.kind == "eval":
+        found |= {field.name for field in dataclasses.fields(EvalSettings)}
+        everyone = [*_installed("method")[0].values(), *others]
+        found.update(*(_flags(each) for each in everyone if each != plugin))
+    return found
+
+
+def _refuse_to_import(node: ast.stmt) -> None:
+    """Complain about a statement of a module that cannot succeed, as far as one can see."""
+    names = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+        names = [node.module or ""]
+    for name in names:
+        package = name.split(".")[0]
+        is_there = package in sys.modules or importlib.util.find_spec(package)
+        require(bool(is_there), f"it imports {package!r}, which is not installed")
+    if isinstance(node, ast.Raise):
+        raise UserError(f"it raises an error in line {node.lineno} when it is imported")
+
+
+def _distribution(point: EntryPoint) -> str:
+    try:
+        return f"distribution {point.dist.name}"  # type: ignore[union-attr]
+    except Exception:
+        return f"entry point {point.value}"
 
 
 def installed(kind: Kind, name: str) -> Plugin | None:
@@ -205,7 +337,7 @@ def _outline(plugin: Plugin) -> types.ModuleType:
     code = compile(ast.Module(kept, []), str(plugin.path), "exec")
     try:
         exec(code, outline.__dict__)
-    except Exception:
+    except (Exception, SystemExit):
         return plugin.load()
     return outline
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ssl_bench.errors import UserError, above, require, within
+from ssl_bench.units import seconds
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compilation = Literal["auto", "on", "off"]
@@ -126,10 +127,19 @@ class Settings:
     @property
     def budget_seconds(self) -> float:
         """What ``budget_time`` says, in seconds."""
-        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([smhd]?)\s*", self.budget_time)
-        if not found:
-            raise UserError(f"budget time {self.budget_time!r} is no time such as 90s, 10m or 2h")
-        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+        text = self.budget_time.strip()
+        if re.fullmatch(r"\d+\.?\d*|\.\d+", text):
+            return float(text)
+        found = seconds(text)
+        if found is None:
+            raise UserError(f"budget time {text!r} is no time such as 90s, 10m or 1h30m")
+        first, _, second = text.partition(":")
+        require(
+            not (first.isdigit() and second.isdigit()),
+            f"budget time {text!r} can be read in two ways; {first}m{second}s or "
+            f"{first}h{second}m would work",
+        )
+        return found
 
     def epochs_between(self, epochs: float) -> float:
         """What ``eval_every`` says, in epochs, for a training of so many."""

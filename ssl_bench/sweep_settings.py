@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssl_bench.errors import UserError, above, require
+from ssl_bench.units import seconds
 
 Cluster = Literal["local", "slurm", "debug"]
 
@@ -108,21 +109,11 @@ class ClusterSettings:
     @property
     def minutes(self) -> int:
         """What ``time`` says, rounded up."""
-        text = self.time.strip()
-        units = re.fullmatch(r"\s*".join(rf"(?:(\d+)\s*{unit})?" for unit in "dhms"), text)
-        slurm = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)
-        if text and units:
-            days, hours, minutes, seconds = (int(number or 0) for number in units.groups())
-        elif slurm:
-            numbers = [int(number) for number in slurm[2].split(":")]
-            # With days, what follows begins with hours; one number is minutes, two end in seconds.
-            if slurm[1] is None:
-                numbers = [0] * (len(numbers) < 3) + numbers
-            hours, minutes, seconds = (*numbers, 0, 0)[:3]
-            days = int(slurm[1] or 0)
-        else:
+        found = seconds(self.time)
+        if found is None:
             raise UserError(f"time {self.time!r} is no time such as 90m, 4h or 1-12:00:00")
-        return days * 1440 + hours * 60 + minutes + -(-seconds // 60)
+        require(found < 1e9, f"time {self.time!r} is longer than any job; 4h would work")
+        return -int(-found // 60)
 
     @property
     def memory_mib(self) -> int | None:

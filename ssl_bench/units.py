@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 _NOTHING = "-"
@@ -13,6 +14,13 @@ _UNSEEN = {
 }
 _FORMULAS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a formula begins with; the last four are the wide signs of East Asia."""
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_NUMBER = r"(\d+\.?\d*|\.\d+)"
+_IN_UNITS = re.compile(
+    rf"(?:{_NUMBER} ?d(?:ays?)?)? ?(?:{_NUMBER} ?h(?:(?:ou)?rs?)?)? ?"
+    rf"(?:{_NUMBER} ?m(?:in(?:ute)?s?)?)? ?(?:{_NUMBER} ?s(?:ec(?:ond)?s?)?)?"
+)
+_ON_A_CLOCK = re.compile(r"(?:(\d+)-)?(\d+(?::\d+){0,2})")
 _LARGE = ("", " k", " M", " G", " T", " P", " E", " Z", " Y")
 
 
@@ -45,6 +53,26 @@ def time(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def seconds(text: str) -> float | None:
+    """What a person means by "90s", "10 min", "1h30m", "0.5 hours", "1:30:00" or "1-12:00:00".
+
+    None where it is no time. Without a unit, as Slurm has it: one number is minutes, two with a
+    colon are minutes and seconds; after days and a hyphen come hours.
+    """
+    text = " ".join(text.lower().split())
+    if text and (found := _IN_UNITS.fullmatch(text)):
+        return sum(
+            float(n or 0) * u for n, u in zip(found.groups(), _SECONDS.values(), strict=True)
+        )
+    if not (found := _ON_A_CLOCK.fullmatch(text)):
+        return None
+    numbers = [float(number) for number in found[2].split(":")]
+    if found[1] is None:
+        numbers = [0.0] * (len(numbers) < 3) + numbers
+    hours, minutes, rest = (*numbers, 0.0, 0.0)[:3]
+    return float(found[1] or 0) * 86400 + hours * 3600 + minutes * 60 + rest
 
 
 def whole(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +19,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_bench import runs, weights
+from ssl_bench import budget, flags, habits, runs, weights
 from ssl_bench.data import Split
 from ssl_bench.features import Encoder
 from ssl_bench.files import read_json
+from ssl_bench.settings import (
+    CompareSettings,
+    EvalSettings,
+    ExportSettings,
+    QuerySettings,
+    ReportSettings,
+)
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = {
@@ -431,6 +439,43 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--finetune-layer-decay", "2"], "finetune layer decay 2.0"),
         (["--knn-temperature", "0"], "knn temperature 0.0"),
         (["--precision", "fp8"], "fp8"),
+        (["--resume"], "the same command goes on"),
+        (["--resume", "runs/x"], "leave it out"),
+        (["--name", "mine"], "--runs-dir"),
+        (["--num-workers", "8"], "a thread for each core"),
+        (["-j", "8"], "a thread for each core"),
+        (["--lr", "0.1"], "--base-lr"),
+        (["--batch", "64"], "--batch-size"),
+        (["--bs=64"], "--batch-size"),
+        (["--wd", "0"], "--weight-decay"),
+        (["--arch", "vit_small"], "--backbone does it here"),
+        (["--model", "vit_small"], "--backbone does it here"),
+        (["--dataset", "cifar10"], "--data does it here"),
+        (["--gpus", "2"], "--devices"),
+        (["--output-dir", "out"], "--runs-dir"),
+        (["-o", "out"], "--runs-dir"),
+        (["--amp"], "--precision bf16"),
+        (["--warmup-epochs", "5"], "--warmup"),
+        (["--img-size", "32"], "--image-size"),
+        (["--epoch", "3"], "--epochs"),
+        (["--seeds", "0,1"], "`ssl-bench sweep --seed 0..4`"),
+        (["--seed", "0, 1,2"], "`ssl-bench sweep --seed 0,1,2`"),
+        (["--seed", "0..4"], "`ssl-bench sweep --seed 0..4`"),
+        (["--mask-ratio", "0.5,0.75"], "`ssl-bench sweep --mask-ratio 0.5,0.75`"),
+        (["--eval", "knn"], "--evals does it here"),
+        (["--checkpoint", "x.pth"], "`ssl-bench eval --weights FILE`"),
+        (["--batch-size", "1e3"], "1000 would work"),
+        (["--batch-size", "2k"], "2000 would work"),
+        (["--weight-decay", "5M"], "5e+06 would work"),
+        (["--evals", "knn, linaer"], "did you mean 'linear'?"),
+        (["--backbone", "vit-b/16"], "--backbone vit_base_patch16_224 --patch-size 16"),
+        (["--backbone", "ViT-B-16"], "--backbone vit_base_patch16_224 --patch-size 16"),
+        (["--backbone", "vit_large_patch16"], "--backbone vit_large_patch16_224 --patch-size 16"),
+        (["--backbone", "swin_tiny"], "plain Vision Transformers"),
+        (["--backbone", "resnet18"], "plain Vision Transformers"),
+        (["--backbone=--help"], "--help"),
+        (["--data", "-nowhere"], "-nowhere"),
+        (["--method=--help"], "--method needs a value"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_one_line_and_leaves_nothing(
@@ -458,6 +503,16 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
         (["compare", "--at-cost", "5"], "--at-cost needs --at"),
         (["compare", "--at", "equal-images", "--at-cost", "0"], "at cost 0"),
         (["compare", "--at", "equal-luck"], "'equal-images', 'equal-flops', 'equal-time'"),
+        (["compare", "--resume"], "unknown flag '--resume'"),
+        (["eval", "x", "--checkpoint", "y.pth"], "--weights does it here"),
+        (["eval", "x", "--seeds", "1"], "did you mean --seed"),
+        (["report", "--out", "x"], "--output"),
+        (["status", "--output", "x"], "--runs-dir"),
+        (["sweep", "--paralel-jobs", "3"], "did you mean --parallel-jobs?"),
+        (["sweep", "--workers", "3"], "a thread for each core"),
+        (["sweep", "--data=--help", "--dry-run"], "--help"),
+        (["sweep", "--cluster=--help"], "--help"),
+        (["sweep", "--cluster", "slurm", "--partition=--help", "--time=-h"], "-h"),
     ],
 )
 def test_other_commands_complain_in_one_line_too(
@@ -471,6 +526,59 @@ def test_other_commands_complain_in_one_line_too(
     code, _, err = ssl_bench(*words)
     assert (code, err.count("\n")) == (2, 1), err
     assert message.lower() in err.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("vit_tiny", "vit_tiny_patch16_224"), ("ViT-S", "vit_small_patch16_224"),
+     ("vit_huge", "vit_huge_patch14_224"), ("deit_small", "deit_small_patch16_224"),
+     ("vit_nano", "vit_nano"), ("vit_base_patch16_384", "vit_base_patch16_384")],
+)  # fmt: skip
+def test_a_backbone_may_be_called_as_people_call_it(name: str, meant: str) -> None:
+    """Then the run has the same folder as under timm's name."""
+    assert flags.parse_run(["--backbone", name]) == flags.parse_run(["--backbone", meant])
+    assert flags.parse_run(["--backbone", name]).settings.backbone == meant
+
+
+def test_advice_names_flags_that_are_there() -> None:
+    """Of the command it is for; and what a habit is called is no flag there."""
+    commands = {
+        "run": set(flags.run_flags([])),
+        "mocov3": set(flags.run_flags(["--method", "mocov3"])),
+        **{cls.__name__: set(flags.types(cls)) for cls in (EvalSettings, CompareSettings,
+           ReportSettings, ExportSettings, QuerySettings)},
+    }  # fmt: skip
+    for known in commands.values():
+        for names, _, _ in habits._FLAGS:
+            for name in names.split():
+                text = habits.advice(name, known)
+                named = {each.replace("-", "_") for each in re.findall(r"--([a-z-]+)", text)}
+                elsewhere = {"weights", "seed"} if "`ssl-bench" in text else set()
+                optional = {"strategy", "budget_flops", "budget_time"}
+                assert named - elsewhere - optional <= known, (name, text)
+
+
+@pytest.mark.parametrize("name", ["set [v2]", "a*b", "what?", "sp ace \N{GRINNING FACE}", "-dash",
+                                  "a=b", "a,b", "quote\"'", "new\nline", "--help"])  # fmt: skip
+def test_a_data_set_may_be_called_anything(
+    ssl_bench: Call, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The same command trains once, even where the length is measured, and a sweep knows it."""
+    (tmp_path / "sets").mkdir()
+    monkeypatch.chdir(tmp_path / "sets")
+    image_folder.rename(name)
+    speeds = iter((0.01, 0.02))
+    monkeypatch.setattr(budget, "seconds_per_step", lambda *_: next(speeds))
+    small = ("--image-size", 16, "--batch-size", 16, "--precision", "fp32", "--evals", "none",
+             "--backbone", "vit_nano", "--runs-dir", "runs", f"--data={name}")  # fmt: skip
+    for _ in range(2):
+        code, out, err = ssl_bench("run", *small, "--budget-time", "0.061s")
+        assert code == 0, err
+    assert "reused" in out
+    [path] = Path("runs").glob("*/config.json")
+    assert read_json(path)["data"] == name and path.parent.name.startswith(f"mae-{name}-seed0-")
+    code, out, err = ssl_bench("sweep", *small, "--epochs", 2, "--seed", "0,1", "--dry-run")
+    assert code == 0 and "1 done, 1 new" in out, out + err
 
 
 def test_eval_of_an_unfinished_run_says_how_to_finish_it(

@@ -265,6 +265,7 @@ print(peak_memory_mib(cpu.device))
         (["--budget-flops", "0"], "budget flops 0"),
         (["--budget-flops", "inf"], "budget flops inf"),
         (["--budget-time", "soon"], "'soon' is no time such as 90s"),
+        (["--budget-time", "1:30"], "1m30s or 1h30m would work"),
         (["--budget-time", "0s"], "budget time 0"),
         (["--budget-flops", "1e9", "--match", "x"], "one will do"),
         (["--epochs", "3", "--match", "x"], "--epochs and --match"),

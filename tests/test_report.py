@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_bench import comparison, index, report
+from ssl_bench import comparison, files, index, report
 from ssl_bench.comparison import statistics
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
@@ -524,6 +526,38 @@ class TestFolder:
             report.write(settings)
         assert (output / "index.html").read_bytes() == before
         assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+    @pytest.mark.parametrize("moment", ["while it writes", "between its two renames"])
+    def test_what_a_killed_report_left_is_gone_after_the_next(
+        self, runs_dir: Path, tmp_path: Path, moment: str
+    ) -> None:
+        """Not so the folder of one that is still writing, or of another report."""
+        output = tmp_path / "[report] *"
+        settings = ReportSettings(("mae-tiny-seed0-0.5",), output, runs_dir=runs_dir)
+        report.write(settings)
+        killed = (
+            "import os, pathlib, sys\n"
+            "from ssl_bench.files import temporary_folder\n"
+            "output = pathlib.Path(sys.argv[1])\n"
+            "with temporary_folder(output) as folder:\n"
+            "    (folder / 'index.html').touch()\n"
+            "    if 'renames' in sys.argv[2]: output.rename(folder.with_suffix('.old'))\n"
+            "    os.kill(os.getpid(), 9)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", killed, str(output), moment], check=False)
+        assert done.returncode == -9 and len(list(tmp_path.iterdir())) > 1
+        theirs = tmp_path / f".{output.name}.mine.tmp"
+        theirs.mkdir()
+        with (
+            files.temporary_folder(tmp_path / "another") as another,
+            files.temporary_folder(output) as alive,
+        ):
+            (alive / "half").touch()
+            assert (output / "index.html").stat().st_size > 0, "the older one is back"
+            report.write(settings)
+            assert (alive / "half").exists() and another.exists()
+        assert {path.name for path in tmp_path.iterdir()} == {output.name, theirs.name}
+        assert {path.name for path in output.iterdir()} >= {"index.html", "report.json"}
 
     def test_what_cannot_be_read_is_not_told_as_what_cannot_be_written(
         self, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,6 +21,7 @@ from ssl_bench.errors import UserError, above, unknown, within
 from ssl_bench.files import atomic, write_json
 from ssl_bench.runs import Plan
 
+Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(package.__file__).parent.parent
 PLAN = Plan("mae", "code", {"mask_ratio": 0.75}, "data", "1234", {"backbone": "vit"}, 3, 32, 0,
             "fp32")  # fmt: skip
@@ -186,6 +188,169 @@ def test_entry_points_are_discovered(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert done.stdout.strip() == str(tmp_path / "third_party.py"), done.stderr
+
+
+class TestNeighbours:
+    """A distribution whose entry points cannot be used costs nobody else anything."""
+
+    BROKEN: ClassVar[dict[str, tuple[str, dict[str, str], str]]] = {
+        "not there": ("theirs = nowhere", {}, "nowhere"),
+        "no file in the package": ("theirs = pack.mod", {"pack/__init__.py": ""}, "pack.mod"),
+        "a folder without code": ("theirs = pack", {"pack/other.txt": ""}, "pack"),
+        "package needs what is not there": (
+            "theirs = pack.mod",
+            {"pack/__init__.py": "import no_such_thing", "pack/mod.py": METHOD},
+            "no_such_thing",
+        ),
+        "package is no Python": (
+            "theirs = pack.mod",
+            {"pack/__init__.py": "def (", "pack/mod.py": METHOD},
+            "SyntaxError",
+        ),
+        "package ends the program": (
+            "theirs = pack.mod",
+            {"pack/__init__.py": "import sys; print('hi'); sys.exit(3)", "pack/mod.py": METHOD},
+            "SystemExit",
+        ),
+        "package never ends": (
+            "theirs = pack.mod",
+            {"pack/__init__.py": "def f(): f()\nf()", "pack/mod.py": METHOD},
+            "RecursionError",
+        ),
+        "module is no Python": ("theirs = mod", {"mod.py": "def ("}, "not valid Python"),
+        "module holds zeros": ("theirs = mod", {"mod.py": "\0"}, "not valid Python"),
+        "module needs what is not there": (
+            "theirs = mod",
+            {"mod.py": "import no_such_thing\n" + METHOD},
+            "no_such_thing",
+        ),
+        "module raises": (
+            "theirs = mod",
+            {"mod.py": "raise ImportError('no')\n" + METHOD},
+            "raises",
+        ),
+        "no Config": ("theirs = mod", {"mod.py": "x = 1"}, "Config"),
+        "a flag of ours": (
+            "theirs = mod",
+            {"mod.py": METHOD.replace("{field}", "epochs")},
+            "epochs",
+        ),
+        "a value must be given": (
+            "theirs = mod",
+            {"mod.py": METHOD.replace("int = 3", "int")},
+            "width",
+        ),
+        "a type that is none": (
+            "theirs = mod",
+            {"mod.py": METHOD.replace("int = 3", "Nothing = 3")},
+            "Nothing",
+        ),
+        "no presets": ("theirs = mod", {"mod.py": METHOD + "\nPRESETS = 5\n"}, "PRESETS"),
+        "our name": ("mae = mod", {"mod.py": METHOD}, "one of ours"),
+        "a name that is none": ("my method = mod", {"mod.py": METHOD}, "letters"),
+        "a name like a path": ("../mine = mod", {"mod.py": METHOD}, "letters"),
+        "no module": ("theirs = mod!", {"mod.py": METHOD}, "mod!"),
+    }
+
+    @pytest.fixture(autouse=True)
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """A folder that distributions are found in, one that can be used among them."""
+        place = tmp_path / "site"
+        place.mkdir()
+        self.install(place, "good = good_neighbour", {"good_neighbour.py": METHOD}, "good")
+        monkeypatch.syspath_prepend(str(place))
+        monkeypatch.chdir(tmp_path)
+        before = set(sys.modules)
+        self.forget()
+        yield place
+        self.forget()
+        for name in set(sys.modules) - before:
+            if name.split(".")[0] in ("pack", "mod", "good_neighbour"):
+                del sys.modules[name]
+
+    def forget(self) -> None:
+        plugins._installed.cache_clear()
+        plugins._told.clear()
+        importlib.invalidate_caches()
+
+    @pytest.mark.parametrize("kind", sorted(BROKEN))
+    def test_is_left_out_and_named(
+        self, ssl_bench: Command, place: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        points, texts, reason = self.BROKEN[kind]
+        self.install(place, points, texts)
+        name = points.split(" =")[0]
+        if name != "mae":
+            code, _, error = ssl_bench("run", "--method", name, "--evals", "none")
+            assert code == 2 and reason in error
+            assert len([line for line in error.splitlines() if line != "hi"]) == 1
+        capsys.readouterr()
+        for _ in range(2):
+            found = plugins.discover("method")
+            assert {"mae", "good"} <= found.keys() and found.keys() & {"theirs", name} <= {"mae"}
+            assert found["mae"].module == "ssl_bench.methods.mae"
+        output, warning = capsys.readouterr()
+        assert warning.count("\n") == 1 and repr(name) in warning and reason in warning
+        assert "distribution bad" in warning and not output
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["list"],
+            ["completion", "bash"],
+            ["run", "--help"],
+            ["sweep", "--epohcs", "1"],
+            ["report"],
+            ["recipe", "quick"],
+        ],
+    )
+    def test_commands_go_on(self, ssl_bench: Command, place: Path, words: list[str]) -> None:
+        healthy = ssl_bench(*words)
+        self.install(place, "theirs = mod", {"mod.py": "import no_such_thing\n" + METHOD})
+        self.install(place, "theirs = mod", {}, "bad_eval", "evals")
+        self.forget()
+        code, output, errors = ssl_bench(*words)
+        assert (code, output) == healthy[:2]
+        told = [line for line in errors.splitlines() if "left out" in line]
+        assert [line for line in errors.splitlines() if line not in told] == healthy[2].splitlines()
+        assert len(told) == len(set(told)) and all("no_such_thing" in line for line in told)
+
+    @pytest.mark.parametrize(
+        ("name", "field"),
+        [("knn", "x"), ("knn-more", "width"), ("eval", "every"), ("mask", "ratio")],
+    )
+    def test_an_evaluation_takes_no_flag_of_others(
+        self, place: Path, name: str, field: str
+    ) -> None:
+        """Its flags are there for every method, and two of one name would end every run."""
+        text = METHOD.replace("{field}", field)
+        self.install(place, f"{name} = mod", {"mod.py": text}, "bad", "evals")
+        found = plugins.discover("eval")
+        assert found["knn"].module == "ssl_bench.evals.knn"
+        assert (name in found) == (name in ("knn", "knn-more"))
+
+    def test_a_damaged_list_of_entry_points(self, ssl_bench: Command, place: Path) -> None:
+        self.install(place, "theirs = mod", {"mod.py": METHOD})
+        listed = place / "bad-1.dist-info" / "entry_points.txt"
+        listed.write_bytes(b"[ssl_bench.methods\n\xff\n=\n")
+        code, output, _ = ssl_bench("list", "methods")
+        assert code == 0 and "mae" in output and "good" in output
+
+    def install(
+        self,
+        place: Path,
+        points: str,
+        texts: dict[str, str],
+        name: str = "bad",
+        kind: str = "methods",
+    ) -> None:
+        metadata = place / f"{name}-1.dist-info"
+        metadata.mkdir(exist_ok=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[ssl_bench.{kind}]\n{points}\n")
+        for path, text in texts.items():
+            (place / path).parent.mkdir(exist_ok=True)
+            (place / path).write_text(text.replace("{field}", "width"))
 
 
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not a source checkout")

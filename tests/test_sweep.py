@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssl_bench import runs
 from ssl_bench.files import read_json, write_json
-from ssl_bench.sweep import cluster, standing, store
+from ssl_bench.locks import taken
+from ssl_bench.sweep import cluster, queue, records, standing, store
+from ssl_bench.sweep.jobs import Job
+from ssl_bench.sweep.records import Record
 from ssl_bench.sweep.standing import Standing
 from ssl_bench.sweep.store import Entry, Submitted, Sweep
 from ssl_bench.sweep.submission import work_of
 
 Call = Callable[..., tuple[int, str, str]]
+STAGES: tuple[store.Stage, ...] = ("pretrain", "evaluate")
 SMALL = (
     *("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--backbone", "vit_nano"),
     *("--knn-neighbors", 1, "--linear-epochs", 1),
@@ -152,7 +161,11 @@ def test_a_sweep_that_is_not_there_is_named(ssl_bench: Call, tmp_path: Path, com
 
 ENTRY = Entry("mae, seed 0", ("--method", "mae"), "mae-x", {"knn": "knn-1"}, 10, 4, 1000, None, 1.0)
 
-names = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=8)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=8)
+names = texts.filter(lambda text: text not in (".", ".."))
+ids = st.from_regex(
+    r"[0-9]{1,9}(_[0-9]{1,3})?|(local|debug)-[1-9]/[0-9]{3}-(pretrain|evaluate)", fullmatch=True
+)
 entries = st.builds(
     Entry,
     label=names,
@@ -170,7 +183,7 @@ jobs = st.builds(
     Submitted,
     run=names,
     stage=st.sampled_from(["pretrain", "evaluate"]),
-    job=names,
+    job=ids,
     at=names,
     evals=st.lists(names, max_size=2).map(tuple),
 )
@@ -272,3 +285,207 @@ def test_what_is_to_be_done_follows_from_the_run_folder(
     found = stand(tmp_path, monkeypatch, {})
     assert found.state == "done" and found.scores == {"knn": 80.0}
     assert not work_of([found], True)
+
+
+class TestDamage:
+    """What becomes of a sweep some of whose files are damaged, and of the others."""
+
+    @pytest.fixture
+    def runs_dir(self, tmp_path: Path) -> Path:
+        """Two sweeps, one of them of this machine's: a cell done, one that failed, one to come."""
+        runs_dir = tmp_path / "runs"
+        sweeps = runs_dir / "sweeps"
+        entries = tuple(replace(ENTRY, label=f"mae, seed {n}", run=f"mae-{n}") for n in range(3))
+        folder = sweeps / "sweep-mae-1" / "jobs"
+        cells = [
+            [Job(("--seed", str(n)), entry.run, stage, "/") for stage in STAGES]
+            for n, entry in enumerate(entries)
+        ]
+        batch = records.new_batch(folder, "local", cells)
+        submitted = [
+            Submitted(entry.run, stage, job, "1", ("knn-1",) * (stage == "evaluate"))
+            for entry, ids in zip(entries, batch.ids(), strict=True)
+            for stage, job in zip(STAGES, ids, strict=True)
+        ]
+        done, failed = Record("done", 1, 0), Record("failed", 1, 1, ["no such luck"])
+        for job, record in zip(
+            [*batch.ids()[0], batch.ids()[1][0]], [done, done, failed], strict=True
+        ):
+            records.write(folder / job, record)
+        store.write(Sweep(sweeps / "sweep-mae-1", "local", (), entries, tuple(submitted)))
+        scores = runs_dir / "mae-0" / "evals" / "knn-1"
+        scores.mkdir(parents=True)
+        write_json(scores / "scores.json", {"scores": {"top1": 80.0}, "baselines": {}})
+        for home in (runs_dir / "mae-0", runs_dir / "mae-1"):
+            home.mkdir(exist_ok=True)
+            write_json(home / "config.json", {})
+            line = {"step": 4, "loss": 0.5, "images_per_second": 6.0}
+            (home / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        write_json(runs_dir / "mae-0" / "encoder.json", {})
+        write_json(runs_dir / "mae-1" / "failed.json", {"error": "no luck", "at": "now"})
+        other = replace(entries[0], run="mae-other")
+        store.write(Sweep(sweeps / "sweep-mae-2", "local", (), (other,), ()))
+        return runs_dir
+
+    def test_of_a_healthy_one(self, ssl_bench: Call, runs_dir: Path) -> None:
+        found = self.cells(ssl_bench, runs_dir, "mae-1")
+        assert [cell["state"] for cell in found] == ["done", "failed", "stopped"]
+
+    def cells(self, ssl_bench: Call, runs_dir: Path, name: str) -> list[dict[str, Any]]:
+        code, output, _ = ssl_bench("status", name, "--json", "--runs-dir", runs_dir)
+        assert code == 0
+        return json.loads(output)["cells"]
+
+    @pytest.mark.parametrize("how", ["gone", "half", "a list", "a FIFO", "another folder's"])
+    def test_of_its_record(self, ssl_bench: Call, runs_dir: Path, how: str) -> None:
+        """The other sweep is shown, this one named with what helps, and its jobs can be ended."""
+        path = runs_dir / "sweeps" / "sweep-mae-1" / "sweep.json"
+        text = path.read_text()
+        path.unlink()
+        if how == "a FIFO":
+            os.mkfifo(path)
+        elif how != "gone":
+            damaged = {"half": text[: len(text) // 2], "a list": "[]"}
+            path.write_text(damaged.get(how, text.replace('"mae-1"', '"../mae-1"')))
+        code, output, errors = ssl_bench("status", "--runs-dir", runs_dir)
+        assert code == 0 and "sweep-mae-2: 1 new" in output
+        assert errors.count("\n") == 1 and str(path) in errors
+        code, output, errors = ssl_bench("status", "mae-1", "--json", "--runs-dir", runs_dir)
+        assert code == 2 and not output and errors.count("\n") == 1
+        assert "ssl-bench sweep" in errors and "ssl-bench cancel sweep-mae-1" in errors
+        batch = path.parent / "jobs" / "local-1"
+        assert not list(batch.glob("*.cancel"))
+        with taken(batch / "lane-0.lock", 0):  # somebody is about to do what is to come
+            code, output, _ = ssl_bench("cancel", "mae-1", "--runs-dir", runs_dir)
+        assert code == 0 and "3 jobs" in output
+        begun = {each.name for each in batch.glob("*.cancel")}
+        assert begun == {"001-evaluate.cancel", "002-pretrain.cancel", "002-evaluate.cancel"}
+        assert ssl_bench("cancel", "mae-2", "--runs-dir", runs_dir)[0] == 0
+
+    @pytest.mark.parametrize("name", ["--flag", "7; rm", "local-1/../../x", "7_0\n", "٣"])
+    def test_of_a_job_that_is_none(self, ssl_bench: Call, runs_dir: Path, name: str) -> None:
+        path = runs_dir / "sweeps" / "sweep-mae-1" / "sweep.json"
+        write_json(
+            path, json.loads(path.read_text().replace('"local-1/000-pretrain"', json.dumps(name)))
+        )
+        code, _, errors = ssl_bench("status", "mae-1", "--runs-dir", runs_dir)
+        assert code == 2 and errors.count("\n") == 1 and str(path) in errors
+
+    def test_of_a_stage(self, ssl_bench: Call, runs_dir: Path) -> None:
+        """Its cell says so, where nobody is at it, and the other cells stand as they did."""
+        batch = runs_dir / "sweeps" / "sweep-mae-1" / "jobs" / "local-1"
+        (runs_dir / "mae-1" / "failed.json").unlink()
+        (batch / "001-pretrain.json").write_text('{"state": "flying"}')
+        found = self.cells(ssl_bench, runs_dir, "mae-1")
+        assert [cell["state"] for cell in found] == ["done", "stopped", "stopped"]
+        assert "001-pretrain.json" in found[1]["error"] and "flying" in found[1]["error"]
+
+    def test_a_result_of_slurm_is_told_without_loading_it(self, tmp_path: Path) -> None:
+        """Whose bytes may do anything."""
+
+        class Payload:
+            def __reduce__(self) -> Any:
+                return os.mkdir, (str(tmp_path / "made"),)
+
+        for outcome, expected in (("success", "done"), ("error", "failed")):
+            content = (outcome, Payload())
+            (tmp_path / "7_0_0_result.pkl").write_bytes(pickle.dumps(content))
+            assert queue._result("7_0", tmp_path) == expected
+        (tmp_path / "7_0_0_result.pkl").write_bytes(b"nothing")
+        assert queue._result("7_0", tmp_path) is None
+        assert not (tmp_path / "made").exists()
+
+    def test_the_same_command_writes_a_record_again(
+        self, sweep: Call, status: Callable[[], list[dict[str, object]]], tmp_path: Path
+    ) -> None:
+        words = ("--method", "random-init", "--evals", "knn")
+        assert sweep(*words)[0] == 0
+        before = status()
+        [path] = (tmp_path / "runs").glob("sweeps/*/sweep.json")
+        path.write_text("{")
+        code, output, _ = sweep(*words, "--dry-run")
+        assert code == 0 and path.read_text() == "{"
+        code, output, errors = sweep(*words)
+        assert code == 0 and "sweep.json" in output and "everything is done" in output, errors
+        assert [cell["state"] for cell in status()] == [cell["state"] for cell in before]
+        [batch] = path.parent.glob("jobs/*/batch.json")
+        path.unlink()
+        (batch.parent / "000-evaluate.json").unlink()
+        with taken(batch.parent / "lane-0.lock", 0):
+            code, _, errors = sweep(*words)
+        assert code == 2 and errors.count("\n") == 1 and "ssl-bench cancel" in errors
+
+    @settings(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(data=st.data())
+    def test_of_anything(self, ssl_bench: Call, runs_dir: Path, data: st.DataObject) -> None:
+        """Every command comes to an end with a line for each mistake at most, and no traceback."""
+        with TemporaryDirectory() as place:
+            home = Path(place) / "runs"
+            shutil.copytree(runs_dir, home)
+            files = sorted(path for path in home.rglob("*.json*") if "mae-2" not in str(path))
+            for path in data.draw(
+                st.lists(st.sampled_from(files), min_size=1, max_size=2, unique=True)
+            ):
+                damage(path, data.draw)
+            for words in (["status"], ["status", "--json"], ["cancel"]):
+                for name in ("mae-1", "mae-2", ""):
+                    asked = [words[0], *filter(None, [name]), *words[1:]]
+                    code, output, errors = ssl_bench(*asked, "--runs-dir", home)
+                    assert code in (0, 2) and errors.count("\n") <= 1, errors
+                    assert code == 0 or name == "mae-1"
+                    assert all(line.startswith("ssl-bench: ") for line in errors.splitlines())
+                    if words[-1] == "--json" and code == 0:
+                        json.loads(output, parse_constant=pytest.fail)
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([10**40, -(10**20)])
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def damage(path: Path, draw: Callable[[Any], Any]) -> None:
+    """Do something to a file of JSON that no program of this project does."""
+    content = path.read_bytes()
+    kind = draw(
+        st.sampled_from(
+            ["gone", "cut", "bytes", "other", "within", "deep", "FIFO", "folder", "loop"]
+        )
+    )
+    if kind in ("gone", "FIFO", "folder", "loop"):
+        path.unlink()
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    elif kind == "cut":
+        path.write_bytes(content[: draw(st.integers(0, len(content)))])
+    elif kind == "bytes":
+        path.write_bytes(draw(st.binary(max_size=20)))
+    elif kind == "deep":
+        path.write_text("[" * 100_000)
+    elif kind == "other":
+        path.write_text(json.dumps(draw(anything)) + "\n")
+    elif kind == "within":
+        whole = json.loads(content)
+        place, parents = whole, []
+        while place and isinstance(place, dict | list) and draw(st.integers(0, 4)):
+            key = draw(
+                st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))
+            )
+            parents.append((place, key))
+            place = place[key]
+        value = draw(anything)
+        if parents:
+            parents[-1][0][parents[-1][1]] = value
+        path.write_text(json.dumps(whole if parents else value) + "\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssl_bench import flags, plugins
@@ -547,7 +549,8 @@ def test_mistakes_in_a_config_file_name_it(text: str, said: str) -> None:
     [
         ("90m", 90), ("4h", 240), ("1d", 1440), ("1d12h", 2160), ("1h 30m", 90), ("30s", 1),
         ("90", 90), ("90:01", 91), ("1:30:00", 90), ("1-12", 2160), ("1-12:30", 2190),
-        ("1-12:00:00", 2160),
+        ("1-12:00:00", 2160), ("4 hours", 240), ("1.5h", 90), ("10min", 10), ("10 Minutes", 10),
+        ("2hours30mins", 150), ("0.5h", 30), ("61 sec", 2),
     ],
 )  # fmt: skip
 def test_times(text: str, minutes: int) -> None:
@@ -563,10 +566,74 @@ def test_sizes_of_memory(text: str, mib: int | None) -> None:
     assert ClusterSettings(memory=text).memory_mib == mib
 
 
-@pytest.mark.parametrize("text", ["", "1-2-3", "1:2:3:4", "4 hours", "-1", "1.5h", "m"])
+@pytest.mark.parametrize("text", ["", "1-2-3", "1:2:3:4", "4 years", "-1", "30m 1h", "m", "1h 90"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UserError, match="is no time"):
         ClusterSettings(time=text)
+
+
+def test_a_local_time_of_toml_is_a_time() -> None:
+    Path("ssl-bench.toml").write_text("[slurm]\ntime = 04:30:00\n")
+    assert sweep("--cluster", "slurm").resources.minutes == 270
+
+
+@pytest.mark.parametrize("value", ["--help", "-h", "--version", "--", "-", "--seed 3", "-x"])
+@pytest.mark.parametrize(
+    "text",
+    ["backbone = {}", "data = {}", "method = {}", "evals = [{}]", "preset = {}", "search = {}",
+     "config = {}", "[mae]\nbackbone = {}", "[[cells]]\nmatch = {}", "{} = 1"],
+)  # fmt: skip
+def test_a_value_like_a_flag_is_a_value(
+    capsys: pytest.CaptureFixture[str], text: str, value: str
+) -> None:
+    """Or one that cannot be had; never a flag, which would print help and end with success."""
+    path = written(text.replace("{}", json.dumps(value)))
+    try:
+        [cell] = sweep(path).cells
+    except UserError as error:
+        assert value in str(error) or "needs a value" in str(error)
+    else:
+        [request] = requests([cell])
+        assert value in vars(request.settings).values() or text.startswith("config")
+    assert capsys.readouterr() == ("", "")
+
+
+FLAGS = sorted({*flags.run_flags(["--evals", "knn"]), *toml.OWN, *toml.RESOURCES})
+keys = st.sampled_from([name.replace("_", "-") for name in FLAGS]) | st.sampled_from(
+    ["'--help'", "x", "mask_ratio", "no-flip", "''", "cells", "slurm", "mae"]
+)
+texts = st.sampled_from(["--help", "-h", "--version", "-1", "--", "", "0..4", "knn, linear"])
+scalars = (
+    (texts | st.text("ab-_=,.*'é ", max_size=6)).map(json.dumps)
+    | st.integers(-(2**63), 2**63 - 1).map(str)
+    | st.floats(-1e6, 1e6).map(repr)
+    | st.sampled_from(["true", "false", "inf", "nan", "1979-05-27", "07:32:00", "'''a\nb'''"])
+)
+toml_values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda each: f"[{', '.join(each)}]")
+        | inner.map(lambda each: f"{{a = {each}}}")
+    ),
+    max_leaves=4,
+)
+tables = st.sampled_from(["", "[mae]", "[slurm]", "[slurm.big]", "[[cells]]", "[no]", "[mae.mae]"])
+lines = st.lists(st.tuples(keys, toml_values).map(" = ".join), max_size=3)
+documents = st.lists(st.tuples(tables, lines), max_size=3).map(
+    lambda parts: "\n".join(line for table, each in parts for line in [table, *each])
+)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=documents, words=st.sampled_from([(), ("--cluster", "slurm", "--profile", "big")]))
+def test_any_file_is_a_sweep_or_a_mistake(
+    capsys: pytest.CaptureFixture[str], text: str, words: tuple[str, ...]
+) -> None:
+    with contextlib.suppress(UserError):
+        sweep(written(text), *words)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_no_flag_of_a_run_has_the_name_of_one_of_the_sweep() -> None:

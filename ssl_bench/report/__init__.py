@@ -6,8 +6,6 @@ for papers, and ``report.json`` tells that the folder is a report, which alone m
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ from pathlib import Path
 
 from ssl_bench import __version__, comparison, index, plugins, progress
 from ssl_bench.errors import first_line, require
-from ssl_bench.files import read_json, write_json, writing
+from ssl_bench.files import read_json, temporary_folder, write_json, writing
 from ssl_bench.report import (
     ablations,
     accuracy,
@@ -195,14 +193,11 @@ def _replacing(output: Path) -> Iterator[Path]:
     """A folder beside the output that takes its place once the block has succeeded.
 
     A folder cannot be replaced in one step: killed between the two renames, a process leaves the
-    older one beside its place, under a hidden name that ends with "old".
+    older one beside its place, where the next one finds it.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    new, old = (output.with_name(f".{output.name}.{token}.{end}") for end in ("tmp", "old"))
-    new.mkdir()
-    try:
+    with temporary_folder(output) as new:
         yield new
+        old = new.with_suffix(".old")
         if output.exists():
             output.rename(old)
         try:
@@ -211,6 +206,3 @@ def _replacing(output: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(output)
             raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -6,6 +6,7 @@ in all calls: logs, records and what submitit needs are below it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,18 @@ from ssl_bench.errors import require
 from ssl_bench.sweep import here, lanes, queue, records, slurm
 from ssl_bench.sweep.jobs import ACTIVE, Job, State
 from ssl_bench.sweep_settings import Cluster, ClusterSettings
+
+_ID = re.compile(rf"{records.ID}|{slurm.ID}")
+
+
+def is_id(text: str) -> bool:
+    """Whether it can be what `submit` calls a stage, which stands in paths and command lines."""
+    return bool(_ID.fullmatch(text))
+
+
+def ids_in(folder: Path) -> list[str]:
+    """The stages that have left files of their own, where nobody knows what was submitted."""
+    return [*records.ids_in(folder), *slurm.ids_in(folder)]
 
 
 def submit(
@@ -64,6 +77,12 @@ def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
     return {**records.states(local, folder), **queue.states(there, folder)}
 
 
+def under_way(ids: Iterable[str], folder: Path) -> list[str]:
+    """The stages that are not over, as far as the cluster tells."""
+    found = states(ids, folder)
+    return [each for each, state in found.items() if state in {*ACTIVE, "unknown"}]
+
+
 def reasons(ids: Iterable[str], folder: Path) -> dict[str, str]:
     """Why those of Slurm's stages wait that do, in Slurm's words: "Resources", or something that
     will never pass, such as "PartitionTimeLimit" where the partition allows less time."""
@@ -73,8 +92,7 @@ def reasons(ids: Iterable[str], folder: Path) -> dict[str, str]:
 def failure(stage: str, folder: Path, lines: int = 5) -> list[str]:
     """The last lines of what went wrong, for a person: a mistake's one line, or an error's end."""
     if _is_here(stage):
-        record = records.read(folder / stage)
-        return list(record.lines)[-lines:] if record else []
+        return records.failure(folder / stage)[-lines:]
     return slurm.failure(stage, folder, lines)
 
 

@@ -22,7 +22,7 @@ import submitit
 
 from ssl_bench import interruption
 from ssl_bench.errors import UserError, in_one_line, require
-from ssl_bench.files import write_json
+from ssl_bench.files import Unreadable, load_bytes, load_json, write_json
 from ssl_bench.interruption import Stopped
 
 State = Literal[
@@ -37,6 +37,7 @@ ACTIVE: frozenset[State] = WAITING | {"running"}
 ANY_RUN = "-"
 """In the place of a run's name: whatever run the words lead to."""
 _FRUITLESS_STARTS = 5
+_TAIL_OF_LOG = 2**20
 _SECONDS_FOR_RANK_0 = 60.0
 
 
@@ -207,12 +208,19 @@ def lines_of(error: Exception) -> list[str]:
 
 def failure_noted(folder: Path, job_id: str) -> list[str]:
     """The lines that a job left when it failed; none if it had no time for that."""
-    from ssl_bench.files import read_json
+    with contextlib.suppress(Unreadable):
+        noted = load_json(_failure_path(folder, job_id))
+        lines = noted.get("lines") if isinstance(noted, dict) else None
+        return [str(line) for line in lines] if isinstance(lines, list) else []
+    return []
 
+
+def text_of_log(path: Path) -> str:
+    """The end of what a stage had to say; nothing where it has said nothing."""
     try:
-        return list(read_json(_failure_path(folder, job_id))["lines"])
-    except (OSError, ValueError, KeyError):
-        return []
+        return load_bytes(path, tail=_TAIL_OF_LOG).decode(errors="replace")
+    except Unreadable:
+        return ""
 
 
 def end_with_parent() -> None:

@@ -23,7 +23,7 @@ from ssl_bench import places
 from ssl_bench.errors import UserError
 from ssl_bench.locks import taken
 from ssl_bench.sweep import records
-from ssl_bench.sweep.jobs import ANY_RUN, Job, State
+from ssl_bench.sweep.jobs import ANY_RUN, Job, State, text_of_log
 from ssl_bench.sweep.records import Batch, Record
 
 _POLL = 0.2
@@ -237,8 +237,7 @@ def command_of(job: Job) -> list[str]:
 
 def how_it_ended(code: int, log: Path) -> list[str]:
     """The last lines of a failed stage's log, and what killed it."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    lines = [line for line in text.splitlines() if line.strip()][-_LINES:]
+    lines = [line for line in text_of_log(log).splitlines() if line.strip()][-_LINES:]
     if code < 0:
         name = signal.Signals(-code).name
         why = ", as the system does where memory runs out" if name == "SIGKILL" else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl_bench import flags
-from ssl_bench.command_line import by_flag
+from ssl_bench.command_line import by_flag, joined
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep import toml
 from ssl_bench.sweep.toml import Layer, SweepFile
@@ -73,12 +73,12 @@ def _own_value(name: str, given: Given) -> Any:
     """The value of a field of `SweepSettings`."""
     type_ = flags.types(SweepSettings)[name]
     if not given.where and type_ is not bool:
-        words = _as_given(name, given)
+        words = joined([_as_given(name, given)])
     else:
         several = choices(name, type_, given)
         where = given.where or f"--{name.replace('_', '-')}"
         require(len(several) == 1, f"{where}: it takes one value")
-        words = list(several[0])
+        words = joined(several)
     try:
         return flags.value_of("sweep", SweepSettings, name, words)
     except UserError as error:
@@ -92,7 +92,7 @@ def cluster_flags(resources: Sequence[tuple[str, Given]]) -> dict[str, Any]:
         UserError: one makes no sense.
     """
     single = [(name, given) for name, given in resources if name not in toml.LISTS]
-    words = [word for name, given in single for word in _as_given(name, given)]
+    words = joined(_as_given(name, given) for name, given in single)
     parsed = flags.parse("sweep", ClusterSettings, words)
     found = {name: getattr(parsed, name) for name, _ in single}
     for name in toml.LISTS:

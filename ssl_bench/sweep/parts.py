@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_bench import complaints, flags
+from ssl_bench.command_line import joined
 from ssl_bench.errors import UserError, require
 from ssl_bench.plugins import Plugin
+from ssl_bench.sweep import toml
 from ssl_bench.sweep.toml import Layer, SweepFile
 from ssl_bench.sweep.values import Given, Words, choices
 
@@ -65,16 +67,16 @@ def _methods(layer: Layer) -> dict[Plugin, Mapping[str, Any]]:
     found: dict[Plugin, Mapping[str, Any]] = {}
     given = layer.get(("", "method"))
     for words in choices("method", str, given) if given else [()]:
-        known = list(words)
+        known = list(joined([words] if words else []))
         if not words and ("", "preset") in layer:
-            known += choices("preset", str, layer["", "preset"])[0]
+            known += joined(choices("preset", str, layer["", "preset"])[:1])
         plugin = flags.method_of(known)
         for name in ("evals", "eval_every_with"):
             each = [layer[scope, name] for scope in ("", plugin.name) if (scope, name) in layer]
             texts = [w[1] for one in each for w in choices(name, tuple[str, ...], one)]
             named = [text for text in ",".join(texts).split(",") if text and text != "none"]
             if named:
-                known += [f"--{name.replace('_', '-')}", ",".join(named)]
+                known += joined([(f"--{name.replace('_', '-')}", ",".join(named))])
         found[plugin] = flags.run_flags(known)
     return found
 
@@ -119,6 +121,8 @@ def _refuse_unknown(layer: Layer, methods: Mapping[Plugin, Mapping[str, Any]]) -
         names = [each for _, types in meant.values() for each in types]
         if name not in names:
             try:
-                complaints.refuse(f"--{flag}", names, [plugin for plugin, _ in meant.values()])
+                own = [] if scope or given.where else [*toml.OWN, *toml.RESOURCES]
+                everyone = [plugin for plugin, _ in meant.values()]
+                complaints.refuse(f"--{flag}", [*names, *own], everyone)
             except UserError as error:
                 raise UserError(f"{where}{error}") from None

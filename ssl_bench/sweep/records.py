@@ -7,14 +7,22 @@ nobody is taken for a process that had the same number before.
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ssl_bench.files import read_json, write_json
+from ssl_bench.errors import UserError
+from ssl_bench.files import Absent, Unreadable, write_json
 from ssl_bench.locks import is_held
+from ssl_bench.sweep import stored
 from ssl_bench.sweep.jobs import Job, State
+
+ID = "(?:local|debug)-[0-9]{1,9}/[0-9]{3,9}-(?:pretrain|evaluate)"
+"""Of a stage."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,15 @@ class Record:
     starts: int = 0
     exit_code: int | None = None
     lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What ``batch.json`` holds."""
+
+    cells: tuple[tuple[Job, ...], ...]
+    lanes_folder: str
+    processes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -76,10 +93,16 @@ class Batch:
 
     @classmethod
     def load(cls, folder: Path) -> Batch:
-        """Read ``batch.json``."""
-        content = read_json(folder / "batch.json")
-        cells = [[Job(**job) for job in stages] for stages in content["cells"]]
-        return cls(folder, cells, Path(content["lanes_folder"]), content["processes"])
+        """Read ``batch.json``.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            content = stored.read(folder / "batch.json", _Content)
+        except Unreadable as error:
+            raise UserError(f"{str(folder / 'batch.json')!r} cannot be read: {error}") from error
+        return cls(folder, content.cells, Path(content.lanes_folder), content.processes)
 
 
 def new_batch(
@@ -105,15 +128,35 @@ def new_batch(
 
 
 def read(path: Path) -> Record | None:
-    """The record of a stage, if there is one yet.
+    """The record of a stage, if there is one yet that can be read.
 
     Args:
         path: folder and id, without a suffix.
     """
     try:
-        return Record(**read_json(_suffixed(path, "json")))
-    except FileNotFoundError:
+        return stored.read(_suffixed(path, "json"), Record)
+    except Unreadable:
         return None
+
+
+def failure(path: Path) -> list[str]:
+    """What is known of a stage's end: the last lines of its error, or that the record is gone."""
+    try:
+        return list(stored.read(_suffixed(path, "json"), Record).lines)
+    except Absent:
+        whole = path.parent / "batch.json"
+        return [] if whole.exists() else [f"{str(whole)!r} is gone, which told who is at it"]
+    except Unreadable as error:
+        return [f"{str(_suffixed(path, 'json'))!r} cannot be read: {error}"]
+
+
+def ids_in(folder: Path) -> list[str]:
+    """The stages of all batches below the folder of the jobs, as far as their files tell."""
+    found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.*")}
+    for path in folder.glob("*/batch.json"):
+        with suppress(UserError):
+            found.update(each for stages in Batch.load(path.parent).ids() for each in stages)
+    return sorted(each for each in found if re.fullmatch(ID, each))
 
 
 def write(path: Path, record: Record) -> None:
@@ -139,7 +182,7 @@ def cancel(path: Path) -> None:
 
 def is_cancelled(path: Path) -> bool:
     """Whether that was asked for."""
-    return _suffixed(path, "cancel").exists()
+    return os.path.exists(_suffixed(path, "cancel"))
 
 
 def cell_lock(folder: Path, cell: int) -> Path:
@@ -176,7 +219,9 @@ def _has_lanes(folder: Path) -> bool:
     """Whether any lane of a batch lives or is about to begin."""
     if any(is_held(path) for path in folder.glob("lane-*.lock")):
         return True
-    return any(_is_ours(number, folder) for number in Batch.load(folder).processes)
+    with suppress(UserError):
+        return any(_is_ours(number, folder) for number in Batch.load(folder).processes)
+    return False
 
 
 def _is_ours(number: int, folder: Path) -> bool:

@@ -15,9 +15,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.sweep import queue
-from ssl_bench.sweep.jobs import Job, failure_noted
+from ssl_bench.sweep.jobs import Job, failure_noted, text_of_log
 from ssl_bench.sweep_settings import ClusterSettings
 
+ID = "[0-9]{1,18}(?:_[0-9]{1,9})?"
+"""Of a job, or of one of an array."""
 _MOST_REQUEUES = 1_000_000
 """As often as Slurm takes it away; `Job` ends what makes no progress."""
 
@@ -86,12 +88,17 @@ def submit_cells(
     return ids
 
 
+def ids_in(folder: Path) -> list[str]:
+    """The jobs that were submitted, by the files that submitit has written for them."""
+    found = (re.fullmatch(rf"({ID})_submitted\.pkl", path.name) for path in folder.glob("*.pkl"))
+    return sorted(match[1] for match in found if match)
+
+
 def failure(job_id: str, folder: Path, lines: int) -> list[str]:
     """The last lines of what went wrong: what the job said itself, else the end of its log."""
     noted = failure_noted(folder, job_id)
     if not noted:
-        path = log(job_id, folder)
-        text = path.read_text(errors="replace") if path.exists() else ""
+        text = text_of_log(log(job_id, folder))
         noted = [line for line in text.splitlines() if line.strip() and not _NOISE.match(line)]
     return noted[-lines:]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench import runs
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, of_system
+from ssl_bench.files import Unreadable, load_bytes, parse_json
 from ssl_bench.sweep import cluster
 from ssl_bench.sweep.jobs import ACTIVE, WAITING
 from ssl_bench.sweep.store import Entry, Stage, Submitted, Sweep, jobs_of
@@ -24,6 +24,8 @@ _FAILED = ("failed", "out of memory")
 _KILLED = ("killed", "timeout")
 """The cell goes on when it is submitted again: it was not to blame."""
 _TAIL = 4096
+_LARGEST = 1e15
+"""Of what is measured here: a number beyond is damage."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,21 @@ def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[Standing]:
         waiting = [job for job in ids if states[owner.name, job] in WAITING]
         for job, reason in cluster.reasons(waiting, owner.jobs_folder).items():
             reasons[owner.name, job] = reason
-    return [_of(entry, sweep.runs_dir, jobs, states, reasons) for entry in sweep.entries]
+    found = []
+    for entry in sweep.entries:
+        try:
+            found.append(_of(entry, sweep.runs_dir, jobs, states, reasons))
+        except OSError as error:  # its folder cannot be looked into
+            found.append(_unknown(entry, of_system(error)))
+    return found
+
+
+def _unknown(entry: Entry, why: str) -> Standing:
+    """A cell of which nothing can be found out."""
+    names = tuple(entry.evals)
+    return Standing(
+        entry, "failed", "pretrain", names, names, "", "", 0, None, None, why, "", {}
+    )  # fmt: skip
 
 
 def _of(
@@ -124,9 +140,9 @@ def _of(
         has_failed = bool(noted) or job_state in _FAILED
         is_begun = bool(found) or (not is_trained and (folder / "config.json").exists())
         state = "failed" if has_failed else "stopped" if is_begun else "new"
-        if has_failed or job_state in _KILLED:
+        if has_failed or job_state in _KILLED or job_state == "lost":
             told = cluster.failure(found[1].job, found[0].jobs_folder, 3) if found else []
-            error = noted or "\n".join(told) or job_state
+            error = noted or "\n".join(told) or ("" if job_state == "lost" else job_state)
     record = {} if state == "new" else _last_record(folder / "metrics.jsonl")
     return Standing(
         entry,
@@ -136,9 +152,9 @@ def _of(
         uncovered=tuple(name for name in missing if entry.evals[name] not in to_come),
         job=found[1].job if found else "",
         waits_for=reasons.get((found[0].name, found[1].job), "") if found else "",
-        step=entry.steps if is_trained else int(record.get("step", 0)),
-        images_per_second=record.get("images_per_second"),
-        loss=record.get("loss"),
+        step=entry.steps if is_trained else int(_number(record.get("step")) or 0),
+        images_per_second=_number(record.get("images_per_second")),
+        loss=_number(record.get("loss")),
         error=error,
         log=str(cluster.log(found[1].job, found[0].jobs_folder)) if found else "",
         scores={name: score for name, score in scores.items() if score is not None},
@@ -151,9 +167,8 @@ def _score(home: Path) -> float | None:
         record = runs.facts(home / "scores.json")
     except UserError:
         return None
-    if "baselines" not in record or not record.get("scores"):
-        return None
-    return float(next(iter(record["scores"].values())))
+    scores = list(runs.mapping(record.get("scores")).values())
+    return _number(scores[0]) if "baselines" in record and scores else None
 
 
 def _noted(path: Path) -> str:
@@ -164,12 +179,16 @@ def _noted(path: Path) -> str:
         return ""
 
 
+def _number(value: Any) -> float | None:
+    """A number as it should be stored; None where it is something else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < _LARGEST else None
+
+
 def _last_record(path: Path) -> Mapping[str, Any]:
     """The last whole line of a training's metrics."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
-            lines = re.findall(rb"^(\{.*\})\n", file.read(), re.MULTILINE)
-        return dict(json.loads(lines[-1])) if lines else {}
-    except (OSError, ValueError):
+        lines = re.findall(rb"^(\{.*\})\n", load_bytes(path, tail=_TAIL), re.MULTILINE)
+        return runs.mapping(parse_json(lines[-1])) if lines else {}
+    except Unreadable:
         return {}

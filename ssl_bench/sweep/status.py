@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Group
@@ -14,9 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ssl_bench.errors import UserError
 from ssl_bench.sweep import cluster, standing, store
 from ssl_bench.sweep.standing import UNDER_WAY, CellState, Standing
-from ssl_bench.sweep.store import Sweep
+from ssl_bench.sweep.store import Damaged, Sweep
 from ssl_bench.sweep_settings import CancelSettings, StatusSettings
 from ssl_bench.terminal import Console
 from ssl_bench.units import many, plain
@@ -40,7 +43,9 @@ def status(settings: StatusSettings) -> None:
     Raises:
         UserError: there is no such sweep.
     """
-    sweep = store.find(settings.runs_dir, settings.sweep)
+    sweep = _found(settings.runs_dir, settings.sweep)
+    if isinstance(sweep, Damaged):
+        raise UserError(sweep.why)
     if settings.json:
         print(json.dumps(_as_json(sweep, _look(sweep)), indent=2))
         return
@@ -65,20 +70,37 @@ def cancel(settings: CancelSettings) -> None:
     Raises:
         UserError: there is no such sweep, or the cluster does not answer.
     """
-    sweep = store.find(settings.runs_dir, settings.sweep)
-    wanted = {entry.run for entry in sweep.entries}
-    asked = 0
-    for owner in store.every(settings.runs_dir):  # another sweep may have the same cells
-        jobs = list(dict.fromkeys(each.job for each in owner.submitted if each.run in wanted))
-        states = cluster.states(jobs, owner.jobs_folder)
-        live = [job for job in jobs if states.get(job) in {*cluster.ACTIVE, "unknown"}]
-        cluster.cancel(live, owner.jobs_folder)
-        asked += len(live)
+    sweep = _found(settings.runs_dir, settings.sweep)
+    if isinstance(sweep, Damaged):
+        asked = _cancel(cluster.ids_in(sweep.jobs_folder), sweep.jobs_folder)
+    else:
+        wanted = {entry.run for entry in sweep.entries}
+        asked = 0
+        for owner in store.every(settings.runs_dir)[0]:  # another sweep may have the same cells
+            jobs = [each.job for each in owner.submitted if each.run in wanted]
+            asked += _cancel(jobs, owner.jobs_folder)
     _console.print(
-        f"{many(asked, 'job')} of {sweep.name} asked to end; what runs saves first, and the same "
-        "`ssl-bench sweep` goes on with it",
+        f"{many(asked, 'job')} of {sweep.folder.name} asked to end; what runs saves first, and the "
+        "same `ssl-bench sweep` goes on with it",
         soft_wrap=True,
     )
+
+
+def _found(runs_dir: Path, name: str) -> Sweep | Damaged:
+    """The sweep that is meant; what cannot be read of the others is told beside it."""
+    found = store.find(runs_dir, name)
+    for each in store.every(runs_dir)[1]:
+        if each != found:
+            print(f"ssl-bench: {each.why}", file=sys.stderr)
+    return found
+
+
+def _cancel(jobs: Iterable[str], folder: Path) -> int:
+    """End those of the jobs that are not over; how many."""
+    known = list(dict.fromkeys(jobs))
+    live = cluster.under_way(known, folder)
+    cluster.cancel(live, folder)
+    return len(live)
 
 
 def summary(standings: Sequence[Standing]) -> str:
@@ -89,7 +111,10 @@ def summary(standings: Sequence[Standing]) -> str:
 
 def _look(sweep: Sweep) -> list[Standing]:
     """How far it is now; jobs may have been added meanwhile."""
-    return standing.of(store.read(sweep.folder), store.every(sweep.runs_dir))
+    with suppress(UserError):  # what was read before can still be shown
+        sweep = store.read(sweep.folder)
+    others = [each for each in store.every(sweep.runs_dir)[0] if each.folder != sweep.folder]
+    return standing.of(sweep, [*others, sweep])
 
 
 def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Group:

@@ -6,18 +6,23 @@ to it later. Jobs' own files are beside it, in ``jobs/``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ssl_bench import locks, runs
-from ssl_bench.errors import UserError, first_line, require, the_one
-from ssl_bench.files import read_json, write_json
+from ssl_bench.errors import UserError, require, the_one
+from ssl_bench.files import Unreadable, write_json
 from ssl_bench.settings import Settings
+from ssl_bench.sweep import stored
+from ssl_bench.sweep.cluster import is_id
+from ssl_bench.sweep_settings import Cluster
 
 Stage = Literal["pretrain", "evaluate"]
+_MOST = 2**53
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,13 @@ class Entry:
     eval_seconds: float | None
     trial: bool = False
 
+    def __post_init__(self) -> None:
+        for name in (self.run, *self.evals.values()):
+            _check_name(name)
+        numbers = (self.steps, self.batch_size, self.pretrain_seconds or 0, self.eval_seconds or 0)
+        if not (all(0 <= number < _MOST for number in numbers) and self.flops >= 0):
+            raise Unreadable(f"a number of cell {self.label!r:.40} is out of range")
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -63,6 +75,39 @@ class Submitted:
     at: str
     evals: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in (self.run, *self.evals):
+            _check_name(name)
+        if not is_id(self.job):
+            raise Unreadable(f"{self.job!r:.40} is no job")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What ``sweep.json`` holds."""
+
+    cluster: Cluster
+    command: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    submitted: tuple[Submitted, ...]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A sweep whose record cannot be read.
+
+    Attributes:
+        why: in one line, with what helps.
+    """
+
+    folder: Path
+    why: str
+
+    @property
+    def jobs_folder(self) -> Path:
+        """Where the jobs' own files are."""
+        return self.folder / "jobs"
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -75,7 +120,7 @@ class Sweep:
     """
 
     folder: Path
-    cluster: str
+    cluster: Cluster
     command: tuple[str, ...]
     entries: tuple[Entry, ...]
     submitted: tuple[Submitted, ...]
@@ -93,8 +138,7 @@ class Sweep:
     @property
     def place(self) -> str:
         """What a command line needs to find it; nothing where that is the default."""
-        is_default = self.runs_dir == Settings.runs_dir
-        return "" if is_default else f" --runs-dir {self.runs_dir}"
+        return _place(self.runs_dir)
 
     @property
     def jobs_folder(self) -> Path:
@@ -115,50 +159,82 @@ def write(sweep: Sweep) -> None:
     content = asdict(sweep)
     del content["folder"]
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    write_json(sweep.folder / "sweep.json", content)
+    path = sweep.folder / "sweep.json"
+    if path.is_dir():
+        raise UserError(f"{str(path)!r} is a folder where a file should be; delete it")
+    write_json(path, content)
 
 
 def read(folder: Path) -> Sweep:
     """A sweep as it was stored.
 
     Raises:
-        UserError: ``sweep.json`` cannot be read.
+        UserError: ``sweep.json`` cannot be read; the message says what helps.
     """
-    path = folder / "sweep.json"
     try:
-        content: dict[str, Any] = read_json(path)
-        entries = [Entry(**{**each, "words": tuple(each["words"])}) for each in content["entries"]]
-        submitted = [
-            Submitted(**{**each, "evals": tuple(each["evals"])}) for each in content["submitted"]
-        ]
-        command = tuple(content["command"])
-        return Sweep(folder, content["cluster"], command, tuple(entries), tuple(submitted))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+        content = stored.read(folder / "sweep.json", _Content)
+    except Unreadable as error:
+        raise UserError(
+            f"{str(folder / 'sweep.json')!r} cannot be read: {error}; the same `ssl-bench sweep` "
+            f"writes it again, `ssl-bench cancel {folder.name}{_place(folder.parent.parent)}` ends "
+            "its jobs"
+        ) from error
+    return Sweep(folder, content.cluster, content.command, content.entries, content.submitted)
 
 
-def every(runs_dir: Path) -> list[Sweep]:
-    """All sweeps there, the one that was changed last at the end.
+def every(runs_dir: Path) -> tuple[list[Sweep], list[Damaged]]:
+    """All sweeps there, the one that was changed last at the end, and what cannot be read."""
+    found: list[tuple[float, Sweep]] = []
+    damaged = []
+    for folder in _folders(runs_dir):
+        try:
+            found.append((_changed(folder), read(folder)))
+        except UserError as error:
+            damaged.append(Damaged(folder, str(error)))
+    return [sweep for _, sweep in sorted(found, key=lambda each: each[0])], damaged
 
-    Raises:
-        UserError: one cannot be read.
-    """
-    paths = [path for path in runs_dir.glob("sweeps/*/sweep.json") if path.is_file()]
-    return [read(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
 
-
-def find(runs_dir: Path, name: str) -> Sweep:
+def find(runs_dir: Path, name: str) -> Sweep | Damaged:
     """A sweep by its name or a part of it; the one that was changed last without a name.
 
     Raises:
         UserError: there is none, or more than one.
     """
-    known = every(runs_dir)
-    require(bool(known), f"no sweep in {str(runs_dir)!r}; `ssl-bench sweep` makes one")
-    if not name:
+    known, damaged = every(runs_dir)
+    if not name and known:
         return known[-1]
-    by_name = {sweep.name: sweep for sweep in known}
+    by_name: dict[str, Sweep | Damaged] = {each.folder.name: each for each in damaged}
+    by_name |= {each.name: each for each in known}
+    require(bool(by_name), f"no sweep in {str(runs_dir)!r}; `ssl-bench sweep` makes one")
+    if not name:
+        raise UserError(damaged[0].why)
     return by_name[the_one("sweep", Path(name).name, by_name, str(runs_dir))]
+
+
+def _place(runs_dir: Path) -> str:
+    is_default = runs_dir == Settings.runs_dir
+    return "" if is_default else f" --runs-dir {shlex.quote(str(runs_dir))}"
+
+
+def _folders(runs_dir: Path) -> list[Path]:
+    """Of the sweeps, whatever is in them."""
+    return sorted(path for path in runs_dir.glob("sweeps/*") if path.is_dir())
+
+
+def _changed(folder: Path) -> float:
+    with suppress(OSError):
+        return (folder / "sweep.json").stat().st_mtime
+    return 0.0
+
+
+def _check_name(name: str) -> None:
+    """Of a folder in another one.
+
+    Raises:
+        Unreadable: it would lead elsewhere.
+    """
+    if name in ("", ".", "..") or {"/", "\0"} & set(name):
+        raise Unreadable(f"{name!r:.40} is no folder's name")
 
 
 def jobs_of(sweeps: Sequence[Sweep]) -> dict[tuple[str, Stage], tuple[Sweep, Submitted]]:

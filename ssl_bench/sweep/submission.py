@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from rich.table import Table
 
 from ssl_bench.command_line import by_flag
+from ssl_bench.errors import UserError, require
 from ssl_bench.sweep import choosing, cluster, grid, planning, slurm, standing, status, store
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
@@ -71,9 +72,11 @@ def _is_more(
     """Show and submit what there is to do; whether there may be more to do at once."""
     settings = wanted.settings
     with nullcontext() if settings.dry_run else store.submitting(wanted.runs_dir):
-        sweep = _opened(words, wanted, entries)
-        sweeps = [each for each in store.every(wanted.runs_dir) if each.name != sweep.name]
+        sweep, opening_notes = _opened(words, wanted, entries)
+        sweeps = [each for each in store.every(wanted.runs_dir)[0] if each.name != sweep.name]
         standings = standing.of(sweep, [*sweeps, sweep])
+        if opening_notes and not settings.dry_run:
+            store.write(sweep)
         finals, notes = choosing.finals(wanted, standings, settings.retry_failed)
         if finals:
             sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
@@ -82,7 +85,7 @@ def _is_more(
         _console.print(f"{sweep.name}: {status.summary(standings)}", soft_wrap=True)
         if work:
             _show(standings, work)
-        for note in (*notes, *planner.notes(work)):
+        for note in (*opening_notes, *notes, *planner.notes(work)):
             _console.print(f"note: {note}", soft_wrap=True)
         if settings.dry_run or not work:
             why = "as --dry-run asks" if settings.dry_run else _nothing(standings)
@@ -102,13 +105,29 @@ def _is_more(
     return False
 
 
-def _opened(words: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> Sweep:
-    """The sweep over these cells, with the jobs that it has."""
+def _opened(
+    words: Sequence[str], wanted: Grid, entries: Sequence[Entry]
+) -> tuple[Sweep, list[str]]:
+    """The sweep over these cells with the jobs that it has, and what a person should know of it.
+
+    Raises:
+        UserError: its record is damaged, and jobs that nobody else knows are under way.
+    """
     folder = wanted.runs_dir / "sweeps" / store.name_of(entries)
     sweep = Sweep(folder, wanted.settings.cluster, tuple(words), tuple(entries), ())
-    if (folder / "sweep.json").exists():
-        sweep = replace(sweep, submitted=store.read(folder).submitted)
-    return sweep
+    if not folder.exists():
+        return sweep, []
+    try:
+        return replace(sweep, submitted=store.read(folder).submitted), []
+    except UserError as error:
+        live = cluster.under_way(cluster.ids_in(sweep.jobs_folder), sweep.jobs_folder)
+        reason = str(error).partition("; ")[0]
+        require(
+            not live,
+            f"{reason}, and {many(len(live), 'job')} of it may be under way; `ssl-bench cancel "
+            f"{sweep.name}{sweep.place}` ends them, then the same command goes on",
+        )
+        return sweep, [f"{reason}; it is written again"]
 
 
 def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
@@ -139,7 +158,7 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
         for each, jobs in zip(work, found, strict=True)
         for stage, job in zip(each.stages, jobs, strict=False)
     ]
-    if not noted and not (sweep.folder / "sweep.json").exists():
+    if not noted and not os.path.lexists(sweep.folder / "sweep.json"):
         shutil.rmtree(sweep.folder, ignore_errors=True)  # what submitit wrote before it was refused
     if noted:
         store.write(replace(sweep, submitted=(*sweep.submitted, *noted)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.files import Unreadable, load_bytes
 from ssl_bench.sweep.values import Given, shown
 from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
 
@@ -69,11 +72,12 @@ def read(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is no TOML.
     """
     try:
-        with path.expanduser().open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:
+        content = load_bytes(os.path.expanduser(path))
+    except Unreadable as error:
+        raise UserError(f"cannot read {str(path)!r}: {error}") from error
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no TOML: {first_line(error)}") from error
 
 
@@ -91,7 +95,9 @@ def cluster_settings(
         UserError: a file, the profile, a key or a value makes no sense.
     """
     files: list[tuple[str, Mapping[str, Any]]] = []
-    found = config or next((each for each in (HERE, AT_HOME) if each.expanduser().exists()), None)
+    found = config or next(
+        (p for p in (HERE, AT_HOME) if os.path.exists(os.path.expanduser(p))), None
+    )
     if found:
         content = read(found)
         for key in content:
@@ -143,6 +149,8 @@ def _fields(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         else:
             if name == "time" and type(value) is int:
                 value = str(value)
+            elif name == "time" and isinstance(value, datetime.time):
+                value = value.isoformat("seconds")  # 04:00:00 without quotes
             fits, wanted = isinstance(value, str), "a text in quotes"
         require(fits, f"{where}: {key} {shown(value)} is not {wanted}")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import types
 import typing
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ssl_bench.command_line import joined
+from ssl_bench.data.names import base
 from ssl_bench.errors import UserError, require
 
 MOST_CELLS = 10_000
@@ -115,6 +118,8 @@ def _from_command_line(type_: Any, value: str | None) -> list[str]:
         return ["yes"]
     if is_sequence(type_):
         return [value] if value.strip(", ") else []
+    if {str, Path} & _kinds(type_) and "," in value and os.path.exists(base(value)):
+        return [value]
     return list(_expanded(type_, [part.strip() for part in value.split(",") if part.strip()]))
 
 
@@ -205,8 +210,8 @@ def _kinds(type_: Any) -> set[type]:
 def in_order(groups: Iterable[Words]) -> Words:
     """Words of flags as one command line: the method first, the seed last, the others by name."""
 
-    def place(group: Words) -> tuple[bool, bool, str]:
+    def place(group: Sequence[str]) -> tuple[bool, bool, str]:
         flag = group[0].replace("--no-", "--", 1)
         return flag != "--method", flag == "--seed", flag
 
-    return tuple(word for group in sorted(groups, key=place) for word in group)
+    return joined(sorted(groups, key=place))

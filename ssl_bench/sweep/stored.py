@@ -1,0 +1,79 @@
+"""Dataclasses from JSON files that may be damaged, or anybody's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ssl_bench.files import Unreadable, load_json
+
+T = TypeVar("T")
+_LARGEST = 10**30
+
+
+def read(path: Path, cls: type[T]) -> T:
+    """The dataclass that a JSON file holds.
+
+    Raises:
+        Unreadable: it cannot be read, or holds something else.
+    """
+    return of(cls, load_json(path))
+
+
+def of(type_: Any, value: Any, where: str = "it") -> Any:
+    """The value of JSON as that type: of a dataclass, or of its fields.
+
+    Whole numbers are no larger than anything that is counted here.
+
+    Args:
+        where: what is read, for the message.
+
+    Raises:
+        Unreadable: it is no such value.
+    """
+    origin, arguments = typing.get_origin(type_), typing.get_args(type_)
+    if dataclasses.is_dataclass(type_):
+        return _dataclass(type_, value, where)
+    if origin in (tuple, Sequence) and isinstance(value, list):
+        return tuple(of(arguments[0], each, f"{where}, {n}") for n, each in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {key: of(arguments[1], each, f"{where}, {key!r:.40}") for key, each in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        [type_] = set(arguments) - {type(None)}
+        return of(type_, value, where)
+    if (
+        (origin is Literal and isinstance(value, str) and value in arguments)
+        or (type_ in (str, bool) and type(value) is type_)
+        or (type_ is int and type(value) is int and abs(value) < _LARGEST)
+        or (type_ is float and type(value) in (int, float) and math.isfinite(value))
+    ):
+        return value
+    raise Unreadable(f"{where} is {value!r:.40}")
+
+
+def _dataclass(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise Unreadable(f"{where} holds no names and values")
+    hints = _hints(cls)
+    fields = {each.name: each for each in dataclasses.fields(cls)}
+    nobodys = sorted(value.keys() - fields.keys())
+    if nobodys:
+        raise Unreadable(f"{where} has {nobodys[0]!r:.40}, which nothing is called")
+    for name, each in fields.items():
+        has_default = {each.default, each.default_factory} != {dataclasses.MISSING}
+        if name not in value and not has_default:
+            raise Unreadable(f"{where} has no {name!r}")
+    return cls(**{name: of(hints[name], each, f"{name!r}") for name, each in value.items()})
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
