@@ -55,9 +55,13 @@ def load(
     too_large = _too_much(listing.count, listing.channels, side, _total_memory(), "memory")
     if storage == "stream" or (too_large and storage == "auto"):
         why = "as asked" if storage == "stream" else f"as {too_large}"
-        streamed = open_stream(listing, side, skip_broken, remembered, progress)
-        where = f"{streamed.where}, {why}"
-        return replace(streamed, caveats=(*streamed.caveats, *caveats), where=where)
+
+        def look(left: Listing) -> tuple[int, tuple[str, ...]]:
+            size, said = (native, caveats) if left is listing else _native_size(left)
+            return size or round(image_size * 8 / 7), said
+
+        streamed = open_stream(listing, look, skip_broken, remembered, progress)
+        return replace(streamed, where=f"{streamed.where}, {why}")
     free = _available_memory()
     if too_much := _too_much(listing.count, listing.channels, side, free, "free memory"):
         fitting = int(sqrt(free / 2 / (listing.count * listing.channels)) * 7 / 8)

@@ -174,7 +174,7 @@ def reading(picture: Picture) -> AbstractContextManager[None]:
 
 def open_stream(
     listing: Listing,
-    side: int,
+    look: Callable[[Listing], tuple[int, tuple[str, ...]]],
     skip_broken: bool,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
@@ -182,16 +182,19 @@ def open_stream(
     """The splits and the fingerprint of a listing, whose images have been decoded at some time.
 
     Args:
+        look: tells the squares' side, and what is to be said of the images.
         skip_broken: leave out images that cannot be decoded.
         folder: keeps what is known of data sets that took seconds to decode.
 
     Raises:
         UserError: an image cannot be read, or not at any place.
     """
+    side, noticed = look(listing)
     labels, digest, content = _scanned(listing, side, progress)
     found = remembered(folder / f"{content}.json", listing, progress)
     listing, broken = whole(listing, found.broken, skip_broken)
     if broken:
+        side, noticed = look(listing)
         labels, digest, _ = _scanned(listing, side, progress)
         in_train, in_test = (each.tolist() for each in labels)
         check_labels(Path(listing.name), in_train, in_test, listing.classes)
@@ -203,7 +206,7 @@ def open_stream(
         StreamedSplit(labels_N, part.open(), (listing.channels, side, side), depths=depths)
         for labels_N, part in zip(labels, (listing.train, listing.test), strict=True)
     )
-    caveats = (*listing.caveats, *said)
+    caveats = (*listing.caveats, *said, *noticed)
     return Loaded(train, test, digest, caveats, "streamed from their files", broken)
 
 
