@@ -630,8 +630,10 @@ def test_names_that_are_no_utf_8(tmp_path: Path, layout: str) -> None:
     assert len(loaded.train) + len(loaded.test) == len(before.train) + len(before.test)
     assert (loaded.name, loaded.classes) == (r"\xff", (r"a\xe9", "b"))
     json.dumps(loaded.classes, ensure_ascii=False).encode()
-    prepare(data.list_images(odd), tmp_path / "copy", 256, 95)
-    assert data.load(str(tmp_path / "copy")).fingerprint == loaded.fingerprint
+    copy = Path(odd).with_name(os.fsdecode(b"copy\xe9"))
+    prepare(data.list_images(odd), copy, 256, 95)
+    assert data.load(str(copy)).fingerprint == loaded.fingerprint
+    assert data.load(str(copy), storage="stream").name == r"copy\xe9"
     broken = os.fsencode(odd) + os.fsencode("/" + layout.format("a")) + b"\xe9/caf\xe9.png"
     Path(os.fsdecode(broken)).write_bytes(b"junk")
     assert r"caf\xe9.png" in message(odd)

@@ -74,7 +74,8 @@ def load(
     except _DeepImages:
         found = survey(listing, progress)
         depths = depth.decide(found.deep)
-        said = tuple(depth.in_words(found.deep, depths, listing.count))
+        whole_ones = listing.count - len(found.broken)
+        said = tuple(depth.in_words(found.deep, depths, whole_ones))
         train, test, broken = _decode(listing, side, native is not None, depths, progress)
     listing, names = whole(listing, broken, skip_broken)
     if names:

@@ -37,6 +37,7 @@ from ssl_bench.data.listing import (
     held_out,
 )
 from ssl_bench.errors import UserError, first_line
+from ssl_bench.files import readable
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -96,7 +97,7 @@ def find(path: Path) -> Listing:
     tables = [*train_tables, *test_tables]
     noted = [caveat for table in tables for caveat in table.noted.get("caveats", ())]
     return Listing(
-        name=path.stem if path.is_file() else path.resolve().name,
+        name=readable(path.stem if path.is_file() else path.resolve().name),
         train=_part(train_tables, train_rows),
         test=_part(test_tables, test_rows),
         classes=classes,
@@ -122,7 +123,8 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
 
 def _table(path: Path) -> _Table:
     try:
-        with pq.ParquetFile(path) as file:
+        # Opened here, as pyarrow takes no path that is not UTF-8.
+        with path.open("rb") as content, pq.ParquetFile(content) as file:
             schema = file.schema_arrow
             image_column = _column(path, schema, "image", _IMAGE_COLUMNS)
             label_column = _column(path, schema, "label", _LABEL_COLUMNS)
@@ -171,7 +173,7 @@ def _images(table: _Table) -> Iterator[tuple[int, bytes]]:
 
 def _cells(path: Path, column: str) -> Iterator[Any]:
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as content, pq.ParquetFile(content) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
                 cells = batch.column(0).to_pylist()
                 yield from cells
@@ -195,7 +197,9 @@ def _pictures(tables: list[_Table], rows: list[np.ndarray]) -> Iterator[Picture]
     for table, chosen in zip(tables, rows, strict=True):
         for row, encoded in _images(table):
             if chosen[row]:
-                yield Picture(f"{table.path} row {row}", encoded, int(table.labels_N[row]))
+                yield Picture(
+                    f"{readable(table.path)} row {row}", encoded, int(table.labels_N[row])
+                )
 
 
 def _part(tables: list[_Table], rows: list[np.ndarray]) -> Part:
@@ -217,7 +221,7 @@ def _at_any_place(tables: list[_Table], rows: list[np.ndarray]) -> Callable[[int
     def picture(index: int) -> Picture:
         number, row, start, stop = where_N4[index].tolist()
         table = tables[number]
-        name = f"{table.path} row {row}"
+        name = f"{readable(table.path)} row {row}"
         return Picture(name, files[number][start:stop], int(table.labels_N[row]))
 
     return picture
