@@ -19,7 +19,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from ssl_bench import encoders, optim
+from ssl_bench import encoders, flops, optim, parallel
 from ssl_bench.contract import Method
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
@@ -38,6 +38,26 @@ def method(module: Method) -> str:
     config = module.config
     groups = optim.of_method(module, config).param_groups
     return weight_decay(module, groups, config.weight_decay, exempts=not config.decay_norm_and_bias)
+
+
+def reads_labels(module: Method, spec: EncoderSpec) -> bool:
+    """Whether a method learns something else where the labels are others.
+
+    Args:
+        module: for two classes at least; copies of it are used.
+    """
+    if not module.trains:
+        return False
+    gradients = []
+    for label in (0, 1):
+        trial, batch = flops.trial_step(module, spec, max(2, module.smallest_batch), label)
+        with parallel.alone(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for term in trial.terms(batch):
+                term.backward()
+        gradients.append([p.grad for p in trial.parameters() if p.grad is not None])
+    first, second = gradients
+    return len(first) != len(second) or not all(map(torch.equal, first, second))
 
 
 def evaluations(

@@ -29,14 +29,15 @@ from ssl_bench import data as datasets
 from ssl_bench.architecture import Hints
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import EMBEDDED, resolved
+from ssl_bench.data.listing import Listing
+from ssl_bench.data.names import EMBEDDED, base, resolved
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
 from ssl_bench.files import readable
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
 from ssl_bench.plugins import Plugin
-from ssl_bench.preparation import prepare_run, snapshot_steps
+from ssl_bench.preparation import prepare_run, require_labels, snapshot_steps
 from ssl_bench.runs import Plan
 from ssl_bench.settings import EvalSettings, PrepareSettings, Settings, Storage
 
@@ -170,6 +171,9 @@ def evaluate(request: Request) -> Path:
     size = plan["encoder"]["image_size"]
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     data = load(data_source, size, settings.data_dir, settings.storage, skip)
+    if request.evals:
+        require_labels(data, "")
+    _say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
@@ -227,17 +231,19 @@ def prepare(settings: PrepareSettings) -> None:
     from ssl_bench.data.search import in_words
 
     assert settings.output is not None
+    place = base(settings.source)
     require(
-        settings.source != EMBEDDED,
+        place != EMBEDDED,
         f"data set {EMBEDDED!r} is inside the package, ready to be used",
     )
-    source = Path(settings.source).expanduser().resolve()
+    source = Path(place).expanduser().resolve()
     require(
         source not in settings.output.expanduser().resolve().parents,
         f"output {str(settings.output)!r} lies in {settings.source!r} and would become a part of "
         "it; a folder beside it would work",
     )
     listing = datasets.list_images(settings.source, settings.data_dir)
+    _say_images(listing)
     with progress.bar(f"prepare {readable(settings.source)}", 1) as bar:
         written = prepare(
             listing,
@@ -309,9 +315,9 @@ def _announce(
 ) -> None:
     ranks = settings.devices * settings.nodes
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
+    console.print(f"{plan.method} on ", end="")
+    _say_images(data)
     console.print(
-        f"{plan.method} on {plan.data}: {len(data.train):,} training and "
-        f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
         f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
@@ -320,6 +326,17 @@ def _announce(
     )
     if data.note:
         _note(f"{plan.data}: {data.note}")
+
+
+def _say_images(data: Dataset | Listing) -> None:
+    """What is in a data set, and how it was understood."""
+    labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
+    console.print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
+        soft_wrap=True,
+    )
+    for note in data.notes:
+        console.print(f"data {data.name}: {note}", soft_wrap=True)
 
 
 def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:

@@ -66,6 +66,23 @@ def terms_of_step(method: Method, spec: EncoderSpec) -> int:
 
 def _count(method: Method, spec: EncoderSpec, batch_size: int) -> tuple[int, int]:
     """FLOPs and terms of a step, as one process takes it."""
+    trial, batch = trial_step(method, spec, batch_size)
+    terms = 0
+    with (
+        parallel.alone(),
+        torch.random.fork_rng(devices=[]),
+        FlopCounterMode(display=False) as counter,
+    ):
+        for term in trial.terms(batch):
+            term.backward()
+            terms += 1
+    return counter.get_total_flops(), terms
+
+
+def trial_step(
+    method: Method, spec: EncoderSpec, batch_size: int, label: int = 0
+) -> tuple[Method, Batch]:
+    """A copy of a method, and a batch of noise for it, all of one label, on the CPU."""
     trial = copy.deepcopy(method).cpu().train()
     for module in trial.modules():
         if hasattr(module, "fused_attn"):
@@ -80,18 +97,8 @@ def _count(method: Method, spec: EncoderSpec, batch_size: int) -> tuple[int, int
         )
         for view, recipe in enumerate(trial.augmentations(spec.image_size))
     )
-    labels_B = torch.zeros(batch_size, dtype=torch.int64)
-    batch = Batch(views, labels_B, Draws(0, 0, torch.arange(batch_size)))
-    terms = 0
-    with (
-        parallel.alone(),
-        torch.random.fork_rng(devices=[]),
-        FlopCounterMode(display=False) as counter,
-    ):
-        for term in trial.terms(batch):
-            term.backward()
-            terms += 1
-    return counter.get_total_flops(), terms
+    labels_B = torch.full((batch_size,), label)
+    return trial, Batch(views, labels_B, Draws(0, 0, torch.arange(batch_size)))
 
 
 def _lagrange(sizes: list[int], which: int, at: int) -> Fraction:

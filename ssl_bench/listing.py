@@ -55,7 +55,7 @@ def _plugins(kind: plugins.Kind) -> Rows:
 
 
 def _datasets(is_detailed: bool) -> Rows:
-    paths = "a folder of class folders, or Parquet files with image and label columns"
+    paths = "a folder of class folders or of images, or Parquet files with an image column"
     return [*data.names().items(), ("PATH", paths)]
 
 

@@ -50,7 +50,18 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
     settings, plugin = request.settings, request.method
     assert plugin is not None
     hardware = choose(settings.precision, settings.compile)
+    if request.evals or settings.eval_every:
+        require_labels(data, "--evals none would pre-train without, and afterwards")
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
+    if data.unlabelled:
+        of_two = pretrain.build_method(
+            plugin.load().Pretraining, request.method_config, spec, 2, settings.seed
+        )
+        require(
+            not audit.reads_labels(of_two, spec),
+            f"method {plugin.name} learns from labels, and data {data.name!r} has none "
+            f"({data.unlabelled}); a method that reads none would work, such as mae",
+        )
     method = pretrain.build_method(
         plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
     )
@@ -100,6 +111,19 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
         )
     recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
     return Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
+
+
+def require_labels(data: Dataset, way_out: str) -> None:
+    """Raise `UserError` where there is nothing to evaluate on.
+
+    Args:
+        way_out: what would work, together with evaluating on other data.
+    """
+    require(
+        not data.unlabelled,
+        f"data {data.name!r} has no labels to evaluate on ({data.unlabelled}); {way_out} "
+        "`ssl-bench eval RUN --data LABELLED` evaluates on other data",
+    )
 
 
 def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:

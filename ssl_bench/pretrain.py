@@ -186,11 +186,11 @@ def restore(method: Method, folder: Path) -> None:
 def pictures(
     method: Method, data: Dataset, spec: EncoderSpec, seed: int, count: int
 ) -> Mapping[str, Tensor]:
-    """The method's pictures of the first test images of as many classes as there are."""
+    """The method's pictures of the first test images of as many classes as there are, or of all."""
     labels_N = data.test.labels_N
-    firsts = [
-        int(index[0]) for label in labels_N.unique() if len(index := (labels_N == label).nonzero())
-    ]
+    firsts = list(range(len(labels_N)))
+    if not data.unlabelled:
+        firsts = [int((labels_N == label).nonzero()[0]) for label in labels_N.unique()]
     index_B = torch.tensor(firsts[:count])
     images_BCHW = evaluation_view(data.test.images(index_B), spec.image_size)
     view = normalize(images_BCHW, spec.mean, spec.std)

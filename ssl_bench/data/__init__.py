@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
-from ssl_bench.data.names import EMBEDDED, TORCHVISION, base, names
+from ssl_bench.data.names import EMBEDDED, TORCHVISION, VALIDATION, Source, names, parse
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.settings import Storage
 
@@ -39,7 +39,8 @@ def load(
     they look for. Write ``./mnist`` for a folder called like a known name.
 
     ``@validation`` after a name or a path takes its training images alone, some of them as the
-    test split: see ``validation``.
+    test split: see ``validation``. ``@whole``, ``@TRAIN`` or ``@TRAIN+TEST`` after a path, and
+    before that, says how a folder is read that could be read in several ways.
 
     Images that all share one square size of at most 96 pixels are kept as they are. Others are
     resized and centre-cropped to a square of ``image_size * 8 / 7`` pixels.
@@ -62,27 +63,30 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
-    place, broken, left_out = base(source), tuple[str, ...](), ""
-    if place == EMBEDDED:
+    broken: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    left_out, unlabelled = "", ""
+    asked = parse(source)
+    if asked.place == EMBEDDED:
         from ssl_bench.data import embedded, validation
 
+        _refuse_choice(asked)
         require(
             storage != "stream",
             f"data set {EMBEDDED!r} cannot be streamed, as it lies in one file; "
             "--storage memory would work",
         )
         train, classes, where = Split(*embedded.read("train")), embedded.CLASSES, "in memory"
-        if place == source:
-            name, note, test = place, "", Split(*embedded.read("test"))
+        if asked.is_validation:
+            name, note = validation.name(asked.place), validation.NOTE
+            train, test = validation.of_split(train, classes)
         else:
-            name, note = validation.name(place), validation.NOTE
-            train, test = validation.of_split(train)
+            name, note, test = asked.place, "", Split(*embedded.read("test"))
         digest = fingerprint(train, test, classes)
     else:
-        from ssl_bench.data import decode, search, validation
+        from ssl_bench.data import decode, search
 
-        listing = list_images(place, data_dir)
-        listing = listing if place == source else validation.of_listing(listing)
+        listing = list_images(source, data_dir)
         loaded = decode.load(
             listing,
             image_size or DEFAULT_IMAGE_SIZE,
@@ -95,9 +99,23 @@ def load(
         name, classes = listing.name, listing.classes
         where, broken = loaded.where, loaded.broken
         note, left_out = "; ".join(loaded.caveats), "; ".join(search.in_words(listing.left_out))
+        notes, unlabelled = listing.notes, listing.unlabelled
     is_native = train.side != round((image_size or DEFAULT_IMAGE_SIZE) * 8 / 7)
     view_size = image_size or (train.side if is_native else DEFAULT_IMAGE_SIZE)
-    return Dataset(name, train, test, classes, digest, note, view_size, where, broken, left_out)
+    return Dataset(
+        name,
+        train,
+        test,
+        classes,
+        digest,
+        note,
+        view_size,
+        where,
+        broken,
+        left_out,
+        notes,
+        unlabelled,
+    )
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:
@@ -106,22 +124,42 @@ def list_images(source: str, data_dir: Path | None = None) -> Listing:
     Raises:
         UserError: the source is unknown or cannot be read or used.
     """
-    if source in TORCHVISION:
+    asked = parse(source)
+    listing = _listed(asked, data_dir)
+    if asked.is_validation:
+        from ssl_bench.data import validation
+
+        return validation.of_listing(listing)
+    return listing
+
+
+def _listed(asked: Source, data_dir: Path | None) -> Listing:
+    place = asked.place
+    if place in TORCHVISION:
         from ssl_bench.data import torchvision_sets
 
-        return torchvision_sets.find(source, _folder(data_dir))
-    path = Path(source).expanduser()
+        _refuse_choice(asked)
+        return torchvision_sets.find(place, _folder(data_dir))
+    path = Path(place).expanduser()
     if not path.exists():
-        if os.sep in source or "/" in source or path.suffix:
-            raise UserError(f"no such folder or file: {source}")
-        raise unknown("data set", source, names())
+        if os.sep in place or "/" in place or path.suffix:
+            raise UserError(f"no such folder or file: {place}")
+        raise unknown("data set", place, names())
     from ssl_bench.data import folder, parquet
 
     if parquet.is_here(path):
-        return parquet.find(path)
+        return parquet.find(path, asked.choice)
     if path.is_dir():
-        return folder.find(path)
-    raise UserError(f"{source} is neither a folder nor a .parquet file")
+        return folder.find(path, asked.choice)
+    raise UserError(f"{place} is neither a folder nor a .parquet file")
+
+
+def _refuse_choice(asked: Source) -> None:
+    require(
+        not asked.choice,
+        f"data set {asked.place!r} has splits of its own, and none {asked.choice!r} to choose; "
+        f"{asked.place} or {asked.place}{VALIDATION} would work",
+    )
 
 
 def _folder(data_dir: Path | None) -> Path:

@@ -104,7 +104,7 @@ class Dataset:
         name: what people call it: a known name, or the name of the folder or file.
         train: everything that may be learned from, and that any choice is made on.
         test: what the final score is measured on.
-        classes: class names, by label.
+        classes: class names, by label; none where there are no labels.
         fingerprint: 16 hexadecimal digits; changes with any pixel, label or class name. That of a
             streamed data set is another one, see `stream`.
         note: a caveat to show beside every number, "" if there is none.
@@ -112,6 +112,8 @@ class Dataset:
         storage: where the images are, and why, for a person to read.
         broken: what is wrong with each image that was left out as it could not be read.
         left_out: in words how many files were not taken for images, by extension.
+        notes: how the source was understood, to be said once.
+        unlabelled: why there are no labels, all of which are 0 then; "" where there are.
     """
 
     name: str
@@ -124,6 +126,8 @@ class Dataset:
     storage: str = "in memory"
     broken: tuple[str, ...] = ()
     left_out: str = ""
+    notes: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     @property
     def channels(self) -> int:

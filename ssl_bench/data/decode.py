@@ -18,7 +18,7 @@ from ssl_bench.data import depth
 from ssl_bench.data.dataset import Loaded, Split, fingerprint
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
-from ssl_bench.data.listing import Listing, Part, Picture, check_labels
+from ssl_bench.data.listing import Listing, Part, Picture
 from ssl_bench.data.stream import open_stream
 from ssl_bench.data.survey import survey, whole
 from ssl_bench.errors import UserError
@@ -79,9 +79,6 @@ def load(
         train, test, broken = _decode(listing, side, native is not None, depths, progress)
     listing, names = whole(listing, broken, skip_broken)
     if names:
-        check_labels(
-            Path(listing.name), train.labels_N.tolist(), test.labels_N.tolist(), listing.classes
-        )
         # A broken image may have had another size than all others.
         native, caveats = _native_size(listing)
         if side != (native or round(image_size * 8 / 7)):

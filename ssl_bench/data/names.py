@@ -10,6 +10,8 @@ from typing import Any
 EMBEDDED = "fashion-mnist"
 VALIDATION = "@validation"
 """After the name or the path of a data set: its training images alone, in two parts."""
+WHOLE = "whole"
+"""After a path and an @: all of it, without splits."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,51 @@ TORCHVISION = {
 }
 
 
-def base(source: str) -> str:
+@dataclass(frozen=True)
+class Source:
+    """What ``--data`` says, taken apart.
+
+    Attributes:
+        place: a known name, or a path.
+        choice: how the place is read, where it says: ``whole``, ``TRAIN`` or ``TRAIN+TEST``.
+        is_validation: whether the training images alone are meant, in two parts.
+    """
+
+    place: str
+    choice: str = ""
+    is_validation: bool = False
+
+
+def parse(text: str) -> Source:
+    """The place that a name or a path means, and what is said after it.
+
+    A path that exists is itself, whatever is in its name.
+    """
+    if _exists(text):
+        return Source(text)
+    place, is_validation = text.removesuffix(VALIDATION), text.endswith(VALIDATION)
+    if not _exists(place):
+        ends = [at for at, letter in enumerate(place) if letter == "@" and at]
+        for at in reversed(ends):
+            if place[:at] in (EMBEDDED, *TORCHVISION) or _exists(place[:at]):
+                return Source(place[:at], place[at + 1 :], is_validation)
+    return Source(place, "", is_validation)
+
+
+def base(text: str) -> str:
     """The name or path of a data set without what says which part of it is meant."""
-    if source.endswith(VALIDATION) and not Path(source).expanduser().exists():
-        return source.removesuffix(VALIDATION)
-    return source
+    return parse(text).place
 
 
-def resolved(source: str) -> str:
+def resolved(text: str) -> str:
     """The source, to be found from any working directory."""
-    path = Path(base(source)).expanduser()
-    return f"{path.resolve()}{source[len(base(source)) :]}" if path.exists() else source
+    place = base(text)
+    path = Path(place).expanduser()
+    return f"{path.resolve()}{text[len(place) :]}" if path.exists() else text
+
+
+def _exists(place: str) -> bool:
+    return Path(place).expanduser().exists()
 
 
 def names() -> dict[str, str]:

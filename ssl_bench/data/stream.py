@@ -37,7 +37,7 @@ from ssl_bench.data import depth
 from ssl_bench.data.dataset import Loaded, Split
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import header, naming, square_CSS
-from ssl_bench.data.listing import Listing, Picture, check_labels
+from ssl_bench.data.listing import Listing, Picture
 from ssl_bench.data.survey import remembered, whole
 
 T = TypeVar("T")
@@ -196,8 +196,6 @@ def open_stream(
     if broken:
         side, noticed = look(listing)
         labels, digest, _ = _scanned(listing, side, progress)
-        in_train, in_test = (each.tolist() for each in labels)
-        check_labels(Path(listing.name), in_train, in_test, listing.classes)
     depths = depth.decide(found.deep)
     said = depth.in_words(found.deep, depths, listing.count)
     if unusual := depth.differing(depths):

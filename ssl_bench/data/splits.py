@@ -1,0 +1,119 @@
+"""What the names of folders and files say about splits, and asking where they leave it open."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_bench.data.names import WHOLE
+from ssl_bench.errors import UserError
+
+_KINDS = {
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+}
+_WORDS = "|".join(sorted(_KINDS, key=len, reverse=True))
+# What a name may say beside the split without saying anything else.
+_PLAIN = "sets?|splits?|data|datasets?|images?|imgs?|pictures?|photos?|files?|folder|dir|part|shard"
+_TOKEN = re.compile(rf"({_WORDS})?((?:{_PLAIN}|of)*)")
+_GLUED = re.compile(r"(.+)(train|training|test|testing|validation)")
+_SHARD = re.compile(r"(?:^|[-_.])?\d+(?:[-_]of[-_]\d+)?(?:-[0-9a-f]{8,})?$")
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The split that a name speaks of.
+
+    Attributes:
+        kind: "train", "test" or "val"; "unclear" where the name speaks of several.
+        rest: what else the name says, "" for nothing: "mnist" in ``mnist_train``.
+    """
+
+    kind: str
+    rest: str
+
+
+def meaning(name: str) -> Meaning | None:
+    """What a name says of a split, if anything, in any case and beside other words."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", without_shard(name))
+    kinds, rest = set(), []
+    for token in re.findall(r"[^\W\d_]+", spaced):
+        word = token.casefold()
+        if plain := _TOKEN.fullmatch(word):
+            kinds |= {_KINDS[plain[1]]} if plain[1] else set()
+        elif glued := _GLUED.fullmatch(word):
+            kinds.add(_KINDS[glued[2]])
+            rest.append(glued[1])
+        else:
+            rest.append(word)
+    if not kinds:
+        return None
+    # A training and a validation split in one are a training split.
+    kind = kinds.pop() if len(kinds) == 1 else "train" if kinds == {"train", "val"} else "unclear"
+    return Meaning(kind, " ".join(rest))
+
+
+def without_shard(stem: str) -> str:
+    """A file's name without the number of the part that it is, as in train-00000-of-00002."""
+    return _SHARD.sub("", stem)
+
+
+def by_kind(meanings: Mapping[str, Meaning]) -> dict[str, list[str]]:
+    """Names by the kind of split that they speak of; no name under a kind that has none."""
+    kinds: dict[str, list[str]] = {"train": [], "test": [], "val": [], "unclear": []}
+    for name, said in meanings.items():
+        kinds[said.kind].append(name)
+    return kinds
+
+
+def are_told_apart(kinds: Mapping[str, Sequence[str]]) -> bool:
+    """Whether there is one training split, and one that can be tested on."""
+    tests = kinds["test"] or kinds["val"]
+    return len(kinds["train"]) == 1 and len(tests) == 1 and not kinds["unclear"]
+
+
+def asked(
+    root: Path, trains: Iterable[str], tests: Iterable[str], what: str, whole: str
+) -> UserError:
+    """The error for a layout that can be read in several ways: all of them, and how to choose.
+
+    Args:
+        trains, tests: what may be the training and the test split.
+        what: in words, what is seen.
+        whole: in words, what it means if there are no splits.
+    """
+    trains, tests = list(trains), list(tests)
+    pairs = [(train, test) for train in trains for test in tests if train != test][:_EXAMPLES]
+    ways = [f"{choosing(root, f'{a}+{b}')} trains on {a!r} and tests on {b!r}" for a, b in pairs]
+    if not pairs:
+        ways = [f"{choosing(root, a)} holds a fifth of {a!r} out" for a in trains[:_EXAMPLES]]
+    ways.append(f"{choosing(root, WHOLE)} takes {whole}")
+    return UserError(f"{root} can be read in several ways, as {what}: {'; '.join(ways)}")
+
+
+def choosing(root: Path, choice: str) -> str:
+    """The flag that chooses how a place is read."""
+    return f"--data {shlex.quote(f'{root}@{choice}')}"
+
+
+def chosen(root: Path, choice: str, known: Collection[str], kind: str) -> list[str]:
+    """The names that a choice such as ``TRAIN+TEST`` or ``TRAIN`` stands for: one or two.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    ways = [[choice]]
+    ways += [[choice[: m.start()], choice[m.end() :]] for m in re.finditer(r"\+", choice)]
+    for way in ways:
+        if set(way) <= set(known) and len(set(way)) == len(way):
+            return way
+    shown = ", ".join(sorted(known)) or "nothing"
+    raise UserError(
+        f"{root} has no {kind} {choice!r} to take as TRAIN or as TRAIN+TEST; it has {shown}, "
+        f"and {choosing(root, WHOLE)} takes it without splits"
+    )
