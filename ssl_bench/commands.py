@@ -31,6 +31,7 @@ from ssl_bench.data.listing import Listing
 from ssl_bench.data.names import EMBEDDED, base, resolved
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
+from ssl_bench.files import readable
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
 from ssl_bench.plugins import Plugin
@@ -242,7 +243,7 @@ def prepare(settings: PrepareSettings) -> None:
     )
     listing = datasets.list_images(settings.source, settings.data_dir)
     _say_images(listing)
-    with progress.bar(f"prepare {settings.source}", 1) as bar:
+    with progress.bar(f"prepare {readable(settings.source)}", 1) as bar:
         written = prepare(
             listing,
             settings.output,
@@ -258,7 +259,7 @@ def prepare(settings: PrepareSettings) -> None:
         f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
         "smaller"
     )
-    console.print(f"data: {settings.output}", soft_wrap=True)
+    console.print(f"data: {readable(settings.output)}", soft_wrap=True)
 
 
 def source_of(settings: Settings) -> tuple[str, int | None, Path, Storage, bool]:
@@ -282,7 +283,7 @@ def load(
     """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
 
     def read() -> Dataset:
-        with progress.bar(f"read {source}", 1) as bar:
+        with progress.bar(f"read {readable(source)}", 1) as bar:
             return datasets.load(source, image_size, data_dir, bar.of, storage, skip_broken)
 
     def read_first() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import io
 import json
+import os
 import re
 import struct
 import subprocess
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ssl_bench import data
 from ssl_bench.data import decode, embedded, listing
-from ssl_bench.data.images import jpeg_quality, square_CSS, to_rgb
+from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS, to_rgb
+from ssl_bench.data.listing import Picture
 from ssl_bench.data.names import TORCHVISION
+from ssl_bench.data.prepare import prepare
+from ssl_bench.data.search import image_files
 from ssl_bench.errors import UserError
 from ssl_bench.settings import Storage
 
@@ -286,6 +291,148 @@ def test_exif_orientation_is_applied() -> None:
     assert same(turned, image.rotate(-90, expand=True))
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_every_orientation_is_pillows(file_format: str) -> None:
+    for told in range(12):
+        exif = Image.Exif()
+        exif[0x0112] = told
+        encoded = encode(noise(0, width=8, height=4), file_format, exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+        with opened(Picture("x", encoded, 0)) as image:
+            assert same(to_rgb(image), expected), told
+
+
+def jpeg_segment(mark: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, mark, len(content) + 2) + content
+
+
+TURNED = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+UNWRITABLE = TURNED + struct.pack("<HHIIIii", 0x011A, 10, 1, 38, 0, -1, 0)
+OVERFLOWING = b"Photoshop 3.0\x008BIM\x04\x04\xff"
+
+
+@pytest.mark.parametrize(
+    ("segment", "is_turned"),
+    [
+        (jpeg_segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\x02\0" + UNWRITABLE), True),
+        (jpeg_segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + TURNED), True),
+        (jpeg_segment(0xE1, b"Exif\0\0junk"), False),
+        (jpeg_segment(0xED, OVERFLOWING), False),
+        (jpeg_segment(0xE2, b"MPF\0junk"), False),
+        (jpeg_segment(0xE2, b"ICC_PROFILE\0"), False),
+    ],
+)
+def test_damaged_metadata_of_a_jpeg_do_not_matter(segment: bytes, is_turned: bool) -> None:
+    jpeg = encode(noise(0, 16, 8), "JPEG")
+    with opened(Picture("x", jpeg[:2] + segment + jpeg[2:], 0)) as image:
+        pixels = np.asarray(to_rgb(image))
+    plain = np.asarray(Image.open(io.BytesIO(jpeg)))
+    assert same(pixels, np.rot90(plain, -1) if is_turned else plain)
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+        png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24))),
+        png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2**24))),
+        png_chunk(b"iCCP", b"a\0\0junk"),
+        png_chunk(b"eXIf", b"junk"),
+        png_chunk(b"acTL", b"junk"),
+    ],
+)
+def test_damaged_metadata_of_a_png_do_not_matter(chunk: bytes, at_end: bool) -> None:
+    png = encode(noise(0))
+    place = len(png) - 12 if at_end else 33
+    with opened(Picture("x", png[:place] + chunk + png[place:], 0)) as image:
+        assert same(to_rgb(image), noise(0))
+
+
+@given(st.data())
+def test_a_damaged_image_is_read_or_named(draw: st.DataObject) -> None:
+    file_format = draw.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]))
+    content = bytearray(encode(noise(0, 12, 9), file_format))
+    for place in draw.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[place] = draw.draw(st.integers(0, 255))
+    picture = Picture("name", bytes(content[: draw.draw(st.integers(0, len(content)))]), 0)
+    with suppress(UnreadableImage), opened(picture) as image:
+        assert square_CSS(image, 8, 3).shape == (3, 8, 8)
+
+
+def test_no_program_is_run_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was run"))
+    root = write_folder(tmp_path / "x", {"train/a": 1, "train/b": 1, "test/a": 1})
+    noise(0).save(root / "train" / "a" / "1.eps")
+    assert data.load(str(root)).left_out == "left out: 1 .eps"
+    (root / "train" / "a" / "1.eps").rename(root / "train" / "a" / "1.jpg")
+    assert "1.jpg: no format" in message(root)
+
+
+def test_an_absurd_size_takes_no_memory(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "x", {"train/a": 1, "train/b": 1, "test/a": 1})
+    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
+    (root / "train" / "a" / "1.png").write_bytes(start + png_chunk(b"IEND", b""))
+    assert "12,000 x 12,000 pixels" in message(root)
+
+
+# ---- more than 8 bits
+
+
+def write_arrays(root: Path, arrays: Sequence[np.ndarray], extension: str) -> Path:
+    """The same images in every split and class."""
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (root / name).mkdir(parents=True)
+        for number, array in enumerate(arrays):
+            Image.fromarray(array).save(root / name / f"{number}.{extension}")
+    return root
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+@pytest.mark.parametrize(
+    ("dtype", "scale", "extension"),
+    [
+        ("float32", 1, "tif"), ("int32", 1, "tif"), ("uint16", 1, "png"), ("uint16", 16, "png"),
+        ("uint16", 4, "tif"), ("int32", 16, "tif"), ("uint16", 257, "png"), ("int32", 257, "tif"),
+        ("float32", 257, "tif"), ("float32", 1 / 255, "tif"),
+    ],
+)  # fmt: skip
+def test_depth_is_that_of_the_whole_data_set(
+    tmp_path: Path, dtype: str, scale: float, extension: str, storage: Storage
+) -> None:
+    bright = np.arange(256).reshape(16, 16)
+    dark = bright // 16
+    arrays = [(pixels * scale).astype(dtype) for pixels in (dark, bright)]
+    loaded = data.load(str(write_arrays(tmp_path / "x", arrays, extension)), storage=storage)
+    images = loaded.train.images(torch.arange(2))
+    assert same(images[0, 0], dark) and same(images[1, 0], bright)
+    assert ("8 of 8 images have" in loaded.note) == (scale < 257)
+
+
+def test_two_ranges_of_floats_are_asked_about(tmp_path: Path) -> None:
+    unit = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    said = message(write_arrays(tmp_path / "x", [unit, unit * 255], "tif"))
+    assert "4 have values up to 1" in said and "0.tif" in said and "255" in said
+
+
+def test_images_far_darker_than_others_are_told(tmp_path: Path) -> None:
+    full = (np.arange(256).reshape(16, 16) * 257).astype(np.uint16)
+    loaded = data.load(str(write_arrays(tmp_path / "x", [full, full >> 4], "png")))
+    assert "4 of 8 images have 16-bit values below 4096, others up to 65535" in loaded.note
+
+
+def test_values_that_are_none_are_named(tmp_path: Path) -> None:
+    good = np.linspace(0, 200, 64, dtype=np.float32).reshape(8, 8)
+    for bad in (np.nan, np.inf, -1, 70_000):
+        wrong = good.copy()
+        wrong[3, 3] = bad
+        said = message(write_arrays(tmp_path / str(bad), [good, wrong], "tif"))
+        assert "4 images" in said and "must lie in [0, 65535]" in said
+
+
 # ---- resizing, cropping, JPEG quality
 
 
@@ -335,6 +482,7 @@ def test_folder_with_train_and_test(tmp_path: Path) -> None:
     (root / "train" / "a" / "notes.txt").write_text("not an image")
     loaded = data.load(str(root))
     assert (loaded.name, loaded.classes, loaded.note) == ("pets", ("a", "b"), "")
+    assert loaded.left_out == "left out: 1 .txt"
     assert loaded.train.labels_N.tolist() == [0, 0, 1, 1, 1]
     assert loaded.test.labels_N.tolist() == [0, 1, 1]
     assert (loaded.channels, loaded.size) == (3, 32)
@@ -412,6 +560,143 @@ def test_mistakes_in_folders(tmp_path: Path, counts: dict[str, int], said: str) 
     root = tmp_path / "x"
     root.mkdir()
     assert re.search(said, message(write_folder(root, counts)))
+
+
+def test_what_pillow_reads_is_read_and_the_rest_counted(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "x", {"train/a": 1, "train/b": 1, "test/a": 1})
+    for name, file_format in (
+        ("1.avif", "AVIF"), ("2.jfif", "JPEG"), ("3.JPE", "JPEG"), ("4.jp2", "JPEG2000"),
+        ("5.tga", "TGA"), ("6.Png", "WEBP"), ("7", "JPEG"), ("8.psd", "PNG"),
+    ):  # fmt: skip
+        noise(0).save(root / "train" / "a" / name, file_format)
+    for name in ("a.TXT", "b.txt", "Thumbs.db", ".DS_Store"):
+        (root / "train" / "b" / name).touch()
+    (root / "test" / "a" / "labels.csv").touch()
+    loaded = data.load(str(root))
+    assert (len(loaded.train), len(loaded.test)) == (8, 1)
+    assert same(loaded.train.images_NCHW[5].permute(1, 2, 0), noise(0))  # TGA
+    assert loaded.left_out == (
+        "left out: 2 .txt, 1 without extension, 1 .csv, 1 .db, 1 .psd"
+    )  # fmt: skip
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "x", {"b": 2, "b/own": 3})
+    far = write_folder(tmp_path / "far", {"cats": 4, "cats/more": 2, "dogs": 5})
+    (root / "a").symlink_to(far / "cats")
+    (root / "b" / "1-first").symlink_to(root / "b" / "own")
+    (root / "b" / "dogs").symlink_to(far / "dogs")
+    (root / "b" / "dogs-again").symlink_to(far / "dogs")
+    (root / "b" / "own" / "up").symlink_to(root)
+    (far / "dogs" / "up").symlink_to(far)
+    (root / "b" / "file.png").symlink_to(far / "dogs" / "0.png")
+    (root / "b" / "gone.png").symlink_to(tmp_path / "gone.png")
+    (root / "b" / "itself").symlink_to("itself")
+    os.mkfifo(root / "b" / "pipe.png")
+    found, left_out = image_files(root / "b")
+    names = [path.relative_to(root / "b").as_posix() for path in found]
+    assert names == [
+        "0.png", "1.png", *(f"dogs/{n}.png" for n in range(5)), "file.png",
+        "own/0.png", "own/1.png", "own/2.png",
+    ]  # fmt: skip
+    assert left_out == {"broken link": 2, "looping link": 2, "special file": 1}
+    assert len(image_files(root / "a")[0]) == 6
+
+
+@pytest.mark.parametrize("layout", ["{}", "train/{}"])
+def test_names_that_are_no_utf_8(tmp_path: Path, layout: str) -> None:
+    counts = {layout.format(name): 9 for name in "ab"}
+    if "train" in layout:
+        counts["test/a"] = 1
+    root = write_folder(tmp_path / "x", counts)
+    before = data.load(str(root))
+    place = os.fsencode(root / layout.format("a"))
+    os.rename(place + b"/0.png", place + b"/caf\xe9.png")
+    os.rename(place, place + b"\xe9")
+    if "train" in layout:
+        os.rename(os.fsencode(root / "test" / "a"), os.fsencode(root / "test") + b"/a\xe9")
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.rename(root, odd)
+    loaded = data.load(odd)
+    assert len(loaded.train) + len(loaded.test) == len(before.train) + len(before.test)
+    assert (loaded.name, loaded.classes) == (r"\xff", (r"a\xe9", "b"))
+    json.dumps(loaded.classes, ensure_ascii=False).encode()
+    copy = Path(odd).with_name(os.fsdecode(b"copy\xe9"))
+    prepare(data.list_images(odd), copy, 256, 95)
+    assert data.load(str(copy)).fingerprint == loaded.fingerprint
+    assert data.load(str(copy), storage="stream").name == r"copy\xe9"
+    broken = os.fsencode(odd) + os.fsencode("/" + layout.format("a")) + b"\xe9/caf\xe9.png"
+    Path(os.fsdecode(broken)).write_bytes(b"junk")
+    assert r"caf\xe9.png" in message(odd)
+    message(odd).encode()
+
+
+# ---- broken images
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+@pytest.mark.parametrize("width", [32, 120])
+def test_broken_images_are_told_at_once_and_left_out_if_asked(
+    tmp_path: Path, storage: Storage, width: int
+) -> None:
+    """Without them, it is the data set that it would be if they were not there."""
+    counts = {"train/a": 4, "train/b": 4, "test/a": 3, "test/b": 1}
+    root = write_folder(tmp_path / "x", counts, width=width)
+    odd = root / "train" / "b" / "odd.png"  # its size is another one than that of all others
+    noise(0, 40, 40).save(odd)
+    broken = [root / "train" / "a" / "1.png", odd, root / "test" / "a" / "2.png"]
+    for path in broken:
+        spoil(path)
+    said = message(root, storage=storage)
+    assert "cannot read 3 images" in said and "--skip-broken" in said
+    assert all(str(path) in said for path in broken)
+    left = data.load(str(root), storage=storage, skip_broken=True)
+    assert (len(left.train), len(left.test)) == (7, 3)
+    assert left.note == "3 broken images left out"
+    assert [text.partition(": ")[0] for text in left.broken] == [str(path) for path in broken]
+    for path in broken:
+        path.unlink()
+    without = data.load(str(root), storage=storage)
+    assert (without.fingerprint, without.size) == (left.fingerprint, left.size)
+    assert without.train.labels_N.tolist() == left.train.labels_N.tolist()
+    index = torch.arange(7)
+    assert torch.equal(without.train.images(index), left.train.images(index))
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_what_is_left_must_be_a_data_set(tmp_path: Path, storage: Storage) -> None:
+    root = write_folder(tmp_path / "x", {"train/a": 2, "train/b": 1, "test/a": 1})
+    spoil(root / "train" / "b" / "0.png")
+    with pytest.raises(UserError, match="1 broken image: the train split has one class left"):
+        data.load(str(root), storage=storage, skip_broken=True)
+
+
+def test_many_broken_images_are_one_line(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "x", {"train/a": 40, "train/b": 1, "test/a": 1})
+    for path in (root / "train" / "a").iterdir():
+        path.write_bytes(b"junk")
+    said = message(root)
+    assert "cannot read 40 images" in said and "and 30 more" in said and said.count(".png") == 10
+
+
+def test_a_file_that_the_system_refuses_is_never_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folder(tmp_path / "x", {"train/a": 2, "train/b": 1, "test/a": 1})
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "1.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"1\.png: .*Permission denied"):
+        data.load(str(root), skip_broken=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", encode(noise(0))[:500]])

@@ -196,6 +196,25 @@ def test_a_folder_in_a_folder_is_asked_about(tmp_path: Path) -> None:
     assert f"--data {root / 'only'} " in refused(root) and f"{root}@whole" in refused(root)
 
 
+def test_a_link_that_leads_back_up_is_no_class(tmp_path: Path) -> None:
+    root = folders(tmp_path / "x", "a", "b")
+    before = data.load(str(root))
+    (root / "loop").symlink_to(root)
+    loaded = data.load(str(root))
+    assert loaded.fingerprint == before.fingerprint and "1 looping link" in loaded.left_out
+
+
+def test_tables_beside_image_files(tmp_path: Path) -> None:
+    root = folders(tmp_path / "x", "train/a", "train/b", "test/a", "test/b")
+    before = data.load(str(root))
+    parquet(root / "metadata.parquet", images=False)
+    parquet(root / "train" / "a" / "boxes.parquet", images=False)
+    assert data.load(str(root)).fingerprint == before.fingerprint
+    parquet(root / "train.parquet")
+    loaded = data.load(str(root))
+    assert len(loaded.train) + len(loaded.test) == 12 and "32 image files" in said(loaded)
+
+
 # ---- files that are splits
 
 

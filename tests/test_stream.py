@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -383,6 +386,65 @@ def test_broken_file_stops_a_run_that_then_goes_on(
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
+def test_broken_image_is_told_before_the_training(
+    run: Call, photographs: Path, tmp_path: Path
+) -> None:
+    path = photographs / "test" / "b" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+    code, _, err = run()
+    assert code == 2 and f"cannot read image {path}" in err and "--skip-broken" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_without_broken_images_carry_that(
+    ssl_bench: Call, photographs: Path, tmp_path: Path
+) -> None:
+    broken = [photographs / "test" / "b" / "1.jpg", photographs / "train" / "a" / "0.jpg"]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:-300])
+    code, out, err = ssl_bench(
+        "run", "--data", photographs, "--image-size", 16, "--batch-size", 10, "--epochs", 1,
+        "--evals", "knn", "--skip-broken", "--runs-dir", tmp_path / "runs",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "29 training and 9 test images" in out and "2 broken images left out" in out
+    [config] = (tmp_path / "runs").glob("*/config.json")
+    noted = json.loads(config.read_text())
+    assert noted["skip_broken"] is True
+    assert sorted(text.partition(": ")[0] for text in noted["broken"]) == sorted(map(str, broken))
+    where = "--runs-dir", tmp_path / "runs"
+    assert ssl_bench("eval", config.parent.name, "--evals", "knn", "--seed", 1, *where)[0] == 0
+    code, out, err = ssl_bench("rerun", config.parent.name, *where)
+    assert code == 0 and "came out the same" in out, err
+    output = tmp_path / "copy"
+    assert ssl_bench("data", "prepare", photographs, "-o", output, "--skip-broken")[0] == 0
+    copy = data.load(str(output), 16)
+    assert copy.note == "2 broken images left out"
+    assert copy.fingerprint == noted["data_fingerprint"]
+
+
+def test_images_are_looked_at_once(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssl_bench.data import survey
+
+    path = photographs / "train" / "a" / "0.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+    monkeypatch.setattr(survey, "_WORTH_KEEPING", 0.0)
+    first = data.load(str(photographs), 28, tmp_path / "d", storage="stream", skip_broken=True)
+    monkeypatch.setattr(survey, "_checked", lambda _: pytest.fail("looked at again"))
+    again = data.load(str(photographs), 28, tmp_path / "d", storage="stream", skip_broken=True)
+    assert (first.fingerprint, first.broken) == (again.fingerprint, again.broken)
+    with pytest.raises(UserError, match=str(path)):
+        data.load(str(photographs), 56, tmp_path / "d", storage="stream")
+    [noted] = (tmp_path / "d").glob("checked/*")
+    noted.write_text("{")
+    monkeypatch.undo()
+    assert data.load(
+        str(photographs), 28, tmp_path / "d", storage="stream", skip_broken=True
+    ).broken
+
+
 def test_share_of_waiting_is_recorded_in_memory_too(
     ssl_bench: Call, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -526,6 +588,56 @@ def test_mistakes_in_preparing(ssl_bench: Call, photographs: Path, tmp_path: Pat
         assert f"cannot read image {broken}" in said("prepare", photographs, "-o", output)
     assert not output.exists()
     assert not list(tmp_path.glob(".copy*")), "nothing half-written is left"
+
+
+def test_what_a_killed_preparation_left_is_removed(
+    ssl_bench: Call, photographs: Path, tmp_path: Path
+) -> None:
+    code = """
+import os, signal, sys
+from ssl_bench import data
+from ssl_bench.data import prepare
+prepare._ROWS_AT_ONCE = 4
+def killed(done, total):
+    if done == 4 and list(prepare.Path(sys.argv[2]).parent.glob(".copy.tmp/*")):
+        os.kill(os.getpid(), signal.SIGKILL)
+prepare.prepare(data.list_images(sys.argv[1]), prepare.Path(sys.argv[2]), 256, 95, killed)
+"""
+    output = tmp_path / "copy"
+    words = [sys.executable, "-c", code, str(photographs), str(output)]
+    root = Path(data.__file__).parents[2]
+    assert subprocess.run(words, cwd=root, check=False).returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".copy*"))
+    assert ssl_bench("data", "prepare", photographs, "-o", output)[0] == 0
+    assert len(data.load(str(output), 28).train) == 30
+    assert not list(tmp_path.glob(".copy*"))
+
+
+def test_two_preparations_do_not_disturb_each_other(
+    ssl_bench: Call, photographs: Path, tmp_path: Path
+) -> None:
+    from ssl_bench.data import prepare
+
+    output = tmp_path / "copy"
+    with prepare._alone(output) as temporary:
+        (temporary / "half").touch()
+        code, _, err = ssl_bench("data", "prepare", photographs, "-o", output)
+        assert code == 2 and "another process" in err
+        assert (temporary / "half").exists() and not output.exists()
+    assert ssl_bench("data", "prepare", photographs, "-o", output)[0] == 0
+
+
+def test_deep_images_are_prepared_as_they_are_read(tmp_path: Path) -> None:
+    from ssl_bench.data.prepare import prepare
+
+    grey_HW = (np.arange(1024).reshape(32, 32) * 4).astype(np.uint16)
+    for number, name in enumerate(("train/a", "train/b", "test/a")):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        Image.fromarray(grey_HW >> 4 * number).save(tmp_path / "x" / name / "0.png")
+    prepare(data.list_images(str(tmp_path / "x")), tmp_path / "copy", 256, 95)
+    before, after = data.load(str(tmp_path / "x")), data.load(str(tmp_path / "copy"))
+    assert after.fingerprint == before.fingerprint
+    assert "read as 12 bits" in before.note and "read as 12 bits" in after.note
 
 
 def test_a_changed_pixel_of_a_large_bitmap_is_another_data_set(tmp_path: Path) -> None:

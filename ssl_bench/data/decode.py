@@ -18,7 +18,7 @@ from ssl_bench.data import depth
 from ssl_bench.data.dataset import Loaded, Split, fingerprint
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
-from ssl_bench.data.listing import Listing, Part, Picture, check_labels
+from ssl_bench.data.listing import Listing, Part, Picture
 from ssl_bench.data.stream import open_stream
 from ssl_bench.data.survey import survey, whole
 from ssl_bench.errors import UserError
@@ -55,9 +55,13 @@ def load(
     too_large = _too_much(listing.count, listing.channels, side, _total_memory(), "memory")
     if storage == "stream" or (too_large and storage == "auto"):
         why = "as asked" if storage == "stream" else f"as {too_large}"
-        streamed = open_stream(listing, side, skip_broken, remembered, progress)
-        where = f"{streamed.where}, {why}"
-        return replace(streamed, caveats=(*streamed.caveats, *caveats), where=where)
+
+        def look(left: Listing) -> tuple[int, tuple[str, ...]]:
+            size, said = (native, caveats) if left is listing else _native_size(left)
+            return size or round(image_size * 8 / 7), said
+
+        streamed = open_stream(listing, look, skip_broken, remembered, progress)
+        return replace(streamed, where=f"{streamed.where}, {why}")
     free = _available_memory()
     if too_much := _too_much(listing.count, listing.channels, side, free, "free memory"):
         fitting = int(sqrt(free / 2 / (listing.count * listing.channels)) * 7 / 8)
@@ -70,13 +74,11 @@ def load(
     except _DeepImages:
         found = survey(listing, progress)
         depths = depth.decide(found.deep)
-        said = tuple(depth.in_words(found.deep, depths, listing.count))
+        whole_ones = listing.count - len(found.broken)
+        said = tuple(depth.in_words(found.deep, depths, whole_ones))
         train, test, broken = _decode(listing, side, native is not None, depths, progress)
     listing, names = whole(listing, broken, skip_broken)
     if names:
-        check_labels(
-            Path(listing.name), train.labels_N.tolist(), test.labels_N.tolist(), listing.classes
-        )
         # A broken image may have had another size than all others.
         native, caveats = _native_size(listing)
         if side != (native or round(image_size * 8 / 7)):

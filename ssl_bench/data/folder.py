@@ -18,6 +18,7 @@ Folders inside a class folder are searched too, linked ones as well; see `search
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def _inside(root: Path, only: Path) -> _Layout:
     if layout.tests:
         return layout
     raise UserError(
-        f"{root} has one folder, {only}, which has more; --data {only} takes "
+        f"{root} has one folder, {only}, which has more; --data {shlex.quote(str(only))} takes "
         f"{shown(folder.name for folder in inner)} as classes, and "
         f"{splits.choosing(root, WHOLE)} all images without labels"
     )
@@ -257,9 +258,13 @@ def _left_out(root: Path, train: Path, test: Path | None) -> Iterator[str]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, but hidden ones."""
+    """The folders in a folder, sorted by name, but hidden ones and links that lead back up."""
     inside = [p for p in folder.iterdir() if p.name[0] != "." and p.name != _FOREIGN]
-    return sorted((p for p in inside if p.is_dir()), key=lambda p: p.name)
+    return sorted((p for p in inside if p.is_dir() and not _loops(p)), key=lambda p: p.name)
+
+
+def _loops(path: Path) -> bool:
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
@@ -276,6 +281,8 @@ def _has_images(folder: Path) -> bool:
 def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
     """The image files of every class, both sorted; other files are counted."""
     files = {}
+    if loops := sum(map(_loops, folder.iterdir())):
+        others["looping link"] += loops
     for inner in _folders(folder):
         files[inner.name], left_out = image_files(inner)
         others.update(left_out)

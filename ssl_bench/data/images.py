@@ -164,7 +164,7 @@ def header(picture: Picture) -> Image.Image:
     if isinstance(encoded, Image.Image):
         return encoded
     formats, by_extension = _formats()
-    own = by_extension.get(Path(picture.name).suffix.lower())
+    own = by_extension.get(f".{picture.name.rpartition('.')[2].lower()}")
     if own and own not in formats:  # it has no mark of its own, so that anything could be it
         formats = (*formats, own)
     if isinstance(encoded, Path):

@@ -6,12 +6,13 @@ metadata, else they are "0", "1", ... What `prepare` wrote says besides how many
 and what is to be known about the images. Without a label column, or where all labels are -1 or
 missing, there are no labels.
 
-A folder's files, or those one or two levels below it, belong to the split that their own or their
-folder's name speaks of (see `splits`). Without test files that have labels, those of the validation
-split are the test split; beside them they are left out. One file alone, or a folder without
-test files, has a fifth of its images held out by a hash of their bytes, so that adding rows
-never moves another one and copies of an image stay together. What could be read in several ways is
-asked about: after the folder's name, ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` says it.
+A folder's files, those one level below it, or else those of a split two levels below it, belong to
+the split that their own or their folder's name speaks of (see `splits`). Without test files that
+have labels, those of the validation split are the test split; beside them they are left out. One
+file alone, or a folder without test files, has a fifth of its images held out by a hash of their
+bytes, so that adding rows never moves another one and copies of an image stay together. What could
+be read in several ways is asked about: after the folder's name, ``@TRAIN+TEST``, ``@TRAIN`` or
+``@whole`` says it.
 
 Rows can be read at any place, for streaming, where the images lie in the file as they are: written
 neither compressed nor as a dictionary, as `prepare` does.
@@ -45,7 +46,9 @@ from ssl_bench.data.listing import (
     understood,
 )
 from ssl_bench.data.names import WHOLE
+from ssl_bench.data.search import image_files
 from ssl_bench.errors import UserError, first_line
+from ssl_bench.files import readable
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -82,8 +85,24 @@ class _Layout:
 
 
 def is_here(path: Path) -> bool:
-    """Whether ``path`` is a Parquet file or a folder that holds some."""
-    return path.suffix == ".parquet" if path.is_file() else bool(_files(path))
+    """Whether ``path`` is a Parquet file or a folder that holds some.
+
+    Those without an image column are none of a data set where there are image files: they may say
+    something about them.
+    """
+    if path.is_file():
+        return path.suffix == ".parquet"
+    files = _files(path)
+    return any(map(_may_hold_images, files)) or (bool(files) and not image_files(path)[0])
+
+
+def _may_hold_images(path: Path) -> bool:
+    """Whether a file has an image column, or cannot tell."""
+    try:
+        with path.open("rb") as content:
+            return bool(_column(pq.read_schema(content), _IMAGE_COLUMNS))
+    except Exception:  # what is wrong with it is told once it is read
+        return True
 
 
 def find(path: Path, choice: str = "") -> Listing:
@@ -127,9 +146,11 @@ def find(path: Path, choice: str = "") -> Listing:
         for name, files in layout.groups.items()
         if name not in used
     ]
+    if path.is_dir() and (beside := len(image_files(path)[0])):
+        left_out.append(counted(beside, "image file"))
     train_name = shown(layout.trains) if path.is_dir() else path.name
     return Listing(
-        name=path.stem if path.is_file() else path.resolve().name,
+        name=readable(path.stem if path.is_file() else path.resolve().name),
         train=train,
         test=test,
         classes=classes,
@@ -143,13 +164,13 @@ def find(path: Path, choice: str = "") -> Listing:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files in a folder or one level below it; where there are none, two levels below."""
-    for patterns in (("*.parquet", "*/*.parquet"), ("*/*/*.parquet",)):
-        found = [path for pattern in patterns for path in folder.glob(pattern)]
-        visible = [p for p in found if not any(n[0] == "." for n in p.relative_to(folder).parts)]
-        if visible:
-            return sorted(visible)
-    return []
+    """The files in a folder or one level below it; without any, in its folders' split folders."""
+    found = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
+    if not found:
+        # Looking into every folder there would list all images of a data set of another kind.
+        inner = [path for path in folder.glob("*/*/") if splits.meaning(path.name)]
+        found = [path for each in inner for path in each.glob("*.parquet")]
+    return sorted(p for p in found if not any(n[0] == "." for n in p.relative_to(folder).parts))
 
 
 def _layout(path: Path, choice: str) -> _Layout:
@@ -254,7 +275,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _table(path: Path) -> _Table:
-    with _reading(path), pq.ParquetFile(path) as file:
+    with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         schema = file.schema_arrow
         image_column = _column(schema, _IMAGE_COLUMNS)
         if not image_column:
@@ -374,7 +395,7 @@ def _images(table: _Table) -> Iterator[tuple[int, bytes]]:
 
 
 def _cells(path: Path, column: str) -> Iterator[Any]:
-    with _reading(path), pq.ParquetFile(path) as file:
+    with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
             cells = batch.column(0).to_pylist()
             yield from cells
@@ -396,7 +417,9 @@ def _pictures(tables: list[_Table], rows: list[np.ndarray]) -> Iterator[Picture]
     for table, chosen in zip(tables, rows, strict=True):
         for row, encoded in _images(table):
             if chosen[row]:
-                yield Picture(f"{table.path} row {row}", encoded, int(table.labels_N[row]))
+                yield Picture(
+                    f"{readable(table.path)} row {row}", encoded, int(table.labels_N[row])
+                )
 
 
 def _part(tables: list[_Table], rows: list[np.ndarray]) -> Part:
@@ -421,7 +444,7 @@ def _at_any_place(tables: list[_Table], rows: list[np.ndarray]) -> Callable[[int
     def picture(index: int) -> Picture:
         number, row, start, stop = where_N4[index].tolist()
         table = tables[number]
-        name = f"{table.path} row {row}"
+        name = f"{readable(table.path)} row {row}"
         return Picture(name, files[number][start:stop], int(table.labels_N[row]))
 
     return picture

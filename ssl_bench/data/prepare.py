@@ -196,9 +196,13 @@ def _write(
         file_path = path.with_name(f"{path.name}-{number:05}.parquet")
         caveats = list(listing.caveats)
         size = 0
-        with pq.ParquetWriter(
-            file_path, schema, compression="none", use_dictionary=False, write_statistics=False
-        ) as file:
+        # Opened here, as pyarrow takes no path that is not UTF-8.
+        with (
+            file_path.open("wb") as content,
+            pq.ParquetWriter(
+                content, schema, compression="none", use_dictionary=False, write_statistics=False
+            ) as file,
+        ):
             for rows in chain([first], chunks):
                 images = [{"bytes": row.encoded, "path": row.name} for row in rows]
                 labels = [row.label for row in rows]

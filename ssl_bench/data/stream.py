@@ -37,7 +37,7 @@ from ssl_bench.data import depth
 from ssl_bench.data.dataset import Loaded, Split
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import header, naming, square_CSS
-from ssl_bench.data.listing import Listing, Picture, check_labels
+from ssl_bench.data.listing import Listing, Picture
 from ssl_bench.data.survey import remembered, whole
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ def reading(picture: Picture) -> AbstractContextManager[None]:
 
 def open_stream(
     listing: Listing,
-    side: int,
+    look: Callable[[Listing], tuple[int, tuple[str, ...]]],
     skip_broken: bool,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
@@ -182,19 +182,20 @@ def open_stream(
     """The splits and the fingerprint of a listing, whose images have been decoded at some time.
 
     Args:
+        look: tells the squares' side, and what is to be said of the images.
         skip_broken: leave out images that cannot be decoded.
         folder: keeps what is known of data sets that took seconds to decode.
 
     Raises:
         UserError: an image cannot be read, or not at any place.
     """
+    side, noticed = look(listing)
     labels, digest, content = _scanned(listing, side, progress)
     found = remembered(folder / f"{content}.json", listing, progress)
     listing, broken = whole(listing, found.broken, skip_broken)
     if broken:
+        side, noticed = look(listing)
         labels, digest, _ = _scanned(listing, side, progress)
-        in_train, in_test = (each.tolist() for each in labels)
-        check_labels(Path(listing.name), in_train, in_test, listing.classes)
     depths = depth.decide(found.deep)
     said = depth.in_words(found.deep, depths, listing.count)
     if unusual := depth.differing(depths):
@@ -203,7 +204,7 @@ def open_stream(
         StreamedSplit(labels_N, part.open(), (listing.channels, side, side), depths=depths)
         for labels_N, part in zip(labels, (listing.train, listing.test), strict=True)
     )
-    caveats = (*listing.caveats, *said)
+    caveats = (*listing.caveats, *said, *noticed)
     return Loaded(train, test, digest, caveats, "streamed from their files", broken)
 
 

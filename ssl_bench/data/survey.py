@@ -16,7 +16,8 @@ import PIL
 from ssl_bench.data import images
 from ssl_bench.data.depth import Extremes
 from ssl_bench.data.images import UnreadableImage
-from ssl_bench.data.listing import Listing, Picture
+from ssl_bench.data.listing import HELD_OUT_CAVEAT, Listing, Picture, check_labels
+from ssl_bench.errors import require
 from ssl_bench.files import write_json
 
 _AT_ONCE = 256
@@ -111,15 +112,21 @@ def whole(
         It, and what is wrong with each of them.
 
     Raises:
-        UserError: there are some, and they are not to be left out.
+        UserError: there are some, and they are not to be left out; or what is left is no data set.
     """
     errors = [broken[place] for place in sorted(broken)]
     images.refuse(errors, skip)
     if not errors:
         return listing, ()
-    caveat = f"{len(errors):,} broken image{'s' if errors[1:] else ''} left out"
     left = listing.without(broken.keys())
-    return (
-        replace(left, caveats=(*listing.caveats, caveat)),
-        tuple(f"{each.name}: {each.reason}" for each in errors),
+    in_train, in_test = left.train.labels, left.test.labels
+    count = f"{len(errors):,} broken image{'s' if errors[1:] else ''}"
+    source = f"{listing.name} without {count}"
+    is_held_out = HELD_OUT_CAVEAT in listing.caveats
+    said = check_labels(source, in_train, in_test, listing.classes, is_held_out)
+    require(
+        not listing.classes or len(set(in_train)) > 1,
+        f"{source}: the train split has one class left; two or more are needed",
     )
+    caveats = tuple(dict.fromkeys((*listing.caveats, *said, f"{count} left out")))
+    return replace(left, caveats=caveats), tuple(f"{e.name}: {e.reason}" for e in errors)
