@@ -189,6 +189,7 @@ jobs = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(entries=st.lists(entries, max_size=3), submitted=st.lists(jobs, max_size=3))
 def test_a_sweep_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], submitted: list[Submitted]
