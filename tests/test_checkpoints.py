@@ -17,7 +17,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from ssl_bench import architecture, encoders, formats, load_encoder
@@ -388,9 +388,8 @@ class TestDinov2:
         state["mask_token"] = torch.zeros(1, 384)
         torch.save(state, tmp_path / "vits14_reg4.pth")
         path = str(tmp_path / "vits14_reg4.pth")
-        loaded = timm.create_model(
-            "vit_small_patch14_reg4_dinov2", img_size=56, num_classes=0, checkpoint_path=path
-        ).eval()
+        loaded = model.eval()
+        loaded.load_state_dict(checkpoint_filter_fn(dict(state), loaded))
         pictures = images(56, 56)
         for hints in ({}, {"backbone": "vit_small_patch14_reg4_dinov2"}):
             ours = load_encoder(path, **hints)  # type: ignore[arg-type]
