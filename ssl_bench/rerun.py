@@ -168,8 +168,8 @@ def _made_by(kind: Kind, name: str, source: Any, code: str) -> Plugin:
     require(
         plugin.fingerprint == code,
         f"{kind} {name!r} was the file {source!r}, which is no part of the installation "
-        f"and whose code is not what it was: {code} then, {plugin.fingerprint} now. `ssl-bench run` "
-        "makes a new run with it",
+        f"and whose code is not what it was: {code} then, {plugin.fingerprint} now. "
+        "`ssl-bench run` makes a new run with it",
     )
     return plugin
 
