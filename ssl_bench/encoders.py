@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from typing import Any, Literal
 
 import timm
@@ -72,6 +73,14 @@ class EncoderSpec:
             all(type(size) is int and size > 0 for size in sizes) and spec.patches <= _MOST_PATCHES,
             f"no encoder has images of {sizes[0]!r:.20} pixels in {sizes[2]!r:.20} channels and "
             f"patches of {sizes[1]!r:.20}",
+        )
+        numbers = (*spec.mean, *spec.std, spec.norm_eps)
+        require(
+            len(spec.mean) == len(spec.std) == spec.channels
+            and all(type(number) in (int, float) and isfinite(number) for number in numbers)
+            and min(*spec.std, spec.norm_eps) > 0,
+            f"no encoder takes {spec.channels} channels of mean {spec.mean!r:.60} and deviation "
+            f"{spec.std!r:.60}, and adds {spec.norm_eps!r:.20} in its norms",
         )
         return spec
 

@@ -85,6 +85,7 @@ _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _TAIL = 4096
 _LONGEST, _MOST_SCORES = 20_000, 1000
 """Characters of a text and scores of an evaluation: beyond, they are none of ours."""
+_DIRECTIONS = ("higher", "lower")
 _BESIDE_SCORES = ("predictions.npz", "arrays.npz")
 
 
@@ -405,4 +406,8 @@ def _scores(
                 "baselines": baselines,
                 "folder": folder,
             }
-            yield found.row(SCORE_COLUMNS, values, f"{folder}/scores.json: ")
+            row = found.row(SCORE_COLUMNS, values, f"{folder}/scores.json: ")
+            if is_headline:
+                row["unit"] = row["unit"] or ""
+                row["better"] = row["better"] if row["better"] in _DIRECTIONS else "neither"
+            yield row
