@@ -68,7 +68,11 @@ def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
     path = Path(run["folder"]) / "metrics.jsonl"
     try:
         # Another process may be at its last line.
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        whole = [
+            line
+            for line in path.read_text("utf-8").splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
         records = pd.DataFrame([json.loads(line) for line in whole])
         if records.empty:
             return None

@@ -91,7 +91,7 @@ def failure(job_id: str, folder: Path, lines: int) -> list[str]:
     noted = failure_noted(folder, job_id)
     if not noted:
         path = log(job_id, folder)
-        text = path.read_text(errors="replace") if path.exists() else ""
+        text = path.read_text("utf-8", errors="replace") if path.exists() else ""
         noted = [line for line in text.splitlines() if line.strip() and not _NOISE.match(line)]
     return noted[-lines:]
 
