@@ -288,6 +288,7 @@ def _check_finite(features: Mapping[str, Tensor]) -> None:
         bad_K = (~rows_ND.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
         raise UserError(
             f"features of {len(bad_K):,} of {len(rows_ND):,} images are not finite numbers "
-            f"(pooling {pooling!r}, first image {bad_K[0]}): the encoder has diverged, or its numbers are too large for "
-            "this precision; --precision fp32, or a smaller --base-lr in pre-training, may help"
+            f"(pooling {pooling!r}, first image {bad_K[0]}): the encoder has diverged, or its "
+            "numbers are too large for its precision; --precision fp32, or a smaller --base-lr in "
+            "pre-training, may help"
         )
