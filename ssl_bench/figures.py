@@ -16,6 +16,7 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.files import atomic
 
 matplotlib.use("Agg")
+matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need not be here
 from matplotlib import pyplot as plt
 
 _DOTS_PER_INCH = 150
