@@ -16,8 +16,9 @@ from ssl_bench.encoders import EncoderSpec
 from ssl_bench.files import atomic
 
 matplotlib.use("Agg")
-matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need not be here
 from matplotlib import pyplot as plt
+
+matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need not be here
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
