@@ -36,12 +36,12 @@ class Config:
     neighbors: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
     """Numbers of neighbours to choose from."""
     temperature: float = 0.07
-    """Temperature of the votes, above 0."""
+    """Temperature of the votes, 1e-6 or more."""
     validation: float = 0.1
     """Share of the training images to choose on, in (0, 1)."""
 
     def __post_init__(self) -> None:
-        above("knn temperature", self.temperature, 0)
+        within("knn temperature", self.temperature, "[1e-6, inf)")
         within("knn validation", self.validation, "(0, 1)")
         require(bool(self.neighbors), "knn neighbors is empty; it needs a number, such as 20")
         above("knn neighbors", min(self.neighbors), 0)
@@ -97,7 +97,8 @@ def _predict(
     similarity_QK, labels_QK = _nearest(
         features_ND, labels_N, rows_N, queries_QD, max(counts.values())
     )
-    weights_QK = ((similarity_QK - 1) / config.temperature).exp()
+    # The nearest image has a weight of 1, so that votes do not vanish at a low temperature.
+    weights_QK = ((similarity_QK - similarity_QK[:, :1]) / config.temperature).exp()
     votes_QC = weights_QK.new_zeros(len(queries_QD), classes)
     predictions, done = {}, 0
     for neighbors, count in sorted(counts.items()):

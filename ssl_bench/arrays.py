@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from ssl_bench.errors import UserError, first_line
-from ssl_bench.files import Absent, Unreadable, load_bytes
+from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.files import Absent, Unreadable, load_bytes, load_json
 
 _LARGEST = 2**30
 """Bytes of all arrays of a file: features of 33 blocks, 1280 wide, of 2,000 images are a sixth."""
@@ -26,10 +28,13 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     Nothing is unpickled, and no more memory is asked for than the file has bytes for.
 
     Raises:
-        UserError: it cannot be read, or holds something else than numbers.
+        UserError: it cannot be read, is not what was stored, as the record beside it says, or holds
+            something else than numbers.
     """
     try:
-        with _opened(path) as archive:
+        content = load_bytes(path, _LARGEST)
+        _check_digest(path, content)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not set(names) <= set(_names(archive)):
                 return {}
             _check(archive)
@@ -37,6 +42,8 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             return dict(zip(_names(archive), arrays, strict=True))
     except Absent:
         return {}
+    except UserError:
+        raise
     # One wrong byte, by where it is: zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
     except Exception as error:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
@@ -77,3 +84,20 @@ def _check(archive: zipfile.ZipFile) -> None:
                 raise Unreadable(f"{entry.filename!r:.60} holds {str(dtype)!r:.60} and no numbers")
             if math.prod(shape) * dtype.itemsize != entry.file_size - member.tell():
                 raise Unreadable(f"{entry.filename!r:.60} is not of the size that it says")
+
+
+def _check_digest(path: Path, content: bytes) -> None:
+    """Raise `UserError` unless a file is what the record beside it says that was stored.
+
+    Records of older versions give no digests, and whoever reads a damaged one complains of that.
+    """
+    try:
+        record: Any = load_json(path.with_name("scores.json"))
+    except Unreadable:
+        return
+    digests = record.get("digests") if isinstance(record, dict) else None
+    wanted = digests.get(path.name) if isinstance(digests, dict) else None
+    require(
+        wanted is None or hashlib.sha256(content).hexdigest() == wanted,
+        f"{str(path)!r} is damaged: its digest is not the one in scores.json",
+    )

@@ -6,14 +6,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ssl_bench import __version__, interruption
-from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, of_system, unknown
+from ssl_bench import __version__, interruption, streams
+from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, unknown
 from ssl_bench.interruption import Stopped
 from ssl_bench.units import plain
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
 # ran at a fortieth of its speed. Spinning less makes that a seventh (results/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# Figures are drawn into files. A notebook hands on its own backend, which matplotlib may not even
+# find here, and would complain of when the first figure is drawn: after the pre-training.
+os.environ["MPLBACKEND"] = "Agg"
 
 _USAGE = """\
 usage: ssl-bench COMMAND [FLAGS]
@@ -53,25 +56,30 @@ examples:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command.
 
+    What it does is done to its end where nobody reads what it prints.
+
     Returns:
-        The exit code: 0, 1 where nobody reads the output to its end or a run did not come out the
-        same again, 2 for a user's mistake, 130 when interrupted, 128 and the signal's number when
-        stopped by SIGTERM or SIGUSR2.
+        The exit code: 0, 1 where a run did not come out the same again, 2 for a user's mistake, or
+        where the output cannot be written, 130 when interrupted, 128 and the signal's number when
+        stopped by SIGTERM, SIGUSR2 or SIGHUP.
     """
-    words, code = list(sys.argv[1:] if words is None else words), 0
+    words = list(sys.argv[1:] if words is None else words)
+    with streams.lenient() as output:
+        code = _heed(words)
+        output.flush()
+        why = streams.reason(output)
+        if why:
+            print(f"ssl-bench: the output cannot be written: {why}", file=sys.stderr)
+        return code or (2 if why else 0)
+
+
+def _heed(words: Sequence[str]) -> int:
+    """Run a command, and tell why it ends where it ends early: the exit code."""
     try:
         with interruption.heeded():
-            code = _do(words)
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Python writes out what is left at its end, and would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+            return _do(words)
     except ToldElsewhere as elsewhere:
         return elsewhere.code
-    except OSError as error:
-        print(f"ssl-bench: {of_system(error)}", file=sys.stderr)
-        return 2
     except Exception as error:
         told = in_one_line(error)
         if told is None:
@@ -84,7 +92,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except Stopped as error:
         _say_ended(f"stopped by {error.signal.name}", words, str(error))
         return 128 + error.signal
-    return code
 
 
 def _do(words: Sequence[str]) -> int:

@@ -31,7 +31,7 @@ from ssl_bench.data.listing import Listing
 from ssl_bench.data.names import EMBEDDED, base, resolved
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import require
-from ssl_bench.files import readable
+from ssl_bench.files import make_inside, readable
 from ssl_bench.flags import Request
 from ssl_bench.hardware import Hardware, choose
 from ssl_bench.plugins import Plugin
@@ -344,12 +344,14 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
 
     title = f"{plan.method} on {plan.data}, {plan.epochs:.4g} epochs, seed {plan.seed}"
     if (folder / "metrics.jsonl").exists() and not (folder / "figures/loss.png").exists():
+        make_inside(folder, folder / "figures")
         figures.loss_curve(folder / "metrics.jsonl", title, folder / "figures/loss.png")
         console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
     output = folder / "figures/pictures.png"
     if not output.exists():
         rows = pretrain.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
         if rows:
+            make_inside(folder, folder / "figures")
             figures.picture_rows(rows, spec, f"{title}: test images", output)
             console.print(f"pictures: {output}", soft_wrap=True)
 

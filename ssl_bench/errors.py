@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,6 +10,17 @@ from difflib import get_close_matches
 from ssl_bench.units import plain
 
 _SHOWN = 12
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MORE_ROOM = "free some space, or name a folder on another disk"
+_GPU = ("CUDA", "HIP")
+_MEMORY = (
+    *("DefaultCPUAllocator", "out of memory", "Cannot allocate memory", "not enough memory"),
+    *("std::bad_alloc", "can't start new thread", "CUBLAS_STATUS_ALLOC_FAILED"),
+)
+_WRITING = (
+    *("PytorchStreamWriter failed", "unexpected pos", "No space left on device", "os error 28"),
+    *("I/O error", "File too large", "Disk quota exceeded"),
+)
 
 
 class UserError(Exception):
@@ -60,15 +72,40 @@ def of_system(error: OSError) -> str:
     return plain(f"{error.strerror or error}{where}")
 
 
-def in_one_line(error: Exception) -> str | None:
-    """What a person is told of an error that he can mend; None where it is a bug."""
+def told(error: BaseException) -> str | None:
+    """What a person is told of an error that he can mend; None where it is a bug.
+
+    Torch and safetensors have no types of their own for a full disk or memory, and are not imported
+    for that: they are known by what they say.
+    """
     if isinstance(error, UserError):
-        return f"ssl-bench: {plain(' '.join(str(error).split()))}"
+        return plain(" ".join(str(error).split()))
     if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":
-        return "ssl-bench: ~ stands for a home folder that is not known; ./~ is a file of that name"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for that
-        return "ssl-bench: out of GPU memory; a smaller --batch-size may fit"
+        return "~ stands for a home folder that is not known; ./~ is a file of that name"
+    if is_of_memory(error):
+        of_gpu = "GPU " if any(sign in str(error) for sign in _GPU) else ""
+        return f"out of {of_gpu}memory; a smaller --batch-size or --micro-batch-size may fit"
+    if isinstance(error, OSError):
+        hint = f"; {_MORE_ROOM}" if error.errno in _FULL else ""
+        return f"{of_system(error)}{hint}"
+    if any(sign in str(error) for sign in _WRITING):
+        return f"a file cannot be written ({first_line(error)}); {_MORE_ROOM}"
     return None
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, the processor's or a GPU's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY)
+
+
+def in_one_line(error: BaseException) -> str | None:
+    """What is `told` of an error, as the command line tells it."""
+    message = told(error)
+    return None if message is None else f"ssl-bench: {message}"
 
 
 def require(condition: bool, message: str) -> None:

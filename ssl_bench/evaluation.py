@@ -13,19 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
-from ssl_bench import RESULTS, encoders, parallel, runs, weights
-from ssl_bench.contract import Result
+from ssl_bench import RESULTS, encoders, gate, parallel, progress, runs, weights
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import require
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.features import Encoder, Kept, RawPixels
-from ssl_bench.files import atomic, checked_name, read_json, write_json
+from ssl_bench.files import (
+    atomic,
+    checked_name,
+    make_inside,
+    read_json,
+    sha256_of,
+    write_json,
+)
 from ssl_bench.hardware import Hardware
 from ssl_bench.plugins import Plugin
 from ssl_bench.resume import Scratch
+from ssl_bench.units import plain
 
 Record = dict[str, Any]
 
@@ -51,6 +58,9 @@ def evaluate_run(
 
     Yields:
         One record for each evaluation, as stored in its ``scores.json``.
+
+    Raises:
+        UserError: what an evaluation found does not pass the `gate`; nothing of it is stored.
     """
     module, spec = parallel.from_first(lambda: weights.load(folder))
     encoder = _encoder(module, spec, hardware, seed, data, folder, keep_features)
@@ -105,7 +115,12 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     """Evaluate one encoder once, or read the stored result."""
     folder = _folder(home, plugin, config, data, encoder)
     scratch = Scratch(home / "unfinished" / folder.name)
-    stored = parallel.from_first(lambda: _stored(folder, scratch))
+    expected = {
+        "eval": plugin.name,
+        "protocol": protocol(plugin, config, data),
+        "test_images": len(data.test),
+    }
+    stored = parallel.from_first(lambda: _stored(folder, scratch, expected))
     if stored is not None:
         return stored
     code = plugin.load()
@@ -113,15 +128,15 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     devices = parallel.world_size() if is_spread else 1
     environment = {**runs.environment(encoder.hardware.name), "devices": devices}
 
-    def compute() -> Result:
+    def compute() -> Any:
         encoder.scratch = scratch
         try:
             return code.evaluate(encoder, data, config)
         finally:
             encoder.scratch = None
 
-    def store(result: Result) -> Record:
-        return _store(result, plugin, config, encoder, data, folder, scratch, environment)
+    def store(found: Any) -> Record:
+        return _store(found, plugin, config, encoder, data, folder, scratch, environment)
 
     if is_spread:
         result = compute()
@@ -129,15 +144,23 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     return parallel.from_first(lambda: store(compute()))
 
 
-def _stored(folder: Path, scratch: Scratch) -> Record | None:
-    if not (folder / "scores.json").exists():
+def _stored(folder: Path, scratch: Scratch, expected: Mapping[str, Any]) -> Record | None:
+    """The record of an evaluation that is done; None where there is none that is to be trusted."""
+    path = folder / "scores.json"
+    if not path.exists():
+        return None
+    try:
+        record = gate.check_record(read_json(path), folder, **expected)
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        note = f"evaluated anew: {str(path)!r} is no result ({first_line(error)})"
+        progress.console.print(plain(note), markup=False, highlight=False, soft_wrap=True)
         return None
     scratch.remove()
-    return read_json(folder / "scores.json")
+    return record
 
 
 def _store(
-    result: Result,
+    found: Any,
     plugin: Plugin,
     config: Any,
     encoder: Any,
@@ -146,13 +169,17 @@ def _store(
     scratch: Scratch,
     environment: Mapping[str, Any],
 ) -> Record:
-    """Write a result; its record."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write what an evaluation found, if it passes the gate; its record."""
+    result = gate.admit(found, plugin.name, data)
+    make_inside(folder.parent.parent, folder)
+    files: dict[str, Mapping[str, np.ndarray]] = {}
     if result.predictions_N is not None:
-        predictions = {"predictions": result.predictions_N, "labels": data.test.labels_N}
-        _save_arrays(folder / "predictions.npz", predictions)
+        labels_N = data.test.labels_N.cpu().numpy().astype(np.int32)
+        files["predictions.npz"] = {"predictions": result.predictions_N, "labels": labels_N}
     if result.arrays:
-        _save_arrays(folder / "arrays.npz", result.arrays)
+        files["arrays.npz"] = result.arrays
+    for stale in {"predictions.npz", "arrays.npz"} - files.keys():
+        (folder / stale).unlink(missing_ok=True)
     record = {
         "eval": plugin.name,
         "source": "" if plugin.module else str(plugin.path),
@@ -163,10 +190,11 @@ def _store(
         "note": data.note,
         "seed": encoder.seed,
         "classes": list(data.classes),
-        "scores": dict(result.scores),
+        "scores": result.scores,
         "unit": result.unit,
         "better": result.better,
-        "chosen": dict(result.chosen),
+        "chosen": result.chosen,
+        "digests": {name: _save_arrays(folder / name, each) for name, each in files.items()},
         "test_images": len(data.test),
         "seconds": round(scratch.seconds * environment["devices"], 2),
         "precision": encoder.hardware.precision,
@@ -177,14 +205,12 @@ def _store(
     return record
 
 
-def _save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Write arrays by name, whole numbers in 32 bits."""
-    found = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
-    small: dict[str, Any] = {
-        n: a.astype(np.int32) if a.dtype == np.int64 else a for n, a in found.items()
-    }
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **small)
+def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
+    """Write arrays by name; the SHA-256 of the file."""
+    with atomic(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        return sha256_of(temporary)
 
 
 def _encoder(
@@ -196,6 +222,7 @@ def _encoder(
     home: Path,
     keep_features: bool,
 ) -> Encoder:
+    # The processor, its threads and the library decide how sums are rounded.
     made_from = {
         "results": RESULTS,
         "weights": weights.digest(module),
@@ -203,6 +230,8 @@ def _encoder(
         "data": data.fingerprint,
         "precision": hardware.precision,
         "device": hardware.device.type,
+        "hardware": hardware.name,
+        "torch": torch.__version__,
     }
     splits = {data.train: "train", data.test: "test"}
     kept = Kept(home / "features", made_from, splits, may_write=keep_features)

@@ -163,7 +163,7 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
         save_file(formats.to_transformers(state, decoder), path, metadata={"format": "pt"})
     for name, content in (("preprocessor_config.json", processor), ("config.json", config)):
         with atomic(output / name) as path:
-            path.write_text(json.dumps(content, indent=2) + "\n")
+            path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     kind = config["architectures"][0]
     return f"load it with transformers.{kind}.from_pretrained({str(output)!r})"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ssl_bench import encoders, parallel, progress, weights
 from ssl_bench.augment import evaluation_view, normalize
 from ssl_bench.data import Split
 from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError
 from ssl_bench.hardware import Hardware
 from ssl_bench.resume import Scratch
 
@@ -61,7 +63,7 @@ class Kept:
         if split not in self.splits or not self.may_write:
             return False
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             weights.write(self._path(split), features, self._made_from(split))
         except (OSError, SafetensorError) as error:
             note = f"features are not kept in {str(self.folder)!r}: {error}"
@@ -106,14 +108,19 @@ class Encoder:
         """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once.
 
         They stay in memory only where they are not on disk.
+
+        Raises:
+            UserError: one of them is no finite number.
         """
         if _everywhere(split in self._features):
             return self._features[split]
         found = self._kept.read(split) if self._kept else None
         if _everywhere(found is not None):
             assert found is not None
+            _check_finite(found)
             return {name: each.to(self.hardware.device) for name, each in found.items()}
         features = self._extract(split)
+        _check_finite(features)
         kept = self._kept
         if not (kept and parallel.from_first(lambda: kept.write(split, features))):
             self._features[split] = features
@@ -154,20 +161,29 @@ class Encoder:
         return max(_FEWEST_IMAGES_AT_ONCE, numbers // (tokens * self._module.embed_dim))
 
     def _extract(self, split: Split) -> dict[str, Tensor]:
-        """Features of all images; each rank makes those of its share."""
+        """Features of all images; each rank makes those of its share of the chunks.
+
+        How many images a matrix product is of may show in its rounding. So chunks are counted from
+        the first image, whatever the number of ranks.
+        """
+        at_once = min(self._images_at_once, len(split))
+        chunks = torch.arange(len(split)).split(at_once)
+        own = parallel.share_of(torch.arange(len(chunks))).tolist()
         features: dict[str, Tensor] = {}
-        count = len(parallel.share_of(torch.arange(len(split))))
-        with progress.bar("features", count) as bar:
+        with progress.bar("features", sum(len(chunks[number]) for number in own)) as bar:
             done = 0
-            for images in share_of(split, self._images_at_once):
-                part = self.encode(prepare(images, self.spec, self.hardware))
+            for place, images in enumerate(split.read(chunks[number] for number in own)):
+                part = self._encode(prepare(images, self.spec, self.hardware))
                 for name, rows_BD in part.items():
                     if name not in features:
-                        features[name] = rows_BD.new_empty(count, rows_BD.shape[1])
-                    features[name][done : done + len(images)] = rows_BD
+                        features[name] = rows_BD.new_zeros(len(own), at_once, rows_BD.shape[1])
+                    features[name][place, : len(images)] = rows_BD
                 done += len(images)
                 bar.update(done)
-        return {name: parallel.gather_shares(each, len(split)) for name, each in features.items()}
+        return {
+            name: parallel.gather_shares(each, len(chunks)).flatten(0, 1)[: len(split)]
+            for name, each in features.items()
+        }
 
     def trainable_copy(self, **overrides: Any) -> VisionTransformer:
         """The encoder again, all of its parameters trainable.
@@ -201,7 +217,9 @@ class RawPixels:
             views_BCHW = prepare(images, self.spec, self.hardware)
             pixels_ND[done : done + len(images)] = self.encode(views_BCHW)["pixels"]
             done += len(images)
-        return {"pixels": pixels_ND}
+        features = {"pixels": pixels_ND}
+        _check_finite(features)
+        return features
 
     def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         """``pixels``: a batch of normalised images, flat, float32 ``(B, C * H * W)``."""
@@ -245,3 +263,18 @@ def match_channels(images_BCHW: Tensor, channels: int) -> Tensor:
         return images_BCHW.expand(-1, 3, -1, -1)
     weights = images_BCHW.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     return (images_BCHW * weights).sum(dim=1, keepdim=True)
+
+
+def _check_finite(features: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` unless all features, ``(N, D)`` by pooling, are finite numbers."""
+    for pooling, rows_ND in features.items():
+        # Sums in float64 do not overflow, and take no memory.
+        if math.isfinite(rows_ND.sum(dtype=torch.float64).item()):
+            continue
+        bad_K = (~rows_ND.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        raise UserError(
+            f"features of {len(bad_K):,} of {len(rows_ND):,} images are not finite numbers "
+            f"(pooling {pooling!r}, first image {bad_K[0]}): the encoder has diverged, or its "
+            "numbers are too large for its precision; --precision fp32, or a smaller --base-lr in "
+            "pre-training, may help"
+        )

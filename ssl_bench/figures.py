@@ -18,6 +18,8 @@ from ssl_bench.files import atomic
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need not be here
+
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
 _OURS, _PAPER = "C0", "0.6"

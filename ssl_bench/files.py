@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench import locks
-from ssl_bench.errors import UserError, first_line
+from ssl_bench.errors import UserError, first_line, require
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # asked once, as asking sets it for a moment, for every thread
@@ -58,6 +59,16 @@ def atomic(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_inside(home: Path, folder: Path) -> None:
+    """Make a folder inside of a run's, but never the run's own, which may have been removed.
+
+    Raises:
+        UserError: the run's folder is not there.
+    """
+    require(home.is_dir(), f"run folder {str(home)!r} is not there any more")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove_temporary(folder: Path) -> None:
@@ -151,7 +162,7 @@ def readable(path: str | Path) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_json(path: Path | str) -> Any:
@@ -296,3 +307,9 @@ def _whole(digits: str) -> int:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)  # made once: that is slow
 read_json = load_json
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """Signals that ask a program to end: heeded at once, or at the end of a training step.
 
-A scheduler sends SIGTERM or SIGUSR2 before it takes the machine away, a person SIGINT.
+A scheduler sends SIGTERM or SIGUSR2 before it takes the machine away, a person SIGINT, and a
+terminal that is closed SIGHUP.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from signal import Signals
 from types import FrameType
 
-_EVERY = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGINT)
+_EVERY = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
 _asked: Signals | None = None
 """What `heeded` has heard, while it lasts."""
 SECONDS_TO_SAVE = 600.0
@@ -24,7 +25,7 @@ which is one wish; a person who insists takes longer."""
 
 
 class Stopped(BaseException):
-    """The program was asked to end by SIGTERM or SIGUSR2.
+    """The program was asked to end by SIGTERM, SIGUSR2 or SIGHUP.
 
     Its message says what is saved, or nothing. No ``Exception``, as it is no failure.
 
@@ -46,11 +47,11 @@ def error_of(number: int, message: str = "") -> BaseException:
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR2 raise `Stopped`, SIGINT KeyboardInterrupt, wherever the program is.
+    """Let SIGTERM, SIGUSR2 and SIGHUP raise `Stopped`, SIGINT KeyboardInterrupt, at once.
 
-    That may be the middle of an import, which then fails in a way of its own: an ``Exception``
-    that follows is replaced by what the signal asked for. The handlers before are back afterwards.
-    Outside of the main thread, nothing changes.
+    The program may be in the middle of an import then, which fails in a way of its own: an
+    ``Exception`` that follows is replaced by what the signal asked for. The handlers before are
+    back afterwards. Outside of the main thread, nothing changes.
     """
     global _asked
     heard: float | None = None
@@ -78,7 +79,7 @@ def heeded() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], Signals | None]]:
-    """Only note SIGTERM, SIGUSR2 and SIGINT; a second SIGINT raises KeyboardInterrupt at once.
+    """Only note what asks to end; a second SIGINT raises KeyboardInterrupt at once.
 
     Whoever finds that one is noted saves what there is, and raises `error_of` it. If nobody does,
     it is raised at the end of the block, instead of an ``Exception`` too. The handlers before are

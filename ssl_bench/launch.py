@@ -29,8 +29,8 @@ from ssl_bench.settings import Strategy
 
 _GRACE_SECONDS = 20.0
 _SECONDS_TO_MEET = 5.0
-_STOPPING = ("SIGINT", "SIGTERM", "SIGUSR2")
-_HANDED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+_STOPPING = ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP")
+_HANDED_ON = (*_STOPPING, "SIGUSR1")
 
 
 def on_devices(
@@ -164,7 +164,7 @@ def _outcome(processes: Sequence[subprocess.Popen[bytes]], first: int | None, fo
         how = signal.Signals(number).name
         said = " (for want of memory?)" if how == "SIGKILL" else ""
     elif first:
-        lines = Path(folder, str(first)).read_text(errors="replace").splitlines()
+        lines = Path(folder, str(first)).read_text("utf-8", errors="replace").splitlines()
         said = f": {lines[-1]}" if lines else ""
     raise UserError(
         f"process {first} of {len(codes)} ended with {how}{said}; the same command goes on from "

@@ -312,7 +312,7 @@ def field_help(cls: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         source = Path(sys.modules[base.__module__].__file__ or "")
-        tree = ast.parse(source.read_text())
+        tree = ast.parse(source.read_bytes())
         body = next(
             node.body
             for node in tree.body
@@ -344,7 +344,7 @@ def _outline(plugin: Plugin) -> types.ModuleType:
 
 def _parse(plugin: Plugin) -> ast.Module:
     try:
-        return ast.parse(plugin.path.read_text())
+        return ast.parse(plugin.path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{plugin.path} is not valid Python: {error}") from error
 

@@ -34,7 +34,7 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
-from ssl_bench.files import write_json
+from ssl_bench.files import make_inside, write_json
 from ssl_bench.hardware import Hardware, peak_memory_mib
 from ssl_bench.interruption import deferred, error_of
 from ssl_bench.optim import Schedule
@@ -247,7 +247,7 @@ def _train(
     with (
         closing(batches(method, train, spec, steps)) as source,
         progress.bar(f"pre-train {plan.method}", total) as bar,
-        parallel.file_of_first(folder / "metrics.jsonl").open("a") as metrics,
+        parallel.file_of_first(folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics,
     ):
         for step in range(start, total):
             learning_rate = schedule.learning_rate(step)
@@ -363,7 +363,7 @@ def _cost(step: int, batch_size: int, counted: int, seconds: float) -> dict[str,
 def _snapshot(method: Method, spec: EncoderSpec, cost: Mapping[str, Any], folder: Path) -> None:
     home = snapshot_folder(folder, cost["steps"])
     if parallel.rank() == 0:
-        home.mkdir(parents=True, exist_ok=True)
+        make_inside(folder, home)
         write_json(home / "cost.json", cost)
     weights.save(method.encoder, spec, home)
 

@@ -74,7 +74,7 @@ def query(settings: QuerySettings) -> None:
             with (
                 writing(settings.csv),
                 atomic(settings.csv) as path,
-                path.open("w", newline="") as f,
+                path.open("w", newline="", encoding="utf-8") as f,
             ):
                 writer = csv.writer(f)
                 writer.writerow(map(cell, names))

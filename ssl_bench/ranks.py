@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from ssl_bench import meeting, parallel, replicas, runs
-from ssl_bench.errors import ToldElsewhere, UserError, first_line, of_system, require
+from ssl_bench.errors import ToldElsewhere, UserError, first_line, is_of_memory, require, told
 from ssl_bench.interruption import SECONDS_TO_SAVE
 from ssl_bench.places import Place, cores
 from ssl_bench.settings import Strategy
@@ -259,13 +259,9 @@ class _Failure:
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> _Failure:
-        if isinstance(error, UserError):
-            return cls(rank, 2, str(error))
-        if isinstance(error, OSError):
-            return cls(rank, 2, of_system(error))
-        if type(error).__name__ == "OutOfMemoryError":
-            text = f"process {rank} is out of GPU memory; a smaller --batch-size may fit"
-            return cls(rank, 2, text)
+        message = told(error)
+        if message is not None:
+            return cls(rank, 2, f"process {rank} is {message}" if is_of_memory(error) else message)
         if not isinstance(error, Exception):
             number = getattr(error, "signal", signal.SIGINT)
             return cls(rank, 128 + number, f"process {rank} was stopped; the same command goes on")

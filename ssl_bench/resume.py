@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench import parallel, pickled
-from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import atomic
+from ssl_bench.errors import UserError, first_line, is_of_memory, require
+from ssl_bench.files import atomic, make_inside
 from ssl_bench.interruption import deferred, error_of
 
 SECONDS_BETWEEN_STATES = 60.0
@@ -105,6 +105,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if is_of_memory(error):
+            raise  # the state may be whole
         raise UserError(
             f"checkpoint {str(path)!r} cannot be read ({first_line(error)}); "
             "delete it to start again"
@@ -220,7 +222,7 @@ def training(
             # There is no going on from a training that has diverged.
             if is_wanted and bool(loss.isfinite()):
                 if parallel.rank() == 0:
-                    scratch.folder.mkdir(parents=True, exist_ok=True)
+                    make_inside(scratch.folder.parent.parent, scratch.folder)
                     of_parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                     own = {"step": done, "loss": loss.item(), "seconds": scratch.seconds}
                     save(path, own | of_parts)

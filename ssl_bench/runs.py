@@ -28,7 +28,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -130,13 +130,33 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         wait: until another process is done, instead of giving up.
 
     Raises:
-        UserError: another process is at it, or the file system has no locks.
+        UserError: another process is at it, the file system has no locks, or the folder was removed
+            or replaced meanwhile.
     """
     with held(folder, wait):
         remove_temporary(folder)
         if is_trained(folder):
             (folder / "checkpoint.pt").unlink(missing_ok=True)
-        yield
+        before = folder.stat()
+        try:
+            yield
+        except Exception as error:
+            _require_same(folder, before, error)
+            raise
+        _require_same(folder, before, None)
+
+
+def _require_same(folder: Path, before: os.stat_result, cause: Exception | None) -> None:
+    """Raise `UserError` where a folder is not there any more, or is another one."""
+    try:
+        is_same = os.path.samestat(before, folder.stat())
+    except OSError:
+        is_same = False
+    if not is_same:
+        raise UserError(
+            f"run folder {str(folder)!r} was removed or renamed while it was in use, and what "
+            "would have been written there is lost; the same command makes it again"
+        ) from cause
 
 
 @contextmanager
@@ -159,7 +179,8 @@ def note_failure(reason: str) -> None:
     """Write ``failed.json`` for the block of `failures_noted` that is under way or has failed."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for folder in _noting:
-        write_json(folder / "failed.json", {"error": reason, "at": now})
+        with suppress(OSError):  # on a full disk, or of a folder that is gone
+            write_json(folder / "failed.json", {"error": reason, "at": now})
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -352,12 +373,10 @@ def _code_version() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
-            )
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
     tracked = git("ls-files", "--error-unmatch", __file__) is not None
     return {

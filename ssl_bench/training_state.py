@@ -58,10 +58,11 @@ def _last_state(folder: Path) -> dict[str, Any]:
         metrics.unlink(missing_ok=True)
         return {}
     # Without its records, a training goes on all the same; its curve begins later.
-    text = metrics.read_text(errors="replace") if metrics.exists() else ""
+    text = metrics.read_text("utf-8", errors="replace") if metrics.exists() else ""
     lines = text.splitlines(keepends=True)
     with resume.readable(path), atomic(metrics) as temporary:
-        temporary.write_text("".join(line for line in lines if _step_of(line) <= state["step"]))
+        kept = "".join(line for line in lines if _step_of(line) <= state["step"])
+        temporary.write_text(kept, "utf-8")
     return state
 
 

@@ -603,6 +603,23 @@ def test_damaged_checkpoint_is_named(run: Call, tmp_path: Path) -> None:
     assert "delete it" in err
 
 
+def test_nobodys_settings_of_matplotlib_matter(image_folder: Path, tmp_path: Path) -> None:
+    """A notebook hands on its backend; a person may have figures set by LaTeX."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    defaults = {"--data": image_folder, "--runs-dir": tmp_path / "runs", "--evals": "none"}
+    words = with_defaults(["--backbone", "vit_nano"], defaults | QUICK)
+    backend = {"MPLBACKEND": "module://matplotlib_inline.nowhere", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ssl_bench", "run", *words],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, **backend, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert Image.open(only_run(tmp_path) / "figures/loss.png").format == "PNG"
+
+
 def test_run_in_use_is_left_alone(run: Call, tmp_path: Path) -> None:
     run("--evals", "none")
     with runs.locked(only_run(tmp_path)):

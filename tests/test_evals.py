@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import draws, encoders, finetuning, optim, plugins, probes
+from ssl_bench import draws, encoders, finetuning, optim, parallel, plugins, probes
 from ssl_bench.data import Dataset, Split
 from ssl_bench.draws import Draws
 from ssl_bench.encoders import EncoderSpec
@@ -45,13 +45,14 @@ def naive_knn(bank: Tensor, labels: Tensor, query: Tensor, k: int, temperature: 
     similarity = [(float(query @ row / query.norm() / row.norm()), int(label))
                   for row, label in zip(bank, labels, strict=True)]  # fmt: skip
     votes: dict[int, float] = {}
+    nearest, _ = max(similarity)
     for cosine, label in sorted(similarity, reverse=True)[:k]:
-        votes[label] = votes.get(label, 0.0) + math.exp(cosine / temperature)
+        votes[label] = votes.get(label, 0.0) + math.exp((cosine - nearest) / temperature)
     return max(votes, key=votes.__getitem__)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([1, 3, 7]), st.sampled_from([0.07, 0.5]))
+@given(st.integers(0, 1000), st.sampled_from([1, 3, 7]), st.sampled_from([1e-6, 1e-4, 0.07, 0.5]))
 def test_knn_equals_the_naive_vote(seed: int, k: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     bank = torch.randn(40, 5, generator=generator)
@@ -204,6 +205,30 @@ def test_features_do_not_depend_on_how_many_are_made_at_once(
         assert set(features) == {"avg", "cls"}
         for name, rows in features.items():
             torch.testing.assert_close(rows, whole[name])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_the_same_images_are_encoded_together_on_any_number_of_ranks(
+    world: int, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the features that are kept would depend on it in their rounding."""
+    monkeypatch.setattr(Encoder, "_images_at_once", 16)
+    monkeypatch.setattr(parallel, "gather_shares", lambda own, count: own)
+    monkeypatch.setattr(parallel, "world_size", lambda: world)
+    encoder = Encoder(encoders.build(spec, 0), spec, CPU, 0)
+    encode, seen = encoder._encode, []
+
+    def record(images: Tensor) -> Any:
+        seen.append(images)
+        return encode(images)
+
+    monkeypatch.setattr(encoder, "_encode", record)
+    for rank in range(world):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        encoder._extract(tiny.test)
+    together = {tuple(images.flatten(1).sum(1).tolist()) for images in seen}
+    whole = prepare(tiny.test.images_NCHW, spec, CPU).flatten(1).sum(1)
+    assert together == {tuple(part.tolist()) for part in whole.split(16)}
 
 
 class TestKept:

@@ -11,7 +11,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -27,13 +29,16 @@ import torch
 from conftest import CPU
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_contract import build, plan, train
 
 from ssl_bench import (
     budget,
     encoders,
+    errors,
     evaluation,
+    gate,
     interruption,
     locks,
     optim,
@@ -53,8 +58,8 @@ from ssl_bench.plugins import Plugin
 from ssl_bench.resume import Scratch
 
 Call = Callable[..., tuple[int, str, str]]
-ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGINT)
-SCHEDULER = (Signals.SIGTERM, Signals.SIGUSR2)
+ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
+SCHEDULER = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP)  # and a terminal that is closed
 LONG: dict[str, Any] = {
     "deadline": None,
     "phases": [Phase.explicit, Phase.generate],  # to shrink takes minutes
@@ -210,13 +215,14 @@ def test_a_failure_does_not_hide_a_noted_signal() -> None:
 
 
 def test_what_is_ignored_stays_ignored() -> None:
-    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with heeded(), deferred() as wanted:
-            signal.raise_signal(signal.SIGTERM)
-            assert wanted() is None
-    finally:
-        signal.signal(signal.SIGTERM, former)
+    for number in SCHEDULER:  # such as SIGHUP under nohup
+        former = signal.signal(number, signal.SIG_IGN)
+        try:
+            with heeded(), deferred() as wanted:
+                signal.raise_signal(number)
+                assert wanted() is None
+        finally:
+            signal.signal(number, former)
 
 
 def test_other_threads_change_nothing() -> None:
@@ -439,6 +445,7 @@ def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
     [
         (Signals.SIGTERM, 143, "stopped by SIGTERM"),
         (Signals.SIGUSR2, 128 + Signals.SIGUSR2, "stopped by SIGUSR2"),
+        (Signals.SIGHUP, 129, "stopped by SIGHUP"),
         (Signals.SIGINT, 130, "interrupted"),
     ],
 )
@@ -471,6 +478,136 @@ def signal_during_step(patch: pytest.MonkeyPatch, step: int, number: Signals) ->
             signal.raise_signal(number)
 
     patch.setattr(optim, "set_learning_rate", set_and_signal)
+
+
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+WRITER = (
+    "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"
+)
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "hint"),
+    [
+        ("pretrain.save_file", SafetensorError(FULL), "disk"),
+        ("resume.torch.save", RuntimeError(WRITER), "disk"),
+        ("weights.save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "disk"),
+        ("optim.set_learning_rate", RuntimeError(ALLOCATOR), "out of memory; a smaller"),
+    ],
+)
+def test_want_of_room_is_told_in_one_line(
+    run: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: Exception,
+    hint: str,
+) -> None:
+    """And once there is room, the same command goes on."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ssl_bench.{where}", fail)
+        code, _, err = run("--epochs", 1)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert hint in err
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert runs.state(only_run(tmp_path)) == "failed"
+    assert run("--epochs", 1)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (RuntimeError("unexpected pos 704 vs 598"), "disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "file"), "'file'"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("std::bad_alloc"), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of GPU memory"),
+        (RuntimeError("CUDA error: out of memory"), "out of GPU memory"),
+        (RuntimeError("shape mismatch"), None),
+        (SafetensorError("Error while deserializing header: invalid"), None),
+        (KeyError("disk"), None),
+    ],
+)
+def test_errors_of_room_are_known_and_bugs_are_not(error: Exception, hint: str | None) -> None:
+    line = errors.in_one_line(error)
+    assert (line is None) == (hint is None)
+    assert hint is None or hint in str(line)
+    assert not line or "\n" not in line
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """Whatever writes: torch, safetensors and numpy tell it in ways of their own."""
+    program = f"""
+import resource, sys
+from pathlib import Path
+import torch
+from ssl_bench import evaluation, encoders, errors, resume, weights
+from ssl_bench.encoders import EncoderSpec
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+home, many = Path({str(tmp_path)!r}), torch.rand(10**6)
+spec = EncoderSpec("vit_nano", 16, 4, 3, (0.5,) * 3, (0.2,) * 3)
+for write in (
+    lambda: resume.save(home / "x.pt", {{"many": many}}),
+    lambda: evaluation._save_arrays(home / "x.npz", {{"many": many.numpy()}}),
+    lambda: weights.save(encoders.build(spec, 0), spec, home),
+):
+    try:
+        write()
+        sys.exit("written")
+    except Exception as error:
+        print(errors.in_one_line(error))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("disk") == 3, done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
+@pytest.mark.parametrize("during", ["optim.set_learning_rate", "gate.admit"])
+def test_a_folder_that_is_removed_is_no_success(
+    ssl_bench: Call,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    during: str,
+    again: bool,
+) -> None:
+    """In training or evaluation; and nothing is left that looks like a run."""
+    runs_dir = tmp_path / "runs"
+    module, name = during.split(".")
+    original = getattr({"optim": optim, "gate": gate}[module], name)
+
+    def remove(*arguments: Any) -> Any:
+        if list(runs_dir.glob("*/config.json")):
+            run_name = only_run(tmp_path).name
+            shutil.rmtree(runs_dir)
+            if again:
+                (runs_dir / run_name).mkdir(parents=True)
+        return original(*arguments)
+
+    monkeypatch.setattr(f"ssl_bench.{during}", remove)
+    code, out, err = ssl_bench(
+        *("run", "--data", image_folder, "--runs-dir", runs_dir, "--batch-size", 8, "--epochs", 1),
+        *("--backbone", "vit_nano", "--evals", "knn", "--precision", "fp32"),
+    )
+    assert code == 2, (out, err)
+    assert err.count("\n") == 1
+    assert "/runs/mae-" in err
+    assert "run folder:" not in out
+    assert not list(runs_dir.glob("*/config.json"))
+    assert runs_dir.exists() == again
 
 
 def only_run(tmp_path: Path) -> Path:
@@ -701,7 +838,7 @@ def test_a_run_killed_at_random_moments_is_the_same(trial: Trial, method: str) -
     started = time.monotonic()
     assert trial.run(method, "whole") == 0, trial.said()
     seconds = time.monotonic() - started
-    ways = {-9: Signals.SIGKILL, 143: Signals.SIGTERM, 140: Signals.SIGUSR2, 130: Signals.SIGINT}
+    ways = {-9: Signals.SIGKILL, 143: Signals.SIGTERM, 129: Signals.SIGHUP, 130: Signals.SIGINT}
     codes = []
     for kill in range(4):
         process = trial.start(method, "killed", is_slow=True)

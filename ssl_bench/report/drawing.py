@@ -160,7 +160,9 @@ def style() -> Iterator[None]:
         "ytick.color": INK,
         "ytick.labelsize": 8.5,
     }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever a person's matplotlibrc says
+        matplotlib.rcParams.update(settings)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 

@@ -195,9 +195,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ssl-bench: interrupted", file=sys.stderr)
         return 130
-    except UserError as error:
+    except Exception as error:
         print("\n".join(lines_of(error)), file=sys.stderr)
-        return 2
+        return 1 if in_one_line(error) is None else 2
 
 
 def lines_of(error: Exception) -> list[str]:
@@ -238,7 +238,7 @@ def end_with_parent() -> None:
 
 def _succeed(code: int) -> None:
     """Raise what the exit code of processes that this one started says."""
-    if code - 128 in (signal.SIGTERM, signal.SIGUSR2):
+    if code - 128 in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
         raise Stopped(signal.Signals(code - 128))
     require(code == 0, f"the processes of this stage ended with exit code {code}; see its log")
 
@@ -258,7 +258,9 @@ def _is_running(environment: Any) -> bool:
         return False
     command = ["squeue", "--noheader", "--jobs", environment.raw_job_id, "--format", "%T"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.stdout.split() == ["RUNNING"]

@@ -33,7 +33,7 @@ _MOST_STARTS = 50
 _MOST_QUICK_STOPS = 5
 _SOON = 30.0
 """Seconds: a stage that is stopped sooner has made no progress to speak of."""
-_STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 _STOPPED = {code for number in _STOPPING for code in (128 + number, -number)}
 _WHATEVER_THERE_IS = "*"
 _NO_TIME_LIMIT = 60 * 24 * 365
@@ -88,7 +88,7 @@ def submit(
             check=False,
         )
     if done.returncode:
-        said = output.read_text(errors="replace").splitlines()
+        said = output.read_text("utf-8", errors="replace").splitlines()
         raise UserError(f"the lanes cannot be started: {(said or ['?'])[-1]} ({output})")
     return batch.ids()
 
@@ -99,7 +99,13 @@ def visible_gpus() -> list[str]:
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
     try:
-        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        shown = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     found = [line for line in shown.stdout.splitlines() if line.startswith("GPU ")]
@@ -135,7 +141,8 @@ class Lane:
         theirs = signal.getsignal(signal.SIGUSR2)
         told: list[int] = []
         for number in _STOPPING:
-            signal.signal(number, lambda number, _: told.append(number))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # such as SIGHUP under nohup
+                signal.signal(number, lambda number, _: told.append(number))
         batch = Batch.load(self.folder)
         try:
             with (

@@ -121,7 +121,8 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_SECONDS,
             env={**os.environ, "SLURM_BITSTR_LEN": "0"},  # every number of an array
         )

@@ -227,7 +227,10 @@ def _has_lanes(folder: Path) -> bool:
 def _is_ours(number: int, folder: Path) -> bool:
     """Whether that process is one of submitit's for the batch: its command names the folder."""
     shown = subprocess.run(
-        ["ps", "-ww", "-p", str(number), "-o", "args="], capture_output=True, text=True
+        ["ps", "-ww", "-p", str(number), "-o", "args="],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     return str(folder) in shown.stdout
 
