@@ -9,9 +9,10 @@ missing, there are no labels.
 A folder's files, those one level below it, or else those of a split two levels below it, belong to
 the split that their own or their folder's name speaks of (see `splits`). Without test files that
 have labels, those of the validation split are the test split; beside them they are left out. One
-file alone, or a folder without test files, has a fifth of its images held out by a hash of their bytes, so that adding rows
-never moves another one and copies of an image stay together. What could be read in several ways is
-asked about: after the folder's name, ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` says it.
+file alone, or a folder without test files, has a fifth of its images held out by a hash of their
+bytes, so that adding rows never moves another one and copies of an image stay together. What could
+be read in several ways is asked about: after the folder's name, ``@TRAIN+TEST``, ``@TRAIN`` or
+``@whole`` says it.
 
 Rows can be read at any place, for streaming, where the images lie in the file as they are: written
 neither compressed nor as a dictionary, as `prepare` does.
