@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import Absent, Unreadable, load_bytes, load_json
+from ssl_bench.files import Absent, Unreadable, load_bytes, load_json, sha256_of
 
 _LARGEST = 2**30
 """Bytes of all arrays of a file: features of 33 blocks, 1280 wide, of 2,000 images are a sixth."""
@@ -33,7 +33,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """
     try:
         content = load_bytes(path, _LARGEST)
-        _check_digest(path, content)
+        check_digest(path, _record_beside(path), content)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not set(names) <= set(_names(archive)):
                 return {}
@@ -86,18 +86,25 @@ def _check(archive: zipfile.ZipFile) -> None:
                 raise Unreadable(f"{entry.filename!r:.60} is not of the size that it says")
 
 
-def _check_digest(path: Path, content: bytes) -> None:
+def _record_beside(path: Path) -> Any:
+    try:
+        return load_json(path.with_name("scores.json"))
+    except Unreadable:
+        return None  # whoever reads records complains of it
+
+
+def check_digest(path: Path, record: Any, content: bytes | None = None) -> None:
     """Raise `UserError` unless a file is what the record beside it says that was stored.
 
-    Records of older versions give no digests, and whoever reads a damaged one complains of that.
+    Records of older versions give no digests, and nothing is checked.
+
+    Args:
+        content: of the file, where it has been read already.
     """
-    try:
-        record: Any = load_json(path.with_name("scores.json"))
-    except Unreadable:
-        return
     digests = record.get("digests") if isinstance(record, dict) else None
     wanted = digests.get(path.name) if isinstance(digests, dict) else None
-    require(
-        wanted is None or hashlib.sha256(content).hexdigest() == wanted,
-        f"{str(path)!r} is damaged: its digest is not the one in scores.json",
-    )
+    if wanted is None:
+        return
+    require(path.is_file(), f"{str(path)!r} is missing")
+    found = sha256_of(path) if content is None else hashlib.sha256(content).hexdigest()
+    require(found == wanted, f"{str(path)!r} is damaged: its digest is not the one in scores.json")
