@@ -133,11 +133,6 @@ def look(command: str, place: Place, capsys: pytest.CaptureFixture[str]) -> tupl
     return code, text
 
 
-@pytest.fixture
-def looked(place: Place, capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str]]:
-    return lambda command: look(command, place, capsys)
-
-
 class limited:
     """Fails a test that takes too long, as one does that waits for a pipe."""
 
@@ -337,7 +332,8 @@ def test_looking_runs_and_touches_nothing(
 @pytest.fixture
 def quick_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "_DOTS_PER_INCH", 40)
-    quick = [f for f in report._FIGURES if f.__name__ not in ("by_evaluation", "against_cost")]
+    slow = ("by_evaluation", "against_cost", "class_differences", "by_corruption")
+    quick = [draw for draw in report._FIGURES if draw.__name__ not in slow]
     monkeypatch.setattr(report, "_FIGURES", quick)
 
 
@@ -618,7 +614,7 @@ def paths_of(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
             yield from paths_of(value, (*path, name))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True,
+@settings(max_examples=15, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(data=st.data())
 def test_damaged_json_is_told_in_a_line(
@@ -635,13 +631,13 @@ def test_damaged_json_is_told_in_a_line(
     owner[last] = data.draw(JSON, label="value")
     path.write_text(json.dumps(content))
     try:
-        for command in ("show", "compare", "query", "status", "export"):
+        for command in ("show", "compare", "query", "export"):
             look(command, to_damage, capsys)
     finally:
         path.write_bytes(before)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True,
+@settings(max_examples=12, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(data=st.data())
 def test_damaged_bytes_are_told_in_a_line(
