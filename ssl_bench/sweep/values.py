@@ -118,7 +118,7 @@ def _from_command_line(type_: Any, value: str | None) -> list[str]:
         return ["yes"]
     if is_sequence(type_):
         return [value] if value.strip(", ") else []
-    if {str, Path} & _kinds(type_) and "," in value and os.path.exists(base(value)):
+    if {str, Path} & _kinds(type_) and "," in base(value) and os.path.exists(base(value)):
         return [value]
     return list(_expanded(type_, [part.strip() for part in value.split(",") if part.strip()]))
 
