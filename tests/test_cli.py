@@ -22,7 +22,7 @@ from torch import Tensor
 from ssl_bench import budget, flags, habits, runs, weights
 from ssl_bench.data import Split
 from ssl_bench.features import Encoder
-from ssl_bench.files import read_json
+from ssl_bench.files import read_json, readable
 from ssl_bench.settings import (
     CompareSettings,
     EvalSettings,
@@ -576,7 +576,8 @@ def test_a_data_set_may_be_called_anything(
         assert code == 0, err
     assert "reused" in out
     [path] = Path("runs").glob("*/config.json")
-    assert read_json(path)["data"] == name and path.parent.name.startswith(f"mae-{name}-seed0-")
+    shown = readable(name)  # a new line would be one in every table
+    assert read_json(path)["data"] == shown and path.parent.name.startswith(f"mae-{shown}-seed0-")
     code, out, err = ssl_bench("sweep", *small, "--epochs", 2, "--seed", "0,1", "--dry-run")
     assert code == 0 and "1 done, 1 new" in out, out + err
 

@@ -492,7 +492,7 @@ ALLOCATOR = (
 @pytest.mark.parametrize(
     ("where", "error", "hint"),
     [
-        ("pretrain.save_file", SafetensorError(FULL), "disk"),
+        ("weights.save_file", SafetensorError(FULL), "disk"),
         ("resume.torch.save", RuntimeError(WRITER), "disk"),
         ("weights.save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "disk"),
         ("optim.set_learning_rate", RuntimeError(ALLOCATOR), "out of memory; a smaller"),
