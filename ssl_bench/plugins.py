@@ -36,6 +36,7 @@ from ssl_bench.units import plain
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
 _NO_CODE = {"PRESETS", "PAPER", "ABLATIONS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
+_STORED_TYPES = (bool, int, float, str, tuple)
 _told: set[tuple[Kind, str]] = set()
 _NO_CODE_MODULES = {"ssl_bench.ranges", "ssl_bench.sharing"}
 _LIGHT_MODULES = {
@@ -91,6 +92,31 @@ class Plugin:
         if not dataclasses.is_dataclass(getattr(outline, "Config", None)):
             raise UserError(f"{self.path} defines no dataclass 'Config'; see ssl_bench/contract.py")
         return outline.Config
+
+    def config_of(self, values: Mapping[str, Any]) -> Any:
+        """The plugin's ``Config`` from what a run has stored of it as JSON, where tuples are lists.
+
+        Raises:
+            UserError: a value is of no field, of another type than the field's default, or out of
+                range.
+        """
+        known = {field.name: field.default for field in dataclasses.fields(self.config)}
+        surplus = sorted(set(values) - set(known))
+        require(
+            not surplus,
+            f"{self.kind} {self.name!r} has no {', '.join(surplus)} any more, which the run was "
+            "made with",
+        )
+        restored = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        for name, value in restored.items():
+            type_ = type(known[name])
+            fits = type(value) is type_ or (type_ is float and type(value) is int)
+            require(
+                fits or type_ not in _STORED_TYPES,
+                f"{self.kind} {self.name!r} was stored with {name} {value!r:.60}, which is no "
+                f"{type_.__name__}",
+            )
+        return self.config(**restored)
 
     def presets(self) -> Mapping[str, Mapping[str, Any]]:
         """The flags that each preset sets for this plugin."""

@@ -76,9 +76,8 @@ def _restore(
         f"divide its width of {shown['decoder_width']}",
     )
     names = {field.name for field in fields(plugin.config)}
-    module = plugin.load()
-    config = module.Config(**{name: value for name, value in known.items() if name in names})
-    method = module.Pretraining(config, checkpoint.encoder, 0)
+    config = plugin.config_of({name: value for name, value in known.items() if name in names})
+    method = plugin.load().Pretraining(config, checkpoint.encoder, 0)
     encoder = {f"encoder.{k}": v for k, v in checkpoint.encoder.state_dict().items()}
     weights.load_strictly(method, {**checkpoint.decoder, **encoder}, repr(source), what="decoder")
     method.eval()

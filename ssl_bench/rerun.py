@@ -6,7 +6,6 @@ import glob
 import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,7 @@ def _request(
                 "one"
             )
         else:
-            evals[plugin] = _config(plugin, record["config"])
+            evals[plugin] = plugin.config_of(record["config"])
     snapshots = len(list(folder.glob("snapshots/*/encoder.json")))
     if snapshots:
         left_out.append(f"{snapshots} encoders on the way are left out; the last one is repeated")
@@ -143,7 +142,7 @@ def _request(
         data_dir=settings.data_dir,
         skip_broken=bool(plan.get("skip_broken")),
     )
-    return Request(again, method, _config(method, plan["method_config"]), evals, {}), left_out
+    return Request(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
 
 
 def _made_by(kind: Kind, name: str, source: Any, code: str) -> Plugin:
@@ -331,18 +330,6 @@ def _row(what: str, before: str, again: str, difference: str) -> dict[str, Any]:
 
 def _unknown(what: str, why: str) -> dict[str, Any]:
     return {**_row(what, "-", "-", why), "same": None}
-
-
-def _config(plugin: Plugin, values: Mapping[str, Any]) -> Any:
-    """A plugin's ``Config`` from JSON, whose lists were tuples."""
-    known = {field.name for field in fields(plugin.config)}
-    require(
-        set(values) <= known,
-        f"{plugin.kind} {plugin.name!r} has no {', '.join(sorted(set(values) - known))} any more, "
-        "which the run was made with",
-    )
-    restored = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-    return plugin.config(**restored)
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:

@@ -18,6 +18,7 @@ from ssl_bench import encoders, flags, gradients, plugins, pretrain, runs
 from ssl_bench.contract import Method, Result
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError
 from ssl_bench.features import Encoder
 from ssl_bench.plugins import Plugin
 from ssl_bench.ranges import OneOf
@@ -97,6 +98,20 @@ def test_config_is_frozen_and_every_flag_has_help(plugin: Plugin) -> None:
     missing = [field.name for field in dataclasses.fields(config) if not texts.get(field.name)]
     assert not missing
     assert plugin.summary
+
+
+@pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)
+def test_settings_come_back_from_a_run_and_nothing_else_does(plugin: Plugin) -> None:
+    config = small(plugin)
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert plugin.config_of(stored) == config
+    for name, value in stored.items():
+        wrong = [] if isinstance(value, str) else "wrong"
+        if value is not None:
+            with pytest.raises(UserError, match=name):
+                plugin.config_of({**stored, name: wrong})
+    with pytest.raises(UserError, match="nobodys"):
+        plugin.config_of({**stored, "nobodys": 1})
 
 
 @pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)

@@ -131,7 +131,7 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
         module = plugin.load()
         rows: dict[str, Any] = {}
         for ratio in _RATIOS:
-            config = module.Config(**{**plan["method_config"], "mask_ratio": ratio})
+            config = plugin.config_of({**plan["method_config"], "mask_ratio": ratio})
             method = pretrain.build_method(
                 module.Pretraining, config, spec, len(data.classes), plan["seed"]
             )
