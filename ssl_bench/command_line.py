@@ -23,7 +23,7 @@ def by_flag(words: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def joined(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """The words of flags as one command line, in which no value can be taken for a flag."""
+    """Join flags and their values into one command line in which no value looks like a flag."""
     words: list[str] = []
     for group in groups:
         is_like_a_flag = len(group) == 2 and group[1].startswith("-")

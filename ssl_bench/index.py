@@ -262,9 +262,9 @@ def _clock(runs_dir: Path) -> int:
 
 
 def _is_elsewhere(runs_dir: Path) -> bool:
-    """Whether what we would write goes through a link, which whoever made the folder may have set.
+    """Whether writing our files here would follow a link, which may have come with the folder.
 
-    A pipe in the file's place would be waited for.
+    A pipe in a file's place counts too, since opening it would block.
     """
     home = _path(runs_dir).parent
     ignore = home / ".gitignore"

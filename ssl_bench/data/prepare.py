@@ -121,7 +121,7 @@ def _alone(output: Path) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = output.with_name(f".{output.name}.lock")
     with locks.taken(lock, 0) as mine:
-        # Whoever was done meanwhile has removed the file that was locked.
+        # A process that finished in the meantime has removed the file we locked.
         require(
             mine and lock.exists() and not output.exists(),
             f"output {str(output)!r} is being written by another process; another folder would "
