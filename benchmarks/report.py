@@ -10,7 +10,7 @@ from benchmarks.cases import AUGMENTED, CASES, GROWTH
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Measured
 from benchmarks.rounds import Round, Spread, ratio, spread
-from ssl_bench.files import atomic, read_json, writing
+from ssl_bench.files import atomic, load_json, writing
 
 _PAGE = """\
 # Speed on {device}
@@ -40,7 +40,7 @@ def write(path: Path) -> Path:
     Raises:
         UserError: something cannot be read or written.
     """
-    found, device = results.load(path), read_json(path)["device"]
+    found, device = results.load(path), load_json(path)["device"]
     lines = [_PAGE.format(device=device)]
     for part, sections in _PARTS.items():
         if part in found:

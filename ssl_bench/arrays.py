@@ -34,7 +34,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         content = load_bytes(path, _LARGEST)
         check_digest(path, _record_beside(path), content)
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with _opened(content) as archive:
             if not set(names) <= set(_names(archive)):
                 return {}
             _check(archive)
@@ -56,7 +56,7 @@ def names(path: Path) -> frozenset[str]:
         UserError: it cannot be read.
     """
     try:
-        with _opened(path) as archive:
+        with _opened(load_bytes(path, _LARGEST)) as archive:
             return frozenset(_names(archive))
     except Absent:
         return frozenset()
@@ -64,8 +64,8 @@ def names(path: Path) -> frozenset[str]:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(io.BytesIO(load_bytes(path, _LARGEST)))
+def _opened(content: bytes) -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(content))
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:
@@ -90,7 +90,7 @@ def _record_beside(path: Path) -> Any:
     try:
         return load_json(path.with_name("scores.json"))
     except Unreadable:
-        return None  # whoever reads records complains of it
+        return None  # a damaged record is reported where records are read
 
 
 def check_digest(path: Path, record: Any, content: bytes | None = None) -> None:

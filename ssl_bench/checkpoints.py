@@ -19,7 +19,7 @@ from ssl_bench import architecture, encoders, formats, weights
 from ssl_bench.architecture import Hints
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import read_json
+from ssl_bench.files import load_json
 from ssl_bench.formats import Weights
 
 _MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
@@ -330,6 +330,6 @@ def _json_or_nothing(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(read_json(path))
+        return dict(load_json(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error

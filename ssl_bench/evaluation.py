@@ -24,8 +24,8 @@ from ssl_bench.features import Encoder, Kept, RawPixels
 from ssl_bench.files import (
     atomic,
     checked_name,
+    load_json,
     make_inside,
-    read_json,
     sha256_of,
     write_json,
 )
@@ -86,7 +86,7 @@ def evaluate_run(
 
 def stored_records(folder: Path) -> list[Record]:
     """Every evaluation result in a run folder."""
-    return [read_json(path) for path in sorted(folder.glob("evals/*/scores.json"))]
+    return [load_json(path) for path in sorted(folder.glob("evals/*/scores.json"))]
 
 
 def in_words(record: Record) -> str:
@@ -150,7 +150,7 @@ def _stored(folder: Path, scratch: Scratch, expected: Mapping[str, Any]) -> Reco
     if not path.exists():
         return None
     try:
-        record = gate.check_record(read_json(path), folder, **expected)
+        record = gate.check_record(load_json(path), folder, **expected)
     except (OSError, ValueError, RecursionError, UserError) as error:
         note = f"evaluated anew: {str(path)!r} is no result ({first_line(error)})"
         progress.console.print(plain(note), markup=False, highlight=False, soft_wrap=True)

@@ -166,10 +166,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def load_json(path: Path | str) -> Any:
-    """What a JSON file holds, whoever has written it.
+    """Read a JSON file that may come from anybody.
 
-    Names and numbers may be any: a float may be infinite or NaN, a text may hold what no terminal
-    should be shown (`units.plain`).
+    The values are not checked: a float may be infinite or NaN, and a text may hold characters that
+    no terminal should be shown (see `units.plain`).
 
     Raises:
         Unreadable: it is no regular file, is too large, or holds no JSON: no UTF-8, too deep, a
@@ -306,7 +306,6 @@ def _whole(digits: str) -> int:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)  # made once: that is slow
-read_json = load_json
 
 
 def sha256_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from ssl_bench.files import Absent, Unreadable, leads_out, load_bytes, load_json, parse_json
-from ssl_bench.runs import Plan, digest, mapping
+from ssl_bench.runs import Plan, digest, is_number, mapping
 from ssl_bench.units import plain
 
 Kind = Literal["text", "json", "int", "float", "bool"]
@@ -272,7 +272,6 @@ def _typed(kind: Kind, value: Any) -> Any:
     Raises:
         ValueError, OverflowError: it cannot be.
     """
-    is_number = _is_number(value)
     if value is None:
         return None
     if kind == "json":
@@ -281,15 +280,11 @@ def _typed(kind: Kind, value: Any) -> Any:
         return text(value)
     if kind == "bool" and isinstance(value, bool):
         return value
-    if kind == "float" and is_number:
+    if kind == "float" and is_number(value):
         return float(value)
-    if kind == "int" and is_number and value == int(value) and abs(value) < 2**63:
+    if kind == "int" and is_number(value) and value == int(value) and abs(value) < 2**63:
         return int(value)
     raise ValueError
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
@@ -379,7 +374,7 @@ def _scores(
             found.problems.append(plain(f"{folder}/scores.json has {len(scores):,} scores"))
             continue
         baselines = {
-            label: {name: value for name, value in mapping(own).items() if _is_number(value)}
+            label: {name: value for name, value in mapping(own).items() if is_number(value)}
             for label, own in mapping(record.get("baselines")).items()
         }
         for number, (score, value) in enumerate(scores.items()):

@@ -130,8 +130,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         wait: until another process is done, instead of giving up.
 
     Raises:
-        UserError: another process is at it, the file system has no locks, or the folder was removed
-            or replaced meanwhile.
+        UserError: another process holds the lock, the file system has no locks, or the folder was
+            removed or replaced in the meantime.
     """
     with held(folder, wait):
         remove_temporary(folder)
@@ -234,6 +234,11 @@ def facts(path: Path) -> dict[str, Any]:
 def mapping(value: Any) -> dict[str, Any]:
     """What JSON should have as names and values: nothing where it is something else."""
     return value if isinstance(value, dict) else {}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def state(folder: Path) -> str:

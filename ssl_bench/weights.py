@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ssl_bench import encoders, parallel, pickled, replicas
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import atomic, read_json, write_json
+from ssl_bench.errors import UserError, first_line, is_of_memory, require
+from ssl_bench.files import atomic, load_json, write_json
 
 _SEAL = "ssl_bench"
 
@@ -43,7 +43,7 @@ def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
             another encoder's.
     """
     try:
-        text = read_json(folder / "encoder.json")
+        text = load_json(folder / "encoder.json")
         weights, made_from = read_sealed(folder / "encoder.safetensors")
         spec = EncoderSpec.of(text)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
@@ -153,7 +153,7 @@ def _problem(start: bytes, error: Exception) -> str:
         return "it is compressed; gunzip it first"
     if isinstance(error, pickled.Unreadable):
         return str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if is_of_memory(error):
         return "it does not fit into the memory that is free"
     if start.startswith((b"PK", b"\x80")) or _is_safetensors(start):
         return "it is damaged or cut short; download or copy it again"

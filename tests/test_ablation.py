@@ -18,7 +18,7 @@ from PIL import Image
 from ssl_bench import ablation, ablation_results, commands, figures, flags, plugins, pretrain
 from ssl_bench.ablation import Cell
 from ssl_bench.commands import Run
-from ssl_bench.files import read_json
+from ssl_bench.files import load_json
 from ssl_bench.preparation import prepare_run
 
 Call = Callable[..., tuple[int, str, str]]
@@ -255,18 +255,18 @@ def test_numbers_are_those_of_the_runs(ablate: Call, tmp_path: Path) -> None:
     folder = outcome(tmp_path)
     assert f"figure, table and runs: {folder}" in out
     assert Image.open(folder / "figure.png").format == "PNG"
-    cells = read_json(folder / "cells.json")["cells"]
+    cells = load_json(folder / "cells.json")["cells"]
     assert [cell["value"] for cell in cells] == ["0.75", "0.75", "0.5", "0.5"]
     assert {cell["run"] for cell in cells} == run_names(tmp_path)
     found: dict[str, list[float]] = {}
     for cell in cells:
         home = tmp_path / "runs" / cell["run"]
-        assert read_json(home / "config.json")["method_config"]["mask_ratio"] == float(
+        assert load_json(home / "config.json")["method_config"]["mask_ratio"] == float(
             cell["value"]
         )
         [scores] = home.glob("evals/linear-*/scores.json")
-        assert read_json(scores)["scores"] == cell["evals"]["linear"]["scores"]
-        found.setdefault(cell["value"], []).append(read_json(scores)["scores"]["top1"])
+        assert load_json(scores)["scores"] == cell["evals"]["linear"]["scores"]
+        found.setdefault(cell["value"], []).append(load_json(scores)["scores"]["top1"])
     table = pd.read_csv(folder / "table.csv", index_col="value")
     assert list(table.index) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9]
     for value, scores in found.items():

@@ -22,7 +22,7 @@ from torch import Tensor
 from ssl_bench import budget, flags, habits, runs, weights
 from ssl_bench.data import Split
 from ssl_bench.features import Encoder
-from ssl_bench.files import read_json, readable
+from ssl_bench.files import load_json, readable
 from ssl_bench.settings import (
     CompareSettings,
     EvalSettings,
@@ -81,7 +81,7 @@ def test_run_leaves_a_whole_folder(run: Call, tmp_path: Path, method: str) -> No
         "finetune",
     }
     for scores in folder.glob("evals/*/scores.json"):
-        record = read_json(scores)
+        record = load_json(scores)
         stored = np.load(scores.parent / "predictions.npz")
         right = (stored["predictions"] == stored["labels"]).mean() * 100
         assert record["scores"]["top1"] == pytest.approx(right)
@@ -97,10 +97,10 @@ def test_run_leaves_a_whole_folder(run: Call, tmp_path: Path, method: str) -> No
 
 def test_environment_says_where_numbers_come_from(run: Call, tmp_path: Path) -> None:
     run("--evals", "none")
-    environment = read_json(only_run(tmp_path) / "environment.json")
+    environment = load_json(only_run(tmp_path) / "environment.json")
     assert {"command", "code", "packages", "python", "device", "started"} <= set(environment)
     assert torch.__version__.startswith(environment["packages"]["torch"])
-    cost = read_json(only_run(tmp_path) / "cost.json")
+    cost = load_json(only_run(tmp_path) / "cost.json")
     assert cost["images_seen"] == 48
     assert cost["peak_memory_mib"] > 0
 
@@ -173,7 +173,7 @@ def test_encoder_loads_with_timm(run: Call, tmp_path: Path, backbone: str) -> No
     code, _, err = run("--evals", "none", "--backbone", backbone)
     assert code == 0, err
     folder = only_run(tmp_path)
-    arguments = read_json(folder / "encoder.json")["timm"]
+    arguments = load_json(folder / "encoder.json")["timm"]
     path = str(folder / "encoder.safetensors")
     theirs = timm.create_model(**arguments, checkpoint_path=path).eval()
     ours, _ = weights.load(folder)
@@ -255,7 +255,7 @@ def test_weights_are_asked_again_for_another_backbone(
         ssl_bench("eval", path, "--backbone", backbone, "--evals", "knn", "--data", image_folder,
                   "--runs-dir", runs_dir)  # fmt: skip
     folders = runs_dir.glob("weights-foreign-*/encoder.json")
-    kept = sorted(read_json(path)["backbone"] for path in folders)
+    kept = sorted(load_json(path)["backbone"] for path in folders)
     assert kept == ["deit_tiny_patch16_224", "vit_tiny_patch16_224"]
 
 
@@ -577,7 +577,7 @@ def test_a_data_set_may_be_called_anything(
     assert "reused" in out
     [path] = Path("runs").glob("*/config.json")
     shown = readable(name)  # a new line would be one in every table
-    assert read_json(path)["data"] == shown and path.parent.name.startswith(f"mae-{shown}-seed0-")
+    assert load_json(path)["data"] == shown and path.parent.name.startswith(f"mae-{shown}-seed0-")
     code, out, err = ssl_bench("sweep", *small, "--epochs", 2, "--seed", "0,1", "--dry-run")
     assert code == 0 and "1 done, 1 new" in out, out + err
 

@@ -19,7 +19,7 @@ from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.files import read_json
+from ssl_bench.files import load_json
 from ssl_bench.plugins import Plugin
 
 Call = Callable[..., tuple[int, str, str]]
@@ -81,8 +81,8 @@ def test_snapshots_are_what_the_training_passed_through(
     method.after_step = watch  # type: ignore[method-assign]
     pretrain.pretrain(method, tiny, what, folder, CPU, snapshot_steps=[3, 6])
     assert weights(folder) == weights(plain)
-    per_step = read_json(folder / "cost.json")["flops_per_step"]
-    assert read_json(folder / "cost.json")["flops"] == 10 * per_step
+    per_step = load_json(folder / "cost.json")["flops_per_step"]
+    assert load_json(folder / "cost.json")["flops"] == 10 * per_step
     from safetensors.torch import load_file
 
     for step in (3, 6):
@@ -90,7 +90,7 @@ def test_snapshots_are_what_the_training_passed_through(
         assert torch.equal(load_file(home / "encoder.safetensors")["norm.weight"], states[step]), (
             step
         )
-        cost = read_json(home / "cost.json")
+        cost = load_json(home / "cost.json")
         assert (cost["steps"], cost["images_seen"]) == (step, step * what.batch_size)
         assert cost["flops"] == step * per_step
         assert cost["seconds"] >= 0
@@ -151,11 +151,11 @@ def test_runs_matched_by_flops(run: Call, tmp_path: Path) -> None:
     assert run("--method", "mae", "--epochs", 2)[0] == 0
     code, _, err = run("--method", "mocov3", "--match", "mae-images")
     assert code == 0, err
-    ours = read_json(only(tmp_path, "mocov3-*") / "cost.json")
-    theirs = read_json(only(tmp_path, "mae-*") / "cost.json")
+    ours = load_json(only(tmp_path, "mocov3-*") / "cost.json")
+    theirs = load_json(only(tmp_path, "mae-*") / "cost.json")
     assert 0 <= theirs["flops"] - ours["flops"] < ours["flops_per_step"]
     assert ours["images_seen"] == 8 * ours["steps"]
-    config = read_json(only(tmp_path, "mocov3-*") / "config.json")
+    config = load_json(only(tmp_path, "mocov3-*") / "config.json")
     assert config["budget"] == {
         "match": only(tmp_path, "mae-*").name,
         "flops": theirs["flops"],
@@ -179,15 +179,15 @@ def test_a_budget_of_time_keeps_the_length_it_bought(
     code, _, err = run(*words)
     assert code == 0, err
     first = only(tmp_path, "mae-*")
-    assert read_json(first / "cost.json")["steps"] == 6
-    assert read_json(first / "config.json")["budget"]["seconds"] == 0.32
+    assert load_json(first / "cost.json")["steps"] == 6
+    assert load_json(first / "config.json")["budget"]["seconds"] == 0.32
     monkeypatch.setattr(budget, "seconds_per_step", lambda *_: 0.08)
     assert "reused" in run(*words)[1]
     assert only(tmp_path, "mae-*") == first
     assert run(*words, "--seed", 1)[0] == 0
-    assert read_json(only(tmp_path, "mae-images-seed1-*") / "cost.json")["steps"] == 6
+    assert load_json(only(tmp_path, "mae-images-seed1-*") / "cost.json")["steps"] == 6
     assert run(*words, "--mask-ratio", 0.5)[0] == 0
-    steps = [read_json(path)["steps"] for path in (tmp_path / "runs").glob("mae-*/cost.json")]
+    steps = [load_json(path)["steps"] for path in (tmp_path / "runs").glob("mae-*/cost.json")]
     assert sorted(steps) == [4, 6, 6]
 
 
@@ -207,7 +207,7 @@ def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
     assert [home.name for home in homes] == ["step-00000002", "step-00000004"]
     for home in homes:
         [scores] = home.glob("evals/knn-*/scores.json")
-        assert f"knn {read_json(scores)['scores']['top1']:.2f}" in out
+        assert f"knn {load_json(scores)['scores']['top1']:.2f}" in out
     assert "reused" in run(*words[:2], "--eval-every", "34%", "--knn-neighbors", 3)[1]
     code, _, err = run(*words[:2], "--eval-every", 0.17)
     assert code == 2
@@ -291,7 +291,7 @@ def test_a_run_without_flops_cannot_be_matched(run: Call, tmp_path: Path) -> Non
     run("--epochs", 1)
     run("--method", "random-init")
     path = only(tmp_path, "mae-*") / "cost.json"
-    path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "flops"}))
+    path.write_text(json.dumps({k: v for k, v in load_json(path).items() if k != "flops"}))
     assert "not counted when" in run("--method", "mocov3", "--match", "mae-images")[2]
     assert "trains nothing" in run("--method", "mocov3", "--match", "random-init")[2]
 
@@ -301,4 +301,4 @@ def test_a_failed_run_says_why_until_it_starts_again(run: Call, tmp_path: Path) 
     code, _, err = run(*words)
     assert code == 2
     folder = only(tmp_path, "mae-*")
-    assert read_json(folder / "failed.json")["error"] in err
+    assert load_json(folder / "failed.json")["error"] in err

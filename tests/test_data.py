@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import held_out
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -515,13 +516,13 @@ def test_folder_without_splits_holds_out_a_fifth(tmp_path: Path) -> None:
 @given(st.sets(st.text("abc/", min_size=1)), st.sets(st.text("abc/", min_size=1)))
 def test_adding_images_moves_no_other(before: set[str], added: set[str]) -> None:
     def test_split(keys: set[str]) -> set[str]:
-        return {key for key in keys if listing.held_out(key.encode())}
+        return {key for key in keys if held_out(key.encode())}
 
     assert test_split(before | added) & before == test_split(before)
 
 
 def test_the_held_out_share_is_a_fifth() -> None:
-    share = np.mean([listing.held_out(b"%d" % number) for number in range(10_000)])
+    share = np.mean([held_out(b"%d" % number) for number in range(10_000)])
     assert share == pytest.approx(0.2, abs=0.02)
 
 
@@ -777,11 +778,11 @@ def test_parquet_columns(tmp_path: Path, image: str, label: str, plain: bool) ->
     )
     loaded = data.load(str(path))
     assert loaded.name == "birds" and loaded.note == listing.HELD_OUT_CAVEAT
-    held_out = [listing.held_out(encoded) for encoded in IMAGES]
+    are_out = [held_out(encoded) for encoded in IMAGES]
     assert loaded.test.labels_N.tolist() == [
-        label for label, test in zip(labels, held_out, strict=True) if test
+        label for label, test in zip(labels, are_out, strict=True) if test
     ]
-    first = held_out.index(True)
+    first = are_out.index(True)
     assert same(loaded.test.images_NCHW[0].permute(1, 2, 0), noise(first))
 
 

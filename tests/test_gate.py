@@ -22,7 +22,7 @@ from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
 from ssl_bench.features import Encoder, RawPixels
-from ssl_bench.files import read_json, sha256_of, write_json
+from ssl_bench.files import load_json, sha256_of, write_json
 from ssl_bench.plugins import Plugin
 
 Call = Callable[..., tuple[int, str, str]]
@@ -186,7 +186,7 @@ def good(data: Dataset) -> Result:
 
 def spoil(key: str, value: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        record = read_json(folder / "scores.json")
+        record = load_json(folder / "scores.json")
         if value is KIND:
             del record[key]
         else:
@@ -259,7 +259,7 @@ def test_arrays_are_read_as_they_were_stored_or_not_at_all(stored: Stored) -> No
     np.savez_compressed(stored.result / "predictions.npz", **other)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="digest"):
         arrays.read(stored.result / "predictions.npz", ["predictions"])
-    record = read_json(stored.result / "scores.json")
+    record = load_json(stored.result / "scores.json")
     del record["digests"]  # as older versions wrote it
     write_json(stored.result / "scores.json", record)
     found = arrays.read(stored.result / "predictions.npz", ["predictions"])

@@ -52,7 +52,7 @@ from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.features import Encoder
-from ssl_bench.files import read_json
+from ssl_bench.files import load_json
 from ssl_bench.interruption import Stopped, deferred, heeded
 from ssl_bench.plugins import Plugin
 from ssl_bench.resume import Scratch
@@ -416,10 +416,10 @@ def result_of(folder: Path) -> dict[str, Any]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     found["records"] = [[r[n] for n in ("step", "epoch", "loss", "learning_rate")] for r in records]
-    cost = read_json(folder / "cost.json")
+    cost = load_json(folder / "cost.json")
     found["cost"] = [cost[n] for n in ("steps", "images_seen", "flops", "flops_per_step")]
     for path in sorted(folder.glob("evals/*/scores.json")):
-        record = read_json(path)
+        record = load_json(path)
         own = {n: record.get(n) for n in ("scores", "baselines", "chosen", "config", "protocol")}
         found[path.parent.name] = own
         predictions = np.load(path.parent / "predictions.npz")
@@ -720,7 +720,7 @@ def test_processes_that_began_together_buy_one_length(
     code, out, err = run("--budget-time", "0.32s")
     assert code == 0, err
     assert "reused" in out
-    assert read_json(only_run(tmp_path) / "cost.json")["steps"] == 6
+    assert load_json(only_run(tmp_path) / "cost.json")["steps"] == 6
 
 
 def test_a_stop_while_a_second_is_measured_leaves_nothing(
@@ -819,7 +819,7 @@ class Trial:
         assert not left
         baselines = (self.home / runs_dir).glob("baselines/*/evals/*/scores.json")
         return result_of(config.parent) | {
-            path.parent.name + " baseline": read_json(path)["scores"] for path in baselines
+            path.parent.name + " baseline": load_json(path)["scores"] for path in baselines
         }
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import held_out
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -399,11 +400,11 @@ def test_every_class_keeps_a_training_image(rows: list[tuple[bytes, int]]) -> No
     out = listing.hold_out([listing.rank(key) for key in keys], labels)
     trained = {label for label, is_out in zip(labels, out, strict=True) if not is_out}
     assert trained == set(labels)
-    assert all(listing.held_out(key) for key, is_out in zip(keys, out, strict=True) if is_out)
+    assert all(held_out(key) for key, is_out in zip(keys, out, strict=True) if is_out)
     for label in trained:  # nothing is kept back where there was another one
         mine = [n for n, other in enumerate(labels) if other == label]
-        if any(not listing.held_out(keys[n]) for n in mine):
-            back = {keys[n] for n in mine if listing.held_out(keys[n]) and not out[n]}
+        if any(not held_out(keys[n]) for n in mine):
+            back = {keys[n] for n in mine if held_out(keys[n]) and not out[n]}
             others = {keys[n] for n, other in enumerate(labels) if other != label}
             assert back <= others  # a copy of it may be another class's last one
 
@@ -419,7 +420,7 @@ def test_validation_keeps_a_training_image_of_every_class(labels: list[int]) -> 
 
 
 def held_out_name() -> str:
-    return next(n for n in map(str, range(99)) if listing.held_out(f"rare/{n}.png".encode()))
+    return next(n for n in map(str, range(99)) if held_out(f"rare/{n}.png".encode()))
 
 
 def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ssl_bench import pretrain, runs, training_state
 from ssl_bench.errors import UserError
-from ssl_bench.files import read_json, write_json
+from ssl_bench.files import load_json, write_json
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -49,7 +49,7 @@ def test_show_tells_origin_and_cost(run: Call, ssl_bench: Call, tmp_path: Path) 
         assert {"command", "code", "packages", "device", "seed", "data_fingerprint"} <= {
             name.replace(" ", "_") for name in origin
         }
-    assert facts["run"]["cost flops"] == read_json(only_run(tmp_path) / "cost.json")["flops"]
+    assert facts["run"]["cost flops"] == load_json(only_run(tmp_path) / "cost.json")["flops"]
     assert Path(evaluated["folder"]).is_dir()
     code, out, _ = ssl_bench("show", "mae", "--runs-dir", tmp_path / "runs")
     assert code == 0
@@ -64,7 +64,7 @@ def test_rerun_comes_out_the_same(run: Call, ssl_bench: Call, tmp_path: Path, me
     assert code == 0, err
     assert "came out the same" in out
     [outcome] = (tmp_path / "runs/reruns").glob("*/*/rerun.json")
-    parts = read_json(outcome)["parts"]
+    parts = load_json(outcome)["parts"]
     assert [part["what"] for part in parts] == ["encoder", "knn top1", "  its predictions"]
     assert all(part["same"] for part in parts)
     # A repetition is no run of its own in tables.
@@ -97,7 +97,7 @@ def test_rerun_that_is_killed_goes_on(
     [second] = set((tmp_path / "runs/reruns").iterdir()) - {first}
     [ended] = second.glob("*/rerun.json")
     ended.unlink()
-    environment = read_json(ended.parent / "environment.json")
+    environment = load_json(ended.parent / "environment.json")
     write_json(ended.parent / "environment.json", environment | {"code": "another"})
     assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
     assert len(list((tmp_path / "runs/reruns").iterdir())) == 3
@@ -119,9 +119,9 @@ def test_rerun_says_what_differs(run: Call, ssl_bench: Call, tmp_path: Path) -> 
     run()
     folder = only_run(tmp_path)
     [scores] = folder.glob("evals/*/scores.json")
-    record = read_json(scores)
+    record = load_json(scores)
     write_json(scores, record | {"scores": {"top1": record["scores"]["top1"] + 1}})
-    environment = read_json(folder / "environment.json")
+    environment = load_json(folder / "environment.json")
     environment["packages"]["torch"] = "1.0"
     write_json(folder / "environment.json", environment)
     (folder / "encoder.safetensors").unlink()
@@ -139,7 +139,7 @@ def test_rerun_names_what_it_cannot_repeat(run: Call, ssl_bench: Call, tmp_path:
     folder = only_run(tmp_path)
     shared, precise = ("--runs-dir", tmp_path / "runs"), ("--precision", "fp32")
     ssl_bench("eval", folder, "--evals", "knn", "--knn-neighbors", 2, *precise, *shared)
-    environment = read_json(folder / "environment.json")
+    environment = load_json(folder / "environment.json")
     write_json(folder / "environment.json", environment | {"device": "an abacus"})
     code, out, err = ssl_bench("rerun", folder, *shared)
     assert code == 0, err
@@ -163,7 +163,7 @@ def test_a_training_of_two_starts_says_so(run: Call, ssl_bench: Call, tmp_path: 
     folder = only_run(tmp_path)
     (folder / "checkpoint.pt").touch()
     runs.record_environment(folder, "another device")
-    environment = read_json(folder / "environment.json")
+    environment = load_json(folder / "environment.json")
     assert environment["device"] == "another device"
     [earlier] = environment["earlier"]
     assert earlier["device"] != "another device"

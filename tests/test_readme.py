@@ -13,7 +13,7 @@ from rich.console import Console
 from ssl_bench import comparison, index, plugins, tables
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
-from ssl_bench.files import read_json
+from ssl_bench.files import load_json
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "tests" / "example_method.py"
@@ -79,7 +79,7 @@ def test_every_file_has_a_line_in_the_tree(readme: str) -> None:
 
 def test_numbers_are_those_of_the_committed_runs(readme: str) -> None:
     """Each score in the first table stands in a stored record, baselines and gains included."""
-    records = [read_json(path) for path in ROOT.glob("results/quickstart/*/evals/*/scores.json")]
+    records = [load_json(path) for path in ROOT.glob("results/quickstart/*/evals/*/scores.json")]
     rows = re.findall(r"^│ (finetune|knn|linear) +│ +(\S+) │(.*)│$", readme, flags=re.MULTILINE)
     assert len(rows) == 6
     for name, score, others in rows:

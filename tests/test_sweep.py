@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssl_bench import runs
-from ssl_bench.files import read_json, write_json
+from ssl_bench.files import load_json, write_json
 from ssl_bench.locks import taken
 from ssl_bench.sweep import cluster, queue, records, standing, store
 from ssl_bench.sweep.jobs import Job
@@ -119,7 +119,7 @@ def test_the_best_trial_by_held_out_images_is_run_on_all(
     assert len(finals) == 2 and all(cell["state"] == "done" for cell in cells)
     assert all(set(cell["scores"]) == {"knn"} for cell in trials)  # type: ignore[call-overload]
     assert all(set(cell["scores"]) == {"knn", "linear"} for cell in finals)  # type: ignore[call-overload]
-    plans = [read_json(tmp_path / "runs" / str(cell["run"]) / "config.json") for cell in cells]
+    plans = [load_json(tmp_path / "runs" / str(cell["run"]) / "config.json") for cell in cells]
     assert {plan["data"] for plan in plans[:2]} == {"images-validation"}
     assert {plan["data"] for plan in plans[2:]} == {"images"}
     best = max((0, 1), key=lambda k: trials[k]["scores"]["knn"])  # type: ignore[index]

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ssl_bench.files import read_json
+from ssl_bench.files import load_json
 
 _NEEDED = (
     "group", "method", "seed", "eval", "protocol", "evaluated_on", "test_fingerprint",
@@ -246,7 +246,7 @@ def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
 
 def _config(folder: str) -> Mapping[str, Any] | None:
     try:
-        config = read_json(Path(folder) / "scores.json")["config"]
+        config = load_json(Path(folder) / "scores.json")["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return config if isinstance(config, dict) else None

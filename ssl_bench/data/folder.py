@@ -32,7 +32,6 @@ from ssl_bench.data.listing import (
     Part,
     Picture,
     check_labels,
-    counted,
     hold_out,
     rank,
     shown,
@@ -42,6 +41,7 @@ from ssl_bench.data.names import WHOLE
 from ssl_bench.data.search import image_files, in_words
 from ssl_bench.errors import UserError
 from ssl_bench.files import readable
+from ssl_bench.units import many
 
 _FOREIGN = "__MACOSX"
 
@@ -251,10 +251,10 @@ def _left_out(root: Path, train: Path, test: Path | None) -> Iterator[str]:
     if train != root:
         for folder in _folders(used[0].parent):
             if folder not in used and (count := len(image_files(folder)[0])):
-                yield f"folder {shown([str(folder.relative_to(root))])} ({counted(count, 'image')})"
+                yield f"folder {shown([str(folder.relative_to(root))])} ({many(count, 'image')})"
     for folder in used:
         if len(_folders(folder)) > 1 and (count := sum(1 for _ in _images_in(folder))):
-            yield f"{counted(count, 'image')} in no class folder of {folder.name}"
+            yield f"{many(count, 'image')} in no class folder of {folder.name}"
 
 
 def _folders(folder: Path) -> list[Path]:

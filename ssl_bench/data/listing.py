@@ -117,16 +117,11 @@ class Listing:
         return replace(self, train=self.train.subset(train), test=self.test.subset(test))
 
 
-def held_out(key: bytes) -> bool:
-    """Whether the image with this key belongs to the test fifth, if its class can spare it.
+def rank(key: bytes) -> int:
+    """A number below 2**64 that stands for the image with this key; the smallest are held out.
 
     It depends on the key alone, so that adding images never moves another one.
     """
-    return rank(key) < _FIFTH
-
-
-def rank(key: bytes) -> int:
-    """A number below 2**64 that stands for the image with this key; the smallest are held out."""
     digest = hashlib.sha256(b"ssl-bench test split\0" + key).digest()
     return int.from_bytes(digest[:8], "big")
 
@@ -194,11 +189,6 @@ def shown(names: Iterable[str]) -> str:
     every = [name if name.isprintable() and name else ascii(name) for name in names]
     more = f", and {len(every) - _SHOWN:,} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more
-
-
-def counted(count: int, what: str) -> str:
-    """So many of something."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def understood(

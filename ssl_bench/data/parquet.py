@@ -39,7 +39,6 @@ from ssl_bench.data.listing import (
     Part,
     Picture,
     check_labels,
-    counted,
     hold_out,
     rank,
     shown,
@@ -49,6 +48,7 @@ from ssl_bench.data.names import WHOLE
 from ssl_bench.data.search import image_files
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.files import readable
+from ssl_bench.units import many
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -142,12 +142,12 @@ def find(path: Path, choice: str = "") -> Listing:
     noted = [caveat for table in tables for caveat in _caveats(table.noted)]
     used = {*layout.trains, test_name}
     left_out = [
-        f"{shown([name])} ({counted(len(files), 'file')})"
+        f"{shown([name])} ({many(len(files), 'file')})"
         for name, files in layout.groups.items()
         if name not in used
     ]
     if path.is_dir() and (beside := len(image_files(path)[0])):
-        left_out.append(counted(beside, "image file"))
+        left_out.append(many(beside, "image file"))
     train_name = shown(layout.trains) if path.is_dir() else path.name
     return Listing(
         name=readable(path.stem if path.is_file() else path.resolve().name),

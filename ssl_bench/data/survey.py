@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from ssl_bench.data.depth import Extremes
 from ssl_bench.data.images import UnreadableImage
 from ssl_bench.data.listing import HELD_OUT_CAVEAT, Listing, Picture, check_labels
 from ssl_bench.errors import require
-from ssl_bench.files import write_json
+from ssl_bench.files import load_json, write_json
 
 _AT_ONCE = 256
 _WORTH_KEEPING = 2.0
@@ -81,7 +80,7 @@ def remembered(
     """
     known = {"version": _VERSION, "pillow": PIL.__version__}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        noted = json.loads(path.read_text())
+        noted = load_json(path)
         if {name: noted[name] for name in known} == known:
             broken = {
                 int(place): UnreadableImage(str(name), ValueError(reason))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ssl_bench import __version__, comparison, index, plugins, progress
 from ssl_bench.errors import first_line, require
-from ssl_bench.files import read_json, temporary_folder, write_json, writing
+from ssl_bench.files import load_json, temporary_folder, write_json, writing
 from ssl_bench.report import (
     ablations,
     accuracy,
@@ -183,7 +183,7 @@ def _check(output: Path, shown: Path) -> None:
 
 def _is_report(folder: Path) -> bool:
     try:
-        return read_json(folder / _MARKER)["made_by"] == _MAKER
+        return load_json(folder / _MARKER)["made_by"] == _MAKER
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -181,8 +181,7 @@ def _noted(path: Path) -> str:
 
 def _number(value: Any) -> float | None:
     """A number as it should be stored; None where it is something else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < _LARGEST else None
+    return float(value) if runs.is_number(value) and abs(value) < _LARGEST else None
 
 
 def _last_record(path: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ssl_bench import locks, runs
 from ssl_bench.errors import UserError, require, the_one
-from ssl_bench.files import Unreadable, write_json
+from ssl_bench.files import Unreadable, checked_name, write_json
 from ssl_bench.settings import Settings
 from ssl_bench.sweep import stored
 from ssl_bench.sweep.cluster import is_id
@@ -233,8 +233,10 @@ def _check_name(name: str) -> None:
     Raises:
         Unreadable: it would lead elsewhere.
     """
-    if name in ("", ".", "..") or {"/", "\0"} & set(name):
-        raise Unreadable(f"{name!r:.40} is no folder's name")
+    try:
+        checked_name(name)
+    except UserError as error:
+        raise Unreadable(str(error)) from None
 
 
 def jobs_of(sweeps: Sequence[Sweep]) -> dict[tuple[str, Stage], tuple[Sweep, Submitted]]:
