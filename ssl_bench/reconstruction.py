@@ -24,6 +24,7 @@ from ssl_bench.features import match_channels
 from ssl_bench.files import writing
 from ssl_bench.plugins import Plugin
 from ssl_bench.settings import ReconstructSettings
+from ssl_bench.units import plain
 
 
 @torch.no_grad()
@@ -51,7 +52,9 @@ def reconstruct(settings: ReconstructSettings) -> str:
     method, note = _restore(checkpoint, source, settings, batch)
     rows = method.pictures(batch)
     require(bool(rows), f"{source!r}: its method draws no pictures")
-    title = f"{Path(source).name}, mask ratio {method.config.mask_ratio:g}, seed {settings.seed}"
+    title = (
+        f"{plain(Path(source).name)}, mask ratio {method.config.mask_ratio:g}, seed {settings.seed}"
+    )
     with writing(settings.output):
         figures.picture_rows(rows, spec, title, settings.output)
     return "\n".join((*checkpoint.notes, note, f"pictures: {settings.output}"))
