@@ -108,11 +108,13 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
     found = results.load(path)
     from benchmarks import machine, report
 
-    rate = machine.matrix_rate(hardware.device)
+    rate: dict[str, float] = {}
     for job in jobs:
         print(f"{job.part}: {job.subject}", flush=True)
         if job.case:
             _gate(job, hardware.device)
+        # Minutes on a processor without bf16, so not before the gate.
+        rate = rate or machine.matrix_rate(hardware.device)
         counts = job.part == "training"
         before = _work(job) if counts else {}
         measured = rounds.in_turn(job.names, job.rounds, job.measure)
