@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -103,10 +104,18 @@ def local(tmp_path: Path) -> Iterator[Lanes]:
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
-    shown = subprocess.run(
-        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True
-    )
-    return [int(number) for number in shown.stdout.split()]
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(number) for number in found.split()]
+
+
+def parents_of_processes_about(path: Path) -> list[int]:
+    """The parents of those whose command line has the path as a word of its own."""
+    found = []
+    for home in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.fsencode(path) in (home / "cmdline").read_bytes().split(b"\0"):
+                found.append(int((home / "stat").read_text().rpartition(")")[2].split()[1]))
+    return found
 
 
 def test_a_cell_that_fails_fails_alone(local: Lanes) -> None:
@@ -267,9 +276,8 @@ def test_training_saves_when_its_lane_is_killed_and_goes_on(
     cells = [[Job([*words, str(runs)])]]
     [[stage]] = cluster.submit(cells, "local", folder)
     until(lambda: any(p.read_text() for p in runs.glob("*/metrics.jsonl")), "training begins")
-    shown = subprocess.run(["ps", "-eo", "ppid=,args=", "-ww"], capture_output=True, text=True)
-    [lane] = [line.split()[0] for line in shown.stdout.splitlines() if f" {runs}" in line]
-    os.kill(int(lane), signal.SIGKILL)
+    [lane] = parents_of_processes_about(runs)
+    os.kill(lane, signal.SIGKILL)
     until(lambda: cluster.states([stage], folder) == {stage: "lost"}, "the lane is gone")
     until(lambda: list(runs.glob("*/checkpoint.pt")), "the training saves")
     [[stage]] = cluster.submit(cells, "local", folder)

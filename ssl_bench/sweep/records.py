@@ -226,13 +226,12 @@ def _has_lanes(folder: Path) -> bool:
 
 def _is_ours(number: int, folder: Path) -> bool:
     """Whether that process is one of submitit's for the batch: its command names the folder."""
-    shown = subprocess.run(
-        ["ps", "-ww", "-p", str(number), "-o", "args="],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    return str(folder) in shown.stdout
+    if not Path("/proc/self/cmdline").exists():  # macOS, which has ps; a small Linux has not
+        command = ["ps", "-ww", "-p", str(number), "-o", "args="]
+        return os.fsencode(folder) in subprocess.run(command, capture_output=True).stdout
+    with suppress(OSError):
+        return os.fsencode(folder) in Path(f"/proc/{number}/cmdline").read_bytes()
+    return False
 
 
 def _suffixed(path: Path, suffix: str) -> Path:
