@@ -43,6 +43,7 @@ lint: $(VENV)/installed-lint  ## check style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/numbers_lock.py --check
 
 format: $(VENV)/installed-lint  ## format the code
 	$(BIN)/ruff format .

@@ -92,7 +92,7 @@ def synthetic(folder: Path, runs: int) -> None:
             "method_config": {f"setting_{n}": number // 10 for n in range(15)}, "data": "data",
             "data_fingerprint": "0" * 16, "encoder": {"backbone": "vit_micro", "image_size": 28,
             "patch_size": 7}, "epochs": 8, "batch_size": 128, "seed": seed, "precision": "bf16",
-            "results": 1, "preset": "quick", "data_source": "data",
+            "core_version": 1, "preset": "quick", "data_source": "data",
         }  # fmt: skip
         run = folder / f"{plan['method']}-data-seed{seed}-{number:08x}"
         contents: dict[str, Any] = {"config": plan, "environment": environment, "cost": cost,

@@ -33,6 +33,7 @@ from ssl_bench.inspection import (
 )
 from ssl_bench.scoring import subset
 
+VERSION = 1
 _IMAGES_AT_ONCE = 32
 
 

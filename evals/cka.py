@@ -26,6 +26,7 @@ from ssl_bench.inspection import tokens_by_block
 from ssl_bench.scoring import subset
 from ssl_bench.similarity import linear_cka
 
+VERSION = 1
 _IMAGES_AT_ONCE = 64
 
 

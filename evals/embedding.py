@@ -27,6 +27,7 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require
 from ssl_bench.scoring import balanced_order
 
+VERSION = 1
 _FEWEST = 4
 
 

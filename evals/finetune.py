@@ -29,6 +29,7 @@ from ssl_bench.finetuning_settings import FinetuningConfig
 from ssl_bench.scoring import accuracy
 from ssl_bench.settings import Published
 
+VERSION = 1
 DEFAULT = True
 SPREAD = True
 PRESETS = {

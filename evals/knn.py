@@ -22,6 +22,7 @@ from ssl_bench.errors import above, require, within
 from ssl_bench.scoring import accuracy, holdout
 from ssl_bench.sharing import shared_rows
 
+VERSION = 1
 DEFAULT = True
 SPREAD = True
 _QUERIES_AT_ONCE = 512

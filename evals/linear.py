@@ -19,6 +19,7 @@ from ssl_bench.data import Dataset
 from ssl_bench.scoring import accuracy
 from ssl_bench.settings import ProbeConfig
 
+VERSION = 1
 DEFAULT = True
 SPREAD = True
 

@@ -39,6 +39,7 @@ from ssl_bench.features import prepare
 from ssl_bench.scoring import accuracy
 from ssl_bench.settings import Published
 
+VERSION = 1
 _IMAGES_AT_ONCE = 1024
 SPREAD = True
 PRESETS = {

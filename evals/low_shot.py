@@ -32,6 +32,8 @@ from ssl_bench.errors import above, require, within
 from ssl_bench.scoring import accuracy, balanced_order, rank_in_class
 from ssl_bench.settings import probe_grid
 
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class Config:

@@ -32,6 +32,7 @@ from ssl_bench.finetuning import Classifier
 from ssl_bench.finetuning_settings import FinetuningConfig
 from ssl_bench.scoring import accuracy
 
+VERSION = 1
 _HALF = 0.5
 _HEADLINE = 1.0
 SPREAD = True

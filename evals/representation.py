@@ -42,6 +42,7 @@ from ssl_bench.errors import above, require
 from ssl_bench.features import prepare
 from ssl_bench.scoring import subset
 
+VERSION = 1
 _EPSILON = 1e-7
 _TINY = 1e-300
 _SMALLEST_CROP = 0.2

@@ -29,6 +29,7 @@ from ssl_bench.features import match_channels
 from ssl_bench.scoring import accuracy
 from ssl_bench.settings import ProbeConfig
 
+VERSION = 1
 _SEED = 0
 _IMAGES_AT_ONCE = 64
 

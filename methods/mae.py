@@ -55,6 +55,7 @@ from ssl_bench.errors import above, require, within
 from ssl_bench.ranges import LogUniform, Uniform
 from ssl_bench.settings import Ablation, OptimizerConfig, Published
 
+VERSION = 1
 PRESETS = {
     "quick": {
         "decoder_width": 64,

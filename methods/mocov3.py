@@ -57,6 +57,7 @@ from ssl_bench.errors import above, require, within
 from ssl_bench.ranges import LogUniform, Uniform
 from ssl_bench.settings import OptimizerConfig, Published
 
+VERSION = 1
 PRESETS = {
     "quick": {"epochs": 2, "projector_width": 512, "projection_dim": 128, "base_lr": 1e-3},
     "small": {"projector_width": 1024, "projection_dim": 256, "base_lr": 5e-4},

@@ -8,6 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from ssl_bench.contract import Method
 
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class Config:

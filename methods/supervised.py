@@ -20,6 +20,7 @@ from ssl_bench.errors import within
 from ssl_bench.ranges import LogUniform, Uniform
 from ssl_bench.settings import OptimizerConfig
 
+VERSION = 1
 PRESETS = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
 
 # Around DeiT's values (table 9): a learning rate of 5e-4 for a batch of 512, weight decay 0.05,

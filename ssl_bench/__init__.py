@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_bench.checkpoints import load_encoder
 
-__all__ = ["RESULTS", "__version__", "load_encoder"]
+__all__ = ["CORE_VERSION", "__version__", "load_encoder"]
 
 __version__ = "0.1.0"
 
-RESULTS = 1
-"""Raised by every change of the core that changes what a training or an evaluation computes."""
+CORE_VERSION = 1
+"""Part of every run's and every score's identity, beside the version of the method or evaluation.
+
+Raised by a change of the core that changes what a training or an evaluation computes.
+"""
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,6 @@ from ssl_bench import encoders, flops, gradients, parallel, pretrain, runs
 from ssl_bench.contract import Method
 from ssl_bench.data import Dataset
 from ssl_bench.draws import Draws
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
 from ssl_bench.hardware import Hardware
 from ssl_bench.optim import Schedule
@@ -75,7 +74,7 @@ def spend(
     Raises:
         UserError: not a single step can be paid for.
     """
-    spec = EncoderSpec.of(plan.encoder)
+    spec = plan.encoder
     steps_per_epoch = Schedule.of(
         len(data.train), plan.batch_size, 1, method.config
     ).steps_per_epoch
@@ -122,7 +121,7 @@ def seconds_per_step(
     micro_batch_size: int | None = None,
 ) -> float:
     """The median time of a few steps of a copy of the method, data included; that of rank 0."""
-    spec, trial = EncoderSpec.of(plan.encoder), copy.deepcopy(method)
+    spec, trial = plan.encoder, copy.deepcopy(method)
     trial.to(hardware.device).train()
     trial.before_training(data.train, spec, plan.seed)
     replica, optimizer = pretrain.prepared(trial, hardware, spec)

@@ -78,6 +78,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
     facts = {
         "preset": settings.preset,
         "budget": prepared.budget,
+        "method_code": plugin.fingerprint,
         "method_source": "" if plugin.module else str(plugin.path),
         "data_source": resolved(settings.data),
         **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
@@ -91,7 +92,8 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
 
     def create() -> tuple[Plan, Path]:
         with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
-            return plan, runs.create(settings.runs_dir, plan.name, {**asdict(plan), **facts})
+            config = {**asdict(plan), "identity": plan.identity, **facts}
+            return plan, runs.create(settings.runs_dir, plan.name, config)
 
     plan, folder = parallel.from_first(create)
     _announce(plan, spec, data, hardware, settings)
@@ -418,7 +420,10 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
         "encoder": asdict(spec),
     }
     nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
-    config = {**nothing, **plan, **identity, "source": source, "notes": checkpoint.notes}
+    # The seeds of a run at another image size belong together, like those of the run.
+    shared = [plan.get("identity", identity["weights_sha256"]), identity["encoder"]]
+    told = {"identity": runs.digest(shared), "source": source, "notes": checkpoint.notes}
+    config = {**nothing, **plan, **identity, **told}
     stem = re.sub(r"[^\w.-]+", "-", Path(source).stem)
     folder = runs.create(settings.runs_dir, f"weights-{stem}-{runs.digest(identity)}", config)
     with runs.locked(folder, wait=True):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from ssl_bench import RESULTS, encoders, gate, parallel, progress, runs, weights
+from ssl_bench import CORE_VERSION, encoders, gate, parallel, progress, runs, weights
 from ssl_bench.data import Dataset
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line, require
@@ -97,8 +97,8 @@ def in_words(record: Record) -> str:
 
 def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
     """The hash of all that defines an evaluation but the encoder, the seed and the precision."""
-    content = [RESULTS, plugin.name, plugin.fingerprint, asdict(config), data.fingerprint]
-    return runs.digest(content)
+    made_by = [CORE_VERSION, plugin.name, plugin.version]
+    return runs.digest([*made_by, runs.chosen(config), data.fingerprint])
 
 
 def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str) -> str:
@@ -182,6 +182,8 @@ def _store(
         (folder / stale).unlink(missing_ok=True)
     record = {
         "eval": plugin.name,
+        "version": plugin.version,
+        "code": plugin.fingerprint,
         "source": "" if plugin.module else str(plugin.path),
         "protocol": protocol(plugin, config, data),
         "config": asdict(config),
@@ -224,7 +226,7 @@ def _encoder(
 ) -> Encoder:
     # The processor, its threads and the library decide how sums are rounded.
     made_from = {
-        "results": RESULTS,
+        "core_version": CORE_VERSION,
         "weights": weights.digest(module),
         "encoder": asdict(spec),
         "data": data.fingerprint,
@@ -266,5 +268,6 @@ def _baseline_folder(
         "encoder": asdict(spec),
         "seed": seed,
     }
-    name = f"{kind}-{data.name}-seed{seed}-{runs.digest([RESULTS, config])}"
+    identity = runs.digest([CORE_VERSION, {**config, "encoder": runs.chosen(spec)}])
+    name = f"{kind}-{data.name}-seed{seed}-{identity}"
     return parallel.from_first(lambda: runs.create(runs_dir / "baselines", name, config))

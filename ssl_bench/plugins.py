@@ -35,10 +35,9 @@ from ssl_bench.units import plain
 
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
-_NO_CODE = {"PRESETS", "PAPER", "ABLATIONS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
+_NO_CODE = {"VERSION", "PRESETS", "PAPER", "ABLATIONS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
 _STORED_TYPES = (bool, int, float, str, tuple)
 _told: set[tuple[Kind, str]] = set()
-_NO_CODE_MODULES = {"ssl_bench.ranges", "ssl_bench.sharing"}
 _LIGHT_MODULES = {
     "ssl_bench.errors",
     "ssl_bench.finetuning_settings",
@@ -144,15 +143,33 @@ class Plugin:
         return (self.outline().__doc__ or "").strip().split("\n")[0]
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of the plugin's code, blind to comments, layout, docstrings and `_NO_CODE`.
+    def version(self) -> int | str:
+        """What stands for the plugin's code in the identity of what it makes.
 
-        It is blind to how ranks share the work (`sharing`), too.
-
-        It is the same under every version of Python.
+        That is the ``VERSION`` that one of ours declares; of any other, which its author edits
+        without raising anything, it is the `fingerprint`.
         """
-        text = repr(_canonical(_parse(self)))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not self.is_ours:
+            return self.fingerprint
+        return self.outline().VERSION
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of this package's own files."""
+        return self.module.startswith("ssl_bench.")
+
+    @property
+    def fingerprint(self) -> str:
+        """The `fingerprint` of the plugin's file."""
+        return fingerprint(_parse(self))
+
+
+def fingerprint(tree: ast.Module) -> str:
+    """A hash of code, blind to comments, layout, docstrings, imports of ours and `_NO_CODE`.
+
+    It is the same under every version of Python.
+    """
+    return hashlib.sha256(repr(_canonical(tree)).encode()).hexdigest()[:16]
 
 
 def discover(kind: Kind) -> dict[str, Plugin]:
@@ -387,15 +404,9 @@ def _canonical(item: Any) -> Any:
 
 
 def _is_no_code(node: Any) -> bool:
-    """Whether a statement gives the value of a constant that changes no result by itself.
-
-    An import of what such values are made of is another one, and so is what says how ranks share
-    the work.
-    """
+    """Whether a statement changes no result by itself: an import of ours, some constants."""
     if isinstance(node, ast.ImportFrom):
-        return node.module in _NO_CODE_MODULES
-    if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name) and node.func.id == "shared_rows"
+        return (node.module or "").split(".")[0] == "ssl_bench"
     return isinstance(node, ast.Assign) and any(
         isinstance(target, ast.Name) and target.id in _NO_CODE for target in node.targets
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ssl_bench import audit, encoders, pretrain
@@ -84,11 +84,11 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
         Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
     plan = Plan(
         method=plugin.name,
-        method_code=plugin.fingerprint,
-        method_config=asdict(request.method_config),
+        method_version=plugin.version,
+        method_config=request.method_config,
         data=data.name,
         data_fingerprint=data.fingerprint,
-        encoder=asdict(spec),
+        encoder=spec,
         epochs=pretrain.whole(settings.epochs) if method.trains else 0,
         batch_size=settings.batch_size,
         seed=settings.seed,

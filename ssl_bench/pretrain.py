@@ -109,7 +109,7 @@ def pretrain(
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be read.
     """
-    spec = EncoderSpec.of(plan.encoder)
+    spec = plan.encoder
     images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     hardware.forget_peak()
     method.to(hardware.device).train()

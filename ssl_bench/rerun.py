@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ssl_bench import arrays, plugins, runs
+from ssl_bench import CORE_VERSION, arrays, plugins, runs
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.files import write_json
@@ -99,7 +99,10 @@ def _request(
     cost = runs.facts(folder / "cost.json")
     records = [(p.parent.name, runs.facts(p)) for p in sorted(folder.glob("evals/*/scores.json"))]
     method = _made_by("method", plan["method"], plan.get("method_source"), plan["method_code"])
-    plugin_of = {name: _evaluation(record, plan) for name, record in records}
+    plugin_of = {
+        name: _made_by("eval", record["eval"], record.get("source"), record.get("code"))
+        for name, record in records
+    }
     _ask_trust(folder, {method, *plugin_of.values()}, settings.trust)
     evals: dict[Plugin, Any] = {}
     left_out = []
@@ -145,7 +148,7 @@ def _request(
     return Request(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
 
 
-def _made_by(kind: Kind, name: str, source: Any, code: str) -> Plugin:
+def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
     """The plugin that a run was made with; nothing of it is run.
 
     Args:
@@ -172,20 +175,6 @@ def _made_by(kind: Kind, name: str, source: Any, code: str) -> Plugin:
         "`ssl-bench run` makes a new run with it",
     )
     return plugin
-
-
-def _evaluation(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Plugin:
-    """The evaluation of a record; its protocol tells whether a file is what it was."""
-    name, source = record["eval"], record.get("source")
-    if not source:
-        return _made_by("eval", name, "", "")
-    try:
-        now = plugins.find("eval", source).fingerprint
-    except UserError:
-        now = ""
-    content = [plan["results"], name, now, record["config"], record["data_fingerprint"]]
-    is_same = runs.digest(content) == record["protocol"]
-    return _made_by("eval", name, source, now if is_same else f"protocol {record['protocol']}")
 
 
 def _ask_trust(folder: Path, needed: Collection[Plugin], is_trusted: bool) -> None:
@@ -252,7 +241,11 @@ def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
         yield f"data {plan['data']} was {plan['data_fingerprint']}, is {fingerprint}"
     if before.get("earlier"):
         yield f"the run was interrupted; what it began with: {text(before['earlier'])}"
-    if request.method and request.method.fingerprint != plan["method_code"]:
+    if "core_version" in plan and plan["core_version"] != CORE_VERSION:
+        yield f"the core was version {plan['core_version']}, is {CORE_VERSION}"
+    if request.method and request.method.version != plan["method_version"]:
+        yield f"{plan['method']} was version {plan['method_version']}, is {request.method.version}"
+    elif request.method and request.method.fingerprint != plan["method_code"]:
         yield f"the code of {plan['method']} is not the run's ({request.method.path})"
 
 

@@ -14,13 +14,13 @@ import os
 import shlex
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite
 from typing import Any, Literal
 
 from ssl_bench.files import Absent, Unreadable, leads_out, load_bytes, load_json, parse_json
-from ssl_bench.runs import Plan, digest, is_number, mapping
+from ssl_bench.runs import digest, is_number, mapping
 from ssl_bench.units import plain
 
 Kind = Literal["text", "json", "int", "float", "bool"]
@@ -80,7 +80,6 @@ SCORE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
 }
 """Columns of ``scores``: kind and meaning."""
 
-_DEFINING = [field.name for field in fields(Plan) if field.name != "seed"]
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _TAIL = 4096
 _LONGEST, _MOST_SCORES = 20_000, 1000
@@ -329,19 +328,13 @@ def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
 
 
 def _group(plan: Row) -> str | None:
-    """Runs of one group differ in their seed alone; weights from elsewhere are told by their hash.
+    """Runs of one group differ in their seed alone, and share their identity.
 
-    A run of ours that is evaluated at another image size is weights with a plan, and has a group
-    like any run.
+    Where a run does not say it, all that it says stands in for it.
     """
     if not plan:
         return None
-    if "weights_sha256" in plan and "method_code" not in plan:
-        return digest([plan["weights_sha256"], plan.get("encoder")])
-    epochs = plan.get("epochs")
-    if isinstance(epochs, float) and epochs.is_integer():
-        epochs = int(epochs)
-    return digest({name: plan.get(name) for name in _DEFINING} | {"epochs": epochs})
+    return plan.get("identity", digest({k: v for k, v in plan.items() if k != "seed"}))
 
 
 def _settings(plan: Row) -> Row:

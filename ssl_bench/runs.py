@@ -29,14 +29,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ssl_bench import RESULTS, __version__
+from ssl_bench import CORE_VERSION, __version__
 from ssl_bench.errors import UserError, first_line, require, the_one
 from ssl_bench.files import (
     Absent,
@@ -55,7 +55,7 @@ _PACKAGES = (
 )
 _TEXT, _MAYBE, _NAMED = ((str,), "text"), ((str, type(None)), "text"), ((dict,), "names and values")
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(("method", "method_code", "method_source", "precision"), _TEXT),
+    **dict.fromkeys(("method", "identity", "method_code", "method_source", "precision"), _TEXT),
     **dict.fromkeys(("data", "data_fingerprint", "data_source", "preset"), _MAYBE),
     **dict.fromkeys(("method_config", "encoder"), _NAMED),
     **dict.fromkeys(("seed", "batch_size"), ((int,), "whole number")),
@@ -70,28 +70,52 @@ class Plan:
     """Everything that changes the result of a pre-training.
 
     Attributes:
-        method_code: hash of the method's source.
-        encoder: the fields of an `EncoderSpec`.
+        method_version: what the method declares, or the hash of its source where it is not ours.
+        method_config: the method's ``Config``.
+        encoder: the `EncoderSpec`.
         precision: "fp32" or "bf16".
-        results: of the core that made it.
     """
 
     method: str
-    method_code: str
-    method_config: Mapping[str, Any]
+    method_version: int | str
+    method_config: Any
     data: str
     data_fingerprint: str
-    encoder: Mapping[str, Any]
+    encoder: Any
     epochs: float
     batch_size: int
     seed: int
     precision: str
-    results: int = RESULTS
+    core_version: int = CORE_VERSION
+
+    @property
+    def identity(self) -> str:
+        """What the runs of one experiment share, whatever their seed: eight hexadecimal digits."""
+        content = {field.name: chosen(getattr(self, field.name)) for field in fields(self)}
+        del content["seed"]
+        return digest(content)
 
     @property
     def name(self) -> str:
         """The run folder's name."""
-        return f"{self.method}-{self.data}-seed{self.seed}-{digest(asdict(self))}"
+        return f"{self.method}-{self.data}-seed{self.seed}-{self.identity}"
+
+
+def chosen(config: Any) -> Any:
+    """The fields of a dataclass that differ from its defaults; any other value as it is.
+
+    An identity is made of these, so that a new field, whose default does what was done before,
+    leaves the identity of everything made without it as it was.
+    """
+    if not is_dataclass(config):
+        return config
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default:
+            found[field.name] = value
+    return found
 
 
 def digest(content: Any) -> str:
@@ -104,7 +128,8 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
     """The folder of that name, made with its ``config.json`` unless it is there.
 
     Raises:
-        UserError: it cannot be written, or the name would lead elsewhere.
+        UserError: it cannot be written, the name would lead elsewhere, or the folder was made with
+            other settings.
     """
     folder = runs_dir / checked_name(name)
     try:
@@ -116,7 +141,21 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
                     write_json(folder / "config.json", config)
     except OSError as error:
         raise UserError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from error
+    _require_same_settings(folder, config)
     return folder
+
+
+def _require_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a default changed that a folder's name says nothing about."""
+    stored, config = facts(folder / "config.json"), json.loads(json.dumps(config))
+    for part in ("method_config", "encoder"):
+        then, now = mapping(stored.get(part)), mapping(config.get(part))
+        for name in then.keys() & now.keys():
+            require(
+                then[name] == now[name],
+                f"run {folder.name!r} was made with {name} {then[name]!r:.40}, and would be with "
+                f"{now[name]!r:.40} now; another --runs-dir would make it again",
+            )
 
 
 @contextmanager

@@ -56,11 +56,11 @@ def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
 def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:
     return Plan(
         plugin.name,
-        plugin.fingerprint,
-        dataclasses.asdict(small(plugin)),
+        plugin.version,
+        small(plugin),
         data.name,
         data.fingerprint,
-        dataclasses.asdict(spec),
+        spec,
         _EPOCHS,
         _BATCH,
         seed,

@@ -391,8 +391,7 @@ class TestTrust:
     def test_an_evaluation_is_named(self, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
         path, record = evil_file(place), load_json(scores_of(place.run))
         plugin = plugins.find("eval", str(path))
-        content = [1, plugin.name, plugin.fingerprint, record["config"], record["data_fingerprint"]]
-        record |= {"eval": plugin.name, "source": str(path), "protocol": runs.digest(content)}
+        record |= {"eval": plugin.name, "source": str(path), "code": plugin.fingerprint}
         shutil.rmtree(place.run / "evals")
         (place.run / "evals/mine").mkdir(parents=True)
         write_json(place.run / "evals/mine/scores.json", record)

@@ -26,8 +26,8 @@ from ssl_bench.files import write_json
 PLAN: dict[str, Any] = {
     "method": "mae", "method_code": "code", "method_config": {"mask_ratio": 0.75}, "data": "shapes",
     "data_fingerprint": "1234", "encoder": {"backbone": "vit_nano", "image_size": 16},
-    "epochs": 2, "batch_size": 32, "seed": 0, "precision": "fp32", "results": 1,
-    "preset": "quick", "data_source": "shapes", "budget": None,
+    "epochs": 2, "batch_size": 32, "seed": 0, "precision": "fp32", "core_version": 1,
+    "identity": "1a2b3c4d", "preset": "quick", "data_source": "shapes", "budget": None,
 }  # fmt: skip
 COST = {"steps": 9, "images_seen": 288, "flops": 10**20, "seconds": 1.5, "peak_memory_mib": 100,
         "encoder_parameters": 10, "trained_parameters": 20, "device": "CPU",
@@ -106,11 +106,10 @@ def test_a_run_and_its_scores_are_rows(tmp_path: Path) -> None:
 def test_a_group_is_what_differs_in_the_seed_alone(tmp_path: Path) -> None:
     make(tmp_path, "a")
     make(tmp_path, "b", seed=1, preset="small", data_source="elsewhere", budget="1e15", epochs=2.0)
-    make(tmp_path, "c", epochs=3)
-    make(tmp_path, "d", method_config={"mask_ratio": 0.5})
-    weights = {"weights_sha256": "x", "method": "a.pth", "notes": []}
-    for name, source in (("e", "one"), ("f", "two")):
-        write_json(make(tmp_path, name) / "config.json", weights | {"source": source, "seed": 0})
+    make(tmp_path, "c", epochs=3, identity="5e6f7a8b")
+    silent = {name: value for name, value in PLAN.items() if name != "identity"}
+    for name, other in (("d", {"epochs": 3}), ("e", {}), ("f", {"seed": 1})):
+        write_json(make(tmp_path, name) / "config.json", silent | other)
     group = index.load(tmp_path).runs.set_index("run")["group"]
     assert group["a"] == group["b"] and group["e"] == group["f"]
     assert group.nunique() == 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def batch_of(method: Any, data: Dataset, spec: EncoderSpec, count: int = 4) -> B
 
 def train(method: Any, data: Dataset, spec: EncoderSpec, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    plan = Plan("mae", "", {}, data.name, "", dataclasses.asdict(spec), 2, 24, 0, "fp32")
+    plan = Plan("mae", "", {}, data.name, "", spec, 2, 24, 0, "fp32")
     pretrain.pretrain(method, data, plan, folder, CPU)
     return folder
 

@@ -69,7 +69,7 @@ def make_run(
         "data": data, "data_fingerprint": "abcd", "epochs": 2, "batch_size": 32, "seed": seed,
         "encoder": {"backbone": "vit_nano", "image_size": 16, "patch_size": 4, "channels": 3,
                     "mean": [0.5] * 3, "std": [0.5] * 3},
-        "precision": "fp32", "results": 1, "preset": "quick", "data_source": data,
+        "precision": "fp32", "method_version": 1, "preset": "quick", "data_source": data,
     }  # fmt: skip
     price = {"images_seen": 640, "flops": 10**12, "seconds": 4.0, "peak_memory_mib": 100,
              "encoder_parameters": 1000, "trained_parameters": 1200, "device": "CPU",
@@ -369,14 +369,15 @@ def test_a_curve_is_of_groups_that_differ_in_nothing_else(tmp_path: Path) -> Non
     for ratio in (0.25, 0.5, 0.75):
         make_run(tmp_path, "mae", 0, ratio, evals=("knn",))
         newer = make_run(tmp_path, "mae", 1, ratio, evals=("knn",))
-        change(newer / "config.json", method_code="2")
+        change(newer / "config.json", method_version=2)
         again = newer / "evals" / "knn-beef-seed1-bf16"
         shutil.copytree(newer / "evals" / "knn-beef-seed1-fp32", again)
         change(again / "scores.json", precision="bf16")
     [drawn] = figures(ablations.over_settings(source_of(tmp_path)))
     assert set(drawn.data["n"]) == {1}
     assert set(drawn.data["curve"]) == {
-        "code=1, evaluated_in=fp32", "code=2, evaluated_in=fp32", "code=2, evaluated_in=bf16",
+        "version=1, evaluated_in=fp32", "version=2, evaluated_in=fp32",
+        "version=2, evaluated_in=bf16",
     }  # fmt: skip
 
 

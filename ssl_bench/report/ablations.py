@@ -107,7 +107,7 @@ def _told(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         plan = {}
     return {
         **settings(row["settings"]),
-        "code": plan.get("method_code"),
+        "version": plan.get("method_version"),
         "data": row["data_fingerprint"],
         "evaluated_in": row["eval_precision"],
         "evaluated_with_seed": "the run's" if pd.isna(row["eval_seed"]) else str(row["eval_seed"]),

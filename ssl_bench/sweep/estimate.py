@@ -40,7 +40,7 @@ def pace(plan: Plan, index: Index | None) -> Pace | None:
     done = done[(done["state"] == "trained") & (done["flops"] > 0) & (done["seconds"] > 0)]
     if done.empty:
         return None
-    backbone = plan.encoder["backbone"]
+    backbone = plan.encoder.backbone
     is_like = done["settings"].map(lambda text: _backbone(text) == backbone)
     is_precise = done["precision"] == plan.precision
     for which, words in (

@@ -11,7 +11,6 @@ from typing import Any
 from ssl_bench import commands, evaluation, flags, flops, index, progress
 from ssl_bench.command_line import by_flag
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, require
 from ssl_bench.flags import Request
 from ssl_bench.hardware import choose
@@ -142,7 +141,7 @@ class Planner:
             if method.trains:
                 config = request.method_config
                 steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, config).steps
-            spec = EncoderSpec.of(plan.encoder)
+            spec = plan.encoder
             counted = steps * flops.of_step(method, spec, plan.batch_size)
             pace = estimate.pace(plan, self._index) if counted else None
             if pace:

@@ -1,0 +1,196 @@
+"""What an identity sees: versions, settings, the code of others; and the lock on our own code."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numbers_lock
+import pytest
+from numbers_lock import LOCK, ROOT
+
+from ssl_bench import evaluation, plugins, runs
+from ssl_bench.data import Dataset
+from ssl_bench.encoders import EncoderSpec
+from ssl_bench.errors import UserError
+from ssl_bench.plugins import Plugin
+from ssl_bench.runs import Plan
+
+MAE, KNN = plugins.find("method", "mae"), plugins.find("eval", "knn")
+OURS = [*plugins.discover("method").values(), *plugins.discover("eval").values()]
+
+
+def test_code_that_makes_numbers_is_as_locked() -> None:
+    lock, now = json.loads(LOCK.read_text()), numbers_lock.current()
+    assert dict(numbers_lock.changed(lock, now)) == {}, (
+        "raise a version, or say why numbers stay the same: see tests/numbers_lock.py"
+    )
+    assert list(numbers_lock.other_defaults(lock, now)) == []
+    assert {f"{plugin.kind} {plugin.name}" for plugin in OURS if plugin.is_ours} < lock.keys()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the package that a test may change."""
+    for name in ("ssl_bench", "methods", "evals"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignored)
+    return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def masking(checkout: Path) -> Path:
+    [path] = (checkout / "ssl_bench").rglob("masking.py")
+    return path
+
+
+@pytest.mark.parametrize(
+    "path,old,new,owner",
+    [
+        ("masking.py", "_BLOCK_ATTEMPTS = 32", "_BLOCK_ATTEMPTS = 31", "core"),
+        ("mae.py", "VERSION = 1\n", "VERSION = 1\n_ODD = 1\n", "method mae"),
+        ("knn.py", "VERSION = 1\n", "VERSION = 1\n_ODD = 1\n", "eval knn"),
+    ],
+)
+def test_a_change_fails_until_a_version_is_raised(
+    checkout: Path, path: str, old: str, new: str, owner: str
+) -> None:
+    lock = numbers_lock.current(checkout)
+    [changed] = [p for p in checkout.rglob(path) if "ssl_bench/methods" not in str(p)]
+    edit(changed, old, new)
+    now = numbers_lock.current(checkout)
+    assert dict(numbers_lock.changed(lock, now)) == {owner: [str(changed.relative_to(checkout))]}
+    now[owner]["version"] = 2
+    assert dict(numbers_lock.changed(lock, now)) == {}
+
+
+def test_comments_imports_and_moves_are_no_change(checkout: Path) -> None:
+    lock = numbers_lock.current(checkout)
+    path = masking(checkout)
+    edit(path, "import torch\n", "import torch\n\nfrom ssl_bench import elsewhere  # a comment\n")
+    now = numbers_lock.current(checkout)
+    assert dict(numbers_lock.changed(lock, now)) == {}
+    files = now["core"]["files"]
+    files["ssl_bench/elsewhere.py"] = files.pop(str(path.relative_to(checkout)))
+    assert dict(numbers_lock.changed(lock, now)) == {}
+    del files["ssl_bench/elsewhere.py"]
+    assert [*dict(numbers_lock.changed(lock, now))] == ["core"]
+
+
+def test_no_reason_excuses_another_default() -> None:
+    lock = numbers_lock.current()
+    now = copy.deepcopy(lock)
+    now["method mae"]["defaults"] |= {"decoder_depth": "3", "a_new_field": "1"}
+    [problem] = numbers_lock.other_defaults(lock, now)
+    assert "decoder_depth" in problem
+    now["method mae"]["version"] = 2
+    assert list(numbers_lock.other_defaults(lock, now)) == []
+
+
+def test_the_lock_is_changed_for_a_reason_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock.json"
+    content = json.loads(LOCK.read_text())
+    content["method mae"]["files"] = dict.fromkeys(content["method mae"]["files"], "another")
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(numbers_lock, "LOCK", path)
+    monkeypatch.setattr("builtins.input", lambda _: " ")
+    with pytest.raises(UserError):
+        numbers_lock.main([])
+    with pytest.raises(UserError, match="mae"):
+        numbers_lock.main(["--check"])
+    numbers_lock.main(["only", "names"])
+    numbers_lock.main(["--check"])
+    reasons = json.loads(path.read_text())["reasons"]
+    assert (reasons[-1]["owners"], reasons[-1]["reason"]) == (["method mae"], "only names")
+
+
+def test_a_raised_version_trains_anew(checkout: Path, image_folder: Path) -> None:
+    """The case that was missed: a mask is drawn otherwise, and the run was said to be there."""
+
+    def run() -> str:
+        words = ["run", "--method", "mae", "--sampling", "block", "--data", image_folder]
+        words += ["--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--evals", "none"]
+        done = subprocess.run(
+            [sys.executable, "-m", "ssl_bench", *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(checkout)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "reused" not in run()
+    edit(masking(checkout), "_BLOCK_ATTEMPTS = 32", "_BLOCK_ATTEMPTS = 31")
+    edit(checkout / "ssl_bench/__init__.py", "CORE_VERSION = 1", "CORE_VERSION = 2")
+    assert "reused" not in run()
+    assert len(list((checkout / "runs").glob("mae-*"))) == 2
+
+
+@pytest.fixture
+def plan(spec: EncoderSpec, tiny: Dataset) -> Plan:
+    print_ = tiny.fingerprint
+    return Plan("mae", MAE.version, MAE.config(), "tiny", print_, spec, 2, 32, 0, "fp32")
+
+
+def test_seeds_share_an_identity(plan: Plan) -> None:
+    other = dataclasses.replace(plan, seed=1)
+    assert other.identity == plan.identity and other.name != plan.name
+
+
+@pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.name)
+def test_versions_are_declared(plugin: Plugin) -> None:
+    assert type(plugin.version) is int and plugin.version >= 1
+
+
+def test_a_new_field_leaves_identities_as_they_are(plan: Plan, tiny: Dataset) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(MAE.config):  # type: ignore[misc, name-defined]
+        invented: int = 3
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class LaterKNN(KNN.config):  # type: ignore[misc, name-defined]
+        invented: int = 3
+
+    def identities(**invented: Any) -> tuple[str, str]:
+        later = dataclasses.replace(plan, method_config=Later(**invented))
+        return later.identity, evaluation.protocol(KNN, LaterKNN(**invented), tiny)
+
+    before = plan.identity, evaluation.protocol(KNN, KNN.config(), tiny)
+    assert identities() == before
+    assert not set(identities(invented=4)) & set(before)
+
+
+def test_a_plugin_of_others_is_known_by_its_source(tmp_path: Path, tiny: Dataset) -> None:
+    identities = set()
+    for text in ("", "\n_ODD = 1\n"):
+        path = tmp_path / "mine.py"
+        path.write_text(KNN.path.read_text() + text)
+        mine = Plugin("eval", "mine", path, "")
+        identities.add((mine.version, evaluation.protocol(mine, KNN.config(), tiny)))
+        assert mine.version == mine.fingerprint
+    assert len(identities) == len(dict(identities)) == 2
+
+
+def test_a_folder_made_with_another_default_is_refused(tmp_path: Path) -> None:
+    before = {"method_config": {"depth": 1}, "encoder": {"image_size": 16}}
+    folder = runs.create(tmp_path, "mae-x-seed0-aa", before)
+    stored = (folder / "config.json").read_bytes()
+    assert runs.create(tmp_path, folder.name, {"method_config": {"depth": 1, "new": 2}}) == folder
+    with pytest.raises(UserError, match="depth 1"):
+        runs.create(tmp_path, folder.name, {"method_config": {"depth": 2}})
+    assert (folder / "config.json").read_bytes() == stored
