@@ -48,7 +48,7 @@ def current(root: Path = ROOT) -> dict[str, Owner]:
     files = sorted(path for name in _CORE for path in package.glob(f"{name}.py"))
     owners = {"core": _owner(CORE_VERSION, files, EncoderSpec, root)}
     for kind in ("method", "eval"):
-        for plugin in plugins.discover(kind).values():  # type: ignore[arg-type]
+        for plugin in plugins.discover(kind).values():
             if plugin.is_ours:
                 file = root / f"{kind}s" / plugin.path.name
                 owners[f"{kind} {plugin.name}"] = _owner(

@@ -159,11 +159,11 @@ def test_versions_are_declared(plugin: Plugin) -> None:
 
 def test_a_new_field_leaves_identities_as_they_are(plan: Plan, tiny: Dataset) -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Later(MAE.config):  # type: ignore[misc, name-defined]
+    class Later(MAE.config):  # type: ignore[name-defined]
         invented: int = 3
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class LaterKNN(KNN.config):  # type: ignore[misc, name-defined]
+    class LaterKNN(KNN.config):  # type: ignore[name-defined]
         invented: int = 3
 
     def identities(**invented: Any) -> tuple[str, str]:
