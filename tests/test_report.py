@@ -376,8 +376,8 @@ def test_a_curve_is_of_groups_that_differ_in_nothing_else(tmp_path: Path) -> Non
     [drawn] = figures(ablations.over_settings(source_of(tmp_path)))
     assert set(drawn.data["n"]) == {1}
     assert set(drawn.data["curve"]) == {
-        "version=1, evaluated_in=fp32", "version=2, evaluated_in=fp32",
-        "version=2, evaluated_in=bf16",
+        "evaluated_in=fp32, version=1", "evaluated_in=fp32, version=2",
+        "evaluated_in=bf16, version=2",
     }  # fmt: skip
 
 
