@@ -90,7 +90,7 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.contestants import CONTESTANTS
-    from ssl_bench.hardware import choose
+    from ssl_bench.distributed.device import choose
 
     for name in asked.contestants or ():
         if name not in CONTESTANTS:

@@ -13,7 +13,7 @@ from benchmarks.cases import GROWTH
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Measured
 from benchmarks.rounds import spread
-from ssl_bench.files import atomic, writing
+from ssl_bench.utils.files import atomic, writing
 
 matplotlib.use("Agg")
 import seaborn as sns

@@ -129,7 +129,7 @@ def stored_images(case: Case) -> Tensor:
 def settle(contestant: Contestant, device: torch.device) -> None:
     """Make the global settings of torch and timm that the contestant would."""
     if contestant.is_ours:
-        from ssl_bench import hardware
+        from ssl_bench.distributed import device as hardware
 
         hardware.choose()
     fused = device.type != "cpu" if contestant.fused is None else contestant.fused
@@ -209,8 +209,9 @@ class _Ours(Model):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        from ssl_bench import plugins, pretrain
-        from ssl_bench.encoders import EncoderSpec
+        from ssl_bench.api import registry
+        from ssl_bench.models.encoders import EncoderSpec
+        from ssl_bench.training import pretrain
 
         spec = EncoderSpec(
             "vit_base_patch16_224",
@@ -221,7 +222,7 @@ class _Ours(Model):
             (0.25,) * 3,
             {"embed_dim": case.width, "depth": case.depth, "num_heads": case.heads},
         )
-        plugin = plugins.find("method", case.method)
+        plugin = registry.find("method", case.method)
         names = ("decoder_width", "decoder_depth", "decoder_heads")
         settings: dict[str, Any] = dict(zip(names, case.decoder, strict=True))
         settings["mask_ratio"] = case.mask_ratio
@@ -239,9 +240,9 @@ class _Ours(Model):
         self, contestant: Contestant, device: torch.device, images_at_once: int | None
     ) -> Backward:
         """As in this project's own loop."""
-        from ssl_bench import gradients, pretrain
-        from ssl_bench.contract import Batch
-        from ssl_bench.hardware import Hardware, choose
+        from ssl_bench.api.contract import Batch
+        from ssl_bench.distributed.device import Hardware, choose
+        from ssl_bench.training import gradients, pretrain
 
         precision: Any = contestant.precision
         compiled = contestant.compile or choose().compiled
@@ -259,7 +260,7 @@ class _Ours(Model):
         return backward
 
     def optimizer(self) -> torch.optim.Optimizer:
-        from ssl_bench import optim
+        from ssl_bench.training import optim
 
         return optim.of_method(self.method, self.method.config)
 
@@ -313,9 +314,9 @@ def _stable_pretraining_reference(case: Case) -> Model:
 
 def in_memory(case: Case, device: torch.device) -> Batches:
     """This project's batches: views made by the batch, where the images are."""
-    from ssl_bench import pretrain
     from ssl_bench.data import Split
-    from ssl_bench.encoders import EncoderSpec
+    from ssl_bench.models.encoders import EncoderSpec
+    from ssl_bench.training import pretrain
 
     images = stored_images(case).to(device)
     split = Split(images, torch.zeros(len(images), dtype=torch.long, device=device))

@@ -47,7 +47,7 @@ def measure(name: str, seconds: float) -> dict[str, float]:
     """
     import torch
 
-    from ssl_bench import hardware
+    from ssl_bench.distributed import device as hardware
 
     if name.startswith("knn-"):
         _, bank, *lightly = name.split("-")
@@ -78,9 +78,9 @@ def our_knn(bank_ND: Any, labels_N: Any, queries_QD: Any) -> Any:
     """Predictions ``(Q,)`` of `ssl_bench.evals.knn`."""
     import torch
 
-    from ssl_bench import plugins
+    from ssl_bench.api import registry
 
-    plugin = plugins.find("eval", "knn")
+    plugin = registry.find("eval", "knn")
     config = replace(plugin.config(), temperature=_TEMPERATURE)
     every = torch.arange(len(bank_ND))
     found = plugin.load()._predict(bank_ND, labels_N, every, queries_QD, config, _CLASSES)
@@ -112,10 +112,12 @@ def _median_time(work: Callable[[], object], seconds: float) -> float:
 
 def _setting() -> tuple[Any, Any]:
     """The default encoder, untrained, which costs the same, and the embedded data."""
-    from ssl_bench import data, encoders, hardware
-    from ssl_bench.encoders import EncoderSpec
-    from ssl_bench.features import Encoder
-    from ssl_bench.settings import Settings
+    from ssl_bench import data
+    from ssl_bench.config.settings import Settings
+    from ssl_bench.distributed import device as hardware
+    from ssl_bench.evaluation.features import Encoder
+    from ssl_bench.models import encoders
+    from ssl_bench.models.encoders import EncoderSpec
 
     images, size = data.load("fashion-mnist"), 28
     patch_size = encoders.default_patch_size(size)
@@ -126,9 +128,9 @@ def _setting() -> tuple[Any, Any]:
 
 
 def _linear(seconds: float) -> float:
-    from ssl_bench import plugins
+    from ssl_bench.api import registry
 
-    plugin = plugins.find("eval", "linear")
+    plugin = registry.find("eval", "linear")
     code = plugin.load()
     encoder, images = _setting()
     before = time.perf_counter()
@@ -137,10 +139,10 @@ def _linear(seconds: float) -> float:
 
 
 def _paper(seconds: float) -> float:
-    from ssl_bench import plugins
+    from ssl_bench.api import registry
     from ssl_bench.data import Split
 
-    plugin = plugins.find("eval", "linear-paper")
+    plugin = registry.find("eval", "linear-paper")
     code, config = plugin.load(), plugin.config(epochs=1)
     encoder, images = _setting()
     first, few = slice(_IMAGES), slice(256)

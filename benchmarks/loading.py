@@ -76,20 +76,22 @@ def photographs(folder: Path, width: int, height: int, count: int = 0) -> Path:
 def _ours(folder: Path) -> Iterator[Any]:
     import torch
 
-    from ssl_bench import data, draws, hardware
-    from ssl_bench.augment import Augmentation, normalize
-    from ssl_bench.views import views
+    from ssl_bench import data
+    from ssl_bench.distributed import device
+    from ssl_bench.transforms.augmentations import Augmentation, normalize
+    from ssl_bench.transforms.loader import views
+    from ssl_bench.utils import rng
 
-    hardware.choose()
+    device.choose()
     train = data.load(str(folder), _SIZE, storage="stream").train
     recipe = Augmentation(_SIZE, (0.08, 1.0), interpolation="bilinear")
 
-    def steps() -> Iterator[draws.Draws]:
+    def steps() -> Iterator[rng.Draws]:
         step = 0
         while True:
             for index_B in torch.randperm(len(train)).split(_BATCH):
                 if len(index_B) == _BATCH:
-                    yield draws.Draws(0, step, index_B)
+                    yield rng.Draws(0, step, index_B)
                     step += 1
 
     for _, (view,) in views(train, [recipe], steps()):

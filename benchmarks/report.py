@@ -10,7 +10,7 @@ from benchmarks.cases import AUGMENTED, CASES, GROWTH
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Measured
 from benchmarks.rounds import Round, Spread, ratio, spread
-from ssl_bench.files import atomic, load_json, writing
+from ssl_bench.utils.files import atomic, load_json, writing
 
 _PAGE = """\
 # Speed on {device}

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.rounds import Rounds
 from ssl_bench.errors import UserError, first_line
-from ssl_bench.files import write_json, writing
+from ssl_bench.utils.files import write_json, writing
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def about(**how: Any) -> dict[str, Any]:
     import timm
     import torch
 
-    from ssl_bench import runs
+    from ssl_bench.runs import run_folder
 
-    code = runs.environment("")["code"]
+    code = run_folder.environment("")["code"]
     commit = (code["commit"] or "unknown")[:12] + ("+" if code["dirty"] else "")
     return {
         "date": datetime.now(UTC).date().isoformat(),

@@ -141,7 +141,7 @@ def _nothing() -> None:
 
 
 def _ours(folder: Path) -> Any:
-    from ssl_bench import index
+    from ssl_bench.runs import index
 
     return index.load(folder)
 

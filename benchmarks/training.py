@@ -26,7 +26,7 @@ def measure(
         else resident, without data workers) and ``steps``.
     """
     from benchmarks.contestants import CONTESTANTS, device, step_of
-    from ssl_bench.hardware import peak_memory_mib
+    from ssl_bench.distributed.device import peak_memory_mib
 
     where, work = device(), _case(case)
     step = step_of(CONTESTANTS[contestant], work, where)

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_bench import progress
-from ssl_bench.augment import evaluation_view
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
-from ssl_bench.features import prepare
-from ssl_bench.inspection import (
+from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.metrics import subset
+from ssl_bench.models.attention_maps import (
     attention_by_block,
     check_attention,
     distance,
@@ -31,7 +30,8 @@ from ssl_bench.inspection import (
     over_patches,
     rollout,
 )
-from ssl_bench.scoring import subset
+from ssl_bench.transforms.augmentations import evaluation_view
+from ssl_bench.utils import progress
 
 VERSION = 1
 _IMAGES_AT_ONCE = 32

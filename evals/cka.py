@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_bench import progress
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
-from ssl_bench.features import prepare
-from ssl_bench.inspection import tokens_by_block
-from ssl_bench.scoring import subset
-from ssl_bench.similarity import linear_cka
+from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.metrics import subset
+from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.models.attention_maps import tokens_by_block
+from ssl_bench.utils import progress
 
 VERSION = 1
 _IMAGES_AT_ONCE = 64

@@ -21,11 +21,11 @@ import torch
 from sklearn.manifold import TSNE, trustworthiness
 from threadpoolctl import threadpool_limits
 
-from ssl_bench import draws
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require
-from ssl_bench.scoring import balanced_order
+from ssl_bench.evaluation.metrics import balanced_order
+from ssl_bench.utils import rng
 
 VERSION = 1
 _FEWEST = 4
@@ -82,7 +82,7 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
         points_N2 = TSNE(
             init="random" if is_collapsed else "pca",
             perplexity=min(config.perplexity, (count - 1) / 3),
-            random_state=draws.key(encoder.seed, "embedding") % 2**32,
+            random_state=rng.key(encoder.seed, "embedding") % 2**32,
         ).fit_transform(features_ND)
     neighbors = min(config.neighbors, (count - 1) // 2)
     trust = trustworthiness(features_ND, points_N2, n_neighbors=neighbors)

@@ -20,14 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ssl_bench import audit as audits
-from ssl_bench import finetuning
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.config.finetuning_settings import FinetuningConfig
+from ssl_bench.config.settings import Published
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
-from ssl_bench.finetuning_settings import FinetuningConfig
-from ssl_bench.scoring import accuracy
-from ssl_bench.settings import Published
+from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation.metrics import accuracy
+from ssl_bench.experiment import audit as audits
 
 VERSION = 1
 DEFAULT = True

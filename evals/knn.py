@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
+from ssl_bench.distributed.sharding import shared_rows
 from ssl_bench.errors import above, require, within
-from ssl_bench.scoring import accuracy, holdout
-from ssl_bench.sharing import shared_rows
+from ssl_bench.evaluation.metrics import accuracy, holdout
 
 VERSION = 1
 DEFAULT = True

@@ -2,7 +2,7 @@
 
 Features are extracted once, and a grid of learning rate x weight decay x pooling is trained
 together, chosen on a validation split of the training images, refitted on all of them
-(`ssl_bench.probes`); the test split is read once.
+(`ssl_bench.evaluation.linear_probe`); the test split is read once.
 
 Deviation from the papers' 90-epoch probes: no augmentation.
 """
@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ssl_bench import probes
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.config.settings import ProbeConfig
 from ssl_bench.data import Dataset
-from ssl_bench.scoring import accuracy
-from ssl_bench.settings import ProbeConfig
+from ssl_bench.evaluation import linear_probe
+from ssl_bench.evaluation.metrics import accuracy
 
 VERSION = 1
 DEFAULT = True
@@ -38,7 +38,7 @@ def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
 
 def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     """Choose a probe on held-out training images, refit it, classify the test images."""
-    probe = probes.fit_best(encoder.features(data.train), data, config, encoder.seed)
+    probe = linear_probe.fit_best(encoder.features(data.train), data, config, encoder.seed)
     predictions_N = probe.predict(encoder.features(data.test))
     return Result(
         scores={"top1": accuracy(predictions_N, data.test.labels_N)},

@@ -29,15 +29,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench import draws, optim, parallel, progress, resume
-from ssl_bench.augment import augment, crop_and_flip
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.config.settings import Published
 from ssl_bench.data import Dataset
-from ssl_bench.draws import Draws
+from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
-from ssl_bench.features import prepare
-from ssl_bench.scoring import accuracy
-from ssl_bench.settings import Published
+from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.metrics import accuracy
+from ssl_bench.training import optim, resume
+from ssl_bench.transforms.augmentations import augment, crop_and_flip
+from ssl_bench.utils import progress, rng
+from ssl_bench.utils.rng import Draws
 
 VERSION = 1
 _IMAGES_AT_ONCE = 1024
@@ -193,12 +195,12 @@ def _augmented_features(
         view = partial(augment, recipe=recipe, draws=step_draws)
         views_PCHW = prepare(next(stored), encoder.spec, encoder.hardware, view)
         parts.append(encoder.encode(views_PCHW)[config.pooling])
-    return parallel.gather_shares(torch.cat(parts), len(index_B))
+    return collectives.gather_shares(torch.cat(parts), len(index_B))
 
 
 def _own_parts(index_B: Tensor) -> tuple[Tensor, ...]:
     """This rank's share of a batch, in parts."""
-    return parallel.share_of(index_B).split(_IMAGES_AT_ONCE)
+    return collectives.share_of(index_B).split(_IMAGES_AT_ONCE)
 
 
 def _width(encoder: FrozenEncoder, config: Config) -> int:
@@ -217,7 +219,7 @@ def _width(encoder: FrozenEncoder, config: Config) -> int:
 def _probe(width: int, classes: int, config: Config, seed: int) -> nn.Sequential:
     norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if config.batch_norm else nn.Identity()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draws.key(seed, "linear-paper"))
+        torch.manual_seed(rng.key(seed, "linear-paper"))
         head = nn.Linear(width, classes)
         nn.init.trunc_normal_(head.weight, std=config.head_std)
         nn.init.zeros_(head.bias)

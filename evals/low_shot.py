@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_bench import probes
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.config.settings import probe_grid
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require, within
-from ssl_bench.scoring import accuracy, balanced_order, rank_in_class
-from ssl_bench.settings import probe_grid
+from ssl_bench.evaluation import linear_probe
+from ssl_bench.evaluation.metrics import accuracy, balanced_order, rank_in_class
 
 VERSION = 1
 
@@ -114,18 +114,20 @@ def _size(share: float, data: Dataset) -> int:
 
 def _fit(
     features: Mapping[str, Tensor], data: Dataset, rows_N: Tensor, config: Config, seed: int
-) -> tuple[probes.Probes, dict[str, Any]]:
+) -> tuple[linear_probe.Probes, dict[str, Any]]:
     """The probe chosen by cross-validation on those rows, fitted on all of them, and the choice."""
     labels_N, classes = data.train.labels_N.cpu(), len(data.classes)
     grid = list(itertools.product(config.learning_rates, config.weight_decays))
     ranks_N = rank_in_class(labels_N[rows_N])
     folds = min(config.folds, int(ranks_N.max()) + 1)
 
-    def train(pooling: str, rows_N: Tensor, settings: list[probes.Setting]) -> probes.Probes:
+    def train(
+        pooling: str, rows_N: Tensor, settings: list[linear_probe.Setting]
+    ) -> linear_probe.Probes:
         steps_per_epoch = max(1, len(rows_N) // config.batch_size)
         epochs = math.ceil(config.steps / steps_per_epoch)
         sizes = (epochs, config.batch_size, seed)
-        return probes.train(features[pooling], labels_N, rows_N, classes, settings, *sizes)
+        return linear_probe.train(features[pooling], labels_N, rows_N, classes, settings, *sizes)
 
     trials = {}
     for pooling, features_ND in features.items():
@@ -133,10 +135,10 @@ def _fit(
         for fold in range(folds):
             is_held_out_N = ranks_N % folds == fold
             trained = train(pooling, rows_N[~is_held_out_N], grid)
-            tops.append(probes.score(trained, features_ND, labels_N, rows_N[is_held_out_N]))
+            tops.append(linear_probe.score(trained, features_ND, labels_N, rows_N[is_held_out_N]))
         for setting, each in zip(grid, zip(*tops, strict=True), strict=True):
             trials[pooling, *setting] = -1.0 if min(each) < 0 else statistics.fmean(each)
-    pooling, rate, decay = probes.best(trials)
+    pooling, rate, decay = linear_probe.best(trials)
     choice = {
         "pooling": pooling,
         "learning_rate": rate,

@@ -23,14 +23,14 @@ from typing import ClassVar
 from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 
-from ssl_bench import audit as audits
-from ssl_bench import finetuning
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.config.finetuning_settings import FinetuningConfig
 from ssl_bench.data import Dataset
 from ssl_bench.errors import require
-from ssl_bench.finetuning import Classifier
-from ssl_bench.finetuning_settings import FinetuningConfig
-from ssl_bench.scoring import accuracy
+from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation.finetuning import Classifier
+from ssl_bench.evaluation.metrics import accuracy
+from ssl_bench.experiment import audit as audits
 
 VERSION = 1
 _HALF = 0.5

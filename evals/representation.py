@@ -33,14 +33,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench import progress
-from ssl_bench.augment import augment, crop_and_flip
-from ssl_bench.contract import FrozenEncoder, Result
+from ssl_bench.api.contract import FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.draws import Draws
 from ssl_bench.errors import above, require
-from ssl_bench.features import prepare
-from ssl_bench.scoring import subset
+from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.metrics import subset
+from ssl_bench.transforms.augmentations import augment, crop_and_flip
+from ssl_bench.utils import progress
+from ssl_bench.utils.rng import Draws
 
 VERSION = 1
 _EPSILON = 1e-7

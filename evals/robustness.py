@@ -2,8 +2,8 @@
 
 The fifteen corruptions at five severities of ImageNet-C (Hendrycks, Dietterich: *Benchmarking
 Neural Network Robustness to Common Corruptions and Perturbations*, ICLR 2019, arXiv:1903.12261),
-see `ssl_bench.corruptions` for how ours differ. The probe is chosen and fitted on clean training
-images as that of `linear`, and nothing is learned from corrupted ones.
+see `ssl_bench.transforms.corruptions` for how ours differ. The probe is chosen and fitted on clean
+training images as that of `linear`, and nothing is learned from corrupted ones.
 
 Deviations from the paper: mean accuracy instead of the mean corruption error, which divides by
 AlexNet's errors on ImageNet; a fixed part of the test images instead of all.
@@ -19,15 +19,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_bench import draws, probes, progress
-from ssl_bench.augment import evaluation_view, normalize
-from ssl_bench.contract import FrozenEncoder, Result
-from ssl_bench.corruptions import KINDS, SEVERITIES, SMALLEST_SIDE, corrupt
+from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.config.settings import ProbeConfig
 from ssl_bench.data import Dataset
 from ssl_bench.errors import require, within
-from ssl_bench.features import match_channels
-from ssl_bench.scoring import accuracy
-from ssl_bench.settings import ProbeConfig
+from ssl_bench.evaluation import linear_probe
+from ssl_bench.evaluation.features import match_channels
+from ssl_bench.evaluation.metrics import accuracy
+from ssl_bench.transforms.augmentations import evaluation_view, normalize
+from ssl_bench.transforms.corruptions import KINDS, SEVERITIES, SMALLEST_SIDE, corrupt
+from ssl_bench.utils import progress, rng
 
 VERSION = 1
 _SEED = 0
@@ -67,8 +68,8 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
         f"robustness takes images of {SMALLEST_SIDE} pixels or more, not {spec.image_size}; "
         "a larger --image-size would work",
     )
-    probe = probes.fit_best(encoder.features(data.train), data, config, encoder.seed)
-    order_N = draws.permutation(len(data.test), "robustness", data.fingerprint)
+    probe = linear_probe.fit_best(encoder.features(data.train), data, config, encoder.seed)
+    order_N = rng.permutation(len(data.test), "robustness", data.fingerprint)
     chosen_N = order_N[: config.images or None].sort().values
     labels_N = data.test.labels_N.cpu()[chosen_N]
     views = [("clean", 0), *itertools.product(KINDS, SEVERITIES)]

@@ -46,14 +46,20 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import draws, encoders, masking
-from ssl_bench.augment import Augmentation, crop_and_flip, evaluation_view, normalize
-from ssl_bench.contract import Batch, Method
+from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.ranges import LogUniform, Uniform
+from ssl_bench.config.settings import Ablation, OptimizerConfig, Published
 from ssl_bench.data import Split
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import above, require, within
-from ssl_bench.ranges import LogUniform, Uniform
-from ssl_bench.settings import Ablation, OptimizerConfig, Published
+from ssl_bench.models import encoders, masking
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.transforms.augmentations import (
+    Augmentation,
+    crop_and_flip,
+    evaluation_view,
+    normalize,
+)
+from ssl_bench.utils import rng
 
 VERSION = 1
 PRESETS = {
@@ -201,7 +207,7 @@ class Pretraining(Method):
         """Find the principal components of the training images' patches, where they are wanted."""
         if self.config.loss_target == "pixels":
             return
-        index_N = draws.permutation(len(train), seed, "pca")[:_PCA_IMAGES]
+        index_N = rng.permutation(len(train), seed, "pca")[:_PCA_IMAGES]
         images_NCHW = train.images(index_N).cpu()
         view_NCHW = normalize(evaluation_view(images_NCHW, spec.image_size), spec.mean, spec.std)
         patches_NLP = self._scaled(encoders.patchify(view_NCHW, self.patch_size))

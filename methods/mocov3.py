@@ -50,12 +50,14 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders, optim, parallel
-from ssl_bench.augment import Augmentation
-from ssl_bench.contract import Batch, Method
+from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.ranges import LogUniform, Uniform
+from ssl_bench.config.settings import OptimizerConfig, Published
+from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
-from ssl_bench.ranges import LogUniform, Uniform
-from ssl_bench.settings import OptimizerConfig, Published
+from ssl_bench.models import encoders
+from ssl_bench.training import optim
+from ssl_bench.transforms.augmentations import Augmentation
 
 VERSION = 1
 PRESETS = {
@@ -171,11 +173,11 @@ class Pretraining(Method):
         """
         temperature = self.config.temperature
         query_BD = F.normalize(query_BD.float(), dim=1)
-        keys_ND = F.normalize(parallel.gather(key_BD.float()), dim=1)
+        keys_ND = F.normalize(collectives.gather(key_BD.float()), dim=1)
         with torch.autocast(query_BD.device.type, enabled=False):
             logits_BN = query_BD @ keys_ND.T / temperature
         count = len(query_BD)
-        own_B = torch.arange(count, device=query_BD.device) + count * parallel.rank()
+        own_B = torch.arange(count, device=query_BD.device) + count * collectives.rank()
         return F.cross_entropy(logits_BN, own_B) * 2 * temperature
 
     @torch.no_grad()
@@ -197,7 +199,7 @@ def mlp(widths: list[int]) -> nn.Sequential:
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers += [
             nn.Linear(inputs, outputs, bias=False),
-            parallel.SyncBatchNorm1d(outputs, affine=index < last),
+            collectives.SyncBatchNorm1d(outputs, affine=index < last),
         ]
         if index < last:
             layers.append(nn.ReLU(inplace=True))

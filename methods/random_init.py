@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from timm.models.vision_transformer import VisionTransformer
 
-from ssl_bench.contract import Method
+from ssl_bench.api.contract import Method
 
 VERSION = 1
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders
-from ssl_bench.augment import Augmentation, crop_and_flip
-from ssl_bench.contract import Batch, Method
+from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.ranges import LogUniform, Uniform
+from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.errors import within
-from ssl_bench.ranges import LogUniform, Uniform
-from ssl_bench.settings import OptimizerConfig
+from ssl_bench.models import encoders
+from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 
 VERSION = 1
 PRESETS = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_bench.checkpoints import load_encoder
+    from ssl_bench.models.checkpoints import load_encoder
 
 __all__ = ["CORE_VERSION", "__version__", "load_encoder"]
 
@@ -22,6 +22,6 @@ def __getattr__(name: str) -> Any:
     """Import ``load_encoder`` when it is asked for: it takes torch, which the flags do without."""
     if name != "load_encoder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ssl_bench.checkpoints import load_encoder
+    from ssl_bench.models.checkpoints import load_encoder
 
     return load_encoder

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from ssl_bench.units import plain
+from ssl_bench.utils.formatting import plain
 
 _SHOWN = 12
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ssl_bench.data import Dataset, Split, listing
 from ssl_bench.data.dataset import fingerprint
-from ssl_bench.encoders import EncoderSpec
-from ssl_bench.hardware import Hardware
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.models.encoders import EncoderSpec
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be narrow
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that a test starts

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders
-from ssl_bench.augment import Augmentation
-from ssl_bench.contract import Batch, Method
+from ssl_bench.api.contract import Batch, Method
+from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.errors import above
-from ssl_bench.settings import OptimizerConfig
+from ssl_bench.models import encoders
+from ssl_bench.transforms.augmentations import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,19 +21,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ssl_bench import CORE_VERSION, plugins
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench import CORE_VERSION
+from ssl_bench.api import registry
 from ssl_bench.errors import UserError, require
+from ssl_bench.models.encoders import EncoderSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = Path(__file__).with_suffix(".json")
 _CORE = (
-    *("architecture", "arrays", "augment", "contract", "corruptions", "draws", "encoders"),
-    *("evaluation", "features", "filters", "finetuning", "finetuning_settings", "flops"),
-    *("formats", "gradients", "hardware", "image_ops", "inspection", "masking", "optim"),
-    *("parallel", "pretrain", "probes", "replicas", "resume", "scoring", "settings", "sharing"),
-    *("similarity", "timm_augment", "training_state", "views", "weights", "data/*"),
+    *("api/contract", "config/settings", "config/finetuning_settings", "data/**/*"),
+    *("distributed/[!el]*", "evaluation/*", "models/*", "training/*", "transforms/*", "utils/rng"),
 )
+"""Patterns of the files that make numbers, in the package."""
 
 Owner = dict[str, Any]
 
@@ -48,7 +47,7 @@ def current(root: Path = ROOT) -> dict[str, Owner]:
     files = sorted(path for name in _CORE for path in package.glob(f"{name}.py"))
     owners = {"core": _owner(CORE_VERSION, files, EncoderSpec, root)}
     for kind in ("method", "eval"):
-        for plugin in plugins.discover(kind).values():
+        for plugin in registry.discover(kind).values():
             if plugin.is_ours:
                 file = root / f"{kind}s" / plugin.path.name
                 owners[f"{kind} {plugin.name}"] = _owner(
@@ -59,7 +58,7 @@ def current(root: Path = ROOT) -> dict[str, Owner]:
 
 def _owner(version: int | str, files: list[Path], config: type, root: Path) -> Owner:
     hashes = {
-        str(path.relative_to(root)): plugins.fingerprint(ast.parse(path.read_bytes()))
+        str(path.relative_to(root)): registry.fingerprint(ast.parse(path.read_bytes()))
         for path in files
     }
     defaults = {

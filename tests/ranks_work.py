@@ -18,26 +18,21 @@ import timm.layers
 import torch
 from conftest import CPU, make_images
 
-from ssl_bench import (
-    encoders,
-    finetuning,
-    optim,
-    parallel,
-    plugins,
-    pretrain,
-    ranks,
-    training_state,
-)
-from ssl_bench import resume as resuming
-from ssl_bench.contract import Method
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Method
+from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset, Split
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench.distributed import collectives, process_group
+from ssl_bench.distributed.environment import Place
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder
-from ssl_bench.interruption import Stopped
-from ssl_bench.places import Place
-from ssl_bench.plugins import Plugin
-from ssl_bench.resume import Scratch
+from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import optim, pretrain, training_state
+from ssl_bench.training import resume as resuming
+from ssl_bench.training.resume import Scratch
+from ssl_bench.utils.signals import Stopped
 
 SHAPE = {"depth": 3, "embed_dim": 32, "num_heads": 2}
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
@@ -46,7 +41,7 @@ SESSIONS = [("fsdp", 4), ("ddp", 4), ("ddp", 3), ("ddp", 2), ("fsdp", 2), ("ddp"
 STOP_AT = 4
 PROBING = {"epochs": 2, "batch_size": 50, "optimizer": "sgd", "base_lr": 0.5}
 TUNING = {"epochs": 1, "batch_size": 11, "base_lr": 0.02, "drop_path": 0.3, "crop_scale": 0.4}
-MOCO, MAE = plugins.find("method", "mocov3"), plugins.find("method", "mae")
+MOCO, MAE = registry.find("method", "mocov3"), registry.find("method", "mae")
 METHODS = [p for p in contract.METHODS if p.name != "random-init"]
 
 
@@ -97,10 +92,10 @@ def extract(folder: Path) -> None:
     """Features of both splits, and what is answered with their help, as every rank has it."""
     dataset = data()
     encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
-    knn = plugins.find("eval", "knn")
+    knn = registry.find("eval", "knn")
     few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])
     result = knn.load().evaluate(encoder, dataset, knn.config())
-    probe = plugins.find("eval", "linear-paper")
+    probe = registry.find("eval", "linear-paper")
     probed = probe.load().evaluate(encoder, dataset, probe.config(**PROBING))
     found = {
         "train": dict(encoder.features(dataset.train)),
@@ -110,7 +105,7 @@ def extract(folder: Path) -> None:
         "scores": dict(result.scores),
         "probed": probed.predictions_N,
     }
-    torch.save(found, folder / f"features-{parallel.rank()}.pt")
+    torch.save(found, folder / f"features-{collectives.rank()}.pt")
 
 
 def tune(folder: Path, stop_at: int | None = None) -> None:
@@ -122,12 +117,12 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
     dataset = data()
     encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
     encoder.scratch = Scratch(folder / f"tuning-{stop_at}")
-    config = plugins.find("eval", "finetune").config(**TUNING)
+    config = registry.find("eval", "finetune").config(**TUNING)
 
     @contextmanager
     def deferred() -> Iterator[Any]:
         steps = itertools.count(1)
-        is_last = parallel.rank() == parallel.world_size() - 1
+        is_last = collectives.rank() == collectives.world_size() - 1
         yield lambda: signal.SIGTERM if is_last and next(steps) == stop_at else None
 
     found = []
@@ -139,7 +134,7 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
                 finetuning.train(model, encoder, train, config)
                 assert stop_at is None
             if stop_at:
-                parallel.largest(0)  # until the state is written
+                collectives.largest(0)  # until the state is written
                 encoder.scratch = Scratch(folder / f"tuning-{stop_at}")
                 model = finetuning.classifier(encoder, 3, config)
                 finetuning.train(model, encoder, train, config)
@@ -148,18 +143,18 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
         found.append((model.state_dict(), predictions))
         if stop_at:
             break
-    torch.save(found, folder / f"tuned-{stop_at}-{parallel.rank()}.pt")
+    torch.save(found, folder / f"tuned-{stop_at}-{collectives.rank()}.pt")
 
 
 def refuse() -> None:
-    raise UserError(f"seen by rank {parallel.rank()} of {parallel.world_size()}")
+    raise UserError(f"seen by rank {collectives.rank()} of {collectives.world_size()}")
 
 
 def resume(stopped: Path, folder: Path) -> None:
     """Go on from a checkpoint, in a folder of its own."""
-    if parallel.rank() == 0:
+    if collectives.rank() == 0:
         shutil.copytree(stopped, folder)
-    parallel.largest(0)
+    collectives.largest(0)
     train(MOCO, folder)
 
 
@@ -176,13 +171,13 @@ def work(rank: int, ports: list[int], folder: str) -> None:
         place = Place(rank, world, rank, world, "127.0.0.1", port)
         home = Path(folder, f"{strategy}-{world}")
         is_new = not home.exists()
-        with ranks.joined(place, strategy):  # type: ignore[arg-type]
-            is_new = parallel.decided(is_new)
-            assert parallel.agreed(15 if rank == world - 1 else 0) == 15
-            assert parallel.agreed(0) == 0
-            assert parallel.from_all(rank) == list(range(world))
+        with process_group.joined(place, strategy):  # type: ignore[arg-type]
+            is_new = collectives.decided(is_new)
+            assert collectives.agreed(15 if rank == world - 1 else 0) == 15
+            assert collectives.agreed(0) == 0
+            assert collectives.from_all(rank) == list(range(world))
             with pytest.raises(UserError, match="seen by rank 0"):
-                parallel.from_first(refuse)
+                collectives.from_first(refuse)
             home.mkdir(exist_ok=True)
             if not is_new:
                 resume(Path(folder, "fsdp-2", "stopped"), home / "from-fsdp-2")

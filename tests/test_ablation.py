@@ -15,14 +15,18 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from ssl_bench import ablation, ablation_results, commands, figures, flags, plugins, pretrain
-from ssl_bench.ablation import Cell
-from ssl_bench.commands import Run
-from ssl_bench.files import load_json
-from ssl_bench.preparation import prepare_run
+from ssl_bench.api import registry
+from ssl_bench.cli import flags
+from ssl_bench.experiment import commands, figures
+from ssl_bench.experiment.commands import Run
+from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.sweep import ablation, ablation_results
+from ssl_bench.sweep.ablation import Cell
+from ssl_bench.training import pretrain
+from ssl_bench.utils.files import load_json
 
 Call = Callable[..., tuple[int, str, str]]
-MAE = plugins.find("method", "mae")
+MAE = registry.find("method", "mae")
 NAMES = list(MAE.ablations())
 SHORT = (
     "--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--linear-epochs", 1,
@@ -360,8 +364,8 @@ def test_papers_numbers_are_no_code_of_the_method(tmp_path: Path) -> None:
     other.parent.mkdir()
     other.write_text(source.replace("0.02", "0.03"))
     assert changed.read_text() != source
-    assert plugins.find("method", str(changed)).fingerprint == MAE.fingerprint
-    assert plugins.find("method", str(other)).fingerprint != MAE.fingerprint
+    assert registry.find("method", str(changed)).fingerprint == MAE.fingerprint
+    assert registry.find("method", str(other)).fingerprint != MAE.fingerprint
 
 
 def finished(evaluation: str, scores: Sequence[float]) -> list[Run]:

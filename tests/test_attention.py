@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import encoders, inspection, plugins
-from ssl_bench.augment import evaluation_view
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder, prepare
-from ssl_bench.scoring import subset
+from ssl_bench.evaluation.features import Encoder, prepare
+from ssl_bench.evaluation.metrics import subset
+from ssl_bench.models import attention_maps, encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.transforms.augmentations import evaluation_view
 
-ATTENTION = plugins.find("eval", "attention").load()
+ATTENTION = registry.find("eval", "attention").load()
 KINDS: list[dict[str, Any]] = [
     {},
     {"qk_norm": True},
@@ -56,7 +57,7 @@ def test_weights_are_those_that_the_modules_use(
         block.attn.fused_attn = fused
         block.attn.register_forward_hook(lambda _, taken, made: seen.append((taken[0], made)))
     hooks = [len(block.attn._forward_pre_hooks) for block in encoder.blocks]
-    found = list(inspection.attention_by_block(encoder, images))
+    found = list(attention_maps.attention_by_block(encoder, images))
     assert [len(block.attn._forward_pre_hooks) for block in encoder.blocks] == hooks
     assert len(found) == len(seen) == 6
     for block, weights, (taken, made) in zip(encoder.blocks, found, seen, strict=True):
@@ -72,7 +73,7 @@ def test_weights_are_those_that_the_modules_use(
 def test_tokens_by_block_lead_to_the_features(changes: dict[str, Any], spec: EncoderSpec) -> None:
     encoder = tiny_encoder(spec, **changes)
     images = torch.randn(2, 3, 16, 16)
-    tokens = list(inspection.tokens_by_block(encoder, images))
+    tokens = list(attention_maps.tokens_by_block(encoder, images))
     assert len(tokens) == 7
     assert torch.equal(encoder.norm(tokens[-1]), encoder.forward_features(images))
 
@@ -98,7 +99,7 @@ def test_rollout_sums_over_all_paths(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.rand(1, 2, 3, 3, generator=generator, dtype=torch.float64).softmax(-1)
                for _ in range(3)]  # fmt: skip
-    flow = inspection.rollout(weights)
+    flow = attention_maps.rollout(weights)
     torch.testing.assert_close(flow.sum(dim=-1), torch.ones(1, 3, dtype=torch.float64))
     steps = [(each.mean(dim=1)[0] + torch.eye(3, dtype=torch.float64)) / 2 for each in weights]
     for top, bottom in itertools.product(range(3), range(3)):
@@ -113,8 +114,8 @@ def test_entropy_is_a_share_of_the_largest() -> None:
     alone = torch.tensor([0.0, 0.5, 0.0, 0.0])  # the rest goes to the class token
     pair = torch.tensor([0.2, 0.2, 0.0, 0.0])
     rows = torch.stack([torch.full((4,), 0.1), alone, pair])[None, None]
-    torch.testing.assert_close(inspection.entropy(rows)[0, 0], torch.tensor([1.0, 0.0, 0.5]))
-    assert inspection.entropy(torch.ones(2, 3, 1, 1)).eq(0).all(), "one patch is no choice"
+    torch.testing.assert_close(attention_maps.entropy(rows)[0, 0], torch.tensor([1.0, 0.0, 0.5]))
+    assert attention_maps.entropy(torch.ones(2, 3, 1, 1)).eq(0).all(), "one patch is no choice"
 
 
 def test_distance_is_in_patches() -> None:
@@ -122,14 +123,14 @@ def test_distance_is_in_patches() -> None:
     places = list(itertools.product(range(rows), range(columns)))
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(2, 4, 6, 6, generator=generator)
-    ours = inspection.distance(weights, rows, columns)
+    ours = attention_maps.distance(weights, rows, columns)
     for image, head in itertools.product(range(2), range(4)):
         far = 0.0
         for query, key in itertools.product(range(6), range(6)):
             share = weights[image, head, query, key] / weights[image, head, query].sum()
             far += float(share) * math.dist(places[query], places[key]) / 6
         assert ours[image, head].item() == pytest.approx(far, rel=1e-5)
-    assert inspection.distance(torch.eye(6)[None, None], rows, columns).item() == 0
+    assert attention_maps.distance(torch.eye(6)[None, None], rows, columns).item() == 0
 
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
@@ -145,17 +146,17 @@ def test_arrays_are_of_what_the_encoder_sees(
     assert arrays["images"].dtype == torch.uint8
     assert torch.equal(arrays["images"], tiny.test.images(index))
     weights = list(
-        inspection.attention_by_block(module, prepare(tiny.test.images(index), spec, CPU))
+        attention_maps.attention_by_block(module, prepare(tiny.test.images(index), spec, CPU))
     )
     prefix = module.num_prefix_tokens
     queries = [0] if module.cls_token is not None else list(range(16))
     wanted = weights[-1][:, :, queries, prefix:].mean(dim=2).view(5, -1, 4, 4)
     torch.testing.assert_close(arrays["attention"], wanted)
-    flow = inspection.rollout(weights)[:, queries, prefix:].mean(dim=1).view(5, 4, 4)
+    flow = attention_maps.rollout(weights)[:, queries, prefix:].mean(dim=1).view(5, 4, 4)
     torch.testing.assert_close(arrays["rollout"], flow)
 
     many = prepare(tiny.test.images(subset(40, 33, tiny.fingerprint)), spec, CPU)
-    weights = list(inspection.attention_by_block(module, many))
+    weights = list(attention_maps.attention_by_block(module, many))
     share = weights[-1][:, :, queries, prefix:].double()
     share = share / share.sum(dim=-1, keepdim=True)
     entropy = -(share * share.log()).sum(dim=-1).mean() / math.log(16)
@@ -163,7 +164,7 @@ def test_arrays_are_of_what_the_encoder_sees(
     assert result.scores["entropy"] == pytest.approx(100 * entropy.item(), rel=1e-5)
     assert arrays["distance"].shape == (6, module.blocks[0].attn.num_heads)
     for number in range(6):
-        far = inspection.distance(weights[number][..., prefix:, prefix:], 4, 4).mean().item()
+        far = attention_maps.distance(weights[number][..., prefix:, prefix:], 4, 4).mean().item()
         assert result.scores[f"distance_{number + 1}"] == pytest.approx(far, rel=1e-5)
 
 

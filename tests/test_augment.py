@@ -19,17 +19,17 @@ from timm.data import auto_augment
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from ssl_bench import image_ops
-from ssl_bench.augment import (
+from ssl_bench.errors import UserError
+from ssl_bench.transforms import functional
+from ssl_bench.transforms.augmentations import (
     Augmentation,
     augment,
     evaluation_view,
     normalize,
     random_crop_boxes,
 )
-from ssl_bench.draws import Draws
-from ssl_bench.errors import UserError
-from ssl_bench.timm_augment import rand_augment, random_erase
+from ssl_bench.transforms.timm_augment import rand_augment, random_erase
+from ssl_bench.utils.rng import Draws
 
 BATCH = 3
 # Float32 rounding; torchvision's arithmetic on uint8 may be one level of 255 away.
@@ -101,7 +101,7 @@ def test_resized_crop(
     boxes = torch.cat([corners, lengths], 1)
     flip = torch.rand(BATCH, generator=generator) < 0.5
 
-    actual = image_ops.resized_crop(images, boxes, flip, size, interpolation)
+    actual = functional.resized_crop(images, boxes, flip, size, interpolation)
 
     def torchvision_crop(image: Tensor, box: list[int], mirror: bool) -> Tensor:
         mode = InterpolationMode(interpolation)
@@ -125,14 +125,14 @@ def test_resized_crop_of_the_whole_image_is_exact() -> None:
     images = random_images(0, 3, 32, 32)
     box = torch.tensor([[0, 0, 32, 32]]).expand(BATCH, 4)
     still = torch.zeros(BATCH, dtype=torch.bool)
-    for interpolation in image_ops.INTERPOLATIONS:
-        actual = image_ops.resized_crop(images, box, still, 32, interpolation)
+    for interpolation in functional.INTERPOLATIONS:
+        actual = functional.resized_crop(images, box, still, 32, interpolation)
         assert torch.equal(actual, images / 255)
 
 
 def test_resized_crop_rejects_unknown_interpolation() -> None:
     with pytest.raises(ValueError, match="lanczos"):
-        image_ops.resized_crop(
+        functional.resized_crop(
             random_images(0, 1, 8, 8), torch.zeros(3, 4), torch.zeros(3).bool(), 8, "lanczos"
         )
 
@@ -147,7 +147,7 @@ def test_color_jitter(seed: int, channels: int, size: int) -> None:
     hue = torch.rand(BATCH, generator=generator) - 0.5
     orders = torch.rand(BATCH, 4, generator=generator).argsort(1)
 
-    actual = image_ops.color_jitter(images, brightness, contrast, saturation, hue, orders)
+    actual = functional.color_jitter(images, brightness, contrast, saturation, hue, orders)
 
     names = ("brightness", "contrast", "saturation", "hue")
     for row, order in enumerate(orders.tolist()):
@@ -169,7 +169,7 @@ def test_color_jitter_of_one_kind_in_every_order(kind: str, channels: int) -> No
         for name in ("brightness", "contrast", "saturation", "hue")
     )
 
-    actual = image_ops.color_jitter(images, brightness, contrast, saturation, hue, orders)
+    actual = functional.color_jitter(images, brightness, contrast, saturation, hue, orders)
 
     operation = getattr(reference, f"adjust_{kind}")
     rows = zip(images, values.tolist(), strict=True)
@@ -182,21 +182,21 @@ def test_color_jitter_of_one_kind_in_every_order(kind: str, channels: int) -> No
 def test_grayscale_and_solarize(seed: int, size: int) -> None:
     images = random_floats(seed, 3, size)
     grey = reference.rgb_to_grayscale(images, num_output_channels=3)
-    assert largest_difference(image_ops.to_grayscale(images), grey) < CLOSE
+    assert largest_difference(functional.to_grayscale(images), grey) < CLOSE
     bytes_ = random_images(seed, 3, size, size)
-    solarized = image_ops.solarize(bytes_ / 255, 128 / 255)
+    solarized = functional.solarize(bytes_ / 255, 128 / 255)
     assert largest_difference(solarized, reference.solarize(bytes_, 128) / 255) < 1e-6
 
 
 def test_one_channel_has_no_colour() -> None:
     images = random_floats(0, 1, 28)
-    assert torch.equal(image_ops.to_grayscale(images), images)
-    assert torch.equal(image_ops.adjust_hue(images, torch.full((BATCH,), 0.3)), images)
+    assert torch.equal(functional.to_grayscale(images), images)
+    assert torch.equal(functional.adjust_hue(images, torch.full((BATCH,), 0.3)), images)
 
 
 def test_colour_of_two_channels_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 or 3 channels, not 2"):
-        image_ops.to_grayscale(torch.rand(1, 2, 8, 8))
+        functional.to_grayscale(torch.rand(1, 2, 8, 8))
 
 
 @examples
@@ -204,7 +204,7 @@ def test_colour_of_two_channels_is_an_error() -> None:
 def test_gaussian_blur(seed: int, channels: int, height: int, width: int, radius: int) -> None:
     images = random_images(seed, channels, height, width) / 255
     sigma = 0.1 + 3 * torch.rand(BATCH, generator=torch.Generator().manual_seed(seed))
-    actual = image_ops.gaussian_blur(images, sigma, radius)
+    actual = functional.gaussian_blur(images, sigma, radius)
     for row in range(BATCH):
         expected = reference.gaussian_blur(images[row], [2 * radius + 1] * 2, [sigma[row].item()])
         assert largest_difference(actual[row], expected) < CLOSE
@@ -212,7 +212,7 @@ def test_gaussian_blur(seed: int, channels: int, height: int, width: int, radius
 
 def test_gaussian_blur_of_an_image_smaller_than_its_radius() -> None:
     images = torch.full((1, 1, 4, 4), 0.25)
-    blurred = image_ops.gaussian_blur(images, torch.tensor([2.0]), radius=6)
+    blurred = functional.gaussian_blur(images, torch.tensor([2.0]), radius=6)
     assert largest_difference(blurred, images) < CLOSE
 
 
@@ -222,11 +222,11 @@ def test_operations_leave_their_arguments_alone() -> None:
     ones = torch.ones(BATCH)
     order = torch.arange(4).expand(BATCH, 4)
     box = torch.tensor([[0, 0, 28, 28]]).expand(BATCH, 4)
-    image_ops.color_jitter(images, 2 * ones, 2 * ones, 2 * ones, 0.2 * ones, order)
-    image_ops.to_grayscale(images).mul_(0)
-    image_ops.gaussian_blur(images, ones, 3)
-    image_ops.solarize(images, 0.5)
-    image_ops.resized_crop(images, box, ones.bool(), 28, "bicubic")
+    functional.color_jitter(images, 2 * ones, 2 * ones, 2 * ones, 0.2 * ones, order)
+    functional.to_grayscale(images).mul_(0)
+    functional.gaussian_blur(images, ones, 3)
+    functional.solarize(images, 0.5)
+    functional.resized_crop(images, box, ones.bool(), 28, "bicubic")
     normalize(images, (0.5,) * 3, (0.5,) * 3)
     assert torch.equal(images, before)
 
@@ -495,7 +495,7 @@ class TestTimmAugment:
         [transform] = [t for t in factory.transforms if isinstance(t, auto_augment.RandAugment)]
         images = random_images(0, 3, 32, 32, batch=8)
         ours = rand_augment(images / 255, RAND_AUGMENT, mean, Draws(0, 0, torch.arange(8)))
-        from ssl_bench.draws import key
+        from ssl_bench.utils.rng import key
 
         for index in range(8):
             number = key(0, "rand augment", 0, index)

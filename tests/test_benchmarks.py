@@ -170,7 +170,7 @@ def test_parts_accumulate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(rounds, "in_process", pretend)
     monkeypatch.setattr(machine, "matrix_rate", lambda device: {"float32": 1.0})
     monkeypatch.setattr(
-        "ssl_bench.hardware._cpu_name", lambda: "Some CPU"
+        "ssl_bench.distributed.device._cpu_name", lambda: "Some CPU"
     )  # whatever the tests run on
     path = results.path_of(tmp_path, "Some CPU")
     results.save(path, "Some CPU", {"training": {"mae-ti4-32": measured()}})
@@ -221,7 +221,7 @@ def test_mistakes_end_with_2(
 def test_broken_results_are_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ssl_bench.hardware._cpu_name", lambda: "Some CPU")
+    monkeypatch.setattr("ssl_bench.distributed.device._cpu_name", lambda: "Some CPU")
     path = results.path_of(tmp_path, "Some CPU")
     path.write_text('{"about": {}}')
     with pytest.raises(UserError, match="holds no results"):

@@ -20,11 +20,12 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from ssl_bench import architecture, encoders, formats, load_encoder
-from ssl_bench.architecture import Hints
-from ssl_bench.checkpoints import read
+from ssl_bench import load_encoder
 from ssl_bench.errors import UserError
-from ssl_bench.formats import Weights
+from ssl_bench.models import architecture, encoders, formats
+from ssl_bench.models.architecture import Hints
+from ssl_bench.models.checkpoints import read
+from ssl_bench.models.formats import Weights
 
 Call = Callable[..., tuple[int, str, str]]
 State = dict[str, Tensor]

@@ -19,17 +19,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_bench import budget, flags, habits, runs, weights
-from ssl_bench.data import Split
-from ssl_bench.features import Encoder
-from ssl_bench.files import load_json, readable
-from ssl_bench.settings import (
+from ssl_bench.cli import flags, habits
+from ssl_bench.config.settings import (
     CompareSettings,
     EvalSettings,
     ExportSettings,
     QuerySettings,
     ReportSettings,
 )
+from ssl_bench.data import Split
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import weights
+from ssl_bench.runs import run_folder
+from ssl_bench.training import budget
+from ssl_bench.utils.files import load_json, readable
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = {
@@ -623,7 +626,7 @@ def test_nobodys_settings_of_matplotlib_matter(image_folder: Path, tmp_path: Pat
 
 def test_run_in_use_is_left_alone(run: Call, tmp_path: Path) -> None:
     run("--evals", "none")
-    with runs.locked(only_run(tmp_path)):
+    with run_folder.locked(only_run(tmp_path)):
         code, _, err = run("--evals", "none")
     assert code == 2
     assert "in use" in err

@@ -12,15 +12,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ssl_bench import arrays, comparison, tables
-from ssl_bench.comparison import Comparison, Table, pairs
-from ssl_bench.comparison.grouping import Column, Score
+from ssl_bench.analysis import comparison, tables
+from ssl_bench.analysis.comparison import Comparison, Table, pairs
+from ssl_bench.analysis.comparison.grouping import Column, Score
+from ssl_bench.analysis.report.source import Source
+from ssl_bench.analysis.report.tables import main_tables, pair_tables, rows_of
 from ssl_bench.errors import UserError
-from ssl_bench.files import write_json
-from ssl_bench.index import Index
-from ssl_bench.report.source import Source
-from ssl_bench.report.tables import main_tables, pair_tables, rows_of
-from ssl_bench.rows import RUN_COLUMNS, SCORE_COLUMNS
+from ssl_bench.runs.index import Index
+from ssl_bench.runs.run_records import RUN_COLUMNS, SCORE_COLUMNS
+from ssl_bench.utils import arrays
+from ssl_bench.utils.files import write_json
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 100)
 

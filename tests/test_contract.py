@@ -14,20 +14,24 @@ import torch
 from conftest import CPU
 from torch import Tensor
 
-from ssl_bench import encoders, flags, gradients, plugins, pretrain, runs
-from ssl_bench.contract import Method, Result
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Method, Result
+from ssl_bench.api.ranges import OneOf
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import flags
+from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder
-from ssl_bench.plugins import Plugin
-from ssl_bench.ranges import OneOf
-from ssl_bench.runs import Plan
-from ssl_bench.settings import Settings
-from ssl_bench.sweep.values import words_of
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.runs.run_folder import Plan
+from ssl_bench.sweep.spec.values import words_of
+from ssl_bench.training import gradients, pretrain
 
-METHODS = list(plugins.discover("method").values())
-EVALS = list(plugins.discover("eval").values())
+METHODS = list(registry.discover("method").values())
+EVALS = list(registry.discover("eval").values())
 _EPOCHS, _BATCH = 2, 24
 _SHORT = {
     "epochs": _EPOCHS,
@@ -94,7 +98,7 @@ def test_the_centrepieces_are_found() -> None:
 def test_config_is_frozen_and_every_flag_has_help(plugin: Plugin) -> None:
     config = plugin.config
     assert config.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    texts = plugins.field_help(config)
+    texts = registry.field_help(config)
     missing = [field.name for field in dataclasses.fields(config) if not texts.get(field.name)]
     assert not missing
     assert plugin.summary
@@ -195,7 +199,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     with pytest.raises(Killed):
         pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
     assert (folder / "checkpoint.pt").exists()
-    assert not runs.is_trained(folder)
+    assert not run_folder.is_trained(folder)
 
     train(plugin, spec, tiny, folder)
     assert weights(folder) == weights(whole)

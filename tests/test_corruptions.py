@@ -13,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import corruptions, encoders, filters, plugins
-from ssl_bench.corruptions import KINDS, SEVERITIES, corrupt
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.transforms import corruptions, filters
+from ssl_bench.transforms.corruptions import KINDS, SEVERITIES, corrupt
 
-ROBUSTNESS = plugins.find("eval", "robustness")
+ROBUSTNESS = registry.find("eval", "robustness")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +200,7 @@ class TestRobustness:
 
     def test_clean_score_is_that_of_linear(self, encoder: Encoder, tiny: Dataset) -> None:
         sizes = {"batch_size": 24, "epochs": 2}
-        linear = plugins.find("eval", "linear")
+        linear = registry.find("eval", "linear")
         expected = linear.load().evaluate(encoder, tiny, linear.config(**sizes))
         result = ROBUSTNESS.load().evaluate(encoder, tiny, ROBUSTNESS.config(**sizes, images=0))
         assert result.scores["top1_clean"] == expected.scores["top1"]

@@ -14,16 +14,17 @@ from conftest import CPU
 from test_contract import METHODS, build, named, plan, train, weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench import budget, flops, plugins, pretrain
-from ssl_bench.contract import Method
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Method
+from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.files import load_json
-from ssl_bench.plugins import Plugin
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import budget, flops, pretrain
+from ssl_bench.utils.files import load_json
 
 Call = Callable[..., tuple[int, str, str]]
-EXAMPLE = plugins.find("method", str(Path(__file__).parent / "example_method.py"))
+EXAMPLE = registry.find("method", str(Path(__file__).parent / "example_method.py"))
 
 
 @pytest.mark.parametrize("plugin", METHODS, ids=named)
@@ -66,7 +67,7 @@ def test_snapshots_are_what_the_training_passed_through(
     name: str, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
     """Writing them changes nothing, and each is the encoder of that step with its cost."""
-    plugin = plugins.find("method", name)
+    plugin = registry.find("method", name)
     plain = train(plugin, spec, tiny, tmp_path / "plain")
     method, what = build(plugin, spec), plan(plugin, spec, tiny)
     folder = tmp_path / "watched"
@@ -112,7 +113,7 @@ def interrupted(method: Method) -> Method:
 def test_an_interrupted_training_has_the_same_snapshots(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     what = plan(plugin, spec, tiny)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
@@ -192,7 +193,7 @@ def test_a_budget_of_time_keeps_the_length_it_bought(
 
 
 def test_the_time_of_a_step_is_measured(spec: EncoderSpec, tiny: Dataset) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     method = build(plugin, spec)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     assert 0 < budget.seconds_per_step(method, tiny, plan(plugin, spec, tiny), CPU) < 60
@@ -217,7 +218,7 @@ def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
 def test_an_encoder_that_the_training_has_passed_is_not_promised(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     method = interrupted(build(plugin, spec))
     what = plan(plugin, spec, tiny)

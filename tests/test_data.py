@@ -31,14 +31,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from ssl_bench import data
-from ssl_bench.data import decode, embedded, listing
+from ssl_bench.config.settings import Storage
+from ssl_bench.data import embedded, in_memory, listing
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS, to_rgb
 from ssl_bench.data.listing import Picture
 from ssl_bench.data.names import TORCHVISION
 from ssl_bench.data.prepare import prepare
-from ssl_bench.data.search import image_files
+from ssl_bench.data.sources.search import image_files
 from ssl_bench.errors import UserError
-from ssl_bench.settings import Storage
 
 
 def same(first: object, second: object) -> bool:
@@ -722,7 +722,7 @@ def test_truncated_image_says_so(tmp_path: Path) -> None:
 def test_too_many_images_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_folder(tmp_path / "x", {"train/a": 2, "train/b": 1, "test/a": 1}, width=120)
     room = 2 * 4 * 3 * 64**2  # half of it holds four images of 64 pixels
-    monkeypatch.setattr(decode, "_available_memory", lambda: room)
+    monkeypatch.setattr(in_memory, "_available_memory", lambda: room)
     said = message(root, image_size=224, storage="memory")
     assert "4 images of 256 x 256 pixels" in said and "GiB" in said
     assert said.endswith("--storage stream would work, and so would an image size of 56 or less")
@@ -730,7 +730,7 @@ def test_too_many_images_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_free_memory_is_known() -> None:
-    assert decode._available_memory() > 2**20
+    assert in_memory._available_memory() > 2**20
 
 
 # ---- Parquet

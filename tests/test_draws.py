@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench.draws import Draws, generator, key, permutation
+from ssl_bench.utils.rng import Draws, generator, key, permutation
 
 COUNT = 20_000
 BINS = 16

@@ -10,13 +10,14 @@ import torch
 from conftest import CPU, make_images
 from torch import Tensor
 
-from ssl_bench import encoders, plugins
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder, RawPixels
+from ssl_bench.evaluation.features import Encoder, RawPixels
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
 
-EMBEDDING = plugins.find("eval", "embedding")
+EMBEDDING = registry.find("eval", "embedding")
 
 
 class Clusters:

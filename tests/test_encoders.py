@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ssl_bench import encoders, weights
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
+from ssl_bench.models import encoders, weights
+from ssl_bench.models.encoders import EncoderSpec
 
 
 def random_images(spec: EncoderSpec, count: int = 3) -> torch.Tensor:

@@ -15,19 +15,24 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import draws, encoders, finetuning, optim, parallel, plugins, probes
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
-from ssl_bench.draws import Draws
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder, Kept, RawPixels, match_channels, prepare
-from ssl_bench.scoring import accuracy, holdout
-from ssl_bench.timm_augment import rand_augment
+from ssl_bench.evaluation import finetuning, linear_probe
+from ssl_bench.evaluation.features import Encoder, Kept, RawPixels, match_channels, prepare
+from ssl_bench.evaluation.metrics import accuracy, holdout
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import optim
+from ssl_bench.transforms.timm_augment import rand_augment
+from ssl_bench.utils import rng
+from ssl_bench.utils.rng import Draws
 
-KNN = plugins.find("eval", "knn")
-LINEAR = plugins.find("eval", "linear")
-FINETUNE = plugins.find("eval", "finetune")
-PAPER = plugins.find("eval", "linear-paper")
+KNN = registry.find("eval", "knn")
+LINEAR = registry.find("eval", "linear")
+FINETUNE = registry.find("eval", "finetune")
+PAPER = registry.find("eval", "linear-paper")
 
 
 class Given:
@@ -106,8 +111,8 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
     rows = torch.randperm(80, generator=generator)[:64]
     features = torch.zeros(80, 6).index_copy(0, rows, inputs)
     targets = torch.zeros(80, dtype=torch.int64).index_copy(0, rows, labels)
-    as_is = probes.Scaler(torch.zeros(6), torch.ones(6))
-    trained = probes.train(features, targets, rows, 4, grid, 3, 16, seed=5, scaler=as_is)
+    as_is = linear_probe.Scaler(torch.zeros(6), torch.ones(6))
+    trained = linear_probe.train(features, targets, rows, 4, grid, 3, 16, seed=5, scaler=as_is)
 
     for index, (rate, decay) in enumerate(grid):
         head = torch.nn.Linear(6, 4)
@@ -119,7 +124,7 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
         ]
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
         for step in range(12):
-            order = draws.permutation(64, 5, "linear", step // 4)
+            order = rng.permutation(64, 5, "linear", step // 4)
             chosen = order[step % 4 * 16 : (step % 4 + 1) * 16]
             for group in optimizer.param_groups:
                 group["lr"] = (
@@ -140,7 +145,7 @@ def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shi
     features = torch.randn(50, 4, generator=generator) + shift
     features[:, 3] = shift
     rows = torch.randperm(50, generator=generator)[:count]
-    scaler = probes.Scaler.of(features, rows)
+    scaler = linear_probe.Scaler.of(features, rows)
     chosen = features[rows].double()
     # Of 1,000, float32 holds the mean to 3e-5, which a small deviation would make large.
     assume(chosen[:, :3].std(0, correction=0).min() > 0.1)
@@ -213,8 +218,8 @@ def test_the_same_images_are_encoded_together_on_any_number_of_ranks(
 ) -> None:
     """Or the features that are kept would depend on it in their rounding."""
     monkeypatch.setattr(Encoder, "_images_at_once", 16)
-    monkeypatch.setattr(parallel, "gather_shares", lambda own, count: own)
-    monkeypatch.setattr(parallel, "world_size", lambda: world)
+    monkeypatch.setattr(collectives, "gather_shares", lambda own, count: own)
+    monkeypatch.setattr(collectives, "world_size", lambda: world)
     encoder = Encoder(encoders.build(spec, 0), spec, CPU, 0)
     encode, seen = encoder._encode, []
 
@@ -224,7 +229,7 @@ def test_the_same_images_are_encoded_together_on_any_number_of_ranks(
 
     monkeypatch.setattr(encoder, "_encode", record)
     for rank in range(world):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
         encoder._extract(tiny.test)
     together = {tuple(images.flatten(1).sum(1).tolist()) for images in seen}
     whole = prepare(tiny.test.images_NCHW, spec, CPU).flatten(1).sum(1)
@@ -548,7 +553,7 @@ class TestLinearPaper:
         views = encoder.seen[1:-1]  # after the width was asked for, before the test images
         assert len(views) == steps
         for step in range(steps):
-            order = draws.permutation(120, 0, "linear-paper", step // per_epoch)
+            order = rng.permutation(120, 0, "linear-paper", step // per_epoch)
             chosen = order[step % per_epoch * 40 : (step % per_epoch + 1) * 40]
             inputs = encoder.encode(views[step].double())[config.pooling]
             if config.batch_norm:
@@ -613,7 +618,7 @@ class TestLinearPaper:
         _, _, encoder = self.train(config, tiny, spec, monkeypatch)
         first, second = encoder.seen[1:-1]
         assert first.shape == second.shape == (120, 3, 16, 16)
-        orders = [draws.permutation(120, 0, "linear-paper", epoch).argsort() for epoch in (0, 1)]
+        orders = [rng.permutation(120, 0, "linear-paper", epoch).argsort() for epoch in (0, 1)]
         differ = (first[orders[0]] != second[orders[1]]).flatten(1).any(1)
         assert differ.float().mean() > 0.9, "a small image has few crops, so that some coincide"
 

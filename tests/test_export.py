@@ -17,10 +17,12 @@ from test_checkpoints import decoder, features, images, moco_state, vit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench import encoders, export, load_encoder
-from ssl_bench.architecture import Hints
-from ssl_bench.checkpoints import Checkpoint, read
+from ssl_bench import load_encoder
+from ssl_bench.cli.commands import export
 from ssl_bench.errors import UserError
+from ssl_bench.models import encoders
+from ssl_bench.models.architecture import Hints
+from ssl_bench.models.checkpoints import Checkpoint, read
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -109,7 +111,7 @@ def test_transformers_loads_the_whole_autoencoder(mae: Checkpoint, tmp_path: Pat
     """Its loss is that of the method with the same weights and noise."""
     from transformers import ViTMAEForPreTraining, ViTModel
 
-    from ssl_bench import plugins
+    from ssl_bench.api import registry
 
     export.to_transformers(mae, tmp_path / "hf")
     theirs, report = ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
@@ -118,7 +120,7 @@ def test_transformers_loads_the_whole_autoencoder(mae: Checkpoint, tmp_path: Pat
     with torch.no_grad():
         expected = theirs.eval()(images(), noise=noise_BL).loss
 
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     code = plugin.load()
     shown = code.settings_of(mae.decoder)
     config = code.Config(**{**shown, **mae.settings})

@@ -16,14 +16,17 @@ from conftest import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench import arrays, encoders, evaluation, gate, plugins, weights
-from ssl_bench.contract import Result
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Result
+from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder, RawPixels
-from ssl_bench.files import load_json, sha256_of, write_json
-from ssl_bench.plugins import Plugin
+from ssl_bench.evaluation import gate, runner
+from ssl_bench.evaluation.features import Encoder, RawPixels
+from ssl_bench.models import encoders, weights
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.utils import arrays
+from ssl_bench.utils.files import load_json, sha256_of, write_json
 
 Call = Callable[..., tuple[int, str, str]]
 KIND = "an evaluation for tests"
@@ -144,7 +147,7 @@ class Stored:
         weights.save(encoders.build(spec, 0), spec, self.folder)
         source = home / "mine.py"
         source.write_text(PLUGIN)
-        self.plugin: Plugin = plugins.find("eval", str(source))
+        self.plugin: Plugin = registry.find("eval", str(source))
         self.code = self.plugin.load()
         self.calls = 0
 
@@ -157,7 +160,7 @@ class Stored:
 
     def evaluate(self) -> dict[str, Any]:
         evals = {self.plugin: self.code.Config()}
-        [record] = evaluation.evaluate_run(
+        [record] = runner.evaluate_run(
             self.folder, evals, self.data, 0, CPU, self.home, keep_features=False
         )
         return record
@@ -284,7 +287,7 @@ def test_features_that_are_no_numbers_are_counted(spec: EncoderSpec, tiny: Datas
     assert "40 of 40 images" in str(refused.value)
     one = torch.zeros(3, 2)
     one[1, 0], one[2, 1] = math.inf, -math.inf
-    from ssl_bench import features
+    from ssl_bench.evaluation import features
 
     with pytest.raises(UserError, match=r"2 of 3 images.*'cls', first image 1"):
         features._check_finite({"avg": torch.zeros(3, 2), "cls": one})

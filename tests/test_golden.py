@@ -1,6 +1,6 @@
 """Golden curves and scores: what the core computes today.
 
-A change of them raises ``ssl_bench.RESULTS``, which is part of each run's name and each protocol.
+A change of them raises ``ssl_bench.CORE_VERSION``, which is part of each run's identity.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import pytest
 import test_contract as contract
 from conftest import CPU
 
-from ssl_bench import RESULTS, encoders, plugins
+from ssl_bench import RESULTS
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
-from ssl_bench.features import Encoder
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
 
 # The first five steps: after that, rounding that differs between processors shows in the losses.
 GOLDEN = {
@@ -44,7 +46,7 @@ def test_losses_are_those_of_these_results(
     method: str, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
     assert RESULTS == 1, "new results want new golden curves"
-    folder = contract.train(plugins.find("method", method), spec, tiny, tmp_path / method)
+    folder = contract.train(registry.find("method", method), spec, tiny, tmp_path / method)
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
     first = len(GOLDEN[method])
     assert losses[:first] == pytest.approx(GOLDEN[method], rel=2e-3)
@@ -53,7 +55,7 @@ def test_losses_are_those_of_these_results(
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_are_those_of_these_results(name: str, spec: EncoderSpec, tiny: Dataset) -> None:
     assert RESULTS == 1, "new results want new golden scores"
-    plugin = plugins.find("eval", name)
+    plugin = registry.find("eval", name)
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
     found = plugin.load().evaluate(encoder, tiny, contract.small(plugin)).scores
     near = 2.6 if name in ("finetune", "linear-paper") else 0.01

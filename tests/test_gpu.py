@@ -11,12 +11,13 @@ import pytest
 import test_contract as contract
 import torch
 
-from ssl_bench import encoders, pretrain
+from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
-from ssl_bench.features import Encoder
-from ssl_bench.hardware import choose
-from ssl_bench.plugins import Plugin
+from ssl_bench.distributed.device import choose
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import pretrain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_bench import hardware
+from ssl_bench.distributed import device
 from ssl_bench.errors import UserError
 
 
 def test_compilation_follows_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    chosen = {word: hardware.choose("fp32", word).compiled for word in ("off", "on")}
+    chosen = {word: device.choose("fp32", word).compiled for word in ("off", "on")}
     assert chosen == {"off": False, "on": True}
 
 
 def test_what_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(hardware, "find_spec", lambda name: None)
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--compile off would work"):
-        hardware.choose("fp32", "on")
-    assert not hardware.choose("fp32", "auto").compiled
+        device.choose("fp32", "on")
+    assert not device.choose("fp32", "auto").compiled
 
 
 @pytest.mark.parametrize(("patches", "images"), [(16, 256), (64, 64), (196, 20), (10000, 1)])
 def test_a_cpu_takes_few_images_of_many_patches(patches: int, images: int) -> None:
-    cpu = hardware.Hardware(torch.device("cpu"), "fp32", "test")
+    cpu = device.Hardware(torch.device("cpu"), "fp32", "test")
     assert cpu.images_at_once(patches) == images
-    gpu = hardware.Hardware(torch.device("cuda"), "fp32", "test")
+    gpu = device.Hardware(torch.device("cuda"), "fp32", "test")
     assert gpu.images_at_once(patches) is None

@@ -28,11 +28,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_report import make_run
 
-from ssl_bench import arrays, cli, files, plugins, pretrain, report, runs, units, weights
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench import cli
+from ssl_bench.analysis import report
+from ssl_bench.analysis.report import drawing
+from ssl_bench.api import registry
 from ssl_bench.errors import UserError
-from ssl_bench.files import Absent, Unreadable, load_json, write_json
-from ssl_bench.report import drawing
+from ssl_bench.models import weights
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.training import pretrain
+from ssl_bench.utils import arrays, files, formatting
+from ssl_bench.utils.files import Absent, Unreadable, load_json, write_json
 
 SECRET = "SECRET-7261"
 SECONDS = 120
@@ -66,7 +72,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs with everything that a command reads, weights too; nothing is trained for them."""
     folder = tmp_path_factory.mktemp("results") / "runs"
     spec = EncoderSpec("vit_nano", 16, 4, 3, (0.5,) * 3, (0.5,) * 3)
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     config = plugin.config(decoder_width=32, decoder_depth=1, decoder_heads=2)
     for seed in (0, 1):
         run = make_run(folder, "mae", seed)
@@ -129,7 +135,7 @@ def look(command: str, place: Place, capsys: pytest.CaptureFixture[str]) -> tupl
     assert outside_of(place) == before, f"{command} touched something outside"
     text = said.out + said.err
     assert SECRET not in text
-    assert not [c for c in text if units.plain(c) != c], repr(text)
+    assert not [c for c in text if formatting.plain(c) != c], repr(text)
     return code, text
 
 
@@ -181,7 +187,7 @@ def name_a_file_as_the_method(place: Place) -> None:
 
 def name_a_file_as_the_source(place: Place) -> None:
     path = evil_file(place)
-    code = plugins.find("method", str(path)).fingerprint
+    code = registry.find("method", str(path)).fingerprint
     change(place.run / "config.json", method_source=str(path), method_code=code)
 
 
@@ -354,7 +360,7 @@ def test_a_report_runs_and_touches_nothing(
         if path.suffix in (".html", ".csv", ".md", ".tex"):
             text = path.read_text()
             assert SECRET not in text
-            assert units.plain(text) == text
+            assert formatting.plain(text) == text
 
 
 @pytest.mark.parametrize("command", ["rerun", "eval"])
@@ -390,7 +396,7 @@ class TestTrust:
 
     def test_an_evaluation_is_named(self, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
         path, record = evil_file(place), load_json(scores_of(place.run))
-        plugin = plugins.find("eval", str(path))
+        plugin = registry.find("eval", str(path))
         record |= {"eval": plugin.name, "source": str(path), "code": plugin.fingerprint}
         shutil.rmtree(place.run / "evals")
         (place.run / "evals/mine").mkdir(parents=True)
@@ -440,7 +446,7 @@ def test_a_seed_is_no_path(place: Place, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", ".", "..", "", "a\0b", "é" * 200])
 def test_a_name_is_one_of_a_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        runs.create(tmp_path / "runs", name, {})
+        run_folder.create(tmp_path / "runs", name, {})
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

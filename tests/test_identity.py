@@ -16,15 +16,17 @@ import numbers_lock
 import pytest
 from numbers_lock import LOCK, ROOT
 
-from ssl_bench import evaluation, plugins, runs
+from ssl_bench.api import registry
+from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.plugins import Plugin
-from ssl_bench.runs import Plan
+from ssl_bench.evaluation import runner
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.runs.run_folder import Plan
 
-MAE, KNN = plugins.find("method", "mae"), plugins.find("eval", "knn")
-OURS = [*plugins.discover("method").values(), *plugins.discover("eval").values()]
+MAE, KNN = registry.find("method", "mae"), registry.find("eval", "knn")
+OURS = [*registry.discover("method").values(), *registry.discover("eval").values()]
 
 
 def test_code_that_makes_numbers_is_as_locked() -> None:
@@ -168,9 +170,9 @@ def test_a_new_field_leaves_identities_as_they_are(plan: Plan, tiny: Dataset) ->
 
     def identities(**invented: Any) -> tuple[str, str]:
         later = dataclasses.replace(plan, method_config=Later(**invented))
-        return later.identity, evaluation.protocol(KNN, LaterKNN(**invented), tiny)
+        return later.identity, runner.protocol(KNN, LaterKNN(**invented), tiny)
 
-    before = plan.identity, evaluation.protocol(KNN, KNN.config(), tiny)
+    before = plan.identity, runner.protocol(KNN, KNN.config(), tiny)
     assert identities() == before
     assert not set(identities(invented=4)) & set(before)
 
@@ -181,16 +183,19 @@ def test_a_plugin_of_others_is_known_by_its_source(tmp_path: Path, tiny: Dataset
         path = tmp_path / "mine.py"
         path.write_text(KNN.path.read_text() + text)
         mine = Plugin("eval", "mine", path, "")
-        identities.add((mine.version, evaluation.protocol(mine, KNN.config(), tiny)))
+        identities.add((mine.version, runner.protocol(mine, KNN.config(), tiny)))
         assert mine.version == mine.fingerprint
     assert len(identities) == len(dict(identities)) == 2
 
 
 def test_a_folder_made_with_another_default_is_refused(tmp_path: Path) -> None:
     before = {"method_config": {"depth": 1}, "encoder": {"image_size": 16}}
-    folder = runs.create(tmp_path, "mae-x-seed0-aa", before)
+    folder = run_folder.create(tmp_path, "mae-x-seed0-aa", before)
     stored = (folder / "config.json").read_bytes()
-    assert runs.create(tmp_path, folder.name, {"method_config": {"depth": 1, "new": 2}}) == folder
+    assert (
+        run_folder.create(tmp_path, folder.name, {"method_config": {"depth": 1, "new": 2}})
+        == folder
+    )
     with pytest.raises(UserError, match="depth 1"):
-        runs.create(tmp_path, folder.name, {"method_config": {"depth": 2}})
+        run_folder.create(tmp_path, folder.name, {"method_config": {"depth": 2}})
     assert (folder / "config.json").read_bytes() == stored

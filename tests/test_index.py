@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tables
-from ssl_bench import cli, index, query, rows, runs
+from ssl_bench import cli
+from ssl_bench.cli.commands import query
 from ssl_bench.errors import UserError
-from ssl_bench.files import write_json
+from ssl_bench.runs import index, run_folder, run_records
+from ssl_bench.utils.files import write_json
 
 PLAN: dict[str, Any] = {
     "method": "mae", "method_code": "code", "method_config": {"mask_ratio": 0.75}, "data": "shapes",
@@ -61,13 +63,13 @@ def make(runs_dir: Path, name: str = "mae-a", trained: bool = True, **plan: Any)
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that were read, by name; a file may be trusted as soon as it is written."""
     found: list[str] = []
-    read = rows.read
+    read = run_records.read
 
-    def noted(folder: str) -> rows.Reading | None:
+    def noted(folder: str) -> run_records.Reading | None:
         found.append(Path(folder).name)
         return read(folder)
 
-    monkeypatch.setattr(rows, "read", noted)
+    monkeypatch.setattr(run_records, "read", noted)
     monkeypatch.setattr(index, "_SETTLED_NS", -(10**12))
     return found
 
@@ -81,7 +83,9 @@ def test_a_run_and_its_scores_are_rows(tmp_path: Path) -> None:
     found = index.load(tmp_path)
     [run] = found.runs.to_dict("records")
     assert found.problems == ()
-    assert [*found.runs] == [*rows.RUN_COLUMNS] and [*found.scores] == [*rows.SCORE_COLUMNS]
+    assert [*found.runs] == [*run_records.RUN_COLUMNS] and [*found.scores] == [
+        *run_records.SCORE_COLUMNS
+    ]
     wanted = {"run": "mae-a", "folder": str(folder), "state": "trained", "seed": 0, "step": 9,
               "flops": 1e20, "commit": "c0ffee", "dirty": False, "command": "ssl-bench run",
               "epochs": 2.0, "pretrained_on": "shapes", "peak_memory_mib": 100}  # fmt: skip
@@ -192,8 +196,8 @@ def test_what_changed_a_moment_ago_is_not_trusted(
 ) -> None:
     """A second write in the same tick of the clock leaves the same stamp."""
     run = make(tmp_path)
-    monkeypatch.setattr(rows, "_stamp", lambda path: (index._clock(tmp_path), 0, 0))
-    monkeypatch.setattr(rows, "_digest", lambda stamps: "the same")
+    monkeypatch.setattr(run_records, "_stamp", lambda path: (index._clock(tmp_path), 0, 0))
+    monkeypatch.setattr(run_records, "_digest", lambda stamps: "the same")
     assert index.load(tmp_path).runs["seed"].item() == 0
     write_json(run / "config.json", PLAN | {"seed": 1})
     assert index.load(tmp_path).runs["seed"].item() == 1
@@ -309,7 +313,7 @@ def test_states(tmp_path: Path) -> None:
     running = make(tmp_path, "running", trained=False)
     ended = make(tmp_path, "ended", trained=False)
     (ended / ".lock").touch()
-    with runs.locked(running):
+    with run_folder.locked(running):
         found = index.load(tmp_path).runs.set_index("run")
         assert [*found["state"]] == ["unfinished", "failed", "running", "trained", "unfinished"]
     assert found["error"]["failed"] == "the loss is nan"
@@ -328,7 +332,7 @@ def test_asking_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
         assert asking.stdout
         asking.stdout.readline()
         for _ in range(20):
-            with runs.locked(tmp_path):
+            with run_folder.locked(tmp_path):
                 pass
         asking.kill()
 
@@ -524,7 +528,7 @@ def test_query_without_runs_or_sql(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no run in" in capsys.readouterr().err
     assert ask(tmp_path) == ask(tmp_path, "--schema") == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*rows.RUN_COLUMNS, *rows.SCORE_COLUMNS))
+    assert all(name in shown for name in (*run_records.RUN_COLUMNS, *run_records.SCORE_COLUMNS))
 
 
 def test_the_benchmark_reads_the_same_as_its_peer(tmp_path: Path) -> None:

@@ -33,29 +33,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_contract import build, plan, train
 
-from ssl_bench import (
-    budget,
-    encoders,
-    errors,
-    evaluation,
-    gate,
-    interruption,
-    locks,
-    optim,
-    plugins,
-    pretrain,
-    resume,
-    runs,
-    weights,
-)
-from ssl_bench.contract import Method
+from ssl_bench import errors
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Method
+from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
-from ssl_bench.features import Encoder
-from ssl_bench.files import load_json
-from ssl_bench.interruption import Stopped, deferred, heeded
-from ssl_bench.plugins import Plugin
-from ssl_bench.resume import Scratch
+from ssl_bench.evaluation import gate, runner
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders, weights
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.training import budget, optim, pretrain, resume
+from ssl_bench.training.resume import Scratch
+from ssl_bench.utils import locks, signals
+from ssl_bench.utils.files import load_json
+from ssl_bench.utils.signals import Stopped, deferred, heeded
 
 Call = Callable[..., tuple[int, str, str]]
 ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
@@ -110,7 +102,7 @@ def test_an_import_that_a_signal_breaks_is_a_stop() -> None:
 def test_a_training_goes_on_without_its_records(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     what = plan(plugin, spec, tiny)
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     method = build(plugin, spec)
@@ -148,7 +140,7 @@ def test_the_same_wish_does_not_interrupt_what_it_causes() -> None:
 
 
 def test_a_later_wish_counts_where_the_first_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "_SAME_REQUEST", 0.0)
+    monkeypatch.setattr(signals, "_SAME_REQUEST", 0.0)
     with pytest.raises(Stopped), heeded():
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGUSR2)
@@ -184,14 +176,14 @@ def test_a_second_interrupt_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> No
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # the same wish
         reached.append("twice at once")
-        monkeypatch.setattr(interruption, "_SAME_REQUEST", 0.0)
+        monkeypatch.setattr(signals, "_SAME_REQUEST", 0.0)
         signal.raise_signal(signal.SIGINT)
         reached.append("thrice")
     assert reached == ["twice at once"]
 
 
 def test_an_interrupt_after_a_stop_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "_SAME_REQUEST", 0.0)
+    monkeypatch.setattr(signals, "_SAME_REQUEST", 0.0)
     with pytest.raises(KeyboardInterrupt), deferred():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
@@ -203,7 +195,7 @@ def test_what_was_raised_for_a_noted_signal_is_kept() -> None:
         signal.raise_signal(signal.SIGTERM)
         number = wanted()
         assert number
-        raise interruption.error_of(number, "step 3 is saved")
+        raise signals.error_of(number, "step 3 is saved")
 
 
 def test_a_failure_does_not_hide_a_noted_signal() -> None:
@@ -248,7 +240,7 @@ def test_a_training_stopped_at_any_steps_is_the_same(
     spec: EncoderSpec, tiny: Dataset, name: str, stops: list[tuple[Signals, int]]
 ) -> None:
     """Its weights, and its records: a mean over steps before and after a stop is of all of them."""
-    plugin = plugins.find("method", name)
+    plugin = registry.find("method", name)
     with TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "_RECORDS_PER_RUN", 3)
         whole = train(plugin, spec, tiny, Path(home) / "whole")
@@ -284,7 +276,7 @@ def train_into_signal(
 
 
 def test_a_stop_says_what_is_saved(spec: EncoderSpec, tiny: Dataset, tmp_path: Path) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     with pytest.raises(Stopped, match="step 3 of 10 is saved"):
         train_into_signal(plugin, spec, tiny, tmp_path, 3, Signals.SIGUSR2)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
@@ -293,7 +285,7 @@ def test_a_stop_says_what_is_saved(spec: EncoderSpec, tiny: Dataset, tmp_path: P
 def test_a_signal_during_the_last_step_loses_nothing(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
     folder.mkdir()
     with pytest.raises(Stopped):
@@ -305,7 +297,7 @@ def test_a_signal_during_the_last_step_loses_nothing(
 def test_a_signal_while_the_weights_are_written_waits(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     save = weights.save
 
     def interrupted(*arguments: Any) -> None:
@@ -315,7 +307,7 @@ def test_a_signal_while_the_weights_are_written_waits(
     monkeypatch.setattr(weights, "save", interrupted)
     with pytest.raises(Stopped):
         pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), tmp_path, CPU)
-    assert runs.is_trained(tmp_path)
+    assert run_folder.is_trained(tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
@@ -334,7 +326,7 @@ def test_a_signal_while_the_weights_are_written_waits(
 def test_an_evaluation_stopped_at_any_steps_is_the_same(
     name: str, flags: dict[str, Any], spec: EncoderSpec, tiny: Dataset, stops: list[int]
 ) -> None:
-    plugin = plugins.find("eval", name)
+    plugin = registry.find("eval", name)
     config = plugin.config(**flags)
     with TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
         folders = [Path(home) / "whole", Path(home) / "stopped"]
@@ -345,7 +337,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
         def scores_of(folder: Path) -> tuple[Any, ...]:
             arguments = ({plugin: config}, tiny, 0, CPU, folder / "runs", False)
             with heeded():
-                [record] = evaluation.evaluate_run(folder, *arguments)
+                [record] = runner.evaluate_run(folder, *arguments)
             [scores] = folder.glob("evals/*/scores.json")
             predictions = np.load(scores.parent / "predictions.npz")["predictions"].tolist()
             # Scores of few images are often the same; the weights behind them are not.
@@ -377,7 +369,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each start takes at least a step further, however little time there is."""
-    plugin = plugins.find("eval", "finetune")
+    plugin = registry.find("eval", "finetune")
     config = plugin.config(epochs=2, batch_size=30)
     encoder = Encoder(encoders.build(spec, 0), spec, CPU, 0)
     taken: list[float] = []
@@ -462,7 +454,7 @@ def test_a_stop_is_one_line_and_an_exit_code(
         found, _, err = run("--epochs", 1)
     saved = "step 2 of 6 is saved; the same command goes on from there"
     assert (found, err) == (code, f"ssl-bench: {how}; {saved}\n")
-    assert runs.state(only_run(tmp_path)) == "unfinished"
+    assert run_folder.state(only_run(tmp_path)) == "unfinished"
     assert run("--epochs", 1)[0] == 0
     steps = [json.loads(line)["step"] for line in (only_run(tmp_path) / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -492,10 +484,10 @@ ALLOCATOR = (
 @pytest.mark.parametrize(
     ("where", "error", "hint"),
     [
-        ("weights.save_file", SafetensorError(FULL), "disk"),
-        ("resume.torch.save", RuntimeError(WRITER), "disk"),
-        ("weights.save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "disk"),
-        ("optim.set_learning_rate", RuntimeError(ALLOCATOR), "out of memory; a smaller"),
+        ("models.weights.save_file", SafetensorError(FULL), "disk"),
+        ("training.resume.torch.save", RuntimeError(WRITER), "disk"),
+        ("models.weights.save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "disk"),
+        ("training.optim.set_learning_rate", RuntimeError(ALLOCATOR), "out of memory; a smaller"),
     ],
 )
 def test_want_of_room_is_told_in_one_line(
@@ -518,7 +510,7 @@ def test_want_of_room_is_told_in_one_line(
     assert (code, err.count("\n")) == (2, 1), err
     assert hint in err
     assert not list(tmp_path.rglob("*.tmp"))
-    assert runs.state(only_run(tmp_path)) == "failed"
+    assert run_folder.state(only_run(tmp_path)) == "failed"
     assert run("--epochs", 1)[0] == 0
 
 
@@ -575,7 +567,7 @@ for write in (
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
-@pytest.mark.parametrize("during", ["optim.set_learning_rate", "gate.admit"])
+@pytest.mark.parametrize("during", ["training.optim.set_learning_rate", "evaluation.gate.admit"])
 def test_a_folder_that_is_removed_is_no_success(
     ssl_bench: Call,
     image_folder: Path,
@@ -586,7 +578,7 @@ def test_a_folder_that_is_removed_is_no_success(
 ) -> None:
     """In training or evaluation; and nothing is left that looks like a run."""
     runs_dir = tmp_path / "runs"
-    module, name = during.split(".")
+    module, name = during.rsplit(".", 1)
     original = getattr({"optim": optim, "gate": gate}[module], name)
 
     def remove(*arguments: Any) -> Any:
@@ -626,7 +618,7 @@ def test_what_a_killed_writer_left_is_removed(run: Call, tmp_path: Path, part: s
     stale = only_run(tmp_path) / "checkpoint.pt"
     for path in (*left, *theirs, stale):
         path.touch()
-    with runs.locked(tmp_path / "runs" / only_run(tmp_path).name):
+    with run_folder.locked(tmp_path / "runs" / only_run(tmp_path).name):
         for path in (*left, stale):
             assert not path.exists()
             path.touch()
@@ -640,7 +632,7 @@ def test_what_a_killed_writer_left_is_removed(run: Call, tmp_path: Path, part: s
 def test_records_that_are_not_whole_are_made_again(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
-    plugin = plugins.find("method", "mae")
+    plugin = registry.find("method", "mae")
     whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
     folder.mkdir()
     with contextlib.suppress(Stopped):
@@ -677,7 +669,7 @@ def test_wait_waits(
     held, asked = threading.Event(), threading.Event()
 
     def other() -> None:
-        with runs.locked(folder):
+        with run_folder.locked(folder):
             held.set()
             asked.wait(60)
             hidden.rename(made)
@@ -740,7 +732,12 @@ def test_writing_states_takes_a_twentieth_of_the_time(took: float, expected: flo
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(
-    ["test_interruption", "ssl_bench.commands", "ssl_bench.figures", "ssl_bench.finetuning"]
+    [
+        "test_interruption",
+        "ssl_bench.experiment.commands",
+        "ssl_bench.experiment.figures",
+        "ssl_bench.evaluation.finetuning",
+    ]
 )
 STEPS = {"--epochs": 6, "--batch-size": 16, "--precision": "fp32", "--backbone": "vit_nano"}
 COMMANDS = {

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl_bench.config.sweep_settings import ClusterSettings
 from ssl_bench.errors import UserError
-from ssl_bench.sweep import cluster, jobs, queue, slurm
+from ssl_bench.sweep import jobs
+from ssl_bench.sweep.backends import clusters, slurm, slurm_queue
 from ssl_bench.sweep.jobs import Job
-from ssl_bench.sweep_settings import ClusterSettings
 
 
 class Requeued(BaseException):
@@ -126,7 +127,7 @@ def test_failure_is_noted_until_the_next_start(
     lines = jobs.failure_noted(tmp_path, "7_0")
     assert lines[0].startswith("Traceback")
     assert lines[-1] == "ZeroDivisionError: by nothing"
-    assert cluster.failure("7_0", tmp_path, lines=1) == lines[-1:]
+    assert clusters.failure("7_0", tmp_path, lines=1) == lines[-1:]
     performing(monkeypatch, lambda: None)
     job()
     assert jobs.failure_noted(tmp_path, "7_0") == []
@@ -158,7 +159,7 @@ def test_every_job_of_an_array_is_found(numbers: set[int], limit: int) -> None:
         else:
             spans.append([number])
     shown = [f"{span[0]}-{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans]
-    rows = queue._rows(f"7_[{','.join(shown)}%{limit}]|PENDING\n9|CANCELLED by 0\n")
+    rows = slurm_queue._rows(f"7_[{','.join(shown)}%{limit}]|PENDING\n9|CANCELLED by 0\n")
     assert rows == {**{f"7_{n}": "PENDING" for n in numbers}, "9": "CANCELLED"}
 
 
@@ -166,7 +167,7 @@ def test_every_job_of_an_array_is_found(numbers: set[int], limit: int) -> None:
     "text", ["7_[0-2]|CANCELLED\n7_1|RUNNING", "7_1|RUNNING\n7_[0-2]|CANCELLED"]
 )
 def test_line_of_its_own_is_right(text: str) -> None:
-    assert queue._rows(text) == {"7_0": "CANCELLED", "7_1": "RUNNING", "7_2": "CANCELLED"}
+    assert slurm_queue._rows(text) == {"7_0": "CANCELLED", "7_1": "RUNNING", "7_2": "CANCELLED"}
 
 
 def batches(after: Mapping[int, str | None], *large: int) -> list[tuple[str, list[int]]]:
@@ -196,7 +197,9 @@ def test_a_job_asks_for_its_share_of_a_node(
 
 
 def test_what_a_signal_ended_is_no_mistake_of_the_cell() -> None:
-    rows = queue._rows("7_0|FAILED|1:0\n7_1|FAILED|9:0\n7_2|FAILED|0:15\n7_3|FAILED|143:0\n7|X|0:0")
+    rows = slurm_queue._rows(
+        "7_0|FAILED|1:0\n7_1|FAILED|9:0\n7_2|FAILED|0:15\n7_3|FAILED|143:0\n7|X|0:0"
+    )
     assert list(rows.values()) == ["FAILED", "KILLED", "KILLED", "KILLED", "X"]
 
 
@@ -208,6 +211,6 @@ def test_notice_is_in_time_and_leaves_time(minutes: int) -> None:
 def test_no_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch and srun are not installed"):
-        cluster.submit([[Job([])]], "slurm", tmp_path, ClusterSettings())
-    assert cluster.states(["7_0"], tmp_path) == {"7_0": "unknown"}
-    assert cluster.reasons(["7_0"], tmp_path) == {}
+        clusters.submit([[Job([])]], "slurm", tmp_path, ClusterSettings())
+    assert clusters.states(["7_0"], tmp_path) == {"7_0": "unknown"}
+    assert clusters.reasons(["7_0"], tmp_path) == {}

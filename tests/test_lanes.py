@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from ssl_bench.errors import UserError
-from ssl_bench.sweep import cluster, jobs, lanes, records
+from ssl_bench.sweep import jobs
+from ssl_bench.sweep.backends import clusters, records
+from ssl_bench.sweep.backends import local as lanes
 from ssl_bench.sweep.jobs import Job
 
 ROOT = Path(__file__).parents[1]
@@ -80,13 +82,13 @@ class Lanes:
 
     def state(self, stage: str) -> str:
         """As another process sees it."""
-        return cluster.states([stage], self.folder)[stage]
+        return clusters.states([stage], self.folder)[stage]
 
     def await_state(self, stage: str, state: str) -> None:
         until(lambda: self.state(stage) == state, f"{stage} is {state}")
 
     def asleep(self, stage: str) -> None:
-        log = cluster.log(stage, self.folder)
+        log = clusters.log(stage, self.folder)
         until(lambda: log.exists() and "asleep" in log.read_text(), f"{stage} sleeps")
 
     def wait(self) -> None:
@@ -121,26 +123,26 @@ def parents_of_processes_about(path: Path) -> list[int]:
 def test_a_cell_that_fails_fails_alone(local: Lanes) -> None:
     ids = local.submit([GOOD, GOOD], [BAD, GOOD], [GOOD, KILLED], [GOOD])
     local.wait()
-    found = cluster.states([each for stages in ids for each in stages], local.folder)
+    found = clusters.states([each for stages in ids for each in stages], local.folder)
     assert [[found[each] for each in stages] for stages in ids] == [
         ["done", "done"],
         ["failed", "cancelled"],
         ["done", "killed"],
         ["done"],
     ]
-    assert cluster.failure(ids[1][0], local.folder) == ["ssl-bench: no such thing"]
-    assert cluster.failure(ids[1][1], local.folder) == ["its pretrain failed"]
-    [line] = cluster.failure(ids[2][1], local.folder)
+    assert clusters.failure(ids[1][0], local.folder) == ["ssl-bench: no such thing"]
+    assert clusters.failure(ids[1][1], local.folder) == ["its pretrain failed"]
+    [line] = clusters.failure(ids[2][1], local.folder)
     assert line.startswith("killed by SIGKILL")
-    assert cluster.failure(ids[0][0], local.folder) == []
-    assert "fine" in cluster.log(ids[0][0], local.folder).read_text()
+    assert clusters.failure(ids[0][0], local.folder) == []
+    assert "fine" in clusters.log(ids[0][0], local.folder).read_text()
 
 
 def test_lanes_share_the_cells(local: Lanes) -> None:
     step = "import time; time.sleep(0.3)"
     ids = local.submit(*[[("-c", step)] for _ in range(6)], lanes=2)
     local.wait()
-    assert set(cluster.states([one for [one] in ids], local.folder).values()) == {"done"}
+    assert set(clusters.states([one for [one] in ids], local.folder).values()) == {"done"}
     starts = [records.read(local.folder / one) for [one] in ids]
     assert [record and record.starts for record in starts] == [1] * 6
 
@@ -194,15 +196,15 @@ def test_child_that_is_stopped_again_and_again_fails(local: Lanes) -> None:
     [[stage]] = local.submit([stopped])
     local.wait()
     assert local.state(stage) == "failed"
-    assert cluster.failure(stage, local.folder) == ["killed by SIGTERM"]
+    assert clusters.failure(stage, local.folder) == ["killed by SIGTERM"]
 
 
 def test_cancelled_stages_save_and_others_go_on(local: Lanes) -> None:
     ids = local.submit([SLEEPING, GOOD], [GOOD], [GOOD])
     local.asleep(ids[0][0])
-    cluster.cancel([*ids[0], *ids[2]], local.folder)
+    clusters.cancel([*ids[0], *ids[2]], local.folder)
     local.wait()
-    found = cluster.states([each for stages in ids for each in stages], local.folder)
+    found = clusters.states([each for stages in ids for each in stages], local.folder)
     assert list(found.values()) == ["cancelled", "cancelled", "done", "cancelled"]
     assert (local.folder / "saved").exists()
 
@@ -224,7 +226,7 @@ def test_second_batch_waits_for_the_first(local: Lanes) -> None:
     [[second]] = local.submit([GOOD])
     time.sleep(0.5)
     assert local.state(second) == "pending"
-    cluster.cancel([first], local.folder)
+    clusters.cancel([first], local.folder)
     local.await_state(second, "done")
 
 
@@ -234,7 +236,7 @@ def test_recycled_process_number_is_not_taken_for_ours(tmp_path: Path) -> None:
     content = json.loads((batch.folder / "batch.json").read_text())
     content["processes"] = [os.getpid()]
     (batch.folder / "batch.json").write_text(json.dumps(content))
-    assert cluster.states([stage], tmp_path) == {stage: "lost"}
+    assert clusters.states([stage], tmp_path) == {stage: "lost"}
 
 
 def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
@@ -256,10 +258,10 @@ def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
     )
     ids = done.stdout.split()
     assert len(ids) == 4
-    until(lambda: not cluster.ACTIVE & set(cluster.states(ids, tmp_path).values()), "they end")
-    found = cluster.states(ids, tmp_path)
+    until(lambda: not clusters.ACTIVE & set(clusters.states(ids, tmp_path).values()), "they end")
+    found = clusters.states(ids, tmp_path)
     assert list(found.values()) == ["failed", "cancelled"] * 2
-    [line] = cluster.failure(ids[0], tmp_path)
+    [line] = clusters.failure(ids[0], tmp_path)
     assert line.startswith("ssl-bench: unknown flag '--no-flag'")
     assert records.read(tmp_path / ids[0]).exit_code == 2  # type: ignore[union-attr]
 
@@ -274,14 +276,14 @@ def test_training_saves_when_its_lane_is_killed_and_goes_on(
     words = ["--data", str(image_folder), *small, "--evals", "none", "--runs-dir"]
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
     cells = [[Job([*words, str(runs)])]]
-    [[stage]] = cluster.submit(cells, "local", folder)
+    [[stage]] = clusters.submit(cells, "local", folder)
     until(lambda: any(p.read_text() for p in runs.glob("*/metrics.jsonl")), "training begins")
     [lane] = parents_of_processes_about(runs)
     os.kill(lane, signal.SIGKILL)
-    until(lambda: cluster.states([stage], folder) == {stage: "lost"}, "the lane is gone")
+    until(lambda: clusters.states([stage], folder) == {stage: "lost"}, "the lane is gone")
     until(lambda: list(runs.glob("*/checkpoint.pt")), "the training saves")
-    [[stage]] = cluster.submit(cells, "local", folder)
-    until(lambda: cluster.states([stage], folder) == {stage: "done"}, "it goes on to its end")
+    [[stage]] = clusters.submit(cells, "local", folder)
+    until(lambda: clusters.states([stage], folder) == {stage: "done"}, "it goes on to its end")
     jobs.perform([*words, str(tmp_path / "alone")])
     learned = [
         next(path.glob("*/encoder.safetensors")).read_bytes() for path in (runs, tmp_path / "alone")
@@ -299,17 +301,17 @@ def test_cells_here_and_now(
         [Job([*words, "--epochs", "2"]), Job([*words, "--epochs", "2"], stage="evaluate")],
         [Job([*words, "--evals", "none"], run="mae-images-seed0-00000000")],
     ]
-    ids = cluster.submit(cells, "debug", tmp_path / "jobs")
-    found = cluster.states([each for stages in ids for each in stages], tmp_path / "jobs")
+    ids = clusters.submit(cells, "debug", tmp_path / "jobs")
+    found = clusters.states([each for stages in ids for each in stages], tmp_path / "jobs")
     assert list(found.values()) == ["done", "done", "failed", "cancelled", "failed"]
     assert "given 2 times" in capsys.readouterr().err
-    assert "not 'mae-images-seed0-00000000'" in cluster.failure(ids[2][0], tmp_path / "jobs")[0]
+    assert "not 'mae-images-seed0-00000000'" in clusters.failure(ids[2][0], tmp_path / "jobs")[0]
     assert list((tmp_path / "runs").glob("*/evals/knn-*/scores.json"))
 
 
 def test_local_cluster_is_one_machine(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nodes 2: the local cluster is this machine"):
-        cluster.submit([[Job(GOOD, nodes=2)]], "local", tmp_path)
+        clusters.submit([[Job(GOOD, nodes=2)]], "local", tmp_path)
 
 
 def test_gpus_are_those_that_a_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

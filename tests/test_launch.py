@@ -20,9 +20,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench import launch, meeting, parallel, places, resume, training_state
+from ssl_bench.distributed import collectives, launcher, rendezvous
+from ssl_bench.distributed import environment as places
 from ssl_bench.errors import UserError
-from ssl_bench.interruption import Stopped, heeded
+from ssl_bench.training import resume, training_state
+from ssl_bench.utils.signals import Stopped, heeded
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCHRUN |= {"MASTER_ADDR": "here", "MASTER_PORT": "29500"}
@@ -88,7 +90,7 @@ def test_every_process_of_a_job_meets_at_one_port(job: str) -> None:
 
 def test_one_process_starts_no_other() -> None:
     done: list[int] = []
-    assert launch.on_devices(["run"], 1, 1, lambda: done.append(os.getpid())) == 0
+    assert launcher.on_devices(["run"], 1, 1, lambda: done.append(os.getpid())) == 0
     assert done == [os.getpid()]
 
 
@@ -109,14 +111,14 @@ def test_a_signal_ends_the_wait_for_others(rank: int) -> None:
     place = places.Place(rank, 2, rank, 2, "127.0.0.1", free_port())
     with pytest.raises(Stopped), heeded():
         signalled(signal.SIGTERM, 0.5)
-        meeting.meet(place)
+        rendezvous.meet(place)
 
 
 def test_all_meet_and_the_marker_says_so(tmp_path: Path) -> None:
     port, marker = free_port(), tmp_path / "met"
     both = [places.Place(n, 2, n, 2, "127.0.0.1", port, marker=str(marker)) for n in (1, 0)]
     with ThreadPoolExecutor() as pool:
-        second, first = (pool.submit(meeting.meet, place) for place in both)
+        second, first = (pool.submit(rendezvous.meet, place) for place in both)
         first.result(60).set("said", "so")
         assert second.result(60).get("said") == b"so"
     assert marker.exists()
@@ -126,8 +128,8 @@ def test_a_rank_that_leaves_early_tells_those_that_wait() -> None:
     port = free_port()
     orphan = places.Place(1, 3, 1, 3, "127.0.0.1", port, parent=os.getpid())  # which it is itself
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(meeting.meet, places.Place(0, 3, 0, 3, "127.0.0.1", port))
-        leaving = pool.submit(meeting.meet, orphan)
+        waiting = pool.submit(rendezvous.meet, places.Place(0, 3, 0, 3, "127.0.0.1", port))
+        leaving = pool.submit(rendezvous.meet, orphan)
         with pytest.raises(UserError, match="the command that started this process has ended"):
             leaving.result(60)
         with pytest.raises(UserError, match="process 1 ended before all had met"):
@@ -135,7 +137,7 @@ def test_a_rank_that_leaves_early_tells_those_that_wait() -> None:
 
 
 def starting(monkeypatch: pytest.MonkeyPatch, *codes: str) -> list[subprocess.Popen[bytes]]:
-    """Let each process that `launch` starts run its own line of Python; those that are started."""
+    """Let each process that `launcher` starts run its own line of Python; those it starts."""
     started: list[subprocess.Popen[bytes]] = []
     real = subprocess.Popen
 
@@ -146,7 +148,7 @@ def starting(monkeypatch: pytest.MonkeyPatch, *codes: str) -> list[subprocess.Po
             signal.raise_signal(signal.SIGTERM)
         return started[-1]
 
-    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    monkeypatch.setattr(launcher.subprocess, "Popen", popen)
     return started
 
 
@@ -156,22 +158,22 @@ SLEEP = "import time; time.sleep(100)"
 def test_a_process_that_ends_before_all_met_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "_SECONDS_TO_MEET", 0.2)
+    monkeypatch.setattr(launcher, "_SECONDS_TO_MEET", 0.2)
     says = "import sys; print('stopped; the same command goes on', file=sys.stderr)"
     started = starting(monkeypatch, SLEEP, f"{says}; raise SystemExit(143)")
     with pytest.raises(UserError, match="process 1 of 2 ended with SIGTERM; the same command"):
-        launch.on_devices([], 2, 1, lambda: None)
+        launcher.on_devices([], 2, 1, lambda: None)
     assert started[0].returncode == -signal.SIGKILL
 
 
 def test_one_that_is_stopped_when_all_have_met_leaves_the_others_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "_SECONDS_TO_MEET", 0.0)
+    monkeypatch.setattr(launcher, "_SECONDS_TO_MEET", 0.0)
     saving = "import time; time.sleep(1); raise SystemExit(143)"
     meets = "import os; open(os.environ['SSL_BENCH_MARKER'], 'w'); raise SystemExit(143)"
     starting(monkeypatch, saving, meets)
-    assert launch.on_devices([], 2, 1, lambda: None) == 143
+    assert launcher.on_devices([], 2, 1, lambda: None) == 143
 
 
 @pytest.mark.parametrize("codes", [(SLEEP + "  # signal", SLEEP), (SLEEP, SLEEP + "  # signal")])
@@ -180,7 +182,7 @@ def test_a_signal_among_the_starts_reaches_all(
 ) -> None:
     started = starting(monkeypatch, *codes)
     with pytest.raises(Stopped) as stopped:
-        launch.on_devices([], 2, 1, lambda: None)
+        launcher.on_devices([], 2, 1, lambda: None)
     assert stopped.value.signal == signal.SIGTERM
     assert all(process.returncode for process in started)
 
@@ -193,13 +195,13 @@ def test_processes_stopped_before_they_can_tell_count_as_stopped(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, error: type[BaseException]
 ) -> None:
     starting(monkeypatch, SLEEP, SLEEP)
-    monkeypatch.setattr(launch, "_wait", after_signal(number))
+    monkeypatch.setattr(launcher, "_wait", after_signal(number))
     with pytest.raises(error):
-        launch.on_devices([], 2, 1, lambda: None)
+        launcher.on_devices([], 2, 1, lambda: None)
 
 
 def after_signal(number: signal.Signals) -> Any:
-    real = launch._wait
+    real = launcher._wait
 
     def wait(*arguments: Any) -> Any:
         signalled(number, 0.2)
@@ -212,7 +214,7 @@ def test_ignored_signals_stay_ignored_while_processes_run() -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         before = signal.getsignal(signal.SIGTERM)
-        with launch._handing_on([]):
+        with launcher._handing_on([]):
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != before
         assert signal.getsignal(signal.SIGTERM) == before
@@ -223,13 +225,13 @@ def test_ignored_signals_stay_ignored_while_processes_run() -> None:
 def test_every_process_reads_the_checkpoint_that_the_first_one_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "rank", lambda: 1)
-    monkeypatch.setattr(parallel, "from_first", lambda look: 4)
+    monkeypatch.setattr(collectives, "rank", lambda: 1)
+    monkeypatch.setattr(collectives, "from_first", lambda look: 4)
     with pytest.raises(UserError, match=r"process 1 does not see checkpoint .* of step 4"):
         training_state.read(tmp_path)
     resume.save(tmp_path / "checkpoint.pt", {"step": 4, "losses": torch.arange(3.0)})
     assert training_state.read(tmp_path)["losses"].tolist() == [0, 1, 2]
-    monkeypatch.setattr(parallel, "from_first", lambda look: None)
+    monkeypatch.setattr(collectives, "from_first", lambda look: None)
     assert training_state.read(tmp_path) == {}
 
 

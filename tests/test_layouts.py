@@ -19,11 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_bench import audit, data, plugins, pretrain
-from ssl_bench.data import Dataset, listing, splits, validation
+from ssl_bench import data
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset, holdout, listing
 from ssl_bench.data.names import Source, parse, resolved
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench.data.sources import splits
 from ssl_bench.errors import UserError
+from ssl_bench.experiment import audit
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import pretrain
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -383,9 +387,9 @@ def test_pre_training_without_labels(ssl_bench: Call, tmp_path: Path, image_fold
     assert code == 0 and data.load(str(tmp_path / "copy")).unlabelled, err
 
 
-@pytest.mark.parametrize("name", plugins.discover("method"))
+@pytest.mark.parametrize("name", registry.discover("method"))
 def test_which_methods_learn_from_labels(name: str, spec: EncoderSpec) -> None:
-    plugin = plugins.find("method", name)
+    plugin = registry.find("method", name)
     method = pretrain.build_method(plugin.load().Pretraining, plugin.config(), spec, 2, 0)
     assert audit.reads_labels(method, spec) == (name == "supervised")
 
@@ -412,7 +416,7 @@ def test_every_class_keeps_a_training_image(rows: list[tuple[bytes, int]]) -> No
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=60))
 def test_validation_keeps_a_training_image_of_every_class(labels: list[int]) -> None:
-    rest, held_out = validation._places(labels)
+    rest, held_out = holdout._places(labels)
     assert sorted(rest + held_out) == list(range(len(labels)))
     assert {labels[place] for place in rest} == set(labels)
     spare = len(labels) - len(set(labels))

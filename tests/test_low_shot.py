@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import plugins, probes
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.data.dataset import fingerprint
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import RawPixels
-from ssl_bench.scoring import balanced_order, rank_in_class
+from ssl_bench.evaluation import linear_probe
+from ssl_bench.evaluation.features import RawPixels
+from ssl_bench.evaluation.metrics import balanced_order, rank_in_class
+from ssl_bench.models.encoders import EncoderSpec
 
-LOW_SHOT = plugins.find("eval", "low-shot")
+LOW_SHOT = registry.find("eval", "low-shot")
 SHORT: dict[str, Any] = {"shares": (0.1, 0.5), "draws": 2, "steps": 10}
 
 
@@ -58,13 +59,13 @@ def seen_rows(
     data: Dataset, monkeypatch: pytest.MonkeyPatch, encoder: Any, **changes: Any
 ) -> list[Tensor]:
     """The training images that each probe was fitted on, in the order of fitting."""
-    rows, train = [], probes.train
+    rows, train = [], linear_probe.train
 
-    def record(features: Tensor, labels: Tensor, which: Tensor, *rest: Any) -> probes.Probes:
+    def record(features: Tensor, labels: Tensor, which: Tensor, *rest: Any) -> linear_probe.Probes:
         rows.append(which)
         return train(features, labels, which, *rest)
 
-    monkeypatch.setattr(probes, "train", record)
+    monkeypatch.setattr(linear_probe, "train", record)
     LOW_SHOT.load().evaluate(encoder, data, LOW_SHOT.config(**SHORT, **changes))
     return rows
 

@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import encoders, masking, plugins, pretrain
-from ssl_bench.contract import Batch
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Batch
 from ssl_bench.data import Dataset
-from ssl_bench.draws import Draws
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
+from ssl_bench.models import encoders, masking
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import pretrain
+from ssl_bench.utils.rng import Draws
 
-MAE = plugins.find("method", "mae")
+MAE = registry.find("method", "mae")
 SMALL = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 4}
 
 

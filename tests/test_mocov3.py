@@ -15,13 +15,14 @@ import torch
 from conftest import CPU
 from torch import Tensor
 
-from ssl_bench import optim, plugins, pretrain
-from ssl_bench.contract import Batch, Method
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
-from ssl_bench.draws import Draws
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import optim, pretrain
+from ssl_bench.utils.rng import Draws
 
-MOCO = plugins.find("method", "mocov3")
+MOCO = registry.find("method", "mocov3")
 SMALL = {"projector_width": 32, "projection_dim": 16}
 NO_DRAWS = Draws(0, 0, torch.arange(0))
 

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench import encoders, finetuning, optim
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.errors import UserError
-from ssl_bench.optim import Schedule
-from ssl_bench.settings import OptimizerConfig
+from ssl_bench.evaluation import finetuning
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import optim
+from ssl_bench.training.optim import Schedule
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 30), st.floats(0, 0.9))

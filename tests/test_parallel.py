@@ -12,12 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_bench import parallel, plugins, pretrain
-from ssl_bench.contract import Batch
-from ssl_bench.draws import Draws
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Batch
+from ssl_bench.distributed import collectives
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import pretrain
+from ssl_bench.utils.rng import Draws
 
-MOCO = plugins.find("method", "mocov3")
+MOCO = registry.find("method", "mocov3")
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3)
 BATCH, WIDTH = 12, 7
 WORLDS = (3, 2)
@@ -50,11 +52,11 @@ def rows() -> tuple[Tensor, Tensor]:
 
 def own(tensor: Tensor) -> Tensor:
     """This rank's share of a batch."""
-    return tensor.chunk(parallel.world_size())[parallel.rank()]
+    return tensor.chunk(collectives.world_size())[collectives.rank()]
 
 
 def batch_norm_found() -> dict[str, Any]:
-    norm = parallel.SyncBatchNorm1d(WIDTH)
+    norm = collectives.SyncBatchNorm1d(WIDTH)
     naive.randomise(norm)
     whole, weights = rows()
     inputs = own(whole).clone().requires_grad_()
@@ -95,8 +97,8 @@ def work(rank: int, folder: str) -> None:
         meeting = f"file://{folder}/meeting-{world}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
         found = {
-            "ranks": (parallel.rank(), parallel.world_size()),
-            "gathered": parallel.gather(torch.full((2, 3), float(rank), requires_grad=True)),
+            "ranks": (collectives.rank(), collectives.world_size()),
+            "gathered": collectives.gather(torch.full((2, 3), float(rank), requires_grad=True)),
             "batch norm": batch_norm_found(),
             "moco": moco_found(),
         }
@@ -184,9 +186,9 @@ def test_moco_v3_is_that_of_the_whole_batch(
 
 def test_one_process_is_its_own_world() -> None:
     values = torch.randn(4, WIDTH, requires_grad=True)
-    assert (parallel.rank(), parallel.world_size()) == (0, 1)
-    gathered = parallel.gather(values)
+    assert (collectives.rank(), collectives.world_size()) == (0, 1)
+    gathered = collectives.gather(values)
     assert torch.equal(gathered, values) and not gathered.requires_grad
-    ours, theirs = parallel.SyncBatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)
+    ours, theirs = collectives.SyncBatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)
     assert torch.equal(ours(values), theirs(values))
     assert torch.equal(ours.running_var, theirs.running_var)  # type: ignore[arg-type]

@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import encoders, finetuning, plugins
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder
+from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
 
-PARTIAL = plugins.find("eval", "partial-finetune").load()
-FINETUNE = plugins.find("eval", "finetune").load()
+PARTIAL = registry.find("eval", "partial-finetune").load()
+FINETUNE = registry.find("eval", "finetune").load()
 RECIPE: dict[str, Any] = {"epochs": 2, "batch_size": 24, "base_lr": 1e-2}
 DEPTH = 6
 

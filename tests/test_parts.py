@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssl_bench import encoders, gradients, pretrain
+from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
-from ssl_bench.encoders import EncoderSpec
-from ssl_bench.plugins import Plugin
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import gradients, pretrain
 
 _IN_PARTS = [p for p in contract.METHODS if getattr(p.load(), "ENCODES_IN_PARTS", False)]
 _BATCH = 12

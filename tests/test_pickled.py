@@ -22,9 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ssl_bench import encoders, pickled, resume, training_state, weights
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
+from ssl_bench.models import encoders, weights
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import resume, training_state
+from ssl_bench.utils import pickled
 
 NUMBERS = 1000
 in_one_folder = settings(

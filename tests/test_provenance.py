@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ssl_bench import pretrain, runs, training_state
 from ssl_bench.errors import UserError
-from ssl_bench.files import load_json, write_json
+from ssl_bench.runs import run_folder
+from ssl_bench.training import pretrain, training_state
+from ssl_bench.utils.files import load_json, write_json
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -110,7 +111,7 @@ def test_two_reruns_at_a_time_have_a_folder_each(
     assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
     [ended] = (tmp_path / "runs/reruns").glob("*/*/rerun.json")
     ended.unlink()
-    with runs.locked(ended.parent):
+    with run_folder.locked(ended.parent):
         assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
     assert len(list((tmp_path / "runs/reruns").iterdir())) == 2
 
@@ -162,7 +163,7 @@ def test_a_training_of_two_starts_says_so(run: Call, ssl_bench: Call, tmp_path: 
     run()
     folder = only_run(tmp_path)
     (folder / "checkpoint.pt").touch()
-    runs.record_environment(folder, "another device")
+    run_folder.record_environment(folder, "another device")
     environment = load_json(folder / "environment.json")
     assert environment["device"] == "another device"
     [earlier] = environment["earlier"]
@@ -195,7 +196,7 @@ def test_an_evaluation_that_fails_is_told_of(
         raise UserError("the probe broke")
 
     with monkeypatch.context() as patched:
-        patched.setattr("ssl_bench.evaluation._evaluate", fail)
+        patched.setattr("ssl_bench.evaluation.runner._evaluate", fail)
         assert run()[0] == 2
     folder = only_run(tmp_path)
     assert "the probe broke" in ssl_bench("show", folder, "--runs-dir", tmp_path / "runs")[1]

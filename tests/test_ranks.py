@@ -16,7 +16,7 @@ from ranks_work import MAE, METHODS, MOCO, SESSIONS
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_bench.plugins import Plugin
+from ssl_bench.api.registry import Plugin
 
 WORLDS = ["ddp-2", "fsdp-2", "ddp-4", "fsdp-4"]
 

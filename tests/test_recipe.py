@@ -16,13 +16,19 @@ from conftest import CPU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ssl_bench import audit, encoders, finetuning, flags, optim, plugins, pretrain, recipe
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench.api import registry
+from ssl_bench.cli import flags
+from ssl_bench.cli.commands import recipe
+from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED
+from ssl_bench.config.presets import BACKBONES
+from ssl_bench.config.settings import OptimizerConfig, Published, Settings
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder
-from ssl_bench.presets import BACKBONES
-from ssl_bench.recipe import DIFFERS, DISPUTED
-from ssl_bench.settings import OptimizerConfig, Published, Settings
+from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.experiment import audit
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import optim, pretrain
 
 Call = Callable[..., tuple[int, str, str]]
 PAPERS = {
@@ -31,10 +37,10 @@ PAPERS = {
     "imagenet-mocov3-vits": "mocov3",
     "imagenet-mocov3-vitb": "mocov3",
 }
-FINETUNE = plugins.find("eval", "finetune")
-LINEAR = plugins.find("eval", "linear-paper")
+FINETUNE = registry.find("eval", "finetune")
+LINEAR = registry.find("eval", "linear-paper")
 RUN = ("run", "--data", "./nowhere", "--evals")
-CORE = [(name, preset) for name in plugins.discover("method") for preset in ("quick", "small")]
+CORE = [(name, preset) for name in registry.discover("method") for preset in ("quick", "small")]
 TINY = ("--backbone", "vit_nano", "--image-size", "16", "--patch-size", "4")
 
 
@@ -51,7 +57,7 @@ def rows(preset: str, *words: str) -> dict[tuple[str, str], recipe.Row]:
 @pytest.mark.parametrize("preset,method", PAPERS.items())
 def test_a_papers_preset_brings_its_method_and_evaluations(preset: str, method: str) -> None:
     request = flags.parse_run(["--preset", preset])
-    assert request.method == plugins.find("method", method)
+    assert request.method == registry.find("method", method)
     assert request.settings.method == method
     assert [plugin.name for plugin in request.evals] == ["linear-paper", "finetune"]
     chosen = flags.parse_run(["--preset", preset, "--evals", "knn"])
@@ -141,10 +147,10 @@ def test_no_published_setting_is_missed_by_its_preset(preset: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["method", "eval"])
-def test_published_names_are_flags_or_have_a_space(kind: plugins.Kind) -> None:
+def test_published_names_are_flags_or_have_a_space(kind: registry.Kind) -> None:
     """A misspelt flag would be shown as something that is fixed and the same."""
     shared = {field.name for field in dataclasses.fields(Settings)}
-    for plugin in plugins.discover(kind).values():
+    for plugin in registry.discover(kind).values():
         known = {field.name for field in dataclasses.fields(plugin.config)} | {"sources"}
         known |= shared if kind == "method" else set()
         for entries in getattr(plugin.outline(), "PAPER", {}).values():
@@ -160,7 +166,7 @@ def test_published_names_are_flags_or_have_a_space(kind: plugins.Kind) -> None:
 
 def test_every_flag_of_a_stage_is_shown() -> None:
     found = rows("imagenet-mae-vitb")
-    for plugin in (plugins.find("method", "mae"), LINEAR, FINETUNE):
+    for plugin in (registry.find("method", "mae"), LINEAR, FINETUNE):
         shown = {name for stage, name in found if stage == plugin.name}
         assert {field.name for field in dataclasses.fields(plugin.config)} <= shown
     assert found["mae", "peak lr"].ours.startswith("0.0024 ")
@@ -489,7 +495,7 @@ class TestAudit:
         self, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """MoCo v3 freezes the patch embedding; under another name there is nothing to freeze."""
-        plugin = plugins.find("method", "mocov3")
+        plugin = registry.find("method", "mocov3")
         config = plugin.config(projector_width=16, projection_dim=8)
         method = pretrain.build_method(plugin.load().Pretraining, config, spec, 3, 0)
         assert "0 undecayed tensors" in audit.method(method)
@@ -510,7 +516,7 @@ class TestAudit:
             pretrain.build_method(plugin.load().Pretraining, config, spec, 3, 0)
 
     def test_nothing_is_asked_of_what_trains_nothing(self, spec: EncoderSpec) -> None:
-        plugin = plugins.find("method", "random-init")
+        plugin = registry.find("method", "random-init")
         method = pretrain.build_method(plugin.load().Pretraining, plugin.config(), spec, 3, 0)
         assert audit.method(method) == "nothing is trained"
 

@@ -23,12 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_bench import comparison, files, index, report
-from ssl_bench.comparison import statistics
-from ssl_bench.encoders import EncoderSpec
-from ssl_bench.errors import UserError
-from ssl_bench.files import write_json
-from ssl_bench.report import (
+from ssl_bench.analysis import comparison, report
+from ssl_bench.analysis.comparison import statistics
+from ssl_bench.analysis.report import (
     ablations,
     accuracy,
     cost,
@@ -41,10 +38,15 @@ from ssl_bench.report import (
     robustness,
     training,
 )
-from ssl_bench.report.drawing import Drawing
-from ssl_bench.report.source import Source
-from ssl_bench.report.tables import Cell, Table
-from ssl_bench.settings import ReportSettings
+from ssl_bench.analysis.report.drawing import Drawing
+from ssl_bench.analysis.report.source import Source
+from ssl_bench.analysis.report.tables import Cell, Table
+from ssl_bench.config.settings import ReportSettings
+from ssl_bench.errors import UserError
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import index
+from ssl_bench.utils import files
+from ssl_bench.utils.files import write_json
 
 Command = Callable[..., tuple[int, str, str]]
 NASTY = "<script>alert(1)</script> $x_1$ & | % _a"
@@ -538,7 +540,7 @@ class TestFolder:
         report.write(settings)
         killed = (
             "import os, pathlib, sys\n"
-            "from ssl_bench.files import temporary_folder\n"
+            "from ssl_bench.utils.files import temporary_folder\n"
             "output = pathlib.Path(sys.argv[1])\n"
             "with temporary_folder(output) as folder:\n"
             "    (folder / 'index.html').touch()\n"

@@ -15,18 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench import encoders, plugins
-from ssl_bench.augment import augment, crop_and_flip
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset
-from ssl_bench.draws import Draws
-from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError
-from ssl_bench.features import Encoder, RawPixels, prepare
-from ssl_bench.scoring import subset
-from ssl_bench.similarity import linear_cka
+from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
+from ssl_bench.evaluation.metrics import subset
+from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.transforms.augmentations import augment, crop_and_flip
+from ssl_bench.utils.rng import Draws
 
-REPRESENTATION = plugins.find("eval", "representation").load()
-CKA = plugins.find("eval", "cka").load()
+REPRESENTATION = registry.find("eval", "representation").load()
+CKA = registry.find("eval", "cka").load()
 
 
 def normal(seed: int, *shape: int) -> Tensor:

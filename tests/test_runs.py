@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import pytest
 
 import ssl_bench as package
-from ssl_bench import plugins, runs
+from ssl_bench.api import registry
 from ssl_bench.errors import UserError, above, unknown, within
-from ssl_bench.files import atomic, write_json
-from ssl_bench.runs import Plan
+from ssl_bench.runs import run_folder
+from ssl_bench.runs.run_folder import Plan
+from ssl_bench.utils.files import atomic, write_json
 
 Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(package.__file__).parent.parent
@@ -50,18 +51,18 @@ def test_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -> Non
 
 def test_find_takes_paths_names_and_unique_parts(tmp_path: Path) -> None:
     for name in ("mae-x-seed0-aa", "mae-x-seed1-bb"):
-        runs.create(tmp_path, name, {})
+        run_folder.create(tmp_path, name, {})
     first = tmp_path / "mae-x-seed0-aa"
-    assert runs.find(tmp_path, [str(first), first.name, "seed0"]) == [first] * 3
-    assert len(runs.find(tmp_path, [])) == 2
+    assert run_folder.find(tmp_path, [str(first), first.name, "seed0"]) == [first] * 3
+    assert len(run_folder.find(tmp_path, [])) == 2
     with pytest.raises(UserError, match="ambiguous"):
-        runs.find(tmp_path, ["mae"])
+        run_folder.find(tmp_path, ["mae"])
     with pytest.raises(UserError, match="does not exist"):
-        runs.find(tmp_path, ["dino"])
+        run_folder.find(tmp_path, ["dino"])
 
 
 def test_lock_keeps_a_second_process_out(tmp_path: Path) -> None:
-    with runs.locked(tmp_path):
+    with run_folder.locked(tmp_path):
         code = (
             "from pathlib import Path; from ssl_bench import runs\n"
             f"with runs.locked(Path({str(tmp_path)!r})): pass"
@@ -116,7 +117,7 @@ class Pretraining(Method):
 def test_a_file_is_a_method(tmp_path: Path) -> None:
     path = tmp_path / "my_method.py"
     path.write_text(METHOD.format(field="width"))
-    plugin = plugins.find("method", str(path))
+    plugin = registry.find("method", str(path))
     assert plugin.name == "my-method"
     assert plugin.summary == "Mine: a method from outside."
     assert [field.name for field in dataclasses.fields(plugin.config)] == ["width"]
@@ -132,14 +133,14 @@ def test_fingerprint_sees_code_but_not_comments(tmp_path: Path) -> None:
     ):
         path = tmp_path / "mine.py"
         path.write_text(text)
-        prints.append(plugins.Plugin("method", "mine", path, "").fingerprint)
+        prints.append(registry.Plugin("method", "mine", path, "").fingerprint)
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_fingerprint_is_the_same_under_every_version_of_python(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(METHOD.format(field="width"))
-    assert plugins.Plugin("method", "mine", path, "").fingerprint == "4a672854b3d97376"
+    assert registry.Plugin("method", "mine", path, "").fingerprint == "4a672854b3d97376"
 
 
 @pytest.mark.parametrize(
@@ -269,8 +270,8 @@ class TestNeighbours:
                 del sys.modules[name]
 
     def forget(self) -> None:
-        plugins._installed.cache_clear()
-        plugins._told.clear()
+        registry._installed.cache_clear()
+        registry._told.clear()
         importlib.invalidate_caches()
 
     @pytest.mark.parametrize("kind", sorted(BROKEN))
@@ -286,7 +287,7 @@ class TestNeighbours:
             assert len([line for line in error.splitlines() if line != "hi"]) == 1
         capsys.readouterr()
         for _ in range(2):
-            found = plugins.discover("method")
+            found = registry.discover("method")
             assert {"mae", "good"} <= found.keys() and found.keys() & {"theirs", name} <= {"mae"}
             assert found["mae"].module == "ssl_bench.methods.mae"
         output, warning = capsys.readouterr()
@@ -325,7 +326,7 @@ class TestNeighbours:
         """Its flags are there for every method, and two of one name would end every run."""
         text = METHOD.replace("{field}", field)
         self.install(place, f"{name} = mod", {"mod.py": text}, "bad", "evals")
-        found = plugins.discover("eval")
+        found = registry.discover("eval")
         assert found["knn"].module == "ssl_bench.evals.knn"
         assert (name in found) == (name in ("knn", "knn-more"))
 

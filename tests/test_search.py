@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_bench import flags, plugins
+from ssl_bench.api import registry
+from ssl_bench.api.ranges import LogUniform, OneOf, Range, Uniform
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
-from ssl_bench.plugins import Plugin
-from ssl_bench.ranges import LogUniform, OneOf, Range, Uniform
-from ssl_bench.sweep import grid, search
-from ssl_bench.sweep.grid import Cell, Grid
-from ssl_bench.sweep.values import text_of
+from ssl_bench.sweep import search
+from ssl_bench.sweep.spec import grid
+from ssl_bench.sweep.spec.grid import Cell, Grid
+from ssl_bench.sweep.spec.values import text_of
 
-METHODS = list(plugins.discover("method").values())
+METHODS = list(registry.discover("method").values())
 SHARES = st.floats(0, 1, exclude_max=True)
 HOW = pytest.mark.parametrize("how", ["random", "sobol"])
 
@@ -106,7 +108,7 @@ def test_each_method_has_as_many_trials(how: str) -> None:
     assert methods == ["mae"] * 5 + ["mocov3"] * 5 + ["random-init"]
     assert [cell.trial for cell in found.cells] == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1]
     for method, cells in (("mae", found.cells[:5]), ("mocov3", found.cells[5:10])):
-        ranges = plugins.find("method", method).search()
+        ranges = registry.find("method", method).search()
         drawn = configs(cells)
         for name in ranges:
             assert len({getattr(config, name) for config in drawn}) == 5
@@ -161,7 +163,7 @@ def test_one_value_fixes_a_flag_and_several_are_drawn_among() -> None:
 
 
 def test_nothing_to_draw_is_one_trial() -> None:
-    fixed = [f"--{name.replace('_', '-')}=0.2" for name in plugins.find("method", "mae").search()]
+    fixed = [f"--{name.replace('_', '-')}=0.2" for name in registry.find("method", "mae").search()]
     [cell] = sweep("--search", "sobol", "--trials", 4, *fixed).cells
     assert cell.label == "mae, trial 1"
     few = sweep("--search", "random", "--trials", 9, *fixed[1:], "--base-lr", "1e-3,2e-3")
@@ -234,25 +236,25 @@ def test_a_range_of_no_flag_is_an_error_that_names_the_file(tmp_path: Path) -> N
 def test_the_ranges_are_no_part_of_a_methods_code(tmp_path: Path) -> None:
     """What is searched later changes no name of a run folder."""
     text = (Path(__file__).parent / "example_method.py").read_text()
-    line = "from ssl_bench.settings import OptimizerConfig"
+    line = "from ssl_bench.config.settings import OptimizerConfig"
     assert line in text
-    searched = text.replace(line, f"from ssl_bench.ranges import Uniform\n{line}")
+    searched = text.replace(line, f"from ssl_bench.api.ranges import Uniform\n{line}")
     searched += '\n\nSEARCH = {"noise": Uniform(0.1, 1.0)}\n'
-    alone = text.replace(line, f"{line}\nfrom ssl_bench.ranges import LogUniform, OneOf")
+    alone = text.replace(line, f"{line}\nfrom ssl_bench.api.ranges import LogUniform, OneOf")
     hashes = set()
     for name, content in (("a", text), ("b", searched), ("c", alone)):
         (tmp_path / f"{name}.py").write_text(content)
-        hashes.add(plugins.find("method", str(tmp_path / f"{name}.py")).fingerprint)
+        hashes.add(registry.find("method", str(tmp_path / f"{name}.py")).fingerprint)
     assert len(hashes) == 1
     changed = text.replace(line, f"{line}, EvalSettings")
     (tmp_path / "d.py").write_text(changed)
-    assert plugins.find("method", str(tmp_path / "d.py")).fingerprint not in hashes
+    assert registry.find("method", str(tmp_path / "d.py")).fingerprint not in hashes
 
 
 @pytest.mark.parametrize("method", [m.name for m in METHODS if m.search()])
 @pytest.mark.parametrize("preset", ["quick", "small"])
 def test_a_presets_own_values_lie_in_the_ranges(method: str, preset: str) -> None:
-    plugin: Plugin = plugins.find("method", method)
+    plugin: Plugin = registry.find("method", method)
     config = flags.parse_run(["--method", method, "--preset", preset]).method_config
     for name, range_ in plugin.search().items():
         if isinstance(range_, Uniform | LogUniform):

@@ -13,7 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from ssl_bench.comparison import statistics
+from ssl_bench.analysis.comparison import statistics
 from ssl_bench.errors import UserError
 
 scores = st.floats(0, 100).map(lambda value: round(value, 2))

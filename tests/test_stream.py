@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from ssl_bench import data, image_ops
-from ssl_bench.augment import Augmentation, augment, crop_of
-from ssl_bench.data import Dataset, decode, listing
+from ssl_bench import data
+from ssl_bench.data import Dataset, in_memory, listing
 from ssl_bench.data.listing import Picture
-from ssl_bench.data.stream import StreamedSplit, ahead
-from ssl_bench.draws import Draws
+from ssl_bench.data.streaming import StreamedSplit, ahead
 from ssl_bench.errors import UserError
-from ssl_bench.views import views
+from ssl_bench.transforms import functional
+from ssl_bench.transforms.augmentations import Augmentation, augment, crop_of
+from ssl_bench.transforms.loader import views
+from ssl_bench.utils.rng import Draws
 
 Call = Callable[..., tuple[int, str, str]]
 CROP = Augmentation(24, (0.3, 1.0), interpolation="bicubic")
@@ -90,7 +91,7 @@ def test_streamed_crop_is_the_batched_one_of_the_whole_image(interpolation: str)
         pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         own = draws.rows(slice(row, row + 1)).within("view0")
         box, flip = crop_of(recipe, own, image.height, image.width)
-        expected = image_ops.resized_crop(pixels_1CHW, box, flip, 24, interpolation)
+        expected = functional.resized_crop(pixels_1CHW, box, flip, 24, interpolation)
         torch.testing.assert_close(found[row], expected[0], rtol=0, atol=2 / 255)
         torch.testing.assert_close(
             found[row], augment(pixels_1CHW, recipe, own)[0], rtol=0, atol=2 / 255
@@ -257,7 +258,7 @@ def test_streamed_split_says_what_it_has_not() -> None:
 def test_what_does_not_fit_is_streamed(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = data.load(str(photographs), 28)
     assert whole.storage == "in memory"
-    monkeypatch.setattr(decode, "_total_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
+    monkeypatch.setattr(in_memory, "_total_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
     apart = data.load(str(photographs), 28)
     assert apart.storage.startswith("streamed from their files, as 40 images of 32 x 32 pixels")
     assert "more than half of the" in apart.storage
@@ -267,7 +268,7 @@ def test_what_does_not_fit_is_streamed(photographs: Path, monkeypatch: pytest.Mo
         assert stream.labels_N.tolist() == memory.labels_N.tolist()
         assert torch.equal(torch.cat(list(stream.chunks(7))), memory.images_NCHW)
     assert apart.mean == pytest.approx(whole.mean) and apart.std == pytest.approx(whole.std)
-    monkeypatch.setattr(decode, "_available_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
+    monkeypatch.setattr(in_memory, "_available_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
     with pytest.raises(UserError, match="--storage stream would work"):
         data.load(str(photographs), 28, storage="memory")
 
@@ -275,7 +276,7 @@ def test_what_does_not_fit_is_streamed(photographs: Path, monkeypatch: pytest.Mo
 def test_what_is_free_now_decides_nothing(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(in_memory, "_available_memory", lambda: 1000)
     with pytest.raises(UserError, match="free memory; --storage stream would work"):
         data.load(str(photographs), 28)
 
@@ -354,7 +355,7 @@ def test_broken_file_stops_a_run_that_then_goes_on(
     run: Call, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit to the weights of the run that nothing has stopped."""
-    from ssl_bench import pretrain, training_state
+    from ssl_bench.training import pretrain, training_state
 
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     common = ("--evals", "none")

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench import cli, streams
-from ssl_bench.streams import Stream
+from ssl_bench import cli
+from ssl_bench.utils import streams
+from ssl_bench.utils.streams import Stream
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -16,18 +16,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssl_bench import runs
-from ssl_bench.files import load_json, write_json
-from ssl_bench.locks import taken
-from ssl_bench.sweep import cluster, queue, records, standing, store
+from ssl_bench.cli.commands.sweep import work_of
+from ssl_bench.runs import run_folder
+from ssl_bench.sweep import manifest
+from ssl_bench.sweep import status as standing
+from ssl_bench.sweep.backends import clusters, records, slurm_queue
+from ssl_bench.sweep.backends.records import Record
 from ssl_bench.sweep.jobs import Job
-from ssl_bench.sweep.records import Record
-from ssl_bench.sweep.standing import Standing
-from ssl_bench.sweep.store import Entry, Submitted, Sweep
-from ssl_bench.sweep.submission import work_of
+from ssl_bench.sweep.manifest import Entry, Submitted, Sweep
+from ssl_bench.sweep.status import Standing
+from ssl_bench.utils.files import load_json, write_json
+from ssl_bench.utils.locks import taken
 
 Call = Callable[..., tuple[int, str, str]]
-STAGES: tuple[store.Stage, ...] = ("pretrain", "evaluate")
+STAGES: tuple[manifest.Stage, ...] = ("pretrain", "evaluate")
 SMALL = (
     *("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--backbone", "vit_nano"),
     *("--knn-neighbors", 1, "--linear-epochs", 1),
@@ -196,17 +198,17 @@ def test_a_sweep_is_read_as_it_was_written(
 ) -> None:
     folder = tmp_path_factory.mktemp("runs") / "sweeps" / "one"
     sweep = Sweep(folder, "local", ("--seed", "1"), tuple(entries), tuple(submitted))
-    store.write(sweep)
-    assert store.read(folder) == sweep
+    manifest.write(sweep)
+    assert manifest.read(folder) == sweep
 
 
 def stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: Mapping[str, str], *jobs: Submitted
 ) -> Standing:
     """How far the entry is, where the cluster says that of its jobs."""
-    monkeypatch.setattr(cluster, "states", lambda ids, _: {i: states[i] for i in ids})
-    monkeypatch.setattr(cluster, "reasons", lambda ids, _: dict.fromkeys(ids, "Resources"))
-    monkeypatch.setattr(cluster, "failure", lambda *_: ["out of", "luck"])
+    monkeypatch.setattr(clusters, "states", lambda ids, _: {i: states[i] for i in ids})
+    monkeypatch.setattr(clusters, "reasons", lambda ids, _: dict.fromkeys(ids, "Resources"))
+    monkeypatch.setattr(clusters, "failure", lambda *_: ["out of", "luck"])
     sweep = Sweep(tmp_path / "sweeps" / "s", "slurm", (), (ENTRY,), jobs)
     [found] = standing.of(sweep, [sweep])
     return found
@@ -267,7 +269,7 @@ def test_what_is_to_be_done_follows_from_the_run_folder(
     write_json(folder / "failed.json", {"error": "no space"})
     assert stand(tmp_path, monkeypatch, {}).error == "no space"
     assert stand(tmp_path, monkeypatch, {"7_0": "pending"}, PRETRAIN).state == "pending"
-    with runs.locked(folder):
+    with run_folder.locked(folder):
         assert stand(tmp_path, monkeypatch, {}).state == "running"
     write_json(folder / "encoder.json", {})
     (folder / "failed.json").unlink()
@@ -313,7 +315,7 @@ class TestDamage:
             [*batch.ids()[0], batch.ids()[1][0]], [done, done, failed], strict=True
         ):
             records.write(folder / job, record)
-        store.write(Sweep(sweeps / "sweep-mae-1", "local", (), entries, tuple(submitted)))
+        manifest.write(Sweep(sweeps / "sweep-mae-1", "local", (), entries, tuple(submitted)))
         scores = runs_dir / "mae-0" / "evals" / "knn-1"
         scores.mkdir(parents=True)
         write_json(scores / "scores.json", {"scores": {"top1": 80.0}, "baselines": {}})
@@ -325,7 +327,7 @@ class TestDamage:
         write_json(runs_dir / "mae-0" / "encoder.json", {})
         write_json(runs_dir / "mae-1" / "failed.json", {"error": "no luck", "at": "now"})
         other = replace(entries[0], run="mae-other")
-        store.write(Sweep(sweeps / "sweep-mae-2", "local", (), (other,), ()))
+        manifest.write(Sweep(sweeps / "sweep-mae-2", "local", (), (other,), ()))
         return runs_dir
 
     def test_of_a_healthy_one(self, ssl_bench: Call, runs_dir: Path) -> None:
@@ -391,9 +393,9 @@ class TestDamage:
         for outcome, expected in (("success", "done"), ("error", "failed")):
             content = (outcome, Payload())
             (tmp_path / "7_0_0_result.pkl").write_bytes(pickle.dumps(content))
-            assert queue._result("7_0", tmp_path) == expected
+            assert slurm_queue._result("7_0", tmp_path) == expected
         (tmp_path / "7_0_0_result.pkl").write_bytes(b"nothing")
-        assert queue._result("7_0", tmp_path) is None
+        assert slurm_queue._result("7_0", tmp_path) is None
         assert not (tmp_path / "made").exists()
 
     def test_the_same_command_writes_a_record_again(

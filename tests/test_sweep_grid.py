@@ -16,14 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssl_bench import flags, plugins
+from ssl_bench.api import registry
+from ssl_bench.cli import flags
+from ssl_bench.config.settings import Settings
+from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError
-from ssl_bench.settings import Settings
-from ssl_bench.sweep import grid, toml
-from ssl_bench.sweep.grid import Cell, Grid
-from ssl_bench.sweep_settings import ClusterSettings, SweepSettings
+from ssl_bench.sweep.spec import grid, toml
+from ssl_bench.sweep.spec.grid import Cell, Grid
 
-METHODS = list(plugins.discover("method").values())
+METHODS = list(registry.discover("method").values())
 FEW = settings(max_examples=10, deadline=None)
 
 
@@ -666,9 +667,9 @@ def test_help_says_the_flags_and_the_rules_without_torch(words: list[str]) -> No
 
 def test_the_examples_of_the_help_are_right() -> None:
     """The file shown there, and the command lines above it."""
-    from ssl_bench.sweep import usage
+    from ssl_bench.cli.commands import sweep_help
 
-    text = usage.text()
+    text = sweep_help.text()
     start = text.index('  method = ["mae"')
     example = text[start : text.index("A search gives")]
     found = sweep(written(example))

@@ -8,29 +8,30 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ssl_bench import gains, units
+from ssl_bench.experiment import baseline_table
+from ssl_bench.utils import formatting
 
 
 @pytest.mark.parametrize(
     "text,expected",
     [
-        (units.digits(88.351, "top-1 accuracy (%)"), "88.35"),
-        (units.digits(-1.0, "top-1 accuracy (%)", "+"), "-1.00"),
-        (units.digits(1234.5678, "rank"), "1235"),
-        (units.digits(0.00123456, "loss"), "0.001235"),
-        (units.digits(math.nan, "loss"), "NaN"),
-        (units.share(0.00003), "<0.0001"),
-        (units.share(0.0312), "0.031"),
-        (units.count(None), "-"),
-        (units.count(0), "0"),
-        (units.count(1_198_592), "1.2 M"),
-        (units.count(479_232), "479 k"),
-        (units.count(999_999), "1 M"),
-        (units.count(1.234e15), "1.23 P"),
-        (units.time(93.4), "93 s"),
-        (units.time(3500), "58 min"),
-        (units.time(7500), "2 h 05 min"),
-        (units.whole(1996.0), "1,996"),
+        (formatting.digits(88.351, "top-1 accuracy (%)"), "88.35"),
+        (formatting.digits(-1.0, "top-1 accuracy (%)", "+"), "-1.00"),
+        (formatting.digits(1234.5678, "rank"), "1235"),
+        (formatting.digits(0.00123456, "loss"), "0.001235"),
+        (formatting.digits(math.nan, "loss"), "NaN"),
+        (formatting.share(0.00003), "<0.0001"),
+        (formatting.share(0.0312), "0.031"),
+        (formatting.count(None), "-"),
+        (formatting.count(0), "0"),
+        (formatting.count(1_198_592), "1.2 M"),
+        (formatting.count(479_232), "479 k"),
+        (formatting.count(999_999), "1 M"),
+        (formatting.count(1.234e15), "1.23 P"),
+        (formatting.time(93.4), "93 s"),
+        (formatting.time(3500), "58 min"),
+        (formatting.time(7500), "2 h 05 min"),
+        (formatting.whole(1996.0), "1,996"),
     ],
 )
 def test_numbers_are_short(text: str, expected: str) -> None:
@@ -47,7 +48,7 @@ def record(name: str, score: float, baseline: float, **more: Any) -> dict[str, A
 def shown(*records: dict[str, Any]) -> str:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(gains.beside_baselines("mae", records))
+        console.print(baseline_table.beside_baselines("mae", records))
     return capture.get()
 
 

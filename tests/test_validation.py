@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench import data
-from ssl_bench.data import Dataset, Split, embedded, validation
+from ssl_bench.config.settings import Storage
+from ssl_bench.data import Dataset, Split, embedded, holdout
 from ssl_bench.data.names import VALIDATION, resolved
-from ssl_bench.settings import Storage
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -63,7 +63,7 @@ def test_the_parts_are_the_training_images_and_no_test_image(
     assert not set(rest) & set(held_out)
     assert sorted(rest + held_out) == sorted(everything)
     assert not set(pixels(whole.test)) & {image for image, _ in rest + held_out}
-    assert len(held_out) == round(validation.SHARE * len(everything)) > 1
+    assert len(held_out) == round(holdout.SHARE * len(everything)) > 1
     # In their own order, which the draws of a training are functions of.
     assert rest == [each for each in everything if each in set(rest)]
     assert held_out == [each for each in everything if each in set(held_out)]
@@ -75,7 +75,7 @@ def test_it_is_another_data_set_of_the_same_kind(both: tuple[Dataset, Dataset]) 
     assert part.fingerprint != whole.fingerprint
     assert part.classes == whole.classes
     assert (part.view_size, part.channels, part.size) == (16, 3, 16)
-    assert validation.NOTE in part.note
+    assert holdout.NOTE in part.note
     assert part.storage.split()[0] == whole.storage.split()[0]
 
 
@@ -133,7 +133,7 @@ def test_embedded_test_images_are_never_read(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("count", [3, 10, 101])
 def test_neither_part_is_empty(count: int) -> None:
-    rest, held_out = validation.of_split(make_images(count, 2, 4, 1, 0), ("a", "b"))
+    rest, held_out = holdout.of_split(make_images(count, 2, 4, 1, 0), ("a", "b"))
     assert len(rest) + len(held_out) == count
     assert len(held_out) == max(1, round(count / 10))
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_bench.config.settings import Storage
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.names import EMBEDDED, TORCHVISION, VALIDATION, Source, names, parse
 from ssl_bench.errors import UserError, require, unknown
-from ssl_bench.settings import Storage
 
 if TYPE_CHECKING:
     from ssl_bench.data.listing import Listing
@@ -68,7 +68,7 @@ def load(
     left_out, unlabelled = "", ""
     asked = parse(source)
     if asked.place == EMBEDDED:
-        from ssl_bench.data import embedded, validation
+        from ssl_bench.data import embedded, holdout
 
         _refuse_choice(asked)
         require(
@@ -78,16 +78,17 @@ def load(
         )
         train, classes, where = Split(*embedded.read("train")), embedded.CLASSES, "in memory"
         if asked.is_validation:
-            name, note = validation.name(asked.place), validation.NOTE
-            train, test = validation.of_split(train, classes)
+            name, note = holdout.name(asked.place), holdout.NOTE
+            train, test = holdout.of_split(train, classes)
         else:
             name, note, test = asked.place, "", Split(*embedded.read("test"))
         digest = fingerprint(train, test, classes)
     else:
-        from ssl_bench.data import decode, search
+        from ssl_bench.data import in_memory
+        from ssl_bench.data.sources import search
 
         listing = list_images(source, data_dir)
-        loaded = decode.load(
+        loaded = in_memory.load(
             listing,
             image_size or DEFAULT_IMAGE_SIZE,
             storage,
@@ -127,16 +128,16 @@ def list_images(source: str, data_dir: Path | None = None) -> Listing:
     asked = parse(source)
     listing = _listed(asked, data_dir)
     if asked.is_validation:
-        from ssl_bench.data import validation
+        from ssl_bench.data import holdout
 
-        return validation.of_listing(listing)
+        return holdout.of_listing(listing)
     return listing
 
 
 def _listed(asked: Source, data_dir: Path | None) -> Listing:
     place = asked.place
     if place in TORCHVISION:
-        from ssl_bench.data import torchvision_sets
+        from ssl_bench.data.sources import torchvision_sets
 
         _refuse_choice(asked)
         return torchvision_sets.find(place, _folder(data_dir))
@@ -145,7 +146,7 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         if os.sep in place or "/" in place or path.suffix:
             raise UserError(f"no such folder or file: {place}")
         raise unknown("data set", place, names())
-    from ssl_bench.data import folder, parquet
+    from ssl_bench.data.sources import folder, parquet
 
     if parquet.is_here(path):
         return parquet.find(path, asked.choice)

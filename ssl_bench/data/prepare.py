@@ -24,15 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ssl_bench import locks
 from ssl_bench.data import depth
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import in_memory, is_marked, opened, to_rgb
 from ssl_bench.data.listing import Listing, Part, Picture
-from ssl_bench.data.parquet import METADATA
+from ssl_bench.data.sources.parquet import METADATA
 from ssl_bench.data.survey import survey, whole
 from ssl_bench.errors import require
-from ssl_bench.files import writing
+from ssl_bench.utils import locks
+from ssl_bench.utils.files import writing
 
 _ROWS_AT_ONCE = 256
 _BYTES_IN_FILE = 2**29

@@ -17,7 +17,7 @@ from ssl_bench.data.depth import Extremes
 from ssl_bench.data.images import UnreadableImage
 from ssl_bench.data.listing import HELD_OUT_CAVEAT, Listing, Picture, check_labels
 from ssl_bench.errors import require
-from ssl_bench.files import load_json, write_json
+from ssl_bench.utils.files import load_json, write_json
 
 _AT_ONCE = 256
 _WORTH_KEEPING = 2.0

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssl_bench.index import Index
-from ssl_bench.runs import Plan
-from ssl_bench.units import many
+from ssl_bench.runs.index import Index
+from ssl_bench.runs.run_folder import Plan
+from ssl_bench.utils.formatting import many
 
 if TYPE_CHECKING:
     import pandas as pd

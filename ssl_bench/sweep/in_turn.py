@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ssl_bench import commands, flags
-from ssl_bench.commands import Run
+from ssl_bench.cli import flags
+from ssl_bench.cli.flags import Request
 from ssl_bench.data import Dataset
-from ssl_bench.flags import Request
-from ssl_bench.preparation import prepare_run
+from ssl_bench.experiment import commands
+from ssl_bench.experiment.commands import Run
+from ssl_bench.experiment.preparation import prepare_run
 
 
 def run(cells: Sequence[Sequence[str]]) -> list[Run]:

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import submitit
 
-from ssl_bench import interruption
 from ssl_bench.errors import UserError, in_one_line, require
-from ssl_bench.files import Unreadable, load_bytes, load_json, write_json
-from ssl_bench.interruption import Stopped
+from ssl_bench.utils import signals
+from ssl_bench.utils.files import Unreadable, load_bytes, load_json, write_json
+from ssl_bench.utils.signals import Stopped
 
 State = Literal[
     "pending", "running", "requeued", "done", "failed", "killed", "cancelled", "timeout",
@@ -81,7 +81,7 @@ class Job:
         noted.unlink(missing_ok=True)
         try:
             try:
-                with interruption.heeded():
+                with signals.heeded():
                     _succeed(perform(self.words, self.run))
             except Stopped as stopped:
                 self._hand_back(stopped, environment)
@@ -95,7 +95,7 @@ class Job:
         """Do it as one of several processes. Rank 0 alone says how the job ended: whatever ends
         this one, such as the loss of rank 0, which is being queued again, is no result."""
         try:
-            with interruption.heeded():
+            with signals.heeded():
                 _succeed(perform(self.words, self.run))
         except BaseException as error:
             if isinstance(error, Exception):
@@ -134,7 +134,7 @@ class Job:
 
         Nothing is read, nor torch needed, whose import may be what the signal interrupted.
         """
-        from ssl_bench import flags
+        from ssl_bench.cli import flags
 
         folder = flags.parse_run(self.words).settings.runs_dir / (self.run or ANY_RUN)
         numbers = []
@@ -155,7 +155,9 @@ def perform(words: Sequence[str], run: str = "") -> int:
     Raises:
         UserError: they lead to another one, or are wrong.
     """
-    from ssl_bench import flags, launch, places
+    from ssl_bench.cli import flags
+    from ssl_bench.distributed import environment as places
+    from ssl_bench.distributed import launcher
 
     request = flags.parse_run(words)
     if not request.settings.wait:
@@ -164,18 +166,18 @@ def perform(words: Sequence[str], run: str = "") -> int:
     settings = request.settings
 
     def work() -> None:
-        from ssl_bench import commands  # torch, which wrong words need not wait for
+        from ssl_bench.experiment import commands  # torch, which wrong words need not wait for
 
         commands.run(request, expected=run)
 
     devices, nodes = settings.devices, settings.nodes
     if run and devices * nodes > 1 and places.find(os.environ, devices, nodes) is None:
-        from ssl_bench import commands, preparation
+        from ssl_bench.experiment import commands, preparation
 
         # Those that are started know the words alone.
         data = commands.load(*commands.source_of(settings))
         preparation.prepare_run(request, data, expected=run)
-    return launch.on_devices(["run", *words], devices, nodes, work, settings.strategy)
+    return launcher.on_devices(["run", *words], devices, nodes, work, settings.strategy)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -187,7 +189,7 @@ def main(words: Sequence[str] | None = None) -> int:
     run, *words = list(sys.argv[1:] if words is None else words)
     end_with_parent()
     try:
-        with interruption.heeded():
+        with signals.heeded():
             return perform(words, "" if run == ANY_RUN else run)
     except Stopped as stopped:
         print(_how_stopped(stopped), file=sys.stderr)
@@ -269,7 +271,7 @@ def _is_running(environment: Any) -> bool:
 def _wait_to_be_ended() -> None:
     """Leave no error behind where the whole job is about to be ended: give that a minute."""
     try:
-        with interruption.heeded():
+        with signals.heeded():
             time.sleep(_SECONDS_FOR_RANK_0)
     except Stopped:
         sys.exit(0)

@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_bench import flags, plugins
-from ssl_bench.command_line import by_flag
+from ssl_bench.api import registry
+from ssl_bench.api.ranges import OneOf, Range
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import flags
+from ssl_bench.cli.argv import by_flag
+from ssl_bench.config.settings import Settings
+from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
-from ssl_bench.plugins import Plugin
-from ssl_bench.ranges import OneOf, Range
-from ssl_bench.settings import Settings
-from ssl_bench.sweep.values import Words, in_order, words_of
-from ssl_bench.sweep_settings import SweepSettings
+from ssl_bench.sweep.spec.values import Words, in_order, words_of
 
 _ONE_ONLY = ("data", "evals", "preset")
 """Flags that trials, which are compared with each other, must share."""
@@ -98,7 +99,7 @@ def trials(
     names = [name for name in asked if name != "none"] or [plugin.name for plugin in request.evals]
     require(bool(settings.choose_by or names), "a search needs --choose-by or --evals to choose by")
     choose_by = settings.choose_by or names[0]
-    plugins.find("eval", choose_by)
+    registry.find("eval", choose_by)
     drawn = _drawn(method, given, types, settings)
     for name, value in (("data", data + VALIDATION), ("evals", choose_by)):
         fixed[name] = f"--{name}", value

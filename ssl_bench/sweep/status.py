@@ -1,189 +1,193 @@
-"""``ssl-bench status`` and ``ssl-bench cancel``: how far sweeps are, and no further."""
+"""How far each cell of a sweep is: its run folder says what is done, its jobs what is to come."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from rich.console import Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from ssl_bench.errors import UserError, of_system
+from ssl_bench.runs import run_folder
+from ssl_bench.sweep.backends import clusters
+from ssl_bench.sweep.jobs import ACTIVE, WAITING
+from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep, jobs_of
+from ssl_bench.utils.files import Unreadable, load_bytes, parse_json
 
-from ssl_bench.errors import UserError
-from ssl_bench.sweep import cluster, standing, store
-from ssl_bench.sweep.standing import UNDER_WAY, CellState, Standing
-from ssl_bench.sweep.store import Damaged, Sweep
-from ssl_bench.sweep_settings import CancelSettings, StatusSettings
-from ssl_bench.terminal import Console
-from ssl_bench.units import many, plain
-from ssl_bench.units import time as duration
-
-_console = Console()
-_ORDER: tuple[CellState, ...] = (
-    *("failed", "running", "unknown", "stopped", "pending", "new", "done"),
-)
-_STYLES = {"failed": "red", "running": "green", "stopped": "yellow", "done": "dim"}
-_SECONDS_BETWEEN_LOOKS = {"local": 2.0, "slurm": 15.0}
-_SHORT = ("state", "progress", "left", "loss")
-_MOST_LOGS = 3
-_LINES_AROUND = 11
-"""Lines of a terminal that the table cannot have: its title, head, borders and notes."""
+CellState = Literal["done", "running", "pending", "unknown", "failed", "stopped", "new"]
+"""*unknown*: it was submitted, and the cluster does not answer. *stopped*: it was begun, and nobody
+is at it."""
+UNDER_WAY: frozenset[CellState] = frozenset({"running", "pending", "unknown"})
+_TO_COME = {*ACTIVE, "unknown"}
+_FAILED = ("failed", "out of memory")
+_KILLED = ("killed", "timeout")
+"""The cell goes on when it is submitted again: it was not to blame."""
+_TAIL = 4096
+_LARGEST = 1e15
+"""Of what is measured here: a number beyond is damage."""
 
 
-def status(settings: StatusSettings) -> None:
-    """Show how far a sweep is, live on a terminal until nothing is under way: ``ssl-bench status``.
+@dataclass(frozen=True)
+class Standing:
+    """How far a cell is.
 
-    Raises:
-        UserError: there is no such sweep.
+    Attributes:
+        stage: what is done now, or next.
+        missing: names of evaluations that are not stored.
+        uncovered: those of them that no job is to make.
+        job: of that stage, "" where there was none.
+        waits_for: why Slurm has not started it yet, in Slurm's words.
+        step: last one recorded.
+        images_per_second: at that step; None where unknown.
+        loss: the mean at that step; None where unknown.
+        error: why it failed, or what stopped it; "" where neither is known.
+        log: file with all that the job of that stage had to say, "" where there was none.
+        scores: headline of each evaluation that is stored.
     """
-    sweep = _found(settings.runs_dir, settings.sweep)
-    if isinstance(sweep, Damaged):
-        raise UserError(sweep.why)
-    if settings.json:
-        print(json.dumps(_as_json(sweep, _look(sweep)), indent=2))
-        return
-    if not _console.is_terminal or settings.once:
-        _console.print(_show(sweep, _look(sweep), None))
-        return
-    pause = _SECONDS_BETWEEN_LOOKS.get(sweep.cluster, max(_SECONDS_BETWEEN_LOOKS.values()))
-    with Live(console=_console, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            standings = _look(sweep)
-            is_over = not any(each.state in UNDER_WAY for each in standings)
-            rows = None if is_over else max(4, _console.height - _LINES_AROUND)
-            live.update(_show(sweep, standings, rows), refresh=True)
-            if is_over:
-                return
-            time.sleep(pause)
+
+    entry: Entry
+    state: CellState
+    stage: Stage
+    missing: tuple[str, ...]
+    uncovered: tuple[str, ...]
+    job: str
+    waits_for: str
+    step: int
+    images_per_second: float | None
+    loss: float | None
+    error: str
+    log: str
+    scores: Mapping[str, float]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the pre-training, at the pace of its last steps; None where that is unknown."""
+        if self.state != "running" or self.stage != "pretrain" or not self.images_per_second:
+            return None
+        return (self.entry.steps - self.step) * self.entry.batch_size / self.images_per_second
 
 
-def cancel(settings: CancelSettings) -> None:
-    """End all jobs of a sweep: ``ssl-bench cancel``. What they have saved stays.
+def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[Standing]:
+    """How far each cell of a sweep is.
 
-    Raises:
-        UserError: there is no such sweep, or the cluster does not answer.
+    Args:
+        sweeps: all that may have submitted jobs for its runs, itself among them.
     """
-    sweep = _found(settings.runs_dir, settings.sweep)
-    if isinstance(sweep, Damaged):
-        asked = _cancel(cluster.ids_in(sweep.jobs_folder), sweep.jobs_folder)
-    else:
-        wanted = {entry.run for entry in sweep.entries}
-        asked = 0
-        for owner in store.every(settings.runs_dir)[0]:  # another sweep may have the same cells
-            jobs = [each.job for each in owner.submitted if each.run in wanted]
-            asked += _cancel(jobs, owner.jobs_folder)
-    _console.print(
-        f"{many(asked, 'job')} of {sweep.folder.name} asked to end; what runs saves first, and the "
-        "same `ssl-bench sweep` goes on with it",
-        soft_wrap=True,
-    )
-
-
-def _found(runs_dir: Path, name: str) -> Sweep | Damaged:
-    """The sweep that is meant; what cannot be read of the others is told beside it."""
-    found = store.find(runs_dir, name)
-    for each in store.every(runs_dir)[1]:
-        if each != found:
-            print(f"ssl-bench: {each.why}", file=sys.stderr)
+    wanted = {entry.run for entry in sweep.entries}
+    jobs = {key: found for key, found in jobs_of(sweeps).items() if key[0] in wanted}
+    states: dict[tuple[str, str], str] = {}
+    reasons: dict[tuple[str, str], str] = {}
+    for owner in {found[0].name: found[0] for found in jobs.values()}.values():
+        ids = [each.job for other, each in jobs.values() if other.name == owner.name]
+        for job, state in clusters.states(ids, owner.jobs_folder).items():
+            states[owner.name, job] = state
+        waiting = [job for job in ids if states[owner.name, job] in WAITING]
+        for job, reason in clusters.reasons(waiting, owner.jobs_folder).items():
+            reasons[owner.name, job] = reason
+    found = []
+    for entry in sweep.entries:
+        try:
+            found.append(_of(entry, sweep.runs_dir, jobs, states, reasons))
+        except OSError as error:  # its folder cannot be looked into
+            found.append(_unknown(entry, of_system(error)))
     return found
 
 
-def _cancel(jobs: Iterable[str], folder: Path) -> int:
-    """End those of the jobs that are not over; how many."""
-    known = list(dict.fromkeys(jobs))
-    live = cluster.under_way(known, folder)
-    cluster.cancel(live, folder)
-    return len(live)
+def _unknown(entry: Entry, why: str) -> Standing:
+    """A cell of which nothing can be found out."""
+    names = tuple(entry.evals)
+    return Standing(
+        entry, "failed", "pretrain", names, names, "", "", 0, None, None, why, "", {}
+    )  # fmt: skip
 
 
-def summary(standings: Sequence[Standing]) -> str:
-    """How many cells are in which state: "3 done, 1 running"."""
-    counts = Counter(each.state for each in standings)
-    return ", ".join(f"{counts[state]} {state}" for state in reversed(_ORDER) if counts[state])
+def _of(
+    entry: Entry,
+    runs_dir: Path,
+    jobs: Mapping[tuple[str, Stage], tuple[Sweep, Submitted]],
+    states: Mapping[tuple[str, str], str],
+    reasons: Mapping[tuple[str, str], str],
+) -> Standing:
+    folder = runs_dir / entry.run
+    is_trained = run_folder.is_trained(folder)
+    scores = {name: _score(folder / "evals" / home) for name, home in entry.evals.items()}
+    missing = tuple(name for name, score in scores.items() if score is None)
+    stage: Stage = "evaluate" if is_trained else "pretrain"
+
+    def state_of(stage: Stage) -> str:
+        found = jobs.get((entry.run, stage))
+        return states.get((found[0].name, found[1].job), "") if found else ""
+
+    evaluation = jobs.get((entry.run, "evaluate"))
+    is_fed = is_trained or state_of("pretrain") in _TO_COME
+    to_come: set[str] = set()
+    if evaluation and is_fed and state_of("evaluate") in _TO_COME:
+        to_come = set(evaluation[1].evals)
+    job_state, found = state_of(stage), jobs.get((entry.run, stage))
+    error = ""
+    state: CellState
+    if is_trained and not missing:
+        state = "done"
+    elif job_state in ACTIVE:
+        state = "running" if job_state == "running" else "pending"
+    elif run_folder.is_locked(folder):
+        state = "running"
+    elif job_state == "unknown":
+        state = "unknown"
+    else:
+        noted = _noted(folder / "failed.json")
+        has_failed = bool(noted) or job_state in _FAILED
+        is_begun = bool(found) or (not is_trained and (folder / "config.json").exists())
+        state = "failed" if has_failed else "stopped" if is_begun else "new"
+        if has_failed or job_state in _KILLED or job_state == "lost":
+            told = clusters.failure(found[1].job, found[0].jobs_folder, 3) if found else []
+            error = noted or "\n".join(told) or ("" if job_state == "lost" else job_state)
+    record = {} if state == "new" else _last_record(folder / "metrics.jsonl")
+    return Standing(
+        entry,
+        state,
+        stage,
+        missing,
+        uncovered=tuple(name for name in missing if entry.evals[name] not in to_come),
+        job=found[1].job if found else "",
+        waits_for=reasons.get((found[0].name, found[1].job), "") if found else "",
+        step=entry.steps if is_trained else int(_number(record.get("step")) or 0),
+        images_per_second=_number(record.get("images_per_second")),
+        loss=_number(record.get("loss")),
+        error=error,
+        log=str(clusters.log(found[1].job, found[0].jobs_folder)) if found else "",
+        scores={name: score for name, score in scores.items() if score is not None},
+    )
 
 
-def _look(sweep: Sweep) -> list[Standing]:
-    """How far it is now; jobs may have been added meanwhile."""
-    with suppress(UserError):  # what was read before can still be shown
-        sweep = store.read(sweep.folder)
-    others = [each for each in store.every(sweep.runs_dir)[0] if each.folder != sweep.folder]
-    return standing.of(sweep, [*others, sweep])
+def _score(home: Path) -> float | None:
+    """An evaluation's headline; None where it, or its baselines, are not stored."""
+    try:
+        record = run_folder.facts(home / "scores.json")
+    except UserError:
+        return None
+    scores = list(run_folder.mapping(record.get("scores")).values())
+    return _number(scores[0]) if "baselines" in record and scores else None
 
 
-def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Group:
-    """A table with what needs attention first, and what a person may do next.
-
-    Args:
-        rows: how many there is room for; None for all.
-    """
-    shown = sorted(standings, key=lambda each: _ORDER.index(each.state)) if rows else standings
-    columns: dict[str, Callable[[Standing], str | Text]] = {
-        "cell": lambda each: each.entry.label,
-        "state": lambda each: Text(each.state, style=_STYLES.get(each.state, "")),
-        "progress": _progress,
-        "left": lambda each: duration(each.seconds_left) if each.seconds_left is not None else "",
-        "loss": lambda each: f"{each.loss:.4f}" if each.loss is not None else "",
-        "scores, or an error": _scores,
-    }
-    table = Table()
-    lines = [[show(each) for show in columns.values()] for each in shown[:rows]]
-    for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
-        if any(cells):
-            table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
-    for line in zip(*(cells for cells in zip(*lines, strict=True) if any(cells)), strict=True):
-        table.add_row(*line)
-    title = Text(f"{sweep.name}: {summary(standings)}", no_wrap=True, overflow="ignore")
-    notes = [f"log of {each.entry.label}: {log}" for each in standings if (log := _log(each))]
-    notes = notes[:_MOST_LOGS]
-    if rows and len(standings) > rows:
-        notes.append(f"and {len(standings) - rows} more, which `ssl-bench status --once` shows")
-    states = {each.state for each in standings}
-    if "done" in states or any(each.scores for each in standings):
-        notes.append(f"`ssl-bench compare{sweep.place}` shows the table so far")
-    if "unknown" in states:
-        notes.append("the cluster does not answer; what is unknown was submitted, and may run")
-    if states & {"stopped", "new"}:
-        notes.append("the same `ssl-bench sweep` goes on with what is stopped or new")
-    if "failed" in states:
-        notes.append("`ssl-bench sweep ... --retry-failed` tries again what failed")
-    return Group(title, table, *(Text(note, overflow="fold") for note in notes))
-
-
-def _log(each: Standing) -> str:
-    """Where a cell that failed has told more, if it has."""
-    return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
-
-
-def _progress(each: Standing) -> str:
-    """Steps and speed of a pre-training, or what is evaluated."""
-    if each.stage == "evaluate" and not each.waits_for:
-        return f"to evaluate: {len(each.missing)}" if each.state != "done" else ""
-    if each.waits_for:
-        return f"waits: {each.waits_for}"
-    if each.state in ("new", "pending") and not each.step:
+def _noted(path: Path) -> str:
+    """Why a run failed, as it noted itself."""
+    try:
+        return str(run_folder.facts(path).get("error", ""))
+    except UserError:
         return ""
-    pace = each.images_per_second if each.state == "running" else None
-    return f"{each.step:,}/{each.entry.steps:,}" + (f", {pace:,.0f} img/s" if pace else "")
 
 
-def _scores(each: Standing) -> Text:
-    """What is known of an encoder, or why it is not."""
-    if each.error:
-        return Text(plain(each.error), style=_STYLES[each.state])
-    return Text(", ".join(f"{name} {score:.2f}" for name, score in each.scores.items()))
+def _number(value: Any) -> float | None:
+    """A number as it should be stored; None where it is something else."""
+    return float(value) if run_folder.is_number(value) and abs(value) < _LARGEST else None
 
 
-def _as_json(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, object]:
-    cells = []
-    for each in standings:
-        cell = dataclasses.asdict(each)
-        entry = cell.pop("entry")
-        cells.append({"label": entry["label"], "run": entry["run"], "steps": entry["steps"]} | cell)
-    return {"sweep": sweep.name, "cluster": sweep.cluster, "cells": cells}
+def _last_record(path: Path) -> Mapping[str, Any]:
+    """The last whole line of a training's metrics."""
+    try:
+        lines = re.findall(rb"^(\{.*\})\n", load_bytes(path, tail=_TAIL), re.MULTILINE)
+        return run_folder.mapping(parse_json(lines[-1])) if lines else {}
+    except Unreadable:
+        return {}

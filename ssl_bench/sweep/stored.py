@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ssl_bench.files import Unreadable, load_json
+from ssl_bench.utils.files import Unreadable, load_json
 
 T = TypeVar("T")
 _LARGEST = 10**30

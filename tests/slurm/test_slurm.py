@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from ssl_bench import cli
+from ssl_bench.config.sweep_settings import ClusterSettings
 from ssl_bench.errors import UserError
-from ssl_bench.sweep import cluster, slurm
+from ssl_bench.sweep.backends import clusters, slurm
 from ssl_bench.sweep.jobs import Job
-from ssl_bench.sweep_settings import ClusterSettings
 
 pytestmark = pytest.mark.slurm
 
@@ -52,8 +52,10 @@ def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE)
 def ended(ids: Iterable[str], folder: Path) -> dict[str, str]:
     """The states of stages, once all of them are over."""
     known = list(ids)
-    until(lambda: not cluster.ACTIVE & set(cluster.states(known, folder).values()), f"{known} end")
-    return dict(cluster.states(known, folder))
+    until(
+        lambda: not clusters.ACTIVE & set(clusters.states(known, folder).values()), f"{known} end"
+    )
+    return dict(clusters.states(known, folder))
 
 
 def scontrol(*words: str) -> None:
@@ -62,8 +64,8 @@ def scontrol(*words: str) -> None:
 
 def let_go(job: str, folder: Path) -> None:
     """Wait until a job is queued again, and have it start without the usual two minutes."""
-    until(lambda: cluster.states([job], folder)[job] == "requeued", f"{job} is queued again")
-    until(lambda: cluster.reasons([job], folder).get(job) == "BeginTime", f"{job} waits")
+    until(lambda: clusters.states([job], folder)[job] == "requeued", f"{job} is queued again")
+    until(lambda: clusters.reasons([job], folder).get(job) == "BeginTime", f"{job} waits")
     time.sleep(3)  # sooner, slurmd may refuse it
     scontrol("update", f"jobid={job}", "StartTime=now")
 
@@ -120,7 +122,7 @@ def test_array_with_a_cell_that_fails(image_folder: Path, tmp_path: Path) -> Non
     broken = cell(image_folder, runs, *SMALL, "--epochs", "1", "--base-lr", "1e30")
     unlike = cell(image_folder, runs, *SMALL, "--epochs", "1", "--seed", "2", run="mae-images-x")
     cells = [seeds[0], broken, seeds[1], unlike[:1]]
-    ids = cluster.submit(cells, "slurm", folder, ONE_CPU, "demo", limit=2)
+    ids = clusters.submit(cells, "slurm", folder, ONE_CPU, "demo", limit=2)
     assert [len(stages) for stages in ids] == [2, 2, 2, 1]
     found = ended([each for stages in ids for each in stages], folder)
     assert [[found[each] for each in stages] for stages in ids] == [
@@ -129,9 +131,9 @@ def test_array_with_a_cell_that_fails(image_folder: Path, tmp_path: Path) -> Non
         ["done", "done"],
         ["failed"],
     ]
-    [line] = cluster.failure(ids[1][0], folder)
+    [line] = clusters.failure(ids[1][0], folder)
     assert line.startswith("ssl-bench: the loss is")
-    [line] = cluster.failure(ids[3][0], folder)
+    [line] = clusters.failure(ids[3][0], folder)
     assert "not 'mae-images-x' as when it was submitted" in line
     scores = list(runs.glob("*/evals/knn-*/scores.json"))
     assert {path.parents[2].name.split("-")[2] for path in scores} == {"seed0", "seed1"}
@@ -143,12 +145,12 @@ def test_preempted_run_comes_out_the_same(
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
     all_cpus = ClusterSettings(time="10m", cpus=2, memory="1500M")
     long = cell(image_folder, runs, *LONG, evaluate=False)
-    [[job]] = cluster.submit([long], "slurm", folder, all_cpus, "preempted")
+    [[job]] = clusters.submit([long], "slurm", folder, all_cpus, "preempted")
     until(lambda: steps(runs), "training begins")
     urgent = ["sbatch", "-p", "high", "-c", "2", "--mem", "100M", "-o", "/dev/null"]
     subprocess.run([*urgent, "--wrap", "true"], check=True, capture_output=True)
     let_go(job, folder)
-    assert "stopped by SIGUSR2" in cluster.log(job, folder).read_text()
+    assert "stopped by SIGUSR2" in clusters.log(job, folder).read_text()
     assert list(runs.glob("*/checkpoint.pt"))
     assert ended([job], folder) == {job: "done"}
     assert weights(runs) == uninterrupted(image_folder)
@@ -158,7 +160,7 @@ def test_time_limit_queues_the_job_again(image_folder: Path, tmp_path: Path) -> 
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
     minute = ClusterSettings(time="1m", cpus=1, memory="1500M", slurm_options=("signal=USR2@25",))
     longer = cell(image_folder, runs, *SMALL, "--epochs", "3000", evaluate=False)
-    [[job]] = cluster.submit([longer], "slurm", folder, minute, "time-limit")
+    [[job]] = clusters.submit([longer], "slurm", folder, minute, "time-limit")
     let_go(job, folder)
     reached = steps(runs)[-1]
     assert reached > 0
@@ -170,7 +172,7 @@ def test_time_limit_queues_the_job_again(image_folder: Path, tmp_path: Path) -> 
     assert len(json.loads((run / "environment.json").read_text())["earlier"]) == 1
     recorded = steps(runs)
     assert recorded == sorted(set(recorded))
-    cluster.cancel([job], folder)
+    clusters.cancel([job], folder)
     assert ended([job], folder) == {job: "cancelled"}
 
 
@@ -179,11 +181,11 @@ def test_sigterm_to_the_task_queues_it_again(
 ) -> None:
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
     long = cell(image_folder, runs, *LONG)
-    [[job, after]] = cluster.submit([long], "slurm", folder, ONE_CPU, "term")
+    [[job, after]] = clusters.submit([long], "slurm", folder, ONE_CPU, "term")
     until(lambda: steps(runs), "training begins")
     subprocess.run(["scancel", "--signal", "TERM", job], check=True)
     let_go(job, folder)
-    assert cluster.states([after], folder) == {after: "pending"}
+    assert clusters.states([after], folder) == {after: "pending"}
     assert ended([job, after], folder) == {job: "done", after: "done"}
     assert weights(runs) == uninterrupted(image_folder)
 
@@ -193,28 +195,28 @@ def test_killed_task_fails_and_goes_on_when_submitted_again(
 ) -> None:
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
     long = [cell(image_folder, runs, *LONG)]
-    [[job, after]] = cluster.submit(long, "slurm", folder, ONE_CPU, "killed")
+    [[job, after]] = clusters.submit(long, "slurm", folder, ONE_CPU, "killed")
     until(lambda: steps(runs), "training begins")
     os.kill(task(job), signal.SIGKILL)
     assert ended([job, after], folder) == {job: "killed", after: "cancelled"}
-    assert any("Killed" in line for line in cluster.failure(job, folder))
-    [[job, after]] = cluster.submit(long, "slurm", folder, ONE_CPU, "again")
+    assert any("Killed" in line for line in clusters.failure(job, folder))
+    [[job, after]] = clusters.submit(long, "slurm", folder, ONE_CPU, "again")
     assert ended([job, after], folder) == {job: "done", after: "done"}
     assert weights(runs) == uninterrupted(image_folder)
 
 
 def test_cancelled_jobs_save_and_are_not_queued_again(image_folder: Path, tmp_path: Path) -> None:
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
-    [[job, after]] = cluster.submit(
+    [[job, after]] = clusters.submit(
         [cell(image_folder, runs, *LONG)], "slurm", folder, ONE_CPU, "cancelled"
     )
     until(lambda: steps(runs), "training begins")
-    cluster.cancel([job, after], folder)
+    clusters.cancel([job, after], folder)
     assert ended([job, after], folder) == {job: "cancelled", after: "cancelled"}
     assert list(runs.glob("*/checkpoint.pt"))
     until(lambda: not _processes(job), "its processes end")
-    assert cluster.states([job], folder) == {job: "cancelled"}
-    cluster.cancel([job, after], folder)  # once more does no harm
+    assert clusters.states([job], folder) == {job: "cancelled"}
+    clusters.cancel([job, after], folder)  # once more does no harm
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_refused_request_is_told_in_slurms_words(
     cells = [cell(image_folder, tmp_path / "runs", *SMALL)]
     settings = ClusterSettings(time="10m", **asked)  # type: ignore[arg-type]
     with pytest.raises(slurm.Refused, match="sbatch: error: ") as refused:
-        cluster.submit(cells, "slurm", tmp_path / "jobs", settings)
+        clusters.submit(cells, "slurm", tmp_path / "jobs", settings)
     assert refused.value.submitted == [[]]
     assert "\n" not in str(refused.value)
 
@@ -246,13 +248,13 @@ def test_controller_that_is_down_loses_nothing(image_folder: Path, tmp_path: Pat
     try:
         until(lambda: not Path(f"/proc/{number}").exists() or _is_zombie(number), "it is down")
         with pytest.raises(UserError, match=r"Slurm does not answer: .*DOWN"):
-            cluster.submit(cells, "slurm", folder, ONE_CPU)
-        assert set(cluster.states(["1_0"], folder).values()) == {"unknown"}
+            clusters.submit(cells, "slurm", folder, ONE_CPU)
+        assert set(clusters.states(["1_0"], folder).values()) == {"unknown"}
         with pytest.raises(UserError, match="does not answer"):
-            cluster.cancel(["1_0"], folder)
+            clusters.cancel(["1_0"], folder)
     finally:
         subprocess.run([Path(__file__).with_name("up.sh")], check=True, capture_output=True)
-    [ids] = cluster.submit(cells, "slurm", folder, ONE_CPU)
+    [ids] = clusters.submit(cells, "slurm", folder, ONE_CPU)
     assert ended(ids, folder) == dict.fromkeys(ids, "done")
 
 
@@ -274,7 +276,7 @@ def test_two_tasks_of_one_job_train_together(image_folder: Path, tmp_path: Path)
     [both] = cell(image_folder, runs, *words, evaluate=False)
     both.devices = 2
     settings = ClusterSettings(time="10m", cpus=1, memory="3G")
-    [[job]] = cluster.submit([[both]], "slurm", folder, settings, "ddp")
+    [[job]] = clusters.submit([[both]], "slurm", folder, settings, "ddp")
     until(lambda: steps(runs), "training begins")
     subprocess.run(["scancel", "--signal", "USR2", job], check=True)
     let_go(job, folder)

@@ -1,0 +1,307 @@
+"""Figures of what encoders make of images: attention, embeddings, similarity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+from ssl_bench.analysis.report.captions import left_out, measured
+from ssl_bench.analysis.report.drawing import Drawing, Missing, legend, missing, panels, shorten
+from ssl_bench.analysis.report.source import Source, columns, representatives, slug
+from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.runs import run_folder
+
+_BLOCK = re.compile(r"block_[0-9]{1,4}")
+_IMAGES = 8
+_GROUPS = 6
+_RUNS = 24
+_NAMED_CLASSES = 20
+_POINTS = 4000
+
+_TOGETHER = (("images", "attention", "rollout"), ("points", "labels", "index"))
+"""Arrays that have a row for each image."""
+_WIDEST = {"images": 2048, "attention": 256, "rollout": 256}
+"""Pixels and patches on a side, of arrays that are drawn as pictures."""
+_MOST_CLASSES, _MOST_BLOCKS, _WIDEST_BLOCK, _MOST_ROWS = 5000, 128, 8192, 100_000
+"""Beyond, what is stored is no encoder's."""
+Found = list[tuple[pd.Series, dict[str, Any]]]
+
+
+def attention(source: Source) -> Iterator[Drawing | Missing]:
+    """Where the class token or the mean patch looks, one row for each method."""
+    names = ("images", "attention")
+    if source.having(names).empty:
+        yield missing("Attention maps", "attention")
+    for number, (title, found) in enumerate(_comparable(source, names)):
+        images = found[0][1]["images"][:_IMAGES]
+        alike = [(row, a) for row, a in found if np.array_equal(a["images"][:_IMAGES], images)]
+        alike = alike[:_GROUPS]
+        cut = left_out(len(found) - len(alike), "method is", "methods are")
+        kinds = [name for name in ("attention", "rollout") if all(name in a for _, a in alike)]
+        maps = [
+            (f"{row['label']}\n{kind}", _upsampled(a[kind][:_IMAGES], images.shape[-2:]))
+            for row, a in alike
+            for kind in kinds
+        ]
+        pixels = images.transpose(0, 2, 3, 1)
+        pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
+        figure = Figure(
+            figsize=(0.78 * len(images) + 1.5, 0.8 * (1 + len(maps))), layout="constrained"
+        )
+        axes = figure.subplots(1 + len(maps), len(images), squeeze=False)
+        for axis, image in zip(axes[0], pixels, strict=True):
+            axis.imshow(image)
+        for row_axes, (_, heat_NHW) in zip(axes[1:], maps, strict=True):
+            for axis, image, heat in zip(row_axes, pixels, heat_NHW, strict=True):
+                axis.imshow(image, alpha=0.35)
+                axis.imshow(heat, cmap="magma", alpha=0.75, interpolation="nearest")
+        for row_axes, name in zip(axes, ["image", *(name for name, _ in maps)], strict=True):
+            for axis in row_axes:
+                axis.set(xticks=[], yticks=[], frame_on=False)
+            text = "\n".join(shorten(line, 26) for line in name.split("\n"))
+            row_axes[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7.5)
+        rows = pd.DataFrame([row for row, _ in alike])
+        yield Drawing(
+            f"attention-{slug(title)}-{number}",
+            "Attention",
+            f"Attention maps: {title}",
+            f'{measured(source, rows, len(images))} "attention" is the last block\'s, the mean '
+            'over its heads; "rollout" multiplies the attention of all blocks. Each map is scaled '
+            f"to its own range: bright is high.{cut}",
+            f"Attention maps of {len(alike)} encoders for {len(images)} images.",
+            pd.DataFrame(
+                [
+                    (row["run"], kind, image, y, x, value)
+                    for row, a in alike
+                    for kind in kinds
+                    for image, heat in enumerate(_mean_heads(a[kind][:_IMAGES]))
+                    for (y, x), value in np.ndenumerate(heat)
+                ],
+                columns=["run", "kind", "image", "row", "column", "attention"],
+            ),
+            figure,
+            is_picture=True,
+        )
+
+
+def embeddings(source: Source) -> Iterator[Drawing | Missing]:
+    """Test features in two dimensions, colored by class, one panel for each method."""
+    wanted = ("points", "labels")
+    if source.having(wanted).empty:
+        yield missing("2-D embeddings", "embedding")
+    for title, found in _comparable(source, wanted):
+        cut = left_out(len(found) - _GROUPS, "method is", "methods are")
+        found = found[:_GROUPS]
+        figure, axes = panels(len(found), 3, 3.0, 3.1)
+        classes = sorted({int(label) for _, a in found for label in np.unique(a["labels"])})
+        record = source.record(found[0][0]["folder"])
+        names = source.classes(found[0][0]["folder"])
+        colors = dict(zip(classes, _class_colors(len(classes)), strict=True))
+        handles: dict[str, Any] = {}
+        frames = []
+        for axis, (row, arrays) in zip(axes, found, strict=True):
+            points, labels = arrays["points"], arrays["labels"]
+            for label in classes:
+                of_class = points[labels == label][: _POINTS // max(len(classes), 1)]
+                dots = axis.scatter(
+                    of_class[:, 0], of_class[:, 1], s=3, linewidths=0, color=colors[label],
+                    alpha=0.7, rasterized=True,
+                )  # fmt: skip
+                name = names[label] if label < len(names) else str(label)
+                handles[shorten(name, 20)] = dots
+            axis.set(title=shorten(row["label"], 36), xticks=[], yticks=[], aspect="equal")
+            axis.set_aspect("equal", adjustable="datalim")
+            axis.grid(visible=False)
+            frames.append(
+                pd.DataFrame({"run": row["run"], "x": points[:, 0], "y": points[:, 1],
+                              "label": labels, **_optional(arrays, "index")})
+            )  # fmt: skip
+        if len(classes) <= _NAMED_CLASSES:
+            legend(figure, handles)
+            for handle in figure.legends[0].legend_handles:
+                handle.set_sizes([22])  # type: ignore[union-attr]
+                handle.set_alpha(1)  # type: ignore[union-attr]
+        rows = pd.DataFrame([row for row, _ in found])
+        chosen = ", ".join(f"{k} {v}" for k, v in run_folder.mapping(record.get("chosen")).items())
+        yield Drawing(
+            f"embedding-{slug(title)}",
+            "Embeddings",
+            f"2-D embeddings of test features: {title}",
+            f"{measured(source, rows, len(found[0][1]['points']))} One dot for each image, "
+            f"colored by its class{f' ({chosen})' if chosen else ''}. Neighbourhoods mean "
+            f"something; distances between clusters and their sizes do not.{cut}",
+            f"Scatter plots of test images by {len(found)} encoders.",
+            pd.concat(frames),
+            figure,
+        )
+
+
+def similarities(source: Source) -> Iterator[Drawing | Missing]:
+    """Linear CKA of the runs' last blocks, and of all blocks of two methods."""
+    stored = source.having(("block_0", "index"))
+    if stored.empty:
+        yield missing("CKA between runs", "cka")
+    for title, column in columns(source, stored):
+        column = column.sort_values(["method", "label", "seed"])
+        found, last = _last_blocks(source, column)
+        if not found:
+            continue
+        about = (
+            "Linear CKA of features of {} 1 means the same up to rotation and scale, 0 that "
+            "nothing is shared."
+        )
+        if len(found) > 1:
+            names = [f"{shorten(row['label'], 30)}, seed {row['seed']}" for row in found]
+            cut = left_out(len(column) - len(found), "run is", "runs are")
+            sentence = about.format(measured(source, pd.DataFrame(found), len(last[0]))) + cut
+            yield _heat(
+                f"cka-{slug(title)}", f"CKA of the last block: {title}", sentence,
+                _cka(last, last), names, names, "", "",
+            )  # fmt: skip
+        chosen = {row["method"]: row for row in reversed(found)}
+        pairs = list(combinations(sorted(chosen), 2)) or [(m, m) for m in chosen]
+        cut = left_out(len(pairs) - _GROUPS, "pair of methods is", "pairs of methods are")
+        for first, second in pairs[:_GROUPS]:
+            rows = [chosen[first], chosen[second]]
+            blocks, others = (_blocks(_features(source, row)) for row in rows)
+            sentence = about.format(measured(source, pd.DataFrame(rows), len(last[0]))) + cut
+            yield _heat(
+                f"cka-layers-{slug(first)}-{slug(second)}-{slug(title)}",
+                f"CKA by block: {first} and {second}", sentence, _cka(blocks, others),
+                [str(n) for n in range(len(blocks))], [str(n) for n in range(len(others))],
+                f"block of {rows[0]['run']}", f"block of {rows[1]['run']}",
+            )  # fmt: skip
+
+
+def _last_blocks(source: Source, rows: pd.DataFrame) -> tuple[list[pd.Series], list[torch.Tensor]]:
+    """The first runs whose features are of the same images, and those of their last blocks."""
+    found: list[pd.Series] = []
+    last: list[torch.Tensor] = []
+    index = None
+    for _, row in rows.iterrows():
+        if len(found) == _RUNS:
+            break
+        arrays = _features(source, row)
+        if not arrays:
+            continue
+        index = arrays["index"] if index is None else index
+        if np.array_equal(arrays["index"], index):
+            found.append(row)
+            last.append(_blocks(arrays)[-1])
+    return found, last
+
+
+def _features(source: Source, row: pd.Series) -> dict[str, Any]:
+    arrays = source.arrays(row["folder"], ("block_0", "index"))
+    return arrays if arrays and _is_drawable(source, row["folder"], arrays) else {}
+
+
+def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Found]]:
+    """Evaluations alike, with one run for each method: of its main group, the first seed."""
+    for title, column in columns(source, source.having(names)):
+        found = []
+        for _, of_method in representatives(column).groupby("method", sort=True):
+            for _, row in of_method.sort_values("seed").iterrows():
+                arrays = source.arrays(row["folder"], names)
+                if arrays and _is_drawable(source, row["folder"], arrays):
+                    found.append((row, arrays))
+                    break
+        if found:
+            yield title, found
+
+
+def _is_drawable(source: Source, folder: str, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether arrays have the shapes of what they are called; told where they have not."""
+    wrong = [n for n, side in _WIDEST.items() if n in arrays and not _is_picture(arrays[n], side)]
+    for names in _TOGETHER:
+        present = [arrays[name] for name in names if name in arrays]
+        if len({each.shape[:1] for each in present}) > 1:
+            wrong.append(" and ".join(names))
+    if "points" in arrays:
+        shape, labels = arrays["points"].shape, arrays["labels"]
+        if len(shape) != 2 or shape[1] != 2 or shape[0] > _MOST_ROWS:
+            wrong.append("points")
+        if (
+            labels.dtype.kind not in "iu"
+            or labels.ndim != 1
+            or len(np.unique(labels)) > _MOST_CLASSES
+        ):
+            wrong.append("labels")
+    if "block_0" in arrays:
+        blocks = [array for name, array in arrays.items() if _BLOCK.fullmatch(name)]
+        shapes = {block.shape for block in blocks}
+        rows, width = max(shapes) if len(shapes) == 1 and blocks[0].ndim == 2 else (0, 0)
+        is_like = arrays["index"].shape == (rows,) and rows <= _MOST_ROWS and width <= _WIDEST_BLOCK
+        if not is_like or not rows * width or len(blocks) > _MOST_BLOCKS:
+            wrong.append("blocks")
+    if wrong:
+        source.problem(f"{folder!r}: its {', '.join(wrong)} cannot be drawn")
+    return not wrong
+
+
+def _is_picture(array_NHW: np.ndarray, side: int) -> bool:
+    return (
+        array_NHW.ndim in (3, 4) and min(array_NHW.shape) > 0 and max(array_NHW.shape[-2:]) <= side
+    )
+
+
+def _class_colors(count: int) -> list[tuple[float, float, float]]:
+    """Colors of classes, which are not those of methods."""
+    return sns.color_palette("tab10", count) if count <= 10 else sns.husl_palette(count, l=0.6)
+
+
+def _mean_heads(heat: np.ndarray) -> np.ndarray:
+    return heat.mean(axis=1) if heat.ndim == 4 else heat
+
+
+def _upsampled(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps as large as the images, each from 0 to 1: ``(N, H, W)``."""
+    heat_NRC = torch.from_numpy(_mean_heads(heat).astype(np.float32))
+    low, high = (getattr(heat_NRC.flatten(1), end)(1).values for end in ("min", "max"))
+    span = (high - low).clamp_min(1e-12)
+    scaled = (heat_NRC - low[:, None, None]) / span[:, None, None]
+    large = torch.nn.functional.interpolate(scaled[:, None], size=tuple(size), mode="nearest")
+    return large[:, 0].numpy()
+
+
+def _blocks(arrays: dict[str, Any]) -> list[torch.Tensor]:
+    names = sorted(filter(_BLOCK.fullmatch, arrays), key=lambda n: int(n[6:]))
+    return [torch.from_numpy(arrays[name].astype(np.float32)) for name in names]
+
+
+def _cka(first: list[torch.Tensor], second: list[torch.Tensor]) -> np.ndarray:
+    return np.array([[float(linear_cka(x, y)) for y in second] for x in first])
+
+
+def _heat(
+    name: str, title: str, caption: str, values: np.ndarray,
+    rows: list[str], names: list[str], y: str, x: str,
+) -> Drawing:  # fmt: skip
+    side = max(2.6, 0.42 * len(rows))
+    figure = Figure(figsize=(side + 2.4, side + 1.0), layout="constrained")
+    axis = figure.subplots()
+    sns.heatmap(
+        values, ax=axis, vmin=0, vmax=1, cmap="Greys", square=True, cbar=False, fmt=".2f",
+        annot=len(rows) <= 14, annot_kws={"size": 7.5}, xticklabels=names, yticklabels=rows,
+        linewidths=0.4, linecolor="#eeeeee",
+    )  # fmt: skip
+    axis.tick_params(axis="y", rotation=0)
+    axis.set(ylabel=y, xlabel=x)
+    axis.invert_yaxis() if y else None
+    frame = pd.DataFrame(
+        [(a, b, values[i, j]) for i, a in enumerate(rows) for j, b in enumerate(names)],
+        columns=["row", "column", "cka"],
+    )
+    return Drawing(name, "Similarity", title, caption, f"Heat map. {title}.", frame, figure)
+
+
+def _optional(arrays: dict[str, Any], name: str) -> dict[str, Any]:
+    return {name: arrays[name]} if name in arrays else {}

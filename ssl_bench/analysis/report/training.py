@@ -1,0 +1,249 @@
+"""Figures of the training itself, and of what a method paints."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors import safe_open
+
+from ssl_bench.analysis.report.captions import trained
+from ssl_bench.analysis.report.drawing import Drawing, Missing, legend, panels, shorten
+from ssl_bench.analysis.report.source import Source, shades_of, slug
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset, load
+from ssl_bench.data.names import EMBEDDED, base
+from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.experiment.figures import to_pixels
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.training import pretrain
+from ssl_bench.utils.files import Absent, Unreadable, load_bytes, parse_json
+
+_POINTS = 300
+_RATIOS = (0.5, 0.75, 0.9)
+_IMAGES = 8
+_LARGEST = 1e30
+"""Of a loss that is drawn; a figure of larger ones has no room for the others."""
+_MOST_PIXELS = 2**25
+
+
+def curves(source: Source) -> Iterator[Drawing | Missing]:
+    """The loss by epoch, one panel for each method: losses of two methods cannot be compared."""
+    found = []
+    for _, run in source.runs.iterrows():
+        metrics = _metrics(source, run)
+        if metrics is not None:
+            found.append(metrics)
+    if not found:
+        yield Missing("Training curves", "no run has metrics", "ssl-bench run")
+        return
+    records = pd.concat(found)
+    methods = sorted(records["method"].unique())
+    figure, axes = panels(len(methods), 3, 2.9, 2.4)
+    handles: dict[str, Any] = {}
+    for axis, method in zip(axes, methods, strict=True):
+        of_method = records[records["method"] == method]
+        for label, color, _, group in shades_of(source, of_method):
+            for _, run in group.groupby("run", sort=False):
+                [handle] = axis.plot(run["epoch"], run["loss"], color=color, linewidth=1.1,
+                                     alpha=0.85)  # fmt: skip
+            handles[shorten(label, 44)] = handle
+        axis.set(title=shorten(method), xlabel="epoch", ylabel="training loss")
+    if len(handles) > len(methods):
+        legend(figure, handles)
+    yield Drawing(
+        "training",
+        "Training",
+        "Training curves",
+        f"The loss that each method minimises, on a scale of its own; one line for each run. "
+        f"{trained(source, records)}",
+        f"Training loss by epoch of {records['run'].nunique()} runs.",
+        records.drop(columns="group"),
+        figure,
+    )
+
+
+def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
+    """A run's records, some hundred of them, up to the last whole line."""
+    path = source.file(run, "metrics.jsonl")
+    try:
+        text = load_bytes(path) if path else b""
+        # Another process may be at its last line.
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = [parse_json(line) for line in whole[:: max(1, len(whole) // _POINTS)]]
+        if not kept:
+            return None
+        columns = [n for n in ("step", "epoch", "loss", "learning_rate") if n in kept[0]]
+        records = pd.DataFrame([[each[name] for name in columns] for each in kept], columns=columns)
+        records = records.astype(float)
+        return records.where(records.abs() < _LARGEST).assign(
+            run=run["run"], seed=run["seed"], method=run["method"], group=run["group"],
+            label=run["label"],
+        )  # fmt: skip
+    except Absent:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        source.problem(f"run {run['run']!r}: metrics.jsonl cannot be read: {first_line(error)}")
+        return None
+
+
+def reconstructions(source: Source) -> Iterator[Drawing | Missing]:
+    """What each method that hides patches makes of test images at several ratios."""
+    is_any = False
+    complete = source.runs[source.runs["state"] == "trained"]
+    for _, peers in complete.groupby("method", sort=True):
+        for _, run in peers.sort_values(["group", "seed"]).iterrows():
+            drawing = _painted(source, run) or _kept_picture(source, run)
+            if drawing:
+                is_any = True
+                yield drawing
+                break
+    if not is_any:
+        yield Missing(
+            "Reconstructions",
+            "no run has pictures of hidden patches",
+            "ssl-bench run --method mae",
+        )
+
+
+def _painted(source: Source, run: pd.Series) -> Drawing | None:
+    """Painted anew, where the run has its weights and its images are in the package."""
+    folder = Path(run["folder"])
+    files = [source.file(run, f"{name}.safetensors") for name in ("encoder", "method")]
+    if not all(path and path.is_file() for path in files):
+        return None
+    try:
+        plan = run_folder.plan_of(folder)
+        # A method that is a file of the run's author is not looked at.
+        plugin = None if plan.get("method_source") else registry.installed("method", plan["method"])
+        if not plugin or "mask_ratio" not in {f.name for f in dataclasses.fields(plugin.config)}:
+            return None
+        spec = EncoderSpec.of(plan["encoder"])
+        _check_sizes(plan["method_config"], folder / "method.safetensors")
+        data = _data_of(plan, spec)
+        if data is None:
+            return None
+        module = plugin.load()
+        rows: dict[str, Any] = {}
+        for ratio in _RATIOS:
+            config = plugin.config_of({**plan["method_config"], "mask_ratio": ratio})
+            method = pretrain.build_method(
+                module.Pretraining, config, spec, len(data.classes), plan["seed"]
+            )
+            pretrain.restore(method, folder)
+            pictures = pretrain.pictures(method, data, spec, plan["seed"], _IMAGES)
+            for title, images in pictures.items():
+                rows.setdefault(title if title == "original" else f"{title}\n{ratio:.0%}", images)
+    except (UserError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        source.problem(f"run {run['run']!r}: no reconstruction: {first_line(error)}")
+        return None
+    return _picture_rows(source, run, rows, spec, data)
+
+
+def _check_sizes(config: Mapping[str, Any], weights: Path) -> None:
+    """Require settings no larger than weights that they have made, before anything is built.
+
+    Raises:
+        UserError: one is.
+    """
+    with safe_open(weights, "pt") as stored:
+        names = list(stored.keys())
+        sides = [side for name in names for side in stored.get_slice(name).get_shape()]
+    largest = max(len(names), *sides)
+    for name, value in config.items():
+        is_size = isinstance(value, int) and not isinstance(value, bool)
+        require(
+            not is_size or value <= largest,
+            f"{name.replace('_', ' ')} {value} is more than its weights have",
+        )
+
+
+def _data_of(plan: dict[str, Any], spec: EncoderSpec) -> Dataset | None:
+    """The run's data where they are in the package: no path of a run is looked into."""
+    place = plan.get("data_source")
+    if place and base(place) == EMBEDDED:
+        data = load(place, spec.image_size)
+        return data if data.fingerprint == plan["data_fingerprint"] else None
+    return None
+
+
+def _picture_rows(
+    source: Source, run: pd.Series, rows: dict[str, Any], spec: EncoderSpec, data: Dataset
+) -> Drawing:
+    count = len(next(iter(rows.values())))
+    figure = Figure(figsize=(0.78 * count + 0.9, 0.8 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for row_axes, (title, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row_axes, to_pixels(images, spec), strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        row_axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7.5)
+    ratios = " and ".join([", ".join(f"{r:.0%}" for r in _RATIOS[:-1]), f"{_RATIOS[-1]:.0%}"])
+    return Drawing(
+        f"reconstructions-{slug(run['method'])}",
+        "Reconstructions",
+        f"What {run['method']} makes of hidden patches",
+        f"The first test images of {count} classes of {data.name}, with {ratios} of the patches "
+        f"hidden; each pair of rows shows what is left and what is painted. The numbers are "
+        f"mean squared errors over the pixels shown, from 0 to 1. Run {run['run']}: "
+        f"{trained(source, pd.DataFrame({'run': [run['run']]}))}",
+        f"Rows of {count} images: the original, then masked and reconstructed at {ratios}.",
+        pd.DataFrame(_errors(rows, spec)).assign(run=run["run"]),
+        figure,
+        is_picture=True,
+    )
+
+
+def _errors(rows: dict[str, Any], spec: EncoderSpec) -> Iterator[dict[str, Any]]:
+    """How far each picture is from the original, over the pixels that it shows, in [0, 1]."""
+    original = to_pixels(rows["original"], spec) if "original" in rows else None
+    for title, images in rows.items():
+        pixels = to_pixels(images, spec)
+        for number, image in enumerate(images):
+            hidden = image.isnan().any(dim=0).cpu().numpy()
+            shown = {"row": " ".join(title.split()), "image": number, "hidden": hidden.mean()}
+            if original is not None and not hidden.all():
+                shown["mse"] = float(((pixels[number] - original[number]) ** 2)[~hidden].mean())
+            yield shown
+
+
+def _kept_picture(source: Source, run: pd.Series) -> Drawing | None:
+    """The picture that the run itself made when it was trained."""
+    path = source.file(run, "figures/pictures.png")
+    try:
+        content = load_bytes(path) if path else b""
+        if not content:
+            return None
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS or not 0.1 < width / height < 10:
+                raise Unreadable(f"{width} x {height} pixels are no pictures of ours")
+            pixels = image.convert("RGB")
+    except Absent:
+        return None
+    # Pillow has many errors for a wrong byte.
+    except Exception as error:
+        source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
+        return None
+    figure = Figure(figsize=(7, 7 * pixels.height / pixels.width))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.imshow(pixels)
+    axis.set_axis_off()
+    return Drawing(
+        f"pictures-{slug(run['method'])}",
+        "Reconstructions",
+        f"What {run['method']} makes of test images",
+        f"As the run drew them itself, since its weights or its images are not here. Run "
+        f"{run['run']}: {trained(source, pd.DataFrame({'run': [run['run']]}))}",
+        f"Pictures that run {run['run']} made of test images.",
+        pd.DataFrame(),
+        figure,
+        is_picture=True,
+    )

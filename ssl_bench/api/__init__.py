@@ -1,0 +1,1 @@
+"""What the author of a method or an evaluation sees."""

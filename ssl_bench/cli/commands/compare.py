@@ -1,0 +1,30 @@
+"""``ssl-bench compare``."""
+
+from __future__ import annotations
+
+from ssl_bench.analysis import comparison, tables
+from ssl_bench.config.settings import CompareSettings
+from ssl_bench.runs import index
+from ssl_bench.utils.files import atomic, writing
+from ssl_bench.utils.formatting import cell
+from ssl_bench.utils.terminal import Console
+
+console = Console()
+
+
+def compare(settings: CompareSettings) -> None:
+    """Show runs side by side: ``ssl-bench compare``.
+
+    Raises:
+        UserError: a run does not exist, or there is none, or the CSV file cannot be written.
+    """
+    found = index.load(settings.runs_dir, settings.runs)
+    compared = comparison.compare(found, settings.at, settings.at_cost)
+    for table in tables.as_rich(compared, console.width):
+        console.print(table)
+    for note in tables.notes(compared):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+    if settings.csv:
+        with writing(settings.csv), atomic(settings.csv) as path:
+            tables.flat(compared).map(cell).to_csv(path, index=False)
+        console.print(f"table: {settings.csv}", soft_wrap=True)

@@ -1,0 +1,204 @@
+"""``ssl-bench export``: a pre-trained encoder in the files that other code reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssl_bench.config.settings import ExportSettings
+from ssl_bench.errors import require
+from ssl_bench.models import checkpoints, formats
+from ssl_bench.models.architecture import Hints
+from ssl_bench.models.checkpoints import Checkpoint
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.utils.files import atomic, writing
+from ssl_bench.utils.terminal import Console
+
+_PLAIN = re.compile(
+    r"cls_token|pos_embed|(patch_embed\.proj|norm)\.(weight|bias)|"
+    r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+)
+
+
+def export(settings: ExportSettings) -> Path:
+    """Write a run's encoder, or anyone's, and its decoder where the format has a place for it.
+
+    Returns:
+        The file or folder.
+
+    Raises:
+        UserError: there is no such run or file, it does not fit the format, or nothing can be
+            written there.
+    """
+    source, name, unseen = settings.target, Path(settings.target).stem.replace(":", "-"), ""
+    if not checkpoints.is_foreign(source):
+        folder = run_folder.find_trained(settings.runs_dir, source)
+        source, name = str(folder), folder.name
+        unseen = run_folder.file_of_method(folder)
+    checkpoint = checkpoints.read(source, Hints.of(settings))
+    suffix, write = _FORMATS[settings.format]
+    output = settings.output or Path(f"{name}-{settings.format}{suffix}")
+    require(
+        settings.overwrite or not output.exists(),
+        f"{str(output)!r} exists; say --output elsewhere, or --overwrite",
+    )
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        note = write(checkpoint, output)
+    console = Console()
+    for about in checkpoint.notes:
+        console.print(about, soft_wrap=True)
+    console.print(f"written: {output}", soft_wrap=True)
+    console.print(note, soft_wrap=True)
+    if unseen:
+        console.print(f"{unseen}: the encoder is written, and a decoder only if it is like MAE's")
+    return output
+
+
+def to_timm(checkpoint: Checkpoint, output: Path) -> str:
+    """A safetensors file for ``timm.create_model(..., checkpoint_path=)``; says with what."""
+    spec = checkpoint.spec
+    require(
+        spec.norm_eps == EncoderSpec.norm_eps,
+        f"the encoder's layer norms add {spec.norm_eps:g}, and timm's {EncoderSpec.norm_eps:g}, "
+        "which no argument changes; --format hf can say so",
+    )
+    with atomic(output) as path:
+        save_file(_contiguous(checkpoint.encoder.state_dict()), path)
+    arguments = checkpoint.spec.timm_arguments()
+    name = arguments.pop("model_name")
+    rest = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    return f"load it with timm.create_model({name!r}, checkpoint_path={str(output)!r}{rest})"
+
+
+def to_mae(checkpoint: Checkpoint, output: Path) -> str:
+    """A file as the official code of MAE has it: ``{'model': ...}``, with the decoder if any.
+
+    (``util/misc.py``, facebookresearch/mae ``efb2a80``.) What its names do not tell, such as the
+    attention heads, stands beside it under ``'ssl_bench'``, which that code does not look at.
+    """
+    encoder, spec, state = checkpoint.encoder, checkpoint.spec, _plain(checkpoint, "mae")
+    block = encoder.blocks[0]
+    is_official = block.attn.qkv.bias is not None and spec.norm_eps == EncoderSpec.norm_eps
+    require(
+        is_official and block.mlp.fc1.out_features == 4 * encoder.embed_dim,
+        "the official code of MAE has biases for queries, keys and values, MLPs four times as wide "
+        f"as the encoder and norms that add {EncoderSpec.norm_eps:g}, unlike this encoder; "
+        "--format hf would work",
+    )
+    told = {
+        "num_heads": block.attn.num_heads,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "settings": dict(checkpoint.settings),
+    }
+    decoder = _decoder(checkpoint)
+    with atomic(output) as path:
+        torch.save({"model": _contiguous({**state, **decoder}), "ssl_bench": told}, path)
+    takes = (
+        "the official fine-tuning code takes it by --finetune, into a ViT of "
+        f"img_size={spec.image_size}, patch_size={spec.patch_size}, in_chans={spec.channels}, "
+        f"embed_dim={encoder.embed_dim}, depth={len(encoder.blocks)}, num_heads={told['num_heads']}"
+    )
+    if not decoder:
+        return f"it holds the encoder alone; {takes}"
+    return f"it holds encoder and decoder; {takes}; the pre-training code takes it by --resume"
+
+
+def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
+    """A folder for transformers' ``from_pretrained``: ViTMAE with the decoder if any, else ViT."""
+    encoder, spec, decoder = checkpoint.encoder, checkpoint.spec, _decoder(checkpoint)
+    state = _plain(checkpoint, "hf")
+    config: dict[str, Any] = {
+        "architectures": ["ViTMAEForPreTraining" if decoder else "ViTModel"],
+        "model_type": "vit_mae" if decoder else "vit",
+        "hidden_size": encoder.embed_dim,
+        "num_hidden_layers": len(encoder.blocks),
+        "num_attention_heads": encoder.blocks[0].attn.num_heads,
+        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": spec.norm_eps,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "num_channels": spec.channels,
+        "qkv_bias": encoder.blocks[0].attn.qkv.bias is not None,
+    }
+    if decoder:
+        settings = checkpoint.settings
+        blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
+        config |= {
+            "decoder_hidden_size": len(decoder["decoder_embed.weight"]),
+            "decoder_num_hidden_layers": len(blocks),
+            "decoder_num_attention_heads": settings["decoder_heads"],
+            "decoder_intermediate_size": len(decoder["decoder_blocks.0.mlp.fc1.weight"]),
+            "mask_ratio": settings.get("mask_ratio", 0.75),
+            "norm_pix_loss": settings.get("norm_pix_loss", False),
+        }
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": spec.image_size, "width": spec.image_size},
+    }
+    require(
+        not output.exists() or not any(output.iterdir()) or (output / "config.json").exists(),
+        f"{str(output)!r} is a folder of something else; say --output elsewhere",
+    )
+    output.mkdir(exist_ok=True)
+    with atomic(output / "model.safetensors") as path:
+        save_file(formats.to_transformers(state, decoder), path, metadata={"format": "pt"})
+    for name, content in (("preprocessor_config.json", processor), ("config.json", config)):
+        with atomic(output / name) as path:
+            path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    kind = config["architectures"][0]
+    return f"load it with transformers.{kind}.from_pretrained({str(output)!r})"
+
+
+def _plain(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    """The encoder's weights, where it is the plain ViT that the format knows."""
+    encoder, state = checkpoint.encoder, dict(checkpoint.encoder.state_dict())
+    foreign = sorted(key for key in state if not _PLAIN.fullmatch(key))
+    require(
+        not foreign and encoder.cls_token is not None and encoder.pos_embed is not None,
+        f"format {name!r} is for the plain ViT with a class token and position embeddings; this "
+        f"encoder {f'has {foreign[0]!r}' if foreign else 'has not both'}; --format timm would work",
+    )
+    rows, columns = encoder.patch_embed.grid_size
+    if state["pos_embed"].shape[1] == rows * columns:
+        state["pos_embed"] = torch.nn.functional.pad(state["pos_embed"], (0, 0, 1, 0))
+    return state
+
+
+def _decoder(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """MAE's decoder, if that is what came with the encoder."""
+    others, settings = checkpoint.decoder, checkpoint.settings
+    is_known = "decoder_heads" in settings and not settings.get("encoder_mask_tokens")
+    if not formats.is_mae_decoder(others) or not is_known:
+        return {}
+    return dict(others)
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+_FORMATS: Mapping[str, tuple[str, Callable[[Checkpoint, Path], str]]] = {
+    "timm": (".safetensors", to_timm),
+    "mae": (".pth", to_mae),
+    "hf": ("", to_transformers),
+}

@@ -1,0 +1,88 @@
+"""``ssl-bench list``: everything that has a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.table import Table
+
+from ssl_bench import data
+from ssl_bench.api import registry
+from ssl_bench.config.presets import BACKBONES
+from ssl_bench.config.settings import Settings
+from ssl_bench.errors import unknown
+from ssl_bench.utils.terminal import Console
+
+Rows = list[tuple[str, str]]
+
+
+def show(words: Sequence[str]) -> None:
+    """Print the kinds asked for, or all.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    for word in words:
+        if word in ("-h", "--help"):
+            print(f"usage: ssl-bench list [{'] ['.join(_KINDS)}]")
+            return
+        if word not in _KINDS:
+            raise unknown("kind", word, _KINDS)
+    console = Console()
+    for kind in words or _KINDS:
+        title = f"{kind} (* run by default)" if kind == "evals" else kind
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for row in _KINDS[kind](is_detailed=bool(words)):
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+
+
+def _methods(is_detailed: bool) -> Rows:
+    return _plugins("method")
+
+
+def _evals(is_detailed: bool) -> Rows:
+    return _plugins("eval")
+
+
+def _plugins(kind: registry.Kind) -> Rows:
+    return [
+        (name + (" *" if getattr(plugin.outline(), "DEFAULT", False) else ""), plugin.summary)
+        for name, plugin in registry.discover(kind).items()
+    ]
+
+
+def _datasets(is_detailed: bool) -> Rows:
+    paths = "a folder of class folders or of images, or Parquet files with an image column"
+    return [*data.names().items(), ("PATH", paths)]
+
+
+def _backbones(is_detailed: bool) -> Rows:
+    own = [
+        (name, f"{spec['embed_dim']} wide, {spec['depth']} blocks, {spec['num_heads']} heads")
+        for name, spec in BACKBONES.items()
+    ]
+    if not is_detailed:
+        return [*own, ("vit_*", "any Vision Transformer of timm; `ssl-bench list backbones`")]
+    from ssl_bench.models import encoders
+
+    return [*own, *((name, "timm") for name in encoders.timm_names())]
+
+
+def _presets(is_detailed: bool) -> Rows:
+    return [
+        (name + (" (default)" if name == Settings.preset else ""), note)
+        for name, note in registry.presets().items()
+    ]
+
+
+_KINDS: dict[str, Callable[..., Rows]] = {
+    "methods": _methods,
+    "evals": _evals,
+    "datasets": _datasets,
+    "backbones": _backbones,
+    "presets": _presets,
+}

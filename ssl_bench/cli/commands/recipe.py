@@ -1,0 +1,200 @@
+"""``ssl-bench recipe PRESET``: every setting beside the published one, with its source.
+
+Nothing here imports torch or reads data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from ssl_bench.api import registry
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import flags
+from ssl_bench.cli.flags import Request
+from ssl_bench.config.settings import Published
+from ssl_bench.errors import require
+from ssl_bench.utils.terminal import Console
+
+DIFFERS, DISPUTED = "!=", "~"
+_SHARED = ("backbone", "image_size", "patch_size", "epochs", "batch_size", "precision")
+_WIDTH = 120
+_USAGE = f"""\
+usage: ssl-bench recipe PRESET [FLAGS OF ssl-bench run]
+
+Show every setting of a preset, changed by what flags are given, beside the published one and where
+that is written. A preset for which nothing is published stands beside its method's first one for
+which something is.
+
+marks:
+  {DIFFERS:<4}ours is none of the published settings
+  {DISPUTED:<4}the sources disagree, and ours is one of them
+
+presets:
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting.
+
+    Attributes:
+        name: the flag without its hyphens, or, with a space in it, what no flag changes.
+        ours: what this project does.
+        published: what others did, and where that is written; more than one where they disagree.
+    """
+
+    name: str
+    ours: str
+    published: tuple[tuple[str, str], ...]
+
+    @property
+    def mark(self) -> str:
+        """Nothing where all that is published is like ours, "~" where some is, else "!="."""
+        same = [value == self.ours for value, _ in self.published]
+        return "" if all(same) else DISPUTED if any(same) else DIFFERS
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Pre-training or an evaluation.
+
+    Attributes:
+        beside: the preset whose published settings it is put beside, or "".
+        sources: what these are quoted from.
+    """
+
+    title: str
+    beside: str
+    sources: str
+    rows: tuple[Row, ...]
+
+
+def show(words: Sequence[str]) -> None:
+    """Print a preset's recipe: ``ssl-bench recipe``.
+
+    Raises:
+        UserError: there is no such preset, or a flag is wrong.
+    """
+    if {"-h", "--help"} & set(words):
+        print(_help(), end="")
+        return
+    require(
+        bool(words) and not words[0].startswith("-"),
+        "say which preset: ssl-bench recipe PRESET, one of `ssl-bench list presets`",
+    )
+    console = Console()
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = _WIDTH
+    for stage in stages(flags.parse_run(["--preset", *words], "recipe")):
+        console.print(_table(stage))
+        if stage.sources:
+            console.print(f"tables and files of {stage.sources}")
+        marks = [row.mark for row in stage.rows if row.published]
+        console.print(
+            f"{marks.count(DIFFERS)} of {len(marks)} published settings differ ({DIFFERS}); of "
+            f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})\n"
+            if marks
+            else "nothing is published for this preset\n"
+        )
+
+
+def stages(request: Request) -> list[Stage]:
+    """What a run would do, stage by stage."""
+    assert request.method is not None
+    beside = _paper_preset(request.method, request.settings.preset)
+    shared = {name: getattr(request.settings, name) for name in _SHARED}
+    found = [_stage(request.method, shared | _fields(request.method_config), beside)]
+    for plugin, config in request.evals.items():
+        found.append(_stage(plugin, _fields(config), beside))
+    return found
+
+
+def _stage(plugin: Plugin, values: Mapping[str, Any], beside: str) -> Stage:
+    published = dict(plugin.published(beside)) if beside else {}
+    title = "pre-training" if plugin.kind == "method" else "evaluation"
+    quoted = published.pop("sources", None)
+    sources = quoted.value if isinstance(quoted, Published) else ""
+    rows = tuple(_rows(values, published))
+    return Stage(f"{title}: {plugin.name}", beside if published else "", sources, rows)
+
+
+def _rows(
+    values: Mapping[str, Any], published: Mapping[str, Published | tuple[Published, ...]]
+) -> Iterator[Row]:
+    """The settings in their own order, then what no flag changes."""
+    texts = {name: _text(name, value, values) for name, value in values.items()}
+    for name in dict.fromkeys([*values, *published]):
+        entry = published.get(name, ())
+        entries = (entry,) if isinstance(entry, Published) else entry
+        sources = tuple((_text("", each.value, values), each.source) for each in entries)
+        yield Row(name, texts.get(name) or _fixed(entries, values), sources)
+        if name == "base_lr" and "batch_size" in values:
+            rate = values["base_lr"] * values["batch_size"] / 256
+            yield Row("peak lr", f"{rate:g} = base lr x batch size / 256", ())
+
+
+def _fixed(entries: Sequence[Published], values: Mapping[str, Any]) -> str:
+    """What is done that no flag is named after: where nothing is said of it, the same."""
+    [entry, *_] = entries
+    if any(values[name] == value for name, value in entry.unless.items()):
+        return "not used"
+    return entry.ours or _text("", entry.value, values)
+
+
+def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
+    """A value for a reader: a warm-up in epochs, which papers count it in, not as a share."""
+    if name == "warmup":
+        return f"{round(value * values['epochs'], 3):g} epochs"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(_text("", each, values) for each in value)
+    return "-" if value in (None, "") else str(value)
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _paper_preset(method: Plugin, preset: str) -> str:
+    """The preset itself where something is published for it, else the method's first such one."""
+    candidates = (preset, *method.presets())
+    return next((name for name in candidates if method.published(name)), "")
+
+
+def _help() -> str:
+    """What ``ssl-bench recipe --help`` prints."""
+    lines = [
+        textwrap.fill(f"  {name:<22}{note}".rstrip(), 100, subsequent_indent=" " * 24)
+        for name, note in registry.presets().items()
+    ]
+    return _USAGE + "\n".join(lines) + "\n"
+
+
+def _table(stage: Stage) -> Table:
+    title = stage.title + (f", beside {stage.beside}" if stage.beside else "")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name, ratio in (
+        ("setting", None),
+        ("ours", 3),
+        ("", None),
+        ("published", 3),
+        ("source", 3),
+    ):
+        table.add_column(name, ratio=ratio, no_wrap=ratio is None, overflow="fold")
+    for row in stage.rows:
+        (value, source), *others = row.published or (("-", ""),)
+        mark = row.mark if row.published else ""
+        table.add_row(row.name.replace("_", " "), row.ours, mark, value, source)
+        for value, source in others:
+            table.add_row("", "", "", value, source)
+    return table

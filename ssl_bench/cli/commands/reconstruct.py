@@ -1,0 +1,144 @@
+"""``ssl-bench reconstruct``: what a masked autoencoder makes of anyone's images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.registry import Plugin
+from ssl_bench.config.settings import ReconstructSettings
+from ssl_bench.data.images import opened, to_rgb
+from ssl_bench.data.listing import Picture
+from ssl_bench.errors import UserError, require
+from ssl_bench.evaluation.features import match_channels
+from ssl_bench.experiment import figures
+from ssl_bench.models import checkpoints, weights
+from ssl_bench.models.checkpoints import Checkpoint, Hints
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.transforms.augmentations import evaluation_view, normalize
+from ssl_bench.utils.files import writing
+from ssl_bench.utils.formatting import plain
+from ssl_bench.utils.rng import Draws
+
+
+@torch.no_grad()
+def reconstruct(settings: ReconstructSettings) -> str:
+    """Draw images, what is left of them, and what the decoder makes of that.
+
+    Returns:
+        What was worked out, for a person to read.
+
+    Raises:
+        UserError: the weights have no decoder or do not tell enough, an image cannot be read, or
+            the picture cannot be written.
+    """
+    for name in settings.images:
+        require(Path(name).is_file(), f"image {name!r} does not exist")
+    source = settings.target
+    if not checkpoints.is_foreign(source):
+        source = str(run_folder.find_trained(settings.runs_dir, source))
+    checkpoint = checkpoints.read(source, Hints.of(settings))
+    spec = checkpoint.spec
+    view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
+    index_B = torch.arange(len(view_BCHW))
+    draws = Draws(settings.seed, 0, index_B, "reconstruct/")
+    batch = Batch((view_BCHW,), torch.zeros_like(index_B), draws)
+    method, note = _restore(checkpoint, source, settings, batch)
+    rows = method.pictures(batch)
+    require(bool(rows), f"{source!r}: its method draws no pictures")
+    title = (
+        f"{plain(Path(source).name)}, mask ratio {method.config.mask_ratio:g}, seed {settings.seed}"
+    )
+    with writing(settings.output):
+        figures.picture_rows(rows, spec, title, settings.output)
+    return "\n".join((*checkpoint.notes, note, f"pictures: {settings.output}"))
+
+
+def _restore(
+    checkpoint: Checkpoint, source: str, settings: ReconstructSettings, batch: Batch
+) -> tuple[Method, str]:
+    """The pre-training method with its weights, and what had to be worked out."""
+    plugin, shown = _method_of(checkpoint, source)
+    given: dict[str, Any] = {"sampling": settings.sampling}
+    if settings.mask_ratio is not None:
+        given["mask_ratio"] = settings.mask_ratio
+    if settings.decoder_heads is not None:
+        given["decoder_heads"] = settings.decoder_heads
+    if settings.norm_pix_loss != "auto":
+        given["norm_pix_loss"] = settings.norm_pix_loss == "yes"
+    known = {**shown, **checkpoint.settings, **given}
+    require(
+        "decoder_heads" in known,
+        f"{source!r} does not tell the attention heads of its decoder; say --decoder-heads, which "
+        f"divide its width of {shown['decoder_width']}",
+    )
+    names = {field.name for field in fields(plugin.config)}
+    config = plugin.config_of({name: value for name, value in known.items() if name in names})
+    method = plugin.load().Pretraining(config, checkpoint.encoder, 0)
+    encoder = {f"encoder.{k}": v for k, v in checkpoint.encoder.state_dict().items()}
+    weights.load_strictly(method, {**checkpoint.decoder, **encoder}, repr(source), what="decoder")
+    method.eval()
+    if "norm_pix_loss" in known:
+        return method, f"predicts {_target(config.norm_pix_loss)} patches"
+    # Beside a constant prediction: each patch's own mean, or what all patches have in common.
+    errors = {}
+    for normalised in (True, False):
+        method.config = replace(config, norm_pix_loss=normalised)
+        scale = 1.0 if normalised else batch.views[0].var().item()
+        errors[normalised] = method.loss(batch).item() / scale
+    best = min(errors, key=errors.__getitem__)
+    if errors[best] >= 1:
+        method.config = replace(config, norm_pix_loss=False)
+        return method, (
+            "taken to predict raw patches, as the official code does unasked; but its prediction "
+            "is worse than a constant for raw and normalised ones alike: are the weights trained?"
+        )
+    method.config = replace(config, norm_pix_loss=best)
+    return method, (
+        f"taken to predict {_target(best)} patches: its error there is {errors[best]:.2f} of the "
+        f"target's variance, and {errors[not best]:.2f} of that of {_target(not best)} ones "
+        "(--norm-pix-loss yes or no overrules)"
+    )
+
+
+def _method_of(checkpoint: Checkpoint, source: str) -> tuple[Plugin, Mapping[str, Any]]:
+    """The method whose decoder this is, and the settings that its weights show."""
+    for plugin in registry.discover("method").values():
+        settings_of = getattr(plugin.load(), "settings_of", None)
+        shown = settings_of(checkpoint.decoder) if settings_of else None
+        if shown is not None:
+            return plugin, shown
+    unseen = (
+        run_folder.file_of_method(Path(source)) if (Path(source) / "config.json").exists() else ""
+    )
+    require(
+        not unseen,
+        f"{unseen}, and no installed method knows its decoder; installed under the entry point "
+        "ssl_bench.methods, it would draw",
+    )
+    raise UserError(
+        f"{source!r} holds no decoder, so nothing can be reconstructed; of MAE's files, those "
+        "called mae_pretrain_vit_*_full.pth or mae_visualize_vit_*.pth have one"
+    )
+
+
+def _view(path: Path, spec: EncoderSpec) -> Tensor:
+    """The image as the encoder's input: normalised float32 ``(1, C, H, W)``."""
+    with opened(Picture(str(path), path, 0)) as image:
+        pixels_HWC = np.asarray(to_rgb(image))
+    image_BCHW = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None]
+    view = evaluation_view(image_BCHW, spec.image_size)
+    return normalize(match_channels(view, spec.channels), spec.mean, spec.std)
+
+
+def _target(is_normalised: bool) -> str:
+    return "normalised" if is_normalised else "raw"

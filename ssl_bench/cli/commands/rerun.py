@@ -1,0 +1,339 @@
+"""Whether a run's numbers come out again: ``ssl-bench rerun``."""
+
+from __future__ import annotations
+
+import glob
+import math
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ssl_bench import CORE_VERSION
+from ssl_bench.api import registry
+from ssl_bench.api.registry import Kind, Plugin
+from ssl_bench.cli.commands.show import text
+from ssl_bench.cli.flags import Request
+from ssl_bench.config.settings import Precision, RerunSettings, Settings
+from ssl_bench.errors import UserError, first_line, require, unknown
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.runs.run_folder import mapping
+from ssl_bench.utils import arrays
+from ssl_bench.utils.files import write_json
+from ssl_bench.utils.terminal import Console
+
+_ENVIRONMENT = ("code", "python", "packages", "device", "cores", "platform")
+_OUTCOME = "rerun.json"
+_console = Console()
+
+
+def rerun(settings: RerunSettings) -> bool:
+    """Train and evaluate a run again in a new folder, and compare: ``ssl-bench rerun``.
+
+    A repetition that was interrupted is gone on with.
+
+    Returns:
+        Whether everything that could be compared came out the same.
+
+    Raises:
+        UserError: there is no such finished run, or what it was made with is not there any more.
+    """
+    folder = run_folder.find_trained(settings.runs_dir, settings.target)
+    from ssl_bench.experiment import commands
+
+    request, left_out = request_of(folder, settings)
+    wanted = request.settings
+    if wanted.runs_dir.exists():
+        note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
+        _console.print(note, soft_wrap=True)
+    data = commands.load(*commands.source_of(wanted))
+    for note in (*changes(folder, request, data.fingerprint), *left_out):
+        _console.print(f"note: {note}", style="yellow", soft_wrap=True)
+    again = commands.run(request, data)
+    outcome = outcomes(folder, again.folder)
+    verdicts = {row["same"] for row in outcome}
+    same = True in verdicts and False not in verdicts
+    write_json(again.folder / _OUTCOME, {"of": str(folder), "same": same, "parts": outcome})
+    table = Table(title=f"{folder.name}, and again")
+    for title in ("what", "before", "again", ""):
+        table.add_column(title, overflow="fold")
+    for row in outcome:
+        verdict = {True: "the same", False: "differs: ", None: "cannot tell: "}[row["same"]]
+        verdict += row["difference"]
+        table.add_row(row["what"], row["before"], row["again"], verdict)
+    _console.print(table)
+    verdict = "came out the same" if same else "did NOT come out the same"
+    if verdicts == {None}:
+        verdict = "nothing of it could be compared"
+    _console.print(f"{verdict}: {folder.name}", soft_wrap=True)
+    return same
+
+
+def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str]]:
+    """The request that a finished run is the answer to, in a folder of its own.
+
+    Returns:
+        It, and one line for each evaluation that cannot be repeated as a part of the run.
+
+    Raises:
+        UserError: the run was not trained here, is damaged, or a plugin of it is gone, is another
+            now, or is a file that nobody trusts.
+    """
+    plan = run_folder.plan_of(folder)
+    require(
+        "weights_sha256" not in plan,
+        f"run {folder.name!r} holds weights from elsewhere, which cannot be trained again; "
+        "`ssl-bench eval` evaluates them",
+    )
+    try:
+        return _request(folder, plan, settings)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"run {folder.name!r} does not tell how it was made ({problem})") from error
+
+
+def _request(
+    folder: Path, plan: Mapping[str, Any], settings: RerunSettings
+) -> tuple[Request, list[str]]:
+    cost = run_folder.facts(folder / "cost.json")
+    records = [
+        (p.parent.name, run_folder.facts(p)) for p in sorted(folder.glob("evals/*/scores.json"))
+    ]
+    method = _made_by("method", plan["method"], plan.get("method_source"), plan["method_code"])
+    plugin_of = {
+        name: _made_by("eval", record["eval"], record.get("source"), record.get("code"))
+        for name, record in records
+    }
+    _ask_trust(folder, {method, *plugin_of.values()}, settings.trust)
+    evals: dict[Plugin, Any] = {}
+    left_out = []
+    for name, record in records:
+        plugin = plugin_of[name]
+        own = (record["data_fingerprint"], record["seed"], record["precision"])
+        if own != (plan["data_fingerprint"], plan["seed"], plan["precision"]):
+            left_out.append(f"{name} is left out: its data, seed or precision differ")
+        elif plugin in evals:
+            left_out.append(
+                f"{name} is left out: {plugin.name} is there under another protocol, and a run has "
+                "one"
+            )
+        else:
+            evals[plugin] = plugin.config_of(record["config"])
+    snapshots = len(list(folder.glob("snapshots/*/encoder.json")))
+    if snapshots:
+        left_out.append(f"{snapshots} encoders on the way are left out; the last one is repeated")
+    if cost.get("devices", 1) > 1:
+        left_out.append(
+            f"it was trained on {cost['devices']} devices, and is on one, which rounds differently"
+        )
+    splits = getattr(method.load().Pretraining, "splits", False)
+    spec = EncoderSpec.of(plan["encoder"])
+    require(bool(plan["data_source"]), f"run {folder.name!r} does not tell where its data are")
+    again = Settings(
+        method=plan["method"],
+        data=plan["data_source"],
+        backbone=spec.backbone,
+        image_size=spec.image_size,
+        patch_size=spec.patch_size,
+        epochs=plan["epochs"] or 1,
+        batch_size=plan["batch_size"],
+        seed=plan["seed"],
+        precision=plan["precision"],
+        compile="on" if cost.get("compiled") else "off",
+        micro_batch_size=cost.get("images_at_once" if splits else "encoded_at_once"),
+        preset=plan["preset"],
+        runs_dir=_place(folder, settings.runs_dir, plan["precision"]),
+        data_dir=settings.data_dir,
+        skip_broken=bool(plan.get("skip_broken")),
+    )
+    return Request(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
+
+
+def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
+    """The plugin that a run was made with; nothing of it is run.
+
+    Args:
+        source: the file that it was, "" where it was an installed one.
+        code: its fingerprint then.
+
+    Raises:
+        UserError: it is gone, or the file is another now.
+    """
+    if not source:
+        plugin = registry.installed(kind, name)
+        if plugin is None:
+            raise unknown(kind, name, registry.discover(kind))
+        return plugin
+    require(
+        isinstance(source, str) and source.endswith(".py") and Path(source).is_file(),
+        f"{kind} {name!r} was the file {source!r}, which is not there",
+    )
+    plugin = registry.find(kind, source)
+    require(
+        plugin.fingerprint == code,
+        f"{kind} {name!r} was the file {source!r}, which is no part of the installation "
+        f"and whose code is not what it was: {code} then, {plugin.fingerprint} now. "
+        "`ssl-bench run` makes a new run with it",
+    )
+    return plugin
+
+
+def _ask_trust(folder: Path, needed: Collection[Plugin], is_trusted: bool) -> None:
+    """Name the files that would be run and are no part of the installation.
+
+    Raises:
+        UserError: there are some, and nobody says that they may be.
+    """
+    files = sorted(plugin.path for plugin in needed if not plugin.module)
+    if not files:
+        return
+    inside = folder.resolve()
+    named = ", ".join(
+        f"{str(path)!r}{' (inside the run folder itself)' * path.is_relative_to(inside)}"
+        for path in files
+    )
+    what = f"run {folder.name!r} was made with {named}, which is no part of the installation"
+    if is_trusted:
+        _console.print(f"{what}, and is run as --trust says", soft_wrap=True)
+        return
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _console.print(f"{what}. Whatever it holds would be run. Run it? [y/N]", soft_wrap=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise UserError(f"{what}, and is not run unasked; look into it, then --trust runs it")
+
+
+def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
+    """Where the run folder of a repetition goes: a new one, or where an interrupted one goes on.
+
+    That is one which never ended, which nobody is at, and which was begun by what is here now.
+    """
+    here, going_on = _here(precision), []
+    for place in runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????.??????Z"):
+        for path in place.glob("*/environment.json"):
+            before = run_folder.facts(path)
+            is_alike = all(before.get(name) == here[name] for name in _ENVIRONMENT)
+            is_ended = (path.parent / _OUTCOME).exists() or run_folder.is_locked(path.parent)
+            if is_alike and not is_ended:
+                going_on.append(place)
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return max(going_on, default=runs_dir / "reruns" / f"{folder.name}-{now}")
+
+
+def _here(precision: Precision) -> Mapping[str, Any]:
+    """What runs are made with here and now."""
+    from ssl_bench.distributed.device import choose
+
+    return run_folder.environment(choose(precision).name)
+
+
+def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
+    """What is not as it was when the run was made, one line each.
+
+    Args:
+        fingerprint: of the data as they are now.
+    """
+    plan, before = run_folder.plan_of(folder), run_folder.facts(folder / "environment.json")
+    now = _here(request.settings.precision)
+    for name in _ENVIRONMENT:
+        if name in before and before[name] != now[name]:
+            yield from _differences(name, before[name], now[name])
+    if plan["data_fingerprint"] != fingerprint:
+        yield f"data {plan['data']} was {plan['data_fingerprint']}, is {fingerprint}"
+    if before.get("earlier"):
+        yield f"the run was interrupted; what it began with: {text(before['earlier'])}"
+    if "core_version" in plan and plan["core_version"] != CORE_VERSION:
+        yield f"the core was version {plan['core_version']}, is {CORE_VERSION}"
+    if request.method and request.method.version != plan["method_version"]:
+        yield f"{plan['method']} was version {plan['method_version']}, is {request.method.version}"
+    elif request.method and request.method.fingerprint != plan["method_code"]:
+        yield f"the code of {plan['method']} is not the run's ({request.method.path})"
+
+
+def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
+    """Weights, scores and predictions of a run and of its repetition, side by side.
+
+    Returns:
+        For each part ``what``, ``before``, ``again``, whether they are the ``same`` (None where
+        that cannot be told), and the ``difference``.
+    """
+    rows = [_compared_weights(folder, again)]
+    for path in sorted(again.glob("evals/*/scores.json")):
+        record, which = run_folder.facts(path), path.parent.name
+        before = mapping(run_folder.facts(folder / "evals" / which / "scores.json").get("scores"))
+        if not before:
+            rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
+            continue
+        for score, value in record["scores"].items():
+            was = before.get(score, math.nan)
+            was = was if isinstance(was, int | float) else math.nan
+            is_same = was == value or (was != was and value != value)
+            apart = "" if is_same else f"{value - was:+.4g}"
+            rows.append(_row(f"{record['eval']} {score}", f"{was:.4f}", f"{value:.4f}", apart))
+        rows += _compared_predictions(folder / "evals" / which, again / "evals" / which)
+    return rows
+
+
+def _compared_weights(folder: Path, again: Path) -> dict[str, Any]:
+    from ssl_bench.models import weights
+
+    if not (folder / "encoder.safetensors").exists():
+        return _unknown("encoder", "its weights were not kept")
+    try:
+        old, new = weights.load(folder)[0], weights.load(again)[0]
+    except UserError as error:
+        return _unknown("encoder", str(error))
+    digests = weights.digest(old), weights.digest(new)
+    shapes = [{name: w.shape for name, w in each.state_dict().items()} for each in (old, new)]
+    if shapes[0] != shapes[1]:
+        return _row("encoder", digests[0][:12], digests[1][:12], "another architecture")
+    largest = max(
+        (a.float() - b.float()).abs().max().item()
+        for a, b in zip(old.state_dict().values(), new.state_dict().values(), strict=True)
+    )
+    apart = "" if digests[0] == digests[1] else f"weights by up to {largest:.2g}"
+    return _row("encoder", digests[0][:12], digests[1][:12], apart)
+
+
+def _compared_predictions(before: Path, again: Path) -> list[dict[str, Any]]:
+    what = "  its predictions"
+    try:
+        old, new = (
+            arrays.read(each / "predictions.npz", ["predictions"]) for each in (before, again)
+        )
+    except UserError as error:
+        return [_unknown(what, str(error))]
+    if not old or not new:
+        return []
+    first_N, second_N = old["predictions"], new["predictions"]
+    is_alike = first_N.shape == second_N.shape
+    differing = int((first_N != second_N).sum()) if is_alike else second_N.size
+    apart = f"{differing:,} images" if differing else ""
+    return [_row(what, f"{first_N.size:,}", f"{second_N.size:,}", apart)]
+
+
+def _row(what: str, before: str, again: str, difference: str) -> dict[str, Any]:
+    return {
+        "what": what,
+        "before": before,
+        "again": again,
+        "same": not difference,
+        "difference": difference,
+    }
+
+
+def _unknown(what: str, why: str) -> dict[str, Any]:
+    return {**_row(what, "-", "-", why), "same": None}
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key, value in before.items():
+            if value != now.get(key):
+                yield f"{name} {key} was {value}, is {now.get(key)}"
+    else:
+        yield f"{name} was {before}, is {now}"

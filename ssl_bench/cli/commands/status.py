@@ -1,0 +1,191 @@
+"""``ssl-bench status`` and ``ssl-bench cancel``: how far sweeps are, and no further."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ssl_bench.config.sweep_settings import CancelSettings, StatusSettings
+from ssl_bench.errors import UserError
+from ssl_bench.sweep import manifest
+from ssl_bench.sweep import status as standing
+from ssl_bench.sweep.backends import clusters
+from ssl_bench.sweep.manifest import Damaged, Sweep
+from ssl_bench.sweep.status import UNDER_WAY, CellState, Standing
+from ssl_bench.utils.formatting import many, plain
+from ssl_bench.utils.formatting import time as duration
+from ssl_bench.utils.terminal import Console
+
+_console = Console()
+_ORDER: tuple[CellState, ...] = (
+    *("failed", "running", "unknown", "stopped", "pending", "new", "done"),
+)
+_STYLES = {"failed": "red", "running": "green", "stopped": "yellow", "done": "dim"}
+_SECONDS_BETWEEN_LOOKS = {"local": 2.0, "slurm": 15.0}
+_SHORT = ("state", "progress", "left", "loss")
+_MOST_LOGS = 3
+_LINES_AROUND = 11
+"""Lines of a terminal that the table cannot have: its title, head, borders and notes."""
+
+
+def status(settings: StatusSettings) -> None:
+    """Show how far a sweep is, live on a terminal until nothing is under way: ``ssl-bench status``.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    sweep = _found(settings.runs_dir, settings.sweep)
+    if isinstance(sweep, Damaged):
+        raise UserError(sweep.why)
+    if settings.json:
+        print(json.dumps(_as_json(sweep, _look(sweep)), indent=2))
+        return
+    if not _console.is_terminal or settings.once:
+        _console.print(_show(sweep, _look(sweep), None))
+        return
+    pause = _SECONDS_BETWEEN_LOOKS.get(sweep.cluster, max(_SECONDS_BETWEEN_LOOKS.values()))
+    with Live(console=_console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            standings = _look(sweep)
+            is_over = not any(each.state in UNDER_WAY for each in standings)
+            rows = None if is_over else max(4, _console.height - _LINES_AROUND)
+            live.update(_show(sweep, standings, rows), refresh=True)
+            if is_over:
+                return
+            time.sleep(pause)
+
+
+def cancel(settings: CancelSettings) -> None:
+    """End all jobs of a sweep: ``ssl-bench cancel``. What they have saved stays.
+
+    Raises:
+        UserError: there is no such sweep, or the cluster does not answer.
+    """
+    sweep = _found(settings.runs_dir, settings.sweep)
+    if isinstance(sweep, Damaged):
+        asked = _cancel(clusters.ids_in(sweep.jobs_folder), sweep.jobs_folder)
+    else:
+        wanted = {entry.run for entry in sweep.entries}
+        asked = 0
+        for owner in manifest.every(settings.runs_dir)[0]:  # another sweep may have the same cells
+            jobs = [each.job for each in owner.submitted if each.run in wanted]
+            asked += _cancel(jobs, owner.jobs_folder)
+    _console.print(
+        f"{many(asked, 'job')} of {sweep.folder.name} asked to end; what runs saves first, and the "
+        "same `ssl-bench sweep` goes on with it",
+        soft_wrap=True,
+    )
+
+
+def _found(runs_dir: Path, name: str) -> Sweep | Damaged:
+    """The sweep that is meant; what cannot be read of the others is told beside it."""
+    found = manifest.find(runs_dir, name)
+    for each in manifest.every(runs_dir)[1]:
+        if each != found:
+            print(f"ssl-bench: {each.why}", file=sys.stderr)
+    return found
+
+
+def _cancel(jobs: Iterable[str], folder: Path) -> int:
+    """End those of the jobs that are not over; how many."""
+    known = list(dict.fromkeys(jobs))
+    live = clusters.under_way(known, folder)
+    clusters.cancel(live, folder)
+    return len(live)
+
+
+def summary(standings: Sequence[Standing]) -> str:
+    """How many cells are in which state: "3 done, 1 running"."""
+    counts = Counter(each.state for each in standings)
+    return ", ".join(f"{counts[state]} {state}" for state in reversed(_ORDER) if counts[state])
+
+
+def _look(sweep: Sweep) -> list[Standing]:
+    """How far it is now; jobs may have been added meanwhile."""
+    with suppress(UserError):  # what was read before can still be shown
+        sweep = manifest.read(sweep.folder)
+    others = [each for each in manifest.every(sweep.runs_dir)[0] if each.folder != sweep.folder]
+    return standing.of(sweep, [*others, sweep])
+
+
+def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Group:
+    """A table with what needs attention first, and what a person may do next.
+
+    Args:
+        rows: how many there is room for; None for all.
+    """
+    shown = sorted(standings, key=lambda each: _ORDER.index(each.state)) if rows else standings
+    columns: dict[str, Callable[[Standing], str | Text]] = {
+        "cell": lambda each: each.entry.label,
+        "state": lambda each: Text(each.state, style=_STYLES.get(each.state, "")),
+        "progress": _progress,
+        "left": lambda each: duration(each.seconds_left) if each.seconds_left is not None else "",
+        "loss": lambda each: f"{each.loss:.4f}" if each.loss is not None else "",
+        "scores, or an error": _scores,
+    }
+    table = Table()
+    lines = [[show(each) for show in columns.values()] for each in shown[:rows]]
+    for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
+        if any(cells):
+            table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
+    for line in zip(*(cells for cells in zip(*lines, strict=True) if any(cells)), strict=True):
+        table.add_row(*line)
+    title = Text(f"{sweep.name}: {summary(standings)}", no_wrap=True, overflow="ignore")
+    notes = [f"log of {each.entry.label}: {log}" for each in standings if (log := _log(each))]
+    notes = notes[:_MOST_LOGS]
+    if rows and len(standings) > rows:
+        notes.append(f"and {len(standings) - rows} more, which `ssl-bench status --once` shows")
+    states = {each.state for each in standings}
+    if "done" in states or any(each.scores for each in standings):
+        notes.append(f"`ssl-bench compare{sweep.place}` shows the table so far")
+    if "unknown" in states:
+        notes.append("the cluster does not answer; what is unknown was submitted, and may run")
+    if states & {"stopped", "new"}:
+        notes.append("the same `ssl-bench sweep` goes on with what is stopped or new")
+    if "failed" in states:
+        notes.append("`ssl-bench sweep ... --retry-failed` tries again what failed")
+    return Group(title, table, *(Text(note, overflow="fold") for note in notes))
+
+
+def _log(each: Standing) -> str:
+    """Where a cell that failed has told more, if it has."""
+    return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
+
+
+def _progress(each: Standing) -> str:
+    """Steps and speed of a pre-training, or what is evaluated."""
+    if each.stage == "evaluate" and not each.waits_for:
+        return f"to evaluate: {len(each.missing)}" if each.state != "done" else ""
+    if each.waits_for:
+        return f"waits: {each.waits_for}"
+    if each.state in ("new", "pending") and not each.step:
+        return ""
+    pace = each.images_per_second if each.state == "running" else None
+    return f"{each.step:,}/{each.entry.steps:,}" + (f", {pace:,.0f} img/s" if pace else "")
+
+
+def _scores(each: Standing) -> Text:
+    """What is known of an encoder, or why it is not."""
+    if each.error:
+        return Text(plain(each.error), style=_STYLES[each.state])
+    return Text(", ".join(f"{name} {score:.2f}" for name, score in each.scores.items()))
+
+
+def _as_json(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, object]:
+    cells = []
+    for each in standings:
+        cell = dataclasses.asdict(each)
+        entry = cell.pop("entry")
+        cells.append({"label": entry["label"], "run": entry["run"], "steps": entry["steps"]} | cell)
+    return {"sweep": sweep.name, "cluster": sweep.cluster, "cells": cells}

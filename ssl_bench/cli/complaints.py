@@ -1,0 +1,108 @@
+"""What is said of the words of a command line that cannot be taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from ssl_bench.api import registry
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import habits
+from ssl_bench.cli.argv import by_flag
+from ssl_bench.errors import UserError, require
+
+
+def without_box(message: str) -> str:
+    """The message inside tyro's box."""
+    lines = [re.sub(r"[│╭╮╰╯─]|--{5,}", " ", line).strip() for line in message.splitlines()]
+    lines = [line for line in lines if line and not set(line) <= {"-"}]
+    end = next(
+        (i for i, line in enumerate(lines) if line.startswith(("Argument help", "For full"))),
+        len(lines),
+    )
+    return " ".join(lines[1:end]) or "the command line cannot be understood; see --help"
+
+
+def refuse_no_number(types: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Complain about what is given for a number and is none, in better words than tyro's.
+
+    Args:
+        types: of the flags there are, by their fields' names.
+
+    Raises:
+        UserError: there is such a word.
+    """
+    of_flags = {f"--{name.replace('_', '-')}": type_ for name, type_ in types.items()}
+    for flag, *values in by_flag(words):
+        type_ = of_flags.get(flag.replace("_", "-"))
+        is_sequence = typing.get_origin(type_) is tuple
+        kinds = set(typing.get_args(type_) or [type_]) - {...}
+        numbers = kinds - {type(None)}
+        if numbers not in ({int}, {float}) or not values:
+            continue
+        [number] = numbers
+        for text in filter(None, values[0].split(",")) if is_sequence else values[:1]:
+            try:
+                number(text)
+            except ValueError:
+                is_none = text == "None" and len(kinds) > 1
+                wanted = "a whole number" if number is int else "a number"
+                hint = _several(flag, text) if "method" in types else ""
+                hint = hint or _written_out(number, text)
+                require(is_none, f"{flag} {text!r} is not {wanted}{hint}")
+
+
+def _several(flag: str, text: str) -> str:
+    """What to do with several values, where a run takes one."""
+    is_several = re.fullmatch(r"\s*[\d.e+-]+(\s*(,|\.\.)\s*[\d.e+-]+)+\s*", text)
+    values = "".join(text.split())
+    return f"; `ssl-bench sweep {flag} {values}` makes a run of each" if is_several else ""
+
+
+def _written_out(number: type, text: str) -> str:
+    """The number that is meant by "1e3" or "2k", where that is one."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d{1,2})?)\s*([kmgt]?)\s*", text, re.IGNORECASE)
+    if not found:
+        return ""
+    value = float(found[1]) * 1000.0 ** " kmgt".index(found[2].lower() or " ")
+    if number is int:
+        return f"; {int(value)} would work" if value == int(value) < 2**53 else ""
+    return f"; {value:g} would work"
+
+
+def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
+    """Complain about a word that no flag takes.
+
+    Args:
+        names: of the flags there are.
+        everyone: the plugins that they are of.
+
+    Raises:
+        UserError: always.
+    """
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    habit = habits.advice(name, names)
+    if not word.startswith("--"):
+        hint = habit if habit and word.startswith("-") else "flags start with --, see --help"
+        raise UserError(f"unexpected argument {word!r}; {hint}")
+    owners = [
+        plugin.name
+        for plugin in registry.discover("method").values()
+        if plugin not in everyone
+        and name in {field.name for field in dataclasses.fields(plugin.config)}
+    ]
+    method = next((plugin.name for plugin in everyone if plugin.kind == "method"), None)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    if owners and method:
+        hint = f"method {owners[0]!r} has it, {method!r} does not"
+    elif habit:
+        hint = habit
+    elif near:
+        hint = f"did you mean --{near[0].replace('_', '-')}?"
+    else:
+        hint = "see --help"
+    raise UserError(f"unknown flag {word.partition('=')[0]!r}; {hint}")

@@ -1,0 +1,1 @@
+"""The settings of commands, methods and evaluations."""

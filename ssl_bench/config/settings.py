@@ -1,0 +1,513 @@
+"""What a command is told: flags every method shares, and the recipes of optimisers and probes.
+
+Nothing here imports torch, so that ``--help`` is fast.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ssl_bench.errors import UserError, above, require, within
+from ssl_bench.utils.formatting import seconds
+
+Precision = Literal["auto", "fp32", "bf16"]
+Compilation = Literal["auto", "on", "off"]
+Storage = Literal["auto", "memory", "stream"]
+Strategy = Literal["auto", "ddp", "fsdp"]
+At = Literal["end", "equal-images", "equal-flops", "equal-time"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Flags of ``ssl-bench run`` that do not depend on the method."""
+
+    method: str = "mae"
+    """Name of a method (see `ssl-bench list`), or the path of a Python file that defines one."""
+    data: str = "fashion-mnist"
+    """Name of a data set, a folder of class folders, or Parquet files of images. After a path,
+    @TRAIN+TEST names the folders or files that are the splits, @TRAIN one of which a fifth is held
+    out, and @whole says that there are none; @validation in the end takes a tenth of the training
+    images in place of the test images, to choose settings on."""
+    backbone: str = "vit_micro"
+    """One of the presets in `ssl-bench list`, or any Vision Transformer of timm by name."""
+    image_size: int | None = None
+    """Height and width of the images in pixels. Default: the data's own size, or 64."""
+    patch_size: int | None = None
+    """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
+    quarter of it."""
+    epochs: float = 8
+    """Passes over the training split; parts of one count in whole steps."""
+    budget_flops: float | None = None
+    """Instead of --epochs: train for as many steps as these FLOPs pay for, forward and backward
+    passes counted, such as 1e15."""
+    budget_time: str = ""
+    """Instead of --epochs: train for about as long as that on this device, such as 90s, 10m or 2h;
+    the steps are fixed at the start, by the time that the first few take, so that a run goes on
+    only where its device has the same name and as many threads."""
+    match: str = ""
+    """Instead of --epochs: train under the FLOPs of this run, a folder or a part of its name."""
+    batch_size: int = 128
+    """Images in an optimiser step."""
+    seed: int = 0
+    """Seed of every random draw: weights, order, crops, masks."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto takes bf16 where the hardware has it."""
+    compile: Compilation = "auto"
+    """Compile the transformer blocks with torch.compile; auto does so on a GPU."""
+    micro_batch_size: int | None = None
+    """Images whose activations are kept at a time; the gradient is the whole batch's. Default: all
+    on a GPU, 4,096 patches' worth on a CPU."""
+    devices: int = 1
+    """Processes on each machine, one for each of its GPUs, or for a share of its cores; they divide
+    the batch size. Results differ in rounding alone, unless a method has dropout of its own."""
+    nodes: int = 1
+    """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
+    strategy: Strategy = "auto"
+    """With several processes: a copy of the model in each (ddp, auto), or a share of it (fsdp)."""
+    evals: tuple[str, ...] = ()
+    """Evaluations to run afterwards, separated by commas; none skips them. Default: those marked
+    with a star in `ssl-bench list`."""
+    eval_every: str = ""
+    """Evaluate the encoder on the way, too, for curves over cost: every so many epochs, such as
+    0.5, or every share of the training, such as 20%."""
+    eval_every_with: tuple[str, ...] = ("knn",)
+    """Evaluations of --eval-every, separated by commas."""
+    preset: str = "quick"
+    """Named set of defaults; each flag given beside it wins."""
+    keep_features: bool = True
+    """Keep extracted features in the run folder, so that an evaluation that comes later starts at
+    once: 4 bytes for each image, feature and pooling, 72 MB for the default run."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+    storage: Storage = "auto"
+    """Decode all images into memory first, or stream them from their files, whole photographs to
+    crop from; auto streams what would take more than half of the memory."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
+    wait: bool = False
+    """Wait until another process is done with the run, instead of leaving; what it has made is
+    reused."""
+
+    def __post_init__(self) -> None:
+        above("epochs", self.epochs, 0)
+        above("batch size", self.batch_size, 0)
+        _check_devices(self.devices, self.nodes)
+        world = self.devices * self.nodes
+        require(
+            self.batch_size % world == 0,
+            f"batch size {self.batch_size} cannot be divided among {world} processes; "
+            f"{max(1, round(self.batch_size / world)) * world} could",
+        )
+        require(
+            self.strategy != "fsdp" or world > 1,
+            "strategy fsdp divides a model among several processes, and there is one; --devices 2 "
+            "or more would work",
+        )
+        for name in ("image_size", "patch_size", "micro_batch_size", "budget_flops"):
+            if getattr(self, name) is not None:
+                above(name.replace("_", " "), getattr(self, name), 0)
+        if self.budget_time:
+            above("budget time", self.budget_seconds, 0)
+        if self.eval_every:
+            self.epochs_between(self.epochs)
+        given = [name for name in BUDGETS if getattr(self, name)]
+        require(
+            len(given) < 2,
+            f"--{' and --'.join(given)} each fix the length of the training; one will do".replace(
+                "_", "-"
+            ),
+        )
+
+    @property
+    def budget_seconds(self) -> float:
+        """What ``budget_time`` says, in seconds."""
+        text = self.budget_time.strip()
+        if re.fullmatch(r"\d+\.?\d*|\.\d+", text):
+            return float(text)
+        found = seconds(text)
+        if found is None:
+            raise UserError(f"budget time {text!r} is no time such as 90s, 10m or 1h30m")
+        first, _, second = text.partition(":")
+        require(
+            not (first.isdigit() and second.isdigit()),
+            f"budget time {text!r} can be read in two ways; {first}m{second}s or "
+            f"{first}h{second}m would work",
+        )
+        return found
+
+    def epochs_between(self, epochs: float) -> float:
+        """What ``eval_every`` says, in epochs, for a training of so many."""
+        text = self.eval_every.strip()
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            raise UserError(
+                f"eval every {text!r} is neither a number of epochs such as 0.5 nor a share of the "
+                "training such as 20%"
+            ) from None
+        above("eval every", number, 0)
+        return number / 100 * epochs if text.endswith("%") else number
+
+
+def _check_devices(devices: int, nodes: int) -> None:
+    above("devices", devices, 0)
+    above("nodes", nodes, 0)
+
+
+BUDGETS = ("budget_flops", "budget_time", "match")
+"""The flags, one of which may fix the length of a training instead of ``epochs``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    """What a user may say about weights from elsewhere."""
+
+    backbone: str | None = None
+    """Which encoder the weights are of, where they do not tell: a preset of `ssl-bench list`, or
+    a Vision Transformer of timm by name."""
+    num_heads: int | None = None
+    """Attention heads of that encoder, where the weights do not tell."""
+    grid: tuple[int, ...] = ()
+    """Rows and columns of its patches, such as 8,6, where they are not as many."""
+    branch: str | None = None
+    """Which of several networks: base_encoder (default) or momentum_encoder of MoCo v3, teacher
+    (default) or student of DINO, else the file's own name of it, such as model_ema."""
+
+    def __post_init__(self) -> None:
+        require(len(self.grid) in (0, 2), f"grid {self.grid} is not two numbers such as 8,6")
+        for name in ("num_heads", "image_size", "decoder_heads"):
+            if getattr(self, name, None) is not None:
+                above(name.replace("_", " "), getattr(self, name), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(WeightSettings):
+    """Flags of ``ssl-bench eval`` that do not depend on an evaluation."""
+
+    target: str = ""
+    """A run's folder or name, or weights."""
+    weights: str = ""
+    """Anyone's weights: a file (MAE's, MoCo v3's, DINO's, timm's), a folder that transformers
+    saved, timm:NAME or hf:NAME."""
+    image_size: int | None = None
+    """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
+    the pre-training's."""
+    data: str | None = None
+    """Data set to evaluate on. Default: the one the run was pre-trained on."""
+    seed: int | None = None
+    """Seed of the evaluations' draws. Default: the run's."""
+    precision: Precision = "auto"
+    """Arithmetic of feature extraction and fine-tuning; auto takes bf16 where there is."""
+    devices: int = 1
+    """Processes on each machine, one for each of its GPUs, or for a share of its cores."""
+    nodes: int = 1
+    """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
+    evals: tuple[str, ...] = ()
+    """Evaluations to run, separated by commas. Default: those marked in `ssl-bench list`."""
+    preset: str = "quick"
+    """Named set of defaults. Default: the run's."""
+    keep_features: bool = True
+    """Keep extracted features in the run folder, so that an evaluation that comes later starts at
+    once: 4 bytes for each image, feature and pooling, 72 MB for the default run."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+    storage: Storage = "auto"
+    """Decode all images into memory first, or stream them from their files, whole photographs to
+    crop from; auto streams what would take more than half of the memory."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
+    wait: bool = False
+    """Wait until another process is done with the run, instead of leaving; what it has made is
+    reused."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            bool(self.target) != bool(self.weights),
+            "say what to evaluate: either a run or --weights FILE",
+        )
+        _check_devices(self.devices, self.nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(WeightSettings):
+    """Write a run's encoder, or anyone's, in a format that other code reads."""
+
+    target: str = ""
+    """A run's folder or name, or anyone's weights, as `ssl-bench eval` takes them."""
+    format: Literal["timm", "mae", "hf"] = "timm"
+    """For timm's checkpoint_path, for the official MAE code, or for transformers."""
+    output: Path | None = None
+    """File to write, a folder for hf. Default: the run's name and the format, here."""
+    overwrite: bool = False
+    """Replace what is there."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.target), "say what to export: a run, or a file of weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructSettings(WeightSettings):
+    """Hide patches of images, and draw what a masked autoencoder makes of the others."""
+
+    target: str = ""
+    """A run's folder or name, or anyone's weights with their decoder."""
+    images: tuple[str, ...] = ()
+    """Image files."""
+    mask_ratio: float | None = None
+    """Share of the patches to hide, in (0, 1). Default: the pre-training's, or 0.75."""
+    sampling: Literal["random", "block", "grid"] = "random"
+    """Which patches to hide: any, rectangles of them, or all but a regular grid."""
+    seed: int = 0
+    """Seed of the masks."""
+    norm_pix_loss: Literal["auto", "yes", "no"] = "auto"
+    """Whether the decoder predicts normalised patches. Default: as the weights tell, or whichever
+    makes its prediction better."""
+    decoder_heads: int | None = None
+    """Attention heads of the decoder, where the weights do not tell."""
+    output: Path = Path("reconstruction.png")
+    """Picture to write."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.target), "say whose decoder: a run, or a file of weights")
+        require(self.output.suffix == ".png", f"output {str(self.output)!r} must end in .png")
+        require(bool(self.images), "say which images to reconstruct")
+        if self.mask_ratio is not None:
+            within("mask ratio", self.mask_ratio, "(0, 1)")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Show runs side by side."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders, or parts of their names. Default: all."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    at: At = "end"
+    """Where scores are read: at the end of each run, or at a cost that is equal for all, between
+    the snapshots on either side of it."""
+    at_cost: float | None = None
+    """That cost, in images, FLOPs or seconds of the device. Default: the largest that all reach."""
+    csv: Path | None = None
+    """Write all scores, not the headlines alone, to this file too."""
+
+    def __post_init__(self) -> None:
+        if self.at_cost is not None:
+            require(
+                self.at != "end", "--at-cost needs --at equal-images, equal-flops or equal-time"
+            )
+            above("at cost", self.at_cost, 0)
+
+
+@dataclass(frozen=True)
+class QuerySettings:
+    """Ask the tables of all runs and of all scores a question in SQL, or list their columns."""
+
+    sql: str = ""
+    """A query of DuckDB's SQL over `run_folder` and `scores`. Default: list the columns."""
+    schema: bool = False
+    """List the columns with what they mean."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    csv: Path | None = None
+    """Write the answer to this file too, every row of it."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Write a page with tables and figures of runs, and the files for a paper."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders, or parts of their names. Default: all."""
+    output: Path = Path("report")
+    """Folder to write; an older report there is replaced."""
+    title: str = "Self-supervised methods compared"
+    """Heading of the page."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """Show where a run's numbers come from: command, code, packages, device, data, cost, scores."""
+
+    target: str = ""
+    """A run's folder, or a part of its name."""
+    json: bool = False
+    """Print JSON."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say which run to show")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunSettings:
+    """Train and evaluate a run again, and say whether it came out the same."""
+
+    target: str = ""
+    """A run's folder, or a part of its name."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders; the repetition goes into its reruns/."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+    trust: bool = False
+    """Run the file that the run names as its method or evaluation, which is no part of the
+    installation. Without it, a terminal is asked; whatever the file holds is run."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say which run to repeat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Write a data set once as few large files of small images, so that later runs read it fast."""
+
+    source: str = ""
+    """A folder of class folders, Parquet files of images, or a data set by name."""
+    output: Path | None = None
+    """Folder to write, which does not exist yet; `--data` takes it afterwards."""
+    short_side: int = 256
+    """Longest short side in pixels that an image keeps; no image is enlarged, and those that are
+    small enough are copied as they are."""
+    quality: int = 95
+    """JPEG quality of the images that are made smaller, from 1 to 100."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.source), "say which data set to prepare: a folder, or a name")
+        require(self.output is not None, "say which folder to write: -o FOLDER")
+        above("short side", self.short_side, 0)
+        within("quality", self.quality, "[1, 100]")
+
+
+@dataclass(frozen=True)
+class AblateSettings:
+    """Flags of ``ssl-bench ablate`` beside those of ``ssl-bench run``."""
+
+    values: tuple[str, ...] = ()
+    """Values to try, separated by commas. Default: the paper's."""
+    seeds: tuple[int, ...] = ()
+    """Run each value with each of these seeds, separated by commas. Default: that of --seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimiser's recipe: AdamW, linear warm-up, then a cosine to zero, set every step."""
+
+    base_lr: float = 1.5e-4
+    """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled weight decay."""
+    beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+    warmup: float = 0.1
+    """Share of the training during which the learning rate rises linearly from zero, in [0, 1)."""
+    decay_norm_and_bias: bool = False
+    """Apply weight decay to one-dimensional parameters too."""
+
+    def __post_init__(self) -> None:
+        above("base lr", self.base_lr, 0)
+        within("weight decay", self.weight_decay, "[0, 1]")
+        within("beta2", self.beta2, "[0, 1)")
+        within("warmup", self.warmup, "[0, 1)")
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """The recipe of linear probes on frozen features, see `linear_probe.fit_best`."""
+
+    name: ClassVar[str] = "probe"
+    epochs: int = 20
+    """Passes over the training features."""
+    batch_size: int = 512
+    """Features in a step of SGD."""
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    """Learning rates to choose from, at the start of the cosine."""
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
+    """Weight decays to choose from."""
+    validation: float = 0.1
+    """Share of the training images to choose on, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        above(f"{self.name} epochs", self.epochs, 0)
+        above(f"{self.name} batch size", self.batch_size, 0)
+        within(f"{self.name} validation", self.validation, "(0, 1)")
+        probe_grid(self.name, self.learning_rates, self.weight_decays)
+
+
+def probe_grid(
+    name: str, learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]
+) -> None:
+    """Require settings of linear probes that can be chosen from."""
+    require(bool(learning_rates), f"{name} learning rates is empty; try 0.1")
+    above(f"{name} learning rates", min(learning_rates), 0)
+    require(bool(weight_decays), f"{name} weight decays is empty; try 0")
+    for weight_decay in weight_decays:
+        within(f"{name} weight decays", weight_decay, "[0, 1]")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A setting as a paper or its official code has it, for ``ssl-bench recipe``.
+
+    Attributes:
+        value: in the flag's own unit, except that a warm-up is written out: "40 epochs".
+        source: the table or section of the paper, or the file of the official code.
+        ours: what this project does, where that is another thing and no flag.
+        unless: values of flags, any one of which makes this a thing that is not used.
+    """
+
+    value: Any
+    source: str
+    ours: str = ""
+    unless: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What a method's paper varied, and what it found, for ``ssl-bench ablate``.
+
+    Attributes:
+        title: what is varied.
+        source: the paper's figure or table.
+        setting: what the paper trained, and on what; what is varied left out.
+        paper: for each evaluation, the paper's score at each value, in percent. An evaluation
+            whose name begins with that name is shown beside it, too.
+        flag: the numeric flag that is varied, or "".
+        values: of that flag, as in the paper.
+        cells: without such a flag, the words of ``ssl-bench run`` that each named value stands for;
+            ``None`` where it can be had from the paper alone.
+        note: what to know when comparing.
+        share_of_patches: whether the flag is a share of the patches to hide, of which several may
+            hide the same number.
+    """
+
+    title: str
+    source: str
+    setting: str
+    paper: Mapping[str, tuple[float, ...]]
+    flag: str = ""
+    values: tuple[float, ...] = ()
+    cells: Mapping[str, str | None] = field(default_factory=dict)
+    note: str = ""
+    share_of_patches: bool = False

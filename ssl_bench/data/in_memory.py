@@ -1,0 +1,193 @@
+"""From a listing of pictures to tensors in memory, or to what streams them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssl_bench.config.settings import Storage
+from ssl_bench.data import depth
+from ssl_bench.data.dataset import Loaded, Split, fingerprint
+from ssl_bench.data.depth import Depths
+from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
+from ssl_bench.data.listing import Listing, Part, Picture
+from ssl_bench.data.streaming import open_stream
+from ssl_bench.data.survey import survey, whole
+from ssl_bench.errors import UserError
+
+Progress = Callable[[int, int], None]
+
+_LARGEST_NATIVE = 96
+_LARGEST_JPEG_CAVEAT = 64
+_BATCH = 256
+
+
+def load(
+    listing: Listing,
+    image_size: int,
+    storage: Storage,
+    skip_broken: bool,
+    remembered: Path,
+    progress: Progress | None = None,
+) -> Loaded:
+    """The splits of a listing, in memory or streamed.
+
+    Args:
+        skip_broken: leave out images that cannot be decoded.
+        remembered: folder for what is known of the images of streamed data sets.
+
+    Raises:
+        UserError: images cannot be read, or they would not fit in half of the free memory but
+            are to be there.
+    """
+    native, caveats = _native_size(listing)
+    side = native or round(image_size * 8 / 7)
+    # By all memory, not by what is free now: the same command is to find the same run again.
+    too_large = _too_much(listing.count, listing.channels, side, _total_memory(), "memory")
+    if storage == "stream" or (too_large and storage == "auto"):
+        why = "as asked" if storage == "stream" else f"as {too_large}"
+
+        def look(left: Listing) -> tuple[int, tuple[str, ...]]:
+            size, said = (native, caveats) if left is listing else _native_size(left)
+            return size or round(image_size * 8 / 7), said
+
+        streamed = open_stream(listing, look, skip_broken, remembered, progress)
+        return replace(streamed, where=f"{streamed.where}, {why}")
+    free = _available_memory()
+    if too_much := _too_much(listing.count, listing.channels, side, free, "free memory"):
+        fitting = int(sqrt(free / 2 / (listing.count * listing.channels)) * 7 / 8)
+        smaller = "" if native else f", and so would an image size of {fitting} or less"
+        raise UserError(f"{too_much}; --storage stream would work{smaller}")
+    depths: Depths | None = None
+    said: tuple[str, ...] = ()
+    try:
+        train, test, broken = _decode(listing, side, native is not None, depths, progress)
+    except _DeepImages:
+        found = survey(listing, progress)
+        depths = depth.decide(found.deep)
+        whole_ones = listing.count - len(found.broken)
+        said = tuple(depth.in_words(found.deep, depths, whole_ones))
+        train, test, broken = _decode(listing, side, native is not None, depths, progress)
+    listing, names = whole(listing, broken, skip_broken)
+    if names:
+        # A broken image may have had another size than all others.
+        native, caveats = _native_size(listing)
+        if side != (native or round(image_size * 8 / 7)):
+            again = load(listing, image_size, "memory", skip_broken, remembered, progress)
+            return replace(again, broken=names)
+    digest = fingerprint(train, test, listing.classes)
+    return Loaded(train, test, digest, (*listing.caveats, *said, *caveats), "in memory", names)
+
+
+class _DeepImages(Exception):
+    """There are images of more than 8 bits, whose range all images must tell first."""
+
+
+def _decode(
+    listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress | None
+) -> tuple[Split, Split, dict[int, UnreadableImage]]:
+    """Two splits without what is broken, and that by its place in the listing.
+
+    Raises:
+        _DeepImages: there are deep images, and nothing is known of them.
+    """
+    splits, done = [], 0
+    broken: dict[int, UnreadableImage] = {}
+
+    def square(picture: Picture) -> np.ndarray | UnreadableImage | None:
+        try:
+            with opened(picture) as image:
+                if depths is None and depth.kind(image):
+                    return None
+                return square_CSS(image, side, listing.channels, depths)
+        except UnreadableImage as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        # Handing a small image to a thread takes longer than decoding it.
+        each = map if native else pool.map
+        for part in (listing.train, listing.test):
+            images_NCHW = np.empty((part.count, listing.channels, side, side), np.uint8)
+            labels_N = np.empty(part.count, np.int64)
+            count = 0
+            for batch in _batches(part):
+                for picture, found in zip(batch, each(square, batch), strict=True):
+                    if found is None:
+                        raise _DeepImages
+                    if isinstance(found, UnreadableImage):
+                        broken[done] = found
+                    else:
+                        images_NCHW[count], labels_N[count] = found, picture.label
+                        count += 1
+                    done += 1
+                if progress:
+                    progress(done, listing.count)
+            tensors = torch.from_numpy(images_NCHW[:count]), torch.from_numpy(labels_N[:count])
+            splits.append(Split(*tensors))
+    return splits[0], splits[1], broken
+
+
+def _batches(part: Part) -> Iterator[list[Picture]]:
+    pictures = part.pictures()
+    while batch := list(islice(pictures, _BATCH)):
+        yield batch
+
+
+def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:
+    """The small square size that every image has, else None, and caveats about them."""
+    sizes: set[tuple[int, int]] = set()
+    qualities: set[int | None] = set()
+    for picture in listing.pictures():
+        with suppress(UnreadableImage), opened(picture) as image:
+            sizes.add(image.size)
+            qualities.add(jpeg_quality(image))
+        if len(sizes) > 1 or any(w != h or w > _LARGEST_NATIVE for w, h in sizes):
+            return None, ()
+    if not sizes:
+        return None, ()
+    [(width, _)] = sizes
+    known = sorted(quality for quality in qualities if quality)
+    if not known or width > _LARGEST_JPEG_CAVEAT:
+        return width, ()
+    which = "some images" if None in qualities else "images"
+    span = f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
+    return width, (f"{which} stored as JPEG, quality about {span}",)
+
+
+def _too_much(count: int, channels: int, side: int, room: int, what: str) -> str:
+    """What speaks against decoding that many squares into that memory; "" if nothing does."""
+    needed = count * channels * side**2
+    if needed <= room // 2:
+        return ""
+    return (
+        f"{count:,} images of {side} x {side} pixels need {needed / 2**30:.1f} GiB, more than "
+        f"half of the {room / 2**30:.1f} GiB of {what}"
+    )
+
+
+def _total_memory() -> int:
+    """The machine's memory in bytes, or the control group's, where that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _available_memory() -> int:
+    """Free memory in bytes: what Linux says is available, else all of it."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,306 @@
+"""Images in folders, one folder per class.
+
+Two layouts:
+
+- ``train/CLASS/*`` and ``test/CLASS/*``, under their usual names (see `splits`), or one folder
+  deeper. Without ``test``, or where it has no class folders, ``val`` is the test split; beside
+  ``test``, ``val`` is left out, since choices are made on a part of the train split.
+- ``CLASS/*``. A fifth of the images is held out as the test split, by a hash of the path
+  relative to the folder, so that adding images never moves another one.
+
+What could be both is asked about: after the folder's name, ``@TRAIN+TEST`` names the folders that
+are the splits, ``@TRAIN`` one of which a fifth is held out, and ``@whole`` means the second layout.
+Images without class folders, or in a single one, have no labels.
+
+Folders inside a class folder are searched too, linked ones as well; see `search`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_bench.data.images import extensions
+from ssl_bench.data.listing import (
+    HELD_OUT_CAVEAT,
+    Listing,
+    Part,
+    Picture,
+    check_labels,
+    hold_out,
+    rank,
+    shown,
+    understood,
+)
+from ssl_bench.data.names import WHOLE
+from ssl_bench.data.sources import splits
+from ssl_bench.data.sources.search import image_files, in_words
+from ssl_bench.errors import UserError
+from ssl_bench.utils.files import readable
+from ssl_bench.utils.formatting import many
+
+_FOREIGN = "__MACOSX"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The folder of the train split, and those that may be tested on, the best one first."""
+
+    train: Path
+    tests: tuple[Path, ...] = ()
+
+
+def find(root: Path, choice: str = "") -> Listing:
+    """The images below ``root``.
+
+    Args:
+        choice: which folders are the splits, where it is said.
+
+    Raises:
+        UserError: the folder can be read in several ways, there are no images, a class without
+            images, a test class that train lacks, or an empty test split.
+    """
+    layout = _chosen(root, choice) if choice else _by_name(root)
+    others: Counter[str] = Counter()
+    train_files, unlabelled = _by_class(layout.train, others)
+    if "" in train_files and layout.tests and not choice:
+        unlabelled += f"; {splits.choosing(root, WHOLE)} takes each folder as a class"
+    test, caveats = _tested_on(root, layout, train_files, unlabelled)
+    # Images without labels are of one class without a name.
+    classes = () if unlabelled else tuple(train_files)
+    pictures = _pictures(train_files, classes)
+    if test is None:
+        paths = [path for files in train_files.values() for path in files]
+        ranks = [rank(os.fsencode(path.relative_to(layout.train))) for path in paths]
+        is_test = hold_out(ranks, [p.label for p in pictures])
+        tested = [p for p, out in zip(pictures, is_test, strict=True) if out]
+        trained = [p for p, out in zip(pictures, is_test, strict=True) if not out]
+        caveats = (HELD_OUT_CAVEAT,)
+    else:
+        trained = pictures
+        by_class = _all_files if unlabelled else _files_by_class
+        test_files = by_class(test, others)
+        tested = _pictures(test_files, classes)
+    trained_part, tested_part = _part(trained), _part(tested)
+    caveats += check_labels(
+        root, trained_part.labels, tested_part.labels, classes, is_held_out=test is None
+    )
+    notes = understood(
+        _named(root, layout.train),
+        _named(root, test) if test else "",
+        classes,
+        unlabelled,
+        list(_left_out(root, layout.train, test)),
+    )
+    return Listing(
+        readable(root.resolve().name),
+        trained_part,
+        tested_part,
+        tuple(map(readable, classes)),
+        caveats=caveats,
+        left_out=others,
+        notes=notes,
+        unlabelled=unlabelled,
+    )
+
+
+def _chosen(root: Path, choice: str) -> _Layout:
+    if choice == WHOLE:
+        return _Layout(root)
+    known = [folder.name for folder in _folders(root)]
+    train, *test = splits.chosen(root, choice, known, "folder")
+    return _Layout(root / train, tuple(root / name for name in test))
+
+
+def _by_name(root: Path) -> _Layout:
+    """The layout that names and shapes of folders leave no doubt of.
+
+    Raises:
+        UserError: there is doubt.
+    """
+    folders = {folder.name: folder for folder in _folders(root)}
+    meanings = {name: said for name in folders if (said := splits.meaning(name))}
+    kinds = splits.by_kind(meanings)
+    trains, tests = kinds["train"], [*kinds["test"], *kinds["val"]]
+    others = [name for name in folders if name not in meanings]
+    if meanings:
+        others = [name for name in others if image_files(folders[name])[0]]
+    are_plain = not any(said.rest for said in meanings.values())
+    if splits.are_told_apart(kinds):
+        train, candidates = folders[trains[0]], [folders[name] for name in tests]
+        has_classes = bool(_folders(train))
+        alone = not others and (are_plain or _share_names([train, *candidates]))
+        if (has_classes and are_plain) or (has_classes and alone) or (are_plain and alone):
+            return _Layout(train, tuple(candidates))
+    elif are_plain and not others and (len(trains), bool(tests)) in ((1, False), (0, True)):
+        present = " and ".join([*trains, *tests])
+        missing = "neither test nor val" if trains else "no train folder"
+        raise UserError(
+            f"{root} has {present} but {missing}; add it, or give "
+            f"{root / [*trains, *tests][0]} alone, of which a fifth is then held out"
+        )
+    are_classes = all(said.rest for said in meanings.values()) and not (trains and tests)
+    if are_classes and all(_has_images(folders[name]) for name in meanings):
+        if len(folders) == 1 and not _has_images(root):
+            return _inside(root, next(iter(folders.values())))
+        if not _share_names(list(folders.values())):
+            return _Layout(root)
+    raise splits.asked(
+        root,
+        trains or others,
+        tests or ([] if trains else others),
+        f"it has the folders {shown(folders)}",
+        "each folder as a class",
+    )
+
+
+def _inside(root: Path, only: Path) -> _Layout:
+    """The layout of a folder that has but one folder in it."""
+    inner = _folders(only)
+    if _has_images(only) or not inner:
+        return _Layout(root)
+    if len(inner) == 1:
+        return _inside(root, inner[0])
+    layout = _by_name(only)
+    if layout.tests:
+        return layout
+    raise UserError(
+        f"{root} has one folder, {only}, which has more; --data {shlex.quote(str(only))} takes "
+        f"{shown(folder.name for folder in inner)} as classes, and "
+        f"{splits.choosing(root, WHOLE)} all images without labels"
+    )
+
+
+def _share_names(folders: Sequence[Path]) -> bool:
+    """Whether folders have nothing but folders in them, of the same names: the shape of splits."""
+    if len(folders) < 2 or any(_has_images(folder) for folder in folders):
+        return False
+    names = [{inner.name for inner in _folders(folder)} for folder in folders]
+    most = max(names, key=len)
+    return len(most) > 1 and all(each and 2 * len(each & most) >= len(each) for each in names)
+
+
+def _tested_on(
+    root: Path, layout: _Layout, train_files: Mapping[str, list[Path]], unlabelled: str
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The first of the folders that may be tested on whose images have labels, if train's have.
+
+    Returns:
+        It, or None where there are none to choose from, and a caveat where it is not the first.
+    """
+    if not layout.tests:
+        return None, ()
+    inside = [{folder.name for folder in _folders(test)} for test in layout.tests]
+    first, known = layout.tests[0], set(train_files)
+    if "" in known and inside[0]:
+        raise UserError(
+            f"{layout.train} has no class folders, though {first} has; "
+            f"{splits.choosing(root, layout.train.name)} takes it alone, without labels"
+        )
+    if unlabelled:
+        if extra := inside[0] - known:
+            raise UserError(f"{first} has class {min(extra)!r}, which train lacks")
+        return first, ()
+    for test, names in zip(layout.tests, inside, strict=True):
+        if names & known or len(names) > 1:
+            if extra := names - known:
+                raise UserError(f"{test} has class {min(extra)!r}, which train lacks")
+            caveat = f"{first.name!r} has no labels: tested on {test.name!r}"
+            return test, () if test == first else (caveat,)
+    found = f"only {min(inside[0])!r}, which train lacks" if inside[0] else "no class folders"
+    raise UserError(
+        f"{first} has {found}, so that there is nothing to test on; add "
+        f"{first}/CLASS/IMAGE or a folder val, or hold a fifth of the train split out: "
+        f"{splits.choosing(root, layout.train.name)}"
+    )
+
+
+def _by_class(folder: Path, others: Counter[str]) -> tuple[dict[str, list[Path]], str]:
+    """The image files of every class, or all under "", and why they have no labels."""
+    folders = _folders(folder)
+    if len(folders) > 1:
+        return _files_by_class(folder, others), ""
+    if folders and not _has_images(folder):
+        return _files_by_class(folder, others), f"only class {shown([folders[0].name])}"
+    files = _all_files(folder, others)
+    if not files[""]:
+        raise UserError(
+            f"{folder} has no class folders and no images; expected {folder}/CLASS/IMAGE"
+        )
+    return files, f"no class folders in {readable(folder.name)}"
+
+
+def _all_files(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
+    """All image files under "", sorted; other files are counted."""
+    found, left_out = image_files(folder)
+    others.update(left_out)
+    return {"": found}
+
+
+def _named(root: Path, split: Path) -> str:
+    return "all images" if split == root else f"folder {shown([str(split.relative_to(root))])}"
+
+
+def _left_out(root: Path, train: Path, test: Path | None) -> Iterator[str]:
+    """What is in the folder, or in a split's, and of no split, with its number of images."""
+    used = [folder for folder in (train, test) if folder]
+    if train != root:
+        for folder in _folders(used[0].parent):
+            if folder not in used and (count := len(image_files(folder)[0])):
+                yield f"folder {shown([str(folder.relative_to(root))])} ({many(count, 'image')})"
+    for folder in used:
+        if len(_folders(folder)) > 1 and (count := sum(1 for _ in _images_in(folder))):
+            yield f"{many(count, 'image')} in no class folder of {folder.name}"
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name, but hidden ones and links that lead back up."""
+    inside = [p for p in folder.iterdir() if p.name[0] != "." and p.name != _FOREIGN]
+    return sorted((p for p in inside if p.is_dir() and not _loops(p)), key=lambda p: p.name)
+
+
+def _loops(path: Path) -> bool:
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    """The images in a folder itself."""
+    for path in folder.iterdir():
+        if path.suffix.lower() in extensions() and path.name[0] != "." and path.is_file():
+            yield path
+
+
+def _has_images(folder: Path) -> bool:
+    return next(_images_in(folder), None) is not None
+
+
+def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
+    """The image files of every class, both sorted; other files are counted."""
+    files = {}
+    if loops := sum(map(_loops, folder.iterdir())):
+        others["looping link"] += loops
+    for inner in _folders(folder):
+        files[inner.name], left_out = image_files(inner)
+        others.update(left_out)
+        if not files[inner.name]:
+            what = "; ".join(in_words(left_out)) or "nothing is there"
+            raise UserError(
+                f"empty class: no images in {inner} ({what}); add some, or remove the folder"
+            )
+    return files
+
+
+def _pictures(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> list[Picture]:
+    labels = {name: label for label, name in enumerate(classes)}
+    return [
+        Picture(readable(path), path, labels.get(name, 0)) for name in files for path in files[name]
+    ]
+
+
+def _part(pictures: list[Picture]) -> Part:
+    labels = [picture.label for picture in pictures]
+    return Part(len(pictures), lambda: iter(pictures), lambda: pictures.__getitem__, labels)

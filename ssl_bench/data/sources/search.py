@@ -1,0 +1,83 @@
+"""The image files in a folder, and what lies there besides."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ssl_bench.data.images import extensions
+from ssl_bench.errors import UserError, of_system
+from ssl_bench.utils.files import readable
+
+_SHOWN = 12
+
+
+def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The image files below a folder, and how many other files there are.
+
+    What is an image is told by the file's extension: all that Pillow reads, see
+    `images.extensions`. Links are followed, to files and to folders. A folder is entered once,
+    however many ways lead there, and by a way without links if there is one; a link to a folder
+    that holds the link itself, as loops have, is left out. So is what is neither file nor folder.
+
+    Returns:
+        The images, sorted, and for each extension of the files left out their number; "broken
+        link", "looping link" and "special file" stand beside the extensions. Hidden files and
+        folders, whose names begin with a dot, are not counted.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    wanted = extensions()
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    entered: set[tuple[int, int]] = set()
+    folders, linked = [folder], list[Path]()
+    while folders or linked:
+        here = folders.pop() if folders else linked.pop(0)
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"cannot read folder {readable(here)}: {of_system(error)}") from error
+        for entry in entries:
+            path = here / entry.name
+            if entry.name[0] == ".":
+                continue
+            is_link = entry.is_symlink()
+            if is_link and not path.exists():
+                left_out["broken link"] += 1
+            elif entry.is_dir():
+                if not is_link:
+                    folders.append(path)
+                elif here.resolve().is_relative_to(path.resolve()):
+                    left_out["looping link"] += 1
+                else:
+                    linked.append(path)
+            elif not entry.is_file():
+                left_out["special file"] += 1
+            elif path.suffix.lower() in wanted:
+                found.append(path)
+            else:
+                left_out[readable(path.suffix.lower())] += 1
+    return sorted(found), left_out
+
+
+def in_words(left_out: Mapping[str, int]) -> Iterator[str]:
+    """One line about the files left out, as in "left out: 3 .txt, 1 .psd"; none if there are none.
+
+    The extensions that most files have come first.
+    """
+    kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    if not kinds:
+        return
+    shown = [f"{count:,} {kind or 'without extension'}" for kind, count in kinds[:_SHOWN]]
+    if rest := sum(count for _, count in kinds[_SHOWN:]):
+        shown.append(f"{rest:,} others")
+    yield f"left out: {', '.join(shown)}"

@@ -1,0 +1,130 @@
+"""Which of how many processes this one is, as whoever started them says in the environment."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ssl_bench.errors import require
+
+PARENT = "SSL_BENCH_PARENT"
+"""The variable in which a command that starts its ranks itself says who it is."""
+MARKER = "SSL_BENCH_MARKER"
+"""The variable in which it says what file is to be made when its ranks have met."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes this one is.
+
+    Attributes:
+        rank, world: among all of them.
+        local_rank, local_world: among those on this machine.
+        address, port: where rank 0 can be reached.
+        threads: how many of the CPU's threads are this one's, where its starter has said so.
+        parent: process id of the command that started it and waits for it; None where others did.
+        marker: a file to make when all have met, where such a command asks for it.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    address: str
+    port: int
+    threads: int | None = None
+    parent: int | None = None
+    marker: str | None = None
+
+
+def cores() -> int:
+    """How many of the machine's cores this process may use, whoever else does."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find(environment: Mapping[str, str], devices: int, nodes: int) -> Place | None:
+    """This process's place, where somebody has started all of them; else None.
+
+    Raises:
+        UserError: other processes were started than devices and nodes ask for.
+    """
+    found = (
+        _started_by_torchrun(environment)
+        or _started_by_submitit(environment)
+        or _started_by_slurm(environment)
+    )
+    if found is None or found.world == 1:
+        return None
+    require(
+        found.world == devices * nodes and found.local_world == devices,
+        f"{found.world} processes were started, {found.local_world} of them on this machine, "
+        f"and --devices {devices} --nodes {nodes} asks for {devices} on each of {nodes}; "
+        f"--devices {found.local_world} --nodes {max(1, found.world // found.local_world)} would "
+        "match",
+    )
+    node, local = divmod(found.rank, devices)
+    require(
+        local == found.local_rank,
+        f"process {found.rank} is number {found.local_rank} on its machine, and should be number "
+        f"{local} on machine {node}; srun --distribution=block would work",
+    )
+    return found
+
+
+def _started_by_torchrun(environment: Mapping[str, str]) -> Place | None:
+    """Or by `launcher`, which says the same and who it is."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    if not all(environment.get(name, "").isdigit() for name in names):
+        return None
+    rank, world, local_rank, local_world, port = (int(environment[name]) for name in names)
+    parent = environment.get(PARENT)
+    return Place(
+        *(rank, world, local_rank, local_world, environment.get("MASTER_ADDR", "127.0.0.1"), port),
+        parent=int(parent) if parent else None,
+        marker=environment.get(MARKER) if parent else None,
+    )
+
+
+def _started_by_submitit(environment: Mapping[str, str]) -> Place | None:
+    """By its local executor."""
+    if "SUBMITIT_LOCAL_GLOBALID" not in environment:
+        return None
+    world = int(environment["SUBMITIT_LOCAL_NTASKS"])
+    rank = int(environment["SUBMITIT_LOCAL_GLOBALID"])
+    local = int(environment["SUBMITIT_LOCAL_LOCALID"])
+    port = _port(environment, f"submitit {environment.get('SUBMITIT_LOCAL_JOB_ID')}")
+    return Place(rank, world, local, world, "127.0.0.1", port)
+
+
+def _started_by_slurm(environment: Mapping[str, str]) -> Place | None:
+    """By srun: a batch script alone has no step, whatever it asked for."""
+    if "SLURM_STEP_NUM_TASKS" not in environment or "SLURM_PROCID" not in environment:
+        return None
+    world = int(environment["SLURM_STEP_NUM_TASKS"])
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    step = [environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    threads = environment.get("SLURM_CPUS_PER_TASK")
+    return Place(
+        *(int(environment["SLURM_PROCID"]), world),
+        *(int(environment["SLURM_LOCALID"]), max(1, world // nodes)),
+        "127.0.0.1" if nodes == 1 else environment.get("MASTER_ADDR") or _first_host(hosts),
+        _port(environment, f"slurm {step}"),
+        threads=int(threads) if threads else None,
+    )
+
+
+def _first_host(hosts: str) -> str:
+    """The first of Slurm's hosts: ``a[3-5,7],b`` begins with ``a3``."""
+    name, bracket, rest = hosts.partition("[")
+    if not bracket or "," in name:
+        return name.split(",")[0]
+    return name + rest.replace("-", ",").replace("]", ",").split(",")[0]
+
+
+def _port(environment: Mapping[str, str], job: str) -> int:
+    """The same for every process of a job; below those that systems give out by themselves."""
+    given = environment.get("MASTER_PORT", "")
+    return int(given) if given.isdigit() else 20000 + zlib.crc32(job.encode()) % 12000

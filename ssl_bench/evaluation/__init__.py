@@ -1,0 +1,1 @@
+"""Evaluating a frozen encoder, or a copy of it that is trained."""

@@ -1,0 +1,282 @@
+"""What an evaluation receives: an encoder that gives features, or a copy of itself to train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ssl_bench.data import Split
+from ssl_bench.distributed import collectives
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.errors import UserError
+from ssl_bench.models import encoders, weights
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training.resume import Scratch
+from ssl_bench.transforms.augmentations import evaluation_view, normalize
+from ssl_bench.utils import progress
+
+_NUMBERS_AT_ONCE = 2**19
+_FEWEST_IMAGES_AT_ONCE = 32
+_PIXELS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features on disk, so that an evaluation that comes later starts at once.
+
+    A file holds one split's features of every pooling, float32: 4 * N * D bytes each. It is used
+    only if it was made from the very same things and its digest is right; anything else is as if
+    it were not there.
+
+    Attributes:
+        folder: where the files are; made when there is something to keep.
+        made_from: all that makes features but the split: weights, data, precision and so on.
+        splits: the name of each split that is kept; others are not.
+        may_write: whether to add to what is there.
+    """
+
+    folder: Path
+    made_from: Mapping[str, Any]
+    splits: Mapping[Split, str]
+    may_write: bool = True
+
+    def read(self, split: Split) -> dict[str, Tensor] | None:
+        """Features by pooling, on the CPU; None where there are none that can be used."""
+        if split not in self.splits:
+            return None
+        try:
+            features, made_from = weights.read_sealed(self._path(split))
+        except (OSError, ValueError, TypeError, LookupError, SafetensorError):
+            return None
+        return features if made_from == self._made_from(split) else None
+
+    def write(self, split: Split, features: Mapping[str, Tensor]) -> bool:
+        """Keep features; whether they are kept. Where they cannot be written, that is told."""
+        if split not in self.splits or not self.may_write:
+            return False
+        try:
+            self.folder.mkdir(exist_ok=True)
+            weights.write(self._path(split), features, self._made_from(split))
+        except (OSError, SafetensorError) as error:
+            note = f"features are not kept in {str(self.folder)!r}: {error}"
+            progress.console.print(note, soft_wrap=True)
+            return False
+        return True
+
+    def _path(self, split: Split) -> Path:
+        key = hashlib.sha256(self._made_from(split).encode()).hexdigest()[:16]
+        return self.folder / f"{self.splits[split]}-{key}.safetensors"
+
+    def _made_from(self, split: Split) -> str:
+        return json.dumps({**self.made_from, "split": self.splits[split]}, sort_keys=True)
+
+
+class Encoder:
+    """A pre-trained encoder under evaluation.
+
+    Attributes:
+        spec: image size, channels and normalisation it was trained with.
+        hardware: where evaluations compute.
+        seed: of its pre-training; an evaluation's own draws use it too.
+        scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
+    """
+
+    scratch: Scratch | None = None
+
+    def __init__(
+        self,
+        module: VisionTransformer,
+        spec: EncoderSpec,
+        hardware: Hardware,
+        seed: int,
+        kept: Kept | None = None,
+    ) -> None:
+        self._module = module.to(hardware.device).eval().requires_grad_(False)
+        self._features: dict[Split, Mapping[str, Tensor]] = {}
+        self._kept = kept
+        self.spec, self.hardware, self.seed = spec, hardware, seed
+
+    def features(self, split: Split) -> Mapping[str, Tensor]:
+        """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once.
+
+        They stay in memory only where they are not on disk.
+
+        Raises:
+            UserError: one of them is no finite number.
+        """
+        if _everywhere(split in self._features):
+            return self._features[split]
+        found = self._kept.read(split) if self._kept else None
+        if _everywhere(found is not None):
+            assert found is not None
+            _check_finite(found)
+            return {name: each.to(self.hardware.device) for name, each in found.items()}
+        features = self._extract(split)
+        _check_finite(features)
+        kept = self._kept
+        if not (kept and collectives.from_first(lambda: kept.write(split, features))):
+            self._features[split] = features
+        return features
+
+    def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
+        """Frozen features of a batch by pooling: float32 ``(B, D)`` each, on its device.
+
+        ``cls`` is the class token and ``avg`` the mean of the patch tokens, both after the final
+        norm; an encoder without a class token has ``avg`` alone. Where the norm comes after the
+        mean, as in encoders that were fine-tuned so, ``avg`` is normed there.
+
+        Args:
+            images_BCHW: normalised float32 of the encoder's size and channels, on its device. Any
+                number of them: a few at a time take the least memory, and, on a CPU, time.
+        """
+        parts = [self._encode(part) for part in images_BCHW.split(self._images_at_once)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @torch.no_grad()
+    def _encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
+        with self.hardware.autocast():
+            tokens_BTD = self._module.forward_features(images_BCHW).float()
+            mean_BD = tokens_BTD[:, self._module.num_prefix_tokens :].mean(dim=1)
+            pooled = {"avg": self._module.fc_norm(mean_BD).float()}
+        if self._module.cls_token is not None:
+            pooled["cls"] = tokens_BTD[:, 0]
+        return pooled
+
+    @property
+    def _images_at_once(self) -> int:
+        """As many as leave the activations of a layer in a CPU's cache; a GPU wants more."""
+        patches = self._module.patch_embed.num_patches
+        tokens = patches + self._module.num_prefix_tokens
+        numbers = _NUMBERS_AT_ONCE * (1 if self.hardware.device.type == "cpu" else 64)
+        return max(_FEWEST_IMAGES_AT_ONCE, numbers // (tokens * self._module.embed_dim))
+
+    def _extract(self, split: Split) -> dict[str, Tensor]:
+        """Features of all images; each rank makes those of its share of the chunks.
+
+        How many images a matrix product is of may show in its rounding. So chunks are counted from
+        the first image, whatever the number of ranks.
+        """
+        at_once = min(self._images_at_once, len(split))
+        chunks = torch.arange(len(split)).split(at_once)
+        own = collectives.share_of(torch.arange(len(chunks))).tolist()
+        features: dict[str, Tensor] = {}
+        with progress.bar("features", sum(len(chunks[number]) for number in own)) as bar:
+            done = 0
+            for place, images in enumerate(split.read(chunks[number] for number in own)):
+                part = self._encode(prepare(images, self.spec, self.hardware))
+                for name, rows_BD in part.items():
+                    if name not in features:
+                        features[name] = rows_BD.new_zeros(len(own), at_once, rows_BD.shape[1])
+                    features[name][place, : len(images)] = rows_BD
+                done += len(images)
+                bar.update(done)
+        return {
+            name: collectives.gather_shares(each, len(chunks)).flatten(0, 1)[: len(split)]
+            for name, each in features.items()
+        }
+
+    def trainable_copy(self, **overrides: Any) -> VisionTransformer:
+        """The encoder again, all of its parameters trainable.
+
+        Args:
+            overrides: arguments of ``timm.create_model`` that add no parameter, such as
+                ``drop_path_rate``.
+        """
+        module = encoders.build(self.spec, self.seed, **overrides)
+        module.load_state_dict(self._module.state_dict())
+        return module.to(self.hardware.device).requires_grad_(True)
+
+
+class RawPixels:
+    """The baseline without an encoder: the image's own pixels as its features."""
+
+    scratch: Scratch | None = None
+
+    def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
+        self.spec, self.hardware, self.seed = spec, hardware, seed
+
+    def features(self, split: Split) -> Mapping[str, Tensor]:
+        """``pixels``: normalised values of the evaluation view, float32 ``(N, C * H * W)``.
+
+        They are many and cheap, and so they are made anew each time.
+        """
+        width = self.spec.channels * self.spec.image_size**2
+        pixels_ND = torch.empty(len(split), width, device=self.hardware.device)
+        done = 0
+        for images in split.chunks(_PIXELS_AT_ONCE):
+            views_BCHW = prepare(images, self.spec, self.hardware)
+            pixels_ND[done : done + len(images)] = self.encode(views_BCHW)["pixels"]
+            done += len(images)
+        features = {"pixels": pixels_ND}
+        _check_finite(features)
+        return features
+
+    def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
+        """``pixels``: a batch of normalised images, flat, float32 ``(B, C * H * W)``."""
+        return {"pixels": images_BCHW.flatten(1)}
+
+
+def prepare(
+    images_BCHW: Tensor,
+    spec: EncoderSpec,
+    hardware: Hardware,
+    view: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Turn stored uint8 images into an encoder's input: a view, channels, normalised.
+
+    Args:
+        view: from uint8 images on the device to float32 ones in [0, 1] of the encoder's size.
+            Default: the centre view.
+    """
+    images_BCHW = images_BCHW.to(hardware.device)
+    views = view(images_BCHW) if view else evaluation_view(images_BCHW, spec.image_size)
+    return normalize(match_channels(views, spec.channels), spec.mean, spec.std)
+
+
+def share_of(split: Split, size: int) -> Iterator[Tensor]:
+    """The images of this rank's `collectives.share_of` a split, ``size`` at a time."""
+    if collectives.world_size() == 1:
+        return split.chunks(size)
+    return split.read(collectives.share_of(torch.arange(len(split))).split(size))
+
+
+def _everywhere(fact: bool) -> bool:
+    """Whether it holds on every rank."""
+    return collectives.largest(not fact) == 0
+
+
+def match_channels(images_BCHW: Tensor, channels: int) -> Tensor:
+    """Grey images repeated to three channels, or colour ones reduced to luma (ITU-R 601-2)."""
+    if images_BCHW.shape[1] == channels:
+        return images_BCHW
+    if channels == 3:
+        return images_BCHW.expand(-1, 3, -1, -1)
+    weights = images_BCHW.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images_BCHW * weights).sum(dim=1, keepdim=True)
+
+
+def _check_finite(features: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` unless all features, ``(N, D)`` by pooling, are finite numbers."""
+    for pooling, rows_ND in features.items():
+        # Sums in float64 do not overflow, and take no memory.
+        if math.isfinite(rows_ND.sum(dtype=torch.float64).item()):
+            continue
+        bad_K = (~rows_ND.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        raise UserError(
+            f"features of {len(bad_K):,} of {len(rows_ND):,} images are not finite numbers "
+            f"(pooling {pooling!r}, first image {bad_K[0]}): the encoder has diverged, or its "
+            "numbers are too large for its precision; --precision fp32, or a smaller --base-lr in "
+            "pre-training, may help"
+        )

@@ -1,0 +1,260 @@
+"""Fine-tuning: an encoder and a linear classifier, trained on the labels.
+
+The views, the mixing, the loss and the schedule of MAE (He et al., arXiv:2111.06377, appendix A.1,
+table 9; ``main_finetune.py``, facebookresearch/mae ``efb2a80``) and of DeiT (Touvron et al.,
+arXiv:2012.12877; ``main.py``, facebookresearch/deit). What is trained is whatever requires a
+gradient: evaluations freeze the rest first.
+
+With several ranks, each trains on its share of every batch, and predicts for its share of a split;
+what comes out is what one rank makes of the whole, but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssl_bench.api.contract import FrozenEncoder
+from ssl_bench.config.finetuning_settings import FinetuningConfig
+from ssl_bench.data import Split
+from ssl_bench.distributed import collectives
+from ssl_bench.errors import require
+from ssl_bench.evaluation.features import prepare, share_of
+from ssl_bench.training import optim, resume
+from ssl_bench.transforms.augmentations import augment, crop_and_flip
+from ssl_bench.transforms.timm_augment import rand_augment, random_erase
+from ssl_bench.utils import progress, rng
+from ssl_bench.utils.rng import Draws
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear layer, on the mean of its patch tokens or on its class token.
+
+    The mean is taken before the final norm, and gets a norm of its own (MAE); the class token is
+    taken after it (DeiT).
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        classes: int,
+        pooling: Literal["avg", "cls"] = "avg",
+        head_std: float = 2e-5,
+    ) -> None:
+        super().__init__()
+        require(
+            pooling == "avg" or encoder.cls_token is not None,
+            "this backbone has no class token to classify; pooling avg would work",
+        )
+        self.encoder, self.pooling = encoder, pooling
+        self.fc_norm: nn.Module = nn.Identity()
+        if pooling == "avg":
+            encoder.norm = nn.Identity()
+            self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6)
+        self.head = nn.Linear(encoder.embed_dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=head_std)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Class logits ``(B, classes)``."""
+        tokens_BTD = self.encoder.forward_features(images_BCHW)
+        if self.pooling == "avg":
+            pooled_BD = tokens_BTD[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+        else:
+            pooled_BD = tokens_BTD[:, 0]
+        return self.head(self.fc_norm(pooled_BD))
+
+
+def classifier(encoder: FrozenEncoder, classes: int, config: FinetuningConfig) -> Classifier:
+    """A copy of the encoder under a fresh head, on its device, every parameter trainable.
+
+    Raises:
+        UserError: the class token is to be classified, and there is none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.key(encoder.seed, "finetune"))
+        trunk = encoder.trainable_copy(drop_path_rate=config.drop_path)
+        model = Classifier(trunk, classes, config.pooling, config.head_std)
+    return model.to(encoder.hardware.device)
+
+
+class SharedDropPath(DropPath):
+    """timm's, where this rank has some rows of a batch: each is dropped as if all were here."""
+
+    def __init__(self, like: DropPath, batch_size: int, rows_R: Tensor) -> None:
+        super().__init__(like.drop_prob, like.scale_by_keep)
+        self._batch_size, self._rows_R = batch_size, rows_R
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` with some of its rows zero, the others scaled up to the same mean."""
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        kept_B = x.new_empty(self._batch_size).bernoulli_(keep)
+        if keep > 0 and self.scale_by_keep:
+            kept_B.div_(keep)
+        return x * kept_B[self._rows_R].view(-1, *[1] * (x.ndim - 1))
+
+
+def own_rows(batch_size: int) -> Tensor:
+    """Which rows of a batch this rank has: int64, ascending, none twice and maybe none at all.
+
+    With each row comes the one that is as far from the other end, so that what is `mix`ed stays
+    together.
+    """
+    pairs = (batch_size + 1) // 2
+    first_P = torch.arange(pairs)[collectives.share(pairs)]
+    return torch.cat([first_P, batch_size - 1 - first_P]).unique()
+
+
+def optimizer(model: Classifier, config: FinetuningConfig) -> torch.optim.AdamW:
+    """AdamW over what is trainable, with the recipe's layer and weight decay."""
+    return optim.adamw(optim.layer_decay_groups(model, config, config.layer_decay), config.beta2)
+
+
+def train(
+    model: Classifier, encoder: FrozenEncoder, split: Split, config: FinetuningConfig
+) -> None:
+    """Train what is trainable in a classifier on a split, by the recipe.
+
+    A batch larger than the split shrinks to it.
+
+    Args:
+        model: as `classifier` makes it of the encoder; changed in place.
+        encoder: whose input, hardware and seed to take.
+        split: images and labels.
+        config: the recipe.
+
+    Raises:
+        UserError: the loss is no number at the end.
+    """
+    hardware, seed, classes = encoder.hardware, encoder.seed, model.head.out_features
+    adamw = optimizer(model, config)
+    batch_size = min(config.batch_size, len(split))
+    rows_R = own_rows(batch_size)
+    weight = len(rows_R) / batch_size  # of this rank's mean loss in that of the batch
+    if not weight:
+        rows_R = torch.zeros(1).long()  # a row to have gradients of, which do not count
+    if collectives.world_size() > 1:
+        _share_drop_paths(model, batch_size, rows_R.to(hardware.device))
+    schedule = optim.Schedule.of(
+        len(split), batch_size, config.epochs, config, min_lr=config.min_lr
+    )
+
+    def order(first: int) -> Iterator[Tensor]:
+        steps = range(first, schedule.steps)
+        return (schedule.batch(step, seed, "finetune")[rows_R] for step in steps)
+
+    model.train()
+    with (
+        resume.training(encoder.scratch, model, adamw, schedule.steps) as training,
+        closing(split.read(order(training.start))) as stored,
+        progress.bar(config.name.replace("finetune", "fine-tune"), schedule.steps) as bar,
+    ):
+        samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
+        for step, (index_B, stored_BCHW) in samples:
+            optim.set_learning_rate(adamw, schedule.learning_rate(step))
+            step_draws = Draws(seed, step, index_B.to(hardware.device), "finetune/")
+            images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
+            labels_B = split.labels_N[index_B].to(hardware.device)
+            targets_BC = F.one_hot(labels_B, classes).float()
+            images_BCHW, targets_BC = mix(images_BCHW, targets_BC, config, seed, step)
+            torch.manual_seed(rng.key(seed, "finetune/dropout", step))
+            with hardware.autocast():
+                logits_BC = model(images_BCHW)
+            smoothing = config.label_smoothing
+            loss = F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=smoothing)
+            loss = loss * weight
+            loss.backward()
+            collectives.add_gradients(model.parameters())
+            loss = collectives.total(loss.detach())
+            adamw.step()
+            adamw.zero_grad()
+            if step % 10 == 0 or step + 1 == schedule.steps:
+                bar.update(step + 1, f"loss {loss.item():.4f}")
+            training.after_step(step + 1, loss)
+    last = training.last_loss
+    require(
+        math.isfinite(last),
+        f"fine-tuning diverged: its loss is {last}; a learning rate below {config.base_lr} "
+        f"({config.name} {config.rates}) may help",
+    )
+
+
+@torch.no_grad()
+def predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
+    """The class of each of a split's images, seen whole: int64 ``(N,)`` on the CPU."""
+    model.eval()
+    predictions = []
+    for images_BCHW in share_of(split, 500):
+        with encoder.hardware.autocast():
+            logits_BC = model(prepare(images_BCHW, encoder.spec, encoder.hardware))
+        predictions.append(logits_BC.argmax(dim=1).cpu())
+    return collectives.gather_shares(torch.cat(predictions), len(split))
+
+
+def _share_drop_paths(model: nn.Module, batch_size: int, rows_R: Tensor) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, DropPath):
+                setattr(parent, name, SharedDropPath(child, batch_size, rows_R))
+
+
+def training_views(
+    images_BCHW: Tensor, encoder: FrozenEncoder, config: FinetuningConfig, step_draws: Draws
+) -> Tensor:
+    """Crop, flip, RandAugment and normalise uint8 images, erase in some: ``(B, C, S, S)``."""
+    spec = encoder.spec
+    recipe = crop_and_flip(spec.image_size, config.crop_scale, flip=0.5)
+
+    def view(images_BCHW: Tensor) -> Tensor:
+        views_BCHW = augment(images_BCHW, recipe, step_draws)
+        if config.auto_augment:
+            views_BCHW = rand_augment(views_BCHW, config.auto_augment, spec.mean, step_draws)
+        return views_BCHW
+
+    views_BCHW = prepare(images_BCHW, spec, encoder.hardware, view)
+    if config.random_erasing:
+        views_BCHW = random_erase(views_BCHW, config.random_erasing, step_draws)
+    return views_BCHW
+
+
+def mix(
+    images_BCHW: Tensor, targets_BC: Tensor, config: FinetuningConfig, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al., 2018) or cutmix (Yun et al., 2019) of the batch with its reverse."""
+    generator = rng.generator(seed, "mix", step)
+    alphas = [alpha for alpha in (config.mixup, config.cutmix) if alpha > 0]
+    if not alphas:
+        return images_BCHW, targets_BC
+    coin = int(torch.randint(len(alphas), (), generator=generator))
+    is_cutmix = config.cutmix > 0 and (coin == 1 or config.mixup == 0)
+    gammas = torch._standard_gamma(torch.full((2,), alphas[coin]), generator=generator)
+    share = float(gammas[0] / gammas.sum())
+    others_BCHW = images_BCHW.flip(0)
+    if not is_cutmix:
+        mixed_BCHW = share * images_BCHW + (1 - share) * others_BCHW
+    else:
+        height, width = images_BCHW.shape[-2:]
+        cut = (1 - share) ** 0.5
+        center_y, center_x = torch.rand(2, generator=generator).tolist()
+        top, bottom = _span(center_y, cut, height)
+        left, right = _span(center_x, cut, width)
+        mixed_BCHW = images_BCHW.clone()
+        mixed_BCHW[..., top:bottom, left:right] = others_BCHW[..., top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed_BCHW, share * targets_BC + (1 - share) * targets_BC.flip(0)
+
+
+def _span(center: float, share: float, size: int) -> tuple[int, int]:
+    """A part of an axis around a centre, cut off at the borders."""
+    middle, half = int(center * size), int(share * size) // 2
+    return max(0, middle - half), min(size, middle + half)

@@ -1,0 +1,278 @@
+"""Evaluating an encoder and its baselines, and storing what was found.
+
+With several ranks, rank 0 evaluates while the others wait, however long that takes, except where an
+evaluation says ``SPREAD = True``: that one every rank calls, and it comes to the same result on
+each, with features extracted, queries answered and batches divided by all of them. Rank 0 writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from ssl_bench import CORE_VERSION
+from ssl_bench.api.registry import Plugin
+from ssl_bench.data import Dataset
+from ssl_bench.distributed import collectives
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.evaluation import gate
+from ssl_bench.evaluation.features import Encoder, Kept, RawPixels
+from ssl_bench.models import encoders, weights
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.training.resume import Scratch
+from ssl_bench.utils import progress
+from ssl_bench.utils.files import (
+    atomic,
+    checked_name,
+    load_json,
+    make_inside,
+    sha256_of,
+    write_json,
+)
+from ssl_bench.utils.formatting import plain
+
+Record = dict[str, Any]
+
+
+def evaluate_run(
+    folder: Path,
+    evals: Mapping[Plugin, Any],
+    data: Dataset,
+    seed: int,
+    hardware: Hardware,
+    runs_dir: Path,
+    keep_features: bool = True,
+) -> Iterator[Record]:
+    """Evaluate the encoder in a folder, each evaluation beside its baselines.
+
+    What is stored already is read, not computed again. Baselines are stored in folders of their
+    own under ``runs_dir/baselines``, so that runs share them.
+
+    Args:
+        evals: the evaluations and the ``Config`` of each.
+        keep_features: whether to keep features that had to be extracted, in ``features/`` of the
+            encoder's or the baseline's folder. Those kept before are used in any case.
+
+    Yields:
+        One record for each evaluation, as stored in its ``scores.json``.
+
+    Raises:
+        UserError: what an evaluation found does not pass the `gate`; nothing of it is stored.
+    """
+    module, spec = collectives.from_first(lambda: weights.load(folder))
+    encoder = _encoder(module, spec, hardware, seed, data, folder, keep_features)
+    fresh: dict[str, Any] = {}
+    for plugin, config in evals.items():
+        record = _evaluate(plugin, config, encoder, data, folder)
+        if "baselines" not in record:
+            code = plugin.load()
+            wanted = code.baselines(config) if hasattr(code, "baselines") else {}
+            record["baselines"] = {}
+            for label, (kind, baseline_config) in wanted.items():
+                home = _baseline_folder(kind, spec, data, seed, runs_dir)
+                if kind not in fresh:
+                    fresh[kind] = _baseline(kind, spec, hardware, seed, data, home, keep_features)
+                with collectives.only_first(run_folder.locked(home, wait=True)):
+                    baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
+                record["baselines"][label] = baseline["scores"]
+            if collectives.rank() == 0:
+                home = _folder(folder, plugin, config, data, encoder)
+                write_json(home / "scores.json", record)
+        yield record
+
+
+def stored_records(folder: Path) -> list[Record]:
+    """Every evaluation result in a run folder."""
+    return [load_json(path) for path in sorted(folder.glob("evals/*/scores.json"))]
+
+
+def in_words(record: Record) -> str:
+    """An evaluation's headline in a few words."""
+    headline = next(iter(record["scores"].values()))
+    return f"{record['eval']} {headline:.2f} {record['unit']}"
+
+
+def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
+    """The hash of all that defines an evaluation but the encoder, the seed and the precision."""
+    made_by = [CORE_VERSION, plugin.name, plugin.version]
+    return run_folder.digest([*made_by, run_folder.chosen(config), data.fingerprint])
+
+
+def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str) -> str:
+    """The name of the folder under ``evals`` that holds an evaluation's result."""
+    return checked_name(f"{plugin.name}-{protocol(plugin, config, data)}-seed{seed}-{precision}")
+
+
+def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any) -> Path:
+    name = folder_name(plugin, config, data, encoder.seed, encoder.hardware.precision)
+    return home / "evals" / name
+
+
+def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
+    """Evaluate one encoder once, or read the stored result."""
+    folder = _folder(home, plugin, config, data, encoder)
+    scratch = Scratch(home / "unfinished" / folder.name)
+    expected = {
+        "eval": plugin.name,
+        "protocol": protocol(plugin, config, data),
+        "test_images": len(data.test),
+    }
+    stored = collectives.from_first(lambda: _stored(folder, scratch, expected))
+    if stored is not None:
+        return stored
+    code = plugin.load()
+    is_spread = getattr(code, "SPREAD", False)
+    devices = collectives.world_size() if is_spread else 1
+    environment = {**run_folder.environment(encoder.hardware.name), "devices": devices}
+
+    def compute() -> Any:
+        encoder.scratch = scratch
+        try:
+            return code.evaluate(encoder, data, config)
+        finally:
+            encoder.scratch = None
+
+    def store(found: Any) -> Record:
+        return _store(found, plugin, config, encoder, data, folder, scratch, environment)
+
+    if is_spread:
+        result = compute()
+        return collectives.from_first(lambda: store(result))
+    return collectives.from_first(lambda: store(compute()))
+
+
+def _stored(folder: Path, scratch: Scratch, expected: Mapping[str, Any]) -> Record | None:
+    """The record of an evaluation that is done; None where there is none that is to be trusted."""
+    path = folder / "scores.json"
+    if not path.exists():
+        return None
+    try:
+        record = gate.check_record(load_json(path), folder, **expected)
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        note = f"evaluated anew: {str(path)!r} is no result ({first_line(error)})"
+        progress.console.print(plain(note), markup=False, highlight=False, soft_wrap=True)
+        return None
+    scratch.remove()
+    return record
+
+
+def _store(
+    found: Any,
+    plugin: Plugin,
+    config: Any,
+    encoder: Any,
+    data: Dataset,
+    folder: Path,
+    scratch: Scratch,
+    environment: Mapping[str, Any],
+) -> Record:
+    """Write what an evaluation found, if it passes the gate; its record."""
+    result = gate.admit(found, plugin.name, data)
+    make_inside(folder.parent.parent, folder)
+    files: dict[str, Mapping[str, np.ndarray]] = {}
+    if result.predictions_N is not None:
+        labels_N = data.test.labels_N.cpu().numpy().astype(np.int32)
+        files["predictions.npz"] = {"predictions": result.predictions_N, "labels": labels_N}
+    if result.arrays:
+        files["arrays.npz"] = result.arrays
+    for stale in {"predictions.npz", "arrays.npz"} - files.keys():
+        (folder / stale).unlink(missing_ok=True)
+    record = {
+        "eval": plugin.name,
+        "version": plugin.version,
+        "code": plugin.fingerprint,
+        "source": "" if plugin.module else str(plugin.path),
+        "protocol": protocol(plugin, config, data),
+        "config": asdict(config),
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "note": data.note,
+        "seed": encoder.seed,
+        "classes": list(data.classes),
+        "scores": result.scores,
+        "unit": result.unit,
+        "better": result.better,
+        "chosen": result.chosen,
+        "digests": {name: _save_arrays(folder / name, each) for name, each in files.items()},
+        "test_images": len(data.test),
+        "seconds": round(scratch.seconds * environment["devices"], 2),
+        "precision": encoder.hardware.precision,
+        "environment": environment,
+    }
+    write_json(folder / "scores.json", record)
+    scratch.remove()
+    return record
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
+    """Write arrays by name; the SHA-256 of the file."""
+    with atomic(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        return sha256_of(temporary)
+
+
+def _encoder(
+    module: VisionTransformer,
+    spec: EncoderSpec,
+    hardware: Hardware,
+    seed: int,
+    data: Dataset,
+    home: Path,
+    keep_features: bool,
+) -> Encoder:
+    # The processor, its threads and the library decide how sums are rounded.
+    made_from = {
+        "core_version": CORE_VERSION,
+        "weights": weights.digest(module),
+        "encoder": asdict(spec),
+        "data": data.fingerprint,
+        "precision": hardware.precision,
+        "device": hardware.device.type,
+        "hardware": hardware.name,
+        "torch": torch.__version__,
+    }
+    splits = {data.train: "train", data.test: "test"}
+    kept = Kept(home / "features", made_from, splits, may_write=keep_features)
+    return Encoder(module, spec, hardware, seed, kept)
+
+
+def _baseline(
+    kind: str,
+    spec: EncoderSpec,
+    hardware: Hardware,
+    seed: int,
+    data: Dataset,
+    home: Path,
+    keep_features: bool,
+) -> Any:
+    if kind == "pixels":
+        return RawPixels(spec, hardware, seed)
+    require(
+        kind == "random", f"unknown baseline {kind!r}; an evaluation may ask for pixels or random"
+    )
+    module = encoders.build(spec, seed)
+    return _encoder(module, spec, hardware, seed, data, home, keep_features)
+
+
+def _baseline_folder(
+    kind: str, spec: EncoderSpec, data: Dataset, seed: int, runs_dir: Path
+) -> Path:
+    config = {
+        "baseline": kind,
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "encoder": asdict(spec),
+        "seed": seed,
+    }
+    identity = run_folder.digest([CORE_VERSION, {**config, "encoder": run_folder.chosen(spec)}])
+    name = f"{kind}-{data.name}-seed{seed}-{identity}"
+    return collectives.from_first(lambda: run_folder.create(runs_dir / "baselines", name, config))

@@ -1,0 +1,195 @@
+"""Whether what a recipe asks for takes hold on the modules that are trained.
+
+Layer decay, drop path and weight-decay groups find parameters by name and by shape, so that a
+renamed module would switch them off and nothing would tell. Each check looks at the real modules
+and their parameter groups, and raises `UserError` where something asked for reaches nothing.
+What a method freezes goes through `optim.freeze`, which does the same.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from ssl_bench.api.contract import Method
+from ssl_bench.api.registry import Plugin
+from ssl_bench.distributed import collectives
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.errors import require
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import flops, optim
+from ssl_bench.training.optim import Group
+
+_SHOWN = 3
+
+
+def method(module: Method) -> str:
+    """Check a method's weight-decay groups; one line that sums them up."""
+    if not module.trains:
+        return "nothing is trained"
+    config = module.config
+    groups = optim.of_method(module, config).param_groups
+    return weight_decay(module, groups, config.weight_decay, exempts=not config.decay_norm_and_bias)
+
+
+def reads_labels(module: Method, spec: EncoderSpec) -> bool:
+    """Whether a method learns something else where the labels are others.
+
+    Args:
+        module: for two classes at least; copies of it are used.
+    """
+    if not module.trains:
+        return False
+    gradients = []
+    for label in (0, 1):
+        trial, batch = flops.trial_step(module, spec, max(2, module.smallest_batch), label)
+        with collectives.alone(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for term in trial.terms(batch):
+                term.backward()
+        gradients.append([p.grad for p in trial.parameters() if p.grad is not None])
+    first, second = gradients
+    return len(first) != len(second) or not all(map(torch.equal, first, second))
+
+
+def evaluations(
+    spec: EncoderSpec, evals: Mapping[Plugin, Any], seed: int, hardware: Hardware
+) -> list[str]:
+    """Run the ``audit`` of each evaluation that has one, on an untrained encoder; a line of each.
+
+    Names and shapes are all that counts, so the modules are on the meta device, where they take no
+    memory.
+    """
+    nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
+    lines = []
+    with nowhere.device:
+        encoder = Encoder(encoders.build(spec, seed), spec, nowhere, seed)
+        for plugin, config in evals.items():
+            code = plugin.load()
+            if hasattr(code, "audit"):
+                lines.append(f"{plugin.name}: {code.audit(encoder, config)}")
+    return lines
+
+
+def weight_decay(
+    module: nn.Module, groups: Sequence[Group], weight_decay: float, exempts: bool
+) -> str:
+    """Check that each trainable parameter is in one group, and that each kind of group is there.
+
+    Args:
+        groups: the optimiser's, of the module's parameters.
+        weight_decay: what the recipe asks for.
+        exempts: whether some parameters are meant to be exempt from it.
+
+    Returns:
+        How much is trained, decayed and frozen, for a person to read.
+
+    Raises:
+        UserError: a trainable parameter is in no group or in two, a frozen one is in a group, the
+            weight decay or the exemption from it reaches no parameter, or nothing is meant to be
+            exempt and something is.
+    """
+    seen = Counter(id(parameter) for group in groups for parameter in group["params"])
+    for name, parameter in module.named_parameters():
+        expected = int(parameter.requires_grad)
+        require(
+            seen[id(parameter)] == expected,
+            f"the optimiser has parameter {name!r} in {seen[id(parameter)]} of its groups instead "
+            f"of {expected}",
+        )
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = sum(len(group["params"]) for group in groups if group["weight_decay"] > 0)
+    require(
+        decayed > 0 or weight_decay == 0,
+        f"weight decay {weight_decay:g} reaches none of the {len(trained)} trained parameters; "
+        "weight decay 0 would say so",
+    )
+    require(
+        decayed < len(trained) or weight_decay == 0 or not exempts,
+        f"weight decay {weight_decay:g} exempts norms and biases, and none of the {len(trained)} "
+        "trained parameters is one",
+    )
+    require(
+        decayed == len(trained) or weight_decay == 0 or exempts,
+        f"weight decay {weight_decay:g} is to reach norms and biases too, and "
+        f"{len(trained) - decayed} of the {len(trained)} trained parameters are exempt",
+    )
+    count = sum(parameter.numel() for parameter in trained)
+    frozen = sum(1 for parameter in module.parameters() if not parameter.requires_grad)
+    return (
+        f"{count / 1e6:.1f} M parameters in {decayed} decayed and {len(trained) - decayed} "
+        f"undecayed tensors, {frozen} frozen"
+    )
+
+
+def layer_decay(classifier: nn.Module, groups: Sequence[Group], factor: float) -> None:
+    """Check that the learning rate falls by the factor from each layer to the one below it.
+
+    Args:
+        classifier: a module with the ViT under ``encoder``.
+        groups: the optimiser's, of its parameters.
+        factor: in (0, 1]; 1 asks for nothing.
+
+    Raises:
+        UserError: the embeddings, a block or the head have no parameter at their own rate, or a
+            parameter of the encoder other than its final norm's is taken for the head's.
+    """
+    if factor == 1:
+        return
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    named = {
+        name: scales[id(parameter)]
+        for name, parameter in classifier.named_parameters()
+        if parameter.requires_grad
+    }
+    lost = [
+        name
+        for name, scale in named.items()
+        if scale == 1 and re.match(r"encoder\.(?!(fc_)?norm\.)", name)
+    ]
+    require(
+        not lost,
+        f"layer decay {factor:g} matches no layer for {_listed(lost)}; it knows a Vision "
+        "Transformer of timm by its names, and 1 would do without it",
+    )
+    encoder: Any = classifier.encoder
+    top = len(encoder.blocks) + 1
+    for layer in range(top + 1):
+        part = "the embeddings" if layer == 0 else f"block {layer - 1}"
+        scale = factor ** (top - layer)
+        require(
+            any(math.isclose(scale, other) for other in named.values()),
+            f"layer decay {factor:g} matches no parameter of "
+            f"{'the head' if layer == top else part}, whose rate would be {scale:.3g} of the "
+            "head's; 1 would do without it",
+        )
+
+
+def drop_path(encoder: nn.Module, rate: float) -> None:
+    """Check that some block of the encoder is skipped with a chance above 0.
+
+    Raises:
+        UserError: none is, though the rate is above 0.
+    """
+    rates = [layer.drop_prob for layer in encoder.modules() if isinstance(layer, DropPath)]
+    blocks = len(encoder.blocks)  # type: ignore[arg-type]
+    require(
+        rate == 0 or any(rates),
+        f"drop path {rate:g} skips no block of {blocks}: it rises from 0 at the first one; "
+        "2 blocks or more, or drop path 0, would work",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_SHOWN]))
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,431 @@
+"""What each command does, once its flags are understood."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_bench import data as datasets
+from ssl_bench.api.contract import Method
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli.flags import Request
+from ssl_bench.config.settings import EvalSettings, PrepareSettings, Settings, Storage
+from ssl_bench.data import Dataset
+from ssl_bench.data.listing import Listing
+from ssl_bench.data.names import EMBEDDED, base, resolved
+from ssl_bench.distributed import collectives, strategy
+from ssl_bench.distributed.device import Hardware, choose
+from ssl_bench.errors import require
+from ssl_bench.evaluation import runner
+from ssl_bench.experiment import audit
+from ssl_bench.experiment.preparation import prepare_run, require_labels, snapshot_steps
+from ssl_bench.models import checkpoints, encoders, weights
+from ssl_bench.models.architecture import Hints
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder
+from ssl_bench.runs.run_folder import Plan
+from ssl_bench.training import budget as budgets
+from ssl_bench.training import pretrain
+from ssl_bench.utils import progress
+from ssl_bench.utils.files import make_inside, readable
+from ssl_bench.utils.terminal import Console
+
+_IMAGES_IN_PICTURE = 10
+_BROKEN_SHOWN = 10
+console = Console()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is done.
+
+    Attributes:
+        folder: the run folder.
+        records: each evaluation asked for, as in its ``scores.json``.
+    """
+
+    folder: Path
+    records: Sequence[runner.Record]
+
+
+def run(request: Request, data: Dataset | None = None, expected: str = "") -> Run:
+    """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
+
+    Args:
+        data: what `load` gives, where it is there already.
+        expected: the run's name, where it was found out before.
+
+    Raises:
+        UserError: the settings do not fit together, the data cannot be used, or it would be another
+            run than was expected.
+    """
+    settings, plugin = request.settings, request.method
+    assert plugin is not None
+    ranks = _ranks(settings)
+    data = data or load(*source_of(settings))
+    prepared = prepare_run(request, data, expected)
+    spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
+    facts = {
+        "preset": settings.preset,
+        "budget": prepared.budget,
+        "method_code": plugin.fingerprint,
+        "method_source": "" if plugin.module else str(plugin.path),
+        "data_source": resolved(settings.data),
+        **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
+    }
+    names = collectives.from_all(prepared.plan.name)
+    require(
+        len(set(names)) == 1,
+        f"processes are about to make different runs, {names[0]!r} and others; do all machines see "
+        "the same data and the same code?",
+    )
+
+    def create() -> tuple[Plan, Path]:
+        with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
+            config = {**asdict(plan), "identity": plan.identity, **facts}
+            return plan, run_folder.create(settings.runs_dir, plan.name, config)
+
+    plan, folder = collectives.from_first(create)
+    _announce(plan, spec, data, hardware, settings)
+    console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
+    is_first = collectives.rank() == 0
+    # What is drawn in the end must be whole, and training may shard the method.
+    shown = copy.deepcopy(method) if ranks > 1 and is_first else method
+    with collectives.only_first(run_folder.locked(folder, settings.wait)):
+        snapshots = snapshot_steps(settings, plan, method, data)
+        if collectives.decided(run_folder.is_trained(folder)):
+            console.print("pre-trained already: reused")
+            homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
+            missing = collectives.decided(
+                [s for s, home in homes.items() if not run_folder.is_trained(home)]
+            )
+            require(
+                not missing,
+                f"run {folder.name!r} was trained without --eval-every {settings.eval_every}, and "
+                f"its encoder of step {missing and missing[0]} is not there; another --runs-dir "
+                "would train it again",
+            )
+            if is_first:
+                pretrain.restore(shown, folder)
+        else:
+            used = {"devices": ranks, "nodes": settings.nodes, "strategy": strategy.strategy()}
+            collectives.from_first(
+                lambda: run_folder.record_environment(folder, hardware.name, used)
+            )
+            with collectives.only_first(run_folder.failures_noted(folder)):
+                cost = pretrain.pretrain(
+                    method, data, plan, folder, hardware, settings.micro_batch_size, snapshots
+                )
+            console.print(
+                f"pre-trained: {cost['images_seen']:,} images seen, {cost['flops']:.3g} FLOPs, "
+                f"{cost['seconds']:.0f} {'s' if ranks == 1 else 'device-seconds'}, "
+                f"peak memory {cost['peak_memory_mib']:,} MiB"
+            )
+            if ranks > 1 and is_first:
+                pretrain.restore(shown, folder)
+        collectives.from_first(lambda: _draw(shown, data, plan, spec, folder))
+        with collectives.only_first(run_folder.failures_noted(folder)):
+            records = _evaluate(
+                folder,
+                plan.method,
+                request.evals,
+                data,
+                plan.seed,
+                hardware,
+                settings.runs_dir,
+                settings.keep_features,
+            )
+            for step in snapshots:
+                home = pretrain.snapshot_folder(folder, step)
+                for record in runner.evaluate_run(
+                    *(home, request.evals_on_the_way, data, plan.seed, hardware),
+                    settings.runs_dir,
+                    keep_features=False,
+                ):
+                    console.print(f"step {step:,}: {runner.in_words(record)}")
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return Run(folder, records)
+
+
+def evaluate(request: Request) -> Path:
+    """Evaluate a run or a file of weights: ``ssl-bench eval``.
+
+    Returns:
+        The folder with the results; for a file of weights, a new one under the runs' folder.
+
+    Raises:
+        UserError: there is no such run or file, or it does not hold an encoder.
+    """
+    settings = request.settings
+    _ranks(settings)
+    hardware = choose(settings.precision)
+    folder, plan = collectives.from_first(lambda: _evaluated(settings))
+    data_source = settings.data or plan["data_source"]
+    size = plan["encoder"]["image_size"]
+    skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
+    data = load(data_source, size, settings.data_dir, settings.storage, skip)
+    if request.evals:
+        require_labels(data, "")
+    _say_images(data)
+    seed = plan["seed"] if settings.seed is None else settings.seed
+    spec = EncoderSpec.of(plan["encoder"])
+    recipe = audit.evaluations(spec, request.evals, seed, hardware)
+    if recipe:
+        console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
+    with collectives.only_first(run_folder.locked(folder, settings.wait)):
+        _evaluate(
+            folder,
+            plan["method"],
+            request.evals,
+            data,
+            seed,
+            hardware,
+            folder.parent,
+            settings.keep_features,
+        )
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return folder
+
+
+def _ranks(settings: Settings | EvalSettings) -> int:
+    """How many processes there are, which `launcher.on_devices` has started."""
+    ranks = settings.devices * settings.nodes
+    require(
+        collectives.world_size() == ranks,
+        f"devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
+        "`ssl-bench eval` work on several; 1 would work here",
+    )
+    return ranks
+
+
+def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:
+    """The folder of what is to be evaluated, and its plan."""
+    source = settings.weights or settings.target
+    if settings.weights or checkpoints.is_foreign(source):
+        _say_data(settings, source, None)
+        folder = _import_weights(source, settings, {})
+    else:
+        folder = run_folder.find_trained(settings.runs_dir, source, settings.wait)
+        plan = run_folder.plan_of(folder)
+        _say_data(settings, source, plan["data_source"])
+        if settings.image_size not in (None, plan["encoder"]["image_size"]):
+            folder = _import_weights(str(folder), settings, plan)
+    return folder, run_folder.plan_of(folder)
+
+
+def prepare(settings: PrepareSettings) -> None:
+    """Write a data set once as files that are read fast: ``ssl-bench data prepare``.
+
+    Raises:
+        UserError: there is no such data set, an image cannot be read, or the folder exists or
+            cannot be written.
+    """
+    from ssl_bench.data.prepare import prepare
+    from ssl_bench.data.sources.search import in_words
+
+    assert settings.output is not None
+    place = base(settings.source)
+    require(
+        place != EMBEDDED,
+        f"data set {EMBEDDED!r} is inside the package, ready to be used",
+    )
+    source = Path(place).expanduser().resolve()
+    require(
+        source not in settings.output.expanduser().resolve().parents,
+        f"output {str(settings.output)!r} lies in {settings.source!r} and would become a part of "
+        "it; a folder beside it would work",
+    )
+    listing = datasets.list_images(settings.source, settings.data_dir)
+    _say_images(listing)
+    with progress.bar(f"prepare {readable(settings.source)}", 1) as bar:
+        written = prepare(
+            listing,
+            settings.output,
+            settings.short_side,
+            settings.quality,
+            bar.of,
+            settings.skip_broken,
+        )
+    notes = (*written.caveats, *in_words(listing.left_out), *_some(written.broken))
+    for note in notes:
+        _note(f"{listing.name}: {note}")
+    console.print(
+        f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
+        "smaller"
+    )
+    console.print(f"data: {readable(settings.output)}", soft_wrap=True)
+
+
+def source_of(settings: Settings) -> tuple[str, int | None, Path, Storage, bool]:
+    """What `load` takes for the data set of a run."""
+    return (
+        settings.data,
+        settings.image_size,
+        settings.data_dir,
+        settings.storage,
+        settings.skip_broken,
+    )
+
+
+def load(
+    source: str,
+    image_size: int | None,
+    data_dir: Path,
+    storage: Storage = "auto",
+    skip_broken: bool = False,
+) -> Dataset:
+    """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
+
+    def read() -> Dataset:
+        with progress.bar(f"read {readable(source)}", 1) as bar:
+            return datasets.load(source, image_size, data_dir, bar.of, storage, skip_broken)
+
+    def read_first() -> None:
+        found.append(read())
+        name, broken = found[0].name, found[0].broken
+        for note in (found[0].left_out, *_some(broken)):
+            if note:
+                _note(f"{name}: {note}")
+
+    found: list[Dataset] = []
+    collectives.from_first(read_first)
+    return found[0] if found else read()
+
+
+def _some(broken: Sequence[str]) -> Iterator[str]:
+    """The first images that were left out as they cannot be read, and the number of the others."""
+    yield from broken[:_BROKEN_SHOWN]
+    if broken[_BROKEN_SHOWN:]:
+        yield f"{len(broken) - _BROKEN_SHOWN:,} more broken images"
+
+
+def _note(text: str) -> None:
+    console.print(f"note: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def _announce(
+    plan: Plan, spec: EncoderSpec, data: Dataset, hardware: Hardware, settings: Settings
+) -> None:
+    ranks = settings.devices * settings.nodes
+    machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
+    console.print(f"{plan.method} on ", end="")
+    _say_images(data)
+    console.print(
+        f"images {data.storage}\n"
+        f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
+        f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
+        f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
+    )
+    if data.note:
+        _note(f"{plan.data}: {data.note}")
+
+
+def _say_images(data: Dataset | Listing) -> None:
+    """What is in a data set, and how it was understood."""
+    labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
+    console.print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
+        soft_wrap=True,
+    )
+    for note in data.notes:
+        console.print(f"data {data.name}: {note}", soft_wrap=True)
+
+
+def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:
+    """The loss curve, and whatever pictures the method has of the first test images."""
+    from ssl_bench.experiment import figures  # a second that the first step need not wait for
+
+    title = f"{plan.method} on {plan.data}, {plan.epochs:.4g} epochs, seed {plan.seed}"
+    if (folder / "metrics.jsonl").exists() and not (folder / "figures/loss.png").exists():
+        make_inside(folder, folder / "figures")
+        figures.loss_curve(folder / "metrics.jsonl", title, folder / "figures/loss.png")
+        console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
+    output = folder / "figures/pictures.png"
+    if not output.exists():
+        rows = pretrain.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
+        if rows:
+            make_inside(folder, folder / "figures")
+            figures.picture_rows(rows, spec, f"{title}: test images", output)
+            console.print(f"pictures: {output}", soft_wrap=True)
+
+
+def _evaluate(
+    folder: Path,
+    method: str,
+    evals: Mapping[Plugin, Any],
+    data: Dataset,
+    seed: int,
+    hardware: Hardware,
+    runs_dir: Path,
+    keep_features: bool,
+) -> list[runner.Record]:
+    from ssl_bench.experiment import baseline_table
+
+    records = []
+    try:
+        for record in runner.evaluate_run(
+            folder, evals, data, seed, hardware, runs_dir, keep_features
+        ):
+            records.append(record)
+    finally:
+        if records:
+            console.print(baseline_table.beside_baselines(method, records))
+    return records
+
+
+def _say_data(settings: EvalSettings, source: str, known: str | None) -> None:
+    require(
+        bool(settings.data or known), f"say what to evaluate {source!r} on, e.g. --data cifar10"
+    )
+
+
+def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]) -> Path:
+    """The run folder of weights from elsewhere, or of a run at another image size.
+
+    Args:
+        plan: the run's, or nothing.
+    """
+    checkpoint = checkpoints.read(source, Hints.of(settings))
+    for note in checkpoint.notes:
+        console.print(note, soft_wrap=True)
+    encoder, spec = checkpoint.encoder, checkpoint.spec
+    rows, columns = encoder.patch_embed.grid_size
+    require(
+        rows == columns or settings.image_size is not None,
+        f"{source!r} has a grid of {rows} x {columns} patches, and images are evaluated as "
+        f"squares; say their size, e.g. --image-size {max(rows, columns) * spec.patch_size}",
+    )
+    size = settings.image_size
+    if size is not None and (size != spec.image_size or rows != columns):
+        encoders.resize(encoder, size)
+        side = encoder.patch_embed.grid_size[0]
+        console.print(
+            f"evaluated at {size} px: position embeddings interpolated from "
+            f"{rows} x {columns} to {side} x {side} patches"
+        )
+        spec = dataclasses.replace(spec, image_size=size)
+    name = plan.get("method") or (Path(source).name if Path(source).exists() else source)
+    identity = {
+        "method": f"{name} at {spec.image_size} px" if plan else name,
+        "weights_sha256": weights.digest(encoder),
+        "encoder": asdict(spec),
+    }
+    nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
+    # The seeds of a run at another image size belong together, like those of the run.
+    shared = [plan.get("identity", identity["weights_sha256"]), identity["encoder"]]
+    told = {"identity": run_folder.digest(shared), "source": source, "notes": checkpoint.notes}
+    config = {**nothing, **plan, **identity, **told}
+    stem = re.sub(r"[^\w.-]+", "-", Path(source).stem)
+    folder = run_folder.create(
+        settings.runs_dir, f"weights-{stem}-{run_folder.digest(identity)}", config
+    )
+    with run_folder.locked(folder, wait=True):
+        if not run_folder.is_trained(folder):
+            weights.save(encoder, spec, folder)
+    return folder

@@ -1,0 +1,173 @@
+"""Pictures of a run, as PNG files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from torch import Tensor
+
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.utils.files import atomic
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need not be here
+
+_DOTS_PER_INCH = 150
+_MASKED = 0.55
+_OURS, _PAPER = "C0", "0.6"
+
+
+def loss_curve(metrics: Path, title: str, output: Path) -> None:
+    """The training loss and the learning rate by epoch, from a run's ``metrics.jsonl``."""
+    records = pd.read_json(metrics, lines=True)
+    with sns.axes_style("whitegrid"):
+        figure, (top, bottom) = plt.subplots(
+            2, 1, figsize=(6, 4.5), sharex=True, height_ratios=(3, 1), layout="constrained"
+        )
+        sns.lineplot(records, x="epoch", y="loss", ax=top)
+        sns.lineplot(records, x="epoch", y="learning_rate", ax=bottom, color="0.4")
+    top.set(title=title, ylabel="training loss")
+    bottom.set(xlabel="epoch", ylabel="learning rate")
+    _save(figure, output)
+
+
+def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path) -> None:
+    """Rows of images under their titles.
+
+    Args:
+        rows: normalised float ``(B, C, H, W)`` by title; NaN pixels are drawn grey.
+        spec: whose mean and standard deviation undo the normalisation.
+    """
+    count = len(next(iter(rows.values())))
+    inches = max(1.0, spec.image_size / _DOTS_PER_INCH)
+    figure, axes = plt.subplots(
+        len(rows),
+        count,
+        figsize=(count * inches, len(rows) * inches * 1.08 + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
+        pixels = to_pixels(images, spec)
+        for axis, image in zip(row_axes, pixels, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        row_axes[0].set_ylabel(name)
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, output)
+
+
+def ablation(
+    scores: pd.DataFrame,
+    title: str,
+    varied: str,
+    legend: tuple[str, str],
+    note: str,
+    is_numeric: bool,
+    output: Path,
+) -> None:
+    """Our scores over the values of an ablation, the paper's beside them on an axis of their own.
+
+    One panel for each evaluation. Several runs of a value are drawn as their mean and standard
+    deviation, and each as a dot.
+
+    Args:
+        scores: what `ablation_results.collect` returns.
+        varied: the name of the horizontal axis.
+        legend: what our scores and the paper's were measured on.
+        note: to stand above the legend, or "".
+        is_numeric: whether values are numbers, to be joined by a line; on a logarithmic axis, if
+            they are counts.
+    """
+    evaluations = list(scores.loc[scores["source"] == "ours", "evaluation"].unique())
+    labels = list(scores["value"].unique())
+    places = [float(label) for label in labels] if is_numeric else list(range(len(labels)))
+    place = dict(zip(labels, places, strict=True))
+    line, paper_line, apart = ("-", "--", 0.0) if is_numeric else ("none", "none", 0.06)
+    with sns.axes_style("white"):
+        figure, rows = plt.subplots(
+            len(evaluations),
+            1,
+            figsize=(7, 2.6 * len(evaluations) + 1),
+            sharex=True,
+            squeeze=False,
+            layout="constrained",
+        )
+    for left, evaluation in zip(rows[:, 0], evaluations, strict=True):
+        here = scores[scores["evaluation"] == evaluation]
+        ours, paper = (here[here["source"] == source] for source in ("ours", "paper"))
+        if len(paper):
+            right = left.twinx()
+            right.plot(
+                paper["value"].map(place) + apart,
+                paper["score"],
+                color=_PAPER,
+                linestyle=paper_line,
+                marker="s",
+                markerfacecolor="none",
+                label=legend[1],
+            )
+            right.set_ylabel("paper: top-1 (%)", color="0.4")
+            right.tick_params(axis="y", colors="0.4")
+            right.margins(y=0.15)
+            left.set_zorder(right.get_zorder() + 1)
+            left.patch.set_visible(False)
+        groups = ours.groupby("value", sort=False)["score"]
+        left.errorbar(
+            groups.mean().index.map(place) - apart,
+            groups.mean(),
+            groups.std().fillna(0),
+            color=_OURS,
+            linestyle=line,
+            marker="o",
+            capsize=3,
+            label=legend[0],
+        )
+        at = ours["value"].map(place) - apart
+        left.plot(at, ours["score"], ".", color=_OURS, alpha=0.4)
+        left.set_title(evaluation, loc="left", fontsize="medium")
+        left.set_ylabel("ours: top-1 (%)", color=_OURS)
+        left.tick_params(axis="y", colors=_OURS)
+        left.margins(y=0.15)
+    if is_numeric and min(places) >= 1:
+        left.set_xscale("log")
+    left.set_xticks(places, labels)
+    left.set_xlabel(varied)
+    left.minorticks_off()
+    handles = [axis.get_legend_handles_labels() for axis in figure.axes]
+    unique = {label: handle for hs, ls in handles for handle, label in zip(hs, ls, strict=True)}
+    figure.legend(
+        unique.values(),
+        unique.keys(),
+        title=textwrap.fill(note, 100),
+        loc="outside lower left",
+        alignment="left",
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+    )
+    figure.suptitle(title)
+    _save(figure, output)
+
+
+def to_pixels(images_BCHW: Tensor, spec: EncoderSpec) -> np.ndarray:
+    """Undo the normalisation: float ``(B, H, W, 3)`` in [0, 1], grey where a pixel is NaN."""
+    images = images_BCHW.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    images = images * np.array(spec.std, dtype=np.float32) + np.array(spec.mean, dtype=np.float32)
+    images = np.where(np.isnan(images), _MASKED, images).clip(0, 1)
+    return np.broadcast_to(images, (*images.shape[:3], 3)) if spec.channels == 1 else images
+
+
+def _save(figure: plt.Figure, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(output) as path:
+        figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
+    plt.close(figure)

@@ -1,0 +1,164 @@
+"""What a run needs before it begins, and whether it can."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssl_bench.api.contract import Method
+from ssl_bench.cli.flags import Request
+from ssl_bench.config.settings import Settings
+from ssl_bench.data import Dataset
+from ssl_bench.distributed.device import Hardware, choose
+from ssl_bench.errors import require
+from ssl_bench.experiment import audit
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs.run_folder import Plan
+from ssl_bench.training import budget as budgets
+from ssl_bench.training import pretrain
+from ssl_bench.training.optim import Schedule
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that may begin.
+
+    Attributes:
+        method: around a fresh encoder.
+        recipe: what the audit found, for a person to read.
+        budget: what the training may cost, as `budget.of` has it.
+    """
+
+    plan: Plan
+    spec: EncoderSpec
+    method: Method
+    hardware: Hardware
+    recipe: str
+    budget: Mapping[str, Any] | None
+
+
+def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared:
+    """Build what a run needs, without writing anything, so that whatever does not fit shows.
+
+    Args:
+        expected: the run's name, where it was found out before.
+
+    Raises:
+        UserError: the run could not begin, or is another one than was expected.
+    """
+    settings, plugin = request.settings, request.method
+    assert plugin is not None
+    hardware = choose(settings.precision, settings.compile)
+    if request.evals or settings.eval_every:
+        require_labels(data, "--evals none would pre-train without, and afterwards")
+    spec = _encoder_spec(settings.backbone, settings.patch_size, data)
+    if data.unlabelled:
+        of_two = pretrain.build_method(
+            plugin.load().Pretraining, request.method_config, spec, 2, settings.seed
+        )
+        require(
+            not audit.reads_labels(of_two, spec),
+            f"method {plugin.name} learns from labels, and data {data.name!r} has none "
+            f"({data.unlabelled}); a method that reads none would work, such as mae",
+        )
+    method = pretrain.build_method(
+        plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
+    )
+    require(
+        settings.batch_size >= method.smallest_batch,
+        f"batch size {settings.batch_size} is too small for {plugin.name}, which needs at least "
+        f"{method.smallest_batch} images in a step",
+    )
+    at_once = settings.micro_batch_size
+    own = settings.batch_size // (settings.devices * settings.nodes)
+    in_parts = getattr(plugin.load(), "ENCODES_IN_PARTS", False)
+    can_split = method.splits or in_parts or not method.trains
+    require(
+        at_once is None or at_once >= own or can_split,
+        f"micro batch size {at_once}: the loss of {plugin.name} depends on all images of a batch, "
+        f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
+        "--devices, takes less memory",
+    )
+    if method.trains:
+        Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
+    plan = Plan(
+        method=plugin.name,
+        method_version=plugin.version,
+        method_config=request.method_config,
+        data=data.name,
+        data_fingerprint=data.fingerprint,
+        encoder=spec,
+        epochs=pretrain.whole(settings.epochs) if method.trains else 0,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        precision=hardware.precision,
+    )
+    budget = budgets.of(settings, hardware)
+    if budget and method.trains:
+        plan = budgets.spend(budget, plan, method, data, hardware, settings)
+    require(
+        expected in ("", plan.name),
+        f"this would be run {plan.name!r}, not {expected!r} as when it was submitted: the code, "
+        "the data or the precision that the device allows is another; submit it again",
+    )
+    recipe = [audit.method(method)]
+    if at_once is not None and at_once < own and in_parts:
+        recipe.append(
+            f"encoded {at_once} images at a time, whose activations alone are kept; costs one more "
+            "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
+            f"encoder keeps those of all {own}"
+        )
+    recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
+    return Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
+
+
+def require_labels(data: Dataset, way_out: str) -> None:
+    """Raise `UserError` where there is nothing to evaluate on.
+
+    Args:
+        way_out: what would work, together with evaluating on other data.
+    """
+    require(
+        not data.unlabelled,
+        f"data {data.name!r} has no labels to evaluate on ({data.unlabelled}); {way_out} "
+        "`ssl-bench eval RUN --data LABELLED` evaluates on other data",
+    )
+
+
+def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
+    """The steps, but the last, after which an encoder is wanted on the way.
+
+    Raises:
+        UserError: they would be less than a step apart.
+    """
+    if not settings.eval_every or not method.trains:
+        return []
+    schedule = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config)
+    epochs = settings.epochs_between(plan.epochs)
+    between = epochs * schedule.steps_per_epoch
+    require(
+        between >= 1,
+        f"eval every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which takes "
+        f"{1 / schedule.steps_per_epoch:.2g} epochs",
+    )
+    steps = (round(number * between) for number in itertools.count(1))
+    return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
+
+
+def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> EncoderSpec:
+    """The encoder's sizes, from the data where no flag says otherwise."""
+    require(
+        min(data.std) > 0,
+        f"every pixel of {data.name!r} has the same value in some channel; nothing can be learned",
+    )
+    return EncoderSpec(
+        backbone=backbone,
+        image_size=data.view_size,
+        patch_size=patch_size or encoders.default_patch_size(data.view_size),
+        channels=data.channels,
+        mean=data.mean,
+        std=data.std,
+    )

@@ -1,0 +1,1 @@
+"""Encoders, masks, and weights in everybody's formats."""

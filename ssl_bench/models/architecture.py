@@ -1,0 +1,295 @@
+"""Which Vision Transformer weights belong to: read off them, or asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_bench.config.presets import BACKBONES
+from ssl_bench.config.settings import WeightSettings
+from ssl_bench.errors import UserError, require
+from ssl_bench.models import encoders, formats
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.formats import Weights
+
+_IMAGENET = {
+    1: ((0.449,), (0.226,)),
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+_ALIKE = 0.9
+_STANDARD = {
+    "vit_tiny_patch16_224": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_small_patch16_224": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_base_patch16_224": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_large_patch16_224": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "vit_huge_patch14_224": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+
+
+_OTHERS = {
+    r"^layers\.\d+\.blocks\.|^encoder\.layers\.\d+\.blocks\.": "a Swin Transformer",
+    r"relative_position|rel_pos_bias": "a BEiT or data2vec with relative positions",
+}
+"""What other transformers have among their names."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a user says about weights, beyond what they show.
+
+    Attributes:
+        backbone: a preset of `presets.BACKBONES`, or a Vision Transformer of timm.
+        num_heads: attention heads of the encoder.
+        grid: rows and columns of patches it was trained with, where these are not as many.
+        branch: which of two networks, see `formats.sort`.
+    """
+
+    backbone: str | None = None
+    num_heads: int | None = None
+    grid: tuple[int, int] | None = None
+    branch: str | None = None
+
+    @classmethod
+    def of(cls, settings: WeightSettings) -> Hints:
+        """The hints among a command's flags."""
+        grid = (settings.grid[0], settings.grid[1]) if settings.grid else None
+        return cls(settings.backbone, settings.num_heads, grid, settings.branch)
+
+
+def work_out(
+    found: Weights, where: str, hints: Hints, norm_eps: float
+) -> tuple[EncoderSpec, tuple[int, int]]:
+    """The encoder that weights are of, and its rows and columns of patches.
+
+    The spec's images are square: as high as the grid is.
+
+    Args:
+        where: what holds the weights, for complaints.
+
+    Raises:
+        UserError: they are no Vision Transformer's, or do not tell enough, or contradict a hint.
+    """
+    state = found.encoder
+    for pattern, family in _OTHERS.items():
+        theirs = [name for name in state if re.search(pattern, name)]
+        require(not theirs, f"{where} has {theirs[:1]}, as {family} has, which is not supported")
+    for name, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
+        shape = tuple(state[name].shape) if name in state else "missing"
+        require(
+            name in state and len(shape) == dimensions,
+            f"{where}: sizes are read off {name!r}, which should have {dimensions} dimensions and "
+            f"is {shape}; every plain Vision Transformer has it",
+        )
+    width, channels, patch_size, patch_width = state["patch_embed.proj.weight"].shape
+    require(
+        channels in _IMAGENET and patch_size == patch_width,
+        f"{where} takes {channels} channels in patches of {patch_size} x {patch_width} pixels; "
+        "1 or 3 channels and square patches are supported",
+    )
+    damaged = [name for name, tensor in state.items() if 0 in tensor.shape or tensor.ndim == 0]
+    require(not damaged, f"{where} is damaged: {damaged[:1]} is empty")
+    require(
+        "dist_token" not in state,
+        f"{where} has 'dist_token', as distilled DeiTs have, which are not supported",
+    )
+    require(
+        "norm_pre.weight" not in state or hints.backbone is not None,
+        f"{where} has 'norm_pre.weight', as CLIP's encoders have, which differ in what no weight "
+        "shows; say which one, e.g. --backbone vit_base_patch16_clip_224",
+    )
+    shown = _architecture(state, where)
+    grid = rows, _ = _grid(found, shown, hints, where)
+    heads = _heads(found, (width, shown["depth"]), grid, hints, where)
+    require(
+        heads > 0 and width % heads == 0,
+        f"{where}: {heads} attention heads do not divide its width of {width}",
+    )
+    shown["num_heads"] = heads
+    backbone, architecture = _name(hints.backbone, hints.num_heads, shown, _is_gated(state))
+    mean, std = _normalisation(hints.backbone, channels)
+    spec = EncoderSpec(
+        backbone, rows * patch_size, patch_size, channels, mean, std, architecture, norm_eps
+    )
+    return spec, grid
+
+
+def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """What the weights' names and shapes show, as arguments of ``timm.create_model``.
+
+    Of what is as in the plain ViT, only width and depth are given.
+    """
+    width = len(state["patch_embed.proj.weight"])
+    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+    depth = len(blocks)
+    gaps = sorted(blocks - set(range(depth)))
+    require(not gaps, f"{where} has a block {gaps[:1]}, but {depth} blocks in all")
+    shown: dict[str, Any] = {"embed_dim": width, "depth": depth}
+    hidden = state.get("blocks.0.mlp.fc1.weight")
+    if hidden is not None and (len(hidden) != 4 * width or _is_gated(state)):
+        shown["mlp_ratio"] = (len(hidden) + 0.5) / width
+    if "blocks.0.attn.qkv.bias" not in state:
+        shown["qkv_bias"] = False
+    if "blocks.0.attn.q_norm.weight" in state:
+        shown["qk_norm"] = True
+    if "blocks.0.ls1.gamma" in state:
+        shown["init_values"] = 1e-5
+    if "norm_pre.weight" in state:
+        shown["pre_norm"] = True
+    if "reg_token" in state:
+        require(state["reg_token"].ndim == 3, f"{where} is damaged: 'reg_token' has no tokens")
+        shown["reg_tokens"] = state["reg_token"].shape[1]
+    if "fc_norm.weight" in state:
+        shown["global_pool"] = "avg"
+    if "cls_token" not in state:
+        shown |= {"class_token": False, "global_pool": "avg", "fc_norm": "fc_norm.weight" in state}
+    return shown
+
+
+def _grid(found: Weights, shown: dict[str, Any], hints: Hints, where: str) -> tuple[int, int]:
+    """Rows and columns of patches; adds to ``shown`` if prefix tokens have no positions."""
+    state = found.encoder
+    count = state["pos_embed"].shape[1]
+    prefix = shown.get("class_token", True) + shown.get("reg_tokens", 0)
+    if found.without_prefix:
+        shown["no_embed_class"], prefix = True, 0
+    grid = hints.grid or _factors(state["pos_embed"], count - prefix)
+    if grid and grid[0] * grid[1] == count - prefix:
+        return grid
+    if hints.grid is None and hints.backbone:
+        grid = _factors(state["pos_embed"], count)
+    if grid and grid[0] * grid[1] == count:
+        shown["no_embed_class"] = True
+        return grid
+    if hints.grid:
+        rows, columns = hints.grid
+        raise UserError(
+            f"{where} has {count} positions, at most {prefix} of them for prefix tokens, which is "
+            f"no grid of {rows} x {columns} patches"
+        )
+    side = math.isqrt(count)
+    or_all = f" (--grid {side},{side} if prefix tokens have none)" if side**2 == count else ""
+    raise UserError(
+        f"{where} has {count} positions for {prefix} prefix tokens and its patches, which are no "
+        f"square; say the rows and columns of its grid, e.g. --grid 8,6{or_all}"
+    )
+
+
+def _factors(positions_1TD: Tensor, patches: int) -> tuple[int, int] | None:
+    """The grid of that many patches that sin-cos positions are a table of, or else the square."""
+    pairs = [(r, patches // r) for r in range(1, patches + 1) if patches % r == 0]
+    for grid in pairs:
+        if grid[0] != grid[1] and position_order(positions_1TD, grid, alike=0.999):
+            return grid
+    side = math.isqrt(max(0, patches))
+    return (side, side) if side > 0 and side**2 == patches else None
+
+
+def _heads(
+    found: Weights,
+    width_depth: tuple[int, int],
+    grid: tuple[int, int],
+    hints: Hints,
+    where: str,
+) -> int:
+    """Attention heads, which no shape shows: as told, or as files of this kind have them."""
+    if hints.num_heads:
+        return hints.num_heads
+    known = formats.heads(found, width_depth, position_order(found.encoder["pos_embed"], grid))
+    if hints.backbone:
+        own = _heads_of(hints.backbone)
+        require(
+            known in (None, own),
+            f"{where} ({found.kind}) has {known} attention heads, and backbone "
+            f"{hints.backbone!r} has {own}; leave --backbone out, or insist with --num-heads {own}",
+        )
+        return own
+    width, depth = width_depth
+    fits = [str(heads) for heads in range(1, width) if width % heads == 0 and width // heads >= 8]
+    require(
+        known is not None,
+        f"{where} ({found.kind}) is {width} wide with {depth} blocks, which does not tell its "
+        f"attention heads; say --backbone, or --num-heads, one of {', '.join(fits)}",
+    )
+    assert known is not None
+    return known
+
+
+def _heads_of(backbone: str) -> int:
+    own = BACKBONES.get(backbone, {"model_name": backbone})
+    names = [*BACKBONES, *encoders.timm_names()]
+    if backbone.partition(".")[0] not in names:
+        raise encoders.unknown_backbone(backbone)
+    with torch.device("meta"):
+        return timm.create_model(**own).blocks[0].attn.num_heads
+
+
+def _name(
+    backbone: str | None, num_heads: int | None, architecture: Mapping[str, Any], is_gated: bool
+) -> tuple[str, Mapping[str, Any]]:
+    """A backbone's name, and what is not as that backbone has it.
+
+    Args:
+        num_heads: what the user insists on.
+        is_gated: see `_is_gated`.
+    """
+    if backbone:
+        insisted = {"num_heads": num_heads} if num_heads else {}
+        pooled = {"global_pool": "avg"} if architecture.get("global_pool") else {}
+        return backbone, {**insisted, **pooled}
+    for name, own in {**_STANDARD, **BACKBONES}.items():
+        if architecture == {key: own[key] for key in ("embed_dim", "depth", "num_heads")}:
+            return name, {}
+    if is_gated:
+        return "vit_giant_patch14_dinov2", {"init_values": None, **architecture}
+    return "vit_base_patch16_224", architecture
+
+
+def _is_gated(state: Mapping[str, Tensor]) -> bool:
+    """Whether half of the first layer of each MLP gates the other half, as in DINOv2's ViT-g."""
+    first, second = (state.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+    if first is None or second is None or second.ndim != 2:
+        return False
+    return len(first) == 2 * second.shape[1]
+
+
+def _normalisation(
+    backbone: str | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's statistics, unless a backbone of timm with a tag has its own."""
+    cfg = timm.get_pretrained_cfg(backbone) if backbone and "." in backbone else None
+    if cfg and channels == len(cfg.mean):
+        return tuple(cfg.mean), tuple(cfg.std)
+    return _IMAGENET[channels]
+
+
+def position_order(
+    positions_1TD: Tensor, grid: tuple[int, int], alike: float = _ALIKE
+) -> str | None:
+    """Which axis the first half of the width encodes, if the positions resemble a sin-cos table.
+
+    Fine-tuned ones still do: learned ones that did not start there are nearly orthogonal to it.
+
+    Args:
+        alike: the least cosine similarity to the table, in (0, 1].
+    """
+    rows, columns = grid
+    patches_LD = positions_1TD[0, -rows * columns :].float()
+    if patches_LD.shape[1] % 4:
+        return None
+    similarity = {}
+    for first in ("column", "row"):
+        table_LD = encoders.sincos_2d(patches_LD.shape[1], rows, columns, first=first)
+        similarity[first] = F.cosine_similarity(
+            patches_LD.flatten(), table_LD.flatten(), dim=0
+        ).item()
+    best = max(similarity, key=similarity.__getitem__)
+    is_told = similarity[best] > alike and similarity["column"] != similarity["row"]
+    return best if is_told else None

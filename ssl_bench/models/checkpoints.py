@@ -1,0 +1,335 @@
+"""Anyone's pre-trained Vision Transformer: files, folders, timm and the Hugging Face hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Format
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.models import architecture, encoders, formats, weights
+from ssl_bench.models.architecture import Hints
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.formats import Weights
+from ssl_bench.utils.files import load_json
+
+_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pre-trained encoder, and what came with it.
+
+    Attributes:
+        encoder: with the weights, on the CPU.
+        spec: how to build it again.
+        decoder: other weights of its pre-training under the method's names, or nothing.
+        settings: what is known of the pre-training's flags, such as ``decoder_heads``.
+        notes: what was worked out, for a person to read.
+    """
+
+    encoder: VisionTransformer
+    spec: EncoderSpec
+    decoder: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    backbone: str | None = None,
+    num_heads: int | None = None,
+    grid: tuple[int, int] | None = None,
+    branch: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> VisionTransformer:
+    """Load anyone's pre-trained Vision Transformer; no code from the source is run.
+
+    Args:
+        source: a file of weights (official MAE, MoCo v3 and DINO checkpoints, timm state dicts;
+            PyTorch or safetensors), a run folder, a folder that transformers saved, ``timm:NAME``
+            or ``hf:NAME``.
+        backbone, num_heads, grid, branch: see `Hints`; needed only where the weights do not tell.
+        image_size: of all images to come, or ``(height, width)``. Default: images may be of any
+            size whose sides are multiples of the patch size.
+
+    Returns:
+        A timm model in eval mode, whose ``forward_features`` maps normalised float32
+        ``(B, C, H, W)`` images to tokens ``(B, prefix + L, D)`` after the final norm, prefix
+        tokens first. Its ``spec`` attribute says how to normalise images. Position embeddings are
+        interpolated to the images' grid (`encoders.resize` says how).
+
+    Raises:
+        UserError: the source cannot be read, holds no Vision Transformer, has a weight that
+            matches nothing, or does not tell enough.
+    """
+    checkpoint = read(str(source), Hints(backbone, num_heads, grid, branch))
+    for note in checkpoint.notes:
+        _log.info("%s: %s", source, note)
+    encoder = checkpoint.encoder
+    if image_size is not None:
+        encoders.resize(encoder, image_size)
+    else:
+        encoder.dynamic_img_size = True
+        encoder.patch_embed.flatten, encoder.patch_embed.output_fmt = False, Format.NHWC
+        encoder.patch_embed.strict_img_size = False
+    encoder.spec = checkpoint.spec
+    return encoder.eval()
+
+
+def is_foreign(source: str) -> bool:
+    """Whether a source is anything but a run: a file, a folder of transformers, timm:, hf:."""
+    if source.startswith(("timm:", "hf:")):
+        return True
+    path = Path(source).expanduser()
+    return path.is_file() or (path.is_dir() and "model_type" in _json_or_nothing(path))
+
+
+def read(source: str, hints: Hints) -> Checkpoint:
+    """The checkpoint that a source names, see `load_encoder`.
+
+    Raises:
+        UserError: as `load_encoder` does.
+    """
+    try:
+        return _read(source, hints)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        problem = f"{type(e).__name__}: {first_line(e)}"
+        raise UserError(f"{source!r} is damaged, or nothing that is known ({problem})") from e
+
+
+def _read(source: str, hints: Hints) -> Checkpoint:
+    kind, _, name = source.partition(":")
+    path = Path(source).expanduser()
+    is_file = path.is_file() and not (path.parent / "encoder.json").exists()
+    is_named = kind in ("timm", "hf") and bool(name)
+    given = [field for field, value in vars(hints).items() if value is not None]
+    require(
+        is_file or not given or not (is_named or path.exists()),
+        f"{source!r} tells its own architecture, so --{''.join(given[:1]).replace('_', '-')} means "
+        "nothing; leave it out",
+    )
+    if is_named:
+        return _from_timm(name) if kind == "timm" else _from_hub(name)
+    if (path / "encoder.json").exists():
+        return _from_run(path)
+    if path.name == "encoder.safetensors" and (path.parent / "encoder.json").exists():
+        return _from_run(path.parent)
+    if (path / "config.json").exists():
+        return _from_transformers(path)
+    if path.is_dir():
+        raise UserError(
+            f"folder {source!r} holds no weights; it has no encoder.json or config.json"
+        )
+    require(path.exists(), f"file {source!r} does not exist")
+    return _from_file(path, repr(source), hints)
+
+
+def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
+    content = weights.read(path)
+    told = content.get("ssl_bench", {})
+    hints = dataclasses.replace(hints, num_heads=hints.num_heads or told.get("num_heads"))
+    checkpoint = _build(formats.sort(content, hints.branch, where), where, hints)
+    if not told:
+        settings = formats.flags(content, checkpoint.decoder)
+        return dataclasses.replace(checkpoint, settings=settings)
+    spec = _normalised(checkpoint.spec, told["mean"], told["std"], where)
+    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
+    return dataclasses.replace(checkpoint, spec=spec, settings=dict(told["settings"]), notes=notes)
+
+
+def _from_run(folder: Path) -> Checkpoint:
+    encoder, spec = weights.load(folder)
+    plan = _json_or_nothing(folder)
+    settings = plan.get("method_config") or {}
+    others = folder / "method.safetensors"
+    decoder = weights.read(others) if others.exists() else {}
+    kind = f"a run of {plan.get('method', 'ssl-bench')}"
+    return Checkpoint(encoder, spec, decoder, settings, _notes(kind, spec, encoder))
+
+
+def _from_timm(name: str) -> Checkpoint:
+    require(
+        name.partition(".")[0] in encoders.timm_names(),
+        f"timm has no Vision Transformer {name!r}; see `ssl-bench list backbones`",
+    )
+    return _of_model(name, {}, _pretrained(name, f"timm:{name}"), f"timm:{name}")
+
+
+def _pretrained(name: str, where: str) -> VisionTransformer:
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:
+        raise UserError(f"{where} cannot be had: {first_line(error)}") from error
+    require(
+        isinstance(model, VisionTransformer),
+        f"{where} is a {type(model).__name__}, no plain Vision Transformer",
+    )
+    model.reset_classifier(0)
+    return model
+
+
+def _of_model(
+    backbone: str, architecture: Mapping[str, Any], model: VisionTransformer, where: str
+) -> Checkpoint:
+    """A checkpoint of a model that timm has built with its weights, and that computes the same."""
+    embed, cfg = model.patch_embed, model.pretrained_cfg
+    require(
+        embed.img_size[0] == embed.img_size[1],
+        f"{where} takes images of {embed.img_size} pixels; only square ones are supported",
+    )
+    size, channels = embed.img_size[0], embed.proj.in_channels
+    spec = EncoderSpec(backbone, size, embed.patch_size[0], channels, (), (), architecture)
+    spec = _normalised(spec, cfg["mean"], cfg["std"], where)
+    encoder = encoders.empty(spec)
+    weights.load_strictly(encoder, model.state_dict(), where)
+    image_BCHW = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (m.eval().forward_features(image_BCHW) for m in (encoder, model))
+    require(
+        torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4),
+        f"{where} does not compute what timm's {backbone!r} does with the same weights",
+    )
+    return Checkpoint(encoder, spec, notes=_notes("timm", spec, encoder))
+
+
+def _from_hub(name: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "pytorch_model*.bin"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        raise UserError(f"hf:{name} cannot be had: {first_line(error)}") from error
+    config = _json(folder / "config.json")
+    if "architecture" not in config:
+        return _from_transformers(folder, f"hf:{name}")
+    told = config.get("model_args") or {}
+    own = {k: v for k, v in told.items() if k not in ("img_size", "patch_size", "in_chans")}
+    model = _pretrained(f"hf-hub:{name}", f"hf:{name}")
+    return _of_model(config["architecture"], own, model, f"hf:{name}")
+
+
+def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
+    """A folder that transformers' ``save_pretrained`` wrote: ViT, ViTMAE or DINOv2."""
+    where = where or repr(str(folder))
+    config = _json(folder / "config.json")
+    kind = config.get("model_type")
+    require(
+        kind in _MODEL_TYPES,
+        f"{where} holds a model of type {kind!r}; of transformers, {', '.join(_MODEL_TYPES)} are "
+        "read",
+    )
+    require(
+        config.get("hidden_act", "gelu") == "gelu",
+        f"{where} uses the activation {config.get('hidden_act')!r}; only gelu is supported",
+    )
+    state = {name: t for file in _shards(folder, where) for name, t in weights.read(file).items()}
+    size, patch = config["image_size"], int(config["patch_size"])
+    height, width = (size, size) if isinstance(size, int) else size
+    hints = Hints(
+        num_heads=int(config["num_attention_heads"]), grid=(height // patch, width // patch)
+    )
+    found = formats.sort(state, None, where)
+    checkpoint = _build(found, where, hints, float(config.get("layer_norm_eps", 1e-12)))
+    settings = {
+        ours: config[theirs]
+        for ours, theirs in (
+            ("norm_pix_loss", "norm_pix_loss"),
+            ("decoder_heads", "decoder_num_attention_heads"),
+            ("mask_ratio", "mask_ratio"),
+        )
+        if theirs in config
+    }
+    spec = checkpoint.spec
+    if (folder / "preprocessor_config.json").exists():
+        processor = _json(folder / "preprocessor_config.json")
+        if "image_mean" in processor:
+            spec = _normalised(spec, processor["image_mean"], processor["image_std"], where)
+    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
+    return dataclasses.replace(checkpoint, spec=spec, settings=settings, notes=notes)
+
+
+def _shards(folder: Path, where: str) -> list[Path]:
+    """The files of weights in a folder that transformers saved."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return [folder / shard for shard in sorted(set(_json(index)["weight_map"].values()))]
+    raise UserError(f"{where} has neither model.safetensors nor pytorch_model.bin")
+
+
+def _normalised(
+    spec: EncoderSpec, mean: Sequence[float], std: Sequence[float], where: str
+) -> EncoderSpec:
+    """The spec with other statistics of the pixels."""
+    require(
+        len(mean) == len(std) == spec.channels and min(std) > 0,
+        f"{where}: {spec.channels} channels cannot have mean {mean} and deviation {std}",
+    )
+    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
+
+
+def _build(
+    found: Weights, where: str, hints: Hints, norm_eps: float = EncoderSpec.norm_eps
+) -> Checkpoint:
+    """Build the encoder that the weights show, and load them."""
+    spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
+    size = spec.patch_size
+    encoder = encoders.empty(spec, img_size=(rows * size, columns * size))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in found.encoder.values()}
+    require(
+        sum(t.nbytes for t in found.encoder.values()) <= sum(s.nbytes() for s in storages.values()),
+        f"{where} is damaged: some of its weights are the same numbers in memory",
+    )
+    weights.load_strictly(encoder, found.encoder, where, found.origin)
+    left_out = [found.left_out] if found.left_out else []
+    notes = _notes(found.kind, spec, encoder, *left_out)
+    return Checkpoint(encoder, spec, found.decoder, {}, notes)
+
+
+def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer, *more: str) -> tuple[str, ...]:
+    rows, columns = encoder.patch_embed.grid_size
+    order = "none"
+    if encoder.pos_embed is not None:
+        first = architecture.position_order(encoder.pos_embed.detach(), (rows, columns))
+        order = f"sin-cos, {first} first" if first else "learned"
+    pooling = "class token" if encoder.cls_token is not None else "none"
+    if not isinstance(encoder.fc_norm, nn.Identity):
+        pooling = "mean of the patch tokens, normed after pooling"
+    mean = ", ".join(f"{value:.3g}" for value in spec.mean)
+    return (
+        kind,
+        f"{encoder.embed_dim} wide, {len(encoder.blocks)} blocks, "
+        f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
+        f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
+        f"norms add {spec.norm_eps:g}; images normalised with mean {mean}",
+        *more,
+    )
+
+
+def _json_or_nothing(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return _json(path) if path.exists() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_json(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error

@@ -1,0 +1,455 @@
+"""The names that others give to a Vision Transformer's weights, and timm's for the same.
+
+Everything here works on names and tensors alone; `checkpoints` reads files and builds encoders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_bench.errors import require
+from ssl_bench.utils.pickled import Left
+
+State = Mapping[str, Tensor]
+# (width, depth) -> attention heads, which no weight's shape shows.
+_VIT_HEADS = {
+    **{(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16},
+    (1536, 40): 24,  # DINOv2's ViT-g
+}
+_MAE_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+_MOCO_HEADS = {(384, 12): 12, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+
+# What training code wraps around a module, whose name then stands somewhere in those of weights.
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_forward_module|"
+    r"_checkpoint_wrapped_module)\."
+)
+_PATCHES = re.compile(
+    r"((?:.+\.)?)(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight"
+)
+_DEEPEST = 5  # entries within entries
+_SHOWN = 8
+_PAIRS = (
+    ("base_encoder", "momentum_encoder"),  # MoCo v3
+    ("teacher", "student"),  # DINO, iBOT, DINOv2
+    ("target_encoder", "encoder"),  # MSN, I-JEPA
+)
+"""Networks that files of one kind hold, the one that their papers evaluate first."""
+_NETWORKS = {"base_encoder", "momentum_encoder", "teacher", "student"}
+_OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
+_NUMBERS = ((), (0,))
+_OF_TRAINING = {"mask_token", "masked_embed"}
+
+_DECODER = re.compile(
+    r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|"
+    r"decoder_blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+)
+_HEAD = re.compile(
+    r"(head|head_dist|classifier|pooler\.dense)\.(weight|bias)|"  # a classifier
+    r"(head|predictor)\.\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)|"
+    r"(head|dino_head|ibot_head)\.(mlp|last_layer)\..+|"  # DINO's projection head
+    r"(fc|projector|projection_head|prediction_head)\..+"  # MSN's, and other people's
+)
+_TRANSFORMERS = (
+    (r"^vit\.", ""),
+    (r"^decoder\.(?=mask_token|decoder_)", ""),
+    (r"^decoder_(encoder\.layer|layers)\.", "decoder_blocks."),
+    (r"^(encoder\.layer|layers)\.", "blocks."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"^embeddings\.register_tokens$", "register_tokens"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.", ""),
+    (r"^layernorm\.", "norm."),
+)
+
+_GATED = ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
+"""DINOv2's names for gated MLPs."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file's weights, sorted by what they are for.
+
+    Attributes:
+        kind: what made the file, for a person to read.
+        encoder: under timm's names; what is not known is here too, to be complained about.
+        decoder: MAE's decoder and mask token under the official names, or nothing.
+        heads: attention heads by (width, depth), as this kind of file has them.
+        origin: the name in the file of each weight that is called otherwise here.
+        without_prefix: whether position embeddings are certain to be those of patches alone.
+        left_out: what else the file holds, for a person to read; "" for nothing.
+    """
+
+    kind: str
+    encoder: State
+    decoder: State
+    heads: Mapping[tuple[int, int], int]
+    origin: Mapping[str, str] = field(default_factory=dict)
+    without_prefix: bool = False
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A value in a file.
+
+    Attributes:
+        entry: of the file that it is in, with entries within entries; wrappers are left out.
+        key: its name there.
+        value: a tensor or not.
+    """
+
+    entry: str
+    key: str
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """Of it in the whole file; wrappers are left out."""
+        return self.entry + _WRAPPERS.sub("", self.key)
+
+
+def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
+    """Recognise who wrote a checkpoint, and sort its weights.
+
+    A Vision Transformer is found by its patch embedding, under whatever prefix its weights share,
+    be that entries of the file, modules around the encoder, or both. Known beyond that are MAE
+    (with or without the decoder), MoCo v3, DINO, iBOT, DINOv2, MSN, timm, and transformers' ViT
+    and ViTMAE. What lies elsewhere is left out, and counted.
+
+    Args:
+        content: what the file holds.
+        branch: which of several networks to take: ``base_encoder`` (default) or
+            ``momentum_encoder`` of MoCo v3, ``teacher`` (default) or ``student`` of DINO,
+            ``target_encoder`` (default) or ``encoder`` of MSN, else the entry's name, such as
+            ``model_ema``.
+        where: the file, for complaints.
+
+    Raises:
+        UserError: there are no weights, or no such branch, or several and it is not said which.
+    """
+    leaves = _by_name(_leaves(content), where)
+    tensors = [leaf for leaf in leaves.values() if isinstance(leaf.value, Tensor)]
+    require(bool(tensors), f"{where} holds no weights but {_listed(content)}")
+    found = {m[1]: leaf for name, leaf in leaves.items() if (m := _PATCHES.fullmatch(name))}
+    require(
+        bool(found),
+        f"{where} holds no Vision Transformer under known names: its first key is "
+        f"{tensors[0].key!r}, and 'patch_embed.proj.weight' is missing",
+    )
+    prefix = _choose(list(found), branch, where)
+    entry = found[prefix].entry
+    is_of_transformers = "embeddings.patch_embeddings." in found[prefix].key
+    if is_of_transformers:
+        prefix = re.sub(r"(^|\.)vit\.$", r"\1", prefix)  # beside it is the decoder
+    own, outside = dict[str, _Leaf](), dict[str, _Leaf]()
+    for name, leaf in leaves.items():
+        is_own = leaf.entry == entry and name.startswith(prefix)
+        (own if is_own else outside)[name.removeprefix(prefix) if is_own else name] = leaf
+
+    network = next((part for part in prefix.split(".") if part in _NETWORKS), "")
+    called = (prefix if len(found) > 1 else prefix.removeprefix(entry)).rstrip(".")
+    kind, heads = f"an encoder called {called}" if called else "", _VIT_HEADS
+    if is_of_transformers:
+        kind, own = "transformers", _renamed(own, _TRANSFORMERS, where)
+    elif network in ("base_encoder", "momentum_encoder"):
+        kind, heads = f"MoCo v3, {network.replace('_', ' ')}", _MOCO_HEADS
+        own |= _unknown_to_mocov3(outside, entry, own)
+    elif network:
+        kind = f"DINO, {network}"
+    if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in own):
+        own = _renamed(own, ((r"^blocks\.\d+\.(?=\d+\.)", "blocks."),), where)
+    own = _renamed(own, _GATED, where)
+    aside = {name: leaf for name, leaf in own.items() if _is_aside(name, leaf, where)}
+    state = {name: leaf.value for name, leaf in own.items() if name not in aside}
+    decoder = {}
+    if any(name.startswith("decoder_pred.") for name in state):
+        kind, heads = f"{kind}, MAE with its decoder".removeprefix(", "), _MAE_HEADS
+        state = _fuse_queries_keys_values(state)
+        decoder = {name: state.pop(name) for name in list(state) if _DECODER.fullmatch(name)}
+        lacking = sorted(_decoder_names(decoder) - decoder.keys())
+        require(not lacking, f"{where} holds a decoder that lacks {lacking[:1]}")
+    aside |= {name: own[name] for name in _OF_TRAINING if state.pop(name, None) is not None}
+    return Weights(
+        kind=kind or "timm's names",
+        encoder=_with_registers(_fuse_queries_keys_values(state)),
+        decoder=decoder,
+        heads=heads,
+        origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
+        without_prefix="register_tokens" in state,
+        left_out=_told(
+            [(_place(name, prefix), leaf) for name, leaf in outside.items()]
+            + [(name.partition(".")[0], leaf) for name, leaf in aside.items()]
+        ),
+    )
+
+
+def _leaves(content: Mapping[str, Any]) -> Iterator[_Leaf]:
+    """All values in a file, those in entries within entries too, each of them once."""
+    seen: set[int] = set()
+
+    def below(content: Mapping[Any, Any], entry: str, depth: int) -> Iterator[_Leaf]:
+        for key, value in content.items():
+            is_entry = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+            if is_entry and depth < _DEEPEST and id(value) not in seen:
+                seen.add(id(value))
+                yield from below(value, entry + _WRAPPERS.sub("", f"{key}."), depth + 1)
+            else:
+                yield _Leaf(entry, str(key), value)
+
+    return below(content, "", 0)
+
+
+def _by_name(leaves: Iterable[_Leaf], where: str) -> dict[str, _Leaf]:
+    found: dict[str, _Leaf] = {}
+    for leaf in leaves:
+        other = found.setdefault(leaf.name, leaf)
+        require(
+            other is leaf or not isinstance(leaf.value, Tensor),
+            f"{where}: {other.key!r} and {leaf.key!r} are both {leaf.name!r}",
+        )
+    return found
+
+
+def _choose(prefixes: Sequence[str], branch: str | None, where: str) -> str:
+    """The prefix of the branch asked for, or else of the one that may be taken unasked."""
+    if len(prefixes) == 1:
+        require(
+            branch is None or branch in prefixes[0].split("."),
+            f"{where} holds one network, so --branch {branch} means nothing; leave it out",
+        )
+        return prefixes[0]
+    named = dict(zip(_labels(prefixes), prefixes, strict=True))
+    defaults = [pair[0] for pair in _PAIRS if set(pair) == set(named)]
+    names = " and ".join(named)
+    require(
+        bool(branch or defaults),
+        f"{where} holds several networks: {names}; say which, e.g. --branch {next(iter(named))}",
+    )
+    chosen = branch or defaults[0]
+    require(chosen in named, f"{where} has no branch {branch!r}; it has {names}")
+    return named[chosen]
+
+
+def _labels(prefixes: Sequence[str]) -> list[str]:
+    """What tells prefixes apart, without what all of them begin or end with."""
+    parts = [prefix.split(".")[:-1] for prefix in prefixes]
+    for end in (0, -1):
+        while all(parts) and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                part.pop(end)
+    return [".".join(part) or whole or "top" for part, whole in zip(parts, prefixes, strict=True)]
+
+
+def _unknown_to_mocov3(
+    outside: Mapping[str, _Leaf], entry: str, own: Mapping[str, _Leaf]
+) -> dict[str, _Leaf]:
+    """What lies beside an encoder of MoCo v3, whose files' content is known in full, and is not.
+
+    Known are a predictor, and the other encoder, which has what this one has.
+    """
+    unknown = {}
+    for name, leaf in outside.items():
+        if leaf.entry == entry and isinstance(leaf.value, Tensor):
+            rest = re.sub(r"^(base_encoder|momentum_encoder)\.", "", name.removeprefix(entry))
+            if rest not in own and not _HEAD.fullmatch(rest):
+                unknown[leaf.key] = leaf
+    return unknown
+
+
+def _is_aside(name: str, leaf: _Leaf, where: str) -> bool:
+    """Whether what lies beside an encoder's weights is not one of them: a head, a plain number.
+
+    Raises:
+        UserError: it is a tensor of a kind that weights have not.
+    """
+    value = leaf.value
+    if isinstance(value, Tensor):
+        is_number = "." not in name and name not in _OF_ENCODER and value.shape in _NUMBERS
+        return is_number or bool(_HEAD.fullmatch(name))
+    is_tensor = isinstance(value, Left) and "tensor" in value.name
+    require(
+        not is_tensor,
+        f"{where}: {leaf.key!r} holds no weights but {getattr(value, 'name', '')}",
+    )
+    return True
+
+
+def _place(name: str, prefix: str) -> str:
+    """Where something lies, as far as it leaves an encoder's own prefix."""
+    parts = name.split(".")
+    shared = 0
+    for part, own in zip(parts, prefix.split("."), strict=False):
+        if part != own:
+            break
+        shared += 1
+    return ".".join(parts[: shared + 1])
+
+
+def _told(left_out: Iterable[tuple[str, _Leaf]]) -> str:
+    tensors: Counter[str] = Counter()
+    for place, leaf in left_out:
+        tensors[place] += isinstance(leaf.value, Tensor)
+    told = [f"{place} (tensors: {count})" if count else place for place, count in tensors.items()]
+    more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+    return f"left out: {', '.join(told[:_SHOWN])}{more}" if told else ""
+
+
+def _with_registers(state: State) -> State:
+    """DINOv2's registers under timm's name.
+
+    They have no positions there. Where there are registers, timm has positions for patches alone,
+    and the class token's is added to the token.
+    """
+    if "register_tokens" not in state:
+        return state
+    changed = dict(state)
+    changed["reg_token"] = changed.pop("register_tokens")
+    changed["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+    changed["pos_embed"] = state["pos_embed"][:, 1:]
+    return changed
+
+
+def _renamed(
+    leaves: Mapping[str, _Leaf], rules: Iterable[tuple[str, str]], where: str
+) -> dict[str, _Leaf]:
+    """What is there, under other names; no two under one.
+
+    Args:
+        rules: pattern and replacement of each.
+    """
+    renamed: dict[str, _Leaf] = {}
+    for name, leaf in leaves.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        other = renamed.setdefault(name, leaf)
+        require(other is leaf, f"{where}: {other.key!r} and {leaf.key!r} are both {name!r}")
+    return renamed
+
+
+def is_mae_decoder(state: State) -> bool:
+    """Whether these are the weights of an MAE's decoder, and all of them."""
+    return bool(state) and state.keys() == _decoder_names(state)
+
+
+def _decoder_names(decoder: State) -> set[str]:
+    """What an MAE's decoder has, of as many blocks as there are."""
+    parts = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
+    modules = ["decoder_embed", "decoder_norm", "decoder_pred"]
+    modules += [f"decoder_blocks.{block}.{part}" for block in blocks for part in parts]
+    pairs = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    return pairs | {"mask_token", "decoder_pos_embed"}
+
+
+def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
+    """What a file tells of an MAE's pre-training, beside its weights.
+
+    The official code stores its flags as ``args``, and every decoder it makes has 16 heads and is
+    512 wide (``models_mae.py``, facebookresearch/mae ``efb2a80``).
+    """
+    told = content.get("args")
+    known: dict[str, Any] = {}
+    if isinstance(told, Mapping):
+        if isinstance(told.get("norm_pix_loss"), bool):
+            known["norm_pix_loss"] = told["norm_pix_loss"]
+        if isinstance(told.get("mask_ratio"), float):
+            known["mask_ratio"] = told["mask_ratio"]
+    bias = decoder.get("decoder_embed.bias")
+    if bias is not None and bias.shape == (512,):
+        known["decoder_heads"] = 16
+    return known
+
+
+def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> int | None:
+    """Attention heads as encoders of this kind, width and depth have them, if any does.
+
+    A ViT-S of MoCo v3 has 12, others 6, and MAE has none of its own. Files without these methods'
+    names around them are recognised by their fixed position embeddings.
+
+    Args:
+        first: the axis that position embeddings encode first, if they are sin-cos.
+    """
+    table = found.heads
+    if table is _VIT_HEADS and first:
+        table = _MOCO_HEADS if first == "row" else _MAE_HEADS
+    return table.get(width_depth)
+
+
+def to_transformers(state: State, decoder: State) -> dict[str, Tensor]:
+    """Weights under the names of transformers' ``ViTModel``, or ViTMAE where there is a decoder.
+
+    The names are those of the files on the Hugging Face hub, which every version reads.
+    """
+    prefix = "vit." if decoder else ""
+    renamed = {
+        prefix + new: value
+        for name, tensor in state.items()
+        for new, value in _transformers_items(name, tensor, "encoder.layer.")
+    }
+    for name, tensor in decoder.items():
+        for new, value in _transformers_items(name, tensor, "decoder_layers."):
+            renamed["decoder." + new] = value
+    return {name: value.contiguous() for name, value in renamed.items()}
+
+
+def _transformers_items(name: str, tensor: Tensor, layers: str) -> list[tuple[str, Tensor]]:
+    whole = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    block = re.fullmatch(r"(?:decoder_)?blocks\.(\d+)\.(.+)\.(weight|bias)", name)
+    if not block:
+        return [(whole.get(name, name), tensor)]
+    layer, part, kind = f"{layers}{block[1]}.", block[2], block[3]
+    if part == "attn.qkv":
+        parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+        return [(f"{layer}attention.attention.{who}.{kind}", value) for who, value in parts]
+    inner = {
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    return [(f"{layer}{inner[part]}.{kind}", tensor)]
+
+
+def _listed(content: Mapping[str, Any]) -> str:
+    kinds = [getattr(value, "name", type(value).__name__) for value in content.values()]
+    names = [f"{name!r} ({kind})" for name, kind in zip(content, kinds, strict=True)]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
+
+
+def _fuse_queries_keys_values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value as the one matrix ``qkv`` that timm and MAE have."""
+    fused = dict(state)
+    for name in state:
+        if ".attn.query." not in name:
+            continue
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in state for part in parts):
+            values = [fused.pop(part) for part in parts]
+            fused[name.replace(".query.", ".qkv.")] = torch.cat(values)
+    return fused

@@ -1,0 +1,209 @@
+"""Weights on disk. Loading runs no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssl_bench.distributed import collectives, strategy
+from ssl_bench.errors import UserError, first_line, is_of_memory, require
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.utils import pickled
+from ssl_bench.utils.files import atomic, load_json, write_json
+
+_SEAL = "ssl_bench"
+
+
+def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
+    """Write ``encoder.safetensors`` (timm key names) and ``encoder.json`` into the folder.
+
+    Every rank calls it, and rank 0 writes.
+    """
+    state = strategy.whole(encoder.state_dict())
+    if collectives.rank() != 0:
+        return
+    write(folder / "encoder.safetensors", state, _text(spec))
+    write_json(folder / "encoder.json", {**asdict(spec), "timm": spec.timm_arguments()})
+
+
+def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
+    """The encoder that `save` wrote into the folder.
+
+    Raises:
+        UserError: a file is missing, cut short or not as it was written, or the weights are
+            another encoder's.
+    """
+    try:
+        text = load_json(folder / "encoder.json")
+        weights, made_from = read_sealed(folder / "encoder.safetensors")
+        spec = EncoderSpec.of(text)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no readable encoder: {first_line(error)}") from error
+    require(
+        made_from in (None, _text(spec)),
+        f"{folder}: encoder.json is not as it was written with encoder.safetensors",
+    )
+    encoder = encoders.empty(spec)
+    load_strictly(encoder, weights, repr(str(folder / "encoder.safetensors")))
+    return encoder, spec
+
+
+def _text(spec: EncoderSpec) -> str:
+    return json.dumps(asdict(spec), sort_keys=True)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:
+    """Write a safetensors file that holds a digest of all that `read_sealed` gives back.
+
+    Others read it like any such file: the digest is in its metadata.
+
+    Args:
+        made_from: a text that the digest covers too.
+    """
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    # One entry of metadata: several would be in any order, and files of the same content differ.
+    seal = json.dumps({"made_from": made_from, "sha256": _sha256(plain, made_from)})
+    with atomic(path) as temporary:
+        save_file(plain, temporary, {_SEAL: seal})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a safetensors file, on the CPU, and what they were made from.
+
+    The latter is None where `write` did not write the file; then there is no digest to compare.
+
+    Raises:
+        ValueError: the content is not what was written.
+        SafetensorError: it is no such file, or is cut short.
+        OSError: the system cannot read it.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        seal = (file.metadata() or {}).get(_SEAL)
+    if seal is None:
+        return tensors, None
+    told = json.loads(seal)
+    if told["sha256"] != _sha256(tensors, told["made_from"]):
+        raise ValueError(f"{path.name} is damaged: it differs from its digest")
+    return tensors, told["made_from"]
+
+
+def _sha256(tensors: Mapping[str, Tensor], made_from: str) -> str:
+    sha256 = hashlib.sha256(made_from.encode())
+    for name, tensor in sorted(tensors.items()):
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def digest(encoder: VisionTransformer) -> str:
+    """SHA-256 of all weights and their names."""
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        sha256.update(name.encode())
+        sha256.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file of weights holds, tensors on the CPU. No code from it is run.
+
+    What a pickle holds beside tensors, plain values, lists and dictionaries is left aside (see
+    `pickled`). Check sums and digests are compared, where the file has any.
+
+    Raises:
+        UserError: it is no checkpoint, is damaged or cut short, or holds pickled code.
+    """
+    where = f"{str(path)!r}"
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        content = read_sealed(path)[0] if _is_safetensors(start) else pickled.read(path)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        problem = _problem(start, error)
+        raise UserError(f"{where} cannot be read as weights: {problem}") from error
+    kind = getattr(content, "name", type(content).__name__)
+    require(isinstance(content, dict), f"{where} holds no weights but a {kind}")
+    return content
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """A length of eight bytes, then JSON."""
+    return start[8:9] == b"{" and not start.startswith((b"PK", b"\x80"))
+
+
+def _problem(start: bytes, error: Exception) -> str:
+    """Why a file is no checkpoint."""
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page; the download went wrong"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of git-lfs; `git lfs pull` fetches the file itself"
+    if start.startswith(b"\x1f\x8b"):
+        return "it is compressed; gunzip it first"
+    if isinstance(error, pickled.Unreadable):
+        return str(error)
+    if is_of_memory(error):
+        return "it does not fit into the memory that is free"
+    if start.startswith((b"PK", b"\x80")) or _is_safetensors(start):
+        return "it is damaged or cut short; download or copy it again"
+    return "it is neither a PyTorch nor a safetensors file"
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    origin: Mapping[str, str] | None = None,
+    what: str = "encoder",
+) -> None:
+    """Load weights into a module, all of them or none.
+
+    Args:
+        where: what holds the weights, for complaints.
+        origin: names in the file, where they are others.
+        what: the module is, for complaints.
+
+    Raises:
+        UserError: a weight is missing, matches nothing, has another shape or holds no finite
+            numbers.
+    """
+    origin = origin or {}
+    expected = module.state_dict()
+    problems = [f"has {origin.get(name, name)!r} too" for name in state.keys() - expected.keys()]
+    problems += [f"lacks {name!r}" for name in expected.keys() - state.keys()]
+    problems += [
+        f"has {origin.get(name, name)!r} of shape {tuple(state[name].shape)}, "
+        f"not {tuple(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{where} is not that {what}: it {min(problems)}{more}")
+    for name, tensor in state.items():
+        is_count = name.endswith("num_batches_tracked")
+        require(
+            is_count or (tensor.is_floating_point() and bool(tensor.isfinite().all())),
+            f"{where}: {origin.get(name, name)!r} holds {_unlike_weights(tensor)}",
+        )
+    floats = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    module.load_state_dict(floats, assign=any(p.is_meta for p in module.parameters()))
+
+
+def _unlike_weights(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "values that are not finite"
+    return f"values of type {str(tensor.dtype).removeprefix('torch.')}, which are no weights"

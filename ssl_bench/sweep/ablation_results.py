@@ -1,0 +1,210 @@
+"""An ablation's cells run, and what came out: a table and a figure, beside the paper's numbers."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from ssl_bench.config.settings import Ablation
+from ssl_bench.experiment import figures
+from ssl_bench.experiment.baseline_table import headline
+from ssl_bench.experiment.commands import Run, console
+from ssl_bench.models import masking
+from ssl_bench.runs import run_folder
+from ssl_bench.sweep import in_turn
+from ssl_bench.sweep.ablation import Cell, Study, as_number
+from ssl_bench.utils.files import atomic, checked_name, write_json
+from ssl_bench.utils.formatting import cell
+
+_DEVIATION, _PAPER = " deviation", " of the paper"
+_LINE = 100
+
+
+def run(study: Study) -> Path:
+    """Run the cells, show them beside the paper's, draw them: ``ssl-bench ablate``.
+
+    Returns:
+        The folder with ``figure.png``, ``table.csv`` and ``cells.json``, which names the runs.
+
+    Raises:
+        UserError: a cell cannot be run; nothing has been trained then.
+    """
+    ablation = study.ablation
+    finished = in_turn.run([cell.words for cell in study.cells])
+    scores = collect(ablation, study.cells, finished)
+    table = tabulate(scores)
+    folder = study.runs_dir / "ablations" / _name(study, finished)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "cells.json", _provenance(study, finished))
+    with atomic(folder / "table.csv") as path:
+        table.map(cell).to_csv(path)
+    title = f"{study.method}: {ablation.title}"
+    plans = [run_folder.plan_of(run.folder) for run in finished]
+    ours = f"ours: {setting(plans, study.constant)}"
+    paper = f"paper ({ablation.source}): {ablation.setting}"
+    note = " ".join(filter(None, (ablation.note, _same_share(study, plans))))
+    figures.ablation(
+        scores,
+        title,
+        study.name,
+        (textwrap.fill(ours, _LINE), textwrap.fill(paper, _LINE)),
+        note,
+        is_numeric=bool(ablation.flag),
+        output=folder / "figure.png",
+    )
+    console.print(_as_rich(table, title))
+    for line in filter(None, (ours, paper, note)):
+        console.print(line)
+    console.print(f"figure, table and runs: {folder}", soft_wrap=True)
+    return folder
+
+
+def collect(ablation: Ablation, cells: Sequence[Cell], finished: Sequence[Run]) -> pd.DataFrame:
+    """Every score: columns ``value``, ``source`` (ours, paper), ``evaluation``, ``score``.
+
+    There is a row of ours for each seed. The paper's values are all there, run here or not, and
+    numeric ones are in order.
+    """
+    rows = [
+        (cell.value, "ours", record["eval"], headline(record["scores"]))
+        for cell, run in zip(cells, finished, strict=True)
+        for record in run.records
+    ]
+    labels = [as_number(value) for value in ablation.values] or list(ablation.cells)
+    for evaluation in dict.fromkeys(row[2] for row in rows):
+        for known, paper in ablation.paper.items():
+            if evaluation.startswith(known):
+                rows += [
+                    (label, "paper", evaluation, score)
+                    for label, score in zip(labels, paper, strict=True)
+                ]
+    frame = pd.DataFrame(rows, columns=["value", "source", "evaluation", "score"])
+    order = list(dict.fromkeys([*labels, *frame["value"]]))
+    if ablation.flag:
+        order.sort(key=float)
+    return frame.sort_values("value", key=lambda column: column.map(order.index), kind="stable")
+
+
+def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row for each value: how many runs, and each evaluation's mean, deviation and paper."""
+    ours, paper = (scores[scores["source"] == source] for source in ("ours", "paper"))
+    table = pd.DataFrame(index=pd.Index(scores["value"].unique(), name="value"))
+    first = ours["evaluation"].iloc[0]
+    counts = ours[ours["evaluation"] == first].groupby("value").size()
+    table["runs"] = counts.reindex(table.index, fill_value=0)
+    for evaluation in ours["evaluation"].unique():
+        groups = ours[ours["evaluation"] == evaluation].groupby("value")["score"]
+        known = paper[paper["evaluation"] == evaluation].set_index("value")["score"]
+        table[evaluation] = groups.mean().round(4)
+        table[evaluation + _DEVIATION] = groups.std().round(4)
+        table[evaluation + _PAPER] = known
+    return table
+
+
+def _name(study: Study, finished: Sequence[Run]) -> str:
+    """A folder's name that no other runs or protocols share."""
+    content = [
+        [run.folder.name, [[r["eval"], r["protocol"], r["precision"]] for r in run.records]]
+        for run in finished
+    ]
+    data = run_folder.plan_of(finished[0].folder)["data"]
+    return checked_name(f"{study.name}-{data}-{run_folder.digest(content)}")
+
+
+def _provenance(study: Study, finished: Sequence[Run]) -> dict[str, Any]:
+    """Which runs and which results are behind each number."""
+    return {
+        "ablation": study.name,
+        "cells": [
+            {
+                "value": cell.value,
+                "command": shlex.join(["ssl-bench", "run", *cell.words]),
+                "run": run.folder.name,
+                "evals": {
+                    record["eval"]: {
+                        "protocol": record["protocol"],
+                        "seed": record["seed"],
+                        "precision": record["precision"],
+                        "scores": record["scores"],
+                    }
+                    for record in run.records
+                },
+            }
+            for cell, run in zip(study.cells, finished, strict=True)
+        ],
+    }
+
+
+def setting(plans: Sequence[Mapping[str, Any]], constant: Sequence[str]) -> str:
+    """What the runs have in common, and their seeds.
+
+    Args:
+        plans: of the runs.
+        constant: fields of the method's ``Config`` that are worth telling.
+    """
+    first, seeds = plans[0], dict.fromkeys(str(plan["seed"]) for plan in plans)
+    config = first["method_config"]
+    parts = [
+        f"{first['encoder']['backbone']}/{first['encoder']['patch_size']}",
+        f"{first['epochs']:.4g} epochs",
+        first["data"],
+        f"batch {first['batch_size']}",
+        *(f"{name.replace('_', ' ')} {_plain(config[name])}" for name in constant),
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}",
+    ]
+    return ", ".join(parts)
+
+
+def same_share(labels: Iterable[str], patches: int) -> str:
+    """Which shares of the patches hide the same number, for a reader; "" where none do."""
+    groups: dict[int, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        groups.setdefault(masking.count_kept(patches, float(label)), []).append(label)
+    return " ".join(
+        f"Of {patches} patches, {', '.join(group[:-1])} and {group[-1]} leave {kept} visible: "
+        f"one training under {len(group)} names."
+        for kept, group in groups.items()
+        if len(group) > 1
+    )
+
+
+def _same_share(study: Study, plans: Sequence[Mapping[str, Any]]) -> str:
+    if not study.ablation.share_of_patches:
+        return ""
+    encoder = plans[0]["encoder"]
+    patches = (encoder["image_size"] // encoder["patch_size"]) ** 2
+    return same_share([cell.value for cell in study.cells], patches)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _as_rich(table: pd.DataFrame, title: str) -> Table:
+    shown = Table(title=title)
+    shown.add_column("value")
+    evaluations = [name.removesuffix(_PAPER) for name in table if str(name).endswith(_PAPER)]
+    for who in ("ours", "paper"):
+        for evaluation in evaluations:
+            shown.add_column(f"{who}\n{evaluation}", justify="right")
+    for value, row in table.iterrows():
+        ours = [_score(row[name], row[name + _DEVIATION]) for name in evaluations]
+        paper = [_score(row[name + _PAPER], digits=1) for name in evaluations]
+        shown.add_row(str(value), *ours, *paper)
+    return shown
+
+
+def _score(mean: float, deviation: float = math.nan, digits: int = 2) -> str:
+    if math.isnan(mean):
+        return "-"
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}"

@@ -1,0 +1,1 @@
+"""Where the cells of a sweep run: Slurm, this machine, this process."""

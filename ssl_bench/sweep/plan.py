@@ -1,0 +1,186 @@
+"""From cells to what is known of them before they run: run folder, evaluations, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.cli import flags
+from ssl_bench.cli.argv import by_flag
+from ssl_bench.cli.flags import Request
+from ssl_bench.config.settings import Settings
+from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
+from ssl_bench.data import Dataset
+from ssl_bench.distributed.device import choose
+from ssl_bench.errors import UserError, require
+from ssl_bench.evaluation import runner
+from ssl_bench.experiment import commands
+from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.runs import index
+from ssl_bench.runs.run_folder import Plan
+from ssl_bench.sweep import estimate
+from ssl_bench.sweep.manifest import Entry, Stage
+from ssl_bench.sweep.spec.grid import Cell
+from ssl_bench.sweep.spec.values import in_order
+from ssl_bench.training import flops
+from ssl_bench.training.optim import Schedule
+from ssl_bench.utils import progress
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What cells that differ in the seed alone would train, with the seed of one of them."""
+
+    plan: Plan
+    steps: int
+    flops: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be submitted of a cell.
+
+    Attributes:
+        stages: one after the other.
+        after: the job under way that comes before them, if any.
+    """
+
+    entry: Entry
+    stages: tuple[Stage, ...]
+    after: str | None = None
+
+
+@dataclass
+class Planner:
+    """Plans cells, each data set read and each kind of step counted once.
+
+    Attributes:
+        paces: what the times of the planned cells follow from, for a person.
+    """
+
+    settings: SweepSettings
+    resources: ClusterSettings
+    runs_dir: Path
+    paces: dict[str, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._load = lru_cache(maxsize=2)(commands.load)
+        self._trainings: dict[str, _Training] = {}
+        has_runs = any(self.runs_dir.glob("*/config.json"))
+        self._index = index.load(self.runs_dir) if has_runs else None
+
+    def entries(self, cells: Sequence[Cell]) -> list[Entry]:
+        """What each cell would do.
+
+        Raises:
+            UserError: one is impossible.
+        """
+        planned = []
+        every = [self._complete(cell.words) for cell in cells]
+        requests = flags.parse_runs(every)
+        with progress.bar("plan", len(cells)) as bar:
+            for cell, words in zip(cells, every, strict=True):
+                try:
+                    planned.append(self._entry(cell, words, next(requests)))
+                except UserError as error:
+                    raise UserError(f"cell {cell.label!r} is impossible: {error}") from error
+                bar.update(len(planned), cell.label)
+        return planned
+
+    def notes(self, work: Iterable[Work]) -> list[str]:
+        """What to know about the times of what is to be done."""
+        known, unknown = False, False
+        for each in work:
+            seconds = {
+                "pretrain": each.entry.pretrain_seconds,
+                "evaluate": each.entry.eval_seconds,
+            }
+            unknown = unknown or any(seconds[stage] is None for stage in each.stages)
+            known = known or ("pretrain" in each.stages and bool(seconds["pretrain"]))
+        found = [f"time by the pace of {'; '.join(self.paces)}"] if known else []
+        if unknown:
+            found.append(
+                "where the time is ?, no finished run of such a training or evaluation tells it"
+            )
+        return found
+
+    def _entry(self, cell: Cell, words: tuple[str, ...], request: Request) -> Entry:
+        settings: Settings = request.settings
+        require(
+            not settings.budget_time,
+            "--budget-time is measured by each run for itself, which then is another run than was "
+            "planned; --budget-flops would work",
+        )
+        data = self._data(request)
+        training = self._training(request, data)
+        plan = replace(training.plan, seed=settings.seed)
+        names = [plugin.name for plugin in request.evals]
+        return Entry(
+            label=cell.label,
+            words=words,
+            run=plan.name,
+            evals={
+                plugin.name: runner.folder_name(plugin, config, data, plan.seed, plan.precision)
+                for plugin, config in request.evals.items()
+            },
+            steps=training.steps,
+            batch_size=plan.batch_size,
+            flops=training.flops,
+            pretrain_seconds=training.seconds,
+            eval_seconds=estimate.evaluation_seconds(names, data.name, self._index),
+            trial=cell.trial is not None,
+        )
+
+    def _training(self, request: Request, data: Dataset) -> _Training:
+        """What a cell and all that differ from it in the seed would train; checked once for all."""
+        first = replace(request.settings, seed=0)
+        alike = repr(replace(request, settings=first))
+        if alike not in self._trainings:
+            prepared = prepare_run(request, data)
+            plan, method = prepared.plan, prepared.method
+            steps = 0
+            if method.trains:
+                config = request.method_config
+                steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, config).steps
+            spec = plan.encoder
+            counted = steps * flops.of_step(method, spec, plan.batch_size)
+            pace = estimate.pace(plan, self._index) if counted else None
+            if pace:
+                self.paces[pace.basis] = None
+            seconds = counted / pace.rate if pace else None if counted else 0.0
+            self._trainings[alike] = _Training(plan, steps, counted, seconds)
+        return self._trainings[alike]
+
+    def _data(self, request: Request) -> Dataset:
+        return self._load(*commands.source_of(request.settings))
+
+    def _complete(self, words: Sequence[str]) -> tuple[str, ...]:
+        """The words with what would otherwise depend on the machine that reads them."""
+        groups = {group[0]: group for group in by_flag(words)}
+        if groups.get("--precision", ("", "auto"))[1] == "auto":
+            on_gpus = self.resources.gpus > 0
+            groups["--precision"] = "--precision", "bf16" if on_gpus else choose().precision
+        if self.resources.gpus > 1:
+            groups.setdefault("--devices", ("--devices", str(self.resources.gpus)))
+        return in_order(groups.values())
+
+
+def stage_words(entry: Entry, stage: Stage, devices: int) -> tuple[str, ...]:
+    """The words of ``ssl-bench run`` for one stage of a cell.
+
+    Args:
+        devices: of an evaluation.
+    """
+    groups: dict[str, Any] = {group[0]: group for group in by_flag(entry.words)}
+    if stage == "pretrain":
+        groups["--evals"] = "--evals", "none"
+    else:
+        for flag in ("--strategy", "--nodes", "--devices"):
+            groups.pop(flag, None)
+        if devices > 1:
+            groups["--devices"] = "--devices", str(devices)
+    return in_order(groups.values())

@@ -1,0 +1,1 @@
+"""Pre-training: loop, optimisers, schedules, states, budget, FLOPs."""

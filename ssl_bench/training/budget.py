@@ -1,0 +1,163 @@
+"""How long a training is, where a budget says so: FLOPs, time, or those of another run."""
+
+from __future__ import annotations
+
+import copy
+import glob
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_bench.api.contract import Method
+from ssl_bench.config.settings import Settings
+from ssl_bench.data import Dataset
+from ssl_bench.distributed import collectives
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.errors import UserError, require
+from ssl_bench.models import encoders
+from ssl_bench.runs import run_folder
+from ssl_bench.runs.run_folder import Plan
+from ssl_bench.training import flops, gradients, pretrain
+from ssl_bench.training.optim import Schedule
+from ssl_bench.utils.rng import Draws
+
+_WARM_UP_STEPS, _STEPS, _MOST_SECONDS = 2, 12, 10.0
+
+
+def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
+    """What a run may cost, for its ``config.json``: ``flops``, or ``seconds`` on a ``device``.
+
+    None where there is no limit.
+
+    Raises:
+        UserError: the run to match does not exist, is not finished, or has no FLOPs recorded.
+    """
+    return collectives.from_first(lambda: _of(settings, hardware.name))
+
+
+def _of(settings: Settings, device: str) -> dict[str, Any] | None:
+    if settings.match:
+        folder = run_folder.find_trained(settings.runs_dir, settings.match)
+        counted = run_folder.facts(folder / "cost.json").get("flops")
+        why = "it trains nothing" if counted == 0 else "they were not counted when it was made"
+        require(bool(counted), f"run {folder.name!r} has no FLOPs to match: {why}")
+        return {"match": folder.name, "flops": counted}
+    if settings.budget_flops:
+        return {"flops": settings.budget_flops}
+    if settings.budget_time:
+        ranks = settings.devices * settings.nodes
+        name = f"{ranks} x {device}" if ranks > 1 else device
+        return {"seconds": settings.budget_seconds, "device": name}
+    return None
+
+
+def spend(
+    budget: dict[str, Any],
+    plan: Plan,
+    method: Method,
+    data: Dataset,
+    hardware: Hardware,
+    settings: Settings,
+) -> Plan:
+    """The plan with as many epochs as the budget pays for, in whole steps.
+
+    What a second buys is measured over a few steps, once: where a run is there already that got the
+    same time for the same thing on such a device, whatever its seed, its length is taken.
+
+    Args:
+        plan: its epochs are not looked at.
+
+    Raises:
+        UserError: not a single step can be paid for.
+    """
+    spec = plan.encoder
+    steps_per_epoch = Schedule.of(
+        len(data.train), plan.batch_size, 1, method.config
+    ).steps_per_epoch
+    price: float
+    if "flops" in budget:
+        price, unit = flops.of_step(method, spec, plan.batch_size), "FLOPs"
+    else:
+        earlier = collectives.from_first(lambda: _earlier(budget, plan, settings.runs_dir))
+        if earlier is not None:
+            return replace(plan, epochs=earlier)
+        at_once = settings.micro_batch_size
+        price, unit = seconds_per_step(method, data, plan, hardware, at_once), "seconds"
+    limit = budget[unit.lower()]
+    require(
+        limit >= price,
+        f"a budget of {limit:g} {unit} is less than the {price:.3g} of a single step of "
+        f"{plan.batch_size} images",
+    )
+    whole = int(limit) if unit == "FLOPs" else limit  # which floats count in whole steps no more
+    return replace(plan, epochs=pretrain.whole(int(whole // price) / steps_per_epoch))
+
+
+@contextmanager
+def settled(budget: Mapping[str, Any] | None, plan: Plan, runs_dir: Path) -> Iterator[Plan]:
+    """The plan, with the length that another process bought for the same time meanwhile, if any.
+
+    Processes that began together measured different seconds; until the end of the block, by when
+    the run folder is there for others to find, no other gets here.
+    """
+    if not budget or "seconds" not in budget:
+        yield plan
+        return
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with run_folder.held(runs_dir, wait=True):
+        earlier = _earlier(budget, plan, runs_dir)
+        yield plan if earlier is None else replace(plan, epochs=earlier)
+
+
+def seconds_per_step(
+    method: Method,
+    data: Dataset,
+    plan: Plan,
+    hardware: Hardware,
+    micro_batch_size: int | None = None,
+) -> float:
+    """The median time of a few steps of a copy of the method, data included; that of rank 0."""
+    spec, trial = plan.encoder, copy.deepcopy(method)
+    trial.to(hardware.device).train()
+    trial.before_training(data.train, spec, plan.seed)
+    replica, optimizer = pretrain.prepared(trial, hardware, spec)
+    schedule = Schedule.of(len(data.train), plan.batch_size, 1, trial.config)
+    own = collectives.share(plan.batch_size)
+    steps = (Draws(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS))
+    at_once = micro_batch_size or hardware.images_at_once(spec.patches)
+    encoders.keep_at_once(trial, None if trial.splits else micro_batch_size)
+    train, times = data.train.to(hardware.device), []
+    with closing(pretrain.batches(trial, train, spec, steps)) as source:
+        for step in range(_STEPS):
+            started = time.monotonic()
+            torch.manual_seed(pretrain.dropout_key(plan.seed, step))
+            gradients.backward(trial, next(source), hardware, at_once, replica).item()
+            optimizer.step()
+            optimizer.zero_grad()
+            trial.after_step((step + 1) / _STEPS)
+            times.append(collectives.decided(time.monotonic() - started))
+            if sum(times[_WARM_UP_STEPS:]) > _MOST_SECONDS:
+                break
+    return statistics.median(times[_WARM_UP_STEPS:])
+
+
+def _earlier(budget: Mapping[str, Any], plan: Plan, runs_dir: Path) -> float | None:
+    """The epochs of a run that was given the same time for the same thing, seeds aside."""
+    wanted = json.loads(json.dumps(asdict(plan)))
+    alike = wanted.keys() - {"epochs", "seed"}
+    start = glob.escape(f"{plan.method}-{plan.data}-seed")
+    for folder in sorted(runs_dir.glob(f"{start}*")):
+        try:
+            found = run_folder.plan_of(folder)
+        except UserError:
+            continue
+        if found.get("budget") == budget and all(found.get(n) == wanted[n] for n in alike):
+            return found["epochs"]
+    return None

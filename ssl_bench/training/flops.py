@@ -1,0 +1,111 @@
+"""Floating-point operations of a training step, counted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from dataclasses import fields
+from fractions import Fraction
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_bench.api.contract import Batch, Method
+from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.distributed import collectives
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.utils import rng
+from ssl_bench.utils.rng import Draws
+
+_OPTIMIZER = {field.name for field in fields(OptimizerConfig)}
+_counted: dict[Hashable, int] = {}
+
+
+def of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
+    """FLOPs of one step's forward and backward passes over a batch.
+
+    Those of matrix products and convolutions are counted (``torch.utils.flop_counter``), two for
+    each multiplication with its addition; element-wise operations and the optimiser are not.
+    Attention counts as the two products that it is, whatever kernel computes it, so that the number
+    is the same on every device.
+
+    A loss sees pairs of images at most, so that its cost is a polynomial of second degree in the
+    batch size: three small batches, really computed, tell it exactly.
+
+    Args:
+        method: a copy of it is used, on the CPU; any length of training takes the first step's
+            cost for every step.
+    """
+    if not method.trains:
+        return 0
+    what = _what_counts(method, spec, batch_size)
+    if what not in _counted:
+        _counted[what] = _of_step(method, spec, batch_size)
+    return _counted[what]
+
+
+def _what_counts(method: Method, spec: EncoderSpec, batch_size: int) -> Hashable:
+    """All that a step's FLOPs depend on: not on how large a step is taken."""
+    config = {k: v for k, v in vars(method.config).items() if k not in _OPTIMIZER}
+    parameters = [(name, p.shape, p.requires_grad) for name, p in method.named_parameters()]
+    return type(method), repr(config), repr(spec), batch_size, repr(parameters)
+
+
+def _of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
+    least = max(2, method.smallest_batch)
+    sizes = [least, 2 * least, 3 * least]
+    if batch_size <= sizes[-1]:
+        return _count(method, spec, batch_size)[0]
+    counts = [_count(method, spec, size)[0] for size in sizes]
+    return round(sum(counts[i] * _lagrange(sizes, i, batch_size) for i in range(len(sizes))))
+
+
+def terms_of_step(method: Method, spec: EncoderSpec) -> int:
+    """How many terms a method's loss has, as a small batch of a copy of it tells."""
+    return _count(method, spec, max(2, method.smallest_batch))[1]
+
+
+def _count(method: Method, spec: EncoderSpec, batch_size: int) -> tuple[int, int]:
+    """FLOPs and terms of a step, as one process takes it."""
+    trial, batch = trial_step(method, spec, batch_size)
+    terms = 0
+    with (
+        collectives.alone(),
+        torch.random.fork_rng(devices=[]),
+        FlopCounterMode(display=False) as counter,
+    ):
+        for term in trial.terms(batch):
+            term.backward()
+            terms += 1
+    return counter.get_total_flops(), terms
+
+
+def trial_step(
+    method: Method, spec: EncoderSpec, batch_size: int, label: int = 0
+) -> tuple[Method, Batch]:
+    """A copy of a method, and a batch of noise for it, all of one label, on the CPU."""
+    trial = copy.deepcopy(method).cpu().train()
+    for module in trial.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+    views = tuple(
+        torch.randn(
+            batch_size,
+            spec.channels,
+            recipe.size,
+            recipe.size,
+            generator=rng.generator("count", view),
+        )
+        for view, recipe in enumerate(trial.augmentations(spec.image_size))
+    )
+    labels_B = torch.full((batch_size,), label)
+    return trial, Batch(views, labels_B, Draws(0, 0, torch.arange(batch_size)))
+
+
+def _lagrange(sizes: list[int], which: int, at: int) -> Fraction:
+    """The weight of one of the points in the polynomial through all of them."""
+    weight = Fraction(1)
+    for other, size in enumerate(sizes):
+        if other != which:
+            weight *= Fraction(at - size, sizes[which] - size)
+    return weight

@@ -1,0 +1,75 @@
+"""The state of a pre-training on disk, which all ranks make together and go on from together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.distributed import collectives, strategy
+from ssl_bench.training import resume
+from ssl_bench.utils.files import atomic
+
+
+def save(
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    losses: Sequence[Tensor],
+    folder: Path,
+) -> None:
+    """Write ``checkpoint.pt`` in a run folder: rank 0 does, with what it gathers from all ranks.
+
+    Args:
+        step: how many are done.
+        seconds: of all devices so far.
+        losses: on this rank, of the steps that ``metrics.jsonl`` does not count in yet.
+    """
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "losses": collectives.mean(torch.stack(list(losses))) if losses else torch.empty(0),
+        "method": strategy.whole(method.state_dict()),
+        "optimizer": strategy.whole(optimizer.state_dict()),
+    }
+    if collectives.rank() == 0:
+        resume.save(folder / "checkpoint.pt", state)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run folder, nothing if there is none; records of later steps are removed.
+
+    Raises:
+        UserError: it cannot be read, or a rank does not see it.
+    """
+    return resume.load_on_all(folder / "checkpoint.pt", lambda: _last_state(folder))
+
+
+def _last_state(folder: Path) -> dict[str, Any]:
+    """`read`, where there is one rank."""
+    path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    state = resume.load(path)
+    if not state:
+        metrics.unlink(missing_ok=True)
+        return {}
+    # Without its records, a training goes on all the same; its curve begins later.
+    text = metrics.read_text("utf-8", errors="replace") if metrics.exists() else ""
+    lines = text.splitlines(keepends=True)
+    with resume.readable(path), atomic(metrics) as temporary:
+        kept = "".join(line for line in lines if _step_of(line) <= state["step"])
+        temporary.write_text(kept, "utf-8")
+    return state
+
+
+def _step_of(line: str) -> float:
+    """Of a record; infinite where the line is not whole."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf

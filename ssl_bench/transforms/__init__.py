@@ -1,0 +1,1 @@
+"""From stored images to the views that a training step sees."""

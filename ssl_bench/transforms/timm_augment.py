@@ -1,0 +1,112 @@
+"""timm's RandAugment and random erasing, made functions of (seed, step, sample).
+
+timm draws from the global generators of Python, NumPy and torch. Here these are seeded for each
+image, and put back afterwards.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import auto_augment
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from ssl_bench.transforms import functional
+from ssl_bench.utils.rng import Draws, key
+
+
+def rand_augment(images_BCHW: Tensor, policy: str, fill: Sequence[float], draws: Draws) -> Tensor:
+    """RandAugment (Cubuk et al., arXiv:1909.13719) as timm does it, image by image on the CPU.
+
+    With timm's settings for training on ImageNet: bicubic, shifts of up to 0.45 of the size.
+
+    Args:
+        images_BCHW: float32 in [0, 1] of 1 or 3 channels; a grey image goes through as RGB.
+        policy: what ``timm.data.auto_augment.rand_augment_transform`` takes, as
+            ``rand-m9-mstd0.5-inc1``.
+        fill: colour of what was outside the image, in [0, 1], for one channel or three.
+        draws: one row per image.
+
+    Returns:
+        float32 in [0, 1], multiples of 1 / 255, on the images' device.
+    """
+    height, width = images_BCHW.shape[2:]
+    colour = [min(255, round(255 * value)) for value in fill]
+    settings = {
+        "translate_const": int(min(height, width) * 0.45),
+        "img_mean": tuple(colour * 3 if len(colour) == 1 else colour),
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    transform = rand_augment_transform(policy, settings)
+    for operation in transform.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    mode = "L" if images_BCHW.shape[1] == 1 else "RGB"
+    bytes_BHWC = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    views = []
+    with _seeded_apart() as seed:
+        for image_HWC, number in zip(bytes_BHWC, _keys(draws, "rand augment"), strict=True):
+            seed(number)
+            image = Image.fromarray(image_HWC.squeeze(-1) if mode == "L" else image_HWC)
+            view = np.array(transform(image.convert("RGB")).convert(mode))
+            views.append(torch.from_numpy(view.reshape(height, width, -1)))
+    views_BCHW = torch.stack(views).permute(0, 3, 1, 2).contiguous()
+    return functional.to_float(views_BCHW.to(images_BCHW.device))
+
+
+def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    """Keep that many bits. None, at timm's full magnitude, is black: newer Pillows refuse it."""
+    if bits == 0:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits, **settings)
+
+
+def random_erase(images_BCHW: Tensor, probability: float, draws: Draws) -> Tensor:
+    """Random erasing (Zhong et al., arXiv:1708.04896) as timm does it, image by image on the CPU.
+
+    A rectangle of 2 to 33 % of a normalised image is filled with normal noise.
+
+    Args:
+        images_BCHW: normalised float32; not changed.
+        probability: share of the images to erase in, in [0, 1].
+        draws: one row per image.
+    """
+    erase = RandomErasing(probability, mode="pixel", max_count=1, device="cpu")
+    erased_BCHW = torch.empty_like(images_BCHW, device="cpu").copy_(images_BCHW)
+    with _seeded_apart() as seed:
+        for image_CHW, number in zip(erased_BCHW, _keys(draws, "random erasing"), strict=True):
+            seed(number)
+            erase(image_CHW)
+    return erased_BCHW.to(images_BCHW.device)
+
+
+def _keys(draws: Draws, purpose: str) -> list[int]:
+    """A number for each sample, to seed a generator with."""
+    coordinates = draws.seed, draws.scope + purpose, draws.step
+    return [key(*coordinates, sample) for sample in draws.samples_B.tolist()]
+
+
+@contextmanager
+def _seeded_apart() -> Iterator[Callable[[int], None]]:
+    """What seeds the global generators that timm draws from; they are put back at the end."""
+
+    def seed(number: int) -> None:
+        random.seed(number)
+        np.random.seed(number % 2**32)
+        torch.default_generator.manual_seed(number)
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield seed
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,110 @@
+"""Stored arrays, which may be damaged, or anything under that name."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.utils.files import Absent, Unreadable, load_bytes, load_json, sha256_of
+
+_LARGEST = 2**30
+"""Bytes of all arrays of a file: features of 33 blocks, 1280 wide, of 2,000 images are a sixth."""
+_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_NUMBERS = "biuf"
+
+
+def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Everything in an ``.npz`` file; nothing where the file or an array of these names is missing.
+
+    Nothing is unpickled, and no more memory is asked for than the file has bytes for.
+
+    Raises:
+        UserError: it cannot be read, is not what was stored, as the record beside it says, or holds
+            something else than numbers.
+    """
+    try:
+        content = load_bytes(path, _LARGEST)
+        check_digest(path, _record_beside(path), content)
+        with _opened(content) as archive:
+            if not set(names) <= set(_names(archive)):
+                return {}
+            _check(archive)
+            arrays = (npy.read_array(archive.open(entry)) for entry in archive.infolist())
+            return dict(zip(_names(archive), arrays, strict=True))
+    except Absent:
+        return {}
+    except UserError:
+        raise
+    # One wrong byte, by where it is: zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
+    except Exception as error:
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def names(path: Path) -> frozenset[str]:
+    """The names of the arrays in an ``.npz`` file, which are not read; none where there is no file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with _opened(load_bytes(path, _LARGEST)) as archive:
+            return frozenset(_names(archive))
+    except Absent:
+        return frozenset()
+    except Exception as error:
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def _opened(content: bytes) -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(content))
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _check(archive: zipfile.ZipFile) -> None:
+    """Raise `Unreadable` where what a file says of its arrays is not so, before memory is asked."""
+    entries = archive.infolist()
+    if (total := sum(entry.file_size for entry in entries)) > _LARGEST:
+        raise Unreadable(f"it unfolds to {total:,} bytes")
+    for entry in entries:
+        with archive.open(entry) as member:
+            shape, _, dtype = _READERS[npy.read_magic(member)](member)
+            if dtype.kind not in _NUMBERS:
+                raise Unreadable(f"{entry.filename!r:.60} holds {str(dtype)!r:.60} and no numbers")
+            if math.prod(shape) * dtype.itemsize != entry.file_size - member.tell():
+                raise Unreadable(f"{entry.filename!r:.60} is not of the size that it says")
+
+
+def _record_beside(path: Path) -> Any:
+    try:
+        return load_json(path.with_name("scores.json"))
+    except Unreadable:
+        return None  # a damaged record is reported where records are read
+
+
+def check_digest(path: Path, record: Any, content: bytes | None = None) -> None:
+    """Raise `UserError` unless a file is what the record beside it says that was stored.
+
+    Records of older versions give no digests, and nothing is checked.
+
+    Args:
+        content: of the file, where it has been read already.
+    """
+    digests = record.get("digests") if isinstance(record, dict) else None
+    wanted = digests.get(path.name) if isinstance(digests, dict) else None
+    if wanted is None:
+        return
+    require(path.is_file(), f"{str(path)!r} is missing")
+    found = sha256_of(path) if content is None else hashlib.sha256(content).hexdigest()
+    require(found == wanted, f"{str(path)!r} is damaged: its digest is not the one in scores.json")

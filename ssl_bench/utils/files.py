@@ -1,0 +1,314 @@
+"""Files that are whole or absent, and files that may be anything."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.utils import locks
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # asked once, as asking sets it for a moment, for every thread
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+_TEMPORARY_FOLDER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
+LARGEST = 64 * 2**20
+"""Bytes of a text file that are read; what is written here is a thousandth of it."""
+_PAGE = 4096
+_LONGEST_NAME = 255
+_MOST_DIGITS = 300
+_DEEPEST = 64
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+class Unreadable(ValueError):
+    """A file cannot be used; the message is the reason, in a few words without the file's name."""
+
+
+class Absent(Unreadable, FileNotFoundError):
+    """There is no such file."""
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of ``path`` once the block has succeeded.
+
+    A process killed at any moment leaves either the old file or the new one, and so does a power
+    failure; after the block, the new one. Whoever may read a new file here may read this one,
+    whatever its writer thinks (safetensors: nobody else).
+    """
+    # Processes on several machines may share a folder, and a number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_inside(home: Path, folder: Path) -> None:
+    """Make a folder inside of a run's, but never the run's own, which may have been removed.
+
+    Raises:
+        UserError: the run's folder is not there.
+    """
+    require(home.is_dir(), f"run folder {str(home)!r} is not there any more")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder and below, where no other writes."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, for the block to rename to it; gone afterwards.
+
+    Its name ends in ``.tmp``. What is in the way may be renamed to the same name with ``.old``,
+    which is gone afterwards, too. What killed writers of the same path left is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    lock = new.with_suffix(".lock")
+    with ExitStack() as stack:
+        with suppress(UserError):  # without locks, what a killed writer leaves stays
+            stack.enter_context(locks.taken(lock, 0))
+        try:
+            new.mkdir()
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(new.with_suffix(".old"), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of a `temporary_folder` left; those who live hold a lock.
+
+    An older folder that one had moved out of the way comes back where nothing took its place.
+    """
+    with suppress(OSError):
+        for left in list(path.parent.iterdir()):
+            found = _TEMPORARY_FOLDER.fullmatch(left.name)
+            if not found or found["name"] != path.name or left.is_symlink() or not left.is_dir():
+                continue
+            lock = left.with_suffix(".lock")
+            with suppress(UserError), locks.taken(lock, 0) as is_abandoned:
+                if not is_abandoned:
+                    continue
+                if found["kind"] == "old" and not path.exists():
+                    left.rename(path)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlast a power failure.
+
+    What a new file replaces, a checkpoint after the last weights, is deleted once it is there, and
+    the order in which a file system stores two names is its own.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot, and do not need to.
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write a file into the user's error."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(f"cannot write {str(path)!r}: {reason}") from error
+
+
+def readable(path: str | Path) -> str:
+    """A path as text that any file, archive and terminal takes.
+
+    Bytes that are no UTF-8, as old archives leave them in names, and control characters are written
+    out: ``caf\\xe9.png``.
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path | str) -> Any:
+    """Read a JSON file that may come from anybody.
+
+    The values are not checked: a float may be infinite or NaN, and a text may hold characters that
+    no terminal should be shown (see `formatting.plain`).
+
+    Raises:
+        Unreadable: it is no regular file, is too large, or holds no JSON: no UTF-8, too deep, a
+            name twice in one object, a whole number that no float is as large as.
+        Absent: there is none.
+    """
+    return parse_json(load_bytes(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`load_json` of what has been read already.
+
+    Raises:
+        Unreadable: as there.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        content = _DECODER.decode(text)
+    except RecursionError:
+        raise Unreadable("it is nested too deep") from None
+    except UnicodeDecodeError:
+        raise Unreadable("it is no text in UTF-8") from None
+    except Unreadable:
+        raise
+    except ValueError as error:
+        raise Unreadable(first_line(error)) from None
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(content) > _DEEPEST:
+        raise Unreadable("it is nested too deep")
+    return content
+
+
+def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -> bytes:
+    """The content of a regular file; anything else, which may never end, is not waited for.
+
+    Args:
+        most: bytes that it may have.
+        tail: read only that many bytes, of its end.
+
+    Raises:
+        Unreadable: it is no regular file, has more bytes, or the system refuses.
+        Absent: there is none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("it is no regular file")
+            if tail is not None:
+                most = min(tail, status.st_size)
+                os.lseek(descriptor, -most, os.SEEK_END)
+            content = bytearray()
+            # The size may be a lie (/proc), and the file may grow meanwhile.
+            while part := os.read(descriptor, min(max(status.st_size, _PAGE), most) + 1):
+                content += part
+                if len(content) > most:
+                    break
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        kind = Absent if error.errno in _ABSENT else Unreadable
+        raise kind(error.strerror or first_line(error)) from None
+    except ValueError as error:  # a name with a null character
+        raise error if isinstance(error, Unreadable) else Absent(first_line(error)) from None
+    if len(content) > most and tail is None:
+        raise Unreadable(f"it has more than {most:,} bytes")
+    return bytes(content[:most])
+
+
+def leads_out(path: Path | str, home: Path | str) -> bool:
+    """Whether links on the way from a folder to what lies below it lead out of that folder."""
+    below = os.path.realpath(path)
+    return os.path.commonpath([below, real := os.path.realpath(home)]) != real
+
+
+def strange(home: Path) -> list[str]:
+    """What is below a folder and is not read: links that lead out, and pipes and the like.
+
+    Returns:
+        A line for each.
+    """
+    found = []
+    for folder, folders, names in os.walk(home):
+        for name in (*folders, *names):
+            path = os.path.join(folder, name)
+            below = os.path.relpath(path, home)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode) and leads_out(path, home):
+                found.append(f"{below} leads out of the folder by a link")
+            elif not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                found.append(f"{below} is no regular file")
+    return sorted(found)
+
+
+def checked_name(name: str) -> str:
+    """The name, which can be that of a file or folder in a place of our choosing, and nowhere else.
+
+    Raises:
+        UserError: it would lead elsewhere, or no file system takes it.
+    """
+    is_one = os.path.basename(name) == name and name not in ("", ".", "..") and "\0" not in name
+    size = len(os.fsencode(name)) if is_one else 0
+    if not 0 < size <= _LONGEST_NAME:
+        raise UserError(f"{name!r:.300} cannot be the name of a folder")
+    return name
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name in found if sum(name == each for each, _ in pairs) > 1)
+        raise Unreadable(f"it has {twice!r:.60} twice")
+    return found
+
+
+def _depth(content: Any) -> int:
+    """How deep the lists and objects of JSON are nested, found without recursion."""
+    depth, level = 0, [content]
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]:
+        depth += 1
+    return depth
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise Unreadable(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)  # made once: that is slow
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,120 @@
+"""Locks on folders, of processes that may be killed: ``flock`` on a file ``.lock`` in them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ssl_bench.errors import require
+from ssl_bench.utils import progress
+
+_SECONDS_TO_LOOK = 0.5
+"""How long to try for a lock: whoever asks whether it is held holds it for an instant."""
+_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two tries, at first and of one who waits: a file server may be asked by many."""
+_ITSELF = os.O_NONBLOCK | os.O_NOFOLLOW
+"""Open the lock's own file: nothing that a link leads to, and no pipe that waits for a writer."""
+_HELD = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+@contextmanager
+def held(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of such a block meanwhile, on other machines too.
+
+    However this process ends, the lock is gone with it.
+
+    Args:
+        wait: until another process is done, instead of giving up.
+
+    Raises:
+        UserError: another process is at it, or the file system has no locks.
+    """
+    with _opened(folder / ".lock") as descriptor:
+        _wait(descriptor, folder, wait)
+        yield
+
+
+@contextmanager
+def taken(path: Path, seconds: float) -> Iterator[bool]:
+    """Hold the lock that is a file, made if need be, meanwhile: whether it could be had so soon.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    with _opened(path) as descriptor:
+        give_up = time.monotonic() + seconds
+        while not (mine := _try(descriptor, path.parent)) and time.monotonic() <= give_up:
+            time.sleep(_PAUSE)
+        yield mine
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The file of a lock, made if need be; whatever lock is had by then ends with the block."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _ITSELF, 0o666)
+    try:
+        yield descriptor
+    finally:
+        # Not by closing alone, as a process that was forked meanwhile has the file open, too.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, folder: Path, wait: bool) -> None:
+    give_up, pause, told = time.monotonic() + _SECONDS_TO_LOOK, _PAUSE, False
+    while not _try(descriptor, folder):
+        if time.monotonic() > give_up:
+            require(
+                wait,
+                f"run {str(folder)!r} is in use by another process; wait for it, or let --wait do "
+                "so",
+            )
+            if not told:
+                note = f"waiting for another process, which works in {str(folder)!r}"
+                progress.console.print(note, soft_wrap=True)
+            told, pause = True, min(2 * pause, _LONGEST_PAUSE)
+        time.sleep(pause)
+
+
+def _try(descriptor: int, folder: Path) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        require(
+            error.errno not in _NO_LOCKS,
+            f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
+            "two processes from one run; a --runs-dir elsewhere would work",
+        )
+        if error.errno not in _HELD:
+            raise
+    return False
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is at such a block. Leaves no file behind and needs no right to
+    write."""
+    return is_held(folder / ".lock")
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock that is that file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _ITSELF)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _HELD
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,72 @@
+"""How long work shows itself: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ssl_bench.utils.terminal import Console
+
+console = Console(stderr=True)
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+class Bar:
+    """One piece of work under way."""
+
+    def __init__(self, title: str, total: int, progress: Progress | None) -> None:
+        self._title, self._total, self._progress = title, total, progress
+        self._task = progress.add_task(title, total=total, note="") if progress else None
+        self._started = self._printed = time.monotonic()
+        self._done_before: int | None = None
+
+    def of(self, done: int, total: int) -> None:
+        """Say how much of how much is done, where the total was not known before."""
+        self._total = total
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, total=total)
+        self.update(done)
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say how much is done, and whatever else is worth seeing."""
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+            return
+        if self._done_before is None:
+            self._done_before = done
+        now = time.monotonic()
+        if now - self._printed > _SECONDS_BETWEEN_LINES and done:
+            self._printed = now
+            before = self._done_before or 0
+            left = (now - self._started) * (self._total - done) / max(1, done - before)
+            line = f"{self._title} {done}/{self._total} {note} {left:.0f} s left"
+            console.print(line)
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Bar]:
+    """A progress bar for ``total`` steps of work."""
+    if not console.is_terminal:
+        yield Bar(title, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, expand=True, transient=True) as progress:
+        yield Bar(title, total, progress)
