@@ -6,8 +6,8 @@ lock where they work. Nothing depends on how many threads there are.
 A streamed data set has another fingerprint than the same one in memory, as training crops whole
 photographs of it (`ssl_bench.transforms.loader`), and stored squares there. It is a hash of the
 labels, the class names, the squares' size, and of each image's length and bytes; of the bytes of a
-JPEG of more than 64 KiB, 16 KiB at the start, in the middle and at the end, as an edited one is compressed into
-other bytes, of another number. The names of files do not count.
+JPEG of more than 64 KiB, 16 KiB at the start, in the middle and at the end, as an edited one
+is compressed into other bytes, of another number. The names of files do not count.
 
 Before anything is trained on such a data set, all of its images are decoded once, see `survey`, so
 that what is broken shows then; and as its images are known by the fingerprint, not again.
