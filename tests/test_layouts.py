@@ -220,6 +220,27 @@ def test_tables_beside_image_files(tmp_path: Path) -> None:
     assert len(loaded.train) + len(loaded.test) == 12 and "32 image files" in said(loaded)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("seg_train/seg_train", "seg_test/seg_test"), ("train/images", "val/images")],
+)
+def test_classes_may_lie_one_folder_deeper_in_each_split(
+    tmp_path: Path, train: str, test: str
+) -> None:
+    inside = [f"{split}/{name}" for split in (train, test) for name in ("forest", "sea")]
+    root = folders(tmp_path / "d", *inside)
+    loaded = data.load(str(root))
+    assert loaded.classes == ("forest", "sea")
+    assert (len(loaded.train.labels_N), len(loaded.test.labels_N)) == (16, 16)
+
+    folders(root, "predict/predict")
+    outer = [Path(each).parts[0] for each in (train, test)]
+    again = data.load(f"{root}@{'+'.join(outer)}")
+    assert again.fingerprint == loaded.fingerprint
+    assert "predict (8 images)" in said(again)
+    assert f"{outer[0]} (" not in said(again)
+
+
 # ---- files that are splits
 
 

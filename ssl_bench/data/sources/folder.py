@@ -2,9 +2,10 @@
 
 Two layouts:
 
-- ``train/CLASS/*`` and ``test/CLASS/*``, under their usual names (see `splits`), or one folder
-  deeper. Without ``test``, or where it has no class folders, ``val`` is the test split; beside
-  ``test``, ``val`` is left out, since choices are made on a part of the train split.
+- ``train/CLASS/*`` and ``test/CLASS/*``, under their usual names (see `splits`), all of it or the
+  classes of each split one folder deeper. Without ``test``, or where it has no class folders,
+  ``val`` is the test split; beside ``test``, ``val`` is left out, since choices are made on a part
+  of the train split.
 - ``CLASS/*``. A fifth of the images is held out as the test split, by a hash of the path
   relative to the folder, so that adding images never moves another one.
 
@@ -64,7 +65,8 @@ def find(root: Path, choice: str = "") -> Listing:
         UserError: the folder can be read in several ways, there are no images, a class without
             images, a test class that train lacks, or an empty test split.
     """
-    layout = _chosen(root, choice) if choice else _by_name(root)
+    outer = _chosen(root, choice) if choice else _by_name(root)
+    layout = _unwrapped(outer)
     others: Counter[str] = Counter()
     train_files, unlabelled = _by_class(layout.train, others)
     if "" in train_files and layout.tests and not choice:
@@ -94,7 +96,7 @@ def find(root: Path, choice: str = "") -> Listing:
         _named(root, test) if test else "",
         classes,
         unlabelled,
-        list(_left_out(root, layout.train, test)),
+        list(_left_out(root, outer.train, layout.train, test)),
     )
     return Listing(
         readable(root.resolve().name),
@@ -175,11 +177,27 @@ def _inside(root: Path, only: Path) -> _Layout:
     )
 
 
+def _unwrapped(layout: _Layout) -> _Layout:
+    """The layout with the classes that lie in one more folder of each split, if they do."""
+    folders = (layout.train, *layout.tests)
+    inner = [_wrapped(folder) for folder in folders]
+    is_wrapped = layout.tests and inner[0] != layout.train
+    return _Layout(inner[0], tuple(inner[1:])) if is_wrapped and _share_names(folders) else layout
+
+
+def _wrapped(folder: Path) -> Path:
+    """The folder with several in it that is alone in this one; this one if there is none."""
+    inner = _folders(folder)
+    if len(inner) != 1 or _has_images(folder) or _has_images(inner[0]):
+        return folder
+    return inner[0] if len(_folders(inner[0])) > 1 else folder
+
+
 def _share_names(folders: Sequence[Path]) -> bool:
     """Whether folders have nothing but folders in them, of the same names: the shape of splits."""
     if len(folders) < 2 or any(_has_images(folder) for folder in folders):
         return False
-    names = [{inner.name for inner in _folders(folder)} for folder in folders]
+    names = [{inner.name for inner in _folders(_wrapped(folder))} for folder in folders]
     most = max(names, key=len)
     return len(most) > 1 and all(each and 2 * len(each & most) >= len(each) for each in names)
 
@@ -245,12 +263,17 @@ def _named(root: Path, split: Path) -> str:
     return "all images" if split == root else f"folder {shown([str(split.relative_to(root))])}"
 
 
-def _left_out(root: Path, train: Path, test: Path | None) -> Iterator[str]:
-    """What is in the folder, or in a split's, and of no split, with its number of images."""
+def _left_out(root: Path, outer: Path, train: Path, test: Path | None) -> Iterator[str]:
+    """What is in the folder, or in a split's, and of no split, with its number of images.
+
+    Args:
+        outer: the folder of the train split as the layout has it, around ``train`` or itself.
+    """
     used = [folder for folder in (train, test) if folder]
-    if train != root:
-        for folder in _folders(used[0].parent):
-            if folder not in used and (count := len(image_files(folder)[0])):
+    if outer != root:
+        for folder in _folders(outer.parent):
+            is_used = any(split.is_relative_to(folder) for split in used)
+            if not is_used and (count := len(image_files(folder)[0])):
                 yield f"folder {shown([str(folder.relative_to(root))])} ({many(count, 'image')})"
     for folder in used:
         if len(_folders(folder)) > 1 and (count := sum(1 for _ in _images_in(folder))):
