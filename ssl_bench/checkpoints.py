@@ -19,7 +19,7 @@ from ssl_bench import architecture, encoders, formats, weights
 from ssl_bench.architecture import Hints
 from ssl_bench.encoders import EncoderSpec
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.files import load_json
+from ssl_bench.files import checked_name, load_json
 from ssl_bench.formats import Weights
 
 _MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
@@ -270,7 +270,8 @@ def _shards(folder: Path, where: str) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.exists():
-            return [folder / shard for shard in sorted(set(_json(index)["weight_map"].values()))]
+            shards = sorted(set(_json(index)["weight_map"].values()))
+            return [folder / checked_name(shard) for shard in shards]
     raise UserError(f"{where} has neither model.safetensors nor pytorch_model.bin")
 
 
