@@ -33,7 +33,7 @@ from ssl_bench.analysis import report
 from ssl_bench.analysis.report import drawing
 from ssl_bench.api import registry
 from ssl_bench.errors import UserError
-from ssl_bench.models import weights
+from ssl_bench.models import checkpoints, weights
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder
 from ssl_bench.training import pretrain
@@ -376,6 +376,82 @@ def test_working_on_it_is_refused(
 ) -> None:  # fmt: skip
     plant(place)
     assert look(command, place, capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "plant", [lead_files_outside, lead_folders_outside, put_pipes_in_place_of_files]
+)
+def test_nobody_works_where_something_leads_out(
+    plant: Callable[[Place], None], place: Place
+) -> None:
+    plant(place)
+    (place.run / ".lock").unlink(missing_ok=True)
+    before = outside_of(place)
+    with limited(), pytest.raises(UserError, match="cannot be used"), run_folder.locked(place.run):
+        (place.run / "evals/new").mkdir(parents=True)
+    assert outside_of(place) == before
+
+
+def test_baselines_are_not_written_through_links(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--method", "random-init", "--data", str(small_data(place.home / "data"))]
+    words += ["--backbone", "vit_nano", "--evals", "knn", "--runs-dir", str(place.runs_dir)]
+    assert cli.main(words) == 0
+    [made] = place.runs_dir.glob("random-init-data-*")
+    [baseline] = place.runs_dir.glob("baselines/pixels-data-*")
+    shutil.rmtree(made / "evals")
+    shutil.rmtree(baseline / "evals")
+    (baseline / "evals").symlink_to(place.outside / "folder")
+    before = outside_of(place)
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    assert str(baseline) in capsys.readouterr().err
+    assert outside_of(place) == before
+
+
+def small_data(folder: Path) -> Path:
+    for split, value in (("train", 0), ("test", 99)):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(4):
+                color = (value + number, 200 * (label == "b"), 9 * number)
+                Image.new("RGB", (16, 16), color).save(folder / split / label / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["x.pth", "model.safetensors"])
+def test_weights_that_are_a_pipe_are_not_waited_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(path := tmp_path / name)
+    told = {"model_type": "vit", "image_size": 16, "patch_size": 4, "num_attention_heads": 2}
+    write_json(tmp_path / "config.json", told)
+    source = path if name == "x.pth" else tmp_path
+    words = ["eval", "--weights", str(source), "--data", "fashion-mnist", "--evals", "knn"]
+    with limited():
+        assert cli.main([*words, "--runs-dir", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and said.count("\n") == 1
+
+
+def test_shards_are_of_their_own_folder(place: Place) -> None:
+    save_file({"a": torch.ones(1)}, place.outside / "x.safetensors")
+    folder = place.home / "model"
+    folder.mkdir()
+    told = {"model_type": "vit", "image_size": 16, "patch_size": 4, "num_attention_heads": 2}
+    write_json(folder / "config.json", told)
+    index = {"weight_map": {"a": "../outside/x.safetensors"}}
+    write_json(folder / "model.safetensors.index.json", index)
+    with pytest.raises(UserError, match="outside"):
+        checkpoints.load_encoder(folder)
+
+
+def test_a_file_that_goes_meanwhile_is_not_strange(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "walk", lambda home: [(str(home), [], [".x.1-00000000.tmp"])])
+    assert files.strange(place.run) == []
 
 
 class TestTrust:

@@ -20,7 +20,7 @@ from ssl_bench.models import architecture, encoders, formats, weights
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.models.formats import Weights
-from ssl_bench.utils.files import load_json
+from ssl_bench.utils.files import checked_name, load_json
 
 _MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
 _log = logging.getLogger(__name__)
@@ -270,7 +270,8 @@ def _shards(folder: Path, where: str) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.exists():
-            return [folder / shard for shard in sorted(set(_json(index)["weight_map"].values()))]
+            shards = sorted(set(_json(index)["weight_map"].values()))
+            return [folder / checked_name(shard) for shard in shards]
     raise UserError(f"{where} has neither model.safetensors nor pytorch_model.bin")
 
 

@@ -20,7 +20,7 @@ from ssl_bench.errors import UserError, first_line, is_of_memory, require
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.utils import pickled
-from ssl_bench.utils.files import atomic, load_json, write_json
+from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
 _SEAL = "ssl_bench"
 
@@ -88,6 +88,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], str | None]:
         SafetensorError: it is no such file, or is cut short.
         OSError: the system cannot read it.
     """
+    require_regular(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         seal = (file.metadata() or {}).get(_SEAL)
@@ -127,11 +128,14 @@ def read(path: Path) -> dict[str, Any]:
     """
     where = f"{str(path)!r}"
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(64)
         content = read_sealed(path)[0] if _is_safetensors(start) else pickled.read(path)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
+    except Unreadable as error:
+        raise UserError(f"{where} cannot be read: {error}") from error
     except Exception as error:
         problem = _problem(start, error)
         raise UserError(f"{where} cannot be read as weights: {problem}") from error

@@ -161,10 +161,11 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         wait: until another process is done, instead of giving up.
 
     Raises:
-        UserError: another process holds the lock, the file system has no locks, or the folder was
-            removed or replaced in the meantime.
+        UserError: another process holds the lock, the file system has no locks, something in the
+            folder leads out of it, or the folder was removed or replaced in the meantime.
     """
     with held(folder, wait):
+        _require_own(folder)
         remove_temporary(folder)
         if is_trained(folder):
             (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -325,13 +326,18 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
         is_trained(folder),
         f"run {folder.name!r} is not finished; this goes on with it: {command_of(folder)}",
     )
+    _require_own(folder)
+    return folder
+
+
+def _require_own(folder: Path) -> None:
+    """Raise `UserError` where something in a folder leads elsewhere, or is no file to read."""
     odd = strange(folder)
     require(
         not odd,
         f"run {str(folder)!r} cannot be used: {'; '.join(odd[:3])}; the files themselves in their "
         "places would work",
     )
-    return folder
 
 
 def _find_one(runs_dir: Path, name: str) -> Path:

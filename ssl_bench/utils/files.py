@@ -240,6 +240,17 @@ def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -
     return bytes(content[:most])
 
 
+def require_regular(path: Path | str) -> None:
+    """Let a regular file through, also by a link, before a reader that would wait for a pipe.
+
+    Raises:
+        Unreadable: it is something else, whose content may never come or never end.
+        OSError: there is none, or the system refuses.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Unreadable("it is no regular file")
+
+
 def leads_out(path: Path | str, home: Path | str) -> bool:
     """Whether links on the way from a folder to what lies below it lead out of that folder."""
     below = os.path.realpath(path)
@@ -257,7 +268,10 @@ def strange(home: Path) -> list[str]:
         for name in (*folders, *names):
             path = os.path.join(folder, name)
             below = os.path.relpath(path, home)
-            mode = os.lstat(path).st_mode
+            try:
+                mode = os.lstat(path).st_mode
+            except OSError:  # somebody who writes there has renamed it meanwhile
+                continue
             if stat.S_ISLNK(mode) and leads_out(path, home):
                 found.append(f"{below} leads out of the folder by a link")
             elif not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
