@@ -144,7 +144,7 @@ def test_killed_run_goes_on_to_the_same_weights(
 
     killer = (
         "import os, sys\n"
-        "from ssl_bench import cli, pretrain, training_state\n"
+        "from ssl_bench import cli\nfrom ssl_bench.training import pretrain, training_state\n"
         "pretrain.SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
         "write, count = training_state.save, 0\n"
         "def checkpoint(*arguments):\n"

@@ -639,7 +639,7 @@ LONG = [
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("sql", LONG)
 def test_a_long_query_heeds_signals(sql: str, number: signal.Signals, place: Place) -> None:
-    ready = "import duckdb; from ssl_bench import query; print(flush=True)"
+    ready = "import duckdb; from ssl_bench.cli.commands import query; print(flush=True)"
     code = f"{ready}\nfrom ssl_bench.cli import entry; entry()"
     words = [sys.executable, "-c", code, "query", sql, "--runs-dir", str(place.runs_dir)]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -325,8 +325,9 @@ def test_states(tmp_path: Path) -> None:
 def test_asking_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     code = (
-        "import sys; from pathlib import Path; from ssl_bench import runs; print(flush=True)\n"
-        f"while not sys.stdin.closed: runs.is_locked(Path({str(tmp_path)!r}))"
+        "import sys; from pathlib import Path; from ssl_bench.runs import run_folder\n"
+        "print(flush=True)\n"
+        f"while not sys.stdin.closed: run_folder.is_locked(Path({str(tmp_path)!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as asking:
         assert asking.stdout
@@ -425,7 +426,8 @@ def test_many_look_while_runs_come_and_go(tmp_path: Path) -> None:
 
 
 def test_neither_index_nor_query_imports_torch() -> None:
-    code = "import sys; from ssl_bench import query; print({'torch', 'pandas'} & {*sys.modules})"
+    code = "import sys; from ssl_bench.cli.commands import query\n"
+    code += "print({'torch', 'pandas'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -542,14 +542,17 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 import torch
-from ssl_bench import evaluation, encoders, errors, resume, weights
-from ssl_bench.encoders import EncoderSpec
+from ssl_bench import errors
+from ssl_bench.evaluation import runner
+from ssl_bench.models import encoders, weights
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import resume
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 home, many = Path({str(tmp_path)!r}), torch.rand(10**6)
 spec = EncoderSpec("vit_nano", 16, 4, 3, (0.5,) * 3, (0.2,) * 3)
 for write in (
     lambda: resume.save(home / "x.pt", {{"many": many}}),
-    lambda: evaluation._save_arrays(home / "x.npz", {{"many": many.numpy()}}),
+    lambda: runner._save_arrays(home / "x.npz", {{"many": many.numpy()}}),
     lambda: weights.save(encoders.build(spec, 0), spec, home),
 ):
     try:

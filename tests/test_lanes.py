@@ -242,10 +242,10 @@ def test_recycled_process_number_is_not_taken_for_ours(tmp_path: Path) -> None:
 def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
     """With words that are wrong, so that it is quick."""
     script = (
-        "import sys; from pathlib import Path; from ssl_bench.sweep import cluster\n"
+        "import sys; from pathlib import Path; from ssl_bench.sweep.backends import clusters\n"
         "from ssl_bench.sweep.jobs import Job\n"
         "cells = [[Job(['--no-flag']), Job(['--evals', 'none'], stage='evaluate')]] * 2\n"
-        "ids = cluster.submit(cells, 'local', Path(sys.argv[1]), limit=2)\n"
+        "ids = clusters.submit(cells, 'local', Path(sys.argv[1]), limit=2)\n"
         "print(*[each for stages in ids for each in stages])\n"
     )
     done = subprocess.run(

@@ -174,7 +174,7 @@ def test_no_state_of_a_numpy_type_does_anything(tmp_path: Path) -> None:
 
     write()
     program = (
-        "import sys\nfrom pathlib import Path\nfrom ssl_bench import pickled\n"
+        "import sys\nfrom pathlib import Path\nfrom ssl_bench.utils import pickled\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    model = pickled.read(path)['model']\n"
         "    assert model['w'].tolist() == [1, 1] and type(model['best']) is pickled.Left\n"
@@ -267,7 +267,7 @@ def read_within(path: Path, gigabytes: int = 2) -> str:
     """What reading a file says, in a process of so little memory and a minute."""
     program = (
         "import resource, signal, sys\nfrom pathlib import Path\n"
-        "from ssl_bench import weights\nfrom ssl_bench.errors import UserError\n"
+        "from ssl_bench.models import weights\nfrom ssl_bench.errors import UserError\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         f"limit = pages * resource.getpagesize() + {gigabytes} * 10**9\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\nsignal.alarm(60)\n"

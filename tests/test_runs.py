@@ -64,8 +64,8 @@ def test_find_takes_paths_names_and_unique_parts(tmp_path: Path) -> None:
 def test_lock_keeps_a_second_process_out(tmp_path: Path) -> None:
     with run_folder.locked(tmp_path):
         code = (
-            "from pathlib import Path; from ssl_bench import runs\n"
-            f"with runs.locked(Path({str(tmp_path)!r})): pass"
+            "from pathlib import Path; from ssl_bench.runs import run_folder\n"
+            f"with run_folder.locked(Path({str(tmp_path)!r})): pass"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
@@ -180,7 +180,7 @@ def test_entry_points_are_discovered(tmp_path: Path) -> None:
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text("[ssl_bench.methods]\ntheirs = third_party\n")
-    code = "from ssl_bench import plugins; print(plugins.find('method', 'theirs').load().__file__)"
+    code = "from ssl_bench.api import registry; print(registry.find('method', 'theirs').load().__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -377,13 +377,15 @@ class TestCheckout:
         [wheel] = tmp_path.glob("*.whl")
         names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
         package = [*ROOT.glob("ssl_bench/*.py")]
-        for folder in ("comparison", "data", "report", "sweep"):
-            package += ROOT.glob(f"ssl_bench/{folder}/**/*.py")
+        for folder in ROOT.glob("ssl_bench/*/"):
+            package += [] if folder.is_symlink() else folder.rglob("*.py")
         plugins = [*ROOT.glob("methods/*.py"), *ROOT.glob("evals/*.py")]
         embedded = ROOT / "ssl_bench/data/embedded"
         wanted = {str(path.relative_to(ROOT)) for path in package}
         wanted |= {f"ssl_bench/{path.relative_to(ROOT)}" for path in plugins}
         wanted |= {str(path.relative_to(ROOT)) for path in embedded.glob("*.*")}
         wanted |= {"ssl_bench/data/embedded/LICENSE", "ssl_bench/py.typed"}
-        wanted |= {f"ssl_bench/report/page.{ending}" for ending in ("css", "html.j2", "js")}
+        wanted |= {
+            f"ssl_bench/analysis/report/page.{ending}" for ending in ("css", "html.j2", "js")
+        }
         assert names == wanted

@@ -130,7 +130,7 @@ def test_a_file_does_not_take_the_place_of_a_closed_output(tmp_path: Path) -> No
     """The next file that is opened would have its number, and get what is written to it."""
     path = tmp_path / "file"
     program = (
-        "import os, sys\nfrom ssl_bench import streams\n"
+        "import os, sys\nfrom ssl_bench.utils import streams\n"
         "with streams.lenient():\n"
         f"    with open({str(path)!r}, 'w') as file:\n"
         "        os.system('echo to the output')\n"

@@ -650,7 +650,7 @@ def fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
 @pytest.mark.parametrize("words", [["--help"], ["--method", "mocov3", "-h"]])
 def test_help_says_the_flags_and_the_rules_without_torch(words: list[str]) -> None:
     code = (
-        "import sys\nfrom ssl_bench.sweep import grid\n"
+        "import sys\nfrom ssl_bench.sweep.spec import grid\n"
         "assert grid.parse(sys.argv[1:]) is None\n"
         "heavy = {'torch', 'timm', 'pandas', 'numpy', 'scipy', 'submitit'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -3,8 +3,8 @@
 Of a split in memory a view is made of the stored square. Of a streamed one a random crop is taken
 of the whole photograph, by box and mirror drawn as in `augmentations`, with these differences: the
 crop is rounded to 8 bits before colours change, as Pillow's is in the official codes of MAE and
-MoCo v3; and a JPEG is decoded at a half, a quarter or an eighth of its size where the crop still has
-at least the view's pixels, when the box is rounded to whole pixels of that.
+MoCo v3; and a JPEG is decoded at a half, a quarter or an eighth of its size where the crop still
+has at least the view's pixels, when the box is rounded to whole pixels of that.
 """
 
 from __future__ import annotations
