@@ -245,7 +245,7 @@ def test_peak_memory_is_the_training_s_own() -> None:
 
 _PEAKS = """
 import torch
-from ssl_bench.hardware import Hardware, peak_memory_mib
+from ssl_bench.distributed.device import Hardware, peak_memory_mib
 
 cpu = Hardware(torch.device("cpu"), "fp32", "test")
 print(peak_memory_mib(cpu.device))

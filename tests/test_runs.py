@@ -180,7 +180,8 @@ def test_entry_points_are_discovered(tmp_path: Path) -> None:
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text("[ssl_bench.methods]\ntheirs = third_party\n")
-    code = "from ssl_bench.api import registry; print(registry.find('method', 'theirs').load().__file__)"
+    code = "from ssl_bench.api import registry\n"
+    code += "print(registry.find('method', 'theirs').load().__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
