@@ -34,7 +34,7 @@ PLUGIN = '''"""Finds what a test says."""
 from dataclasses import dataclass
 import numpy as np
 import torch
-from ssl_bench.contract import Result
+from ssl_bench.api.contract import Result
 
 @dataclass(frozen=True)
 class Config:

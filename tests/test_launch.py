@@ -240,11 +240,11 @@ FAILING = """
 import os, time
 from dataclasses import dataclass
 from torch import nn
-from ssl_bench import parallel
-from ssl_bench.augment import Augmentation
-from ssl_bench.contract import Method
+from ssl_bench.distributed import collectives
+from ssl_bench.transforms.augmentations import Augmentation
+from ssl_bench.api.contract import Method
 from ssl_bench.errors import UserError
-from ssl_bench.settings import OptimizerConfig
+from ssl_bench.config.settings import OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(OptimizerConfig):
@@ -261,12 +261,12 @@ class Pretraining(Method):
         return (Augmentation(size=image_size, crop_scale=(0.2, 1.0)),)
 
     def loss(self, batch):
-        if parallel.world_size() == 2 and self.config.fail == "sleep":
+        if collectives.world_size() == 2 and self.config.fail == "sleep":
             print("asleep", flush=True)
             time.sleep(100)
-        if parallel.rank() == 1 and self.config.fail == "complain":
+        if collectives.rank() == 1 and self.config.fail == "complain":
             raise UserError("image 7 cannot be read")
-        if parallel.rank() == 1 and self.config.fail == "die":
+        if collectives.rank() == 1 and self.config.fail == "die":
             os.kill(os.getpid(), 9)
         return self.head(self.encoder.forward_features(batch.views[0])).square().mean()
 """

@@ -100,8 +100,8 @@ def test_unknown_names_the_nearest_or_all() -> None:
 METHOD = '''
 """Mine: a method from outside."""
 from dataclasses import dataclass
-from ssl_bench.augment import Augmentation
-from ssl_bench.contract import Method
+from ssl_bench.transforms.augmentations import Augmentation
+from ssl_bench.api.contract import Method
 
 @dataclass(frozen=True)
 class Config:
