@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -194,6 +195,26 @@ def test_a_job_asks_for_its_share_of_a_node(
         asked = executor.parameters
         assert (asked["gpus_per_node"], asked["mem"]) == (gpus, memory)
         assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (devices, 6)
+
+
+def test_only_jobs_of_the_folder_are_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever numbers a record names: they may be those of somebody's other jobs."""
+    asked: list[tuple[str, ...]] = []
+
+    def answer(*command: str) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        ours, theirs = tmp_path / "jobs/submission.sh", "/home/me/train.sh"
+        lines = f"7_0|{ours}\n7_1|{ours}\n8|{theirs}\n9_0|{theirs}\n"
+        return subprocess.CompletedProcess(command, 0, lines, "")
+
+    monkeypatch.setattr(slurm_queue, "_ask", answer)
+    monkeypatch.setattr(slurm_queue, "check_controller", lambda: None)
+    slurm_queue.cancel(["8", "7_0", "9_0", "10_0"], tmp_path / "jobs")
+    assert asked[-1] == ("scancel", "7_0")
+    slurm_queue.cancel(["8", "9_0"], tmp_path / "jobs")
+    assert asked[-1][0] == "squeue"
 
 
 def test_what_a_signal_ended_is_no_mistake_of_the_cell() -> None:

@@ -114,7 +114,7 @@ def cancel(ids: Iterable[str], folder: Path, wait: float = 0.0) -> None:
     local, there = _parted(ids)
     for stage in local:
         records.cancel(folder / stage)
-    slurm_queue.cancel(there)
+    slurm_queue.cancel(there, folder)
     until = time.monotonic() + wait
     while wait and time.monotonic() < until:
         if not ACTIVE & set(states([*local, *there], folder).values()):

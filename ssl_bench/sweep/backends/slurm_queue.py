@@ -97,22 +97,35 @@ def reasons(ids: Iterable[str]) -> dict[str, str]:
     }
 
 
-def cancel(ids: Iterable[str]) -> None:
-    """Cancel jobs; those that are over are left alone.
+def cancel(ids: Iterable[str], folder: Path) -> None:
+    """Cancel jobs that were submitted from a folder; those that are over are left alone.
+
+    A number that a record names may have become another job's, or always have been.
 
     Raises:
         UserError: Slurm does not answer.
     """
-    wanted = list(ids)
-    if not wanted:
+    asked = sorted(set(ids))
+    if not asked:
         return
     check_controller()
+    numbers = ",".join(sorted({each.split("_")[0] for each in asked}))
+    answer = _ask("squeue", "-hr", "-j", numbers, "-o", "%i|%o")
+    submitted = (line.partition("|") for line in answer.stdout.splitlines())
+    own = {name.strip() for name, _, script in submitted if _lies_in(script.strip(), folder)}
+    wanted = [each for each in asked if each in own]
+    if not wanted:
+        return
     answer = _ask("scancel", *wanted)
     over = "Invalid job id"
     require(
         answer.returncode == 0 or over in answer.stderr,
         f"Slurm does not cancel: {_one_line(answer)}",
     )
+
+
+def _lies_in(script: str, folder: Path) -> bool:
+    return Path(script).parent.resolve() == folder.resolve()
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
