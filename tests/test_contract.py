@@ -25,8 +25,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs import schema
+from ssl_bench.runs.schema import Plan
 from ssl_bench.sweep.spec.values import words_of
 from ssl_bench.training import gradients, pretrain
 
@@ -199,7 +199,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     with pytest.raises(Killed):
         pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
     assert (folder / "checkpoint.pt").exists()
-    assert not run_folder.is_trained(folder)
+    assert not schema.is_trained(folder)
 
     train(plugin, spec, tiny, folder)
     assert weights(folder) == weights(whole)

@@ -23,7 +23,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import runner
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs.schema import Plan
 
 MAE, KNN = registry.find("method", "mae"), registry.find("eval", "knn")
 OURS = [*registry.discover("method").values(), *registry.discover("eval").values()]

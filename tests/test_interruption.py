@@ -42,7 +42,7 @@ from ssl_bench.evaluation import gate, runner
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import encoders, weights
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import run_folder, schema
 from ssl_bench.training import budget, optim, pretrain, resume
 from ssl_bench.training.resume import Scratch
 from ssl_bench.utils import locks, signals
@@ -307,7 +307,7 @@ def test_a_signal_while_the_weights_are_written_waits(
     monkeypatch.setattr(weights, "save", interrupted)
     with pytest.raises(Stopped):
         pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), tmp_path, CPU)
-    assert run_folder.is_trained(tmp_path)
+    assert schema.is_trained(tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
@@ -454,7 +454,7 @@ def test_a_stop_is_one_line_and_an_exit_code(
         found, _, err = run("--epochs", 1)
     saved = "step 2 of 6 is saved; the same command goes on from there"
     assert (found, err) == (code, f"ssl-bench: {how}; {saved}\n")
-    assert run_folder.state(only_run(tmp_path)) == "unfinished"
+    assert schema.state(only_run(tmp_path)) == "unfinished"
     assert run("--epochs", 1)[0] == 0
     steps = [json.loads(line)["step"] for line in (only_run(tmp_path) / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -510,7 +510,7 @@ def test_want_of_room_is_told_in_one_line(
     assert (code, err.count("\n")) == (2, 1), err
     assert hint in err
     assert not list(tmp_path.rglob("*.tmp"))
-    assert run_folder.state(only_run(tmp_path)) == "failed"
+    assert schema.state(only_run(tmp_path)) == "failed"
     assert run("--epochs", 1)[0] == 0
 
 

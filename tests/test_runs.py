@@ -19,7 +19,7 @@ import ssl_bench as package
 from ssl_bench.api import registry
 from ssl_bench.errors import UserError, above, unknown, within
 from ssl_bench.runs import run_folder
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs.schema import Plan
 from ssl_bench.utils.files import atomic, write_json
 
 Command = Callable[..., tuple[int, str, str]]

@@ -20,6 +20,7 @@ from torch import Tensor
 from ssl_bench.api.contract import Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError, require
+from ssl_bench.runs import schema
 from ssl_bench.utils import arrays
 
 _BETTER = ("higher", "lower", "neither")
@@ -115,7 +116,7 @@ def check_record(record: Any, folder: Path | None = None, **expected: Any) -> di
     for label, scores in baselines.items():
         _scores(scores, unit, better, f"its baseline {label!r}")
     if folder:
-        for file in ("predictions.npz", "arrays.npz"):
+        for file in (schema.PREDICTIONS, schema.ARRAYS):
             arrays.check_digest(folder / file, record)
     return record
 

@@ -26,7 +26,7 @@ from ssl_bench.evaluation import gate
 from ssl_bench.evaluation.features import Encoder, Kept, RawPixels
 from ssl_bench.models import encoders, weights
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import run_folder, schema
 from ssl_bench.training.resume import Scratch
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import (
@@ -85,13 +85,13 @@ def evaluate_run(
                 record["baselines"][label] = baseline["scores"]
             if collectives.rank() == 0:
                 home = _folder(folder, plugin, config, data, encoder)
-                write_json(home / "scores.json", record)
+                write_json(home / schema.SCORES, record)
         yield record
 
 
 def stored_records(folder: Path) -> list[Record]:
     """Every evaluation result in a run folder."""
-    return [load_json(path) for path in sorted(folder.glob("evals/*/scores.json"))]
+    return [load_json(path) for path in schema.score_files(folder)]
 
 
 def in_words(record: Record) -> str:
@@ -103,7 +103,7 @@ def in_words(record: Record) -> str:
 def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
     """The hash of all that defines an evaluation but the encoder, the seed and the precision."""
     made_by = [CORE_VERSION, plugin.name, plugin.version]
-    return run_folder.digest([*made_by, run_folder.chosen(config), data.fingerprint])
+    return schema.digest([*made_by, schema.chosen(config), data.fingerprint])
 
 
 def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str) -> str:
@@ -113,13 +113,13 @@ def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision
 
 def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any) -> Path:
     name = folder_name(plugin, config, data, encoder.seed, encoder.hardware.precision)
-    return home / "evals" / name
+    return home / schema.EVALS / name
 
 
 def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
     """Evaluate one encoder once, or read the stored result."""
     folder = _folder(home, plugin, config, data, encoder)
-    scratch = Scratch(home / "unfinished" / folder.name)
+    scratch = Scratch(home / schema.UNFINISHED / folder.name)
     expected = {
         "eval": plugin.name,
         "protocol": protocol(plugin, config, data),
@@ -151,7 +151,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
 
 def _stored(folder: Path, scratch: Scratch, expected: Mapping[str, Any]) -> Record | None:
     """The record of an evaluation that is done; None where there is none that is to be trusted."""
-    path = folder / "scores.json"
+    path = folder / schema.SCORES
     if not path.exists():
         return None
     try:
@@ -180,10 +180,10 @@ def _store(
     files: dict[str, Mapping[str, np.ndarray]] = {}
     if result.predictions_N is not None:
         labels_N = data.test.labels_N.cpu().numpy().astype(np.int32)
-        files["predictions.npz"] = {"predictions": result.predictions_N, "labels": labels_N}
+        files[schema.PREDICTIONS] = {"predictions": result.predictions_N, "labels": labels_N}
     if result.arrays:
-        files["arrays.npz"] = result.arrays
-    for stale in {"predictions.npz", "arrays.npz"} - files.keys():
+        files[schema.ARRAYS] = result.arrays
+    for stale in {schema.PREDICTIONS, schema.ARRAYS} - files.keys():
         (folder / stale).unlink(missing_ok=True)
     record = {
         "eval": plugin.name,
@@ -207,7 +207,7 @@ def _store(
         "precision": encoder.hardware.precision,
         "environment": environment,
     }
-    write_json(folder / "scores.json", record)
+    write_json(folder / schema.SCORES, record)
     scratch.remove()
     return record
 
@@ -241,7 +241,7 @@ def _encoder(
         "torch": torch.__version__,
     }
     splits = {data.train: "train", data.test: "test"}
-    kept = Kept(home / "features", made_from, splits, may_write=keep_features)
+    kept = Kept(home / schema.FEATURES, made_from, splits, may_write=keep_features)
     return Encoder(module, spec, hardware, seed, kept)
 
 
@@ -273,6 +273,8 @@ def _baseline_folder(
         "encoder": asdict(spec),
         "seed": seed,
     }
-    identity = run_folder.digest([CORE_VERSION, {**config, "encoder": run_folder.chosen(spec)}])
+    identity = schema.digest([CORE_VERSION, {**config, "encoder": schema.chosen(spec)}])
     name = f"{kind}-{data.name}-seed{seed}-{identity}"
-    return collectives.from_first(lambda: run_folder.create(runs_dir / "baselines", name, config))
+    return collectives.from_first(
+        lambda: run_folder.create(runs_dir / schema.BASELINES, name, config)
+    )

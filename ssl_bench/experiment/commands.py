@@ -27,8 +27,8 @@ from ssl_bench.experiment.preparation import prepare_run, require_labels, snapsh
 from ssl_bench.models import checkpoints, encoders, weights
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs import run_folder, schema
+from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
 from ssl_bench.training import pretrain
 from ssl_bench.utils import progress
@@ -98,11 +98,11 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
     shown = copy.deepcopy(method) if ranks > 1 and is_first else method
     with collectives.only_first(run_folder.locked(folder, settings.wait)):
         snapshots = snapshot_steps(settings, plan, method, data)
-        if collectives.decided(run_folder.is_trained(folder)):
+        if collectives.decided(schema.is_trained(folder)):
             console.print("pre-trained already: reused")
             homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
             missing = collectives.decided(
-                [s for s, home in homes.items() if not run_folder.is_trained(home)]
+                [s for s, home in homes.items() if not schema.is_trained(home)]
             )
             require(
                 not missing,
@@ -211,11 +211,11 @@ def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:
         folder = _import_weights(source, settings, {})
     else:
         folder = run_folder.find_trained(settings.runs_dir, source, settings.wait)
-        plan = run_folder.plan_of(folder)
+        plan = schema.plan_of(folder)
         _say_data(settings, source, plan["data_source"])
         if settings.image_size not in (None, plan["encoder"]["image_size"]):
             folder = _import_weights(str(folder), settings, plan)
-    return folder, run_folder.plan_of(folder)
+    return folder, schema.plan_of(folder)
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -342,15 +342,15 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
     from ssl_bench.experiment import figures  # a second that the first step need not wait for
 
     title = f"{plan.method} on {plan.data}, {plan.epochs:.4g} epochs, seed {plan.seed}"
-    if (folder / "metrics.jsonl").exists() and not (folder / "figures/loss.png").exists():
-        make_inside(folder, folder / "figures")
-        figures.loss_curve(folder / "metrics.jsonl", title, folder / "figures/loss.png")
+    if (folder / schema.METRICS).exists() and not (folder / "figures/loss.png").exists():
+        make_inside(folder, folder / schema.FIGURES)
+        figures.loss_curve(folder / schema.METRICS, title, folder / "figures/loss.png")
         console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
     output = folder / "figures/pictures.png"
     if not output.exists():
         rows = pretrain.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
         if rows:
-            make_inside(folder, folder / "figures")
+            make_inside(folder, folder / schema.FIGURES)
             figures.picture_rows(rows, spec, f"{title}: test images", output)
             console.print(f"pictures: {output}", soft_wrap=True)
 
@@ -419,13 +419,13 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
     # The seeds of a run at another image size belong together, like those of the run.
     shared = [plan.get("identity", identity["weights_sha256"]), identity["encoder"]]
-    told = {"identity": run_folder.digest(shared), "source": source, "notes": checkpoint.notes}
+    told = {"identity": schema.digest(shared), "source": source, "notes": checkpoint.notes}
     config = {**nothing, **plan, **identity, **told}
     stem = re.sub(r"[^\w.-]+", "-", Path(source).stem)
     folder = run_folder.create(
-        settings.runs_dir, f"weights-{stem}-{run_folder.digest(identity)}", config
+        settings.runs_dir, f"weights-{stem}-{schema.digest(identity)}", config
     )
     with run_folder.locked(folder, wait=True):
-        if not run_folder.is_trained(folder):
+        if not schema.is_trained(folder):
             weights.save(encoder, spec, folder)
     return folder

@@ -16,7 +16,7 @@ from ssl_bench.errors import require
 from ssl_bench.experiment import audit
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
 from ssl_bench.training import pretrain
 from ssl_bench.training.optim import Schedule

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_bench.runs import run_folder, run_records
+from ssl_bench.runs import run_folder, run_records, schema
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import atomic, load_bytes
 
@@ -85,8 +85,8 @@ def load(runs_dir: Path, names: Sequence[str] = ()) -> Index:
     """The runs under a folder.
 
     Args:
-        names: those wanted, as `run_folder.find` takes them, in that order; all, by name, when there is
-            none.
+        names: those wanted, as `run_folder.find` takes them, in that order; all, by name, when
+            there is none.
 
     Raises:
         UserError: there is no such run, or none at all.
@@ -210,7 +210,7 @@ def _schema() -> pa.Schema:
     stamps = [("seen", pa.string()), ("stamp", pa.string())]
     schema = pa.schema([*fields_of(run_records.RUN_COLUMNS, "folder"), *own, *stamps])
     code = [inspect.getsource(module) for module in (run_records, run_folder)]
-    return schema.with_metadata({"version": run_folder.digest(code)})
+    return schema.with_metadata({"version": schema.digest(code)})
 
 
 def _kept(runs_dir: Path) -> pa.Table:
@@ -303,7 +303,7 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
     names = [n if unique[n] == 1 else folder for n, folder in zip(names, folders, strict=True)]
     names = _told_apart(list(map(run_records.text, names)))
     states = [
-        "running" if state == "unfinished" and run_folder.is_locked(Path(folder)) else state
+        schema.state_now(state, Path(folder))
         for state, folder in zip(table["state"].to_pylist(), folders, strict=True)
     ]
     problems = [
@@ -326,7 +326,10 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
     homes = pc.binary_join_element_wise(of_runs["folder"].take(parents), own["folder"], os.sep)
     derived = {"run": of_runs["run"].take(parents), "folder": homes}
     of_scores = pa.table(
-        {name: derived[name] if name in derived else own[name] for name in run_records.SCORE_COLUMNS}
+        {
+            name: derived[name] if name in derived else own[name]
+            for name in run_records.SCORE_COLUMNS
+        }
     )
     return Tables(of_runs, of_scores, tuple(problems))
 

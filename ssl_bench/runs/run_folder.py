@@ -1,119 +1,37 @@
-"""A run is a folder, and the folder is the truth.
-
-``<method>-<data>-seed<seed>-<hash>/``, whose hash covers everything that changes the result:
-
-    config.json          the plan: every setting, resolved
-    environment.json     command, versions, code, device of the last start
-    metrics.jsonl        step, epoch, loss, learning rate, img/s, share of time waiting for data
-    checkpoint.pt        the state to go on from; gone once the training is done
-    encoder.safetensors  weights under timm's names, and encoder.json to build them
-    method.safetensors   the method's other parameters: a decoder, a projector
-    cost.json            FLOPs, images seen, seconds, peak memory, parameters
-    snapshots/step-.../  the encoder on the way: the last three of these files' kinds, and evals/
-    failed.json          why the last training or evaluation failed, until the next one
-    evals/<name>-.../    scores.json and predictions.npz
-    unfinished/          states of evaluations that train, to go on from, until they are done
-    features/            what the encoder makes of each split, for evaluations to come
-    figures/             PNG files
-"""
+"""What is done with run folders: made, locked, found, and told where their numbers come from."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ssl_bench import CORE_VERSION, __version__
+from ssl_bench import __version__
 from ssl_bench.errors import UserError, first_line, require, the_one
-from ssl_bench.utils.files import Absent, Unreadable, checked_name, load_json, remove_temporary, strange, write_json
+from ssl_bench.runs import schema
+from ssl_bench.runs.schema import mapping
+from ssl_bench.utils.files import (
+    checked_name,
+    remove_temporary,
+    strange,
+    write_json,
+)
 from ssl_bench.utils.locks import held, is_locked
 
 _PACKAGES = (
     *("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors"),
     *("scikit-learn", "scipy"),
 )
-_TEXT, _MAYBE, _NAMED = ((str,), "text"), ((str, type(None)), "text"), ((dict,), "names and values")
-_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(("method", "identity", "method_code", "method_source", "precision"), _TEXT),
-    **dict.fromkeys(("data", "data_fingerprint", "data_source", "preset"), _MAYBE),
-    **dict.fromkeys(("method_config", "encoder"), _NAMED),
-    **dict.fromkeys(("seed", "batch_size"), ((int,), "whole number")),
-    "epochs": ((int, float, type(None)), "number"),
-}
-"""What a plan's values are in JSON, and in words."""
 _noting: list[Path] = []
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that changes the result of a pre-training.
-
-    Attributes:
-        method_version: what the method declares, or the hash of its source where it is not ours.
-        method_config: the method's ``Config``.
-        encoder: the `EncoderSpec`.
-        precision: "fp32" or "bf16".
-    """
-
-    method: str
-    method_version: int | str
-    method_config: Any
-    data: str
-    data_fingerprint: str
-    encoder: Any
-    epochs: float
-    batch_size: int
-    seed: int
-    precision: str
-    core_version: int = CORE_VERSION
-
-    @property
-    def identity(self) -> str:
-        """What the runs of one experiment share, whatever their seed: eight hexadecimal digits."""
-        content = {field.name: chosen(getattr(self, field.name)) for field in fields(self)}
-        del content["seed"]
-        return digest(content)
-
-    @property
-    def name(self) -> str:
-        """The run folder's name."""
-        return f"{self.method}-{self.data}-seed{self.seed}-{self.identity}"
-
-
-def chosen(config: Any) -> Any:
-    """The fields of a dataclass that differ from its defaults; any other value as it is.
-
-    An identity is made of these, so that a new field, whose default does what was done before,
-    leaves the identity of everything made without it as it was.
-    """
-    if not is_dataclass(config):
-        return config
-    found = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        if value != default:
-            found[field.name] = value
-    return found
-
-
-def digest(content: Any) -> str:
-    """Eight hexadecimal digits that stand for JSON content."""
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -126,11 +44,11 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
     folder = runs_dir / checked_name(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
+        if not (folder / schema.CONFIG).exists():
             # Whoever holds the lock may remove what others are writing.
             with locked(folder, wait=True):
-                if not (folder / "config.json").exists():
-                    write_json(folder / "config.json", config)
+                if not (folder / schema.CONFIG).exists():
+                    write_json(folder / schema.CONFIG, config)
     except OSError as error:
         raise UserError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from error
     _require_same_settings(folder, config)
@@ -139,7 +57,7 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
 
 def _require_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise `UserError` where a default changed that a folder's name says nothing about."""
-    stored, config = facts(folder / "config.json"), json.loads(json.dumps(config))
+    stored, config = schema.facts(folder / schema.CONFIG), json.loads(json.dumps(config))
     for part in ("method_config", "encoder"):
         then, now = mapping(stored.get(part)), mapping(config.get(part))
         for name in then.keys() & now.keys():
@@ -167,8 +85,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     with held(folder, wait):
         _require_own(folder)
         remove_temporary(folder)
-        if is_trained(folder):
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        if schema.is_trained(folder):
+            (folder / schema.CHECKPOINT).unlink(missing_ok=True)
         before = folder.stat()
         try:
             yield
@@ -197,7 +115,7 @@ def failures_noted(folder: Path) -> Iterator[None]:
 
     An interruption is no failure.
     """
-    (folder / "failed.json").unlink(missing_ok=True)
+    (folder / schema.FAILED).unlink(missing_ok=True)
     _noting[:] = [folder]
     try:
         yield
@@ -212,7 +130,7 @@ def note_failure(reason: str) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for folder in _noting:
         with suppress(OSError):  # on a full disk, or of a folder that is gone
-            write_json(folder / "failed.json", {"error": reason, "at": now})
+            write_json(folder / schema.FAILED, {"error": reason, "at": now})
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -239,60 +157,12 @@ def record_environment(folder: Path, device: str, devices: Mapping[str, Any] | N
     Raises:
         UserError: the one that is there cannot be read.
     """
-    now, path = {**environment(device), **(devices or {})}, folder / "environment.json"
-    if (folder / "checkpoint.pt").exists():
-        last = facts(path)
+    now, path = {**environment(device), **(devices or {})}, folder / schema.ENVIRONMENT
+    if (folder / schema.CHECKPOINT).exists():
+        last = schema.facts(path)
         earlier = {name: last.get(name) for name in ("started", "code", "device", "packages")}
         now["earlier"] = [*last.get("earlier", []), earlier]
     write_json(path, now)
-
-
-def facts(path: Path) -> dict[str, Any]:
-    """A JSON file of a run; nothing if it is not there.
-
-    Raises:
-        UserError: it cannot be read, or holds something else than names and values.
-    """
-    try:
-        found = load_json(path)
-    except Absent:
-        return {}
-    except Unreadable as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}") from error
-    require(isinstance(found, dict), f"{str(path)!r} cannot be read: it holds no names and values")
-    return dict(found)
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """What JSON should have as names and values: nothing where it is something else."""
-    return value if isinstance(value, dict) else {}
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def state(folder: Path) -> str:
-    """trained, failed, running (its lock is held) or unfinished."""
-    if is_trained(folder):
-        return "trained"
-    if (folder / "failed.json").exists():
-        return "failed"
-    return "running" if is_locked(folder) else "unfinished"
-
-
-def command_of(folder: Path) -> str:
-    """The command that last started the run."""
-    try:
-        return shlex.join(load_json(folder / "environment.json")["command"])
-    except (Unreadable, KeyError, TypeError):
-        return "ssl-bench run ..."
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether the folder's pre-training is done; ``encoder.json`` is the last file it writes."""
-    return (folder / "encoder.json").exists()
 
 
 def find(runs_dir: Path, names: list[str]) -> list[Path]:
@@ -319,12 +189,12 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
         UserError: there is none of that name, it is not done, or a link in it leads elsewhere.
     """
     folder = _find_one(runs_dir, name)
-    if wait and not is_trained(folder) and is_locked(folder):
+    if wait and not schema.is_trained(folder) and is_locked(folder):
         with held(folder, wait):
             pass
     require(
-        is_trained(folder),
-        f"run {folder.name!r} is not finished; this goes on with it: {command_of(folder)}",
+        schema.is_trained(folder),
+        f"run {folder.name!r} is not finished; this goes on with it: {schema.command_of(folder)}",
     )
     _require_own(folder)
     return folder
@@ -342,7 +212,7 @@ def _require_own(folder: Path) -> None:
 
 def _find_one(runs_dir: Path, name: str) -> Path:
     for folder in (Path(name), runs_dir / name):
-        if (folder / "config.json").exists():
+        if (folder / schema.CONFIG).exists():
             return folder
     require(
         Path(name).suffix not in (".pth", ".pt", ".bin", ".safetensors"),
@@ -355,50 +225,9 @@ def _find_one(runs_dir: Path, name: str) -> Path:
 def preset_of(runs_dir: Path, name: str) -> str | None:
     """The preset that a run was made with, if it is a run and says so."""
     try:
-        return plan_of(_find_one(runs_dir, name)).get("preset")
+        return schema.plan_of(_find_one(runs_dir, name)).get("preset")
     except UserError:
         return None
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` holds, whatever its values are.
-
-    Raises:
-        UserError: it cannot be read, or is not that of a run.
-    """
-    path = folder / "config.json"
-    require(path.exists(), f"{str(path)!r} cannot be read: {os.strerror(errno.ENOENT)}")
-    config = facts(path)
-    require("method" in config, f"{str(folder)!r} is no run but a baseline that runs share")
-    return config
-
-
-def plan_of(folder: Path) -> dict[str, Any]:
-    """The run's plan.
-
-    Raises:
-        UserError: ``config.json`` cannot be read, or holds something else than a plan.
-    """
-    plan, path = config_of(folder), folder / "config.json"
-    for name, value in plan.items():
-        kinds, words = _KINDS.get(name, ((type(value),), ""))
-        require(
-            type(value) in kinds,
-            f"{str(path)!r} cannot be used: its {name} is {value!r:.60}, which is no {words}",
-        )
-    return plan
-
-
-def file_of_method(folder: Path) -> str:
-    """One line where a run's method is a file, which nobody but `rerun` runs; "" otherwise."""
-    config = config_of(folder)
-    source = config.get("method_source")
-    if not source:
-        return ""
-    return (
-        f"run {folder.name!r} was made by {config['method']!r}, a method in the file {source!r}, "
-        "which is not run to look at the run"
-    )
 
 
 def _version(package: str) -> str | None:

@@ -19,8 +19,9 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any, Literal
 
-from ssl_bench.utils.files import Absent, Unreadable, leads_out, load_bytes, load_json, parse_json
-from ssl_bench.runs.run_folder import digest, is_number, mapping
+from ssl_bench.runs import schema
+from ssl_bench.runs.schema import digest, is_number, mapping
+from ssl_bench.utils.files import Absent, Unreadable, leads_out, load_json
 from ssl_bench.utils.formatting import plain
 
 Kind = Literal["text", "json", "int", "float", "bool"]
@@ -81,11 +82,10 @@ SCORE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
 """Columns of ``scores``: kind and meaning."""
 
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-_TAIL = 4096
 _LONGEST, _MOST_SCORES = 20_000, 1000
 """Characters of a text and scores of an evaluation: beyond, they are none of ours."""
 _DIRECTIONS = ("higher", "lower")
-_BESIDE_SCORES = ("predictions.npz", "arrays.npz")
+_BESIDE_SCORES = (schema.PREDICTIONS, schema.ARRAYS)
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,17 @@ def read(folder: str) -> Reading | None:
     """What a folder says; None where it is no run folder, or is gone."""
     found = _Folder(folder)
     names = found.names("")
-    plan = found.json("config.json", names)
-    if "config.json" not in names or (plan is None and not found.problems):
+    plan = found.json(schema.CONFIG, names)
+    if schema.CONFIG not in names or (plan is None and not found.problems):
         return None
-    cost = found.json("cost.json", names) or {}
+    cost = found.json(schema.COST, names) or {}
     run = _run(found, plan or {}, cost, names)
     scores = list(_scores(found, names, "", cost, None))
     if "snapshots" in names:
         for name in filter(lambda name: found.stays(f"snapshots/{name}"), found.names("snapshots")):
             base = f"snapshots/{name}/"
             own = found.names(base[:-1])
-            cost = found.json(base + "cost.json", own) or {}
+            cost = found.json(base + schema.COST, own) or {}
             if cost:
                 scores += _scores(found, own, base, cost, cost.get("steps"))
     if found.problems:
@@ -189,18 +189,11 @@ class _Folder:
         return found
 
     def last_record(self, path: str, among: Sequence[str]) -> Row:
-        """The last whole line of JSON Lines; a line may be half written while a run goes on."""
+        """The last whole line of JSON Lines; nothing where it is not among a folder's names."""
         if path not in among:
             return {}
-        end: bytes = self._look(path, lambda full: load_bytes(full, tail=_TAIL), b"")
-        for line in reversed(end.splitlines()):
-            try:
-                record = parse_json(line)
-            except Unreadable:
-                continue
-            if isinstance(record, dict):
-                return record
-        return {}
+        found: Row = self._look(path, schema.last_record, {})
+        return found
 
     def row(self, columns: Mapping[str, tuple[Kind, str]], values: Row, where: str = "") -> Row:
         """The values as the columns want them; None, and a problem, for those that cannot be."""
@@ -287,17 +280,13 @@ def _typed(kind: Kind, value: Any) -> Any:
 
 
 def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
-    environment = found.json("environment.json", names) or {}
-    failure = found.json("failed.json", names) or {}
-    last = found.last_record("metrics.jsonl", names)
+    environment = found.json(schema.ENVIRONMENT, names) or {}
+    failure = found.json(schema.FAILED, names) or {}
+    last = found.last_record(schema.METRICS, names)
     code = mapping(environment.get("code"))
     command = environment.get("command")
     if "method" not in plan and not found.problems:
         found.problems.append("config.json names no method: no run, or a baseline that runs share")
-    if "encoder.json" in names:
-        state = "trained"
-    else:
-        state = "failed" if "failed.json" in names else "unfinished"
     values = {
         "run": os.path.basename(os.path.abspath(found._folder)),
         "group": _group(plan),
@@ -306,7 +295,7 @@ def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
         "pretrained_on": plan.get("data"),
         "data_fingerprint": plan.get("data_fingerprint"),
         "seed": plan.get("seed"),
-        "state": state,
+        "state": schema.state_by(names),
         "error": failure.get("error"),
         "step": last.get("step", cost.get("steps")),
         "epochs": plan.get("epochs"),

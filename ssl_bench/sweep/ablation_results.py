@@ -17,7 +17,7 @@ from ssl_bench.experiment import figures
 from ssl_bench.experiment.baseline_table import headline
 from ssl_bench.experiment.commands import Run, console
 from ssl_bench.models import masking
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import schema
 from ssl_bench.sweep import in_turn
 from ssl_bench.sweep.ablation import Cell, Study, as_number
 from ssl_bench.utils.files import atomic, checked_name, write_json
@@ -46,7 +46,7 @@ def run(study: Study) -> Path:
     with atomic(folder / "table.csv") as path:
         table.map(cell).to_csv(path)
     title = f"{study.method}: {ablation.title}"
-    plans = [run_folder.plan_of(run.folder) for run in finished]
+    plans = [schema.plan_of(run.folder) for run in finished]
     ours = f"ours: {setting(plans, study.constant)}"
     paper = f"paper ({ablation.source}): {ablation.setting}"
     note = " ".join(filter(None, (ablation.note, _same_share(study, plans))))
@@ -114,8 +114,8 @@ def _name(study: Study, finished: Sequence[Run]) -> str:
         [run.folder.name, [[r["eval"], r["protocol"], r["precision"]] for r in run.records]]
         for run in finished
     ]
-    data = run_folder.plan_of(finished[0].folder)["data"]
-    return checked_name(f"{study.name}-{data}-{run_folder.digest(content)}")
+    data = schema.plan_of(finished[0].folder)["data"]
+    return checked_name(f"{study.name}-{data}-{schema.digest(content)}")
 
 
 def _provenance(study: Study, finished: Sequence[Run]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.runs.index import Index
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs.schema import Plan
 from ssl_bench.utils.formatting import many
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Literal
 from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import Cluster
 from ssl_bench.errors import UserError, require, the_one
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import schema
 from ssl_bench.sweep import stored
 from ssl_bench.sweep.backends.clusters import is_id
 from ssl_bench.utils import locks
@@ -152,7 +152,7 @@ def name_of(entries: Sequence[Entry]) -> str:
     methods = dict.fromkeys(entry.run.split("-", 1)[0] for entry in entries)
     kind = "search" if any(entry.trial for entry in entries) else "sweep"
     stem = "-".join(methods) if len(methods) < 4 else f"{len(methods)}-methods"
-    return f"{kind}-{stem}-{run_folder.digest(sorted(entry.run for entry in entries))}"
+    return f"{kind}-{stem}-{schema.digest(sorted(entry.run for entry in entries))}"
 
 
 def write(sweep: Sweep) -> None:

@@ -20,7 +20,7 @@ from ssl_bench.evaluation import runner
 from ssl_bench.experiment import commands
 from ssl_bench.experiment.preparation import prepare_run
 from ssl_bench.runs import index
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs.schema import Plan
 from ssl_bench.sweep import estimate
 from ssl_bench.sweep.manifest import Entry, Stage
 from ssl_bench.sweep.spec.grid import Cell

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_bench.errors import UserError
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import schema
 from ssl_bench.sweep.search import Final, final_words
 from ssl_bench.sweep.spec.grid import Cell, Grid
 from ssl_bench.sweep.status import Standing
@@ -69,8 +69,8 @@ def _best(done: Sequence[Standing], choose_by: str, runs_dir: Path) -> Standing:
 
 
 def _better(each: Standing, choose_by: str, runs_dir: Path) -> str:
-    home = runs_dir / each.entry.run / "evals" / each.entry.evals[choose_by]
-    return str(run_folder.facts(home / "scores.json").get("better", "higher"))
+    home = runs_dir / each.entry.run / schema.EVALS / each.entry.evals[choose_by]
+    return str(schema.facts(home / schema.SCORES).get("better", "higher"))
 
 
 def _waiting(final: Final, trials: Sequence[Standing], over: Sequence[Standing]) -> str:

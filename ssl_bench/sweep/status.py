@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench.errors import UserError, of_system
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import run_folder, schema
 from ssl_bench.sweep.backends import clusters
 from ssl_bench.sweep.jobs import ACTIVE, WAITING
 from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep, jobs_of
-from ssl_bench.utils.files import Unreadable, load_bytes, parse_json
+from ssl_bench.utils.files import Unreadable
 
 CellState = Literal["done", "running", "pending", "unknown", "failed", "stopped", "new"]
 """*unknown*: it was submitted, and the cluster does not answer. *stopped*: it was begun, and nobody
@@ -23,7 +22,6 @@ _TO_COME = {*ACTIVE, "unknown"}
 _FAILED = ("failed", "out of memory")
 _KILLED = ("killed", "timeout")
 """The cell goes on when it is submitted again: it was not to blame."""
-_TAIL = 4096
 _LARGEST = 1e15
 """Of what is measured here: a number beyond is damage."""
 
@@ -110,8 +108,8 @@ def _of(
     reasons: Mapping[tuple[str, str], str],
 ) -> Standing:
     folder = runs_dir / entry.run
-    is_trained = run_folder.is_trained(folder)
-    scores = {name: _score(folder / "evals" / home) for name, home in entry.evals.items()}
+    is_trained = schema.is_trained(folder)
+    scores = {name: _score(folder / schema.EVALS / home) for name, home in entry.evals.items()}
     missing = tuple(name for name, score in scores.items() if score is None)
     stage: Stage = "evaluate" if is_trained else "pretrain"
 
@@ -136,14 +134,14 @@ def _of(
     elif job_state == "unknown":
         state = "unknown"
     else:
-        noted = _noted(folder / "failed.json")
+        noted = schema.failure_of(folder)
         has_failed = bool(noted) or job_state in _FAILED
-        is_begun = bool(found) or (not is_trained and (folder / "config.json").exists())
+        is_begun = bool(found) or (not is_trained and (folder / schema.CONFIG).exists())
         state = "failed" if has_failed else "stopped" if is_begun else "new"
         if has_failed or job_state in _KILLED or job_state == "lost":
             told = clusters.failure(found[1].job, found[0].jobs_folder, 3) if found else []
             error = noted or "\n".join(told) or ("" if job_state == "lost" else job_state)
-    record = {} if state == "new" else _last_record(folder / "metrics.jsonl")
+    record = {} if state == "new" else _last_record(folder / schema.METRICS)
     return Standing(
         entry,
         state,
@@ -164,30 +162,20 @@ def _of(
 def _score(home: Path) -> float | None:
     """An evaluation's headline; None where it, or its baselines, are not stored."""
     try:
-        record = run_folder.facts(home / "scores.json")
+        record = schema.facts(home / schema.SCORES)
     except UserError:
         return None
-    scores = list(run_folder.mapping(record.get("scores")).values())
+    scores = list(schema.mapping(record.get("scores")).values())
     return _number(scores[0]) if "baselines" in record and scores else None
-
-
-def _noted(path: Path) -> str:
-    """Why a run failed, as it noted itself."""
-    try:
-        return str(run_folder.facts(path).get("error", ""))
-    except UserError:
-        return ""
 
 
 def _number(value: Any) -> float | None:
     """A number as it should be stored; None where it is something else."""
-    return float(value) if run_folder.is_number(value) and abs(value) < _LARGEST else None
+    return float(value) if schema.is_number(value) and abs(value) < _LARGEST else None
 
 
-def _last_record(path: Path) -> Mapping[str, Any]:
-    """The last whole line of a training's metrics."""
+def _last_record(metrics: Path) -> Mapping[str, Any]:
     try:
-        lines = re.findall(rb"^(\{.*\})\n", load_bytes(path, tail=_TAIL), re.MULTILINE)
-        return run_folder.mapping(parse_json(lines[-1])) if lines else {}
+        return schema.last_record(metrics)
     except Unreadable:
         return {}

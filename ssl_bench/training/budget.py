@@ -22,8 +22,8 @@ from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError, require
 from ssl_bench.models import encoders
-from ssl_bench.runs import run_folder
-from ssl_bench.runs.run_folder import Plan
+from ssl_bench.runs import run_folder, schema
+from ssl_bench.runs.schema import Plan
 from ssl_bench.training import flops, gradients, pretrain
 from ssl_bench.training.optim import Schedule
 from ssl_bench.utils.rng import Draws
@@ -45,7 +45,7 @@ def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
 def _of(settings: Settings, device: str) -> dict[str, Any] | None:
     if settings.match:
         folder = run_folder.find_trained(settings.runs_dir, settings.match)
-        counted = run_folder.facts(folder / "cost.json").get("flops")
+        counted = schema.facts(folder / schema.COST).get("flops")
         why = "it trains nothing" if counted == 0 else "they were not counted when it was made"
         require(bool(counted), f"run {folder.name!r} has no FLOPs to match: {why}")
         return {"match": folder.name, "flops": counted}
@@ -155,7 +155,7 @@ def _earlier(budget: Mapping[str, Any], plan: Plan, runs_dir: Path) -> float | N
     start = glob.escape(f"{plan.method}-{plan.data}-seed")
     for folder in sorted(runs_dir.glob(f"{start}*")):
         try:
-            found = run_folder.plan_of(folder)
+            found = schema.plan_of(folder)
         except UserError:
             continue
         if found.get("budget") == budget and all(found.get(n) == wanted[n] for n in alike):

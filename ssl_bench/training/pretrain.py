@@ -23,7 +23,8 @@ from ssl_bench.distributed.strategy import Replica
 from ssl_bench.errors import UserError, require
 from ssl_bench.models import encoders, weights
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs.run_folder import Plan, is_trained
+from ssl_bench.runs import schema
+from ssl_bench.runs.schema import Plan, is_trained
 from ssl_bench.training import flops, gradients, optim, resume, training_state
 from ssl_bench.training.optim import Schedule
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
@@ -141,7 +142,7 @@ def _finish(
     state = method.state_dict()
     own = strategy.whole({name: state[name] for name in state if not name.startswith("encoder.")})
     if collectives.rank() == 0:
-        weights.write(folder / "method.safetensors", own)
+        weights.write(folder / schema.METHOD_WEIGHTS, own)
     cost = {
         **_cost(steps, plan.batch_size, flops_per_step * steps, seconds),
         "flops_per_step": flops_per_step,
@@ -157,17 +158,17 @@ def _finish(
         "encoded_at_once": encoded_at_once,
     }
     if collectives.rank() == 0:
-        write_json(folder / "cost.json", cost)
+        write_json(folder / schema.COST, cost)
     weights.save(method.encoder, spec, folder)
     if collectives.rank() == 0:
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        (folder / schema.CHECKPOINT).unlink(missing_ok=True)
     return cost
 
 
 def restore(method: Method, folder: Path) -> None:
     """Load a finished run's weights into the method."""
-    own = weights.read(folder / "method.safetensors")
-    encoder = weights.read(folder / "encoder.safetensors")
+    own = weights.read(folder / schema.METHOD_WEIGHTS)
+    encoder = weights.read(folder / schema.ENCODER_WEIGHTS)
     method.load_state_dict(own | {f"encoder.{name}": value for name, value in encoder.items()})
 
 
@@ -238,7 +239,7 @@ def _train(
     with (
         closing(batches(method, train, spec, steps)) as source,
         progress.bar(f"pre-train {plan.method}", total) as bar,
-        collectives.file_of_first(folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics,
+        collectives.file_of_first(folder / schema.METRICS).open("a", encoding="utf-8") as metrics,
     ):
         for step in range(start, total):
             learning_rate = schedule.learning_rate(step)
@@ -321,7 +322,7 @@ def prepared(
 
 def snapshot_folder(folder: Path, step: int) -> Path:
     """Where the encoder after a step is, in a run folder."""
-    return folder / "snapshots" / f"step-{step:08}"
+    return folder / schema.SNAPSHOTS / f"step-{step:08}"
 
 
 def whole(epochs: float) -> float:
@@ -355,7 +356,7 @@ def _snapshot(method: Method, spec: EncoderSpec, cost: Mapping[str, Any], folder
     home = snapshot_folder(folder, cost["steps"])
     if collectives.rank() == 0:
         make_inside(folder, home)
-        write_json(home / "cost.json", cost)
+        write_json(home / schema.COST, cost)
     weights.save(method.encoder, spec, home)
 
 
@@ -363,11 +364,11 @@ def _restored(
     method: Method, state: Mapping[str, Any], hardware: Hardware, spec: EncoderSpec, folder: Path
 ) -> tuple[Replica | None, torch.optim.Optimizer]:
     """What is `prepared`, as it was at the checkpoint, if there is one."""
-    with resume.readable(folder / "checkpoint.pt"):
+    with resume.readable(folder / schema.CHECKPOINT):
         if state:
             method.load_state_dict(state["method"])
     replica, optimizer = prepared(method, hardware, spec)
-    with resume.readable(folder / "checkpoint.pt"):
+    with resume.readable(folder / schema.CHECKPOINT):
         if state:
             strategy.load_optimizer(optimizer, state["optimizer"])
     return replica, optimizer

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.distributed import collectives, strategy
+from ssl_bench.runs import schema
 from ssl_bench.training import resume
 from ssl_bench.utils.files import atomic
 
@@ -39,7 +40,7 @@ def save(
         "optimizer": strategy.whole(optimizer.state_dict()),
     }
     if collectives.rank() == 0:
-        resume.save(folder / "checkpoint.pt", state)
+        resume.save(folder / schema.CHECKPOINT, state)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -48,12 +49,12 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or a rank does not see it.
     """
-    return resume.load_on_all(folder / "checkpoint.pt", lambda: _last_state(folder))
+    return resume.load_on_all(folder / schema.CHECKPOINT, lambda: _last_state(folder))
 
 
 def _last_state(folder: Path) -> dict[str, Any]:
     """`read`, where there is one rank."""
-    path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    path, metrics = folder / schema.CHECKPOINT, folder / schema.METRICS
     state = resume.load(path)
     if not state:
         metrics.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ssl_bench.runs import schema
 from ssl_bench.utils.files import load_json
 
 _NEEDED = (
@@ -246,7 +247,7 @@ def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
 
 def _config(folder: str) -> Mapping[str, Any] | None:
     try:
-        config = load_json(Path(folder) / "scores.json")["config"]
+        config = load_json(Path(folder) / schema.SCORES)["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return config if isinstance(config, dict) else None

@@ -18,6 +18,7 @@ from ssl_bench.analysis.comparison import statistics
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.statistics import Difference
 from ssl_bench.errors import UserError
+from ssl_bench.runs import schema
 from ssl_bench.utils import arrays
 
 LEVEL = 0.05
@@ -155,7 +156,7 @@ def _answers(score: Score, notes: dict[str, None]) -> _Answers | None:
     if math.isnan(score.value):
         return None
     try:
-        found = arrays.read(Path(score.folder) / "predictions.npz", ("predictions", "labels"))
+        found = arrays.read(Path(score.folder) / schema.PREDICTIONS, ("predictions", "labels"))
     except UserError as error:
         notes[str(error)] = None
         return None

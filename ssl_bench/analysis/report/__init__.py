@@ -33,7 +33,7 @@ from ssl_bench.analysis.report.source import UNKNOWN, Source
 from ssl_bench.api import registry
 from ssl_bench.config.settings import ReportSettings
 from ssl_bench.errors import first_line, require
-from ssl_bench.runs import index
+from ssl_bench.runs import index, schema
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import load_json, temporary_folder, write_json, writing
 
@@ -76,9 +76,9 @@ def write(settings: ReportSettings) -> list[str]:
         dict.fromkeys(found.problems),
     )
     with writing(settings.output), _replacing(output) as folder:
-        (folder / "figures").mkdir()
+        (folder / schema.FIGURES).mkdir()
         (folder / "tables").mkdir()
-        figures, missing = _draw(source, folder / "figures")
+        figures, missing = _draw(source, folder / schema.FIGURES)
         content = _content(source, settings, figures, missing)
         for table in content.all_tables:
             stem = folder / "tables" / table.name

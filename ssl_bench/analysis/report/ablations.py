@@ -24,7 +24,7 @@ from ssl_bench.analysis.report.drawing import (
 )
 from ssl_bench.analysis.report.source import Source, columns, settings, slug
 from ssl_bench.errors import UserError
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import schema
 
 _SMALLEST_CURVE = 3
 
@@ -110,7 +110,7 @@ def _ablations(source: Source) -> Iterator[tuple[str, str, list[Line]]]:
 def _told(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """All that sets a group apart from others of its method."""
     try:
-        plan = run_folder.plan_of(folder)
+        plan = schema.plan_of(folder)
     except UserError:
         plan = {}
     return {

@@ -11,7 +11,8 @@ import pandas as pd
 from ssl_bench.analysis.report.source import Source, settings, slug
 from ssl_bench.analysis.report.tables import Cell, Table, anchor, known, plain
 from ssl_bench.errors import UserError
-from ssl_bench.runs.run_folder import digest, facts, mapping
+from ssl_bench.runs import schema
+from ssl_bench.runs.schema import digest, facts, mapping
 from ssl_bench.utils.formatting import plain as plain_text
 
 _LONGEST = 20_000
@@ -159,7 +160,7 @@ def _block(
 
 def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str) -> Origin:
     environment: dict[str, Any] = {}
-    path = source.file(row, "environment.json")
+    path = source.file(row, schema.ENVIRONMENT)
     try:
         environment = facts(path) if path else {}
     except UserError as error:

@@ -16,6 +16,7 @@ from ssl_bench.analysis.comparison.statistics import Difference, difference, hol
 from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import FAINT, INK, Drawing, Missing, panels, shorten
 from ssl_bench.analysis.report.source import Source, columns, representatives, slug
+from ssl_bench.runs import schema
 
 _MOST_MATRICES = 6
 _MOST_PAIRS = 6
@@ -66,7 +67,7 @@ def class_differences(source: Source) -> Iterator[Drawing | Missing]:
 
 
 def _predictions(source: Source, folder: str) -> tuple[np.ndarray, np.ndarray] | None:
-    arrays = source.arrays(folder, ("predictions", "labels"), "predictions.npz")
+    arrays = source.arrays(folder, ("predictions", "labels"), schema.PREDICTIONS)
     if not arrays:
         return None
     predictions, labels = arrays["predictions"], arrays["labels"]

@@ -17,7 +17,7 @@ from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, legend, missing, panels, shorten
 from ssl_bench.analysis.report.source import Source, columns, representatives, slug
 from ssl_bench.evaluation.similarity import linear_cka
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import schema
 
 _BLOCK = re.compile(r"block_[0-9]{1,4}")
 _IMAGES = 8
@@ -130,7 +130,7 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
                 handle.set_sizes([22])  # type: ignore[union-attr]
                 handle.set_alpha(1)  # type: ignore[union-attr]
         rows = pd.DataFrame([row for row, _ in found])
-        chosen = ", ".join(f"{k} {v}" for k, v in run_folder.mapping(record.get("chosen")).items())
+        chosen = ", ".join(f"{k} {v}" for k, v in schema.mapping(record.get("chosen")).items())
         yield Drawing(
             f"embedding-{slug(title)}",
             "Embeddings",

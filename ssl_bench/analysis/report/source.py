@@ -17,9 +17,9 @@ from ssl_bench.analysis.comparison import Comparison, grouping
 from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report.drawing import Look, shades
 from ssl_bench.errors import UserError
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import schema
 from ssl_bench.runs.index import Index
-from ssl_bench.runs.run_folder import digest
+from ssl_bench.runs.schema import digest
 from ssl_bench.utils import arrays
 from ssl_bench.utils.files import leads_out
 from ssl_bench.utils.formatting import plain
@@ -99,7 +99,9 @@ class Source:
         """How the method is drawn."""
         return self.looks[method]
 
-    def arrays(self, folder: str, names: Sequence[str], file: str = "arrays.npz") -> dict[str, Any]:
+    def arrays(
+        self, folder: str, names: Sequence[str], file: str = schema.ARRAYS
+    ) -> dict[str, Any]:
         """An evaluation's arrays, or nothing where one of them is missing or cannot be read."""
         try:
             return arrays.read(Path(folder) / file, names)
@@ -110,7 +112,7 @@ class Source:
     def record(self, folder: str) -> dict[str, Any]:
         """An evaluation's record."""
         try:
-            return run_folder.facts(Path(folder) / "scores.json")
+            return schema.facts(Path(folder) / schema.SCORES)
         except UserError as error:
             self.problem(str(error))
             return {}
@@ -157,7 +159,7 @@ class Source:
             for name, protocol, folder in ways[["eval", "protocol", "folder"]].itertuples(
                 index=False
             ):
-                config = run_folder.mapping(self.record(folder).get("config"))
+                config = schema.mapping(self.record(folder).get("config"))
                 wanted = config.get("sample", config.get("images"))
                 found[name, protocol] = wanted if isinstance(wanted, int) and wanted > 0 else 0
         return found
@@ -168,7 +170,7 @@ class Source:
         found = {}
         for folder in self.finals["folder"].unique():
             try:
-                found[folder] = arrays.names(Path(folder) / "arrays.npz")
+                found[folder] = arrays.names(Path(folder) / schema.ARRAYS)
             except UserError as error:
                 self.problem(str(error))
         return found

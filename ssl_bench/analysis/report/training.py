@@ -22,7 +22,7 @@ from ssl_bench.data.names import EMBEDDED, base
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.experiment.figures import to_pixels
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import schema
 from ssl_bench.training import pretrain
 from ssl_bench.utils.files import Absent, Unreadable, load_bytes, parse_json
 
@@ -72,7 +72,7 @@ def curves(source: Source) -> Iterator[Drawing | Missing]:
 
 def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
     """A run's records, some hundred of them, up to the last whole line."""
-    path = source.file(run, "metrics.jsonl")
+    path = source.file(run, schema.METRICS)
     try:
         text = load_bytes(path) if path else b""
         # Another process may be at its last line.
@@ -120,13 +120,13 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
     if not all(path and path.is_file() for path in files):
         return None
     try:
-        plan = run_folder.plan_of(folder)
+        plan = schema.plan_of(folder)
         # A method that is a file of the run's author is not looked at.
         plugin = None if plan.get("method_source") else registry.installed("method", plan["method"])
         if not plugin or "mask_ratio" not in {f.name for f in dataclasses.fields(plugin.config)}:
             return None
         spec = EncoderSpec.of(plan["encoder"])
-        _check_sizes(plan["method_config"], folder / "method.safetensors")
+        _check_sizes(plan["method_config"], folder / schema.METHOD_WEIGHTS)
         data = _data_of(plan, spec)
         if data is None:
             return None

@@ -18,7 +18,7 @@ from ssl_bench.models import checkpoints, formats
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.checkpoints import Checkpoint
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import run_folder, schema
 from ssl_bench.utils.files import atomic, writing
 from ssl_bench.utils.terminal import Console
 
@@ -42,7 +42,7 @@ def export(settings: ExportSettings) -> Path:
     if not checkpoints.is_foreign(source):
         folder = run_folder.find_trained(settings.runs_dir, source)
         source, name = str(folder), folder.name
-        unseen = run_folder.file_of_method(folder)
+        unseen = schema.file_of_method(folder)
     checkpoint = checkpoints.read(source, Hints.of(settings))
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")

@@ -23,7 +23,7 @@ from ssl_bench.experiment import figures
 from ssl_bench.models import checkpoints, weights
 from ssl_bench.models.checkpoints import Checkpoint, Hints
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import run_folder, schema
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils.files import writing
 from ssl_bench.utils.formatting import plain
@@ -117,9 +117,7 @@ def _method_of(checkpoint: Checkpoint, source: str) -> tuple[Plugin, Mapping[str
         shown = settings_of(checkpoint.decoder) if settings_of else None
         if shown is not None:
             return plugin, shown
-    unseen = (
-        run_folder.file_of_method(Path(source)) if (Path(source) / "config.json").exists() else ""
-    )
+    unseen = schema.file_of_method(Path(source)) if (Path(source) / schema.CONFIG).exists() else ""
     require(
         not unseen,
         f"{unseen}, and no installed method knows its decoder; installed under the entry point "

@@ -20,8 +20,8 @@ from ssl_bench.cli.flags import Request
 from ssl_bench.config.settings import Precision, RerunSettings, Settings
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
-from ssl_bench.runs.run_folder import mapping
+from ssl_bench.runs import run_folder, schema
+from ssl_bench.runs.schema import mapping
 from ssl_bench.utils import arrays
 from ssl_bench.utils.files import write_json
 from ssl_bench.utils.terminal import Console
@@ -83,7 +83,7 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         UserError: the run was not trained here, is damaged, or a plugin of it is gone, is another
             now, or is a file that nobody trusts.
     """
-    plan = run_folder.plan_of(folder)
+    plan = schema.plan_of(folder)
     require(
         "weights_sha256" not in plan,
         f"run {folder.name!r} holds weights from elsewhere, which cannot be trained again; "
@@ -99,10 +99,8 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
 def _request(
     folder: Path, plan: Mapping[str, Any], settings: RerunSettings
 ) -> tuple[Request, list[str]]:
-    cost = run_folder.facts(folder / "cost.json")
-    records = [
-        (p.parent.name, run_folder.facts(p)) for p in sorted(folder.glob("evals/*/scores.json"))
-    ]
+    cost = schema.facts(folder / schema.COST)
+    records = [(p.parent.name, schema.facts(p)) for p in schema.score_files(folder)]
     method = _made_by("method", plan["method"], plan.get("method_source"), plan["method_code"])
     plugin_of = {
         name: _made_by("eval", record["eval"], record.get("source"), record.get("code"))
@@ -215,7 +213,7 @@ def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
     here, going_on = _here(precision), []
     for place in runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????.??????Z"):
         for path in place.glob("*/environment.json"):
-            before = run_folder.facts(path)
+            before = schema.facts(path)
             is_alike = all(before.get(name) == here[name] for name in _ENVIRONMENT)
             is_ended = (path.parent / _OUTCOME).exists() or run_folder.is_locked(path.parent)
             if is_alike and not is_ended:
@@ -237,7 +235,7 @@ def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
     Args:
         fingerprint: of the data as they are now.
     """
-    plan, before = run_folder.plan_of(folder), run_folder.facts(folder / "environment.json")
+    plan, before = schema.plan_of(folder), schema.facts(folder / schema.ENVIRONMENT)
     now = _here(request.settings.precision)
     for name in _ENVIRONMENT:
         if name in before and before[name] != now[name]:
@@ -262,9 +260,9 @@ def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
         that cannot be told), and the ``difference``.
     """
     rows = [_compared_weights(folder, again)]
-    for path in sorted(again.glob("evals/*/scores.json")):
-        record, which = run_folder.facts(path), path.parent.name
-        before = mapping(run_folder.facts(folder / "evals" / which / "scores.json").get("scores"))
+    for path in schema.score_files(again):
+        record, which = schema.facts(path), path.parent.name
+        before = mapping(schema.facts(folder / schema.EVALS / which / schema.SCORES).get("scores"))
         if not before:
             rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
             continue
@@ -274,14 +272,14 @@ def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
             is_same = was == value or (was != was and value != value)
             apart = "" if is_same else f"{value - was:+.4g}"
             rows.append(_row(f"{record['eval']} {score}", f"{was:.4f}", f"{value:.4f}", apart))
-        rows += _compared_predictions(folder / "evals" / which, again / "evals" / which)
+        rows += _compared_predictions(folder / schema.EVALS / which, again / schema.EVALS / which)
     return rows
 
 
 def _compared_weights(folder: Path, again: Path) -> dict[str, Any]:
     from ssl_bench.models import weights
 
-    if not (folder / "encoder.safetensors").exists():
+    if not (folder / schema.ENCODER_WEIGHTS).exists():
         return _unknown("encoder", "its weights were not kept")
     try:
         old, new = weights.load(folder)[0], weights.load(again)[0]
@@ -303,7 +301,7 @@ def _compared_predictions(before: Path, again: Path) -> list[dict[str, Any]]:
     what = "  its predictions"
     try:
         old, new = (
-            arrays.read(each / "predictions.npz", ["predictions"]) for each in (before, again)
+            arrays.read(each / schema.PREDICTIONS, ["predictions"]) for each in (before, again)
         )
     except UserError as error:
         return [_unknown(what, str(error))]

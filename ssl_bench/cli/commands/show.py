@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ssl_bench.config.settings import ShowSettings
 from ssl_bench.errors import UserError, require
-from ssl_bench.runs import run_folder
-from ssl_bench.runs.run_folder import mapping
+from ssl_bench.runs import run_folder, schema
+from ssl_bench.runs.schema import mapping
 from ssl_bench.utils.files import leads_out, strange
 from ssl_bench.utils.terminal import Console
 
@@ -52,30 +52,30 @@ def describe(folder: Path) -> dict[str, Any]:
 
     def read(path: Path) -> dict[str, Any]:
         try:
-            return {} if leads_out(path, folder) else run_folder.facts(path)
+            return {} if leads_out(path, folder) else schema.facts(path)
         except UserError as error:
             problems.append(str(error))
             return {}
 
-    require(not leads_out(folder / "config.json", folder), "; ".join(problems))
-    plan = run_folder.config_of(folder)
+    require(not leads_out(folder / schema.CONFIG, folder), "; ".join(problems))
+    plan = schema.config_of(folder)
     try:
-        run_folder.plan_of(folder)
+        schema.plan_of(folder)
     except UserError as error:
         problems.append(str(error))
     snapshots = [path.parent.name for path in sorted(folder.glob("snapshots/*/encoder.json"))]
     run = {
         "folder": str(folder),
-        "state": run_folder.state(folder),
+        "state": schema.state(folder),
         **{name: value for name, value in plan.items() if name != "encoder"},
         **{f"encoder {name}": value for name, value in mapping(plan.get("encoder")).items()},
-        **{f"cost {name}": value for name, value in read(folder / "cost.json").items()},
+        **{f"cost {name}": value for name, value in read(folder / schema.COST).items()},
         "snapshots": snapshots,
-        **_origin(read(folder / "environment.json")),
-        **read(folder / "failed.json"),
+        **_origin(read(folder / schema.ENVIRONMENT)),
+        **read(folder / schema.FAILED),
     }
     evaluations = {}
-    for path in sorted(folder.glob("evals/*/scores.json")):
+    for path in schema.score_files(folder):
         record = read(path)
         environment = mapping(record.pop("environment", None))
         record.pop("classes", None)

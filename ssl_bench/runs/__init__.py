@@ -1,0 +1,1 @@
+"""The run folder, and all run folders as tables."""

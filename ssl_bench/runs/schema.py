@@ -1,0 +1,254 @@
+"""The run folder: what its files are called, what they hold, and what state a run is in.
+
+``<method>-<data>-seed<seed>-<identity>/``. The folder is the truth; every part of the program that
+reads or writes one asks here.
+
+    config.json          every setting, resolved, with the identity and where the method came from
+    environment.json     command, versions, code, device of the last start
+    metrics.jsonl        step, epoch, loss, learning rate, img/s, share of time waiting for data
+    checkpoint.pt        the state to resume from; gone once the training is done
+    encoder.safetensors  weights under timm's names, and encoder.json to build them
+    method.safetensors   the method's other parameters: a decoder, a projector
+    cost.json            FLOPs, images seen, seconds, peak memory, parameters
+    snapshots/step-.../  the encoder on the way: the last three of these files' kinds, and evals/
+    failed.json          why the last training or evaluation failed, until the next one
+    evals/<name>-.../    scores.json, predictions.npz and arrays.npz
+    unfinished/          states of evaluations that train, to resume from, until they are done
+    features/            what the encoder makes of each split, for evaluations to come
+    figures/             PNG files
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_bench import CORE_VERSION
+from ssl_bench.errors import UserError, require
+from ssl_bench.utils.files import Absent, Unreadable, load_bytes, load_json, parse_json
+from ssl_bench.utils.locks import is_locked
+
+CONFIG, ENVIRONMENT, METRICS, COST = "config.json", "environment.json", "metrics.jsonl", "cost.json"
+CHECKPOINT, FAILED = "checkpoint.pt", "failed.json"
+ENCODER, ENCODER_WEIGHTS = "encoder.json", "encoder.safetensors"
+METHOD_WEIGHTS = "method.safetensors"
+EVALS, SCORES, PREDICTIONS, ARRAYS = "evals", "scores.json", "predictions.npz", "arrays.npz"
+SNAPSHOTS, UNFINISHED, FEATURES, FIGURES = "snapshots", "unfinished", "features", "figures"
+BASELINES = "baselines"
+"""Beside the run folders: the encoders that nobody trained, shared by all runs."""
+
+State = Literal["trained", "failed", "running", "unfinished"]
+_TAIL = 4096
+_TEXT, _MAYBE, _NAMED = ((str,), "text"), ((str, type(None)), "text"), ((dict,), "names and values")
+
+
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("method", "identity", "method_code", "method_source", "precision"), _TEXT),
+    **dict.fromkeys(("data", "data_fingerprint", "data_source", "preset"), _MAYBE),
+    **dict.fromkeys(("method_config", "encoder"), _NAMED),
+    **dict.fromkeys(("seed", "batch_size"), ((int,), "whole number")),
+    "epochs": ((int, float, type(None)), "number"),
+}
+"""What a plan's values are in JSON, and in words."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that changes the result of a pre-training.
+
+    Attributes:
+        method_version: what the method declares, or the hash of its source where it is not ours.
+        method_config: the method's ``Config``.
+        encoder: the `EncoderSpec`.
+        precision: "fp32" or "bf16".
+    """
+
+    method: str
+    method_version: int | str
+    method_config: Any
+    data: str
+    data_fingerprint: str
+    encoder: Any
+    epochs: float
+    batch_size: int
+    seed: int
+    precision: str
+    core_version: int = CORE_VERSION
+
+    @property
+    def identity(self) -> str:
+        """What the runs of one experiment share, whatever their seed: eight hexadecimal digits."""
+        content = {field.name: chosen(getattr(self, field.name)) for field in fields(self)}
+        del content["seed"]
+        return digest(content)
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return f"{self.method}-{self.data}-seed{self.seed}-{self.identity}"
+
+
+def chosen(config: Any) -> Any:
+    """The fields of a dataclass that differ from its defaults; any other value as it is.
+
+    An identity is made of these, so that a new field, whose default does what was done before,
+    leaves the identity of everything made without it as it was.
+    """
+    if not is_dataclass(config):
+        return config
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default:
+            found[field.name] = value
+    return found
+
+
+def digest(content: Any) -> str:
+    """Eight hexadecimal digits that stand for JSON content."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; nothing if it is not there.
+
+    Raises:
+        UserError: it cannot be read, or holds something else than names and values.
+    """
+    try:
+        found = load_json(path)
+    except Absent:
+        return {}
+    except Unreadable as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}") from error
+    require(isinstance(found, dict), f"{str(path)!r} cannot be read: it holds no names and values")
+    return dict(found)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """What JSON should have as names and values: nothing where it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def state(folder: Path) -> State:
+    """What state a run is in; "running" is an unfinished one that some process has locked."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    return state_now(state_by(names), folder)
+
+
+def state_by(names: Collection[str]) -> State:
+    """The state by the names of the files in a folder, which do not tell whether it is running."""
+    if ENCODER in names:
+        return "trained"
+    return "failed" if FAILED in names else "unfinished"
+
+
+def state_now(state: State, folder: Path) -> State:
+    """A state that the names of files told, and whether somebody is at it."""
+    return "running" if state == "unfinished" and is_locked(folder) else state
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the folder's pre-training is done; ``encoder.json`` is the last file it writes."""
+    return (folder / ENCODER).exists()
+
+
+def score_files(folder: Path) -> list[Path]:
+    """The record of each evaluation of the encoder in a folder."""
+    return sorted(folder.glob(f"{EVALS}/*/{SCORES}"))
+
+
+def snapshots(folder: Path) -> list[str]:
+    """The names of the folders of the encoders on the way."""
+    return sorted(path.parent.name for path in folder.glob(f"{SNAPSHOTS}/*/{ENCODER}"))
+
+
+def last_record(metrics: Path | str) -> dict[str, Any]:
+    """The last whole line of a training's metrics; a line may be half written meanwhile.
+
+    Raises:
+        Unreadable: they cannot be read.
+        Absent: there are none.
+    """
+    for line in reversed(load_bytes(metrics, tail=_TAIL).splitlines()):
+        try:
+            record = parse_json(line)
+        except Unreadable:
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def failure_of(folder: Path) -> str:
+    """Why a run failed, as it noted itself; nothing where it did not, or cannot be read."""
+    try:
+        return str(facts(folder / FAILED).get("error", ""))
+    except UserError:
+        return ""
+
+
+def command_of(folder: Path) -> str:
+    """The command that last started the run."""
+    try:
+        return shlex.join(load_json(folder / ENVIRONMENT)["command"])
+    except (Unreadable, KeyError, TypeError):
+        return "ssl-bench run ..."
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` holds, whatever its values are.
+
+    Raises:
+        UserError: it cannot be read, or is not that of a run.
+    """
+    path = folder / CONFIG
+    require(path.exists(), f"{str(path)!r} cannot be read: {os.strerror(errno.ENOENT)}")
+    config = facts(path)
+    require("method" in config, f"{str(folder)!r} is no run but a baseline that runs share")
+    return config
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    """The run's plan.
+
+    Raises:
+        UserError: ``config.json`` cannot be read, or holds something else than a plan.
+    """
+    plan, path = config_of(folder), folder / CONFIG
+    for name, value in plan.items():
+        kinds, words = _KINDS.get(name, ((type(value),), ""))
+        require(
+            type(value) in kinds,
+            f"{str(path)!r} cannot be used: its {name} is {value!r:.60}, which is no {words}",
+        )
+    return plan
+
+
+def file_of_method(folder: Path) -> str:
+    """One line where a run's method is a file, which nobody but `rerun` runs; "" otherwise."""
+    config = config_of(folder)
+    source = config.get("method_source")
+    if not source:
+        return ""
+    return (
+        f"run {folder.name!r} was made by {config['method']!r}, a method in the file {source!r}, "
+        "which is not run to look at the run"
+    )
