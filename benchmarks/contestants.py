@@ -223,13 +223,13 @@ class _Ours(Model):
             {"embed_dim": case.width, "depth": case.depth, "num_heads": case.heads},
         )
         plugin = registry.find("method", case.method)
-        names = ("decoder_width", "decoder_depth", "decoder_heads")
+        names = ("decoder_embed_dim", "decoder_depth", "decoder_heads")
         settings: dict[str, Any] = dict(zip(names, case.decoder, strict=True))
         settings["mask_ratio"] = case.mask_ratio
         if case.method == "mocov3":
             settings = {
-                "projector_width": case.projector[0],
-                "projection_dim": case.projector[1],
+                "proj_hidden_dim": case.projector[0],
+                "proj_output_dim": case.projector[1],
             }
         code = plugin.load()
         self.method = pretrain.build_method(code.Pretraining, code.Config(**settings), spec, 10, 0)

@@ -86,12 +86,12 @@ def _ours(folder: Path) -> Iterator[Any]:
     train = data.load(str(folder), _SIZE, storage="stream").train
     recipe = Augmentation(_SIZE, (0.08, 1.0), interpolation="bilinear")
 
-    def steps() -> Iterator[rng.Draws]:
+    def steps() -> Iterator[rng.SampleRng]:
         step = 0
         while True:
             for index_B in torch.randperm(len(train)).split(_BATCH):
                 if len(index_B) == _BATCH:
-                    yield rng.Draws(0, step, index_B)
+                    yield rng.SampleRng(0, step, index_B)
                     step += 1
 
     for _, (view,) in views(train, [recipe], steps()):

@@ -39,7 +39,7 @@ from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.training import optim, resume
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils import progress, rng
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 VERSION = 1
 _IMAGES_AT_ONCE = 1024
@@ -191,7 +191,7 @@ def _augmented_features(
     parts = []
     for part_P in _own_parts(index_B):
         samples_P = part_P.to(encoder.hardware.device)
-        step_draws = Draws(encoder.seed, step, samples_P, "linear-paper/")
+        step_draws = SampleRng(encoder.seed, step, samples_P, "linear-paper/")
         view = partial(augment, recipe=recipe, draws=step_draws)
         views_PCHW = prepare(next(stored), encoder.spec, encoder.hardware, view)
         parts.append(encoder.encode(views_PCHW)[config.pooling])

@@ -40,7 +40,7 @@ from ssl_bench.evaluation.features import prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils import progress
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 VERSION = 1
 _EPSILON = 1e-7
@@ -134,7 +134,9 @@ def _alignments(encoder: FrozenEncoder, data: Dataset, config: Config) -> dict[s
     done = 0
     with progress.bar("views", len(index_N)) as bar:
         for index_B, images_BCSS in zip(parts, data.test.read(parts), strict=True):
-            rows = Draws(encoder.seed, 0, index_B.to(encoder.hardware.device), "representation/")
+            rows = SampleRng(
+                encoder.seed, 0, index_B.to(encoder.hardware.device), "representation/"
+            )
             views = (
                 prepare(
                     images_BCSS,

@@ -64,13 +64,13 @@ from ssl_bench.utils import rng
 VERSION = 1
 PRESETS = {
     "quick": {
-        "decoder_width": 64,
+        "decoder_embed_dim": 64,
         "decoder_depth": 1,
         "decoder_heads": 2,
         "base_lr": 4e-3,
         "crop_scale": 1.0,
     },
-    "small": {"decoder_width": 128, "decoder_depth": 4, "decoder_heads": 4, "base_lr": 1e-3},
+    "small": {"decoder_embed_dim": 128, "decoder_depth": 4, "decoder_heads": 4, "base_lr": 1e-3},
     **{
         f"imagenet-mae-{size}": {
             "data": "./imagenet",
@@ -106,7 +106,7 @@ class Config(OptimizerConfig):
     """How many components the PCA target keeps; all, where a patch has no more values."""
     norm_pix_loss: bool = True
     """Predict each patch normalised by its own mean and standard deviation."""
-    decoder_width: int = 512
+    decoder_embed_dim: int = 512
     """Width of the decoder, a multiple of 4."""
     decoder_depth: int = 8
     """Transformer blocks in the decoder."""
@@ -133,10 +133,10 @@ class Config(OptimizerConfig):
         above("decoder depth", self.decoder_depth, 0)
         above("decoder heads", self.decoder_heads, 0)
         require(
-            self.decoder_width > 0
-            and self.decoder_width % 4 == 0
-            and self.decoder_width % self.decoder_heads == 0,
-            f"decoder width {self.decoder_width} must be a multiple of 4 and of the "
+            self.decoder_embed_dim > 0
+            and self.decoder_embed_dim % 4 == 0
+            and self.decoder_embed_dim % self.decoder_heads == 0,
+            f"decoder embed dim {self.decoder_embed_dim} must be a multiple of 4 and of the "
             f"{self.decoder_heads} decoder heads",
         )
 
@@ -156,7 +156,7 @@ class Pretraining(Method):
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
-        width = config.decoder_width
+        width = config.decoder_embed_dim
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.grid = encoder.patch_embed.grid_size
         self.kept = masking.count_kept(encoder.patch_embed.num_patches, config.mask_ratio)
@@ -245,7 +245,7 @@ class Pretraining(Method):
         Args:
             noise: uniform in [0, 1): float ``(B, L)``, whose K smallest values are kept where
                 sampling is random; or its source, a function of a purpose and a count, like
-                `Draws.uniform`, which block sampling needs, as it draws more than that.
+                `SampleRng.uniform`, which block sampling needs, as it draws more than that.
         """
         require(
             callable(noise) or self.config.sampling != "block",
@@ -343,7 +343,7 @@ def settings_of(decoder: Mapping[str, Tensor]) -> Mapping[str, Any] | None:
     if embed is None or prediction is None or "mask_token" not in decoder:
         return None
     blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
-    return {"decoder_width": len(embed), "decoder_depth": len(blocks)}
+    return {"decoder_embed_dim": len(embed), "decoder_depth": len(blocks)}
 
 
 def _principal_components(patches_NP: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -393,7 +393,7 @@ PAPER = {
             Published(True, "PRETRAIN.md, table 3"),
             Published(False, "main_pretrain.py, default"),
         ),
-        "decoder_width": Published(512, "table 1b"),
+        "decoder_embed_dim": Published(512, "table 1b"),
         "decoder_depth": Published(8, "table 1a"),
         "decoder_heads": Published(16, "models_mae.py"),
         "crop_scale": Published(0.2, "main_pretrain.py"),
@@ -481,7 +481,7 @@ ABLATIONS = {
         "table 1b",
         f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, decoder depth 8, random crops",
         {"finetune": (84.9, 84.8, 84.9, 84.4, 84.3), "linear": (69.1, 71.3, 73.5, 73.1, 73.1)},
-        flag="--decoder-width",
+        flag="--decoder-embed-dim",
         values=(128, 256, 512, 768, 1024),
     ),
     "mask-token": Ablation(

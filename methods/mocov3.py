@@ -61,8 +61,8 @@ from ssl_bench.transforms.augmentations import Augmentation
 
 VERSION = 1
 PRESETS = {
-    "quick": {"epochs": 2, "projector_width": 512, "projection_dim": 128, "base_lr": 1e-3},
-    "small": {"projector_width": 1024, "projection_dim": 256, "base_lr": 5e-4},
+    "quick": {"epochs": 2, "proj_hidden_dim": 512, "proj_output_dim": 128, "base_lr": 1e-3},
+    "small": {"proj_hidden_dim": 1024, "proj_output_dim": 256, "base_lr": 5e-4},
     **{
         f"imagenet-mocov3-{size}": {
             "data": "./imagenet",
@@ -91,9 +91,9 @@ class Config(OptimizerConfig):
     """Temperature of the contrastive loss, above 0."""
     momentum: float = 0.99
     """Momentum of the momentum encoder at the start; it rises to 1 along a half cosine."""
-    projector_width: int = 4096
+    proj_hidden_dim: int = 4096
     """Hidden width of projector and predictor."""
-    projection_dim: int = 256
+    proj_output_dim: int = 256
     """Width of the compared features."""
     freeze_patch_embed: bool = True
     """Keep the patch projection at its random start, which stabilises the training."""
@@ -107,8 +107,8 @@ class Config(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         above("temperature", self.temperature, 0)
-        above("projector width", self.projector_width, 0)
-        above("projection dim", self.projection_dim, 0)
+        above("proj hidden dim", self.proj_hidden_dim, 0)
+        above("proj output dim", self.proj_output_dim, 0)
         within("momentum", self.momentum, "[0, 1]")
         within("crop scale", self.crop_scale, "(0, 1]")
 
@@ -127,7 +127,7 @@ class Pretraining(Method):
         _initialise(encoder)
         if config.freeze_patch_embed:
             optim.freeze(encoder, "patch_embed.proj")
-        hidden, out = config.projector_width, config.projection_dim
+        hidden, out = config.proj_hidden_dim, config.proj_output_dim
         self.projector = mlp([encoder.embed_dim, hidden, hidden, out])
         self.predictor = mlp([out, hidden, out])
         self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
@@ -156,12 +156,12 @@ class Pretraining(Method):
         yield self.contrast(self.query(second), key_1)
 
     def query(self, images_BCHW: Tensor) -> Tensor:
-        """Predicted features of the base encoder: ``(B, projection_dim)``."""
+        """Predicted features of the base encoder: ``(B, proj_output_dim)``."""
         class_token_BD = encoders.class_token(self.encoder, images_BCHW)
         return self.predictor(self.projector(class_token_BD))
 
     def key(self, images_BCHW: Tensor) -> Tensor:
-        """Features of the momentum encoder: ``(B, projection_dim)``."""
+        """Features of the momentum encoder: ``(B, proj_output_dim)``."""
         class_token_BD = encoders.class_token(self.momentum_encoder, images_BCHW)
         return self.momentum_projector(class_token_BD)
 
@@ -231,8 +231,8 @@ PAPER = {
         "decay_norm_and_bias": Published(True, "main_moco.py, no groups"),
         "temperature": (Published(0.2, "CONFIG.md"), Published(1.0, "main_moco.py, default")),
         "momentum": Published(0.99, "main_moco.py"),
-        "projector_width": Published(4096, "main_moco.py"),
-        "projection_dim": Published(256, "main_moco.py"),
+        "proj_hidden_dim": Published(4096, "main_moco.py"),
+        "proj_output_dim": Published(256, "main_moco.py"),
         "freeze_patch_embed": (
             Published(True, "CONFIG.md, stop-grad-conv1"),
             Published(False, "main_moco.py, default"),

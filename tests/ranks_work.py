@@ -23,7 +23,7 @@ from ssl_bench.api.contract import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, process_group
-from ssl_bench.distributed.environment import Place
+from ssl_bench.distributed.environment import DistributedEnvironment
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
@@ -31,12 +31,12 @@ from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import optim, pretrain, training_state
 from ssl_bench.training import resume as resuming
-from ssl_bench.training.resume import Scratch
-from ssl_bench.utils.signals import Stopped
+from ssl_bench.training.resume import EvalCheckpoint
+from ssl_bench.utils.signals import Interrupted
 
 SHAPE = {"depth": 3, "embed_dim": 32, "num_heads": 2}
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
-WIDTHS = {"decoder_width": 16, "projector_width": 32, "projection_dim": 16}
+WIDTHS = {"decoder_embed_dim": 16, "proj_hidden_dim": 32, "proj_output_dim": 16}
 SESSIONS = [("fsdp", 4), ("ddp", 4), ("ddp", 3), ("ddp", 2), ("fsdp", 2), ("ddp", 2)]
 STOP_AT = 4
 PROBING = {"epochs": 2, "batch_size": 50, "optimizer": "sgd", "base_lr": 0.5}
@@ -116,11 +116,11 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
     """
     dataset = data()
     encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
-    encoder.scratch = Scratch(folder / f"tuning-{stop_at}")
+    encoder.scratch = EvalCheckpoint(folder / f"tuning-{stop_at}")
     config = registry.find("eval", "finetune").config(**TUNING)
 
     @contextmanager
-    def deferred() -> Iterator[Any]:
+    def defer_signals() -> Iterator[Any]:
         steps = itertools.count(1)
         is_last = collectives.rank() == collectives.world_size() - 1
         yield lambda: signal.SIGTERM if is_last and next(steps) == stop_at else None
@@ -130,12 +130,12 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
         train = Split(dataset.train.images_NCHW[:count], dataset.train.labels_N[:count])
         model = finetuning.classifier(encoder, 3, config)
         with mock.patch.object(optim, "adamw", steady_adamw):
-            with mock.patch.object(resuming, "deferred", deferred), suppress(Stopped):
+            with mock.patch.object(resuming, "deferred", defer_signals), suppress(Interrupted):
                 finetuning.train(model, encoder, train, config)
                 assert stop_at is None
             if stop_at:
                 collectives.largest(0)  # until the state is written
-                encoder.scratch = Scratch(folder / f"tuning-{stop_at}")
+                encoder.scratch = EvalCheckpoint(folder / f"tuning-{stop_at}")
                 model = finetuning.classifier(encoder, 3, config)
                 finetuning.train(model, encoder, train, config)
         few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])
@@ -168,16 +168,16 @@ def work(rank: int, ports: list[int], folder: str) -> None:
     for port, (strategy, world) in zip(ports, SESSIONS, strict=True):
         if rank >= world:
             continue
-        place = Place(rank, world, rank, world, "127.0.0.1", port)
+        place = DistributedEnvironment(rank, world, rank, world, "127.0.0.1", port)
         home = Path(folder, f"{strategy}-{world}")
         is_new = not home.exists()
-        with process_group.joined(place, strategy):  # type: ignore[arg-type]
-            is_new = collectives.decided(is_new)
+        with process_group.initialised(place, strategy):  # type: ignore[arg-type]
+            is_new = collectives.broadcast(is_new)
             assert collectives.agreed(15 if rank == world - 1 else 0) == 15
             assert collectives.agreed(0) == 0
-            assert collectives.from_all(rank) == list(range(world))
+            assert collectives.gather_objects(rank) == list(range(world))
             with pytest.raises(UserError, match="seen by rank 0"):
-                collectives.from_first(refuse)
+                collectives.on_rank_zero(refuse)
             home.mkdir(exist_ok=True)
             if not is_new:
                 resume(Path(folder, "fsdp-2", "stopped"), home / "from-fsdp-2")

@@ -127,7 +127,7 @@ RESOLVED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "decoder-depth": {label: {"decoder_depth": int(label)} for label in ("1", "2", "4", "8", "12")},
     "decoder-width": {
-        label: {"decoder_width": int(label)} for label in ("128", "256", "512", "768", "1024")
+        label: {"decoder_embed_dim": int(label)} for label in ("128", "256", "512", "768", "1024")
     },
     "mask-token": {
         "with": {"encoder_mask_tokens": True},
@@ -317,7 +317,7 @@ def test_a_killed_ablation_goes_on(
         (("mask-ratio", "--values", "0.5,0.99"), "mask ratio 0.99 leaves no patch visible of 16"),
         (("mask-ratio", "--values", "0.5,x"), "--mask-ratio"),
         (("mask-ratio", "--values", "0.5,1"), "mask ratio 1.0 is out of range"),
-        (("decoder-width", "--values", "32,30"), "decoder width 30 must be a multiple of 4"),
+        (("decoder-width", "--values", "32,30"), "decoder embed dim 30 must be a multiple of 4"),
         (("decoder-depth", "--values", "1.5"), "--decoder-depth"),
         (("target", "--values", "dVAE"), "it has pixels, normalised, PCA"),
         (("target", "--no-norm-pix-loss"), "sets --norm-pix-loss itself"),

@@ -29,7 +29,7 @@ from ssl_bench.transforms.augmentations import (
     random_crop_boxes,
 )
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 BATCH = 3
 # Float32 rounding; torchvision's arithmetic on uint8 may be one level of 255 away.
@@ -67,8 +67,8 @@ def random_floats(seed: int, channels: int, size: int) -> Tensor:
     return random_images(seed, channels, size, size) / 255
 
 
-def draws_for(batch: int, seed: int = 0) -> Draws:
-    return Draws(seed, 0, torch.arange(batch))
+def draws_for(batch: int, seed: int = 0) -> SampleRng:
+    return SampleRng(seed, 0, torch.arange(batch))
 
 
 def largest_difference(left: Tensor, right: Tensor) -> float:
@@ -323,7 +323,7 @@ def test_views_do_not_depend_on_the_batch(seed: int, channels: int, cut: int) ->
     samples = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:12]
 
     def views(rows: Tensor) -> Tensor:
-        return augment(images[rows], MOCO, Draws(seed, 7, samples[rows]))
+        return augment(images[rows], MOCO, SampleRng(seed, 7, samples[rows]))
 
     together = views(torch.arange(12))
     assert together.shape == (12, channels, 32, 32) and together.dtype == torch.float32
@@ -435,7 +435,7 @@ def test_recipe_rejects_values_out_of_range(field: str, value: Any) -> None:
 def test_cuda_makes_the_same_views_without_waiting() -> None:
     images = random_images(0, 3, 40, 40, batch=64)
     expected = normalize(augment(images, MOCO, draws_for(64)), (0.5,) * 3, (0.5,) * 3)
-    on_device, draws = images.cuda(), Draws(0, 0, torch.arange(64).cuda())
+    on_device, draws = images.cuda(), SampleRng(0, 0, torch.arange(64).cuda())
     torch.cuda.set_sync_debug_mode("error")
     try:
         views = normalize(augment(on_device, MOCO, draws), (0.5,) * 3, (0.5,) * 3)
@@ -459,7 +459,7 @@ class TestTimmAugment:
         samples = torch.arange(100, 112)
 
         def views(rows: Tensor) -> Tensor:
-            draws = Draws(3, 5, samples[rows])
+            draws = SampleRng(3, 5, samples[rows])
             view = rand_augment(images[rows], RAND_AUGMENT, (0.5,) * channels, draws)
             return random_erase(view, 0.5, draws)
 
@@ -470,7 +470,7 @@ class TestTimmAugment:
         torch.manual_seed(1)
         assert torch.equal(views(torch.arange(4, 9)), together[4:9])
         assert not torch.equal(together[0], together[3]), "samples 100 and 103 are one image"
-        later = rand_augment(images, RAND_AUGMENT, (0.5,) * channels, Draws(3, 6, samples))
+        later = rand_augment(images, RAND_AUGMENT, (0.5,) * channels, SampleRng(3, 6, samples))
         assert not torch.equal(later, together)
 
     def test_global_generators_are_left_alone(self) -> None:
@@ -494,7 +494,7 @@ class TestTimmAugment:
         )  # fmt: skip
         [transform] = [t for t in factory.transforms if isinstance(t, auto_augment.RandAugment)]
         images = random_images(0, 3, 32, 32, batch=8)
-        ours = rand_augment(images / 255, RAND_AUGMENT, mean, Draws(0, 0, torch.arange(8)))
+        ours = rand_augment(images / 255, RAND_AUGMENT, mean, SampleRng(0, 0, torch.arange(8)))
         from ssl_bench.utils.rng import key
 
         for index in range(8):

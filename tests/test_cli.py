@@ -436,7 +436,7 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--mask-ratio", "0.99"], "leaves no patch visible of 16"),
         (["--image-size", "18", "--patch-size", "4"], "18 is not divisible by patch size 4"),
         (["--patch-size", "0"], "patch size 0"),
-        (["--decoder-width", "30"], "decoder width 30"),
+        (["--decoder-embed-dim", "30"], "decoder embed dim 30"),
         (["--base-lr", "0"], "base lr 0.0"),
         (["--linear-epochs", "0"], "linear epochs 0"),
         (["--finetune-layer-decay", "2"], "finetune layer decay 2.0"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench.utils.rng import Draws, generator, key, permutation
+from ssl_bench.utils.rng import SampleRng, generator, key, permutation
 
 COUNT = 20_000
 BINS = 16
@@ -31,7 +31,7 @@ def uniform(
     count: int = COUNT,
     columns: int = 1,
 ) -> Tensor:
-    return Draws(seed, step, torch.arange(first, first + count)).uniform(purpose, columns)
+    return SampleRng(seed, step, torch.arange(first, first + count)).uniform(purpose, columns)
 
 
 def standardised_chi_square(observed: Tensor) -> float:
@@ -54,7 +54,7 @@ def histogram(*numbers: Tensor) -> Tensor:
 LINES = {
     "samples": uniform().flatten(),
     "far samples": uniform(first=2**31).flatten(),
-    "sparse samples": Draws(0, 0, torch.arange(COUNT) * 1024).uniform("mask", 1).flatten(),
+    "sparse samples": SampleRng(0, 0, torch.arange(COUNT) * 1024).uniform("mask", 1).flatten(),
     "columns": uniform(count=1, columns=COUNT).flatten(),
     "rows by columns": uniform(count=200, columns=100).flatten(),
     "steps": torch.cat([uniform(step=step, count=8) for step in range(COUNT // 8)]).flatten(),
@@ -85,7 +85,7 @@ def test_neighbours_are_independent(line: Tensor) -> None:
 STREAMS = {
     "base": uniform(),
     "purpose": uniform(purpose="crop"),
-    "scoped": Draws(0, 0, torch.arange(COUNT), "view 0/").uniform("mask", 1),
+    "scoped": SampleRng(0, 0, torch.arange(COUNT), "view 0/").uniform("mask", 1),
     "step": uniform(step=1),
     "later step": uniform(step=2**20),
     "seed": uniform(seed=1),
@@ -123,7 +123,7 @@ def test_each_sample_masks_its_own_patches() -> None:
 def test_uniform_is_in_the_half_open_interval(
     seed: int, step: int, purpose: str, rows: list[int], count: int
 ) -> None:
-    numbers = Draws(seed, step, torch.tensor(rows)).uniform(purpose, count)
+    numbers = SampleRng(seed, step, torch.tensor(rows)).uniform(purpose, count)
     assert numbers.shape == (len(rows), count) and numbers.dtype == torch.float32
     assert (numbers >= 0).all() and (numbers < 1).all()
     assert torch.equal(numbers * 2**24, (numbers * 2**24).round())
@@ -137,12 +137,12 @@ def test_rows_follow_their_samples(
     order = list(range(len(rows)))
     random.shuffle(order)  # type: ignore[attr-defined]
     samples_B = torch.tensor(rows)
-    together = Draws(seed, step, samples_B, "view/")
-    shuffled = Draws(seed, step, samples_B[order], "view/")
+    together = SampleRng(seed, step, samples_B, "view/")
+    shuffled = SampleRng(seed, step, samples_B[order], "view/")
     assert torch.equal(shuffled.uniform(purpose, 5), together.uniform(purpose, 5)[order])
     assert torch.equal(shuffled.normal(purpose, 5), together.normal(purpose, 5)[order])
     for row, sample in enumerate(rows):
-        alone = Draws(seed, step, torch.tensor([sample]), "view/")
+        alone = SampleRng(seed, step, torch.tensor([sample]), "view/")
         assert torch.equal(alone.uniform(purpose, 5)[0], together.uniform(purpose, 5)[row])
 
 
@@ -156,14 +156,14 @@ def test_draws_repeat_and_leave_the_global_generator_alone() -> None:
 
 
 def test_scopes_nest() -> None:
-    draws = Draws(0, 0, torch.arange(4))
+    draws = SampleRng(0, 0, torch.arange(4))
     nested = draws.within("view 0").within("crop").uniform("area", 2)
-    assert torch.equal(nested, Draws(0, 0, torch.arange(4), "view 0/crop/").uniform("area", 2))
+    assert torch.equal(nested, SampleRng(0, 0, torch.arange(4), "view 0/crop/").uniform("area", 2))
     assert not torch.equal(nested, draws.within("view 1").within("crop").uniform("area", 2))
 
 
 def test_normal_moments_and_distribution() -> None:
-    numbers = Draws(0, 0, torch.arange(COUNT)).normal("noise", 4).double()
+    numbers = SampleRng(0, 0, torch.arange(COUNT)).normal("noise", 4).double()
     flat, root = numbers.flatten(), math.sqrt(numbers.numel())
     assert abs(flat.mean().item()) * root < 4
     assert abs(flat.var().item() - 1) * root < 4 * math.sqrt(2)
@@ -182,7 +182,7 @@ def test_normal_is_finite_at_the_ends_of_the_uniform() -> None:
 
 def test_values_are_pinned() -> None:
     """A run that resumes under another version must draw what it would have drawn."""
-    draws = Draws(seed=1, step=2, samples_B=torch.tensor([3, 59_999]), scope="view 0/")
+    draws = SampleRng(seed=1, step=2, samples_B=torch.tensor([3, 59_999]), scope="view 0/")
     assert key("a", 1) == 5566339428396816726
     assert (draws.uniform("mask", 3) * 2**24).long().tolist() == [
         [8062158, 3046001, 3182287],
@@ -232,7 +232,7 @@ def test_numbers_drawn_together_are_those_of_plain_integers(
         bits = mix(mix((row + column * 0x9E3779B9) & 0xFFFFFFFF) ^ row)
         return (bits >> 8) / 2**24
 
-    drawn = Draws(seed, step, torch.tensor(chosen)).within("view").uniforms(counts)
+    drawn = SampleRng(seed, step, torch.tensor(chosen)).within("view").uniforms(counts)
     assert list(drawn) == list(counts)
     for purpose, count in counts.items():
         rows = [[expected(purpose, sample, n) for n in range(count)] for sample in chosen]

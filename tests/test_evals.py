@@ -20,14 +20,14 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning, linear_probe
-from ssl_bench.evaluation.features import Encoder, Kept, RawPixels, match_channels, prepare
+from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, match_channels, prepare
 from ssl_bench.evaluation.metrics import accuracy, holdout
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import optim
 from ssl_bench.transforms.timm_augment import rand_augment
 from ssl_bench.utils import rng
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 KNN = registry.find("eval", "knn")
 LINEAR = registry.find("eval", "linear")
@@ -241,9 +241,9 @@ class TestKept:
 
     made_from: ClassVar = {"weights": "abc", "mean": [0.5, 0.25]}
 
-    def kept(self, folder: Path, data: Dataset, **changes: Any) -> Kept:
+    def kept(self, folder: Path, data: Dataset, **changes: Any) -> FeatureCache:
         splits = {data.train: "train", data.test: "test"}
-        return Kept(folder / "features", {**self.made_from, **changes}, splits)
+        return FeatureCache(folder / "features", {**self.made_from, **changes}, splits)
 
     def features(self, count: int = 40) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(count)
@@ -467,7 +467,7 @@ class TestFinetune:
         images = tiny.train.images_NCHW[index]
 
         def views(**changes: Any) -> Tensor:
-            config, rows = self.config(**changes), Draws(0, 0, index)
+            config, rows = self.config(**changes), SampleRng(0, 0, index)
             return finetuning.training_views(images, encoder, config, rows)
 
         plain, mean = views(), torch.tensor(spec.mean).view(3, 1, 1)
@@ -491,7 +491,9 @@ class TestFinetune:
     def test_a_policy_that_is_let_through_is_one_of_timms(self, policy: str) -> None:
         self.config(auto_augment=policy)
         if policy:
-            rand_augment(torch.rand(4, 3, 16, 16), policy, (0.5,) * 3, Draws(0, 0, torch.arange(4)))
+            rand_augment(
+                torch.rand(4, 3, 16, 16), policy, (0.5,) * 3, SampleRng(0, 0, torch.arange(4))
+            )
 
 
 class Pixels:
@@ -592,7 +594,7 @@ class TestLinearPaper:
         code, recipes = PAPER.load(), []
         augment = code.augment
 
-        def record(images: Tensor, recipe: Any, draws: Draws) -> Tensor:
+        def record(images: Tensor, recipe: Any, draws: SampleRng) -> Tensor:
             recipes.append(recipe)
             return augment(images, recipe, draws)
 

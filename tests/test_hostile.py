@@ -73,7 +73,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "runs"
     spec = EncoderSpec("vit_nano", 16, 4, 3, (0.5,) * 3, (0.5,) * 3)
     plugin = registry.find("method", "mae")
-    config = plugin.config(decoder_width=32, decoder_depth=1, decoder_heads=2)
+    config = plugin.config(decoder_embed_dim=32, decoder_depth=1, decoder_heads=2)
     for seed in (0, 1):
         run = make_run(folder, "mae", seed)
         plan = load_json(run / "config.json")

@@ -65,7 +65,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     read = run_records.read
 
-    def noted(folder: str) -> run_records.Reading | None:
+    def noted(folder: str) -> run_records.RunRecord | None:
         found.append(Path(folder).name)
         return read(folder)
 

@@ -44,10 +44,10 @@ from ssl_bench.models import encoders, weights
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.training import budget, optim, pretrain, resume
-from ssl_bench.training.resume import Scratch
+from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils import locks, signals
 from ssl_bench.utils.files import load_json
-from ssl_bench.utils.signals import Stopped, deferred, heeded
+from ssl_bench.utils.signals import Interrupted, defer_signals, raise_on_signal
 
 Call = Callable[..., tuple[int, str, str]]
 ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
@@ -76,7 +76,7 @@ def handlers() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", SCHEDULER)
 def test_heeded_signal_stops_wherever_the_program_is(number: Signals) -> None:
-    with pytest.raises(Stopped) as stopped, heeded():
+    with pytest.raises(Interrupted) as stopped, raise_on_signal():
         signal.raise_signal(number)
         pytest.fail("went on")
     assert stopped.value.signal == number
@@ -84,18 +84,18 @@ def test_heeded_signal_stops_wherever_the_program_is(number: Signals) -> None:
 
 
 def test_an_import_that_a_signal_breaks_is_a_stop() -> None:
-    with pytest.raises(Stopped) as stopped, heeded():
+    with pytest.raises(Interrupted) as stopped, raise_on_signal():
         try:
             signal.raise_signal(signal.SIGUSR2)
-        except Stopped:
+        except Interrupted:
             raise ImportError("cannot load module more than once per process") from None
     assert stopped.value.signal == signal.SIGUSR2
-    with pytest.raises(KeyboardInterrupt), heeded():
+    with pytest.raises(KeyboardInterrupt), raise_on_signal():
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             raise AttributeError("half of a module") from None
-    with pytest.raises(ImportError), heeded():
+    with pytest.raises(ImportError), raise_on_signal():
         raise ImportError("nobody asked")
 
 
@@ -121,16 +121,16 @@ def test_a_training_goes_on_without_its_records(
 
 
 def test_a_wish_that_is_lost_is_found_at_the_next_step() -> None:
-    with pytest.raises(Stopped), heeded():
-        with contextlib.suppress(Stopped):  # as Python does with what a destructor raises
+    with pytest.raises(Interrupted), raise_on_signal():
+        with contextlib.suppress(Interrupted):  # as Python does with what a destructor raises
             signal.raise_signal(signal.SIGTERM)
-        with deferred() as wanted:
+        with defer_signals() as wanted:
             assert wanted() == signal.SIGTERM
 
 
 def test_the_same_wish_does_not_interrupt_what_it_causes() -> None:
     cleaned = False
-    with pytest.raises(Stopped), heeded():
+    with pytest.raises(Interrupted), raise_on_signal():
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -141,8 +141,8 @@ def test_the_same_wish_does_not_interrupt_what_it_causes() -> None:
 
 def test_a_later_wish_counts_where_the_first_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_SAME_REQUEST", 0.0)
-    with pytest.raises(Stopped), heeded():
-        with pytest.raises(Stopped):
+    with pytest.raises(Interrupted), raise_on_signal():
+        with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGUSR2)
         signal.raise_signal(signal.SIGTERM)
 
@@ -151,13 +151,13 @@ def test_a_later_wish_counts_where_the_first_was_lost(monkeypatch: pytest.Monkey
 def test_deferred_signals_are_noted_and_raised_in_the_end(noted: list[Signals]) -> None:
     reached = False
     try:
-        with heeded(), deferred() as wanted:
+        with raise_on_signal(), defer_signals() as wanted:
             assert wanted() is None
             for number in noted:
                 signal.raise_signal(number)
                 assert wanted() == noted[0]
             reached = True
-    except Stopped as stopped:
+    except Interrupted as stopped:
         assert stopped.signal == noted[0]
     else:
         assert not noted
@@ -165,14 +165,14 @@ def test_deferred_signals_are_noted_and_raised_in_the_end(noted: list[Signals]) 
 
 
 def test_deferred_interrupt_is_an_interrupt() -> None:
-    with pytest.raises(KeyboardInterrupt), deferred() as wanted:
+    with pytest.raises(KeyboardInterrupt), defer_signals() as wanted:
         signal.raise_signal(signal.SIGINT)
         assert wanted() == signal.SIGINT
 
 
 def test_a_second_interrupt_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), deferred():
+    with pytest.raises(KeyboardInterrupt), defer_signals():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # the same wish
         reached.append("twice at once")
@@ -184,14 +184,14 @@ def test_a_second_interrupt_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_interrupt_after_a_stop_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_SAME_REQUEST", 0.0)
-    with pytest.raises(KeyboardInterrupt), deferred():
+    with pytest.raises(KeyboardInterrupt), defer_signals():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("went on")
 
 
 def test_what_was_raised_for_a_noted_signal_is_kept() -> None:
-    with pytest.raises(Stopped, match="step 3"), deferred() as wanted:
+    with pytest.raises(Interrupted, match="step 3"), defer_signals() as wanted:
         signal.raise_signal(signal.SIGTERM)
         number = wanted()
         assert number
@@ -200,7 +200,7 @@ def test_what_was_raised_for_a_noted_signal_is_kept() -> None:
 
 def test_a_failure_does_not_hide_a_noted_signal() -> None:
     """Whoever goes on after failures must not go on after a stop."""
-    with pytest.raises(Stopped) as stopped, deferred():
+    with pytest.raises(Interrupted) as stopped, defer_signals():
         signal.raise_signal(signal.SIGTERM)
         raise ValueError("no number")
     assert isinstance(stopped.value.__cause__, ValueError)
@@ -210,7 +210,7 @@ def test_what_is_ignored_stays_ignored() -> None:
     for number in SCHEDULER:  # such as SIGHUP under nohup
         former = signal.signal(number, signal.SIG_IGN)
         try:
-            with heeded(), deferred() as wanted:
+            with raise_on_signal(), defer_signals() as wanted:
                 signal.raise_signal(number)
                 assert wanted() is None
         finally:
@@ -221,7 +221,7 @@ def test_other_threads_change_nothing() -> None:
     found: list[object] = []
 
     def work() -> None:
-        with heeded(), deferred() as wanted:
+        with raise_on_signal(), defer_signals() as wanted:
             found.extend([*map(signal.getsignal, ALL), wanted()])
 
     before = [*map(signal.getsignal, ALL), None]
@@ -247,7 +247,7 @@ def test_a_training_stopped_at_any_steps_is_the_same(
         folder = Path(home) / "stopped"
         folder.mkdir()
         for number, steps in stops:
-            with contextlib.suppress(Stopped, KeyboardInterrupt):
+            with contextlib.suppress(Interrupted, KeyboardInterrupt):
                 train_into_signal(plugin, spec, tiny, folder, steps, number)
         pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
         assert result_of(folder) == result_of(whole)
@@ -277,7 +277,7 @@ def train_into_signal(
 
 def test_a_stop_says_what_is_saved(spec: EncoderSpec, tiny: Dataset, tmp_path: Path) -> None:
     plugin = registry.find("method", "mae")
-    with pytest.raises(Stopped, match="step 3 of 10 is saved"):
+    with pytest.raises(Interrupted, match="step 3 of 10 is saved"):
         train_into_signal(plugin, spec, tiny, tmp_path, 3, Signals.SIGUSR2)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
 
@@ -288,7 +288,7 @@ def test_a_signal_during_the_last_step_loses_nothing(
     plugin = registry.find("method", "mae")
     whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
     folder.mkdir()
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         train_into_signal(plugin, spec, tiny, folder, 10, Signals.SIGTERM)
     pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), folder, CPU)
     assert result_of(folder) == result_of(whole)
@@ -305,7 +305,7 @@ def test_a_signal_while_the_weights_are_written_waits(
         save(*arguments)
 
     monkeypatch.setattr(weights, "save", interrupted)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         pretrain.pretrain(build(plugin, spec), tiny, plan(plugin, spec, tiny), tmp_path, CPU)
     assert schema.is_trained(tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -336,7 +336,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
 
         def scores_of(folder: Path) -> tuple[Any, ...]:
             arguments = ({plugin: config}, tiny, 0, CPU, folder / "runs", False)
-            with heeded():
+            with raise_on_signal():
                 [record] = runner.evaluate_run(folder, *arguments)
             [scores] = folder.glob("evals/*/scores.json")
             predictions = np.load(scores.parent / "predictions.npz")["predictions"].tolist()
@@ -346,7 +346,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
             assert trained
             return record["scores"], record["baselines"], predictions, trained
 
-        patch.setattr(Scratch, "remove", lambda scratch: None)
+        patch.setattr(EvalCheckpoint, "remove", lambda scratch: None)
         expected = scores_of(folders[0])
         set_learning_rate, left = optim.set_learning_rate, [0]
 
@@ -359,7 +359,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
         patch.setattr(optim, "set_learning_rate", set_and_signal)
         for stop in stops:
             left[0] = stop
-            with contextlib.suppress(Stopped):
+            with contextlib.suppress(Interrupted):
                 scores_of(folders[1])
         left[0] = 0
         assert scores_of(folders[1]) == expected
@@ -384,8 +384,8 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     starts = 0
     while starts < 20:
         starts += 1
-        encoder.scratch = Scratch(tmp_path)
-        with contextlib.suppress(Stopped):
+        encoder.scratch = EvalCheckpoint(tmp_path)
+        with contextlib.suppress(Interrupted):
             plugin.load().evaluate(encoder, tiny, config)
             break
     assert (len(taken), starts) == (8, 9)
@@ -638,7 +638,7 @@ def test_records_that_are_not_whole_are_made_again(
     plugin = registry.find("method", "mae")
     whole, folder = train(plugin, spec, tiny, tmp_path / "whole"), tmp_path / "stopped"
     folder.mkdir()
-    with contextlib.suppress(Stopped):
+    with contextlib.suppress(Interrupted):
         train_into_signal(plugin, spec, tiny, folder, 2, Signals.SIGTERM)
     with (folder / "metrics.jsonl").open("ab") as metrics:
         metrics.write(b'{"step": 3}\n{"step": 1}\0\n\0\0\n\xff\n{"step": 1, "lo')

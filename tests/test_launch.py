@@ -24,7 +24,7 @@ from ssl_bench.distributed import collectives, launcher, rendezvous
 from ssl_bench.distributed import environment as places
 from ssl_bench.errors import UserError
 from ssl_bench.training import resume, training_state
-from ssl_bench.utils.signals import Stopped, heeded
+from ssl_bench.utils.signals import Interrupted, raise_on_signal
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCHRUN |= {"MASTER_ADDR": "here", "MASTER_PORT": "29500"}
@@ -44,7 +44,7 @@ def test_nobody_has_started_others() -> None:
 
 def test_places_are_as_their_starters_say() -> None:
     by_torchrun = places.find(TORCHRUN, 2, 1)
-    assert by_torchrun == places.Place(1, 2, 1, 2, "here", 29500)
+    assert by_torchrun == places.DistributedEnvironment(1, 2, 1, 2, "here", 29500)
     by_submitit = places.find(SUBMITIT, 2, 1)
     assert by_submitit and by_submitit.address == "127.0.0.1"
     assert (by_submitit.rank, by_submitit.world) == (1, 2)
@@ -108,15 +108,18 @@ def signalled(number: int, seconds: float) -> threading.Timer:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_ends_the_wait_for_others(rank: int) -> None:
-    place = places.Place(rank, 2, rank, 2, "127.0.0.1", free_port())
-    with pytest.raises(Stopped), heeded():
+    place = places.DistributedEnvironment(rank, 2, rank, 2, "127.0.0.1", free_port())
+    with pytest.raises(Interrupted), raise_on_signal():
         signalled(signal.SIGTERM, 0.5)
         rendezvous.meet(place)
 
 
 def test_all_meet_and_the_marker_says_so(tmp_path: Path) -> None:
     port, marker = free_port(), tmp_path / "met"
-    both = [places.Place(n, 2, n, 2, "127.0.0.1", port, marker=str(marker)) for n in (1, 0)]
+    both = [
+        places.DistributedEnvironment(n, 2, n, 2, "127.0.0.1", port, marker=str(marker))
+        for n in (1, 0)
+    ]
     with ThreadPoolExecutor() as pool:
         second, first = (pool.submit(rendezvous.meet, place) for place in both)
         first.result(60).set("said", "so")
@@ -126,9 +129,13 @@ def test_all_meet_and_the_marker_says_so(tmp_path: Path) -> None:
 
 def test_a_rank_that_leaves_early_tells_those_that_wait() -> None:
     port = free_port()
-    orphan = places.Place(1, 3, 1, 3, "127.0.0.1", port, parent=os.getpid())  # which it is itself
+    orphan = places.DistributedEnvironment(
+        1, 3, 1, 3, "127.0.0.1", port, parent=os.getpid()
+    )  # which it is itself
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(rendezvous.meet, places.Place(0, 3, 0, 3, "127.0.0.1", port))
+        waiting = pool.submit(
+            rendezvous.meet, places.DistributedEnvironment(0, 3, 0, 3, "127.0.0.1", port)
+        )
         leaving = pool.submit(rendezvous.meet, orphan)
         with pytest.raises(UserError, match="the command that started this process has ended"):
             leaving.result(60)
@@ -181,7 +188,7 @@ def test_a_signal_among_the_starts_reaches_all(
     monkeypatch: pytest.MonkeyPatch, codes: tuple[str, str]
 ) -> None:
     started = starting(monkeypatch, *codes)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         launcher.on_devices([], 2, 1, lambda: None)
     assert stopped.value.signal == signal.SIGTERM
     assert all(process.returncode for process in started)
@@ -189,7 +196,11 @@ def test_a_signal_among_the_starts_reaches_all(
 
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(signal.SIGTERM, Stopped), (signal.SIGUSR2, Stopped), (signal.SIGINT, KeyboardInterrupt)],
+    [
+        (signal.SIGTERM, Interrupted),
+        (signal.SIGUSR2, Interrupted),
+        (signal.SIGINT, KeyboardInterrupt),
+    ],
 )
 def test_processes_stopped_before_they_can_tell_count_as_stopped(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, error: type[BaseException]

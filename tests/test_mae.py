@@ -19,10 +19,10 @@ from ssl_bench.errors import UserError
 from ssl_bench.models import encoders, masking
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import pretrain
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 MAE = registry.find("method", "mae")
-SMALL = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 4}
+SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
 
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
@@ -35,7 +35,7 @@ def batch_of(data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
     images = data.train.images_NCHW[index_B].float() / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
     view = (images - mean) / std
-    return Batch((view,), data.train.labels_N[index_B], Draws(0, 3, index_B))
+    return Batch((view,), data.train.labels_N[index_B], SampleRng(0, 3, index_B))
 
 
 def noise_for(sampling: str, grid: tuple[int, int], count: int, seed: int = 0) -> Any:
@@ -125,7 +125,7 @@ def test_masks_equal_the_naive_reference(
 
 def test_linear_layers_are_xavier_uniform_and_tokens_normal(spec: EncoderSpec) -> None:
     """q, k and v as one matrix, and the patch embedding as a matrix too, as in MAE."""
-    method = build(spec, decoder_width=128, decoder_depth=2)
+    method = build(spec, decoder_embed_dim=128, decoder_depth=2)
     linears = {name: m for name, m in method.named_modules() if isinstance(m, torch.nn.Linear)}
     assert {"decoder_embed", "decoder_pred", "encoder.blocks.0.attn.qkv"} <= set(linears)
     for name, layer in linears.items():
@@ -182,7 +182,7 @@ def test_picture_keeps_visible_patches_and_fills_hidden_ones(
 
 
 def noise_of(count: int) -> Any:
-    draws = Draws(0, 0, torch.arange(count))
+    draws = SampleRng(0, 0, torch.arange(count))
     return draws.uniform
 
 

@@ -22,10 +22,10 @@ from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain
 from ssl_bench.transforms.augmentations import augment, evaluation_view
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 MAE = registry.find("method", "mae")
-SMALL = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 4}
+SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
 
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
@@ -212,7 +212,7 @@ def test_a_picture_of_all_components_is_the_prediction_itself(
 
 def views(spec: EncoderSpec, images: Tensor, **changes: Any) -> Tensor:
     [recipe] = build(spec, **changes).augmentations(16)
-    return augment(images, recipe, Draws(0, 0, torch.arange(len(images))))
+    return augment(images, recipe, SampleRng(0, 0, torch.arange(len(images))))
 
 
 def test_no_augmentation_is_the_view_of_an_evaluation(spec: EncoderSpec, tiny: Dataset) -> None:

@@ -20,11 +20,11 @@ from ssl_bench.api.contract import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import optim, pretrain
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 MOCO = registry.find("method", "mocov3")
-SMALL = {"projector_width": 32, "projection_dim": 16}
-NO_DRAWS = Draws(0, 0, torch.arange(0))
+SMALL = {"proj_hidden_dim": 32, "proj_output_dim": 16}
+NO_DRAWS = SampleRng(0, 0, torch.arange(0))
 
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
@@ -208,7 +208,7 @@ def test_positions_are_fixed_and_put_the_row_first(spec: EncoderSpec) -> None:
 
 def test_initial_weights_follow_the_official_formulas(spec: EncoderSpec) -> None:
     """q, k and v one by one; the patch embedding by its fan-in; the heads by torch's default."""
-    method = build(spec, projector_width=64)
+    method = build(spec, proj_hidden_dim=64)
     encoder = method.encoder
     for block in encoder.blocks:
         for name, weight in zip("qkv", block.attn.qkv.weight.chunk(3), strict=True):
@@ -243,5 +243,5 @@ def test_every_parameter_is_decayed(spec: EncoderSpec) -> None:
 
 def test_draws_differ_between_views(spec: EncoderSpec, tiny: Dataset) -> None:
     batch = batch_of(build(spec), tiny, spec)
-    assert isinstance(batch.draws, Draws)
+    assert isinstance(batch.draws, SampleRng)
     assert not torch.equal(*batch.views)

@@ -17,7 +17,7 @@ from ssl_bench.api.contract import Batch
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import pretrain
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 MOCO = registry.find("method", "mocov3")
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3)
@@ -34,7 +34,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 def moco() -> Any:
-    config = MOCO.config(projector_width=32, projection_dim=16, freeze_patch_embed=False)
+    config = MOCO.config(proj_hidden_dim=32, proj_output_dim=16, freeze_patch_embed=False)
     method: Any = pretrain.build_method(MOCO.load().Pretraining, config, SPEC, 3, seed=0)
     naive.randomise(method)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def moco_found() -> dict[str, Any]:
     method = moco()
     views = tuple(own(view) for view in images())
     count = len(views[0])
-    loss = method.loss(Batch(views, torch.zeros(count), Draws(0, 0, torch.arange(count))))
+    loss = method.loss(Batch(views, torch.zeros(count), SampleRng(0, 0, torch.arange(count))))
     loss.backward()
     with torch.no_grad():
         outputs = {

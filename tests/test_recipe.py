@@ -71,7 +71,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         "settings": {"backbone": "vit_base_patch16_224", "epochs": 1600, "batch_size": 4096},
         "method": {
             "base_lr": 1.5e-4, "weight_decay": 0.05, "beta2": 0.95, "mask_ratio": 0.75,
-            "norm_pix_loss": True, "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16,
+            "norm_pix_loss": True, "decoder_embed_dim": 512, "decoder_depth": 8,
+            "decoder_heads": 16,
             "crop_scale": 0.2, "flip": True,
         },
         "linear-paper": {
@@ -95,7 +96,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         "settings": {"backbone": "vit_small_mocov3", "epochs": 300, "batch_size": 4096},
         "method": {
             "base_lr": 1.5e-4, "weight_decay": 0.1, "decay_norm_and_bias": True, "beta2": 0.999,
-            "temperature": 0.2, "momentum": 0.99, "projector_width": 4096, "projection_dim": 256,
+            "temperature": 0.2, "momentum": 0.99, "proj_hidden_dim": 4096, "proj_output_dim": 256,
             "freeze_patch_embed": True, "crop_scale": 0.08,
         },
         "linear-paper": {
@@ -388,7 +389,8 @@ class TestAudit:
     ) -> None:
         code, out, err = ssl_bench(
             "run", "--preset", "imagenet-mae-vitb", "--data", image_folder, *TINY, "--epochs", 1,
-            "--batch-size", 16, "--decoder-width", 64, "--decoder-depth", 1, "--precision", "fp32",
+            "--batch-size", 16, "--decoder-embed-dim", 64, "--decoder-depth", 1,
+            "--precision", "fp32",
             "--linear-paper-epochs", 1, "--finetune-epochs", 1, "--runs-dir", tmp_path / "runs",
         )  # fmt: skip
         assert code == 0, err
@@ -496,7 +498,7 @@ class TestAudit:
     ) -> None:
         """MoCo v3 freezes the patch embedding; under another name there is nothing to freeze."""
         plugin = registry.find("method", "mocov3")
-        config = plugin.config(projector_width=16, projection_dim=8)
+        config = plugin.config(proj_hidden_dim=16, proj_output_dim=8)
         method = pretrain.build_method(plugin.load().Pretraining, config, spec, 3, 0)
         assert "0 undecayed tensors" in audit.method(method)
         frozen = [n for n, p in method.encoder.named_parameters() if not p.requires_grad]

@@ -24,7 +24,7 @@ from ssl_bench.evaluation.similarity import linear_cka
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 REPRESENTATION = registry.find("eval", "representation").load()
 CKA = registry.find("eval", "cka").load()
@@ -94,7 +94,7 @@ def test_alignment_is_of_two_views_of_the_same_image(tiny: Dataset, spec: Encode
     pixels = RawPixels(spec, CPU, seed=3)
     result = REPRESENTATION.evaluate(pixels, tiny, REPRESENTATION.Config(pairs=10))
     index = subset(40, 10, tiny.fingerprint)
-    recipe, rows = crop_and_flip(16, 0.2, 0.5), Draws(3, 0, index, "representation/")
+    recipe, rows = crop_and_flip(16, 0.2, 0.5), SampleRng(3, 0, index, "representation/")
     views = []
     for name in ("view0", "view1"):
         own = partial(augment, recipe=recipe, draws=rows.within(name))

@@ -29,7 +29,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.transforms import functional
 from ssl_bench.transforms.augmentations import Augmentation, augment, crop_of
 from ssl_bench.transforms.loader import views
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 Call = Callable[..., tuple[int, str, str]]
 CROP = Augmentation(24, (0.3, 1.0), interpolation="bicubic")
@@ -54,14 +54,14 @@ def split_of(images: Sequence[bytes], side: int = 32, workers: int = 2) -> Strea
 
 
 def streamed(
-    split: StreamedSplit, recipes: Sequence[Augmentation], draws: Draws
+    split: StreamedSplit, recipes: Sequence[Augmentation], draws: SampleRng
 ) -> tuple[torch.Tensor, ...]:
     [(_, found)] = views(split, recipes, [draws])
     return found
 
 
-def draws_of(count: int, step: int = 0) -> Draws:
-    return Draws(0, step, torch.arange(count))
+def draws_of(count: int, step: int = 0) -> SampleRng:
+    return SampleRng(0, step, torch.arange(count))
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def test_without_a_crop_the_view_is_that_of_the_stored_square(photographs: Path)
     apart = data.load(str(photographs), 28, storage="stream").train
     assert isinstance(apart, StreamedSplit)
     index = torch.tensor([3, 0, 29, 3])
-    expected = augment(whole.images(index), recipe, Draws(0, 1, index).within("view0"))
-    [found] = streamed(apart, [recipe], Draws(0, 1, index))
+    expected = augment(whole.images(index), recipe, SampleRng(0, 1, index).within("view0"))
+    [found] = streamed(apart, [recipe], SampleRng(0, 1, index))
     assert torch.equal(found, expected)
 
 
@@ -134,14 +134,14 @@ def test_views_do_not_depend_on_workers_or_batches(workers: int) -> None:
     reference = streamed(split_of(images, workers=2), recipes, draws_of(40, step=3))
     again = streamed(split_of(images, workers=workers), recipes, draws_of(40, step=3))
     assert all(map(torch.equal, again, reference))
-    rows = Draws(0, 3, torch.arange(17, 22))
+    rows = SampleRng(0, 3, torch.arange(17, 22))
     for alone, all_together in zip(streamed(split_of(images), recipes, rows), again, strict=True):
         torch.testing.assert_close(alone, all_together[17:22], rtol=0, atol=1e-6)
 
 
 def test_steps_come_in_order() -> None:
     split = split_of([encoded(photograph(n, 30, 30)) for n in range(6)])
-    steps = [Draws(0, step, torch.tensor([step % 6, (5 * step) % 6])) for step in range(12)]
+    steps = [SampleRng(0, step, torch.tensor([step % 6, (5 * step) % 6])) for step in range(12)]
     found = list(views(split, [CROP], steps))
     for draws, (given_back, own) in zip(steps, found, strict=True):
         assert given_back.step == draws.step
@@ -227,7 +227,7 @@ def test_whatever_ends_the_reading_ends_the_threads() -> None:
         list(split.read(torch.arange(101).split(10)))
     assert set(threading.enumerate()) == before
     with pytest.raises(UserError, match="cannot read image image 100: no format"):
-        list(views(split, [CROP], [Draws(0, 0, torch.arange(90, 101))]))
+        list(views(split, [CROP], [SampleRng(0, 0, torch.arange(90, 101))]))
     assert set(threading.enumerate()) == before
 
 

@@ -43,10 +43,10 @@ from ssl_bench.data import Split
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.transforms.augmentations import Augmentation
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 if TYPE_CHECKING:
-    from ssl_bench.training.resume import Scratch
+    from ssl_bench.training.resume import EvalCheckpoint
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Batch:
 
     views: tuple[Tensor, ...]
     labels_B: Tensor
-    draws: Draws
+    draws: SampleRng
 
     def __len__(self) -> int:
         return len(self.labels_B)
@@ -154,7 +154,7 @@ class FrozenEncoder(Protocol):
     spec: EncoderSpec
     hardware: Hardware
     seed: int
-    scratch: Scratch | None
+    scratch: EvalCheckpoint | None
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Features of a split's images by pooling: float32 ``(N, D)`` each, extracted once."""

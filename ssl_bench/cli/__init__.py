@@ -10,7 +10,7 @@ from ssl_bench import __version__
 from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, unknown
 from ssl_bench.utils import signals, streams
 from ssl_bench.utils.formatting import plain
-from ssl_bench.utils.signals import Stopped
+from ssl_bench.utils.signals import Interrupted
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
 # ran at a fortieth of its speed. Spinning less makes that a seventh (results/LOG.md).
@@ -77,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _heed(words: Sequence[str]) -> int:
     """Run a command, and tell why it ends where it ends early: the exit code."""
     try:
-        with signals.heeded():
+        with signals.raise_on_signal():
             return _do(words)
     except ToldElsewhere as elsewhere:
         return elsewhere.code
@@ -90,7 +90,7 @@ def _heed(words: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         _say_ended("interrupted", words, str(error))
         return 130
-    except Stopped as error:
+    except Interrupted as error:
         _say_ended(f"stopped by {error.signal.name}", words, str(error))
         return 128 + error.signal
 

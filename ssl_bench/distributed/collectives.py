@@ -5,7 +5,7 @@ Everything here is the identity where ``torch.distributed`` is not initialised, 
 own rows, the mean of the ranks' gradients (what DistributedDataParallel leaves in the parameters)
 is the gradient over the whole batch. Evaluations share what may not be divisible: `add_gradients`.
 
-Whatever depends on the disk or the clock is decided by rank 0 (`from_first`), so that ranks never
+Whatever depends on the disk or the clock is decided by rank 0 (`on_rank_zero`), so that ranks never
 disagree. Such messages go over a process group of their own, on the CPU, where a rank may wait for
 days; a GPU's ranks exchange tensors only when all of them are there.
 """
@@ -84,7 +84,7 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
-def from_first(function: Callable[[], T]) -> T:
+def on_rank_zero(function: Callable[[], T]) -> T:
     """What the function returns on rank 0, which alone calls it, while the others wait.
 
     Raises:
@@ -105,12 +105,12 @@ def from_first(function: Callable[[], T]) -> T:
     return found[0]
 
 
-def decided(value: T) -> T:
+def broadcast(value: T) -> T:
     """Rank 0's value."""
-    return from_first(lambda: value)
+    return on_rank_zero(lambda: value)
 
 
-def only_first(context: AbstractContextManager[T]) -> AbstractContextManager[T | None]:
+def rank_zero_only(context: AbstractContextManager[T]) -> AbstractContextManager[T | None]:
     """The context on rank 0; on the others one that does nothing."""
     return context if rank() == 0 else nullcontext()
 
@@ -120,7 +120,7 @@ def file_of_first(path: Path) -> Path:
     return path if rank() == 0 else Path(os.devnull)
 
 
-def from_all(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """Every rank's value, in their order."""
     if world_size() == 1:
         return [value]
@@ -138,7 +138,7 @@ def largest(number: float) -> float:
     return numbers.item()
 
 
-def await_all() -> None:
+def barrier() -> None:
     """Wait until every rank is here, however long that takes; one that is lost is an error."""
     largest(0)
 
@@ -206,7 +206,7 @@ def gather_shares(own: Tensor, count: int) -> Tensor:
     ranks = world_size()
     if ranks == 1:
         return own
-    await_all()
+    barrier()
     own = own[: len(range(count)[share(count)])]
     most = -(-count // ranks)  # equally long parts is what is exchanged; their ends are cut off
     padded = own.new_zeros(most, *own.shape[1:])

@@ -81,7 +81,7 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
         device = torch.device("cuda", torch.cuda.current_device())  # the rank's own
     has_bf16 = torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()
     if precision == "auto":
-        precision = "bf16" if collectives.decided(has_bf16) else "fp32"
+        precision = "bf16" if collectives.broadcast(has_bf16) else "fp32"
     if precision == "bf16" and on_gpu and not has_bf16:
         raise UserError("precision 'bf16' is not supported by this GPU; fp32 would work")
     has_compiler = find_spec("triton") if on_gpu else shutil.which(os.environ.get("CXX", "g++"))

@@ -16,7 +16,7 @@ MARKER = "SSL_BENCH_MARKER"
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedEnvironment:
     """Which of how many processes this one is.
 
     Attributes:
@@ -44,7 +44,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find(environment: Mapping[str, str], devices: int, nodes: int) -> Place | None:
+def find(environment: Mapping[str, str], devices: int, nodes: int) -> DistributedEnvironment | None:
     """This process's place, where somebody has started all of them; else None.
 
     Raises:
@@ -73,21 +73,21 @@ def find(environment: Mapping[str, str], devices: int, nodes: int) -> Place | No
     return found
 
 
-def _started_by_torchrun(environment: Mapping[str, str]) -> Place | None:
+def _started_by_torchrun(environment: Mapping[str, str]) -> DistributedEnvironment | None:
     """Or by `launcher`, which says the same and who it is."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     if not all(environment.get(name, "").isdigit() for name in names):
         return None
     rank, world, local_rank, local_world, port = (int(environment[name]) for name in names)
     parent = environment.get(PARENT)
-    return Place(
+    return DistributedEnvironment(
         *(rank, world, local_rank, local_world, environment.get("MASTER_ADDR", "127.0.0.1"), port),
         parent=int(parent) if parent else None,
         marker=environment.get(MARKER) if parent else None,
     )
 
 
-def _started_by_submitit(environment: Mapping[str, str]) -> Place | None:
+def _started_by_submitit(environment: Mapping[str, str]) -> DistributedEnvironment | None:
     """By its local executor."""
     if "SUBMITIT_LOCAL_GLOBALID" not in environment:
         return None
@@ -95,10 +95,10 @@ def _started_by_submitit(environment: Mapping[str, str]) -> Place | None:
     rank = int(environment["SUBMITIT_LOCAL_GLOBALID"])
     local = int(environment["SUBMITIT_LOCAL_LOCALID"])
     port = _port(environment, f"submitit {environment.get('SUBMITIT_LOCAL_JOB_ID')}")
-    return Place(rank, world, local, world, "127.0.0.1", port)
+    return DistributedEnvironment(rank, world, local, world, "127.0.0.1", port)
 
 
-def _started_by_slurm(environment: Mapping[str, str]) -> Place | None:
+def _started_by_slurm(environment: Mapping[str, str]) -> DistributedEnvironment | None:
     """By srun: a batch script alone has no step, whatever it asked for."""
     if "SLURM_STEP_NUM_TASKS" not in environment or "SLURM_PROCID" not in environment:
         return None
@@ -107,7 +107,7 @@ def _started_by_slurm(environment: Mapping[str, str]) -> Place | None:
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     step = [environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
     threads = environment.get("SLURM_CPUS_PER_TASK")
-    return Place(
+    return DistributedEnvironment(
         *(int(environment["SLURM_PROCID"]), world),
         *(int(environment["SLURM_LOCALID"]), max(1, world // nodes)),
         "127.0.0.1" if nodes == 1 else environment.get("MASTER_ADDR") or _first_host(hosts),

@@ -69,7 +69,7 @@ def on_devices(
         return _start(words, devices)
     from ssl_bench.distributed import process_group
 
-    with process_group.joined(place, strategy):
+    with process_group.initialised(place, strategy):
         work()
     return 0
 

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from ssl_bench.config.settings import Strategy
 from ssl_bench.distributed import collectives, rendezvous
 from ssl_bench.distributed import strategy as replicas
-from ssl_bench.distributed.environment import Place, cores
+from ssl_bench.distributed.environment import DistributedEnvironment, cores
 from ssl_bench.errors import ToldElsewhere, UserError, first_line, is_of_memory, require, told
 from ssl_bench.runs import run_folder
 from ssl_bench.utils.signals import SECONDS_TO_SAVE
@@ -43,7 +43,7 @@ _joins = 0
 
 
 @contextmanager
-def joined(place: Place, strategy: Strategy) -> Iterator[None]:
+def initialised(place: DistributedEnvironment, strategy: Strategy) -> Iterator[None]:
     """Be one of the ranks meanwhile.
 
     Raises:
@@ -99,7 +99,9 @@ def _muted(wanted: bool) -> Iterator[None]:
         yield
 
 
-def _fabric(place: Place, device: torch.device, strategy: Strategy) -> tuple[Any, Any]:
+def _fabric(
+    place: DistributedEnvironment, device: torch.device, strategy: Strategy
+) -> tuple[Any, Any]:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import ClusterEnvironment
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
@@ -150,7 +152,7 @@ def _fabric(place: Place, device: torch.device, strategy: Strategy) -> tuple[Any
     return Fabric(strategy=made, num_nodes=nodes, plugins=[environment]), chosen
 
 
-def _device(place: Place) -> torch.device:
+def _device(place: DistributedEnvironment) -> torch.device:
     """This rank's GPU, which is made torch's current one, or the CPU.
 
     Raises:
@@ -174,12 +176,12 @@ def _check_gpus(device: torch.device) -> None:
     """Raise `UserError` where two ranks have the same GPU."""
     if device.type == "cuda":
         own = f"{os.uname().nodename} {torch.cuda.get_device_properties(device).uuid}"
-        found = collectives.from_all(own)
+        found = collectives.gather_objects(own)
         twice = sorted({name for name in found if found.count(name) > 1})
         require(not twice, f"several processes were given the same GPU: {', '.join(twice)}")
 
 
-def _set_threads(place: Place) -> None:
+def _set_threads(place: DistributedEnvironment) -> None:
     share = place.threads or max(1, cores() // place.local_world)
     torch.set_num_threads(min(_threads_at_start, share))
 
@@ -190,7 +192,7 @@ _threads_at_start = torch.get_num_threads()
 class _Watch:
     """Hears of other ranks' failures, and tells them of this one's."""
 
-    def __init__(self, place: Place, store: dist.Store) -> None:
+    def __init__(self, place: DistributedEnvironment, store: dist.Store) -> None:
         self._place = place
         self._ended = threading.Event()
         self._store = store  # a connection that no exchange can block

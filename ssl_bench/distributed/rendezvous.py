@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ssl_bench.distributed.environment import Place
+from ssl_bench.distributed.environment import DistributedEnvironment
 from ssl_bench.errors import UserError, first_line, require
 
 _PATIENCE_SECONDS = 1800.0
@@ -23,7 +23,7 @@ _SECONDS_PER_TRY = 2.0
 _SECONDS_FOR_AN_ANSWER = 60.0
 
 
-def meet(place: Place) -> dist.TCPStore:
+def meet(place: DistributedEnvironment) -> dist.TCPStore:
     """Wait until every rank is there.
 
     Returns:
@@ -60,7 +60,7 @@ def meet(place: Place) -> dist.TCPStore:
     return store
 
 
-def _connected(place: Place, deadline: float) -> dist.TCPStore:
+def _connected(place: DistributedEnvironment, deadline: float) -> dist.TCPStore:
     """A connection to the store; rank 0 makes it, where torchrun has not."""
     is_keeper = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while True:
@@ -79,14 +79,14 @@ def _connected(place: Place, deadline: float) -> dist.TCPStore:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _look_around(place: Place, deadline: float, state: str) -> None:
+def _look_around(place: DistributedEnvironment, deadline: float, state: str) -> None:
     is_orphan = place.parent is not None and os.getppid() != place.parent
     require(not is_orphan, "the command that started this process has ended")
     if time.monotonic() > deadline:
         raise _not_met(place, state)
 
 
-def _not_met(place: Place, why: str) -> UserError:
+def _not_met(place: DistributedEnvironment, why: str) -> UserError:
     return UserError(
         f"process {place.rank} of {place.world} cannot meet the others at {place.address}, "
         f"port {place.port}: {why}"

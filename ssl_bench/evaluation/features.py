@@ -21,7 +21,7 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders, weights
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training.resume import Scratch
+from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils import progress
 
@@ -31,7 +31,7 @@ _PIXELS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Kept:
+class FeatureCache:
     """Features on disk, so that an evaluation that comes later starts at once.
 
     A file holds one split's features of every pooling, float32: 4 * N * D bytes each. It is used
@@ -91,7 +91,7 @@ class Encoder:
         scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
     """
 
-    scratch: Scratch | None = None
+    scratch: EvalCheckpoint | None = None
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Encoder:
         spec: EncoderSpec,
         hardware: Hardware,
         seed: int,
-        kept: Kept | None = None,
+        kept: FeatureCache | None = None,
     ) -> None:
         self._module = module.to(hardware.device).eval().requires_grad_(False)
         self._features: dict[Split, Mapping[str, Tensor]] = {}
@@ -124,7 +124,7 @@ class Encoder:
         features = self._extract(split)
         _check_finite(features)
         kept = self._kept
-        if not (kept and collectives.from_first(lambda: kept.write(split, features))):
+        if not (kept and collectives.on_rank_zero(lambda: kept.write(split, features))):
             self._features[split] = features
         return features
 
@@ -202,7 +202,7 @@ class Encoder:
 class RawPixels:
     """The baseline without an encoder: the image's own pixels as its features."""
 
-    scratch: Scratch | None = None
+    scratch: EvalCheckpoint | None = None
 
     def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
         self.spec, self.hardware, self.seed = spec, hardware, seed

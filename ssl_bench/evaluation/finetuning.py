@@ -32,7 +32,7 @@ from ssl_bench.training import optim, resume
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
 from ssl_bench.utils import progress, rng
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 
 class Classifier(nn.Module):
@@ -162,7 +162,7 @@ def train(
         samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
         for step, (index_B, stored_BCHW) in samples:
             optim.set_learning_rate(adamw, schedule.learning_rate(step))
-            step_draws = Draws(seed, step, index_B.to(hardware.device), "finetune/")
+            step_draws = SampleRng(seed, step, index_B.to(hardware.device), "finetune/")
             images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
             labels_B = split.labels_N[index_B].to(hardware.device)
             targets_BC = F.one_hot(labels_B, classes).float()
@@ -209,7 +209,7 @@ def _share_drop_paths(model: nn.Module, batch_size: int, rows_R: Tensor) -> None
 
 
 def training_views(
-    images_BCHW: Tensor, encoder: FrozenEncoder, config: FinetuningConfig, step_draws: Draws
+    images_BCHW: Tensor, encoder: FrozenEncoder, config: FinetuningConfig, step_draws: SampleRng
 ) -> Tensor:
     """Crop, flip, RandAugment and normalise uint8 images, erase in some: ``(B, C, S, S)``."""
     spec = encoder.spec

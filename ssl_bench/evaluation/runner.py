@@ -23,11 +23,11 @@ from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.evaluation import gate
-from ssl_bench.evaluation.features import Encoder, Kept, RawPixels
+from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels
 from ssl_bench.models import encoders, weights
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
-from ssl_bench.training.resume import Scratch
+from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import (
     atomic,
@@ -67,7 +67,7 @@ def evaluate_run(
     Raises:
         UserError: what an evaluation found does not pass the `gate`; nothing of it is stored.
     """
-    module, spec = collectives.from_first(lambda: weights.load(folder))
+    module, spec = collectives.on_rank_zero(lambda: weights.load(folder))
     encoder = _encoder(module, spec, hardware, seed, data, folder, keep_features)
     fresh: dict[str, Any] = {}
     for plugin, config in evals.items():
@@ -80,7 +80,7 @@ def evaluate_run(
                 home = _baseline_folder(kind, spec, data, seed, runs_dir)
                 if kind not in fresh:
                     fresh[kind] = _baseline(kind, spec, hardware, seed, data, home, keep_features)
-                with collectives.only_first(run_folder.locked(home, wait=True)):
+                with collectives.rank_zero_only(run_folder.locked(home, wait=True)):
                     baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
                 record["baselines"][label] = baseline["scores"]
             if collectives.rank() == 0:
@@ -119,13 +119,13 @@ def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any
 def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
     """Evaluate one encoder once, or read the stored result."""
     folder = _folder(home, plugin, config, data, encoder)
-    scratch = Scratch(home / schema.UNFINISHED / folder.name)
+    scratch = EvalCheckpoint(home / schema.UNFINISHED / folder.name)
     expected = {
         "eval": plugin.name,
         "protocol": protocol(plugin, config, data),
         "test_images": len(data.test),
     }
-    stored = collectives.from_first(lambda: _stored(folder, scratch, expected))
+    stored = collectives.on_rank_zero(lambda: _stored(folder, scratch, expected))
     if stored is not None:
         return stored
     code = plugin.load()
@@ -145,11 +145,11 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
 
     if is_spread:
         result = compute()
-        return collectives.from_first(lambda: store(result))
-    return collectives.from_first(lambda: store(compute()))
+        return collectives.on_rank_zero(lambda: store(result))
+    return collectives.on_rank_zero(lambda: store(compute()))
 
 
-def _stored(folder: Path, scratch: Scratch, expected: Mapping[str, Any]) -> Record | None:
+def _stored(folder: Path, scratch: EvalCheckpoint, expected: Mapping[str, Any]) -> Record | None:
     """The record of an evaluation that is done; None where there is none that is to be trusted."""
     path = folder / schema.SCORES
     if not path.exists():
@@ -171,7 +171,7 @@ def _store(
     encoder: Any,
     data: Dataset,
     folder: Path,
-    scratch: Scratch,
+    scratch: EvalCheckpoint,
     environment: Mapping[str, Any],
 ) -> Record:
     """Write what an evaluation found, if it passes the gate; its record."""
@@ -241,7 +241,7 @@ def _encoder(
         "torch": torch.__version__,
     }
     splits = {data.train: "train", data.test: "test"}
-    kept = Kept(home / schema.FEATURES, made_from, splits, may_write=keep_features)
+    kept = FeatureCache(home / schema.FEATURES, made_from, splits, may_write=keep_features)
     return Encoder(module, spec, hardware, seed, kept)
 
 
@@ -275,6 +275,6 @@ def _baseline_folder(
     }
     identity = schema.digest([CORE_VERSION, {**config, "encoder": schema.chosen(spec)}])
     name = f"{kind}-{data.name}-seed{seed}-{identity}"
-    return collectives.from_first(
+    return collectives.on_rank_zero(
         lambda: run_folder.create(runs_dir / schema.BASELINES, name, config)
     )

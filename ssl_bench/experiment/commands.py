@@ -78,7 +78,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
         "data_source": resolved(settings.data),
         **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
     }
-    names = collectives.from_all(prepared.plan.name)
+    names = collectives.gather_objects(prepared.plan.name)
     require(
         len(set(names)) == 1,
         f"processes are about to make different runs, {names[0]!r} and others; do all machines see "
@@ -90,18 +90,18 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
             config = {**asdict(plan), "identity": plan.identity, **facts}
             return plan, run_folder.create(settings.runs_dir, plan.name, config)
 
-    plan, folder = collectives.from_first(create)
+    plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     is_first = collectives.rank() == 0
     # What is drawn in the end must be whole, and training may shard the method.
     shown = copy.deepcopy(method) if ranks > 1 and is_first else method
-    with collectives.only_first(run_folder.locked(folder, settings.wait)):
+    with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
         snapshots = snapshot_steps(settings, plan, method, data)
-        if collectives.decided(schema.is_trained(folder)):
+        if collectives.broadcast(schema.is_trained(folder)):
             console.print("pre-trained already: reused")
             homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
-            missing = collectives.decided(
+            missing = collectives.broadcast(
                 [s for s, home in homes.items() if not schema.is_trained(home)]
             )
             require(
@@ -114,10 +114,10 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
                 pretrain.restore(shown, folder)
         else:
             used = {"devices": ranks, "nodes": settings.nodes, "strategy": strategy.strategy()}
-            collectives.from_first(
+            collectives.on_rank_zero(
                 lambda: run_folder.record_environment(folder, hardware.name, used)
             )
-            with collectives.only_first(run_folder.failures_noted(folder)):
+            with collectives.rank_zero_only(run_folder.failures_noted(folder)):
                 cost = pretrain.pretrain(
                     method, data, plan, folder, hardware, settings.micro_batch_size, snapshots
                 )
@@ -128,8 +128,8 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
             )
             if ranks > 1 and is_first:
                 pretrain.restore(shown, folder)
-        collectives.from_first(lambda: _draw(shown, data, plan, spec, folder))
-        with collectives.only_first(run_folder.failures_noted(folder)):
+        collectives.on_rank_zero(lambda: _draw(shown, data, plan, spec, folder))
+        with collectives.rank_zero_only(run_folder.failures_noted(folder)):
             records = _evaluate(
                 folder,
                 plan.method,
@@ -164,7 +164,7 @@ def evaluate(request: Request) -> Path:
     settings = request.settings
     _ranks(settings)
     hardware = choose(settings.precision)
-    folder, plan = collectives.from_first(lambda: _evaluated(settings))
+    folder, plan = collectives.on_rank_zero(lambda: _evaluated(settings))
     data_source = settings.data or plan["data_source"]
     size = plan["encoder"]["image_size"]
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
@@ -177,7 +177,7 @@ def evaluate(request: Request) -> Path:
     recipe = audit.evaluations(spec, request.evals, seed, hardware)
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
-    with collectives.only_first(run_folder.locked(folder, settings.wait)):
+    with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
         _evaluate(
             folder,
             plan["method"],
@@ -293,7 +293,7 @@ def load(
                 _note(f"{name}: {note}")
 
     found: list[Dataset] = []
-    collectives.from_first(read_first)
+    collectives.on_rank_zero(read_first)
     return found[0] if found else read()
 
 

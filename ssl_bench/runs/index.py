@@ -164,7 +164,7 @@ def _holding(
     return {f: number for (f, number), held in zip(known.items(), answers, strict=True) if held}
 
 
-def _read(folders: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, run_records.Reading]:
+def _read(folders: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, run_records.RunRecord]:
     """What each folder says that is a run, while a bar shows if that takes long."""
     readings = {}
     started, bar = time.monotonic(), None
@@ -208,9 +208,9 @@ def _schema() -> pa.Schema:
     scores = pa.list_(pa.struct(fields_of(run_records.SCORE_COLUMNS, "run")))
     own = [("scores", scores), ("problems", pa.list_(pa.string()))]
     stamps = [("seen", pa.string()), ("stamp", pa.string())]
-    schema = pa.schema([*fields_of(run_records.RUN_COLUMNS, "folder"), *own, *stamps])
-    code = [inspect.getsource(module) for module in (run_records, run_folder)]
-    return schema.with_metadata({"version": schema.digest(code)})
+    columns = pa.schema([*fields_of(run_records.RUN_COLUMNS, "folder"), *own, *stamps])
+    code = [inspect.getsource(module) for module in (run_records, schema)]
+    return columns.with_metadata({"version": schema.digest(code)})
 
 
 def _kept(runs_dir: Path) -> pa.Table:
@@ -223,8 +223,8 @@ def _kept(runs_dir: Path) -> pa.Table:
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException):
         return _schema().empty_table()
-    schema = table.schema
-    if not schema.equals(_schema()) or schema.metadata != _schema().metadata:
+    found = table.schema
+    if not found.equals(_schema()) or found.metadata != _schema().metadata:
         return _schema().empty_table()
     return table
 
@@ -276,7 +276,7 @@ def _path(runs_dir: Path) -> Path:
     return runs_dir / _HOME / "runs.parquet"
 
 
-def _as_table(readings: Iterable[run_records.Reading]) -> pa.Table:
+def _as_table(readings: Iterable[run_records.RunRecord]) -> pa.Table:
     found = [
         {
             **reading.run,

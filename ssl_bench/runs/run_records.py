@@ -89,7 +89,7 @@ _BESIDE_SCORES = (schema.PREDICTIONS, schema.ARRAYS)
 
 
 @dataclass(frozen=True)
-class Reading:
+class RunRecord:
     """One run folder's rows.
 
     Attributes:
@@ -109,7 +109,7 @@ class Reading:
     changed_ns: int
 
 
-def read(folder: str) -> Reading | None:
+def read(folder: str) -> RunRecord | None:
     """What a folder says; None where it is no run folder, or is gone."""
     found = _Folder(folder)
     names = found.names("")
@@ -135,7 +135,7 @@ def read(folder: str) -> Reading | None:
     ]
     changed = max(max(stamp[:2]) for stamp in found.seen.values())
     stamp = _digest(found.seen.values())
-    return Reading(run, scores, [*found.problems, *odd], list(found.seen), stamp, changed)
+    return RunRecord(run, scores, [*found.problems, *odd], list(found.seen), stamp, changed)
 
 
 def stamp_of(folder: str, paths: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ import submitit
 from ssl_bench.errors import UserError, in_one_line, require
 from ssl_bench.utils import signals
 from ssl_bench.utils.files import Unreadable, load_bytes, load_json, write_json
-from ssl_bench.utils.signals import Stopped
+from ssl_bench.utils.signals import Interrupted
 
 State = Literal[
     "pending", "running", "requeued", "done", "failed", "killed", "cancelled", "timeout",
@@ -81,9 +81,9 @@ class Job:
         noted.unlink(missing_ok=True)
         try:
             try:
-                with signals.heeded():
+                with signals.raise_on_signal():
                     _succeed(perform(self.words, self.run))
-            except Stopped as stopped:
+            except Interrupted as stopped:
                 self._hand_back(stopped, environment)
         except Exception as error:
             write_json(noted, {"lines": lines_of(error)})
@@ -95,7 +95,7 @@ class Job:
         """Do it as one of several processes. Rank 0 alone says how the job ended: whatever ends
         this one, such as the loss of rank 0, which is being queued again, is no result."""
         try:
-            with signals.heeded():
+            with signals.raise_on_signal():
                 _succeed(perform(self.words, self.run))
         except BaseException as error:
             if isinstance(error, Exception):
@@ -109,7 +109,7 @@ class Job:
         """What submitit queues again: the same job, as the run folder knows how far it got."""
         return submitit.helpers.DelayedSubmission(self)
 
-    def _hand_back(self, stopped: Stopped, environment: submitit.JobEnvironment) -> None:
+    def _hand_back(self, stopped: Interrupted, environment: submitit.JobEnvironment) -> None:
         """Have submitit queue the job again, and end this process.
 
         Raises:
@@ -189,9 +189,9 @@ def main(words: Sequence[str] | None = None) -> int:
     run, *words = list(sys.argv[1:] if words is None else words)
     end_with_parent()
     try:
-        with signals.heeded():
+        with signals.raise_on_signal():
             return perform(words, "" if run == ANY_RUN else run)
-    except Stopped as stopped:
+    except Interrupted as stopped:
         print(_how_stopped(stopped), file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
@@ -241,11 +241,11 @@ def end_with_parent() -> None:
 def _succeed(code: int) -> None:
     """Raise what the exit code of processes that this one started says."""
     if code - 128 in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
-        raise Stopped(signal.Signals(code - 128))
+        raise Interrupted(signal.Signals(code - 128))
     require(code == 0, f"the processes of this stage ended with exit code {code}; see its log")
 
 
-def _how_stopped(stopped: Stopped) -> str:
+def _how_stopped(stopped: Interrupted) -> str:
     return "; ".join(filter(None, [f"ssl-bench: stopped by {stopped.signal.name}", str(stopped)]))
 
 
@@ -271,9 +271,9 @@ def _is_running(environment: Any) -> bool:
 def _wait_to_be_ended() -> None:
     """Leave no error behind where the whole job is about to be ended: give that a minute."""
     try:
-        with signals.heeded():
+        with signals.raise_on_signal():
             time.sleep(_SECONDS_FOR_RANK_0)
-    except Stopped:
+    except Interrupted:
         sys.exit(0)
 
 

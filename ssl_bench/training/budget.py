@@ -26,7 +26,7 @@ from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import flops, gradients, pretrain
 from ssl_bench.training.optim import Schedule
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 _WARM_UP_STEPS, _STEPS, _MOST_SECONDS = 2, 12, 10.0
 
@@ -39,7 +39,7 @@ def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
     Raises:
         UserError: the run to match does not exist, is not finished, or has no FLOPs recorded.
     """
-    return collectives.from_first(lambda: _of(settings, hardware.name))
+    return collectives.on_rank_zero(lambda: _of(settings, hardware.name))
 
 
 def _of(settings: Settings, device: str) -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ def spend(
     if "flops" in budget:
         price, unit = flops.of_step(method, spec, plan.batch_size), "FLOPs"
     else:
-        earlier = collectives.from_first(lambda: _earlier(budget, plan, settings.runs_dir))
+        earlier = collectives.on_rank_zero(lambda: _earlier(budget, plan, settings.runs_dir))
         if earlier is not None:
             return replace(plan, epochs=earlier)
         at_once = settings.micro_batch_size
@@ -130,7 +130,9 @@ def seconds_per_step(
     replica, optimizer = pretrain.prepared(trial, hardware, spec)
     schedule = Schedule.of(len(data.train), plan.batch_size, 1, trial.config)
     own = collectives.share(plan.batch_size)
-    steps = (Draws(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS))
+    steps = (
+        SampleRng(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS)
+    )
     at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     encoders.keep_at_once(trial, None if trial.splits else micro_batch_size)
     train, times = data.train.to(hardware.device), []
@@ -142,7 +144,7 @@ def seconds_per_step(
             optimizer.step()
             optimizer.zero_grad()
             trial.after_step((step + 1) / _STEPS)
-            times.append(collectives.decided(time.monotonic() - started))
+            times.append(collectives.broadcast(time.monotonic() - started))
             if sum(times[_WARM_UP_STEPS:]) > _MOST_SECONDS:
                 break
     return statistics.median(times[_WARM_UP_STEPS:])

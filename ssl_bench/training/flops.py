@@ -15,7 +15,7 @@ from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.utils import rng
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 _OPTIMIZER = {field.name for field in fields(OptimizerConfig)}
 _counted: dict[Hashable, int] = {}
@@ -99,7 +99,7 @@ def trial_step(
         for view, recipe in enumerate(trial.augmentations(spec.image_size))
     )
     labels_B = torch.full((batch_size,), label)
-    return trial, Batch(views, labels_B, Draws(0, 0, torch.arange(batch_size)))
+    return trial, Batch(views, labels_B, SampleRng(0, 0, torch.arange(batch_size)))
 
 
 def _lagrange(sizes: list[int], which: int, at: int) -> Fraction:

@@ -31,8 +31,8 @@ from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.transforms.loader import views
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.files import make_inside, write_json
-from ssl_bench.utils.rng import Draws
-from ssl_bench.utils.signals import deferred, error_of
+from ssl_bench.utils.rng import SampleRng
+from ssl_bench.utils.signals import defer_signals, error_of
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _RECORDS_PER_RUN = 250
@@ -57,12 +57,12 @@ def make_batch(
     Raises:
         UserError: an image of a streamed split cannot be read.
     """
-    [batch] = batches(method, train, spec, [Draws(seed, step, index_B.cpu())])
+    [batch] = batches(method, train, spec, [SampleRng(seed, step, index_B.cpu())])
     return batch
 
 
 def batches(
-    method: Method, train: Split, spec: EncoderSpec, steps: Iterable[Draws]
+    method: Method, train: Split, spec: EncoderSpec, steps: Iterable[SampleRng]
 ) -> Generator[Batch]:
     """`make_batch` for the samples of each step, the next ones got ready meanwhile by threads.
 
@@ -112,7 +112,7 @@ def pretrain(
     if method.trains:
         steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config).steps
         method.before_training(data.train, spec, plan.seed)
-    with deferred() as wanted:
+    with defer_signals() as wanted:
         seconds = 0.0
         if method.trains:
             seconds = _train(
@@ -184,7 +184,7 @@ def pictures(
     index_B = torch.tensor(firsts[:count])
     images_BCHW = evaluation_view(data.test.images(index_B), spec.image_size)
     view = normalize(images_BCHW, spec.mean, spec.std)
-    batch = Batch((view,), labels_N[index_B], Draws(seed, 0, index_B, "pictures/"))
+    batch = Batch((view,), labels_N[index_B], SampleRng(seed, 0, index_B, "pictures/"))
     # What was compiled for the device of the training need not compile on the CPU.
     with torch.compiler.set_stance("force_eager"):
         return method.cpu().eval().pictures(batch)
@@ -218,7 +218,7 @@ def _train(
     replica, optimizer = _restored(method, state, hardware, spec, folder)
     del state
     ranks = collectives.world_size()
-    written = collectives.from_first(
+    written = collectives.on_rank_zero(
         lambda: {s for s in snapshot_flops if is_trained(snapshot_folder(folder, s))}
     )
     for step in snapshot_flops:
@@ -233,7 +233,8 @@ def _train(
     first, waited = start, 0.0  # of this process since the last record
     own = collectives.share(batch_size)
     steps = (
-        Draws(seed, step, schedule.batch(step, seed, "order")[own]) for step in range(start, total)
+        SampleRng(seed, step, schedule.batch(step, seed, "order")[own])
+        for step in range(start, total)
     )
 
     with (

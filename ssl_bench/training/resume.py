@@ -22,7 +22,7 @@ from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError, first_line, is_of_memory, require
 from ssl_bench.utils import pickled
 from ssl_bench.utils.files import atomic, make_inside
-from ssl_bench.utils.signals import deferred, error_of
+from ssl_bench.utils.signals import defer_signals, error_of
 
 SECONDS_BETWEEN_STATES = 60.0
 _QUICK = 3.0
@@ -84,7 +84,7 @@ def load_on_all(path: Path, load_first: Callable[[], dict[str, Any]]) -> dict[st
         of_first.update(load_first())
         return of_first.get("step")
 
-    step = collectives.from_first(step_of_first)
+    step = collectives.on_rank_zero(step_of_first)
     if step is None or collectives.rank() == 0:
         return of_first
     state: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-class Scratch:
+class EvalCheckpoint:
     """Where an evaluation keeps the states of its trainings until its scores are stored.
 
     The evaluation must be deterministic: one that goes on takes the state of its n-th training for
@@ -185,7 +185,7 @@ class Training:
 
 @contextmanager
 def training(
-    scratch: Scratch | None, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+    scratch: EvalCheckpoint | None, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
 ) -> Iterator[Training]:
     """A training of a model, gone on with where an earlier start left its state.
 
@@ -205,8 +205,8 @@ def training(
         yield Training()
         return
     path = scratch.next_path()
-    with deferred() as wanted:
-        collectives.await_all()  # each of them notes a signal from here on: nobody waits in vain
+    with defer_signals() as wanted:
+        collectives.barrier()  # each of them notes a signal from here on: nobody waits in vain
         start, last, saved, wait = 0, math.nan, time.monotonic(), SECONDS_BETWEEN_STATES
         state = load_on_all(path, lambda: load(path))
         if state:

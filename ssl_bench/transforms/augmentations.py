@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssl_bench.errors import UserError
 from ssl_bench.transforms import functional
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 _CROP_ATTEMPTS = 10
 
@@ -89,7 +89,7 @@ def crop_and_flip(size: int, smallest: float, flip: float) -> Augmentation:
     return Augmentation(size=size, crop_scale=scale, interpolation="bicubic", flip=flip)
 
 
-def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
+def augment(images_BCHW: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:
     """One random view of each image: a function of the image, the recipe and its draws alone.
 
     Args:
@@ -113,7 +113,7 @@ def augment(images_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
 
 
 def crop_of(
-    recipe: Augmentation, draws: Draws, height: int | Tensor, width: int | Tensor
+    recipe: Augmentation, draws: SampleRng, height: int | Tensor, width: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """The random crop taken of images of that size, as `functional.resized_crop` has it.
 
@@ -131,7 +131,7 @@ def crop_of(
     return boxes_B4, draws.uniform("flip", 1)[:, 0] < recipe.flip
 
 
-def recolour(views: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
+def recolour(views: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:
     """What `augmentations` does once images are cropped and mirrored.
 
     Args:
@@ -211,7 +211,7 @@ def normalize(
 
 
 def random_crop_boxes(
-    draws: Draws,
+    draws: SampleRng,
     height: int | Tensor,
     width: int | Tensor,
     scale: tuple[float, float],
@@ -260,7 +260,7 @@ def random_crop_boxes(
     return torch.cat([corner_B2, sides_B2], 1)
 
 
-def _column(side: int | Tensor, draws: Draws) -> Tensor:
+def _column(side: int | Tensor, draws: SampleRng) -> Tensor:
     """A length in pixels for every sample, float32 ``(B, 1)``, or for all, ``(1, 1)``."""
     device = draws.samples_B.device
     if isinstance(side, Tensor):

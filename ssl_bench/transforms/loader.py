@@ -27,12 +27,12 @@ from ssl_bench.data.listing import Picture
 from ssl_bench.data.streaming import Job, StreamedSplit, ahead, reading
 from ssl_bench.transforms import functional
 from ssl_bench.transforms.augmentations import Augmentation, augment, crop_of, recolour
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 
 def views(
-    split: Split, recipes: Sequence[Augmentation], steps: Iterable[Draws]
-) -> Generator[tuple[Draws, tuple[Tensor, ...]]]:
+    split: Split, recipes: Sequence[Augmentation], steps: Iterable[SampleRng]
+) -> Generator[tuple[SampleRng, tuple[Tensor, ...]]]:
     """One view by each recipe of the samples of each step, beside its draws.
 
     A function of the images and the draws alone. A streamed split's next two steps are got ready
@@ -76,13 +76,15 @@ def views(
             spare.append(pixels)
 
 
-def _scopes(recipes: Sequence[Augmentation], draws: Draws) -> Iterator[tuple[Augmentation, Draws]]:
+def _scopes(
+    recipes: Sequence[Augmentation], draws: SampleRng
+) -> Iterator[tuple[Augmentation, SampleRng]]:
     """Each recipe, and the draws of its view."""
     for number, recipe in enumerate(recipes):
         yield recipe, draws.within(f"view{number}")
 
 
-def _finished(pixels_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor:
+def _finished(pixels_BCHW: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:
     """A view of what the threads left: mirrored crops, or stored squares."""
     if recipe.crop_scale is None:
         return augment(pixels_BCHW, recipe, draws)
@@ -92,10 +94,10 @@ def _finished(pixels_BCHW: Tensor, recipe: Augmentation, draws: Draws) -> Tensor
 def _job(
     split: StreamedSplit,
     recipes: Sequence[Augmentation],
-    draws: Draws,
+    draws: SampleRng,
     spare: list[list[Tensor]],
     pinned: bool,
-) -> Job[tuple[Draws, list[Tensor]]]:
+) -> Job[tuple[SampleRng, list[Tensor]]]:
     """What `_finished` takes for each view, uint8, and the functions that fill it in.
 
     Args:
@@ -130,7 +132,10 @@ class _Crop:
 
 
 def _fill(
-    split: StreamedSplit, recipes: Sequence[Augmentation], draws: Draws, pixels: Sequence[Tensor]
+    split: StreamedSplit,
+    recipes: Sequence[Augmentation],
+    draws: SampleRng,
+    pixels: Sequence[Tensor],
 ) -> None:
     """Write the crops, or the squares, of some samples."""
     pictures = [split.picture(index) for index in draws.samples_B.tolist()]
@@ -160,7 +165,7 @@ def _header(picture: Picture) -> Image.Image:
 
 
 def _crops(
-    recipes: Sequence[Augmentation], draws: Draws, sizes_P2: Tensor
+    recipes: Sequence[Augmentation], draws: SampleRng, sizes_P2: Tensor
 ) -> list[list[_Crop | None]]:
     """For each sample the crop of each view, None where it takes the square."""
     by_view: list[list[_Crop | None]] = []

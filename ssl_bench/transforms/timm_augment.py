@@ -20,10 +20,12 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from ssl_bench.transforms import functional
-from ssl_bench.utils.rng import Draws, key
+from ssl_bench.utils.rng import SampleRng, key
 
 
-def rand_augment(images_BCHW: Tensor, policy: str, fill: Sequence[float], draws: Draws) -> Tensor:
+def rand_augment(
+    images_BCHW: Tensor, policy: str, fill: Sequence[float], draws: SampleRng
+) -> Tensor:
     """RandAugment (Cubuk et al., arXiv:1909.13719) as timm does it, image by image on the CPU.
 
     With timm's settings for training on ImageNet: bicubic, shifts of up to 0.45 of the size.
@@ -69,7 +71,7 @@ def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
     return auto_augment.posterize(image, bits, **settings)
 
 
-def random_erase(images_BCHW: Tensor, probability: float, draws: Draws) -> Tensor:
+def random_erase(images_BCHW: Tensor, probability: float, draws: SampleRng) -> Tensor:
     """Random erasing (Zhong et al., arXiv:1708.04896) as timm does it, image by image on the CPU.
 
     A rectangle of 2 to 33 % of a normalised image is filled with normal noise.
@@ -88,7 +90,7 @@ def random_erase(images_BCHW: Tensor, probability: float, draws: Draws) -> Tenso
     return erased_BCHW.to(images_BCHW.device)
 
 
-def _keys(draws: Draws, purpose: str) -> list[int]:
+def _keys(draws: SampleRng, purpose: str) -> list[int]:
     """A number for each sample, to seed a generator with."""
     coordinates = draws.seed, draws.scope + purpose, draws.step
     return [key(*coordinates, sample) for sample in draws.samples_B.tolist()]

@@ -38,7 +38,7 @@ def permutation(count: int, *coordinates: str | int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleRng:
     """The random numbers of one batch: each row belongs to one sample of the data set.
 
     Attributes:
@@ -54,15 +54,15 @@ class Draws:
     samples_B: Tensor
     scope: str = ""
 
-    def within(self, scope: str) -> Draws:
+    def within(self, scope: str) -> SampleRng:
         """The same coordinates under a longer purpose."""
-        return Draws(self.seed, self.step, self.samples_B, f"{self.scope}{scope}/")
+        return SampleRng(self.seed, self.step, self.samples_B, f"{self.scope}{scope}/")
 
-    def rows(self, which: slice) -> Draws:
+    def rows(self, which: slice) -> SampleRng:
         """The draws of some of the samples."""
         return replace(self, samples_B=self.samples_B[which])
 
-    def to(self, device: torch.device) -> Draws:
+    def to(self, device: torch.device) -> SampleRng:
         """The same draws on another device."""
         return replace(self, samples_B=self.samples_B.to(device, non_blocking=True))
 

@@ -16,7 +16,7 @@ from types import FrameType
 
 _EVERY = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
 _asked: Signals | None = None
-"""What `heeded` has heard, while it lasts."""
+"""What `raise_on_signal` has heard, while it lasts."""
 SECONDS_TO_SAVE = 600.0
 """How long others wait for a process that was asked to stop, and may be writing its state."""
 _SAME_REQUEST = 0.5
@@ -24,7 +24,7 @@ _SAME_REQUEST = 0.5
 which is one wish; a person who insists takes longer."""
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """The program was asked to end by SIGTERM, SIGUSR2 or SIGHUP.
 
     Its message says what is saved, or nothing. No ``Exception``, as it is no failure.
@@ -39,15 +39,15 @@ class Stopped(BaseException):
 
 
 def error_of(number: int, message: str = "") -> BaseException:
-    """What ends a program that was sent that signal: KeyboardInterrupt or `Stopped`."""
+    """What ends a program that was sent that signal: KeyboardInterrupt or `Interrupted`."""
     if number == Signals.SIGINT:
         return KeyboardInterrupt(*([message] if message else []))
-    return Stopped(Signals(number), message)
+    return Interrupted(Signals(number), message)
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Let SIGTERM, SIGUSR2 and SIGHUP raise `Stopped`, SIGINT KeyboardInterrupt, at once.
+def raise_on_signal() -> Iterator[None]:
+    """Let SIGTERM, SIGUSR2 and SIGHUP raise `Interrupted`, SIGINT KeyboardInterrupt, at once.
 
     The program may be in the middle of an import then, which fails in a way of its own: an
     ``Exception`` that follows is replaced by what the signal asked for. The handlers before are
@@ -78,7 +78,7 @@ def heeded() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], Signals | None]]:
+def defer_signals() -> Iterator[Callable[[], Signals | None]]:
     """Only note what asks to end; a second SIGINT raises KeyboardInterrupt at once.
 
     Whoever finds that one is noted saves what there is, and raises `error_of` it. If nobody does,

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slurm
 
 SMALL = (
     *("--method", "mae", "--backbone", "vit_nano", "--patch-size", "4", "--batch-size", "8"),
-    *("--decoder-width", "32"),
+    *("--decoder-embed-dim", "32"),
 )
 LONG = (*SMALL, "--epochs", "100")  # 600 steps of some 10 ms
 ONE_CPU = ClusterSettings(time="10m", cpus=1, memory="1500M")

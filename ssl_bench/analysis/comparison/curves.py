@@ -43,7 +43,7 @@ AXES: Mapping[str, Axis] = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class RunRecord:
     """Scores at a cost.
 
     Attributes:
@@ -60,7 +60,7 @@ class Reading:
     cost: float | None
 
 
-def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
+def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> RunRecord:
     """Read every curve at the largest cost that all groups reach, or at a given one.
 
     A curve is what one run scores at its snapshots and at its end. Between two neighbours it is
@@ -81,7 +81,7 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
     ]
     if cost is None:
         if trained.empty:
-            return Reading(rows.iloc[:0], "no costs recorded", tuple(notes), None)
+            return RunRecord(rows.iloc[:0], "no costs recorded", tuple(notes), None)
         cost = float(trained.min())
     found: list[Point] = []
     missing: dict[tuple[str, str], list[Point]] = defaultdict(list)
@@ -100,7 +100,7 @@ def read(rows: pd.DataFrame, at: At, cost: float | None = None) -> Reading:
         )
     title = f"at {axis.words(cost)}, {_annealed(rows[rows['key'].isin(trained.index)], axis, cost)}"
     kept = pd.DataFrame(found, columns=rows.columns) if found else rows.iloc[:0]
-    return Reading(kept, title, tuple(notes), cost)
+    return RunRecord(kept, title, tuple(notes), cost)
 
 
 def _annealed(rows: pd.DataFrame, axis: Axis, cost: float) -> str:

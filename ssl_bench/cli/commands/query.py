@@ -21,7 +21,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.runs import index, run_records
 from ssl_bench.utils.files import atomic, writing
 from ssl_bench.utils.formatting import cell, plain
-from ssl_bench.utils.signals import Stopped
+from ssl_bench.utils.signals import Interrupted
 from ssl_bench.utils.terminal import Console
 
 T = TypeVar("T")
@@ -151,11 +151,11 @@ def _stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
     threading.Thread(target=do, daemon=True).start()
     try:
         return outcome.result()
-    except (KeyboardInterrupt, Stopped) as error:
+    except (KeyboardInterrupt, Interrupted) as error:
         stop()
         with suppress(Exception):
             outcome.exception(timeout=_SECONDS_TO_END)
-        code = 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
+        code = 128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
         atexit.register(_leave, outcome, code)
         raise
 

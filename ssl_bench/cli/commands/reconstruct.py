@@ -27,7 +27,7 @@ from ssl_bench.runs import run_folder, schema
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils.files import writing
 from ssl_bench.utils.formatting import plain
-from ssl_bench.utils.rng import Draws
+from ssl_bench.utils.rng import SampleRng
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def reconstruct(settings: ReconstructSettings) -> str:
     spec = checkpoint.spec
     view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
     index_B = torch.arange(len(view_BCHW))
-    draws = Draws(settings.seed, 0, index_B, "reconstruct/")
+    draws = SampleRng(settings.seed, 0, index_B, "reconstruct/")
     batch = Batch((view_BCHW,), torch.zeros_like(index_B), draws)
     method, note = _restore(checkpoint, source, settings, batch)
     rows = method.pictures(batch)
@@ -79,7 +79,7 @@ def _restore(
     require(
         "decoder_heads" in known,
         f"{source!r} does not tell the attention heads of its decoder; say --decoder-heads, which "
-        f"divide its width of {shown['decoder_width']}",
+        f"divide its width of {shown['decoder_embed_dim']}",
     )
     names = {field.name for field in fields(plugin.config)}
     config = plugin.config_of({name: value for name, value in known.items() if name in names})
