@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
 
 CPU = Hardware(torch.device("cpu"), "fp32", "test")
+SHAPE = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 
 
 def held_out(key: bytes) -> bool:
@@ -56,7 +57,7 @@ def tiny() -> Dataset:
 @pytest.fixture(scope="session")
 def spec(tiny: Dataset) -> EncoderSpec:
     """A small encoder for the tiny data: 16 patches of 4 x 4 pixels."""
-    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std)
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
 
 
 @pytest.fixture
