@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -23,6 +22,7 @@ from signal import Signals
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -738,10 +738,6 @@ def test_writing_states_takes_a_twentieth_of_the_time(took: float, expected: flo
     assert resume.pause(60.0, took) == expected
 
 
-FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(
-    ["test_interruption", "ssl_bench.commands", "ssl_bench.figures", "ssl_bench.finetuning"]
-)
 STEPS = {"--epochs": 6, "--batch-size": 16, "--precision": "fp32", "--backbone": "vit_nano"}
 COMMANDS = {
     "mae": ("--evals", "finetune", "--finetune-epochs", 3, "--finetune-batch-size", 16),
@@ -749,19 +745,14 @@ COMMANDS = {
 }
 
 
-def command(words: list[str], errors: Path, is_slow: bool) -> None:
+def command(words: list[str], is_slow: bool) -> None:
     """A process of its own: a command that writes its states after every step.
 
     Args:
-        errors: where to write what it complains of.
         is_slow: at writing files, so that what comes at random comes then.
     """
     from ssl_bench import cli
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in SCHEDULER:
-        signal.signal(number, signal.SIG_DFL)
-    torch.set_num_threads(1)
     pretrain.SECONDS_BETWEEN_CHECKPOINTS = resume.SECONDS_BETWEEN_STATES = 0.0
     if is_slow:
         save, replace = torch.save, Path.replace
@@ -780,9 +771,6 @@ def command(words: list[str], errors: Path, is_slow: bool) -> None:
             return replaced
 
         torch.save, Path.replace = slow_save, slow_replace  # type: ignore[assignment]
-    with errors.open("a") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
     os._exit(cli.main(words))
 
 
@@ -795,10 +783,8 @@ class Trial:
     def start(self, method: str, runs_dir: str, *more: object, is_slow: bool = False) -> Any:
         flags = {"--method": method, "--data": self.images, "--runs-dir": self.home / runs_dir}
         words = [*itertools.chain(*(flags | STEPS).items()), *COMMANDS[method], *more]
-        arguments = (["run", *map(str, words)], self.home / "errors.txt", is_slow)
-        process = FORKING.Process(target=command, args=arguments)
-        process.start()
-        return process
+        said = self.home / "errors.txt"
+        return forked.start(command, ["run", *map(str, words)], is_slow, output=said, errors=said)
 
     def finish(self, process: Any) -> int:
         process.join(120)
@@ -824,10 +810,7 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
-    # Of processes to come; the one that they are forked from knows no path of this one's.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+def trial(tmp_path: Path, image_folder: Path) -> Trial:
     return Trial(tmp_path, image_folder)
 
 
