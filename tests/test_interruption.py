@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -26,7 +27,7 @@ import forked
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, write_images
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -58,6 +59,7 @@ from ssl_bench.plugins import Plugin
 from ssl_bench.resume import Scratch
 
 Call = Callable[..., tuple[int, str, str]]
+Whole = Callable[[str], tuple[dict[str, Any], float]]
 ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
 SCHEDULER = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP)  # and a terminal that is closed
 LONG: dict[str, Any] = {
@@ -814,13 +816,29 @@ def trial(tmp_path: Path, image_folder: Path) -> Trial:
     return Trial(tmp_path, image_folder)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What a method's run comes to that nothing interrupts, and how many seconds it takes."""
+    home = tmp_path_factory.mktemp("whole")
+    trial = Trial(home, write_images(home / "images"))
+    trial.finish(forked.start(int))  # what all are forked from is there once this has ended
+
+    @functools.cache
+    def result(method: str) -> tuple[dict[str, Any], float]:
+        started = time.monotonic()
+        assert trial.run(method, method) == 0, trial.said()
+        return trial.result(method), time.monotonic() - started
+
+    return result
+
+
 @pytest.mark.parametrize("method", COMMANDS)
-def test_a_run_killed_at_random_moments_is_the_same(trial: Trial, method: str) -> None:
+def test_a_run_killed_at_random_moments_is_the_same(
+    trial: Trial, whole: Whole, method: str
+) -> None:
     """By whatever signal, several times in a row, while files are written too."""
     moments = random.Random(method)
-    started = time.monotonic()
-    assert trial.run(method, "whole") == 0, trial.said()
-    seconds = time.monotonic() - started
+    expected, seconds = whole(method)
     ways = {-9: Signals.SIGKILL, 143: Signals.SIGTERM, 129: Signals.SIGHUP, 130: Signals.SIGINT}
     codes = []
     for kill in range(4):
@@ -834,29 +852,27 @@ def test_a_run_killed_at_random_moments_is_the_same(trial: Trial, method: str) -
         assert ways.get(code, -code) in (number, 0), trial.said()
         codes.append(code)
     assert trial.run(method, "killed", is_slow=True) == 0, trial.said()
-    assert trial.result("killed") == trial.result("whole")
+    assert trial.result("killed") == expected
     assert "Traceback" not in trial.said()
     assert set(codes) != {0}
 
 
-def test_three_processes_make_one_run(trial: Trial) -> None:
-    assert trial.run("mae", "whole") == 0, trial.said()
+def test_three_processes_make_one_run(trial: Trial, whole: Whole) -> None:
     processes = [trial.start("mae", "raced") for _ in range(3)]
     codes = sorted(map(trial.finish, processes))
     assert codes[0] == 0
     assert set(codes) <= {0, 2}
     assert trial.said().count("in use by another process; wait for it") == codes.count(2)
     assert "Traceback" not in trial.said()
-    assert trial.result("raced") == trial.result("whole")
+    assert trial.result("raced") == whole("mae")[0]
 
 
-def test_who_waits_reuses_what_the_other_has_made(trial: Trial) -> None:
-    assert trial.run("mae", "whole") == 0, trial.said()
+def test_who_waits_reuses_what_the_other_has_made(trial: Trial, whole: Whole) -> None:
     processes = [trial.start("mae", "raced", "--wait") for _ in range(3)]
     assert list(map(trial.finish, processes)) == [0, 0, 0], trial.said()
     assert trial.said().count("FLOPs, ") == 2, "one of the three trains"
     assert trial.said().count("reused") == 2
-    assert trial.result("raced") == trial.result("whole")
+    assert trial.result("raced") == whole("mae")[0]
 
 
 def test_runs_share_a_baseline_that_both_make_at_once(trial: Trial) -> None:
