@@ -57,7 +57,7 @@ def tiny() -> Dataset:
 @pytest.fixture(scope="session")
 def spec(tiny: Dataset) -> EncoderSpec:
     """A small encoder for the tiny data: 16 patches of 4 x 4 pixels."""
-    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std)
 
 
 def write_images(folder: Path) -> Path:

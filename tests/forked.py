@@ -111,6 +111,7 @@ class Popen:
         how = (list(words), env, cwd, process_group, streams)
         self._process = multiprocessing.get_context("fork").Process(target=_program, args=how)
         self._process.start()
+        assert self._process.pid
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
@@ -123,7 +124,7 @@ class Popen:
         return self.poll()
 
     def send_signal(self, number: int) -> None:
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
@@ -145,8 +146,7 @@ def _program(
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if name in streams:
             given = streams[name]
-            is_null = isinstance(given, int)
-            file = os.open(os.devnull, os.O_RDWR) if is_null else given.fileno()
+            file = os.open(os.devnull, os.O_RDWR) if isinstance(given, int) else given.fileno()
             os.dup2(file, number)
     if env is not None:
         os.environ.clear()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, SHAPE
 from torch import Tensor
 
 from ssl_bench import encoders, flags, gradients, plugins, pretrain, runs
@@ -39,6 +39,12 @@ _SHORT = {
     "projector_width": 64,
     "projection_dim": 16,
 }
+
+
+@pytest.fixture(scope="session")
+def spec(tiny: Dataset) -> EncoderSpec:
+    """No larger than what is asserted needs."""
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
 
 
 def small(plugin: Plugin) -> Any:

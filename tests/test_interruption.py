@@ -27,7 +27,7 @@ import forked
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, write_images
+from conftest import CPU, SHAPE, write_images
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -67,6 +67,12 @@ LONG: dict[str, Any] = {
     "phases": [Phase.explicit, Phase.generate],  # to shrink takes minutes
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
+
+
+@pytest.fixture(scope="session")
+def spec(tiny: Dataset) -> EncoderSpec:
+    """No larger than what is asserted needs."""
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
 
 
 @pytest.fixture(autouse=True)
