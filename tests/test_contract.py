@@ -341,6 +341,8 @@ def test_bf16_ends_within_the_spread_of_seeds(
 ) -> None:
     if not build(plugin, spec).trains:
         pytest.skip("trains nothing")
+    # A narrower one learns so little that it ends alike with half of its gradients lost.
+    spec = dataclasses.replace(spec, architecture={"depth": 2})
 
     def final_loss(precision: Literal["fp32", "bf16"], seed: int) -> float:
         folder = tmp_path / f"{precision}-{seed}"
