@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
 
 CPU = Hardware(torch.device("cpu"), "fp32", "test")
+SHAPE = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 
 
 def held_out(key: bytes) -> bool:
@@ -59,18 +60,23 @@ def spec(tiny: Dataset) -> EncoderSpec:
     return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std)
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
+def write_images(folder: Path) -> Path:
     """The tiny data's like as an ImageFolder of PNG files."""
     for part, count, seed in (("train", 48, 1), ("test", 12, 2)):
         split = make_images(count, 2, 16, 3, seed)
         for index, (image, label) in enumerate(
             zip(split.images_NCHW.permute(0, 2, 3, 1).numpy(), split.labels_N.tolist(), strict=True)
         ):
-            path = tmp_path / "images" / part / "ab"[label] / f"{index}.png"
+            path = folder / part / "ab"[label] / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-    return tmp_path / "images"
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Such a folder, which a test may spoil."""
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture

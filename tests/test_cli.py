@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_bench import cli
 from ssl_bench.cli import flags, habits
 from ssl_bench.config.settings import (
     CompareSettings,
@@ -31,7 +36,7 @@ from ssl_bench.data import Split
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import weights
 from ssl_bench.runs import run_folder
-from ssl_bench.training import budget
+from ssl_bench.training import budget, pretrain, training_state
 from ssl_bench.utils.files import load_json, readable
 
 Call = Callable[..., tuple[int, str, str]]
@@ -137,30 +142,17 @@ def test_killed_run_goes_on_to_the_same_weights(
     image_folder: Path, run: Call, tmp_path: Path
 ) -> None:
     """A process killed without warning, at any step, loses nothing that changes the result."""
-    arguments = ["--evals", "none", "--epochs", "40"]
+    arguments = ["--evals", "none", "--epochs", "40", "--backbone", "vit_nano"]
     run(*arguments)
     whole = only_run(tmp_path)
     expected = load_file(whole / "encoder.safetensors")
 
-    killer = (
-        "import os, sys\n"
-        "from ssl_bench import cli\nfrom ssl_bench.training import pretrain, training_state\n"
-        "pretrain.SECONDS_BETWEEN_CHECKPOINTS = 0.0\n"
-        "write, count = training_state.save, 0\n"
-        "def checkpoint(*arguments):\n"
-        "    global count\n"
-        "    write(*arguments)\n"
-        "    count += 1\n"
-        "    if count == 9: os.kill(os.getpid(), 9)\n"
-        "training_state.save = checkpoint\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
-    )
     folders = {"--data": image_folder, "--runs-dir": tmp_path / "killed"}
-    command = [sys.executable, "-c", killer, "run", *with_defaults(arguments, folders | QUICK)]
-    done = subprocess.run(
-        command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == -9, done.stderr.decode()
+    words = ["run", *with_defaults(arguments, folders | QUICK)]
+    errors = tmp_path / "errors.txt"
+    process = forked.start(killed_at_the_ninth_checkpoint, words, errors=errors)
+    process.join(120)
+    assert process.exitcode == -9, errors.read_text()
     [path] = (tmp_path / "killed").glob("*/checkpoint.pt")
     assert path.parent.name == whole.name
     code, _, err = run(*arguments, "--runs-dir", tmp_path / "killed")
@@ -169,6 +161,19 @@ def test_killed_run_goes_on_to_the_same_weights(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     resumed = (path.parent / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in resumed] == list(range(1, 121))
+
+
+def killed_at_the_ninth_checkpoint(words: list[str]) -> None:
+    pretrain.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    write, numbers = training_state.save, itertools.count(1)
+
+    def save(*arguments: Any) -> None:
+        write(*arguments)
+        if next(numbers) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    training_state.save = save  # type: ignore[assignment]
+    cli.main(words)
 
 
 @pytest.mark.parametrize("backbone", ["vit_micro", "vit_tiny_patch16_224"])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, SHAPE
 from torch import Tensor
 
 from ssl_bench.api import registry
@@ -40,7 +40,15 @@ _SHORT = {
     "images": 9,
     "shares": (0.1, 0.5),
     "steps": 10,
+    "projector_width": 64,
+    "projection_dim": 16,
 }
+
+
+@pytest.fixture(scope="session")
+def spec(tiny: Dataset) -> EncoderSpec:
+    """No larger than what is asserted needs."""
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
 
 
 def small(plugin: Plugin) -> Any:
@@ -337,6 +345,8 @@ def test_bf16_ends_within_the_spread_of_seeds(
 ) -> None:
     if not build(plugin, spec).trains:
         pytest.skip("trains nothing")
+    # A narrower one learns so little that it ends alike with half of its gradients lost.
+    spec = dataclasses.replace(spec, architecture={"depth": 2})
 
     def final_loss(precision: Literal["fp32", "bf16"], seed: int) -> float:
         folder = tmp_path / f"{precision}-{seed}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -23,10 +23,11 @@ from signal import Signals
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, SHAPE, write_images
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -50,6 +51,7 @@ from ssl_bench.utils.files import load_json
 from ssl_bench.utils.signals import Interrupted, defer_signals, raise_on_signal
 
 Call = Callable[..., tuple[int, str, str]]
+Whole = Callable[[str], tuple[dict[str, Any], float]]
 ALL = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
 SCHEDULER = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP)  # and a terminal that is closed
 LONG: dict[str, Any] = {
@@ -57,6 +59,12 @@ LONG: dict[str, Any] = {
     "phases": [Phase.explicit, Phase.generate],  # to shrink takes minutes
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
+
+
+@pytest.fixture(scope="session")
+def spec(tiny: Dataset) -> EncoderSpec:
+    """No larger than what is asserted needs."""
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
 
 
 @pytest.fixture(autouse=True)
@@ -733,15 +741,6 @@ def test_writing_states_takes_a_twentieth_of_the_time(took: float, expected: flo
     assert resume.pause(60.0, took) == expected
 
 
-FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(
-    [
-        "test_interruption",
-        "ssl_bench.experiment.commands",
-        "ssl_bench.experiment.figures",
-        "ssl_bench.evaluation.finetuning",
-    ]
-)
 STEPS = {"--epochs": 6, "--batch-size": 16, "--precision": "fp32", "--backbone": "vit_nano"}
 COMMANDS = {
     "mae": ("--evals", "finetune", "--finetune-epochs", 3, "--finetune-batch-size", 16),
@@ -749,19 +748,14 @@ COMMANDS = {
 }
 
 
-def command(words: list[str], errors: Path, is_slow: bool) -> None:
+def command(words: list[str], is_slow: bool) -> None:
     """A process of its own: a command that writes its states after every step.
 
     Args:
-        errors: where to write what it complains of.
         is_slow: at writing files, so that what comes at random comes then.
     """
     from ssl_bench import cli
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in SCHEDULER:
-        signal.signal(number, signal.SIG_DFL)
-    torch.set_num_threads(1)
     pretrain.SECONDS_BETWEEN_CHECKPOINTS = resume.SECONDS_BETWEEN_STATES = 0.0
     if is_slow:
         save, replace = torch.save, Path.replace
@@ -780,9 +774,6 @@ def command(words: list[str], errors: Path, is_slow: bool) -> None:
             return replaced
 
         torch.save, Path.replace = slow_save, slow_replace  # type: ignore[assignment]
-    with errors.open("a") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
     os._exit(cli.main(words))
 
 
@@ -795,10 +786,8 @@ class Trial:
     def start(self, method: str, runs_dir: str, *more: object, is_slow: bool = False) -> Any:
         flags = {"--method": method, "--data": self.images, "--runs-dir": self.home / runs_dir}
         words = [*itertools.chain(*(flags | STEPS).items()), *COMMANDS[method], *more]
-        arguments = (["run", *map(str, words)], self.home / "errors.txt", is_slow)
-        process = FORKING.Process(target=command, args=arguments)
-        process.start()
-        return process
+        said = self.home / "errors.txt"
+        return forked.start(command, ["run", *map(str, words)], is_slow, output=said, errors=said)
 
     def finish(self, process: Any) -> int:
         process.join(120)
@@ -824,20 +813,33 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
-    # Of processes to come; the one that they are forked from knows no path of this one's.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+def trial(tmp_path: Path, image_folder: Path) -> Trial:
     return Trial(tmp_path, image_folder)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What a method's run comes to that nothing interrupts, and how many seconds it takes."""
+    home = tmp_path_factory.mktemp("whole")
+    trial = Trial(home, write_images(home / "images"))
+    trial.finish(forked.start(int))  # what all are forked from is there once this has ended
+
+    @functools.cache
+    def result(method: str) -> tuple[dict[str, Any], float]:
+        started = time.monotonic()
+        assert trial.run(method, method) == 0, trial.said()
+        return trial.result(method), time.monotonic() - started
+
+    return result
+
+
 @pytest.mark.parametrize("method", COMMANDS)
-def test_a_run_killed_at_random_moments_is_the_same(trial: Trial, method: str) -> None:
+def test_a_run_killed_at_random_moments_is_the_same(
+    trial: Trial, whole: Whole, method: str
+) -> None:
     """By whatever signal, several times in a row, while files are written too."""
     moments = random.Random(method)
-    started = time.monotonic()
-    assert trial.run(method, "whole") == 0, trial.said()
-    seconds = time.monotonic() - started
+    expected, seconds = whole(method)
     ways = {-9: Signals.SIGKILL, 143: Signals.SIGTERM, 129: Signals.SIGHUP, 130: Signals.SIGINT}
     codes = []
     for kill in range(4):
@@ -851,29 +853,27 @@ def test_a_run_killed_at_random_moments_is_the_same(trial: Trial, method: str) -
         assert ways.get(code, -code) in (number, 0), trial.said()
         codes.append(code)
     assert trial.run(method, "killed", is_slow=True) == 0, trial.said()
-    assert trial.result("killed") == trial.result("whole")
+    assert trial.result("killed") == expected
     assert "Traceback" not in trial.said()
     assert set(codes) != {0}
 
 
-def test_three_processes_make_one_run(trial: Trial) -> None:
-    assert trial.run("mae", "whole") == 0, trial.said()
+def test_three_processes_make_one_run(trial: Trial, whole: Whole) -> None:
     processes = [trial.start("mae", "raced") for _ in range(3)]
     codes = sorted(map(trial.finish, processes))
     assert codes[0] == 0
     assert set(codes) <= {0, 2}
     assert trial.said().count("in use by another process; wait for it") == codes.count(2)
     assert "Traceback" not in trial.said()
-    assert trial.result("raced") == trial.result("whole")
+    assert trial.result("raced") == whole("mae")[0]
 
 
-def test_who_waits_reuses_what_the_other_has_made(trial: Trial) -> None:
-    assert trial.run("mae", "whole") == 0, trial.said()
+def test_who_waits_reuses_what_the_other_has_made(trial: Trial, whole: Whole) -> None:
     processes = [trial.start("mae", "raced", "--wait") for _ in range(3)]
     assert list(map(trial.finish, processes)) == [0, 0, 0], trial.said()
     assert trial.said().count("FLOPs, ") == 2, "one of the three trains"
     assert trial.said().count("reused") == 2
-    assert trial.result("raced") == trial.result("whole")
+    assert trial.result("raced") == whole("mae")[0]
 
 
 def test_runs_share_a_baseline_that_both_make_at_once(trial: Trial) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -11,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 
 from ssl_bench.errors import UserError
@@ -108,16 +109,6 @@ def local(tmp_path: Path) -> Iterator[Lanes]:
 def children(process: subprocess.Popen[bytes]) -> list[int]:
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(number) for number in found.split()]
-
-
-def parents_of_processes_about(path: Path) -> list[int]:
-    """The parents of those whose command line has the path as a word of its own."""
-    found = []
-    for home in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if os.fsencode(path) in (home / "cmdline").read_bytes().split(b"\0"):
-                found.append(int((home / "stat").read_text().rpartition(")")[2].split()[1]))
-    return found
 
 
 def test_a_cell_that_fails_fails_alone(local: Lanes) -> None:
@@ -271,24 +262,36 @@ def test_training_saves_when_its_lane_is_killed_and_goes_on(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    small = ("--backbone", "vit_nano", "--patch-size", "4", "--epochs", "60", "--batch-size", "8")
+    small = ("--backbone", "vit_nano", "--patch-size", "4", "--epochs", "40", "--batch-size", "8")
     words = ["--data", str(image_folder), *small, "--evals", "none", "--runs-dir"]
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
-    cells = [[Job([*words, str(runs)])]]
-    [[stage]] = clusters.submit(cells, "local", folder)
+
+    def submit() -> tuple[str, Any]:
+        batch = records.new_batch(folder, "local", [[Job([*words, str(runs)])]])
+        process = forked.start(lane, batch.folder)
+        until((batch.folder / "lane-0.lock").exists, "the lane begins")
+        [[stage]] = batch.ids()
+        return stage, process
+
+    stage, process = submit()
     until(lambda: any(p.read_text() for p in runs.glob("*/metrics.jsonl")), "training begins")
-    [lane] = parents_of_processes_about(runs)
-    os.kill(lane, signal.SIGKILL)
+    process.kill()
     until(lambda: clusters.states([stage], folder) == {stage: "lost"}, "the lane is gone")
     until(lambda: list(runs.glob("*/checkpoint.pt")), "the training saves")
-    [[stage]] = clusters.submit(cells, "local", folder)
-    until(lambda: clusters.states([stage], folder) == {stage: "done"}, "it goes on to its end")
+    stage, process = submit()
+    process.join(60)
+    assert clusters.states([stage], folder) == {stage: "done"}, "it goes on to its end"
     jobs.perform([*words, str(tmp_path / "alone")])
     learned = [
         next(path.glob("*/encoder.safetensors")).read_bytes() for path in (runs, tmp_path / "alone")
     ]
     assert learned[0] == learned[1]
+
+
+def lane(batch: Path) -> None:
+    """A lane whose stages are forked from it."""
+    lanes.subprocess = forked.subprocess  # type: ignore[assignment]
+    lanes.Lane(batch, 0, 1, "")()
 
 
 def test_cells_here_and_now(

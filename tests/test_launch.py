@@ -10,16 +10,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import submitit
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl_bench import cli
 from ssl_bench.distributed import collectives, launcher, rendezvous
 from ssl_bench.distributed import environment as places
 from ssl_bench.errors import UserError
@@ -290,12 +293,18 @@ def command(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "failing.py").write_text(FAILING)
     words = ["run", "--method", str(tmp_path / "failing.py"), "--data", str(image_folder)]
     words += ["--batch-size", "12", "--epochs", "1", "--precision", "fp32", "--evals", "knn"]
-    words += ["--runs-dir", str(tmp_path / "runs"), "--devices", "2"]
+    words += ["--backbone", "vit_nano", "--runs-dir", str(tmp_path / "runs"), "--devices", "2"]
     return [sys.executable, "-m", "ssl_bench", *words]
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def forking(words: list[str]) -> None:
+    """A command whose processes are forked from it, in a process that has imported everything."""
+    launcher.subprocess = forked.subprocess  # type: ignore[assignment]
+    sys.exit(cli.main(words[3:]))
 
 
 def only_folder(tmp_path: Path) -> Path:
@@ -325,39 +334,48 @@ def test_a_run_in_two_processes_speaks_with_one_voice(command: list[str], tmp_pa
 def test_a_failure_of_one_process_ends_all_with_one_line(
     command: list[str], tmp_path: Path, fail: str, message: str
 ) -> None:
-    done = run([*command, "--fail", fail])
-    assert done.returncode == 2
-    [line] = done.stderr.splitlines()
+    errors = tmp_path / "errors.txt"
+    process = forked.start(forking, [*command, "--fail", fail], errors=errors)
+    process.join(300)
+    assert process.exitcode == 2, errors.read_text()
+    [line] = errors.read_text().splitlines()
     assert line.startswith("ssl-bench: ") and message in line
     failed = json.loads((only_folder(tmp_path) / "failed.json").read_text())
     assert message in failed["error"]
 
 
-def children(process: subprocess.Popen[Any]) -> set[int]:
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+def children(pid: int) -> set[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {int(pid) for pid in found}
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_its_command(command: list[str], how: signal.Signals) -> None:
-    with subprocess.Popen(
-        [*command, "--fail", "sleep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout
-        assert any(line == "asleep\n" for line in process.stdout)
-        started = children(process)
+def test_no_process_outlives_its_command(
+    command: list[str], tmp_path: Path, how: signal.Signals
+) -> None:
+    output = tmp_path / "output.txt"
+    process = forked.start(forking, [*command, "--fail", "sleep"], output=output)
+    try:
+        until(lambda: output.exists() and "asleep\n" in output.read_text(), 300)
+        started = children(process.pid)
         assert len(started) == 2
-        process.send_signal(how)
+        os.kill(process.pid, how)
         if how == signal.SIGINT:  # the first one asks for the end of a step, which never comes
             time.sleep(1)
-            process.send_signal(how)
-        process.wait(60)
-        assert process.returncode == (130 if how == signal.SIGINT else -how)
-        deadline = time.monotonic() + 30
-        while any(is_running(pid) for pid in started) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert not any(is_running(pid) for pid in started)
+            os.kill(process.pid, how)
+        process.join(60)
+        assert process.exitcode == (130 if how == signal.SIGINT else -how)
+        until(lambda: not any(is_running(pid) for pid in started), 30)
+    finally:
+        process.kill()
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def is_running(pid: int) -> bool:

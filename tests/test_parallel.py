@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import forked
 import naive
 import pytest
-import timm.layers
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -89,8 +89,6 @@ def moco_found() -> dict[str, Any]:
 
 def work(rank: int, folder: str) -> None:
     """One process of the largest world; the last ones have nothing to do in smaller worlds."""
-    torch.set_num_threads(1)
-    timm.layers.set_fused_attn(False)
     for world in WORLDS:
         if rank >= world:
             break
@@ -110,7 +108,7 @@ def work(rank: int, folder: str) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each rank of each world computed."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=max(WORLDS))
+    forked.together(work, max(WORLDS), str(folder))
     return {
         world: [torch.load(Path(folder, f"{world}-{rank}.pt")) for rank in range(world)]
         for world in WORLDS

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
 import pickle
+import resource
+import signal
 import struct
-import subprocess
 import sys
 import zipfile
 from collections import Counter, OrderedDict
@@ -15,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -173,17 +176,13 @@ def test_no_state_of_a_numpy_type_does_anything(tmp_path: Path) -> None:
         torch.save(content, files[-1])
 
     write()
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom ssl_bench.utils import pickled\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    model = pickled.read(path)['model']\n"
-        "    assert model['w'].tolist() == [1, 1] and type(model['best']) is pickled.Left\n"
-        "print('done')"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False
-    )
-    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr[-2000:]
+    forked.together(read_each, 1, tmp_path)
+
+
+def read_each(_: int, folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        model = pickled.read(path)["model"]
+        assert model["w"].tolist() == [1, 1] and type(model["best"]) is pickled.Left
 
 
 _STATE = (3, "<", None, None, None, -1, -1, 0)
@@ -263,27 +262,24 @@ LEFT = {
 }
 
 
-def read_within(path: Path, gigabytes: int = 2) -> str:
-    """What reading a file says, in a process of so little memory and a minute."""
-    program = (
-        "import resource, signal, sys\nfrom pathlib import Path\n"
-        "from ssl_bench.models import weights\nfrom ssl_bench.errors import UserError\n"
-        "pages = int(open('/proc/self/statm').read().split()[0])\n"
-        f"limit = pages * resource.getpagesize() + {gigabytes} * 10**9\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\nsignal.alarm(60)\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    try:\n        print(path.name, weights.read(path).keys())\n"
-        "    except UserError as error:\n        print(path.name, 'refused', error)\n"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", program, path], capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return ran.stdout
+def read_within(_: int, folder: Path, output: Path, gigabytes: int = 2) -> None:
+    """Write what reading each file says, in a process of so little memory and a minute."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + gigabytes * 10**9
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    signal.alarm(60)
+    with output.open("w") as lines:
+        for path in sorted(folder.iterdir()):
+            try:
+                print(path.name, weights.read(path).keys(), file=lines)
+            except UserError as error:
+                print(path.name, "refused", error, file=lines)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_hostile_files_take_no_memory_and_get_a_line(tmp_path: Path) -> None:
+def test_hostile_files_take_no_memory_and_get_a_line(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     for key, part in HOSTILE.items():
         (tmp_path / f"{key} zip refused").write_bytes(archive(program(b"}", text("w"), part, b"s")))
         (tmp_path / f"{key} old refused").write_bytes(old(program(b"}", text("w"), part, b"s")))
@@ -312,7 +308,9 @@ def test_hostile_files_take_no_memory_and_get_a_line(tmp_path: Path) -> None:
     }
     for key, content in more.items():
         (tmp_path / (key if key.endswith("read") else f"{key} refused")).write_bytes(content)
-    lines = read_within(tmp_path).splitlines()
+    output = tmp_path_factory.mktemp("said") / "lines.txt"
+    forked.together(read_within, 1, tmp_path, output)
+    lines = output.read_text().splitlines()
     assert len(lines) == 2 * (len(HOSTILE) + len(LEFT)) + len(more), "each has one line"
     wrong = [line for line in lines if ("refused refused" in line) == (" read dict_keys" in line)]
     assert not wrong
@@ -351,6 +349,11 @@ class TestFlippedBits:
         "vit_nano", 8, 4, 1, (0.5,), (0.25,), {"embed_dim": 8, "depth": 1}, norm_eps=1e-5
     )
 
+    @classmethod
+    @functools.cache
+    def encoder(cls) -> torch.nn.Module:
+        return encoders.build(cls.spec, 0)
+
     @given(st.data())
     @in_one_folder
     def test_in_the_state_of_a_training(self, tmp_path: Path, data: st.DataObject) -> None:
@@ -369,7 +372,7 @@ class TestFlippedBits:
     @given(data=st.data())
     @in_one_folder
     def test_in_an_encoder(self, name: str, tmp_path: Path, data: st.DataObject) -> None:
-        spec, encoder = self.spec, encoders.build(self.spec, 0)
+        spec, encoder = self.spec, self.encoder()
         if not (tmp_path / "whole").exists():
             weights.save(encoder, spec, tmp_path)
             (tmp_path / "whole").write_bytes((tmp_path / name).read_bytes())

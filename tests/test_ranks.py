@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import forked
 import pytest
 import ranks_work
 import torch
@@ -42,9 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranks_work.extract(alone)
     ranks_work.tune(alone)
     with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
-        torch.multiprocessing.spawn(
-            ranks_work.work, args=(free_ports(len(SESSIONS)), str(home)), nprocs=4
-        )
+        forked.together(ranks_work.work, 4, free_ports(len(SESSIONS)), str(home))
     for world in ("ddp-2", "fsdp-2"):
         ranks_work.resume(home / world / "stopped", alone / f"from-{world}")
     return home
