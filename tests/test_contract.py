@@ -40,8 +40,8 @@ _SHORT = {
     "images": 9,
     "shares": (0.1, 0.5),
     "steps": 10,
-    "projector_width": 64,
-    "projection_dim": 16,
+    "proj_hidden_dim": 64,
+    "proj_output_dim": 16,
 }
 
 
