@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import test_contract as contract
 import torch
-from conftest import CPU, SHAPE, make_images
+from helpers import CPU, SHAPE, make_images
 
 from ssl_bench.api import registry
 from ssl_bench.api.contract import Method

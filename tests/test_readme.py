@@ -7,13 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import test_contract as contract
 from rich.console import Console
 
 from ssl_bench.analysis import comparison, tables
-from ssl_bench.api import registry
-from ssl_bench.data import Dataset
-from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import index
 from ssl_bench.utils.files import load_json
 
@@ -43,24 +39,6 @@ def test_example_runs(
     assert "example-method on images" in out
     [folder] = (tmp_path / "runs").glob("example-method-*")
     assert (folder / "encoder.safetensors").exists()
-
-
-def test_example_meets_the_contract(
-    tmp_path: Path, spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The contract tests, on the example as on any method in the folder."""
-    plugin = registry.find("method", str(EXAMPLE))
-    contract.test_config_is_frozen_and_every_flag_has_help(plugin)
-    contract.test_flags_are_read_without_importing_the_plugin(plugin)
-    contract.test_gradients_reach_every_trainable_parameter_and_no_other(plugin, spec, tiny)
-    contract.test_a_sample_is_seen_alike_whatever_the_batch(plugin, spec, tiny)
-    contract.test_resumed_equals_uninterrupted_bit_for_bit(
-        plugin,
-        spec,
-        tiny,
-        tmp_path,
-        monkeypatch,
-    )
 
 
 def test_every_package_has_a_line_in_the_tree(readme: str) -> None:

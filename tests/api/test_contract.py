@@ -1,0 +1,353 @@
+"""What every method and every evaluation must do, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from helpers import (
+    BATCH,
+    CPU,
+    EVALS,
+    EXAMPLE_METHOD,
+    METHODS,
+    SHAPE,
+    build,
+    named,
+    plan,
+    small,
+    train,
+    weights,
+)
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Result
+from ssl_bench.api.ranges import OneOf
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import flags
+from ssl_bench.config.settings import Settings
+from ssl_bench.data import Dataset
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import schema
+from ssl_bench.sweep.spec.values import words_of
+from ssl_bench.training import gradients, pretrain
+
+WITH_EXAMPLE = [*METHODS, registry.find("method", str(EXAMPLE_METHOD))]
+
+
+@pytest.fixture(scope="session")
+def spec(tiny: Dataset) -> EncoderSpec:
+    """No larger than what is asserted needs."""
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
+
+
+def test_the_centrepieces_are_found() -> None:
+    assert {"mae", "mocov3", "supervised", "random-init"} <= {plugin.name for plugin in METHODS}
+    assert {"knn", "linear", "finetune"} <= {plugin.name for plugin in EVALS}
+
+
+@pytest.mark.parametrize("plugin", WITH_EXAMPLE + EVALS, ids=named)
+def test_config_is_frozen_and_every_flag_has_help(plugin: Plugin) -> None:
+    config = plugin.config
+    assert config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    texts = registry.field_help(config)
+    missing = [field.name for field in dataclasses.fields(config) if not texts.get(field.name)]
+    assert not missing
+    assert plugin.summary
+
+
+@pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)
+def test_settings_come_back_from_a_run_and_nothing_else_does(plugin: Plugin) -> None:
+    config = small(plugin)
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert plugin.config_of(stored) == config
+    for name, value in stored.items():
+        wrong = [] if isinstance(value, str) else "wrong"
+        if value is not None:
+            with pytest.raises(UserError, match=name):
+                plugin.config_of({**stored, name: wrong})
+    with pytest.raises(UserError, match="nobodys"):
+        plugin.config_of({**stored, "nobodys": 1})
+
+
+@pytest.mark.parametrize("plugin", METHODS + EVALS, ids=named)
+def test_presets_set_flags_that_exist(plugin: Plugin) -> None:
+    known = {field.name for field in dataclasses.fields(plugin.config)}
+    if plugin.kind == "method":
+        known |= {field.name for field in dataclasses.fields(Settings)}
+    for preset, values in plugin.presets().items():
+        assert set(values) <= known, preset
+
+
+@pytest.mark.parametrize("plugin", WITH_EXAMPLE + EVALS, ids=named)
+def test_flags_are_read_without_importing_the_plugin(plugin: Plugin) -> None:
+    assert plugin.outline().__name__.startswith("_outline_")
+
+
+@pytest.mark.parametrize("plugin", WITH_EXAMPLE, ids=named)
+def test_gradients_reach_every_trainable_parameter_and_no_other(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    method = build(plugin, spec)
+    trainable = [name for name, p in method.named_parameters() if p.requires_grad]
+    if not trainable:
+        pytest.skip("trains nothing")
+    method.train()
+    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(BATCH))
+    loss = method.loss(batch)
+    assert loss.ndim == 0
+    assert torch.isfinite(loss)
+    loss.backward()
+    for name, parameter in method.named_parameters():
+        if name in trainable:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+        else:
+            assert parameter.grad is None, name
+    reached = [name for name in trainable if method.get_parameter(name).grad.abs().sum() > 0]  # type: ignore[union-attr]
+    unreached = set(trainable) - set(reached)
+    assert not unreached, unreached
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_same_seed_same_weights_and_another_seed_others(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
+) -> None:
+    first = train(plugin, spec, tiny, tmp_path / "first")
+    assert weights(first) == weights(train(plugin, spec, tiny, tmp_path / "second"))
+    assert weights(first) != weights(train(plugin, spec, tiny, tmp_path / "third", seed=1))
+
+
+class Killed(BaseException):
+    """Stands for the death of the process."""
+
+
+@pytest.mark.parametrize("plugin", WITH_EXAMPLE, ids=named)
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    plugin: Plugin,
+    spec: EncoderSpec,
+    tiny: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = train(plugin, spec, tiny, tmp_path / "whole")
+    if not (whole / "metrics.jsonl").exists():
+        pytest.skip("trains nothing")
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    method = build(plugin, spec)
+    steps = 0
+    after_step = method.after_step
+
+    def dies_at_step_seven(progress: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            raise Killed
+        after_step(progress)
+
+    monkeypatch.setattr(method, "after_step", dies_at_step_seven)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with pytest.raises(Killed):
+        pretrain.pretrain(method, tiny, plan(plugin, spec, tiny), folder, CPU)
+    assert (folder / "checkpoint.pt").exists()
+    assert not schema.is_trained(folder)
+
+    train(plugin, spec, tiny, folder)
+    assert weights(folder) == weights(whole)
+    assert _losses(folder) == _losses(whole)
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def _losses(folder: Path) -> list[tuple[int, float]]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.mark.parametrize("plugin", WITH_EXAMPLE, ids=named)
+def test_a_sample_is_seen_alike_whatever_the_batch(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    method = build(plugin, spec)
+    if not method.trains:
+        pytest.skip("trains nothing")
+    whole = pretrain.make_batch(method, tiny.train, spec, 0, 5, torch.arange(12))
+    part = pretrain.make_batch(method, tiny.train, spec, 0, 5, torch.arange(4, 9))
+    for together, apart in zip(whole.views, part.views, strict=True):
+        torch.testing.assert_close(together[4:9], apart, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_pictures_are_rows_of_images(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
+    rows = pretrain.pictures(build(plugin, spec), tiny, spec, seed=0, count=3)
+    assert all(images.shape == (3, 3, 16, 16) for images in rows.values())
+
+
+@pytest.fixture(scope="module")
+def encoder(spec: EncoderSpec) -> Encoder:
+    return Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+
+
+def same(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether both are absent, or equal."""
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
+
+
+@pytest.mark.parametrize("plugin", EVALS, ids=named)
+def test_evaluation_predicts_every_test_image_once(
+    plugin: Plugin, encoder: Encoder, tiny: Dataset
+) -> None:
+    result: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    headline = next(iter(result.scores.values()))
+    assert math.isfinite(headline)
+    if result.predictions_N is None:
+        return
+    assert result.predictions_N.shape == (len(tiny.test),)
+    assert result.predictions_N.dtype == torch.int64
+    assert all(0 <= label < len(tiny.classes) for label in result.predictions_N.tolist())
+    right = (result.predictions_N == tiny.test.labels_N).double().mean().item()
+    assert headline == pytest.approx(100 * right)
+
+
+@pytest.mark.parametrize("plugin", EVALS, ids=named)
+def test_evaluation_is_a_function_of_its_arguments(
+    plugin: Plugin, encoder: Encoder, tiny: Dataset
+) -> None:
+    before = {name: value.clone() for name, value in encoder.trainable_copy().state_dict().items()}
+    torch.manual_seed(1)
+    first: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    torch.manual_seed(2)
+    second: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    assert first.scores == second.scores
+    assert same(first.predictions_N, second.predictions_N)
+    assert first.arrays.keys() == second.arrays.keys()
+    assert all(same(first.arrays[name], second.arrays[name]) for name in first.arrays)
+    after = encoder.trainable_copy().state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the encoder changed"
+
+
+@pytest.mark.parametrize("plugin", EVALS, ids=named)
+def test_nothing_is_chosen_on_the_test_split(
+    plugin: Plugin, encoder: Encoder, tiny: Dataset
+) -> None:
+    """Other test labels change the score alone, not what was chosen nor what is predicted."""
+    split = dataclasses.replace(tiny.test, labels_N=tiny.test.labels_N.flip(0))
+    shuffled = dataclasses.replace(tiny, test=split)
+    honest: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    other: Result = plugin.load().evaluate(encoder, shuffled, small(plugin))
+    assert honest.chosen == other.chosen
+    assert same(honest.predictions_N, other.predictions_N)
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+@pytest.mark.parametrize(("images_at_once", "threads"), [(24, 2), (10, 1), (10, 2), (7, 3)])
+def test_gradient_of_a_batch_does_not_depend_on_its_parts(
+    plugin: Plugin,
+    spec: EncoderSpec,
+    tiny: Dataset,
+    images_at_once: int,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    method = build(plugin, spec).train()
+    if not method.trains:
+        pytest.skip("trains nothing")
+    method.before_training(tiny.train, spec, 0)
+    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
+    method.loss(batch).backward()
+    expected = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+
+    found = []
+    for _ in range(2):
+        method.zero_grad()
+        loss = gradients.backward(method, batch, CPU, images_at_once)
+        torch.testing.assert_close(loss, method.loss(batch).detach(), rtol=1e-5, atol=1e-6)
+        found.append({name: p.grad for name, p in method.named_parameters() if p.grad is not None})
+    assert found[0].keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[0][name], gradient, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found[0][name], found[1][name]), f"{name} depends on chance"
+
+
+def test_parts_of_a_batch_are_its_images_in_order(spec: EncoderSpec, tiny: Dataset) -> None:
+    method = build(next(plugin for plugin in METHODS if plugin.name == "mae"), spec)
+    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(23))
+    parts = list(batch.split(4))
+    assert [len(part) for part in parts] == [6, 6, 6, 5]
+    assert torch.equal(torch.cat([part.views[0] for part in parts]), batch.views[0])
+    assert torch.equal(torch.cat([part.labels_B for part in parts]), batch.labels_B)
+    masks = torch.cat([part.draws.uniform("mask", 5) for part in parts])
+    assert torch.equal(masks, batch.draws.uniform("mask", 5))
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_bf16_ends_within_the_spread_of_seeds(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
+) -> None:
+    if not build(plugin, spec).trains:
+        pytest.skip("trains nothing")
+    # A narrower one learns so little that it ends alike with half of its gradients lost.
+    spec = dataclasses.replace(spec, architecture={"depth": 2})
+
+    def final_loss(precision: Literal["fp32", "bf16"], seed: int) -> float:
+        folder = tmp_path / f"{precision}-{seed}"
+        folder.mkdir()
+        how = dataclasses.replace(CPU, precision=precision)
+        what = dataclasses.replace(plan(plugin, spec, tiny, seed), epochs=3, precision=precision)
+        pretrain.pretrain(build(plugin, spec, seed), tiny, what, folder, how)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["loss"]
+
+    exact = torch.tensor([final_loss("fp32", seed) for seed in range(3)])
+    rounded = torch.tensor([final_loss("bf16", seed) for seed in range(3)])
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).abs().mean() < exact.std()
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_compiled_blocks_compute_the_same(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as for any backend; generating code would take a minute."""
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    gradients_of = []
+    for is_compiled in (False, True):
+        method = build(plugin, dataclasses.replace(spec, architecture={"depth": 2})).train()
+        if not method.trains:
+            pytest.skip("trains nothing")
+        if is_compiled:
+            monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+            pretrain.compile_blocks(method)
+        batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
+        gradients.backward(method, batch, CPU)
+        gradients_of.append([p.grad for p in method.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients_of, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=lambda plugin: plugin.name)
+def test_what_is_drawn_from_the_ranges_makes_a_config(plugin: Plugin) -> None:
+    """`ssl-bench sweep --search` may come upon any value of ``SEARCH``."""
+    base = small(plugin)
+    shares = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
+    for name, range_ in plugin.search().items():
+        ends = range_.values if isinstance(range_, OneOf) else (range_.low, range_.high)
+        drawn = [*map(range_.at, (0.0, *shares, 1 - 2**-53))]
+        kind = type(getattr(base, name))
+        assert all(isinstance(value, kind) for value in drawn) or kind is type(None), name
+        given = [dataclasses.replace(base, **{name: value}) for value in (*ends, *drawn)]
+        cells = [["--method", plugin.name, *words_of(name, value)] for value in (*ends, *drawn)]
+        for config, request in zip(given, flags.parse_runs(cells), strict=True):
+            assert getattr(request.method_config, name) == getattr(config, name)

@@ -1,0 +1,161 @@
+"""Low-shot probes: which labels they see, and what they make of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from helpers import CPU, make_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset, Split
+from ssl_bench.data.dataset import fingerprint
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation import linear_probe
+from ssl_bench.evaluation.features import RawPixels
+from ssl_bench.evaluation.metrics import balanced_order, rank_in_class
+from ssl_bench.models.encoders import EncoderSpec
+
+LOW_SHOT = registry.find("eval", "low-shot")
+SHORT: dict[str, Any] = {"shares": (0.1, 0.5), "draws": 2, "steps": 10}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(0, 100))
+def test_every_beginning_of_a_balanced_order_is_balanced(labels: list[int], seed: int) -> None:
+    labels_N = torch.tensor(labels)
+    order_N = balanced_order(labels_N, "test", seed)
+    assert order_N.sort().values.tolist() == [*range(len(labels))]
+    available_C = labels_N.bincount(minlength=6)
+    for count in range(1, len(labels) + 1):
+        taken_C = labels_N[order_N[:count]].bincount(minlength=6)
+        is_open_C = taken_C < available_C
+        if is_open_C.any():
+            assert taken_C.max() <= taken_C[is_open_C].min() + 1
+
+
+def test_a_balanced_order_is_a_function_of_its_coordinates() -> None:
+    labels_N = torch.arange(60) % 3
+    first = balanced_order(labels_N, "a", 0)
+    assert torch.equal(first, balanced_order(labels_N, "a", 0))
+    assert not torch.equal(first, balanced_order(labels_N, "a", 1))
+    one_each = [balanced_order(labels_N, "a", seed)[0] % 3 for seed in range(40)]
+    assert len({int(label) for label in one_each}) == 3, "every class comes first sometimes"
+
+
+def test_rank_in_class_counts_those_before() -> None:
+    labels = [2, 0, 2, 2, 1, 0]
+    naive = [labels[:index].count(label) for index, label in enumerate(labels)]
+    assert rank_in_class(torch.tensor(labels)).tolist() == naive
+
+
+def seen_rows(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, encoder: Any, **changes: Any
+) -> list[Tensor]:
+    """The training images that each probe was fitted on, in the order of fitting."""
+    rows, train = [], linear_probe.train
+
+    def record(features: Tensor, labels: Tensor, which: Tensor, *rest: Any) -> linear_probe.Probes:
+        rows.append(which)
+        return train(features, labels, which, *rest)
+
+    monkeypatch.setattr(linear_probe, "train", record)
+    LOW_SHOT.load().evaluate(encoder, data, LOW_SHOT.config(**SHORT, **changes))
+    return rows
+
+
+def test_no_label_beyond_the_share_is_read(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fitted and what is chosen on is the share: stratified folds, then all of it."""
+    rows = seen_rows(tiny, monkeypatch, RawPixels(spec, CPU, 0), folds=4)
+    per_share = 4 + 1
+    for draw in range(2):
+        for share, size in enumerate((12, 60)):
+            at = (2 * draw + share) * per_share
+            *folds, whole = rows[at : at + per_share]
+            assert len(whole) == size
+            assert tiny.train.labels_N[whole].bincount().tolist() == [size // 3] * 3
+            held_out = [set(whole.tolist()) - set(fold.tolist()) for fold in folds]
+            assert set().union(*held_out) == set(whole.tolist())
+            assert sum(map(len, held_out)) == size
+            assert all(set(fold.tolist()) < set(whole.tolist()) for fold in folds)
+    small, large = rows[per_share - 1], rows[2 * per_share - 1]
+    assert set(small.tolist()) < set(large.tolist())
+    assert not torch.equal(small, rows[3 * per_share - 1]), "draws differ"
+
+
+def test_every_method_sees_the_same_labels(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(RawPixels):
+        def features(self, split: Split) -> dict[str, Tensor]:
+            return {"other": torch.randn(len(split), 5)}
+
+    with monkeypatch.context() as patch:
+        ours = seen_rows(tiny, patch, RawPixels(spec, CPU, 0))
+    with monkeypatch.context() as patch:
+        theirs = seen_rows(tiny, patch, Other(spec, CPU, 0))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    with monkeypatch.context() as patch:
+        another_seed = seen_rows(tiny, patch, RawPixels(spec, CPU, 1))
+    assert not torch.equal(ours[0], another_seed[0])
+    other_data = dataclasses.replace(tiny, fingerprint="another")
+    assert not torch.equal(ours[0], seen_rows(other_data, monkeypatch, RawPixels(spec, CPU, 0))[0])
+
+
+def test_scores_are_means_and_spreads_of_the_draws(tiny: Dataset, spec: EncoderSpec) -> None:
+    config = LOW_SHOT.config(**SHORT | {"draws": 3, "steps": 1})
+    result = LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), tiny, config)
+    assert list(result.scores) == ["top1_10pct", "top1_50pct", "spread_10pct", "spread_50pct"]
+    for name, tops in zip(("10pct", "50pct"), result.arrays["accuracy"].tolist(), strict=True):
+        assert result.scores[f"top1_{name}"] == pytest.approx(statistics.fmean(tops))
+        assert result.scores[f"spread_{name}"] == pytest.approx(statistics.stdev(tops))
+        assert len(result.chosen[name]) == 3
+    one = LOW_SHOT.load().evaluate(
+        RawPixels(spec, CPU, 0), tiny, dataclasses.replace(config, draws=1)
+    )
+    assert list(one.scores) == ["top1_10pct", "top1_50pct"], "one draw has no spread"
+
+
+def test_few_labels_separate_what_is_separable(tiny: Dataset, spec: EncoderSpec) -> None:
+    config = LOW_SHOT.config(**SHORT | {"steps": 50})
+    result = LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), tiny, config)
+    assert result.scores["top1_10pct"] == 100
+
+
+def test_two_labels_of_a_class_are_enough(spec: EncoderSpec) -> None:
+    """Classes of very unequal sizes: the smallest one is there, in every draw."""
+    plain = make_images(90, 3, 16, 3, seed=4)
+    kept = torch.cat([(plain.labels_N != 2).nonzero()[:, 0], torch.tensor([2, 5])])
+    train = Split(plain.images_NCHW[kept], plain.labels_N[kept])
+    classes = ("a", "b", "c")
+    data = Dataset("rare", train, plain, classes, fingerprint(train, plain, classes), "", 16)
+    config = LOW_SHOT.config(**SHORT | {"shares": (0.1, 1.0)})
+    result = LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), data, config)
+    assert result.scores["top1_10pct"] > 80
+
+
+@pytest.mark.parametrize("share", [0.01, 0.04])
+def test_a_share_with_too_few_labels_is_one_line(
+    share: float, tiny: Dataset, spec: EncoderSpec
+) -> None:
+    config = LOW_SHOT.config(shares=(0.5, share))
+    with pytest.raises(UserError, match=r"of 120 training images .* a share of 0\.05$"):
+        LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), tiny, config)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"shares": ()}, {"shares": (0.0,)}, {"shares": (10,)}, {"draws": 0}, {"folds": 1},
+     {"steps": 0}, {"batch_size": 0}, {"learning_rates": ()}, {"weight_decays": (2.0,)}],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_one_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^low shot "):
+        LOW_SHOT.config(**wrong)

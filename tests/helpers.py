@@ -1,0 +1,112 @@
+"""Small data, small settings and short trainings that tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Method
+from ssl_bench.api.registry import Plugin
+from ssl_bench.data import Dataset, Split, listing
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs.schema import Plan
+from ssl_bench.training import pretrain
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE_METHOD = Path(__file__).with_name("example_method.py")
+CPU = Hardware(torch.device("cpu"), "fp32", "test")
+SHAPE = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+METHODS = list(registry.discover("method").values())
+EVALS = list(registry.discover("eval").values())
+EPOCHS, BATCH = 2, 24
+_SHORT = {
+    "epochs": EPOCHS,
+    "batch_size": BATCH,
+    "draws": 2,
+    "images": 9,
+    "shares": (0.1, 0.5),
+    "steps": 10,
+    "proj_hidden_dim": 64,
+    "proj_output_dim": 16,
+}
+
+
+def held_out(key: bytes) -> bool:
+    """Whether the image with this key is of the test fifth, if its class can spare it."""
+    return listing.rank(key) < 2**64 // 5
+
+
+def make_images(count: int, classes: int, size: int, channels: int, seed: int) -> Split:
+    """Noise on top of one pattern for each class: easy to learn."""
+    generator = np.random.default_rng(seed)
+    patterns = np.random.default_rng(0).integers(0, 256, (classes, channels, size, size))
+    labels = np.arange(count) % classes
+    noise = generator.normal(0, 40, (count, channels, size, size))
+    images = (0.5 * patterns[labels] + 64 + noise).clip(0, 255).astype(np.uint8)
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def write_images(folder: Path) -> Path:
+    """The tiny data's like as an ImageFolder of PNG files."""
+    for part, count, seed in (("train", 48, 1), ("test", 12, 2)):
+        split = make_images(count, 2, 16, 3, seed)
+        for index, (image, label) in enumerate(
+            zip(split.images_NCHW.permute(0, 2, 3, 1).numpy(), split.labels_N.tolist(), strict=True)
+        ):
+            path = folder / part / "ab"[label] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return folder
+
+
+def small(plugin: Plugin) -> Any:
+    """A method's quick recipe, an evaluation's own defaults, made short."""
+    cls = plugin.config
+    names = {field.name for field in dataclasses.fields(cls)}
+    recipe = plugin.presets().get("quick", {}) if plugin.kind == "method" else {}
+    values = {k: v for k, v in recipe.items() if k in names}
+    values |= {k: v for k, v in _SHORT.items() if k in names}
+    return cls(**values)
+
+
+def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
+    return pretrain.build_method(plugin.load().Pretraining, small(plugin), spec, 3, seed)
+
+
+def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:
+    return Plan(
+        plugin.name,
+        plugin.version,
+        small(plugin),
+        data.name,
+        data.fingerprint,
+        spec,
+        EPOCHS,
+        BATCH,
+        seed,
+        "fp32",
+    )
+
+
+def train(plugin: Plugin, spec: EncoderSpec, data: Dataset, folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    method = build(plugin, spec, seed)
+    pretrain.pretrain(method, data, plan(plugin, spec, data, seed), folder, CPU)
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "encoder.safetensors").read_bytes() + (
+        folder / "method.safetensors"
+    ).read_bytes()
+
+
+def named(plugin: Plugin) -> str:
+    return plugin.name

@@ -1,0 +1,273 @@
+"""What MAE's ablations vary: mask tokens in the encoder, PCA targets, augmentations, noise."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+import torch
+from helpers import CPU
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Batch
+from ssl_bench.data import Dataset
+from ssl_bench.errors import UserError
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs.schema import Plan
+from ssl_bench.training import pretrain
+from ssl_bench.transforms.augmentations import augment, evaluation_view
+from ssl_bench.utils.rng import SampleRng
+
+MAE = registry.find("method", "mae")
+SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
+
+
+def build(spec: EncoderSpec, **changes: Any) -> Any:
+    config = MAE.config(**(SMALL | changes))
+    return pretrain.build_method(MAE.load().Pretraining, config, spec, 3, seed=0)
+
+
+def batch_of(method: Any, data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
+    return pretrain.make_batch(method, data.train, spec, 0, 3, torch.arange(count))
+
+
+def train(method: Any, data: Dataset, spec: EncoderSpec, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    plan = Plan("mae", "", {}, data.name, "", spec, 2, 24, 0, "fp32")
+    pretrain.pretrain(method, data, plan, folder, CPU)
+    return folder
+
+
+def naive_loss_with_mask_tokens(
+    weights: naive.Weights, images: Tensor, noise: Tensor, kept: int, heads: tuple[int, int]
+) -> Tensor:
+    """Image by image: hidden patches enter the encoder as one token, at their own position."""
+    errors = []
+    kernel = weights["encoder.patch_embed.proj.weight"]
+    for image, scores in zip(images, noise, strict=True):
+        hidden = sorted(range(len(scores)), key=lambda patch: scores[patch].item())[kept:]
+        patches = naive.cut(image, 4)
+        tokens = [weights["encoder.cls_token"][0, 0]]
+        for index, (row, column, pixels) in enumerate(patches):
+            token = torch.stack([(one * pixels).sum() for one in kernel])
+            token = token + weights["encoder.patch_embed.proj.bias"]
+            if index in hidden:
+                token = weights["mask_token"][0, 0]
+            tokens.append(token + naive.position(len(token), column, row))
+        blocks = naive.under(weights, "encoder.blocks")
+        encoded = naive.transformer(blocks, torch.stack(tokens), heads[0])
+        encoded = naive.layer_norm(naive.under(weights, "encoder.norm"), encoded)
+        narrow = naive.linear(naive.under(weights, "decoder_embed"), encoded)
+        places = [torch.zeros(32, dtype=torch.float64)]
+        places += [naive.position(32, column, row) for row, column, _ in patches]
+        decoded = naive.transformer(
+            naive.under(weights, "decoder_blocks"), narrow + torch.stack(places), heads[1]
+        )
+        decoded = naive.layer_norm(naive.under(weights, "decoder_norm"), decoded)
+        predicted = naive.linear(naive.under(weights, "decoder_pred"), decoded)
+        for patch in hidden:
+            target = patches[patch][2].permute(1, 2, 0).reshape(-1)
+            errors.append((predicted[1 + patch] - target).square().mean())
+    return torch.stack(errors).mean()
+
+
+def test_mask_tokens_in_the_encoder_equal_the_naive_reference(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    method = build(spec, encoder_mask_tokens=True, norm_pix_loss=False)
+    naive.randomise(method)
+    images = batch_of(method, tiny, spec).views[0]
+    noise = torch.rand(len(images), 16, generator=torch.Generator().manual_seed(0))
+    loss = method.reconstruction_loss(images, noise)
+    loss.backward()
+
+    weights = naive.weights_of(method)
+    heads = (method.encoder.blocks[0].attn.num_heads, 4)
+    expected = naive_loss_with_mask_tokens(weights, images.double(), noise, method.kept, heads)
+    expected.backward()
+    assert naive.relative_error(loss, expected) < 1e-5
+    errors = naive.gradient_errors(method, weights)
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize(
+    "target,norm_pix_loss,mask_tokens",
+    list(itertools.product(["pixels", "pca"], [True, False], [True, False])),
+)
+def test_gradients_reach_every_trainable_parameter(
+    spec: EncoderSpec, tiny: Dataset, target: str, norm_pix_loss: bool, mask_tokens: bool
+) -> None:
+    options = {"loss_target": target, "norm_pix_loss": norm_pix_loss, "pca_components": 5}
+    method = build(spec, encoder_mask_tokens=mask_tokens, **options)
+    method.before_training(tiny.train, spec, 0)
+    method.loss(batch_of(method, tiny, spec)).backward()
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def components(data: Dataset, spec: EncoderSpec, norm_pix_loss: bool) -> tuple[Any, Any, Any]:
+    """Every patch's vector, their mean and their right singular vectors, in NumPy's float64."""
+    images = data.train.images_NCHW.double() / 255
+    vectors = []
+    for image in images:
+        for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
+            image[channel] = (image[channel] - mean) / std
+        vectors += [pixels.permute(1, 2, 0).flatten() for _, _, pixels in naive.cut(image, 4)]
+    matrix = torch.stack(vectors).numpy()
+    if norm_pix_loss:
+        deviation = (matrix.var(1, keepdims=True, ddof=1) + 1e-6) ** 0.5
+        matrix = (matrix - matrix.mean(1, keepdims=True)) / deviation
+    mean = matrix.mean(0)
+    return matrix, mean, np.linalg.svd(matrix - mean, full_matrices=False)[2]
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_pca_targets_are_the_largest_principal_components(
+    spec: EncoderSpec, tiny: Dataset, norm_pix_loss: bool
+) -> None:
+    method = build(spec, loss_target="pca", pca_components=6, norm_pix_loss=norm_pix_loss)
+    method.before_training(tiny.train, spec, 0)
+    view = (
+        evaluation_view(tiny.train.images_NCHW, 16) - torch.tensor(spec.mean)[:, None, None]
+    ) / (torch.tensor(spec.std)[:, None, None])
+    target = method.target(encoders.patchify(view, 4)).flatten(0, 1).numpy()
+
+    matrix, mean, directions = components(tiny, spec, norm_pix_loss)
+    expected = (matrix - mean) @ directions[:6].T
+    signs = np.sign((target * expected).sum(0))
+    np.testing.assert_allclose(target, expected * signs, atol=1e-3)
+    variance = target.var(0)
+    assert (np.diff(variance) < 0).all()
+
+
+def test_as_many_components_as_a_patch_has_values_only_rotate_the_pixels(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    method = build(spec, loss_target="pca", norm_pix_loss=False)
+    method.before_training(tiny.train, spec, 0)
+    assert method.decoder_pred.out_features == 48
+    patches = torch.randn(2, 3, 48)
+    others = torch.randn(2, 3, 48)
+    apart = method.target(patches) - method.target(others)
+    torch.testing.assert_close(apart.norm(dim=-1), (patches - others).norm(dim=-1))
+
+
+def test_components_are_a_function_of_images_and_seed_and_stay_with_the_weights(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path
+) -> None:
+    options = {"loss_target": "pca", "pca_components": 6}
+    trained = build(spec, **options)
+    first = train(trained, tiny, spec, tmp_path / "first")
+    second = train(build(spec, **options), tiny, spec, tmp_path / "second")
+    for name in ("method.safetensors", "encoder.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    restored = build(spec, **options)
+    pretrain.restore(restored, first)
+    patches = torch.randn(1, 2, 48)
+    assert torch.equal(restored.target(patches), trained.target(patches))
+    assert not torch.equal(build(spec, **options).target(patches), trained.target(patches))
+
+
+def test_training_on_components_goes_on_where_it_was_killed(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"loss_target": "pca", "pca_components": 6}
+    whole = train(build(spec, **options), tiny, spec, tmp_path / "whole")
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    method = build(spec, **options)
+    left = iter(range(4))
+
+    def dies(progress: float) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(method, "after_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, tiny, spec, tmp_path / "killed")
+    assert (tmp_path / "killed/checkpoint.pt").exists()
+    resumed = train(build(spec, **options), tiny, spec, tmp_path / "killed")
+    for name in ("method.safetensors", "encoder.safetensors"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_picture_of_all_components_is_the_prediction_itself(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    method = build(spec, loss_target="pca", norm_pix_loss=False)
+    method.before_training(tiny.train, spec, 0)
+    batch = batch_of(method, tiny, spec)
+    patches = encoders.patchify(batch.views[0], 4)
+    _, hidden = method.mask(batch.draws.uniform)
+    method.predict = lambda *_: method.target(encoders.take(patches, hidden))
+    rows = method.pictures(batch)
+    torch.testing.assert_close(rows["reconstructed"], rows["original"], atol=1e-4, rtol=0)
+
+
+def views(spec: EncoderSpec, images: Tensor, **changes: Any) -> Tensor:
+    [recipe] = build(spec, **changes).augmentations(16)
+    return augment(images, recipe, SampleRng(0, 0, torch.arange(len(images))))
+
+
+def test_no_augmentation_is_the_view_of_an_evaluation(spec: EncoderSpec, tiny: Dataset) -> None:
+    images = tiny.train.images_NCHW[:20]
+    same = views(spec, images, crop_scale=1.0, flip=False)
+    assert torch.equal(same, evaluation_view(images, 16))
+
+
+def test_fixed_crops_have_one_size_and_many_places(spec: EncoderSpec) -> None:
+    """On a ramp, the span of a crop's values tells its size, and their mean its place."""
+    ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(200, 3, 64, 64)
+    options = {"crop_scale": 0.765625, "flip": False}
+
+    def spans_and_means(**changes: Any) -> tuple[Tensor, Tensor]:
+        row = views(spec, ramp, **options, **changes)[:, 0, 8]
+        return row[:, -1] - row[:, 0], row.mean(dim=1)
+
+    spans, means = spans_and_means(fixed_crop=True)
+    assert spans.std() < 0.01
+    assert spans.mean() == pytest.approx(0.875 * 63 / 64 * 15 / 16, abs=0.03)
+    assert len(means.mul(255).round().unique()) == 9
+    assert spans_and_means(fixed_crop=False)[0].std() > 0.03
+
+
+def test_jitter_changes_colours_and_none_changes_nothing(spec: EncoderSpec, tiny: Dataset) -> None:
+    images = tiny.train.images_NCHW[:20]
+    plain = views(spec, images)
+    assert torch.equal(plain, views(spec, images, color_jitter=0.0))
+    little, much = (
+        (views(spec, images, color_jitter=strength) - plain).abs().mean() for strength in (0.1, 0.4)
+    )
+    assert 0 < little < much
+
+
+@pytest.mark.parametrize("sampling", ["random", "grid"])
+def test_noise_may_be_given_as_numbers(spec: EncoderSpec, tiny: Dataset, sampling: str) -> None:
+    method = build(spec, sampling=sampling)
+    batch = batch_of(method, tiny, spec)
+    noise = batch.draws.uniform("mask", 16)
+    assert torch.equal(method.loss(batch), method.reconstruction_loss(batch.views[0], noise))
+    other = method.reconstruction_loss(batch.views[0], noise.flip(1))
+    differs = not torch.isclose(method.loss(batch), other, rtol=1e-4)
+    assert differs == (sampling == "random"), "the grid leaves nothing to chance"
+
+
+def test_block_noise_must_be_a_source(spec: EncoderSpec, tiny: Dataset) -> None:
+    method = build(spec, sampling="block")
+    batch = batch_of(method, tiny, spec)
+    with pytest.raises(UserError, match="source"):
+        method.reconstruction_loss(batch.views[0], torch.rand(4, 16))
+    loss = method.reconstruction_loss(batch.views[0], batch.draws.uniform)
+    assert torch.equal(loss, method.loss(batch))
+
+
+@pytest.mark.parametrize("change", [{"color_jitter": 2.1}, {"pca_components": 0}])
+def test_impossible_options_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="out of range"):
+        MAE.config(**change)

@@ -1,0 +1,262 @@
+"""``ssl-bench sweep --search``: what trials draw, and what is run once they are done."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import EXAMPLE_METHOD
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_bench.api import registry
+from ssl_bench.api.ranges import LogUniform, OneOf, Range, Uniform
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import flags
+from ssl_bench.errors import UserError
+from ssl_bench.sweep import search
+from ssl_bench.sweep.spec import grid
+from ssl_bench.sweep.spec.grid import Cell, Grid
+from ssl_bench.sweep.spec.values import text_of
+
+METHODS = list(registry.discover("method").values())
+SHARES = st.floats(0, 1, exclude_max=True)
+HOW = pytest.mark.parametrize("how", ["random", "sobol"])
+
+
+def sweep(*words: object) -> Grid:
+    found = grid.parse([str(word) for word in words])
+    assert found is not None
+    return found
+
+
+def configs(cells: Sequence[Cell]) -> list[Any]:
+    return [request.method_config for request in flags.parse_runs(cell.words for cell in cells)]
+
+
+@given(low=st.floats(1e-9, 1e6), factor=st.floats(1, 1e6), u=SHARES, log=st.booleans())
+def test_drawn_numbers_lie_in_their_range_and_fit_a_command_line(
+    low: float, factor: float, u: float, log: bool
+) -> None:
+    range_ = LogUniform(low, low * factor) if log else Uniform(low, low * factor)
+    value = range_.at(u)
+    assert low <= value <= low * factor
+    is_end = value in (low, low * factor)
+    assert is_end or value == float(f"{value:.4g}")
+    assert float(text_of(value)) == value
+
+
+@given(low=st.integers(-50, 50), more=st.integers(0, 50), u=SHARES)
+def test_whole_numbers_reach_both_ends(low: int, more: int, u: float) -> None:
+    range_ = Uniform(low, low + more, whole=True)
+    assert isinstance(range_.at(u), int) and low <= range_.at(u) <= low + more
+    assert range_.at(0.0) == low and range_.at(1 - 1e-12) == low + more
+
+
+def test_orders_of_magnitude_are_alike() -> None:
+    middle = LogUniform(1e-4, 1e-2).at(0.5)
+    assert middle == pytest.approx(1e-3)
+    assert Uniform(1, 3).at(0.5) == 2
+    assert [OneOf(("a", "b")).at(u) for u in (0, 0.49, 0.5, 0.99)] == ["a", "a", "b", "b"]
+
+
+SPACE: dict[str, Range] = {"rate": LogUniform(1e-4, 1e-2), "ratio": Uniform(0, 1)}
+
+
+@HOW
+@given(few=st.integers(1, 20), more=st.integers(0, 20), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_a_longer_search_begins_with_a_shorter_one(
+    how: str, few: int, more: int, seed: int
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short = search.draw(how, SPACE, few, seed, "mae")
+        assert len(short) == few
+        assert search.draw(how, SPACE, few + more, seed, "mae")[:few] == short
+        assert search.draw(how, SPACE, few, seed + 1, "mae") != short
+        assert search.draw(how, SPACE, few, seed, "mocov3") != short
+
+
+def test_a_fixed_flag_moves_no_other_random_draw() -> None:
+    alone = search.draw("random", {"rate": SPACE["rate"]}, 5, 0)
+    assert [{"rate": row["rate"]} for row in search.draw("random", SPACE, 5, 0)] == alone
+
+
+@HOW
+def test_draws_cover_the_range(how: str) -> None:
+    ratios = [row["ratio"] for row in search.draw(how, SPACE, 256, 0)]
+    counts = [sum(low / 8 <= ratio < (low + 1) / 8 for ratio in ratios) for low in range(8)]
+    assert sum(counts) >= 255 and min(counts) >= 16
+    if how == "sobol":
+        assert max(counts) - min(counts) <= 2
+
+
+def test_a_draw_is_the_same_everywhere() -> None:
+    """Written down once: another number here would make other trials of an old command."""
+    [first, *_] = search.draw("random", SPACE, 1, 0, "mae")
+    assert first == {"rate": 0.000296, "ratio": 0.2406}
+
+
+@HOW
+def test_each_method_has_as_many_trials(how: str) -> None:
+    found = sweep("--method", "mae,mocov3,random-init", "--search", how, "--trials", 5)
+    methods = [cell.method for cell in found.cells]
+    assert methods == ["mae"] * 5 + ["mocov3"] * 5 + ["random-init"]
+    assert [cell.trial for cell in found.cells] == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1]
+    for method, cells in (("mae", found.cells[:5]), ("mocov3", found.cells[5:10])):
+        ranges = registry.find("method", method).search()
+        drawn = configs(cells)
+        for name in ranges:
+            assert len({getattr(config, name) for config in drawn}) == 5
+        for cell, config in zip(cells, drawn, strict=True):
+            assert cell.label.startswith(f"{method}, trial {cell.trial}: ")
+            for name in ranges:
+                label = f"{name.replace('_', ' ')} {text_of(getattr(config, name))}"
+                assert label in cell.label
+    longer = sweep("--method", "mae", "--search", how, "--trials", 9)
+    assert longer.cells[:5] == found.cells[:5]
+
+
+def test_trials_never_meet_the_test_images_and_are_scored_by_one_evaluation() -> None:
+    found = sweep("--search", "random", "--trials", 2, "--evals", "linear,knn", "--seed", "3..5")
+    for request in flags.parse_runs(cell.words for cell in found.cells):
+        assert request.settings.data == "fashion-mnist@validation"
+        assert request.settings.seed == 3
+        assert [plugin.name for plugin in request.evals] == ["linear"]
+    assert [(final.seed, final.evals) for final in found.finals] == [
+        (seed, ("linear", "knn")) for seed in (3, 4, 5)
+    ]
+    assert {(f.method, f.trials, f.choose_by) for f in found.finals} == {("mae", (0, 1), "linear")}
+
+
+def test_what_chooses_may_be_named() -> None:
+    found = sweep("--search", "random", "--trials", 1, "--evals", "linear", "--choose-by", "knn")
+    [final] = found.finals
+    assert (final.choose_by, final.evals) == ("knn", ("linear",))
+    [request] = flags.parse_runs(cell.words for cell in found.cells)
+    assert [plugin.name for plugin in request.evals] == ["knn"]
+
+
+def test_without_evals_the_first_of_those_that_run_unasked_chooses() -> None:
+    unasked = [plugin.name for plugin in flags.parse_run([]).evals]
+    [final] = sweep("--search", "random", "--trials", 1).finals
+    assert (final.choose_by, final.evals, final.seed) == (unasked[0], (), 0)
+
+
+def test_one_value_fixes_a_flag_and_several_are_drawn_among() -> None:
+    found = sweep(
+        *("--search", "random", "--trials", 30, "--mask-ratio", "0.6", "--flip", "yes,no"),
+        *("--weight-decay", "0,0.1", "--backbone", "vit_nano,vit_mini"),
+    )
+    drawn = configs(found.cells)
+    assert {config.mask_ratio for config in drawn} == {0.6}
+    assert {config.flip for config in drawn} == {True, False}
+    assert {config.weight_decay for config in drawn} == {0, 0.1}
+    assert len({config.base_lr for config in drawn}) == 30
+    assert all("mask ratio" not in cell.label for cell in found.cells)
+    words = [flags.parse_run(cell.words).settings.backbone for cell in found.cells[:8]]
+    assert set(words) == {"vit_nano", "vit_mini"}
+
+
+def test_nothing_to_draw_is_one_trial() -> None:
+    fixed = [f"--{name.replace('_', '-')}=0.2" for name in registry.find("method", "mae").search()]
+    [cell] = sweep("--search", "sobol", "--trials", 4, *fixed).cells
+    assert cell.label == "mae, trial 1"
+    few = sweep("--search", "random", "--trials", 9, *fixed[1:], "--base-lr", "1e-3,2e-3")
+    assert len(few.cells) == 2 and few.finals[0].trials == (0, 1)
+
+
+@pytest.mark.parametrize("data", ["fashion-mnist", "./images", "imgs@2x"])
+@pytest.mark.parametrize("evals", [(), ("knn", "linear")])
+def test_final_words_are_the_trials_on_all_images(data: str, evals: tuple[str, ...]) -> None:
+    words = ["--search", "random", "--trials", 1, "--epochs", 3, "--no-flip", "--data", data]
+    [cell] = sweep(*words, *(["--evals", ",".join(evals)] if evals else [])).cells
+    final = flags.parse_run(search.final_words(cell.words, 7, evals))
+    trial = flags.parse_run(cell.words)
+    assert trial.settings.data == f"{data}@validation"
+    assert final.method_config == trial.method_config
+    unasked = () if evals else tuple(plugin.name for plugin in flags.parse_run([]).evals)
+    assert tuple(plugin.name for plugin in final.evals) == (evals or unasked)
+    assert dataclasses.replace(final.settings, evals=()) == dataclasses.replace(
+        trial.settings, evals=(), data=data, seed=7
+    )
+
+
+def test_a_presets_data_are_held_out_of_too() -> None:
+    [cell] = sweep("--search", "random", "--trials", 1, "--preset", "imagenet-mae-vitb").cells
+    assert flags.parse_run(cell.words).settings.data == "./imagenet@validation"
+    final = flags.parse_run(search.final_words(cell.words, 0, ()))
+    assert final == dataclasses.replace(
+        flags.parse_run(["--preset", "imagenet-mae-vitb", "--method", "mae"]),
+        method_config=flags.parse_run(cell.words).method_config,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trials", 2, "--data", "a,b"], "--data has several values"),
+        (["--trials", 2, "--data", "cifar10@validation"], "--data cifar10 would work"),
+        (["--trials", 2, "--evals", "none"], "--choose-by or --evals"),
+        (["--trials", 2, "--choose-by", "knm"], "unknown eval 'knm'"),
+        (["--trials", 0], "trials 0 is out of range"),
+        (["--trials", 5001, "--method", "mae,mocov3"], "a sweep of 10,002 cells"),
+        ([], "needs a number of trials for each method, such as --trials 16"),
+        (["--trials", 2, "--mask-ratio", "1.5,2"], "is impossible: mask ratio"),
+    ],
+)
+def test_mistakes_in_a_search(words: list[object], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        sweep("--search", "random", *words)
+    assert said in str(error.value)
+
+
+def test_a_method_without_ranges_says_what_to_do(tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(EXAMPLE_METHOD.read_text())
+    words = ("--method", own, "--search", "random", "--trials", 3)
+    with pytest.raises(UserError, match=r"'mine' declares no ranges .*--mine\.base-lr"):
+        sweep(*words)
+    found = sweep(*words, "--mine.noise", "0.2,0.4")
+    assert {config.noise for config in configs(found.cells)} <= {0.2, 0.4}
+
+
+def test_a_range_of_no_flag_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    text = EXAMPLE_METHOD.read_text()
+    own.write_text(text + '\n\nSEARCH = {"nois": (0, 1)}\n')
+    with pytest.raises(UserError, match=r"SEARCH in .*mine\.py names nois, which is no flag"):
+        sweep("--method", own, "--search", "random", "--trials", 3)
+
+
+def test_the_ranges_are_no_part_of_a_methods_code(tmp_path: Path) -> None:
+    """What is searched later changes no name of a run folder."""
+    text = EXAMPLE_METHOD.read_text()
+    line = "from ssl_bench.config.settings import OptimizerConfig"
+    assert line in text
+    searched = text.replace(line, f"from ssl_bench.api.ranges import Uniform\n{line}")
+    searched += '\n\nSEARCH = {"noise": Uniform(0.1, 1.0)}\n'
+    alone = text.replace(line, f"{line}\nfrom ssl_bench.api.ranges import LogUniform, OneOf")
+    hashes = set()
+    for name, content in (("a", text), ("b", searched), ("c", alone)):
+        (tmp_path / f"{name}.py").write_text(content)
+        hashes.add(registry.find("method", str(tmp_path / f"{name}.py")).fingerprint)
+    assert len(hashes) == 1
+    changed = text.replace(line, f"{line}, EvalSettings")
+    (tmp_path / "d.py").write_text(changed)
+    assert registry.find("method", str(tmp_path / "d.py")).fingerprint not in hashes
+
+
+@pytest.mark.parametrize("method", [m.name for m in METHODS if m.search()])
+@pytest.mark.parametrize("preset", ["quick", "small"])
+def test_a_presets_own_values_lie_in_the_ranges(method: str, preset: str) -> None:
+    plugin: Plugin = registry.find("method", method)
+    config = flags.parse_run(["--method", method, "--preset", preset]).method_config
+    for name, range_ in plugin.search().items():
+        if isinstance(range_, Uniform | LogUniform):
+            assert range_.low <= getattr(config, name) <= range_.high, name

@@ -1,0 +1,304 @@
+"""What a training costs, and trainings as long as a budget."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CPU, METHODS, build, named, plan, train, weights
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_bench.api import registry
+from ssl_bench.api.contract import Method
+from ssl_bench.api.registry import Plugin
+from ssl_bench.data import Dataset
+from ssl_bench.errors import UserError
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import budget, flops, pretrain
+from ssl_bench.utils.files import load_json
+
+Call = Callable[..., tuple[int, str, str]]
+EXAMPLE = registry.find("method", str(EXAMPLE_METHOD))
+
+
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+@pytest.mark.parametrize("batch_size", [3, 40])
+def test_flops_are_those_of_the_step_itself(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset, batch_size: int
+) -> None:
+    method = build(plugin, spec).train()
+    if not method.trains:
+        assert flops.of_step(method, spec, batch_size) == 0
+        return
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    counted = flops.of_step(method, spec, batch_size)
+    after = method.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in method.parameters())
+    method.before_training(tiny.train, spec, 0)
+    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(batch_size))
+    with FlopCounterMode(display=False) as counter:
+        method.loss(batch).backward()
+    assert counted == counter.get_total_flops()
+
+
+def test_flops_of_a_vision_transformer(spec: EncoderSpec) -> None:
+    """Products of each layer, by hand: the backward pass takes twice the forward one, but for the
+    images themselves, which need no gradient."""
+    method = build(EXAMPLE, spec)
+    width, depth, patches, pixels, batch = 128, 6, 16, 48, 7
+    tokens = patches + 1
+    linear = 2 * tokens * (3 * width**2 + width**2 + 2 * 4 * width**2)
+    attention = 2 * 2 * tokens**2 * width
+    embed, head = 2 * patches * pixels * width, 2 * patches * width * pixels
+    expected = batch * (3 * (depth * (linear + attention) + head) + 2 * embed)
+    assert flops.of_step(method, spec, batch) == expected
+    assert flops.of_step(method, spec, 100 * batch) == 100 * expected
+
+
+@pytest.mark.parametrize("name", ["mae", "mocov3"])
+def test_snapshots_are_what_the_training_passed_through(
+    name: str, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
+) -> None:
+    """Writing them changes nothing, and each is the encoder of that step with its cost."""
+    plugin = registry.find("method", name)
+    plain = train(plugin, spec, tiny, tmp_path / "plain")
+    method, what = build(plugin, spec), plan(plugin, spec, tiny)
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    states = {}
+    after_step = method.after_step
+
+    def watch(progress: float) -> None:
+        after_step(progress)
+        states[round(progress * 10)] = method.encoder.state_dict()["norm.weight"].clone()
+
+    method.after_step = watch  # type: ignore[method-assign]
+    pretrain.pretrain(method, tiny, what, folder, CPU, snapshot_steps=[3, 6])
+    assert weights(folder) == weights(plain)
+    per_step = load_json(folder / "cost.json")["flops_per_step"]
+    assert load_json(folder / "cost.json")["flops"] == 10 * per_step
+    from safetensors.torch import load_file
+
+    for step in (3, 6):
+        home = pretrain.snapshot_folder(folder, step)
+        assert torch.equal(load_file(home / "encoder.safetensors")["norm.weight"], states[step]), (
+            step
+        )
+        cost = load_json(home / "cost.json")
+        assert (cost["steps"], cost["images_seen"]) == (step, step * what.batch_size)
+        assert cost["flops"] == step * per_step
+        assert cost["seconds"] >= 0
+
+
+def interrupted(method: Method) -> Method:
+    """The method, which stops its training after two thirds."""
+    after_step = method.after_step
+
+    def stop(progress: float) -> None:
+        after_step(progress)
+        if progress > 0.65:
+            raise KeyboardInterrupt
+
+    method.after_step = stop  # type: ignore[method-assign]
+    return method
+
+
+def test_an_interrupted_training_has_the_same_snapshots(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = registry.find("method", "mae")
+    what = plan(plugin, spec, tiny)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    pretrain.pretrain(build(plugin, spec), tiny, what, whole, CPU, snapshot_steps=range(2, 10, 2))
+    method = interrupted(build(plugin, spec))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(method, tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
+    pretrain.pretrain(build(plugin, spec), tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
+    for step in range(2, 10, 2):
+        files = [pretrain.snapshot_folder(f, step) / "encoder.safetensors" for f in (whole, cut)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture
+def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
+    """``ssl-bench run`` of a small encoder, without evaluations."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        return ssl_bench(
+            *("run", "--data", image_folder, "--runs-dir", tmp_path / "runs", "--batch-size", 8),
+            *("--backbone", "vit_nano", "--evals", "none", "--precision", "fp32", *words),
+        )
+
+    return call
+
+
+def only(tmp_path: Path, pattern: str) -> Path:
+    [folder] = (tmp_path / "runs").glob(pattern)
+    return folder
+
+
+def test_runs_matched_by_flops(run: Call, tmp_path: Path) -> None:
+    """Another method trains as long as the first one's FLOPs pay for, to less than a step."""
+    assert run("--method", "mae", "--epochs", 2)[0] == 0
+    code, _, err = run("--method", "mocov3", "--match", "mae-images")
+    assert code == 0, err
+    ours = load_json(only(tmp_path, "mocov3-*") / "cost.json")
+    theirs = load_json(only(tmp_path, "mae-*") / "cost.json")
+    assert 0 <= theirs["flops"] - ours["flops"] < ours["flops_per_step"]
+    assert ours["images_seen"] == 8 * ours["steps"]
+    config = load_json(only(tmp_path, "mocov3-*") / "config.json")
+    assert config["budget"] == {
+        "match": only(tmp_path, "mae-*").name,
+        "flops": theirs["flops"],
+    }
+    steps = [
+        json.loads(line)["step"] for line in (only(tmp_path, "mocov3-*") / "metrics.jsonl").open()
+    ]
+    assert steps[-1] == ours["steps"]
+
+    code, out, _ = run("--method", "mocov3", "--budget-flops", theirs["flops"])
+    assert code == 0
+    assert "reused" in out, "the same length under another name is the same run"
+
+
+def test_a_budget_of_time_keeps_the_length_it_bought(
+    run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the next measurement says, and for every seed: seeds of one thing are a group."""
+    monkeypatch.setattr(budget, "seconds_per_step", lambda *_: 0.05)
+    words = ("--method", "mae", "--budget-time", "0.32s")
+    code, _, err = run(*words)
+    assert code == 0, err
+    first = only(tmp_path, "mae-*")
+    assert load_json(first / "cost.json")["steps"] == 6
+    assert load_json(first / "config.json")["budget"]["seconds"] == 0.32
+    monkeypatch.setattr(budget, "seconds_per_step", lambda *_: 0.08)
+    assert "reused" in run(*words)[1]
+    assert only(tmp_path, "mae-*") == first
+    assert run(*words, "--seed", 1)[0] == 0
+    assert load_json(only(tmp_path, "mae-images-seed1-*") / "cost.json")["steps"] == 6
+    assert run(*words, "--mask-ratio", 0.5)[0] == 0
+    steps = [load_json(path)["steps"] for path in (tmp_path / "runs").glob("mae-*/cost.json")]
+    assert sorted(steps) == [4, 6, 6]
+
+
+def test_the_time_of_a_step_is_measured(spec: EncoderSpec, tiny: Dataset) -> None:
+    plugin = registry.find("method", "mae")
+    method = build(plugin, spec)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    assert 0 < budget.seconds_per_step(method, tiny, plan(plugin, spec, tiny), CPU) < 60
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+
+
+def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
+    words = ("--epochs", 1, "--eval-every", 0.34, "--knn-neighbors", 3)
+    code, out, err = run(*words)
+    assert code == 0, err
+    homes = sorted(only(tmp_path, "mae-*").glob("snapshots/*"))
+    assert [home.name for home in homes] == ["step-00000002", "step-00000004"]
+    for home in homes:
+        [scores] = home.glob("evals/knn-*/scores.json")
+        assert f"knn {load_json(scores)['scores']['top1']:.2f}" in out
+    assert "reused" in run(*words[:2], "--eval-every", "34%", "--knn-neighbors", 3)[1]
+    code, _, err = run(*words[:2], "--eval-every", 0.17)
+    assert code == 2
+    assert "trained without --eval-every 0.17" in err
+
+
+def test_an_encoder_that_the_training_has_passed_is_not_promised(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = registry.find("method", "mae")
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    method = interrupted(build(plugin, spec))
+    what = plan(plugin, spec, tiny)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(method, tiny, what, tmp_path, CPU)
+    with pytest.raises(UserError, match="step 2 is wanted on the way"):
+        pretrain.pretrain(build(plugin, spec), tiny, what, tmp_path, CPU, snapshot_steps=[2, 9])
+    pretrain.pretrain(build(plugin, spec), tiny, what, tmp_path, CPU, snapshot_steps=[9])
+    assert (pretrain.snapshot_folder(tmp_path, 9) / "encoder.json").exists()
+
+
+def test_peak_memory_is_the_training_s_own() -> None:
+    """What was held and given back before is not counted. In a process whose memory is fresh."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system cannot forget a peak")
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=True, timeout=120
+    )
+    before, large, forgotten, small = map(float, done.stdout.split())
+    assert large > before + 280
+    assert forgotten < before + 50
+    assert forgotten + 90 < small < forgotten + 150
+
+
+_PEAKS = """
+import torch
+from ssl_bench.distributed.device import Hardware, peak_memory_mib
+
+cpu = Hardware(torch.device("cpu"), "fp32", "test")
+print(peak_memory_mib(cpu.device))
+held = torch.ones(300 * 2**18)
+print(peak_memory_mib(cpu.device))
+del held
+cpu.forget_peak()
+print(peak_memory_mib(cpu.device))
+held = torch.ones(100 * 2**18)
+print(peak_memory_mib(cpu.device))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget-flops", "1"], "less than the"),
+        (["--budget-flops", "0"], "budget flops 0"),
+        (["--budget-flops", "inf"], "budget flops inf"),
+        (["--budget-time", "soon"], "'soon' is no time such as 90s"),
+        (["--budget-time", "1:30"], "1m30s or 1h30m would work"),
+        (["--budget-time", "0s"], "budget time 0"),
+        (["--budget-flops", "1e9", "--match", "x"], "one will do"),
+        (["--epochs", "3", "--match", "x"], "--epochs and --match"),
+        (["--match", "nothing"], "no run in"),
+        (["--epochs", "nan"], "epochs nan"),
+        (["--eval-every", "0.01"], "less than a step"),
+        (["--eval-every", "-1"], "eval every -1"),
+        (["--eval-every", "often"], "eval every 'often'"),
+        (["--eval-every", "1%"], "less than a step"),
+        (["--eval-every-with", "k-nn"], "did you mean 'knn'?"),
+    ],
+)
+def test_impossible_budgets_are_refused(
+    run: Call, tmp_path: Path, words: list[str], message: str
+) -> None:
+    code, _, err = run(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not list((tmp_path / "runs").glob("mae-*/encoder.json"))
+
+
+def test_a_run_without_flops_cannot_be_matched(run: Call, tmp_path: Path) -> None:
+    run("--epochs", 1)
+    run("--method", "random-init")
+    path = only(tmp_path, "mae-*") / "cost.json"
+    path.write_text(json.dumps({k: v for k, v in load_json(path).items() if k != "flops"}))
+    assert "not counted when" in run("--method", "mocov3", "--match", "mae-images")[2]
+    assert "trains nothing" in run("--method", "mocov3", "--match", "random-init")[2]
+
+
+def test_a_failed_run_says_why_until_it_starts_again(run: Call, tmp_path: Path) -> None:
+    words = ("--base-lr", 1e30, "--warmup", 0, "--epochs", 3)
+    code, _, err = run(*words)
+    assert code == 2
+    folder = only(tmp_path, "mae-*")
+    assert load_json(folder / "failed.json")["error"] in err

@@ -1,0 +1,79 @@
+"""A batch encoded part by part is the whole batch, and keeps less in memory."""
+
+from __future__ import annotations
+
+import pytest
+import test_contract as contract
+import torch
+from helpers import CPU
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ssl_bench.api.registry import Plugin
+from ssl_bench.data import Dataset
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.training import gradients, pretrain
+
+_IN_PARTS = [p for p in contract.METHODS if getattr(p.load(), "ENCODES_IN_PARTS", False)]
+_BATCH = 12
+
+
+def found(
+    plugin: Plugin, spec: EncoderSpec, data: Dataset, at_once: int | None
+) -> tuple[Tensor, dict[str, Tensor], int]:
+    """The loss, the gradients and the bytes that are kept for the backward pass."""
+    method = contract.build(plugin, spec).train()
+    encoders.keep_at_once(method, at_once)
+    batch = pretrain.make_batch(method, data.train, spec, 0, 0, torch.arange(_BATCH))
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    parameters = {parameter.data_ptr() for parameter in method.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        first = next(method.terms(batch))
+    loss = gradients.backward(method, batch, CPU)
+    grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    del first
+    return loss, grads, sum(size for place, size in kept.items() if place not in parameters)
+
+
+def test_some_method_encodes_in_parts() -> None:
+    assert "mocov3" in {plugin.name for plugin in _IN_PARTS}
+
+
+@pytest.mark.parametrize("plugin", _IN_PARTS, ids=contract.named)
+@pytest.mark.parametrize("at_once", [1, 5, 6])
+def test_loss_and_gradients_are_the_whole_batchs(
+    plugin: Plugin, at_once: int, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    loss, grads, kept = found(plugin, spec, tiny, None)
+    ours, our_grads, our_kept = found(plugin, spec, tiny, at_once)
+    torch.testing.assert_close(ours, loss, rtol=1e-5, atol=0)
+    assert our_grads.keys() == grads.keys()
+    largest = max(gradient.norm() for gradient in grads.values())
+    for name, gradient in grads.items():
+        assert (our_grads[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6 * largest, name
+    assert our_kept < kept / 2
+
+
+@given(count=st.integers(1, 9), at_once=st.none() | st.integers(1, 10))
+@settings(max_examples=20, deadline=None)
+def test_parts_are_put_together_in_order(count: int, at_once: int | None) -> None:
+    layer, rows = nn.Linear(3, 2), torch.randn(count, 3)
+    sizes: list[int] = []
+
+    def encode(part: Tensor) -> Tensor:
+        sizes.append(len(part))
+        return layer(part)
+
+    together = encoders.in_parts(encode, rows, at_once)
+    assert sum(sizes) == count and max(sizes) <= (at_once or count)
+    torch.testing.assert_close(together, layer(rows))
+    with torch.no_grad():
+        torch.testing.assert_close(encoders.in_parts(encode, rows, at_once), layer(rows))

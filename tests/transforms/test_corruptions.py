@@ -1,0 +1,240 @@
+"""Corruptions: bounds, growth and determinism of all, the meaning of some."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CPU
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset, load
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.transforms import corruptions, filters
+from ssl_bench.transforms.corruptions import KINDS, SEVERITIES, corrupt
+
+ROBUSTNESS = registry.find("eval", "robustness")
+
+
+@pytest.fixture(scope="module")
+def clothes() -> Tensor:
+    return load("fashion-mnist").test.images_NCHW[:24].float() / 255
+
+
+def photographs(side: int) -> Tensor:
+    """A disk in front of what is as rough as photographs are: ``(12, 3, side, side)``."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.full((12, 3, side, side), 0.1)
+    for cells in (2, 4, 8, 16, 32):
+        coarse = torch.rand(12, 3, cells, cells, generator=generator)
+        images += 0.6 / cells * F.interpolate(coarse, (side, side), mode="bilinear")
+    middle = torch.arange(side) / side - 0.5
+    radius = 0.15 + 0.3 * torch.rand(12, 1, 1, 1, generator=generator)
+    disk = (middle[:, None] ** 2 + middle**2).sqrt() < radius
+    return images + 0.3 * disk
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", ["28 grey", 16, 45, 96])
+def test_severity_grows_and_values_stay(kind: str, size: str | int, clothes: Tensor) -> None:
+    images = clothes if isinstance(size, str) else photographs(size)
+    before = images.clone()
+    distances = []
+    for severity in SEVERITIES:
+        spoiled = corrupt(images, kind, severity, 0, torch.arange(len(images)))
+        assert spoiled.shape == images.shape
+        assert spoiled.dtype == torch.float32
+        assert spoiled.isfinite().all()
+        assert spoiled.min() >= 0
+        assert spoiled.max() <= 1
+        distances.append((spoiled - images).square().mean().sqrt().item())
+    assert torch.equal(images, before), "arguments are not written to"
+    assert all(low < high for low, high in itertools.pairwise(distances)), distances
+    assert distances[0] > 0.005
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_is_spoiled_alike_in_any_batch(kind: str) -> None:
+    images, samples = photographs(20), torch.arange(12) * 7
+    torch.manual_seed(0)
+    whole = corrupt(images, kind, 3, 0, samples)
+    torch.manual_seed(1)
+    parts = [corrupt(images[rows], kind, 3, 0, samples[rows]) for rows in torch.arange(12).split(5)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
+
+
+DRAWN = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "frost",
+    "fog", "elastic_transform",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_each_image_and_each_seed_draws_anew(kind: str) -> None:
+    images = photographs(20)[:1].expand(2, -1, -1, -1)
+    first, second = corrupt(images, kind, 3, 0, torch.tensor([4, 9]))
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(first, corrupt(images, kind, 3, 1, torch.tensor([4, 9]))[0])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 24, 24), (2, 3, 17, 40)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_and_sides_of_any_kind(kind: str, shape: tuple[int, ...]) -> None:
+    for flat in (0.0, 1.0):
+        spoiled = corrupt(torch.full(shape, flat), kind, 5, 0, torch.arange(2))
+        assert spoiled.shape == shape
+        assert spoiled.isfinite().all()
+
+
+def test_noise_has_the_moments_it_says() -> None:
+    grey = torch.full((4, 3, 64, 64), 0.5)
+    samples = torch.arange(4)
+    normal = corrupt(grey, "gaussian_noise", 1, 0, samples) - grey
+    assert normal.mean().abs() < 2e-3
+    assert normal.std() == pytest.approx(0.08, rel=0.02)
+    shot = corrupt(grey, "shot_noise", 1, 0, samples)
+    assert shot.mean() == pytest.approx(0.5, abs=2e-3)
+    assert shot.std() == pytest.approx(math.sqrt(0.5 / 60), rel=0.02)
+    torch.testing.assert_close((shot * 60).round() / 60, shot)
+    impulse = corrupt(grey, "impulse_noise", 5, 0, samples)
+    assert (impulse == 0).double().mean().item() == pytest.approx(0.135, abs=5e-3)
+    assert (impulse == 1).double().mean().item() == pytest.approx(0.135, abs=5e-3)
+
+
+BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform", "pixelate")
+
+
+@pytest.mark.parametrize("kind", BLURS)
+def test_a_blur_leaves_a_flat_image(kind: str) -> None:
+    flat = torch.full((2, 1, 33, 33), 0.3)
+    torch.testing.assert_close(corrupt(flat, kind, 5, 0, torch.arange(2)), flat)
+
+
+def test_lengths_are_shares_of_the_side() -> None:
+    """A point's blur is as wide in a large image as in a small one, for its size."""
+    widths = []
+    for side in (63, 189):
+        point = torch.zeros(1, 1, side, side)
+        point[..., side // 2, side // 2] = 1
+        blurred = corrupt(point, "defocus_blur", 5, 0, torch.arange(1))[0, 0]
+        place = torch.arange(side) - side // 2
+        widths.append(((blurred.sum(1) * place**2).sum() / blurred.sum()).sqrt().item() / side)
+    disk = 10 / 224 / 2  # the deviation of a disk along an axis is half of its radius
+    assert widths[1] == pytest.approx(disk, rel=0.05)
+    assert widths[0] == pytest.approx(disk, rel=0.2), "bilinear samples widen it by a pixel's"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-3, 3), st.floats(-3, 3), st.integers(0, 99))
+def test_an_average_is_of_bilinear_samples(down: float, right: float, seed: int) -> None:
+    images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(seed))
+    offsets = torch.tensor([[[down, right], [-right, down]]]).expand(2, -1, -1)
+    weights = torch.tensor([0.3, 0.7])
+    ours = filters.average(images, offsets, weights)
+    shifted = [
+        filters.displace(images, offset.flip(0).view(1, 1, 1, 2)) for offset in offsets[0].unbind(0)
+    ]
+    naive = 0.3 * shifted[0] + 0.7 * shifted[1]
+    inner = slice(4, -4)
+    torch.testing.assert_close(ours[..., inner, inner], naive[..., inner, inner], rtol=0, atol=1e-5)
+
+
+def test_brightness_keeps_hue_and_saturation() -> None:
+    red = torch.tensor([0.4, 0.2, 0.1]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    brighter = corrupt(red, "brightness", 2, 0, torch.arange(1))
+    torch.testing.assert_close(brighter, red * 0.6 / 0.4)
+    black = torch.zeros(1, 3, 16, 16)
+    torch.testing.assert_close(corrupt(black, "brightness", 2, 0, torch.arange(1)), black + 0.2)
+
+
+def test_pixels_are_means_of_squares() -> None:
+    images = photographs(32)
+    half = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="nearest")
+    torch.testing.assert_close(corrupt(images, "pixelate", 2, 0, torch.arange(12)), half)
+
+
+def test_there_are_fifteen_in_the_papers_order() -> None:
+    assert len(KINDS) == 15
+    assert next(iter(KINDS)) == "gaussian_noise"
+    assert [*KINDS][-1] == "jpeg_compression"
+
+
+@pytest.mark.parametrize(
+    ("kind", "severity", "side"), [("rain", 1, 20), ("fog", 0, 20), ("fog", 6, 20), ("fog", 1, 15)]
+)
+def test_what_cannot_be_is_refused(kind: str, severity: int, side: int) -> None:
+    with pytest.raises(ValueError, match="must"):
+        corrupt(torch.zeros(1, 1, side, side), kind, severity, 0, torch.arange(1))
+
+
+@pytest.fixture(scope="module")
+def encoder(spec: EncoderSpec) -> Encoder:
+    return Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+
+
+class TestRobustness:
+    """The evaluation."""
+
+    def test_scores_are_means_of_the_table(self, encoder: Encoder, tiny: Dataset) -> None:
+        config = ROBUSTNESS.config(batch_size=24, epochs=5, images=0)
+        result = ROBUSTNESS.load().evaluate(encoder, tiny, config)
+        table = result.arrays["accuracy"]
+        assert table.shape == (15, 5)
+        names = [*result.scores]
+        assert names[:2] == ["top1_corrupted", "top1_clean"]
+        assert names[2:17] == [f"top1_{kind}" for kind in KINDS]
+        assert result.scores["top1_corrupted"] == pytest.approx(table.mean().item())
+        assert result.scores["top1_fog"] == pytest.approx(
+            table[[*KINDS].index("fog")].mean().item()
+        )
+        assert result.scores["top1_severity_5"] == pytest.approx(table[:, 4].mean().item())
+
+    def test_clean_score_is_that_of_linear(self, encoder: Encoder, tiny: Dataset) -> None:
+        sizes = {"batch_size": 24, "epochs": 2}
+        linear = registry.find("eval", "linear")
+        expected = linear.load().evaluate(encoder, tiny, linear.config(**sizes))
+        result = ROBUSTNESS.load().evaluate(encoder, tiny, ROBUSTNESS.config(**sizes, images=0))
+        assert result.scores["top1_clean"] == expected.scores["top1"]
+        assert result.chosen == expected.chosen
+
+    def test_every_method_gets_the_same_spoiled_images(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever its weights and its seed, and however many go through at once."""
+        code = ROBUSTNESS.load()
+        seen: list[dict[tuple[str, int], list[Tensor]]] = []
+
+        def record(images: Tensor, kind: str, severity: int, *rest: int | Tensor) -> Tensor:
+            spoiled = corruptions.corrupt(images, kind, severity, *rest)  # type: ignore[arg-type]
+            seen[-1].setdefault((kind, severity), []).append(spoiled)
+            return spoiled
+
+        monkeypatch.setattr(code, "corrupt", record)
+        for seed, at_once in ((0, 64), (1, 7)):
+            seen.append({})
+            monkeypatch.setattr(code, "_IMAGES_AT_ONCE", at_once)
+            encoder = Encoder(encoders.build(spec, seed=seed), spec, CPU, seed=seed)
+            code.evaluate(encoder, tiny, ROBUSTNESS.config(batch_size=24, epochs=1, images=10))
+        assert len(seen[0]) == 75
+        for key, parts in seen[0].items():
+            assert sum(map(len, parts)) == 10
+            torch.testing.assert_close(torch.cat(parts), torch.cat(seen[1][key]), rtol=0, atol=1e-6)
+
+    def test_small_images_are_refused_in_one_line(self, tiny: Dataset) -> None:
+        spec = EncoderSpec("vit_micro", 8, 4, 3, tiny.mean, tiny.std)
+        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        with pytest.raises(UserError, match="16 pixels or more, not 8"):
+            ROBUSTNESS.load().evaluate(encoder, tiny, ROBUSTNESS.config())
+
+    def test_a_number_of_images_below_none_is_refused(self) -> None:
+        with pytest.raises(UserError, match="robustness images -1"):
+            ROBUSTNESS.config(images=-1)
