@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, METHODS, build, named, plan, train, weights
+from helpers import CPU, EXAMPLE_METHOD, METHODS, build, named, plan, train, weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.api import registry
