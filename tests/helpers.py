@@ -13,6 +13,7 @@ from PIL import Image
 from ssl_bench.api import registry
 from ssl_bench.api.contract import Method
 from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import flags
 from ssl_bench.data import Dataset, Split, listing
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.models.encoders import EncoderSpec
@@ -106,6 +107,11 @@ def weights(folder: Path) -> bytes:
     return (folder / "encoder.safetensors").read_bytes() + (
         folder / "method.safetensors"
     ).read_bytes()
+
+
+def stored(*args: object) -> dict[str, Any]:
+    """The config of ``ssl-bench run`` with these arguments, as a sweep or a run folder holds it."""
+    return flags.parse_run([str(each) for each in args]).to_json()
 
 
 def named(plugin: Plugin) -> str:

@@ -63,6 +63,11 @@ class Plugin:
     path: Path
     module: str
 
+    @property
+    def source(self) -> str:
+        """The file that was named by its path; nothing for a plugin that is installed."""
+        return "" if self.module else str(self.path)
+
     def outline(self) -> types.ModuleType:
         """The module reduced to its docstring, constants and ``Config``: no torch import."""
         return _outline(self)

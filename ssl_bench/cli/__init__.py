@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssl_bench import __version__
+from ssl_bench.cli import argv
 from ssl_bench.errors import ToldElsewhere, UserError, in_one_line, unknown
 from ssl_bench.utils import signals, streams
 from ssl_bench.utils.formatting import plain
 from ssl_bench.utils.signals import Interrupted
+
+if TYPE_CHECKING:
+    from ssl_bench.experiment.run_config import RunConfig
 
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
 # ran at a fortieth of its speed. Spinning less makes that a seventh (results/LOG.md).
@@ -123,16 +130,34 @@ def _run(words: Sequence[str]) -> int:
     from ssl_bench.cli import flags
     from ssl_bench.distributed import launcher
 
-    request = flags.parse_run(words)
+    config = _from_file(words) if argv.peek(words, "config") else flags.parse_run(words)
 
     def work() -> None:
         from ssl_bench.experiment import commands
 
-        commands.run(request)
+        commands.run(config)
 
-    settings = request.settings
+    settings = config.settings
     devices, nodes = settings.devices, settings.nodes
     return launcher.on_devices(["run", *words], devices, nodes, work, settings.strategy)
+
+
+def _from_file(words: Sequence[str]) -> RunConfig:
+    """The run of ``ssl-bench run --config FILE``."""
+    from ssl_bench.cli import flags, trust
+    from ssl_bench.config.settings import ConfigFileSettings
+    from ssl_bench.experiment import run_config
+
+    settings = flags.parse("run --config", ConfigFileSettings, words)
+
+    def allow(files: Sequence[Path]) -> None:
+        what = f"config {str(settings.config)!r} names"
+        trust.ask(what, files, settings.config.parent, settings.trust)
+
+    config = run_config.load(settings.config, allow)
+    if not settings.wait:
+        return config
+    return replace(config, settings=replace(config.settings, wait=True))
 
 
 def _ablate(words: Sequence[str]) -> None:
@@ -187,18 +212,18 @@ def _eval(words: Sequence[str]) -> int:
     from ssl_bench.distributed import launcher
     from ssl_bench.runs import run_folder
 
-    request = flags.parse_eval(words)
-    settings = request.settings
+    config = flags.parse_eval(words)
+    settings = config.settings
     preset = run_folder.preset_of(settings.runs_dir, settings.target) if settings.target else None
     if preset:
-        request = flags.parse_eval(words, preset)
+        config = flags.parse_eval(words, preset)
 
     def work() -> None:
         from ssl_bench.experiment import commands
 
-        commands.evaluate(request)
+        commands.evaluate(config)
 
-    devices, nodes = request.settings.devices, request.settings.nodes
+    devices, nodes = config.settings.devices, config.settings.nodes
     return launcher.on_devices(["eval", *words], devices, nodes, work)
 
 

@@ -26,6 +26,7 @@ from ssl_bench.cli.argv import by_flag, joined, peek, split_commas, values_told_
 from ssl_bench.config.presets import BACKBONES, PRESETS
 from ssl_bench.config.settings import BUDGETS, EvalSettings, Settings
 from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.experiment.run_config import EvalConfig, RunConfig
 
 T = TypeVar("T")
 _POSITIONAL = {
@@ -42,26 +43,8 @@ _CHOOSING = ("preset", "method", "evals", "eval-every-with")
 """Flags that decide which other flags there are, and their defaults."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a command line asks for.
-
-    Attributes:
-        settings: the flags that belong to no plugin.
-        method, method_config: absent where no method is asked for.
-        evals: each evaluation's ``Config``.
-        evals_on_the_way: that of each evaluation of ``--eval-every``.
-    """
-
-    settings: Any
-    method: Plugin | None
-    method_config: Any
-    evals: Mapping[Plugin, Any]
-    evals_on_the_way: Mapping[Plugin, Any]
-
-
-def parse_run(words: Sequence[str], command: str = "run") -> Request:
-    """The request of ``ssl-bench run``, or of a command that takes the same flags.
+def parse_run(words: Sequence[str], command: str = "run") -> RunConfig:
+    """The config of ``ssl-bench run``, or of a command that takes the same flags.
 
     A preset that methods alone define picks the first of these, where no method is named.
 
@@ -70,10 +53,11 @@ def parse_run(words: Sequence[str], command: str = "run") -> Request:
     """
     method = method_of(words)
     _refuse_two_lengths(words)
-    return _parse(command, words, Settings, method, Settings.preset)
+    offer, values = _parse(command, words, Settings, method, Settings.preset)
+    return offer.run_config(values)
 
 
-def parse_runs(cells: Iterable[Sequence[str]]) -> Iterator[Request]:
+def parse_runs(cells: Iterable[Sequence[str]]) -> Iterator[RunConfig]:
     """What `parse_run` makes of each, in a small part of the time where they have much in common.
 
     Raises:
@@ -121,13 +105,14 @@ def method_of(words: Sequence[str]) -> Plugin:
     return method
 
 
-def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> Request:
-    """The request of ``ssl-bench eval``, whose defaults are those of a preset.
+def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> EvalConfig:
+    """The config of ``ssl-bench eval``, whose defaults are those of a preset.
 
     Raises:
         UserError: a flag, a value or a name is wrong.
     """
-    return _parse("eval", words, EvalSettings, None, preset)
+    offer, values = _parse("eval", words, EvalSettings, None, preset)
+    return offer.eval_config(values)
 
 
 def parse(command: str, cls: type[T], words: Sequence[str]) -> T:
@@ -205,27 +190,36 @@ class _Offer:
     everyone: Sequence[Plugin]
     flags: Sequence[_Flag]
 
-    def request(self, values: Mapping[str, Any]) -> Request:
-        """The request that a value for each flag makes."""
-
-        def take(cls: type, prefix: str = "") -> Any:
-            return cls(**{f.name: values[prefix + f.name] for f in dataclasses.fields(cls)})
-
-        return Request(
-            settings=take(self.base),
+    def run_config(self, values: Mapping[str, Any]) -> RunConfig:
+        """The run that a value for each flag makes."""
+        assert self.method
+        return RunConfig(
+            settings=_take(self.base, values),
             method=self.method,
-            method_config=take(self.method.config) if self.method else None,
-            evals={plugin: take(plugin.config, _prefix(plugin)) for plugin in self.chosen},
-            evals_on_the_way={p: take(p.config, _prefix(p)) for p in self.on_the_way},
+            method_config=_take(self.method.config, values),
+            evals=_evals(self.chosen, values),
+            evals_on_the_way=_evals(self.on_the_way, values),
         )
+
+    def eval_config(self, values: Mapping[str, Any]) -> EvalConfig:
+        """The evaluation that a value for each flag makes."""
+        return EvalConfig(_take(self.base, values), _evals(self.chosen, values))
+
+
+def _take(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    return cls(**{f.name: values[prefix + f.name] for f in dataclasses.fields(cls)})
+
+
+def _evals(plugins: Iterable[Plugin], values: Mapping[str, Any]) -> dict[Plugin, Any]:
+    return {plugin: _take(plugin.config, values, _prefix(plugin)) for plugin in plugins}
 
 
 def _parse(
     command: str, words: Sequence[str], base: type, method: Plugin | None, preset: str
-) -> Request:
+) -> tuple[_Offer, dict[str, Any]]:
     offer = _offer(words, base, method, preset)
-    values = _values(command, offer.flags, words, _description(command, method), offer.everyone)
-    return offer.request(values)
+    description = _description(command, method)
+    return offer, _values(command, offer.flags, words, description, offer.everyone)
 
 
 def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str) -> _Offer:
@@ -254,8 +248,8 @@ def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str)
     return _Offer(base, method, chosen, on_the_way, everyone, flags)
 
 
-def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> Request | None:
-    """The request of a run, each flag's value read once for many; None where a word is odd.
+def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> RunConfig | None:
+    """The config of a run, each flag's value read once for many; None where a word is odd.
 
     Args:
         known: the values read so far.
@@ -272,7 +266,7 @@ def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> R
         if key not in known:
             known[key] = _values("run", [flag], joined([each]), "")[flag.name]
         values[flag.name] = known[key]
-    return None if dataclasses.MISSING in values.values() else offer.request(values)
+    return None if dataclasses.MISSING in values.values() else offer.run_config(values)
 
 
 def _refuse_two_lengths(words: Sequence[str]) -> None:
@@ -423,4 +417,7 @@ def _refuse_twins(flags: Sequence[_Flag], everyone: Sequence[Plugin]) -> None:
 def _description(command: str, method: Plugin | None) -> str:
     if method is None:
         return "Evaluate a run, or a file of weights."
-    return f"Pre-train {method.name}, evaluate it, show it beside its baselines. {method.summary}"
+    return (
+        f"Pre-train {method.name}, evaluate it, show it beside its baselines. {method.summary} "
+        "`ssl-bench run --config FILE` runs what a run's config.json, or a file like it, describes."
+    )

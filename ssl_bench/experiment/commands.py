@@ -13,7 +13,6 @@ from typing import Any
 from ssl_bench import data as datasets
 from ssl_bench.api.contract import Method
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli.flags import Request
 from ssl_bench.config.settings import EvalSettings, PrepareSettings, Settings, Storage
 from ssl_bench.data import Dataset
 from ssl_bench.data.listing import Listing
@@ -24,6 +23,7 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.preparation import prepare_run, require_labels, snapshot_steps
+from ssl_bench.experiment.run_config import EvalConfig, RunConfig
 from ssl_bench.models import checkpoints, encoders, weights
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.encoders import EncoderSpec
@@ -53,7 +53,7 @@ class Run:
     records: Sequence[runner.Record]
 
 
-def run(request: Request, data: Dataset | None = None, expected: str = "") -> Run:
+def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> Run:
     """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
 
     Args:
@@ -64,17 +64,16 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
         UserError: the settings do not fit together, the data cannot be used, or it would be another
             run than was expected.
     """
-    settings, plugin = request.settings, request.method
+    settings, plugin = config.settings, config.method
     assert plugin is not None
     ranks = _ranks(settings)
     data = data or load(*source_of(settings))
-    prepared = prepare_run(request, data, expected)
+    prepared = prepare_run(config, data, expected)
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
         "preset": settings.preset,
         "budget": prepared.budget,
         "method_code": plugin.fingerprint,
-        "method_source": "" if plugin.module else str(plugin.path),
         "data_source": resolved(settings.data),
         **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
     }
@@ -87,8 +86,8 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
 
     def create() -> tuple[Plan, Path]:
         with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
-            config = {**asdict(plan), "identity": plan.identity, **facts}
-            return plan, run_folder.create(settings.runs_dir, plan.name, config)
+            content = {**config.to_json(), **asdict(plan), "identity": plan.identity, **facts}
+            return plan, run_folder.create(settings.runs_dir, plan.name, content)
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
@@ -133,7 +132,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
             records = _evaluate(
                 folder,
                 plan.method,
-                request.evals,
+                config.evals,
                 data,
                 plan.seed,
                 hardware,
@@ -143,7 +142,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
             for step in snapshots:
                 home = pretrain.snapshot_folder(folder, step)
                 for record in runner.evaluate_run(
-                    *(home, request.evals_on_the_way, data, plan.seed, hardware),
+                    *(home, config.evals_on_the_way, data, plan.seed, hardware),
                     settings.runs_dir,
                     keep_features=False,
                 ):
@@ -152,7 +151,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
     return Run(folder, records)
 
 
-def evaluate(request: Request) -> Path:
+def evaluate(config: EvalConfig) -> Path:
     """Evaluate a run or a file of weights: ``ssl-bench eval``.
 
     Returns:
@@ -161,7 +160,7 @@ def evaluate(request: Request) -> Path:
     Raises:
         UserError: there is no such run or file, or it does not hold an encoder.
     """
-    settings = request.settings
+    settings = config.settings
     _ranks(settings)
     hardware = choose(settings.precision)
     folder, plan = collectives.on_rank_zero(lambda: _evaluated(settings))
@@ -169,19 +168,19 @@ def evaluate(request: Request) -> Path:
     size = plan["encoder"]["image_size"]
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     data = load(data_source, size, settings.data_dir, settings.storage, skip)
-    if request.evals:
+    if config.evals:
         require_labels(data, "")
     _say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
-    recipe = audit.evaluations(spec, request.evals, seed, hardware)
+    recipe = audit.evaluations(spec, config.evals, seed, hardware)
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
         _evaluate(
             folder,
             plan["method"],
-            request.evals,
+            config.evals,
             data,
             seed,
             hardware,

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_bench.api.contract import Method
-from ssl_bench.cli.flags import Request
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.experiment import audit
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs.schema import Plan
@@ -40,7 +40,7 @@ class Prepared:
     budget: Mapping[str, Any] | None
 
 
-def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared:
+def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepared:
     """Build what a run needs, without writing anything, so that whatever does not fit shows.
 
     Args:
@@ -49,15 +49,15 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
     Raises:
         UserError: the run could not begin, or is another one than was expected.
     """
-    settings, plugin = request.settings, request.method
+    settings, plugin = config.settings, config.method
     assert plugin is not None
     hardware = choose(settings.precision, settings.compile)
-    if request.evals or settings.eval_every:
+    if config.evals or settings.eval_every:
         require_labels(data, "--evals none would pre-train without, and afterwards")
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
     if data.unlabelled:
         of_two = pretrain.build_method(
-            plugin.load().Pretraining, request.method_config, spec, 2, settings.seed
+            plugin.load().Pretraining, config.method_config, spec, 2, settings.seed
         )
         require(
             not audit.reads_labels(of_two, spec),
@@ -65,7 +65,7 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
             f"({data.unlabelled}); a method that reads none would work, such as mae",
         )
     method = pretrain.build_method(
-        plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
+        plugin.load().Pretraining, config.method_config, spec, len(data.classes), settings.seed
     )
     require(
         settings.batch_size >= method.smallest_batch,
@@ -83,11 +83,11 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
         "--devices, takes less memory",
     )
     if method.trains:
-        Schedule.of(len(data.train), settings.batch_size, settings.epochs, request.method_config)
+        Schedule.of(len(data.train), settings.batch_size, settings.epochs, config.method_config)
     plan = Plan(
         method=plugin.name,
         method_version=plugin.version,
-        method_config=request.method_config,
+        method_config=config.method_config,
         data=data.name,
         data_fingerprint=data.fingerprint,
         encoder=spec,
@@ -111,7 +111,7 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
             "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
             f"encoder keeps those of all {own}"
         )
-    recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
+    recipe += audit.evaluations(spec, config.evals, settings.seed, hardware)
     return Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
 
 

@@ -16,6 +16,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
 from ssl_bench.config.settings import AblateSettings, Ablation
 from ssl_bench.errors import UserError, require
+from ssl_bench.experiment.run_config import RunConfig
 
 _OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
 _HELP = ("-h", "--help")
@@ -27,11 +28,11 @@ class Cell:
 
     Attributes:
         value: what is varied, as shown.
-        words: of ``ssl-bench run``.
+        config: of the run.
     """
 
     value: str
-    words: tuple[str, ...]
+    config: RunConfig
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def parse(words: Sequence[str]) -> Study | None:
     """
     name, own, common = _split([word for word in words if word not in _HELP])
     settings, request = flags.parse("ablate", AblateSettings, own), flags.parse_run(common)
-    assert request.method is not None
     if set(words) & set(_HELP):
         print(_help(request.method), end="")
         return None
@@ -135,7 +135,9 @@ def _cells(
     require(bool(flags.parse_run(common).evals), "an ablation needs --evals to measure")
     seeds = [["--seed", str(seed)] for seed in dict.fromkeys(settings.seeds)] or [[]]
     return [
-        Cell(value, (*common, *words, *seed)) for value, words in values.items() for seed in seeds
+        Cell(value, flags.parse_run([*common, *words, *seed]))
+        for value, words in values.items()
+        for seed in seeds
     ]
 
 

@@ -37,7 +37,7 @@ def run(study: Study) -> Path:
         UserError: a cell cannot be run; nothing has been trained then.
     """
     ablation = study.ablation
-    finished = in_turn.run([cell.words for cell in study.cells])
+    finished = in_turn.run([cell.config for cell in study.cells])
     scores = collect(ablation, study.cells, finished)
     table = tabulate(scores)
     folder = study.runs_dir / "ablations" / _name(study, finished)
@@ -125,7 +125,7 @@ def _provenance(study: Study, finished: Sequence[Run]) -> dict[str, Any]:
         "cells": [
             {
                 "value": cell.value,
-                "command": shlex.join(["ssl-bench", "run", *cell.words]),
+                "command": shlex.join(["ssl-bench", "run", *cell.config.argv()]),
                 "run": run.folder.name,
                 "evals": {
                     record["eval"]: {

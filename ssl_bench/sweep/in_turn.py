@@ -6,23 +6,18 @@ import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ssl_bench.cli import flags
-from ssl_bench.cli.flags import Request
 from ssl_bench.data import Dataset
 from ssl_bench.experiment import commands
 from ssl_bench.experiment.commands import Run
 from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.experiment.run_config import RunConfig
 
 
-def run(cells: Sequence[Sequence[str]]) -> list[Run]:
+def run(cells: Sequence[RunConfig]) -> list[Run]:
     """Do one cell after the other, once all of them are known to be possible.
 
-    Each is what ``ssl-bench run`` makes of the same words, run folder included: what is done is
-    reused, and a sweep that was interrupted goes on where it was. As cells are only words, they can
-    be sent to other machines as they are.
-
-    Args:
-        cells: words of ``ssl-bench run``.
+    Each is what ``ssl-bench run`` makes of the same settings, run folder included: what is done is
+    reused, and what was interrupted is resumed.
 
     Returns:
         The run of each cell, in their order.
@@ -32,15 +27,14 @@ def run(cells: Sequence[Sequence[str]]) -> list[Run]:
     """
     load = lru_cache(maxsize=1)(commands.load)
 
-    def data_of(request: Request) -> Dataset:
-        return load(*commands.source_of(request.settings))
+    def data_of(config: RunConfig) -> Dataset:
+        return load(*commands.source_of(config.settings))
 
-    requests = [flags.parse_run(cell) for cell in cells]
-    for request in requests:
-        prepare_run(request, data_of(request))
+    for config in cells:
+        prepare_run(config, data_of(config))
     finished = []
-    for number, (cell, request) in enumerate(zip(cells, requests, strict=True), start=1):
+    for number, config in enumerate(cells, start=1):
         commands.console.rule(f"cell {number} of {len(cells)}")
-        commands.console.print(shlex.join(["ssl-bench", "run", *cell]), soft_wrap=True)
-        finished.append(commands.run(request, data_of(request)))
+        commands.console.print(shlex.join(["ssl-bench", "run", *config.argv()]), soft_wrap=True)
+        finished.append(commands.run(config, data_of(config)))
     return finished

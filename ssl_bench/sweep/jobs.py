@@ -1,7 +1,7 @@
 """What a submitted job does: one stage of a cell, saved and handed back when it is asked to stop.
 
-submitit calls a `Job` on a node of the cluster, in every task of the job. A lane of the local
-cluster runs the same as a program: ``python -m ssl_bench.sweep.jobs RUN WORDS``.
+submitit calls a `Job` on a node of the cluster, in every task of the job. A local worker runs the
+same as a program: ``python -m ssl_bench.sweep.jobs RUN CONFIG``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import submitit
 
 from ssl_bench.errors import UserError, in_one_line, require
+from ssl_bench.experiment import run_config
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.utils import signals
 from ssl_bench.utils.files import Unreadable, load_bytes, load_json, write_json
 from ssl_bench.utils.signals import Interrupted
@@ -35,7 +38,7 @@ is at it. *unknown*: the cluster does not answer."""
 WAITING: frozenset[State] = frozenset({"pending", "requeued"})
 ACTIVE: frozenset[State] = WAITING | {"running"}
 ANY_RUN = "-"
-"""In the place of a run's name: whatever run the words lead to."""
+"""In the place of a run's name: whatever run the config leads to."""
 _FRUITLESS_STARTS = 5
 _TAIL_OF_LOG = 2**20
 _SECONDS_FOR_RANK_0 = 60.0
@@ -46,15 +49,15 @@ class Job:
     """One stage of a cell, to be called by submitit.
 
     Attributes:
-        words: of ``ssl-bench run``, complete; a pre-training's end with ``--evals none``.
-        run: name of the run folder that they must lead to, as found out before submission. Empty
+        config: of the run, as JSON; a pre-training's has no evaluations.
+        run: name of the run folder that it must lead to, as found out before submission. Empty
             where that is not known, as with ``--budget-time``, whose steps are measured.
         stage: "pretrain" or "evaluate", for people.
-        cwd: the folder that relative paths among the words start from.
+        cwd: the folder that relative paths in the config start from.
         nodes, devices: how many there are, and processes on each node.
     """
 
-    words: Sequence[str]
+    config: Mapping[str, Any]
     run: str = ""
     stage: str = "pretrain"
     cwd: str = field(default_factory=os.getcwd)
@@ -67,7 +70,7 @@ class Job:
         """Do it. Asked to stop, it saves, and is queued again unless somebody cancelled it.
 
         Raises:
-            UserError: the words lead to another run than when they were submitted, a setting is
+            UserError: the config leads to another run than when they were submitted, a setting is
                 wrong, or it was stopped again and again without getting any further.
         """
         environment = submitit.JobEnvironment()
@@ -82,7 +85,7 @@ class Job:
         try:
             try:
                 with signals.raise_on_signal():
-                    _succeed(perform(self.words, self.run))
+                    _succeed(perform(RunConfig.from_json(self.config), self.run))
             except Interrupted as stopped:
                 self._hand_back(stopped, environment)
         except Exception as error:
@@ -96,7 +99,7 @@ class Job:
         this one, such as the loss of rank 0, which is being queued again, is no result."""
         try:
             with signals.raise_on_signal():
-                _succeed(perform(self.words, self.run))
+                _succeed(perform(RunConfig.from_json(self.config), self.run))
         except BaseException as error:
             if isinstance(error, Exception):
                 traceback.print_exc()
@@ -134,9 +137,8 @@ class Job:
 
         Nothing is read, nor torch needed, whose import may be what the signal interrupted.
         """
-        from ssl_bench.cli import flags
-
-        folder = flags.parse_run(self.words).settings.runs_dir / (self.run or ANY_RUN)
+        settings = RunConfig.from_json(self.config).settings
+        folder = settings.runs_dir / (self.run or ANY_RUN)
         numbers = []
         for path in sorted(folder.rglob("*.pt")):
             with contextlib.suppress(OSError):  # somebody else's, or one being replaced
@@ -144,8 +146,8 @@ class Job:
         return (*numbers, sum(1 for _ in folder.rglob("*.json")))
 
 
-def perform(words: Sequence[str], run: str = "") -> int:
-    """Do what ``ssl-bench run`` does with these words, if they still lead to that run.
+def perform(config: RunConfig, run: str = "") -> int:
+    """Do what ``ssl-bench run`` does with this config, if it still leads to that run.
 
     Another process that works in the run folder is waited for.
 
@@ -153,44 +155,46 @@ def perform(words: Sequence[str], run: str = "") -> int:
         The exit code: not 0 where this process started others, and they have told what is wrong.
 
     Raises:
-        UserError: they lead to another one, or are wrong.
+        UserError: it leads to another one, or is wrong.
     """
-    from ssl_bench.cli import flags
     from ssl_bench.distributed import environment as places
     from ssl_bench.distributed import launcher
 
-    request = flags.parse_run(words)
-    if not request.settings.wait:
-        words = [*words, "--wait"]
-        request = flags.parse_run(words)
-    settings = request.settings
+    config = replace(config, settings=replace(config.settings, wait=True))
+    settings = config.settings
 
     def work() -> None:
-        from ssl_bench.experiment import commands  # torch, which wrong words need not wait for
+        from ssl_bench.experiment import commands  # torch, which a wrong config need not wait for
 
-        commands.run(request, expected=run)
+        commands.run(config, expected=run)
 
     devices, nodes = settings.devices, settings.nodes
     if run and devices * nodes > 1 and places.find(os.environ, devices, nodes) is None:
         from ssl_bench.experiment import commands, preparation
 
-        # Those that are started know the words alone.
+        # Those that are started know the config alone.
         data = commands.load(*commands.source_of(settings))
-        preparation.prepare_run(request, data, expected=run)
-    return launcher.on_devices(["run", *words], devices, nodes, work, settings.strategy)
+        preparation.prepare_run(config, data, expected=run)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        write_json(path, config.to_json())
+        words = ["run", "--config", str(path), "--trust"]
+        return launcher.on_devices(words, devices, nodes, work, settings.strategy)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Do a stage as a program of its own: the run's name or `ANY_RUN`, then the words.
+    """Do a stage as a program of its own: the run's name or `ANY_RUN`, then the config's file.
 
     Returns:
         The exit code, as of ``ssl-bench run``.
     """
-    run, *words = list(sys.argv[1:] if words is None else words)
+    run, path = sys.argv[1:] if words is None else words
     end_with_parent()
     try:
         with signals.raise_on_signal():
-            return perform(words, "" if run == ANY_RUN else run)
+            return perform(
+                run_config.load(Path(path), allow=lambda files: None), "" if run == ANY_RUN else run
+            )
     except Interrupted as stopped:
         print(_how_stopped(stopped), file=sys.stderr)
         return 128 + stopped.signal

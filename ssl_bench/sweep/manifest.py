@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import Cluster
 from ssl_bench.errors import UserError, require, the_one
 from ssl_bench.runs import schema
-from ssl_bench.sweep import stored
 from ssl_bench.sweep.backends.clusters import is_id
-from ssl_bench.utils import locks
+from ssl_bench.utils import locks, typed_json
 from ssl_bench.utils.files import Unreadable, checked_name, write_json
 
 Stage = Literal["pretrain", "evaluate"]
@@ -32,7 +31,7 @@ class Entry:
 
     Attributes:
         label: what varies between cells.
-        words: of ``ssl-bench run``, complete.
+        config: of its run, as JSON.
         run: name of its run folder.
         evals: name of each evaluation's folder in it.
         steps: optimiser steps of its pre-training; 0 where it trains nothing.
@@ -43,7 +42,7 @@ class Entry:
     """
 
     label: str
-    words: tuple[str, ...]
+    config: Mapping[str, Any]
     run: str
     evals: Mapping[str, str]
     steps: int
@@ -173,7 +172,7 @@ def read(folder: Path) -> Sweep:
         UserError: ``sweep.json`` cannot be read; the message says what helps.
     """
     try:
-        content = stored.read(folder / "sweep.json", _Content)
+        content = typed_json.read(folder / "sweep.json", _Content)
     except Unreadable as error:
         raise UserError(
             f"{str(folder / 'sweep.json')!r} cannot be read: {error}; the same `ssl-bench sweep` "

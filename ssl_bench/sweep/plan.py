@@ -6,12 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from ssl_bench.cli import flags
-from ssl_bench.cli.argv import by_flag
-from ssl_bench.cli.flags import Request
-from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import choose
@@ -19,12 +14,12 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import commands
 from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
 from ssl_bench.runs.schema import Plan
 from ssl_bench.sweep import estimate
 from ssl_bench.sweep.manifest import Entry, Stage
 from ssl_bench.sweep.spec.grid import Cell
-from ssl_bench.sweep.spec.values import in_order
 from ssl_bench.training import flops
 from ssl_bench.training.optim import Schedule
 from ssl_bench.utils import progress
@@ -80,12 +75,10 @@ class Planner:
             UserError: one is impossible.
         """
         planned = []
-        every = [self._complete(cell.words) for cell in cells]
-        requests = flags.parse_runs(every)
         with progress.bar("plan", len(cells)) as bar:
-            for cell, words in zip(cells, every, strict=True):
+            for cell in cells:
                 try:
-                    planned.append(self._entry(cell, words, next(requests)))
+                    planned.append(self._entry(cell, self._complete(cell.config)))
                 except UserError as error:
                     raise UserError(f"cell {cell.label!r} is impossible: {error}") from error
                 bar.update(len(planned), cell.label)
@@ -108,24 +101,24 @@ class Planner:
             )
         return found
 
-    def _entry(self, cell: Cell, words: tuple[str, ...], request: Request) -> Entry:
-        settings: Settings = request.settings
+    def _entry(self, cell: Cell, config: RunConfig) -> Entry:
+        settings = config.settings
         require(
             not settings.budget_time,
             "--budget-time is measured by each run for itself, which then is another run than was "
             "planned; --budget-flops would work",
         )
-        data = self._data(request)
-        training = self._training(request, data)
+        data = self._data(config)
+        training = self._training(config, data)
         plan = replace(training.plan, seed=settings.seed)
-        names = [plugin.name for plugin in request.evals]
+        names = [plugin.name for plugin in config.evals]
         return Entry(
             label=cell.label,
-            words=words,
+            config=config.to_json(),
             run=plan.name,
             evals={
-                plugin.name: runner.folder_name(plugin, config, data, plan.seed, plan.precision)
-                for plugin, config in request.evals.items()
+                plugin.name: runner.folder_name(plugin, own, data, plan.seed, plan.precision)
+                for plugin, own in config.evals.items()
             },
             steps=training.steps,
             batch_size=plan.batch_size,
@@ -135,17 +128,18 @@ class Planner:
             trial=cell.trial is not None,
         )
 
-    def _training(self, request: Request, data: Dataset) -> _Training:
+    def _training(self, config: RunConfig, data: Dataset) -> _Training:
         """What a cell and all that differ from it in the seed would train; checked once for all."""
-        first = replace(request.settings, seed=0)
-        alike = repr(replace(request, settings=first))
+        first = replace(config.settings, seed=0)
+        alike = repr(replace(config, settings=first))
         if alike not in self._trainings:
-            prepared = prepare_run(request, data)
+            prepared = prepare_run(config, data)
             plan, method = prepared.plan, prepared.method
             steps = 0
             if method.trains:
-                config = request.method_config
-                steps = Schedule.of(len(data.train), plan.batch_size, plan.epochs, config).steps
+                steps = Schedule.of(
+                    len(data.train), plan.batch_size, plan.epochs, config.method_config
+                ).steps
             spec = plan.encoder
             counted = steps * flops.of_step(method, spec, plan.batch_size)
             pace = estimate.pace(plan, self._index) if counted else None
@@ -155,32 +149,27 @@ class Planner:
             self._trainings[alike] = _Training(plan, steps, counted, seconds)
         return self._trainings[alike]
 
-    def _data(self, request: Request) -> Dataset:
-        return self._load(*commands.source_of(request.settings))
+    def _data(self, config: RunConfig) -> Dataset:
+        return self._load(*commands.source_of(config.settings))
 
-    def _complete(self, words: Sequence[str]) -> tuple[str, ...]:
-        """The words with what would otherwise depend on the machine that reads them."""
-        groups = {group[0]: group for group in by_flag(words)}
-        if groups.get("--precision", ("", "auto"))[1] == "auto":
-            on_gpus = self.resources.gpus > 0
-            groups["--precision"] = "--precision", "bf16" if on_gpus else choose().precision
-        if self.resources.gpus > 1:
-            groups.setdefault("--devices", ("--devices", str(self.resources.gpus)))
-        return in_order(groups.values())
+    def _complete(self, config: RunConfig) -> RunConfig:
+        """The config with what would otherwise depend on the machine that reads it."""
+        settings, gpus = config.settings, self.resources.gpus
+        if settings.precision == "auto":
+            settings = replace(settings, precision="bf16" if gpus else choose().precision)
+        if gpus > 1 and settings.devices == 1:
+            settings = replace(settings, devices=gpus)
+        return replace(config, settings=settings)
 
 
-def stage_words(entry: Entry, stage: Stage, devices: int) -> tuple[str, ...]:
-    """The words of ``ssl-bench run`` for one stage of a cell.
+def of_stage(entry: Entry, stage: Stage, eval_devices: int) -> RunConfig:
+    """What a job runs for one stage of a cell.
 
     Args:
-        devices: of an evaluation.
+        eval_devices: processes of an evaluation, which has no need of several machines.
     """
-    groups: dict[str, Any] = {group[0]: group for group in by_flag(entry.words)}
+    config = RunConfig.from_json(entry.config)
     if stage == "pretrain":
-        groups["--evals"] = "--evals", "none"
-    else:
-        for flag in ("--strategy", "--nodes", "--devices"):
-            groups.pop(flag, None)
-        if devices > 1:
-            groups["--devices"] = "--devices", str(devices)
-    return in_order(groups.values())
+        return replace(config, settings=replace(config.settings, evals=("none",)), evals={})
+    settings = replace(config.settings, strategy="auto", nodes=1, devices=eval_devices)
+    return replace(config, settings=settings)

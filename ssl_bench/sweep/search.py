@@ -22,6 +22,7 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep.spec.values import Words, in_order, words_of
 
 _ONE_ONLY = ("data", "evals", "preset")
@@ -35,15 +36,15 @@ class Final:
     Attributes:
         method: its name.
         trials: their places among the cells.
+        configs: for each trial what would be run with its settings, the seed aside.
         seed: of the final run.
-        evals: evaluations of the final run, or nothing for those that run unasked.
         choose_by: evaluation whose headline chooses the best trial.
     """
 
     method: str
     trials: tuple[int, ...]
+    configs: tuple[RunConfig, ...]
     seed: int
-    evals: tuple[str, ...]
     choose_by: str
 
 
@@ -54,7 +55,8 @@ class Trials:
     Attributes:
         drawn: of each trial, the words of each flag that is drawn, by the field's name.
         fixed: words that all trials have.
-        seeds, evals, choose_by: of the final runs, as in `Final`.
+        seeds, choose_by: of the final runs, as in `Final`.
+        evals: evaluations of the final runs, or nothing for those that run unasked.
     """
 
     drawn: Sequence[Mapping[str, Words]]
@@ -112,17 +114,16 @@ def trials(
     )
 
 
-def final_words(trial: Sequence[str], seed: int, evals: Sequence[str]) -> Words:
-    """The words of ``ssl-bench run`` that do on all training images what a trial did on a part.
+def final_args(trial: Sequence[str], evals: Sequence[str]) -> Words:
+    """The arguments of ``ssl-bench run`` that do on all training images what a trial did on a part.
 
     Args:
-        trial: the best trial's words.
+        trial: the trial's arguments.
         evals: evaluations to run, or nothing for those that run unasked.
     """
     groups = {group[0]: group for group in by_flag(trial)}
     groups.pop("--evals", None)
     groups["--data"] = "--data", groups["--data"][1].removesuffix(VALIDATION)
-    groups["--seed"] = "--seed", str(seed)
     if evals:
         groups["--evals"] = "--evals", ",".join(evals)
     return in_order(groups.values())

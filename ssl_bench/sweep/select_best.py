@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
-from ssl_bench.sweep.search import Final, final_words
+from ssl_bench.sweep.search import Final
 from ssl_bench.sweep.spec.grid import Cell, Grid
 from ssl_bench.sweep.status import Standing
 
@@ -38,9 +39,10 @@ def finals(
                 told.add(final.method)
             continue
         best = _best(done, final.choose_by, wanted.runs_dir)
-        words = final_words(best.entry.words, final.seed, final.evals)
+        config = final.configs[trials.index(best)]
+        config = replace(config, settings=replace(config.settings, seed=final.seed))
         label = f"{final.method}, best of {len(trials)} trials, seed {final.seed}"
-        cells.append(Cell(words, label, final.method))
+        cells.append(Cell(config, label, final.method))
         if final.method not in told:
             told.add(final.method)
             score = best.scores[final.choose_by]

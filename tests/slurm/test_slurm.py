@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
+from helpers import stored
 
 from ssl_bench import cli
 from ssl_bench.config.sweep_settings import ClusterSettings
@@ -38,8 +39,9 @@ PATIENCE = 120
 def cell(images: Path, runs: Path, *words: str, evaluate: bool = True, run: str = "") -> list[Job]:
     """The stages of a cell."""
     every = [*words, "--data", str(images), "--runs-dir", str(runs)]
-    pretrain = Job([*every, "--evals", "none"], run, "pretrain")
-    return [pretrain, *([Job([*every, "--evals", "knn"], run, "evaluate")] if evaluate else [])]
+    pretrain = Job(stored(*every, "--evals", "none"), run, "pretrain")
+    both = [pretrain, Job(stored(*every, "--evals", "knn"), run, "evaluate")]
+    return both if evaluate else [pretrain]
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

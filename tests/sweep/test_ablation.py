@@ -27,6 +27,7 @@ from ssl_bench.utils.files import load_json
 
 Call = Callable[..., tuple[int, str, str]]
 MAE = registry.find("method", "mae")
+CONFIG = flags.parse_run([])
 NAMES = list(MAE.ablations())
 SHORT = (
     "--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--linear-epochs", 1,
@@ -61,13 +62,13 @@ def test_each_ablation_of_the_paper_becomes_runs(name: str) -> None:
     study = ablation.parse([name])
     assert study is not None
     known = study.ablation
-    configs = [flags.parse_run(cell.words).method_config for cell in study.cells]
+    configs = [cell.config.method_config for cell in study.cells]
     assert len(set(configs)) == len(configs)
     values = known.values or known.cells
     assert {len(scores) for scores in known.paper.values()} == {len(values)}
     runnable = [value for value in known.cells if known.cells[value] is not None] or known.values
     assert len(study.cells) == len(runnable)
-    evals = flags.parse_run(study.cells[0].words).evals
+    evals = study.cells[0].config.evals
     assert [plugin.name for plugin in evals] == ["finetune", "linear"]
 
 
@@ -160,7 +161,7 @@ def test_each_cell_trains_what_its_name_says(name: str, preset: str) -> None:
     study = ablation.parse([name, "--preset", preset])
     assert study is not None
     plain = flags.parse_run(["--preset", preset]).method_config
-    configs = {cell.value: flags.parse_run(cell.words).method_config for cell in study.cells}
+    configs = {cell.value: cell.config.method_config for cell in study.cells}
     assert configs == {
         label: dataclasses.replace(plain, **changes) for label, changes in RESOLVED[name].items()
     }
@@ -169,7 +170,7 @@ def test_each_cell_trains_what_its_name_says(name: str, preset: str) -> None:
 def evals_of(*words: str) -> list[str]:
     study = ablation.parse(["mask-ratio", *words])
     assert study is not None
-    return [plugin.name for plugin in flags.parse_run(study.cells[0].words).evals]
+    return [plugin.name for plugin in study.cells[0].config.evals]
 
 
 def test_evaluations_are_those_asked_for_else_the_presets_else_the_papers() -> None:
@@ -183,8 +184,7 @@ def test_a_value_is_passed_on_as_it_was_written() -> None:
     study = ablation.parse(["mask-ratio", "--values", "0.1234567,.5,0.50,1e-1"])
     assert study is not None
     assert [cell.value for cell in study.cells] == ["0.1234567", "0.5", "0.1"]
-    ratios = [cell.words[cell.words.index("--mask-ratio") + 1] for cell in study.cells]
-    assert ratios == ["0.1234567", "0.50", "1e-1"]
+    assert [cell.config.method_config.mask_ratio for cell in study.cells] == [0.1234567, 0.5, 0.1]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def finished(evaluation: str, scores: Sequence[float]) -> list[Run]:
 
 def test_the_papers_linear_probe_stands_beside_every_linear_probe() -> None:
     known = MAE.ablations()["target"]
-    cells = [Cell("PCA", ()), Cell("pixels", ())]
+    cells = [Cell("PCA", CONFIG), Cell("pixels", CONFIG)]
     for evaluation in ("linear", "linear-paper"):
         scores = ablation_results.collect(known, cells, finished(evaluation, [50.0, 60.0]))
         table = ablation_results.tabulate(scores)
@@ -397,7 +397,7 @@ def test_figure_shows_both_sides_on_axes_of_their_own(
     drawn: list[plt.Figure] = []
     monkeypatch.setattr(figures, "_save", lambda figure, output: drawn.append(figure))
     known = MAE.ablations()[name]
-    cells = [Cell(value, ()) for value in values for _ in range(2)]
+    cells = [Cell(value, CONFIG) for value in values for _ in range(2)]
     ours = [50.0 + index for index in range(len(cells))]
     scores = ablation_results.collect(known, cells, finished("linear", ours))
     legend = ("ours: data", f"paper: {known.setting}")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import stored
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,11 +54,11 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def performing(monkeypatch: pytest.MonkeyPatch, work: Callable[[], int | None]) -> None:
-    monkeypatch.setattr(jobs, "perform", lambda words, run: work() or 0)
+    monkeypatch.setattr(jobs, "perform", lambda config, run: work() or 0)
 
 
 def test_submitit_can_store_a_job(tmp_path: Path) -> None:
-    job = Job(["--epochs", "1"], "mae-x", "evaluate", str(tmp_path))
+    job = Job(stored("--epochs", 1), "mae-x", "evaluate", str(tmp_path))
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.checkpoint().function == job
 
@@ -69,7 +70,7 @@ def test_stopped_job_is_queued_again(
     performing(monkeypatch, lambda: signal.raise_signal(number))
     environment.paths.result_pickle.touch()
     with pytest.raises(Requeued):
-        Job(["--runs-dir", str(tmp_path)], "mae-x", cwd=str(tmp_path))()
+        Job(stored("--runs-dir", tmp_path), "mae-x", cwd=str(tmp_path))()
     assert not environment.paths.result_pickle.exists()
     assert jobs.failure_noted(tmp_path, "7_0") == []
 
@@ -79,10 +80,10 @@ def test_job_whose_own_processes_were_stopped_is_queued_again(
 ) -> None:
     performing(monkeypatch, lambda: 128 + signal.SIGUSR2)
     with pytest.raises(Requeued):
-        Job(["--runs-dir", str(tmp_path)], cwd=str(tmp_path))()
+        Job(stored("--runs-dir", tmp_path), cwd=str(tmp_path))()
     performing(monkeypatch, lambda: 2)
     with pytest.raises(UserError, match="exit code 2"):
-        Job([], cwd=str(tmp_path))()
+        Job(stored(), cwd=str(tmp_path))()
 
 
 def test_cancelled_job_is_not_queued_again(
@@ -91,7 +92,7 @@ def test_cancelled_job_is_not_queued_again(
     performing(monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(jobs, "_is_running", lambda environment: False)
     with pytest.raises(SystemExit) as left:
-        Job([], cwd=str(tmp_path))()
+        Job(stored(), cwd=str(tmp_path))()
     assert left.value.code == 143
 
 
@@ -99,7 +100,7 @@ def test_job_that_makes_no_progress_ends(
     environment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     performing(monkeypatch, lambda: signal.raise_signal(signal.SIGUSR2))
-    job = Job(["--runs-dir", str(tmp_path)], "mae-x", cwd=str(tmp_path))
+    job = Job(stored("--runs-dir", tmp_path), "mae-x", cwd=str(tmp_path))
     (tmp_path / "mae-x").mkdir()
     state = tmp_path / "mae-x" / "checkpoint.pt"
     state.touch()
@@ -122,7 +123,7 @@ def test_failure_is_noted_until_the_next_start(
         raise ZeroDivisionError("by nothing")
 
     performing(monkeypatch, fail)
-    job = Job([], cwd=str(tmp_path))
+    job = Job(stored(), cwd=str(tmp_path))
     with pytest.raises(ZeroDivisionError):
         job()
     lines = jobs.failure_noted(tmp_path, "7_0")
@@ -144,11 +145,11 @@ def test_other_ranks_leave_no_result_when_the_job_is_ended(
     environment.global_rank = 1
     monkeypatch.setattr(jobs.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as left:
-        Job([], cwd=str(tmp_path))()
+        Job(stored(), cwd=str(tmp_path))()
     assert left.value.code == 0
     monkeypatch.setattr(jobs.time, "sleep", lambda _: None)  # nobody ends it
     with pytest.raises(RuntimeError):
-        Job([], cwd=str(tmp_path))()
+        Job(stored(), cwd=str(tmp_path))()
 
 
 @given(st.sets(st.integers(0, 300), min_size=1), st.integers(1, 50))
@@ -172,7 +173,7 @@ def test_line_of_its_own_is_right(text: str) -> None:
 
 
 def batches(after: Mapping[int, str | None], *large: int) -> list[tuple[str, list[int]]]:
-    jobs = {number: Job([], devices=2 if number in large else 1) for number in after}
+    jobs = {number: Job(stored(), devices=2 if number in large else 1) for number in after}
     return slurm._batches(jobs, after)
 
 
@@ -191,7 +192,9 @@ def test_a_job_asks_for_its_share_of_a_node(
     monkeypatch.setenv("PATH", str(tmp_path))
     node = ClusterSettings(gpus=8, memory="400G", cpus=6)
     for devices, gpus, memory in ((8, 8, "409600M"), (1, 1, "51200M")):
-        executor = slurm._executor(node, tmp_path, "", None, Job([], nodes=1, devices=devices))
+        executor = slurm._executor(
+            node, tmp_path, "", None, Job(stored(), nodes=1, devices=devices)
+        )
         asked = executor.parameters
         assert (asked["gpus_per_node"], asked["mem"]) == (gpus, memory)
         assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (devices, 6)
@@ -232,6 +235,6 @@ def test_notice_is_in_time_and_leaves_time(minutes: int) -> None:
 def test_no_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch and srun are not installed"):
-        clusters.submit([[Job([])]], "slurm", tmp_path, ClusterSettings())
+        clusters.submit([[Job(stored())]], "slurm", tmp_path, ClusterSettings())
     assert clusters.states(["7_0"], tmp_path) == {"7_0": "unknown"}
     assert clusters.reasons(["7_0"], tmp_path) == {}

@@ -14,8 +14,9 @@ from typing import Any
 
 import forked
 import pytest
-from helpers import ROOT
+from helpers import ROOT, stored
 
+from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
 from ssl_bench.sweep import jobs
 from ssl_bench.sweep.backends import clusters, records
@@ -27,7 +28,7 @@ import sys
 from pathlib import Path
 from ssl_bench.sweep import lanes
 
-lanes.command_of = lambda job: [sys.executable, *job.words]
+lanes.command_of = lambda job, path: [sys.executable, *job.config["args"]]
 lanes.Lane(Path(sys.argv[1]), int(sys.argv[2]), 1, "")()
 """
 """A lane whose stages are any Python programs."""
@@ -65,8 +66,8 @@ class Lanes:
         names = ("pretrain", "evaluate")
         made = [
             [
-                Job(words, stage=name, cwd=str(self.folder))
-                for name, words in zip(names, stages, strict=False)
+                Job({"args": args}, stage=name, cwd=str(self.folder))
+                for name, args in zip(names, stages, strict=False)
             ]
             for stages in cells
         ]
@@ -222,7 +223,7 @@ def test_second_batch_waits_for_the_first(local: Lanes) -> None:
 
 
 def test_recycled_process_number_is_not_taken_for_ours(tmp_path: Path) -> None:
-    batch = records.new_batch(tmp_path, "local", [[Job(GOOD)]])
+    batch = records.new_batch(tmp_path, "local", [[Job({"args": GOOD})]])
     [[stage]] = batch.ids()
     content = json.loads((batch.folder / "batch.json").read_text())
     content["processes"] = [os.getpid()]
@@ -231,11 +232,11 @@ def test_recycled_process_number_is_not_taken_for_ours(tmp_path: Path) -> None:
 
 
 def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
-    """With words that are wrong, so that it is quick."""
+    """With a config that is wrong, so that it is quick."""
     script = (
         "import sys; from pathlib import Path; from ssl_bench.sweep.backends import clusters\n"
         "from ssl_bench.sweep.jobs import Job\n"
-        "cells = [[Job(['--no-flag']), Job(['--evals', 'none'], stage='evaluate')]] * 2\n"
+        "cells = [[Job({'method': 'odd'}), Job({}, stage='evaluate')]] * 2\n"
         "ids = clusters.submit(cells, 'local', Path(sys.argv[1]), limit=2)\n"
         "print(*[each for stages in ids for each in stages])\n"
     )
@@ -253,7 +254,7 @@ def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
     found = clusters.states(ids, tmp_path)
     assert list(found.values()) == ["failed", "cancelled"] * 2
     [line] = clusters.failure(ids[0], tmp_path)
-    assert line.startswith("ssl-bench: unknown flag '--no-flag'")
+    assert line.startswith("ssl-bench: ") and "config" in line
     assert records.read(tmp_path / ids[0]).exit_code == 2  # type: ignore[union-attr]
 
 
@@ -267,7 +268,7 @@ def test_training_saves_when_its_lane_is_killed_and_goes_on(
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
 
     def submit() -> tuple[str, Any]:
-        batch = records.new_batch(folder, "local", [[Job([*words, str(runs)])]])
+        batch = records.new_batch(folder, "local", [[Job(stored(*words, runs))]])
         process = forked.start(lane, batch.folder)
         until((batch.folder / "lane-0.lock").exists, "the lane begins")
         [[stage]] = batch.ids()
@@ -281,7 +282,7 @@ def test_training_saves_when_its_lane_is_killed_and_goes_on(
     stage, process = submit()
     process.join(60)
     assert clusters.states([stage], folder) == {stage: "done"}, "it goes on to its end"
-    jobs.perform([*words, str(tmp_path / "alone")])
+    jobs.perform(flags.parse_run([*words, str(tmp_path / "alone")]))
     learned = [
         next(path.glob("*/encoder.safetensors")).read_bytes() for path in (runs, tmp_path / "alone")
     ]
@@ -299,22 +300,26 @@ def test_cells_here_and_now(
 ) -> None:
     small = ("--backbone", "vit_nano", "--patch-size", "4", "--epochs", "1", "--batch-size", "16")
     words = [*small, "--data", str(image_folder), "--runs-dir", str(tmp_path / "runs")]
+    odd = {**stored(*words), "method_config": {"mask_ratio": 2}}
     cells = [
-        [Job([*words, "--evals", "none"]), Job([*words, "--evals", "knn"], stage="evaluate")],
-        [Job([*words, "--epochs", "2"]), Job([*words, "--epochs", "2"], stage="evaluate")],
-        [Job([*words, "--evals", "none"], run="mae-images-seed0-00000000")],
+        [
+            Job(stored(*words, "--evals", "none")),
+            Job(stored(*words, "--evals", "knn"), stage="evaluate"),
+        ],
+        [Job(odd), Job(odd, stage="evaluate")],
+        [Job(stored(*words, "--evals", "none"), run="mae-images-seed0-00000000")],
     ]
     ids = clusters.submit(cells, "debug", tmp_path / "jobs")
     found = clusters.states([each for stages in ids for each in stages], tmp_path / "jobs")
     assert list(found.values()) == ["done", "done", "failed", "cancelled", "failed"]
-    assert "given 2 times" in capsys.readouterr().err
+    assert "mask ratio 2" in capsys.readouterr().err
     assert "not 'mae-images-seed0-00000000'" in clusters.failure(ids[2][0], tmp_path / "jobs")[0]
     assert list((tmp_path / "runs").glob("*/evals/knn-*/scores.json"))
 
 
 def test_local_cluster_is_one_machine(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nodes 2: the local cluster is this machine"):
-        clusters.submit([[Job(GOOD, nodes=2)]], "local", tmp_path)
+        clusters.submit([[Job({"args": GOOD}, nodes=2)]], "local", tmp_path)
 
 
 def test_gpus_are_those_that_a_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
 from ssl_bench.sweep import search
+from ssl_bench.sweep.search import Final
 from ssl_bench.sweep.spec import grid
 from ssl_bench.sweep.spec.grid import Cell, Grid
 from ssl_bench.sweep.spec.values import text_of
@@ -34,8 +35,13 @@ def sweep(*words: object) -> Grid:
     return found
 
 
+def evals_of(final: Final) -> list[str]:
+    [names] = {tuple(plugin.name for plugin in config.evals) for config in final.configs}
+    return list(names)
+
+
 def configs(cells: Sequence[Cell]) -> list[Any]:
-    return [request.method_config for request in flags.parse_runs(cell.words for cell in cells)]
+    return [cell.config.method_config for cell in cells]
 
 
 @given(low=st.floats(1e-9, 1e6), factor=st.floats(1, 1e6), u=SHARES, log=st.booleans())
@@ -124,12 +130,12 @@ def test_each_method_has_as_many_trials(how: str) -> None:
 
 def test_trials_never_meet_the_test_images_and_are_scored_by_one_evaluation() -> None:
     found = sweep("--search", "random", "--trials", 2, "--evals", "linear,knn", "--seed", "3..5")
-    for request in flags.parse_runs(cell.words for cell in found.cells):
+    for request in (cell.config for cell in found.cells):
         assert request.settings.data == "fashion-mnist@validation"
         assert request.settings.seed == 3
         assert [plugin.name for plugin in request.evals] == ["linear"]
-    assert [(final.seed, final.evals) for final in found.finals] == [
-        (seed, ("linear", "knn")) for seed in (3, 4, 5)
+    assert [(final.seed, evals_of(final)) for final in found.finals] == [
+        (seed, ["linear", "knn"]) for seed in (3, 4, 5)
     ]
     assert {(f.method, f.trials, f.choose_by) for f in found.finals} == {("mae", (0, 1), "linear")}
 
@@ -137,15 +143,15 @@ def test_trials_never_meet_the_test_images_and_are_scored_by_one_evaluation() ->
 def test_what_chooses_may_be_named() -> None:
     found = sweep("--search", "random", "--trials", 1, "--evals", "linear", "--choose-by", "knn")
     [final] = found.finals
-    assert (final.choose_by, final.evals) == ("knn", ("linear",))
-    [request] = flags.parse_runs(cell.words for cell in found.cells)
+    assert (final.choose_by, evals_of(final)) == ("knn", ["linear"])
+    [request] = [cell.config for cell in found.cells]
     assert [plugin.name for plugin in request.evals] == ["knn"]
 
 
 def test_without_evals_the_first_of_those_that_run_unasked_chooses() -> None:
     unasked = [plugin.name for plugin in flags.parse_run([]).evals]
     [final] = sweep("--search", "random", "--trials", 1).finals
-    assert (final.choose_by, final.evals, final.seed) == (unasked[0], (), 0)
+    assert (final.choose_by, evals_of(final), final.seed) == (unasked[0], unasked, 0)
 
 
 def test_one_value_fixes_a_flag_and_several_are_drawn_among() -> None:
@@ -159,8 +165,8 @@ def test_one_value_fixes_a_flag_and_several_are_drawn_among() -> None:
     assert {config.weight_decay for config in drawn} == {0, 0.1}
     assert len({config.base_lr for config in drawn}) == 30
     assert all("mask ratio" not in cell.label for cell in found.cells)
-    words = [flags.parse_run(cell.words).settings.backbone for cell in found.cells[:8]]
-    assert set(words) == {"vit_nano", "vit_mini"}
+    backbones = [cell.config.settings.backbone for cell in found.cells[:8]]
+    assert set(backbones) == {"vit_nano", "vit_mini"}
 
 
 def test_nothing_to_draw_is_one_trial() -> None:
@@ -173,27 +179,28 @@ def test_nothing_to_draw_is_one_trial() -> None:
 
 @pytest.mark.parametrize("data", ["fashion-mnist", "./images", "imgs@2x"])
 @pytest.mark.parametrize("evals", [(), ("knn", "linear")])
-def test_final_words_are_the_trials_on_all_images(data: str, evals: tuple[str, ...]) -> None:
+def test_finals_are_the_trials_on_all_images(data: str, evals: tuple[str, ...]) -> None:
     words = ["--search", "random", "--trials", 1, "--epochs", 3, "--no-flip", "--data", data]
-    [cell] = sweep(*words, *(["--evals", ",".join(evals)] if evals else [])).cells
-    final = flags.parse_run(search.final_words(cell.words, 7, evals))
-    trial = flags.parse_run(cell.words)
+    found = sweep(*words, *(["--evals", ",".join(evals)] if evals else []))
+    [[final]] = [each.configs for each in found.finals]
+    [trial] = [cell.config for cell in found.cells]
     assert trial.settings.data == f"{data}@validation"
     assert final.method_config == trial.method_config
     unasked = () if evals else tuple(plugin.name for plugin in flags.parse_run([]).evals)
     assert tuple(plugin.name for plugin in final.evals) == (evals or unasked)
     assert dataclasses.replace(final.settings, evals=()) == dataclasses.replace(
-        trial.settings, evals=(), data=data, seed=7
+        trial.settings, evals=(), data=data
     )
 
 
 def test_a_presets_data_are_held_out_of_too() -> None:
-    [cell] = sweep("--search", "random", "--trials", 1, "--preset", "imagenet-mae-vitb").cells
-    assert flags.parse_run(cell.words).settings.data == "./imagenet@validation"
-    final = flags.parse_run(search.final_words(cell.words, 0, ()))
+    found = sweep("--search", "random", "--trials", 1, "--preset", "imagenet-mae-vitb")
+    [trial] = [cell.config for cell in found.cells]
+    assert trial.settings.data == "./imagenet@validation"
+    [[final]] = [each.configs for each in found.finals]
     assert final == dataclasses.replace(
         flags.parse_run(["--preset", "imagenet-mae-vitb", "--method", "mae"]),
-        method_config=flags.parse_run(cell.words).method_config,
+        method_config=trial.method_config,
     )
 
 

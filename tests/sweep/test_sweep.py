@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from helpers import stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -161,7 +162,7 @@ def test_a_sweep_that_is_not_there_is_named(ssl_bench: Call, tmp_path: Path, com
     assert code == 2 and errors.count("\n") == 1 and "ssl-bench sweep" in errors
 
 
-ENTRY = Entry("mae, seed 0", ("--method", "mae"), "mae-x", {"knn": "knn-1"}, 10, 4, 1000, None, 1.0)
+ENTRY = Entry("mae, seed 0", stored(), "mae-x", {"knn": "knn-1"}, 10, 4, 1000, None, 1.0)
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=8)
 names = texts.filter(lambda text: text not in (".", ".."))
@@ -171,7 +172,7 @@ ids = st.from_regex(
 entries = st.builds(
     Entry,
     label=names,
-    words=st.lists(names).map(tuple),
+    config=st.dictionaries(names, st.none() | st.booleans() | st.integers() | texts, max_size=3),
     run=names,
     evals=st.dictionaries(names, names, max_size=2),
     steps=st.integers(0, 10**6),
@@ -301,7 +302,7 @@ class TestDamage:
         entries = tuple(replace(ENTRY, label=f"mae, seed {n}", run=f"mae-{n}") for n in range(3))
         folder = sweeps / "sweep-mae-1" / "jobs"
         cells = [
-            [Job(("--seed", str(n)), entry.run, stage, "/") for stage in STAGES]
+            [Job(stored("--seed", n), entry.run, stage, "/") for stage in STAGES]
             for n, entry in enumerate(entries)
         ]
         batch = records.new_batch(folder, "local", cells)

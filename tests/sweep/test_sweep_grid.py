@@ -22,6 +22,7 @@ from ssl_bench.cli import flags
 from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep.spec import grid, toml
 from ssl_bench.sweep.spec.grid import Cell, Grid
 
@@ -44,8 +45,8 @@ def values(cells: Sequence[Cell], *names: str) -> list[tuple[Any, ...]]:
     return found
 
 
-def requests(cells: Sequence[Cell]) -> list[flags.Request]:
-    return list(flags.parse_runs(cell.words for cell in cells))
+def requests(cells: Sequence[Cell]) -> list[RunConfig]:
+    return [cell.config for cell in cells]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_a_flag_of_one_method_alone_wins_there() -> None:
 
 def test_flags_of_several_values_are_not_expanded() -> None:
     [cell] = sweep("--evals", "knn,linear", "--linear-learning-rates", "0.1,0.3").cells
-    request = flags.parse_run(cell.words)
+    request = cell.config
     assert [plugin.name for plugin in request.evals] == ["knn", "linear"]
     assert list(request.evals.values())[1].learning_rates == (0.1, 0.3)
     lengths = sweep("--evals", "linear", "--linear-epochs", "1,2").cells
@@ -151,7 +152,8 @@ def test_the_product_has_each_run_once(
     }
     assert len(cells) == len(set(seeds)) * sum(each[name] for name in named)
     again = requests(cells)
-    assert flags.parse_run(cells[-1].words) == again[-1]
+    assert flags.parse_run(again[-1].argv()) == again[-1]
+    assert RunConfig.from_json(json.loads(json.dumps(again[-1].to_json()))) == again[-1]
     assert all(one != other for one, other in itertools.combinations(again, 2))
     assert len({cell.label for cell in cells}) == len(cells)
     assert [request.method.name for request in again if request.method] == [
@@ -169,7 +171,7 @@ def test_words_of_a_cell_do_not_depend_on_the_order_of_flags(
     for flag in order:
         words += [f"{flag}={given_[flag]}"] if with_equals else [flag, given_[flag]]
     expected = sweep("--method", "mae", *(word for pair in given_.items() for word in pair))
-    assert {cell.words for cell in sweep(*words).cells} == {cell.words for cell in expected.cells}
+    assert sweep(*words).cells == expected.cells
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from rich.table import Table
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
-from ssl_bench.cli.flags import Request
 from ssl_bench.config.settings import Published
 from ssl_bench.errors import require
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.utils.terminal import Console
 
 DIFFERS, DISPUTED = "!=", "~"
@@ -105,14 +105,13 @@ def show(words: Sequence[str]) -> None:
         )
 
 
-def stages(request: Request) -> list[Stage]:
+def stages(config: RunConfig) -> list[Stage]:
     """What a run would do, stage by stage."""
-    assert request.method is not None
-    beside = _paper_preset(request.method, request.settings.preset)
-    shared = {name: getattr(request.settings, name) for name in _SHARED}
-    found = [_stage(request.method, shared | _fields(request.method_config), beside)]
-    for plugin, config in request.evals.items():
-        found.append(_stage(plugin, _fields(config), beside))
+    beside = _paper_preset(config.method, config.settings.preset)
+    shared = {name: getattr(config.settings, name) for name in _SHARED}
+    found = [_stage(config.method, shared | _fields(config.method_config), beside)]
+    for plugin, own in config.evals.items():
+        found.append(_stage(plugin, _fields(own), beside))
     return found
 
 

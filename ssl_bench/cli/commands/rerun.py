@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from rich.table import Table
 from ssl_bench import CORE_VERSION
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Kind, Plugin
+from ssl_bench.cli import trust
 from ssl_bench.cli.commands.show import text
-from ssl_bench.cli.flags import Request
 from ssl_bench.config.settings import Precision, RerunSettings, Settings
 from ssl_bench.errors import UserError, first_line, require, unknown
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import mapping
@@ -45,15 +45,15 @@ def rerun(settings: RerunSettings) -> bool:
     folder = run_folder.find_trained(settings.runs_dir, settings.target)
     from ssl_bench.experiment import commands
 
-    request, left_out = request_of(folder, settings)
-    wanted = request.settings
+    config, left_out = config_of(folder, settings)
+    wanted = config.settings
     if wanted.runs_dir.exists():
         note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
         _console.print(note, soft_wrap=True)
     data = commands.load(*commands.source_of(wanted))
-    for note in (*changes(folder, request, data.fingerprint), *left_out):
+    for note in (*changes(folder, config, data.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    again = commands.run(request, data)
+    again = commands.run(config, data)
     outcome = outcomes(folder, again.folder)
     verdicts = {row["same"] for row in outcome}
     same = True in verdicts and False not in verdicts
@@ -73,8 +73,8 @@ def rerun(settings: RerunSettings) -> bool:
     return same
 
 
-def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str]]:
-    """The request that a finished run is the answer to, in a folder of its own.
+def config_of(folder: Path, settings: RerunSettings) -> tuple[RunConfig, list[str]]:
+    """The config that repeats a finished run in a folder of its own.
 
     Returns:
         It, and one line for each evaluation that cannot be repeated as a part of the run.
@@ -90,15 +90,15 @@ def request_of(folder: Path, settings: RerunSettings) -> tuple[Request, list[str
         "`ssl-bench eval` evaluates them",
     )
     try:
-        return _request(folder, plan, settings)
+        return _config(folder, plan, settings)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"run {folder.name!r} does not tell how it was made ({problem})") from error
 
 
-def _request(
+def _config(
     folder: Path, plan: Mapping[str, Any], settings: RerunSettings
-) -> tuple[Request, list[str]]:
+) -> tuple[RunConfig, list[str]]:
     cost = schema.facts(folder / schema.COST)
     records = [(p.parent.name, schema.facts(p)) for p in schema.score_files(folder)]
     method = _made_by("method", plan["method"], plan.get("method_source"), plan["method_code"])
@@ -106,7 +106,8 @@ def _request(
         name: _made_by("eval", record["eval"], record.get("source"), record.get("code"))
         for name, record in records
     }
-    _ask_trust(folder, {method, *plugin_of.values()}, settings.trust)
+    files = {plugin.path for plugin in (method, *plugin_of.values()) if plugin.source}
+    trust.ask(f"run {folder.name!r} was made with", sorted(files), folder, settings.trust)
     evals: dict[Plugin, Any] = {}
     left_out = []
     for name, record in records:
@@ -148,7 +149,7 @@ def _request(
         data_dir=settings.data_dir,
         skip_broken=bool(plan.get("skip_broken")),
     )
-    return Request(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
+    return RunConfig(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
 
 
 def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
@@ -180,31 +181,6 @@ def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
     return plugin
 
 
-def _ask_trust(folder: Path, needed: Collection[Plugin], is_trusted: bool) -> None:
-    """Name the files that would be run and are no part of the installation.
-
-    Raises:
-        UserError: there are some, and nobody says that they may be.
-    """
-    files = sorted(plugin.path for plugin in needed if not plugin.module)
-    if not files:
-        return
-    inside = folder.resolve()
-    named = ", ".join(
-        f"{str(path)!r}{' (inside the run folder itself)' * path.is_relative_to(inside)}"
-        for path in files
-    )
-    what = f"run {folder.name!r} was made with {named}, which is no part of the installation"
-    if is_trusted:
-        _console.print(f"{what}, and is run as --trust says", soft_wrap=True)
-        return
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        _console.print(f"{what}. Whatever it holds would be run. Run it? [y/N]", soft_wrap=True)
-        if sys.stdin.readline().strip().lower() in ("y", "yes"):
-            return
-    raise UserError(f"{what}, and is not run unasked; look into it, then --trust runs it")
-
-
 def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
     """Where the run folder of a repetition goes: a new one, or where an interrupted one goes on.
 
@@ -229,14 +205,14 @@ def _here(precision: Precision) -> Mapping[str, Any]:
     return run_folder.environment(choose(precision).name)
 
 
-def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
+def changes(folder: Path, config: RunConfig, fingerprint: str) -> Iterator[str]:
     """What is not as it was when the run was made, one line each.
 
     Args:
         fingerprint: of the data as they are now.
     """
     plan, before = schema.plan_of(folder), schema.facts(folder / schema.ENVIRONMENT)
-    now = _here(request.settings.precision)
+    now = _here(config.settings.precision)
     for name in _ENVIRONMENT:
         if name in before and before[name] != now[name]:
             yield from _differences(name, before[name], now[name])
@@ -246,10 +222,10 @@ def changes(folder: Path, request: Request, fingerprint: str) -> Iterator[str]:
         yield f"the run was interrupted; what it began with: {text(before['earlier'])}"
     if "core_version" in plan and plan["core_version"] != CORE_VERSION:
         yield f"the core was version {plan['core_version']}, is {CORE_VERSION}"
-    if request.method and request.method.version != plan["method_version"]:
-        yield f"{plan['method']} was version {plan['method_version']}, is {request.method.version}"
-    elif request.method and request.method.fingerprint != plan["method_code"]:
-        yield f"the code of {plan['method']} is not the run's ({request.method.path})"
+    if config.method.version != plan["method_version"]:
+        yield f"{plan['method']} was version {plan['method_version']}, is {config.method.version}"
+    elif config.method.fingerprint != plan["method_code"]:
+        yield f"the code of {plan['method']} is not the run's ({config.method.path})"
 
 
 def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 from rich.table import Table
 
-from ssl_bench.cli.argv import by_flag
 from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.errors import UserError, require
@@ -174,10 +173,9 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
 
 def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
     """What does a stage of a cell; evaluations have devices of their own."""
-    words = plan.stage_words(entry, stage, settings.eval_devices)
-    given = {group[0]: group[-1] for group in by_flag(words)}
-    nodes, devices = (int(given.get(flag, 1)) for flag in ("--nodes", "--devices"))
-    return Job(words, entry.run, stage, os.getcwd(), nodes, devices)
+    config = plan.of_stage(entry, stage, settings.eval_devices)
+    nodes, devices = config.settings.nodes, config.settings.devices
+    return Job(config.to_json(), entry.run, stage, os.getcwd(), nodes, devices)
 
 
 def _show(standings: Sequence[Standing], work: Sequence[Work]) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep.backends import records
 from ssl_bench.sweep.backends.records import Record
 from ssl_bench.sweep.jobs import Job, lines_of, perform
@@ -37,7 +38,7 @@ def _perform_here(job: Job, path: Path) -> bool:
     records.write(path, Record("running", starts=1))
     try:
         with contextlib.chdir(job.cwd):
-            code = perform(job.words, job.run)
+            code = perform(RunConfig.from_json(job.config), job.run)
     except Exception as error:
         records.update(path, "failed", None, lines_of(error))
         print("\n".join(lines_of(error)), file=sys.stderr)

@@ -210,7 +210,7 @@ class Lane:
         """Run the stage to its end, or until it has saved where it is to stop: its exit code."""
         with records.log(path).open("ab") as stream:
             child = subprocess.Popen(
-                command_of(job),
+                command_of(job, path),
                 cwd=job.cwd,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -237,9 +237,10 @@ class Lane:
         return {k: v for k, v in found.items() if not k.startswith("SUBMITIT_")}
 
 
-def command_of(job: Job) -> list[str]:
-    """The program that does a stage."""
-    return [sys.executable, "-m", "ssl_bench.sweep.jobs", job.run or ANY_RUN, *job.words]
+def command_of(job: Job, path: Path) -> list[str]:
+    """The program that does the stage whose files have that path."""
+    config = str(records.config_of(path))
+    return [sys.executable, "-m", "ssl_bench.sweep.jobs", job.run or ANY_RUN, config]
 
 
 def how_it_ended(code: int, log: Path) -> list[str]:

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssl_bench.errors import UserError
-from ssl_bench.sweep import stored
 from ssl_bench.sweep.jobs import Job, State
+from ssl_bench.utils import typed_json
 from ssl_bench.utils.files import Absent, Unreadable, write_json
 from ssl_bench.utils.locks import is_held
 
@@ -80,7 +80,7 @@ class Batch:
 
     def save(self) -> None:
         """Write ``batch.json``."""
-        keys = ("words", "run", "stage", "cwd", "nodes", "devices")
+        keys = ("config", "run", "stage", "cwd", "nodes", "devices")
         cells = [
             [{key: getattr(job, key) for key in keys} for job in stages] for stages in self.cells
         ]
@@ -90,6 +90,9 @@ class Batch:
             "processes": list(self.processes),
         }
         write_json(self.folder / "batch.json", content)
+        for cell, stages in enumerate(self.cells):
+            for stage, job in enumerate(stages):
+                write_json(config_of(self.folder / self.name(cell, stage)), job.config)
 
     @classmethod
     def load(cls, folder: Path) -> Batch:
@@ -99,10 +102,19 @@ class Batch:
             UserError: it cannot be read.
         """
         try:
-            content = stored.read(folder / "batch.json", _Content)
+            content = typed_json.read(folder / "batch.json", _Content)
         except Unreadable as error:
             raise UserError(f"{str(folder / 'batch.json')!r} cannot be read: {error}") from error
         return cls(folder, content.cells, Path(content.lanes_folder), content.processes)
+
+
+def config_of(path: Path) -> Path:
+    """The file that holds the config of a stage.
+
+    Args:
+        path: folder and id, without a suffix.
+    """
+    return _suffixed(path, "config.json")
 
 
 def new_batch(
@@ -134,7 +146,7 @@ def read(path: Path) -> Record | None:
         path: folder and id, without a suffix.
     """
     try:
-        return stored.read(_suffixed(path, "json"), Record)
+        return typed_json.read(_suffixed(path, "json"), Record)
     except Unreadable:
         return None
 
@@ -142,7 +154,7 @@ def read(path: Path) -> Record | None:
 def failure(path: Path) -> list[str]:
     """What is known of a stage's end: the last lines of its error, or that the record is gone."""
     try:
-        return list(stored.read(_suffixed(path, "json"), Record).lines)
+        return list(typed_json.read(_suffixed(path, "json"), Record).lines)
     except Absent:
         whole = path.parent / "batch.json"
         return [] if whole.exists() else [f"{str(whole)!r} is gone, which told who is at it"]

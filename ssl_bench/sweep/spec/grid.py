@@ -15,8 +15,9 @@ from ssl_bench.cli import flags
 from ssl_bench.cli.commands import sweep_help
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError, require
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep import search
-from ssl_bench.sweep.search import Final, Trials
+from ssl_bench.sweep.search import Final, Trials, final_args
 from ssl_bench.sweep.spec import argv, toml
 from ssl_bench.sweep.spec.per_method import Part, parts_of
 from ssl_bench.sweep.spec.toml import SweepFile
@@ -28,14 +29,13 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        words: of ``ssl-bench run``, all of them, in an order that does not depend on the order in
-            which flags were given.
+        config: of the run.
         label: what varies between the cells of a method, for people.
         method: the method's name.
         trial: of a search, the number of the trial among the method's, from 1.
     """
 
-    words: tuple[str, ...]
+    config: RunConfig
     label: str
     method: str
     trial: int | None = None
@@ -101,14 +101,14 @@ def parse(words: Sequence[str]) -> Grid | None:
     else:
         require(not file.cells, f"{file.where}: [[cells]] lists what to run; a search draws it")
         cells, finals = _searched(parts, settings)
-    folders = {request.settings.runs_dir for _, request in cells}
+    folders = {cell.config.settings.runs_dir for cell in cells}
     require(len(folders) == 1, "--runs-dir has several values; a sweep has one folder of runs")
-    nodes = max(request.settings.nodes for _, request in cells)
+    nodes = max(cell.config.settings.nodes for cell in cells)
     require(
         nodes == 1 or settings.cluster == "slurm",
         f"nodes {nodes}: the {settings.cluster} cluster is this machine; --cluster slurm has more",
     )
-    return Grid(tuple(cell for cell, _ in cells), settings, folders.pop(), finals, resources)
+    return Grid(tuple(cells), settings, folders.pop(), finals, resources)
 
 
 def _product(parts: Sequence[Part]) -> list[tuple[Part, dict[str, Words]]]:
@@ -128,7 +128,7 @@ def _refuse_too_many(count: int) -> None:
 
 def _unique(
     combinations: Sequence[tuple[Part, Mapping[str, Words]]],
-) -> list[tuple[Cell, flags.Request]]:
+) -> list[Cell]:
     """A cell for each combination that is not the same run as an earlier one."""
     values: dict[tuple[str, str], set[Words | None]] = {}
     names = {(part.method.name, name) for part, given in combinations for name in given}
@@ -136,34 +136,34 @@ def _unique(
         for method, name in names:
             if method == part.method.name:
                 values.setdefault((method, name), set()).add(given.get(name))
-    cells = []
+    asked = []
     for part, given in combinations:
         method = part.method.name
         shown = {n: w for n, w in given.items() if len(values[method, n]) > 1 and n != "method"}
-        cells.append(Cell(in_order(given.values()), _label(method, shown), method))
-    return list(_checked(cells))
+        asked.append((_label(method, shown), in_order(given.values())))
+    return [Cell(config, label, config.method.name) for label, config in _checked(asked)]
 
 
 def _searched(
     parts: Sequence[Part], settings: SweepSettings
-) -> tuple[list[tuple[Cell, flags.Request]], tuple[Final, ...]]:
+) -> tuple[list[Cell], tuple[Final, ...]]:
     """The trials of each method, and what to run once they are done."""
     assert settings.trials is not None
     _refuse_too_many(settings.trials * len(parts))
-    cells: list[tuple[Cell, flags.Request]] = []
+    cells: list[Cell] = []
     finals: list[Final] = []
     for part in parts:
         found: Trials = search.trials(part.method, part.given, part.types, settings)
-        trials = []
+        name, asked = part.method.name, {}
         for number, drawn in enumerate(found.drawn, start=1):
-            words = in_order([*found.fixed, *drawn.values()])
-            label = _label(f"{part.method.name}, trial {number}", drawn, ": ")
-            trials.append(Cell(words, label, part.method.name, number))
-        checked = list(_checked(trials))
+            label = _label(f"{name}, trial {number}", drawn, ": ")
+            asked[label] = number, in_order([*found.fixed, *drawn.values()])
+        checked = list(_checked([(label, args) for label, (_, args) in asked.items()]))
         places = tuple(range(len(cells), len(cells) + len(checked)))
-        cells += checked
-        for seed in found.seeds:
-            finals.append(Final(part.method.name, places, seed, found.evals, found.choose_by))
+        cells += [Cell(config, label, name, asked[label][0]) for label, config in checked]
+        on_all = [final_args(asked[label][1], found.evals) for label, _ in checked]
+        configs = tuple(flags.parse_runs(on_all))
+        finals += [Final(name, places, configs, seed, found.choose_by) for seed in found.seeds]
     return cells, tuple(finals)
 
 
@@ -172,16 +172,16 @@ def _label(start: str, shown: Mapping[str, Words], between: str = ", ") -> str:
     return start + (between + ", ".join(items) if items else "")
 
 
-def _checked(cells: Sequence[Cell]) -> Iterator[tuple[Cell, flags.Request]]:
-    """Each cell with its request, once, as long as no cell is impossible."""
-    requests = flags.parse_runs(cell.words for cell in cells)
+def _checked(asked: Sequence[tuple[str, Words]]) -> Iterator[tuple[str, RunConfig]]:
+    """The run that each label's arguments ask for, once, as long as none is impossible."""
+    configs = flags.parse_runs(args for _, args in asked)
     seen = set()
-    for cell in cells:
+    for label, _ in asked:
         try:
-            request = next(requests)
+            config = next(configs)
         except UserError as error:
-            raise UserError(f"cell {cell.label!r} is impossible: {error}") from error
+            raise UserError(f"cell {label!r} is impossible: {error}") from error
         # As text, because a plugin's Config need not be hashable.
-        if repr(request) not in seen:
-            seen.add(repr(request))
-            yield cell, request
+        if repr(config) not in seen:
+            seen.add(repr(config))
+            yield label, config

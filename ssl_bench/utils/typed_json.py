@@ -54,8 +54,11 @@ def of(type_: Any, value: Any, where: str = "it") -> Any:
         or (type_ in (str, bool) and type(value) is type_)
         or (type_ is int and type(value) is int and abs(value) < _LARGEST)
         or (type_ is float and type(value) in (int, float) and math.isfinite(value))
+        or type_ is Any
     ):
         return value
+    if type_ is Path and isinstance(value, str):
+        return Path(value)
     raise Unreadable(f"{where} is {value!r:.40}")
 
 

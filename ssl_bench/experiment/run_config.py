@@ -1,0 +1,202 @@
+"""What is to be run, as one object, whoever says it: a command line, a file, a sweep, a rerun.
+
+Its JSON is what ``config.json`` holds beside what was found out about the run, what a sweep stores
+of each cell, and what ``ssl-bench run --config FILE`` reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.api import registry
+from ssl_bench.api.registry import Kind, Plugin
+from ssl_bench.config.presets import PRESETS
+from ssl_bench.config.settings import EvalSettings, Settings
+from ssl_bench.errors import UserError, require
+from ssl_bench.utils import typed_json
+from ssl_bench.utils.files import Unreadable, load_json
+
+Evaluations = Mapping[Plugin, Any]
+"""Each evaluation's ``Config``."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run.
+
+    Attributes:
+        settings: those that belong to no plugin.
+        method_config: the method's ``Config``.
+        evals_on_the_way: of ``--eval-every``.
+    """
+
+    settings: Settings
+    method: Plugin
+    method_config: Any
+    evals: Evaluations
+    evals_on_the_way: Evaluations
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values of JSON; `from_json` takes them, and ignores what lies beside them."""
+        return {
+            "method": self.method.name,
+            "method_source": self.method.source,
+            "method_config": _plain(self.method_config),
+            "settings": _plain(self.settings),
+            "evals": _to_json(self.evals),
+            "evals_on_the_way": _to_json(self.evals_on_the_way),
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> RunConfig:
+        """The settings that `to_json` wrote, which may have been edited since.
+
+        A method or an evaluation that was a file is read from there, as after ``--method FILE``.
+
+        Raises:
+            UserError: something is missing, of another type, out of range, or not installed.
+        """
+        stored = _stored(content)
+        method = _plugin("method", stored.method, stored.method_source)
+        return cls(
+            settings=stored.settings,
+            method=method,
+            method_config=method.config_of(stored.method_config),
+            evals=_from_json(stored.evals),
+            evals_on_the_way=_from_json(stored.evals_on_the_way),
+        )
+
+    def argv(self) -> list[str]:
+        """Arguments of ``ssl-bench run`` that say the same: what the preset sets is left out."""
+        preset = self.settings.preset
+        own = self.method.presets().get(preset, {})
+        told = {**PRESETS.get(preset, {}), **own, "preset": Settings.preset, "method": None}
+        words: list[str] = []
+        settings = {**asdict(self.settings), "method": self.method.source or self.method.name}
+        for part, values, known in (
+            (Settings, settings, told),
+            (self.method.config, asdict(self.method_config), own),
+        ):
+            words += _differing("", part, values, known)
+        for plugin, config in {**self.evals_on_the_way, **self.evals}.items():
+            prefix = f"{plugin.name}-"
+            words += _differing(
+                prefix, plugin.config, asdict(config), plugin.presets().get(preset, {})
+            )
+        return words
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """All settings of ``ssl-bench eval``."""
+
+    settings: EvalSettings
+    evals: Evaluations
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What `RunConfig.to_json` makes."""
+
+    method: str
+    method_source: str
+    method_config: Mapping[str, Any]
+    settings: Settings
+    evals: Mapping[str, _Evaluation]
+    evals_on_the_way: Mapping[str, _Evaluation]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    source: str
+    config: Mapping[str, Any]
+
+
+def load(path: Path, allow: Callable[[Sequence[Path]], None]) -> RunConfig:
+    """The run that a JSON file describes: `RunConfig.to_json`'s, or a run folder's ``config.json``.
+
+    Args:
+        allow: called with the files that would be run and are no part of the installation, before
+            any of them is; it raises where they may not be.
+
+    Raises:
+        UserError: it cannot be read, or describes no run.
+    """
+    try:
+        content = load_json(path)
+        stored = _stored(content)
+    except (Unreadable, UserError) as error:
+        raise UserError(f"config {str(path)!r} cannot be used: {error}") from error
+    evals = (*stored.evals.values(), *stored.evals_on_the_way.values())
+    named = {stored.method_source, *(each.source for each in evals)} - {""}
+    allow([Path(source).expanduser().resolve() for source in sorted(named)])
+    try:
+        return RunConfig.from_json(content)
+    except UserError as error:
+        raise UserError(f"config {str(path)!r} cannot be used: {error}") from error
+
+
+def _stored(content: Any) -> _Content:
+    known = content
+    if isinstance(content, dict):
+        known = {n: v for n, v in content.items() if n in _Content.__dataclass_fields__}
+    try:
+        return typed_json.of(_Content, known)
+    except Unreadable as error:
+        raise UserError(str(error)) from None
+
+
+def flag(name: str, value: Any) -> tuple[str, ...]:
+    """A value for a field, as arguments of a command line."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return (f"--{dashed}",) if value else (f"--no-{dashed}",)
+    if isinstance(value, tuple | list):
+        return f"--{dashed}", ",".join(map(_text, value))
+    return f"--{dashed}", _text(value)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _differing(
+    prefix: str, cls: type, values: Mapping[str, Any], preset: Mapping[str, Any]
+) -> Iterator[str]:
+    for field in dataclasses.fields(cls):
+        value = values[field.name]
+        if value is not None and value != preset.get(field.name, field.default):
+            yield from flag(prefix + field.name, value)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as values of JSON."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def _to_json(evals: Evaluations) -> dict[str, Any]:
+    return {
+        plugin.name: {"source": plugin.source, "config": _plain(config)}
+        for plugin, config in evals.items()
+    }
+
+
+def _from_json(stored: Mapping[str, _Evaluation]) -> dict[Plugin, Any]:
+    found = {}
+    for name, each in stored.items():
+        plugin = _plugin("eval", name, each.source)
+        found[plugin] = plugin.config_of(each.config)
+    return found
+
+
+def _plugin(kind: Kind, name: str, source: str) -> Plugin:
+    if not source:
+        require(not name.endswith(".py"), f"{name!r} is no name of an installed {kind}")
+        return registry.find(kind, name)
+    require(source.endswith(".py"), f"{kind} {source!r} is no Python file")
+    return registry.find(kind, source)

@@ -1,0 +1,172 @@
+"""All settings of a run as one object: from a command line, to a file, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import EXAMPLE_METHOD, stored
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_bench.api import registry
+from ssl_bench.cli import flags
+from ssl_bench.errors import UserError
+from ssl_bench.experiment.run_config import RunConfig
+
+Call = Callable[..., tuple[int, str, str]]
+SHORT = ("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--evals", "knn")
+
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "--preset": st.sampled_from(["quick", "small", "imagenet-mae-vitb"]),
+        "--epochs": st.sampled_from(["3", "0.5", "1e-3"]),
+        "--mask-ratio": st.floats(0.01, 0.99).map(str),
+        "--eval-every": st.sampled_from(["20%", "0.5"]),
+        "--evals": st.sampled_from(["none", "knn", "linear-paper,finetune"]),
+        "--finetune-pooling": st.sampled_from(["avg", "cls"]),
+        "--linear-learning-rates": st.sampled_from(["0.1", "0.1,1e-4"]),
+        "--data": st.sampled_from(["cifar10", "a b/c", "x@whole"]),
+        "--image-size": st.integers(8, 500).map(str),
+        "--runs-dir": st.sampled_from(["elsewhere", "/tmp/a b"]),
+        "--wait": st.just(None),
+        "--no-flip": st.just(None),
+        "--no-keep-features": st.just(None),
+    },
+)
+
+
+@settings(max_examples=20)
+@given(options)
+def test_a_config_is_the_same_after_json_and_after_a_command_line(given_: dict[str, Any]) -> None:
+    pairs = ([name] if value is None else [name, value] for name, value in given_.items())
+    config = flags.parse_run(["--method", "mae", *(word for pair in pairs for word in pair)])
+    assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert flags.parse_run(config.argv()) == config
+
+
+def test_what_a_preset_sets_is_not_said_again() -> None:
+    args = ["--preset", "imagenet-mocov3-vits", "--seed", "3", "--finetune-epochs", "9"]
+    assert sorted(flags.parse_run(args).argv()) == sorted(["--method", "mocov3", *args])
+
+
+def test_a_method_of_a_file_is_found_again() -> None:
+    config = flags.parse_run(["--method", str(EXAMPLE_METHOD), "--noise", "0.25"])
+    again = RunConfig.from_json(config.to_json())
+    assert again == config and again.method.path == EXAMPLE_METHOD
+    assert flags.parse_run(again.argv()) == config
+
+
+@pytest.fixture
+def trained(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Path:
+    """The ``config.json`` of a run."""
+    code, _, said = ssl_bench(
+        *("run", "--data", image_folder, *SHORT, "--mask-ratio", 0.5, "--runs-dir", tmp_path / "r")
+    )
+    assert code == 0, said
+    [path] = (tmp_path / "r").glob("*/config.json")
+    return path
+
+
+def test_the_file_of_a_run_runs_it(ssl_bench: Call, trained: Path) -> None:
+    code, out, said = ssl_bench("run", "--config", trained)
+    assert code == 0, said
+    assert "reused" in out and str(trained.parent) in out
+    content = json.loads(trained.read_text())
+    content["settings"]["seed"] = 7
+    other = trained.parents[1] / "mine.json"
+    other.write_text(json.dumps(content))
+    code, out, said = ssl_bench("run", f"--config={other}")
+    assert code == 0, said
+    assert [path.name for path in trained.parents[1].glob("*seed7*")] == [
+        trained.parent.name.replace("seed0", "seed7")
+    ]
+
+
+def change(content: dict[str, Any], path: str, value: Any) -> None:
+    *parents, name = path.split("/")
+    for each in parents:
+        content = content[each]
+    content[name] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("method", "dino9", "dino9"),
+        ("method", 3, "3"),
+        ("method_config/mask_ratio", "much", "much"),
+        ("method_config/mask_ratio", 2, "2"),
+        ("method_config/odd", 1, "odd"),
+        ("settings", [], "settings"),
+        ("settings/epochs", -1, "-1"),
+        ("settings/precision", "fp8", "fp8"),
+        ("settings/odd", 1, "odd"),
+        ("evals/odd", {"source": "", "config": {}}, "odd"),
+        ("evals/knn/config/temperature", None, "temperature"),
+        ("evals/knn/config", 1, "1"),
+    ],
+)
+def test_one_line_tells_what_is_wrong(
+    ssl_bench: Call, tmp_path: Path, path: str, value: Any, named: str
+) -> None:
+    content = stored("--evals", "knn", "--runs-dir", tmp_path / "runs")
+    change(content, path, value)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(content))
+    code, out, said = ssl_bench("run", "--config", file)
+    assert (code, said.count("\n")) == (2, 1), out + said
+    assert str(file) in said and named in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"mae"', "{}", "null"])
+def test_a_file_that_is_no_config(ssl_bench: Call, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    for path in (file, tmp_path / "nothing.json", tmp_path):
+        code, _, said = ssl_bench("run", "--config", path)
+        assert (code, said.count("\n")) == (2, 1) and str(path) in said
+
+
+def test_other_flags_beside_a_file_are_refused(ssl_bench: Call, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(stored("--runs-dir", tmp_path / "runs")))
+    code, _, said = ssl_bench("run", "--config", file, "--epochs", 3)
+    assert code == 2 and "--epochs" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("place", ["method_source", "evals/mine"])
+def test_a_file_that_a_config_names_is_not_run_unasked(
+    ssl_bench: Call, image_folder: Path, tmp_path: Path, place: str
+) -> None:
+    evil, marker = tmp_path / "mine.py", tmp_path / "marker"
+    ran = f"open({str(marker)!r}, 'w')"
+    evil.write_text(f"{ran}\nODD = {ran}\n" + EXAMPLE_METHOD.read_text())
+    content = stored("--data", image_folder, *SHORT, "--runs-dir", tmp_path / "runs")
+    value: Any = str(evil) if place == "method_source" else {"source": str(evil), "config": {}}
+    change(content, place, value)
+    content["method_config"] = {}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(content))
+    code, _, said = ssl_bench("run", "--config", file)
+    assert (code, said.count("\n")) == (2, 1)
+    assert str(evil) in said and "--trust" in said
+    assert not marker.exists() and not (tmp_path / "runs").exists()
+    if place == "method_source":
+        code, _, said = ssl_bench("run", "--config", file, "--trust")
+        assert code == 0, said
+        assert marker.exists()
+
+
+def test_a_config_of_another_type_of_file_is_refused() -> None:
+    content = stored()
+    content["method_source"] = "method.txt"
+    with pytest.raises(UserError, match=r"method\.txt"):
+        RunConfig.from_json(content)
+    assert registry.find("method", "mae")
