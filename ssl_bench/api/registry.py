@@ -384,7 +384,10 @@ def _outline(plugin: Plugin) -> types.ModuleType:
     )
     outline.__file__ = str(plugin.path)
     sys.modules[outline.__name__] = outline
-    code = compile(ast.Module(kept, []), str(plugin.path), "exec")
+    try:
+        code = compile(ast.Module(kept, []), str(plugin.path), "exec")
+    except (SyntaxError, ValueError) as error:  # which parsing has not seen
+        raise UserError(f"{plugin.path} is not valid Python: {error}") from error
     try:
         exec(code, outline.__dict__)
     except (Exception, SystemExit):

@@ -147,7 +147,7 @@ def test_a_file_that_a_config_names_is_not_run_unasked(
 ) -> None:
     evil, marker = tmp_path / "mine.py", tmp_path / "marker"
     ran = f"open({str(marker)!r}, 'w')"
-    evil.write_text(f"{ran}\nODD = {ran}\n" + EXAMPLE_METHOD.read_text())
+    evil.write_text(EXAMPLE_METHOD.read_text() + f"\n_ODD = {ran}\n")
     content = stored("--data", image_folder, *SHORT, "--runs-dir", tmp_path / "runs")
     value: Any = str(evil) if place == "method_source" else {"source": str(evil), "config": {}}
     change(content, place, value)
