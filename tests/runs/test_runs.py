@@ -147,7 +147,8 @@ def test_fingerprint_is_the_same_under_every_version_of_python(tmp_path: Path) -
     "text,message",
     [
         ("def broken(:\n", "is not valid Python"),
-        ("x = 1\n" + METHOD.format(field="width"), "is not valid Python"),
+        ("x = 1\nfrom __future__ import annotations\n" + METHOD.format(field="width"),
+         "is not valid Python"),
         ("import no_such_module\n" + METHOD.format(field="width"), "no_such_module"),
         ("x = 1\n", "defines no dataclass 'Config'"),
         (METHOD.format(field="epochs"), "'epochs' of Config"),
