@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numbers_lock
@@ -21,9 +23,12 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import runner
+from ssl_bench.experiment import commands, run_config
+from ssl_bench.experiment.preparation import prepare_run
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan
+from ssl_bench.utils.files import load_json
 
 MAE, KNN = registry.find("method", "mae"), registry.find("eval", "knn")
 OURS = [*registry.discover("method").values(), *registry.discover("eval").values()]
@@ -199,3 +204,19 @@ def test_a_folder_made_with_another_default_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="depth 1"):
         run_folder.create(tmp_path, folder.name, {"method_config": {"depth": 2}})
     assert (folder / "config.json").read_bytes() == stored
+
+
+def test_committed_runs_are_what_their_settings_lead_to_today() -> None:
+    """`compare` groups them with new ones, and the same command reuses them."""
+    load = functools.lru_cache(commands.load)
+    paths = sorted(ROOT.glob("results/*/*/config.json"))
+    assert len(paths) > 20
+    for path in paths:
+        config = run_config.load(path, allow=lambda files: None)
+        prepared = prepare_run(config, load(*commands.source_of(config.settings)))
+        assert prepared.plan.name == path.parent.name
+        for record in map(load_json, schema.score_files(path.parent)):
+            plugin = registry.find("eval", record["eval"])
+            data = SimpleNamespace(fingerprint=record["data_fingerprint"])
+            own = plugin.config_of(record["config"])
+            assert runner.protocol(plugin, own, data) == record["protocol"]  # type: ignore[arg-type]
