@@ -110,7 +110,7 @@ def test_the_lock_is_changed_for_a_reason_and_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
-    content = json.loads(LOCK.read_text())
+    content: dict[str, Any] = {**numbers_lock.current(), "reasons": []}
     content["method mae"]["files"] = dict.fromkeys(content["method mae"]["files"], "another")
     path.write_text(json.dumps(content))
     monkeypatch.setattr(numbers_lock, "LOCK", path)
