@@ -32,7 +32,7 @@ from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.distributed.environment import PARENT
 from ssl_bench.errors import UserError, require, unknown
-from ssl_bench.papers import Ablation, Stage
+from ssl_bench.papers import Ablation, Recipe
 from ssl_bench.utils.formatting import plain
 
 Kind = Literal["method", "eval"]
@@ -132,7 +132,7 @@ class Plugin:
             return papers.HERE / f"{self.path.stem}.toml"
         return self.path.with_suffix(".paper.toml")
 
-    def published(self, preset: str, method: Plugin) -> Stage:
+    def published(self, preset: str, method: Plugin) -> Recipe:
         """What is published of it for a preset of a method, with it and with the method.
 
         What comes with a method of ours is not about somebody else's evaluation of the same name.
@@ -150,7 +150,7 @@ class Plugin:
                 f"{plugin.paper_file}: stage {min(strange, default='')!r} is neither "
                 f"{plugin.name!r} nor an evaluation",
             )
-        return papers.published(found, self.name, preset)
+        return papers.recipe_of(found, self.name, preset)
 
     def ablations(self) -> Mapping[str, Ablation]:
         """The ablations that the method offers, by name."""

@@ -65,7 +65,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Recipe:
     """What is published of a pre-training or an evaluation.
 
     Attributes:
@@ -117,7 +117,7 @@ class Paper:
         ablations: by name.
     """
 
-    published: Mapping[str, Mapping[str, Stage]] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, Recipe]] = field(default_factory=dict)
     ablations: Mapping[str, Ablation] = field(default_factory=dict)
 
 
@@ -133,7 +133,7 @@ def read(path: Path) -> Paper:
     content = _fields(Paper, load_toml(path), str(path))
     published = {
         stage: {
-            prefix: _stage(each, f"{path}: [published.{stage}.{prefix!r}]")
+            prefix: _recipe(each, f"{path}: [published.{stage}.{prefix!r}]")
             for prefix, each in _table(prefixes, f"{path}: [published.{stage}]").items()
         }
         for stage, prefixes in content.get("published", {}).items()
@@ -145,7 +145,7 @@ def read(path: Path) -> Paper:
     return Paper(published, ablations)
 
 
-def published(papers: Iterable[Paper], stage: str, preset: str) -> Stage:
+def recipe_of(papers: Iterable[Paper], stage: str, preset: str) -> Recipe:
     """What papers say of a stage for a preset: the more of its name they give, the later."""
     found = [
         (len(prefix), each)
@@ -153,18 +153,20 @@ def published(papers: Iterable[Paper], stage: str, preset: str) -> Stage:
         for prefix, each in paper.published.get(stage, {}).items()
         if preset.startswith(prefix)
     ]
-    merged = Stage()
+    merged = Recipe()
     for _, each in sorted(found, key=lambda pair: pair[0]):
         settings = {**merged.settings, **each.settings}
-        merged = Stage(each.sources or merged.sources, settings)
+        merged = Recipe(each.sources or merged.sources, settings)
     return merged
 
 
-def _stage(table: Any, where: str) -> Stage:
+def _recipe(table: Any, where: str) -> Recipe:
     settings = dict(_table(table, where))
     sources = settings.pop("sources", "")
     require(isinstance(sources, str), f"{where}: 'sources' is {sources!r:.60}, not a text")
-    return Stage(sources, {name: _entries(e, f"{where}: {name!r}") for name, e in settings.items()})
+    return Recipe(
+        sources, {name: _entries(e, f"{where}: {name!r}") for name, e in settings.items()}
+    )
 
 
 def _entries(given: Any, where: str) -> tuple[Published, ...]:

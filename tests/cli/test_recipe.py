@@ -45,7 +45,7 @@ CORE = [(name, preset) for name in registry.discover("method") for preset in ("q
 TINY = ("--backbone", "vit_nano", "--image-size", "16", "--patch-size", "4")
 
 
-def published_of(plugin: registry.Plugin) -> list[papers.Stage]:
+def published_of(plugin: registry.Plugin) -> list[papers.Recipe]:
     """All that is published of a method or an evaluation, for whatever preset."""
     every = map(papers.read, papers.HERE.glob("*.toml"))
     return [stage for paper in every for stage in paper.published.get(plugin.name, {}).values()]

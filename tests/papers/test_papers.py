@@ -62,16 +62,16 @@ def written(tmp_path: Path) -> Callable[[str], Path]:
 
 def test_a_longer_prefix_wins_over_a_shorter_one(written: Callable[[str], Path]) -> None:
     paper = papers.read(written(PUBLISHED))
-    short = papers.published([paper], "mine", "image")
+    short = papers.recipe_of([paper], "mine", "image")
     assert short.sources == "Somebody"
     assert short.settings["lr"] == (Published(0.5, "table 1"),)
     assert short.settings["depth"] == (Published(3, "table 2"), Published(4, "code"))
     assert short.settings["kind of crop"] == (Published("any", "code", "none", {"flip": True}),)
-    long = papers.published([paper], "mine", "imagenet-x")
+    long = papers.recipe_of([paper], "mine", "imagenet-x")
     assert (long.sources, long.settings["lr"]) == ("Somebody", (Published((0.1, 1), "table 3"),))
     assert list(long.settings) == list(short.settings)
     for stage, preset in (("mine", "quick"), ("other", "imagenet-x")):
-        assert papers.published([paper], stage, preset) == papers.Stage()
+        assert papers.recipe_of([paper], stage, preset) == papers.Recipe()
 
 
 def test_ablations_have_numbers_or_names(written: Callable[[str], Path]) -> None:

@@ -123,7 +123,7 @@ def stages(request: Request) -> list[Stage]:
 
 
 def _stage(plugin: Plugin, values: Mapping[str, Any], method: Plugin, beside: str) -> Stage:
-    quoted = plugin.published(beside, method) if beside else papers.Stage()
+    quoted = plugin.published(beside, method) if beside else papers.Recipe()
     title = f"{'pre-training' if plugin.kind == 'method' else 'evaluation'}: {plugin.name}"
     _check_names(title, quoted.settings, values)
     rows = tuple(_rows(values, quoted.settings))
