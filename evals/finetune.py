@@ -22,7 +22,6 @@ from typing import ClassVar
 
 from ssl_bench.api.contract import FrozenEncoder, Result
 from ssl_bench.config.finetuning_settings import FinetuningConfig
-from ssl_bench.config.settings import Published
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
 from ssl_bench.evaluation import finetuning
@@ -114,99 +113,3 @@ def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
     finetuning.train(model, encoder, data.train, config)
     predictions_N = finetuning.predict(model, encoder, data.test)
     return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)
-
-
-PAPER = {
-    "imagenet-": {
-        "batch_size": Published(1024, "MAE table 9; DeiT README, 4 x 256"),
-        "weight_decay": Published(0.05, "MAE table 9; DeiT main.py"),
-        "beta2": Published(0.999, "MAE table 9; torch's default"),
-        "label_smoothing": Published(0.1, "MAE table 9; DeiT main.py"),
-        "mixup": Published(0.8, "MAE table 9; DeiT main.py"),
-        "cutmix": Published(1.0, "MAE table 9; DeiT main.py"),
-        "crop_scale": Published(0.08, "timm create_transform"),
-        "auto_augment": Published("rand-m9-mstd0.5-inc1", "MAE main_finetune.py; DeiT main.py"),
-        "decay_norm_and_bias": Published(False, "util/lr_decay.py; timm create_optimizer"),
-        "optimiser and beta1": Published("AdamW, 0.9", "MAE table 9; DeiT main.py"),
-        "precision of training": Published(
-            "fp16", "MAE engine_finetune.py; DeiT engine.py", "as --precision says"
-        ),
-        "gradient clipping": Published("none", "MAE main_finetune.py; DeiT main.py"),
-        "interpolation of a crop": Published(
-            "bicubic", "MAE main_finetune.py; DeiT main.py", unless={"crop_scale": 1.0}
-        ),
-        "views are made of": Published(
-            "the whole photograph",
-            "timm create_transform",
-            "the stored square: of photographs, the centre",
-        ),
-        "RandAugment's order": Published(
-            "after crop and flip", "timm create_transform", unless={"auto_augment": ""}
-        ),
-        "random erasing's filling": Published(
-            "normal noise per pixel", "timm create_transform", unless={"random_erasing": 0.0}
-        ),
-        "choice of mixup or cutmix": Published(
-            "a coin for each batch", "timm Mixup", unless={"mixup": 0.0, "cutmix": 0.0}
-        ),
-        "pixels normalised by": Published(
-            "ImageNet's mean and deviation", "timm create_transform", "the training split's own"
-        ),
-        "position embedding": Published("trained", "MAE models_vit.py; DeiT models.py"),
-        "epoch that is reported": Published(
-            "best on the test split", "MAE main_finetune.py; DeiT main.py", "last"
-        ),
-    },
-    "imagenet-mae-": {
-        "sources": Published("He et al., arXiv:2111.06377, and facebookresearch/mae efb2a80", ""),
-        "warmup": Published("5 epochs", "table 9"),
-        "min_lr": Published(1e-6, "main_finetune.py"),
-        "pooling": (Published("avg", "FINETUNE.md"), Published("cls", "appendix A.1")),
-        "head_std": Published(2e-5, "main_finetune.py"),
-        "random_erasing": (Published(0.25, "FINETUNE.md"), Published(0.0, "table 9: none")),
-        "view for testing": Published(
-            "larger images: 8/7 of the size, centre, bicubic", "util/datasets.py: 256 for 224"
-        ),
-        "learning rate's course": Published(
-            "linear from 0, cosine to min lr, by step", "util/lr_sched.py"
-        ),
-        "repeated images in a batch": Published("none", "main_finetune.py"),
-    },
-    "imagenet-mae-vitb": {
-        "epochs": Published(100, "table 9, FINETUNE.md"),
-        "base_lr": (Published(5e-4, "FINETUNE.md"), Published(1e-3, "table 9")),
-        "layer_decay": (Published(0.65, "FINETUNE.md"), Published(0.75, "table 9")),
-        "drop_path": Published(0.1, "table 9, FINETUNE.md"),
-    },
-    "imagenet-mae-vitl": {
-        "epochs": Published(50, "table 9, FINETUNE.md"),
-        "base_lr": Published(1e-3, "table 9, FINETUNE.md"),
-        "layer_decay": Published(0.75, "table 9, FINETUNE.md"),
-        "drop_path": (Published(0.2, "FINETUNE.md"), Published(0.1, "table 9")),
-    },
-    "imagenet-mocov3-": {
-        "sources": Published(
-            "Touvron et al., arXiv:2012.12877, and facebookresearch/deit 0282d2a, "
-            "whose recipe MoCo v3 takes",
-            "",
-        ),
-        "epochs": Published(150, "MoCo v3 paper"),
-        "base_lr": Published(2.5e-4, "DeiT main.py: 5e-4 for 512"),
-        "min_lr": Published(1e-5, "DeiT main.py"),
-        "warmup": Published("5 epochs", "DeiT main.py"),
-        "layer_decay": Published(1.0, "DeiT main.py: none"),
-        "pooling": Published("cls", "DeiT models.py"),
-        "head_std": Published(0.02, "DeiT models.py, timm"),
-        "drop_path": Published(0.1, "DeiT main.py"),
-        "random_erasing": Published(0.25, "DeiT main.py"),
-        "view for testing": Published(
-            "larger images: 8/7 of the size, centre, bicubic", "DeiT datasets.py: 256 for 224"
-        ),
-        "learning rate's course": Published(
-            "linear from 1e-6, cosine to min lr, by epoch",
-            "DeiT main.py, timm create_scheduler",
-            "linear from 0, cosine to min lr, by step",
-        ),
-        "repeated images in a batch": Published("3 views of each", "DeiT samplers.py", "none"),
-    },
-}

@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.api.contract import FrozenEncoder, Result
-from ssl_bench.config.settings import Published
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
@@ -231,81 +230,3 @@ def _optimizer(probe: nn.Module, config: Config) -> torch.optim.Optimizer:
     return kind(
         probe.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
     )
-
-
-PAPER = {
-    "imagenet-": {
-        "momentum": Published(0.9, "MAE table 10; MoCo v3 main_lincls.py"),
-        "weight_decay": Published(0.0, "MAE table 10; MoCo v3 main_lincls.py"),
-        "head_std": Published(0.01, "MAE main_linprobe.py; MoCo v3 main_lincls.py"),
-        "crop_scale": Published(0.08, "torchvision's default"),
-        "flip of training images": Published(
-            "p 0.5", "MAE main_linprobe.py; MoCo v3 main_lincls.py"
-        ),
-        "views are made of": Published(
-            "the whole photograph",
-            "official code",
-            "the stored square: of photographs, the centre",
-        ),
-        "pixels normalised by": Published(
-            "ImageNet's mean and deviation", "official code", "the training split's own"
-        ),
-        "epoch that is reported": Published("best on the test split", "official code", "last"),
-    },
-    "imagenet-mae-": {
-        "sources": Published("He et al., arXiv:2111.06377, and facebookresearch/mae efb2a80", ""),
-        "batch_size": Published(16384, "table 10"),
-        "optimizer": Published("lars", "table 10"),
-        "base_lr": Published(0.1, "table 10"),
-        "warmup": Published("10 epochs", "table 10"),
-        "per_epoch": Published(False, "util/lr_sched.py"),
-        "batch_norm": Published(True, "appendix A.1, main_linprobe.py"),
-        "pooling": Published("cls", "appendix A.1, main_linprobe.py"),
-        "cut_crop": Published(True, "util/crop.py"),
-        "interpolation": Published("bicubic", "main_linprobe.py"),
-        "LARS trust coefficient": Published(
-            "0.001, not for biases", "util/lars.py", unless={"optimizer": "sgd"}
-        ),
-        "batch statistics of": Published(
-            "each GPU's share",
-            "main_linprobe.py",
-            "the whole batch",
-            unless={"batch_norm": False},
-        ),
-        "mode of the encoder": Published("train", "engine_finetune.py", "eval: the same here"),
-        "precision of the encoder": Published("fp16", "engine_finetune.py", "as --precision says"),
-        "precision of the head": Published("fp16", "engine_finetune.py", "fp32"),
-        "view for testing": Published(
-            "larger images: 8/7 of the size, centre, bicubic", "main_linprobe.py: 256 for 224"
-        ),
-        "incomplete last batch": Published("left out", "main_linprobe.py"),
-    },
-    "imagenet-mae-vitb": {"epochs": Published(90, "table 10, FINETUNE.md")},
-    "imagenet-mae-vitl": {
-        "epochs": (Published(90, "table 10"), Published(50, "FINETUNE.md: sufficient"))
-    },
-    "imagenet-mocov3-": {
-        "sources": Published(
-            "Chen et al., arXiv:2104.02057, and facebookresearch/moco-v3 c349e6e", ""
-        ),
-        "epochs": Published(90, "main_lincls.py"),
-        "batch_size": Published(1024, "main_lincls.py"),
-        "optimizer": Published("sgd", "main_lincls.py"),
-        "base_lr": Published(3.0, "CONFIG.md"),
-        "warmup": Published("0 epochs", "main_lincls.py"),
-        "per_epoch": Published(True, "main_lincls.py"),
-        "batch_norm": Published(False, "main_lincls.py"),
-        "pooling": Published("cls", "vits.py"),
-        "cut_crop": Published(False, "main_lincls.py"),
-        "interpolation": Published("bilinear", "main_lincls.py"),
-        "mode of the encoder": Published("eval", "main_lincls.py"),
-        "precision of the encoder": Published("fp32", "main_lincls.py", "as --precision says"),
-        "precision of the head": Published("fp32", "main_lincls.py"),
-        "view for testing": Published(
-            "larger images: 8/7 of the size, centre, bilinear",
-            "main_lincls.py: 256 for 224",
-            "larger images: 8/7 of the size, centre, bicubic",
-        ),
-        "incomplete last batch": Published("trained on", "main_lincls.py", "left out"),
-    },
-}

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from ssl_bench.api.contract import Batch, Method
 from ssl_bench.api.ranges import LogUniform, Uniform
-from ssl_bench.config.settings import Ablation, OptimizerConfig, Published
+from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.data import Split
 from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders, masking
@@ -366,84 +366,6 @@ def _patch_statistics(patches_BMP: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (patches_BMP.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-PAPER = {
-    "imagenet-mae-": {
-        "sources": Published("He et al., arXiv:2111.06377, and facebookresearch/mae efb2a80", ""),
-        "image_size": Published(224, "paper"),
-        "patch_size": Published(16, "paper"),
-        "epochs": (Published(1600, "table 3"), Published(800, "PRETRAIN.md")),
-        "batch_size": Published(4096, "table 8"),
-        "precision": Published("fp16", "engine_pretrain.py"),
-        "base_lr": (
-            Published(1.5e-4, "table 8, PRETRAIN.md"),
-            Published(1e-3, "main_pretrain.py, default"),
-        ),
-        "weight_decay": Published(0.05, "table 8"),
-        "beta2": Published(0.95, "table 8"),
-        "warmup": Published("40 epochs", "table 8"),
-        "decay_norm_and_bias": Published(False, "main_pretrain.py, timm add_weight_decay"),
-        "mask_ratio": Published(0.75, "table 1, PRETRAIN.md"),
-        "sampling": Published("random", "table 1f"),
-        "encoder_mask_tokens": Published(False, "table 1c"),
-        "loss_target": Published("pixels", "table 1d"),
-        "pca_components": Published(96, "table 1d"),
-        "fixed_crop": Published(False, "table 1e"),
-        "color_jitter": Published(0.0, "table 1e"),
-        "norm_pix_loss": (
-            Published(True, "PRETRAIN.md, table 3"),
-            Published(False, "main_pretrain.py, default"),
-        ),
-        "decoder_embed_dim": Published(512, "table 1b"),
-        "decoder_depth": Published(8, "table 1a"),
-        "decoder_heads": Published(16, "models_mae.py"),
-        "crop_scale": Published(0.2, "main_pretrain.py"),
-        "flip": Published(True, "main_pretrain.py"),
-        "optimiser and beta1": Published("AdamW, 0.9", "table 8"),
-        "learning rate's course": Published(
-            "linear from 0, cosine to 0, by step", "table 8, util/lr_sched.py"
-        ),
-        "gradient clipping and accumulation": Published(
-            "no clipping; any accumulation", "engine_pretrain.py", "no clipping; no accumulation"
-        ),
-        "loss of a patch": Published("mean squared error of hidden patches", "paper"),
-        "norm of a patch": Published(
-            "(x - mean) / sqrt(unbiased var + 1e-6)",
-            "models_mae.py",
-            unless={"norm_pix_loss": False},
-        ),
-        "noise of the masks": Published(
-            "torch.rand, sorted", "models_mae.py", "uniform of (seed, step, image), sorted"
-        ),
-        "tries for a crop": Published(
-            "up to 10, ratio 3/4 to 4/3",
-            "main_pretrain.py",
-            unless={"crop_scale": 1.0, "fixed_crop": True},
-        ),
-        "interpolation of a crop": Published(
-            "bicubic", "main_pretrain.py", unless={"crop_scale": 1.0}
-        ),
-        "views are made of": Published(
-            "the whole photograph",
-            "main_pretrain.py",
-            "streamed: the whole photograph; in memory: the stored square, its centre",
-        ),
-        "pixels normalised by": Published(
-            "ImageNet's mean and deviation", "main_pretrain.py", "the training split's own"
-        ),
-        "position embedding": Published("fixed sin-cos, column first", "util/pos_embed.py"),
-        "initial linear layers": Published("Xavier uniform, bias 0", "models_mae.py"),
-        "initial patch embedding": Published(
-            "Xavier uniform as a matrix, default bias",
-            "models_mae.py",
-            "Xavier uniform as a matrix, bias 0",
-        ),
-        "initial class and mask token": Published("N(0, 0.02)", "models_mae.py"),
-        "drop path and dropout": Published("none", "models_mae.py"),
-        "incomplete last batch": Published("left out", "main_pretrain.py"),
-    },
-    "imagenet-mae-vitb": {"backbone": Published("vit_base_patch16_224", "table 3")},
-    "imagenet-mae-vitl": {"backbone": Published("vit_large_patch16_224", "table 3")},
-}
 # Around the paper's values: 1.5e-4 (table 8; the small encoders here take 1e-3 to 4e-3), the ratios
 # of figure 5 that work, 0.05 and 40 of 800 epochs (table 8).
 SEARCH = {
@@ -451,88 +373,4 @@ SEARCH = {
     "mask_ratio": Uniform(0.4, 0.9),
     "weight_decay": LogUniform(0.01, 0.2),
     "warmup": Uniform(0.02, 0.2),
-}
-_ABLATED = "ViT-L/16, 800 epochs, ImageNet-1k, pixels not normalised"
-ABLATIONS = {
-    "mask-ratio": Ablation(
-        "share of hidden patches",
-        "figure 5",
-        f"{_ABLATED}, batch 4096, random sampling, "
-        "decoder depth 8, decoder width 512, random crops",
-        {
-            "finetune": (83.2, 83.4, 83.4, 84.7, 84.9, 85.0, 84.9, 84.9, 84.5, 83.0),
-            "linear": (54.6, 58.9, 61.7, 67.0, 69.9, 71.8, 73.2, 73.5, 71.8, 66.1),
-        },
-        flag="--mask-ratio",
-        values=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9),
-        share_of_patches=True,
-    ),
-    "decoder-depth": Ablation(
-        "blocks in the decoder",
-        "table 1a",
-        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, "
-        "decoder width 512, random crops",
-        {"finetune": (84.8, 84.9, 84.9, 84.9, 84.4), "linear": (65.5, 70.0, 71.9, 73.5, 73.3)},
-        flag="--decoder-depth",
-        values=(1, 2, 4, 8, 12),
-    ),
-    "decoder-width": Ablation(
-        "width of the decoder",
-        "table 1b",
-        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, decoder depth 8, random crops",
-        {"finetune": (84.9, 84.8, 84.9, 84.4, 84.3), "linear": (69.1, 71.3, 73.5, 73.1, 73.1)},
-        flag="--decoder-embed-dim",
-        values=(128, 256, 512, 768, 1024),
-    ),
-    "mask-token": Ablation(
-        "mask tokens in the encoder",
-        "table 1c",
-        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, "
-        "decoder depth 8, decoder width 512, random crops",
-        {"finetune": (84.2, 84.9), "linear": (59.6, 73.5)},
-        cells={"with": "--encoder-mask-tokens", "without": "--no-encoder-mask-tokens"},
-    ),
-    "target": Ablation(
-        "what is predicted of a hidden patch",
-        "table 1d",
-        "ViT-L/16, 800 epochs, ImageNet-1k, batch 4096, mask ratio 0.75, random sampling, "
-        "decoder depth 8, decoder width 512, random crops",
-        {"finetune": (84.9, 85.4, 84.6, 85.3), "linear": (73.5, 73.9, 72.3, 71.6)},
-        cells={
-            "pixels": "--loss-target pixels --no-norm-pix-loss",
-            "normalised": "--loss-target pixels --norm-pix-loss",
-            "PCA": "--loss-target pca --no-norm-pix-loss",
-            "dVAE": None,
-        },
-        note="dVAE is the paper's point alone: it needs DALL-E's tokenizer. The paper's PCA keeps "
-        "96 of 768 values; where a patch has no more than --pca-components, all are kept, which "
-        "only rotates the pixels.",
-    ),
-    "augmentation": Ablation(
-        "augmentation of the pre-training",
-        "table 1e",
-        f"{_ABLATED}, batch 4096, mask ratio 0.75, random sampling, "
-        "decoder depth 8, decoder width 512",
-        {"finetune": (84.0, 84.7, 84.9, 84.3), "linear": (65.7, 73.1, 73.5, 71.9)},
-        cells={
-            "none": "--crop-scale 1 --no-flip",
-            "fixed-crop": "--crop-scale 0.765625 --fixed-crop",
-            "random-crop": "--crop-scale 0.2",
-            "random-crop+jitter": "--crop-scale 0.2 --color-jitter 0.4",
-        },
-        note="A fixed-size crop has 7/8 of an image's side, as 224 of 256 pixels. The paper does "
-        "not tell the strength of its jitter; here it is 0.4.",
-    ),
-    "sampling": Ablation(
-        "which patches are hidden, and their percentage",
-        "table 1f",
-        f"{_ABLATED}, batch 4096, decoder depth 8, decoder width 512, random crops",
-        {"finetune": (84.9, 83.9, 82.8, 84.0), "linear": (73.5, 72.3, 63.9, 66.0)},
-        cells={
-            "random-75": "--sampling random --mask-ratio 0.75",
-            "block-50": "--sampling block --mask-ratio 0.5",
-            "block-75": "--sampling block --mask-ratio 0.75",
-            "grid-75": "--sampling grid --mask-ratio 0.75",
-        },
-    ),
 }

@@ -52,7 +52,7 @@ from torch import Tensor, nn
 
 from ssl_bench.api.contract import Batch, Method
 from ssl_bench.api.ranges import LogUniform, Uniform
-from ssl_bench.config.settings import OptimizerConfig, Published
+from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders
@@ -215,83 +215,6 @@ def _initialise(encoder: VisionTransformer) -> None:
     encoders.fix_positions(encoder, first="row")
 
 
-PAPER = {
-    "imagenet-mocov3-": {
-        "sources": Published(
-            "Chen et al., arXiv:2104.02057, and facebookresearch/moco-v3 c349e6e", ""
-        ),
-        "image_size": Published(224, "paper"),
-        "patch_size": Published(16, "vits.py"),
-        "epochs": Published(300, "CONFIG.md"),
-        "precision": Published("fp16", "main_moco.py"),
-        "base_lr": Published(1.5e-4, "CONFIG.md"),
-        "weight_decay": Published(0.1, "CONFIG.md"),
-        "beta2": Published(0.999, "main_moco.py, torch's default"),
-        "warmup": Published("40 epochs", "CONFIG.md"),
-        "decay_norm_and_bias": Published(True, "main_moco.py, no groups"),
-        "temperature": (Published(0.2, "CONFIG.md"), Published(1.0, "main_moco.py, default")),
-        "momentum": Published(0.99, "main_moco.py"),
-        "proj_hidden_dim": Published(4096, "main_moco.py"),
-        "proj_output_dim": Published(256, "main_moco.py"),
-        "freeze_patch_embed": (
-            Published(True, "CONFIG.md, stop-grad-conv1"),
-            Published(False, "main_moco.py, default"),
-        ),
-        "crop_scale": Published(0.08, "main_moco.py"),
-        "optimiser and beta1": Published("AdamW, 0.9", "main_moco.py"),
-        "learning rate's course": Published("linear from 0, cosine to 0, by step", "main_moco.py"),
-        "gradient clipping and accumulation": Published("none", "main_moco.py"),
-        "loss of two views": Published(
-            "cross-entropy times 2 temperature, both ways", "builder.py"
-        ),
-        "momentum's course": Published("half cosine to 1, by step", "main_moco.py"),
-        "moment of the momentum update": Published(
-            "between queries and keys",
-            "builder.py",
-            "end of the step before, with this step's momentum",
-        ),
-        "momentum update of": Published("parameters, not buffers", "builder.py"),
-        "projector and predictor": Published("3 and 2 layers, no bias", "builder.py"),
-        "their batch normalisation": Published(
-            "over all GPUs, last one without affine", "builder.py"
-        ),
-        "colour of both views": Published(
-            "jitter (0.4, 0.4, 0.2, 0.1) p 0.8, grey p 0.2", "main_moco.py"
-        ),
-        "blur and solarisation": Published(
-            "blur p 1 and 0.1, solarise p 0 and 0.2", "main_moco.py"
-        ),
-        "kernel of the blur": Published("Pillow's box blurs", "loader.py", "a true Gaussian"),
-        "crop and its interpolation": Published(
-            "up to 10 tries, ratio 3/4 to 4/3, bilinear", "main_moco.py"
-        ),
-        "views are made of": Published(
-            "the whole photograph",
-            "main_moco.py",
-            "streamed: the whole photograph; in memory: the stored square, its centre",
-        ),
-        "pixels normalised by": Published(
-            "ImageNet's mean and deviation", "main_moco.py", "the training split's own"
-        ),
-        "position embedding": Published("fixed sin-cos, row first", "vits.py"),
-        "initial linear layers": Published("Xavier uniform, q, k and v one by one", "vits.py"),
-        "initial patch embedding": Published("Xavier uniform, bias 0", "vits.py"),
-        "initial class token": Published("N(0, 1e-6)", "vits.py"),
-        "drop path and dropout": Published("none", "vits.py"),
-        "incomplete last batch": Published("left out", "main_moco.py"),
-    },
-    "imagenet-mocov3-vits": {
-        "backbone": Published("vit_small_mocov3", "vits.py: 12 heads"),
-        "batch_size": (
-            Published(4096, "CONFIG.md, results"),
-            Published(1024, "CONFIG.md, 1 node"),
-        ),
-    },
-    "imagenet-mocov3-vitb": {
-        "backbone": Published("vit_base_patch16_224", "vits.py"),
-        "batch_size": Published(4096, "CONFIG.md"),
-    },
-}
 # Around the official values: 1.5e-4 (CONFIG.md; the small encoders here take 5e-4 to 1e-3),
 # temperatures 0.2 and 1 (CONFIG.md, main_moco.py's default), 0.99, 0.1 and 0.08 (main_moco.py).
 SEARCH = {

@@ -9,9 +9,8 @@ official names, to the fields of its ``Config`` that they show, or to None where
 own: `reconstruct` restores anyone's weights with it.
 
 Either may define ``PRESETS``, a mapping from a preset's name to the flags that it sets, a method's
-those of `settings.Settings` too, and ``PAPER``, a mapping from the beginning of a preset's name to
-`settings.Published` values by flag, which ``ssl-bench recipe`` shows; a name with a space in it is
-no flag but something that the code fixes, and ``sources`` says what is quoted.
+those of `settings.Settings` too. The settings that a paper publishes, and what it varied, are no
+code but TOML in a file of their own, which ``ssl-bench recipe`` and ``ablate`` show: see `papers`.
 
 An evaluation may define ``DEFAULT = True``, to be run without being asked for, ``SPREAD = True``,
 to be called by every rank at once instead of rank 0 alone (see `runner`), a function
@@ -24,9 +23,8 @@ A method whose loss does not split defines ``ENCODES_IN_PARTS = True`` where it 
 activations of as many images as its encoders' ``images_at_once`` says: `encoders.class_token` does,
 and `encoders.in_parts` helps.
 
-A method may define ``ABLATIONS``, a mapping from a name to a `settings.Ablation`, and ``SEARCH``, a
-mapping from a field of its ``Config`` to the range that ``ssl-bench sweep --search`` draws it from:
-`ranges.Uniform`, `ranges.LogUniform` or `ranges.OneOf`.
+A method may define ``SEARCH``, a mapping from a field of its ``Config`` to the range that
+``ssl-bench sweep --search`` draws it from: `ranges.Uniform`, `ranges.LogUniform` or `ranges.OneOf`.
 """
 
 from __future__ import annotations

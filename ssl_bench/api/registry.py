@@ -26,16 +26,18 @@ from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
+from ssl_bench import papers
 from ssl_bench.api.ranges import Range
 from ssl_bench.config.presets import PRESET_NOTES
-from ssl_bench.config.settings import Ablation, EvalSettings, Published, Settings
+from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.distributed.environment import PARENT
 from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.papers import Ablation, Recipe
 from ssl_bench.utils.formatting import plain
 
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
-_NO_CODE = {"VERSION", "PRESETS", "PAPER", "ABLATIONS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
+_NO_CODE = {"VERSION", "PRESETS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
 _STORED_TYPES = (bool, int, float, str, tuple)
 _told: set[tuple[Kind, str]] = set()
 _LIGHT_MODULES = {
@@ -128,17 +130,36 @@ class Plugin:
         """The flags that each preset sets for this plugin."""
         return getattr(self.outline(), "PRESETS", {})
 
-    def published(self, preset: str) -> Mapping[str, Published | tuple[Published, ...]]:
-        """What papers say about a preset: the entries of ``PAPER`` whose key it begins with."""
-        paper = getattr(self.outline(), "PAPER", {})
-        rows: dict[str, Published | tuple[Published, ...]] = {}
-        for prefix in sorted(paper, key=len):
-            rows |= paper[prefix] if preset.startswith(prefix) else {}
-        return rows
+    @property
+    def paper_file(self) -> Path:
+        """Where the published values that come with it are, if it has any (see `papers`)."""
+        if self.is_ours:
+            return papers.HERE / f"{self.path.stem}.toml"
+        return self.path.with_suffix(".paper.toml")
+
+    def published(self, preset: str, method: Plugin) -> Recipe:
+        """What is published of it for a preset of a method, with it and with the method.
+
+        What comes with a method of ours is not about somebody else's evaluation of the same name.
+
+        Raises:
+            UserError: a file of published values makes no sense.
+        """
+        applies = self.is_ours or not method.is_ours
+        found = []
+        for plugin in dict.fromkeys([self, method] if applies else [self]):
+            found.append(papers.read(plugin.paper_file))
+            strange = set(found[-1].published) - {plugin.name, *discover("eval")}
+            require(
+                not strange,
+                f"{plugin.paper_file}: stage {min(strange, default='')!r} is neither "
+                f"{plugin.name!r} nor an evaluation",
+            )
+        return papers.recipe_of(found, self.name, preset)
 
     def ablations(self) -> Mapping[str, Ablation]:
         """The ablations that the method offers, by name."""
-        return getattr(self.outline(), "ABLATIONS", {})
+        return papers.read(self.paper_file).ablations
 
     def search(self) -> Mapping[str, Range]:
         """The range that a search draws each of the method's flags from, by the field's name."""
@@ -282,7 +303,8 @@ def _check(plugin: Plugin, others: Iterable[Plugin]) -> None:
     for node in _parse(plugin).body:
         _refuse_to_import(node)
     config, outline = plugin.config, plugin.outline()
-    for name in ("PRESETS", "PAPER", "ABLATIONS", "SEARCH"):
+    papers.read(plugin.paper_file)
+    for name in ("PRESETS", "SEARCH"):
         value = getattr(outline, name, {})
         require(isinstance(value, Mapping), f"{name} is {type(value).__name__}, no mapping")
     require(all(isinstance(each, Mapping) for each in plugin.presets().values()), "odd PRESETS")

@@ -6,10 +6,9 @@ Nothing here imports torch, so that ``--help`` is fast.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ssl_bench.errors import UserError, above, require, within
 from ssl_bench.utils.formatting import seconds
@@ -477,50 +476,3 @@ def probe_grid(
     require(bool(weight_decays), f"{name} weight decays is empty; try 0")
     for weight_decay in weight_decays:
         within(f"{name} weight decays", weight_decay, "[0, 1]")
-
-
-@dataclass(frozen=True)
-class Published:
-    """A setting as a paper or its official code has it, for ``ssl-bench recipe``.
-
-    Attributes:
-        value: in the flag's own unit, except that a warm-up is written out: "40 epochs".
-        source: the table or section of the paper, or the file of the official code.
-        ours: what this project does, where that is another thing and no flag.
-        unless: values of flags, any one of which makes this a thing that is not used.
-    """
-
-    value: Any
-    source: str
-    ours: str = ""
-    unless: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What a method's paper varied, and what it found, for ``ssl-bench ablate``.
-
-    Attributes:
-        title: what is varied.
-        source: the paper's figure or table.
-        setting: what the paper trained, and on what; what is varied left out.
-        paper: for each evaluation, the paper's score at each value, in percent. An evaluation
-            whose name begins with that name is shown beside it, too.
-        flag: the numeric flag that is varied, or "".
-        values: of that flag, as in the paper.
-        cells: without such a flag, the words of ``ssl-bench run`` that each named value stands for;
-            ``None`` where it can be had from the paper alone.
-        note: what to know when comparing.
-        share_of_patches: whether the flag is a share of the patches to hide, of which several may
-            hide the same number.
-    """
-
-    title: str
-    source: str
-    setting: str
-    paper: Mapping[str, tuple[float, ...]]
-    flag: str = ""
-    values: tuple[float, ...] = ()
-    cells: Mapping[str, str | None] = field(default_factory=dict)
-    note: str = ""
-    share_of_patches: bool = False

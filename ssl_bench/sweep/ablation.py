@@ -14,9 +14,10 @@ from pathlib import Path
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
-from ssl_bench.config.settings import AblateSettings, Ablation
+from ssl_bench.config.settings import AblateSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.papers import Ablation
 
 _OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
 _HELP = ("-h", "--help")
@@ -89,7 +90,7 @@ def as_number(value: str | float) -> str:
 
 def _varied(ablation: Ablation) -> list[str]:
     """The fields of the method's ``Config`` that an ablation varies."""
-    words = [ablation.flag, *" ".join(filter(None, ablation.cells.values())).split()]
+    words = [ablation.flag, *" ".join(ablation.cells.values()).split()]
     names = _flag_names(words)
     return [name.replace("-", "_") for name in names]
 
@@ -146,7 +147,7 @@ def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, li
     if ablation.flag:
         numbers = [str(value) for value in asked or ablation.values]
         return {as_number(number): [ablation.flag, number] for number in numbers}
-    known = {value: words.split() for value, words in ablation.cells.items() if words is not None}
+    known = {value: words.split() for value, words in ablation.cells.items()}
     for value in asked:
         require(
             value in known, f"ablation {name!r} has no value {value!r}; it has {', '.join(known)}"
@@ -189,7 +190,7 @@ def _help(method: Plugin) -> str:
         f"ablations of {method.name}:",
     ]
     for name, ablation in method.ablations().items():
-        values = [as_number(value) for value in ablation.values] or list(ablation.cells)
+        values = map(as_number, ablation.values)
         text = f"{ablation.title} ({ablation.source}): {', '.join(values)}. {ablation.note}"
         lines += _described(name, text)
     lines += ["", "flags:"]

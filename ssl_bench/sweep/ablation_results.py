@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from ssl_bench.config.settings import Ablation
 from ssl_bench.experiment import figures
 from ssl_bench.experiment.baseline_table import headline
 from ssl_bench.experiment.commands import Run, console
 from ssl_bench.models import masking
+from ssl_bench.papers import Ablation
 from ssl_bench.runs import schema
 from ssl_bench.sweep import in_turn
 from ssl_bench.sweep.ablation import Cell, Study, as_number
@@ -77,7 +77,7 @@ def collect(ablation: Ablation, cells: Sequence[Cell], finished: Sequence[Run]) 
         for cell, run in zip(cells, finished, strict=True)
         for record in run.records
     ]
-    labels = [as_number(value) for value in ablation.values] or list(ablation.cells)
+    labels = list(map(as_number, ablation.values))
     for evaluation in dict.fromkeys(row[2] for row in rows):
         for known, paper in ablation.paper.items():
             if evaluation.startswith(known):

@@ -202,6 +202,24 @@ def parse_json(text: str | bytes) -> Any:
     return content
 
 
+def load_toml(path: Path) -> dict[str, Any]:
+    """A TOML file.
+
+    Raises:
+        UserError: it cannot be read, or is no TOML.
+    """
+    import tomllib
+
+    try:
+        content = load_bytes(os.path.expanduser(path))
+    except Unreadable as error:
+        raise UserError(f"cannot read {str(path)!r}: {error}") from error
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no TOML: {first_line(error)}") from error
+
+
 def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -> bytes:
     """The content of a regular file; anything else, which may never end, is not waited for.
 

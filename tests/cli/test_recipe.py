@@ -16,12 +16,13 @@ from helpers import CPU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import recipe
 from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED
 from ssl_bench.config.presets import BACKBONES
-from ssl_bench.config.settings import OptimizerConfig, Published, Settings
+from ssl_bench.config.settings import OptimizerConfig, Settings
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
@@ -42,6 +43,12 @@ LINEAR = registry.find("eval", "linear-paper")
 RUN = ("run", "--data", "./nowhere", "--evals")
 CORE = [(name, preset) for name in registry.discover("method") for preset in ("quick", "small")]
 TINY = ("--backbone", "vit_nano", "--image-size", "16", "--patch-size", "4")
+
+
+def published_of(plugin: registry.Plugin) -> list[papers.Recipe]:
+    """All that is published of a method or an evaluation, for whatever preset."""
+    every = map(papers.read, papers.HERE.glob("*.toml"))
+    return [stage for paper in every for stage in paper.published.get(plugin.name, {}).values()]
 
 
 def rows(preset: str, *words: str) -> dict[tuple[str, str], recipe.Row]:
@@ -152,15 +159,14 @@ def test_published_names_are_flags_or_have_a_space(kind: registry.Kind) -> None:
     """A misspelt flag would be shown as something that is fixed and the same."""
     shared = {field.name for field in dataclasses.fields(Settings)}
     for plugin in registry.discover(kind).values():
-        known = {field.name for field in dataclasses.fields(plugin.config)} | {"sources"}
+        known = {field.name for field in dataclasses.fields(plugin.config)}
         known |= shared if kind == "method" else set()
-        for entries in getattr(plugin.outline(), "PAPER", {}).values():
-            for name, entry in entries.items():
+        for stage in published_of(plugin):
+            for name, several in stage.settings.items():
                 assert name in known or " " in name, (plugin.name, name)
-                several = (entry,) if isinstance(entry, Published) else entry
                 assert several
                 assert name in known or all(isinstance(each.value, str) for each in several)
-                assert name == "sources" or all(each.source for each in several)
+                assert all(each.source for each in several)
                 assert name not in known or not any(each.ours or each.unless for each in several)
                 assert all(set(each.unless) <= known for each in several)
 

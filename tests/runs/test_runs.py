@@ -387,6 +387,7 @@ class TestCheckout:
         wanted = {str(path.relative_to(ROOT)) for path in package}
         wanted |= {f"ssl_bench/{path.relative_to(ROOT)}" for path in plugins}
         wanted |= {str(path.relative_to(ROOT)) for path in embedded.glob("*.*")}
+        wanted |= {str(path.relative_to(ROOT)) for path in ROOT.glob("ssl_bench/papers/*.toml")}
         wanted |= {"ssl_bench/data/embedded/LICENSE", "ssl_bench/py.typed"}
         wanted |= {
             f"ssl_bench/analysis/report/page.{ending}" for ending in ("css", "html.j2", "js")

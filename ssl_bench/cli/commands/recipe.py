@@ -14,12 +14,13 @@ from typing import Any
 
 from rich.table import Table
 
+from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
-from ssl_bench.config.settings import Published
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.papers import Published
 from ssl_bench.utils.terminal import Console
 
 DIFFERS, DISPUTED = "!=", "~"
@@ -106,32 +107,49 @@ def show(words: Sequence[str]) -> None:
 
 
 def stages(config: RunConfig) -> list[Stage]:
-    """What a run would do, stage by stage."""
-    beside = _paper_preset(config.method, config.settings.preset)
+    """What a run would do, stage by stage.
+
+    Raises:
+        UserError: a file of published values makes no sense.
+    """
+    method = config.method
+    beside = _paper_preset(method, config.settings.preset)
     shared = {name: getattr(config.settings, name) for name in _SHARED}
-    found = [_stage(config.method, shared | _fields(config.method_config), beside)]
+    found = [_stage(method, shared | _fields(config.method_config), method, beside)]
     for plugin, own in config.evals.items():
-        found.append(_stage(plugin, _fields(own), beside))
+        found.append(_stage(plugin, _fields(own), method, beside))
     return found
 
 
-def _stage(plugin: Plugin, values: Mapping[str, Any], beside: str) -> Stage:
-    published = dict(plugin.published(beside)) if beside else {}
-    title = "pre-training" if plugin.kind == "method" else "evaluation"
-    quoted = published.pop("sources", None)
-    sources = quoted.value if isinstance(quoted, Published) else ""
-    rows = tuple(_rows(values, published))
-    return Stage(f"{title}: {plugin.name}", beside if published else "", sources, rows)
+def _stage(plugin: Plugin, values: Mapping[str, Any], method: Plugin, beside: str) -> Stage:
+    quoted = plugin.published(beside, method) if beside else papers.Recipe()
+    title = f"{'pre-training' if plugin.kind == 'method' else 'evaluation'}: {plugin.name}"
+    _check_names(title, quoted.settings, values)
+    rows = tuple(_rows(values, quoted.settings))
+    return Stage(title, beside if quoted.settings else "", quoted.sources, rows)
+
+
+def _check_names(
+    title: str, published: Mapping[str, tuple[Published, ...]], values: Mapping[str, Any]
+) -> None:
+    """Require flags to be flags: a misspelt one would be shown as what is fixed and the same."""
+    for name, entries in published.items():
+        used = {name for each in entries for name in each.unless}
+        wrong = (used if " " in name else {*used, name}) - values.keys()
+        require(
+            not wrong,
+            f"{title} has no flag {min(wrong, default='')!r}, which is among what is published; "
+            "what no flag changes has a space in its name",
+        )
 
 
 def _rows(
-    values: Mapping[str, Any], published: Mapping[str, Published | tuple[Published, ...]]
+    values: Mapping[str, Any], published: Mapping[str, tuple[Published, ...]]
 ) -> Iterator[Row]:
     """The settings in their own order, then what no flag changes."""
     texts = {name: _text(name, value, values) for name, value in values.items()}
     for name in dict.fromkeys([*values, *published]):
-        entry = published.get(name, ())
-        entries = (entry,) if isinstance(entry, Published) else entry
+        entries = published.get(name, ())
         sources = tuple((_text("", each.value, values), each.source) for each in entries)
         yield Row(name, texts.get(name) or _fixed(entries, values), sources)
         if name == "base_lr" and "batch_size" in values:
@@ -167,7 +185,7 @@ def _fields(config: Any) -> dict[str, Any]:
 def _paper_preset(method: Plugin, preset: str) -> str:
     """The preset itself where something is published for it, else the method's first such one."""
     candidates = (preset, *method.presets())
-    return next((name for name in candidates if method.published(name)), "")
+    return next((name for name in candidates if method.published(name, method).settings), "")
 
 
 def _help() -> str:

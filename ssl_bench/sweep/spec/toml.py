@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import datetime
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
-from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.errors import UserError, require
 from ssl_bench.sweep.spec.values import Given, shown
-from ssl_bench.utils.files import Unreadable, load_bytes
+from ssl_bench.utils.files import load_toml
 
 OWN = {each.name for each in fields(SweepSettings)}
 RESOURCES = {each.name for each in fields(ClusterSettings)}
@@ -49,7 +48,7 @@ def read_sweep(path: Path) -> SweepFile:
     Raises:
         UserError: it cannot be read, or a key of it makes no sense in any sweep.
     """
-    content = read(path)
+    content = load_toml(path)
     slurm, cells = content.pop("slurm", {}), content.pop("cells", None)
     require(isinstance(slurm, dict), f"{path}: 'slurm' is a table, [slurm]")
     _profiles(slurm, str(path))
@@ -63,22 +62,6 @@ def read_sweep(path: Path) -> SweepFile:
         require(name not in RESOURCES, f"{where} belongs into the table [slurm]")
     layers = [_layer(each, f"{path}: ", f" in [[cells]] {n}") for n, each in _numbered(cells or [])]
     return SweepFile(own, _layer(content, f"{path}: ", ""), layers, slurm, str(path))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A TOML file.
-
-    Raises:
-        UserError: it cannot be read, or is no TOML.
-    """
-    try:
-        content = load_bytes(os.path.expanduser(path))
-    except Unreadable as error:
-        raise UserError(f"cannot read {str(path)!r}: {error}") from error
-    try:
-        return tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no TOML: {first_line(error)}") from error
 
 
 def cluster_settings(
@@ -99,7 +82,7 @@ def cluster_settings(
         (p for p in (HERE, AT_HOME) if os.path.exists(os.path.expanduser(p))), None
     )
     if found:
-        content = read(found)
+        content = load_toml(found)
         for key in content:
             require(key == "slurm", f"{found}: unknown key {key!r}; it has a table [slurm]")
         require(isinstance(content.get("slurm", {}), dict), f"{found}: 'slurm' is a table, [slurm]")
