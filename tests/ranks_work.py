@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import helpers
 import pytest
-import test_contract as contract
 import torch
 from helpers import CPU, SHAPE, make_images
 
@@ -40,7 +40,7 @@ STOP_AT = 4
 PROBING = {"epochs": 2, "batch_size": 50, "optimizer": "sgd", "base_lr": 0.5}
 TUNING = {"epochs": 1, "batch_size": 11, "base_lr": 0.02, "drop_path": 0.3, "crop_scale": 0.4}
 MOCO, MAE = registry.find("method", "mocov3"), registry.find("method", "mae")
-METHODS = [p for p in contract.METHODS if p.name != "random-init"]
+METHODS = [p for p in helpers.METHODS if p.name != "random-init"]
 
 
 def steady_adamw(groups: Any, beta2: float) -> torch.optim.AdamW:
@@ -58,7 +58,7 @@ class Killed(BaseException):
 
 
 def build(plugin: Plugin) -> Method:
-    config = contract.small(plugin)
+    config = helpers.small(plugin)
     names = {field.name for field in dataclasses.fields(config)}
     config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
     return pretrain.build_method(plugin.load().Pretraining, config, SPEC, 3, seed=0)
@@ -67,7 +67,7 @@ def build(plugin: Plugin) -> Method:
 def train(plugin: Plugin, folder: Path, **options: Any) -> Any:
     """A short training in this process, one of the ranks or the only one."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan = contract.plan(plugin, SPEC, data())
+    plan = helpers.plan(plugin, SPEC, data())
     with mock.patch.object(optim, "adamw", steady_adamw):
         return pretrain.pretrain(build(plugin), data(), plan, folder, CPU, **options)
 

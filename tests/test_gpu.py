@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
 import pytest
-import test_contract as contract
 import torch
 
 from ssl_bench.api.registry import Plugin
@@ -22,22 +22,22 @@ from ssl_bench.training import pretrain
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.mark.parametrize("plugin", contract.METHODS, ids=contract.named)
+@pytest.mark.parametrize("plugin", helpers.METHODS, ids=helpers.named)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_methods_train(
     plugin: Plugin, precision: str, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
     hardware = choose(precision)  # type: ignore[arg-type]
-    method = contract.build(plugin, spec)
-    pretrain.pretrain(method, tiny, contract.plan(plugin, spec, tiny), tmp_path, hardware)
+    method = helpers.build(plugin, spec)
+    pretrain.pretrain(method, tiny, helpers.plan(plugin, spec, tiny), tmp_path, hardware)
     assert (tmp_path / "encoder.json").exists()
     pretrain.restore(method, tmp_path)
 
 
-@pytest.mark.parametrize("plugin", contract.EVALS, ids=contract.named)
+@pytest.mark.parametrize("plugin", helpers.EVALS, ids=helpers.named)
 def test_evaluations_run(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
     encoder = Encoder(encoders.build(spec, seed=0), spec, choose(), seed=0)
-    result = plugin.load().evaluate(encoder, tiny, contract.small(plugin))
+    result = plugin.load().evaluate(encoder, tiny, helpers.small(plugin))
     assert result.predictions_N is None or result.predictions_N.device.type == "cpu"
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import helpers
 import pytest
-import test_contract as contract
 from helpers import CPU
 
 from ssl_bench import CORE_VERSION
@@ -46,7 +46,7 @@ def test_losses_are_those_of_these_results(
     method: str, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
     assert CORE_VERSION == 1, "new results want new golden curves"
-    folder = contract.train(registry.find("method", method), spec, tiny, tmp_path / method)
+    folder = helpers.train(registry.find("method", method), spec, tiny, tmp_path / method)
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
     first = len(GOLDEN[method])
     assert losses[:first] == pytest.approx(GOLDEN[method], rel=2e-3)
@@ -57,7 +57,7 @@ def test_scores_are_those_of_these_results(name: str, spec: EncoderSpec, tiny: D
     assert CORE_VERSION == 1, "new results want new golden scores"
     plugin = registry.find("eval", name)
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-    found = plugin.load().evaluate(encoder, tiny, contract.small(plugin)).scores
+    found = plugin.load().evaluate(encoder, tiny, helpers.small(plugin)).scores
     near = 2.6 if name in ("finetune", "linear-paper") else 0.01
     assert {score: found[score] for score in SCORES[name]} == pytest.approx(
         SCORES[name], rel=0.01, abs=near

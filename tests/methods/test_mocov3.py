@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import helpers
 import naive
 import pytest
-import test_contract as contract
 import torch
 from helpers import CPU
 from torch import Tensor
@@ -105,7 +105,7 @@ def test_training_keeps_the_official_order_of_operations(
     batches = [Batch(both, torch.zeros(batch_size), NO_DRAWS) for both in views]
     monkeypatch.setattr(pretrain, "batches", lambda *given: (batches[d.step] for d in given[-1]))
     monkeypatch.setattr(optim, "adamw", lambda groups, beta2: torch.optim.SGD(groups, lr=0.0))
-    plan = contract.plan(MOCO, spec, data)
+    plan = helpers.plan(MOCO, spec, data)
     plan = dataclasses.replace(plan, epochs=epochs, batch_size=batch_size)
     pretrain.pretrain(method, data, plan, tmp_path, CPU)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").open()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import helpers
 import pytest
-import test_contract as contract
 import torch
 from helpers import CPU
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import gradients, pretrain
 
-_IN_PARTS = [p for p in contract.METHODS if getattr(p.load(), "ENCODES_IN_PARTS", False)]
+_IN_PARTS = [p for p in helpers.METHODS if getattr(p.load(), "ENCODES_IN_PARTS", False)]
 _BATCH = 12
 
 
@@ -24,7 +24,7 @@ def found(
     plugin: Plugin, spec: EncoderSpec, data: Dataset, at_once: int | None
 ) -> tuple[Tensor, dict[str, Tensor], int]:
     """The loss, the gradients and the bytes that are kept for the backward pass."""
-    method = contract.build(plugin, spec).train()
+    method = helpers.build(plugin, spec).train()
     encoders.keep_at_once(method, at_once)
     batch = pretrain.make_batch(method, data.train, spec, 0, 0, torch.arange(_BATCH))
     kept: dict[int, int] = {}
@@ -47,7 +47,7 @@ def test_some_method_encodes_in_parts() -> None:
     assert "mocov3" in {plugin.name for plugin in _IN_PARTS}
 
 
-@pytest.mark.parametrize("plugin", _IN_PARTS, ids=contract.named)
+@pytest.mark.parametrize("plugin", _IN_PARTS, ids=helpers.named)
 @pytest.mark.parametrize("at_once", [1, 5, 6])
 def test_loss_and_gradients_are_the_whole_batchs(
     plugin: Plugin, at_once: int, spec: EncoderSpec, tiny: Dataset
