@@ -128,7 +128,7 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
         train = Split(dataset.train.images_NCHW[:count], dataset.train.labels_N[:count])
         model = finetuning.classifier(encoder, 3, config)
         with mock.patch.object(optim, "adamw", steady_adamw):
-            with mock.patch.object(resuming, "deferred", defer_signals), suppress(Interrupted):
+            with mock.patch.object(resuming, "defer_signals", defer_signals), suppress(Interrupted):
                 finetuning.train(model, encoder, train, config)
                 assert stop_at is None
             if stop_at:

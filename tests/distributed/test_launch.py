@@ -241,12 +241,12 @@ def test_every_process_reads_the_checkpoint_that_the_first_one_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collectives, "rank", lambda: 1)
-    monkeypatch.setattr(collectives, "from_first", lambda look: 4)
+    monkeypatch.setattr(collectives, "on_rank_zero", lambda look: 4)
     with pytest.raises(UserError, match=r"process 1 does not see checkpoint .* of step 4"):
         training_state.read(tmp_path)
     resume.save(tmp_path / "checkpoint.pt", {"step": 4, "losses": torch.arange(3.0)})
     assert training_state.read(tmp_path)["losses"].tolist() == [0, 1, 2]
-    monkeypatch.setattr(collectives, "from_first", lambda look: None)
+    monkeypatch.setattr(collectives, "on_rank_zero", lambda look: None)
     assert training_state.read(tmp_path) == {}
 
 
