@@ -34,8 +34,6 @@ _SHORT = {
     "images": 9,
     "shares": (0.1, 0.5),
     "steps": 10,
-    "proj_hidden_dim": 64,
-    "proj_output_dim": 16,
 }
 
 

@@ -254,7 +254,8 @@ def test_the_ranges_are_no_part_of_a_methods_code(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(content)
         hashes.add(registry.find("method", str(tmp_path / f"{name}.py")).fingerprint)
     assert len(hashes) == 1
-    changed = text.replace(line, f"{line}, EvalSettings")
+    changed = text.replace("noise: float = 0.5", "noise: float = 0.6")
+    assert changed != text
     (tmp_path / "d.py").write_text(changed)
     assert registry.find("method", str(tmp_path / "d.py")).fingerprint not in hashes
 
