@@ -11,13 +11,13 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from ssl_bench.analysis import marks
 from ssl_bench.analysis.comparison import Cell, Comparison, Cost, Group
 from ssl_bench.analysis.comparison import Table as Compared
 from ssl_bench.analysis.comparison.grouping import Column
-from ssl_bench.analysis.comparison.pairs import LEVEL, Pair
+from ssl_bench.analysis.comparison.pairs import Pair
 from ssl_bench.utils.formatting import count, digits, plain, share, time, whole
 
-_SIGNS = {"best": " *", "single": " †", "tied": " ~", "": ""}
 _MOST_PAIRS = 15
 _MOST_ROWS = 50
 _WRAP = 16
@@ -82,6 +82,7 @@ def _flat(table: Compared, group: Group, column: Column, cell: Cell) -> dict[str
         "mean": mean.mean,
         "half_width": mean.half_width,
         "mark": cell.mark,
+        "mark_meaning": marks.meaning(cell.mark),
         "seeds": " ".join(map(str, known.values())),
         "runs": " ".join(known),
         **{name: value for name, value in vars(cost).items() if name != "devices"},
@@ -179,24 +180,14 @@ def _cell(table: Compared, group: Group, column: Column) -> Text:
         text += f" ± {digits(mean.half_width, column.unit)}"
     if mean.n != len(group.members):
         text += f" (n={mean.n})"
-    return _text(text + _SIGNS[cell.mark], style="bold" if cell.mark == "best" else "")
+    return _text(text + marks.sign(cell.mark), style="bold" if cell.mark == "best" else "")
 
 
 def _caption(table: Compared) -> str:
     """What the signs in the scores mean, of those that are there."""
-    marks = {cell.mark for cell in table.cells.values()}
-    lines = []
-    if any(cell.mean.half_width is not None for cell in table.cells.values()):
-        lines.append("mean ± half of its 95 % t interval over seeds")
-    if "best" in marks:
-        lines.append(f"* differs from every other one in its column (corrected p < {LEVEL})")
-    if "single" in marks:
-        lines.append(f"† differs from every other one, but of single runs (corrected p < {LEVEL})")
-    if "tied" in marks:
-        lines.append("~ cannot be told apart from the best mean of its column")
-    if any(pair.is_of_runs for pair in table.pairs):
-        lines.append("one run a side: that tells of these runs, not of other seeds")
-    return "\n".join(lines)
+    has_intervals = any(cell.mean.half_width is not None for cell in table.cells.values())
+    interval = ["mean ± half of its 95 % t interval over seeds"] * has_intervals
+    return "\n".join([*interval, *marks.legend(table)])
 
 
 def _costs(table: Compared, width: int) -> Table:

@@ -72,6 +72,17 @@ class Classifier(nn.Module):
             pooled_BD = tokens_BTD[:, 0]
         return self.head(self.fc_norm(pooled_BD))
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Names of the layers, for timm: the embeddings, each block, and the head with the norms.
+
+        A ViT's own matcher has the last norm in the last block, and register tokens in the head.
+        """
+        return {
+            "stem": r"encoder\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
+            "blocks": r"encoder\.blocks\.(\d+)\.",
+            "head": r".",
+        }
+
 
 def classifier(encoder: FrozenEncoder, classes: int, config: FinetuningConfig) -> Classifier:
     """A copy of the encoder under a fresh head, on its device, every parameter trainable.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from ssl_bench.config.settings import OptimizerConfig
@@ -16,7 +16,6 @@ from ssl_bench.errors import require
 from ssl_bench.utils import rng
 
 Group = dict[str, Any]
-_EMBEDDINGS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
 
 
 def freeze(module: nn.Module, *prefixes: str) -> int:
@@ -43,17 +42,15 @@ def freeze(module: nn.Module, *prefixes: str) -> int:
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Group]:
     """The trainable parameters, those of one dimension and the biases exempt from weight decay.
 
-    (``add_weight_decay`` of timm, as ``main_pretrain.py`` of MAE calls it; class and mask tokens
-    are decayed.) With ``decay_norm_and_bias`` all are decayed, as in MoCo v3.
+    (As ``main_pretrain.py`` of MAE calls timm; class and mask tokens are decayed.) With
+    ``decay_norm_and_bias`` all are decayed, as in MoCo v3.
     """
-    groups: list[Group] = [
-        {"params": [], "weight_decay": config.weight_decay, "lr_scale": 1.0},
-        {"params": [], "weight_decay": 0.0, "lr_scale": 1.0},
-    ]
-    for name, parameter in _trainable(module):
-        is_vector = parameter.ndim <= 1 or name.endswith(".bias")
-        groups[is_vector and not config.decay_norm_and_bias]["params"].append(parameter)
-    return [group for group in groups if group["params"]]
+    if config.decay_norm_and_bias:
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return [{"params": trained, "weight_decay": config.weight_decay}]
+    groups = param_groups_weight_decay(module, config.weight_decay)
+    # Decayed ones first: that is how the optimiser states in checkpoints are numbered.
+    return [group for group in reversed(groups) if group["params"]]
 
 
 def layer_decay_groups(
@@ -61,31 +58,21 @@ def layer_decay_groups(
 ) -> list[Group]:
     """Groups whose learning rate falls by a factor for each layer below the head.
 
-    A parameter of layer ``i`` gets ``layer_decay ** (depth + 1 - i)``: the embeddings are layer 0,
-    block ``j`` is layer ``j + 1``, norm and head are layer ``depth + 1``. One-dimensional
-    parameters, position embeddings and class tokens are exempt from weight decay
+    One-dimensional parameters, position embeddings and class tokens are exempt from weight decay
     (``util/lr_decay.py``, facebookresearch/mae ``efb2a80``), unless ``decay_norm_and_bias``.
 
     Args:
-        classifier: a module with the ViT under ``encoder``.
+        classifier: a module whose ``group_matcher`` tells timm its layers.
     """
-    encoder: Any = classifier.encoder
-    top = len(encoder.blocks) + 1
-    groups: dict[tuple[int, bool], Group] = {}
-    for name, parameter in _trainable(classifier):
-        layer = _layer(name, top)
-        exempt = parameter.ndim <= 1 or name.endswith(("pos_embed", "_token"))
-        decayed = config.decay_norm_and_bias or not exempt
-        group = groups.setdefault(
-            (layer, decayed),
-            {
-                "params": [],
-                "weight_decay": config.weight_decay if decayed else 0.0,
-                "lr_scale": layer_decay ** (top - layer),
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
+    exempts = not config.decay_norm_and_bias
+    names = [name for name, _ in classifier.named_parameters()]
+    return param_groups_layer_decay(
+        classifier,
+        config.weight_decay,
+        [name for name in names if exempts and name.endswith(("pos_embed", "_token"))],
+        weight_decay_exclude_1d=exempts,
+        layer_decay=layer_decay,
+    )
 
 
 def adamw(groups: Iterable[Group], beta2: float) -> torch.optim.AdamW:
@@ -230,14 +217,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Give each group its share of the learning rate: ``lr_scale``, or all of it without one."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-
-
-def _trainable(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-
-
-def _layer(name: str, top: int) -> int:
-    block = re.match(r"encoder\.blocks\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    return 0 if name.removeprefix("encoder.").startswith(_EMBEDDINGS) else top

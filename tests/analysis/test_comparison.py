@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ import pytest
 from rich.console import Console
 
 from ssl_bench.analysis import comparison, tables
+from ssl_bench.analysis import marks as rendering
 from ssl_bench.analysis.comparison import Comparison, Table, pairs
 from ssl_bench.analysis.comparison.grouping import Column, Score
+from ssl_bench.analysis.report import exports, page
+from ssl_bench.analysis.report.page import Content
 from ssl_bench.analysis.report.source import Source
 from ssl_bench.analysis.report.tables import main_tables, pair_tables, rows_of
 from ssl_bench.errors import UserError
@@ -97,6 +103,12 @@ def shown(compared: Comparison, width: int = 80) -> str:
         for note in tables.notes(compared):
             console.print(note, soft_wrap=True)
     return capture.get()
+
+
+def source_of(compared: Comparison) -> Source:
+    """What a report is made of, without its figures."""
+    runs, scores = (pd.DataFrame(columns=list(c)) for c in (RUN_COLUMNS, SCORE_COLUMNS))
+    return Source(Index(runs, scores, ()), compared, {})
 
 
 def test_seeds_make_a_group_with_mean_and_interval(results: Results) -> None:
@@ -292,15 +304,52 @@ def test_single_runs_are_compared_by_their_predictions(
         assert "not of other seeds" in text
         assert "differs, these two runs" in text
         assert "significant" not in text and "*" not in text
-        no_runs, no_scores = (pd.DataFrame(columns=list(c)) for c in (RUN_COLUMNS, SCORE_COLUMNS))
-        source = Source(Index(no_runs, no_scores, ()), results.compare(), {})
-        [scores], [tests] = main_tables(source), pair_tables(source)
-        assert "90.00 (1) †" in next(iter(rows_of(scores)))
-        assert "a is better, of these two runs †" in next(iter(rows_of(tests)))
-        assert "●" not in scores.caption
+        [tests] = pair_tables(source_of(results.compare()))
+        assert "a is better, of these two runs" in next(iter(rows_of(tests)))
     else:
         assert pair.how == "not tested"
         assert any("other images" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("mark", ["best", "tied", "single"])
+def test_a_mark_is_the_same_everywhere_and_explained_there(
+    results: Results, tmp_path: Path, mark: str
+) -> None:
+    if mark == "single":
+        labels = np.arange(100) % 10
+        for method, right in (("a", np.arange(100) < 90), ("b", np.arange(100) < 60)):
+            value = store_predictions(tmp_path / method, right, labels)
+            results.score(results.run(method), value, folder=str(tmp_path / method))
+    else:
+        results.seeds("a", 90 + NOISE[:5])
+        results.seeds("b", (90 if mark == "tied" else 70) + NOISE[5:10])
+    compared = results.compare()
+    assert marks(compared.tables[0])["a"] == mark
+    sign, words = rendering.sign(mark), rendering.meaning(mark)
+    assert sign.strip() in ("*", "†", "~") and words
+    others = {rendering.sign(each).strip() for each in ("best", "tied", "single")} - {sign.strip()}
+    source = source_of(compared)
+    [scores], [tests] = main_tables(source), pair_tables(source)
+    empty = dataclasses.replace(tests, name="runs", rows=())
+    content = Content("", (), (scores,), {}, (), empty, {}, (), (), (), ())
+    html = re.sub(r"<style>.*?</style>|<script>.*", "", page.render(content), flags=re.DOTALL)
+    for text in (
+        shown(compared, 120),
+        html,
+        exports.as_markdown(scores).replace("\\", ""),
+        exports.as_latex(scores)
+        .replace(r"\dag{}", "†")
+        .replace(r"\textasciitilde{}", "~")
+        .replace("{*}", "*")
+        .replace(r"\textless{}", "<"),
+    ):
+        plain = unescape(" ".join(text.split()))
+        assert re.search(rf"9\d\.\d\d( \S+){{0,3}}{re.escape(sign)}", plain), plain
+        assert f"{sign} {words}" in plain
+        assert not any(f"{other} " in plain.replace("**", "") for other in others)
+    for data in (tables.flat(compared), scores.data):
+        assert dict(zip(data["mark"], data["mark_meaning"], strict=True))[mark] == words
+    assert not any(each in " ".join(row) for row in rows_of(tests) for each in "*†~")
 
 
 def test_any_damage_to_arrays_is_told_in_one_line(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
 
 from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.errors import UserError
@@ -100,26 +102,27 @@ def test_vectors_and_biases_are_exempt_from_decay(spec: EncoderSpec) -> None:
     assert count == sum(p.requires_grad for p in encoder.parameters())
 
 
-def test_layer_decay_falls_from_the_head_to_the_embeddings(spec: EncoderSpec) -> None:
-    encoder = encoders.build(spec, seed=0).requires_grad_(True)
-    model = finetuning.Classifier(encoder, 3)
-    groups = optim.layer_decay_groups(model, OptimizerConfig(weight_decay=0.05), 0.5)
-    scale, decay = {}, {}
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            scale[names[parameter]] = group["lr_scale"]
-            decay[names[parameter]] = group["weight_decay"]
-    assert set(scale) == set(names.values())
-    depth = 6
-    assert scale["encoder.patch_embed.proj.weight"] == 0.5 ** (depth + 1)
-    assert scale["encoder.pos_embed"] == scale["encoder.cls_token"] == 0.5 ** (depth + 1)
-    for block in range(depth):
-        assert scale[f"encoder.blocks.{block}.attn.qkv.weight"] == 0.5 ** (depth - block)
-    assert scale["head.weight"] == scale["fc_norm.weight"] == 1.0
-    exempt = {name for name, value in decay.items() if value == 0}
-    assert {"encoder.pos_embed", "encoder.cls_token", "head.bias", "fc_norm.weight"} <= exempt
-    assert decay["head.weight"] == decay["encoder.blocks.0.mlp.fc1.weight"] == 0.05
+@pytest.mark.parametrize("pooling", ["avg", "cls"])
+@pytest.mark.parametrize("decays_all", [False, True])
+def test_layer_decay_falls_from_the_head_to_the_embeddings(
+    pooling: Literal["avg", "cls"], decays_all: bool
+) -> None:
+    """The rule of MAE's ``param_groups_lrd``, for every parameter that a ViT may have."""
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    encoder = VisionTransformer(**shape, reg_tokens=2, pre_norm=True, init_values=1e-5)
+    model = finetuning.Classifier(encoder, 3, pooling)
+    config = OptimizerConfig(weight_decay=0.05, decay_norm_and_bias=decays_all)
+    groups = optim.layer_decay_groups(model, config, 0.5)
+    found = {p: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    layers = {"head": 4, "fc_norm": 4, "norm": 4, "blocks": None}
+    for name, parameter in model.named_parameters():
+        part, _, rest = name.removeprefix("encoder.").partition(".")
+        layer = layers.get(part, 0)
+        scale = 0.5 ** (4 - (int(rest[0]) + 1 if layer is None else layer))
+        exempt = parameter.ndim == 1 or part in ("cls_token", "reg_token", "pos_embed")
+        decay = 0.0 if exempt and not decays_all else 0.05
+        assert found.pop(parameter) == (scale, decay), name
+    assert not found
 
 
 def test_set_learning_rate_scales_each_group() -> None:

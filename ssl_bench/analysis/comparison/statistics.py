@@ -11,6 +11,10 @@ What cannot be known is None, never a number that looks like knowledge:
   if they are all zero, else no test and no interval;
 - two runs that are right on the same images: p = 1;
 - values that are NaN are left out, and counted.
+
+The distributions are ``scipy.special``'s. ``scipy.stats`` and statsmodels have the whole tests, to
+which ours are equal to rounding, but a comparison would take half as long again to import either,
+and each test more than ten times as long.
 """
 
 from __future__ import annotations

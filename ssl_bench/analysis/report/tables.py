@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ssl_bench.analysis import marks
 from ssl_bench.analysis.comparison.pairs import LEVEL
 from ssl_bench.analysis.report.captions import partial
 from ssl_bench.analysis.report.source import Source, slug
@@ -22,7 +23,7 @@ class Cell:
     Attributes:
         sort: a number or a text; None stands last in either direction.
         link: the name of an anchor on the page.
-        mark: "best", "single", "tied" or "".
+        mark: that of a score, or "bad" for what has failed.
         hint: more to know.
     """
 
@@ -31,6 +32,11 @@ class Cell:
     link: str = ""
     mark: str = ""
     hint: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The text with its mark."""
+        return self.text + marks.sign(self.mark)
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,6 @@ _COSTS = (
     "runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)", "encoder parameters",
     "trained parameters", "device",
 )  # fmt: skip
-_LEGEND = {
-    "best": " ● marks the best of a column, significantly so against each other group.",
-    "single": " † marks the best of a column's single runs.",
-    "tied": " ○ marks what cannot be told apart from the highest mean.",
-}
 
 
 def main_tables(source: Source) -> Iterator[Table]:
@@ -80,16 +81,13 @@ def main_tables(source: Source) -> Iterator[Table]:
         units = {column.unit for column in table.headlines}
         unit = f"Scores: {min(units)}. " if len(units) == 1 else ""
         columns = ("method", *(_head(c, len(units) > 1) for c in table.headlines), *_COSTS)
-        marks = {cell.mark for cell in table.cells.values()}
-        single = any(pair.is_of_runs for pair in table.pairs)
-        legend = "".join(words for mark, words in _LEGEND.items() if mark in marks)
-        alone = " Single runs are tested by McNemar, which says nothing of other seeds."
+        legend = "; ".join(marks.legend(table))
         yield Table(
             name=_name("scores", table),
             title=table.title,
             caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; "
             "of one run, or of equal scores, none is known. Cost is that of the pre-training, "
-            f"the mean over seeds.{legend}{alone * single}",
+            f"the mean over seeds.{f' {legend}.' if legend else ''}",
             columns=columns,
             numeric=frozenset(range(1, len(columns) - 1)),
             rows=tuple(map(tuple, rows)),
@@ -130,7 +128,6 @@ def pair_tables(source: Source) -> Iterator[Table]:
             low, high = found.interval or (math.nan, math.nan)
             unit = "%" if found.test == "McNemar" else pair.column.unit
             between = f"{digits(low, unit, '+')} to {digits(high, unit, '+')}"
-            mark = ("single" if pair.is_of_runs else "best") if pair.better else ""
             verdict = "tie" if pair.p_adjusted is not None else "not tested"
             if pair.better:
                 verdict = f"{table.label(pair.better)} is better"
@@ -145,7 +142,7 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     Cell(_p(found.p), found.p),
                     Cell(_p(pair.p_adjusted), pair.p_adjusted),
                     Cell(pair.how, pair.how),
-                    Cell(verdict, verdict, mark=mark),
+                    Cell(verdict, verdict),
                 )
             )
             data.append(
@@ -188,9 +185,8 @@ def pair_tables(source: Source) -> Iterator[Table]:
 
 def rows_of(table: Table) -> Iterable[tuple[str, ...]]:
     """The texts of a table, marks included."""
-    signs = {"best": " ●", "single": " †", "tied": " ○"}
     for row in table.rows:
-        yield tuple(cell.text + signs.get(cell.mark, "") for cell in row)
+        yield tuple(cell.shown for cell in row)
 
 
 def plain(value: Any, kind: str = "") -> Cell:
@@ -271,6 +267,7 @@ def _numbers(table: Any, group: Any, column: Any, cell: Any) -> dict[str, Any]:
         "high": cell.mean.mean + half,
         "n": cell.mean.n,
         "mark": cell.mark,
+        "mark_meaning": marks.meaning(cell.mark),
         **cost,
         "devices": "; ".join(group.cost.devices),
         "runs": " ".join(member.run for member in group.members),
