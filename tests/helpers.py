@@ -68,7 +68,7 @@ def write_images(folder: Path) -> Path:
 
 def small(plugin: Plugin) -> Any:
     """A method's quick recipe, an evaluation's own defaults, made short."""
-    cls = plugin.config
+    cls = plugin.load().Config
     names = {field.name for field in dataclasses.fields(cls)}
     recipe = plugin.presets().get("quick", {}) if plugin.kind == "method" else {}
     values = {k: v for k, v in recipe.items() if k in names}

@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,7 @@ from ssl_bench.api.ranges import Range
 from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.config.settings import Ablation, EvalSettings, Published, Settings
 from ssl_bench.distributed.environment import PARENT
-from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.utils.formatting import plain
 
 Kind = Literal["method", "eval"]
@@ -94,8 +95,44 @@ class Plugin:
             )
         return outline.Config
 
+    def checked_config(self, values: Mapping[str, Any]) -> Any:
+        """The ``Config`` of these values, from the outline if that can make it: no torch import.
+
+        It is good for flags and messages; `real_config` is what a run gets.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        try:
+            return self.config(**values)
+        except UserError:
+            raise
+        except Exception:  # its checks need more of the file than the outline has
+            return self._make_config(values)
+
+    def real_config(self, config: Any) -> Any:
+        """The config again, as an instance of the ``Config`` of the imported module.
+
+        Raises:
+            UserError: that refuses it.
+        """
+        if type(config) is self.load().Config:
+            return config
+        fields = dataclasses.fields(config)
+        return self._make_config({f.name: getattr(config, f.name) for f in fields if f.init})
+
+    def _make_config(self, values: Mapping[str, Any]) -> Any:
+        try:
+            return self.load().Config(**values)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"Config in {self.path} fails: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """The plugin's ``Config`` from what a run has stored of it as JSON, where tuples are lists.
+        """The real config from what a run has stored of it as JSON, where tuples are lists.
 
         Raises:
             UserError: a value is of no field, of another type than the field's default, or out of
@@ -117,7 +154,7 @@ class Plugin:
                 f"{self.kind} {self.name!r} was stored with {name} {value!r:.60}, which is no "
                 f"{type_.__name__}",
             )
-        return self.config(**restored)
+        return self._make_config(restored)
 
     def presets(self) -> Mapping[str, Mapping[str, Any]]:
         """The flags that each preset sets for this plugin."""
@@ -282,7 +319,7 @@ def _check(plugin: Plugin, others: Iterable[Plugin]) -> None:
         require(isinstance(value, Mapping), f"{name} is {type(value).__name__}, no mapping")
     require(all(isinstance(each, Mapping) for each in plugin.presets().values()), "odd PRESETS")
     field_help(config)
-    config()
+    config = type(plugin.checked_config({}))
     twins = _flags(plugin) & _flags_beside(plugin, others)
     require(not twins, f"its field {min(twins, default='')!r} has the name of another flag")
     import tyro
@@ -382,8 +419,14 @@ def _outline(plugin: Plugin) -> types.ModuleType:
     code = compile(ast.Module(kept, []), str(plugin.path), "exec")
     try:
         exec(code, outline.__dict__)
+        if hasattr(outline, "Config"):
+            typing.get_type_hints(outline.Config)
     except (Exception, SystemExit):
-        return plugin.load()
+        outline = plugin.load()
+        try:
+            typing.get_type_hints(outline.Config)
+        except Exception as error:
+            raise UserError(f"Config in {plugin.path} cannot be read: {error}") from error
     return outline
 
 

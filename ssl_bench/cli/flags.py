@@ -208,15 +208,20 @@ class _Offer:
     def request(self, values: Mapping[str, Any]) -> Request:
         """The request that a value for each flag makes."""
 
-        def take(cls: type, prefix: str = "") -> Any:
-            return cls(**{f.name: values[prefix + f.name] for f in dataclasses.fields(cls)})
+        def take(cls: type, prefix: str = "") -> dict[str, Any]:
+            return {f.name: values[prefix + f.name] for f in dataclasses.fields(cls)}
+
+        def config(plugin: Plugin, prefix: str = "") -> Any:
+            return plugin.checked_config(take(plugin.config, prefix))
 
         return Request(
-            settings=take(self.base),
+            settings=self.base(**take(self.base)),
             method=self.method,
-            method_config=take(self.method.config) if self.method else None,
-            evals={plugin: take(plugin.config, _prefix(plugin)) for plugin in self.chosen},
-            evals_on_the_way={p: take(p.config, _prefix(p)) for p in self.on_the_way},
+            method_config=config(self.method) if self.method else None,
+            evals={plugin: config(plugin, _prefix(plugin)) for plugin in self.chosen},
+            evals_on_the_way={
+                plugin: config(plugin, _prefix(plugin)) for plugin in self.on_the_way
+            },
         )
 
 

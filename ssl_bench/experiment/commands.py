@@ -23,7 +23,12 @@ from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
-from ssl_bench.experiment.preparation import prepare_run, require_labels, snapshot_steps
+from ssl_bench.experiment.preparation import (
+    prepare_run,
+    require_labels,
+    snapshot_steps,
+    with_real_configs,
+)
 from ssl_bench.models import checkpoints, encoders, weights
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.encoders import EncoderSpec
@@ -64,6 +69,7 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
         UserError: the settings do not fit together, the data cannot be used, or it would be another
             run than was expected.
     """
+    request = with_real_configs(request)
     settings, plugin = request.settings, request.method
     assert plugin is not None
     ranks = _ranks(settings)
@@ -161,6 +167,7 @@ def evaluate(request: Request) -> Path:
     Raises:
         UserError: there is no such run or file, or it does not hold an encoder.
     """
+    request = with_real_configs(request)
     settings = request.settings
     _ranks(settings)
     hardware = choose(settings.precision)

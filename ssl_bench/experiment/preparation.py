@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ssl_bench.api.contract import Method
@@ -40,6 +40,21 @@ class Prepared:
     budget: Mapping[str, Any] | None
 
 
+def with_real_configs(request: Request) -> Request:
+    """The request with instances of each plugin's own ``Config``, for what trains and evaluates.
+
+    Raises:
+        UserError: a plugin cannot be imported, or refuses its settings.
+    """
+    method = request.method
+    return replace(
+        request,
+        method_config=method.real_config(request.method_config) if method else None,
+        evals={plugin: plugin.real_config(config) for plugin, config in request.evals.items()},
+        evals_on_the_way={p: p.real_config(c) for p, c in request.evals_on_the_way.items()},
+    )
+
+
 def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared:
     """Build what a run needs, without writing anything, so that whatever does not fit shows.
 
@@ -49,6 +64,7 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
     Raises:
         UserError: the run could not begin, or is another one than was expected.
     """
+    request = with_real_configs(request)
     settings, plugin = request.settings, request.method
     assert plugin is not None
     hardware = choose(settings.precision, settings.compile)
