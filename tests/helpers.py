@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset, Split, listing
 from ssl_bench.distributed.device import Hardware
@@ -77,7 +77,7 @@ def small(plugin: Plugin) -> Any:
 
 
 def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
-    return pretrain.build_method(plugin.load().Pretraining, small(plugin), spec, 3, seed)
+    return pretrain.build_method(plugin.load_class(), small(plugin), spec, 3, seed)
 
 
 def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:

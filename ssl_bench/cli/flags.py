@@ -303,7 +303,7 @@ def _chosen_evals(words: Sequence[str], default: Sequence[str]) -> list[str]:
     asked = peek(words, "evals") or list(default)
     if not asked:
         found = registry.discover("eval").values()
-        return [plugin.name for plugin in found if getattr(plugin.outline(), "DEFAULT", False)]
+        return [plugin.name for plugin in found if plugin.declared.is_default]
     return [] if asked == ["none"] else asked
 
 

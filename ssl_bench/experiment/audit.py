@@ -19,7 +19,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
@@ -75,9 +75,8 @@ def evaluations(
     with nowhere.device:
         encoder = Encoder(encoders.build(spec, seed), spec, nowhere, seed)
         for plugin, config in evals.items():
-            code = plugin.load()
-            if hasattr(code, "audit"):
-                lines.append(f"{plugin.name}: {code.audit(encoder, config)}")
+            line = plugin.load_class()(config).audit(encoder)
+            lines += [f"{plugin.name}: {line}"] if line else []
     return lines
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench import data as datasets
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli.flags import Request
 from ssl_bench.config.settings import EvalSettings, PrepareSettings, Settings, Storage

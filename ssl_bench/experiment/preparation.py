@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.cli.flags import Request
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
@@ -73,7 +73,7 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
     if data.unlabelled:
         of_two = pretrain.build_method(
-            plugin.load().Pretraining, request.method_config, spec, 2, settings.seed
+            plugin.load_class(), request.method_config, spec, 2, settings.seed
         )
         require(
             not audit.reads_labels(of_two, spec),
@@ -81,7 +81,7 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
             f"({data.unlabelled}); a method that reads none would work, such as mae",
         )
     method = pretrain.build_method(
-        plugin.load().Pretraining, request.method_config, spec, len(data.classes), settings.seed
+        plugin.load_class(), request.method_config, spec, len(data.classes), settings.seed
     )
     require(
         settings.batch_size >= method.smallest_batch,
@@ -90,8 +90,8 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
     )
     at_once = settings.micro_batch_size
     own = settings.batch_size // (settings.devices * settings.nodes)
-    in_parts = getattr(plugin.load(), "ENCODES_IN_PARTS", False)
-    can_split = method.splits or in_parts or not method.trains
+    in_parts = method.encodes_in_parts
+    can_split = method.per_sample_loss or in_parts or not method.trains
     require(
         at_once is None or at_once >= own or can_split,
         f"micro batch size {at_once}: the loss of {plugin.name} depends on all images of a batch, "

@@ -18,8 +18,7 @@ CONFIG = '''
 from __future__ import annotations
 from dataclasses import dataclass
 import torch
-from ssl_bench.api.contract import Method, Result
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.api import Evaluation, Method, OptimizerConfig, Result
 from ssl_bench.errors import above
 
 def check(width):
@@ -40,15 +39,16 @@ class Config(OptimizerConfig):
             check(self.width)
 '''
 METHOD = """
-class Pretraining(Method):
+class Mine(Method):
     def __init__(self, config, encoder, num_classes):
         super().__init__(config, encoder.requires_grad_(False), num_classes)
         assert isinstance(config, Config), type(config)
 """
 EVAL = """
-def evaluate(encoder, data, config):
-    assert isinstance(config, Config), type(config)
-    return Result({{"width": float(config.width)}}, unit="pixels")
+class Ours(Evaluation):
+    def evaluate(self, encoder, data):
+        assert isinstance(self.config, Config), type(self.config)
+        return Result({{"width": float(self.config.width)}}, unit="pixels")
 """
 
 
@@ -117,3 +117,115 @@ def test_a_type_of_the_own_file_is_found(write: Callable[..., Path]) -> None:
     missing = write("other.py", METHOD, more=odd)
     with pytest.raises(UserError, match="Choice"):
         _ = registry.find("method", str(missing)).config
+
+
+PLAIN = """
+import importlib
+from dataclasses import dataclass
+from ssl_bench import api
+from ssl_bench.api import Ablation, {base}, LogUniform
+import torch
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 3
+
+class Mine({base}):
+"""
+LINES = {
+    "a typo": ("method", "    per_sample_los = True", ["per_sample_los", "per_sample_loss"]),
+    "an annotated typo": ("method", "    versoin: int = 2", ["versoin", "version"]),
+    "one of a pair": ("method", "    version, preset = 1, {}", ["preset", "presets"]),
+    "another kind's": ("method", "    sharded = True", ["sharded"]),
+    "a method's": ("eval", "    per_sample_loss = True", ["per_sample_loss"]),
+    "what it was called": ("eval", "    DEFAULT = True", ["DEFAULT", "is_default"]),
+    "outside": ("method", "    pass\nPRESETS = {'quick': {}}", ["PRESETS", "presets"]),
+    "misspelt outside": ("method", "    pass\nPRESET = {'quick': {}}", ["PRESET", "presets"]),
+    "SEARCH": ("method", "    pass\nSEARCH = {}", ["SEARCH", "search_space"]),
+    "SPREAD": ("eval", "    pass\nSPREAD = True", ["SPREAD", "sharded"]),
+    "a function": ("method", "    def presets(self): return {}", ["presets"]),
+    "no mapping": ("method", "    presets = 5", ["presets", "int"]),
+    "no mappings in it": ("method", "    presets = {'quick': 5}", ["presets", "quick", "int"]),
+    "no range": ("method", "    search_space = {'width': (1, 2)}", ["search_space", "tuple"]),
+    "no ablation": ("method", "    ablations = {'width': {}}", ["ablations", "dict"]),
+    "no whole number": ("method", "    version = '2'", ["version", "'2'", "int"]),
+    "a bool for a number": ("method", "    version = True", ["version", "True", "int"]),
+    "a number for a bool": ("eval", "    is_default = 1", ["is_default", "1", "bool"]),
+    "none below 1": ("method", "    smallest_batch = 0", ["smallest_batch", "0"]),
+    "two of them": ("method", "    pass\nclass Other(Mine): pass", ["Mine", "Other"]),
+    "of the other kind": ("eval", "    pass\nMine = None", ["Evaluation"]),
+}
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_what_the_contract_does_not_know_is_one_line(
+    ssl_bench: Command, tmp_path: Path, what: str
+) -> None:
+    kind, lines, told = LINES[what]
+    path = tmp_path / "mine.py"
+    path.write_text(PLAIN.format(base={"method": "Method", "eval": "Evaluation"}[kind]) + lines)
+    flag = "--method" if kind == "method" else "--evals"
+    code, _, error = ssl_bench("run", flag, path, "--runs-dir", tmp_path / "runs", "--help")
+    assert (code, error.count("\n")) == (2, 1), error
+    assert str(path) in error
+    assert all(each in error for each in told), error
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "    version = 4",
+        "    version: int = 4",
+        "    '''Mine.'''\n    _OWN = 4\n    version = _OWN",
+        "    version = smallest_batch = 4",
+        "    version, smallest_batch = 4, 2",
+        "    if torch:\n        version = 4",
+        "    version = int(4 * torch.ones(()))",
+        "    pass\nMine.version = 4",
+        "    pass\n_FOUR = 4\nMine.version = _FOUR\nOWN = 5",
+        "    note: str\n    def __init__(self): ...\n    version = 4\nclass _Other(Mine): pass",
+    ],
+)
+@pytest.mark.parametrize("base", ["Method", "api.Method", "_Base", "One"])
+def test_declared_attributes_are_those_of_the_class(tmp_path: Path, lines: str, base: str) -> None:
+    path = tmp_path / "mine.py"
+    text = PLAIN.format(base="Method").replace("class Mine(Method)", f"class Mine({base})")
+    text = text.replace("import torch\n", "import torch\nfrom ssl_bench.api import Method as One\n")
+    inherits = "\nclass _Base(Method):\n    encodes_in_parts = True\n\nclass Mine"
+    path.write_text(text.replace("\nclass Mine", inherits) + lines)
+    plugin = registry.find("method", str(path))
+    assert plugin.declared.version == 4 == plugin.load_class().version
+    for name in ("presets", "encodes_in_parts", "smallest_batch", "per_sample_loss"):
+        assert getattr(plugin.declared, name) == getattr(plugin.load_class(), name)
+    assert plugin.declared.encodes_in_parts == (base == "_Base")
+
+
+def test_declared_attributes_that_make_no_number_are_no_code(tmp_path: Path) -> None:
+    hashes: dict[str, str] = {}
+    for lines in (
+        "",
+        "    version = 2",
+        "    presets = {'quick': {}}",
+        "    encodes_in_parts: bool = True",
+        "    search_space = {'width': LogUniform(1, 2)}",
+        "    per_sample_loss = True",
+        "    _version = 2",
+        "    def loss(self, batch):\n        version = 2",
+        "    def loss(self, batch):\n        version = 3",
+    ):
+        path = tmp_path / "mine.py"
+        path.write_text(PLAIN.format(base="Method") + "    '''Mine.'''\n" + lines)
+        hashes[lines] = registry.Plugin("method", "mine", path, "").fingerprint
+    distinct = list(dict.fromkeys(hashes.values()))
+    assert len(distinct) == 5
+    assert list(hashes.values())[:5] == distinct[:1] * 5
+
+
+def test_the_fields_of_a_config_are_code_whatever_they_are_called(tmp_path: Path) -> None:
+    prints = set()
+    for default in (1, 2):
+        path = tmp_path / "mine.py"
+        text = PLAIN.format(base="Method").replace("width: int = 3", f"version: int = {default}")
+        path.write_text(text + "    pass")
+        prints.add(registry.Plugin("method", "mine", path, "").fingerprint)
+    assert len(prints) == 2
