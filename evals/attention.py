@@ -20,15 +20,15 @@ from torch import Tensor
 from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
-from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.features import RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.models.attention_maps import (
     attention_by_block,
-    check_attention,
     distance,
     entropy,
     over_patches,
     rollout,
+    why_unreadable,
 )
 from ssl_bench.transforms.augmentations import evaluation_view
 from ssl_bench.utils import progress
@@ -59,10 +59,15 @@ class Attention(Evaluation):
         """The attention that nothing has trained."""
         return {"random init": ("random", self.config)}
 
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether the weights of the encoder's attention can be read."""
+        if isinstance(encoder, RawPixels):
+            return "raw pixels have no attention"
+        return why_unreadable(encoder.trainable_copy())
+
     def audit(self, encoder: FrozenEncoder) -> str:
-        """Check that the weights of the encoder's attention can be read."""
+        """Whose attention it is."""
         module = encoder.trainable_copy()
-        check_attention(module)
         whose = (
             "the class token" if module.cls_token is not None else "all patches, of which the mean"
         )

@@ -20,13 +20,14 @@ from torch import Tensor
 from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
-from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.features import RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.evaluation.similarity import linear_cka
 from ssl_bench.models.attention_maps import tokens_by_block
 from ssl_bench.utils import progress
 
 _IMAGES_AT_ONCE = 64
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,21 @@ class Config:
     """Test images to compare, 4 or more; the same for every run."""
 
     def __post_init__(self) -> None:
-        above("cka images", self.images, 3)
+        above("cka images", self.images, _FEWEST - 1)
 
 
 class CKA(Evaluation):
     """Similarity of the encoder's blocks to each other and to the pixels."""
 
     version = 1
+
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether there are blocks, and images enough for the debiased estimate."""
+        if isinstance(encoder, RawPixels):
+            return "raw pixels have no blocks"
+        if len(data.test) < _FEWEST:
+            return f"it takes {_FEWEST} test images or more; {data.name} has {len(data.test)}"
+        return None
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
         """What the architecture alone has in common with the pixels."""

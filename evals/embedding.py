@@ -54,6 +54,13 @@ class Embedding(Evaluation):
 
     version = 1
 
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether there are enough images for neighbours."""
+        count = len(data.test)
+        if count < _FEWEST:
+            return f"it takes {_FEWEST} test images or more; {data.name} has {count}"
+        return None
+
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
         """What to show beside an encoder's map."""
         return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
@@ -66,10 +73,6 @@ class Embedding(Evaluation):
         """
         config = self.config
         count = min(config.images, len(data.test))
-        require(
-            count >= _FEWEST,
-            f"embedding takes {_FEWEST} test images or more; {data.name} has {count}",
-        )
         order_N = balanced_order(data.test.labels_N, "embedding", data.fingerprint)
         index_N = order_N[:count].sort().values
         features = encoder.features(data.test)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.config.settings import probe_grid
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import UserError, above, require, within
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.metrics import accuracy, balanced_order, rank_in_class
 
@@ -67,6 +67,15 @@ class LowShot(Evaluation):
     """Linear probes on a few labels."""
 
     version = 1
+
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether each share holds two labels of each class."""
+        try:
+            for share in self.config.shares:
+                _size(share, data)
+        except UserError as error:
+            return str(error)
+        return None
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
         """What to show beside an encoder's score."""

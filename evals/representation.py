@@ -69,13 +69,18 @@ class Representation(Evaluation):
 
     version = 1
 
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether there are images to compare."""
+        if len(data.test) < 2:
+            return f"it compares test images, and {data.name} has {len(data.test)}"
+        return None
+
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
         """What to show beside an encoder's numbers."""
         return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Measure the features of each pooling, the headline's first."""
-        require(len(data.test) > 1, "representation compares test images; at least 2 would work")
         index_N = subset(len(data.test), self.config.images, data.fingerprint)
         features = encoder.features(data.test)
         for pooling, features_ND in features.items():

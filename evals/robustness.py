@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssl_bench.api import Evaluation, FrozenEncoder, ProbeConfig, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import require, within
+from ssl_bench.errors import within
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.features import match_channels
 from ssl_bench.evaluation.metrics import accuracy
@@ -51,6 +51,16 @@ class Robustness(Evaluation):
 
     version = 1
 
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether the images are large enough to be corrupted."""
+        size = encoder.spec.image_size
+        if size < SMALLEST_SIDE:
+            return (
+                f"it takes images of {SMALLEST_SIDE} pixels or more, not {size}; a larger "
+                "--image-size would work"
+            )
+        return None
+
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
         """The untrained encoder under the same protocol."""
         return {"random init": ("random", self.config)}
@@ -65,11 +75,6 @@ class Robustness(Evaluation):
         Arrays: ``accuracy``, float64 ``(kinds, severities)`` in percent, in the same order.
         """
         spec, hardware = encoder.spec, encoder.hardware
-        require(
-            spec.image_size >= SMALLEST_SIDE,
-            f"robustness takes images of {SMALLEST_SIDE} pixels or more, not {spec.image_size}; "
-            "a larger --image-size would work",
-        )
         probe = linear_probe.fit_best(encoder.features(data.train), data, self.config, encoder.seed)
         order_N = rng.permutation(len(data.test), "robustness", data.fingerprint)
         chosen_N = order_N[: self.config.images or None].sort().values

@@ -79,6 +79,8 @@ def evaluate_run(
                 home = _baseline_folder(kind, spec, data, seed, runs_dir)
                 if kind not in fresh:
                     fresh[kind] = _baseline(kind, spec, hardware, seed, data, home, keep_features)
+                if plugin.load_class()(baseline_config).supports(fresh[kind], data) is not None:
+                    continue
                 with collectives.rank_zero_only(run_folder.locked(home, wait=True)):
                     baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
                 record["baselines"][label] = baseline["scores"]

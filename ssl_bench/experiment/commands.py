@@ -69,12 +69,12 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
         UserError: the settings do not fit together, the data cannot be used, or it would be another
             run than was expected.
     """
-    request = with_real_configs(request)
     settings, plugin = request.settings, request.method
     assert plugin is not None
     ranks = _ranks(settings)
     data = data or load(*source_of(settings))
     prepared = prepare_run(request, data, expected)
+    request = prepared.request
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
         "preset": settings.preset,
@@ -98,6 +98,8 @@ def run(request: Request, data: Dataset | None = None, expected: str = "") -> Ru
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
+    for line in prepared.left_out:
+        _note(line)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     is_first = collectives.rank() == 0
     # What is drawn in the end must be whole, and training may shard the method.
@@ -181,14 +183,17 @@ def evaluate(request: Request) -> Path:
     _say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
-    recipe = audit.evaluations(spec, request.evals, seed, hardware)
+    evals, left_out = audit.supported(spec, request.evals, data, seed, hardware)
+    for line in left_out:
+        _note(line)
+    recipe = audit.evaluations(spec, evals, seed, hardware)
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
         _evaluate(
             folder,
             plan["method"],
-            request.evals,
+            evals,
             data,
             seed,
             hardware,

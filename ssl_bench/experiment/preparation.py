@@ -27,17 +27,21 @@ class Prepared:
     """A run that may begin.
 
     Attributes:
+        request: with each plugin's real ``Config``, and those evaluations that are possible.
         method: around a fresh encoder.
         recipe: what the audit found, for a person to read.
         budget: what the training may cost, as `budget.of` has it.
+        left_out: a line about each evaluation that is not possible.
     """
 
+    request: Request
     plan: Plan
     spec: EncoderSpec
     method: Method
     hardware: Hardware
     recipe: str
     budget: Mapping[str, Any] | None
+    left_out: Sequence[str]
 
 
 def with_real_configs(request: Request) -> Request:
@@ -127,8 +131,21 @@ def prepare_run(request: Request, data: Dataset, expected: str = "") -> Prepared
             "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
             f"encoder keeps those of all {own}"
         )
-    recipe += audit.evaluations(spec, request.evals, settings.seed, hardware)
-    return Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
+    evals, left_out = audit.supported(spec, request.evals, data, settings.seed, hardware)
+    on_the_way, others = audit.supported(
+        spec, request.evals_on_the_way, data, settings.seed, hardware
+    )
+    recipe += audit.evaluations(spec, evals, settings.seed, hardware)
+    return Prepared(
+        request=replace(request, evals=evals, evals_on_the_way=on_the_way),
+        plan=plan,
+        spec=spec,
+        method=method,
+        hardware=hardware,
+        recipe="; ".join(recipe),
+        budget=budget,
+        left_out=tuple(dict.fromkeys([*left_out, *others])),
+    )
 
 
 def require_labels(data: Dataset, way_out: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
 from ssl_bench.cli.argv import by_flag
 from ssl_bench.cli.flags import Request
@@ -38,6 +39,7 @@ class _Training:
     steps: int
     flops: int
     seconds: float | None
+    evals: Mapping[Plugin, Any]
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,14 @@ class Planner:
         data = self._data(request)
         training = self._training(request, data)
         plan = replace(training.plan, seed=settings.seed)
-        names = [plugin.name for plugin in request.evals]
+        names = [plugin.name for plugin in training.evals]
         return Entry(
             label=cell.label,
             words=words,
             run=plan.name,
             evals={
                 plugin.name: runner.folder_name(plugin, config, data, plan.seed, plan.precision)
-                for plugin, config in request.evals.items()
+                for plugin, config in training.evals.items()
             },
             steps=training.steps,
             batch_size=plan.batch_size,
@@ -152,7 +154,9 @@ class Planner:
             if pace:
                 self.paces[pace.basis] = None
             seconds = counted / pace.rate if pace else None if counted else 0.0
-            self._trainings[alike] = _Training(plan, steps, counted, seconds)
+            self._trainings[alike] = _Training(
+                plan, steps, counted, seconds, prepared.request.evals
+            )
         return self._trainings[alike]
 
     def _data(self, request: Request) -> Dataset:

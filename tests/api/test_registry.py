@@ -119,6 +119,57 @@ def test_a_type_of_the_own_file_is_found(write: Callable[..., Path]) -> None:
         _ = registry.find("method", str(missing)).config
 
 
+PICKY = """
+class Picky(Evaluation):
+    def supports(self, encoder, data):
+        if len(data.test) < self.config.width:
+            return f"{{len(data.test)}} images are not enough"
+        return None if hasattr(encoder, "trainable_copy") else "pixels"
+
+    def baselines(self):
+        return {{"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}}
+
+    def evaluate(self, encoder, data):
+        return Result({{"width": float(self.config.width)}}, unit="pixels")
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_what_an_evaluation_does_not_support_is_left_out(
+    ssl_bench: Command,
+    write: Callable[..., Path],
+    image_folder: Path,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    evals = f"{write('picky.py', PICKY)},{write('ours.py', EVAL)}"
+    runs = tmp_path / "runs"
+    words = ["run", "--method", "random-init", "--data", image_folder, "--runs-dir", runs]
+    if command == "eval":
+        assert ssl_bench(*words, "--evals", "none")[0] == 0
+        words = ["eval", next(runs.glob("random-init-*")), "--runs-dir", runs]
+    before = sorted(runs.rglob("*"))
+    code, _, error = ssl_bench(*words, "--evals", tmp_path / "picky.py", "--picky-width", 14)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "picky" in error and "12 images" in error
+    assert [path for path in sorted(runs.rglob("*")) if path.name != "lock"] == before
+
+    code, output, error = ssl_bench(*words, "--evals", evals, "--picky-width", 14)
+    assert code == 0, error
+    [line] = [line for line in output.splitlines() if "12 images" in line]
+    assert "picky" in line
+    [folder] = runs.glob("random-init-*")
+    found = [load_json(path) for path in schema.score_files(folder)]
+    assert [record["eval"] for record in found] == ["ours"]
+
+    code, output, error = ssl_bench(*words, "--evals", evals, "--picky-width", 12)
+    assert code == 0, error
+    assert "left out" not in output
+    found = [load_json(path) for path in schema.score_files(folder)]
+    baselines = {record["eval"]: list(record["baselines"]) for record in found}
+    assert baselines == {"ours": [], "picky": ["random init"]}
+
+
 PLAIN = """
 import importlib
 from dataclasses import dataclass

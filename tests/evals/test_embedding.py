@@ -113,10 +113,9 @@ def test_settings_that_cannot_be_are_one_line(wrong: dict[str, Any]) -> None:
 
 def test_too_few_test_images_are_one_line(tiny: Dataset) -> None:
     few = Split(tiny.test.images_NCHW[:3], tiny.test.labels_N[:3])
-    with pytest.raises(UserError, match="tiny has 3"):
-        EMBEDDING.load_class()(EMBEDDING.config()).evaluate(
-            Clusters(), dataclasses.replace(tiny, test=few)
-        )
+    embedding = EMBEDDING.load_class()(EMBEDDING.config())
+    assert "tiny has 3" in embedding.supports(Clusters(), dataclasses.replace(tiny, test=few))
+    assert embedding.supports(Clusters(), tiny) is None
 
 
 class Broken(Clusters):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from typing import Any
 
@@ -147,8 +148,11 @@ def test_a_share_with_too_few_labels_is_one_line(
     share: float, tiny: Dataset, spec: EncoderSpec
 ) -> None:
     config = LOW_SHOT.config(shares=(0.5, share))
-    with pytest.raises(UserError, match=r"of 120 training images .* a share of 0\.05$"):
-        LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+    low_shot = LOW_SHOT.load_class()(config)
+    reason = low_shot.supports(RawPixels(spec, CPU, 0), tiny)
+    assert re.search(r"of 120 training images .* a share of 0\.05$", reason)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        low_shot.evaluate(RawPixels(spec, CPU, 0), tiny)
 
 
 @pytest.mark.parametrize(

@@ -222,5 +222,7 @@ class TestCka:
             tiny.test, images_NCHW=tiny.test.images_NCHW[:3], labels_N=tiny.test.labels_N[:3]
         )
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-        with pytest.raises(UserError, match="4 or more would work"):
-            CKA.CKA(CKA.Config()).evaluate(encoder, dataclasses.replace(tiny, test=few))
+        cka = CKA.CKA(CKA.Config())
+        assert "tiny has 3" in cka.supports(encoder, dataclasses.replace(tiny, test=few))
+        assert cka.supports(encoder, tiny) is None
+        assert cka.supports(RawPixels(spec, CPU, 0), tiny)
