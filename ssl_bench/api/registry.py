@@ -465,6 +465,8 @@ def _outline(plugin: Plugin) -> tuple[types.ModuleType, type]:
         require(isinstance(declared, type), "the class has become something else")
     except (Exception, SystemExit):
         outline, declared = plugin.load(), plugin.load_class()
+        own = [each for each in tree.body if isinstance(each, ast.ClassDef)]
+        _check_names(plugin, tree, [each for each in own if each.name == declared.__name__])
     _check_values(plugin, declared)
     return outline, declared
 

@@ -280,3 +280,15 @@ def test_the_fields_of_a_config_are_code_whatever_they_are_called(tmp_path: Path
         path.write_text(text + "    pass")
         prints.add(registry.Plugin("method", "mine", path, "").fingerprint)
     assert len(prints) == 2
+
+
+def test_a_typo_below_another_method_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    text = PLAIN.format(base="Method").replace("class Mine(Method)", "class Mine(mae.MAE)")
+    path.write_text("from ssl_bench.methods import mae\n" + text + "    versio = 2")
+    with pytest.raises(UserError, match="'versio'.*'version'"):
+        _ = registry.find("method", str(path)).declared
+    path = tmp_path / "other.py"
+    path.write_text("from ssl_bench.methods import mae\n" + text + "    version = 2")
+    declared = registry.find("method", str(path)).declared
+    assert (declared.version, declared.per_sample_loss) == (2, True)
