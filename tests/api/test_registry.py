@@ -286,7 +286,7 @@ def test_a_typo_below_another_method_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     text = PLAIN.format(base="Method").replace("class Mine(Method)", "class Mine(mae.MAE)")
     path.write_text("from ssl_bench.methods import mae\n" + text + "    versio = 2")
-    with pytest.raises(UserError, match="'versio'.*'version'"):
+    with pytest.raises(UserError, match=r"'versio'.*'version'"):
         _ = registry.find("method", str(path)).declared
     path = tmp_path / "other.py"
     path.write_text("from ssl_bench.methods import mae\n" + text + "    version = 2")
