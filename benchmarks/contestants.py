@@ -231,8 +231,8 @@ class _Ours(Model):
                 "proj_hidden_dim": case.projector[0],
                 "proj_output_dim": case.projector[1],
             }
-        code = plugin.load()
-        self.method = pretrain.build_method(code.Pretraining, code.Config(**settings), spec, 10, 0)
+        config = plugin.load().Config(**settings)
+        self.method = pretrain.build_method(plugin.load_class(), config, spec, 10, 0)
 
         self.patches = case.patches
 
@@ -240,7 +240,7 @@ class _Ours(Model):
         self, contestant: Contestant, device: torch.device, images_at_once: int | None
     ) -> Backward:
         """As in this project's own loop."""
-        from ssl_bench.api.contract import Batch
+        from ssl_bench.api.method import Batch
         from ssl_bench.distributed.device import Hardware, choose
         from ssl_bench.training import gradients, pretrain
 

@@ -131,10 +131,10 @@ def _linear(seconds: float) -> float:
     from ssl_bench.api import registry
 
     plugin = registry.find("eval", "linear")
-    code = plugin.load()
     encoder, images = _setting()
+    evaluation = plugin.load_class()(plugin.config())
     before = time.perf_counter()
-    code.evaluate(encoder, images, plugin.config())
+    evaluation.evaluate(encoder, images)
     return time.perf_counter() - before
 
 
@@ -143,7 +143,7 @@ def _paper(seconds: float) -> float:
     from ssl_bench.data import Split
 
     plugin = registry.find("eval", "linear-paper")
-    code, config = plugin.load(), plugin.config(epochs=1)
+    config = plugin.config(epochs=1)
     encoder, images = _setting()
     first, few = slice(_IMAGES), slice(256)
     part = replace(
@@ -151,7 +151,8 @@ def _paper(seconds: float) -> float:
         train=Split(images.train.images_NCHW[first], images.train.labels_N[first]),
         test=Split(images.test.images_NCHW[few], images.test.labels_N[few]),
     )
-    took = _median_time(lambda: code.evaluate(encoder, part, config), seconds)
+    evaluation = plugin.load_class()(config)
+    took = _median_time(lambda: evaluation.evaluate(encoder, part), seconds)
     return took * _EPOCHS * len(images.train) / _IMAGES
 
 

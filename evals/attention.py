@@ -17,23 +17,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
-from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.features import RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.models.attention_maps import (
     attention_by_block,
-    check_attention,
     distance,
     entropy,
     over_patches,
     rollout,
+    why_unreadable,
 )
 from ssl_bench.transforms.augmentations import evaluation_view
 from ssl_bench.utils import progress
 
-VERSION = 1
 _IMAGES_AT_ONCE = 32
 
 
@@ -51,40 +50,54 @@ class Config:
         above("attention sample", self.sample, 0)
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """The attention that nothing has trained."""
-    return {"random init": ("random", config)}
+class Attention(Evaluation):
+    """Attention of the last block, and how far patches look."""
 
+    version = 1
 
-def audit(encoder: FrozenEncoder, config: Config) -> str:
-    """Check that the weights of the encoder's attention can be read."""
-    module = encoder.trainable_copy()
-    check_attention(module)
-    whose = "the class token" if module.cls_token is not None else "all patches, of which the mean"
-    return f"attention of {whose} in {len(module.blocks)} blocks"
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """The attention that nothing has trained."""
+        return {"random init": ("random", self.config)}
 
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether the weights of the encoder's attention can be read."""
+        if isinstance(encoder, RawPixels):
+            return "raw pixels have no attention"
+        return why_unreadable(encoder.trainable_copy())
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Draw maps of a few test images, measure many.
+    def audit(self, encoder: FrozenEncoder) -> str:
+        """Whose attention it is."""
+        module = encoder.trainable_copy()
+        whose = (
+            "the class token" if module.cls_token is not None else "all patches, of which the mean"
+        )
+        return f"attention of {whose} in {len(module.blocks)} blocks"
 
-    Arrays: ``images``, uint8 ``(N, C, H, W)`` as the encoder sees them; ``attention``, float32
-    ``(N, heads, rows, columns)`` of the last block, which sums to 1 less what goes to prefix
-    tokens; ``rollout``, the same of all blocks, float32 ``(N, rows, columns)``; their ``labels``,
-    int64 ``(N,)``; ``distance``, float32 ``(depth, heads)`` in patches.
-    """
-    index_N = _first_of_each_class(data.test.labels_N, config.images)
-    maps = _maps(encoder, data, index_N)
-    spread, distances_MH = _measure(encoder, data, config)
-    by_block = {
-        f"distance_{number}": mean
-        for number, mean in enumerate(distances_MH.mean(dim=1).tolist(), start=1)
-    }
-    return Result(
-        {"entropy": 100 * spread, **by_block},
-        arrays={**maps, "labels": data.test.labels_N[index_N], "distance": distances_MH.float()},
-        unit="attention entropy (%)",
-        better="neither",
-    )
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Draw maps of a few test images, measure many.
+
+        Arrays: ``images``, uint8 ``(N, C, H, W)`` as the encoder sees them; ``attention``, float32
+        ``(N, heads, rows, columns)`` of the last block, which sums to 1 less what goes to prefix
+        tokens; ``rollout``, the same of all blocks, float32 ``(N, rows, columns)``; their
+        ``labels``, int64 ``(N,)``; ``distance``, float32 ``(depth, heads)`` in patches.
+        """
+        index_N = _first_of_each_class(data.test.labels_N, self.config.images)
+        maps = _maps(encoder, data, index_N)
+        spread, distances_MH = _measure(encoder, data, self.config)
+        by_block = {
+            f"distance_{number}": mean
+            for number, mean in enumerate(distances_MH.mean(dim=1).tolist(), start=1)
+        }
+        return Result(
+            {"entropy": 100 * spread, **by_block},
+            arrays={
+                **maps,
+                "labels": data.test.labels_N[index_N],
+                "distance": distances_MH.float(),
+            },
+            unit="attention entropy (%)",
+            better="neither",
+        )
 
 
 def _first_of_each_class(labels_N: Tensor, count: int) -> Tensor:

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
-from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.features import RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.evaluation.similarity import linear_cka
 from ssl_bench.models.attention_maps import tokens_by_block
 from ssl_bench.utils import progress
 
-VERSION = 1
 _IMAGES_AT_ONCE = 64
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -38,33 +38,45 @@ class Config:
     """Test images to compare, 4 or more; the same for every run."""
 
     def __post_init__(self) -> None:
-        above("cka images", self.images, 3)
+        above("cka images", self.images, _FEWEST - 1)
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """What the architecture alone has in common with the pixels."""
-    return {"random init": ("random", config)}
+class CKA(Evaluation):
+    """Similarity of the encoder's blocks to each other and to the pixels."""
 
+    version = 1
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Compare the last block with the pixels, and with each other block.
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether there are blocks, and images enough for the debiased estimate."""
+        if isinstance(encoder, RawPixels):
+            return "raw pixels have no blocks"
+        if len(data.test) < _FEWEST:
+            return f"it takes {_FEWEST} test images or more; {data.name} has {len(data.test)}"
+        return None
 
-    Arrays: ``index`` of the images in the test split, int64 ``(N,)``, and ``block_0`` to
-    ``block_{depth}``, ``(N, D)``: float16, or float32 where a number is too large for it.
-    """
-    index_N = subset(len(data.test), config.images, data.fingerprint)
-    pixels_ND, blocks = _features(encoder, data, index_N)
-    last_ND = blocks[-1]
-    similar = {"pixels_last": linear_cka(pixels_ND, last_ND)}
-    for number, block_ND in enumerate(blocks[:-1]):
-        similar[f"block_{number}_last"] = linear_cka(block_ND, last_ND)
-    return Result(
-        {name: 100 * cka for name, cka in similar.items()},
-        arrays={"index": index_N}
-        | {f"block_{number}": _small(each) for number, each in enumerate(blocks)},
-        unit="linear CKA with pixels (%)",
-        better="neither",
-    )
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """What the architecture alone has in common with the pixels."""
+        return {"random init": ("random", self.config)}
+
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Compare the last block with the pixels, and with each other block.
+
+        Arrays: ``index`` of the images in the test split, int64 ``(N,)``, and ``block_0`` to
+        ``block_{depth}``, ``(N, D)``: float16, or float32 where a number is too large for it.
+        """
+        index_N = subset(len(data.test), self.config.images, data.fingerprint)
+        pixels_ND, blocks = _features(encoder, data, index_N)
+        last_ND = blocks[-1]
+        similar = {"pixels_last": linear_cka(pixels_ND, last_ND)}
+        for number, block_ND in enumerate(blocks[:-1]):
+            similar[f"block_{number}_last"] = linear_cka(block_ND, last_ND)
+        return Result(
+            {name: 100 * cka for name, cka in similar.items()},
+            arrays={"index": index_N}
+            | {f"block_{number}": _small(each) for number, each in enumerate(blocks)},
+            unit="linear CKA with pixels (%)",
+            better="neither",
+        )
 
 
 @torch.no_grad()

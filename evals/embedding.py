@@ -21,13 +21,12 @@ import torch
 from sklearn.manifold import TSNE, trustworthiness
 from threadpoolctl import threadpool_limits
 
-from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require
 from ssl_bench.evaluation.metrics import balanced_order
 from ssl_bench.utils import rng
 
-VERSION = 1
 _FEWEST = 4
 
 
@@ -50,50 +49,58 @@ class Config:
         above("embedding neighbors", self.neighbors, 0)
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """What to show beside an encoder's map."""
-    return {"raw pixels": ("pixels", config), "random init": ("random", config)}
+class Embedding(Evaluation):
+    """A map of the features in two dimensions."""
 
+    version = 1
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Map a class-balanced part of the test images.
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether there are enough images for neighbours."""
+        count = len(data.test)
+        if count < _FEWEST:
+            return f"it takes {_FEWEST} test images or more; {data.name} has {count}"
+        return None
 
-    Arrays: ``points``, float32 ``(N, 2)``; ``labels`` and ``index``, int64 ``(N,)``: each point's
-    class, and its image's place in the test split.
-    """
-    count = min(config.images, len(data.test))
-    require(
-        count >= _FEWEST,
-        f"embedding takes {_FEWEST} test images or more; {data.name} has {count}",
-    )
-    order_N = balanced_order(data.test.labels_N, "embedding", data.fingerprint)
-    index_N = order_N[:count].sort().values
-    features = encoder.features(data.test)
-    pooling = config.pooling if config.pooling in features else next(iter(features))
-    features_ND = features[pooling].cpu()[index_N].numpy()
-    require(
-        bool(np.isfinite(features_ND).all()),
-        "embedding needs features that are finite numbers; those of this encoder are not",
-    )
-    # A collapsed encoder's features have no principal components.
-    is_collapsed = bool((features_ND == features_ND[0]).all())
-    # The order in which threads add up would show in the map.
-    with threadpool_limits(1):
-        points_N2 = TSNE(
-            init="random" if is_collapsed else "pca",
-            perplexity=min(config.perplexity, (count - 1) / 3),
-            random_state=rng.key(encoder.seed, "embedding") % 2**32,
-        ).fit_transform(features_ND)
-    neighbors = min(config.neighbors, (count - 1) // 2)
-    trust = trustworthiness(features_ND, points_N2, n_neighbors=neighbors)
-    return Result(
-        scores={"trustworthiness": 100 * float(trust)},
-        chosen={"pooling": pooling},
-        arrays={
-            "points": torch.from_numpy(points_N2).float(),
-            "labels": data.test.labels_N.cpu()[index_N],
-            "index": index_N,
-        },
-        unit="trustworthiness (%)",
-        better="neither",
-    )
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """What to show beside an encoder's map."""
+        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
+
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Map a class-balanced part of the test images.
+
+        Arrays: ``points``, float32 ``(N, 2)``; ``labels`` and ``index``, int64 ``(N,)``: each
+        point's class, and its image's place in the test split.
+        """
+        config = self.config
+        count = min(config.images, len(data.test))
+        order_N = balanced_order(data.test.labels_N, "embedding", data.fingerprint)
+        index_N = order_N[:count].sort().values
+        features = encoder.features(data.test)
+        pooling = config.pooling if config.pooling in features else next(iter(features))
+        features_ND = features[pooling].cpu()[index_N].numpy()
+        require(
+            bool(np.isfinite(features_ND).all()),
+            "embedding needs features that are finite numbers; those of this encoder are not",
+        )
+        # A collapsed encoder's features have no principal components.
+        is_collapsed = bool((features_ND == features_ND[0]).all())
+        # The order in which threads add up would show in the map.
+        with threadpool_limits(1):
+            points_N2 = TSNE(
+                init="random" if is_collapsed else "pca",
+                perplexity=min(config.perplexity, (count - 1) / 3),
+                random_state=rng.key(encoder.seed, "embedding") % 2**32,
+            ).fit_transform(features_ND)
+        neighbors = min(config.neighbors, (count - 1) // 2)
+        trust = trustworthiness(features_ND, points_N2, n_neighbors=neighbors)
+        return Result(
+            scores={"trustworthiness": 100 * float(trust)},
+            chosen={"pooling": pooling},
+            arrays={
+                "points": torch.from_numpy(points_N2).float(),
+                "labels": data.test.labels_N.cpu()[index_N],
+                "index": index_N,
+            },
+            unit="trustworthiness (%)",
+            better="neither",
+        )

@@ -20,62 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ssl_bench.api.contract import FrozenEncoder, Result
-from ssl_bench.config.finetuning_settings import FinetuningConfig
+from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.experiment import audit as audits
-
-VERSION = 1
-DEFAULT = True
-SPREAD = True
-PRESETS = {
-    "quick": {
-        "epochs": 2,
-        "batch_size": 128,
-        "base_lr": 4e-3,
-        "scratch_lr": 2e-3,
-        "min_lr": 0.0,
-        "layer_decay": 0.75,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "drop_path": 0.0,
-        "crop_scale": 1.0,
-        "auto_augment": "",
-        "random_erasing": 0.0,
-    },
-    "small": {
-        "base_lr": 1e-3,
-        "min_lr": 0.0,
-        "layer_decay": 0.75,
-        "batch_size": 256,
-        "crop_scale": 0.4,
-        "auto_augment": "",
-        "random_erasing": 0.0,
-    },
-    "imagenet-mae-vitb": {},
-    "imagenet-mae-vitl": {
-        "epochs": 50,
-        "base_lr": 1e-3,
-        "warmup": 5 / 50,
-        "layer_decay": 0.75,
-        "drop_path": 0.2,
-    },
-    **{
-        f"imagenet-mocov3-{size}": {
-            "epochs": 150,
-            "base_lr": 2.5e-4,
-            "min_lr": 1e-5,
-            "warmup": 5 / 150,
-            "layer_decay": 1.0,
-            "pooling": "cls",
-            "head_std": 0.02,
-        }
-        for size in ("vits", "vitb")
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +42,77 @@ class Config(FinetuningConfig):
         above("finetune scratch lr", self.scratch_lr, 0)
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """Supervised training from scratch at the same budget, with its own learning rate."""
-    scratch = replace(config, base_lr=config.scratch_lr, layer_decay=1.0)
-    return {"from scratch": ("random", scratch)}
+class FineTuning(Evaluation):
+    """The whole encoder, trained on the labels."""
 
+    version = 1
+    is_default = True
+    sharded = True
+    presets = {
+        "quick": {
+            "epochs": 2,
+            "batch_size": 128,
+            "base_lr": 4e-3,
+            "scratch_lr": 2e-3,
+            "min_lr": 0.0,
+            "layer_decay": 0.75,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "drop_path": 0.0,
+            "crop_scale": 1.0,
+            "auto_augment": "",
+            "random_erasing": 0.0,
+        },
+        "small": {
+            "base_lr": 1e-3,
+            "min_lr": 0.0,
+            "layer_decay": 0.75,
+            "batch_size": 256,
+            "crop_scale": 0.4,
+            "auto_augment": "",
+            "random_erasing": 0.0,
+        },
+        "imagenet-mae-vitb": {},
+        "imagenet-mae-vitl": {
+            "epochs": 50,
+            "base_lr": 1e-3,
+            "warmup": 5 / 50,
+            "layer_decay": 0.75,
+            "drop_path": 0.2,
+        },
+        **{
+            f"imagenet-mocov3-{size}": {
+                "epochs": 150,
+                "base_lr": 2.5e-4,
+                "min_lr": 1e-5,
+                "warmup": 5 / 150,
+                "layer_decay": 1.0,
+                "pooling": "cls",
+                "head_std": 0.02,
+            }
+            for size in ("vits", "vitb")
+        },
+    }
 
-def audit(encoder: FrozenEncoder, config: Config) -> str:
-    """Check on the real classifier that layer decay, drop path and weight decay take hold."""
-    model = finetuning.classifier(encoder, 2, config)
-    groups = finetuning.optimizer(model, config).param_groups
-    audits.drop_path(model.encoder, config.drop_path)
-    audits.layer_decay(model, groups, config.layer_decay)
-    return audits.weight_decay(model, groups, config.weight_decay, not config.decay_norm_and_bias)
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """Supervised training from scratch at the same budget, with its own learning rate."""
+        scratch = replace(self.config, base_lr=self.config.scratch_lr, layer_decay=1.0)
+        return {"from scratch": ("random", scratch)}
 
+    def audit(self, encoder: FrozenEncoder) -> str:
+        """Check on the real classifier that layer decay, drop path and weight decay take hold."""
+        config = self.config
+        model = finetuning.classifier(encoder, 2, config)
+        groups = finetuning.optimizer(model, config).param_groups
+        audits.drop_path(model.encoder, config.drop_path)
+        audits.layer_decay(model, groups, config.layer_decay)
+        return audits.weight_decay(
+            model, groups, config.weight_decay, not config.decay_norm_and_bias
+        )
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Fine-tune on the training split, classify the test split."""
-    model = finetuning.classifier(encoder, len(data.classes), config)
-    finetuning.train(model, encoder, data.train, config)
-    predictions_N = finetuning.predict(model, encoder, data.test)
-    return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Fine-tune on the training split, classify the test split."""
+        model = finetuning.classifier(encoder, len(data.classes), self.config)
+        finetuning.train(model, encoder, data.train, self.config)
+        predictions_N = finetuning.predict(model, encoder, data.test)
+        return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)

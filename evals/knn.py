@@ -16,15 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.sharding import shared_rows
 from ssl_bench.errors import above, require, within
 from ssl_bench.evaluation.metrics import accuracy, holdout
 
-VERSION = 1
-DEFAULT = True
-SPREAD = True
 _QUERIES_AT_ONCE = 512
 _BANK_AT_ONCE = 2**16
 _BANK_NUMBERS = 2**24
@@ -48,36 +45,42 @@ class Config:
         above("knn neighbors", min(self.neighbors), 0)
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """What to show beside an encoder's score."""
-    return {"raw pixels": ("pixels", config), "random init": ("random", config)}
+class KNN(Evaluation):
+    """The vote of the nearest training images."""
 
+    version = 1
+    is_default = True
+    sharded = True
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Classify the test images by their nearest training images."""
-    train, labels_N = encoder.features(data.train), data.train.labels_N
-    classes = len(data.classes)
-    fit, held_out = holdout(data, config.validation)
-    trials = {}
-    for pooling, features_ND in train.items():
-        queries_QD = features_ND[held_out]
-        predictions = _predict(features_ND, labels_N, fit, queries_QD, config, classes)
-        for neighbors, predictions_Q in predictions.items():
-            trials[pooling, neighbors] = accuracy(predictions_Q, labels_N[held_out])
-    pooling, neighbors = max(trials, key=trials.__getitem__)
-    every, queries_QD = torch.arange(len(data.train)), encoder.features(data.test)[pooling]
-    predictions_N = _predict(train[pooling], labels_N, every, queries_QD, config, classes)[
-        neighbors
-    ]
-    return Result(
-        scores={"top1": accuracy(predictions_N, data.test.labels_N)},
-        predictions_N=predictions_N,
-        chosen={
-            "pooling": pooling,
-            "neighbors": neighbors,
-            "validation_top1": trials[pooling, neighbors],
-        },
-    )
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """What to show beside an encoder's score."""
+        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
+
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Classify the test images by their nearest training images."""
+        train, labels_N = encoder.features(data.train), data.train.labels_N
+        classes = len(data.classes)
+        fit, held_out = holdout(data, self.config.validation)
+        trials = {}
+        for pooling, features_ND in train.items():
+            queries_QD = features_ND[held_out]
+            predictions = _predict(features_ND, labels_N, fit, queries_QD, self.config, classes)
+            for neighbors, predictions_Q in predictions.items():
+                trials[pooling, neighbors] = accuracy(predictions_Q, labels_N[held_out])
+        pooling, neighbors = max(trials, key=trials.__getitem__)
+        every, queries_QD = torch.arange(len(data.train)), encoder.features(data.test)[pooling]
+        predictions_N = _predict(train[pooling], labels_N, every, queries_QD, self.config, classes)[
+            neighbors
+        ]
+        return Result(
+            scores={"top1": accuracy(predictions_N, data.test.labels_N)},
+            predictions_N=predictions_N,
+            chosen={
+                "pooling": pooling,
+                "neighbors": neighbors,
+                "validation_top1": trials[pooling, neighbors],
+            },
+        )
 
 
 @shared_rows("queries_QD")

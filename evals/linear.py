@@ -13,15 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ssl_bench.api.contract import FrozenEncoder, Result
-from ssl_bench.config.settings import ProbeConfig
+from ssl_bench.api import Evaluation, FrozenEncoder, ProbeConfig, Result
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.metrics import accuracy
-
-VERSION = 1
-DEFAULT = True
-SPREAD = True
 
 
 @dataclass(frozen=True)
@@ -31,17 +26,23 @@ class Config(ProbeConfig):
     name: ClassVar[str] = "linear"
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """What to show beside an encoder's score."""
-    return {"raw pixels": ("pixels", config), "random init": ("random", config)}
+class LinearProbe(Evaluation):
+    """A linear classifier on features that are extracted once."""
 
+    version = 1
+    is_default = True
+    sharded = True
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Choose a probe on held-out training images, refit it, classify the test images."""
-    probe = linear_probe.fit_best(encoder.features(data.train), data, config, encoder.seed)
-    predictions_N = probe.predict(encoder.features(data.test))
-    return Result(
-        scores={"top1": accuracy(predictions_N, data.test.labels_N)},
-        predictions_N=predictions_N,
-        chosen=probe.chosen,
-    )
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """What to show beside an encoder's score."""
+        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
+
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Choose a probe on held-out training images, refit it, classify the test images."""
+        probe = linear_probe.fit_best(encoder.features(data.train), data, self.config, encoder.seed)
+        predictions_N = probe.predict(encoder.features(data.test))
+        return Result(
+            scores={"top1": accuracy(predictions_N, data.test.labels_N)},
+            predictions_N=predictions_N,
+            chosen=probe.chosen,
+        )

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
@@ -40,35 +40,7 @@ from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
 
-VERSION = 1
 _IMAGES_AT_ONCE = 1024
-SPREAD = True
-PRESETS = {
-    "quick": {
-        "epochs": 3,
-        "batch_size": 256,
-        "optimizer": "sgd",
-        "base_lr": 0.5,
-        "warmup": 0.1,
-        "crop_scale": 1.0,
-    },
-    "small": {"batch_size": 1024, "crop_scale": 0.4},
-    "imagenet-mae-vitb": {},
-    "imagenet-mae-vitl": {},
-    **{
-        f"imagenet-mocov3-{size}": {
-            "batch_size": 1024,
-            "optimizer": "sgd",
-            "base_lr": 3.0,
-            "warmup": 0.0,
-            "per_epoch": True,
-            "batch_norm": False,
-            "cut_crop": False,
-            "interpolation": "bilinear",
-        }
-        for size in ("vits", "vitb")
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,61 +89,94 @@ class Config:
         within("linear paper crop scale", self.crop_scale, "(0, 1]")
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """The untrained encoder under the same protocol."""
-    return {"random init": ("random", config)}
+class PaperLinearProbe(Evaluation):
+    """A linear classifier on features of augmented images."""
 
+    version = 1
+    sharded = True
+    presets = {
+        "quick": {
+            "epochs": 3,
+            "batch_size": 256,
+            "optimizer": "sgd",
+            "base_lr": 0.5,
+            "warmup": 0.1,
+            "crop_scale": 1.0,
+        },
+        "small": {"batch_size": 1024, "crop_scale": 0.4},
+        "imagenet-mae-vitb": {},
+        "imagenet-mae-vitl": {},
+        **{
+            f"imagenet-mocov3-{size}": {
+                "batch_size": 1024,
+                "optimizer": "sgd",
+                "base_lr": 3.0,
+                "warmup": 0.0,
+                "per_epoch": True,
+                "batch_norm": False,
+                "cut_crop": False,
+                "interpolation": "bilinear",
+            }
+            for size in ("vits", "vitb")
+        },
+    }
 
-def audit(encoder: FrozenEncoder, config: Config) -> str:
-    """Check that the encoder has the features that the probe is to be trained on."""
-    return f"probe on {_width(encoder, config)} frozen features ({config.pooling})"
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """The untrained encoder under the same protocol."""
+        return {"random init": ("random", self.config)}
 
+    def audit(self, encoder: FrozenEncoder) -> str:
+        """Check that the encoder has the features that the probe is to be trained on."""
+        return f"probe on {_width(encoder, self.config)} frozen features ({self.config.pooling})"
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Train the probe on augmented training images, classify the test split."""
-    device, seed = encoder.hardware.device, encoder.seed
-    probe = _probe(_width(encoder, config), len(data.classes), config, seed).to(device)
-    optimizer = _optimizer(probe, config)
-    count = len(data.train)
-    batch_size = min(config.batch_size, count)
-    peak_lr = config.base_lr * batch_size / 256
-    schedule = optim.Schedule(
-        count, batch_size, config.epochs, peak_lr, config.warmup, per_epoch=config.per_epoch
-    )
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Train the probe on augmented training images, classify the test split."""
+        config = self.config
+        device, seed = encoder.hardware.device, encoder.seed
+        probe = _probe(_width(encoder, config), len(data.classes), config, seed).to(device)
+        optimizer = _optimizer(probe, config)
+        count = len(data.train)
+        batch_size = min(config.batch_size, count)
+        peak_lr = config.base_lr * batch_size / 256
+        schedule = optim.Schedule(
+            count, batch_size, config.epochs, peak_lr, config.warmup, per_epoch=config.per_epoch
+        )
 
-    def order(first: int) -> Iterator[Tensor]:
-        return (schedule.batch(step, seed, "linear-paper") for step in range(first, schedule.steps))
+        def order(first: int) -> Iterator[Tensor]:
+            return (
+                schedule.batch(step, seed, "linear-paper") for step in range(first, schedule.steps)
+            )
 
-    def in_parts(first: int) -> Iterator[Tensor]:
-        return (part_P for index_B in order(first) for part_P in _own_parts(index_B))
+        def in_parts(first: int) -> Iterator[Tensor]:
+            return (part_P for index_B in order(first) for part_P in _own_parts(index_B))
 
-    probe.train()
-    with (
-        resume.training(encoder.scratch, probe, optimizer, schedule.steps) as training,
-        closing(data.train.read(in_parts(training.start))) as stored,
-        progress.bar("linear probe", schedule.steps) as bar,
-    ):
-        for step, index_B in enumerate(order(training.start), training.start):
-            optim.set_learning_rate(optimizer, schedule.learning_rate(step))
-            features_BD = _augmented_features(encoder, stored, config, step, index_B)
-            labels_B = data.train.labels_N[index_B].to(device)
-            loss = F.cross_entropy(probe(features_BD), labels_B)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if step % 10 == 0 or step + 1 == schedule.steps:
-                bar.update(step + 1, f"loss {loss.item():.4f}")
-            training.after_step(step + 1, loss)
-    require(
-        math.isfinite(training.last_loss),
-        f"the linear probe diverged: its loss is {training.last_loss}; a linear paper base lr "
-        f"below {config.base_lr} may help",
-    )
-    probe.eval()
-    with torch.no_grad():
-        logits_NC = probe(encoder.features(data.test)[config.pooling])
-    predictions_N = logits_NC.argmax(dim=1).cpu()
-    return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)
+        probe.train()
+        with (
+            resume.training(encoder.scratch, probe, optimizer, schedule.steps) as training,
+            closing(data.train.read(in_parts(training.start))) as stored,
+            progress.bar("linear probe", schedule.steps) as bar,
+        ):
+            for step, index_B in enumerate(order(training.start), training.start):
+                optim.set_learning_rate(optimizer, schedule.learning_rate(step))
+                features_BD = _augmented_features(encoder, stored, config, step, index_B)
+                labels_B = data.train.labels_N[index_B].to(device)
+                loss = F.cross_entropy(probe(features_BD), labels_B)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if step % 10 == 0 or step + 1 == schedule.steps:
+                    bar.update(step + 1, f"loss {loss.item():.4f}")
+                training.after_step(step + 1, loss)
+        require(
+            math.isfinite(training.last_loss),
+            f"the linear probe diverged: its loss is {training.last_loss}; a linear paper base lr "
+            f"below {config.base_lr} may help",
+        )
+        probe.eval()
+        with torch.no_grad():
+            logits_NC = probe(encoder.features(data.test)[config.pooling])
+        predictions_N = logits_NC.argmax(dim=1).cpu()
+        return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)
 
 
 def _augmented_features(

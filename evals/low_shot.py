@@ -25,14 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.config.settings import probe_grid
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import UserError, above, require, within
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.metrics import accuracy, balanced_order, rank_in_class
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -65,37 +63,51 @@ class Config:
         probe_grid("low shot", self.learning_rates, self.weight_decays)
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """What to show beside an encoder's score."""
-    return {"raw pixels": ("pixels", config), "random init": ("random", config)}
+class LowShot(Evaluation):
+    """Linear probes on a few labels."""
 
+    version = 1
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Classify the test images by probes on each share and draw of the training images.
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether each share holds two labels of each class."""
+        try:
+            for share in self.config.shares:
+                _size(share, data)
+        except UserError as error:
+            return str(error)
+        return None
 
-    Scores: ``top1_1pct`` and so on, the means over the draws in percent; with several draws also
-    ``spread_1pct`` and so on, the draws' standard deviation in percentage points.
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """What to show beside an encoder's score."""
+        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
 
-    Arrays: ``accuracy``, float64 ``(shares, draws)`` in percent, from the smallest share.
-    """
-    sizes = {share: _size(share, data) for share in sorted(set(config.shares))}
-    train, test = encoder.features(data.train), encoder.features(data.test)
-    found: dict[str, list[float]] = {}
-    chosen: dict[str, list[dict[str, Any]]] = {}
-    for draw, (share, size) in itertools.product(range(config.draws), sizes.items()):
-        order_N = balanced_order(
-            data.train.labels_N, "low shot", data.fingerprint, encoder.seed, draw
-        )
-        probe, choice = _fit(train, data, order_N[:size], config, encoder.seed)
-        [predictions_N] = probe.predict(test[choice["pooling"]])
-        name = f"{100 * share:.6g}pct"
-        found.setdefault(name, []).append(accuracy(predictions_N, data.test.labels_N))
-        chosen.setdefault(name, []).append(choice)
-    scores = {f"top1_{name}": statistics.fmean(tops) for name, tops in found.items()}
-    if config.draws > 1:
-        scores |= {f"spread_{name}": statistics.stdev(tops) for name, tops in found.items()}
-    arrays = {"accuracy": torch.tensor(list(found.values()), dtype=torch.float64)}
-    return Result(scores, chosen=chosen, arrays=arrays)
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Classify the test images by probes on each share and draw of the training images.
+
+        Scores: ``top1_1pct`` and so on, the means over the draws in percent; with several draws
+        also ``spread_1pct`` and so on, the draws' standard deviation in percentage points.
+
+        Arrays: ``accuracy``, float64 ``(shares, draws)`` in percent, from the smallest share.
+        """
+        config = self.config
+        sizes = {share: _size(share, data) for share in sorted(set(config.shares))}
+        train, test = encoder.features(data.train), encoder.features(data.test)
+        found: dict[str, list[float]] = {}
+        chosen: dict[str, list[dict[str, Any]]] = {}
+        for draw, (share, size) in itertools.product(range(config.draws), sizes.items()):
+            order_N = balanced_order(
+                data.train.labels_N, "low shot", data.fingerprint, encoder.seed, draw
+            )
+            probe, choice = _fit(train, data, order_N[:size], config, encoder.seed)
+            [predictions_N] = probe.predict(test[choice["pooling"]])
+            name = f"{100 * share:.6g}pct"
+            found.setdefault(name, []).append(accuracy(predictions_N, data.test.labels_N))
+            chosen.setdefault(name, []).append(choice)
+        scores = {f"top1_{name}": statistics.fmean(tops) for name, tops in found.items()}
+        if config.draws > 1:
+            scores |= {f"spread_{name}": statistics.stdev(tops) for name, tops in found.items()}
+        arrays = {"accuracy": torch.tensor(list(found.values()), dtype=torch.float64)}
+        return Result(scores, chosen=chosen, arrays=arrays)
 
 
 def _size(share: float, data: Dataset) -> int:

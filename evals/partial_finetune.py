@@ -23,8 +23,7 @@ from typing import ClassVar
 from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 
-from ssl_bench.api.contract import FrozenEncoder, Result
-from ssl_bench.config.finetuning_settings import FinetuningConfig
+from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import require
 from ssl_bench.evaluation import finetuning
@@ -32,41 +31,8 @@ from ssl_bench.evaluation.finetuning import Classifier
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.experiment import audit as audits
 
-VERSION = 1
 _HALF = 0.5
 _HEADLINE = 1.0
-SPREAD = True
-PRESETS = {
-    "quick": {
-        "epochs": 2,
-        "batch_size": 128,
-        "base_lr": 4e-3,
-        "min_lr": 0.0,
-        "layer_decay": 0.75,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "drop_path": 0.0,
-        "crop_scale": 1.0,
-        "auto_augment": "",
-        "random_erasing": 0.0,
-    },
-    "small": {
-        "base_lr": 1e-3,
-        "min_lr": 0.0,
-        "layer_decay": 0.75,
-        "batch_size": 256,
-        "crop_scale": 0.4,
-        "auto_augment": "",
-        "random_erasing": 0.0,
-    },
-    "imagenet-mae-vitl": {
-        "epochs": 50,
-        "base_lr": 1e-3,
-        "warmup": 5 / 50,
-        "layer_decay": 0.75,
-        "drop_path": 0.2,
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,42 +55,78 @@ class Config(FinetuningConfig):
             )
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """The untrained encoder under the same protocol."""
-    return {"random init": ("random", config)}
+class PartialFineTuning(Evaluation):
+    """The last blocks of the encoder, trained on the labels."""
 
+    version = 1
+    sharded = True
+    presets = {
+        "quick": {
+            "epochs": 2,
+            "batch_size": 128,
+            "base_lr": 4e-3,
+            "min_lr": 0.0,
+            "layer_decay": 0.75,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "drop_path": 0.0,
+            "crop_scale": 1.0,
+            "auto_augment": "",
+            "random_erasing": 0.0,
+        },
+        "small": {
+            "base_lr": 1e-3,
+            "min_lr": 0.0,
+            "layer_decay": 0.75,
+            "batch_size": 256,
+            "crop_scale": 0.4,
+            "auto_augment": "",
+            "random_erasing": 0.0,
+        },
+        "imagenet-mae-vitl": {
+            "epochs": 50,
+            "base_lr": 1e-3,
+            "warmup": 5 / 50,
+            "layer_decay": 0.75,
+            "drop_path": 0.2,
+        },
+    }
 
-def audit(encoder: FrozenEncoder, config: Config) -> str:
-    """Check that there are as many blocks, and that freezing and the recipe take hold."""
-    exempts, numbers = not config.decay_norm_and_bias, _numbers(config, _depth(encoder))
-    for blocks in sorted(numbers):
-        model = _classifier(encoder, 2, config, blocks)
-        groups = finetuning.optimizer(model, config).param_groups
-        line = audits.weight_decay(model, groups, config.weight_decay, exempts)
-    whole = finetuning.classifier(encoder, 2, config)
-    groups = finetuning.optimizer(whole, config).param_groups
-    audits.layer_decay(whole, groups, config.layer_decay)
-    audits.drop_path(whole.encoder, config.drop_path)
-    shown = ", ".join(f"{blocks:g}" for blocks in numbers)
-    return f"the last {shown} blocks; with most of them {line}"
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """The untrained encoder under the same protocol."""
+        return {"random init": ("random", self.config)}
 
+    def audit(self, encoder: FrozenEncoder) -> str:
+        """Check that there are as many blocks, and that freezing and the recipe take hold."""
+        config = self.config
+        exempts, numbers = not config.decay_norm_and_bias, _numbers(config, _depth(encoder))
+        for blocks in sorted(numbers):
+            model = _classifier(encoder, 2, config, blocks)
+            groups = finetuning.optimizer(model, config).param_groups
+            line = audits.weight_decay(model, groups, config.weight_decay, exempts)
+        whole = finetuning.classifier(encoder, 2, config)
+        groups = finetuning.optimizer(whole, config).param_groups
+        audits.layer_decay(whole, groups, config.layer_decay)
+        audits.drop_path(whole.encoder, config.drop_path)
+        shown = ", ".join(f"{blocks:g}" for blocks in numbers)
+        return f"the last {shown} blocks; with most of them {line}"
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Train each number of blocks on the training split, classify the test split.
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Train each number of blocks on the training split, classify the test split.
 
-    The headline and the predictions are those of one block, or of the first number asked for where
-    one is not among them.
-    """
-    predictions = {}
-    for blocks in _numbers(config, _depth(encoder)):
-        model = _classifier(encoder, len(data.classes), config, blocks)
-        finetuning.train(model, encoder, data.train, config)
-        predictions[blocks] = finetuning.predict(model, encoder, data.test)
-    headline = _HEADLINE if _HEADLINE in predictions else next(iter(predictions))
-    in_order = {headline: predictions[headline], **predictions}
-    labels_N = data.test.labels_N
-    scores = {f"blocks_{blocks:g}": accuracy(p, labels_N) for blocks, p in in_order.items()}
-    return Result(scores, predictions[headline])
+        The headline and the predictions are those of one block, or of the first number asked for
+        where one is not among them.
+        """
+        predictions = {}
+        for blocks in _numbers(self.config, _depth(encoder)):
+            model = _classifier(encoder, len(data.classes), self.config, blocks)
+            finetuning.train(model, encoder, data.train, self.config)
+            predictions[blocks] = finetuning.predict(model, encoder, data.test)
+        headline = _HEADLINE if _HEADLINE in predictions else next(iter(predictions))
+        in_order = {headline: predictions[headline], **predictions}
+        labels_N = data.test.labels_N
+        scores = {f"blocks_{blocks:g}": accuracy(p, labels_N) for blocks, p in in_order.items()}
+        return Result(scores, predictions[headline])
 
 
 def _depth(encoder: FrozenEncoder) -> int:

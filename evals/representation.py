@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.api.contract import FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require
 from ssl_bench.evaluation.features import prepare
@@ -42,7 +42,6 @@ from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils import progress
 from ssl_bench.utils.rng import SampleRng
 
-VERSION = 1
 _EPSILON = 1e-7
 _TINY = 1e-300
 _SMALLEST_CROP = 0.2
@@ -65,33 +64,42 @@ class Config:
         above("representation pairs", self.pairs, 0)
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """What to show beside an encoder's numbers."""
-    return {"raw pixels": ("pixels", config), "random init": ("random", config)}
+class Representation(Evaluation):
+    """Rank, alignment and uniformity of the features."""
 
+    version = 1
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Measure the features of each pooling, the headline's first."""
-    require(len(data.test) > 1, "representation compares test images; at least 2 would work")
-    index_N = subset(len(data.test), config.images, data.fingerprint)
-    features = encoder.features(data.test)
-    for pooling, features_ND in features.items():
-        require(
-            bool(features_ND.isfinite().all()),
-            f"features of pooling {pooling!r} hold numbers that are not finite; the encoder "
-            "diverged, and a smaller --base-lr may help",
-        )
-    alignments = _alignments(encoder, data, config)
-    scores: dict[str, float] = {}
-    for pooling in sorted(features, key=lambda name: name != "avg"):
-        features_ND = features[pooling][index_N.to(features[pooling].device)]
-        scores |= {
-            f"rankme_{pooling}": rankme(features_ND),
-            f"effective_rank_{pooling}": effective_rank(features_ND),
-            f"alignment_{pooling}": alignments[pooling],
-            f"uniformity_{pooling}": uniformity(features_ND),
-        }
-    return Result(scores, unit="RankMe", better="neither")
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether there are images to compare."""
+        if len(data.test) < 2:
+            return f"it compares test images, and {data.name} has {len(data.test)}"
+        return None
+
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """What to show beside an encoder's numbers."""
+        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
+
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Measure the features of each pooling, the headline's first."""
+        index_N = subset(len(data.test), self.config.images, data.fingerprint)
+        features = encoder.features(data.test)
+        for pooling, features_ND in features.items():
+            require(
+                bool(features_ND.isfinite().all()),
+                f"features of pooling {pooling!r} hold numbers that are not finite; the encoder "
+                "diverged, and a smaller --base-lr may help",
+            )
+        alignments = _alignments(encoder, data, self.config)
+        scores: dict[str, float] = {}
+        for pooling in sorted(features, key=lambda name: name != "avg"):
+            features_ND = features[pooling][index_N.to(features[pooling].device)]
+            scores |= {
+                f"rankme_{pooling}": rankme(features_ND),
+                f"effective_rank_{pooling}": effective_rank(features_ND),
+                f"alignment_{pooling}": alignments[pooling],
+                f"uniformity_{pooling}": uniformity(features_ND),
+            }
+        return Result(scores, unit="RankMe", better="neither")
 
 
 def rankme(features_ND: Tensor) -> float:

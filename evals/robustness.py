@@ -19,10 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_bench.api.contract import FrozenEncoder, Result
-from ssl_bench.config.settings import ProbeConfig
+from ssl_bench.api import Evaluation, FrozenEncoder, ProbeConfig, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import require, within
+from ssl_bench.errors import within
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.features import match_channels
 from ssl_bench.evaluation.metrics import accuracy
@@ -30,7 +29,6 @@ from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.transforms.corruptions import KINDS, SEVERITIES, SMALLEST_SIDE, corrupt
 from ssl_bench.utils import progress, rng
 
-VERSION = 1
 _SEED = 0
 _IMAGES_AT_ONCE = 64
 
@@ -48,58 +46,67 @@ class Config(ProbeConfig):
         within("robustness images", self.images, "[0, inf)")
 
 
-def baselines(config: Config) -> Mapping[str, tuple[str, Config]]:
-    """The untrained encoder under the same protocol."""
-    return {"random init": ("random", config)}
+class Robustness(Evaluation):
+    """A linear probe of clean images on corrupted ones."""
 
+    version = 1
 
-def evaluate(encoder: FrozenEncoder, data: Dataset, config: Config) -> Result:
-    """Classify corrupted test images; corruptions depend neither on the method nor on the seed.
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether the images are large enough to be corrupted."""
+        size = encoder.spec.image_size
+        if size < SMALLEST_SIDE:
+            return (
+                f"it takes images of {SMALLEST_SIDE} pixels or more, not {size}; a larger "
+                "--image-size would work"
+            )
+        return None
 
-    Scores, top-1 accuracies in percent: ``top1_corrupted``, the mean over kinds and severities;
-    ``top1_clean``, on the same images; one for each kind, in the order of `corruptions.KINDS`, and
-    for each severity.
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """The untrained encoder under the same protocol."""
+        return {"random init": ("random", self.config)}
 
-    Arrays: ``accuracy``, float64 ``(kinds, severities)`` in percent, in the same order.
-    """
-    spec, hardware = encoder.spec, encoder.hardware
-    require(
-        spec.image_size >= SMALLEST_SIDE,
-        f"robustness takes images of {SMALLEST_SIDE} pixels or more, not {spec.image_size}; "
-        "a larger --image-size would work",
-    )
-    probe = linear_probe.fit_best(encoder.features(data.train), data, config, encoder.seed)
-    order_N = rng.permutation(len(data.test), "robustness", data.fingerprint)
-    chosen_N = order_N[: config.images or None].sort().values
-    labels_N = data.test.labels_N.cpu()[chosen_N]
-    views = [("clean", 0), *itertools.product(KINDS, SEVERITIES)]
-    predictions: dict[tuple[str, int], list[Tensor]] = {view: [] for view in views}
-    with progress.bar("robustness", len(chosen_N)) as bar:
-        done = 0
-        for index_B in chosen_N.split(_IMAGES_AT_ONCE):
-            images_BCSS = data.test.images(index_B).to(hardware.device)
-            clean_BCHW = evaluation_view(images_BCSS, spec.image_size)
-            for (kind, severity), parts in predictions.items():
-                views_BCHW = clean_BCHW
-                if severity:
-                    views_BCHW = corrupt(clean_BCHW, kind, severity, _SEED, index_B)
-                views_BCHW = match_channels(views_BCHW, spec.channels)
-                inputs_BCHW = normalize(views_BCHW, spec.mean, spec.std)
-                parts.append(probe.predict(encoder.encode(inputs_BCHW)))
-            done += len(index_B)
-            bar.update(done)
-    tops = {key: accuracy(torch.cat(parts), labels_N) for key, parts in predictions.items()}
-    rows = [[tops[kind, severity] for severity in SEVERITIES] for kind in KINDS]
-    table_KS = torch.tensor(rows, dtype=torch.float64)
-    by_kind = zip(KINDS, table_KS.mean(1).tolist(), strict=True)
-    by_severity = zip(SEVERITIES, table_KS.mean(0).tolist(), strict=True)
-    return Result(
-        scores={
-            "top1_corrupted": table_KS.mean().item(),
-            "top1_clean": tops["clean", 0],
-            **{f"top1_{kind}": top for kind, top in by_kind},
-            **{f"top1_severity_{severity}": top for severity, top in by_severity},
-        },
-        chosen=probe.chosen,
-        arrays={"accuracy": table_KS},
-    )
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Classify corrupted test images; corruptions depend neither on the method nor on the seed.
+
+        Scores, top-1 accuracies in percent: ``top1_corrupted``, the mean over kinds and severities;
+        ``top1_clean``, on the same images; one for each kind, in the order of `corruptions.KINDS`,
+        and for each severity.
+
+        Arrays: ``accuracy``, float64 ``(kinds, severities)`` in percent, in the same order.
+        """
+        spec, hardware = encoder.spec, encoder.hardware
+        probe = linear_probe.fit_best(encoder.features(data.train), data, self.config, encoder.seed)
+        order_N = rng.permutation(len(data.test), "robustness", data.fingerprint)
+        chosen_N = order_N[: self.config.images or None].sort().values
+        labels_N = data.test.labels_N.cpu()[chosen_N]
+        views = [("clean", 0), *itertools.product(KINDS, SEVERITIES)]
+        predictions: dict[tuple[str, int], list[Tensor]] = {view: [] for view in views}
+        with progress.bar("robustness", len(chosen_N)) as bar:
+            done = 0
+            for index_B in chosen_N.split(_IMAGES_AT_ONCE):
+                images_BCSS = data.test.images(index_B).to(hardware.device)
+                clean_BCHW = evaluation_view(images_BCSS, spec.image_size)
+                for (kind, severity), parts in predictions.items():
+                    views_BCHW = clean_BCHW
+                    if severity:
+                        views_BCHW = corrupt(clean_BCHW, kind, severity, _SEED, index_B)
+                    views_BCHW = match_channels(views_BCHW, spec.channels)
+                    inputs_BCHW = normalize(views_BCHW, spec.mean, spec.std)
+                    parts.append(probe.predict(encoder.encode(inputs_BCHW)))
+                done += len(index_B)
+                bar.update(done)
+        tops = {key: accuracy(torch.cat(parts), labels_N) for key, parts in predictions.items()}
+        rows = [[tops[kind, severity] for severity in SEVERITIES] for kind in KINDS]
+        table_KS = torch.tensor(rows, dtype=torch.float64)
+        by_kind = zip(KINDS, table_KS.mean(1).tolist(), strict=True)
+        by_severity = zip(SEVERITIES, table_KS.mean(0).tolist(), strict=True)
+        return Result(
+            scores={
+                "top1_corrupted": table_KS.mean().item(),
+                "top1_clean": tops["clean", 0],
+                **{f"top1_{kind}": top for kind, top in by_kind},
+                **{f"top1_severity_{severity}": top for severity, top in by_severity},
+            },
+            chosen=probe.chosen,
+            arrays={"accuracy": table_KS},
+        )

@@ -50,37 +50,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.api.contract import Batch, Method
-from ssl_bench.api.ranges import LogUniform, Uniform
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.api import Batch, LogUniform, Method, OptimizerConfig, Uniform
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders
 from ssl_bench.training import optim
 from ssl_bench.transforms.augmentations import Augmentation
-
-VERSION = 1
-PRESETS = {
-    "quick": {"epochs": 2, "proj_hidden_dim": 512, "proj_output_dim": 128, "base_lr": 1e-3},
-    "small": {"proj_hidden_dim": 1024, "proj_output_dim": 256, "base_lr": 5e-4},
-    **{
-        f"imagenet-mocov3-{size}": {
-            "data": "./imagenet",
-            "backbone": backbone,
-            "image_size": 224,
-            "patch_size": 16,
-            "epochs": 300,
-            "batch_size": 4096,
-            "warmup": 40 / 300,
-            "evals": ("linear-paper", "finetune"),
-        }
-        for size, backbone in (
-            ("vits", "vit_small_mocov3"),
-            ("vitb", "vit_base_patch16_224"),
-        )
-    },
-}
-ENCODES_IN_PARTS = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +88,32 @@ class Config(OptimizerConfig):
         within("crop scale", self.crop_scale, "(0, 1]")
 
 
-class Pretraining(Method):
+class MoCoV3(Method):
     """A base encoder with projector and predictor, and a momentum encoder that follows it."""
 
+    version = 1
+    encodes_in_parts = True
     smallest_batch = 2
+    presets = {
+        "quick": {"epochs": 2, "proj_hidden_dim": 512, "proj_output_dim": 128, "base_lr": 1e-3},
+        "small": {"proj_hidden_dim": 1024, "proj_output_dim": 256, "base_lr": 5e-4},
+        **{
+            f"imagenet-mocov3-{size}": {
+                "data": "./imagenet",
+                "backbone": backbone,
+                "image_size": 224,
+                "patch_size": 16,
+                "epochs": 300,
+                "batch_size": 4096,
+                "warmup": 40 / 300,
+                "evals": ("linear-paper", "finetune"),
+            }
+            for size, backbone in (
+                ("vits", "vit_small_mocov3"),
+                ("vitb", "vit_base_patch16_224"),
+            )
+        },
+    }
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
@@ -191,6 +188,16 @@ class Pretraining(Method):
         for slow, fast in pairs:
             torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
+    # Around the official values: 1.5e-4 (CONFIG.md; the small encoders here take 5e-4 to 1e-3),
+    # temperatures 0.2 and 1 (CONFIG.md, main_moco.py's default), 0.99, 0.1 and 0.08 (main_moco.py).
+    search_space = {
+        "base_lr": LogUniform(5e-5, 5e-3),
+        "temperature": LogUniform(0.1, 1.0),
+        "momentum": Uniform(0.98, 0.999),
+        "weight_decay": LogUniform(0.01, 0.3),
+        "crop_scale": Uniform(0.08, 0.5),
+    }
+
 
 def mlp(widths: list[int]) -> nn.Sequential:
     """Linear layers without bias, each batch-normalised; ReLU between, no affine at the end."""
@@ -213,14 +220,3 @@ def _initialise(encoder: VisionTransformer) -> None:
             nn.init.xavier_uniform_(weight)
     nn.init.normal_(encoder.cls_token, std=1e-6)
     encoders.fix_positions(encoder, first="row")
-
-
-# Around the official values: 1.5e-4 (CONFIG.md; the small encoders here take 5e-4 to 1e-3),
-# temperatures 0.2 and 1 (CONFIG.md, main_moco.py's default), 0.99, 0.1 and 0.08 (main_moco.py).
-SEARCH = {
-    "base_lr": LogUniform(5e-5, 5e-3),
-    "temperature": LogUniform(0.1, 1.0),
-    "momentum": Uniform(0.98, 0.999),
-    "weight_decay": LogUniform(0.01, 0.3),
-    "crop_scale": Uniform(0.08, 0.5),
-}

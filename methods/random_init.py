@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from timm.models.vision_transformer import VisionTransformer
 
-from ssl_bench.api.contract import Method
-
-VERSION = 1
+from ssl_bench.api import Method
 
 
 @dataclass(frozen=True)
@@ -16,8 +14,10 @@ class Config:
     """Nothing is trained, so there is nothing to set."""
 
 
-class Pretraining(Method):
+class RandomInit(Method):
     """Nothing to train: no parameter requires a gradient."""
+
+    version = 1
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder.requires_grad_(False), num_classes)

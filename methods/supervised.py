@@ -13,24 +13,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.api.contract import Batch, Method
-from ssl_bench.api.ranges import LogUniform, Uniform
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.api import Batch, LogUniform, Method, OptimizerConfig, Uniform
 from ssl_bench.errors import within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
-
-VERSION = 1
-PRESETS = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
-
-# Around DeiT's values (table 9): a learning rate of 5e-4 for a batch of 512, weight decay 0.05,
-# smoothing 0.1, crops from 0.08.
-SEARCH = {
-    "base_lr": LogUniform(1e-4, 5e-3),
-    "weight_decay": LogUniform(0.01, 0.3),
-    "label_smoothing": Uniform(0.0, 0.2),
-    "crop_scale": Uniform(0.08, 1.0),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +36,12 @@ class Config(OptimizerConfig):
         within("crop scale", self.crop_scale, "(0, 1]")
 
 
-class Pretraining(Method):
+class Supervised(Method):
     """Cross-entropy of a linear classifier on the class token (the mean token without one)."""
 
-    splits = True
+    version = 1
+    per_sample_loss = True
+    presets = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
@@ -76,3 +64,12 @@ class Pretraining(Method):
         logits_BC = self.head(pooled_BD).float()
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits_BC, batch.labels_B, label_smoothing=smoothing)
+
+    # Around DeiT's values (table 9): a learning rate of 5e-4 for a batch of 512, weight decay 0.05,
+    # smoothing 0.1, crops from 0.08.
+    search_space = {
+        "base_lr": LogUniform(1e-4, 5e-3),
+        "weight_decay": LogUniform(0.01, 0.3),
+        "label_smoothing": Uniform(0.0, 0.2),
+        "crop_scale": Uniform(0.08, 1.0),
+    }

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.api.contract import Batch, Method
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.api import Batch, Method, OptimizerConfig
 from ssl_bench.errors import above
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
@@ -31,7 +30,7 @@ class Config(OptimizerConfig):
         above("noise", self.noise, 0)
 
 
-class Pretraining(Method):
+class Denoising(Method):
     """A linear head on the patch tokens predicts each patch's noise."""
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
 from ssl_bench.data import Dataset, Split, listing
@@ -67,7 +67,7 @@ def write_images(folder: Path) -> Path:
 
 def small(plugin: Plugin) -> Any:
     """A method's quick recipe, an evaluation's own defaults, made short."""
-    cls = plugin.config
+    cls = plugin.load().Config
     names = {field.name for field in dataclasses.fields(cls)}
     recipe = plugin.presets().get("quick", {}) if plugin.kind == "method" else {}
     values = {k: v for k, v in recipe.items() if k in names}
@@ -76,7 +76,7 @@ def small(plugin: Plugin) -> Any:
 
 
 def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
-    return pretrain.build_method(plugin.load().Pretraining, small(plugin), spec, 3, seed)
+    return pretrain.build_method(plugin.load_class(), small(plugin), spec, 3, seed)
 
 
 def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:

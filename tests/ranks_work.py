@@ -18,7 +18,7 @@ import torch
 from helpers import CPU, SHAPE, make_images
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, process_group
@@ -61,7 +61,7 @@ def build(plugin: Plugin) -> Method:
     config = helpers.small(plugin)
     names = {field.name for field in dataclasses.fields(config)}
     config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
-    return pretrain.build_method(plugin.load().Pretraining, config, SPEC, 3, seed=0)
+    return pretrain.build_method(plugin.load_class(), config, SPEC, 3, seed=0)
 
 
 def train(plugin: Plugin, folder: Path, **options: Any) -> Any:
@@ -92,9 +92,9 @@ def extract(folder: Path) -> None:
     encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
     knn = registry.find("eval", "knn")
     few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])
-    result = knn.load().evaluate(encoder, dataset, knn.config())
+    result = knn.load_class()(knn.config()).evaluate(encoder, dataset)
     probe = registry.find("eval", "linear-paper")
-    probed = probe.load().evaluate(encoder, dataset, probe.config(**PROBING))
+    probed = probe.load_class()(probe.config(**PROBING)).evaluate(encoder, dataset)
     found = {
         "train": dict(encoder.features(dataset.train)),
         "test": dict(encoder.features(dataset.test)),

@@ -37,7 +37,7 @@ def test_methods_train(
 @pytest.mark.parametrize("plugin", helpers.EVALS, ids=helpers.named)
 def test_evaluations_run(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
     encoder = Encoder(encoders.build(spec, seed=0), spec, choose(), seed=0)
-    result = plugin.load().evaluate(encoder, tiny, helpers.small(plugin))
+    result = plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny)
     assert result.predictions_N is None or result.predictions_N.device.type == "cpu"
 
 

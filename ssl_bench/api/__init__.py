@@ -1,1 +1,46 @@
-"""What the author of a method or an evaluation sees."""
+"""What the author of a method or an evaluation imports.
+
+What needs torch is imported when it is asked for, so that flags and help do without.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_bench.api.evaluation import Evaluation, FrozenEncoder, Result
+    from ssl_bench.api.method import Batch, Method
+    from ssl_bench.api.ranges import LogUniform, OneOf, Uniform
+    from ssl_bench.config.finetuning_settings import FinetuningConfig
+    from ssl_bench.config.settings import OptimizerConfig, ProbeConfig
+
+__all__ = [
+    "Batch",
+    "Evaluation",
+    "FinetuningConfig",
+    "FrozenEncoder",
+    "LogUniform",
+    "Method",
+    "OneOf",
+    "OptimizerConfig",
+    "ProbeConfig",
+    "Result",
+    "Uniform",
+]
+
+HOMES = {
+    **dict.fromkeys(("Evaluation", "FrozenEncoder", "Result"), "ssl_bench.api.evaluation"),
+    **dict.fromkeys(("Batch", "Method"), "ssl_bench.api.method"),
+    **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
+    **dict.fromkeys(("OptimizerConfig", "ProbeConfig"), "ssl_bench.config.settings"),
+    "FinetuningConfig": "ssl_bench.config.finetuning_settings",
+}
+"""The module that defines each name."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its home."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name]), name)

@@ -61,4 +61,4 @@ class OneOf:
 
 
 Range = Uniform | LogUniform | OneOf
-"""What a method's ``SEARCH`` gives for a flag."""
+"""What a method's ``search_space`` gives for a flag."""

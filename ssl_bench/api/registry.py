@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -19,7 +20,8 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, distributions, entry_points
@@ -27,17 +29,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench import papers
+from ssl_bench.api import HOMES
+from ssl_bench.api.declarations import EvaluationDeclarations, MethodDeclarations, names
 from ssl_bench.api.ranges import Range
 from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.distributed.environment import PARENT
-from ssl_bench.errors import UserError, require, unknown
+from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.papers import Ablation, Recipe
 from ssl_bench.utils.formatting import plain
 
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
-_NO_CODE = {"VERSION", "PRESETS", "SEARCH", "SPREAD", "ENCODES_IN_PARTS"}
+_NO_CODE = {
+    *("version", "presets", "search_space", "encodes_in_parts", "is_default", "sharded"),
+}
+"""Declared attributes that change no number that is computed."""
+_BASES = {"method": "Method", "eval": "Evaluation"}
+_DECLARATIONS: Mapping[Kind, type] = {
+    "method": MethodDeclarations,
+    "eval": EvaluationDeclarations,
+}
+_ENTRIES: Mapping[str, Any] = {"presets": Mapping, "search_space": Range}
+_TELLING = (ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.Expr, ast.Pass)
+_FORMER = {"SEARCH": "search_space", "DEFAULT": "is_default", "SPREAD": "sharded"}
 _STORED_TYPES = (bool, int, float, str, tuple)
 _told: set[tuple[Kind, str]] = set()
 _LIGHT_MODULES = {
@@ -71,8 +86,22 @@ class Plugin:
         return "" if self.module else str(self.path)
 
     def outline(self) -> types.ModuleType:
-        """The module reduced to its docstring, constants and ``Config``: no torch import."""
-        return _outline(self)
+        """The module reduced to its docstring, constants, ``Config`` and declared attributes.
+
+        That takes no import of torch. Where they need more of the file, it is the module itself.
+
+        Raises:
+            UserError: the file is not valid, or declares what the contract does not know.
+        """
+        return _outline(self)[0]
+
+    @property
+    def declared(self) -> Any:
+        """The class attributes of the method or evaluation, without importing torch if possible.
+
+        `declarations` says which.
+        """
+        return _outline(self)[1]
 
     def load(self) -> types.ModuleType:
         """Import the module.
@@ -86,23 +115,70 @@ class Plugin:
             raise UserError(
                 f"{self.path} cannot be imported: {type(error).__name__}: {error}"
             ) from error
-        for name in ("Config", {"method": "Pretraining", "eval": "evaluate"}[self.kind]):
-            if not hasattr(module, name):
-                raise UserError(f"{self.path} defines no {name!r}; see ssl_bench/api/contract.py")
+        _check_config(self, module)
         return module
+
+    def load_class(self) -> Any:
+        """The `method.Method` or `evaluation.Evaluation` that the file defines.
+
+        Raises:
+            UserError: it cannot be imported, or defines none or several.
+        """
+        module = self.load()
+        base = getattr(importlib.import_module(HOMES[_BASES[self.kind]]), _BASES[self.kind])
+        found = {
+            each.__name__: each
+            for each in vars(module).values()
+            if isinstance(each, type)
+            and issubclass(each, base)
+            and each.__module__ == module.__name__
+            and not each.__name__.startswith("_")
+        }
+        return found[_the_only(self, list(found))]
 
     @property
     def config(self) -> type:
         """The plugin's ``Config`` dataclass."""
-        outline = self.outline()
-        if not dataclasses.is_dataclass(getattr(outline, "Config", None)):
+        return self.outline().Config
+
+    def checked_config(self, values: Mapping[str, Any]) -> Any:
+        """The ``Config`` of these values, from the outline if that can make it: no torch import.
+
+        It is good for flags and messages; `real_config` is what a run gets.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        try:
+            return self.config(**values)
+        except UserError:
+            raise
+        except Exception:  # its checks need more of the file than the outline has
+            return self._make_config(values)
+
+    def real_config(self, config: Any) -> Any:
+        """The config again, as an instance of the ``Config`` of the imported module.
+
+        Raises:
+            UserError: that refuses it.
+        """
+        if type(config) is self.load().Config:
+            return config
+        fields = dataclasses.fields(config)
+        return self._make_config({f.name: getattr(config, f.name) for f in fields if f.init})
+
+    def _make_config(self, values: Mapping[str, Any]) -> Any:
+        try:
+            return self.load().Config(**values)
+        except UserError:
+            raise
+        except Exception as error:
             raise UserError(
-                f"{self.path} defines no dataclass 'Config'; see ssl_bench/api/contract.py"
-            )
-        return outline.Config
+                f"Config in {self.path} fails: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """The plugin's ``Config`` from what a run has stored of it as JSON, where tuples are lists.
+        """The `checked_config` of what a run has stored as JSON, where tuples are lists.
 
         Raises:
             UserError: a value is of no field, of another type than the field's default, or out of
@@ -124,11 +200,11 @@ class Plugin:
                 f"{self.kind} {self.name!r} was stored with {name} {value!r:.60}, which is no "
                 f"{type_.__name__}",
             )
-        return self.config(**restored)
+        return self.checked_config(restored)
 
     def presets(self) -> Mapping[str, Mapping[str, Any]]:
         """The flags that each preset sets for this plugin."""
-        return getattr(self.outline(), "PRESETS", {})
+        return self.declared.presets
 
     @property
     def paper_file(self) -> Path:
@@ -163,7 +239,7 @@ class Plugin:
 
     def search(self) -> Mapping[str, Range]:
         """The range that a search draws each of the method's flags from, by the field's name."""
-        return getattr(self.outline(), "SEARCH", {})
+        return self.declared.search_space
 
     @property
     def summary(self) -> str:
@@ -174,12 +250,12 @@ class Plugin:
     def version(self) -> int | str:
         """What stands for the plugin's code in the identity of what it makes.
 
-        That is the ``VERSION`` that one of ours declares; of any other, which its author edits
+        That is the ``version`` that one of ours declares; of any other, which its author edits
         without raising anything, it is the `fingerprint`.
         """
         if not self.is_ours:
             return self.fingerprint
-        return self.outline().VERSION
+        return self.declared.version
 
     @property
     def is_ours(self) -> bool:
@@ -197,7 +273,7 @@ def fingerprint(tree: ast.Module) -> str:
 
     It is the same under every version of Python.
     """
-    return hashlib.sha256(repr(_canonical(tree)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(_canonical(_without_declarations(tree))).encode()).hexdigest()[:16]
 
 
 def discover(kind: Kind) -> dict[str, Plugin]:
@@ -302,14 +378,9 @@ def _check(plugin: Plugin, others: Iterable[Plugin]) -> None:
     """
     for node in _parse(plugin).body:
         _refuse_to_import(node)
-    config, outline = plugin.config, plugin.outline()
     papers.read(plugin.paper_file)
-    for name in ("PRESETS", "SEARCH"):
-        value = getattr(outline, name, {})
-        require(isinstance(value, Mapping), f"{name} is {type(value).__name__}, no mapping")
-    require(all(isinstance(each, Mapping) for each in plugin.presets().values()), "odd PRESETS")
-    field_help(config)
-    config()
+    field_help(plugin.config)
+    config = type(plugin.checked_config({}))
     twins = _flags(plugin) & _flags_beside(plugin, others)
     require(not twins, f"its field {min(twins, default='')!r} has the name of another flag")
     import tyro
@@ -398,23 +469,148 @@ def field_help(cls: type) -> dict[str, str]:
 
 
 @cache
-def _outline(plugin: Plugin) -> types.ModuleType:
+def _outline(plugin: Plugin) -> tuple[types.ModuleType, type]:
+    """The outline, and the class in it that has the declared attributes."""
     tree = _parse(plugin)
-    kept = [node for node in tree.body if _is_light(node)]
+    classes = _classes(tree, plugin.kind)
+    _check_names(plugin, tree, classes)
     outline = types.ModuleType(
         f"_outline_{plugin.kind}_{_module_name(plugin.path)}", ast.get_docstring(tree)
     )
     outline.__file__ = str(plugin.path)
+    outline._Declarations = _DECLARATIONS[plugin.kind]  # type: ignore[attr-defined]
     sys.modules[outline.__name__] = outline
     try:
-        code = compile(ast.Module(kept, []), str(plugin.path), "exec")
-    except (SyntaxError, ValueError) as error:  # which parsing has not seen
+        kept = [each for node in tree.body for each in _light(node, classes, plugin.kind)]
+        exec(compile(ast.Module(kept, []), str(plugin.path), "exec"), outline.__dict__)
+        _check_config(plugin, outline)
+        public = [each.name for each in classes if not each.name.startswith("_")]
+        declared = getattr(outline, _the_only(plugin, public))
+        require(isinstance(declared, type), "the class has become something else")
+    except SyntaxError as error:  # which parsing has not seen
         raise UserError(f"{plugin.path} is not valid Python: {error}") from error
-    try:
-        exec(code, outline.__dict__)
     except (Exception, SystemExit):
-        return plugin.load()
-    return outline
+        outline, declared = plugin.load(), plugin.load_class()
+        own = [each for each in tree.body if isinstance(each, ast.ClassDef)]
+        _check_names(plugin, tree, [each for each in own if each.name == declared.__name__])
+    _check_values(plugin, declared)
+    return outline, declared
+
+
+def _check_config(plugin: Plugin, module: types.ModuleType) -> None:
+    config = getattr(module, "Config", None)
+    require(
+        isinstance(config, type) and dataclasses.is_dataclass(config),
+        f"{plugin.path} defines no dataclass 'Config'; see {_contract(plugin)}",
+    )
+    try:
+        typing.get_type_hints(config)
+    except Exception as error:
+        raise UserError(f"Config in {plugin.path} cannot be read: {error}") from error
+
+
+def _the_only(plugin: Plugin, found: Sequence[str]) -> str:
+    base = _BASES[plugin.kind]
+    require(bool(found), f"{plugin.path} defines no subclass of {base!r}; see {_contract(plugin)}")
+    require(
+        len(found) == 1,
+        f"{plugin.path} defines several subclasses of {base!r}: {', '.join(found)}; one would "
+        "work, beside others whose names begin with an underscore",
+    )
+    return found[0]
+
+
+def _contract(plugin: Plugin) -> str:
+    return f"{HOMES[_BASES[plugin.kind]].replace('.', '/')}.py"
+
+
+def _classes(tree: ast.Module, kind: Kind) -> list[ast.ClassDef]:
+    """The classes of a file that are seen to be of a kind, one after the other."""
+    base = _BASES[kind]
+    known = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssl_bench.")
+        for alias in node.names
+        if alias.name == base
+    }
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any(
+            (isinstance(each, ast.Name) and each.id in known)
+            or (isinstance(each, ast.Attribute) and each.attr == base)
+            for each in node.bases
+        ):
+            known.add(node.name)
+            found.append(node)
+    return found
+
+
+def _check_names(plugin: Plugin, tree: ast.Module, classes: Iterable[ast.ClassDef]) -> None:
+    """Complain about what is declared and known to nobody, or in a place where nobody looks."""
+    known = names(_DECLARATIONS[plugin.kind])
+    for cls in classes:
+        for node in cls.body:
+            if isinstance(node, ast.FunctionDef) and node.name in known:
+                raise UserError(
+                    f"{node.name!r} of {cls.name} in {plugin.path} is a function; a plain class "
+                    "attribute would work"
+                )
+            for name in _assigned(node):
+                near = _nearest(name, known, 0.0)
+                require(
+                    name in known or name.startswith("_"),
+                    f"{cls.name} in {plugin.path} declares {name!r}, which the contract does not "
+                    f"know; did you mean {near!r}? A name of your own begins with an underscore",
+                )
+    for node in tree.body:
+        for name in _assigned(node):
+            near = _FORMER.get(name) or _nearest(name, known, 0.75)
+            require(
+                near not in known or name.startswith("_"),
+                f"{name!r} in {plugin.path} stands outside of the class, where nobody looks; "
+                f"{near!r} in the class would work. A name of your own begins with an underscore",
+            )
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=cutoff)), None)
+
+
+def _assigned(node: ast.stmt) -> list[str]:
+    """The names that a statement gives a value to."""
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        targets = [node.target]
+    else:
+        return []
+    parts = (part for target in targets for part in ast.walk(target))
+    return [p.id for p in parts if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)]
+
+
+def _check_values(plugin: Plugin, declared: Any) -> None:
+    """Complain about a declared attribute of another type."""
+    for name, default in names(_DECLARATIONS[plugin.kind]).items():
+        value = getattr(declared, name)
+        where = f"{name} of {declared.__name__} in {plugin.path}"
+        if isinstance(default, Mapping):
+            require(isinstance(value, Mapping), f"{where} is {type(value).__name__}, no mapping")
+            for key, each in value.items():
+                kind = _ENTRIES[name]
+                require(
+                    isinstance(key, str) and isinstance(each, kind),
+                    f"{where}: {key!r} is {type(each).__name__}, not {_named(kind)}",
+                )
+        else:
+            kind = type(default)
+            require(type(value) is kind, f"{where} is {value!r:.60}; {_named(kind)} would work")
+            require(kind is bool or value > 0, f"{where} is {value}; 1 or more would work")
+
+
+def _named(kind: Any) -> str:
+    """A type or a union of types, for a person to read."""
+    return " or ".join(each.__name__ for each in typing.get_args(kind) or (kind,))
 
 
 def _parse(plugin: Plugin) -> ast.Module:
@@ -436,22 +632,72 @@ def _canonical(item: Any) -> Any:
 
 
 def _is_no_code(node: Any) -> bool:
-    """Whether a statement changes no result by itself: an import of ours, some constants."""
+    """Whether a statement changes no result by itself: an import of ours, published values."""
     if isinstance(node, ast.ImportFrom):
         return (node.module or "").split(".")[0] == "ssl_bench"
-    return isinstance(node, ast.Assign) and any(
-        isinstance(target, ast.Name) and target.id in _NO_CODE for target in node.targets
-    )
+    return isinstance(node, ast.Assign) and _assigned(node) == ["PAPER"]
 
 
-def _is_light(node: ast.stmt) -> bool:
+def _without_declarations(tree: ast.Module) -> ast.Module:
+    """A plugin's file without those declared attributes that change no result."""
+    classes = [*_classes(tree, "method"), *_classes(tree, "eval")]
+    body = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node in classes:
+            kept = [each for each in node.body if not set(_assigned(each)) & _NO_CODE]
+            node = ast.ClassDef(**{**dict(ast.iter_fields(node)), "body": kept})
+        body.append(node)
+    return ast.Module(body, tree.type_ignores)
+
+
+def _light(node: ast.stmt, classes: Sequence[ast.ClassDef], kind: Kind) -> Iterator[ast.stmt]:
+    """What the outline keeps of a statement of a module."""
     if isinstance(node, ast.ImportFrom):
-        return {node.module, (node.module or "").split(".")[0]} & _LIGHT_MODULES != set()
-    if isinstance(node, ast.Import):
-        return all(alias.name.split(".")[0] in _LIGHT_MODULES for alias in node.names)
-    if isinstance(node, ast.ClassDef):
-        return node.name == "Config"
-    return isinstance(node, ast.Assign | ast.AnnAssign)
+        if node.module == "ssl_bench.api":
+            aliases = [each for each in node.names if HOMES.get(each.name) in _LIGHT_MODULES]
+            if aliases:
+                yield ast.copy_location(ast.ImportFrom(node.module, aliases, 0), node)
+        elif {node.module, (node.module or "").split(".")[0]} & _LIGHT_MODULES:
+            yield node
+    elif isinstance(node, ast.Import):
+        if all(alias.name.split(".")[0] in _LIGHT_MODULES for alias in node.names):
+            yield node
+    elif isinstance(node, ast.ClassDef) and node in classes:
+        yield _declaring(node, kind, [each.name for each in classes])
+    elif isinstance(node, ast.Assign | ast.AnnAssign) or (
+        isinstance(node, ast.ClassDef) and node.name == "Config"
+    ):
+        yield node
+
+
+def _declaring(node: ast.ClassDef, kind: Kind, own: Sequence[str]) -> ast.stmt:
+    """A class with the declared attributes of another, and nothing else.
+
+    Args:
+        own: the names of such classes in the file.
+
+    Raises:
+        ValueError: the class's body alone does not tell them.
+    """
+    is_alone = len(node.bases) == 1 and not node.keywords and not node.decorator_list
+    is_alone &= not any(isinstance(each, ast.Name) and each.id in own for each in node.bases)
+    targets = [t for each in node.body if isinstance(each, ast.Assign) for t in each.targets]
+    if not (
+        is_alone
+        and all(isinstance(each, _TELLING) for each in node.body)
+        and all(isinstance(each, ast.Name) for each in targets)
+    ):
+        raise ValueError("something else may declare an attribute")
+    known = names(_DECLARATIONS[kind])
+    kept: list[ast.stmt] = [ast.Pass()]
+    for each in node.body:
+        found = _assigned(each)
+        if set(found) & known.keys():
+            plain: list[ast.expr] = [ast.Name(name, ast.Store()) for name in found]
+            kept.append(ast.Assign(plain, each.value))  # type: ignore[attr-defined]
+    parts = {**dict(ast.iter_fields(node)), "bases": [ast.Name("_Declarations", ast.Load())]}
+    made = ast.ClassDef(**{**parts, "body": kept})
+    return ast.fix_missing_locations(ast.copy_location(made, node))
 
 
 def _is_text(node: Any) -> bool:

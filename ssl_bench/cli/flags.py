@@ -194,24 +194,25 @@ class _Offer:
         """The run that a value for each flag makes."""
         assert self.method
         return RunConfig(
-            settings=_take(self.base, values),
+            settings=self.base(**_of(self.base, values)),
             method=self.method,
-            method_config=_take(self.method.config, values),
+            method_config=self.method.checked_config(_of(self.method.config, values)),
             evals=_evals(self.chosen, values),
             evals_on_the_way=_evals(self.on_the_way, values),
         )
 
     def eval_config(self, values: Mapping[str, Any]) -> EvalConfig:
         """The evaluation that a value for each flag makes."""
-        return EvalConfig(_take(self.base, values), _evals(self.chosen, values))
+        return EvalConfig(self.base(**_of(self.base, values)), _evals(self.chosen, values))
 
 
-def _take(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    return cls(**{f.name: values[prefix + f.name] for f in dataclasses.fields(cls)})
+def _of(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a dataclass's fields."""
+    return {f.name: values[prefix + f.name] for f in dataclasses.fields(cls)}
 
 
 def _evals(plugins: Iterable[Plugin], values: Mapping[str, Any]) -> dict[Plugin, Any]:
-    return {plugin: _take(plugin.config, values, _prefix(plugin)) for plugin in plugins}
+    return {p: p.checked_config(_of(p.config, values, _prefix(p))) for p in plugins}
 
 
 def _parse(
@@ -292,7 +293,7 @@ def _chosen_evals(words: Sequence[str], default: Sequence[str]) -> list[str]:
     asked = peek(words, "evals") or list(default)
     if not asked:
         found = registry.discover("eval").values()
-        return [plugin.name for plugin in found if getattr(plugin.outline(), "DEFAULT", False)]
+        return [plugin.name for plugin in found if plugin.declared.is_default]
     return [] if asked == ["none"] else asked
 
 

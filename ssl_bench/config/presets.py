@@ -46,7 +46,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 256,
     },
 }
-"""Flags that a preset sets; a method's or an evaluation's own ``PRESETS`` may add to each."""
+"""Flags that a preset sets; a method's or an evaluation's own ``presets`` may add to each."""
 
 PRESET_NOTES: Mapping[str, str] = {
     "quick": "minutes on two CPU cores; tuned on the embedded Fashion-MNIST",

@@ -22,7 +22,7 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.api.contract import FrozenEncoder
+from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.config.finetuning_settings import FinetuningConfig
 from ssl_bench.data import Split
 from ssl_bench.distributed import collectives

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_bench.api.contract import Result
+from ssl_bench.api.evaluation import Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError, require
 from ssl_bench.runs import schema
@@ -65,7 +65,7 @@ def admit(result: Any, name: str, data: Dataset) -> Admitted:
     whose = f"evaluation {name!r}"
     require(
         isinstance(result, Result),
-        f"{whose} returned {_shown(result)}; an ssl_bench.api.contract.Result is expected",
+        f"{whose} returned {_shown(result)}; an ssl_bench.api.Result is expected",
     )
     _check_unit(result.unit, result.better, whose)
     scores = _scores(result.scores, result.unit, result.better, whose)

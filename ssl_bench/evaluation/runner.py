@@ -1,7 +1,7 @@
 """Evaluating an encoder and its baselines, and storing what was found.
 
 With several ranks, rank 0 evaluates while the others wait, however long that takes, except where an
-evaluation says ``SPREAD = True``: that one every rank calls, and it comes to the same result on
+evaluation is ``sharded``: that one every rank calls, and it comes to the same result on
 each, with features extracted, queries answered and batches divided by all of them. Rank 0 writes.
 """
 
@@ -73,13 +73,14 @@ def evaluate_run(
     for plugin, config in evals.items():
         record = _evaluate(plugin, config, encoder, data, folder)
         if "baselines" not in record:
-            code = plugin.load()
-            wanted = code.baselines(config) if hasattr(code, "baselines") else {}
+            wanted = plugin.load_class()(config).baselines()
             record["baselines"] = {}
             for label, (kind, baseline_config) in wanted.items():
                 home = _baseline_folder(kind, spec, data, seed, runs_dir)
                 if kind not in fresh:
                     fresh[kind] = _baseline(kind, spec, hardware, seed, data, home, keep_features)
+                if plugin.load_class()(baseline_config).supports(fresh[kind], data) is not None:
+                    continue
                 with collectives.rank_zero_only(run_folder.locked(home, wait=True)):
                     baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
                 record["baselines"][label] = baseline["scores"]
@@ -128,22 +129,21 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     stored = collectives.on_rank_zero(lambda: _stored(folder, scratch, expected))
     if stored is not None:
         return stored
-    code = plugin.load()
-    is_spread = getattr(code, "SPREAD", False)
-    devices = collectives.world_size() if is_spread else 1
+    evaluation = plugin.load_class()(config)
+    devices = collectives.world_size() if evaluation.sharded else 1
     environment = {**run_folder.environment(encoder.hardware.name), "devices": devices}
 
     def compute() -> Any:
         encoder.scratch = scratch
         try:
-            return code.evaluate(encoder, data, config)
+            return evaluation.evaluate(encoder, data)
         finally:
             encoder.scratch = None
 
     def store(found: Any) -> Record:
         return _store(found, plugin, config, encoder, data, folder, scratch, environment)
 
-    if is_spread:
+    if evaluation.sharded:
         result = compute()
         return collectives.on_rank_zero(lambda: store(result))
     return collectives.on_rank_zero(lambda: store(compute()))

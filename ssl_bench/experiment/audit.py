@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,9 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
+from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
@@ -62,22 +64,44 @@ def reads_labels(module: Method, spec: EncoderSpec) -> bool:
     return len(first) != len(second) or not all(map(torch.equal, first, second))
 
 
+@contextmanager
+def _untrained(spec: EncoderSpec, seed: int, hardware: Hardware) -> Iterator[Encoder]:
+    """An encoder of which names and shapes are all that counts: on the meta device, without memory.
+
+    What is made in the meantime is there, too.
+    """
+    nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
+    with nowhere.device:
+        yield Encoder(encoders.build(spec, seed), spec, nowhere, seed)
+
+
+def supported(
+    spec: EncoderSpec, evals: Mapping[Plugin, Any], data: Dataset, seed: int, hardware: Hardware
+) -> tuple[dict[Plugin, Any], list[str]]:
+    """The evaluations that encoder and data allow, and a line about each other one.
+
+    Raises:
+        UserError: evaluations are asked for, and none of them is possible.
+    """
+    reasons = {}
+    with _untrained(spec, seed, hardware) as encoder:
+        for plugin, config in evals.items():
+            reason = plugin.load_class()(config).supports(encoder, data)
+            if reason is not None:
+                reasons[plugin] = f"evaluation {plugin.name!r} is left out: {reason}"
+    require(not evals or len(reasons) < len(evals), "; ".join(reasons.values()))
+    return {p: config for p, config in evals.items() if p not in reasons}, list(reasons.values())
+
+
 def evaluations(
     spec: EncoderSpec, evals: Mapping[Plugin, Any], seed: int, hardware: Hardware
 ) -> list[str]:
-    """Run the ``audit`` of each evaluation that has one, on an untrained encoder; a line of each.
-
-    Names and shapes are all that counts, so the modules are on the meta device, where they take no
-    memory.
-    """
-    nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
+    """Run the ``audit`` of each evaluation on an untrained encoder; a line of each that has one."""
     lines = []
-    with nowhere.device:
-        encoder = Encoder(encoders.build(spec, seed), spec, nowhere, seed)
+    with _untrained(spec, seed, hardware) as encoder:
         for plugin, config in evals.items():
-            code = plugin.load()
-            if hasattr(code, "audit"):
-                lines.append(f"{plugin.name}: {code.audit(encoder, config)}")
+            line = plugin.load_class()(config).audit(encoder)
+            lines += [f"{plugin.name}: {line}"] if line else []
     return lines
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench import data as datasets
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.config.settings import EvalSettings, PrepareSettings, Settings, Storage
 from ssl_bench.data import Dataset
@@ -22,7 +22,12 @@ from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
-from ssl_bench.experiment.preparation import prepare_run, require_labels, snapshot_steps
+from ssl_bench.experiment.preparation import (
+    prepare_run,
+    require_labels,
+    snapshot_steps,
+    with_real_configs,
+)
 from ssl_bench.experiment.run_config import EvalConfig, RunConfig
 from ssl_bench.models import checkpoints, encoders, weights
 from ssl_bench.models.architecture import Hints
@@ -69,6 +74,7 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
     ranks = _ranks(settings)
     data = data or load(*source_of(settings))
     prepared = prepare_run(config, data, expected)
+    config = prepared.config
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
         "preset": settings.preset,
@@ -91,6 +97,8 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
+    for line in prepared.left_out:
+        _note(line)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     is_first = collectives.rank() == 0
     # What is drawn in the end must be whole, and training may shard the method.
@@ -160,6 +168,7 @@ def evaluate(config: EvalConfig) -> Path:
     Raises:
         UserError: there is no such run or file, or it does not hold an encoder.
     """
+    config = with_real_configs(config)
     settings = config.settings
     _ranks(settings)
     hardware = choose(settings.precision)
@@ -173,14 +182,17 @@ def evaluate(config: EvalConfig) -> Path:
     _say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
-    recipe = audit.evaluations(spec, config.evals, seed, hardware)
+    evals, left_out = audit.supported(spec, config.evals, data, seed, hardware)
+    for line in left_out:
+        _note(line)
+    recipe = audit.evaluations(spec, evals, seed, hardware)
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
         _evaluate(
             folder,
             plan["method"],
-            config.evals,
+            evals,
             data,
             seed,
             hardware,

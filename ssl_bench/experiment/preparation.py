@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.experiment import audit
-from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.experiment.run_config import EvalConfig, Evaluations, RunConfig
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs.schema import Plan
@@ -27,17 +27,41 @@ class Prepared:
     """A run that may begin.
 
     Attributes:
+        config: with each plugin's real ``Config``, and those evaluations that are possible.
         method: around a fresh encoder.
         recipe: what the audit found, for a person to read.
         budget: what the training may cost, as `budget.of` has it.
+        left_out: a line about each evaluation that is not possible.
     """
 
+    config: RunConfig
     plan: Plan
     spec: EncoderSpec
     method: Method
     hardware: Hardware
     recipe: str
     budget: Mapping[str, Any] | None
+    left_out: Sequence[str]
+
+
+T = TypeVar("T", RunConfig, EvalConfig)
+
+
+def with_real_configs(config: T) -> T:
+    """The same with instances of each plugin's own ``Config``, for what trains and evaluates.
+
+    Raises:
+        UserError: a plugin cannot be imported, or refuses its settings.
+    """
+
+    def real(evals: Evaluations) -> Evaluations:
+        return {plugin: plugin.real_config(own) for plugin, own in evals.items()}
+
+    changes: dict[str, Any] = {"evals": real(config.evals)}
+    if isinstance(config, RunConfig):
+        changes["method_config"] = config.method.real_config(config.method_config)
+        changes["evals_on_the_way"] = real(config.evals_on_the_way)
+    return replace(config, **changes)
 
 
 def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepared:
@@ -49,6 +73,7 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
     Raises:
         UserError: the run could not begin, or is another one than was expected.
     """
+    config = with_real_configs(config)
     settings, plugin = config.settings, config.method
     assert plugin is not None
     hardware = choose(settings.precision, settings.compile)
@@ -57,7 +82,7 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
     if data.unlabelled:
         of_two = pretrain.build_method(
-            plugin.load().Pretraining, config.method_config, spec, 2, settings.seed
+            plugin.load_class(), config.method_config, spec, 2, settings.seed
         )
         require(
             not audit.reads_labels(of_two, spec),
@@ -65,7 +90,7 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
             f"({data.unlabelled}); a method that reads none would work, such as mae",
         )
     method = pretrain.build_method(
-        plugin.load().Pretraining, config.method_config, spec, len(data.classes), settings.seed
+        plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
     require(
         settings.batch_size >= method.smallest_batch,
@@ -74,8 +99,8 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
     )
     at_once = settings.micro_batch_size
     own = settings.batch_size // (settings.devices * settings.nodes)
-    in_parts = getattr(plugin.load(), "ENCODES_IN_PARTS", False)
-    can_split = method.splits or in_parts or not method.trains
+    in_parts = method.encodes_in_parts
+    can_split = method.per_sample_loss or in_parts or not method.trains
     require(
         at_once is None or at_once >= own or can_split,
         f"micro batch size {at_once}: the loss of {plugin.name} depends on all images of a batch, "
@@ -111,8 +136,21 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
             "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
             f"encoder keeps those of all {own}"
         )
-    recipe += audit.evaluations(spec, config.evals, settings.seed, hardware)
-    return Prepared(plan, spec, method, hardware, "; ".join(recipe), budget)
+    evals, left_out = audit.supported(spec, config.evals, data, settings.seed, hardware)
+    on_the_way, others = audit.supported(
+        spec, config.evals_on_the_way, data, settings.seed, hardware
+    )
+    recipe += audit.evaluations(spec, evals, settings.seed, hardware)
+    return Prepared(
+        config=replace(config, evals=evals, evals_on_the_way=on_the_way),
+        plan=plan,
+        spec=spec,
+        method=method,
+        hardware=hardware,
+        recipe="; ".join(recipe),
+        budget=budget,
+        left_out=tuple(dict.fromkeys([*left_out, *others])),
+    )
 
 
 def require_labels(data: Dataset, way_out: str) -> None:

@@ -117,6 +117,15 @@ class _Evaluation:
     config: Mapping[str, Any]
 
 
+def settings_of(content: Any) -> Settings:
+    """The settings in what `RunConfig.to_json` made, without a look at any plugin.
+
+    Raises:
+        UserError: something is missing, of another type, or out of range.
+    """
+    return _stored(content).settings
+
+
 def load(path: Path, allow: Callable[[Sequence[Path]], None]) -> RunConfig:
     """The run that a JSON file describes: `RunConfig.to_json`'s, or a run folder's ``config.json``.
 

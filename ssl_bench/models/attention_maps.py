@@ -13,7 +13,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ssl_bench.errors import require
+from ssl_bench.errors import UserError
 
 
 def tokens_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Iterator[Tensor]:
@@ -33,9 +33,11 @@ def attention_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Itera
     """The attention weights of each block in turn: float32 ``(B, H, T, T)``, as `attention` has.
 
     Raises:
-        UserError: as `check_attention` does.
+        UserError: they cannot be read, see `why_unreadable`.
     """
-    check_attention(encoder)
+    reason = why_unreadable(encoder)
+    if reason:
+        raise UserError(reason)
     inputs: list[Tensor] = []
     tokens = tokens_by_block(encoder, images_BCHW)
     next(tokens)
@@ -48,15 +50,16 @@ def attention_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Itera
         yield attention(block.attn, inputs.pop())
 
 
-def check_attention(encoder: VisionTransformer) -> None:
-    """Raise `UserError` where a block has another attention than timm's plain one."""
+def why_unreadable(encoder: VisionTransformer) -> str | None:
+    """Which block has another attention than timm's plain one; None where none has."""
     for block in encoder.blocks:
         kind = type(getattr(block, "attn", None))
-        require(
-            kind is Attention,
-            f"attention weights can be read of timm's Attention, not of the {kind.__name__} in "
-            f"this encoder's {type(block).__name__}; vit_tiny_patch16_224 would work",
-        )
+        if kind is not Attention:
+            return (
+                f"attention weights can be read of timm's Attention, not of the {kind.__name__} in "
+                f"this encoder's {type(block).__name__}; vit_tiny_patch16_224 would work"
+            )
+    return None
 
 
 def attention(module: Any, tokens_BTD: Tensor) -> Tensor:

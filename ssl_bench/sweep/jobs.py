@@ -137,8 +137,7 @@ class Job:
 
         Nothing is read, nor torch needed, whose import may be what the signal interrupted.
         """
-        settings = RunConfig.from_json(self.config).settings
-        folder = settings.runs_dir / (self.run or ANY_RUN)
+        folder = run_config.settings_of(self.config).runs_dir / (self.run or ANY_RUN)
         numbers = []
         for path in sorted(folder.rglob("*.pt")):
             with contextlib.suppress(OSError):  # somebody else's, or one being replaced

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from ssl_bench.api.registry import Plugin
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import choose
@@ -33,6 +35,7 @@ class _Training:
     steps: int
     flops: int
     seconds: float | None
+    evals: Mapping[Plugin, Any]
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,14 @@ class Planner:
         data = self._data(config)
         training = self._training(config, data)
         plan = replace(training.plan, seed=settings.seed)
-        names = [plugin.name for plugin in config.evals]
+        names = [plugin.name for plugin in training.evals]
         return Entry(
             label=cell.label,
             config=config.to_json(),
             run=plan.name,
             evals={
                 plugin.name: runner.folder_name(plugin, own, data, plan.seed, plan.precision)
-                for plugin, own in config.evals.items()
+                for plugin, own in training.evals.items()
             },
             steps=training.steps,
             batch_size=plan.batch_size,
@@ -146,7 +149,7 @@ class Planner:
             if pace:
                 self.paces[pace.basis] = None
             seconds = counted / pace.rate if pace else None if counted else 0.0
-            self._trainings[alike] = _Training(plan, steps, counted, seconds)
+            self._trainings[alike] = _Training(plan, steps, counted, seconds, prepared.config.evals)
         return self._trainings[alike]
 
     def _data(self, config: RunConfig) -> Dataset:

@@ -153,15 +153,17 @@ def _drawn(
     """The words of each flag that is drawn, by trial; one trial where there is nothing to draw."""
     space: dict[str, Range] = {n: r for n, r in method.search().items() if n not in given}
     unknown = sorted(set(space) - set(types))
-    require(not unknown, f"SEARCH in {method.path} names {', '.join(unknown)}, which is no flag")
+    require(
+        not unknown, f"search_space in {method.path} names {', '.join(unknown)}, which is no flag"
+    )
     several = {n: tuple(w) for n, w in given.items() if len(w) > 1 and n != "seed"}
     space |= {name: OneOf(words) for name, words in several.items()}
     if not space:
         if not method.search() and dataclasses.fields(method.config):
             raise UserError(
-                f"method {method.name!r} declares no ranges to search (SEARCH in {method.path}); "
-                f"several values for some of its flags would work, such as --{method.name}.base-lr "
-                "1e-4,1e-3"
+                f"method {method.name!r} declares no ranges to search (search_space in "
+                f"{method.path}); several values for some of its flags would work, such as "
+                f"--{method.name}.base-lr 1e-4,1e-3"
             )
         return [{}]
     assert settings.trials is not None

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
@@ -134,7 +134,7 @@ def seconds_per_step(
         SampleRng(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS)
     )
     at_once = micro_batch_size or hardware.images_at_once(spec.patches)
-    encoders.keep_at_once(trial, None if trial.splits else micro_batch_size)
+    encoders.keep_at_once(trial, None if trial.per_sample_loss else micro_batch_size)
     train, times = data.train.to(hardware.device), []
     with closing(pretrain.batches(trial, train, spec, steps)) as source:
         for step in range(_STEPS):

@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.method import Batch, Method
 from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.method import Batch, Method
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
 
@@ -40,7 +40,7 @@ def backward(
         replica: the method as `strategy.wrap` wraps it. The gradient is that of all ranks' images
             then, and the loss is of this rank's.
     """
-    if images_at_once is None or not method.splits:
+    if images_at_once is None or not method.per_sample_loss:
         images_at_once = len(batch)
     if replica:
         return _over_ranks(method, batch, hardware, images_at_once, replica)

@@ -15,7 +15,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.method import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware, peak_memory_mib
@@ -106,7 +106,7 @@ def pretrain(
     hardware.forget_peak()
     method.to(hardware.device).train()
     flops_per_step = flops.of_step(method, spec, plan.batch_size)
-    encoded_at_once = None if method.splits else micro_batch_size
+    encoded_at_once = None if method.per_sample_loss else micro_batch_size
     encoders.keep_at_once(method, encoded_at_once)
     steps = 0
     if method.trains:

@@ -28,7 +28,7 @@ from helpers import (
 from torch import Tensor
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Result
+from ssl_bench.api.evaluation import Result
 from ssl_bench.api.ranges import OneOf
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
@@ -209,7 +209,7 @@ def same(first: Tensor | None, second: Tensor | None) -> bool:
 def test_evaluation_predicts_every_test_image_once(
     plugin: Plugin, encoder: Encoder, tiny: Dataset
 ) -> None:
-    result: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    result: Result = plugin.load_class()(small(plugin)).evaluate(encoder, tiny)
     headline = next(iter(result.scores.values()))
     assert math.isfinite(headline)
     if result.predictions_N is None:
@@ -227,9 +227,9 @@ def test_evaluation_is_a_function_of_its_arguments(
 ) -> None:
     before = {name: value.clone() for name, value in encoder.trainable_copy().state_dict().items()}
     torch.manual_seed(1)
-    first: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    first: Result = plugin.load_class()(small(plugin)).evaluate(encoder, tiny)
     torch.manual_seed(2)
-    second: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
+    second: Result = plugin.load_class()(small(plugin)).evaluate(encoder, tiny)
     assert first.scores == second.scores
     assert same(first.predictions_N, second.predictions_N)
     assert first.arrays.keys() == second.arrays.keys()
@@ -245,8 +245,8 @@ def test_nothing_is_chosen_on_the_test_split(
     """Other test labels change the score alone, not what was chosen nor what is predicted."""
     split = dataclasses.replace(tiny.test, labels_N=tiny.test.labels_N.flip(0))
     shuffled = dataclasses.replace(tiny, test=split)
-    honest: Result = plugin.load().evaluate(encoder, tiny, small(plugin))
-    other: Result = plugin.load().evaluate(encoder, shuffled, small(plugin))
+    honest: Result = plugin.load_class()(small(plugin)).evaluate(encoder, tiny)
+    other: Result = plugin.load_class()(small(plugin)).evaluate(encoder, shuffled)
     assert honest.chosen == other.chosen
     assert same(honest.predictions_N, other.predictions_N)
 
@@ -339,7 +339,7 @@ def test_compiled_blocks_compute_the_same(
 
 @pytest.mark.parametrize("plugin", METHODS, ids=lambda plugin: plugin.name)
 def test_what_is_drawn_from_the_ranges_makes_a_config(plugin: Plugin) -> None:
-    """`ssl-bench sweep --search` may come upon any value of ``SEARCH``."""
+    """`ssl-bench sweep --search` may come upon any value of ``search_space``."""
     base = small(plugin)
     shares = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
     for name, range_ in plugin.search().items():

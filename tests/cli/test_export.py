@@ -121,10 +121,9 @@ def test_transformers_loads_the_whole_autoencoder(mae: Checkpoint, tmp_path: Pat
         expected = theirs.eval()(images(), noise=noise_BL).loss
 
     plugin = registry.find("method", "mae")
-    code = plugin.load()
-    shown = code.settings_of(mae.decoder)
-    config = code.Config(**{**shown, **mae.settings})
-    method = code.Pretraining(config, mae.encoder, 0)
+    shown = plugin.load_class().settings_of(mae.decoder)
+    config = plugin.load().Config(**{**shown, **mae.settings})
+    method = plugin.load_class()(config, mae.encoder, 0)
     method.load_state_dict(
         {**mae.decoder, **{f"encoder.{k}": v for k, v in mae.encoder.state_dict().items()}}
     )

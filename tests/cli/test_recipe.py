@@ -375,7 +375,7 @@ def test_list_tells_what_a_papers_preset_is(ssl_bench: Call) -> None:
 def audited(spec: EncoderSpec, config: Any, seed: int = 0) -> str:
     """Fine-tuning's audit of a fresh encoder."""
     encoder = Encoder(encoders.build(spec, seed), spec, CPU, seed)
-    return FINETUNE.load().audit(encoder, config)
+    return FINETUNE.load_class()(config).audit(encoder)
 
 
 class TestAudit:
@@ -386,7 +386,7 @@ class TestAudit:
         small = dataclasses.replace(spec, backbone="vit_nano")
         request = flags.parse_run(["--preset", preset, "--method", method])
         assert request.method is not None
-        plugin = request.method.load().Pretraining
+        plugin = request.method.load_class()
         audit.method(pretrain.build_method(plugin, request.method_config, small, 3, 0))
         assert audit.evaluations(small, request.evals, 0, CPU)
 
@@ -505,7 +505,7 @@ class TestAudit:
         """MoCo v3 freezes the patch embedding; under another name there is nothing to freeze."""
         plugin = registry.find("method", "mocov3")
         config = plugin.config(proj_hidden_dim=16, proj_output_dim=8)
-        method = pretrain.build_method(plugin.load().Pretraining, config, spec, 3, 0)
+        method = pretrain.build_method(plugin.load_class(), config, spec, 3, 0)
         assert "0 undecayed tensors" in audit.method(method)
         frozen = [n for n, p in method.encoder.named_parameters() if not p.requires_grad]
         assert {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= set(frozen)
@@ -521,11 +521,11 @@ class TestAudit:
 
         monkeypatch.setattr(encoders, "build", renamed)
         with pytest.raises(UserError, match="nothing to freeze"):
-            pretrain.build_method(plugin.load().Pretraining, config, spec, 3, 0)
+            pretrain.build_method(plugin.load_class(), config, spec, 3, 0)
 
     def test_nothing_is_asked_of_what_trains_nothing(self, spec: EncoderSpec) -> None:
         plugin = registry.find("method", "random-init")
-        method = pretrain.build_method(plugin.load().Pretraining, plugin.config(), spec, 3, 0)
+        method = pretrain.build_method(plugin.load_class(), plugin.config(), spec, 3, 0)
         assert audit.method(method) == "nothing is trained"
 
     def test_an_audit_leaves_no_trace(self, spec: EncoderSpec) -> None:

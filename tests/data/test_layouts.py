@@ -411,7 +411,7 @@ def test_pre_training_without_labels(ssl_bench: Call, tmp_path: Path, image_fold
 @pytest.mark.parametrize("name", registry.discover("method"))
 def test_which_methods_learn_from_labels(name: str, spec: EncoderSpec) -> None:
     plugin = registry.find("method", name)
-    method = pretrain.build_method(plugin.load().Pretraining, plugin.config(), spec, 2, 0)
+    method = pretrain.build_method(plugin.load_class(), plugin.config(), spec, 2, 0)
     assert audit.reads_labels(method, spec) == (name == "supervised")
 
 

@@ -257,7 +257,7 @@ from dataclasses import dataclass
 from torch import nn
 from ssl_bench.distributed import collectives
 from ssl_bench.transforms.augmentations import Augmentation
-from ssl_bench.api.contract import Method
+from ssl_bench.api import Method
 from ssl_bench.errors import UserError
 from ssl_bench.config.settings import OptimizerConfig
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Batch
+from ssl_bench.api.method import Batch
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import pretrain
@@ -35,7 +35,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 def moco() -> Any:
     config = MOCO.config(proj_hidden_dim=32, proj_output_dim=16, freeze_patch_embed=False)
-    method: Any = pretrain.build_method(MOCO.load().Pretraining, config, SPEC, 3, seed=0)
+    method: Any = pretrain.build_method(MOCO.load_class(), config, SPEC, 3, seed=0)
     naive.randomise(method)
     with torch.no_grad():
         method.encoder.cls_token.mul_(0.1)

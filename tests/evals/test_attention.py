@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset
-from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import Encoder, prepare
+from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.models import attention_maps, encoders
 from ssl_bench.models.encoders import EncoderSpec
@@ -78,7 +77,7 @@ def test_tokens_by_block_lead_to_the_features(changes: dict[str, Any], spec: Enc
     assert torch.equal(encoder.norm(tokens[-1]), encoder.forward_features(images))
 
 
-def test_other_attention_is_one_line_before_anything_runs(spec: EncoderSpec) -> None:
+def test_other_attention_is_one_line_before_anything_runs(spec: EncoderSpec, tiny: Dataset) -> None:
     module = encoders.build(spec, seed=0)
     module.blocks[2].attn = torch.nn.Identity()
 
@@ -86,10 +85,12 @@ def test_other_attention_is_one_line_before_anything_runs(spec: EncoderSpec) -> 
         def trainable_copy(self) -> Any:
             return module
 
-    with pytest.raises(UserError, match="not of the Identity in this encoder's Block"):
-        ATTENTION.audit(Given(), ATTENTION.Config())
+    attention = ATTENTION.Attention(ATTENTION.Config())
+    assert "not of the Identity in this encoder's Block" in attention.supports(Given(), tiny)
+    assert attention.supports(RawPixels(spec, CPU, 0), tiny)
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-    assert "the class token in 6 blocks" in ATTENTION.audit(encoder, ATTENTION.Config())
+    assert attention.supports(encoder, tiny) is None
+    assert "the class token in 6 blocks" in attention.audit(encoder)
 
 
 @settings(max_examples=10, deadline=None)
@@ -140,7 +141,7 @@ def test_arrays_are_of_what_the_encoder_sees(
     module = tiny_encoder(spec, **changes)
     encoder = Encoder(module, spec, CPU, seed=0)
     monkeypatch.setattr(Encoder, "trainable_copy", lambda _: module)
-    result = ATTENTION.evaluate(encoder, tiny, ATTENTION.Config(images=5, sample=33))
+    result = ATTENTION.Attention(ATTENTION.Config(images=5, sample=33)).evaluate(encoder, tiny)
     arrays, index = result.arrays, torch.tensor([0, 1, 2, 3, 4])
     assert arrays["labels"].tolist() == [0, 1, 2, 0, 1]
     assert arrays["images"].dtype == torch.uint8
@@ -174,7 +175,11 @@ def test_large_images_are_shown_as_they_are_seen(tiny: Dataset, spec: EncoderSpe
         "large", tiny.train, type(tiny.test)(images, tiny.test.labels_N), tiny.classes, "", "", 16
     )
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-    shown = ATTENTION.evaluate(encoder, data, ATTENTION.Config(images=2, sample=4)).arrays["images"]
+    shown = (
+        ATTENTION.Attention(ATTENTION.Config(images=2, sample=4))
+        .evaluate(encoder, data)
+        .arrays["images"]
+    )
     wanted = 255 * evaluation_view(images[:2], 16)
     assert shown.shape == (2, 3, 16, 16)
     assert (shown.float() - wanted).abs().max() <= 0.5 + 1e-3

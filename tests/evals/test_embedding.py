@@ -48,7 +48,7 @@ def test_classes_that_are_apart_stay_apart(tiny: Dataset) -> None:
     """Of enough images: t-SNE's steps are too long for a few dozen."""
     test = make_images(300, 3, 4, 3, seed=2)
     data = dataclasses.replace(tiny, test=test)
-    result = EMBEDDING.load().evaluate(Clusters(), data, EMBEDDING.config(images=300))
+    result = EMBEDDING.load_class()(EMBEDDING.config(images=300)).evaluate(Clusters(), data)
     points, labels = result.arrays["points"], result.arrays["labels"]
     distances = torch.cdist(points, points).fill_diagonal_(torch.inf)
     assert torch.equal(labels[distances.argmin(1)], labels)
@@ -56,7 +56,7 @@ def test_classes_that_are_apart_stay_apart(tiny: Dataset) -> None:
 
 
 def test_arrays_say_which_images_they_show(tiny: Dataset) -> None:
-    result = EMBEDDING.load().evaluate(Clusters(), tiny, EMBEDDING.config(images=10))
+    result = EMBEDDING.load_class()(EMBEDDING.config(images=10)).evaluate(Clusters(), tiny)
     points, labels, index = (result.arrays[name] for name in ("points", "labels", "index"))
     assert points.shape == (10, 2)
     assert points.dtype == torch.float32
@@ -69,7 +69,9 @@ def test_arrays_say_which_images_they_show(tiny: Dataset) -> None:
 
 def test_trustworthiness_is_the_formula(tiny: Dataset) -> None:
     encoder = Clusters()
-    result = EMBEDDING.load().evaluate(encoder, tiny, EMBEDDING.config(images=30, neighbors=4))
+    result = EMBEDDING.load_class()(EMBEDDING.config(images=30, neighbors=4)).evaluate(
+        encoder, tiny
+    )
     features = encoder.features(tiny.test)["cls"][result.arrays["index"]]
     expected = 100 * naive_trustworthiness(features, result.arrays["points"], 4)
     assert result.scores["trustworthiness"] == pytest.approx(expected)
@@ -78,11 +80,12 @@ def test_trustworthiness_is_the_formula(tiny: Dataset) -> None:
 def test_every_method_shows_the_same_images(tiny: Dataset, spec: EncoderSpec) -> None:
     config = EMBEDDING.config(images=12)
     encoder = Encoder(encoders.build(spec, seed=3), spec, CPU, seed=3)
-    code = EMBEDDING.load()
-    first, second = (code.evaluate(each, tiny, config) for each in (Clusters(), encoder))
+    first, second = (
+        EMBEDDING.load_class()(config).evaluate(each, tiny) for each in (Clusters(), encoder)
+    )
     assert torch.equal(first.arrays["index"], second.arrays["index"])
     other_data = dataclasses.replace(tiny, fingerprint="another")
-    other = code.evaluate(encoder, other_data, config)
+    other = EMBEDDING.load_class()(config).evaluate(encoder, other_data)
     assert not torch.equal(first.arrays["index"], other.arrays["index"])
 
 
@@ -92,11 +95,11 @@ def test_pooling_is_what_was_asked_for(
 ) -> None:
     config = EMBEDDING.config(images=9, pooling=asked)
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-    assert EMBEDDING.load().evaluate(encoder, tiny, config).chosen["pooling"] == shown
+    assert EMBEDDING.load_class()(config).evaluate(encoder, tiny).chosen["pooling"] == shown
     headless = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
     without = Encoder(headless, spec, CPU, seed=0)
-    assert EMBEDDING.load().evaluate(without, tiny, config).chosen["pooling"] == "avg"
-    pixels = EMBEDDING.load().evaluate(RawPixels(spec, CPU, 0), tiny, config)
+    assert EMBEDDING.load_class()(config).evaluate(without, tiny).chosen["pooling"] == "avg"
+    pixels = EMBEDDING.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
     assert pixels.chosen["pooling"] == "pixels"
 
 
@@ -110,10 +113,9 @@ def test_settings_that_cannot_be_are_one_line(wrong: dict[str, Any]) -> None:
 
 def test_too_few_test_images_are_one_line(tiny: Dataset) -> None:
     few = Split(tiny.test.images_NCHW[:3], tiny.test.labels_N[:3])
-    with pytest.raises(UserError, match="tiny has 3"):
-        EMBEDDING.load().evaluate(
-            Clusters(), dataclasses.replace(tiny, test=few), EMBEDDING.config()
-        )
+    embedding = EMBEDDING.load_class()(EMBEDDING.config())
+    assert "tiny has 3" in embedding.supports(Clusters(), dataclasses.replace(tiny, test=few))
+    assert embedding.supports(Clusters(), tiny) is None
 
 
 class Broken(Clusters):
@@ -128,11 +130,11 @@ class Broken(Clusters):
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e9])
 def test_a_collapsed_encoder_has_a_map_too(value: float, tiny: Dataset) -> None:
-    result = EMBEDDING.load().evaluate(Broken(value), tiny, EMBEDDING.config(images=12))
+    result = EMBEDDING.load_class()(EMBEDDING.config(images=12)).evaluate(Broken(value), tiny)
     assert result.arrays["points"].isfinite().all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_features_that_are_no_numbers_are_one_line(value: float, tiny: Dataset) -> None:
     with pytest.raises(UserError, match="finite"):
-        EMBEDDING.load().evaluate(Broken(value), tiny, EMBEDDING.config())
+        EMBEDDING.load_class()(EMBEDDING.config()).evaluate(Broken(value), tiny)

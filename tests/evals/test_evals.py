@@ -84,7 +84,7 @@ def test_knn_chooses_pooling_and_neighbours_on_held_out_images(tiny: Dataset) ->
         tiny.train: {"useful": useful + 0.01 * noise, "useless": noise},
         tiny.test: {"useful": test, "useless": test},
     })  # fmt: skip
-    result = KNN.load().evaluate(encoder, tiny, KNN.config())
+    result = KNN.load_class()(KNN.config()).evaluate(encoder, tiny)
     assert result.chosen["pooling"] == "useful"
     assert result.scores["top1"] == 100
 
@@ -157,19 +157,23 @@ def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shi
 
 def test_a_linear_probe_that_diverged_is_not_chosen(tiny: Dataset, spec: EncoderSpec) -> None:
     """A rate times a weight decay above 2 makes weights grow without end."""
-    pixels, linear = RawPixels(spec, CPU, 0), LINEAR.load()
+    pixels = RawPixels(spec, CPU, 0)
     config = LINEAR.config(
         batch_size=32, epochs=40, learning_rates=(0.1, 1e5), weight_decays=(1.0,)
     )
-    result = linear.evaluate(pixels, tiny, config)
+    result = LINEAR.load_class()(config).evaluate(pixels, tiny)
     assert result.chosen["learning_rate"] == 0.1
     assert (result.predictions_N >= 0).all()
     with pytest.raises(UserError, match="learning rates below 100000"):
-        linear.evaluate(pixels, tiny, dataclasses.replace(config, learning_rates=(1e5,)))
+        LINEAR.load_class()(dataclasses.replace(config, learning_rates=(1e5,))).evaluate(
+            pixels, tiny
+        )
 
 
 def test_linear_separates_what_is_separable(tiny: Dataset, spec: EncoderSpec) -> None:
-    result = LINEAR.load().evaluate(RawPixels(spec, CPU, 0), tiny, LINEAR.config(batch_size=32))
+    result = LINEAR.load_class()(LINEAR.config(batch_size=32)).evaluate(
+        RawPixels(spec, CPU, 0), tiny
+    )
     assert result.scores["top1"] == 100
 
 
@@ -178,8 +182,8 @@ def test_linear_is_blind_to_the_scale_of_the_features(tiny: Dataset, spec: Encod
     plain = {split: dict(pixels.features(split)) for split in (tiny.train, tiny.test)}
     scaled = {s: {"pixels": 1000 * f["pixels"] + 7} for s, f in plain.items()}
     config = LINEAR.config(batch_size=32, epochs=2)
-    first = LINEAR.load().evaluate(Given(plain), tiny, config)
-    second = LINEAR.load().evaluate(Given(scaled), tiny, config)
+    first = LINEAR.load_class()(config).evaluate(Given(plain), tiny)
+    second = LINEAR.load_class()(config).evaluate(Given(scaled), tiny)
     assert first.chosen["pooling"] == second.chosen["pooling"]
     assert (first.predictions_N == second.predictions_N).float().mean() > 0.95
 
@@ -347,13 +351,13 @@ class TestFinetune:
     def test_learns(self, tiny: Dataset, spec: EncoderSpec) -> None:
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(mixup=0.0, cutmix=0.0, drop_path=0.0, layer_decay=1.0)
-        assert FINETUNE.load().evaluate(encoder, tiny, config).scores["top1"] > 90
+        assert FINETUNE.load_class()(config).evaluate(encoder, tiny).scores["top1"] > 90
 
     def test_training_takes_the_recipes_rates(
         self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each layer's rate at each step, decayed from layer to layer, down to the floor."""
-        code, seen = FINETUNE.load(), []
+        seen = []
         set_learning_rate = optim.set_learning_rate
 
         def record(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -363,7 +367,7 @@ class TestFinetune:
         monkeypatch.setattr(optim, "set_learning_rate", record)
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(epochs=2, batch_size=40, layer_decay=0.5, min_lr=1e-4, warmup=1 / 3)
-        code.evaluate(encoder, tiny, config)
+        FINETUNE.load_class()(config).evaluate(encoder, tiny)
         peak, depth = 1e-2 * 40 / 256, 6
         for step, rates in enumerate(seen):
             cosine = (1 + math.cos(math.pi * (step - 2) / 4)) / 2
@@ -377,7 +381,6 @@ class TestFinetune:
         self, smoothing: float, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its first gradient tells: a head near zero predicts every class alike."""
-        code = FINETUNE.load()
         gradients: list[Tensor] = []
         step = torch.optim.AdamW.step
 
@@ -391,7 +394,9 @@ class TestFinetune:
         data = dataclasses.replace(tiny, train=train)
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(epochs=1, batch_size=120, mixup=0.0, cutmix=0.0)
-        code.evaluate(encoder, data, dataclasses.replace(config, label_smoothing=smoothing))
+        FINETUNE.load_class()(dataclasses.replace(config, label_smoothing=smoothing)).evaluate(
+            encoder, data
+        )
         frequency = torch.tensor([1 / 3, 2 / 3, 0])
         target = (1 - smoothing) * frequency + smoothing / 3
         torch.testing.assert_close(gradients[0], 1 / 3 - target, atol=1e-3, rtol=0)
@@ -418,7 +423,7 @@ class TestFinetune:
 
     def test_scratch_baseline_has_its_own_rate_and_no_layer_decay(self) -> None:
         config = self.config(base_lr=1e-3, scratch_lr=3e-3, layer_decay=0.5)
-        [(kind, scratch)] = FINETUNE.load().baselines(config).values()
+        [(kind, scratch)] = FINETUNE.load_class()(config).baselines().values()
         assert kind == "random"
         assert (scratch.base_lr, scratch.layer_decay) == (3e-3, 1.0)
         assert dataclasses.replace(scratch, base_lr=1e-3, layer_decay=0.5) == config
@@ -528,7 +533,7 @@ class TestLinearPaper:
 
         monkeypatch.setattr(code, "_probe", keep)
         encoder = Pixels(spec)
-        code.evaluate(encoder, data, config)
+        PAPER.load_class()(config).evaluate(encoder, data)
         return heads[0], heads[1], encoder
 
     @pytest.mark.parametrize(
@@ -628,14 +633,16 @@ class TestLinearPaper:
         config = PAPER.config(
             epochs=20, batch_size=40, optimizer="sgd", base_lr=1.0, crop_scale=1.0, pooling="avg"
         )
-        assert PAPER.load().evaluate(Pixels(spec), tiny, config).scores["top1"] == 100
+        assert PAPER.load_class()(config).evaluate(Pixels(spec), tiny).scores["top1"] == 100
 
     def test_encoder_is_frozen_in_evaluation_mode(self, tiny: Dataset, spec: EncoderSpec) -> None:
         module = encoders.build(spec, seed=0, drop_path_rate=0.5)
         before = {name: value.clone() for name, value in module.state_dict().items()}
         config = PAPER.config(epochs=1, batch_size=60)
         scores = [
-            PAPER.load().evaluate(Encoder(module, spec, CPU, seed=0), tiny, config).predictions_N
+            PAPER.load_class()(config)
+            .evaluate(Encoder(module, spec, CPU, seed=0), tiny)
+            .predictions_N
             for _ in range(2)
         ]
         assert torch.equal(*scores)
@@ -646,8 +653,9 @@ class TestLinearPaper:
     ) -> None:
         module = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
         encoder = Encoder(module, spec, CPU, seed=0)
-        for call in (PAPER.load().audit, lambda e, c: PAPER.load().evaluate(e, tiny, c)):
+        probe = PAPER.load_class()(PAPER.config(epochs=1))
+        for call in (probe.audit, lambda encoder: probe.evaluate(encoder, tiny)):
             with pytest.raises(UserError, match="linear paper pooling avg would work"):
-                call(encoder, PAPER.config(epochs=1))
-        result = PAPER.load().evaluate(encoder, tiny, PAPER.config(epochs=1, pooling="avg"))
+                call(encoder)
+        result = PAPER.load_class()(PAPER.config(epochs=1, pooling="avg")).evaluate(encoder, tiny)
         assert result.predictions_N.shape == (40,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from typing import Any
 
@@ -66,7 +67,7 @@ def seen_rows(
         return train(features, labels, which, *rest)
 
     monkeypatch.setattr(linear_probe, "train", record)
-    LOW_SHOT.load().evaluate(encoder, data, LOW_SHOT.config(**SHORT, **changes))
+    LOW_SHOT.load_class()(LOW_SHOT.config(**SHORT, **changes)).evaluate(encoder, data)
     return rows
 
 
@@ -112,21 +113,21 @@ def test_every_method_sees_the_same_labels(
 
 def test_scores_are_means_and_spreads_of_the_draws(tiny: Dataset, spec: EncoderSpec) -> None:
     config = LOW_SHOT.config(**SHORT | {"draws": 3, "steps": 1})
-    result = LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), tiny, config)
+    result = LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
     assert list(result.scores) == ["top1_10pct", "top1_50pct", "spread_10pct", "spread_50pct"]
     for name, tops in zip(("10pct", "50pct"), result.arrays["accuracy"].tolist(), strict=True):
         assert result.scores[f"top1_{name}"] == pytest.approx(statistics.fmean(tops))
         assert result.scores[f"spread_{name}"] == pytest.approx(statistics.stdev(tops))
         assert len(result.chosen[name]) == 3
-    one = LOW_SHOT.load().evaluate(
-        RawPixels(spec, CPU, 0), tiny, dataclasses.replace(config, draws=1)
+    one = LOW_SHOT.load_class()(dataclasses.replace(config, draws=1)).evaluate(
+        RawPixels(spec, CPU, 0), tiny
     )
     assert list(one.scores) == ["top1_10pct", "top1_50pct"], "one draw has no spread"
 
 
 def test_few_labels_separate_what_is_separable(tiny: Dataset, spec: EncoderSpec) -> None:
     config = LOW_SHOT.config(**SHORT | {"steps": 50})
-    result = LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), tiny, config)
+    result = LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
     assert result.scores["top1_10pct"] == 100
 
 
@@ -138,7 +139,7 @@ def test_two_labels_of_a_class_are_enough(spec: EncoderSpec) -> None:
     classes = ("a", "b", "c")
     data = Dataset("rare", train, plain, classes, fingerprint(train, plain, classes), "", 16)
     config = LOW_SHOT.config(**SHORT | {"shares": (0.1, 1.0)})
-    result = LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), data, config)
+    result = LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), data)
     assert result.scores["top1_10pct"] > 80
 
 
@@ -147,8 +148,11 @@ def test_a_share_with_too_few_labels_is_one_line(
     share: float, tiny: Dataset, spec: EncoderSpec
 ) -> None:
     config = LOW_SHOT.config(shares=(0.5, share))
-    with pytest.raises(UserError, match=r"of 120 training images .* a share of 0\.05$"):
-        LOW_SHOT.load().evaluate(RawPixels(spec, CPU, 0), tiny, config)
+    low_shot = LOW_SHOT.load_class()(config)
+    reason = low_shot.supports(RawPixels(spec, CPU, 0), tiny)
+    assert re.search(r"of 120 training images .* a share of 0\.05$", reason)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        low_shot.evaluate(RawPixels(spec, CPU, 0), tiny)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ def encoder(spec: EncoderSpec) -> Encoder:
 
 
 def test_all_blocks_are_fine_tuning(encoder: Encoder, tiny: Dataset) -> None:
-    ours = PARTIAL.evaluate(encoder, tiny, PARTIAL.Config(blocks=(DEPTH,), **RECIPE))
-    wanted = FINETUNE.evaluate(encoder, tiny, FINETUNE.Config(**RECIPE))
+    ours = PARTIAL.PartialFineTuning(PARTIAL.Config(blocks=(DEPTH,), **RECIPE)).evaluate(
+        encoder, tiny
+    )
+    wanted = FINETUNE.FineTuning(FINETUNE.Config(**RECIPE)).evaluate(encoder, tiny)
     assert ours.scores == {"blocks_6": wanted.scores["top1"]}
     assert torch.equal(ours.predictions_N, wanted.predictions_N)
 
@@ -102,12 +104,15 @@ def test_zero_blocks_are_a_linear_probe(encoder: Encoder, tiny: Dataset) -> None
 
 def test_headline_is_one_block_and_predictions_are_its(encoder: Encoder, tiny: Dataset) -> None:
     config = PARTIAL.Config(**{**RECIPE, "epochs": 1})
-    result = PARTIAL.evaluate(encoder, tiny, config)
+    result = PARTIAL.PartialFineTuning(config).evaluate(encoder, tiny)
     assert list(result.scores) == [f"blocks_{k}" for k in ("1", "0", "0.5", "2", "3", "6")]
     right = (result.predictions_N == tiny.test.labels_N).double().mean().item()
     assert result.scores["blocks_1"] == pytest.approx(100 * right)
     other = PARTIAL.Config(**{**RECIPE, "epochs": 1}, blocks=(2, 0))
-    assert list(PARTIAL.evaluate(encoder, tiny, other).scores) == ["blocks_2", "blocks_0"]
+    assert list(PARTIAL.PartialFineTuning(other).evaluate(encoder, tiny).scores) == [
+        "blocks_2",
+        "blocks_0",
+    ]
 
 
 @given(st.integers(1, 40))
@@ -120,8 +125,10 @@ def test_default_numbers_fit_every_depth(depth: int) -> None:
 
 def test_more_blocks_than_there_are_is_one_line_before_training(encoder: Encoder) -> None:
     with pytest.raises(UserError, match=r"blocks 7 is more .* at most 6 would work"):
-        PARTIAL.audit(encoder, PARTIAL.Config(blocks=(1, 7)))
-    assert "the last 0, 0.5, 1, 2, 3, 6 blocks" in PARTIAL.audit(encoder, PARTIAL.Config())
+        PARTIAL.PartialFineTuning(PARTIAL.Config(blocks=(1, 7))).audit(encoder)
+    assert "the last 0, 0.5, 1, 2, 3, 6 blocks" in PARTIAL.PartialFineTuning(
+        PARTIAL.Config()
+    ).audit(encoder)
 
 
 @pytest.mark.parametrize("blocks", [-1, 1.5, float("inf"), float("nan")])

@@ -92,7 +92,7 @@ def test_uniformity_of_points_on_a_sphere_is_near_theory() -> None:
 
 def test_alignment_is_of_two_views_of_the_same_image(tiny: Dataset, spec: EncoderSpec) -> None:
     pixels = RawPixels(spec, CPU, seed=3)
-    result = REPRESENTATION.evaluate(pixels, tiny, REPRESENTATION.Config(pairs=10))
+    result = REPRESENTATION.Representation(REPRESENTATION.Config(pairs=10)).evaluate(pixels, tiny)
     index = subset(40, 10, tiny.fingerprint)
     recipe, rows = crop_and_flip(16, 0.2, 0.5), SampleRng(3, 0, index, "representation/")
     views = []
@@ -106,7 +106,7 @@ def test_alignment_is_of_two_views_of_the_same_image(tiny: Dataset, spec: Encode
 
 def test_headline_is_the_rankme_of_the_mean(tiny: Dataset, spec: EncoderSpec) -> None:
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-    result = REPRESENTATION.evaluate(encoder, tiny, REPRESENTATION.Config(images=30))
+    result = REPRESENTATION.Representation(REPRESENTATION.Config(images=30)).evaluate(encoder, tiny)
     name, value = next(iter(result.scores.items()))
     rows = encoder.features(tiny.test)["avg"][subset(40, 30, tiny.fingerprint)]
     assert name == "rankme_avg"
@@ -184,7 +184,7 @@ class TestCka:
     def test_blocks_are_means_of_patches(self, tiny: Dataset, spec: EncoderSpec) -> None:
         module = encoders.build(spec, seed=0)
         encoder = Encoder(module, spec, CPU, seed=0)
-        result = CKA.evaluate(encoder, tiny, CKA.Config(images=20))
+        result = CKA.CKA(CKA.Config(images=20)).evaluate(encoder, tiny)
         index = result.arrays["index"]
         assert torch.equal(index, subset(40, 20, tiny.fingerprint))
         images = prepare(tiny.test.images(index), spec, CPU)
@@ -206,7 +206,7 @@ class TestCka:
     def test_seeds_share_the_images(self, tiny: Dataset, spec: EncoderSpec) -> None:
         module, config = encoders.build(spec, seed=0), CKA.Config(images=10)
         first, second = (
-            CKA.evaluate(Encoder(module, spec, CPU, seed), tiny, config) for seed in (0, 1)
+            CKA.CKA(config).evaluate(Encoder(module, spec, CPU, seed), tiny) for seed in (0, 1)
         )
         assert torch.equal(first.arrays["index"], second.arrays["index"])
         assert first.scores == second.scores
@@ -222,5 +222,7 @@ class TestCka:
             tiny.test, images_NCHW=tiny.test.images_NCHW[:3], labels_N=tiny.test.labels_N[:3]
         )
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-        with pytest.raises(UserError, match="4 or more would work"):
-            CKA.evaluate(encoder, dataclasses.replace(tiny, test=few), CKA.Config())
+        cka = CKA.CKA(CKA.Config())
+        assert "tiny has 3" in cka.supports(encoder, dataclasses.replace(tiny, test=few))
+        assert cka.supports(encoder, tiny) is None
+        assert cka.supports(RawPixels(spec, CPU, 0), tiny)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Result
+from ssl_bench.api.evaluation import Result
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
@@ -34,15 +34,16 @@ PLUGIN = '''"""Finds what a test says."""
 from dataclasses import dataclass
 import numpy as np
 import torch
-from ssl_bench.api.contract import Result
+from ssl_bench.api import Evaluation, Result
 
 @dataclass(frozen=True)
 class Config:
     """No flags."""
 
-def evaluate(encoder, data, config):
-    labels_N = data.test.labels_N
-    return {}
+class Mine(Evaluation):
+    def evaluate(self, encoder, data):
+        labels_N = data.test.labels_N
+        return {}
 '''
 
 
@@ -152,11 +153,11 @@ class Stored:
         self.calls = 0
 
     def says(self, make: Callable[[], Any]) -> None:
-        def evaluate(encoder: Any, data: Dataset, config: Any) -> Any:
+        def evaluate(evaluation: Any, encoder: Any, data: Dataset) -> Any:
             self.calls += 1
             return make()
 
-        self.code.evaluate = evaluate  # type: ignore[attr-defined]
+        self.code.Mine.evaluate = evaluate
 
     def evaluate(self) -> dict[str, Any]:
         evals = {self.plugin: self.code.Config()}

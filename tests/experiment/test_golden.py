@@ -57,7 +57,7 @@ def test_scores_are_those_of_these_results(name: str, spec: EncoderSpec, tiny: D
     assert CORE_VERSION == 1, "new results want new golden scores"
     plugin = registry.find("eval", name)
     encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-    found = plugin.load().evaluate(encoder, tiny, helpers.small(plugin)).scores
+    found = plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny).scores
     near = 2.6 if name in ("finetune", "linear-paper") else 0.01
     assert {score: found[score] for score in SCORES[name]} == pytest.approx(
         SCORES[name], rel=0.01, abs=near

@@ -79,7 +79,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan = load_json(run / "config.json")
         plan |= {"method_config": dataclasses.asdict(config), "encoder": dataclasses.asdict(spec)}
         write_json(run / "config.json", plan)
-        method = pretrain.build_method(plugin.load().Pretraining, config, spec, 3, seed)
+        method = pretrain.build_method(plugin.load_class(), config, spec, 3, seed)
         weights.save(method.encoder, spec, run)
         state = method.state_dict()
         own = {n: t.contiguous() for n, t in state.items() if not n.startswith("encoder.")}

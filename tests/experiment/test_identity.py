@@ -67,8 +67,8 @@ def masking(checkout: Path) -> Path:
     "path,old,new,owner",
     [
         ("masking.py", "_BLOCK_ATTEMPTS = 32", "_BLOCK_ATTEMPTS = 31", "core"),
-        ("mae.py", "VERSION = 1\n", "VERSION = 1\n_ODD = 1\n", "method mae"),
-        ("knn.py", "VERSION = 1\n", "VERSION = 1\n_ODD = 1\n", "eval knn"),
+        ("mae.py", "    version = 1\n", "    version = 1\n    _odd = 1\n", "method mae"),
+        ("knn.py", "    version = 1\n", "    version = 1\n    _odd = 1\n", "eval knn"),
     ],
 )
 def test_a_change_fails_until_a_version_is_raised(

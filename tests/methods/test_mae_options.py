@@ -14,7 +14,7 @@ from helpers import CPU
 from torch import Tensor
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Batch
+from ssl_bench.api.method import Batch
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders
@@ -30,7 +30,7 @@ SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
     config = MAE.config(**(SMALL | changes))
-    return pretrain.build_method(MAE.load().Pretraining, config, spec, 3, seed=0)
+    return pretrain.build_method(MAE.load_class(), config, spec, 3, seed=0)
 
 
 def batch_of(method: Any, data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:

@@ -16,7 +16,7 @@ from helpers import CPU
 from torch import Tensor
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.method import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import optim, pretrain
@@ -29,7 +29,7 @@ NO_DRAWS = SampleRng(0, 0, torch.arange(0))
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
     config = MOCO.config(**(SMALL | changes))
-    return pretrain.build_method(MOCO.load().Pretraining, config, spec, 3, seed=0)
+    return pretrain.build_method(MOCO.load_class(), config, spec, 3, seed=0)
 
 
 def batch_of(method: Method, data: Dataset, spec: EncoderSpec, count: int = 8) -> Batch:

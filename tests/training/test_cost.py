@@ -14,7 +14,7 @@ from helpers import CPU, EXAMPLE_METHOD, METHODS, build, named, plan, train, wei
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Method
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError

@@ -16,7 +16,7 @@ from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import gradients, pretrain
 
-_IN_PARTS = [p for p in helpers.METHODS if getattr(p.load(), "ENCODES_IN_PARTS", False)]
+_IN_PARTS = [p for p in helpers.METHODS if p.declared.encodes_in_parts]
 _BATCH = 12
 
 

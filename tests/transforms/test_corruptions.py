@@ -186,7 +186,7 @@ class TestRobustness:
 
     def test_scores_are_means_of_the_table(self, encoder: Encoder, tiny: Dataset) -> None:
         config = ROBUSTNESS.config(batch_size=24, epochs=5, images=0)
-        result = ROBUSTNESS.load().evaluate(encoder, tiny, config)
+        result = ROBUSTNESS.load_class()(config).evaluate(encoder, tiny)
         table = result.arrays["accuracy"]
         assert table.shape == (15, 5)
         names = [*result.scores]
@@ -201,8 +201,10 @@ class TestRobustness:
     def test_clean_score_is_that_of_linear(self, encoder: Encoder, tiny: Dataset) -> None:
         sizes = {"batch_size": 24, "epochs": 2}
         linear = registry.find("eval", "linear")
-        expected = linear.load().evaluate(encoder, tiny, linear.config(**sizes))
-        result = ROBUSTNESS.load().evaluate(encoder, tiny, ROBUSTNESS.config(**sizes, images=0))
+        expected = linear.load_class()(linear.config(**sizes)).evaluate(encoder, tiny)
+        result = ROBUSTNESS.load_class()(ROBUSTNESS.config(**sizes, images=0)).evaluate(
+            encoder, tiny
+        )
         assert result.scores["top1_clean"] == expected.scores["top1"]
         assert result.chosen == expected.chosen
 
@@ -223,7 +225,9 @@ class TestRobustness:
             seen.append({})
             monkeypatch.setattr(code, "_IMAGES_AT_ONCE", at_once)
             encoder = Encoder(encoders.build(spec, seed=seed), spec, CPU, seed=seed)
-            code.evaluate(encoder, tiny, ROBUSTNESS.config(batch_size=24, epochs=1, images=10))
+            ROBUSTNESS.load_class()(ROBUSTNESS.config(batch_size=24, epochs=1, images=10)).evaluate(
+                encoder, tiny
+            )
         assert len(seen[0]) == 75
         for key, parts in seen[0].items():
             assert sum(map(len, parts)) == 10
@@ -232,8 +236,8 @@ class TestRobustness:
     def test_small_images_are_refused_in_one_line(self, tiny: Dataset) -> None:
         spec = EncoderSpec("vit_micro", 8, 4, 3, tiny.mean, tiny.std)
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
-        with pytest.raises(UserError, match="16 pixels or more, not 8"):
-            ROBUSTNESS.load().evaluate(encoder, tiny, ROBUSTNESS.config())
+        robustness = ROBUSTNESS.load_class()(ROBUSTNESS.config())
+        assert "16 pixels or more, not 8" in robustness.supports(encoder, tiny)
 
     def test_a_number_of_images_below_none_is_refused(self) -> None:
         with pytest.raises(UserError, match="robustness images -1"):

@@ -130,12 +130,12 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
         data = _data_of(plan, spec)
         if data is None:
             return None
-        module = plugin.load()
         rows: dict[str, Any] = {}
         for ratio in _RATIOS:
-            config = plugin.config_of({**plan["method_config"], "mask_ratio": ratio})
+            stored = plugin.config_of({**plan["method_config"], "mask_ratio": ratio})
+            config = plugin.real_config(stored)
             method = pretrain.build_method(
-                module.Pretraining, config, spec, len(data.classes), plan["seed"]
+                plugin.load_class(), config, spec, len(data.classes), plan["seed"]
             )
             pretrain.restore(method, folder)
             pictures = pretrain.pictures(method, data, spec, plan["seed"], _IMAGES)

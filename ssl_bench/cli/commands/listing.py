@@ -50,7 +50,7 @@ def _evals(is_detailed: bool) -> Rows:
 
 def _plugins(kind: registry.Kind) -> Rows:
     return [
-        (name + (" *" if getattr(plugin.outline(), "DEFAULT", False) else ""), plugin.summary)
+        (name + (" *" if kind == "eval" and plugin.declared.is_default else ""), plugin.summary)
         for name, plugin in registry.discover(kind).items()
     ]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.api import registry
-from ssl_bench.api.contract import Batch, Method
+from ssl_bench.api.method import Batch, Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.config.settings import ReconstructSettings
 from ssl_bench.data.images import opened, to_rgb
@@ -82,8 +82,9 @@ def _restore(
         f"divide its width of {shown['decoder_embed_dim']}",
     )
     names = {field.name for field in fields(plugin.config)}
-    config = plugin.config_of({name: value for name, value in known.items() if name in names})
-    method = plugin.load().Pretraining(config, checkpoint.encoder, 0)
+    stored = {name: value for name, value in known.items() if name in names}
+    config = plugin.real_config(plugin.config_of(stored))
+    method = plugin.load_class()(config, checkpoint.encoder, 0)
     encoder = {f"encoder.{k}": v for k, v in checkpoint.encoder.state_dict().items()}
     weights.load_strictly(method, {**checkpoint.decoder, **encoder}, repr(source), what="decoder")
     method.eval()
@@ -113,8 +114,7 @@ def _restore(
 def _method_of(checkpoint: Checkpoint, source: str) -> tuple[Plugin, Mapping[str, Any]]:
     """The method whose decoder this is, and the settings that its weights show."""
     for plugin in registry.discover("method").values():
-        settings_of = getattr(plugin.load(), "settings_of", None)
-        shown = settings_of(checkpoint.decoder) if settings_of else None
+        shown = plugin.load_class().settings_of(checkpoint.decoder)
         if shown is not None:
             return plugin, shown
     unseen = schema.file_of_method(Path(source)) if (Path(source) / schema.CONFIG).exists() else ""

@@ -129,7 +129,7 @@ def _config(
         left_out.append(
             f"it was trained on {cost['devices']} devices, and is on one, which rounds differently"
         )
-    splits = getattr(method.load().Pretraining, "splits", False)
+    is_per_sample = method.load_class().per_sample_loss
     spec = EncoderSpec.of(plan["encoder"])
     require(bool(plan["data_source"]), f"run {folder.name!r} does not tell where its data are")
     again = Settings(
@@ -143,7 +143,7 @@ def _config(
         seed=plan["seed"],
         precision=plan["precision"],
         compile="on" if cost.get("compiled") else "off",
-        micro_batch_size=cost.get("images_at_once" if splits else "encoded_at_once"),
+        micro_batch_size=cost.get("images_at_once" if is_per_sample else "encoded_at_once"),
         preset=plan["preset"],
         runs_dir=_place(folder, settings.runs_dir, plan["precision"]),
         data_dir=settings.data_dir,

@@ -1,0 +1,62 @@
+"""What the class of a method or an evaluation may declare of itself.
+
+These are read from a plugin's source without importing torch, see `registry`. Another public class
+attribute is an error, so that a misspelt one is not silently nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ssl_bench.api.ranges import Range
+
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+class MethodDeclarations:
+    """Class attributes of a `method.Method`.
+
+    Attributes:
+        version: part of the identity of all that the method trains; raised by a change of its code
+            that changes numbers.
+        presets: the flags that each preset sets: fields of the method's ``Config`` and of
+            `settings.Settings`.
+        search_space: the range that ``ssl-bench sweep --search`` draws a field of the ``Config``
+            from.
+        per_sample_loss: whether the loss of a batch is the mean of its images' own losses, a
+            function of the batch and the parameters that changes neither buffers nor torch's own
+            random numbers, so that parts of a batch may be computed at the same time.
+        encodes_in_parts: whether a method whose loss is not per sample keeps the activations of as
+            many images at a time as its encoders' ``images_at_once`` says: `encoders.class_token`
+            does, and `encoders.in_parts` helps.
+        smallest_batch: images that a step needs at least.
+    """
+
+    version: ClassVar[int] = 1
+    presets: ClassVar[Presets] = {}
+    search_space: ClassVar[Mapping[str, Range]] = {}
+    per_sample_loss: ClassVar[bool] = False
+    encodes_in_parts: ClassVar[bool] = False
+    smallest_batch: ClassVar[int] = 1
+
+
+class EvaluationDeclarations:
+    """Class attributes of an `evaluation.Evaluation`.
+
+    Attributes:
+        version: part of the identity of all that the evaluation finds, as for a method.
+        presets: the flags that each preset sets: fields of the evaluation's ``Config``.
+        is_default: whether it is run without being asked for.
+        sharded: whether every rank calls it at once, instead of rank 0 alone, see `runner`.
+    """
+
+    version: ClassVar[int] = 1
+    presets: ClassVar[Presets] = {}
+    is_default: ClassVar[bool] = False
+    sharded: ClassVar[bool] = False
+
+
+def names(declarations: type) -> dict[str, Any]:
+    """The attributes that may be declared, with their defaults."""
+    return {name: value for name, value in vars(declarations).items() if not name.startswith("_")}
