@@ -174,7 +174,7 @@ PLAIN = """
 import importlib
 from dataclasses import dataclass
 from ssl_bench import api
-from ssl_bench.api import Ablation, {base}, LogUniform
+from ssl_bench.api import {base}, LogUniform
 import torch
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ LINES = {
     "no mapping": ("method", "    presets = 5", ["presets", "int"]),
     "no mappings in it": ("method", "    presets = {'quick': 5}", ["presets", "quick", "int"]),
     "no range": ("method", "    search_space = {'width': (1, 2)}", ["search_space", "tuple"]),
-    "no ablation": ("method", "    ablations = {'width': {}}", ["ablations", "dict"]),
+    "what tables say": ("method", "    ablations = {'width': {}}", ["ablations"]),
     "no whole number": ("method", "    version = '2'", ["version", "'2'", "int"]),
     "a bool for a number": ("method", "    version = True", ["version", "True", "int"]),
     "a number for a bool": ("eval", "    is_default = 1", ["is_default", "1", "bool"]),
