@@ -26,7 +26,7 @@ from ssl_bench.sweep.jobs import Job
 LANE = """
 import sys
 from pathlib import Path
-from ssl_bench.sweep import lanes
+from ssl_bench.sweep.backends import local as lanes
 
 lanes.command_of = lambda job, path: [sys.executable, *job.config["args"]]
 lanes.Lane(Path(sys.argv[1]), int(sys.argv[2]), 1, "")()
