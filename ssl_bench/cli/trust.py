@@ -26,7 +26,7 @@ def ask(what: str, files: Sequence[Path], inside: Path, is_trusted: bool) -> Non
         return
     home = inside.resolve()
     named = ", ".join(
-        f"{str(path)!r}{f' (inside {str(inside)!r} itself)' * path.is_relative_to(home)}"
+        f"{str(path)!r}{f' (inside {inside.name!r} itself)' * path.is_relative_to(home)}"
         for path in sorted(files)
     )
     told = f"{what} {named}, which is no part of the installation"

@@ -467,7 +467,7 @@ class TestTrust:
         code, said = self.ask(place, capsys)
         assert code == 2
         assert str(place.run / "evil.py") in said
-        assert "inside the run" in said and "--trust" in said
+        assert f"inside {place.run.name!r}" in said and "--trust" in said
         assert not place.marker.exists()
 
     def test_an_evaluation_is_named(self, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
