@@ -17,7 +17,7 @@ def ask(what: str, files: Sequence[Path], inside: Path, is_trusted: bool) -> Non
 
     Args:
         what: who names them, such as "run 'a' was made with".
-        inside: the folder that whoever names them came in.
+        inside: the folder that holds the run or the config.
 
     Raises:
         UserError: there are some, and nobody says that they may be.

@@ -1,4 +1,4 @@
-"""What is to be run, as one object, whoever says it: a command line, a file, a sweep, a rerun.
+"""A run's settings as one object, for command lines, files, sweeps and reruns alike.
 
 Its JSON is what ``config.json`` holds beside what was found out about the run, what a sweep stores
 of each cell, and what ``ssl-bench run --config FILE`` reads.
@@ -160,18 +160,21 @@ def _stored(content: Any) -> _Content:
         raise UserError(str(error)) from None
 
 
-def flag(name: str, value: Any) -> tuple[str, ...]:
-    """A value for a field, as arguments of a command line."""
-    dashed = name.replace("_", "-")
+def words_of(name: str, value: Any) -> tuple[str, ...]:
+    """A value for a field, by its name, as arguments of ``ssl-bench run``."""
+    flag = name.replace("_", "-")
     if isinstance(value, bool):
-        return (f"--{dashed}",) if value else (f"--no-{dashed}",)
-    if isinstance(value, tuple | list):
-        return f"--{dashed}", ",".join(map(_text, value))
-    return f"--{dashed}", _text(value)
+        return (f"--{flag}" if value else f"--no-{flag}",)
+    return f"--{flag}", text_of(value)
 
 
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+def text_of(value: Any) -> str:
+    """A value of Python as one argument of a command line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(text_of, value))
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _differing(
@@ -180,7 +183,7 @@ def _differing(
     for field in dataclasses.fields(cls):
         value = values[field.name]
         if value is not None and value != preset.get(field.name, field.default):
-            yield from flag(prefix + field.name, value)
+            yield from words_of(prefix + field.name, value)
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
             pass
     require(
         schema.is_trained(folder),
-        f"run {folder.name!r} is not finished; this goes on with it: {schema.command_of(folder)}",
+        f"run {folder.name!r} is not finished; this resumes it: {schema.command_of(folder)}",
     )
     _require_own(folder)
     return folder

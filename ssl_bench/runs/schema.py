@@ -161,7 +161,7 @@ def state_by(names: Collection[str]) -> State:
 
 
 def state_now(state: State, folder: Path) -> State:
-    """A state that the names of files told, and whether somebody is at it."""
+    """The state by the names of the files, or "running" where a process has the folder locked."""
     return "running" if state == "unfinished" and is_locked(folder) else state
 
 

@@ -22,8 +22,8 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
-from ssl_bench.experiment.run_config import RunConfig
-from ssl_bench.sweep.spec.values import Words, in_order, words_of
+from ssl_bench.experiment.run_config import RunConfig, words_of
+from ssl_bench.sweep.spec.values import Words, in_order
 
 _ONE_ONLY = ("data", "evals", "preset")
 """Flags that trials, which are compared with each other, must share."""

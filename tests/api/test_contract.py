@@ -36,10 +36,10 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder
+from ssl_bench.experiment.run_config import words_of
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import schema
-from ssl_bench.sweep.spec.values import words_of
 from ssl_bench.training import gradients, pretrain
 
 WITH_EXAMPLE = [*METHODS, registry.find("method", str(EXAMPLE_METHOD))]

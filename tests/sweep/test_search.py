@@ -18,11 +18,11 @@ from ssl_bench.api.ranges import LogUniform, OneOf, Range, Uniform
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
+from ssl_bench.experiment.run_config import text_of
 from ssl_bench.sweep import search
 from ssl_bench.sweep.search import Final
 from ssl_bench.sweep.spec import grid
 from ssl_bench.sweep.spec.grid import Cell, Grid
-from ssl_bench.sweep.spec.values import text_of
 
 METHODS = list(registry.discover("method").values())
 SHARES = st.floats(0, 1, exclude_max=True)

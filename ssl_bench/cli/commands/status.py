@@ -83,7 +83,7 @@ def cancel(settings: CancelSettings) -> None:
             asked += _cancel(jobs, owner.jobs_folder)
     _console.print(
         f"{many(asked, 'job')} of {sweep.folder.name} asked to end; what runs saves first, and the "
-        "same `ssl-bench sweep` goes on with it",
+        "same `ssl-bench sweep` resumes it",
         soft_wrap=True,
     )
 
@@ -152,7 +152,7 @@ def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Grou
     if "unknown" in states:
         notes.append("the cluster does not answer; what is unknown was submitted, and may run")
     if states & {"stopped", "new"}:
-        notes.append("the same `ssl-bench sweep` goes on with what is stopped or new")
+        notes.append("the same `ssl-bench sweep` resumes what is stopped and starts what is new")
     if "failed" in states:
         notes.append("`ssl-bench sweep ... --retry-failed` tries again what failed")
     return Group(title, table, *(Text(note, overflow="fold") for note in notes))

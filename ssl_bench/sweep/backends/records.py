@@ -90,9 +90,6 @@ class Batch:
             "processes": list(self.processes),
         }
         write_json(self.folder / "batch.json", content)
-        for cell, stages in enumerate(self.cells):
-            for stage, job in enumerate(stages):
-                write_json(config_of(self.folder / self.name(cell, stage)), job.config)
 
     @classmethod
     def load(cls, folder: Path) -> Batch:
@@ -136,6 +133,9 @@ def new_batch(
     home = (folder / f"{kind}-{number}").absolute()
     batch = Batch(home, cells, (lanes_folder or folder).absolute())
     batch.save()
+    for cell, stages in enumerate(cells):
+        for stage, job in enumerate(stages):
+            write_json(config_of(home / batch.name(cell, stage)), job.config)
     return batch
 
 

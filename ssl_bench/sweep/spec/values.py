@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ssl_bench.cli.argv import joined
 from ssl_bench.data.names import base
 from ssl_bench.errors import UserError, require
+from ssl_bench.experiment.run_config import text_of
 
 MOST_CELLS = 10_000
 _YES, _NO = {"yes", "true", "on"}, {"no", "false", "off"}
@@ -73,23 +74,6 @@ def is_flag_alone(type_: Any) -> bool:
 def is_sequence(type_: Any) -> bool:
     """Whether a flag's value is several values, so that commas do not make it several cells."""
     return typing.get_origin(type_) is tuple
-
-
-def text_of(value: Any) -> str:
-    """A value of Python as a word of a command line."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ",".join(map(text_of, value))
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def words_of(name: str, value: Any) -> Words:
-    """A value of Python for a flag, by its field's name, as words of ``ssl-bench run``."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return (f"--{flag}" if value else f"--no-{flag}",)
-    return f"--{flag}", text_of(value)
 
 
 def shown(value: Any) -> str:
