@@ -197,6 +197,10 @@ class _Given:
 
     noise: Tensor
 
+    @property
+    def samples_B(self) -> Tensor:
+        return torch.arange(len(self.noise), device=self.noise.device)
+
     def rows(self, which: slice) -> _Given:
         return _Given(self.noise[which])
 
@@ -211,7 +215,7 @@ class _Ours(Model):
         super().__init__()
         from ssl_bench.api import registry
         from ssl_bench.models.encoders import EncoderSpec
-        from ssl_bench.training import pretrain
+        from ssl_bench.training import setup
 
         spec = EncoderSpec(
             "vit_base_patch16_224",
@@ -232,7 +236,7 @@ class _Ours(Model):
                 "proj_output_dim": case.projector[1],
             }
         config = plugin.load().Config(**settings)
-        self.method = pretrain.build_method(plugin.load_class(), config, spec, 10, 0)
+        self.method = setup.build_method(plugin.load_class(), config, spec, 10, 0)
 
         self.patches = case.patches
 
@@ -240,32 +244,32 @@ class _Ours(Model):
         self, contestant: Contestant, device: torch.device, images_at_once: int | None
     ) -> Backward:
         """As in this project's own loop."""
-        from ssl_bench.api.method import Batch
+        from ssl_bench.api.step import Batch, Step
         from ssl_bench.distributed.device import Hardware, choose
-        from ssl_bench.training import gradients, pretrain
+        from ssl_bench.training import gradients, setup
 
         precision: Any = contestant.precision
         compiled = contestant.compile or choose().compiled
         hardware = Hardware(device, precision, "", compiled)
         at_once = images_at_once or hardware.images_at_once(self.patches)
         if compiled:
-            pretrain.compile_blocks(self.method)
+            setup.compile_blocks(self.method)
 
         def backward(views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
-            draws: Any = _Given(noise)
-            index_B = torch.arange(len(noise), device=noise.device)
-            batch = Batch(views, index_B, draws)
-            return gradients.backward(self.method, batch, hardware, at_once)
+            given: Any = _Given(noise)
+            batch = Batch(dict(zip(self.method.transforms(), views, strict=False)), given)
+            step = Step(0, 2, 2, len(noise))
+            return gradients.backward(self.method, batch, step, hardware, at_once)["loss"]
 
         return backward
 
     def optimizer(self) -> torch.optim.Optimizer:
-        from ssl_bench.training import optim
-
-        return optim.of_method(self.method, self.method.config)
+        return self.method.optimizer().optimizer
 
     def update(self) -> None:
-        self.method.after_step(0.5)
+        from ssl_bench.api.step import Step
+
+        self.method.after_optimizer_step(Step(0, 2, 2, 1))
 
 
 class _Plain(Model):
@@ -316,7 +320,7 @@ def in_memory(case: Case, device: torch.device) -> Batches:
     """This project's batches: views made by the batch, where the images are."""
     from ssl_bench.data import Split
     from ssl_bench.models.encoders import EncoderSpec
-    from ssl_bench.training import pretrain
+    from ssl_bench.training import setup
 
     images = stored_images(case).to(device)
     split = Split(images, torch.zeros(len(images), dtype=torch.long, device=device))
@@ -330,8 +334,8 @@ def in_memory(case: Case, device: torch.device) -> Batches:
         order = torch.randperm(len(images))
         for index_B in order.split(case.batch_size):
             if len(index_B) == case.batch_size:
-                batch = pretrain.make_batch(method, split, spec, 0, step, index_B)
-                yield batch.views, batch.draws.uniform("mask", case.patches)
+                batch = setup.make_batch(method, split, spec, 0, step, index_B)
+                yield tuple(batch.views.values()), batch.rng.uniform("mask", case.patches)
                 step += 1
 
 

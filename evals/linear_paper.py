@@ -29,13 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FrozenEncoder, Result, optimizers
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
 from ssl_bench.evaluation.features import prepare
 from ssl_bench.evaluation.metrics import accuracy
-from ssl_bench.training import optim, resume
+from ssl_bench.training import resume
+from ssl_bench.training.schedule import Schedule
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
@@ -138,9 +139,7 @@ class PaperLinearProbe(Evaluation):
         count = len(data.train)
         batch_size = min(config.batch_size, count)
         peak_lr = config.base_lr * batch_size / 256
-        schedule = optim.Schedule(
-            count, batch_size, config.epochs, peak_lr, config.warmup, per_epoch=config.per_epoch
-        )
+        schedule = Schedule(count, batch_size, config.epochs)
 
         def order(first: int) -> Iterator[Tensor]:
             return (
@@ -157,7 +156,9 @@ class PaperLinearProbe(Evaluation):
             progress.bar("linear probe", schedule.steps) as bar,
         ):
             for step, index_B in enumerate(order(training.start), training.start):
-                optim.set_learning_rate(optimizer, schedule.learning_rate(step))
+                at = step - step % schedule.steps_per_epoch if config.per_epoch else step
+                learning_rate = optimizers.warmup_cosine(schedule.step(at), peak_lr, config.warmup)
+                optimizers.set_learning_rate(optimizer, learning_rate)
                 features_BD = _augmented_features(encoder, stored, config, step, index_B)
                 labels_B = data.train.labels_N[index_B].to(device)
                 loss = F.cross_entropy(probe(features_BD), labels_B)
@@ -231,7 +232,7 @@ def _probe(width: int, classes: int, config: Config, seed: int) -> nn.Sequential
 
 
 def _optimizer(probe: nn.Module, config: Config) -> torch.optim.Optimizer:
-    kind = optim.LARS if config.optimizer == "lars" else torch.optim.SGD
+    kind = optimizers.LARS if config.optimizer == "lars" else torch.optim.SGD
     return kind(
         probe.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
     )

@@ -43,14 +43,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench.api import Batch, LogUniform, Method, OptimizerConfig, Uniform
+from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
 from ssl_bench.data import Split
 from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders, masking
-from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.transforms.augmentations import (
     Augmentation,
     crop_and_flip,
@@ -158,8 +157,9 @@ class MAE(Method):
     pca_mean_P: Tensor
     pca_basis_PK: Tensor
 
-    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
-        super().__init__(config, encoder, num_classes)
+    def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
+        super().__init__(config, backbone, data)
+        encoder = self.encoder
         width = config.decoder_embed_dim
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.grid = encoder.patch_embed.grid_size
@@ -197,23 +197,24 @@ class MAE(Method):
             encoders.initialise_linear(module)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
+    def transforms(self) -> Mapping[str, Augmentation]:
         """One view: a random crop, mirrored or not (appendix A.1; variants: table 1e)."""
         config = self.config
-        recipe = crop_and_flip(image_size, config.crop_scale, 0.5 if config.flip else 0.0)
+        recipe = crop_and_flip(self.data.image_size, config.crop_scale, 0.5 if config.flip else 0.0)
         if config.fixed_crop and config.crop_scale < 1:
             scale = (config.crop_scale, config.crop_scale)
             recipe = replace(recipe, crop_scale=scale, crop_ratio=(1.0, 1.0))
         strength = config.color_jitter
-        return (replace(recipe, jitter=(strength, strength, strength, strength / 4)),)
+        return {"image": replace(recipe, jitter=(strength, strength, strength, strength / 4))}
 
-    def before_training(self, train: Split, spec: EncoderSpec, seed: int) -> None:
+    def before_training(self, train: Split, seed: int) -> None:
         """Find the principal components of the training images' patches, where they are wanted."""
         if self.config.loss_target == "pixels":
             return
         index_N = rng.permutation(len(train), seed, "pca")[:_PCA_IMAGES]
         images_NCHW = train.images(index_N).cpu()
-        view_NCHW = normalize(evaluation_view(images_NCHW, spec.image_size), spec.mean, spec.std)
+        data = self.data
+        view_NCHW = normalize(evaluation_view(images_NCHW, data.image_size), data.mean, data.std)
         patches_NLP = self._scaled(encoders.patchify(view_NCHW, self.patch_size))
         mean_P, basis_PK = _principal_components(
             patches_NLP.flatten(0, 1), self.pca_basis_PK.shape[1]
@@ -221,9 +222,9 @@ class MAE(Method):
         self.pca_mean_P.copy_(mean_P)
         self.pca_basis_PK.copy_(basis_PK)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, step: Step) -> Tensor:
         """Mean squared error over the hidden patches alone."""
-        return self.reconstruction_loss(batch.views[0], batch.draws.uniform)
+        return self.reconstruction_loss(batch.views["image"], batch.rng.uniform)
 
     def reconstruction_loss(
         self, images_BCHW: Tensor, noise: Tensor | Callable[[str, int], Tensor]
@@ -295,9 +296,9 @@ class MAE(Method):
         Where the target is normalised, the prediction gets the hidden patch's own mean and
         standard deviation back. Components that the target leaves out are zero.
         """
-        images = batch.views[0]
+        images = batch.views["image"]
         patches_BLP = encoders.patchify(images, self.patch_size)
-        keep_BK, hidden_BM = self.mask(batch.draws.uniform)
+        keep_BK, hidden_BM = self.mask(batch.rng.uniform)
         prediction_BMP = self.predict(patches_BLP, keep_BK, hidden_BM).float()
         if self.config.loss_target == "pca":
             prediction_BMP = prediction_BMP @ self.pca_basis_PK.T + self.pca_mean_P

@@ -41,20 +41,19 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.api import Batch, LogUniform, Method, OptimizerConfig, Uniform
+from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
+from ssl_bench.api.optimizers import cosine, freeze
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders
-from ssl_bench.training import optim
 from ssl_bench.transforms.augmentations import Augmentation
 
 
@@ -115,25 +114,26 @@ class MoCoV3(Method):
         },
     }
 
-    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
-        super().__init__(config, encoder, num_classes)
+    def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
+        super().__init__(config, backbone, data)
+        encoder = self.encoder
         require(
             encoder.cls_token is not None,
             "MoCo v3 compares class tokens, and this backbone has none; try vit_tiny_patch16_224",
         )
         _initialise(encoder)
         if config.freeze_patch_embed:
-            optim.freeze(encoder, "patch_embed.proj")
+            freeze(encoder, "patch_embed.proj")
         hidden, out = config.proj_hidden_dim, config.proj_output_dim
         self.projector = mlp([encoder.embed_dim, hidden, hidden, out])
         self.predictor = mlp([out, hidden, out])
         self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
-    def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
+    def transforms(self) -> Mapping[str, Augmentation]:
         """Two views that differ in blur and solarisation (BYOL's, as the paper takes them)."""
         first = Augmentation(
-            size=image_size,
+            size=self.data.image_size,
             crop_scale=(self.config.crop_scale, 1.0),
             interpolation="bilinear",
             flip=0.5,
@@ -142,11 +142,11 @@ class MoCoV3(Method):
             grayscale=0.2,
             blur=1.0,
         )
-        return first, replace(first, blur=0.1, solarize=0.2)
+        return {"first": first, "second": replace(first, blur=0.1, solarize=0.2)}
 
-    def terms(self, batch: Batch) -> Iterator[Tensor]:
+    def terms(self, batch: Batch, step: Step) -> Iterator[Tensor]:
         """The two views' losses, each view once as the query and once as the key."""
-        first, second = batch.views
+        first, second = batch.views["first"], batch.views["second"]
         with torch.no_grad():
             key_1, key_2 = self.key(first), self.key(second)
         yield self.contrast(self.query(first), key_2)
@@ -178,9 +178,9 @@ class MoCoV3(Method):
         return F.cross_entropy(logits_BN, own_B) * 2 * temperature
 
     @torch.no_grad()
-    def after_step(self, progress: float) -> None:
+    def after_optimizer_step(self, step: Step) -> None:
         """Move the momentum networks' parameters (not their buffers) towards the base ones'."""
-        momentum = 1 - (1 - self.config.momentum) * (1 + math.cos(math.pi * progress)) / 2
+        momentum = cosine((step.number + 1) / step.total, self.config.momentum, 1.0)
         pairs = (
             (self.momentum_encoder, self.encoder),
             (self.momentum_projector, self.projector),
@@ -213,7 +213,7 @@ def mlp(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _initialise(encoder: VisionTransformer) -> None:
+def _initialise(encoder: Any) -> None:
     """As the official ``vits.py``: q, k and v are Xavier-uniform one by one."""
     for block in encoder.blocks:
         for weight in block.attn.qkv.weight.chunk(3):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from ssl_bench.api import Method
+from ssl_bench.api import DataInfo, Method
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,5 @@ class RandomInit(Method):
 
     version = 1
 
-    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
-        super().__init__(config, encoder.requires_grad_(False), num_classes)
+    def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
+        super().__init__(config, backbone.requires_grad_(False), data)

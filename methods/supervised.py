@@ -7,13 +7,13 @@ distillation through attention* (DeiT), ICML 2021, table 9, with crops and flips
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.api import Batch, LogUniform, Method, OptimizerConfig, Uniform
+from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
 from ssl_bench.errors import within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
@@ -43,20 +43,21 @@ class Supervised(Method):
     per_sample_loss = True
     presets = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
 
-    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
-        super().__init__(config, encoder, num_classes)
-        self.head = nn.Linear(encoder.embed_dim, num_classes)
+    def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
+        super().__init__(config, backbone, data)
+        self.head = nn.Linear(self.encoder.num_features, data.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
-    def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
+    def transforms(self) -> Mapping[str, Augmentation]:
         """One view: a random crop, mirrored or not."""
-        config = self.config
-        return (crop_and_flip(image_size, config.crop_scale, 0.5 if config.flip else 0.0),)
+        flip = 0.5 if self.config.flip else 0.0
+        return {"image": crop_and_flip(self.data.image_size, self.config.crop_scale, flip)}
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, step: Step) -> Tensor:
         """Cross-entropy with smoothed labels."""
-        images_BCHW = batch.views[0]
+        assert batch.labels_B is not None
+        images_BCHW = batch.views["image"]
         if self.encoder.cls_token is None:
             pooled_BD = self.encoder.forward_features(images_BCHW).mean(dim=1)
         else:

@@ -5,12 +5,12 @@ Vincent et al.: *Extracting and Composing Robust Features with Denoising Autoenc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.api import Batch, Method, OptimizerConfig
+from ssl_bench.api import Batch, DataInfo, Method, OptimizerConfig, Step
 from ssl_bench.errors import above
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
@@ -33,20 +33,19 @@ class Config(OptimizerConfig):
 class Denoising(Method):
     """A linear head on the patch tokens predicts each patch's noise."""
 
-    def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
-        super().__init__(config, encoder, num_classes)
-        self.patch_size = encoder.patch_embed.patch_size[0]
-        pixels = self.patch_size**2 * encoder.patch_embed.proj.in_channels
-        self.head = nn.Linear(encoder.embed_dim, pixels)
+    def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
+        super().__init__(config, backbone, data)
+        self.patch_size = self.encoder.patch_embed.patch_size[0]
+        self.head = nn.Linear(self.encoder.embed_dim, self.patch_size**2 * data.channels)
 
-    def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
+    def transforms(self) -> Mapping[str, Augmentation]:
         """One view: a random crop, mirrored half of the time."""
-        return (Augmentation(size=image_size, crop_scale=(0.2, 1.0)),)
+        return {"image": Augmentation(size=self.data.image_size, crop_scale=(0.2, 1.0))}
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, step: Step) -> Tensor:
         """Mean squared error of the predicted noise."""
-        images_BCHW = batch.views[0]
-        noise = batch.draws.normal("noise", images_BCHW[0].numel()).view_as(images_BCHW)
+        images_BCHW = batch.views["image"]
+        noise = batch.rng.normal("noise", images_BCHW[0].numel()).view_as(images_BCHW)
         noisy_BCHW = images_BCHW + self.config.noise * noise
         tokens_BTD = self.encoder.forward_features(noisy_BCHW)
         predicted_BLP = self.head(tokens_BTD[:, self.encoder.num_prefix_tokens :])

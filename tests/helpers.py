@@ -13,12 +13,13 @@ from PIL import Image
 from ssl_bench.api import registry
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
+from ssl_bench.api.step import Step
 from ssl_bench.cli import flags
 from ssl_bench.data import Dataset, Split, listing
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs.schema import Plan
-from ssl_bench.training import pretrain
+from ssl_bench.training import pretrain, setup
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE_METHOD = Path(__file__).with_name("example_method.py")
@@ -75,8 +76,16 @@ def small(plugin: Plugin) -> Any:
     return cls(**values)
 
 
+FIRST_STEP = Step(0, 1, 1, 24)
+
+
+def step_to(fraction: float) -> Step:
+    """The step that ends where this fraction of the training is done."""
+    return Step(round(fraction * 1000) - 1, 1000, 1, 24)
+
+
 def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
-    return pretrain.build_method(plugin.load_class(), small(plugin), spec, 3, seed)
+    return setup.build_method(plugin.load_class(), small(plugin), spec, 3, seed)
 
 
 def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:

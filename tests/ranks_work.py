@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers import CPU, SHAPE, make_images
 
-from ssl_bench.api import registry
+from ssl_bench.api import optimizers, registry
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset, Split
@@ -28,7 +28,7 @@ from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import optim, pretrain, training_state
+from ssl_bench.training import pretrain, setup, training_state
 from ssl_bench.training import resume as resuming
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils.signals import Interrupted
@@ -61,14 +61,14 @@ def build(plugin: Plugin) -> Method:
     config = helpers.small(plugin)
     names = {field.name for field in dataclasses.fields(config)}
     config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
-    return pretrain.build_method(plugin.load_class(), config, SPEC, 3, seed=0)
+    return setup.build_method(plugin.load_class(), config, SPEC, 3, seed=0)
 
 
 def train(plugin: Plugin, folder: Path, **options: Any) -> Any:
     """A short training in this process, one of the ranks or the only one."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = helpers.plan(plugin, SPEC, data())
-    with mock.patch.object(optim, "adamw", steady_adamw):
+    with mock.patch.object(optimizers, "adamw", steady_adamw):
         return pretrain.pretrain(build(plugin), data(), plan, folder, CPU, **options)
 
 
@@ -127,7 +127,7 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
     for count in (None, 2):  # of the training images: all, or fewer than would do for each rank
         train = Split(dataset.train.images_NCHW[:count], dataset.train.labels_N[:count])
         model = finetuning.classifier(encoder, 3, config)
-        with mock.patch.object(optim, "adamw", steady_adamw):
+        with mock.patch.object(optimizers, "adamw", steady_adamw):
             with mock.patch.object(resuming, "defer_signals", defer_signals), suppress(Interrupted):
                 finetuning.train(model, encoder, train, config)
                 assert stop_at is None

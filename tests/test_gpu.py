@@ -17,7 +17,7 @@ from ssl_bench.distributed.device import choose
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import pretrain
+from ssl_bench.training import pretrain, setup
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -31,7 +31,7 @@ def test_methods_train(
     method = helpers.build(plugin, spec)
     pretrain.pretrain(method, tiny, helpers.plan(plugin, spec, tiny), tmp_path, hardware)
     assert (tmp_path / "encoder.json").exists()
-    pretrain.restore(method, tmp_path)
+    setup.restore(method, tmp_path)
 
 
 @pytest.mark.parametrize("plugin", helpers.EVALS, ids=helpers.named)

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_bench.api.evaluation import Evaluation, FrozenEncoder, Result
-    from ssl_bench.api.method import Batch, Method
+    from ssl_bench.api.method import DataInfo, Method
+    from ssl_bench.api.optimizers import OptimizerSpec
     from ssl_bench.api.ranges import LogUniform, OneOf, Uniform
+    from ssl_bench.api.step import Batch, Step
     from ssl_bench.config.finetuning_settings import FinetuningConfig
     from ssl_bench.config.settings import OptimizerConfig, ProbeConfig
 
 __all__ = [
     "Batch",
+    "DataInfo",
     "Evaluation",
     "FinetuningConfig",
     "FrozenEncoder",
@@ -24,14 +27,18 @@ __all__ = [
     "Method",
     "OneOf",
     "OptimizerConfig",
+    "OptimizerSpec",
     "ProbeConfig",
     "Result",
+    "Step",
     "Uniform",
 ]
 
 HOMES = {
     **dict.fromkeys(("Evaluation", "FrozenEncoder", "Result"), "ssl_bench.api.evaluation"),
-    **dict.fromkeys(("Batch", "Method"), "ssl_bench.api.method"),
+    **dict.fromkeys(("DataInfo", "Method"), "ssl_bench.api.method"),
+    **dict.fromkeys(("Batch", "Step"), "ssl_bench.api.step"),
+    "OptimizerSpec": "ssl_bench.api.optimizers",
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
     **dict.fromkeys(("OptimizerConfig", "ProbeConfig"), "ssl_bench.config.settings"),
     "FinetuningConfig": "ssl_bench.config.finetuning_settings",

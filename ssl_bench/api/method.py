@@ -2,10 +2,7 @@
 
 The file defines ``Config``, a frozen dataclass whose fields become command-line flags, and one
 public subclass of `Method`, whose class attributes are those of `declarations.MethodDeclarations`.
-
-It may define ``PAPER``, a mapping from the beginning of a preset's name to `settings.Published`
-values by flag, which ``ssl-bench recipe`` shows; a name with a space in it is no flag but something
-that the code fixes, and ``sources`` says what is quoted.
+What its paper publishes is in ``papers/``.
 """
 
 from __future__ import annotations
@@ -15,95 +12,105 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.api.declarations import MethodDeclarations
+from ssl_bench.api.optimizers import OptimizerSpec, adamw_recipe
+from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Split
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.transforms.augmentations import Augmentation
-from ssl_bench.utils.rng import SampleRng
+
+Loss = Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one training step sees.
+class DataInfo:
+    """What a method is told about the data.
 
     Attributes:
-        views: one tensor for each of the method's augmentations: normalised float32 ``(B,C,H,W)``.
-        labels_B: int64 class indices; only supervised baselines may look.
-        draws: the step's random numbers, for masks and the like.
+        image_size: height and width of the images, in pixels.
+        channels: 1 or 3.
+        mean, std: what the views are normalised with, by channel.
+        num_classes: 0 without labels.
     """
 
-    views: tuple[Tensor, ...]
-    labels_B: Tensor
-    draws: SampleRng
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
 
-    def __len__(self) -> int:
-        return len(self.labels_B)
-
-    def split(self, parts: int) -> Iterator[Batch]:
-        """The batch in that many parts of nearly equal size."""
-        for part in torch.arange(len(self)).tensor_split(parts):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
-            views = tuple(view[rows] for view in self.views)
-            yield Batch(views, self.labels_B[rows], self.draws.rows(rows))
+    @classmethod
+    def of(cls, spec: EncoderSpec, num_classes: int) -> DataInfo:
+        """The data that an encoder takes."""
+        return cls(spec.image_size, spec.channels, spec.mean, spec.std, num_classes)
 
 
 class Method(MethodDeclarations, nn.Module):
-    """A pre-training method: views of a batch, a loss of those views, an encoder to hand over.
+    """A pre-training method: views of an image, a loss of those views, an encoder to hand over.
 
-    With several ranks each has its share of a batch, and the mean of their losses counts: one that
-    compares images gathers them (`collectives.gather`), and a batch norm is over all ranks
-    (`parallel.SyncBatchNorm1d`).
+    What it keeps between steps (queues, centres, teachers) lives in parameters and buffers, so that
+    a checkpoint holds it. With several ranks each has its share of a batch, and the mean of their
+    losses counts: a method that compares images gathers them (`collectives.gather`, or
+    `collectives.gather_with_gradient`), and a batch norm is over all ranks
+    (`collectives.SyncBatchNorm1d`).
 
     Attributes:
-        encoder: the timm ViT that evaluations receive. A method that trains nothing has no
-            parameter that requires a gradient.
+        encoder: what evaluations receive, snapshots keep and exports write: the backbone, or its
+            teacher. A method that trains nothing has no parameter that requires a gradient.
     """
 
-    encoder: VisionTransformer
+    encoder: Any
 
-    def __init__(self, config: Any, encoder: VisionTransformer, num_classes: int) -> None:
+    def __init__(self, config: Any, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = encoder
+        self.config, self.data = config, data
+        self.encoder = backbone
 
     @property
     def trains(self) -> bool:
         """Whether there is anything to train."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def augmentations(self, image_size: int) -> tuple[Augmentation, ...]:
-        """The recipe of each view."""
+    def transforms(self) -> Mapping[str, Augmentation]:
+        """How each view of an image is made, by the view's name; their sizes may differ."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The scalar to minimise."""
-        return torch.stack(list(self.terms(batch))).sum()
+    def loss(self, batch: Batch, step: Step) -> Loss:
+        """The scalar to minimise, or several by name: their sum is minimised, each is logged."""
+        losses = [total(term) for term in self.terms(batch, step)]
+        return torch.stack(losses).sum()
 
-    def terms(self, batch: Batch) -> Iterator[Tensor]:
-        """Scalars whose sum is the loss; each one's graph is freed before the next one is made.
+    def terms(self, batch: Batch, step: Step) -> Iterator[Loss]:
+        """Losses to minimise the sum of; each one's graph is freed before the next one is made.
 
-        A method defines this one or `loss`.
+        A method defines this one, which takes less memory, or `loss`.
         """
         if type(self).loss is Method.loss:
             raise NotImplementedError(f"{type(self).__name__} defines neither loss nor terms")
-        yield self.loss(batch)
+        yield self.loss(batch, step)
 
-    def forward(self, terms: Iterator[Tensor]) -> Tensor | None:
+    def forward(self, terms: Iterator[Loss]) -> Loss | None:
         """The next of the terms; what wraps a method for several ranks sees nothing else of it."""
         return next(terms, None)
 
-    def before_training(self, train: Split, spec: EncoderSpec, seed: int) -> None:
-        """Called before the first step, and again before an interrupted training goes on.
+    def optimizer(self) -> OptimizerSpec:
+        """How the parameters are updated: by default as the flags of ``OptimizerConfig`` say."""
+        return adamw_recipe(self, self.config)
+
+    def before_training(self, train: Split, seed: int) -> None:
+        """Called before the first step, and again before an interrupted training is resumed.
 
         For what a method needs to know of the training images, such as their principal components:
-        a function of the arguments alone, kept in buffers, so that it is stored with the weights.
+        a function of the arguments alone, kept in buffers.
         """
 
-    def after_step(self, progress: float) -> None:
-        """Called after each optimiser step with the share of training done, in (0, 1]."""
+    def before_optimizer_step(self, step: Step) -> None:
+        """Called with the gradients in place, which it may change, or drop for what is frozen."""
+
+    def after_optimizer_step(self, step: Step) -> None:
+        """Called after the parameters' update in this step."""
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         """Rows of images for a person to look at, by title: normalised ``(B,C,H,W)`` each."""
@@ -119,3 +126,8 @@ class Method(MethodDeclarations, nn.Module):
             weights: those that are not the encoder's, by their official names.
         """
         return None
+
+
+def total(loss: Loss) -> Tensor:
+    """The scalar that is minimised."""
+    return loss if isinstance(loss, Tensor) else torch.stack(list(loss.values())).sum()

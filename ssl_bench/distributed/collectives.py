@@ -198,6 +198,15 @@ def gather(rows_BD: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_with_gradient(rows_BD: Tensor) -> Tensor:
+    """The rows of all ranks, in their order: ``(world_size * B, D)``.
+
+    A row's gradient is the sum of what all ranks' losses make of it, so that the mean of the ranks'
+    gradients is that of the mean of their losses.
+    """
+    return rows_BD if world_size() == 1 else _Gather.apply(rows_BD)
+
+
 def gather_shares(own: Tensor, count: int) -> Tensor:
     """The whole of which each rank has its `share_of` the rows: ``(count, ...)``, each row once.
 
@@ -260,6 +269,17 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return total(gradients[0].contiguous())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
+        return gather(rows_BD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole_ND = total(gradients[0].contiguous())
+        return whole_ND[share(len(whole_ND))]
 
 
 def _sum_over_ranks(own: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Replica:
     def __init__(self, wrapped: nn.Module, terms: int) -> None:
         self._wrapped, self.terms = wrapped, terms
 
-    def __call__(self, terms: Iterator[Tensor]) -> Tensor:
+    def __call__(self, terms: Iterator[Any]) -> Any:
         """The next of the terms, computed inside of the wrapper."""
         return self._wrapped(terms)
 

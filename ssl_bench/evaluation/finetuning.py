@@ -22,13 +22,15 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ssl_bench.api import optimizers
 from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.config.finetuning_settings import FinetuningConfig
 from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
 from ssl_bench.evaluation.features import prepare, share_of
-from ssl_bench.training import optim, resume
+from ssl_bench.training import resume
+from ssl_bench.training.schedule import Schedule
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
 from ssl_bench.utils import progress, rng
@@ -128,7 +130,9 @@ def own_rows(batch_size: int) -> Tensor:
 
 def optimizer(model: Classifier, config: FinetuningConfig) -> torch.optim.AdamW:
     """AdamW over what is trainable, with the recipe's layer and weight decay."""
-    return optim.adamw(optim.layer_decay_groups(model, config, config.layer_decay), config.beta2)
+    return optimizers.adamw(
+        optimizers.layer_decay_groups(model, config, config.layer_decay), config.beta2
+    )
 
 
 def train(
@@ -156,9 +160,8 @@ def train(
         rows_R = torch.zeros(1).long()  # a row to have gradients of, which do not count
     if collectives.world_size() > 1:
         _share_drop_paths(model, batch_size, rows_R.to(hardware.device))
-    schedule = optim.Schedule.of(
-        len(split), batch_size, config.epochs, config, min_lr=config.min_lr
-    )
+    schedule = Schedule(len(split), batch_size, config.epochs)
+    peak_lr = config.base_lr * batch_size / 256
 
     def order(first: int) -> Iterator[Tensor]:
         steps = range(first, schedule.steps)
@@ -172,7 +175,10 @@ def train(
     ):
         samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
         for step, (index_B, stored_BCHW) in samples:
-            optim.set_learning_rate(adamw, schedule.learning_rate(step))
+            learning_rate = optimizers.warmup_cosine(
+                schedule.step(step), peak_lr, config.warmup, config.min_lr
+            )
+            optimizers.set_learning_rate(adamw, learning_rate)
             step_draws = SampleRng(seed, step, index_B.to(hardware.device), "finetune/")
             images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
             labels_B = split.labels_N[index_B].to(hardware.device)

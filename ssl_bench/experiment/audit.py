@@ -3,7 +3,7 @@
 Layer decay, drop path and weight-decay groups find parameters by name and by shape, so that a
 renamed module would switch them off and nothing would tell. Each check looks at the real modules
 and their parameter groups, and raises `UserError` where something asked for reaches nothing.
-What a method freezes goes through `optim.freeze`, which does the same.
+What a method freezes goes through `optimizers.freeze`, which does the same.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from timm.layers import DropPath
 from torch import nn
 
 from ssl_bench.api.method import Method
+from ssl_bench.api.optimizers import Group
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
-from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import flops, optim
-from ssl_bench.training.optim import Group
 
 _SHOWN = 3
 
@@ -39,29 +37,11 @@ def method(module: Method) -> str:
     """Check a method's weight-decay groups; one line that sums them up."""
     if not module.trains:
         return "nothing is trained"
+    groups = module.optimizer().optimizer.param_groups
     config = module.config
-    groups = optim.of_method(module, config).param_groups
+    if type(module).optimizer is not Method.optimizer:  # the method's own, which knows what it does
+        return weight_decay(module, groups, 0.0, exempts=False)
     return weight_decay(module, groups, config.weight_decay, exempts=not config.decay_norm_and_bias)
-
-
-def reads_labels(module: Method, spec: EncoderSpec) -> bool:
-    """Whether a method learns something else where the labels are others.
-
-    Args:
-        module: for two classes at least; copies of it are used.
-    """
-    if not module.trains:
-        return False
-    gradients = []
-    for label in (0, 1):
-        trial, batch = flops.trial_step(module, spec, max(2, module.smallest_batch), label)
-        with collectives.alone(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for term in trial.terms(batch):
-                term.backward()
-        gradients.append([p.grad for p in trial.parameters() if p.grad is not None])
-    first, second = gradients
-    return len(first) != len(second) or not all(map(torch.equal, first, second))
 
 
 @contextmanager

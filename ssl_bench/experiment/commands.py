@@ -35,7 +35,7 @@ from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
-from ssl_bench.training import pretrain
+from ssl_bench.training import pretrain, setup
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import make_inside, readable
 from ssl_bench.utils.terminal import Console
@@ -118,7 +118,7 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
                 "would train it again",
             )
             if is_first:
-                pretrain.restore(shown, folder)
+                setup.restore(shown, folder)
         else:
             used = {"devices": ranks, "nodes": settings.nodes, "strategy": strategy.strategy()}
             collectives.on_rank_zero(
@@ -134,7 +134,7 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
                 f"peak memory {cost['peak_memory_mib']:,} MiB"
             )
             if ranks > 1 and is_first:
-                pretrain.restore(shown, folder)
+                setup.restore(shown, folder)
         collectives.on_rank_zero(lambda: _draw(shown, data, plan, spec, folder))
         with collectives.rank_zero_only(run_folder.failures_noted(folder)):
             records = _evaluate(
@@ -359,7 +359,7 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
         console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
     output = folder / "figures/pictures.png"
     if not output.exists():
-        rows = pretrain.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
+        rows = setup.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
         if rows:
             make_inside(folder, folder / schema.FIGURES)
             figures.picture_rows(rows, spec, f"{title}: test images", output)

@@ -18,8 +18,8 @@ from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
-from ssl_bench.training import pretrain
-from ssl_bench.training.optim import Schedule
+from ssl_bench.training import setup
+from ssl_bench.training.schedule import Schedule, whole_epochs
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,12 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
         require_labels(data, "--evals none would pre-train without, and afterwards")
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
     if data.unlabelled:
-        of_two = pretrain.build_method(
-            plugin.load_class(), config.method_config, spec, 2, settings.seed
-        )
         require(
-            not audit.reads_labels(of_two, spec),
+            "label" not in plugin.load_class().columns,
             f"method {plugin.name} learns from labels, and data {data.name!r} has none "
             f"({data.unlabelled}); a method that reads none would work, such as mae",
         )
-    method = pretrain.build_method(
+    method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
     require(
@@ -108,7 +105,7 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
         "--devices, takes less memory",
     )
     if method.trains:
-        Schedule.of(len(data.train), settings.batch_size, settings.epochs, config.method_config)
+        Schedule(len(data.train), settings.batch_size, settings.epochs)  # which refuses too few
     plan = Plan(
         method=plugin.name,
         method_version=plugin.version,
@@ -116,7 +113,7 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
         data=data.name,
         data_fingerprint=data.fingerprint,
         encoder=spec,
-        epochs=pretrain.whole(settings.epochs) if method.trains else 0,
+        epochs=whole_epochs(settings.epochs) if method.trains else 0,
         batch_size=settings.batch_size,
         seed=settings.seed,
         precision=hardware.precision,
@@ -174,7 +171,7 @@ def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset
     """
     if not settings.eval_every or not method.trains:
         return []
-    schedule = Schedule.of(len(data.train), plan.batch_size, plan.epochs, method.config)
+    schedule = Schedule(len(data.train), plan.batch_size, plan.epochs)
     epochs = settings.epochs_between(plan.epochs)
     between = epochs * schedule.steps_per_epoch
     require(

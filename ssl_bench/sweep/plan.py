@@ -23,7 +23,7 @@ from ssl_bench.sweep import estimate
 from ssl_bench.sweep.manifest import Entry, Stage
 from ssl_bench.sweep.spec.grid import Cell
 from ssl_bench.training import flops
-from ssl_bench.training.optim import Schedule
+from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils import progress
 
 
@@ -140,9 +140,7 @@ class Planner:
             plan, method = prepared.plan, prepared.method
             steps = 0
             if method.trains:
-                steps = Schedule.of(
-                    len(data.train), plan.batch_size, plan.epochs, config.method_config
-                ).steps
+                steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps
             spec = plan.encoder
             counted = steps * flops.of_step(method, spec, plan.batch_size)
             pace = estimate.pace(plan, self._index) if counted else None

@@ -24,8 +24,8 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.models import encoders
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan
-from ssl_bench.training import flops, gradients, pretrain
-from ssl_bench.training.optim import Schedule
+from ssl_bench.training import flops, gradients, setup
+from ssl_bench.training.schedule import Schedule, whole_epochs
 from ssl_bench.utils.rng import SampleRng
 
 _WARM_UP_STEPS, _STEPS, _MOST_SECONDS = 2, 12, 10.0
@@ -78,9 +78,7 @@ def spend(
         UserError: not a single step can be paid for.
     """
     spec = plan.encoder
-    steps_per_epoch = Schedule.of(
-        len(data.train), plan.batch_size, 1, method.config
-    ).steps_per_epoch
+    steps_per_epoch = Schedule(len(data.train), plan.batch_size, 1).steps_per_epoch
     price: float
     if "flops" in budget:
         price, unit = flops.of_step(method, spec, plan.batch_size), "FLOPs"
@@ -97,7 +95,7 @@ def spend(
         f"{plan.batch_size} images",
     )
     whole = int(limit) if unit == "FLOPs" else limit  # which floats count in whole steps no more
-    return replace(plan, epochs=pretrain.whole(int(whole // price) / steps_per_epoch))
+    return replace(plan, epochs=whole_epochs(int(whole // price) / steps_per_epoch))
 
 
 @contextmanager
@@ -126,9 +124,9 @@ def seconds_per_step(
     """The median time of a few steps of a copy of the method, data included; that of rank 0."""
     spec, trial = plan.encoder, copy.deepcopy(method)
     trial.to(hardware.device).train()
-    trial.before_training(data.train, spec, plan.seed)
-    replica, optimizer = pretrain.prepared(trial, hardware, spec)
-    schedule = Schedule.of(len(data.train), plan.batch_size, 1, trial.config)
+    trial.before_training(data.train, plan.seed)
+    replica, optimizer = setup.prepare(trial, hardware, spec)
+    schedule = Schedule(len(data.train), plan.batch_size, 1)
     own = collectives.share(plan.batch_size)
     steps = (
         SampleRng(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS)
@@ -136,14 +134,17 @@ def seconds_per_step(
     at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     encoders.keep_at_once(trial, None if trial.per_sample_loss else micro_batch_size)
     train, times = data.train.to(hardware.device), []
-    with closing(pretrain.batches(trial, train, spec, steps)) as source:
+    with closing(setup.batches(trial, train, spec, steps)) as source:
         for step in range(_STEPS):
             started = time.monotonic()
-            torch.manual_seed(pretrain.dropout_key(plan.seed, step))
-            gradients.backward(trial, next(source), hardware, at_once, replica).item()
-            optimizer.step()
-            optimizer.zero_grad()
-            trial.after_step((step + 1) / _STEPS)
+            at = replace(schedule.step(step), total=_STEPS)
+            optimizer.prepare(at)
+            torch.manual_seed(setup.dropout_key(plan.seed, step))
+            losses = gradients.backward(trial, next(source), at, hardware, at_once, replica)
+            losses[gradients.TOTAL].item()
+            trial.before_optimizer_step(at)
+            optimizer.update()
+            trial.after_optimizer_step(at)
             times.append(collectives.broadcast(time.monotonic() - started))
             if sum(times[_WARM_UP_STEPS:]) > _MOST_SECONDS:
                 break

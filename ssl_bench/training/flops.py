@@ -10,7 +10,8 @@ from fractions import Fraction
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench.api.method import Batch, Method
+from ssl_bench.api.method import Method, total
+from ssl_bench.api.step import Batch, Step
 from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
@@ -74,8 +75,8 @@ def _count(method: Method, spec: EncoderSpec, batch_size: int) -> tuple[int, int
         torch.random.fork_rng(devices=[]),
         FlopCounterMode(display=False) as counter,
     ):
-        for term in trial.terms(batch):
-            term.backward()
+        for term in trial.terms(batch, Step(0, 1, 1, batch_size)):
+            total(term).backward()
             terms += 1
     return counter.get_total_flops(), terms
 
@@ -88,18 +89,18 @@ def trial_step(
     for module in trial.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]
-    views = tuple(
-        torch.randn(
+    views = {
+        name: torch.randn(
             batch_size,
             spec.channels,
-            recipe.size,
-            recipe.size,
-            generator=rng.generator("count", view),
+            transform.size,
+            transform.size,
+            generator=rng.generator("count", number),
         )
-        for view, recipe in enumerate(trial.augmentations(spec.image_size))
-    )
-    labels_B = torch.full((batch_size,), label)
-    return trial, Batch(views, labels_B, SampleRng(0, 0, torch.arange(batch_size)))
+        for number, (name, transform) in enumerate(trial.transforms().items())
+    }
+    labels_B = torch.full((batch_size,), label) if "label" in method.columns else None
+    return trial, Batch(views, SampleRng(0, 0, torch.arange(batch_size)), labels_B)
 
 
 def _lagrange(sizes: list[int], which: int, at: int) -> Fraction:

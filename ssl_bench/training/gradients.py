@@ -1,34 +1,38 @@
 """The gradient of a batch's loss: part by part where the loss allows it, on a CPU by all cores.
 
-A thread with a part of its own waits for no other thread at the end of every operation, and what
+A thread with a part of its own does not wait for the others at the end of every operation, and what
 it computes stays in its core's cache.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ssl_bench.api.method import Batch, Method
+from ssl_bench.api.method import Loss, Method, total
+from ssl_bench.api.step import Batch, Step
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
 
+TOTAL = "loss"
 _MOST_THREADS = 8  # each holds a copy of the gradient
 
 
 def backward(
     method: Method,
     batch: Batch,
+    step: Step,
     hardware: Hardware,
     images_at_once: int | None = None,
     replica: Replica | None = None,
-) -> Tensor:
-    """Add the gradient of the batch's loss to the parameters'; returns the loss.
+) -> Mapping[str, Tensor]:
+    """Add the gradient of the batch's loss to the parameters'.
 
     The result depends on ``images_at_once`` and the number of threads in its rounding alone, and
     not at all on which thread is faster.
@@ -36,16 +40,19 @@ def backward(
     Args:
         batch: this rank's share of it, where there are several.
         images_at_once: how many images' activations are kept at a time, by each thread, where the
-            method's loss `splits`; None for all.
+            method's loss is per sample; None for all.
         replica: the method as `strategy.wrap` wraps it. The gradient is that of all ranks' images
-            then, and the loss is of this rank's.
+            then, and the losses are of this rank's.
+
+    Returns:
+        The scalar that is minimised as ``loss``, and the losses that the method names.
     """
     if images_at_once is None or not method.per_sample_loss:
         images_at_once = len(batch)
     if replica:
-        return _over_ranks(method, batch, hardware, images_at_once, replica)
+        return _over_ranks(method, batch, step, hardware, images_at_once, replica)
     if images_at_once >= len(batch):
-        return _one_by_one(method, batch, hardware)
+        return _one_by_one(method, [batch], step, hardware)
     count = math.ceil(len(batch) / images_at_once)
     threads = 1
     if hardware.device.type == "cpu":
@@ -53,82 +60,109 @@ def backward(
         count = min(len(batch), threads * math.ceil(count / threads))  # as many for each
     parts = list(batch.split(count))
     if threads > 1:
-        return _in_threads(method, batch, parts, threads, hardware)
-    losses = [_one_by_one(method, part, hardware, len(part) / len(batch)) for part in parts]
-    return torch.stack(losses).sum()
+        return _in_threads(method, parts, step, threads, hardware)
+    return _one_by_one(method, parts, step, hardware)
 
 
-def _one_by_one(method: Method, part: Batch, hardware: Hardware, share: float = 1.0) -> Tensor:
-    """The terms' gradients in turn, as a part's share of its batch."""
+def _one_by_one(
+    method: Method, parts: Sequence[Batch], step: Step, hardware: Hardware
+) -> Mapping[str, Tensor]:
+    """The gradients of each part's terms in turn."""
     losses = []
-    for loss in _terms(method, part, hardware, share):
-        loss.backward()
-        losses.append(loss.detach())
-    return torch.stack(losses).sum()
+    whole = sum(map(len, parts))
+    for part in parts:
+        for term in _terms(method, part, step, hardware):
+            weighted = _weighted(term, len(part) / whole)
+            weighted[TOTAL].backward()
+            losses.append(_detached(weighted))
+    return _sum(losses)
 
 
 def _over_ranks(
-    method: Method, batch: Batch, hardware: Hardware, images_at_once: int, replica: Replica
-) -> Tensor:
+    method: Method,
+    batch: Batch,
+    step: Step,
+    hardware: Hardware,
+    images_at_once: int,
+    replica: Replica,
+) -> Mapping[str, Tensor]:
     """The terms of each part in turn; gradients are exchanged with the last one's."""
     parts = list(batch.split(math.ceil(len(batch) / images_at_once)))
     losses, left = [], len(parts) * replica.terms
     for part in parts:
-        terms = method.terms(part)  # a generator, whose code runs inside of the wrapper
+        terms = method.terms(part, step)  # a generator, whose code runs inside of the wrapper
         for _ in range(replica.terms):
             left -= 1
             with replica.accumulating(left > 0):
                 with hardware.autocast():
                     term = replica(terms)
-                loss = term * (len(part) / len(batch))
-                loss.backward()
-            losses.append(loss.detach())
-    return torch.stack(losses).sum()
+                weighted = _weighted(term, len(part) / len(batch))
+                weighted[TOTAL].backward()
+            losses.append(_detached(weighted))
+    return _sum(losses)
 
 
 def _in_threads(
-    method: Method, batch: Batch, parts: Sequence[Batch], threads: int, hardware: Hardware
-) -> Tensor:
-    """Each thread sums up the gradients of every so-manieth part; their sums are then added."""
+    method: Method, parts: Sequence[Batch], step: Step, threads: int, hardware: Hardware
+) -> Mapping[str, Tensor]:
+    """Each thread adds up the gradients of every n-th part; their sums are then added."""
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    whole = sum(map(len, parts))
 
-    def work(first: int) -> tuple[Tensor, list[Tensor | None]]:
-        losses: list[Tensor] = []
-        total: list[Tensor | None] = [None] * len(trained)
+    def work(first: int) -> tuple[Mapping[str, Tensor], list[Tensor | None]]:
+        losses = []
+        gradients: list[Tensor | None] = [None] * len(trained)
         for part in parts[first::threads]:
-            share = len(part) / len(batch)
             # Threads share the cache of cast weights, and empty it for each other.
-            for loss in _terms(method, part, hardware, share, cached=False):
+            for term in _terms(method, part, step, hardware, cached=False):
+                weighted = _weighted(term, len(part) / whole)
                 # Not backward(), which would add to the parameters' as threads happen to finish.
-                own = torch.autograd.grad(loss, trained, allow_unused=True)
-                total = [_sum(*both) for both in zip(total, own, strict=True)]
-                losses.append(loss.detach())
-        return torch.stack(losses).sum(), total
+                own = torch.autograd.grad(weighted[TOTAL], trained, allow_unused=True)
+                gradients = [_added(*both) for both in zip(gradients, own, strict=True)]
+                losses.append(_detached(weighted))
+        return _sum(losses), gradients
 
     done = list(_pool(threads, torch.get_num_threads() // threads).map(work, range(threads)))
     for _, gradients in done:
         for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.grad = _sum(parameter.grad, gradient)
-    return torch.stack([loss for loss, _ in done]).sum()
+            parameter.grad = _added(parameter.grad, gradient)
+    return _sum([losses for losses, _ in done])
 
 
 def _terms(
-    method: Method, part: Batch, hardware: Hardware, share: float, cached: bool = True
-) -> Iterator[Tensor]:
+    method: Method, part: Batch, step: Step, hardware: Hardware, cached: bool = True
+) -> Iterator[Loss]:
     """The terms of a part's loss, to be differentiated outside of autocast."""
-    terms = method.terms(part)
+    terms = method.terms(part, step)
     while True:
         with hardware.autocast(cached):
             term = next(terms, None)
         if term is None:
             return
-        yield term * share
+        yield term
 
 
-def _sum(total: Tensor | None, own: Tensor | None) -> Tensor | None:
-    if total is None or own is None:
-        return own if total is None else total
-    return total.add_(own)
+def _weighted(term: Loss, weight: float) -> dict[str, Tensor]:
+    named = {} if isinstance(term, Tensor) else {name: each * weight for name, each in term.items()}
+    return {**named, TOTAL: total(term) * weight}
+
+
+def _detached(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def _sum(losses: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    by_name = defaultdict(list)
+    for each in losses:
+        for name, loss in each.items():
+            by_name[name].append(loss)
+    return {name: torch.stack(values).sum() for name, values in by_name.items()}
+
+
+def _added(sum_so_far: Tensor | None, own: Tensor | None) -> Tensor | None:
+    if sum_so_far is None or own is None:
+        return own if sum_so_far is None else sum_so_far
+    return sum_so_far.add_(own)
 
 
 @lru_cache(maxsize=1)

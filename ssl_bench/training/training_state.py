@@ -1,10 +1,10 @@
-"""The state of a pre-training on disk, which all ranks make together and go on from together."""
+"""The state of a pre-training on disk, which all ranks write and resume from together."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     step: int,
     seconds: float,
-    losses: Sequence[Tensor],
+    losses: Mapping[str, Sequence[Tensor]],
     folder: Path,
 ) -> None:
     """Write ``checkpoint.pt`` in a run folder: rank 0 does, with what it gathers from all ranks.
@@ -30,12 +30,14 @@ def save(
     Args:
         step: how many are done.
         seconds: of all devices so far.
-        losses: on this rank, of the steps that ``metrics.jsonl`` does not count in yet.
+        losses: by name, on this rank, of the steps that ``metrics.jsonl`` does not count in yet.
     """
     state = {
         "step": step,
         "seconds": seconds,
-        "losses": collectives.mean(torch.stack(list(losses))) if losses else torch.empty(0),
+        "losses": {
+            name: collectives.mean(torch.stack(list(values))) for name, values in losses.items()
+        },
         "method": strategy.whole(method.state_dict()),
         "optimizer": strategy.whole(optimizer.state_dict()),
     }
@@ -59,7 +61,7 @@ def _last_state(folder: Path) -> dict[str, Any]:
     if not state:
         metrics.unlink(missing_ok=True)
         return {}
-    # Without its records, a training goes on all the same; its curve begins later.
+    # Without its records, a training is resumed all the same; its curve begins later.
     text = metrics.read_text("utf-8", errors="replace") if metrics.exists() else ""
     lines = text.splitlines(keepends=True)
     with resume.readable(path), atomic(metrics) as temporary:

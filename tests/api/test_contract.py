@@ -29,8 +29,10 @@ from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.api.evaluation import Result
+from ssl_bench.api.method import total
 from ssl_bench.api.ranges import OneOf
 from ssl_bench.api.registry import Plugin
+from ssl_bench.api.step import Step
 from ssl_bench.cli import flags
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
@@ -40,7 +42,8 @@ from ssl_bench.experiment.run_config import words_of
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import schema
-from ssl_bench.training import gradients, pretrain
+from ssl_bench.training import gradients, pretrain, setup
+import helpers
 
 WITH_EXAMPLE = [*METHODS, registry.find("method", str(EXAMPLE_METHOD))]
 
@@ -103,8 +106,8 @@ def test_gradients_reach_every_trainable_parameter_and_no_other(
     if not trainable:
         pytest.skip("trains nothing")
     method.train()
-    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(BATCH))
-    loss = method.loss(batch)
+    batch = setup.make_batch(method, tiny.train, spec, 0, 0, torch.arange(BATCH))
+    loss = total(method.loss(batch, helpers.FIRST_STEP))
     assert loss.ndim == 0
     assert torch.isfinite(loss)
     loss.backward()
@@ -146,16 +149,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     method = build(plugin, spec)
     steps = 0
-    after_step = method.after_step
+    after_step = method.after_optimizer_step
 
-    def dies_at_step_seven(progress: float) -> None:
+    def dies_at_step_seven(step: Step) -> None:
         nonlocal steps
         steps += 1
         if steps == 7:
             raise Killed
-        after_step(progress)
+        after_step(step)
 
-    monkeypatch.setattr(method, "after_step", dies_at_step_seven)
+    monkeypatch.setattr(method, "after_optimizer_step", dies_at_step_seven)
     folder = tmp_path / "killed"
     folder.mkdir()
     with pytest.raises(Killed):
@@ -181,15 +184,15 @@ def test_a_sample_is_seen_alike_whatever_the_batch(
     method = build(plugin, spec)
     if not method.trains:
         pytest.skip("trains nothing")
-    whole = pretrain.make_batch(method, tiny.train, spec, 0, 5, torch.arange(12))
-    part = pretrain.make_batch(method, tiny.train, spec, 0, 5, torch.arange(4, 9))
-    for together, apart in zip(whole.views, part.views, strict=True):
+    whole = setup.make_batch(method, tiny.train, spec, 0, 5, torch.arange(12))
+    part = setup.make_batch(method, tiny.train, spec, 0, 5, torch.arange(4, 9))
+    for together, apart in zip(whole.views.values(), part.views.values(), strict=True):
         torch.testing.assert_close(together[4:9], apart, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("plugin", METHODS, ids=named)
 def test_pictures_are_rows_of_images(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
-    rows = pretrain.pictures(build(plugin, spec), tiny, spec, seed=0, count=3)
+    rows = setup.pictures(build(plugin, spec), tiny, spec, seed=0, count=3)
     assert all(images.shape == (3, 3, 16, 16) for images in rows.values())
 
 
@@ -265,16 +268,17 @@ def test_gradient_of_a_batch_does_not_depend_on_its_parts(
     method = build(plugin, spec).train()
     if not method.trains:
         pytest.skip("trains nothing")
-    method.before_training(tiny.train, spec, 0)
-    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
-    method.loss(batch).backward()
+    method.before_training(tiny.train, 0)
+    batch = setup.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
+    total(method.loss(batch, helpers.FIRST_STEP)).backward()
     expected = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
 
     found = []
     for _ in range(2):
         method.zero_grad()
-        loss = gradients.backward(method, batch, CPU, images_at_once)
-        torch.testing.assert_close(loss, method.loss(batch).detach(), rtol=1e-5, atol=1e-6)
+        loss = gradients.backward(method, batch, helpers.FIRST_STEP, CPU, images_at_once)["loss"]
+        whole = total(method.loss(batch, helpers.FIRST_STEP)).detach()
+        torch.testing.assert_close(loss, whole, rtol=1e-5, atol=1e-6)
         found.append({name: p.grad for name, p in method.named_parameters() if p.grad is not None})
     assert found[0].keys() == expected.keys()
     for name, gradient in expected.items():
@@ -283,14 +287,16 @@ def test_gradient_of_a_batch_does_not_depend_on_its_parts(
 
 
 def test_parts_of_a_batch_are_its_images_in_order(spec: EncoderSpec, tiny: Dataset) -> None:
-    method = build(next(plugin for plugin in METHODS if plugin.name == "mae"), spec)
-    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(23))
+    method = build(next(plugin for plugin in METHODS if plugin.name == "supervised"), spec)
+    batch = setup.make_batch(method, tiny.train, spec, 0, 0, torch.arange(23))
     parts = list(batch.split(4))
     assert [len(part) for part in parts] == [6, 6, 6, 5]
-    assert torch.equal(torch.cat([part.views[0] for part in parts]), batch.views[0])
-    assert torch.equal(torch.cat([part.labels_B for part in parts]), batch.labels_B)
-    masks = torch.cat([part.draws.uniform("mask", 5) for part in parts])
-    assert torch.equal(masks, batch.draws.uniform("mask", 5))
+    assert batch.labels_B is not None
+    assert torch.equal(torch.cat([part.views["image"] for part in parts]), batch.views["image"])
+    labels = [part.labels_B for part in parts if part.labels_B is not None]
+    assert torch.equal(torch.cat(labels), batch.labels_B)
+    masks = torch.cat([part.rng.uniform("mask", 5) for part in parts])
+    assert torch.equal(masks, batch.rng.uniform("mask", 5))
 
 
 @pytest.mark.parametrize("plugin", METHODS, ids=named)
@@ -330,9 +336,9 @@ def test_compiled_blocks_compute_the_same(
             pytest.skip("trains nothing")
         if is_compiled:
             monkeypatch.setattr(torch.nn.Module, "compile", compiled)
-            pretrain.compile_blocks(method)
-        batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
-        gradients.backward(method, batch, CPU)
+            setup.compile_blocks(method)
+        batch = setup.make_batch(method, tiny.train, spec, 0, 0, torch.arange(24))
+        gradients.backward(method, batch, helpers.FIRST_STEP, CPU)
         gradients_of.append([p.grad for p in method.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients_of, rtol=1e-4, atol=1e-6)
 

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ssl_bench import papers
-from ssl_bench.api import registry
+from ssl_bench.api import optimizers, registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import recipe
 from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED
@@ -29,7 +29,7 @@ from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment import audit
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import optim, pretrain
+from ssl_bench.training import setup
 
 Call = Callable[..., tuple[int, str, str]]
 PAPERS = {
@@ -387,7 +387,7 @@ class TestAudit:
         request = flags.parse_run(["--preset", preset, "--method", method])
         assert request.method is not None
         plugin = request.method.load_class()
-        audit.method(pretrain.build_method(plugin, request.method_config, small, 3, 0))
+        audit.method(setup.build_method(plugin, request.method_config, small, 3, 0))
         assert audit.evaluations(small, request.evals, 0, CPU)
 
     def test_a_run_says_what_is_trained_decayed_and_frozen(
@@ -453,16 +453,16 @@ class TestAudit:
         config = OptimizerConfig()
 
         def check() -> None:
-            audit.layer_decay(model, optim.layer_decay_groups(model, config, 0.5), 0.5)
+            audit.layer_decay(model, optimizers.layer_decay_groups(model, config, 0.5), 0.5)
 
         check()
-        optim.freeze(model, "encoder.blocks.2")
+        optimizers.freeze(model, "encoder.blocks.2")
         with pytest.raises(
             UserError, match=r"no parameter of block 2, whose rate would be 0\.0625"
         ):
             check()
         model.encoder.blocks[2].requires_grad_(True)
-        optim.freeze(model, "encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed")
+        optimizers.freeze(model, "encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed")
         with pytest.raises(UserError, match="no parameter of the embeddings"):
             check()
 
@@ -471,7 +471,7 @@ class TestAudit:
 
         def check(module: nn.Module, **changes: Any) -> str:
             config = OptimizerConfig(**changes)
-            groups = optim.parameter_groups(module, config)
+            groups = optimizers.parameter_groups(module, config)
             exempts = not config.decay_norm_and_bias
             return audit.weight_decay(module, groups, config.weight_decay, exempts)
 
@@ -486,11 +486,13 @@ class TestAudit:
         both = nn.Sequential(vectors, matrices)
         assert "1 decayed and 2 undecayed" in check(both)
         with pytest.raises(UserError, match="is to reach norms and biases too, and 2 of the 3"):
-            audit.weight_decay(both, optim.parameter_groups(both, OptimizerConfig()), 0.05, False)
+            audit.weight_decay(
+                both, optimizers.parameter_groups(both, OptimizerConfig()), 0.05, False
+            )
 
     def test_each_parameter_must_be_in_one_group(self) -> None:
         module = nn.Linear(3, 3)
-        whole = optim.parameter_groups(module, OptimizerConfig())
+        whole = optimizers.parameter_groups(module, OptimizerConfig())
         with pytest.raises(UserError, match="'bias' in 0 of its groups instead of 1"):
             audit.weight_decay(module, whole[:1], 0.05, True)
         with pytest.raises(UserError, match="'weight' in 2 of its groups instead of 1"):
@@ -505,7 +507,7 @@ class TestAudit:
         """MoCo v3 freezes the patch embedding; under another name there is nothing to freeze."""
         plugin = registry.find("method", "mocov3")
         config = plugin.config(proj_hidden_dim=16, proj_output_dim=8)
-        method = pretrain.build_method(plugin.load_class(), config, spec, 3, 0)
+        method = setup.build_method(plugin.load_class(), config, spec, 3, 0)
         assert "0 undecayed tensors" in audit.method(method)
         frozen = [n for n, p in method.encoder.named_parameters() if not p.requires_grad]
         assert {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= set(frozen)
@@ -521,11 +523,11 @@ class TestAudit:
 
         monkeypatch.setattr(encoders, "build", renamed)
         with pytest.raises(UserError, match="nothing to freeze"):
-            pretrain.build_method(plugin.load_class(), config, spec, 3, 0)
+            setup.build_method(plugin.load_class(), config, spec, 3, 0)
 
     def test_nothing_is_asked_of_what_trains_nothing(self, spec: EncoderSpec) -> None:
         plugin = registry.find("method", "random-init")
-        method = pretrain.build_method(plugin.load_class(), plugin.config(), spec, 3, 0)
+        method = setup.build_method(plugin.load_class(), plugin.config(), spec, 3, 0)
         assert audit.method(method) == "nothing is trained"
 
     def test_an_audit_leaves_no_trace(self, spec: EncoderSpec) -> None:

@@ -268,14 +268,14 @@ class Config(OptimizerConfig):
     \"\"\"How.\"\"\"
 
 class Pretraining(Method):
-    def __init__(self, config, encoder, num_classes):
-        super().__init__(config, encoder, num_classes)
-        self.head = nn.Linear(encoder.embed_dim, 1)
+    def __init__(self, config, backbone, data):
+        super().__init__(config, backbone, data)
+        self.head = nn.Linear(backbone.embed_dim, 1)
 
-    def augmentations(self, image_size):
-        return (Augmentation(size=image_size, crop_scale=(0.2, 1.0)),)
+    def transforms(self):
+        return {"image": Augmentation(size=self.data.image_size, crop_scale=(0.2, 1.0))}
 
-    def loss(self, batch):
+    def loss(self, batch, step):
         if collectives.world_size() == 2 and self.config.fail == "sleep":
             print("asleep", flush=True)
             time.sleep(100)
@@ -283,7 +283,7 @@ class Pretraining(Method):
             raise UserError("image 7 cannot be read")
         if collectives.rank() == 1 and self.config.fail == "die":
             os.kill(os.getpid(), 9)
-        return self.head(self.encoder.forward_features(batch.views[0])).square().mean()
+        return self.head(self.encoder.forward_features(batch.views["image"])).square().mean()
 """
 
 

@@ -16,8 +16,9 @@ from ssl_bench.api import registry
 from ssl_bench.api.method import Batch
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import pretrain
+from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
+import helpers
 
 MOCO = registry.find("method", "mocov3")
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3)
@@ -35,7 +36,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 def moco() -> Any:
     config = MOCO.config(proj_hidden_dim=32, proj_output_dim=16, freeze_patch_embed=False)
-    method: Any = pretrain.build_method(MOCO.load_class(), config, SPEC, 3, seed=0)
+    method: Any = setup.build_method(MOCO.load_class(), config, SPEC, 3, seed=0)
     naive.randomise(method)
     with torch.no_grad():
         method.encoder.cls_token.mul_(0.1)
@@ -76,7 +77,8 @@ def moco_found() -> dict[str, Any]:
     method = moco()
     views = tuple(own(view) for view in images())
     count = len(views[0])
-    loss = method.loss(Batch(views, torch.zeros(count), SampleRng(0, 0, torch.arange(count))))
+    named = dict(zip(("first", "second"), views, strict=True))
+    loss = method.loss(Batch(named, SampleRng(0, 0, torch.arange(count))), helpers.FIRST_STEP)
     loss.backward()
     with torch.no_grad():
         outputs = {

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench.api import registry
+from ssl_bench.api import optimizers, registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
@@ -24,7 +24,6 @@ from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, matc
 from ssl_bench.evaluation.metrics import accuracy, holdout
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import optim
 from ssl_bench.transforms.timm_augment import rand_augment
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
@@ -358,13 +357,13 @@ class TestFinetune:
     ) -> None:
         """Each layer's rate at each step, decayed from layer to layer, down to the floor."""
         seen = []
-        set_learning_rate = optim.set_learning_rate
+        set_learning_rate = optimizers.set_learning_rate
 
         def record(optimizer: torch.optim.Optimizer, rate: float) -> None:
             set_learning_rate(optimizer, rate)
             seen.append({group["lr"] for group in optimizer.param_groups})
 
-        monkeypatch.setattr(optim, "set_learning_rate", record)
+        monkeypatch.setattr(optimizers, "set_learning_rate", record)
         encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(epochs=2, batch_size=40, layer_decay=0.5, min_lr=1e-4, warmup=1 / 3)
         FINETUNE.load_class()(config).evaluate(encoder, tiny)

@@ -36,7 +36,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.models import checkpoints, weights
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder
-from ssl_bench.training import pretrain
+from ssl_bench.training import setup
 from ssl_bench.utils import arrays, files, formatting
 from ssl_bench.utils.files import Absent, Unreadable, load_json, write_json
 
@@ -79,7 +79,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan = load_json(run / "config.json")
         plan |= {"method_config": dataclasses.asdict(config), "encoder": dataclasses.asdict(spec)}
         write_json(run / "config.json", plan)
-        method = pretrain.build_method(plugin.load_class(), config, spec, 3, seed)
+        method = setup.build_method(plugin.load_class(), config, spec, 3, seed)
         weights.save(method.encoder, spec, run)
         state = method.state_dict()
         own = {n: t.contiguous() for n, t in state.items() if not n.startswith("encoder.")}

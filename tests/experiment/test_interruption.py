@@ -35,16 +35,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ssl_bench import errors
-from ssl_bench.api import registry
+from ssl_bench.api import optimizers, registry
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
+from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation import runner
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import encoders, weights
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
-from ssl_bench.training import budget, optim, pretrain, resume
+from ssl_bench.training import budget, pretrain, resume
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils import locks, signals
 from ssl_bench.utils.files import load_json
@@ -115,11 +116,11 @@ def test_a_training_goes_on_without_its_records(
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     method = build(plugin, spec)
 
-    def stop(progress: float) -> None:
-        if progress > 0.5:
+    def stop(step: Step) -> None:
+        if (step.number + 1) / step.total > 0.5:
             raise KeyboardInterrupt
 
-    method.after_step = stop  # type: ignore[method-assign]
+    method.after_optimizer_step = stop  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(method, tiny, what, tmp_path, CPU)
     (tmp_path / "metrics.jsonl").unlink()
@@ -264,14 +265,14 @@ def test_a_training_stopped_at_any_steps_is_the_same(
 
 def raises_after(method: Method, steps: int, number: Signals) -> None:
     """Have a method's training get a signal during that step of the process."""
-    after_step, left = method.after_step, iter(range(steps - 1, -1, -1))
+    after_step, left = method.after_optimizer_step, iter(range(steps - 1, -1, -1))
 
-    def after(progress: float) -> None:
-        after_step(progress)
+    def after(step: Step) -> None:
+        after_step(step)
         if next(left, -1) == 0:
             signal.raise_signal(number)
 
-    method.after_step = after  # type: ignore[method-assign]
+    method.after_optimizer_step = after  # type: ignore[method-assign]
 
 
 def train_into_signal(
@@ -356,7 +357,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
 
         patch.setattr(EvalCheckpoint, "remove", lambda scratch: None)
         expected = scores_of(folders[0])
-        set_learning_rate, left = optim.set_learning_rate, [0]
+        set_learning_rate, left = optimizers.set_learning_rate, [0]
 
         def set_and_signal(*arguments: Any) -> None:
             set_learning_rate(*arguments)
@@ -364,7 +365,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
             if left[0] == 0:
                 signal.raise_signal(signal.SIGUSR2)
 
-        patch.setattr(optim, "set_learning_rate", set_and_signal)
+        patch.setattr(optimizers, "set_learning_rate", set_and_signal)
         for stop in stops:
             left[0] = stop
             with contextlib.suppress(Interrupted):
@@ -381,14 +382,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     config = plugin.config(epochs=2, batch_size=30)
     encoder = Encoder(encoders.build(spec, 0), spec, CPU, 0)
     taken: list[float] = []
-    set_learning_rate = optim.set_learning_rate
+    set_learning_rate = optimizers.set_learning_rate
 
     def set_and_signal(*arguments: Any) -> None:
         set_learning_rate(*arguments)
         taken.append(arguments[1])
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(optim, "set_learning_rate", set_and_signal)
+    monkeypatch.setattr(optimizers, "set_learning_rate", set_and_signal)
     starts = 0
     while starts < 20:
         starts += 1
@@ -470,14 +471,14 @@ def test_a_stop_is_one_line_and_an_exit_code(
 
 def signal_during_step(patch: pytest.MonkeyPatch, step: int, number: Signals) -> None:
     """Have the first training of this process get a signal."""
-    set_learning_rate, left = optim.set_learning_rate, iter(range(step - 1, -1, -1))
+    set_learning_rate, left = optimizers.set_learning_rate, iter(range(step - 1, -1, -1))
 
     def set_and_signal(*arguments: Any) -> None:
         set_learning_rate(*arguments)
         if next(left, None) == 0:
             signal.raise_signal(number)
 
-    patch.setattr(optim, "set_learning_rate", set_and_signal)
+    patch.setattr(optimizers, "set_learning_rate", set_and_signal)
 
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
@@ -495,7 +496,7 @@ ALLOCATOR = (
         ("models.weights.save_file", SafetensorError(FULL), "disk"),
         ("training.resume.torch.save", RuntimeError(WRITER), "disk"),
         ("models.weights.save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "disk"),
-        ("training.optim.set_learning_rate", RuntimeError(ALLOCATOR), "out of memory; a smaller"),
+        ("api.optimizers.set_learning_rate", RuntimeError(ALLOCATOR), "out of memory; a smaller"),
     ],
 )
 def test_want_of_room_is_told_in_one_line(
@@ -578,7 +579,7 @@ for write in (
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
-@pytest.mark.parametrize("during", ["training.optim.set_learning_rate", "evaluation.gate.admit"])
+@pytest.mark.parametrize("during", ["api.optimizers.set_learning_rate", "evaluation.gate.admit"])
 def test_a_folder_that_is_removed_is_no_success(
     ssl_bench: Call,
     image_folder: Path,

@@ -18,8 +18,9 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders, masking
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import pretrain
+from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
+import helpers
 
 MAE = registry.find("method", "mae")
 SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
@@ -27,7 +28,7 @@ SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
     config = MAE.config(**(SMALL | changes))
-    return pretrain.build_method(MAE.load_class(), config, spec, 3, seed=0)
+    return setup.build_method(MAE.load_class(), config, spec, 3, seed=0)
 
 
 def batch_of(data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
@@ -35,7 +36,7 @@ def batch_of(data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
     images = data.train.images_NCHW[index_B].float() / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
     view = (images - mean) / std
-    return Batch((view,), data.train.labels_N[index_B], SampleRng(0, 3, index_B))
+    return Batch({"image": view}, SampleRng(0, 3, index_B))
 
 
 def noise_for(sampling: str, grid: tuple[int, int], count: int, seed: int = 0) -> Any:
@@ -98,8 +99,9 @@ def test_outputs_loss_and_gradients_equal_the_naive_reference(
 
 def test_loss_of_a_batch_is_masked_by_its_draws(spec: EncoderSpec, tiny: Dataset) -> None:
     method, batch = build(spec), batch_of(tiny, spec)
-    noise = batch.draws.uniform("mask", 16)
-    assert torch.equal(method.loss(batch), method.reconstruction_loss(batch.views[0], noise))
+    noise = batch.rng.uniform("mask", 16)
+    expected = method.reconstruction_loss(batch.views["image"], noise)
+    assert torch.equal(method.loss(batch, helpers.FIRST_STEP), expected)
 
 
 @pytest.mark.parametrize("sampling", ["random", "grid", "block"])
@@ -155,17 +157,22 @@ def test_visible_pixels_are_no_target(spec: EncoderSpec, tiny: Dataset) -> None:
     """The loss has no gradient through a target: it sees visible pixels as input alone."""
     method = build(spec, norm_pix_loss=False)
     batch = batch_of(tiny, spec, count=1)
-    keep_BK, hidden_BM = method.mask(batch.draws.uniform)
+    keep_BK, hidden_BM = method.mask(batch.rng.uniform)
     with torch.no_grad():
         method.decoder_embed.weight.zero_()
-    before = method.loss(batch)
-    patches = encoders.patchify(batch.views[0], 4)
+
+    def loss_of(images_BCHW: Tensor) -> Tensor:
+        changed = dataclasses.replace(batch, views={"image": images_BCHW})
+        return method.loss(changed, helpers.FIRST_STEP)
+
+    before = loss_of(batch.views["image"])
+    patches = encoders.patchify(batch.views["image"], 4)
     patches = patches.scatter(1, keep_BK[..., None].expand(-1, -1, 48), 7.0)
     changed = encoders.unpatchify(patches, 4, 4)
-    assert torch.equal(before, method.loss(dataclasses.replace(batch, views=(changed,))))
+    assert torch.equal(before, loss_of(changed))
     patches = patches.scatter(1, hidden_BM[..., None].expand(-1, -1, 48), 7.0)
     changed = encoders.unpatchify(patches, 4, 4)
-    assert not torch.equal(before, method.loss(dataclasses.replace(batch, views=(changed,))))
+    assert not torch.equal(before, loss_of(changed))
 
 
 def test_picture_keeps_visible_patches_and_fills_hidden_ones(
@@ -176,8 +183,8 @@ def test_picture_keeps_visible_patches_and_fills_hidden_ones(
         rows = build(spec, norm_pix_loss=False).pictures(batch)
     masked = torch.isnan(rows["masked"])
     assert masked.float().mean() == 12 / 16
-    assert torch.equal(rows["original"], batch.views[0])
-    assert torch.equal(rows["reconstructed"][~masked], batch.views[0][~masked])
+    assert torch.equal(rows["original"], batch.views["image"])
+    assert torch.equal(rows["reconstructed"][~masked], batch.views["image"][~masked])
     assert torch.isfinite(rows["reconstructed"]).all()
 
 

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.api.method import Batch
+from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs.schema import Plan
-from ssl_bench.training import pretrain
+from ssl_bench.training import pretrain, setup
 from ssl_bench.transforms.augmentations import augment, evaluation_view
 from ssl_bench.utils.rng import SampleRng
+import helpers
 
 MAE = registry.find("method", "mae")
 SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
@@ -30,11 +32,11 @@ SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
     config = MAE.config(**(SMALL | changes))
-    return pretrain.build_method(MAE.load_class(), config, spec, 3, seed=0)
+    return setup.build_method(MAE.load_class(), config, spec, 3, seed=0)
 
 
 def batch_of(method: Any, data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
-    return pretrain.make_batch(method, data.train, spec, 0, 3, torch.arange(count))
+    return setup.make_batch(method, data.train, spec, 0, 3, torch.arange(count))
 
 
 def train(method: Any, data: Dataset, spec: EncoderSpec, folder: Path) -> Path:
@@ -82,7 +84,7 @@ def test_mask_tokens_in_the_encoder_equal_the_naive_reference(
 ) -> None:
     method = build(spec, encoder_mask_tokens=True, norm_pix_loss=False)
     naive.randomise(method)
-    images = batch_of(method, tiny, spec).views[0]
+    images = batch_of(method, tiny, spec).views["image"]
     noise = torch.rand(len(images), 16, generator=torch.Generator().manual_seed(0))
     loss = method.reconstruction_loss(images, noise)
     loss.backward()
@@ -169,7 +171,7 @@ def test_components_are_a_function_of_images_and_seed_and_stay_with_the_weights(
     for name in ("method.safetensors", "encoder.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     restored = build(spec, **options)
-    pretrain.restore(restored, first)
+    setup.restore(restored, first)
     patches = torch.randn(1, 2, 48)
     assert torch.equal(restored.target(patches), trained.target(patches))
     assert not torch.equal(build(spec, **options).target(patches), trained.target(patches))
@@ -184,11 +186,11 @@ def test_training_on_components_goes_on_where_it_was_killed(
     method = build(spec, **options)
     left = iter(range(4))
 
-    def dies(progress: float) -> None:
+    def dies(step: Step) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(method, "after_step", dies)
+    monkeypatch.setattr(method, "after_optimizer_step", dies)
     with pytest.raises(KeyboardInterrupt):
         train(method, tiny, spec, tmp_path / "killed")
     assert (tmp_path / "killed/checkpoint.pt").exists()
@@ -203,15 +205,15 @@ def test_a_picture_of_all_components_is_the_prediction_itself(
     method = build(spec, loss_target="pca", norm_pix_loss=False)
     method.before_training(tiny.train, spec, 0)
     batch = batch_of(method, tiny, spec)
-    patches = encoders.patchify(batch.views[0], 4)
-    _, hidden = method.mask(batch.draws.uniform)
+    patches = encoders.patchify(batch.views["image"], 4)
+    _, hidden = method.mask(batch.rng.uniform)
     method.predict = lambda *_: method.target(encoders.take(patches, hidden))
     rows = method.pictures(batch)
     torch.testing.assert_close(rows["reconstructed"], rows["original"], atol=1e-4, rtol=0)
 
 
 def views(spec: EncoderSpec, images: Tensor, **changes: Any) -> Tensor:
-    [recipe] = build(spec, **changes).augmentations(16)
+    [recipe] = build(spec, **changes).transforms().values()
     return augment(images, recipe, SampleRng(0, 0, torch.arange(len(images))))
 
 
@@ -251,10 +253,11 @@ def test_jitter_changes_colours_and_none_changes_nothing(spec: EncoderSpec, tiny
 def test_noise_may_be_given_as_numbers(spec: EncoderSpec, tiny: Dataset, sampling: str) -> None:
     method = build(spec, sampling=sampling)
     batch = batch_of(method, tiny, spec)
-    noise = batch.draws.uniform("mask", 16)
-    assert torch.equal(method.loss(batch), method.reconstruction_loss(batch.views[0], noise))
-    other = method.reconstruction_loss(batch.views[0], noise.flip(1))
-    differs = not torch.isclose(method.loss(batch), other, rtol=1e-4)
+    noise = batch.rng.uniform("mask", 16)
+    expected = method.reconstruction_loss(batch.views["image"], noise)
+    assert torch.equal(method.loss(batch, helpers.FIRST_STEP), expected)
+    other = method.reconstruction_loss(batch.views["image"], noise.flip(1))
+    differs = not torch.isclose(method.loss(batch, helpers.FIRST_STEP), other, rtol=1e-4)
     assert differs == (sampling == "random"), "the grid leaves nothing to chance"
 
 
@@ -262,9 +265,9 @@ def test_block_noise_must_be_a_source(spec: EncoderSpec, tiny: Dataset) -> None:
     method = build(spec, sampling="block")
     batch = batch_of(method, tiny, spec)
     with pytest.raises(UserError, match="source"):
-        method.reconstruction_loss(batch.views[0], torch.rand(4, 16))
-    loss = method.reconstruction_loss(batch.views[0], batch.draws.uniform)
-    assert torch.equal(loss, method.loss(batch))
+        method.reconstruction_loss(batch.views["image"], torch.rand(4, 16))
+    loss = method.reconstruction_loss(batch.views["image"], batch.rng.uniform)
+    assert torch.equal(loss, method.loss(batch, helpers.FIRST_STEP))
 
 
 @pytest.mark.parametrize("change", [{"color_jitter": 2.1}, {"pca_components": 0}])

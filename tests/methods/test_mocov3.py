@@ -15,25 +15,26 @@ import torch
 from helpers import CPU
 from torch import Tensor
 
-from ssl_bench.api import registry
+from ssl_bench.api import optimizers, registry
 from ssl_bench.api.method import Batch, Method
 from ssl_bench.data import Dataset, Split
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import optim, pretrain
+from ssl_bench.training import pretrain, setup
 from ssl_bench.utils.rng import SampleRng
+import helpers
 
 MOCO = registry.find("method", "mocov3")
 SMALL = {"proj_hidden_dim": 32, "proj_output_dim": 16}
-NO_DRAWS = SampleRng(0, 0, torch.arange(0))
+NO_DRAWS = SampleRng(0, 0, torch.arange(16))
 
 
 def build(spec: EncoderSpec, **changes: Any) -> Any:
     config = MOCO.config(**(SMALL | changes))
-    return pretrain.build_method(MOCO.load_class(), config, spec, 3, seed=0)
+    return setup.build_method(MOCO.load_class(), config, spec, 3, seed=0)
 
 
 def batch_of(method: Method, data: Dataset, spec: EncoderSpec, count: int = 8) -> Batch:
-    return pretrain.make_batch(method, data.train, spec, 0, 0, torch.arange(count))
+    return setup.make_batch(method, data.train, spec, 0, 0, torch.arange(count))
 
 
 def views_of(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,8 @@ def test_outputs_loss_and_gradients_equal_the_naive_reference(
             assert naive.relative_error(method.key(view), key) < 1e-5
     for view in views:
         view.requires_grad_()
-    loss = method.loss(Batch(views, torch.zeros(12), NO_DRAWS))
+    named = {"first": views[0], "second": views[1]}
+    loss = method.loss(Batch(named, NO_DRAWS), helpers.FIRST_STEP)
     loss.backward()
     assert naive.relative_error(loss, expected.loss) < 1e-5
     for ours, theirs in zip(views, (first, second), strict=True):
@@ -102,9 +104,9 @@ def test_training_keeps_the_official_order_of_operations(
     method.momentum_projector.load_state_dict(method.projector.state_dict())
     weights = naive.weights_of(method)
     views = [views_of(batch_size, seed=step) for step in range(epochs * per_epoch)]
-    batches = [Batch(both, torch.zeros(batch_size), NO_DRAWS) for both in views]
-    monkeypatch.setattr(pretrain, "batches", lambda *given: (batches[d.step] for d in given[-1]))
-    monkeypatch.setattr(optim, "adamw", lambda groups, beta2: torch.optim.SGD(groups, lr=0.0))
+    batches = [Batch({"first": a, "second": b}, NO_DRAWS) for a, b in views]
+    monkeypatch.setattr(setup, "batches", lambda *given: (batches[d.step] for d in given[-1]))
+    monkeypatch.setattr(optimizers, "adamw", lambda groups, beta2: torch.optim.SGD(groups, lr=0.0))
     plan = helpers.plan(MOCO, spec, data)
     plan = dataclasses.replace(plan, epochs=epochs, batch_size=batch_size)
     pretrain.pretrain(method, data, plan, tmp_path, CPU)
@@ -152,7 +154,7 @@ def test_momentum_networks_follow_parameters_not_buffers(spec: EncoderSpec) -> N
     slow = [*method.momentum_encoder.parameters(), *method.momentum_projector.parameters()]
     before = [parameter.clone() for parameter in slow]
     method.projector[1].running_mean.fill_(5.0)
-    method.after_step(0.25)
+    method.after_optimizer_step(helpers.step_to(0.25))
     momentum = 1 - 0.1 * (math.cos(math.pi * 0.25) + 1) / 2
     for old, new, fast in zip(before, slow, base, strict=True):
         torch.testing.assert_close(new, momentum * old + (1 - momentum) * fast)
@@ -166,7 +168,7 @@ def test_momentum_ramps_up_to_one(spec: EncoderSpec, progress: float, expected: 
     with torch.no_grad():
         slow.zero_()
         fast.fill_(1.0)
-    method.after_step(progress)
+    method.after_optimizer_step(helpers.step_to(progress))
     torch.testing.assert_close(slow, torch.full_like(slow, 1 - expected), atol=1e-6, rtol=0)
 
 
@@ -227,7 +229,7 @@ def test_initial_weights_follow_the_official_formulas(spec: EncoderSpec) -> None
 
 
 def test_views_are_asymmetric(spec: EncoderSpec) -> None:
-    first, second = build(spec).augmentations(32)
+    first, second = build(spec).transforms().values()
     assert (first.blur, first.solarize) == (1.0, 0.0)
     assert (second.blur, second.solarize) == (0.1, 0.2)
     for view in (first, second):
@@ -237,11 +239,11 @@ def test_views_are_asymmetric(spec: EncoderSpec) -> None:
 
 
 def test_every_parameter_is_decayed(spec: EncoderSpec) -> None:
-    [group] = optim.parameter_groups(build(spec), MOCO.config())
+    [group] = optimizers.parameter_groups(build(spec), MOCO.config())
     assert group["weight_decay"] == 0.1
 
 
 def test_draws_differ_between_views(spec: EncoderSpec, tiny: Dataset) -> None:
     batch = batch_of(build(spec), tiny, spec)
-    assert isinstance(batch.draws, SampleRng)
-    assert not torch.equal(*batch.views)
+    assert isinstance(batch.rng, SampleRng)
+    assert not torch.equal(*batch.views.values())

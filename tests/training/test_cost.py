@@ -14,13 +14,15 @@ from helpers import CPU, EXAMPLE_METHOD, METHODS, build, named, plan, train, wei
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.api import registry
-from ssl_bench.api.method import Method
+from ssl_bench.api.method import Method, total
 from ssl_bench.api.registry import Plugin
+from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import budget, flops, pretrain
+from ssl_bench.training import budget, flops, pretrain, setup
 from ssl_bench.utils.files import load_json
+import helpers
 
 Call = Callable[..., tuple[int, str, str]]
 EXAMPLE = registry.find("method", str(EXAMPLE_METHOD))
@@ -40,10 +42,10 @@ def test_flops_are_those_of_the_step_itself(
     after = method.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in method.parameters())
-    method.before_training(tiny.train, spec, 0)
-    batch = pretrain.make_batch(method, tiny.train, spec, 0, 0, torch.arange(batch_size))
+    method.before_training(tiny.train, 0)
+    batch = setup.make_batch(method, tiny.train, spec, 0, 0, torch.arange(batch_size))
     with FlopCounterMode(display=False) as counter:
-        method.loss(batch).backward()
+        total(method.loss(batch, helpers.FIRST_STEP)).backward()
     assert counted == counter.get_total_flops()
 
 
@@ -72,13 +74,13 @@ def test_snapshots_are_what_the_training_passed_through(
     folder = tmp_path / "watched"
     folder.mkdir()
     states = {}
-    after_step = method.after_step
+    after_step = method.after_optimizer_step
 
-    def watch(progress: float) -> None:
-        after_step(progress)
-        states[round(progress * 10)] = method.encoder.state_dict()["norm.weight"].clone()
+    def watch(step: Step) -> None:
+        after_step(step)
+        states[step.number + 1] = method.encoder.state_dict()["norm.weight"].clone()
 
-    method.after_step = watch  # type: ignore[method-assign]
+    method.after_optimizer_step = watch  # type: ignore[method-assign]
     pretrain.pretrain(method, tiny, what, folder, CPU, snapshot_steps=[3, 6])
     assert weights(folder) == weights(plain)
     per_step = load_json(folder / "cost.json")["flops_per_step"]
@@ -98,14 +100,14 @@ def test_snapshots_are_what_the_training_passed_through(
 
 def interrupted(method: Method) -> Method:
     """The method, which stops its training after two thirds."""
-    after_step = method.after_step
+    after_step = method.after_optimizer_step
 
-    def stop(progress: float) -> None:
-        after_step(progress)
-        if progress > 0.65:
+    def stop(step: Step) -> None:
+        after_step(step)
+        if (step.number + 1) / step.total > 0.65:
             raise KeyboardInterrupt
 
-    method.after_step = stop  # type: ignore[method-assign]
+    method.after_optimizer_step = stop  # type: ignore[method-assign]
     return method
 
 

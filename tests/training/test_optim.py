@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
+from ssl_bench.api import optimizers
 from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import optim
-from ssl_bench.training.optim import Schedule
+from ssl_bench.training.schedule import Schedule
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 30), st.floats(0, 0.9))
@@ -25,7 +25,8 @@ def test_learning_rate_warms_up_then_follows_a_cosine(
     batch_size: int, extra: int, epochs: int, warmup: float
 ) -> None:
     config = OptimizerConfig(base_lr=1e-3, warmup=warmup)
-    schedule = Schedule.of(batch_size + extra, batch_size, epochs, config)
+    schedule = Schedule(batch_size + extra, batch_size, epochs)
+    recipe = optimizers.adamw_recipe(torch.nn.Linear(1, 1), config)
     peak = 1e-3 * batch_size / 256
     total, rising = schedule.steps, round(warmup * schedule.steps)
     for step in range(total):
@@ -33,29 +34,26 @@ def test_learning_rate_warms_up_then_follows_a_cosine(
             expected = peak * step / rising
         else:
             expected = 0.5 * peak * (1 + math.cos(math.pi * (step - rising) / (total - rising)))
-        assert schedule.learning_rate(step) == pytest.approx(expected)
+        assert recipe.prepare(schedule.step(step)) == pytest.approx(expected)
+        assert {group["lr"] for group in recipe.optimizer.param_groups} == {pytest.approx(expected)}
 
 
-@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 8), st.booleans())
-def test_learning_rate_has_a_floor_and_may_change_by_epoch_alone(
-    per_epoch_steps: int, epochs: int, warmup_tenths: int, per_epoch: bool
-) -> None:
-    """``lr_sched.adjust_learning_rate`` of MAE, at the epoch's start where it is by epoch."""
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 8))
+def test_learning_rate_has_a_floor(per_epoch_steps: int, epochs: int, warmup_tenths: int) -> None:
+    """``lr_sched.adjust_learning_rate`` of MAE."""
     warmup = warmup_tenths / 10
-    config = OptimizerConfig(base_lr=1e-3, warmup=warmup)
-    schedule = Schedule.of(
-        256 * per_epoch_steps, 256, epochs, config, min_lr=1e-6, per_epoch=per_epoch
-    )
+    schedule = Schedule(256 * per_epoch_steps, 256, epochs)
     # The warm-up ends on a step, so it is a share of the epochs but for that.
     warmup_epochs = round(warmup * schedule.steps) / per_epoch_steps
     for step in range(schedule.steps):
-        epoch = step // per_epoch_steps if per_epoch else step / per_epoch_steps
+        epoch = step / per_epoch_steps
         if epoch < warmup_epochs:
             expected = 1e-3 * epoch / warmup_epochs
         else:
             done = (epoch - warmup_epochs) / (epochs - warmup_epochs)
             expected = 1e-6 + (1e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * done))
-        assert schedule.learning_rate(step) == pytest.approx(expected)
+        found = optimizers.warmup_cosine(schedule.step(step), 1e-3, warmup, 1e-6)
+        assert found == pytest.approx(expected)
 
 
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(1, 3))
@@ -63,7 +61,7 @@ def test_an_epoch_sees_each_image_at_most_once_and_drops_only_the_rest(
     images: int, batch_size: int, epochs: int
 ) -> None:
     batch_size = min(batch_size, images)
-    schedule = Schedule.of(images, batch_size, epochs, OptimizerConfig())
+    schedule = Schedule(images, batch_size, epochs)
     per_epoch = schedule.steps_per_epoch
     for epoch in range(epochs):
         seen = [
@@ -75,20 +73,20 @@ def test_an_epoch_sees_each_image_at_most_once_and_drops_only_the_rest(
 
 
 def test_epochs_and_purposes_have_orders_of_their_own() -> None:
-    schedule = Schedule.of(100, 100, 2, OptimizerConfig())
+    schedule = Schedule(100, 100, 2)
     orders = [schedule.batch(step, 0, purpose) for step in (0, 1) for purpose in ("a", "b")]
     assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
 def test_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="batch size 64 is larger than the 10 training images"):
-        Schedule.of(10, 64, 1, OptimizerConfig())
+        Schedule(10, 64, 1)
 
 
 def test_vectors_and_biases_are_exempt_from_decay(spec: EncoderSpec) -> None:
     encoder = encoders.build(spec, seed=0)
     names = {parameter: name for name, parameter in encoder.named_parameters()}
-    decayed, exempt = optim.parameter_groups(encoder, OptimizerConfig(weight_decay=0.05))
+    decayed, exempt = optimizers.parameter_groups(encoder, OptimizerConfig(weight_decay=0.05))
     assert decayed["weight_decay"] == 0.05
     assert exempt["weight_decay"] == 0
     exempt_names = {names[p] for p in exempt["params"]}
@@ -112,7 +110,7 @@ def test_layer_decay_falls_from_the_head_to_the_embeddings(
     encoder = VisionTransformer(**shape, reg_tokens=2, pre_norm=True, init_values=1e-5)
     model = finetuning.Classifier(encoder, 3, pooling)
     config = OptimizerConfig(weight_decay=0.05, decay_norm_and_bias=decays_all)
-    groups = optim.layer_decay_groups(model, config, 0.5)
+    groups = optimizers.layer_decay_groups(model, config, 0.5)
     found = {p: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     layers = {"head": 4, "fc_norm": 4, "norm": 4, "blocks": None}
     for name, parameter in model.named_parameters():
@@ -128,8 +126,8 @@ def test_layer_decay_falls_from_the_head_to_the_embeddings(
 def test_set_learning_rate_scales_each_group() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": [p], "lr_scale": s} for p, s in zip(parameters, (1.0, 0.5), strict=True)]
-    optimizer = optim.adamw(groups, 0.95)
-    optim.set_learning_rate(optimizer, 0.1)
+    optimizer = optimizers.adamw(groups, 0.95)
+    optimizers.set_learning_rate(optimizer, 0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
@@ -147,12 +145,12 @@ def test_lars_follows_its_formula(weight_decay: float) -> None:
     }
     parameters = {name: torch.nn.Parameter(start.clone()) for name, start in starts.items()}
     unused = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = optim.LARS([*parameters.values(), unused], weight_decay=weight_decay)
+    optimizer = optimizers.LARS([*parameters.values(), unused], weight_decay=weight_decay)
     values = {name: start.double().flatten().tolist() for name, start in starts.items()}
     speeds = {name: [0.0] * len(value) for name, value in values.items()}
     for step in range(5):
         rate = 3.0 / (1 + step)
-        optim.set_learning_rate(optimizer, rate)
+        optimizers.set_learning_rate(optimizer, rate)
         for name, parameter in parameters.items():
             gradient = torch.randn(parameter.shape, generator=generator) * (name != "still")
             parameter.grad = gradient.clone()
@@ -174,16 +172,16 @@ def test_lars_follows_its_formula(weight_decay: float) -> None:
 
 
 def test_lars_goes_on_from_its_state() -> None:
-    def steps(optimizer: optim.LARS, weight: torch.nn.Parameter, numbers: range) -> None:
+    def steps(optimizer: optimizers.LARS, weight: torch.nn.Parameter, numbers: range) -> None:
         for number in numbers:
             weight.grad = torch.full_like(weight, 1.0 + number)
             optimizer.step()
 
     whole, halved = (torch.nn.Parameter(torch.ones(2, 3)) for _ in "12")
-    steps(optim.LARS([whole], lr=0.5), whole, range(4))
-    first = optim.LARS([halved], lr=0.5)
+    steps(optimizers.LARS([whole], lr=0.5), whole, range(4))
+    first = optimizers.LARS([halved], lr=0.5)
     steps(first, halved, range(2))
-    second = optim.LARS([halved], lr=0.5)
+    second = optimizers.LARS([halved], lr=0.5)
     second.load_state_dict(first.state_dict())
     steps(second, halved, range(2, 4))
     assert torch.equal(whole, halved)
@@ -191,10 +189,10 @@ def test_lars_goes_on_from_its_state() -> None:
 
 def test_freeze_takes_whole_names_and_says_what_matches_nothing(spec: EncoderSpec) -> None:
     encoder = encoders.build(spec, seed=0).requires_grad_(True)
-    assert optim.freeze(encoder, "patch_embed.proj", "cls_token") == 3
+    assert optimizers.freeze(encoder, "patch_embed.proj", "cls_token") == 3
     frozen = {name for name, p in encoder.named_parameters() if not p.requires_grad}
     assert frozen == {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token"}
     for wrong in ("patch_embed.pro", "blocks.17", ""):
         with pytest.raises(UserError, match=f"nothing to freeze under '{wrong}'.*blocks"):
-            optim.freeze(encoder, "norm", wrong)
+            optimizers.freeze(encoder, "norm", wrong)
     assert encoder.norm.weight.requires_grad

@@ -14,7 +14,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import gradients, pretrain
+from ssl_bench.training import gradients, setup
 
 _IN_PARTS = [p for p in helpers.METHODS if p.declared.encodes_in_parts]
 _BATCH = 12
@@ -26,7 +26,7 @@ def found(
     """The loss, the gradients and the bytes that are kept for the backward pass."""
     method = helpers.build(plugin, spec).train()
     encoders.keep_at_once(method, at_once)
-    batch = pretrain.make_batch(method, data.train, spec, 0, 0, torch.arange(_BATCH))
+    batch = setup.make_batch(method, data.train, spec, 0, 0, torch.arange(_BATCH))
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -36,11 +36,12 @@ def found(
 
     parameters = {parameter.data_ptr() for parameter in method.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        first = next(method.terms(batch))
-    loss = gradients.backward(method, batch, CPU)
+        first = next(method.terms(batch, helpers.FIRST_STEP))
+    losses = gradients.backward(method, batch, helpers.FIRST_STEP, CPU)
     grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     del first
-    return loss, grads, sum(size for place, size in kept.items() if place not in parameters)
+    bytes_kept = sum(size for place, size in kept.items() if place not in parameters)
+    return losses["loss"], grads, bytes_kept
 
 
 def test_some_method_encodes_in_parts() -> None:

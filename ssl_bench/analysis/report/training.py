@@ -23,7 +23,7 @@ from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.experiment.figures import to_pixels
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import schema
-from ssl_bench.training import pretrain
+from ssl_bench.training import setup
 from ssl_bench.utils.files import Absent, Unreadable, load_bytes, parse_json
 
 _POINTS = 300
@@ -134,11 +134,11 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
         for ratio in _RATIOS:
             stored = plugin.config_of({**plan["method_config"], "mask_ratio": ratio})
             config = plugin.real_config(stored)
-            method = pretrain.build_method(
+            method = setup.build_method(
                 plugin.load_class(), config, spec, len(data.classes), plan["seed"]
             )
-            pretrain.restore(method, folder)
-            pictures = pretrain.pictures(method, data, spec, plan["seed"], _IMAGES)
+            setup.restore(method, folder)
+            pictures = setup.pictures(method, data, spec, plan["seed"], _IMAGES)
             for title, images in pictures.items():
                 rows.setdefault(title if title == "original" else f"{title}\n{ratio:.0%}", images)
     except (UserError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:

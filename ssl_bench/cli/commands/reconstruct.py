@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ssl_bench.api import registry
-from ssl_bench.api.method import Batch, Method
+from ssl_bench.api.method import DataInfo, Method, total
 from ssl_bench.api.registry import Plugin
+from ssl_bench.api.step import Batch, Step
 from ssl_bench.config.settings import ReconstructSettings
 from ssl_bench.data.images import opened, to_rgb
 from ssl_bench.data.listing import Picture
@@ -51,8 +52,7 @@ def reconstruct(settings: ReconstructSettings) -> str:
     view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
     index_B = torch.arange(len(view_BCHW))
     draws = SampleRng(settings.seed, 0, index_B, "reconstruct/")
-    batch = Batch((view_BCHW,), torch.zeros_like(index_B), draws)
-    method, note = _restore(checkpoint, source, settings, batch)
+    method, batch, note = _restore(checkpoint, source, settings, view_BCHW, draws)
     rows = method.pictures(batch)
     require(bool(rows), f"{source!r}: its method draws no pictures")
     title = (
@@ -64,9 +64,13 @@ def reconstruct(settings: ReconstructSettings) -> str:
 
 
 def _restore(
-    checkpoint: Checkpoint, source: str, settings: ReconstructSettings, batch: Batch
-) -> tuple[Method, str]:
-    """The pre-training method with its weights, and what had to be worked out."""
+    checkpoint: Checkpoint,
+    source: str,
+    settings: ReconstructSettings,
+    view_BCHW: Tensor,
+    draws: SampleRng,
+) -> tuple[Method, Batch, str]:
+    """The pre-training method with its weights, its batch, and what had to be worked out."""
     plugin, shown = _method_of(checkpoint, source)
     given: dict[str, Any] = {"sampling": settings.sampling}
     if settings.mask_ratio is not None:
@@ -84,27 +88,33 @@ def _restore(
     names = {field.name for field in fields(plugin.config)}
     stored = {name: value for name, value in known.items() if name in names}
     config = plugin.real_config(plugin.config_of(stored))
-    method = plugin.load_class()(config, checkpoint.encoder, 0)
+    method = plugin.load_class()(config, checkpoint.encoder, DataInfo.of(checkpoint.spec, 0))
     encoder = {f"encoder.{k}": v for k, v in checkpoint.encoder.state_dict().items()}
     weights.load_strictly(method, {**checkpoint.decoder, **encoder}, repr(source), what="decoder")
     method.eval()
+    batch = Batch(dict.fromkeys(method.transforms(), view_BCHW), draws)
     if "norm_pix_loss" in known:
-        return method, f"predicts {_target(config.norm_pix_loss)} patches"
+        return method, batch, f"predicts {_target(config.norm_pix_loss)} patches"
+    return method, batch, _work_out_target(method, batch, view_BCHW)
+
+
+def _work_out_target(method: Method, batch: Batch, view_BCHW: Tensor) -> str:
+    """Have the method predict the target that its weights fit better; says which, and how well."""
+    config, step, errors = method.config, Step(0, 1, 1, len(batch)), {}
     # Beside a constant prediction: each patch's own mean, or what all patches have in common.
-    errors = {}
     for normalised in (True, False):
         method.config = replace(config, norm_pix_loss=normalised)
-        scale = 1.0 if normalised else batch.views[0].var().item()
-        errors[normalised] = method.loss(batch).item() / scale
+        scale = 1.0 if normalised else view_BCHW.var().item()
+        errors[normalised] = total(method.loss(batch, step)).item() / scale
     best = min(errors, key=errors.__getitem__)
     if errors[best] >= 1:
         method.config = replace(config, norm_pix_loss=False)
-        return method, (
+        return (
             "taken to predict raw patches, as the official code does unasked; but its prediction "
             "is worse than a constant for raw and normalised ones alike: are the weights trained?"
         )
     method.config = replace(config, norm_pix_loss=best)
-    return method, (
+    return (
         f"taken to predict {_target(best)} patches: its error there is {errors[best]:.2f} of the "
         f"target's variance, and {errors[not best]:.2f} of that of {_target(not best)} ones "
         "(--norm-pix-loss yes or no overrules)"

@@ -1,21 +1,74 @@
-"""Optimisers, parameter groups, frozen parameters and the schedule of a training."""
+"""How parameters are updated: groups, optimisers, schedules, clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
+from ssl_bench.api.step import Step
 from ssl_bench.config.settings import OptimizerConfig
 from ssl_bench.errors import require
-from ssl_bench.utils import rng
 
 Group = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """How a method is optimised.
+
+    Attributes:
+        optimizer: over parameter groups. A group's ``lr_scale`` multiplies the learning rate; its
+            ``schedule`` names one of the schedules, whose learning rate the group has instead.
+        learning_rate: of each step.
+        schedules: other learning rates, by name.
+        weight_decay: of each step, in the groups that have any; None where it does not change.
+        clip_norm: the largest norm that the gradient may have; None for any.
+        clip_each: clip each parameter's gradient by itself, as DINO does, instead of all together.
+    """
+
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[Step], float]
+    schedules: Mapping[str, Callable[[Step], float]] = field(default_factory=dict)
+    weight_decay: Callable[[Step], float] | None = None
+    clip_norm: float | None = None
+    clip_each: bool = False
+
+    def prepare(self, step: Step) -> float:
+        """Set the learning rates and weight decays of a step; returns the learning rate."""
+        learning_rate = self.learning_rate(step)
+        set_learning_rate(self.optimizer, learning_rate)
+        for group in self.optimizer.param_groups:
+            if "schedule" in group:
+                group["lr"] = self.schedules[group["schedule"]](step) * group.get("lr_scale", 1.0)
+            if self.weight_decay and group.setdefault("decays", group["weight_decay"] > 0):
+                group["weight_decay"] = self.weight_decay(step)
+        return learning_rate
+
+    def update(self) -> None:
+        """Clip the gradients, update the parameters, forget the gradients."""
+        if self.clip_norm is not None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            for together in [[p] for p in parameters] if self.clip_each else [parameters]:
+                clip_grad_norm_(together, self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def adamw_recipe(module: nn.Module, config: OptimizerConfig) -> OptimizerSpec:
+    """AdamW with a linear warm-up and half a cosine down to zero, as in MAE and MoCo v3."""
+
+    def learning_rate(step: Step) -> float:
+        return warmup_cosine(step, config.base_lr * step.batch_size / 256, config.warmup)
+
+    groups = parameter_groups(module, config)
+    return OptimizerSpec(optimizer=adamw(groups, config.beta2), learning_rate=learning_rate)
 
 
 def freeze(module: nn.Module, *prefixes: str) -> int:
@@ -80,11 +133,6 @@ def adamw(groups: Iterable[Group], beta2: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)
 
 
-def of_method(method: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """The optimiser of a pre-training."""
-    return adamw(parameter_groups(method, config), config.beta2)
-
-
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step is scaled, layer by layer, to the weights' own norm.
 
@@ -138,79 +186,24 @@ class LARS(torch.optim.Optimizer):
         return loss
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Which images and which learning rate each step of a training takes.
+def warmup_cosine(step: Step, peak: float, warmup: float, final: float = 0.0) -> float:
+    """Linear from 0 to the peak during the warm-up, then half a cosine to the final value.
 
-    Attributes:
-        images: how many there are to train on.
-        peak_lr: learning rate at the end of the warm-up.
-        warmup: share of the training during which the rate rises, in [0, 1).
-        min_lr: learning rate at which the cosine ends; the warm-up starts at zero all the same.
-        per_epoch: the rate changes at the start of an epoch alone, instead of every step.
+    (``util/lr_sched.py``, facebookresearch/mae ``efb2a80``.)
+
+    Args:
+        warmup: fraction of the training that the warm-up takes, in [0, 1).
     """
+    warmup_steps = round(warmup * step.total)
+    if step.number < warmup_steps:
+        return peak * step.number / warmup_steps
+    done = (step.number - warmup_steps) / max(1, step.total - warmup_steps)
+    return cosine(done, peak, final)
 
-    images: int
-    batch_size: int
-    epochs: float
-    peak_lr: float
-    warmup: float
-    min_lr: float = 0.0
-    per_epoch: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        images: int,
-        batch_size: int,
-        epochs: float,
-        config: OptimizerConfig,
-        *,
-        min_lr: float = 0.0,
-        per_epoch: bool = False,
-    ) -> Schedule:
-        """The schedule of a recipe; ``base_lr`` and ``warmup`` are all it takes of its config.
-
-        Raises:
-            UserError: there are fewer images than a batch takes.
-        """
-        require(
-            batch_size <= images,
-            f"batch size {batch_size} is larger than the {images} training images; "
-            f"at most {images} would work",
-        )
-        peak_lr = config.base_lr * batch_size / 256
-        return cls(images, batch_size, epochs, peak_lr, config.warmup, min_lr, per_epoch)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches alone; the rest of an epoch's images is left out."""
-        return self.images // self.batch_size
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in all: the whole number nearest to what the epochs ask for, or 1."""
-        return max(1, round(self.steps_per_epoch * self.epochs))
-
-    def batch(self, step: int, *coordinates: str | int) -> Tensor:
-        """Indices of a step's images, in an order made anew each epoch: int64 ``(batch_size,)``."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = rng.permutation(self.images, *coordinates, epoch)
-        return order[index * self.batch_size : (index + 1) * self.batch_size]
-
-    def learning_rate(self, step: int) -> float:
-        """Linear from 0 during the warm-up, then half a cosine down to ``min_lr``.
-
-        (``util/lr_sched.py``, facebookresearch/mae ``efb2a80``; by epoch as ``main_lincls.py``,
-        facebookresearch/moco-v3 ``c349e6e``.)
-        """
-        if self.per_epoch:
-            step -= step % self.steps_per_epoch
-        warmup_steps = round(self.warmup * self.steps)
-        if step < warmup_steps:
-            return self.peak_lr * step / warmup_steps
-        done = (step - warmup_steps) / max(1, self.steps - warmup_steps)
-        return self.min_lr + (self.peak_lr - self.min_lr) * (1 + math.cos(math.pi * done)) / 2
+def cosine(done: float, start: float, end: float) -> float:
+    """Half a cosine from the start, where nothing is done, to the end, where all (1) is."""
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
