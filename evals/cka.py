@@ -45,6 +45,7 @@ class CKA(Evaluation):
     """Similarity of the encoder's blocks to each other and to the pixels."""
 
     version = 1
+    columns = frozenset({"image"})
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there are blocks, and images enough for the debiased estimate."""

@@ -68,6 +68,7 @@ class Representation(Evaluation):
     """Rank, alignment and uniformity of the features."""
 
     version = 1
+    columns = frozenset({"image"})
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there are images to compare."""

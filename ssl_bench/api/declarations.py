@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from ssl_bench.api.ranges import Range
 
 Presets = Mapping[str, Mapping[str, Any]]
+COLUMNS = frozenset({"image", "label"})
+"""What a data set may have of each sample."""
 
 
 class MethodDeclarations:
@@ -31,9 +33,11 @@ class MethodDeclarations:
             many images at a time as its encoders' ``images_at_once`` says: `encoders.class_token`
             does, and `encoders.in_parts` helps.
         smallest_batch: images that a step needs at least.
+        columns: which of `COLUMNS` the method learns from; a batch has no others.
     """
 
     version: ClassVar[int] = 1
+    columns: ClassVar[frozenset[str]] = frozenset({"image"})
     presets: ClassVar[Presets] = {}
     search_space: ClassVar[Mapping[str, Range]] = {}
     per_sample_loss: ClassVar[bool] = False
@@ -49,9 +53,11 @@ class EvaluationDeclarations:
         presets: the flags that each preset sets: fields of the evaluation's ``Config``.
         is_default: whether it is run without being asked for.
         sharded: whether every rank calls it at once, instead of rank 0 alone, see `runner`.
+        columns: which of `COLUMNS` it uses; without labels it runs on unlabelled data too.
     """
 
     version: ClassVar[int] = 1
+    columns: ClassVar[frozenset[str]] = frozenset({"image", "label"})
     presets: ClassVar[Presets] = {}
     is_default: ClassVar[bool] = False
     sharded: ClassVar[bool] = False

@@ -30,7 +30,12 @@ from typing import Any, Literal
 
 from ssl_bench import papers
 from ssl_bench.api import HOMES
-from ssl_bench.api.declarations import EvaluationDeclarations, MethodDeclarations, names
+from ssl_bench.api.declarations import (
+    COLUMNS,
+    EvaluationDeclarations,
+    MethodDeclarations,
+    names,
+)
 from ssl_bench.api.ranges import Range
 from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.config.settings import EvalSettings, Settings
@@ -42,7 +47,8 @@ from ssl_bench.utils.formatting import plain
 Kind = Literal["method", "eval"]
 _SIZES = ("backbone", "epochs", "batch_size")
 _NO_CODE = {
-    *("version", "presets", "search_space", "encodes_in_parts", "is_default", "sharded"),
+    *("version", "columns", "presets", "search_space", "encodes_in_parts"),
+    *("is_default", "sharded"),
 }
 """Declared attributes that change no number that is computed."""
 _BASES = {"method": "Method", "eval": "Evaluation"}
@@ -605,7 +611,12 @@ def _check_values(plugin: Plugin, declared: Any) -> None:
         else:
             kind = type(default)
             require(type(value) is kind, f"{where} is {value!r:.60}; {_named(kind)} would work")
-            require(kind is bool or value > 0, f"{where} is {value}; 1 or more would work")
+            if kind is frozenset:
+                strange = ", ".join(sorted(map(repr, value - COLUMNS)))
+                known = ", ".join(sorted(COLUMNS))
+                require(not strange, f"{where} has {strange}; it may have {known}")
+            else:
+                require(kind is bool or value > 0, f"{where} is {value}; 1 or more would work")
 
 
 def _named(kind: Any) -> str:

@@ -31,6 +31,8 @@ class Settings:
     @TRAIN+TEST names the folders or files that are the splits, @TRAIN one of which a fifth is held
     out, and @whole says that there are none; @validation in the end takes a tenth of the training
     images in place of the test images, to choose settings on."""
+    eval_data: str = ""
+    """Data set to evaluate on, said like --data. Default: the one that is trained on."""
     backbone: str = "vit_micro"
     """One of the presets in `ssl-bench list`, or any Vision Transformer of timm by name."""
     image_size: int | None = None
@@ -198,7 +200,7 @@ class EvalSettings(WeightSettings):
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
     the pre-training's."""
     data: str | None = None
-    """Data set to evaluate on. Default: the one the run was pre-trained on."""
+    """Data set to evaluate on. Default: the run's --eval-data, or else what it was trained on."""
     seed: int | None = None
     """Seed of the evaluations' draws. Default: the run's."""
     precision: Precision = "auto"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ssl_bench.config.settings import Storage
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
-from ssl_bench.data.names import EMBEDDED, TORCHVISION, VALIDATION, Source, names, parse
+from ssl_bench.data.names import EMBEDDED, TORCHVISION, VALIDATION, Source, names, parse, resolved
 from ssl_bench.errors import UserError, require, unknown
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def load(
         left_out,
         notes,
         unlabelled,
+        resolved(source),
     )
 
 

@@ -114,6 +114,7 @@ class Dataset:
         left_out: in words how many files were not taken for images, by extension.
         notes: how the source was understood, to be said once.
         unlabelled: why there are no labels, all of which are 0 then; "" where there are.
+        source: what was loaded, to be found from any working directory.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Dataset:
     left_out: str = ""
     notes: tuple[str, ...] = ()
     unlabelled: str = ""
+    source: str = ""
 
     @property
     def channels(self) -> int:

@@ -194,6 +194,7 @@ def _store(
         "config": asdict(config),
         "data": data.name,
         "data_fingerprint": data.fingerprint,
+        "data_source": data.source,
         "note": data.note,
         "seed": encoder.seed,
         "classes": list(data.classes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.preparation import (
+    RunData,
     prepare_run,
-    require_labels,
     snapshot_steps,
+    with_labels,
     with_real_configs,
 )
 from ssl_bench.experiment.run_config import EvalConfig, RunConfig
@@ -58,11 +59,11 @@ class Run:
     records: Sequence[runner.Record]
 
 
-def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> Run:
+def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") -> Run:
     """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
 
     Args:
-        data: what `load` gives, where it is there already.
+        datasets: what `data_of` gives, where they are there already.
         expected: the run's name, where it was found out before.
 
     Raises:
@@ -70,17 +71,18 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
             run than was expected.
     """
     settings, plugin = config.settings, config.method
-    assert plugin is not None
     ranks = _ranks(settings)
-    data = data or load(*source_of(settings))
-    prepared = prepare_run(config, data, expected)
+    datasets = datasets or data_of(config)
+    data, eval_data = datasets
+    prepared = prepare_run(config, datasets, expected)
     config = prepared.config
     spec, method, hardware = prepared.spec, prepared.method, prepared.hardware
     facts = {
         "preset": settings.preset,
         "budget": prepared.budget,
         "method_code": plugin.fingerprint,
-        "data_source": resolved(settings.data),
+        "data_source": data.source,
+        **({"eval_data_source": resolved(settings.eval_data)} if settings.eval_data else {}),
         **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
     }
     names = collectives.gather_objects(prepared.plan.name)
@@ -97,6 +99,9 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
+    if eval_data is not data:
+        console.print("evaluated on ", end="")
+        _say_images(eval_data)
     for line in prepared.left_out:
         _note(line)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
@@ -141,7 +146,7 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
                 folder,
                 plan.method,
                 config.evals,
-                data,
+                eval_data,
                 plan.seed,
                 hardware,
                 settings.runs_dir,
@@ -150,7 +155,7 @@ def run(config: RunConfig, data: Dataset | None = None, expected: str = "") -> R
             for step in snapshots:
                 home = pretrain.snapshot_folder(folder, step)
                 for record in runner.evaluate_run(
-                    *(home, config.evals_on_the_way, data, plan.seed, hardware),
+                    *(home, config.evals_on_the_way, eval_data, plan.seed, hardware),
                     settings.runs_dir,
                     keep_features=False,
                 ):
@@ -173,16 +178,15 @@ def evaluate(config: EvalConfig) -> Path:
     _ranks(settings)
     hardware = choose(settings.precision)
     folder, plan = collectives.on_rank_zero(lambda: _evaluated(settings))
-    data_source = settings.data or plan["data_source"]
+    data_source = settings.data or plan.get("eval_data_source") or plan["data_source"]
     size = plan["encoder"]["image_size"]
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     data = load(data_source, size, settings.data_dir, settings.storage, skip)
-    if config.evals:
-        require_labels(data, "")
+    evals, _ = with_labels(config.evals, data, by_name=True, way_out="--data LABELLED")
     _say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
-    evals, left_out = audit.supported(spec, config.evals, data, seed, hardware)
+    evals, left_out = audit.supported(spec, evals, data, seed, hardware)
     for line in left_out:
         _note(line)
     recipe = audit.evaluations(spec, evals, seed, hardware)
@@ -272,17 +276,6 @@ def prepare(settings: PrepareSettings) -> None:
     console.print(f"data: {readable(settings.output)}", soft_wrap=True)
 
 
-def source_of(settings: Settings) -> tuple[str, int | None, Path, Storage, bool]:
-    """What `load` takes for the data set of a run."""
-    return (
-        settings.data,
-        settings.image_size,
-        settings.data_dir,
-        settings.storage,
-        settings.skip_broken,
-    )
-
-
 def load(
     source: str,
     image_size: int | None,
@@ -306,6 +299,18 @@ def load(
     found: list[Dataset] = []
     collectives.on_rank_zero(read_first)
     return found[0] if found else read()
+
+
+def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
+    """What a run is trained on, and what it is evaluated on, if it is."""
+    settings = config.settings
+    how = settings.data_dir, settings.storage, settings.skip_broken
+    data = read(settings.data, settings.image_size, *how)
+    source = settings.eval_data
+    is_wanted = bool(config.evals or settings.eval_every)
+    if not source or not is_wanted or resolved(source) == data.source:
+        return RunData(data, data)
+    return RunData(data, read(source, data.view_size, *how))
 
 
 def _some(broken: Sequence[str]) -> Iterator[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ssl_bench.api.method import Method
+from ssl_bench.api.registry import Plugin
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import Hardware, choose
@@ -20,6 +21,13 @@ from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
 from ssl_bench.training import setup
 from ssl_bench.training.schedule import Schedule, whole_epochs
+
+
+class RunData(NamedTuple):
+    """What a run is trained on, and what it is evaluated on: the same, but for ``--eval-data``."""
+
+    training: Dataset
+    evaluation: Dataset
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def with_real_configs(config: T) -> T:
     return replace(config, **changes)
 
 
-def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepared:
+def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Prepared:
     """Build what a run needs, without writing anything, so that whatever does not fit shows.
 
     Args:
@@ -75,17 +83,17 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
     """
     config = with_real_configs(config)
     settings, plugin = config.settings, config.method
-    assert plugin is not None
+    data = datasets.training
     hardware = choose(settings.precision, settings.compile)
-    if config.evals or settings.eval_every:
-        require_labels(data, "--evals none would pre-train without, and afterwards")
+    require(
+        not (data.unlabelled and "label" in plugin.declared.columns),
+        f"method {plugin.name} learns from labels, and data {data.name!r} has none "
+        f"({data.unlabelled}); a method that reads none would work, such as mae",
+    )
+    config, unlabelled = _with_labels(config, datasets.evaluation)
+    if settings.eval_data and not (config.evals or settings.eval_every):
+        unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
     spec = _encoder_spec(settings.backbone, settings.patch_size, data)
-    if data.unlabelled:
-        require(
-            "label" not in plugin.load_class().columns,
-            f"method {plugin.name} learns from labels, and data {data.name!r} has none "
-            f"({data.unlabelled}); a method that reads none would work, such as mae",
-        )
     method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
@@ -133,9 +141,11 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
             "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
             f"encoder keeps those of all {own}"
         )
-    evals, left_out = audit.supported(spec, config.evals, data, settings.seed, hardware)
+    evals, left_out = audit.supported(
+        spec, config.evals, datasets.evaluation, settings.seed, hardware
+    )
     on_the_way, others = audit.supported(
-        spec, config.evals_on_the_way, data, settings.seed, hardware
+        spec, config.evals_on_the_way, datasets.evaluation, settings.seed, hardware
     )
     recipe += audit.evaluations(spec, evals, settings.seed, hardware)
     return Prepared(
@@ -146,21 +156,53 @@ def prepare_run(config: RunConfig, data: Dataset, expected: str = "") -> Prepare
         hardware=hardware,
         recipe="; ".join(recipe),
         budget=budget,
-        left_out=tuple(dict.fromkeys([*left_out, *others])),
+        left_out=tuple(dict.fromkeys([*unlabelled, *left_out, *others])),
     )
 
 
-def require_labels(data: Dataset, way_out: str) -> None:
-    """Raise `UserError` where there is nothing to evaluate on.
+def _with_labels(config: RunConfig, data: Dataset) -> tuple[RunConfig, list[str]]:
+    """The config without those default evaluations that need labels where there are none.
+
+    Raises:
+        UserError: evaluations that need labels were asked for, or data to evaluate on.
+    """
+    settings = config.settings
+    of_preset = config.method.presets().get(settings.preset, {}).get("evals", ())
+    by_name = settings.evals not in ((), of_preset) or bool(settings.eval_data)
+    evals, left_out = with_labels(config.evals, data, by_name, "--eval-data LABELLED")
+    on_the_way = config.evals_on_the_way
+    if settings.eval_every:
+        with_labels(on_the_way, data, True, "--eval-data LABELLED")
+    elif data.unlabelled:  # of no use, and never asked for
+        on_the_way = {}
+    return replace(config, evals=evals, evals_on_the_way=on_the_way), left_out
+
+
+def with_labels(
+    evals: Evaluations, data: Dataset, by_name: bool, way_out: str
+) -> tuple[dict[Plugin, Any], list[str]]:
+    """The evaluations that the data have what it takes for, and a line about the others.
 
     Args:
-        way_out: what would work, together with evaluating on other data.
+        by_name: whether somebody asked for these evaluations on these data.
+        way_out: the flag that evaluates on other data.
+
+    Raises:
+        UserError: somebody did, and they need labels that are not there.
     """
-    require(
-        not data.unlabelled,
-        f"data {data.name!r} has no labels to evaluate on ({data.unlabelled}); {way_out} "
-        "`ssl-bench eval RUN --data LABELLED` evaluates on other data",
+    kept = {
+        plugin: config
+        for plugin, config in evals.items()
+        if not (data.unlabelled and "label" in plugin.declared.columns)
+    }
+    if len(kept) == len(evals):
+        return kept, []
+    names = ", ".join(plugin.name for plugin in evals if plugin not in kept)
+    reason = (
+        f"data {data.name!r} has no labels ({data.unlabelled}), which evaluations need: {names}"
     )
+    require(not by_name, f"{reason}; {way_out} would work")
+    return kept, [f"left out: {reason}; {way_out} evaluates on other data"]
 
 
 def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:

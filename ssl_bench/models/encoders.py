@@ -17,6 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
+from timm.layers.format import Format
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -211,6 +212,18 @@ def resize(encoder: VisionTransformer, image_size: int | tuple[int, int]) -> Non
             f"{max(1, round(side / patch_size)) * patch_size} would work",
         )
     encoder.set_input_size(img_size=(height, width))
+
+
+def allow_other_sizes(encoder: Any) -> None:
+    """Let an encoder take images of other sizes beside its own, such as small crops.
+
+    A Vision Transformer's position embeddings are interpolated for each of them, as `resize` does.
+    """
+    if not isinstance(encoder, VisionTransformer):
+        return
+    encoder.dynamic_img_size = True
+    patches = encoder.patch_embed
+    patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
 
 
 def initialise_linear(root: nn.Module) -> None:

@@ -52,6 +52,7 @@ _TEXT, _MAYBE, _NAMED = ((str,), "text"), ((str, type(None)), "text"), ((dict,),
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(("method", "identity", "method_code", "method_source", "precision"), _TEXT),
     **dict.fromkeys(("data", "data_fingerprint", "data_source", "preset"), _MAYBE),
+    "eval_data_source": _TEXT,
     **dict.fromkeys(("method_config", "encoder"), _NAMED),
     **dict.fromkeys(("seed", "batch_size"), ((int,), "whole number")),
     "epochs": ((int, float, type(None)), "number"),

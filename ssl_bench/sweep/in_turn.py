@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ssl_bench.data import Dataset
 from ssl_bench.experiment import commands
 from ssl_bench.experiment.commands import Run
 from ssl_bench.experiment.preparation import prepare_run
@@ -25,16 +24,12 @@ def run(cells: Sequence[RunConfig]) -> list[Run]:
     Raises:
         UserError: a cell is impossible, and nothing has been trained.
     """
-    load = lru_cache(maxsize=1)(commands.load)
-
-    def data_of(config: RunConfig) -> Dataset:
-        return load(*commands.source_of(config.settings))
-
+    load = lru_cache(maxsize=2)(commands.load)
     for config in cells:
-        prepare_run(config, data_of(config))
+        prepare_run(config, commands.data_of(config, load))
     finished = []
     for number, config in enumerate(cells, start=1):
         commands.console.rule(f"cell {number} of {len(cells)}")
         commands.console.print(shlex.join(["ssl-bench", "run", *config.argv()]), soft_wrap=True)
-        finished.append(commands.run(config, data_of(config)))
+        finished.append(commands.run(config, commands.data_of(config, load)))
     return finished

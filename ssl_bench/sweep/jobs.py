@@ -172,8 +172,7 @@ def perform(config: RunConfig, run: str = "") -> int:
         from ssl_bench.experiment import commands, preparation
 
         # Those that are started know the config alone.
-        data = commands.load(*commands.source_of(settings))
-        preparation.prepare_run(config, data, expected=run)
+        preparation.prepare_run(config, commands.data_of(config), expected=run)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.json")
         write_json(path, config.to_json())

@@ -10,12 +10,11 @@ from typing import Any
 
 from ssl_bench.api.registry import Plugin
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
-from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import commands
-from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.experiment.preparation import RunData, prepare_run
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
 from ssl_bench.runs.schema import Plan
@@ -111,8 +110,9 @@ class Planner:
             "--budget-time is measured by each run for itself, which then is another run than was "
             "planned; --budget-flops would work",
         )
-        data = self._data(config)
-        training = self._training(config, data)
+        datasets = commands.data_of(config, self._load)
+        training = self._training(config, datasets)
+        data = datasets.evaluation
         plan = replace(training.plan, seed=settings.seed)
         names = [plugin.name for plugin in training.evals]
         return Entry(
@@ -131,16 +131,17 @@ class Planner:
             trial=cell.trial is not None,
         )
 
-    def _training(self, config: RunConfig, data: Dataset) -> _Training:
+    def _training(self, config: RunConfig, datasets: RunData) -> _Training:
         """What a cell and all that differ from it in the seed would train; checked once for all."""
         first = replace(config.settings, seed=0)
         alike = repr(replace(config, settings=first))
         if alike not in self._trainings:
-            prepared = prepare_run(config, data)
+            prepared = prepare_run(config, datasets)
             plan, method = prepared.plan, prepared.method
             steps = 0
             if method.trains:
-                steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps
+                count = len(datasets.training.train)
+                steps = Schedule(count, plan.batch_size, plan.epochs).steps
             spec = plan.encoder
             counted = steps * flops.of_step(method, spec, plan.batch_size)
             pace = estimate.pace(plan, self._index) if counted else None
@@ -149,9 +150,6 @@ class Planner:
             seconds = counted / pace.rate if pace else None if counted else 0.0
             self._trainings[alike] = _Training(plan, steps, counted, seconds, prepared.config.evals)
         return self._trainings[alike]
-
-    def _data(self, config: RunConfig) -> Dataset:
-        return self._load(*commands.source_of(config.settings))
 
     def _complete(self, config: RunConfig) -> RunConfig:
         """The config with what would otherwise depend on the machine that reads it."""

@@ -25,7 +25,8 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import RunConfig, words_of
 from ssl_bench.sweep.spec.values import Words, in_order
 
-_ONE_ONLY = ("data", "evals", "preset")
+_ONE_ONLY = ("data", "eval_data", "evals", "preset")
+_DATA = ("data", "eval_data")
 """Flags that trials, which are compared with each other, must share."""
 
 
@@ -91,20 +92,23 @@ def trials(
     seeds = given.get("seed", ())
     fixed = {name: words[0] for name, words in given.items() if len(words) == 1 or name == "seed"}
     request = flags.parse_run(in_order(fixed.values()))
-    data = request.settings.data
-    require(
-        not data.endswith(VALIDATION),
-        f"--data {data}: a search holds images out by itself; "
-        f"--data {data.removesuffix(VALIDATION)} would work",
-    )
+    data = {name: getattr(request.settings, name) for name in _DATA}
+    for name, value in data.items():
+        flag = f"--{name.replace('_', '-')}"
+        require(
+            not value.endswith(VALIDATION),
+            f"{flag} {value}: a search holds images out by itself; "
+            f"{flag} {value.removesuffix(VALIDATION)} would work",
+        )
+        if value:
+            fixed[name] = flag, value + VALIDATION
     asked = tuple(part for part in fixed.get("evals", ("", ""))[1].split(",") if part)
     names = [name for name in asked if name != "none"] or [plugin.name for plugin in request.evals]
     require(bool(settings.choose_by or names), "a search needs --choose-by or --evals to choose by")
     choose_by = settings.choose_by or names[0]
     registry.find("eval", choose_by)
     drawn = _drawn(method, given, types, settings)
-    for name, value in (("data", data + VALIDATION), ("evals", choose_by)):
-        fixed[name] = f"--{name}", value
+    fixed["evals"] = "--evals", choose_by
     return Trials(
         drawn,
         list(fixed.values()),
@@ -123,7 +127,8 @@ def final_args(trial: Sequence[str], evals: Sequence[str]) -> Words:
     """
     groups = {group[0]: group for group in by_flag(trial)}
     groups.pop("--evals", None)
-    groups["--data"] = "--data", groups["--data"][1].removesuffix(VALIDATION)
+    for flag in groups.keys() & {"--data", "--eval-data"}:
+        groups[flag] = flag, groups[flag][1].removesuffix(VALIDATION)
     if evals:
         groups["--evals"] = "--evals", ",".join(evals)
     return in_order(groups.values())

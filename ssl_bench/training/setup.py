@@ -115,6 +115,8 @@ def pictures(
     method: Method, data: Dataset, spec: EncoderSpec, seed: int, count: int
 ) -> Mapping[str, Tensor]:
     """The method's pictures of the first test images of as many classes as there are, or of all."""
+    if type(method).pictures is Method.pictures:
+        return {}
     labels_N = data.test.labels_N
     firsts = list(range(len(labels_N)))
     if not data.unlabelled:

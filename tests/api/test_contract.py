@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import helpers
 import pytest
 import torch
 from helpers import (
@@ -43,7 +44,6 @@ from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import gradients, pretrain, setup
-import helpers
 
 WITH_EXAMPLE = [*METHODS, registry.find("method", str(EXAMPLE_METHOD))]
 

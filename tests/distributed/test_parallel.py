@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import helpers
 import naive
 import pytest
 import torch
@@ -18,7 +19,6 @@ from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
-import helpers
 
 MOCO = registry.find("method", "mocov3")
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3)
@@ -89,6 +89,20 @@ def moco_found() -> dict[str, Any]:
     return outputs | {"loss": loss.detach(), "gradients": gradients}
 
 
+def covariance(rows_ND: Tensor) -> Tensor:
+    """A loss of all rows at once, as VICReg and Barlow Twins have."""
+    centred_ND = rows_ND - rows_ND.mean(0)
+    return (centred_ND.T @ centred_ND / len(rows_ND)).pow(3).sum() + rows_ND.std(0).sum()
+
+
+def covariance_found() -> Tensor:
+    """A row's gradient, as the mean over ranks (of the same loss) that parameters get."""
+    inputs = own(rows()[0]).clone().requires_grad_()
+    covariance(collectives.gather_with_gradient(inputs)).backward()
+    assert inputs.grad is not None
+    return inputs.grad / collectives.world_size()
+
+
 def work(rank: int, folder: str) -> None:
     """One process of the largest world; the last ones have nothing to do in smaller worlds."""
     for world in WORLDS:
@@ -101,6 +115,7 @@ def work(rank: int, folder: str) -> None:
             "gathered": collectives.gather(torch.full((2, 3), float(rank), requires_grad=True)),
             "batch norm": batch_norm_found(),
             "moco": moco_found(),
+            "covariance": covariance_found(),
         }
         torch.save(found, f"{folder}/{world}-{rank}.pt")
         dist.destroy_process_group()
@@ -160,6 +175,14 @@ def test_batch_norm_is_that_of_the_whole_batch(world: int, found: Any) -> None:
             torch.testing.assert_close(result["state"][name], value)
     evaluated = torch.cat([result["evaluated"] for result in results])
     torch.testing.assert_close(evaluated, norm.eval()(whole))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_gathered_rows_carry_gradient(world: int, found: Any) -> None:
+    whole = rows()[0].double().requires_grad_()
+    covariance(whole).backward()
+    ours = torch.cat([result["covariance"] for result in found[world]])
+    assert naive.relative_error(ours, whole.grad) < 1e-5
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -213,7 +213,7 @@ def test_committed_runs_are_what_their_settings_lead_to_today() -> None:
     assert len(paths) > 20
     for path in paths:
         config = run_config.load(path, allow=lambda files: None)
-        prepared = prepare_run(config, load(*commands.source_of(config.settings)))
+        prepared = prepare_run(config, commands.data_of(config, load))
         assert prepared.plan.name == path.parent.name
         for record in map(load_json, schema.score_files(path.parent)):
             plugin = registry.find("eval", record["eval"])

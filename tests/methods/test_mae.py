@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import helpers
 import naive
 import pytest
 import torch
@@ -20,7 +21,6 @@ from ssl_bench.models import encoders, masking
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
-import helpers
 
 MAE = registry.find("method", "mae")
 SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}

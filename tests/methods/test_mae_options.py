@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import helpers
 import naive
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
 from ssl_bench.transforms.augmentations import augment, evaluation_view
 from ssl_bench.utils.rng import SampleRng
-import helpers
 
 MAE = registry.find("method", "mae")
 SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
@@ -107,8 +107,8 @@ def test_gradients_reach_every_trainable_parameter(
 ) -> None:
     options = {"loss_target": target, "norm_pix_loss": norm_pix_loss, "pca_components": 5}
     method = build(spec, encoder_mask_tokens=mask_tokens, **options)
-    method.before_training(tiny.train, spec, 0)
-    method.loss(batch_of(method, tiny, spec)).backward()
+    method.before_training(tiny.train, 0)
+    method.loss(batch_of(method, tiny, spec), helpers.FIRST_STEP).backward()
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -135,7 +135,7 @@ def test_pca_targets_are_the_largest_principal_components(
     spec: EncoderSpec, tiny: Dataset, norm_pix_loss: bool
 ) -> None:
     method = build(spec, loss_target="pca", pca_components=6, norm_pix_loss=norm_pix_loss)
-    method.before_training(tiny.train, spec, 0)
+    method.before_training(tiny.train, 0)
     view = (
         evaluation_view(tiny.train.images_NCHW, 16) - torch.tensor(spec.mean)[:, None, None]
     ) / (torch.tensor(spec.std)[:, None, None])
@@ -153,7 +153,7 @@ def test_as_many_components_as_a_patch_has_values_only_rotate_the_pixels(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
     method = build(spec, loss_target="pca", norm_pix_loss=False)
-    method.before_training(tiny.train, spec, 0)
+    method.before_training(tiny.train, 0)
     assert method.decoder_pred.out_features == 48
     patches = torch.randn(2, 3, 48)
     others = torch.randn(2, 3, 48)
@@ -203,7 +203,7 @@ def test_a_picture_of_all_components_is_the_prediction_itself(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
     method = build(spec, loss_target="pca", norm_pix_loss=False)
-    method.before_training(tiny.train, spec, 0)
+    method.before_training(tiny.train, 0)
     batch = batch_of(method, tiny, spec)
     patches = encoders.patchify(batch.views["image"], 4)
     _, hidden = method.mask(batch.rng.uniform)

@@ -21,7 +21,6 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import pretrain, setup
 from ssl_bench.utils.rng import SampleRng
-import helpers
 
 MOCO = registry.find("method", "mocov3")
 SMALL = {"proj_hidden_dim": 32, "proj_output_dim": 16}

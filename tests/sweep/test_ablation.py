@@ -420,5 +420,5 @@ def test_figure_shows_both_sides_on_axes_of_their_own(
 def test_check_of_a_run_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
     words = ["--data", str(image_folder), "--runs-dir", str(tmp_path / "runs"), "--batch-size", "8"]
     request = flags.parse_run(words)
-    prepare_run(request, commands.load(str(image_folder), None, tmp_path))
+    prepare_run(request, commands.data_of(request))
     assert not (tmp_path / "runs").exists()

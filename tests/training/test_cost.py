@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from helpers import CPU, EXAMPLE_METHOD, METHODS, build, named, plan, train, weights
@@ -22,7 +23,6 @@ from ssl_bench.errors import UserError
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import budget, flops, pretrain, setup
 from ssl_bench.utils.files import load_json
-import helpers
 
 Call = Callable[..., tuple[int, str, str]]
 EXAMPLE = registry.find("method", str(EXAMPLE_METHOD))

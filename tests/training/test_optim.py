@@ -35,7 +35,7 @@ def test_learning_rate_warms_up_then_follows_a_cosine(
         else:
             expected = 0.5 * peak * (1 + math.cos(math.pi * (step - rising) / (total - rising)))
         assert recipe.prepare(schedule.step(step)) == pytest.approx(expected)
-        assert {group["lr"] for group in recipe.optimizer.param_groups} == {pytest.approx(expected)}
+        assert recipe.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,10 @@ def rerun(settings: RerunSettings) -> bool:
     if wanted.runs_dir.exists():
         note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
         _console.print(note, soft_wrap=True)
-    data = commands.load(*commands.source_of(wanted))
-    for note in (*changes(folder, config, data.fingerprint), *left_out):
+    datasets = commands.data_of(config)
+    for note in (*changes(folder, config, datasets.training.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    again = commands.run(config, data)
+    again = commands.run(config, datasets)
     outcome = outcomes(folder, again.folder)
     verdicts = {row["same"] for row in outcome}
     same = True in verdicts and False not in verdicts
@@ -110,10 +110,11 @@ def _config(
     trust.ask(f"run {folder.name!r} was made with", sorted(files), folder, settings.trust)
     evals: dict[Plugin, Any] = {}
     left_out = []
+    eval_source, eval_fingerprint = _evaluated_on(plan, [record for _, record in records])
     for name, record in records:
         plugin = plugin_of[name]
         own = (record["data_fingerprint"], record["seed"], record["precision"])
-        if own != (plan["data_fingerprint"], plan["seed"], plan["precision"]):
+        if own != (eval_fingerprint, plan["seed"], plan["precision"]):
             left_out.append(f"{name} is left out: its data, seed or precision differ")
         elif plugin in evals:
             left_out.append(
@@ -135,6 +136,7 @@ def _config(
     again = Settings(
         method=plan["method"],
         data=plan["data_source"],
+        eval_data=eval_source,
         backbone=spec.backbone,
         image_size=spec.image_size,
         patch_size=spec.patch_size,
@@ -150,6 +152,22 @@ def _config(
         skip_broken=bool(plan.get("skip_broken")),
     )
     return RunConfig(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
+
+
+def _evaluated_on(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """``--eval-data`` and the fingerprint of the data that evaluations are repeated on.
+
+    That is what the run itself was evaluated on, as far as it was.
+    """
+    asked = plan.get("eval_data_source")
+    own = [each for each in records if asked and each.get("data_source") == asked]
+    own += [each for each in records if each["data_fingerprint"] == plan["data_fingerprint"]]
+    first = next(iter([*own, *records]), {})
+    found = first.get("data_fingerprint", plan["data_fingerprint"])
+    source = first.get("data_source")
+    if found == plan["data_fingerprint"] or not isinstance(source, str):
+        return "", plan["data_fingerprint"]
+    return source, found
 
 
 def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:

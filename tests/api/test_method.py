@@ -1,0 +1,255 @@
+"""A method that uses all of the contract: teacher, crops of two sizes, its own optimiser."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.api import Batch, DataInfo, Method, OptimizerSpec, Step
+from ssl_bench.api.optimizers import cosine, freeze
+from ssl_bench.data import Dataset
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs.schema import Plan
+from ssl_bench.training import pretrain, setup
+from ssl_bench.transforms.augmentations import Augmentation
+
+
+@dataclass(frozen=True)
+class Config:
+    """No flags, and not those of AdamW either."""
+
+    clip: float | None = 0.01
+    clip_each: bool = False
+
+
+class Everything(Method):
+    """A student sees small crops, a teacher follows it and sees large ones; a queue remembers."""
+
+    queue_QD: Tensor
+
+    def __init__(self, config: Any, backbone: nn.Module, data: DataInfo) -> None:
+        super().__init__(config, copy.deepcopy(backbone).requires_grad_(False), data)
+        self.student: Any = backbone
+        encoders.allow_other_sizes(backbone)
+        freeze(backbone, "patch_embed")
+        width = self.encoder.embed_dim
+        self.head = nn.Linear(width, 8)
+        self.register_buffer("queue_QD", torch.zeros(4, width))
+        self.calls: list[tuple[str, int]] = []
+
+    def transforms(self) -> Mapping[str, Augmentation]:
+        """A large and a small crop."""
+        size = self.data.image_size
+        return {
+            "global": Augmentation(size=size, crop_scale=(0.5, 1.0)),
+            "local": Augmentation(size=size // 2, crop_scale=(0.1, 0.5)),
+        }
+
+    def loss(self, batch: Batch, step: Step) -> Mapping[str, Tensor]:
+        """Agreement with the teacher, and length of the head's output."""
+        assert batch.labels_B is None
+        self.calls.append(("loss", step.number))
+        with torch.no_grad():
+            teacher_BD = self.encoder.forward_features(batch.views["global"])[:, 0]
+        student_BD = self.student.forward_features(batch.views["local"])[:, 0]
+        distance = (student_BD - teacher_BD - self.queue_QD.mean(0)).square().mean()
+        self.queue_QD.copy_(self.queue_QD.roll(1, 0))
+        self.queue_QD[0] = teacher_BD[0]
+        return {"distance": distance, "length": self.head(student_BD).square().mean()}
+
+    def optimizer(self) -> OptimizerSpec:
+        """SGD for the head at a constant rate, and for the student by a cosine."""
+        student = [p for p in self.student.parameters() if p.requires_grad]
+        groups = [
+            {"params": student, "weight_decay": 0.1},
+            {"params": [self.head.weight], "schedule": "constant", "lr_scale": 2.0},
+            {"params": [self.head.bias], "weight_decay": 0.0},
+        ]
+        return OptimizerSpec(
+            optimizer=torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.3),
+            learning_rate=lambda step: cosine(step.fraction, 0.5, 0.1),
+            schedules={"constant": lambda step: 0.25},
+            weight_decay=lambda step: 0.1 * step.number,
+            clip_norm=self.config.clip,
+            clip_each=self.config.clip_each,
+        )
+
+    def before_optimizer_step(self, step: Step) -> None:
+        """The head stands still in the first epoch."""
+        self.calls.append(("before", step.number))
+        if step.epoch == 0:
+            self.head.weight.grad = None
+
+    @torch.no_grad()
+    def after_optimizer_step(self, step: Step) -> None:
+        """The teacher follows."""
+        self.calls.append(("after", step.number))
+        for slow, fast in zip(self.encoder.parameters(), self.student.parameters(), strict=True):
+            slow.lerp_(fast, 0.5)
+
+
+@pytest.fixture
+def what(spec: EncoderSpec, tiny: Dataset) -> Plan:
+    plan = helpers.plan(helpers.METHODS[0], spec, tiny)
+    return dataclasses.replace(plan, epochs=3, batch_size=24)
+
+
+def build(spec: EncoderSpec, **config: Any) -> Everything:
+    method = setup.build_method(Everything, Config(**config), spec, 3, seed=0)
+    assert isinstance(method, Everything)
+    return method
+
+
+def run(method: Method, what: Plan, data: Dataset, folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    pretrain.pretrain(method, data, what, folder, helpers.CPU)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def test_hooks_are_called_in_order_and_each_loss_is_logged(
+    spec: EncoderSpec, what: Plan, tiny: Dataset, tmp_path: Path
+) -> None:
+    method = build(spec)
+    method.calls.clear()
+    records = run(method, what, tiny, tmp_path / "run")
+    steps = len(records)
+    order = [(kind, n) for n in range(steps) for kind in ("loss", "before", "after")]
+    assert method.calls == order
+    for record in records:
+        assert record["losses"].keys() == {"distance", "length"}
+        assert record["loss"] == pytest.approx(sum(record["losses"].values()), rel=1e-5)
+
+
+def test_what_is_evaluated_is_the_teacher(
+    spec: EncoderSpec, what: Plan, tiny: Dataset, tmp_path: Path
+) -> None:
+    method = build(spec)
+    run(method, what, tiny, tmp_path / "run")
+    from ssl_bench.models import weights
+
+    encoder, _ = weights.load(tmp_path / "run")
+    teacher, student = method.encoder.state_dict(), method.student.state_dict()
+    assert all(torch.equal(v, teacher[k]) for k, v in encoder.state_dict().items())
+    assert not torch.equal(teacher["norm.weight"], student["norm.weight"])
+
+
+def test_schedules_reach_each_group(spec: EncoderSpec) -> None:
+    recipe = build(spec).optimizer()
+    for number in (0, 4, 9, 2):
+        step = Step(number, 10, 2, 24)
+        assert recipe.prepare(step) == pytest.approx(cosine(number / 10, 0.5, 0.1))
+        rates = [group["lr"] for group in recipe.optimizer.param_groups]
+        assert rates == pytest.approx([recipe.learning_rate(step), 0.5, rates[0]])
+        decays = [group["weight_decay"] for group in recipe.optimizer.param_groups]
+        assert decays == pytest.approx([0.1 * number, 0.1 * number, 0.0])
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_gradients_are_clipped(each: bool) -> None:
+    parameters = [nn.Parameter(torch.zeros(3)) for _ in "123"]
+    before = [torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.1, 0.0, 0.0]), None]
+    recipe = OptimizerSpec(
+        optimizer=torch.optim.SGD(parameters, lr=1.0),
+        learning_rate=lambda step: 1.0,
+        clip_norm=0.5,
+        clip_each=each,
+    )
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = None if gradient is None else gradient.clone()
+    recipe.update()
+    moved = [-parameter.detach() for parameter in parameters]
+    factors = (0.1, 1.0) if each else (0.5 / (25.01**0.5),) * 2
+    for new, old, factor in zip(moved, before, factors, strict=False):
+        assert old is not None
+        torch.testing.assert_close(new, old * factor, rtol=1e-4, atol=0)
+    assert not moved[2].any() and all(p.grad is None for p in parameters)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_an_interrupted_training_is_resumed_bit_for_bit(
+    spec: EncoderSpec,
+    what: Plan,
+    tiny: Dataset,
+    tmp_path: Path,
+    stop: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Momenta, weight decays, queue and teacher included."""
+    whole = build(spec)
+    records = run(whole, what, tiny, tmp_path / "whole")
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    first = build(spec)
+    after = first.after_optimizer_step
+
+    def dies(step: Step) -> None:
+        if step.number == stop:
+            raise KeyboardInterrupt
+        after(step)
+
+    first.after_optimizer_step = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(first, what, tiny, tmp_path / "two")
+    second = build(spec)
+    again = run(second, what, tiny, tmp_path / "two")
+    assert second.calls[0] == ("loss", stop)
+    names = ("step", "loss", "losses")
+    assert [{k: r[k] for k in names} for r in again] == [{k: r[k] for k in names} for r in records]
+    state = whole.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in second.state_dict().items())
+
+
+def test_terms_may_name_their_losses(
+    spec: EncoderSpec, what: Plan, tiny: Dataset, tmp_path: Path
+) -> None:
+    class InTerms(Everything):
+        def terms(self, batch: Batch, step: Step) -> Iterator[Mapping[str, Tensor]]:
+            student_BD = self.student.forward_features(batch.views["local"])[:, 0]
+            yield {"first": student_BD.square().mean()}
+            yield {"second": self.head.weight.square().sum(), "third": self.head.bias.sum()}
+
+    method = setup.build_method(InTerms, Config(), spec, 3, seed=0)
+    for record in run(method, what, tiny, tmp_path / "run"):
+        assert record["losses"].keys() == {"first", "second", "third"}
+        assert record["loss"] == pytest.approx(sum(record["losses"].values()), rel=1e-5)
+
+
+def test_labels_are_there_for_whoever_asks(spec: EncoderSpec, tiny: Dataset) -> None:
+    class WithLabels(Everything):
+        columns = frozenset({"image", "label"})
+
+    index_B = torch.arange(5)
+    for kind, expected in ((Everything, None), (WithLabels, tiny.train.labels_N[:5])):
+        method = setup.build_method(kind, Config(), spec, 3, seed=0)
+        batch = setup.make_batch(method, tiny.train, spec, 0, 0, index_B)
+        if expected is None:
+            assert batch.labels_B is None
+        else:
+            assert batch.labels_B is not None and torch.equal(batch.labels_B, expected)
+        assert {name: view.shape[-1] for name, view in batch.views.items()} == {
+            "global": 16,
+            "local": 8,
+        }
+
+
+def test_a_crop_of_another_size_gets_its_own_positions(spec: EncoderSpec) -> None:
+    """As timm's own model of that size, whose embeddings are interpolated."""
+    encoder = encoders.build(spec, seed=0)
+    images = torch.randn(2, spec.channels, 8, 8)
+    resized = copy.deepcopy(encoder)
+    encoders.resize(resized, 8)
+    encoders.allow_other_sizes(encoder)
+    torch.testing.assert_close(encoder(images), resized(images))
+    whole = torch.randn(2, spec.channels, spec.image_size, spec.image_size)
+    fresh = encoders.build(spec, seed=0)
+    assert torch.equal(encoder(whole), fresh(whole))
