@@ -37,7 +37,7 @@ class Config(OptimizerConfig):
 
 
 class Supervised(Method):
-    """Cross-entropy of a linear classifier on the class token (the mean token without one)."""
+    """Cross-entropy of a linear classifier on the class token, or the pooled features without."""
 
     version = 1
     per_sample_loss = True
@@ -45,7 +45,7 @@ class Supervised(Method):
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
         super().__init__(config, encoder, num_classes)
-        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        self.head = nn.Linear(encoders.width(encoder), num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -57,11 +57,7 @@ class Supervised(Method):
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy with smoothed labels."""
         images_BCHW = batch.views[0]
-        if self.encoder.cls_token is None:
-            pooled_BD = self.encoder.forward_features(images_BCHW).mean(dim=1)
-        else:
-            pooled_BD = encoders.class_token(self.encoder, images_BCHW)
-        logits_BC = self.head(pooled_BD).float()
+        logits_BC = self.head(encoders.represent(self.encoder, images_BCHW)).float()
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits_BC, batch.labels_B, label_smoothing=smoothing)
 

@@ -90,9 +90,9 @@ def pretrain(
     """Train the method as planned and write the encoder; a checkpoint, if there, is gone on from.
 
     Args:
-        micro_batch_size: how many images' activations each rank keeps at a time, where the method's
-            loss `splits`, or else its encoders, where it encodes in parts; None for as many as suit
-            the hardware, or all. It changes rounding alone.
+        micro_batch_size: how many images' activations each rank keeps at a time, where they
+            are `taken_in_parts`; None for as many as suit the hardware, or all. It changes rounding
+            alone.
         snapshot_steps: after which steps to write the encoder as it is then, and what it cost.
 
     Returns:
@@ -102,11 +102,12 @@ def pretrain(
         UserError: the loss is not finite, or the checkpoint cannot be read.
     """
     spec = plan.encoder
-    images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
+    in_parts = gradients.taken_in_parts(method)
+    images_at_once = micro_batch_size or hardware.images_at_once(spec.patches) if in_parts else None
     hardware.forget_peak()
     method.to(hardware.device).train()
     flops_per_step = flops.of_step(method, spec, plan.batch_size)
-    encoded_at_once = None if method.per_sample_loss else micro_batch_size
+    encoded_at_once = micro_batch_size if in_parts == "encoder" else None
     encoders.keep_at_once(method, encoded_at_once)
     steps = 0
     if method.trains:
