@@ -23,6 +23,7 @@ from ssl_bench.errors import above
 from ssl_bench.evaluation.features import RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.models import encoders
 from ssl_bench.models.attention_maps import tokens_by_block
 from ssl_bench.utils import progress
 
@@ -51,6 +52,9 @@ class CKA(Evaluation):
         """Whether there are blocks, and images enough for the debiased estimate."""
         if isinstance(encoder, RawPixels):
             return "raw pixels have no blocks"
+        reason = encoders.why_no_vit(encoder.trainable_copy())
+        if reason is not None:
+            return reason
         if len(data.test) < _FEWEST:
             return f"it takes {_FEWEST} test images or more; {data.name} has {len(data.test)}"
         return None

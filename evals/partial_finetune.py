@@ -30,6 +30,7 @@ from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.finetuning import Classifier
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.experiment import audit as audits
+from ssl_bench.models import encoders
 
 _HALF = 0.5
 _HEADLINE = 1.0
@@ -91,6 +92,10 @@ class PartialFineTuning(Evaluation):
             "drop_path": 0.2,
         },
     }
+
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether there is a stack of blocks, of which the last ones can be trained."""
+        return encoders.why_no_vit(encoder.trainable_copy())
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
         """The untrained encoder under the same protocol."""

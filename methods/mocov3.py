@@ -34,7 +34,10 @@ Deviations that give different numbers:
 - Mixed precision is bf16 without loss scaling instead of fp16 with it, because bf16 has the range
   of fp32 and CPUs have it too; the logits are computed in fp32, because bf16 has fewer digits than
   fp16 to tell similar keys apart.
-- No ResNet, with its projector of two layers and LARS: every method here trains the same ViT.
+- A ResNet, or any other backbone, has the ViT's projector of three layers and AdamW, where the
+  official ResNet has two layers and LARS. It starts as timm has it, nothing of it is frozen, as in
+  the paper, and its pooled features are compared where it has no class token. Batch norms of the
+  momentum encoder keep statistics of their own, as there.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ from torch import Tensor, nn
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
 from ssl_bench.api.optimizers import cosine, freeze
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
 
@@ -70,7 +73,7 @@ class Config(OptimizerConfig):
     proj_output_dim: int = 256
     """Width of the compared features."""
     freeze_patch_embed: bool = True
-    """Keep the patch projection at its random start, which stabilises the training."""
+    """Keep a ViT's patch projection at its random start, which stabilises the training."""
     crop_scale: float = 0.08
     """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
     weight_decay: float = 0.1
@@ -117,15 +120,12 @@ class MoCoV3(Method):
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__(config, backbone, data)
         encoder = self.encoder
-        require(
-            encoder.cls_token is not None,
-            "MoCo v3 compares class tokens, and this backbone has none; try vit_tiny_patch16_224",
-        )
-        _initialise(encoder)
-        if config.freeze_patch_embed:
-            freeze(encoder, "patch_embed.proj")
+        if encoders.is_vit(encoder):
+            _initialise(encoder)
+            if config.freeze_patch_embed:
+                freeze(encoder, "patch_embed.proj")
         hidden, out = config.proj_hidden_dim, config.proj_output_dim
-        self.projector = mlp([encoder.embed_dim, hidden, hidden, out])
+        self.projector = mlp([encoders.width(encoder), hidden, hidden, out])
         self.predictor = mlp([out, hidden, out])
         self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
@@ -154,13 +154,11 @@ class MoCoV3(Method):
 
     def query(self, images_BCHW: Tensor) -> Tensor:
         """Predicted features of the base encoder: ``(B, proj_output_dim)``."""
-        class_token_BD = encoders.class_token(self.encoder, images_BCHW)
-        return self.predictor(self.projector(class_token_BD))
+        return self.predictor(self.projector(encoders.represent(self.encoder, images_BCHW)))
 
     def key(self, images_BCHW: Tensor) -> Tensor:
         """Features of the momentum encoder: ``(B, proj_output_dim)``."""
-        class_token_BD = encoders.class_token(self.momentum_encoder, images_BCHW)
-        return self.momentum_projector(class_token_BD)
+        return self.momentum_projector(encoders.represent(self.momentum_encoder, images_BCHW))
 
     def contrast(self, query_BD: Tensor, key_BD: Tensor) -> Tensor:
         """Cross-entropy of each query's own key among all ranks' keys, times 2 * temperature.
@@ -218,5 +216,6 @@ def _initialise(encoder: Any) -> None:
     for block in encoder.blocks:
         for weight in block.attn.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(weight)
-    nn.init.normal_(encoder.cls_token, std=1e-6)
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=1e-6)
     encoders.fix_positions(encoder, first="row")

@@ -37,7 +37,7 @@ class Config(OptimizerConfig):
 
 
 class Supervised(Method):
-    """Cross-entropy of a linear classifier on the class token (the mean token without one)."""
+    """Cross-entropy of a linear classifier on the class token, or the pooled features without."""
 
     version = 1
     columns = frozenset({"image", "label"})
@@ -46,7 +46,7 @@ class Supervised(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__(config, backbone, data)
-        self.head = nn.Linear(self.encoder.num_features, data.num_classes)
+        self.head = nn.Linear(encoders.width(self.encoder), data.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -58,12 +58,8 @@ class Supervised(Method):
     def loss(self, batch: Batch, step: Step) -> Tensor:
         """Cross-entropy with smoothed labels."""
         assert batch.labels_B is not None
-        images_BCHW = batch.views["image"]
-        if self.encoder.cls_token is None:
-            pooled_BD = self.encoder.forward_features(images_BCHW).mean(dim=1)
-        else:
-            pooled_BD = encoders.class_token(self.encoder, images_BCHW)
-        logits_BC = self.head(pooled_BD).float()
+        features_BD = encoders.represent(self.encoder, batch.views["image"])
+        logits_BC = self.head(features_BD).float()
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits_BC, batch.labels_B, label_smoothing=smoothing)
 

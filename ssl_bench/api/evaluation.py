@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ssl_bench.api.declarations import EvaluationDeclarations
@@ -45,8 +44,8 @@ class FrozenEncoder(Protocol):
     def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         """Features of a batch of normalised images by pooling: float32 ``(B, D)`` each."""
 
-    def trainable_copy(self, **overrides: Any) -> VisionTransformer:
-        """The encoder again, to be trained; overrides go to ``timm.create_model``."""
+    def trainable_copy(self, **overrides: Any) -> Any:
+        """The encoder again, a `Backbone` to be trained; overrides go to ``timm.create_model``."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_bench.errors import UserError
 
@@ -226,28 +228,33 @@ def gather_shares(own: Tensor, count: int) -> Tensor:
     return torch.cat([part[:rows] for part, rows in zip(parts, counts, strict=True)])
 
 
-class SyncBatchNorm1d(nn.BatchNorm1d):
+class SyncBatchNorm(_BatchNorm):
     """Batch norm whose statistics are those of all ranks' rows, gradients through them included.
 
     ``torch.nn.SyncBatchNorm`` does the same on a GPU alone. With one rank, or in evaluation mode,
-    this is ``torch.nn.BatchNorm1d``, whose parameters and buffers it has.
+    each kind is the batch norm of torch or timm that it stands for, whose parameters and buffers it
+    has.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``(B, D)`` of any floating dtype over all ranks' rows, in float32."""
+        """Normalise ``(B, D, ...)`` of any floating dtype over all ranks' rows, in float32."""
         if world_size() == 1 or not self.training:
             return super().forward(input)
-        rows_BD = input.float()
-        count = world_size() * len(rows_BD)
-        mean_D = _sum_over_ranks(rows_BD.sum(dim=0)) / count
-        centred_BD = rows_BD - mean_D
-        variance_D = _sum_over_ranks(centred_BD.square().sum(dim=0)) / count
+        along = [1, -1, *[1] * (input.ndim - 2)]
+        dims = [dim for dim in range(input.ndim) if dim != 1]
+        rows = input.float()
+        own = torch.cat([rows.sum(dim=dims), rows.new_tensor([rows[:, 0].numel()])])
+        summed_D, count = _sum_over_ranks(own).split([rows.shape[1], 1])
+        mean_D = summed_D / count
+        centred = rows - mean_D.view(along)
+        variance_D = _sum_over_ranks(centred.square().sum(dim=dims)) / count
         self._remember(mean_D.detach(), variance_D.detach() * count / (count - 1))
-        output_BD = centred_BD * (variance_D + self.eps).rsqrt()
+        output = centred * (variance_D + self.eps).rsqrt().view(along)
         if self.affine:
-            output_BD = output_BD * self.weight + self.bias
-        return output_BD.to(input.dtype)
+            output = output * self.weight.view(along) + self.bias.view(along)
+        return output.to(input.dtype)
 
+    @torch.no_grad()
     def _remember(self, mean_D: Tensor, variance_D: Tensor) -> None:
         share = self.momentum
         if self.num_batches_tracked is not None:
@@ -257,6 +264,38 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         for running, current in ((self.running_mean, mean_D), (self.running_var, variance_D)):
             if running is not None and share is not None:
                 running.lerp_(current.to(running.dtype), share)
+
+
+class SyncBatchNorm1d(SyncBatchNorm, nn.BatchNorm1d):
+    """`SyncBatchNorm` of ``(B, D)``."""
+
+
+class _SyncBatchNorm2d(SyncBatchNorm, nn.BatchNorm2d):
+    pass
+
+
+class _SyncBatchNormAct2d(SyncBatchNorm, BatchNormAct2d):
+    def forward(self, x: Tensor) -> Tensor:
+        normed = super().forward(x)
+        done = world_size() == 1 or not self.training
+        return normed if done else self.act(self.drop(normed))  # type: ignore[operator]
+
+
+def synchronise(module: nn.Module) -> None:
+    """Make the batch norms of a module those over all ranks' images, with all that they hold."""
+    kinds: dict[type, type] = {
+        nn.BatchNorm1d: SyncBatchNorm1d,
+        nn.BatchNorm2d: _SyncBatchNorm2d,
+        BatchNormAct2d: _SyncBatchNormAct2d,
+    }
+    for each in module.modules():
+        if type(each) in kinds:
+            each.__class__ = kinds[type(each)]
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether an image's output depends on what other images are in its batch."""
+    return any(isinstance(each, _BatchNorm) for each in module.modules())
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -73,7 +73,7 @@ def wrap(method: nn.Module, terms: int) -> Replica:
         UserError: it has a batch norm over one rank's images alone.
     """
     for name, module in method.named_modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, collectives.SyncBatchNorm1d):
+        if isinstance(module, _BatchNorm) and not isinstance(module, collectives.SyncBatchNorm):
             raise UserError(
                 f"batch norm {name!r} would see a device's own images alone; --devices 1, or "
                 "ssl_bench.distributed.collectives.SyncBatchNorm1d in its place, would work"

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
@@ -95,13 +94,13 @@ class Encoder:
 
     def __init__(
         self,
-        module: VisionTransformer,
+        module: nn.Module,
         spec: EncoderSpec,
         hardware: Hardware,
         seed: int,
         kept: FeatureCache | None = None,
     ) -> None:
-        self._module = module.to(hardware.device).eval().requires_grad_(False)
+        self._module: Any = module.to(hardware.device).eval().requires_grad_(False)
         self._features: dict[Split, Mapping[str, Tensor]] = {}
         self._kept = kept
         self.spec, self.hardware, self.seed = spec, hardware, seed
@@ -131,9 +130,7 @@ class Encoder:
     def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         """Frozen features of a batch by pooling: float32 ``(B, D)`` each, on its device.
 
-        ``cls`` is the class token and ``avg`` the mean of the patch tokens, both after the final
-        norm; an encoder without a class token has ``avg`` alone. Where the norm comes after the
-        mean, as in encoders that were fine-tuned so, ``avg`` is normed there.
+        Those of `encoders.pool`, after the final norm: ``avg`` and, with a class token, ``cls``.
 
         Args:
             images_BCHW: normalised float32 of the encoder's size and channels, on its device. Any
@@ -147,20 +144,14 @@ class Encoder:
     @torch.no_grad()
     def _encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         with self.hardware.autocast():
-            tokens_BTD = self._module.forward_features(images_BCHW).float()
-            mean_BD = tokens_BTD[:, self._module.num_prefix_tokens :].mean(dim=1)
-            pooled = {"avg": self._module.fc_norm(mean_BD).float()}
-        if self._module.cls_token is not None:
-            pooled["cls"] = tokens_BTD[:, 0]
-        return pooled
+            return encoders.pool(self._module, self._module.forward_features(images_BCHW))
 
     @property
     def _images_at_once(self) -> int:
         """As many as leave the activations of a layer in a CPU's cache; a GPU wants more."""
-        patches = self._module.patch_embed.num_patches
-        tokens = patches + self._module.num_prefix_tokens
+        tokens = self.spec.patches + getattr(self._module, "num_prefix_tokens", 0)
         numbers = _NUMBERS_AT_ONCE * (1 if self.hardware.device.type == "cpu" else 64)
-        return max(_FEWEST_IMAGES_AT_ONCE, numbers // (tokens * self._module.embed_dim))
+        return max(_FEWEST_IMAGES_AT_ONCE, numbers // (tokens * self._module.num_features))
 
     def _extract(self, split: Split) -> dict[str, Tensor]:
         """Features of all images; each rank makes those of its share of the chunks.
@@ -187,8 +178,8 @@ class Encoder:
             for name, each in features.items()
         }
 
-    def trainable_copy(self, **overrides: Any) -> VisionTransformer:
-        """The encoder again, all of its parameters trainable.
+    def trainable_copy(self, **overrides: Any) -> Any:
+        """The encoder again, a `Backbone`, all of its parameters trainable.
 
         Args:
             overrides: arguments of ``timm.create_model`` that add no parameter, such as

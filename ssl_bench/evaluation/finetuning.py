@@ -12,14 +12,14 @@ what comes out is what one rank makes of the whole, but for rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.api import optimizers
@@ -29,6 +29,8 @@ from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
 from ssl_bench.evaluation.features import prepare, share_of
+from ssl_bench.models import encoders
+from ssl_bench.models.encoders import Backbone
 from ssl_bench.training import resume
 from ssl_bench.training.schedule import Schedule
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
@@ -40,50 +42,68 @@ from ssl_bench.utils.rng import SampleRng
 class Classifier(nn.Module):
     """An encoder and a linear layer, on the mean of its patch tokens or on its class token.
 
-    The mean is taken before the final norm, and gets a norm of its own (MAE); the class token is
-    taken after it (DeiT).
+    A ViT's mean is taken before the final norm, and gets a norm of its own (MAE); the class token
+    is taken after it (DeiT). Another backbone is pooled as `encoders.pool` does.
     """
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: Backbone,
         classes: int,
         pooling: Literal["avg", "cls"] = "avg",
         head_std: float = 2e-5,
     ) -> None:
         super().__init__()
         require(
-            pooling == "avg" or encoder.cls_token is not None,
+            pooling == "avg" or getattr(encoder, "cls_token", None) is not None,
             "this backbone has no class token to classify; pooling avg would work",
         )
         self.encoder, self.pooling = encoder, pooling
         self.fc_norm: nn.Module = nn.Identity()
-        if pooling == "avg":
+        self._has_own_norm = pooling == "avg" and encoders.is_vit(encoder)
+        if self._has_own_norm:
             encoder.norm = nn.Identity()
             self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6)
-        self.head = nn.Linear(encoder.embed_dim, classes)
+        self.head = nn.Linear(encoders.width(encoder), classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Class logits ``(B, classes)``."""
-        tokens_BTD = self.encoder.forward_features(images_BCHW)
-        if self.pooling == "avg":
-            pooled_BD = tokens_BTD[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+        features = self.encoder.forward_features(images_BCHW)
+        if self._has_own_norm:
+            pooled_BD = features[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+        elif encoders.is_vit(self.encoder):
+            pooled_BD = features[:, 0]
         else:
-            pooled_BD = tokens_BTD[:, 0]
+            pooled_BD = encoders.pool(self.encoder, features)[self.pooling]
         return self.head(self.fc_norm(pooled_BD))
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Names of the layers, for timm: the embeddings, each block, and the head with the norms.
+    def group_matcher(self, coarse: bool = False) -> Mapping[str, Any] | Callable[[str], Any]:
+        """Names of the layers, for timm: its own groups of the encoder, then the head.
 
-        A ViT's own matcher has the last norm in the last block, and register tokens in the head.
+        Of a ViT the embeddings, each block, and the head with the norms: its own matcher has the
+        last norm in the last block, and register tokens in the head.
         """
+        if not encoders.is_vit(self.encoder):
+            return _under_encoder(getattr(self.encoder, "group_matcher", dict)(coarse=coarse))
         return {
             "stem": r"encoder\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": r"encoder\.blocks\.(\d+)\.",
             "head": r".",
         }
+
+
+def _under_encoder(matcher: Any) -> Any:
+    """timm's way to tell the layers of a model, of one that is called "encoder" in another."""
+    if callable(matcher):
+        return lambda name: matcher(name.removeprefix("encoder."))
+    if isinstance(matcher, Mapping):
+        return {part: _under_encoder(patterns) for part, patterns in matcher.items()}
+    if isinstance(matcher, list | tuple):
+        return [(_under_encoder(pattern), suffix) for pattern, suffix in matcher]
+    # Matching begins at the start of a name anyway; brackets hold a ^ of another meaning.
+    return matcher and r"encoder\.(?:" + re.sub(r"(?<!\[)\^", "", matcher) + ")"
 
 
 def classifier(encoder: FrozenEncoder, classes: int, config: FinetuningConfig) -> Classifier:
@@ -158,6 +178,11 @@ def train(
     weight = len(rows_R) / batch_size  # of this rank's mean loss in that of the batch
     if not weight:
         rows_R = torch.zeros(1).long()  # a row to have gradients of, which do not count
+    require(
+        (batch_size + 1) // 2 >= collectives.world_size() or not collectives.has_batch_norm(model),
+        f"a batch of {batch_size} images is too small for the batch norms of this backbone on "
+        f"{collectives.world_size()} devices; fewer --devices would work",
+    )
     if collectives.world_size() > 1:
         _share_drop_paths(model, batch_size, rows_R.to(hardware.device))
     schedule = Schedule(len(split), batch_size, config.epochs)

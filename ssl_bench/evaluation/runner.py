@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from ssl_bench import CORE_VERSION
 from ssl_bench.api.registry import Plugin
@@ -222,7 +222,7 @@ def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
 
 
 def _encoder(
-    module: VisionTransformer,
+    module: nn.Module,
     spec: EncoderSpec,
     hardware: Hardware,
     seed: int,

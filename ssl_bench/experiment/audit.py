@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
+from timm.models import group_parameters
 from torch import nn
 
 from ssl_bench.api.method import Method
@@ -140,13 +141,13 @@ def layer_decay(classifier: nn.Module, groups: Sequence[Group], factor: float) -
     """Check that the learning rate falls by the factor from each layer to the one below it.
 
     Args:
-        classifier: a module with the ViT under ``encoder``.
+        classifier: a module with ``encoder``, whose ``group_matcher`` tells timm its layers.
         groups: the optimiser's, of its parameters.
         factor: in (0, 1]; 1 asks for nothing.
 
     Raises:
-        UserError: the embeddings, a block or the head have no parameter at their own rate, or a
-            parameter of the encoder other than its final norm's is taken for the head's.
+        UserError: a layer or the head have no parameter at their own rate, or a parameter of a
+            ViT other than its final norm's is taken for the head's.
     """
     if factor == 1:
         return
@@ -156,26 +157,25 @@ def layer_decay(classifier: nn.Module, groups: Sequence[Group], factor: float) -
         for name, parameter in classifier.named_parameters()
         if parameter.requires_grad
     }
-    lost = [
-        name
-        for name, scale in named.items()
-        if scale == 1 and re.match(r"encoder\.(?!(fc_)?norm\.)", name)
-    ]
+    is_vit = encoders.is_vit(classifier.encoder)  # type: ignore[arg-type]
+    of_head = r"encoder\.(?!(fc_)?norm\.)" if is_vit else "encoder"
+    lost = [name for name, scale in named.items() if scale == 1 and re.match(of_head, name)]
+    # Other backbones' last norms are in the head, and some have no layers that timm could tell.
     require(
-        not lost,
-        f"layer decay {factor:g} matches no layer for {_listed(lost)}; it knows a Vision "
-        "Transformer of timm by its names, and 1 would do without it",
+        not lost or not (is_vit or max(named.values()) == min(named.values())),
+        f"layer decay {factor:g} matches no layer for {_listed(lost)}; it knows a backbone of timm "
+        "by its names, and 1 would do without it",
     )
-    encoder: Any = classifier.encoder
-    top = len(encoder.blocks) + 1
+    matcher: Any = classifier.group_matcher
+    layers = group_parameters(classifier, matcher(), reverse=True)
+    top = max(layers.values())
     for layer in range(top + 1):
-        part = "the embeddings" if layer == 0 else f"block {layer - 1}"
         scale = factor ** (top - layer)
+        first = next(name for name, number in layers.items() if number == layer)
         require(
             any(math.isclose(scale, other) for other in named.values()),
-            f"layer decay {factor:g} matches no parameter of "
-            f"{'the head' if layer == top else part}, whose rate would be {scale:.3g} of the "
-            "head's; 1 would do without it",
+            f"layer decay {factor:g} matches no parameter of layer {layer} of {top} ({first!r}), "
+            f"whose rate would be {scale:.3g} of the head's; 1 would do without it",
         )
 
 
@@ -186,11 +186,10 @@ def drop_path(encoder: nn.Module, rate: float) -> None:
         UserError: none is, though the rate is above 0.
     """
     rates = [layer.drop_prob for layer in encoder.modules() if isinstance(layer, DropPath)]
-    blocks = len(encoder.blocks)  # type: ignore[arg-type]
     require(
         rate == 0 or any(rates),
-        f"drop path {rate:g} skips no block of {blocks}: it rises from 0 at the first one; "
-        "2 blocks or more, or drop path 0, would work",
+        f"drop path {rate:g} skips no block: it rises from 0 at the first one; 2 blocks or more, "
+        "or drop path 0, would work",
     )
 
 

@@ -329,11 +329,13 @@ def _announce(
 ) -> None:
     ranks = settings.devices * settings.nodes
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
+    count = (spec.image_size // spec.patch_size) ** 2 if spec.patch_size else 0
+    patches = f" in {count} patches of {spec.patch_size} px" if count else ""
     console.print(f"{plan.method} on ", end="")
     _say_images(data)
     console.print(
         f"images {data.storage}\n"
-        f"{spec.backbone}, {spec.image_size} px in {spec.patches} patches of {spec.patch_size} px; "
+        f"{spec.backbone}, {spec.image_size} px{patches}; "
         f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
@@ -411,20 +413,24 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     for note in checkpoint.notes:
         console.print(note, soft_wrap=True)
     encoder, spec = checkpoint.encoder, checkpoint.spec
-    rows, columns = encoder.patch_embed.grid_size
+    is_vit, size = encoders.is_vit(encoder), settings.image_size
+    rows, columns = encoder.patch_embed.grid_size if is_vit else (1, 1)
+    largest = spec.image_size // rows * max(rows, columns)
     require(
-        rows == columns or settings.image_size is not None,
+        rows == columns or size is not None,
         f"{source!r} has a grid of {rows} x {columns} patches, and images are evaluated as "
-        f"squares; say their size, e.g. --image-size {max(rows, columns) * spec.patch_size}",
+        f"squares; say their size, e.g. --image-size {largest}",
     )
-    size = settings.image_size
     if size is not None and (size != spec.image_size or rows != columns):
         encoders.resize(encoder, size)
-        side = encoder.patch_embed.grid_size[0]
-        console.print(
-            f"evaluated at {size} px: position embeddings interpolated from "
-            f"{rows} x {columns} to {side} x {side} patches"
-        )
+        how = ""
+        if is_vit:
+            side = encoder.patch_embed.grid_size[0]
+            how = (
+                f": position embeddings interpolated from {rows} x {columns} to {side} x {side} "
+                "patches"
+            )
+        console.print(f"evaluated at {size} px{how}")
         spec = dataclasses.replace(spec, image_size=size)
     name = plan.get("method") or (Path(source).name if Path(source).exists() else source)
     identity = {

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
+from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
+from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.experiment import audit
@@ -19,7 +21,7 @@ from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
-from ssl_bench.training import setup
+from ssl_bench.training import gradients, setup
 from ssl_bench.training.schedule import Schedule, whole_epochs
 
 
@@ -93,22 +95,25 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     config, unlabelled = _with_labels(config, datasets.evaluation)
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
-    spec = _encoder_spec(settings.backbone, settings.patch_size, data)
+    spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
     method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
+    smallest = max(method.smallest_batch, 2 if collectives.has_batch_norm(method) else 1)
     require(
-        settings.batch_size >= method.smallest_batch,
-        f"batch size {settings.batch_size} is too small for {plugin.name}, which needs at least "
-        f"{method.smallest_batch} images in a step",
+        settings.batch_size >= smallest or not method.trains,
+        f"batch size {settings.batch_size} is too small for {plugin.name} on {spec.backbone}, "
+        f"which needs at least {smallest} images in a step",
     )
     at_once = settings.micro_batch_size
     own = settings.batch_size // (settings.devices * settings.nodes)
-    in_parts = method.encodes_in_parts
-    can_split = method.per_sample_loss or in_parts or not method.trains
+    in_parts = gradients.taken_in_parts(method)
+    could_be = method.per_sample_loss or method.encodes_in_parts
+    backbone, loss = f"backbone {spec.backbone} has batch norms over", f"the loss of {plugin.name}"
+    reason = backbone if could_be else f"{loss} depends on"
     require(
-        at_once is None or at_once >= own or can_split,
-        f"micro batch size {at_once}: the loss of {plugin.name} depends on all images of a batch, "
+        at_once is None or at_once >= own or bool(in_parts) or not method.trains,
+        f"micro batch size {at_once}: {reason} all images of a batch, "
         f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
         "--devices, takes less memory",
     )
@@ -135,7 +140,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         "the data or the precision that the device allows is another; submit it again",
     )
     recipe = [audit.method(method)]
-    if at_once is not None and at_once < own and in_parts:
+    if at_once is not None and at_once < own and in_parts == "encoder":
         recipe.append(
             f"encoded {at_once} images at a time, whose activations alone are kept; costs one more "
             "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
@@ -225,17 +230,22 @@ def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset
     return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
 
 
-def _encoder_spec(backbone: str, patch_size: int | None, data: Dataset) -> EncoderSpec:
-    """The encoder's sizes, from the data where no flag says otherwise."""
+def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) -> EncoderSpec:
+    """The encoder's sizes, from the data where no flag says otherwise.
+
+    Args:
+        preset: flags that the method's own preset sets.
+    """
     require(
         min(data.std) > 0,
         f"every pixel of {data.name!r} has the same value in some channel; nothing can be learned",
     )
-    return EncoderSpec(
-        backbone=backbone,
-        image_size=data.view_size,
-        patch_size=patch_size or encoders.default_patch_size(data.view_size),
-        channels=data.channels,
-        mean=data.mean,
-        std=data.std,
+    patch_size = settings.patch_size
+    spec = EncoderSpec(
+        settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std
     )
+    if spec.is_vit:
+        return replace(spec, patch_size=patch_size or encoders.default_patch_size(data.view_size))
+    # A preset's patches are those of its own backbone.
+    is_of_preset = patch_size == {**PRESETS.get(settings.preset, {}), **preset}.get("patch_size")
+    return replace(spec, patch_size=None) if is_of_preset else spec

@@ -224,8 +224,7 @@ def _heads(
 
 def _heads_of(backbone: str) -> int:
     own = BACKBONES.get(backbone, {"model_name": backbone})
-    names = [*BACKBONES, *encoders.timm_names()]
-    if backbone.partition(".")[0] not in names:
+    if backbone not in BACKBONES and backbone.partition(".")[0] not in encoders.vit_names():
         raise encoders.unknown_backbone(backbone)
     with torch.device("meta"):
         return timm.create_model(**own).blocks[0].attn.num_heads

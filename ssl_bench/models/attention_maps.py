@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ssl_bench.errors import UserError
+from ssl_bench.models import encoders
 
 
 def tokens_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Iterator[Tensor]:
@@ -52,6 +53,9 @@ def attention_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Itera
 
 def why_unreadable(encoder: VisionTransformer) -> str | None:
     """Which block has another attention than timm's plain one; None where none has."""
+    reason = encoders.why_no_vit(encoder)
+    if reason is not None:
+        return reason
     for block in encoder.blocks:
         kind = type(getattr(block, "attn", None))
         if kind is not Attention:

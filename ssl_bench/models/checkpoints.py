@@ -1,4 +1,4 @@
-"""Anyone's pre-trained Vision Transformer: files, folders, timm and the Hugging Face hub."""
+"""Anyone's pre-trained encoder: files, folders, timm and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 import timm
 import torch
 from timm.layers import Format
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.models import architecture, encoders, formats, weights
 from ssl_bench.models.architecture import Hints
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.encoders import Backbone, EncoderSpec
 from ssl_bench.models.formats import Weights
 from ssl_bench.utils.files import checked_name, load_json
 
@@ -38,7 +37,7 @@ class Checkpoint:
         notes: what was worked out, for a person to read.
     """
 
-    encoder: VisionTransformer
+    encoder: Backbone
     spec: EncoderSpec
     decoder: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -53,22 +52,25 @@ def load_encoder(
     grid: tuple[int, int] | None = None,
     branch: str | None = None,
     image_size: int | tuple[int, int] | None = None,
-) -> VisionTransformer:
-    """Load anyone's pre-trained Vision Transformer; no code from the source is run.
+) -> Backbone:
+    """Load anyone's pre-trained Vision Transformer, or another backbone that a run has trained.
+
+    No code from the source is run.
 
     Args:
         source: a file of weights (official MAE, MoCo v3 and DINO checkpoints, timm state dicts;
-            PyTorch or safetensors), a run folder, a folder that transformers saved, ``timm:NAME``
-            or ``hf:NAME``.
+            PyTorch or safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that
+            transformers saved, ``timm:NAME`` or ``hf:NAME``.
         backbone, num_heads, grid, branch: see `Hints`; needed only where the weights do not tell.
-        image_size: of all images to come, or ``(height, width)``. Default: images may be of any
-            size whose sides are multiples of the patch size.
+        image_size: of all images to come, or ``(height, width)``. Default: a ViT's images may be
+            of any size whose sides are multiples of the patch size.
 
     Returns:
         A timm model in eval mode, whose ``forward_features`` maps normalised float32
-        ``(B, C, H, W)`` images to tokens ``(B, prefix + L, D)`` after the final norm, prefix
-        tokens first. Its ``spec`` attribute says how to normalise images. Position embeddings are
-        interpolated to the images' grid (`encoders.resize` says how).
+        ``(B, C, H, W)`` images to features after the final norm: of a ViT tokens
+        ``(B, prefix + L, D)``, prefix tokens first, whose position embeddings are interpolated to
+        the images' grid (`encoders.resize` says how). Its ``spec`` attribute says how to normalise
+        images.
 
     Raises:
         UserError: the source cannot be read, holds no Vision Transformer, has a weight that
@@ -77,10 +79,10 @@ def load_encoder(
     checkpoint = read(str(source), Hints(backbone, num_heads, grid, branch))
     for note in checkpoint.notes:
         _log.info("%s: %s", source, note)
-    encoder = checkpoint.encoder
+    encoder: Any = checkpoint.encoder
     if image_size is not None:
         encoders.resize(encoder, image_size)
-    else:
+    elif encoders.is_vit(encoder):
         encoder.dynamic_img_size = True
         encoder.patch_embed.flatten, encoder.patch_embed.output_fmt = False, Format.NHWC
         encoder.patch_embed.strict_img_size = False
@@ -139,6 +141,9 @@ def _read(source: str, hints: Hints) -> Checkpoint:
 
 
 def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
+    exported = weights.read_exported(path) if hints == Hints() else None
+    if exported:
+        return Checkpoint(*exported, notes=_notes("ssl-bench", exported[1], exported[0]))
     content = weights.read(path)
     told = content.get("ssl_bench", {})
     hints = dataclasses.replace(hints, num_heads=hints.num_heads or told.get("num_heads"))
@@ -163,44 +168,46 @@ def _from_run(folder: Path) -> Checkpoint:
 
 def _from_timm(name: str) -> Checkpoint:
     require(
-        name.partition(".")[0] in encoders.timm_names(),
-        f"timm has no Vision Transformer {name!r}; see `ssl-bench list backbones`",
+        timm.is_model(name.partition(".")[0]),
+        f"timm has no model {name!r}; see `ssl-bench list backbones`",
     )
     return _of_model(name, {}, _pretrained(name, f"timm:{name}"), f"timm:{name}")
 
 
-def _pretrained(name: str, where: str) -> VisionTransformer:
+def _pretrained(name: str, where: str) -> Backbone:
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:
         raise UserError(f"{where} cannot be had: {first_line(error)}") from error
-    require(
-        isinstance(model, VisionTransformer),
-        f"{where} is a {type(model).__name__}, no plain Vision Transformer",
-    )
     model.reset_classifier(0)
     return model
 
 
 def _of_model(
-    backbone: str, architecture: Mapping[str, Any], model: VisionTransformer, where: str
+    backbone: str, architecture: Mapping[str, Any], model: Backbone, where: str
 ) -> Checkpoint:
     """A checkpoint of a model that timm has built with its weights, and that computes the same."""
-    embed, cfg = model.patch_embed, model.pretrained_cfg
+    cfg, patch_size = model.pretrained_cfg, None
+    channels, *sides = cfg["input_size"]
+    if encoders.is_vit(model):
+        embed = model.patch_embed
+        channels, sides, patch_size = embed.proj.in_channels, embed.img_size, embed.patch_size[0]
     require(
-        embed.img_size[0] == embed.img_size[1],
-        f"{where} takes images of {embed.img_size} pixels; only square ones are supported",
+        sides[0] == sides[1],
+        f"{where} takes images of {tuple(sides)} pixels; only square ones are supported",
     )
-    size, channels = embed.img_size[0], embed.proj.in_channels
-    spec = EncoderSpec(backbone, size, embed.patch_size[0], channels, (), (), architecture)
+    spec = EncoderSpec(backbone, sides[0], patch_size, channels, (), (), architecture)
     spec = _normalised(spec, cfg["mean"], cfg["std"], where)
     encoder = encoders.empty(spec)
     weights.load_strictly(encoder, model.state_dict(), where)
-    image_BCHW = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(0)
+    image_BCHW = torch.randn(1, channels, *sides, generator=noise)
     with torch.no_grad():
-        ours, theirs = (m.eval().forward_features(image_BCHW) for m in (encoder, model))
+        ours, theirs = (
+            encoders.pool(m, m.eval().forward_features(image_BCHW)) for m in (encoder, model)
+        )
     require(
-        torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4),
+        all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4) for name in ours),
         f"{where} does not compute what timm's {backbone!r} does with the same weights",
     )
     return Checkpoint(encoder, spec, notes=_notes("timm", spec, encoder))
@@ -291,7 +298,7 @@ def _build(
 ) -> Checkpoint:
     """Build the encoder that the weights show, and load them."""
     spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
-    size = spec.patch_size
+    size = spec.image_size // rows
     encoder = encoders.empty(spec, img_size=(rows * size, columns * size))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in found.encoder.values()}
     require(
@@ -304,7 +311,16 @@ def _build(
     return Checkpoint(encoder, spec, found.decoder, {}, notes)
 
 
-def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer, *more: str) -> tuple[str, ...]:
+def _notes(kind: str, spec: EncoderSpec, encoder: Backbone, *more: str) -> tuple[str, ...]:
+    mean = ", ".join(f"{value:.3g}" for value in spec.mean)
+    if not encoders.is_vit(encoder):
+        count = sum(parameter.numel() for parameter in encoder.parameters())
+        return (
+            kind,
+            f"{spec.backbone}: {encoders.width(encoder)} features, {count / 1e6:.1f} M parameters; "
+            f"images normalised with mean {mean}",
+            *more,
+        )
     rows, columns = encoder.patch_embed.grid_size
     order = "none"
     if encoder.pos_embed is not None:
@@ -313,7 +329,6 @@ def _notes(kind: str, spec: EncoderSpec, encoder: VisionTransformer, *more: str)
     pooling = "class token" if encoder.cls_token is not None else "none"
     if not isinstance(encoder.fc_norm, nn.Identity):
         pooling = "mean of the patch tokens, normed after pooling"
-    mean = ", ".join(f"{value:.3g}" for value in spec.mean)
     return (
         kind,
         f"{encoder.embed_dim} wide, {len(encoder.blocks)} blocks, "

@@ -1,4 +1,4 @@
-"""Encoders: timm Vision Transformers, made and fed in one way.
+"""Encoders: timm's image models, made and fed in one way; plain Vision Transformers in parts too.
 
 Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pixels in a patch
 (patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
@@ -6,16 +6,18 @@ Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pix
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from difflib import get_close_matches
+from functools import cache, partial
 from math import isfinite
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath, PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.format import Format
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -23,11 +25,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssl_bench.config.presets import BACKBONES
-from ssl_bench.errors import UserError, first_line, require, unknown
+from ssl_bench.distributed import collectives
+from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.utils import rng
 
 _AT_ONCE = "images_at_once"
 _MOST_PATCHES = 2**16
+_VIT = "vit_tiny_patch16_224 would work"
+_COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
 _ARCHITECTURE = {
     *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
     *("pre_norm", "reg_tokens", "class_token", "no_embed_class", "global_pool", "fc_norm"),
@@ -35,13 +40,31 @@ _ARCHITECTURE = {
 }
 
 
+class Backbone(nn.Module):
+    """What is used of a timm image model, whatever its class; no model is an instance of this one.
+
+    Attributes:
+        num_features: channels of ``forward_features``.
+    """
+
+    num_features: int
+    forward_features: Callable[[Tensor], Any]
+    forward_head: Callable[..., Tensor]
+    group_matcher: Callable[..., Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the model's own class has."""
+        return super().__getattr__(name)
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """All that is needed to build an encoder again with ``timm.create_model``.
 
     Attributes:
-        backbone: a name of `BACKBONES` or any timm Vision Transformer.
-        image_size, patch_size: height = width in pixels.
+        backbone: a name of `BACKBONES` or any image model of timm.
+        image_size: height = width in pixels.
+        patch_size: the same of a patch; None for the backbone's own, or where it has none.
         channels: 1 or 3.
         mean, std: of the pixels in [0, 1], for each channel; images are normalised with them.
         architecture: further arguments of ``timm.create_model``, where the backbone's own differ.
@@ -50,7 +73,7 @@ class EncoderSpec:
 
     backbone: str
     image_size: int
-    patch_size: int
+    patch_size: int | None
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -69,9 +92,10 @@ class EncoderSpec:
         spec = cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         surplus = sorted(set(spec.architecture) - _ARCHITECTURE)
         require(not surplus, f"an encoder's architecture has no {', '.join(surplus)}")
-        sizes = (spec.image_size, spec.patch_size, spec.channels)
+        sizes = (spec.image_size, 16 if spec.patch_size is None else spec.patch_size, spec.channels)
         require(
-            all(type(size) is int and size > 0 for size in sizes) and spec.patches <= _MOST_PATCHES,
+            all(type(size) is int and size > 0 for size in sizes)
+            and (sizes[0] // sizes[1]) ** 2 <= _MOST_PATCHES,
             f"no encoder has images of {sizes[0]!r:.20} pixels in {sizes[2]!r:.20} channels and "
             f"patches of {sizes[1]!r:.20}",
         )
@@ -86,36 +110,99 @@ class EncoderSpec:
         return spec
 
     @property
+    def is_vit(self) -> bool:
+        """Whether the backbone is a plain Vision Transformer, see `is_vit`."""
+        return self.backbone in BACKBONES or _base(self.backbone) in vit_names()
+
+    @property
     def patches(self) -> int:
-        """Patches in an image."""
-        return (self.image_size // self.patch_size) ** 2
+        """Patches in an image; of another backbone, those of a ViT/16, to judge its size by."""
+        size = self.patch_size if self.is_vit and self.patch_size else 16
+        return max(1, self.image_size // size) ** 2
 
     def timm_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``timm.create_model``, its name included."""
         own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
         sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
+        if not self.is_vit:
+            taken = _sizes_taken(_base(self.backbone))
+            sizes = {name: size for name, size in sizes.items() if name in taken}
+        sizes = {name: size for name, size in sizes.items() if size is not None}
         rest = {"in_chans": self.channels, "num_classes": 0}
         return {**own, **self.architecture, **sizes, **rest}
 
 
-def timm_names() -> list[str]:
+def _base(backbone: str) -> str:
+    """timm's name of an architecture, without the tag of its pre-training."""
+    return backbone.partition(".")[0]
+
+
+@cache
+def vit_names() -> frozenset[str]:
     """The plain Vision Transformers of timm."""
     vits = timm.list_models(module="vision_transformer")
     deits = timm.list_models(module="deit", exclude_filters="*distilled*")
-    return sorted([*vits, *deits])
+    return frozenset([*vits, *deits])
+
+
+@cache
+def _sizes_taken(model: str) -> frozenset[str]:
+    """Which of ``img_size`` and ``patch_size`` a model of timm is made with."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return _sizes_of(type(timm.create_model(model)))
+
+
+def _sizes_of(kind: type[Any]) -> frozenset[str]:
+    signatures = [
+        inspect.signature(vars(each)["__init__"])
+        for each in kind.__mro__[:-1]
+        if "__init__" in vars(each)
+    ]
+    taken = {name for signature in signatures for name in signature.parameters}
+    return frozenset({"img_size", "patch_size"} & taken)
+
+
+def is_vit(encoder: nn.Module) -> bool:
+    """Whether it is a plain Vision Transformer: a grid of patches, prefix tokens and blocks."""
+    return (
+        isinstance(encoder, VisionTransformer)
+        and type(encoder.patch_embed) is PatchEmbed
+        and not hasattr(encoder, "dist_token")
+    )
+
+
+def why_no_vit(encoder: nn.Module) -> str | None:
+    """What to tell whose evaluation or format needs a plain Vision Transformer; None of one."""
+    if is_vit(encoder):
+        return None
+    return f"it needs a plain Vision Transformer, not a {type(encoder).__name__}; {_VIT}"
+
+
+def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
+    """The encoder, a plain Vision Transformer.
+
+    Raises:
+        UserError: it is another backbone, which ``what`` cannot do with.
+    """
+    reason = why_no_vit(encoder)
+    require(reason is None, f"{what}: {reason}")
+    return encoder
 
 
 def unknown_backbone(name: str) -> UserError:
-    """The error for a backbone that is none of ours, with the nearest one if there is any."""
-    names = [*BACKBONES, *timm_names()]
-    family = (re.match("[a-z]+", name.lower()) or [""])[0]
-    is_of_timm = any(each.startswith(family) for each in timm.list_models()) if family else False
-    if is_of_timm and not any(each.startswith(family) for each in names):
-        return UserError(
-            f"unknown backbone {name!r}; plain Vision Transformers are what there is, such as "
+    """The error for a backbone that neither we nor timm have, with the nearest one if any."""
+    names = sorted([*BACKBONES, *timm.list_models()])
+    beginnings = {each[: len(name)]: each for each in reversed(names)}
+    near = get_close_matches(name.lower(), beginnings, n=1, cutoff=0.6)
+    hint = (
+        f"did you mean {beginnings[near[0]]!r}?"
+        if near
+        else (
+            f"{', '.join(BACKBONES)} and every image model of timm are known, such as "
             "vit_tiny_patch16_224 (see `ssl-bench list backbones`)"
         )
-    return unknown("backbone", name, names)
+    )
+    return UserError(f"unknown backbone {name!r}; {hint}")
 
 
 def default_patch_size(image_size: int) -> int:
@@ -126,71 +213,125 @@ def default_patch_size(image_size: int) -> int:
 
 def check(spec: EncoderSpec) -> None:
     """Raise `UserError` for a backbone that does not exist or sizes that do not fit it."""
-    names = [*BACKBONES, *timm_names()]
-    if spec.backbone.partition(".")[0] not in names:
+    if spec.backbone not in BACKBONES and not timm.is_model(_base(spec.backbone)):
         raise unknown_backbone(spec.backbone)
-    if spec.image_size % spec.patch_size:
-        fits = [size for size in range(1, spec.image_size) if spec.image_size % size == 0]
-        near = sorted(fits, key=lambda size: abs(size - spec.patch_size))[:3]
+    size, patch_size = spec.image_size, spec.patch_size
+    if not spec.is_vit:
+        require(
+            patch_size is None or "patch_size" in _sizes_taken(_base(spec.backbone)),
+            f"patch size {patch_size}: backbone {spec.backbone!r} has no patches of a size to "
+            f"choose; without --patch-size it would work, or with another backbone: {_VIT}",
+        )
+        problem = _problem(spec.backbone, size, patch_size, spec.channels)
+        if problem:
+            raise UserError(_with_sizes_that_work(spec, problem))
+    elif patch_size is not None and size % patch_size:
+        fits = [each for each in range(1, size) if size % each == 0]
+        near = sorted(fits, key=lambda each: abs(each - patch_size))[:3]
         raise UserError(
-            f"image size {spec.image_size} is not divisible by patch size {spec.patch_size}; "
+            f"image size {size} is not divisible by patch size {patch_size}; "
             f"patch sizes that divide it: {', '.join(map(str, sorted(near)))}"
         )
 
 
-def build(spec: EncoderSpec, seed: int, **overrides: Any) -> VisionTransformer:
-    """A freshly initialised encoder, a function of the spec and the seed alone.
+@cache
+def _problem(backbone: str, image_size: int, patch_size: int | None, channels: int) -> str:
+    """Why a backbone makes no features of such images, tried out without numbers; "" if it does."""
+    spec = EncoderSpec(backbone, image_size, patch_size, channels, (), ())
+    problem = ""
+    for device in ("meta", "cpu"):  # some can be tried with numbers alone
+        try:
+            with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                encoder = timm.create_model(**spec.timm_arguments()).eval()
+                images = torch.zeros(2, channels, image_size, image_size)
+                pool(encoder, encoder.forward_features(images))
+            return ""
+        except Exception as error:  # whatever a model of timm may raise
+            problem = first_line(error)
+    return problem
 
-    Every method is given the same weights, and may draw some of them anew: Xavier-uniform linear
-    layers and a patch embedding initialised like one, zero biases, class token N(0, 0.02), fixed
-    sin-cos position embeddings where the backbone has absolute ones (MAE, appendix A.1;
-    ``models_mae.py``, facebookresearch/mae ``efb2a80``).
+
+def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
+    """The message for what does not fit a backbone, with the nearest sizes of images that do."""
+
+    def works(size: int) -> bool:
+        return not _problem(spec.backbone, size, spec.patch_size, spec.channels)
+
+    nearest = sorted(_COMMON_SIZES, key=lambda size: abs(size - spec.image_size))
+    found = [size for size in nearest if works(size)][:3]
+    return _does_not_fit(spec, problem) + (
+        f"; --image-size {', '.join(map(str, sorted(found)))} would work" if found else ""
+    )
+
+
+def _does_not_fit(spec: EncoderSpec, problem: str) -> str:
+    patches = f" and {spec.patch_size} px patches" if spec.patch_size else ""
+    return (
+        f"backbone {spec.backbone!r} cannot be built with {spec.image_size} px images in "
+        f"{spec.channels} channels{patches}: {problem}"
+    )
+
+
+def build(spec: EncoderSpec, seed: int, **overrides: Any) -> Any:
+    """A freshly initialised `Backbone`, a function of the spec and the seed alone.
+
+    Every method is given the same weights, and may draw some of them anew. Those of a plain Vision
+    Transformer: Xavier-uniform linear layers and a patch embedding initialised like one, zero
+    biases, class token N(0, 0.02), fixed sin-cos position embeddings where the backbone has
+    absolute ones (MAE, appendix A.1; ``models_mae.py``, facebookresearch/mae ``efb2a80``). Other
+    backbones start as timm has them.
 
     Args:
         overrides: further arguments of ``timm.create_model``, e.g. ``drop_path_rate``.
 
     Raises:
-        UserError: the backbone does not exist, is no plain Vision Transformer, or does not take
-            the image or patch size.
+        UserError: the backbone does not exist, or does not take the image or patch size.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "encoder"))
         encoder = _create(spec, overrides)
-        _initialise(encoder)
+        if is_vit(encoder):
+            _initialise(encoder)
     return encoder
 
 
-def empty(spec: EncoderSpec, **overrides: Any) -> VisionTransformer:
-    """An encoder whose weights are still to be loaded: they are on the meta device.
+def empty(spec: EncoderSpec, **overrides: Any) -> Any:
+    """A `Backbone` whose weights are still to be loaded: they are on the meta device, if possible.
 
     Raises:
         UserError: as `build` does.
     """
     with torch.device("meta"):
+        encoder = _create(spec, overrides)
+    if dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys():
+        return encoder
+    with torch.random.fork_rng(devices=[]):  # some of its buffers are in no file
         return _create(spec, overrides)
 
 
-def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> VisionTransformer:
+def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Backbone:
+    """timm's model, with no dropout and no drop path but what is asked for.
+
+    Batch norms are over all ranks.
+    """
     check(spec)
+    asked = {name: value for name, value in overrides.items() if value or name != "drop_path_rate"}
     try:
-        encoder = timm.create_model(**{**spec.timm_arguments(), **overrides})
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"backbone {spec.backbone!r} cannot be built with {spec.image_size} px images and "
-            f"{spec.patch_size} px patches: {first_line(error)}"
-        ) from error
-    if not isinstance(encoder, VisionTransformer):
-        raise UserError(
-            f"backbone {spec.backbone!r} is a {type(encoder).__name__}; masked pre-training "
-            "needs a plain Vision Transformer such as vit_tiny_patch16_224"
-        )
+        encoder = timm.create_model(**{**spec.timm_arguments(), **asked})
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(_does_not_fit(spec, first_line(e))) from e
+    collectives.synchronise(encoder)
     for module in encoder.modules():
         if isinstance(module, nn.LayerNorm) and spec.norm_eps != EncoderSpec.norm_eps:
             module.eps = spec.norm_eps
+        elif isinstance(module, DropPath) and "drop_path_rate" not in asked:
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
     return encoder
 
 
-def resize(encoder: VisionTransformer, image_size: int | tuple[int, int]) -> None:
+def resize(encoder: Backbone, image_size: int | tuple[int, int]) -> None:
     """Make an encoder take images of another size, height first, with its patch size kept.
 
     Position embeddings are interpolated over the grid of patches (Dosovitskiy et al., *An Image is
@@ -198,11 +339,18 @@ def resize(encoder: VisionTransformer, image_size: int | tuple[int, int]) -> Non
     does it (``resample_abs_pos_embed``), so that its own models agree. The official code of MAE,
     DeiT and DINO has no antialiasing, which a coarser grid suffers from, and so another cubic: for
     a 224-pixel MAE the class token is 0.2 % off theirs at 384 pixels and 6 % at 32. Those of
-    prefix tokens stay.
+    prefix tokens stay. Backbones without positions take any size as they are.
 
     Raises:
-        UserError: the size is not a multiple of the patch size.
+        UserError: the size is not a multiple of the patch size, or cannot be changed.
     """
+    if not is_vit(encoder):
+        require(
+            "img_size" not in _sizes_of(type(encoder)),
+            f"a {type(encoder).__name__} takes images of the size it was made for alone, not of "
+            f"{image_size}; without --image-size it would work",
+        )
+        return
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     patch_size = encoder.patch_embed.patch_size[0]
     for side in (height, width):
@@ -346,13 +494,60 @@ def _class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     return encoder.norm(block_at(encoder.blocks[-1], tokens_BTD, slice(0, 1)))[:, 0]
 
 
+def pool(encoder: nn.Module, features: Any) -> dict[str, Tensor]:
+    """Features of whole images ``(B, D)`` by pooling, of what ``forward_features`` gives.
+
+    ``avg`` is the mean of the patch tokens, or what timm pools features of another kind to; it is
+    normed where the backbone's norm comes after the mean. ``cls``, of a backbone with a class
+    token, is that.
+    """
+    model: Any = encoder
+    prefix = getattr(model, "num_prefix_tokens", 1)
+    has_class_token = getattr(model, "cls_token", None) is not None
+    # A few models keep the class token alone, or have tokens of several sizes.
+    has_patches = has_class_token and isinstance(features, Tensor) and features.shape[1] > prefix
+    if not (has_patches or is_vit(model)):
+        return {"avg": model.forward_head(features, pre_logits=True).float()}
+    tokens_BTD = features.float()
+    fc_norm = getattr(model, "fc_norm", None) or nn.Identity()
+    pooled = {"avg": fc_norm(tokens_BTD[:, prefix:].mean(dim=1)).float()}
+    return {**pooled, "cls": tokens_BTD[:, 0]} if has_class_token else pooled
+
+
+def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """What stands for each image, ``(B, width)``: the class token, else all of it pooled.
+
+    The activations of as many images are kept at a time as `keep_at_once` says.
+    """
+    model: Any = encoder
+    if is_vit(model) and model.cls_token is not None:
+        return class_token(model, images_BCHW)
+
+    def encode(images_BCHW: Tensor) -> Tensor:
+        features = model.forward_features(images_BCHW)
+        if is_vit(model):
+            return features.mean(dim=1)
+        pooled = pool(model, features)
+        return pooled.get("cls", pooled["avg"])
+
+    return in_parts(encode, images_BCHW, getattr(model, _AT_ONCE, None))
+
+
+def width(encoder: nn.Module) -> int:
+    """How many numbers `represent` gives for an image."""
+    model: Any = encoder
+    if getattr(model, "cls_token", None) is not None:
+        return model.num_features
+    return getattr(model, "head_hidden_size", None) or model.num_features
+
+
 def keep_at_once(root: nn.Module, images: int | None) -> None:
     """Have each encoder under a module keep the activations of so many images at a time.
 
-    Heeded by what encodes with `in_parts`, such as `class_token`; None for all.
+    For what encodes with `in_parts`, such as `represent`; None for all.
     """
     for module in root.modules():
-        if isinstance(module, VisionTransformer):
+        if hasattr(module, "forward_features"):
             setattr(module, _AT_ONCE, images)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.distributed import collectives, strategy
@@ -25,7 +24,7 @@ from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular
 _SEAL = "ssl_bench"
 
 
-def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
+def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
     """Write ``encoder.safetensors`` (timm key names) and ``encoder.json`` into the folder.
 
     Every rank calls it, and rank 0 writes.
@@ -37,7 +36,28 @@ def save(encoder: VisionTransformer, spec: EncoderSpec, folder: Path) -> None:
     write_json(folder / "encoder.json", {**asdict(spec), "timm": spec.timm_arguments()})
 
 
-def load(folder: Path) -> tuple[VisionTransformer, EncoderSpec]:
+def export(encoder: nn.Module, spec: EncoderSpec, path: Path) -> None:
+    """Write the weights under timm's names; `read_exported` needs nothing else."""
+    write(path, encoder.state_dict(), _text(spec))
+
+
+def read_exported(path: Path) -> tuple[Any, EncoderSpec] | None:
+    """The encoder that `export` wrote; None where something else is in the file.
+
+    Raises:
+        UserError: it is damaged, or the weights are another encoder's.
+    """
+    try:
+        state, made_from = read_sealed(path)
+        spec = EncoderSpec.of(json.loads(made_from or ""))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
+        return None
+    encoder = encoders.empty(spec)
+    load_strictly(encoder, state, repr(str(path)))
+    return encoder, spec
+
+
+def load(folder: Path) -> tuple[Any, EncoderSpec]:
     """The encoder that `save` wrote into the folder.
 
     Raises:
@@ -108,7 +128,7 @@ def _sha256(tensors: Mapping[str, Tensor], made_from: str) -> str:
     return sha256.hexdigest()
 
 
-def digest(encoder: VisionTransformer) -> str:
+def digest(encoder: nn.Module) -> str:
     """SHA-256 of all weights and their names."""
     sha256 = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):

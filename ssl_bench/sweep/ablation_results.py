@@ -152,7 +152,9 @@ def setting(plans: Sequence[Mapping[str, Any]], constant: Sequence[str]) -> str:
     first, seeds = plans[0], dict.fromkeys(str(plan["seed"]) for plan in plans)
     config = first["method_config"]
     parts = [
-        f"{first['encoder']['backbone']}/{first['encoder']['patch_size']}",
+        "/".join(
+            str(first["encoder"][n]) for n in ("backbone", "patch_size") if first["encoder"][n]
+        ),
         f"{first['epochs']:.4g} epochs",
         first["data"],
         f"batch {first['batch_size']}",
@@ -179,6 +181,8 @@ def _same_share(study: Study, plans: Sequence[Mapping[str, Any]]) -> str:
     if not study.ablation.share_of_patches:
         return ""
     encoder = plans[0]["encoder"]
+    if not encoder["patch_size"]:
+        return ""
     patches = (encoder["image_size"] // encoder["patch_size"]) ** 2
     return same_share([cell.value for cell in study.cells], patches)
 

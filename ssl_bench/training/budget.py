@@ -132,7 +132,8 @@ def seconds_per_step(
         SampleRng(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS)
     )
     at_once = micro_batch_size or hardware.images_at_once(spec.patches)
-    encoders.keep_at_once(trial, None if trial.per_sample_loss else micro_batch_size)
+    in_parts = gradients.taken_in_parts(trial)
+    encoders.keep_at_once(trial, micro_batch_size if in_parts == "encoder" else None)
     train, times = data.train.to(hardware.device), []
     with closing(setup.batches(trial, train, spec, steps)) as source:
         for step in range(_STEPS):

@@ -11,17 +11,30 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ssl_bench.api.method import Loss, Method, total
 from ssl_bench.api.step import Batch, Step
+from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
 
 TOTAL = "loss"
 _MOST_THREADS = 8  # each holds a copy of the gradient
+
+
+def taken_in_parts(method: Method) -> Literal["loss", "encoder", ""]:
+    """What may take a batch in parts: the whole loss, or the encoder alone, or nothing.
+
+    A batch norm is over all images of a batch.
+    """
+    if method.per_sample_loss:
+        return "" if collectives.has_batch_norm(method) else "loss"
+    is_free = method.encodes_in_parts and not collectives.has_batch_norm(method.encoder)
+    return "encoder" if is_free else ""
 
 
 def backward(
@@ -40,14 +53,14 @@ def backward(
     Args:
         batch: this rank's share of it, where there are several.
         images_at_once: how many images' activations are kept at a time, by each thread, where the
-            method's loss is per sample; None for all.
+            method's loss is `taken_in_parts`; None for all.
         replica: the method as `strategy.wrap` wraps it. The gradient is that of all ranks' images
             then, and the losses are of this rank's.
 
     Returns:
         The scalar that is minimised as ``loss``, and the losses that the method names.
     """
-    if images_at_once is None or not method.per_sample_loss:
+    if images_at_once is None or taken_in_parts(method) != "loss":
         images_at_once = len(batch)
     if replica:
         return _over_ranks(method, batch, step, hardware, images_at_once, replica)

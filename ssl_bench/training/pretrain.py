@@ -80,9 +80,9 @@ def pretrain(
     """Train the method as planned and write the encoder; resume from a checkpoint, if there is one.
 
     Args:
-        micro_batch_size: how many images' activations each rank keeps at a time, where the method's
-            loss is per sample, or else its encoders, where it encodes in parts; None for as many as
-            suit the hardware, or all. It changes rounding alone.
+        micro_batch_size: how many images' activations each rank keeps at a time, where they
+            are `taken_in_parts`; None for as many as suit the hardware, or all. It changes rounding
+            alone.
         snapshot_steps: after which steps to write the encoder as it is then, and what it cost.
 
     Returns:
@@ -91,6 +91,8 @@ def pretrain(
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be read.
     """
+    in_parts = gradients.taken_in_parts(method)
+    at_once = micro_batch_size or hardware.images_at_once(plan.encoder.patches)
     hardware.forget_peak()
     method.to(hardware.device).train()
     training = Training(
@@ -99,8 +101,8 @@ def pretrain(
         plan,
         folder,
         hardware,
-        images_at_once=micro_batch_size or hardware.images_at_once(plan.encoder.patches),
-        encoded_at_once=None if method.per_sample_loss else micro_batch_size,
+        images_at_once=at_once if in_parts else None,
+        encoded_at_once=micro_batch_size if in_parts == "encoder" else None,
         flops_per_step=flops.of_step(method, plan.encoder, plan.batch_size),
     )
     encoders.keep_at_once(method, training.encoded_at_once)

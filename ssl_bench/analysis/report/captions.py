@@ -77,7 +77,8 @@ def encoder(told: Mapping[str, Any]) -> str:
     if "backbone" not in told:
         return ""
     size, patch = told.get("image_size"), told.get("patch_size")
-    return f"{told['backbone']}" + (f" ({size} px, patches of {patch} px)" if size else "")
+    patches = f", patches of {patch} px" if patch and not pd.isna(patch) else ""
+    return f"{told['backbone']}" + (f" ({size} px{patches})" if size else "")
 
 
 def _range(values: pd.Series, unit: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_bench.config.settings import ExportSettings
 from ssl_bench.errors import require
-from ssl_bench.models import checkpoints, formats
+from ssl_bench.models import checkpoints, encoders, formats, weights
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.checkpoints import Checkpoint
 from ssl_bench.models.encoders import EncoderSpec
@@ -71,8 +71,7 @@ def to_timm(checkpoint: Checkpoint, output: Path) -> str:
         f"the encoder's layer norms add {spec.norm_eps:g}, and timm's {EncoderSpec.norm_eps:g}, "
         "which no argument changes; --format hf can say so",
     )
-    with atomic(output) as path:
-        save_file(_contiguous(checkpoint.encoder.state_dict()), path)
+    weights.export(checkpoint.encoder, spec, output)
     arguments = checkpoint.spec.timm_arguments()
     name = arguments.pop("model_name")
     rest = "".join(f", {key}={value!r}" for key, value in arguments.items())
@@ -115,8 +114,8 @@ def to_mae(checkpoint: Checkpoint, output: Path) -> str:
 
 def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
     """A folder for transformers' ``from_pretrained``: ViTMAE with the decoder if any, else ViT."""
-    encoder, spec, decoder = checkpoint.encoder, checkpoint.spec, _decoder(checkpoint)
     state = _plain(checkpoint, "hf")
+    encoder, spec, decoder = checkpoint.encoder, checkpoint.spec, _decoder(checkpoint)
     config: dict[str, Any] = {
         "architectures": ["ViTMAEForPreTraining" if decoder else "ViTModel"],
         "model_type": "vit_mae" if decoder else "vit",
@@ -171,7 +170,8 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
 
 def _plain(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     """The encoder's weights, where it is the plain ViT that the format knows."""
-    encoder, state = checkpoint.encoder, dict(checkpoint.encoder.state_dict())
+    encoder = encoders.require_vit(checkpoint.encoder, f"format {name!r}")
+    state = dict(encoder.state_dict())
     foreign = sorted(key for key in state if not _PLAIN.fullmatch(key))
     require(
         not foreign and encoder.cls_token is not None and encoder.pos_embed is not None,

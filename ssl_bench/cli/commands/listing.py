@@ -66,10 +66,13 @@ def _backbones(is_detailed: bool) -> Rows:
         for name, spec in BACKBONES.items()
     ]
     if not is_detailed:
-        return [*own, ("vit_*", "any Vision Transformer of timm; `ssl-bench list backbones`")]
-    from ssl_bench.models import encoders
+        return [*own, ("any of timm", "Vision Transformers, Swin, ConvNeXt, ResNet and the others")]
+    import timm
 
-    return [*own, *((name, "timm") for name in encoders.timm_names())]
+    count = len(timm.list_models())
+    examples = "vit_base_patch16_224, swin_tiny_patch4_window7_224, convnext_atto, resnet18"
+    names = 'python -c "import timm; print(*timm.list_models())" names them'
+    return [*own, ("any of timm", f"{count:,} image models, such as {examples}; {names}")]
 
 
 def _presets(is_detailed: bool) -> Rows:
