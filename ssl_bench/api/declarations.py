@@ -33,16 +33,17 @@ class MethodDeclarations:
             many images at a time as its encoders' ``images_at_once`` says: `encoders.class_token`
             does, and `encoders.in_parts` helps.
         smallest_batch: images that a step needs at least.
-        columns: which of `COLUMNS` the method learns from; a batch has no others.
+        columns: what a method reads of the data: "image", and "label" for a supervised baseline.
+            What is not asked for is not in its batches.
     """
 
     version: ClassVar[int] = 1
-    columns: ClassVar[frozenset[str]] = frozenset({"image"})
     presets: ClassVar[Presets] = {}
     search_space: ClassVar[Mapping[str, Range]] = {}
     per_sample_loss: ClassVar[bool] = False
     encodes_in_parts: ClassVar[bool] = False
     smallest_batch: ClassVar[int] = 1
+    columns: ClassVar[frozenset[str]] = frozenset({"image"})
 
 
 class EvaluationDeclarations:
@@ -53,7 +54,7 @@ class EvaluationDeclarations:
         presets: the flags that each preset sets: fields of the evaluation's ``Config``.
         is_default: whether it is run without being asked for.
         sharded: whether every rank calls it at once, instead of rank 0 alone, see `runner`.
-        columns: which of `COLUMNS` it uses; without labels it runs on unlabelled data too.
+        columns: what it reads of the data; one that reads no labels runs without them, too.
     """
 
     version: ClassVar[int] = 1

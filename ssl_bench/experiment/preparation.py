@@ -177,7 +177,8 @@ def _with_labels(config: RunConfig, data: Dataset) -> tuple[RunConfig, list[str]
     evals, left_out = with_labels(config.evals, data, by_name, "--eval-data LABELLED")
     on_the_way = config.evals_on_the_way
     if settings.eval_every:
-        with_labels(on_the_way, data, True, "--eval-data LABELLED")
+        way_out = "--eval-data LABELLED, or others in --eval-every-with,"
+        with_labels(on_the_way, data, True, way_out)
     elif data.unlabelled:  # of no use, and never asked for
         on_the_way = {}
     return replace(config, evals=evals, evals_on_the_way=on_the_way), left_out
