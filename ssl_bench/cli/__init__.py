@@ -161,20 +161,16 @@ def _from_file(words: Sequence[str]) -> RunConfig:
 
 
 def _ablate(words: Sequence[str]) -> None:
-    from ssl_bench.sweep import ablation
+    from ssl_bench.cli.commands import ablate
 
-    study = ablation.parse(words)
-    if study:
-        from ssl_bench.sweep import ablation_results
-
-        ablation_results.run(study)
+    ablate.main(words)
 
 
 def _sweep(words: Sequence[str]) -> None:
     if {"-h", "--help"} & set(words):
-        from ssl_bench.sweep.spec import grid
+        from ssl_bench.cli.commands import sweep_help
 
-        grid.parse(words)
+        print(sweep_help.text(), end="")
         return
     from ssl_bench.cli.commands import sweep
 
