@@ -132,17 +132,19 @@ def read(flag: Flag, text: str) -> Any:
 
 
 def every_flag(
-    command: str, base: type, kinds: Sequence[registry.Kind], choices: Mapping[str, Any]
+    command: str,
+    settings: Sequence[type],
+    kinds: Sequence[registry.Kind],
+    choices: Mapping[str, Any],
 ) -> type:
     """A dataclass with a command's flags whatever the method, for shell completion.
 
     Args:
         choices: a narrower type for some flags, by name.
     """
-    sources = [(base, "")]
+    sources = [(cls, "") for cls in settings]
     for kind in kinds:
-        for plugin in registry.discover(kind).values():
-            sources.append((plugin.config, flag_prefix(plugin)))
+        sources += [(each.config, flag_prefix(each)) for each in registry.discover(kind).values()]
     unique = {flag.name: flag for cls, prefix in sources for flag in _flags(cls, prefix, {})}
     return _as_dataclass(command, unique.values(), choices)
 

@@ -21,7 +21,7 @@ _OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
 _HELP = ("-h", "--help")
 
 
-def main(words: Sequence[str]) -> None:
+def ablate(words: Sequence[str]) -> None:
     """Run an ablation, or print the help: ``ssl-bench ablate``.
 
     Raises:

@@ -31,13 +31,13 @@ _OUTCOME = "rerun.json"
 _console = Console()
 
 
-def rerun(settings: RerunSettings) -> bool:
+def rerun(settings: RerunSettings) -> int:
     """Train and evaluate a run again in a new folder, and compare: ``ssl-bench rerun``.
 
-    A repetition that was interrupted is gone on with.
+    Resumes an interrupted repetition.
 
     Returns:
-        Whether everything that could be compared came out the same.
+        The exit code: 0 where everything that could be compared came out the same, else 1.
 
     Raises:
         UserError: there is no such finished run, or what it was made with is not there any more.
@@ -70,7 +70,7 @@ def rerun(settings: RerunSettings) -> bool:
     if verdicts == {None}:
         verdict = "nothing of it could be compared"
     _console.print(f"{verdict}: {folder.name}", soft_wrap=True)
-    return same
+    return int(not same)
 
 
 def config_of(folder: Path, settings: RerunSettings) -> tuple[RunConfig, list[str]]:
