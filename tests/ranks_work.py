@@ -167,7 +167,7 @@ def work(rank: int, ports: list[int], folder: str) -> None:
         place = DistributedEnvironment(rank, world, rank, world, "127.0.0.1", port)
         home = Path(folder, f"{strategy}-{world}")
         is_new = not home.exists()
-        with process_group.initialised(place, strategy):  # type: ignore[arg-type]
+        with process_group.initialised(place, strategy, print):  # type: ignore[arg-type]
             is_new = collectives.broadcast(is_new)
             assert collectives.agreed(15 if rank == world - 1 else 0) == 15
             assert collectives.agreed(0) == 0

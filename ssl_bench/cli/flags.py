@@ -12,7 +12,7 @@ import dataclasses
 import io
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar
@@ -22,11 +22,11 @@ import tyro
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import complaints, habits
-from ssl_bench.cli.argv import by_flag, joined, peek, split_commas, values_told_from_flags
+from ssl_bench.cli.argv import joined, peek, split_commas, values_told_from_flags
 from ssl_bench.config.presets import BACKBONES, PRESETS
 from ssl_bench.config.settings import BUDGETS, EvalSettings, Settings
 from ssl_bench.errors import UserError, require, unknown
-from ssl_bench.experiment.run_config import EvalConfig, RunConfig
+from ssl_bench.experiment.run_config import EvalConfig, RunConfig, evaluations, flag_prefix
 
 T = TypeVar("T")
 _POSITIONAL = {
@@ -57,34 +57,36 @@ def parse_run(words: Sequence[str], command: str = "run") -> RunConfig:
     return offer.run_config(values)
 
 
-def parse_runs(cells: Iterable[Sequence[str]]) -> Iterator[RunConfig]:
-    """What `parse_run` makes of each, in a small part of the time where they have much in common.
+def defaults(words: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
+    """The run with nothing but defaults: those of the preset and the method that the words name.
+
+    Args:
+        required: values for flags that have no default, as far as they are given.
 
     Raises:
-        UserError: a flag, a value or a name is wrong.
+        UserError: a name is wrong, or a value that is required is not given.
     """
-    offers: dict[Any, _Offer] = {}
-    known: dict[Any, Any] = {}
-    for words in cells:
-        which = tuple(tuple(peek(words, name)) for name in _CHOOSING)
-        if which not in offers:
-            offers[which] = _offer(words, Settings, method_of(words), Settings.preset)
-        yield _from_known(words, offers[which], known) or parse_run(words)
+    offer = _offer(words, Settings, method_of(words), Settings.preset)
+    values = {flag.name: flag.default for flag in offer.flags}
+    for name in [name for name, value in values.items() if value is dataclasses.MISSING]:
+        require(name in required, f"--{name.replace('_', '-')} needs a value")
+        values[name] = required[name]
+    return offer.run_config(values)
 
 
-def types(cls: type) -> dict[str, Any]:
-    """The type of each flag of a command that has no plugins, by its field's name."""
-    return {field.name: _type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
-
-
-def run_flags(words: Sequence[str]) -> dict[str, Any]:
-    """The type of every flag that ``ssl-bench run`` has with these words, by its field's name.
+def run_flags(words: Sequence[str]) -> dict[str, Flag]:
+    """Every flag that ``ssl-bench run`` has with these words, by its field's name.
 
     Raises:
         UserError: a method, an evaluation or a preset that they name does not exist.
     """
     offer = _offer(words, Settings, method_of(words), Settings.preset)
-    return {flag.name: flag.type for flag in offer.flags}
+    return {flag.name: flag for flag in offer.flags}
+
+
+def flags_of(cls: type) -> dict[str, Flag]:
+    """The flags of a command that has no plugins, by their fields' names."""
+    return {flag.name: flag for flag in _flags(cls, "", {})}
 
 
 def method_of(words: Sequence[str]) -> Plugin:
@@ -120,37 +122,35 @@ def parse(command: str, cls: type[T], words: Sequence[str]) -> T:
     return cls(**_values(command, _flags(cls, "", {}), words, cls.__doc__ or ""))
 
 
-def value_of(command: str, cls: type, name: str, words: Sequence[str]) -> Any:
-    """The value of one flag, given alone, of a command that has no plugins.
-
-    Args:
-        name: the field's name.
+def read(flag: Flag, text: str) -> Any:
+    """The value of a flag that is given alone.
 
     Raises:
-        UserError: it is no value for that flag.
+        UserError: the text is no value for it.
     """
-    chosen = [flag for flag in _flags(cls, "", {}) if flag.name == name]
-    return _values(command, chosen, words, "")[name]
+    return _values("run", [flag], joined([(flag.option, text)]), "")[flag.name]
 
 
 def every_flag(
-    command: str, base: type, kinds: Sequence[registry.Kind], choices: Mapping[str, Any]
+    command: str,
+    settings: Sequence[type],
+    kinds: Sequence[registry.Kind],
+    choices: Mapping[str, Any],
 ) -> type:
     """A dataclass with a command's flags whatever the method, for shell completion.
 
     Args:
         choices: a narrower type for some flags, by name.
     """
-    sources = [(base, "")]
+    sources = [(cls, "") for cls in settings]
     for kind in kinds:
-        for plugin in registry.discover(kind).values():
-            sources.append((plugin.config, _prefix(plugin) if kind == "eval" else ""))
+        sources += [(each.config, flag_prefix(each)) for each in registry.discover(kind).values()]
     unique = {flag.name: flag for cls, prefix in sources for flag in _flags(cls, prefix, {})}
     return _as_dataclass(command, unique.values(), choices)
 
 
 @dataclass(frozen=True)
-class _Flag:
+class Flag:
     """One flag: a dataclass field under a possibly longer name, with a preset's default."""
 
     name: str
@@ -160,11 +160,18 @@ class _Flag:
     preset: Mapping[str, Any]
 
     @property
+    def option(self) -> str:
+        """As a person writes it."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
     def type(self) -> Any:
+        """Of its value."""
         return _type_hints(self.owner)[self.field.name]
 
     @property
     def default(self) -> Any:
+        """Its value where none is given."""
         return self.preset.get(self.field.name, self.field.default)
 
 
@@ -188,7 +195,7 @@ class _Offer:
     chosen: Sequence[Plugin]
     on_the_way: Sequence[Plugin]
     everyone: Sequence[Plugin]
-    flags: Sequence[_Flag]
+    flags: Sequence[Flag]
 
     def run_config(self, values: Mapping[str, Any]) -> RunConfig:
         """The run that a value for each flag makes."""
@@ -212,7 +219,7 @@ def _of(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def _evals(plugins: Iterable[Plugin], values: Mapping[str, Any]) -> dict[Plugin, Any]:
-    return {p: p.checked_config(_of(p.config, values, _prefix(p))) for p in plugins}
+    return {p: p.checked_config(_of(p.config, values, flag_prefix(p))) for p in plugins}
 
 
 def _parse(
@@ -227,7 +234,7 @@ def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str)
     [preset, *_] = peek(words, "preset") or [preset]
     source = method or next(map(_method, _owners(preset)), None)
     preset_evals = source.presets().get(preset, {}).get("evals", ()) if source else ()
-    chosen = [registry.find("eval", name) for name in _chosen_evals(words, preset_evals)]
+    chosen = evaluations(peek(words, "evals") or preset_evals)
     names = peek(words, "eval-every-with") or Settings.eval_every_with
     on_the_way = [registry.find("eval", name) for name in names] if method else []
     offered = list(dict.fromkeys([*chosen, *on_the_way, *registry.discover("eval").values()]))
@@ -244,30 +251,9 @@ def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str)
     if method:
         flags += _flags(method.config, "", own[method])
     for plugin in offered:
-        flags += _flags(plugin.config, _prefix(plugin), own[plugin])
+        flags += _flags(plugin.config, flag_prefix(plugin), own[plugin])
     _refuse_twins(flags, everyone)
     return _Offer(base, method, chosen, on_the_way, everyone, flags)
-
-
-def _from_known(words: Sequence[str], offer: _Offer, known: dict[Any, Any]) -> RunConfig | None:
-    """The config of a run, each flag's value read once for many; None where a word is odd.
-
-    Args:
-        known: the values read so far.
-    """
-    flags = {f"--{flag.name.replace('_', '-')}": flag for flag in offer.flags}
-    values = {flag.name: flag.default for flag in offer.flags}
-    given = by_flag(words)
-    _refuse_two_lengths(words)
-    for each in given:
-        flag = flags.get(each[0]) or flags.get(each[0].replace("--no-", "--", 1))
-        if flag is None or len({other[0] for other in given}) < len(given):
-            return None
-        key = flag.owner, flag.field.name, each
-        if key not in known:
-            known[key] = _values("run", [flag], joined([each]), "")[flag.name]
-        values[flag.name] = known[key]
-    return None if dataclasses.MISSING in values.values() else offer.run_config(values)
 
 
 def _refuse_two_lengths(words: Sequence[str]) -> None:
@@ -289,17 +275,9 @@ def _method(name: str) -> Plugin:
     return registry.find("method", name)
 
 
-def _chosen_evals(words: Sequence[str], default: Sequence[str]) -> list[str]:
-    asked = peek(words, "evals") or list(default)
-    if not asked:
-        found = registry.discover("eval").values()
-        return [plugin.name for plugin in found if plugin.declared.is_default]
-    return [] if asked == ["none"] else asked
-
-
 def _values(
     command: str,
-    flags: Sequence[_Flag],
+    flags: Sequence[Flag],
     words: Sequence[str],
     description: str,
     everyone: Sequence[Plugin] = (),
@@ -360,7 +338,7 @@ def _backbone(name: str) -> str:
 
 
 def _as_dataclass(
-    command: str, flags: Iterable[_Flag], choices: Mapping[str, Any] | None = None
+    command: str, flags: Iterable[Flag], choices: Mapping[str, Any] | None = None
 ) -> Any:
     fields: list[Any] = []
     for flag in flags:
@@ -388,19 +366,15 @@ def _as_dataclass(
     return dataclasses.make_dataclass(command, fields, frozen=True, kw_only=True)
 
 
-def _flags(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[_Flag]:
+def _flags(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
     texts = registry.field_help(cls)
     return [
-        _Flag(prefix + field.name, cls, field, texts.get(field.name, ""), preset)
+        Flag(prefix + field.name, cls, field, texts.get(field.name, ""), preset)
         for field in dataclasses.fields(cls)
     ]
 
 
-def _prefix(plugin: Plugin) -> str:
-    return plugin.name.replace("-", "_") + "_"
-
-
-def _refuse_twins(flags: Sequence[_Flag], everyone: Sequence[Plugin]) -> None:
+def _refuse_twins(flags: Sequence[Flag], everyone: Sequence[Plugin]) -> None:
     """Two flags of one name cannot be told apart."""
     seen: dict[str, type] = {}
     for flag in flags:

@@ -39,6 +39,7 @@ def on_devices(
     nodes: int,
     work: Callable[[], None],
     strategy: Strategy = "auto",
+    note: Callable[[str], None] = lambda reason: None,
 ) -> int:
     """Do a command's work in this process, or in as many as there are devices.
 
@@ -46,13 +47,14 @@ def on_devices(
         words: the command line, which the processes get that are started.
         devices: processes on each machine.
         work: what a single process does, or each of several.
+        note: called with why another of several failed, to correct what is noted of the run.
 
     Returns:
         The exit code.
 
     Raises:
         UserError: the work failed, or that many processes cannot be had.
-        Stopped, KeyboardInterrupt: this was asked for, and the processes have not told so.
+        Interrupted, KeyboardInterrupt: this was asked for, and the processes have not told so.
     """
     world = devices * nodes
     if world == 1:
@@ -69,7 +71,7 @@ def on_devices(
         return _start(words, devices)
     from ssl_bench.distributed import process_group
 
-    with process_group.initialised(place, strategy):
+    with process_group.initialised(place, strategy, note):
         work()
     return 0
 

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +32,6 @@ from ssl_bench.distributed import collectives, rendezvous
 from ssl_bench.distributed import strategy as replicas
 from ssl_bench.distributed.environment import DistributedEnvironment, cores
 from ssl_bench.errors import ToldElsewhere, UserError, first_line, is_of_memory, require, told
-from ssl_bench.runs import run_folder
 from ssl_bench.utils.signals import SECONDS_TO_SAVE
 
 _KEY = "ssl-bench: failure"
@@ -43,8 +42,13 @@ _joins = 0
 
 
 @contextmanager
-def initialised(place: DistributedEnvironment, strategy: Strategy) -> Iterator[None]:
+def initialised(
+    place: DistributedEnvironment, strategy: Strategy, note: Callable[[str], None]
+) -> Iterator[None]:
     """Be one of the ranks meanwhile.
+
+    Args:
+        note: called on rank 0 with why any rank failed, to correct what is noted of the run.
 
     Raises:
         UserError: there is no device for this rank, or the ranks cannot meet; or, on rank 0, any
@@ -67,7 +71,7 @@ def initialised(place: DistributedEnvironment, strategy: Strategy) -> Iterator[N
                 f"process {place.rank} of {place.world} cannot meet the others at {place.address}, "
                 f"port {place.port}: {first_line(error)}"
             ) from error
-    watch = _Watch(place, store)
+    watch = _Watch(place, store, note)
     _set_threads(place)
     with _muted(place.rank > 0), warnings.catch_warnings():
         # Of a patch embedding's gradient, once; it costs nothing that could be measured.
@@ -192,8 +196,11 @@ _threads_at_start = torch.get_num_threads()
 class _Watch:
     """Hears of other ranks' failures, and tells them of this one's."""
 
-    def __init__(self, place: DistributedEnvironment, store: dist.Store) -> None:
+    def __init__(
+        self, place: DistributedEnvironment, store: dist.Store, note: Callable[[str], None]
+    ) -> None:
         self._place = place
+        self._note = note
         self._ended = threading.Event()
         self._store = store  # a connection that no exchange can block
         threading.Thread(target=self._listen, name="other ranks", daemon=True).start()
@@ -220,7 +227,7 @@ class _Watch:
             return ToldElsewhere(own.code)
         if not isinstance(error, Exception):
             return error
-        first.note()
+        self._note(first.last_line)
         return error if first.rank == 0 else first.error()
 
     def _heard(self) -> _Failure | None:
@@ -243,7 +250,7 @@ class _Watch:
             was_stopped = failure.code > 128  # and this one may be writing its checkpoint
             if not self._ended.wait(SECONDS_TO_SAVE if was_stopped else _SECONDS_TO_END):
                 if self._place.rank == 0:
-                    failure.note()
+                    self._note(failure.last_line)
                     print(f"ssl-bench: {' '.join(failure.text.split())}", file=sys.stderr)
                     sys.stderr.flush()
                 os._exit(failure.code)
@@ -279,9 +286,10 @@ class _Failure:
             return RuntimeError(f"process {self.rank} failed\n{self.text}")
         return UserError(self.text)
 
-    def note(self) -> None:
-        """Correct what this rank may have noted as the run's failure."""
-        run_folder.note_failure(self.text.strip().splitlines()[-1])
+    @property
+    def last_line(self) -> str:
+        """What went wrong, without where."""
+        return self.text.strip().splitlines()[-1]
 
 
 def _is_loss(error: BaseException) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,40 @@ class RunConfig:
             method_config=method.config_of(stored.method_config),
             evals=_from_json(stored.evals),
             evals_on_the_way=_from_json(stored.evals_on_the_way),
+        )
+
+    def with_values(self, values: Mapping[str, Any]) -> RunConfig:
+        """The same run with other values of some flags, by the names of their fields.
+
+        What is said of an evaluation that the run does not have changes nothing.
+
+        Args:
+            values: such as ``{"epochs": 3.0, "mask_ratio": 0.5, "knn_neighbors": (1, 5)}``.
+
+        Raises:
+            UserError: a value is out of range, or an evaluation does not exist.
+        """
+        settings = replace(self.settings, **_own(Settings, values))
+        evals: Iterable[Plugin] = self.evals
+        on_the_way: Iterable[Plugin] = self.evals_on_the_way
+        if "evals" in values:
+            evals = evaluations(settings.evals)
+        if "eval_every_with" in values:
+            on_the_way = [registry.find("eval", name) for name in settings.eval_every_with]
+        known = {self.method: self.method_config, **self.evals_on_the_way, **self.evals}
+
+        def config_of(plugin: Plugin) -> Any:
+            own = _own(plugin.config, values, flag_prefix(plugin))
+            if plugin not in known:
+                return plugin.checked_config({**plugin.presets().get(settings.preset, {}), **own})
+            return plugin.checked_config(_fields(known[plugin]) | own) if own else known[plugin]
+
+        return RunConfig(
+            settings,
+            self.method,
+            config_of(self.method),
+            {plugin: config_of(plugin) for plugin in evals},
+            {plugin: config_of(plugin) for plugin in on_the_way},
         )
 
     def argv(self) -> list[str]:
@@ -160,6 +194,23 @@ def _stored(content: Any) -> _Content:
         raise UserError(str(error)) from None
 
 
+def evaluations(names: Sequence[str]) -> list[Plugin]:
+    """The evaluations that ``--evals`` names; without a name, those that are run unasked.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if not names:
+        found = registry.discover("eval").values()
+        return [plugin for plugin in found if plugin.declared.is_default]
+    return [] if tuple(names) == ("none",) else [registry.find("eval", name) for name in names]
+
+
+def flag_prefix(plugin: Plugin) -> str:
+    """What the names of a plugin's flags begin with, as fields: of an evaluation, its own name."""
+    return plugin.name.replace("-", "_") + "_" if plugin.kind == "eval" else ""
+
+
 def words_of(name: str, value: Any) -> tuple[str, ...]:
     """A value for a field, by its name, as arguments of ``ssl-bench run``."""
     flag = name.replace("_", "-")
@@ -174,7 +225,9 @@ def text_of(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return ",".join(map(text_of, value))
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 def _differing(
@@ -184,6 +237,16 @@ def _differing(
         value = values[field.name]
         if value is not None and value != preset.get(field.name, field.default):
             yield from words_of(prefix + field.name, value)
+
+
+def _own(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Those of the values that are of a dataclass's fields."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: values[prefix + name] for name in names if prefix + name in values}
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -1,26 +1,16 @@
-"""``ssl-bench ablate``: from its words to the runs that a paper's ablation is made of.
+"""A paper's ablation to be run here.
 
 Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_bench.api import registry
-from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags
-from ssl_bench.config.settings import AblateSettings
-from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Ablation
-
-_OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
-_HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True)
@@ -57,24 +47,6 @@ class Study:
     runs_dir: Path
 
 
-def parse(words: Sequence[str]) -> Study | None:
-    """What a command line asks for; ``None`` where that is help, which is printed.
-
-    Raises:
-        UserError: there is no such ablation, or a flag or a value makes no sense.
-    """
-    name, own, common = _split([word for word in words if word not in _HELP])
-    settings, request = flags.parse("ablate", AblateSettings, own), flags.parse_run(common)
-    if set(words) & set(_HELP):
-        print(_help(request.method), end="")
-        return None
-    ablation = _find(request.method, name)
-    cells = _cells(name, ablation, settings, common)
-    everywhere = [name for each in request.method.ablations().values() for name in _varied(each)]
-    constant = [each for each in dict.fromkeys(everywhere) if each not in _varied(ablation)]
-    return Study(request.method.name, name, ablation, cells, constant, request.settings.runs_dir)
-
-
 def as_number(value: str | float) -> str:
     """A number as it is shown: short, unless that makes it another one.
 
@@ -86,124 +58,3 @@ def as_number(value: str | float) -> str:
         return str(value)
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
-
-
-def _varied(ablation: Ablation) -> list[str]:
-    """The fields of the method's ``Config`` that an ablation varies."""
-    words = [ablation.flag, *" ".join(ablation.cells.values()).split()]
-    names = _flag_names(words)
-    return [name.replace("-", "_") for name in names]
-
-
-def _find(method: Plugin, name: str) -> Ablation:
-    """A method's ablation of that name.
-
-    Raises:
-        UserError: it has none.
-    """
-    known = method.ablations()
-    if not known:
-        others = [
-            plugin.name for plugin in registry.discover("method").values() if plugin.ablations()
-        ]
-        raise UserError(f"method {method.name!r} has no ablations; {', '.join(others)} has some")
-    names = ", ".join(known)
-    require(bool(name), f"say which ablation of {method.name}: {names}")
-    require(name in known, f"unknown ablation {name!r}; {method.name} has {names}")
-    return known[name]
-
-
-def _cells(
-    name: str, ablation: Ablation, settings: AblateSettings, common: Sequence[str]
-) -> list[Cell]:
-    """The cells of an ablation: each value with each seed.
-
-    Args:
-        common: words of ``ssl-bench run`` that go into every cell.
-
-    Raises:
-        UserError: a value or a flag makes no sense here.
-    """
-    values = _values(name, ablation, settings.values)
-    varied = {flag for words in values.values() for flag in _flag_names(words)}
-    given = set(_flag_names(common))
-    for flag in sorted(varied & given):
-        raise UserError(f"ablation {name!r} sets --{flag} itself; --values says to what")
-    if settings.seeds:
-        require("seed" not in given, "--seed and --seeds are both given; one of them will do")
-    if not flags.parse_run(common).settings.evals:
-        common = [*common, "--evals", ",".join(ablation.paper)]
-    require(bool(flags.parse_run(common).evals), "an ablation needs --evals to measure")
-    seeds = [["--seed", str(seed)] for seed in dict.fromkeys(settings.seeds)] or [[]]
-    return [
-        Cell(value, flags.parse_run([*common, *words, *seed]))
-        for value, words in values.items()
-        for seed in seeds
-    ]
-
-
-def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, list[str]]:
-    """The words that each value stands for: those asked for, or the paper's."""
-    if ablation.flag:
-        numbers = [str(value) for value in asked or ablation.values]
-        return {as_number(number): [ablation.flag, number] for number in numbers}
-    known = {value: words.split() for value, words in ablation.cells.items()}
-    for value in asked:
-        require(
-            value in known, f"ablation {name!r} has no value {value!r}; it has {', '.join(known)}"
-        )
-    return {value: known[value] for value in asked or known}
-
-
-def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
-    """The ablation's name, "" without one; the words of `AblateSettings`; those of a run."""
-    words = list(words)
-    name = words.pop(0) if words and not words[0].startswith("-") else ""
-    own: list[str] = []
-    common: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word.partition("=")[0] not in _OWN:
-            common.append(word)
-            continue
-        flag, equals, value = word.partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            value = words.pop(0)
-        require(bool(value.strip(", ")), f"{flag} needs a value")
-        own += [flag, value]
-    return name, own, common
-
-
-def _flag_names(words: Sequence[str]) -> list[str]:
-    """The flags among words, whichever way they are set."""
-    given = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
-    return list(dict.fromkeys(name.replace("_", "-").removeprefix("no-") for name in given))
-
-
-def _help(method: Plugin) -> str:
-    """What ``ssl-bench ablate --help`` prints."""
-    lines = [
-        "usage: ssl-bench ablate NAME [--values V,...] [--seeds S,...] [FLAGS OF ssl-bench run]",
-        "",
-        "Run what a paper varied, draw it beside the paper's own numbers.",
-        "",
-        f"ablations of {method.name}:",
-    ]
-    for name, ablation in method.ablations().items():
-        values = map(as_number, ablation.values)
-        text = f"{ablation.title} ({ablation.source}): {', '.join(values)}. {ablation.note}"
-        lines += _described(name, text)
-    lines += ["", "flags:"]
-    for name, text in registry.field_help(AblateSettings).items():
-        lines += _described(f"--{name}", text)
-    lines += _described(
-        "...",
-        "any flag of `ssl-bench run`, for every cell; --evals defaults to those of the preset, or "
-        "else of the paper",
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _described(name: str, text: str) -> list[str]:
-    indent = " " * 18
-    return textwrap.wrap(text.strip(), 96, initial_indent=f"  {name:<16}", subsequent_indent=indent)

@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ import submitit
 from ssl_bench.errors import UserError, in_one_line, require
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.runs import run_folder
 from ssl_bench.utils import signals
 from ssl_bench.utils.files import Unreadable, load_bytes, load_json, write_json
 from ssl_bench.utils.signals import Interrupted
@@ -156,10 +157,9 @@ def perform(config: RunConfig, run: str = "") -> int:
     Raises:
         UserError: it leads to another one, or is wrong.
     """
-    from ssl_bench.distributed import environment as places
-    from ssl_bench.distributed import launcher
+    from ssl_bench.distributed import environment, launcher
 
-    config = replace(config, settings=replace(config.settings, wait=True))
+    config = config.with_values({"wait": True})
     settings = config.settings
 
     def work() -> None:
@@ -168,16 +168,19 @@ def perform(config: RunConfig, run: str = "") -> int:
         commands.run(config, expected=run)
 
     devices, nodes = settings.devices, settings.nodes
-    if run and devices * nodes > 1 and places.find(os.environ, devices, nodes) is None:
-        from ssl_bench.experiment import commands, preparation
+    with contextlib.ExitStack() as stack:
+        args: list[str] = []
+        if devices * nodes > 1 and environment.find(os.environ, devices, nodes) is None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "config.json")
+            write_json(path, config.to_json())
+            args = ["run", "--config", str(path), "--trust"]
+            if run:  # which those that are started, who know the config alone, cannot check
+                from ssl_bench.experiment import commands, preparation
 
-        # Those that are started know the config alone.
-        preparation.prepare_run(config, commands.data_of(config), expected=run)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.json")
-        write_json(path, config.to_json())
-        words = ["run", "--config", str(path), "--trust"]
-        return launcher.on_devices(words, devices, nodes, work, settings.strategy)
+                preparation.prepare_run(config, commands.data_of(config), expected=run)
+        return launcher.on_devices(
+            args, devices, nodes, work, settings.strategy, run_folder.note_failure
+        )
 
 
 def main(words: Sequence[str] | None = None) -> int:

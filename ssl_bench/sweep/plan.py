@@ -19,8 +19,8 @@ from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
 from ssl_bench.runs.schema import Plan
 from ssl_bench.sweep import estimate
+from ssl_bench.sweep.grid import Cell
 from ssl_bench.sweep.manifest import Entry, Stage
-from ssl_bench.sweep.spec.grid import Cell
 from ssl_bench.training import flops
 from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils import progress
@@ -152,13 +152,11 @@ class Planner:
         return self._trainings[alike]
 
     def _complete(self, config: RunConfig) -> RunConfig:
-        """The config with what would otherwise depend on the machine that reads it."""
-        settings, gpus = config.settings, self.resources.gpus
-        if settings.precision == "auto":
-            settings = replace(settings, precision="bf16" if gpus else choose().precision)
-        if gpus > 1 and settings.devices == 1:
-            settings = replace(settings, devices=gpus)
-        return replace(config, settings=settings)
+        """The config with the precision, which would else depend on the machine that reads it."""
+        if config.settings.precision != "auto":
+            return config
+        precision = "bf16" if self.resources.gpus else choose().precision
+        return config.with_values({"precision": precision})
 
 
 def of_stage(entry: Entry, stage: Stage, eval_devices: int) -> RunConfig:

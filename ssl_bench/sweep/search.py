@@ -10,128 +10,76 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.ranges import OneOf, Range
-from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags
-from ssl_bench.cli.argv import by_flag
 from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
-from ssl_bench.experiment.run_config import RunConfig, words_of
-from ssl_bench.sweep.spec.values import Words, in_order
+from ssl_bench.sweep.grid import Cell, Final, Part, label_of, possible, refuse_too_many
+from ssl_bench.utils import typed_json
+from ssl_bench.utils.files import Unreadable
 
 _ONE_ONLY = ("data", "eval_data", "evals", "preset")
 _DATA = ("data", "eval_data")
 """Flags that trials, which are compared with each other, must share."""
 
 
-@dataclass(frozen=True)
-class Final:
-    """A run with what the best trial of a method had, on all training images.
+def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], list[Final]]:
+    """The trials of each method, and what to run once they are done.
 
-    Attributes:
-        method: its name.
-        trials: their places among the cells.
-        configs: for each trial what would be run with its settings, the seed aside.
-        seed: of the final run.
-        choose_by: evaluation whose headline chooses the best trial.
-    """
-
-    method: str
-    trials: tuple[int, ...]
-    configs: tuple[RunConfig, ...]
-    seed: int
-    choose_by: str
-
-
-@dataclass(frozen=True)
-class Trials:
-    """A method's trials, before they are cells.
-
-    Attributes:
-        drawn: of each trial, the words of each flag that is drawn, by the field's name.
-        fixed: words that all trials have.
-        seeds, choose_by: of the final runs, as in `Final`.
-        evals: evaluations of the final runs, or nothing for those that run unasked.
-    """
-
-    drawn: Sequence[Mapping[str, Words]]
-    fixed: Sequence[Words]
-    seeds: tuple[int, ...]
-    evals: tuple[str, ...]
-    choose_by: str
-
-
-def trials(
-    method: Plugin,
-    given: Mapping[str, Sequence[Words]],
-    types: Mapping[str, Any],
-    settings: SweepSettings,
-) -> Trials:
-    """The trials of a method.
-
-    Args:
-        given: the values given for flags by name, "method" among them if it is: one fixes the flag,
-            several are drawn among.
-        types: of the method's flags, by name.
+    One value given for a flag fixes it, and of several each trial draws one.
 
     Raises:
         UserError: there is nothing to draw, or what is given fits no search.
     """
-    for name in _ONE_ONLY:
-        flag = name.replace("_", "-")
+    assert settings.trials is not None
+    refuse_too_many(settings.trials * len(parts))
+    cells: list[Cell] = []
+    finals: list[Final] = []
+    for part in parts:
+        for name in _ONE_ONLY:
+            require(
+                len(part.given.get(name, ())) < 2,
+                f"--{name.replace('_', '-')} has several values, and the trials of a search share "
+                "one",
+            )
+        fixed = {n: v[0] for n, v in part.given.items() if len(v) == 1 or n == "seed"}
+        base = part.config.with_values(fixed)
+        held_out: dict[str, str] = {}
+        for name in _DATA:
+            value, flag = getattr(base.settings, name), f"--{name.replace('_', '-')}"
+            require(
+                not value.endswith(VALIDATION),
+                f"{flag} {value}: a search holds images out by itself; "
+                f"{flag} {value.removesuffix(VALIDATION)} would work",
+            )
+            held_out |= {name: value + VALIDATION} if value else {}
+        evals = [plugin.source or plugin.name for plugin in base.evals]
         require(
-            len(given.get(name, ())) < 2,
-            f"--{flag} has several values, and the trials of a search share one",
+            bool(settings.choose_by or evals), "a search needs --choose-by or --evals to choose by"
         )
-    seeds = given.get("seed", ())
-    fixed = {name: words[0] for name, words in given.items() if len(words) == 1 or name == "seed"}
-    request = flags.parse_run(in_order(fixed.values()))
-    data = {name: getattr(request.settings, name) for name in _DATA}
-    for name, value in data.items():
-        flag = f"--{name.replace('_', '-')}"
-        require(
-            not value.endswith(VALIDATION),
-            f"{flag} {value}: a search holds images out by itself; "
-            f"{flag} {value.removesuffix(VALIDATION)} would work",
+        chooses = settings.choose_by or evals[0]
+        choose_by = registry.find("eval", chooses).name
+        fixed_of_trials = fixed | held_out | {"evals": (chooses,)}
+        drawn = {
+            label_of(f"{part.method}, trial {number}", values, ": "): (number, values)
+            for number, values in enumerate(_drawn(part, settings), start=1)
+        }
+        found = list(
+            possible(
+                (label, part.config, fixed_of_trials | values)
+                for label, (_, values) in drawn.items()
+            )
         )
-        if value:
-            fixed[name] = flag, value + VALIDATION
-    asked = tuple(part for part in fixed.get("evals", ("", ""))[1].split(",") if part)
-    names = [name for name in asked if name != "none"] or [plugin.name for plugin in request.evals]
-    require(bool(settings.choose_by or names), "a search needs --choose-by or --evals to choose by")
-    choose_by = settings.choose_by or names[0]
-    registry.find("eval", choose_by)
-    drawn = _drawn(method, given, types, settings)
-    fixed["evals"] = "--evals", choose_by
-    return Trials(
-        drawn,
-        list(fixed.values()),
-        tuple(int(words[1]) for words in seeds) or (Settings.seed,),
-        asked,
-        choose_by,
-    )
-
-
-def final_args(trial: Sequence[str], evals: Sequence[str]) -> Words:
-    """The arguments of ``ssl-bench run`` that do on all training images what a trial did on a part.
-
-    Args:
-        trial: the trial's arguments.
-        evals: evaluations to run, or nothing for those that run unasked.
-    """
-    groups = {group[0]: group for group in by_flag(trial)}
-    groups.pop("--evals", None)
-    for flag in groups.keys() & {"--data", "--eval-data"}:
-        groups[flag] = flag, groups[flag][1].removesuffix(VALIDATION)
-    if evals:
-        groups["--evals"] = "--evals", ",".join(evals)
-    return in_order(groups.values())
+        places = tuple(range(len(cells), len(cells) + len(found)))
+        cells += [Cell(config, label, drawn[label][0]) for label, config in found]
+        configs = tuple(part.config.with_values(fixed | drawn[label][1]) for label, _ in found)
+        for seed in part.given.get("seed") or (Settings.seed,):
+            finals.append(Final(part.method, places, configs, seed, choose_by))
+    return cells, finals
 
 
 def draw(
@@ -149,20 +97,16 @@ def draw(
     return [{name: space[name].at(u) for name, u in zip(names, row, strict=True)} for row in rows]
 
 
-def _drawn(
-    method: Plugin,
-    given: Mapping[str, Sequence[Words]],
-    types: Mapping[str, Any],
-    settings: SweepSettings,
-) -> list[dict[str, Words]]:
-    """The words of each flag that is drawn, by trial; one trial where there is nothing to draw."""
-    space: dict[str, Range] = {n: r for n, r in method.search().items() if n not in given}
-    unknown = sorted(set(space) - set(types))
+def _drawn(part: Part, settings: SweepSettings) -> list[dict[str, Any]]:
+    """What each trial draws, by flag; one trial without anything where nothing is to be drawn."""
+    method, several = part.config.method, {n: tuple(v) for n, v in part.given.items() if len(v) > 1}
+    several.pop("seed", None)
+    space: dict[str, Range] = {n: r for n, r in method.search().items() if n not in part.given}
+    unknown = sorted(set(space) - set(part.types))
     require(
         not unknown, f"search_space in {method.path} names {', '.join(unknown)}, which is no flag"
     )
-    several = {n: tuple(w) for n, w in given.items() if len(w) > 1 and n != "seed"}
-    space |= {name: OneOf(words) for name, words in several.items()}
+    space |= {name: OneOf(values) for name, values in several.items()}
     if not space:
         if not method.search() and dataclasses.fields(method.config):
             raise UserError(
@@ -173,9 +117,21 @@ def _drawn(
         return [{}]
     assert settings.trials is not None
     rows = draw(settings.search, space, settings.trials, settings.search_seed, method.name)
-    return [
-        {n: each if n in several else words_of(n, each) for n, each in row.items()} for row in rows
-    ]
+    for row in rows:
+        for name in row.keys() - several.keys():
+            where = f"search_space in {method.path}: {name}"
+            row[name] = _typed(part.types[name], row[name], where)
+    return rows
+
+
+def _typed(type_: Any, value: Any, where: str) -> Any:
+    """What a method's range holds as a value of the flag, such as 1 where it takes fractions."""
+    if type_ is float and type(value) is int:
+        return float(value)
+    try:
+        return typed_json.of(type_, list(value) if isinstance(value, tuple) else value, where)
+    except Unreadable as error:
+        raise UserError(f"{error}, which is no value for it") from None
 
 
 def _random(

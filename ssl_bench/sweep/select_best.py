@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
-from ssl_bench.sweep.search import Final
-from ssl_bench.sweep.spec.grid import Cell, Grid
+from ssl_bench.sweep.grid import Cell, Final, Grid
 from ssl_bench.sweep.status import Standing
 
 
@@ -42,7 +41,7 @@ def finals(
         config = final.configs[trials.index(best)]
         config = replace(config, settings=replace(config.settings, seed=final.seed))
         label = f"{final.method}, best of {len(trials)} trials, seed {final.seed}"
-        cells.append(Cell(config, label, final.method))
+        cells.append(Cell(config, label))
         if final.method not in told:
             told.add(final.method)
             score = best.scores[final.choose_by]

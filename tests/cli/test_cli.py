@@ -554,7 +554,7 @@ def test_advice_names_flags_that_are_there() -> None:
     commands = {
         "run": set(flags.run_flags([])),
         "mocov3": set(flags.run_flags(["--method", "mocov3"])),
-        **{cls.__name__: set(flags.types(cls)) for cls in (EvalSettings, CompareSettings,
+        **{cls.__name__: set(flags.flags_of(cls)) for cls in (EvalSettings, CompareSettings,
            ReportSettings, ExportSettings, QuerySettings)},
     }  # fmt: skip
     for known in commands.values():

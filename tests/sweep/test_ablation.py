@@ -17,6 +17,7 @@ from PIL import Image
 
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
+from ssl_bench.cli.commands import ablate as ablate_command
 from ssl_bench.experiment import commands, figures
 from ssl_bench.experiment.commands import Run
 from ssl_bench.experiment.preparation import prepare_run
@@ -59,7 +60,7 @@ def run_names(tmp_path: Path) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_ablation_of_the_paper_becomes_runs(name: str) -> None:
     """Every value is a cell that `ssl-bench run` understands, and no two are the same run."""
-    study = ablation.parse([name])
+    study = ablate_command.parse([name])
     assert study is not None
     known = study.ablation
     configs = [cell.config.method_config for cell in study.cells]
@@ -158,7 +159,7 @@ RESOLVED: dict[str, dict[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", RESOLVED)
 def test_each_cell_trains_what_its_name_says(name: str, preset: str) -> None:
     """Beside what the cell is about, every setting is that of the preset."""
-    study = ablation.parse([name, "--preset", preset])
+    study = ablate_command.parse([name, "--preset", preset])
     assert study is not None
     plain = flags.parse_run(["--preset", preset]).method_config
     configs = {cell.value: cell.config.method_config for cell in study.cells}
@@ -168,7 +169,7 @@ def test_each_cell_trains_what_its_name_says(name: str, preset: str) -> None:
 
 
 def evals_of(*words: str) -> list[str]:
-    study = ablation.parse(["mask-ratio", *words])
+    study = ablate_command.parse(["mask-ratio", *words])
     assert study is not None
     return [plugin.name for plugin in study.cells[0].config.evals]
 
@@ -181,7 +182,7 @@ def test_evaluations_are_those_asked_for_else_the_presets_else_the_papers() -> N
 
 
 def test_a_value_is_passed_on_as_it_was_written() -> None:
-    study = ablation.parse(["mask-ratio", "--values", "0.1234567,.5,0.50,1e-1"])
+    study = ablate_command.parse(["mask-ratio", "--values", "0.1234567,.5,0.50,1e-1"])
     assert study is not None
     assert [cell.value for cell in study.cells] == ["0.1234567", "0.5", "0.1"]
     assert [cell.config.method_config.mask_ratio for cell in study.cells] == [0.1234567, 0.5, 0.1]

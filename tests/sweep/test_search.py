@@ -16,13 +16,11 @@ from hypothesis import strategies as st
 from ssl_bench.api import registry
 from ssl_bench.api.ranges import LogUniform, OneOf, Range, Uniform
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags
+from ssl_bench.cli import flags, sweep_args
 from ssl_bench.errors import UserError
 from ssl_bench.experiment.run_config import text_of
 from ssl_bench.sweep import search
-from ssl_bench.sweep.search import Final
-from ssl_bench.sweep.spec import grid
-from ssl_bench.sweep.spec.grid import Cell, Grid
+from ssl_bench.sweep.grid import Cell, Final, Grid
 
 METHODS = list(registry.discover("method").values())
 SHARES = st.floats(0, 1, exclude_max=True)
@@ -30,9 +28,7 @@ HOW = pytest.mark.parametrize("how", ["random", "sobol"])
 
 
 def sweep(*words: object) -> Grid:
-    found = grid.parse([str(word) for word in words])
-    assert found is not None
-    return found
+    return sweep_args.parse([str(word) for word in words])
 
 
 def evals_of(final: Final) -> list[str]:

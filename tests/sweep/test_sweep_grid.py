@@ -18,22 +18,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssl_bench.api import registry
-from ssl_bench.cli import flags
+from ssl_bench.cli import flags, sweep_args
+from ssl_bench.cli.sweep_args import toml
 from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError
 from ssl_bench.experiment.run_config import RunConfig
-from ssl_bench.sweep.spec import grid, toml
-from ssl_bench.sweep.spec.grid import Cell, Grid
+from ssl_bench.sweep.grid import Cell, Grid
 
 METHODS = list(registry.discover("method").values())
 FEW = settings(max_examples=10, deadline=None)
 
 
 def sweep(*words: object) -> Grid:
-    found = grid.parse([str(word) for word in words])
-    assert found is not None
-    return found
+    return sweep_args.parse([str(word) for word in words])
 
 
 def values(cells: Sequence[Cell], *names: str) -> list[tuple[Any, ...]]:
@@ -184,8 +182,8 @@ def test_words_of_a_cell_do_not_depend_on_the_order_of_flags(
         ["--evals", "knn,linear", "--linear-epochs", "3", "--eval-every-with", "knn,linear"],
     ],
 )
-def test_many_command_lines_are_read_as_each_is(words: list[str]) -> None:
-    assert list(flags.parse_runs([words, words])) == [flags.parse_run(words)] * 2
+def test_a_cell_is_the_run_of_the_same_words(words: list[str]) -> None:
+    assert requests(sweep(*words).cells) == [flags.parse_run(words)]
 
 
 @pytest.mark.parametrize(
@@ -199,12 +197,11 @@ def test_many_command_lines_are_read_as_each_is(words: list[str]) -> None:
         (["--preset", "imagenet-mae-vitb", "--method", "mocov3"], "another method"),
     ],
 )
-def test_many_command_lines_are_refused_as_each_is(words: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said) as one:
+def test_words_that_make_no_run_make_no_sweep(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
         flags.parse_run(words)
-    with pytest.raises(UserError) as many:
-        list(flags.parse_runs([["--seed", "0"], words]))
-    assert str(many.value) == str(one.value)
+    with pytest.raises(UserError):
+        sweep(*words)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +230,7 @@ def test_many_command_lines_are_refused_as_each_is(words: list[str], said: str) 
         (["--mae.cluster", "local"], "unknown flag '--cluster'"),
         (["--mae.method", "mae"], "a method has no method"),
         (["--mask-ratio", "0.5,2"], "cell 'mae, mask ratio 2' is impossible: mask ratio 2.0"),
-        (["--mask-ratio", "0.5,x"], "cell 'mae, mask ratio x' is impossible"),
+        (["--mask-ratio", "0.5,x"], "--mask-ratio 'x' is not a number"),
         (["--evals", "knm"], "unknown eval 'knm'"),
         (["--runs-dir", "a,b"], "--runs-dir has several values"),
         (["--epochs", "1", "--budget-flops", "1e12"], "one will do"),
@@ -279,7 +276,7 @@ def test_many_command_lines_are_refused_as_each_is(words: list[str], said: str) 
 )
 def test_mistakes_get_one_clear_line(words: list[str], said: str) -> None:
     with pytest.raises(UserError) as error:
-        grid.parse(words)
+        sweep_args.parse(words)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     for of_the_parser in ("Error parsing", "invalid literal", "instantiated", "could not convert"):
@@ -653,8 +650,8 @@ def fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
 @pytest.mark.parametrize("words", [["--help"], ["--method", "mocov3", "-h"]])
 def test_help_says_the_flags_and_the_rules_without_torch(words: list[str]) -> None:
     code = (
-        "import sys\nfrom ssl_bench.sweep.spec import grid\n"
-        "assert grid.parse(sys.argv[1:]) is None\n"
+        "import sys\nfrom ssl_bench.cli import main\n"
+        "assert not main(['sweep', *sys.argv[1:]])\n"
         "heavy = {'torch', 'timm', 'pandas', 'numpy', 'scipy', 'submitit'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

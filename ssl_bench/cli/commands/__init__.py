@@ -1,1 +1,122 @@
-"""The commands, one file each."""
+"""The commands: what each is for, what it is told, and the function that does it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ssl_bench.config import settings as of
+from ssl_bench.config import sweep_settings as of_sweeps
+
+if TYPE_CHECKING:
+    from ssl_bench.api.registry import Kind
+
+_BOTH: tuple[Kind, ...] = ("method", "eval")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of ``ssl-bench``.
+
+    Attributes:
+        purpose: one line about it.
+        does: module and function in this package. It is given the settings, or the arguments where
+            it reads them itself, and may give an exit code.
+        settings: the dataclasses whose fields are its flags.
+        plugins: the kinds of plugins whose settings are flags, too.
+        reads_args: whether the function reads the arguments.
+        resumes: whether the same command resumes what was interrupted.
+    """
+
+    purpose: str
+    does: str
+    settings: tuple[type, ...] = ()
+    plugins: tuple[Kind, ...] = ()
+    reads_args: bool = False
+    resumes: bool = False
+
+    def run(self, name: str, args: Sequence[str]) -> int:
+        """Do it: the exit code."""
+        given: Any = args
+        if not self.reads_args:
+            from ssl_bench.cli import flags
+
+            [cls] = self.settings
+            given = flags.parse(name, cls, args)  # before what the command needs is imported
+        module, _, function = self.does.partition(":")
+        does: Callable[[Any], int | None] = getattr(
+            importlib.import_module(f"{__name__}.{module}"), function
+        )
+        return does(given) or 0
+
+
+COMMANDS = {
+    "run": Command(
+        "pre-train a method, evaluate it, show it beside its baselines",
+        *("run:run", (of.Settings,), _BOTH),
+        reads_args=True,
+        resumes=True,
+    ),
+    "ablate": Command(
+        "vary what a paper varied, draw the curve beside the paper's",
+        *("ablate:ablate", (of.AblateSettings, of.Settings), _BOTH),
+        reads_args=True,
+        resumes=True,
+    ),
+    "sweep": Command(
+        "run a grid or a search of many runs, here or as jobs on Slurm",
+        "sweep_help:sweep",
+        (of_sweeps.SweepSettings, of_sweeps.ClusterSettings, of.Settings),
+        _BOTH,
+        reads_args=True,
+        resumes=True,
+    ),
+    "status": Command(
+        "show how far a sweep is, live", "status:status", (of_sweeps.StatusSettings,)
+    ),
+    "cancel": Command("end the jobs of a sweep", "status:cancel", (of_sweeps.CancelSettings,)),
+    "recipe": Command(
+        "show a preset's every setting beside the paper's",
+        *("recipe:recipe", (of.Settings,), _BOTH),
+        reads_args=True,
+    ),
+    "eval": Command(
+        "evaluate a run, or a file of weights",
+        *("run:evaluate", (of.EvalSettings,), ("eval",)),
+        reads_args=True,
+        resumes=True,
+    ),
+    "compare": Command("show runs side by side", "compare:compare", (of.CompareSettings,)),
+    "show": Command("show where a run's numbers come from", "show:show", (of.ShowSettings,)),
+    "rerun": Command(
+        "train and evaluate a run again, and say whether it came out the same",
+        *("rerun:rerun", (of.RerunSettings,)),
+        resumes=True,
+    ),
+    "query": Command("ask about all runs in SQL", "query:query", (of.QuerySettings,)),
+    "report": Command(
+        "write a page with tables and figures of runs, and the files for a paper",
+        *("compare:report", (of.ReportSettings,)),
+    ),
+    "reconstruct": Command(
+        "hide patches of images, draw what a masked autoencoder makes of the rest",
+        *("reconstruct:reconstruct", (of.ReconstructSettings,)),
+    ),
+    "export": Command(
+        "write an encoder in the format of timm, MAE or transformers",
+        *("export:export", (of.ExportSettings,)),
+    ),
+    "data": Command(
+        "write a data set once as files that are read fast: data prepare SOURCE -o FOLDER",
+        *("run:data", (of.PrepareSettings,)),
+        reads_args=True,
+    ),
+    "list": Command(
+        "methods, evaluations, data sets, backbones, presets", "listing:show", reads_args=True
+    ),
+    "completion": Command(
+        "print shell completion for bash or zsh", "completion:show", reads_args=True
+    ),
+}

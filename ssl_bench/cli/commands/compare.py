@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ssl_bench.analysis import comparison, tables
-from ssl_bench.config.settings import CompareSettings
+from ssl_bench.config.settings import CompareSettings, ReportSettings
 from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic, writing
-from ssl_bench.utils.formatting import cell
+from ssl_bench.utils.formatting import cell, plain
 from ssl_bench.utils.terminal import Console
 
 console = Console()
@@ -28,3 +28,11 @@ def compare(settings: CompareSettings) -> None:
         with writing(settings.csv), atomic(settings.csv) as path:
             tables.flat(compared).map(cell).to_csv(path, index=False)
         console.print(f"table: {settings.csv}", soft_wrap=True)
+
+
+def report(settings: ReportSettings) -> None:
+    """Write the page, and say what was written: ``ssl-bench report``."""
+    from ssl_bench.analysis import report
+
+    for line in report.write(settings):
+        print(plain(line))

@@ -77,7 +77,7 @@ class Stage:
     rows: tuple[Row, ...]
 
 
-def show(words: Sequence[str]) -> None:
+def recipe(words: Sequence[str]) -> None:
     """Print a preset's recipe: ``ssl-bench recipe``.
 
     Raises:

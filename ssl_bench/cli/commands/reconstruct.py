@@ -32,11 +32,8 @@ from ssl_bench.utils.rng import SampleRng
 
 
 @torch.no_grad()
-def reconstruct(settings: ReconstructSettings) -> str:
-    """Draw images, what is left of them, and what the decoder makes of that.
-
-    Returns:
-        What was worked out, for a person to read.
+def reconstruct(settings: ReconstructSettings) -> None:
+    """Draw images, what is left of them, and what the decoder makes of that; say what was found.
 
     Raises:
         UserError: the weights have no decoder or do not tell enough, an image cannot be read, or
@@ -60,7 +57,8 @@ def reconstruct(settings: ReconstructSettings) -> str:
     )
     with writing(settings.output):
         figures.picture_rows(rows, spec, title, settings.output)
-    return "\n".join((*checkpoint.notes, note, f"pictures: {settings.output}"))
+    for line in (*checkpoint.notes, note, f"pictures: {settings.output}"):
+        print(plain(line))
 
 
 def _restore(

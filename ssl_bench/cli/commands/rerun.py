@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ssl_bench.cli import trust
 from ssl_bench.cli.commands.show import text
 from ssl_bench.config.settings import Precision, RerunSettings, Settings
 from ssl_bench.errors import UserError, first_line, require, unknown
+from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
@@ -31,13 +33,13 @@ _OUTCOME = "rerun.json"
 _console = Console()
 
 
-def rerun(settings: RerunSettings) -> bool:
+def rerun(settings: RerunSettings) -> int:
     """Train and evaluate a run again in a new folder, and compare: ``ssl-bench rerun``.
 
-    A repetition that was interrupted is gone on with.
+    Resumes an interrupted repetition.
 
     Returns:
-        Whether everything that could be compared came out the same.
+        The exit code: 0 where everything that could be compared came out the same, else 1.
 
     Raises:
         UserError: there is no such finished run, or what it was made with is not there any more.
@@ -70,7 +72,7 @@ def rerun(settings: RerunSettings) -> bool:
     if verdicts == {None}:
         verdict = "nothing of it could be compared"
     _console.print(f"{verdict}: {folder.name}", soft_wrap=True)
-    return same
+    return int(not same)
 
 
 def config_of(folder: Path, settings: RerunSettings) -> tuple[RunConfig, list[str]]:
@@ -131,25 +133,41 @@ def _config(
             f"it was trained on {cost['devices']} devices, and is on one, which rounds differently"
         )
     is_per_sample = method.load_class().per_sample_loss
-    spec = EncoderSpec.of(plan["encoder"])
     require(bool(plan["data_source"]), f"run {folder.name!r} does not tell where its data are")
-    again = Settings(
-        method=plan["method"],
+    if "settings" in plan:
+        stored = run_config.settings_of(plan)
+    else:  # of a run from before all settings were stored
+        stored = Settings(
+            batch_size=plan["batch_size"],
+            seed=plan["seed"],
+            preset=plan["preset"],
+            skip_broken=bool(plan.get("skip_broken")),
+        )
+    spec = EncoderSpec.of(plan["encoder"])
+    again = replace(
+        stored,
+        # What was found out stands for what was asked for, so that this machine finds the same.
+        method=method.source or method.name,
         data=plan["data_source"],
         eval_data=eval_source,
         backbone=spec.backbone,
         image_size=spec.image_size,
         patch_size=spec.patch_size,
         epochs=plan["epochs"] or 1,
-        batch_size=plan["batch_size"],
-        seed=plan["seed"],
+        budget_flops=None,
+        budget_time="",
+        match="",
         precision=plan["precision"],
         compile="on" if cost.get("compiled") else "off",
         micro_batch_size=cost.get("images_at_once" if is_per_sample else "encoded_at_once"),
-        preset=plan["preset"],
+        devices=1,
+        nodes=1,
+        strategy="auto",
+        evals=tuple(each.source or each.name for each in evals) or ("none",),
+        eval_every="",
         runs_dir=_place(folder, settings.runs_dir, plan["precision"]),
         data_dir=settings.data_dir,
-        skip_broken=bool(plan.get("skip_broken")),
+        wait=False,
     )
     return RunConfig(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
 

@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 
 from rich.table import Table
 
+from ssl_bench.cli import sweep_args
 from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep import manifest, plan, select_best
 from ssl_bench.sweep import status as standing
 from ssl_bench.sweep.backends import clusters, slurm
+from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep
 from ssl_bench.sweep.plan import Planner, Work
-from ssl_bench.sweep.spec import grid
-from ssl_bench.sweep.spec.grid import Grid
 from ssl_bench.sweep.status import UNDER_WAY, Standing
 from ssl_bench.utils.formatting import count, many
 from ssl_bench.utils.formatting import time as duration
@@ -36,9 +36,7 @@ def main(words: Sequence[str]) -> None:
     Raises:
         UserError: a cell is impossible, or the cluster refuses; what it took is noted.
     """
-    wanted = grid.parse(words)
-    if wanted is None:
-        return
+    wanted = sweep_args.parse(words)
     planner = Planner(wanted.settings, wanted.resources, wanted.runs_dir)
     entries = planner.entries(wanted.cells)
     while _is_more(words, wanted, planner, entries):

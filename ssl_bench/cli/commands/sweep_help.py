@@ -1,9 +1,10 @@
-"""What ``ssl-bench sweep --help`` prints."""
+"""``ssl-bench sweep``, whose help takes no import of torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from ssl_bench.api import registry
@@ -49,6 +50,16 @@ FILE.toml holds flags as keys, and what the command line gives wins over it:
 A search gives each method the same number of trials on a tenth of the training images held out
 (--data NAME@validation), which choose its flags; the runs of each --seed have them on all.
 """
+
+
+def sweep(args: Sequence[str]) -> None:
+    """Do a sweep, or print the help."""
+    if {"-h", "--help"} & set(args):
+        print(text(), end="")
+        return
+    from ssl_bench.cli.commands import sweep
+
+    sweep.main(args)
 
 
 def text() -> str:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl_bench.cli import flags
-from ssl_bench.cli.argv import by_flag, joined
+from ssl_bench.cli.argv import by_flag
+from ssl_bench.cli.flags import Flag
+from ssl_bench.cli.sweep_args import toml
+from ssl_bench.cli.sweep_args.toml import Layer, SweepFile
+from ssl_bench.cli.sweep_args.values import Given, choices
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError, require
-from ssl_bench.sweep.spec import toml
-from ssl_bench.sweep.spec.toml import Layer, SweepFile
-from ssl_bench.sweep.spec.values import Given, choices
+
+_OWN = flags.flags_of(SweepSettings)
 
 
 def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str, Given]]]:
@@ -19,7 +22,7 @@ def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str
     line: Layer = {}
     own: dict[str, Given] = {}
     resources: list[tuple[str, Given]] = []
-    booleans = {name for name, type_ in flags.types(SweepSettings).items() if type_ is bool}
+    booleans = {name for name, flag in _OWN.items() if flag.type is bool}
     for group in by_flag(words):
         flag, *values = group
         require(flag.startswith("--"), f"unexpected argument {flag!r}; a sweep's file comes first")
@@ -71,18 +74,12 @@ def settings(file: SweepFile, own: Mapping[str, Given]) -> SweepSettings:
 
 def _own_value(name: str, given: Given) -> Any:
     """The value of a field of `SweepSettings`."""
-    type_ = flags.types(SweepSettings)[name]
-    if not given.where and type_ is not bool:
-        words = joined([_as_given(name, given)])
-    else:
-        several = choices(name, type_, given)
-        where = given.where or f"--{name.replace('_', '-')}"
-        require(len(several) == 1, f"{where}: it takes one value")
-        words = joined(several)
-    try:
-        return flags.value_of("sweep", SweepSettings, name, words)
-    except UserError as error:
-        raise UserError(f"{given.where}: {error}" if given.where else str(error)) from error
+    flag = _OWN[name]
+    if not given.where and flag.type is not bool:
+        return flags.read(flag, _text(flag, given))
+    several = choices(flag, given)
+    require(len(several) == 1, f"{given.where or flag.option}: it takes one value")
+    return several[0]
 
 
 def cluster_flags(resources: Sequence[tuple[str, Given]]) -> dict[str, Any]:
@@ -91,19 +88,19 @@ def cluster_flags(resources: Sequence[tuple[str, Given]]) -> dict[str, Any]:
     Raises:
         UserError: one makes no sense.
     """
-    single = [(name, given) for name, given in resources if name not in toml.LISTS]
-    words = joined(_as_given(name, given) for name, given in single)
-    parsed = flags.parse("sweep", ClusterSettings, words)
-    found = {name: getattr(parsed, name) for name, _ in single}
-    for name in toml.LISTS:
-        # Neither is split at commas: a line of shell may well have some.
-        items = [_as_given(*each)[1] for each in resources if each[0] == name]
-        found |= {name: tuple(items)} if items else {}
+    known = flags.flags_of(ClusterSettings)
+    found: dict[str, Any] = {}
+    for name, given in resources:
+        text = _text(known[name], given)
+        if name in toml.LISTS:  # not split at commas: a line of shell may well have some
+            found[name] = (*found.get(name, ()), text)
+        else:
+            found[name] = flags.read(known[name], text)
     ClusterSettings(**found)
     return found
 
 
-def _as_given(name: str, given: Given) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    require(given.value is not None, f"{flag}: it needs a value")
-    return [flag, given.value]
+def _text(flag: Flag, given: Given) -> str:
+    if given.value is None:
+        raise UserError(f"{flag.option}: it needs a value")
+    return str(given.value)

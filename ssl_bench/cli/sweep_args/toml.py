@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.cli.sweep_args.values import Given, shown
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError, require
-from ssl_bench.sweep.spec.values import Given, shown
 from ssl_bench.utils.files import load_toml
 
 OWN = {each.name for each in fields(SweepSettings)}

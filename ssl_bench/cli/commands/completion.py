@@ -1,0 +1,45 @@
+"""``ssl-bench completion SHELL``: tyro's script, told of all commands, flags and names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+
+from ssl_bench import data
+from ssl_bench.api import registry
+from ssl_bench.cli import flags
+from ssl_bench.cli.commands import COMMANDS
+from ssl_bench.config.presets import BACKBONES
+from ssl_bench.errors import require, unknown
+
+_SHELLS = ("bash", "zsh")
+
+
+def show(args: Sequence[str]) -> None:
+    """Print the completion script of a shell.
+
+    Raises:
+        UserError: there is no such shell.
+    """
+    require(len(args) == 1, f"say which shell: ssl-bench completion {'|'.join(_SHELLS)}")
+    if args[0] not in _SHELLS:
+        raise unknown("shell", args[0], _SHELLS)
+    names: dict[str, Iterable[str]] = {
+        "method": registry.discover("method"),
+        "data": data.names(),
+        "backbone": BACKBONES,
+        "preset": registry.presets(),
+    }
+    choices: dict[str, Any] = {flag: Literal[tuple(known)] | None for flag, known in names.items()}
+    choices["evals"] = tuple[Literal[tuple(registry.discover("eval"))], ...]  # type: ignore[misc]
+    classes = [
+        Annotated[
+            flags.every_flag(name, each.settings, each.plugins, choices),
+            tyro.conf.subcommand(name),
+        ]
+        for name, each in COMMANDS.items()
+    ]
+    union: Any = Union[tuple(classes)]  # noqa: UP007  built from a variable number of types
+    tyro.cli(union, prog="ssl-bench", args=["--tyro-print-completion", args[0]])

@@ -1,0 +1,72 @@
+"""``ssl-bench run``, ``eval`` and ``data``: their arguments read, the work begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssl_bench.cli import argv, flags
+from ssl_bench.config.settings import ConfigFileSettings, PrepareSettings
+from ssl_bench.distributed import launcher
+from ssl_bench.errors import UserError
+from ssl_bench.experiment import run_config
+from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.runs import run_folder
+
+
+def run(args: Sequence[str]) -> int:
+    """``ssl-bench run``: the exit code."""
+    config = _from_file(args) if argv.peek(args, "config") else flags.parse_run(args)
+
+    def work() -> None:
+        from ssl_bench.experiment import commands
+
+        commands.run(config)
+
+    settings = config.settings
+    return launcher.on_devices(
+        *(["run", *args], settings.devices, settings.nodes, work, settings.strategy),
+        run_folder.note_failure,
+    )
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """``ssl-bench eval``, whose preset is the run's unless another is asked for: the exit code."""
+    config = flags.parse_eval(args)
+    settings = config.settings
+    preset = run_folder.preset_of(settings.runs_dir, settings.target) if settings.target else None
+    if preset:
+        config = flags.parse_eval(args, preset)
+
+    def work() -> None:
+        from ssl_bench.experiment import commands
+
+        commands.evaluate(config)
+
+    return launcher.on_devices(
+        ["eval", *args], settings.devices, settings.nodes, work, note=run_folder.note_failure
+    )
+
+
+def data(args: Sequence[str]) -> None:
+    """``ssl-bench data prepare``."""
+    if args[:1] != ["prepare"] and not {"-h", "--help"} & set(args):
+        raise UserError("say what to do with data: ssl-bench data prepare SOURCE -o FOLDER")
+    settings = flags.parse("data prepare", PrepareSettings, args[1:] or args)
+    from ssl_bench.experiment import commands
+
+    commands.prepare(settings)
+
+
+def _from_file(args: Sequence[str]) -> RunConfig:
+    """The run of ``ssl-bench run --config FILE``."""
+    from ssl_bench.cli import trust
+
+    settings = flags.parse("run --config", ConfigFileSettings, args)
+
+    def allow(files: Sequence[Path]) -> None:
+        what = f"config {str(settings.config)!r} names"
+        trust.ask(what, files, settings.config.parent, settings.trust)
+
+    config = run_config.load(settings.config, allow)
+    return config.with_values({"wait": True}) if settings.wait else config

@@ -1,1 +1,0 @@
-"""What a sweep is asked for: a command line or a TOML file, to cells."""
