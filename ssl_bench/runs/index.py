@@ -303,7 +303,7 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
     names = [n if unique[n] == 1 else folder for n, folder in zip(names, folders, strict=True)]
     names = _told_apart(list(map(run_records.text, names)))
     states = [
-        schema.state_now(state, Path(folder))
+        schema.add_running(state, Path(folder))
         for state, folder in zip(table["state"].to_pylist(), folders, strict=True)
     ]
     problems = [

@@ -57,7 +57,7 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
 
 def _require_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise `UserError` where a default changed that a folder's name says nothing about."""
-    stored, config = schema.facts(folder / schema.CONFIG), json.loads(json.dumps(config))
+    stored, config = schema.load_object(folder / schema.CONFIG), json.loads(json.dumps(config))
     for part in ("method_config", "encoder"):
         then, now = mapping(stored.get(part)), mapping(config.get(part))
         for name in then.keys() & now.keys():
@@ -159,7 +159,7 @@ def record_environment(folder: Path, device: str, devices: Mapping[str, Any] | N
     """
     now, path = {**environment(device), **(devices or {})}, folder / schema.ENVIRONMENT
     if (folder / schema.CHECKPOINT).exists():
-        last = schema.facts(path)
+        last = schema.load_object(path)
         earlier = {name: last.get(name) for name in ("started", "code", "device", "packages")}
         now["earlier"] = [*last.get("earlier", []), earlier]
     write_json(path, now)
@@ -194,7 +194,7 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
             pass
     require(
         schema.is_trained(folder),
-        f"run {folder.name!r} is not finished; this resumes it: {schema.command_of(folder)}",
+        f"run {folder.name!r} is not finished; this resumes it: {schema.last_command(folder)}",
     )
     _require_own(folder)
     return folder
@@ -225,7 +225,7 @@ def _find_one(runs_dir: Path, name: str) -> Path:
 def preset_of(runs_dir: Path, name: str) -> str | None:
     """The preset that a run was made with, if it is a run and says so."""
     try:
-        return schema.plan_of(_find_one(runs_dir, name)).get("preset")
+        return schema.load_plan(_find_one(runs_dir, name)).get("preset")
     except UserError:
         return None
 

@@ -295,7 +295,7 @@ def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
         "pretrained_on": plan.get("data"),
         "data_fingerprint": plan.get("data_fingerprint"),
         "seed": plan.get("seed"),
-        "state": schema.state_by(names),
+        "state": schema.state_from_names(names),
         "error": failure.get("error"),
         "step": last.get("step", cost.get("steps")),
         "epochs": plan.get("epochs"),
