@@ -129,7 +129,7 @@ def seconds_per_step(
     trial.before_training(data.train, spec, plan.seed)
     replica, optimizer = pretrain.prepared(trial, hardware, spec)
     schedule = Schedule.of(len(data.train), plan.batch_size, 1, trial.config)
-    own = collectives.share(plan.batch_size)
+    own = collectives.shard(plan.batch_size)
     steps = (
         SampleRng(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS)
     )

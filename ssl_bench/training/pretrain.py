@@ -103,7 +103,7 @@ def pretrain(
     """
     spec = plan.encoder
     images_at_once = micro_batch_size or hardware.images_at_once(spec.patches)
-    hardware.forget_peak()
+    hardware.reset_peak_memory()
     method.to(hardware.device).train()
     flops_per_step = flops.of_step(method, spec, plan.batch_size)
     encoded_at_once = None if method.per_sample_loss else micro_batch_size
@@ -140,7 +140,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Write what a training has made, ``encoder.json`` last; the checkpoint is not needed then."""
     state = method.state_dict()
-    own = strategy.whole({name: state[name] for name in state if not name.startswith("encoder.")})
+    own = strategy.full_state(
+        {name: state[name] for name in state if not name.startswith("encoder.")}
+    )
     if collectives.rank() == 0:
         weights.write(folder / schema.METHOD_WEIGHTS, own)
     cost = {
@@ -231,7 +233,7 @@ def _train(
     started = checkpointed = recorded = time.monotonic()
     pause = SECONDS_BETWEEN_CHECKPOINTS
     first, waited = start, 0.0  # of this process since the last record
-    own = collectives.share(batch_size)
+    own = collectives.shard(batch_size)
     steps = (
         SampleRng(seed, step, schedule.batch(step, seed, "order")[own])
         for step in range(start, total)
@@ -240,7 +242,9 @@ def _train(
     with (
         closing(batches(method, train, spec, steps)) as source,
         progress.bar(f"pre-train {plan.method}", total) as bar,
-        collectives.file_of_first(folder / schema.METRICS).open("a", encoding="utf-8") as metrics,
+        collectives.path_on_rank_zero(folder / schema.METRICS).open(
+            "a", encoding="utf-8"
+        ) as metrics,
     ):
         for step in range(start, total):
             learning_rate = schedule.learning_rate(step)

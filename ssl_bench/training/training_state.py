@@ -36,8 +36,8 @@ def save(
         "step": step,
         "seconds": seconds,
         "losses": collectives.mean(torch.stack(list(losses))) if losses else torch.empty(0),
-        "method": strategy.whole(method.state_dict()),
-        "optimizer": strategy.whole(optimizer.state_dict()),
+        "method": strategy.full_state(method.state_dict()),
+        "optimizer": strategy.full_state(optimizer.state_dict()),
     }
     if collectives.rank() == 0:
         resume.save(folder / schema.CHECKPOINT, state)
