@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.distributed.sharding import shared_rows
+from ssl_bench.distributed.collectives import sharded
 from ssl_bench.errors import above, require, within
 from ssl_bench.evaluation.metrics import accuracy, holdout
 
@@ -83,7 +83,7 @@ class KNN(Evaluation):
         )
 
 
-@shared_rows("queries_QD")
+@sharded("queries_QD")
 def _predict(
     features_ND: Tensor,
     labels_N: Tensor,

@@ -200,12 +200,12 @@ def _augmented_features(
         view = partial(augment, recipe=recipe, draws=step_draws)
         views_PCHW = prepare(next(stored), encoder.spec, encoder.hardware, view)
         parts.append(encoder.encode(views_PCHW)[config.pooling])
-    return collectives.gather_shares(torch.cat(parts), len(index_B))
+    return collectives.gather_shards(torch.cat(parts), len(index_B))
 
 
 def _own_parts(index_B: Tensor) -> tuple[Tensor, ...]:
     """This rank's share of a batch, in parts."""
-    return collectives.share_of(index_B).split(_IMAGES_AT_ONCE)
+    return collectives.shard_rows(index_B).split(_IMAGES_AT_ONCE)
 
 
 def _width(encoder: FrozenEncoder, config: Config) -> int:

@@ -169,8 +169,8 @@ def work(rank: int, ports: list[int], folder: str) -> None:
         is_new = not home.exists()
         with process_group.initialised(place, strategy, print):  # type: ignore[arg-type]
             is_new = collectives.broadcast(is_new)
-            assert collectives.agreed(15 if rank == world - 1 else 0) == 15
-            assert collectives.agreed(0) == 0
+            assert collectives.largest(15 if rank == world - 1 else 0) == 15
+            assert collectives.largest(0) == 0
             assert collectives.gather_objects(rank) == list(range(world))
             with pytest.raises(UserError, match="seen by rank 0"):
                 collectives.on_rank_zero(refuse)

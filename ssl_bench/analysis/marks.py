@@ -1,8 +1,8 @@
-"""The marks of scores, the same in the terminal, on the page and in files."""
+"""How the marks of scores read in the terminal, on the page and in files."""
 
 from __future__ import annotations
 
-from ssl_bench.analysis.comparison import Table
+from ssl_bench.analysis.comparison import ScoreTable
 from ssl_bench.analysis.comparison.pairs import LEVEL
 
 _MARKS = {
@@ -16,7 +16,7 @@ _MARKS = {
 
 
 def sign(mark: str) -> str:
-    """What stands behind a score with this mark; "" for any other word."""
+    """The sign behind a score with this mark; "" for any other word."""
     return f" {_MARKS[mark][0]}" if mark in _MARKS else ""
 
 
@@ -25,10 +25,10 @@ def meaning(mark: str) -> str:
     return _MARKS[mark][1] if mark else ""
 
 
-def legend(table: Table) -> list[str]:
-    """What the marks of a table mean, of those that are there, and how far single runs tell."""
+def legend(table: ScoreTable) -> list[str]:
+    """The meaning of the marks that a table has, and a warning where single runs are compared."""
     marks = {cell.mark for cell in table.cells.values()}
-    lines = [f"{sign} {words}" for mark, (sign, words) in _MARKS.items() if mark in marks]
-    if any(pair.is_of_runs for pair in table.pairs):
+    lines = [f"{sign} {meaning}" for mark, (sign, meaning) in _MARKS.items() if mark in marks]
+    if any(pair.is_of_single_runs for pair in table.pairs):
         lines.append("one run a side: that tells of these runs, not of other seeds")
     return lines

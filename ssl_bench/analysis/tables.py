@@ -1,4 +1,4 @@
-"""Comparisons as tables, for a terminal and for a file."""
+"""Comparisons as tables for a terminal and for CSV files."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from ssl_bench.analysis import marks
-from ssl_bench.analysis.comparison import Cell, Comparison, Cost, Group
-from ssl_bench.analysis.comparison import Table as Compared
+from ssl_bench.analysis.comparison import Comparison, Cost, Group, GroupScore, ScoreTable
 from ssl_bench.analysis.comparison.grouping import Column
 from ssl_bench.analysis.comparison.pairs import Pair
+from ssl_bench.analysis.comparison.statistics import Mean
+from ssl_bench.utils.formatting import cell as safe_cell
 from ssl_bench.utils.formatting import count, digits, plain, share, time, whole
 
 _MOST_PAIRS = 15
 _MOST_ROWS = 50
 _WRAP = 16
 _BORDER = 3
-_TRAINED_FROM = 80
-"""Width of a terminal that has room for the number of trained parameters."""
-_RUNS_FROM = 100
-"""Width of a terminal that has room for the names of runs."""
+_TRAINED_FROM, _RUNS_FROM = 80, 100
+"""Widths of a terminal with room for the number of trained parameters and for names of runs."""
 
 
-def as_rich(comparison: Comparison, width: int) -> Iterator[Table]:
-    """A comparison for a terminal of so many columns."""
+def as_rich(comparison: Comparison, width: int) -> Iterator[RichTable]:
+    """A comparison for a terminal of that many columns."""
     for table in filter(lambda table: table.groups, comparison.tables):
-        yield from _scores(table, width)
-        yield _costs(table, width)
+        yield from _score_tables(table, width)
+        yield _cost_table(table, width)
         if table.pairs:
-            yield _pairs(table)
-    if comparison.pending:
-        yield _pending(comparison)
+            yield _pair_table(table)
+    if comparison.incomplete:
+        shown = _new_table("runs to know of", run="fold", state="", why="fold")
+        for run in comparison.incomplete:
+            shown.add_row(_text(run.run), run.state, _text(run.why))
+        yield shown
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What to know: why tables and columns are apart, what is missing, what is wrong."""
+    """Why tables and columns are apart, and what is missing or wrong."""
     found = [*comparison.notes, *(note for table in comparison.tables for note in table.notes)]
     for table in comparison.tables:
         if len(table.groups) > _MOST_ROWS:
@@ -53,23 +55,21 @@ def notes(comparison: Comparison) -> list[str]:
 
 def flat(comparison: Comparison) -> pd.DataFrame:
     """One row for each group and score."""
-    rows = []
-    for table in comparison.tables:
-        for group in table.groups:
-            for column in table.columns:
-                cell = table.cells.get((group.key, column.key))
-                if cell:
-                    rows.append(_flat(table, group, column, cell))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {"evaluated_on": table.evaluated_on, "test_fingerprint": table.test_fingerprint,
+         "read": table.title, **flat_score(group, column, score)}
+        for table in comparison.tables
+        for group in table.groups
+        for column in table.columns
+        if (score := table.cells.get((group.key, column.key)))
+    )  # fmt: skip
 
 
-def _flat(table: Compared, group: Group, column: Column, cell: Cell) -> dict[str, Any]:
-    mean, cost = cell.mean, group.cost
-    known = {member.run: member.seed for member in group.members if member.run in cell.values}
+def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any]:
+    """A group's score, and everything known about it."""
+    cost = vars(group.cost)
+    members = [member for member in group.members if member.run in score.values]
     return {
-        "evaluated_on": table.evaluated_on,
-        "test_fingerprint": table.test_fingerprint,
-        "read": table.title,
         "method": group.method,
         "label": group.label,
         "evaluation": column.evaluation,
@@ -78,88 +78,105 @@ def _flat(table: Compared, group: Group, column: Column, cell: Cell) -> dict[str
         "score": column.score,
         "unit": column.unit,
         "better": column.better,
-        "n": mean.n,
-        "mean": mean.mean,
-        "half_width": mean.half_width,
-        "mark": cell.mark,
-        "mark_meaning": marks.meaning(cell.mark),
-        "seeds": " ".join(map(str, known.values())),
-        "runs": " ".join(known),
-        **{name: value for name, value in vars(cost).items() if name != "devices"},
-        "device": "; ".join(cost.devices),
+        "n": score.mean.n,
+        "mean": score.mean.mean,
+        "half_width": score.mean.half_width,
+        "mark": score.mark,
+        "mark_meaning": marks.meaning(score.mark),
+        "seeds": " ".join(str(member.seed) for member in members),
+        "runs": " ".join(member.run for member in members),
+        **{name: value for name, value in cost.items() if name != "devices"},
+        "device": "; ".join(group.cost.devices),
     }
 
 
-def _scores(table: Compared, width: int) -> Iterator[Table]:
-    """The headline scores: those of one unit beside each other, the single ones after them."""
+def as_csv(frame: pd.DataFrame) -> bytes:
+    """All digits; missing numbers are empty; no text is run as a formula (`formatting.cell`)."""
+    return frame.map(safe_cell).rename(columns=safe_cell).to_csv(index=False).encode()
+
+
+def format_mean(mean: Mean, unit: str) -> str:
+    """A mean and half of its interval, if it has one."""
+    half = "" if mean.half_width is None else f" ± {digits(mean.half_width, unit)}"
+    return f"{digits(mean.mean, unit)}{half}"
+
+
+def _new_table(title: str, caption: str | None = None, **columns: str) -> RichTable:
+    """A table with columns that fold, are aligned to the right ("right"), or neither ("")."""
+    table = RichTable(title=title, caption=caption)
+    for name, kind in columns.items():
+        _add_column(table, name, kind)
+    return table
+
+
+def _add_column(table: RichTable, name: str | Text, kind: str) -> None:
+    if kind == "fold":
+        table.add_column(name, overflow="fold")
+    else:
+        table.add_column(name, justify="right" if kind == "right" else "left", no_wrap=True)
+
+
+def _score_tables(table: ScoreTable, width: int) -> Iterator[RichTable]:
+    """The headline scores: those of one unit beside each other, the others after them."""
     units = Counter(column.unit for column in table.headlines)
     parts = [[c for c in table.headlines if c.unit == unit] for unit in units if units[unit] > 1]
     parts.append([column for column in table.headlines if units[column.unit] == 1])
-    shown = [each for part in parts if part for each in _beside(table, part, width)]
-    shown[-1].caption = _caption(table)
+    shown = [each for part in parts if part for each in _side_by_side(table, part, width)]
+    has_intervals = any(score.mean.half_width is not None for score in table.cells.values())
+    interval = ["mean ± half of its 95 % t interval over seeds"] * has_intervals
+    shown[-1].caption = "\n".join([*interval, *marks.legend(table)])
     yield from shown
 
 
-def _beside(table: Compared, columns: Sequence[Column], width: int) -> Iterator[Table]:
-    """Columns in as many tables as the width asks for."""
-    groups, units = _rows(table), {column.unit for column in columns}
-    texts = {column.key: [_cell(table, group, column) for group in groups] for column in columns}
-    heads = {column.key: _head(column, with_unit=len(units) > 1) for column in columns}
-    widths = [
-        max(
-            len(line)
-            for text in (heads[c.key], *map(str, texts[c.key]))
-            for line in text.split("\n")
-        )
-        + _BORDER
-        for c in columns
-    ]
+def _side_by_side(table: ScoreTable, columns: Sequence[Column], width: int) -> Iterator[RichTable]:
+    """The columns in as many tables as the width requires."""
+    groups, units = _best_groups(table), {column.unit for column in columns}
+    texts = {c.key: [_score(table, group, c) for group in groups] for c in columns}
+    heads = {c.key: _head(c, with_unit=len(units) > 1) for c in columns}
     labels = min(max(len(group.label) for group in groups), 2 * _WRAP)
     room = width - labels - _BORDER - 1 - (len("runs") + _BORDER)
-    what = f"{units.pop()}: " if len(units) == 1 else ""
-    for number, part in enumerate(chunks := _chunks(columns, widths, room)):
-        more = f" ({number + 1} of {len(chunks)})" if len(chunks) > 1 else ""
-        shown = Table(title=plain(f"{what}{table.title}{more}"))
-        shown.add_column("method", overflow="fold")
-        shown.add_column("runs", justify="right", no_wrap=True)
-        for column in part:
-            shown.add_column(_text(heads[column.key]), justify="right", no_wrap=True)
+    chunks: list[list[Column]] = []
+    left = 0
+    for column in columns:
+        lines = "\n".join([heads[column.key], *map(str, texts[column.key])]).split("\n")
+        needed = max(map(len, lines)) + _BORDER
+        if not chunks or needed > left:
+            chunks.append([])
+            left = room
+        chunks[-1].append(column)
+        left -= needed
+    unit = f"{units.pop()}: " if len(units) == 1 else ""
+    for number, chunk in enumerate(chunks, 1):
+        part = f" ({number} of {len(chunks)})" if len(chunks) > 1 else ""
+        shown = _new_table(plain(f"{unit}{table.title}{part}"), method="fold", runs="right")
+        for column in chunk:
+            _add_column(shown, _text(heads[column.key]), "right")
         for row, group in enumerate(groups):
-            cells = (texts[column.key][row] for column in part)
-            shown.add_row(_text(group.label), str(len(group.members)), *cells)
+            scores = (texts[column.key][row] for column in chunk)
+            shown.add_row(_text(group.label), str(len(group.members)), *scores)
         yield shown
 
 
-def _rows(table: Compared) -> Sequence[Group]:
-    """The groups to show: all, or as many as one reads, by the first column."""
+def _means(table: ScoreTable, column: Column) -> dict[str, float]:
+    """The means in a column by the group's key, so that more is better."""
+    return {
+        group.key: column.sign * score.mean.mean
+        for group in table.groups
+        if (score := table.cells.get((group.key, column.key))) and score.mean.n
+    }
+
+
+def _best_groups(table: ScoreTable) -> Sequence[Group]:
+    """The groups to show: all of them, or the best by the first column."""
     if len(table.groups) <= _MOST_ROWS:
         return table.groups
-    first = table.headlines[0]
-    sign = -1 if first.better == "lower" else 1
-    means = {
-        group.key: sign * cell.mean.mean
-        for group in table.groups
-        if (cell := table.cells.get((group.key, first.key))) and cell.mean.n
-    }
+    means = _means(table, table.headlines[0])
     best = set(sorted(means, key=lambda key: -means[key])[:_MOST_ROWS])
     return [group for group in table.groups if group.key in best]
 
 
-def _chunks(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[list[Column]]:
-    """Columns that fit beside each other, at least one at a time."""
-    chunks: list[list[Column]] = []
-    left = 0
-    for column, width in zip(columns, widths, strict=True):
-        if not chunks or width > left:
-            chunks.append([])
-            left = room
-        chunks[-1].append(column)
-        left -= width
-    return chunks
-
-
 def _head(column: Column, with_unit: bool) -> str:
-    """What stands above a column, in short lines."""
+    """The head of a column, in short lines."""
     lines = [column.evaluation, *textwrap.wrap(column.variant, _WRAP)]
     if with_unit:
         lines += textwrap.wrap(column.unit, _WRAP)
@@ -168,36 +185,21 @@ def _head(column: Column, with_unit: bool) -> str:
     return "\n".join(lines)
 
 
-def _cell(table: Compared, group: Group, column: Column) -> Text:
-    cell = table.cells.get((group.key, column.key))
-    if cell is None:
-        return Text("-")
-    mean = cell.mean
-    if not mean.n:
-        return Text("NaN")
-    text = digits(mean.mean, column.unit)
-    if mean.half_width is not None:
-        text += f" ± {digits(mean.half_width, column.unit)}"
-    if mean.n != len(group.members):
-        text += f" (n={mean.n})"
-    return _text(text + marks.sign(cell.mark), style="bold" if cell.mark == "best" else "")
+def _score(table: ScoreTable, group: Group, column: Column) -> Text:
+    score = table.cells.get((group.key, column.key))
+    if score is None or not score.mean.n:
+        return Text("-" if score is None else "NaN")
+    n = f" (n={score.mean.n})" if score.mean.n != len(group.members) else ""
+    text = f"{format_mean(score.mean, column.unit)}{n}{marks.sign(score.mark)}"
+    return _text(text, style="bold" if score.mark == "best" else "")
 
 
-def _caption(table: Compared) -> str:
-    """What the signs in the scores mean, of those that are there."""
-    has_intervals = any(cell.mean.half_width is not None for cell in table.cells.values())
-    interval = ["mean ± half of its 95 % t interval over seeds"] * has_intervals
-    return "\n".join([*interval, *marks.legend(table)])
-
-
-def _costs(table: Compared, width: int) -> Table:
+def _cost_table(table: ScoreTable, width: int) -> RichTable:
     devices = sorted({name for group in table.groups for name in group.cost.devices})
-    has_runs = width >= _RUNS_FROM
+    has_runs, several = width >= _RUNS_FROM, len(devices) > 1
     numbers = {name: f"[{number}]" for number, name in enumerate(devices, start=1)}
     caption = f"of one run, on average{'; runs by the end of their names' * has_runs}"
-    several = len(devices) > 1
-    told = [f"{numbers[name]} {name}" if several else name for name in devices]
-    shown = Table(title="cost of pre-training", caption=plain("\n".join([caption, *told])))
+    legend = [f"{numbers[name]} {name}" if several else name for name in devices]
     heads: dict[str, Callable[[Cost], str]] = {
         "images": lambda cost: count(cost.images_seen),
         "FLOP": lambda cost: count(cost.flops),
@@ -209,12 +211,16 @@ def _costs(table: Compared, width: int) -> Table:
         heads["trained"] = lambda cost: count(cost.trained_parameters)
     if several:
         heads["on"] = lambda cost: "".join(numbers[name] for name in cost.devices)
-    shown.add_column("method", overflow="fold")
-    for head in heads:
-        shown.add_column(head, justify="right", no_wrap=True)
-    if has_runs:
-        shown.add_column("runs", overflow="fold")
-    for group in _rows(table):
+    shown = _new_table(
+        "cost of pre-training",
+        plain("\n".join([caption, *legend])),
+        **{
+            "method": "fold",
+            **dict.fromkeys(heads, "right"),
+            **({"runs": "fold"} if has_runs else {}),
+        },
+    )
+    for group in _best_groups(table):
         cells = [_text(cell(group.cost)) for cell in heads.values()]
         if has_runs:
             cells.append(Text(" ".join(m.run.rpartition("-")[2] for m in group.members)))
@@ -222,27 +228,30 @@ def _costs(table: Compared, width: int) -> Table:
     return shown
 
 
-def _pairs(table: Compared) -> Table:
-    """All pairs, or those with the best mean of each column, which come first where they are many.
+def _pair_table(table: ScoreTable) -> RichTable:
+    """All pairs; where they are many, those with the best mean of each column, which come first.
 
     The method's name is left out where all groups share it.
     """
     pairs = [(pair, pair.a, pair.b, 1) for pair in table.pairs]
     title = "differences"
     if len(pairs) > _MOST_PAIRS:
-        tops = {column: _top(table, column) for column in table.headlines}
-        turned = [(pair, pair.b, pair.a, -1) for pair in table.pairs]
-        pairs = [each for each in [*pairs, *turned] if each[1] == tops[each[0].column]]
+        best = {
+            column: max(means, key=lambda key: means[key])
+            for column in table.headlines
+            if (means := _means(table, column))
+        }
+        reversed_ = [(pair, pair.b, pair.a, -1) for pair in table.pairs]
+        pairs = [each for each in [*pairs, *reversed_] if each[1] == best.get(each[0].column)]
         pairs.sort(key=lambda each: table.headlines.index(each[0].column))
         title = "differences to the best mean"
     tested = sum(pair.p_adjusted is not None for pair in table.pairs)
     corrected = f"; p of Holm's correction for {tested} test{'s' * (tested > 1)}" * bool(tested)
-    shown = Table(title=title, caption=f"difference and its own 95 % interval{corrected}")
-    shown.add_column("evaluation", overflow="fold")
-    shown.add_column("pair", overflow="fold")
-    shown.add_column("difference", justify="right", no_wrap=True)
-    shown.add_column("p", justify="right", no_wrap=True)
-    shown.add_column("verdict", overflow="fold")
+    shown = _new_table(
+        title,
+        f"difference and its own 95 % interval{corrected}",
+        evaluation="fold", pair="fold", difference="right", p="right", verdict="fold",
+    )  # fmt: skip
     names = {group.key: group.label for group in table.groups}
     if len({group.method for group in table.groups}) == 1:
         shared = table.groups[0].method
@@ -258,21 +267,11 @@ def _pairs(table: Compared) -> Table:
     return shown
 
 
-def _top(table: Compared, column: Column) -> str | None:
-    sign = -1 if column.better == "lower" else 1
-    means = {
-        key: sign * cell.mean.mean
-        for (key, name), cell in table.cells.items()
-        if name == column.key and cell.mean.n
-    }
-    return max(means, key=lambda key: means[key]) if means else None
-
-
 def _difference(pair: Pair, sign: int) -> str:
-    found, unit = pair.difference, pair.column.unit
-    text = digits(sign * found.difference, unit, "+")
-    if found.interval:
-        low, high = sorted(sign * end for end in found.interval)
+    unit, interval = pair.column.unit, pair.difference.interval
+    text = digits(sign * pair.difference.difference, unit, "+")
+    if interval:
+        low, high = sorted(sign * end for end in interval)
         text += f"\n{digits(low, unit, '+')} to {digits(high, unit, '+')}"
     return text
 
@@ -280,19 +279,9 @@ def _difference(pair: Pair, sign: int) -> str:
 def _verdict(pair: Pair) -> str:
     if pair.p_adjusted is None:
         return "not tested"
-    if pair.is_of_runs:
+    if pair.is_of_single_runs:
         return f"{'differs, these two runs' if pair.is_significant else 'tie'}\nMcNemar"
-    return f"{'significant' if pair.is_significant else 'tie'}\n{pair.how}"
-
-
-def _pending(comparison: Comparison) -> Table:
-    shown = Table(title="runs to know of")
-    shown.add_column("run", overflow="fold")
-    shown.add_column("state", no_wrap=True)
-    shown.add_column("why", overflow="fold")
-    for run in comparison.pending:
-        shown.add_row(_text(run.run), run.state, _text(run.why))
-    return shown
+    return f"{'significant' if pair.is_significant else 'tie'}\n{pair.test}"
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -52,7 +52,7 @@ _LONGEST_WHOLE, _STRETCH, _JPEG = 2**16, 2**14, b"\xff\xd8"
 
 def cores() -> int:
     """How many cores this process may use: its share, where there are several ranks here."""
-    return max(1, environment.cores() // collectives.processes_here())
+    return max(1, environment.cores() // collectives.local_world_size())
 
 
 @dataclass(frozen=True, eq=False)

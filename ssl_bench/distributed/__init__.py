@@ -1,1 +1,1 @@
-"""Several processes as one."""
+"""Training and evaluating in several processes."""

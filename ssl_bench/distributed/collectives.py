@@ -1,21 +1,24 @@
-"""Several processes as one: who is who, shares, decisions, batch norm over the whole batch.
+"""Ranks, shards, collective operations, and batch norm over the whole batch.
 
-Everything here is the identity where ``torch.distributed`` is not initialised, and inside of
-`alone`. In a pre-training, ranks hold equally many rows. With each rank's loss the mean over its
-own rows, the mean of the ranks' gradients (what DistributedDataParallel leaves in the parameters)
-is the gradient over the whole batch. Evaluations share what may not be divisible: `add_gradients`.
+Everything here is the identity where ``torch.distributed`` is not initialised, and inside `alone`.
+In a pre-training each rank has the same number of rows, and its loss is the mean over them, so that
+the mean of the ranks' gradients, which DistributedDataParallel leaves in the parameters, is the
+gradient over the whole batch. Evaluations have shards of unequal length: `add_gradients`.
 
-Whatever depends on the disk or the clock is decided by rank 0 (`on_rank_zero`), so that ranks never
-disagree. Such messages go over a process group of their own, on the CPU, where a rank may wait for
-days; a GPU's ranks exchange tensors only when all of them are there.
+Rank 0 decides whatever depends on the disk or the clock (`on_rank_zero`), so that ranks never
+disagree. Such messages have a process group of their own, on the CPU, where a rank may wait for
+days; GPUs exchange tensors only when all ranks are ready.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import wraps
+from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,57 +30,52 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_bench.errors import UserError
 
+K = TypeVar("K")
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
 _alone = False
 _messages: Any = None  # the process group for messages; None for torch's default one
-_here = 1
+_local_world_size = 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
-    return dist.get_rank() if _together() else 0
+    """This process's rank, from 0."""
+    return dist.get_rank() if _is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if _together() else 1
+    """The number of ranks."""
+    return dist.get_world_size() if _is_distributed() else 1
 
 
-def _together() -> bool:
+def local_world_size() -> int:
+    """The number of ranks on this machine."""
+    return _local_world_size
+
+
+def _is_distributed() -> bool:
     return not _alone and dist.is_available() and dist.is_initialized()
 
 
 @contextmanager
-def messages() -> Iterator[None]:
-    """Have messages go over a process group of their own meanwhile; every rank calls it."""
-    global _messages
+def ready(local_ranks: int) -> Iterator[None]:
+    """Use a process group of their own for messages during the block; every rank calls it.
+
+    Args:
+        local_ranks: the number of ranks on this machine.
+    """
+    global _messages, _local_world_size
     _messages = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    _local_world_size = local_ranks
     try:
         yield
     finally:
-        _messages = None
-
-
-@contextmanager
-def on_machine(processes: int) -> Iterator[None]:
-    """Let `processes_here` be that many meanwhile."""
-    global _here
-    _here = processes
-    try:
-        yield
-    finally:
-        _here = 1
-
-
-def processes_here() -> int:
-    """How many of the ranks share this machine."""
-    return _here
+        _messages, _local_world_size = None, 1
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let this process be the only one meanwhile: nothing in the block waits for another."""
+    """Act as the only process during the block, which then waits for no other rank."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -87,7 +85,7 @@ def alone() -> Iterator[None]:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """What the function returns on rank 0, which alone calls it, while the others wait.
+    """Call the function on rank 0 alone, and return its result on every rank.
 
     Raises:
         UserError, OSError: on every rank, where the function raises it.
@@ -113,17 +111,17 @@ def broadcast(value: T) -> T:
 
 
 def rank_zero_only(context: AbstractContextManager[T]) -> AbstractContextManager[T | None]:
-    """The context on rank 0; on the others one that does nothing."""
+    """The context on rank 0; on other ranks one that does nothing."""
     return context if rank() == 0 else nullcontext()
 
 
-def file_of_first(path: Path) -> Path:
-    """The path on rank 0; on the others one where all that is written is lost."""
+def path_on_rank_zero(path: Path) -> Path:
+    """The path on rank 0; on other ranks the null device."""
     return path if rank() == 0 else Path(os.devnull)
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's value, in their order."""
+    """The values of all ranks, in order."""
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
@@ -132,7 +130,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def largest(number: float) -> float:
-    """The largest of the ranks' numbers."""
+    """The largest number of all ranks."""
     if world_size() == 1:
         return number
     numbers = torch.tensor([number], dtype=torch.float64)
@@ -141,17 +139,12 @@ def largest(number: float) -> float:
 
 
 def barrier() -> None:
-    """Wait until every rank is here, however long that takes; one that is lost is an error."""
+    """Wait for every rank, however long that takes; a lost rank is an error."""
     largest(0)
 
 
-def agreed(signal_number: int) -> int:
-    """The largest of the ranks' signal numbers, 0 standing for none: whether all are to stop."""
-    return int(largest(signal_number))
-
-
 def total(value: Tensor) -> Tensor:
-    """The sum of the ranks' values."""
+    """The sum over all ranks."""
     if world_size() == 1:
         return value
     added = value.clone()
@@ -160,38 +153,39 @@ def total(value: Tensor) -> Tensor:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean of the ranks' values."""
+    """The mean over all ranks."""
     return total(value) / world_size()
 
 
 def add_gradients(parameters: Iterable[Tensor]) -> None:
-    """Make each gradient the sum of all ranks', which have gradients for the same parameters."""
+    """Sum each gradient over all ranks, which must have gradients for the same parameters."""
     if world_size() == 1:
         return
-    own = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    added = torch.cat([gradient.flatten() for gradient in own])
-    dist.all_reduce(added)
-    for gradient, whole in zip(own, added.split([each.numel() for each in own]), strict=True):
-        gradient.copy_(whole.view_as(gradient))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    sums = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, summed in zip(gradients, sums, strict=True):
+        gradient.copy_(summed.view_as(gradient))
 
 
-def share(count: int) -> slice:
-    """This rank's part of that many things: all in order, as many for each rank as can be."""
+def shard(count: int) -> slice:
+    """This rank's shard of ``count`` items: contiguous, of nearly equal lengths."""
     ranks = world_size()
     return slice(count * rank() // ranks, count * (rank() + 1) // ranks)
 
 
-def share_of(rows_N: Tensor) -> Tensor:
-    """This rank's `share` of some rows, or the first one where it has none.
+def shard_rows(rows_N: Tensor) -> Tensor:
+    """This rank's `shard` of the rows; the first row where it is empty.
 
-    So that each rank has something to work on, which `gather_shares` leaves out.
+    Then each rank has something to compute; `gather_shards` leaves it out again.
     """
-    own = rows_N[share(len(rows_N))]
-    return own if len(own) else rows_N[:1]
+    rows = rows_N[shard(len(rows_N))]
+    return rows if len(rows) else rows_N[:1]
 
 
 def gather(rows_BD: Tensor) -> Tensor:
-    """The rows of all ranks, in their order: ``(world_size * B, D)``, without a gradient."""
+    """The rows of all ranks, in order: ``(world_size * B, D)``, without a gradient."""
     rows_BD = rows_BD.detach()
     if world_size() == 1:
         return rows_BD
@@ -209,31 +203,61 @@ def gather_with_gradient(rows_BD: Tensor) -> Tensor:
     return rows_BD if world_size() == 1 else _Gather.apply(rows_BD)
 
 
-def gather_shares(own: Tensor, count: int) -> Tensor:
-    """The whole of which each rank has its `share_of` the rows: ``(count, ...)``, each row once.
+def gather_shards(rows: Tensor, count: int) -> Tensor:
+    """All ``count`` rows, of which each rank has those of `shard_rows`: ``(count, ...)``.
 
-    Waits for the slowest rank first, however long it takes. What is on the CPU stays there.
+    Waits for the slowest rank first, however long it takes. Tensors on the CPU stay there.
     """
     ranks = world_size()
     if ranks == 1:
-        return own
+        return rows
     barrier()
-    own = own[: len(range(count)[share(count)])]
-    most = -(-count // ranks)  # equally long parts is what is exchanged; their ends are cut off
-    padded = own.new_zeros(most, *own.shape[1:])
-    padded[: len(own)] = own
+    rows = rows[: len(range(count)[shard(count)])]
+    longest = -(-count // ranks)  # all_gather takes equal lengths, so shards are padded
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(ranks)]
-    dist.all_gather(parts, padded, group=_messages if own.device.type == "cpu" else None)
-    counts = [count * (number + 1) // ranks - count * number // ranks for number in range(ranks)]
-    return torch.cat([part[:rows] for part, rows in zip(parts, counts, strict=True)])
+    dist.all_gather(parts, padded, group=_messages if rows.device.type == "cpu" else None)
+    ends = [count * number // ranks for number in range(ranks + 1)]
+    lengths = [end - start for start, end in pairwise(ends)]
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def sharded(
+    name: str,
+) -> Callable[[Callable[..., Mapping[K, Tensor]]], Callable[..., Mapping[K, Tensor]]]:
+    """Have each rank call a function with its shard of one argument's rows.
+
+    Every rank gets the whole result, with a row for each of the argument's.
+
+    Args:
+        name: of the argument, whose rows do not depend on each other.
+    """
+
+    def decorate(function: Callable[..., Mapping[K, Tensor]]) -> Callable[..., Mapping[K, Tensor]]:
+        parameters = signature(function)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Mapping[K, Tensor]:
+            if world_size() == 1:
+                return function(*args, **kwargs)
+            bound = parameters.bind(*args, **kwargs)
+            rows = bound.arguments[name]
+            bound.arguments[name] = rows[shard(len(rows))]
+            result = function(*bound.args, **bound.kwargs)
+            return {key: gather_shards(value, len(rows)) for key, value in result.items()}
+
+        return call
+
+    return decorate
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm whose statistics are those of all ranks' rows, gradients through them included.
+    """Batch norm over the rows of all ranks, with gradients through the statistics.
 
-    ``torch.nn.SyncBatchNorm`` does the same on a GPU alone. With one rank, or in evaluation mode,
-    each kind is the batch norm of torch or timm that it stands for, whose parameters and buffers it
-    has.
+    ``torch.nn.SyncBatchNorm`` does the same, but only on GPUs. With one rank, or in evaluation
+    mode, each kind is the batch norm of torch or timm that it stands for, with the same parameters
+    and buffers.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -243,27 +267,27 @@ class SyncBatchNorm(_BatchNorm):
         along = [1, -1, *[1] * (input.ndim - 2)]
         dims = [dim for dim in range(input.ndim) if dim != 1]
         rows = input.float()
-        own = torch.cat([rows.sum(dim=dims), rows.new_tensor([rows[:, 0].numel()])])
-        summed_D, count = _sum_over_ranks(own).split([rows.shape[1], 1])
+        sums = torch.cat([rows.sum(dim=dims), rows.new_tensor([rows[:, 0].numel()])])
+        summed_D, count = _sum_over_ranks(sums).split([rows.shape[1], 1])
         mean_D = summed_D / count
         centred = rows - mean_D.view(along)
         variance_D = _sum_over_ranks(centred.square().sum(dim=dims)) / count
-        self._remember(mean_D.detach(), variance_D.detach() * count / (count - 1))
+        self._update_running(mean_D.detach(), variance_D.detach() * count / (count - 1))
         output = centred * (variance_D + self.eps).rsqrt().view(along)
         if self.affine:
             output = output * self.weight.view(along) + self.bias.view(along)
         return output.to(input.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean_D: Tensor, variance_D: Tensor) -> None:
-        share = self.momentum
+    def _update_running(self, mean_D: Tensor, variance_D: Tensor) -> None:
+        momentum = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-            if share is None:  # all batches count alike
-                share = 1.0 / float(self.num_batches_tracked)
+            if momentum is None:  # a plain average over all batches
+                momentum = 1.0 / float(self.num_batches_tracked)
         for running, current in ((self.running_mean, mean_D), (self.running_var, variance_D)):
-            if running is not None and share is not None:
-                running.lerp_(current.to(running.dtype), share)
+            if running is not None and momentum is not None:
+                running.lerp_(current.to(running.dtype), momentum)
 
 
 class SyncBatchNorm1d(SyncBatchNorm, nn.BatchNorm1d):
@@ -299,11 +323,11 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Every rank's loss depends on the sum, so its gradient is the sum of their gradients."""
+    """A sum over ranks: every rank's loss depends on it, so its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        return total(own)
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return total(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -318,8 +342,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         whole_ND = total(gradients[0].contiguous())
-        return whole_ND[share(len(whole_ND))]
+        return whole_ND[shard(len(whole_ND))]
 
 
-def _sum_over_ranks(own: Tensor) -> Tensor:
-    return _SumOverRanks.apply(own)
+def _sum_over_ranks(value: Tensor) -> Tensor:
+    return _SumOverRanks.apply(value)

@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The device of a run, and its precision."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device and the precision of its matrix products; weights stay float32.
+    """A device, its name, and the precision of its matrix products; weights stay float32.
 
     Attributes:
         precision: "bf16" runs training under autocast.
-        name: the processor's name, for a table's reader.
         compiled: whether ``torch.compile`` compiles the transformer blocks that are trained.
     """
 
@@ -47,15 +46,15 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cached)
 
     def images_at_once(self, patches: int) -> int | None:
-        """Images of so many patches whose activations are best kept at a time; None for any number.
+        """The number of images, of that many patches, to compute at once; None for no limit.
 
-        A CPU's threads are fastest with a part of a batch each (see `gradients`), which takes a
-        fraction of the memory, too.
+        A CPU's threads are fastest with a part of a batch each (see `gradients`), which also takes
+        less memory.
         """
         return None if self.device.type == "cuda" else max(1, _PATCHES_AT_ONCE // patches)
 
-    def forget_peak(self) -> None:
-        """Have `peak_memory_mib` count from now on."""
+    def reset_peak_memory(self) -> None:
+        """Reset `peak_memory_mib`."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -64,16 +63,16 @@ class Hardware:
 
 
 def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> Hardware:
-    """The first CUDA device, or a rank's own, else the CPU; bf16 where the matrix units have it.
+    """The first CUDA device, or the rank's own, else the CPU; bf16 where the hardware has it.
 
     Every rank takes the precision of rank 0.
 
-    Fused attention is switched off on the CPU: its backward pass in bf16 takes longer than the
-    rest of a step. Blocks are compiled on a GPU alone: on a CPU, compiled code is no faster, and
-    starts a minute later.
+    Fused attention is off on the CPU: its backward pass in bf16 takes longer than the rest of a
+    step. Blocks are compiled only on a GPU: on a CPU, compiled code is no faster, and starts a
+    minute later.
 
     Raises:
-        UserError: the CUDA device has no bf16, or there is nothing to compile with.
+        UserError: the CUDA device has no bf16, or there is no compiler.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -99,14 +98,14 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that this process has held, in MiB: a GPU's own, else resident.
+    """The peak memory of this process in MiB, on the GPU or resident.
 
-    Since `Hardware.forget_peak`, where the system can forget: on a GPU and on Linux.
+    On a GPU and on Linux, since `Hardware.reset_peak_memory`.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage() counts what the parent held when it started this process
+    if status.exists():  # getrusage() includes the parent's memory when it started this process
         [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return int(peak.split()[1]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -114,35 +113,34 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep what a step frees for the next one, where it is glibc.
+    """Have glibc keep the memory that a step frees for the next one.
 
-    It gives large blocks back to the system, which fills each page with zeros when it hands them
-    out again: half the time of augmenting a batch of small images goes into that, and a third of
-    streaming photographs. One arena for all threads, so that none keeps what another could use.
+    It returns large blocks to the system, which fills each page with zeros when it hands them out
+    again: that takes half the time of augmenting a batch of small images, and a third of streaming
+    photographs. All threads share one arena, so that none keeps what another could use.
     """
     try:
         tune = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    # Older ones take no more than 32 MiB; without the one, the other does harm.
+    # Older versions take no more than 32 MiB; one setting without the other does harm.
     if tune(_MMAP_THRESHOLD, 2**30) or tune(_MMAP_THRESHOLD, 2**25):
         tune(_TRIM_THRESHOLD, 2**31 - 1)
         tune(_ARENA_MAX, 1)
 
 
-def _cpu_flags() -> str:
+def _cpu_info() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else ""
 
 
 def _cpu_has_bf16() -> bool:
-    flags = _cpu_flags()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return any(flag in _cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def _cpu_name() -> str:
     models = [
-        line.split(":")[1].strip() for line in _cpu_flags().splitlines() if "model name" in line
+        line.split(":")[1].strip() for line in _cpu_info().splitlines() if "model name" in line
     ]
     name = models[0] if models else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, as whoever started them says in the environment."""
+"""Rank and world size, read from torchrun's, submitit's or Slurm's environment variables."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from dataclasses import dataclass
 from ssl_bench.errors import require
 
 PARENT = "SSL_BENCH_PARENT"
-"""The variable in which a command that starts its ranks itself says who it is."""
+"""The variable for the process id of a command that starts its ranks itself."""
 MARKER = "SSL_BENCH_MARKER"
-"""The variable in which it says what file is to be made when its ranks have met."""
+"""The variable for the file to create when these ranks have met."""
 
 
 @dataclass(frozen=True)
 class DistributedEnvironment:
-    """Which of how many processes this one is.
+    """This process's rank and world size, overall and on this machine, and how to reach rank 0.
 
     Attributes:
-        rank, world: among all of them.
-        local_rank, local_world: among those on this machine.
-        address, port: where rank 0 can be reached.
-        threads: how many of the CPU's threads are this one's, where its starter has said so.
-        parent: process id of the command that started it and waits for it; None where others did.
-        marker: a file to make when all have met, where such a command asks for it.
+        threads: the number of CPU threads for this rank, if its launcher set one.
+        parent: process id of the command of ours that started it and waits for it.
+        marker: a file to create when all ranks have met, if that command asks for it.
     """
 
     rank: int
@@ -40,21 +37,17 @@ class DistributedEnvironment:
 
 
 def cores() -> int:
-    """How many of the machine's cores this process may use, whoever else does."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find(environment: Mapping[str, str], devices: int, nodes: int) -> DistributedEnvironment | None:
-    """This process's place, where somebody has started all of them; else None.
+    """This process's environment where a launcher has started all ranks; else None.
 
     Raises:
-        UserError: other processes were started than devices and nodes ask for.
+        UserError: the processes that were started do not match devices and nodes.
     """
-    found = (
-        _started_by_torchrun(environment)
-        or _started_by_submitit(environment)
-        or _started_by_slurm(environment)
-    )
+    found = _of_torchrun(environment) or _of_submitit(environment) or _of_slurm(environment)
     if found is None or found.world == 1:
         return None
     require(
@@ -73,8 +66,8 @@ def find(environment: Mapping[str, str], devices: int, nodes: int) -> Distribute
     return found
 
 
-def _started_by_torchrun(environment: Mapping[str, str]) -> DistributedEnvironment | None:
-    """Or by `launcher`, which says the same and who it is."""
+def _of_torchrun(environment: Mapping[str, str]) -> DistributedEnvironment | None:
+    """Also of `launcher`, which sets the same variables and its own."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     if not all(environment.get(name, "").isdigit() for name in names):
         return None
@@ -87,8 +80,8 @@ def _started_by_torchrun(environment: Mapping[str, str]) -> DistributedEnvironme
     )
 
 
-def _started_by_submitit(environment: Mapping[str, str]) -> DistributedEnvironment | None:
-    """By its local executor."""
+def _of_submitit(environment: Mapping[str, str]) -> DistributedEnvironment | None:
+    """Of its local executor."""
     if "SUBMITIT_LOCAL_GLOBALID" not in environment:
         return None
     world = int(environment["SUBMITIT_LOCAL_NTASKS"])
@@ -98,8 +91,8 @@ def _started_by_submitit(environment: Mapping[str, str]) -> DistributedEnvironme
     return DistributedEnvironment(rank, world, local, world, "127.0.0.1", port)
 
 
-def _started_by_slurm(environment: Mapping[str, str]) -> DistributedEnvironment | None:
-    """By srun: a batch script alone has no step, whatever it asked for."""
+def _of_slurm(environment: Mapping[str, str]) -> DistributedEnvironment | None:
+    """Of srun: a batch script alone has no step, whatever it asked for."""
     if "SLURM_STEP_NUM_TASKS" not in environment or "SLURM_PROCID" not in environment:
         return None
     world = int(environment["SLURM_STEP_NUM_TASKS"])
@@ -125,6 +118,6 @@ def _first_host(hosts: str) -> str:
 
 
 def _port(environment: Mapping[str, str], job: str) -> int:
-    """The same for every process of a job; below those that systems give out by themselves."""
+    """The same port for every process of a job, below the ephemeral ports."""
     given = environment.get("MASTER_PORT", "")
     return int(given) if given.isdigit() else 20000 + zlib.crc32(job.encode()) % 12000

@@ -1,9 +1,8 @@
-"""Starting one process for each device: each of them, a rank, runs the whole command.
+"""Starting one process for each device; each of them, a rank, runs the whole command.
 
-On one machine a command starts its ranks itself, anew, and only waits for them: it hands on
-signals, ends the others where one dies, and leaves none behind. Under Slurm the ranks are there
-already (srun, submitit), as they are under submitit's local executor with several tasks, or under
-torchrun: then each of them goes on by itself. Nothing here imports torch.
+On one machine a command starts its ranks itself and waits for them: it forwards signals, ends the
+other ranks when one dies, and leaves none behind. Slurm (srun, submitit), submitit's local executor
+and torchrun have started the ranks already: then each joins the others. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ssl_bench.config.settings import Strategy
 from ssl_bench.distributed import environment
@@ -30,54 +29,54 @@ from ssl_bench.utils.signals import SECONDS_TO_SAVE, error_of
 _GRACE_SECONDS = 20.0
 _SECONDS_TO_MEET = 5.0
 _STOPPING = ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP")
-_HANDED_ON = (*_STOPPING, "SIGUSR1")
+_FORWARDED = (*_STOPPING, "SIGUSR1")
 
 
 def on_devices(
-    words: Sequence[str],
+    argv: Sequence[str],
     devices: int,
     nodes: int,
     work: Callable[[], None],
     strategy: Strategy = "auto",
     note: Callable[[str], None] = lambda reason: None,
 ) -> int:
-    """Do a command's work in this process, or in as many as there are devices.
+    """Do a command's work in this process, or in one process for each device.
 
     Args:
-        words: the command line, which the processes get that are started.
-        devices: processes on each machine.
-        work: what a single process does, or each of several.
-        note: called with why another of several failed, to correct what is noted of the run.
+        argv: the command line for the processes that are started.
+        devices: on each machine.
+        work: done by a single process, or by each rank.
+        note: called on rank 0 with why any rank failed, to correct what is noted of the run.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: the work failed, or that many processes cannot be had.
-        Interrupted, KeyboardInterrupt: this was asked for, and the processes have not told so.
+        UserError: the work failed, or the processes cannot be started.
+        Interrupted, KeyboardInterrupt: on a signal that the ranks have not reported themselves.
     """
     world = devices * nodes
     if world == 1:
         work()
         return 0
-    place = environment.find(os.environ, devices, nodes)
-    if place is None:
+    found = environment.find(os.environ, devices, nodes)
+    if found is None:
         require(
             nodes == 1,
             f"nodes {nodes}: processes on several machines are started by Slurm, such as by "
             f"srun --nodes {nodes} --ntasks-per-node {devices} ssl-bench ..., or by a sweep; here "
             "--nodes 1 would work",
         )
-        return _start(words, devices)
+        return _start(argv, devices)
     from ssl_bench.distributed import process_group
 
-    with process_group.initialised(place, strategy, note):
+    with process_group.initialised(found, strategy, note):
         work()
     return 0
 
 
-def _start(words: Sequence[str], count: int) -> int:
-    """Run the command in that many processes, and wait for them: its exit code."""
+def _start(argv: Sequence[str], count: int) -> int:
+    """Run the command in that many processes; returns its exit code."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from ssl_bench.cli import entry; entry()"
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
@@ -91,50 +90,45 @@ def _start(words: Sequence[str], count: int) -> int:
         }
         free.close()
         processes: list[subprocess.Popen[bytes]] = []
-        first: int | None = None
-        with _handing_on(processes) as wishes:
+        failed: int | None = None
+        with _forwarding(processes) as received:
             try:
                 for rank in range(count):
                     own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    quiet: dict[str, Any] = {}
-                    errors: IO[bytes] | None = None
-                    if rank:
-                        errors = Path(folder, str(rank)).open("wb")  # noqa: SIM115
-                        null = subprocess.DEVNULL
-                        quiet = {"stdin": null, "stdout": null, "stderr": errors}
-                    # A group of its own: the terminal's signals come once, through this process.
-                    process = subprocess.Popen(
-                        [sys.executable, "-P", "-c", code, *words],
-                        env={**os.environ, **shared, **own},
-                        process_group=0,
-                        **quiet,
-                    )
+                    null = subprocess.DEVNULL
+                    with Path(folder, str(rank)).open("wb") as errors:
+                        quiet: Any = {"stdin": null, "stdout": null, "stderr": errors}
+                        # A process group of its own: signals of the terminal come only from here.
+                        process = subprocess.Popen(
+                            [sys.executable, "-P", "-c", code, *argv],
+                            env={**os.environ, **shared, **own},
+                            process_group=0,
+                            **(quiet if rank else {}),
+                        )
                     processes.append(process)
-                    if errors:
-                        errors.close()
-                    if wishes:  # which may have missed this process: it has nothing to save yet
+                    if received:  # perhaps before this process existed; it has nothing to save yet
                         break
                 else:
-                    first = _wait(processes, Path(folder, "met"))
+                    failed = _wait(processes, Path(folder, "met"))
             finally:
                 for process in processes:
                     process.kill()
                     process.wait()
         codes = [process.returncode for process in processes]
-        if wishes and any(codes):
-            if codes[0] == 128 + wishes[0]:  # rank 0 has said so
+        if received and any(codes):
+            if codes[0] == 128 + received[0]:  # rank 0 has reported the signal
                 return codes[0]
-            raise error_of(wishes[0])
-        return _outcome(processes, first, Path(folder))
+            raise error_of(received[0])
+        return _exit_code(codes, failed, Path(folder))
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], met: Path) -> int | None:
-    """Wait for all, and some seconds where one has failed: the first one that did, if any.
+    """Wait for all processes, or some seconds after one has failed; returns the first that did.
 
-    Those that wait for one that is gone mostly notice by themselves; the others are killed.
+    Most processes notice by themselves that another is gone; the others are killed.
 
     Args:
-        met: a file that is there once the processes have met; before, there is nothing to save.
+        met: a file that exists once the processes have met; before that, none has state to save.
     """
     first: int | None = None
     since = patience = math.inf
@@ -143,8 +137,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], met: Path) -> int | None
         if failed and first is None:
             first, since = failed[0], time.monotonic()
         if first is not None:
-            was_stopped = processes[first].returncode > 128  # and rank 0 may be saving
-            patience = SECONDS_TO_SAVE if was_stopped else _GRACE_SECONDS
+            was_signalled = processes[first].returncode > 128  # and rank 0 may be saving
+            patience = SECONDS_TO_SAVE if was_signalled else _GRACE_SECONDS
             if not met.exists():
                 patience = _SECONDS_TO_MEET
         if time.monotonic() > since + patience:
@@ -155,56 +149,55 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], met: Path) -> int | None
     return failed[0] if failed and first is None else first
 
 
-def _outcome(processes: Sequence[subprocess.Popen[bytes]], first: int | None, folder: Path) -> int:
-    """The exit code. What rank 0 has not told is told here."""
-    codes = [process.returncode for process in processes]
+def _exit_code(codes: Sequence[int], first: int | None, folder: Path) -> int:
+    """The exit code of the command; an error where rank 0 has not reported the first failure."""
     if codes[0] > 0 or first is None:
         return codes[0]
-    how, said = f"exit code {codes[first]}", ""
+    cause = f"exit code {codes[first]}"
     number = -codes[first] if codes[first] < 0 else codes[first] - 128
     if number in signal.valid_signals():
-        how = signal.Signals(number).name
-        said = " (for want of memory?)" if how == "SIGKILL" else ""
+        name = signal.Signals(number).name
+        cause = f"{name}{' (for want of memory?)' if name == 'SIGKILL' else ''}"
     elif first:
         lines = Path(folder, str(first)).read_text("utf-8", errors="replace").splitlines()
-        said = f": {lines[-1]}" if lines else ""
+        cause = ": ".join([cause, *lines[-1:]])
     raise UserError(
-        f"process {first} of {len(codes)} ended with {how}{said}; the same command goes on from "
-        "the last checkpoint, if there is one"
+        f"process {first} of {len(codes)} ended with {cause}; the same command goes on from the "
+        "last checkpoint, if there is one"
     )
 
 
 @contextmanager
-def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Send what signals come on to the processes meanwhile; a third interruption kills them.
+def _forwarding(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Forward signals to the processes during the block; a third Ctrl-C kills them.
 
-    Those that are ignored, such as SIGHUP under ``nohup``, stay so.
+    Ignored signals, such as SIGHUP under ``nohup``, stay ignored.
 
     Yields:
-        The numbers of the signals that asked to end, as they come.
+        The signals that ask to stop, as they are received.
     """
-    wishes: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield wishes
+        yield received
         return
     stopping = {getattr(signal, name, None) for name in _STOPPING}
 
-    def hand_on(number: int, frame: Any) -> None:
+    def forward(number: int, frame: Any) -> None:
         if number in stopping:
-            wishes.append(number)
+            received.append(number)
         for process in processes:
             if process.poll() is None:
-                is_urgent = wishes.count(signal.SIGINT) > 2
+                is_urgent = received.count(signal.SIGINT) > 2
                 process.send_signal(signal.SIGKILL if is_urgent else number)
 
-    numbers = [getattr(signal, name) for name in _HANDED_ON if hasattr(signal, name)]
-    # None is a handler that Python did not install and could not put back.
+    numbers = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
+    # None is a handler that Python did not install and could not restore.
     known = {number: signal.getsignal(number) for number in numbers}
     before = {number: h for number, h in known.items() if h not in (None, signal.SIG_IGN)}
     try:
         for number in before:
-            signal.signal(number, hand_on)
-        yield wishes
+            signal.signal(number, forward)
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

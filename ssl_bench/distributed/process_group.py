@@ -1,9 +1,9 @@
-"""One of several ranks: joining the others through Lightning Fabric, and failing together.
+"""Joining the other ranks through Lightning Fabric, and failing together.
 
-Rank 0 alone shows anything. A rank that fails says why to all (the store that rank 0 keeps); rank 0
-raises that in place of whatever its own next exchange with the others would have raised, and they
-end without a word. A rank that hears of a failure and cannot end, as it waits for a GPU's exchange
-that will never come, is ended after some seconds.
+Only rank 0 shows anything. A rank that fails writes the reason to the store of rank 0; rank 0
+raises that error in place of its own next communication error, and the other ranks end silently.
+A rank that learns of a failure but is stuck, waiting for a GPU exchange that will never complete,
+is ended after some seconds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from ssl_bench.config.settings import Strategy
 from ssl_bench.distributed import collectives, rendezvous
-from ssl_bench.distributed import strategy as replicas
+from ssl_bench.distributed import strategy as strategies
 from ssl_bench.distributed.environment import DistributedEnvironment, cores
 from ssl_bench.errors import ToldElsewhere, UserError, first_line, is_of_memory, require, told
 from ssl_bench.utils.signals import SECONDS_TO_SAVE
@@ -43,121 +43,110 @@ _joins = 0
 
 @contextmanager
 def initialised(
-    place: DistributedEnvironment, strategy: Strategy, note: Callable[[str], None]
+    environment: DistributedEnvironment, strategy: Strategy, note: Callable[[str], None]
 ) -> Iterator[None]:
-    """Be one of the ranks meanwhile.
+    """Be one of the ranks during the block.
 
     Args:
         note: called on rank 0 with why any rank failed, to correct what is noted of the run.
 
     Raises:
-        UserError: there is no device for this rank, or the ranks cannot meet; or, on rank 0, any
-            rank's.
-        ToldElsewhere: on the other ranks, where one fails.
+        UserError: there is no device for this rank, or the ranks cannot meet; on rank 0 also where
+            another rank fails.
+        ToldElsewhere: on the other ranks, where any rank fails.
     """
     global _joins
-    # Where one process runs several commands, another may still be leaving the last meeting place.
-    place = replace(place, port=place.port + _joins)
+    # When one process runs several commands, another rank may still be using the last port.
+    environment = replace(environment, port=environment.port + _joins)
     _joins += 1
-    device = _device(place)
-    with _muted(place.rank > 0), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fabric, chosen = _fabric(place, device, strategy)
-        store = rendezvous.meet(place)
+    device = _device(environment)
+    with _quiet(environment):
+        fabric, chosen = _fabric(environment, device, strategy)
+        store = rendezvous.meet(environment)
         try:
             fabric.launch()
         except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"process {place.rank} of {place.world} cannot meet the others at {place.address}, "
-                f"port {place.port}: {first_line(error)}"
-            ) from error
-    watch = _Watch(place, store, note)
-    _set_threads(place)
-    with _muted(place.rank > 0), warnings.catch_warnings():
-        # Of a patch embedding's gradient, once; it costs nothing that could be measured.
-        warnings.filterwarnings("ignore", "Grad strides do not match")
+            raise rendezvous.cannot_meet(environment, first_line(error)) from error
+    monitor = _FailureMonitor(environment, store, note)
+    threads = environment.threads or max(1, cores() // environment.local_world)
+    torch.set_num_threads(min(_threads_at_start, threads))
+    # The strides of a patch embedding's gradient cost nothing that could be measured.
+    with _quiet(environment, "Grad strides do not match"):
         try:
             with (
-                collectives.messages(),
-                collectives.on_machine(place.local_world),
-                replicas.through(fabric, chosen),
+                collectives.ready(environment.local_world),
+                strategies.using(fabric, chosen),
             ):
                 _check_gpus(device)
                 yield
-                collectives.largest(0)  # nobody leaves while another may still fail
+                collectives.barrier()  # no rank leaves while another may still fail
         except BaseException as error:
-            raise watch.settle(error) from None
+            raise monitor.settle(error) from None
         finally:
             with suppress(Exception):
                 dist.destroy_process_group()
-            watch.end()
+            monitor.stop()
 
 
 @contextmanager
-def _muted(wanted: bool) -> Iterator[None]:
-    with ExitStack() as stack:
-        if wanted:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield
+def _quiet(environment: DistributedEnvironment, warning: str = "") -> Iterator[None]:
+    """Hide warnings with this beginning, and everything that is not rank 0 prints."""
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", warning)
+        if environment.rank == 0:
+            yield
+            return
+        with redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
 
 
 def _fabric(
-    place: DistributedEnvironment, device: torch.device, strategy: Strategy
+    environment: DistributedEnvironment, device: torch.device, strategy: Strategy
 ) -> tuple[Any, Any]:
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import ClusterEnvironment
+    from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
-    class Started(ClusterEnvironment):
-        """Ranks that are there, whoever started them: nothing is looked up in Slurm's variables,
-        and no job is requeued behind our back."""
+    class Started(LightningEnvironment):
+        """Ranks that exist, whoever started them: Slurm's variables are not read, and no job is
+        requeued."""
 
         creates_processes_externally = True
-        main_address = place.address
-        main_port = place.port
-
-        @staticmethod
-        def detect() -> bool:
-            return True
+        main_address = environment.address
+        main_port = environment.port
 
         def world_size(self) -> int:
-            return place.world
-
-        def set_world_size(self, size: int) -> None: ...
+            return environment.world
 
         def global_rank(self) -> int:
-            return place.rank
-
-        def set_global_rank(self, rank: int) -> None: ...
+            return environment.rank
 
         def local_rank(self) -> int:
-            return place.local_rank
+            return environment.local_rank
 
         def node_rank(self) -> int:
-            return place.rank // place.local_world
+            return environment.rank // environment.local_world
 
     chosen = "ddp" if strategy == "auto" else strategy
     made: Any
     if chosen == "ddp":
-        # Buckets of gradients stay as they are, so that a resumed training adds in the same order.
+        # Gradient buckets are never rebuilt, so that a resumed training adds in the same order.
         made = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     else:
         made = ModelParallelStrategy(
-            replicas.shard, data_parallel_size=place.world, tensor_parallel_size=1
+            strategies.shard, data_parallel_size=environment.world, tensor_parallel_size=1
         )
-    # Its own device in each place: a rank may see no other.
-    made.parallel_devices = [device] * place.local_world
-    nodes = place.world // place.local_world
-    environment: Any = Started()
-    return Fabric(strategy=made, num_nodes=nodes, plugins=[environment]), chosen
+    # The rank's own device at every index: it may see no other.
+    made.parallel_devices = [device] * environment.local_world
+    nodes = environment.world // environment.local_world
+    plugin: Any = Started()
+    return Fabric(strategy=made, num_nodes=nodes, plugins=[plugin]), chosen
 
 
-def _device(place: DistributedEnvironment) -> torch.device:
-    """This rank's GPU, which is made torch's current one, or the CPU.
+def _device(environment: DistributedEnvironment) -> torch.device:
+    """This rank's GPU, which becomes torch's current one, or the CPU.
 
     Raises:
         UserError: there are fewer GPUs than ranks.
@@ -165,13 +154,13 @@ def _device(place: DistributedEnvironment) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    is_bound = count == 1 and place.parent is None  # Slurm may show each rank its own GPU alone
+    is_bound = count == 1 and environment.parent is None  # Slurm may show each rank only its GPU
     require(
-        is_bound or place.local_world <= count,
-        f"devices {place.local_world}: this machine has {count} GPU{'s' * (count > 1)}; at most "
-        f"--devices {count} would work",
+        is_bound or environment.local_world <= count,
+        f"devices {environment.local_world}: this machine has {count} GPU{'s' * (count > 1)}; at "
+        f"most --devices {count} would work",
     )
-    device = torch.device("cuda", 0 if is_bound else place.local_rank)
+    device = torch.device("cuda", 0 if is_bound else environment.local_rank)
     torch.cuda.set_device(device)
     return device
 
@@ -180,58 +169,54 @@ def _check_gpus(device: torch.device) -> None:
     """Raise `UserError` where two ranks have the same GPU."""
     if device.type == "cuda":
         own = f"{os.uname().nodename} {torch.cuda.get_device_properties(device).uuid}"
-        found = collectives.gather_objects(own)
-        twice = sorted({name for name in found if found.count(name) > 1})
+        names = collectives.gather_objects(own)
+        twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, f"several processes were given the same GPU: {', '.join(twice)}")
-
-
-def _set_threads(place: DistributedEnvironment) -> None:
-    share = place.threads or max(1, cores() // place.local_world)
-    torch.set_num_threads(min(_threads_at_start, share))
 
 
 _threads_at_start = torch.get_num_threads()
 
 
-class _Watch:
-    """Hears of other ranks' failures, and tells them of this one's."""
+class _FailureMonitor:
+    """Watches for failures of other ranks, and reports this rank's."""
 
     def __init__(
-        self, place: DistributedEnvironment, store: dist.Store, note: Callable[[str], None]
+        self, environment: DistributedEnvironment, store: dist.Store, note: Callable[[str], None]
     ) -> None:
-        self._place = place
+        self._environment = environment
         self._note = note
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
         self._store = store  # a connection that no exchange can block
-        threading.Thread(target=self._listen, name="other ranks", daemon=True).start()
+        threading.Thread(target=self._watch, name="other ranks", daemon=True).start()
 
-    def end(self) -> None:
-        """Listen no more."""
-        self._ended.set()
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopped.set()
 
     def settle(self, error: BaseException) -> BaseException:
-        """Tell the others why this rank fails, where it is the first one; what it is to raise."""
-        if _is_loss(error):
+        """Report this rank's failure, unless another rank failed first; returns what to raise."""
+        if _is_lost_rank(error):
             deadline = time.monotonic() + _SECONDS_TO_HEAR
-            while self._heard() is None and time.monotonic() < deadline:
+            while self._first_failure() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             error = UserError(
                 "another process was lost; it may have been killed, such as for want of memory; "
                 "the same command goes on from the last checkpoint, if there is one"
             )
-        own = _Failure.of(self._place.rank, error)
+        own = _Failure.of(self._environment.rank, error)
         first = own
         with suppress(Exception):
-            first = _Failure(*json.loads(self._store.compare_set(_KEY, "", own.packed())))
-        if self._place.rank:
+            content = json.dumps(astuple(own))
+            first = _Failure(*json.loads(self._store.compare_set(_KEY, "", content)))
+        if self._environment.rank:
             return ToldElsewhere(own.code)
         if not isinstance(error, Exception):
             return error
         self._note(first.last_line)
         return error if first.rank == 0 else first.error()
 
-    def _heard(self) -> _Failure | None:
-        """The first failure, if there is one; the loss of rank 0 is one, too."""
+    def _first_failure(self) -> _Failure | None:
+        """The first failure, if there is one; losing rank 0 counts."""
         try:
             if not self._store.check([_KEY]):
                 return None
@@ -239,17 +224,17 @@ class _Watch:
         except Exception:
             return _Failure(0, 2, "process 0 was lost")
 
-    def _listen(self) -> None:
-        while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
-            parent = self._place.parent
+    def _watch(self) -> None:
+        while not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
+            parent = self._environment.parent
             if parent is not None and os.getppid() != parent:
                 os._exit(2)
-            failure = self._heard()
+            failure = self._first_failure()
             if failure is None:
                 continue
-            was_stopped = failure.code > 128  # and this one may be writing its checkpoint
-            if not self._ended.wait(SECONDS_TO_SAVE if was_stopped else _SECONDS_TO_END):
-                if self._place.rank == 0:
+            was_signalled = failure.code > 128  # and this rank may be writing its checkpoint
+            if not self._stopped.wait(SECONDS_TO_SAVE if was_signalled else _SECONDS_TO_END):
+                if self._environment.rank == 0:
                     self._note(failure.last_line)
                     print(f"ssl-bench: {' '.join(failure.text.split())}", file=sys.stderr)
                     sys.stderr.flush()
@@ -261,7 +246,7 @@ class _Failure:
     """Why a rank failed.
 
     Attributes:
-        code: the exit code: 2 for what a line tells, 1 with a traceback, above 128 for a signal.
+        code: the exit code: 2 for a message, 1 for a traceback, above 128 for a signal.
     """
 
     rank: int
@@ -278,9 +263,6 @@ class _Failure:
             return cls(rank, 128 + number, f"process {rank} was stopped; the same command goes on")
         return cls(rank, 1, "".join(traceback.format_exception(error)))
 
-    def packed(self) -> str:
-        return json.dumps([self.rank, self.code, self.text])
-
     def error(self) -> Exception:
         if self.code == 1:
             return RuntimeError(f"process {self.rank} failed\n{self.text}")
@@ -292,8 +274,8 @@ class _Failure:
         return self.text.strip().splitlines()[-1]
 
 
-def _is_loss(error: BaseException) -> bool:
-    """Whether an error is that another rank has gone."""
+def _is_lost_rank(error: BaseException) -> bool:
+    """Whether an error means that another rank is gone."""
     signs = ("gloo", "NCCL", "Connection", "Socket", "Broken pipe")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -1,6 +1,6 @@
-"""A method over several ranks: a copy on each (DDP) or a share on each (FSDP), and its whole state.
+"""A method on several ranks: a copy on each (DDP) or a shard on each (FSDP), and its full state.
 
-Lightning Fabric wraps the method; what is written to disk is the same whatever wrapped it.
+Lightning Fabric wraps the method; files on disk do not depend on the strategy.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _strategy: Strategy = "ddp"
 
 
 @contextmanager
-def through(fabric: Any, strategy: Strategy) -> Iterator[None]:
-    """Have this Fabric wrap methods meanwhile, by the strategy that it was made for."""
+def using(fabric: Any, strategy: Strategy) -> Iterator[None]:
+    """Wrap methods with this Fabric, which was made for the strategy, during the block."""
     global _fabric, _strategy
     _fabric, _strategy = fabric, strategy
     try:
@@ -35,28 +35,24 @@ def through(fabric: Any, strategy: Strategy) -> Iterator[None]:
 
 
 def strategy() -> Strategy | None:
-    """How methods are wrapped; None with one rank."""
+    """The strategy; None with one rank."""
     return _strategy if collectives.world_size() > 1 else None
 
 
 class Replica:
-    """A wrapped method, whose gradients become those of all ranks.
-
-    Attributes:
-        terms: how many terms the method's loss has.
-    """
+    """A wrapped method, whose gradients are exchanged; its loss has this number of ``terms``."""
 
     def __init__(self, wrapped: nn.Module, terms: int) -> None:
         self._wrapped, self.terms = wrapped, terms
 
     def __call__(self, terms: Iterator[Any]) -> Any:
-        """The next of the terms, computed inside of the wrapper."""
+        """The next term of the loss, computed inside the wrapper."""
         return self._wrapped(terms)
 
     def accumulating(self, enabled: bool) -> AbstractContextManager[Any]:
-        """Leave this rank's gradients to itself meanwhile; a later backward pass exchanges them.
+        """Keep gradients local during the block; a later backward pass exchanges them.
 
-        A sharded method exchanges them each time: whole ones would have no room.
+        A sharded method exchanges them each time, since full gradients would take too much memory.
         """
         if not enabled or _strategy == "fsdp":
             return nullcontext()
@@ -64,13 +60,13 @@ class Replica:
 
 
 def wrap(method: nn.Module, terms: int) -> Replica:
-    """Wrap a method, which is on its device. Its parameters may be others then.
+    """Wrap a method that is on its device, which may replace its parameters.
 
     Args:
-        terms: how many terms its loss has.
+        terms: the number of terms of its loss.
 
     Raises:
-        UserError: it has a batch norm over one rank's images alone.
+        UserError: it has a batch norm over the images of one rank.
     """
     for name, module in method.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, collectives.SyncBatchNorm):
@@ -84,9 +80,9 @@ def wrap(method: nn.Module, terms: int) -> Replica:
 
 
 def shard(method: nn.Module, mesh: Any) -> nn.Module:
-    """Shard a method: its transformer blocks one by one, and all the rest together.
+    """Shard a method: each transformer block by itself, and the rest together.
 
-    The last block of a stack is with the rest, as parts of it may be used without calling it
+    The last block of a stack belongs to the rest, as parts of it may be used without calling it
     (`encoders.block_at`).
     """
     from torch.distributed.fsdp import fully_shard
@@ -103,17 +99,17 @@ def shard(method: nn.Module, mesh: Any) -> nn.Module:
     return method
 
 
-def whole(state: Any) -> Any:
-    """A state dict with shards put together, on the CPU of rank 0; every rank calls it.
+def full_state(state: Any) -> Any:
+    """A state dict with its shards gathered on the CPU of rank 0; every rank calls it.
 
-    The other ranks get nothing in place of what was sharded. What was not is left as it is.
+    Other ranks get None for each sharded tensor. Everything else is left as it is.
     """
     if collectives.world_size() == 1:
         return state
     if isinstance(state, Mapping):
-        return {name: whole(value) for name, value in state.items()}
+        return {name: full_state(value) for name, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(whole(value) for value in state)
+        return type(state)(full_state(value) for value in state)
     if not hasattr(state, "full_tensor"):
         return state
     full = state.full_tensor()
@@ -121,20 +117,20 @@ def whole(state: Any) -> Any:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimiser's `whole` state, sharded as its parameters are."""
+    """Load an optimiser's `full_state`, sharded like its parameters."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def placed(parameter: Tensor, value: Any) -> Any:
+    def distribute(parameter: Tensor, value: Any) -> Any:
         is_alike = isinstance(value, Tensor) and value.shape == parameter.shape
         if not isinstance(parameter, DTensor) or not is_alike or value.ndim == 0:
             return value
         value = value.to(parameter.device)
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
-    own = {
-        number: {name: placed(parameters[number], value) for name, value in values.items()}
+    sharded = {
+        number: {name: distribute(parameters[number], value) for name, value in values.items()}
         for number, values in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": own})
+    optimizer.load_state_dict({**state, "state": sharded})

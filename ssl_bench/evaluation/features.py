@@ -161,7 +161,7 @@ class Encoder:
         """
         at_once = min(self._images_at_once, len(split))
         chunks = torch.arange(len(split)).split(at_once)
-        own = collectives.share_of(torch.arange(len(chunks))).tolist()
+        own = collectives.shard_rows(torch.arange(len(chunks))).tolist()
         features: dict[str, Tensor] = {}
         with progress.bar("features", sum(len(chunks[number]) for number in own)) as bar:
             done = 0
@@ -174,7 +174,7 @@ class Encoder:
                 done += len(images)
                 bar.update(done)
         return {
-            name: collectives.gather_shares(each, len(chunks)).flatten(0, 1)[: len(split)]
+            name: collectives.gather_shards(each, len(chunks)).flatten(0, 1)[: len(split)]
             for name, each in features.items()
         }
 
@@ -237,10 +237,10 @@ def prepare(
 
 
 def share_of(split: Split, size: int) -> Iterator[Tensor]:
-    """The images of this rank's `collectives.share_of` a split, ``size`` at a time."""
+    """The images of this rank's `collectives.shard_rows` a split, ``size`` at a time."""
     if collectives.world_size() == 1:
         return split.chunks(size)
-    return split.read(collectives.share_of(torch.arange(len(split))).split(size))
+    return split.read(collectives.shard_rows(torch.arange(len(split))).split(size))
 
 
 def _everywhere(fact: bool) -> bool:

@@ -144,7 +144,7 @@ def own_rows(batch_size: int) -> Tensor:
     together.
     """
     pairs = (batch_size + 1) // 2
-    first_P = torch.arange(pairs)[collectives.share(pairs)]
+    first_P = torch.arange(pairs)[collectives.shard(pairs)]
     return torch.cat([first_P, batch_size - 1 - first_P]).unique()
 
 
@@ -240,7 +240,7 @@ def predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
         with encoder.hardware.autocast():
             logits_BC = model(prepare(images_BCHW, encoder.spec, encoder.hardware))
         predictions.append(logits_BC.argmax(dim=1).cpu())
-    return collectives.gather_shares(torch.cat(predictions), len(split))
+    return collectives.gather_shards(torch.cat(predictions), len(split))
 
 
 def _share_drop_paths(model: nn.Module, batch_size: int, rows_R: Tensor) -> None:

@@ -104,7 +104,7 @@ def in_words(record: Record) -> str:
 def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
     """The hash of all that defines an evaluation but the encoder, the seed and the precision."""
     made_by = [CORE_VERSION, plugin.name, plugin.version]
-    return schema.digest([*made_by, schema.chosen(config), data.fingerprint])
+    return schema.digest([*made_by, schema.non_defaults(config), data.fingerprint])
 
 
 def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str) -> str:
@@ -274,7 +274,7 @@ def _baseline_folder(
         "encoder": asdict(spec),
         "seed": seed,
     }
-    identity = schema.digest([CORE_VERSION, {**config, "encoder": schema.chosen(spec)}])
+    identity = schema.digest([CORE_VERSION, {**config, "encoder": schema.non_defaults(spec)}])
     name = f"{kind}-{data.name}-seed{seed}-{identity}"
     return collectives.on_rank_zero(
         lambda: run_folder.create(runs_dir / schema.BASELINES, name, config)

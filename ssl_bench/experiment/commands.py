@@ -226,11 +226,11 @@ def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:
         folder = _import_weights(source, settings, {})
     else:
         folder = run_folder.find_trained(settings.runs_dir, source, settings.wait)
-        plan = schema.plan_of(folder)
+        plan = schema.load_plan(folder)
         _say_data(settings, source, plan["data_source"])
         if settings.image_size not in (None, plan["encoder"]["image_size"]):
             folder = _import_weights(str(folder), settings, plan)
-    return folder, schema.plan_of(folder)
+    return folder, schema.load_plan(folder)
 
 
 def prepare(settings: PrepareSettings) -> None:

@@ -29,7 +29,7 @@ def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
 
     Every rank calls it, and rank 0 writes.
     """
-    state = strategy.whole(encoder.state_dict())
+    state = strategy.full_state(encoder.state_dict())
     if collectives.rank() != 0:
         return
     write(folder / "encoder.safetensors", state, _text(spec))

@@ -1,9 +1,9 @@
-"""What papers say: published settings and ablations, as TOML. Nothing here imports torch.
+"""Published settings and ablations, as TOML. Nothing here imports torch.
 
-A file belongs to a method or an evaluation: ``mae.toml`` here to the method ``mae``, and
-``mine.paper.toml`` beside ``mine.py`` to a plugin of anybody else. Both tables are optional::
+Each file belongs to a method or an evaluation: ``mae.toml`` in this folder to ``mae``, and
+``mine.paper.toml`` beside ``mine.py`` to a user's plugin. Both tables are optional::
 
-    [published.mae."imagenet-mae-"]         # the stage; what a preset's name begins with
+    [published.mae."imagenet-mae-"]         # the stage; the beginning of presets' names
     sources = "He et al., arXiv:2111.06377"
     mask_ratio = { value = 0.75, source = "table 1" }
     epochs = [{ value = 1600, source = "table 3" }, { value = 800, source = "PRETRAIN.md" }]
@@ -17,9 +17,9 @@ A file belongs to a method or an evaluation: ``mae.toml`` here to the method ``m
     values = [1, 2, 4]
     paper = { finetune = [84.8, 84.9, 84.9], linear = [65.5, 70.0, 71.9] }
 
-A stage is the pre-training, under the method's name, or an evaluation: a method's file says how its
-paper evaluates, an evaluation's file what several papers have in common. A longer prefix wins over
-a shorter one. A name with a space in it is no flag but something that the code fixes.
+A stage is the pre-training, under the method's name, or an evaluation: a method's file holds its
+paper's evaluations, an evaluation's file what several papers have in common. A longer prefix
+overrides a shorter one. A name with a space is no flag but something that the code fixes.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A setting as a paper or its official code has it, for ``ssl-bench recipe``.
+    """A setting of a paper or its official code, for ``ssl-bench recipe``.
 
     Attributes:
-        value: in the flag's own unit, except that a warm-up is written out: "40 epochs".
+        value: in the flag's unit, except that a warm-up is written out: "40 epochs".
         source: the table or section of the paper, or the file of the official code.
-        ours: what this project does, where that is another thing and no flag.
-        unless: values of flags, any one of which makes this a thing that is not used.
+        ours: what this project does instead, where no flag can change it.
+        unless: values of flags, any one of which makes this setting irrelevant.
     """
 
     value: Any
@@ -66,12 +66,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is published of a pre-training or an evaluation.
+    """The published settings of a pre-training or an evaluation, and their sources.
 
     Attributes:
-        sources: what the settings are quoted from.
-        settings: by the name of the flag, or of what no flag changes; more than one where the
-            sources disagree.
+        settings: by the name of the flag, or of what no flag changes; several where the sources
+            disagree.
     """
 
     sources: str = ""
@@ -80,20 +79,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What a method's paper varied, and what it found, for ``ssl-bench ablate``.
+    """An ablation of a method's paper and its results, for ``ssl-bench ablate``.
 
     Attributes:
         title: what is varied.
         source: the paper's figure or table.
-        setting: what the paper trained, and on what; what is varied left out.
-        values: what the paper varied it to: numbers for the flag, or names.
-        paper: for each evaluation, the paper's score at each value, in percent. An evaluation
-            whose name begins with that name is shown beside it, too.
+        setting: what the paper trained, and on what, except for what is varied.
+        values: numbers for the flag, or names.
+        paper: for each evaluation, the paper's score at each value, in percent; also shown beside
+            evaluations whose names begin with that name.
         flag: the numeric flag that is varied, or "".
-        cells: without such a flag, the arguments of ``ssl-bench run`` that a named value stands
-            for; a value without any can be had from the paper alone.
-        note: what to know when comparing.
-        share_of_patches: whether the flag is a share of the patches to hide, of which several may
+        cells: without such a flag, the arguments of ``ssl-bench run`` for each named value; a value
+            without arguments is shown from the paper alone.
+        note: a caveat for the comparison.
+        share_of_patches: whether the flag is the fraction of patches to hide; several fractions may
             hide the same number.
     """
 
@@ -110,12 +109,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Paper:
-    """The content of a file.
-
-    Attributes:
-        published: by stage and by the beginning of a preset's name.
-        ablations: by name.
-    """
+    """The content of a file: recipes by stage and prefix of a preset's name, and ablations."""
 
     published: Mapping[str, Mapping[str, Recipe]] = field(default_factory=dict)
     ablations: Mapping[str, Ablation] = field(default_factory=dict)
@@ -123,10 +117,10 @@ class Paper:
 
 @cache
 def read(path: Path) -> Paper:
-    """The paper in a file; an empty one where there is no file.
+    """The content of a file; empty where there is no file.
 
     Raises:
-        UserError: the file cannot be read, or something in it makes no sense.
+        UserError: the file cannot be read, or is not valid.
     """
     if not os.path.lexists(path):
         return Paper()
@@ -146,17 +140,17 @@ def read(path: Path) -> Paper:
 
 
 def recipe_of(papers: Iterable[Paper], stage: str, preset: str) -> Recipe:
-    """What papers say of a stage for a preset: the more of its name they give, the later."""
+    """The published recipe of a stage for a preset; longer prefixes of its name override others."""
     found = [
-        (len(prefix), each)
+        (prefix, recipe)
         for paper in papers
-        for prefix, each in paper.published.get(stage, {}).items()
+        for prefix, recipe in paper.published.get(stage, {}).items()
         if preset.startswith(prefix)
     ]
     merged = Recipe()
-    for _, each in sorted(found, key=lambda pair: pair[0]):
-        settings = {**merged.settings, **each.settings}
-        merged = Recipe(each.sources or merged.sources, settings)
+    for _, recipe in sorted(found, key=lambda pair: len(pair[0])):
+        settings = {**merged.settings, **recipe.settings}
+        merged = Recipe(recipe.sources or merged.sources, settings)
     return merged
 
 
@@ -214,11 +208,7 @@ def _ablation(table: Any, where: str) -> Ablation:
 
 
 def _fields(cls: type, table: Any, where: str) -> dict[str, Any]:
-    """A table whose keys are fields of a dataclass, with values of their types.
-
-    Raises:
-        UserError: it is none.
-    """
+    """Require a table whose keys are fields of a dataclass, with values of their types."""
     known = {each.name: each for each in dataclasses.fields(cls)}
     for name, value in _table(table, where).items():
         require(name in known, f"{where} has {name!r}; it may have {', '.join(known)}")

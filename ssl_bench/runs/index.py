@@ -1,10 +1,9 @@
-"""All runs as two tables, however many there are.
+"""All runs and their scores as two tables, cached so that thousands of runs load fast.
 
-The run folders are the truth. What they say is kept in ``RUNS_DIR/.index/runs.parquet``, one row
-for each run with the stamps of the files it follows from, and a run is read again only where these
-differ. Nothing depends on that file: it is replaced as a whole by whoever has newer rows, without a
-lock, and where it is missing, damaged, of another version or cannot be written, the folders are
-read.
+The run folders are the truth. ``RUNS_DIR/.index/runs.parquet`` caches one row for each run, with
+the stamps of the files it was made from, and a run is read again only when these change. Nothing
+depends on the cache: any process that has newer rows replaces it, without a lock, and where it is
+missing, damaged, of another version or read-only, the folders are read.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,15 +35,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _HOME = ".index"
 _SETTLED_NS = 3_000_000_000
-"""A file that changed later than this before it was read may change again under the same stamp:
-file systems count time in steps of up to two seconds."""
-_SECONDS_UNSEEN = 2.0
+"""A file that changed more recently may change again under the same stamp: file systems count time
+in steps of up to two seconds."""
+_SECONDS_UNTIL_BAR = 2.0
 _THREADS = 16
 _SLOW = 2e-3
-"""Seconds for a folder from which on threads wait for a file system together; below, they cost."""
+"""Seconds for a folder above which threads are worth their cost: on a network file system."""
 _AT_ONCE = 50
 _LARGEST = 2**31
-"""Bytes of the file, and of what it unfolds to: a run of many evaluations has some 10,000."""
+"""Bytes of the cache and of its content; a run with many evaluations takes some 10,000."""
 _TYPES: Mapping[run_records.Kind, Any] = {
     "text": pa.string(),
     "json": pa.string(),
@@ -56,15 +55,9 @@ _TYPES: Mapping[run_records.Kind, Any] = {
 
 @dataclass(frozen=True)
 class Index:
-    """What there is.
+    """One row for each run folder and for each score, and one line for each problem.
 
-    A column of whole numbers is float64 where one is missing (NaN).
-
-    Attributes:
-        runs: one row for each run folder; columns as in `run_records.RUN_COLUMNS`.
-        scores: one row for each number; columns as in `run_records.SCORE_COLUMNS`.
-        problems: one line for each thing that is wrong: a file that cannot be read, a score that
-            is no number.
+    The columns are those of `run_records`. Whole numbers are float64 where one is missing (NaN).
     """
 
     runs: pd.DataFrame
@@ -73,8 +66,8 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Tables:
-    """An `Index` in Arrow, where what is missing is null and whole numbers stay whole."""
+class ArrowIndex:
+    """An `Index` in Arrow, where missing values are null and whole numbers stay whole."""
 
     runs: pa.Table
     scores: pa.Table
@@ -85,52 +78,51 @@ def load(runs_dir: Path, names: Sequence[str] = ()) -> Index:
     """The runs under a folder.
 
     Args:
-        names: those wanted, as `run_folder.find` takes them, in that order; all, by name, when
-            there is none.
+        names: of the runs, in order, as `run_folder.find` takes them. Default: all, sorted.
 
     Raises:
         UserError: there is no such run, or none at all.
     """
-    found = tables(runs_dir, names)
+    found = load_arrow(runs_dir, names)
     return Index(found.runs.to_pandas(), found.scores.to_pandas(), found.problems)
 
 
-def tables(runs_dir: Path, names: Sequence[str] = ()) -> Tables:
+def load_arrow(runs_dir: Path, names: Sequence[str] = ()) -> ArrowIndex:
     """`load` without pandas.
 
     Raises:
         UserError: there is no such run, or none at all.
     """
     folders = _folders(runs_dir, names)
-    kept = _kept(runs_dir)
+    cached = _load_cache(runs_dir)
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        position = _holding(kept, folders, pool)
-        stale = [folder for folder in folders if folder not in position]
+        rows = _valid_rows(cached, folders, pool)
+        stale = [folder for folder in folders if folder not in rows]
         now_ns = _clock(runs_dir) if stale else 0
         fresh = _read(stale, pool)
     finally:
         pool.shutdown(cancel_futures=True)
-    position |= {folder: len(kept) + number for number, folder in enumerate(fresh)}
-    everything = pa.concat_tables([kept, _as_table(fresh.values())])
-    present = [folder for folder in folders if folder in position]
+    rows |= {folder: number for number, folder in enumerate(fresh, len(cached))}
+    everything = pa.concat_tables([cached, _as_table(fresh.values())])
+    present = [folder for folder in folders if folder in rows]
     if not present:
         run_folder.find(runs_dir, list(names))
     settled = {
-        name: position[folder]
-        for folder, reading in fresh.items()
-        if (name := folders[folder]) and reading.changed_ns < now_ns - _SETTLED_NS
+        name: rows[folder]
+        for folder, record in fresh.items()
+        if (name := folders[folder]) and record.changed_ns < now_ns - _SETTLED_NS
     }
-    here = {folders[folder] for folder in present}
-    old = {name: n for n, name in enumerate(kept["run"].to_pylist()) if names or name in here}
-    if settled or len(old) < len(kept):
+    known = {folders[folder] for folder in present}
+    old = {name: n for n, name in enumerate(cached["run"].to_pylist()) if names or name in known}
+    if settled or len(old) < len(cached):
         wanted = old | settled
-        _keep(runs_dir, _take(everything, [wanted[name] for name in sorted(wanted)]))
-    return _assemble(_take(everything, [position[folder] for folder in present]), present)
+        _save_cache(runs_dir, _take(everything, [wanted[name] for name in sorted(wanted)]))
+    return _assemble(_take(everything, [rows[folder] for folder in present]), present)
 
 
 def _folders(runs_dir: Path, names: Sequence[str]) -> dict[str, str | None]:
-    """Folders that may be runs, each with its name if it lies in ``runs_dir``."""
+    """Folders that may be runs, each with its name if it is in ``runs_dir``."""
     if names:
         found: dict[Path, Path] = {}
         for folder in run_folder.find(runs_dir, list(names)):
@@ -148,42 +140,41 @@ def _folders(runs_dir: Path, names: Sequence[str]) -> dict[str, str | None]:
     return {os.path.join(runs_dir, name): name for name in inside}
 
 
-def _holding(
-    kept: pa.Table, folders: Mapping[str, str | None], pool: ThreadPoolExecutor
+def _valid_rows(
+    cached: pa.Table, folders: Mapping[str, str | None], pool: ThreadPoolExecutor
 ) -> dict[str, int]:
-    """The position of each folder's row that still holds."""
-    names = {name: number for number, name in enumerate(kept["run"].to_pylist())}
-    seen, stamps = kept["seen"].to_pylist(), kept["stamp"].to_pylist()
+    """The number of each folder's cached row whose files have not changed."""
+    names = {name: number for number, name in enumerate(cached["run"].to_pylist())}
+    seen, stamps = cached["seen"].to_pylist(), cached["stamp"].to_pylist()
     known = {folder: names[name] for folder, name in folders.items() if name in names}
 
-    def holds(folder: str) -> bool:
+    def is_valid(folder: str) -> bool:
         number = known[folder]
         return stamps[number] == run_records.stamp_of(folder, seen[number].split("\0"))
 
-    answers = _spread(holds, list(known), pool)
-    return {f: number for (f, number), held in zip(known.items(), answers, strict=True) if held}
+    return dict(itertools.compress(known.items(), _map(is_valid, list(known), pool)))
 
 
 def _read(folders: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, run_records.RunRecord]:
-    """What each folder says that is a run, while a bar shows if that takes long."""
-    readings = {}
+    """The record of each folder that is a run; a bar shows where that takes long."""
+    records = {}
     started, bar = time.monotonic(), None
     with ExitStack() as stack:
-        answers = _spread(run_records.read, folders, pool)
-        for number, (folder, reading) in enumerate(zip(folders, answers, strict=True), start=1):
-            if reading:
-                readings[folder] = reading
-            if not bar and time.monotonic() - started > _SECONDS_UNSEEN:
+        found = _map(run_records.read, folders, pool)
+        for number, (folder, record) in enumerate(zip(folders, found, strict=True), start=1):
+            if record:
+                records[folder] = record
+            if not bar and time.monotonic() - started > _SECONDS_UNTIL_BAR:
                 bar = stack.enter_context(progress.bar("read runs", len(folders)))
             if bar:
                 bar.update(number)
-    return readings
+    return records
 
 
-def _spread(
+def _map(
     function: Callable[[str], T], folders: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[T]:
-    """Results in order; where a network answers, many to a task, which are waited for together."""
+    """The function's results in order; from threads where the file system is slow."""
     first, others = folders[:_AT_ONCE], folders[_AT_ONCE:]
     started = time.monotonic()
     yield from map(function, first)
@@ -191,30 +182,31 @@ def _spread(
         yield from map(function, others)
         return
 
-    def some(part: Sequence[str]) -> list[T]:
-        return [function(folder) for folder in part]
-
     parts = [others[start : start + _AT_ONCE] for start in range(0, len(others), _AT_ONCE)]
-    yield from itertools.chain.from_iterable(pool.map(some, parts))
+    results = pool.map(lambda part: list(map(function, part)), parts)
+    yield from itertools.chain.from_iterable(results)
 
 
 @cache
 def _schema() -> pa.Schema:
-    """Of what is kept; its metadata is the version of all that makes a row."""
+    """The cache's columns; the metadata holds a hash of the code that makes a row."""
 
     def fields_of(columns: Mapping[str, tuple[run_records.Kind, str]], without: str) -> list[Any]:
         return [(name, _TYPES[kind]) for name, (kind, _) in columns.items() if name != without]
 
-    scores = pa.list_(pa.struct(fields_of(run_records.SCORE_COLUMNS, "run")))
-    own = [("scores", scores), ("problems", pa.list_(pa.string()))]
-    stamps = [("seen", pa.string()), ("stamp", pa.string())]
-    columns = pa.schema([*fields_of(run_records.RUN_COLUMNS, "folder"), *own, *stamps])
+    columns = [
+        *fields_of(run_records.RUN_COLUMNS, without="folder"),
+        ("scores", pa.list_(pa.struct(fields_of(run_records.SCORE_COLUMNS, without="run")))),
+        ("problems", pa.list_(pa.string())),
+        ("seen", pa.string()),
+        ("stamp", pa.string()),
+    ]
     code = [inspect.getsource(module) for module in (run_records, schema)]
-    return columns.with_metadata({"version": schema.digest(code)})
+    return pa.schema(columns).with_metadata({"version": schema.digest(code)})
 
 
-def _kept(runs_dir: Path) -> pa.Table:
-    """The rows that were kept, or none."""
+def _load_cache(runs_dir: Path) -> pa.Table:
+    """The cached rows, or none."""
     try:
         content = pa.BufferReader(load_bytes(_path(runs_dir), _LARGEST))
         if not _is_bounded(pq.read_metadata(content)):
@@ -223,32 +215,26 @@ def _kept(runs_dir: Path) -> pa.Table:
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException):
         return _schema().empty_table()
-    found = table.schema
-    if not found.equals(_schema()) or found.metadata != _schema().metadata:
-        return _schema().empty_table()
-    return table
+    is_current = table.schema.equals(_schema(), check_metadata=True)
+    return table if is_current else _schema().empty_table()
 
 
 def _is_bounded(metadata: pq.FileMetaData) -> bool:
-    """Whether a file unfolds to no more than the rows of the largest folder would."""
+    """Whether a file is no larger uncompressed than the largest cache would be."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     return sum(group.total_byte_size for group in groups) < _LARGEST
 
 
-def _keep(runs_dir: Path, table: pa.Table) -> None:
-    """Replace what was kept, where that can be written."""
-    if _is_elsewhere(runs_dir):
-        return
-    try:
-        with atomic(_path(runs_dir)) as path:
+def _save_cache(runs_dir: Path, table: pa.Table) -> None:
+    """Replace the cache, unless it cannot be written."""
+    if not _leads_out(runs_dir):
+        with suppress(OSError), atomic(_path(runs_dir)) as path:
             pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-    except OSError:
-        return
 
 
 def _clock(runs_dir: Path) -> int:
-    """The file system's time in nanoseconds, which need not be this machine's; 0 if not known."""
-    if _is_elsewhere(runs_dir):
+    """The time by the file system's clock, in nanoseconds; 0 if it cannot be asked."""
+    if _leads_out(runs_dir):
         return 0
     try:
         home = _path(runs_dir).parent
@@ -262,11 +248,8 @@ def _clock(runs_dir: Path) -> int:
         return 0
 
 
-def _is_elsewhere(runs_dir: Path) -> bool:
-    """Whether writing our files here would follow a link, which may have come with the folder.
-
-    A pipe in a file's place counts too, since opening it would block.
-    """
+def _leads_out(runs_dir: Path) -> bool:
+    """Whether writing our files would follow a link that came with the folder, or open a pipe."""
     home = _path(runs_dir).parent
     ignore = home / ".gitignore"
     return home.is_symlink() or ignore.is_symlink() or (ignore.exists() and not ignore.is_file())
@@ -276,18 +259,13 @@ def _path(runs_dir: Path) -> Path:
     return runs_dir / _HOME / "runs.parquet"
 
 
-def _as_table(readings: Iterable[run_records.RunRecord]) -> pa.Table:
-    found = [
-        {
-            **reading.run,
-            "scores": reading.scores,
-            "problems": reading.problems,
-            "seen": "\0".join(reading.seen),
-            "stamp": reading.stamp,
-        }
-        for reading in readings
-    ]
-    return pa.Table.from_pylist(found, schema=_schema())
+def _as_table(records: Iterable[run_records.RunRecord]) -> pa.Table:
+    rows = [
+        {**record.run, "scores": record.scores, "problems": record.problems,
+         "seen": "\0".join(record.seen), "stamp": record.stamp}
+        for record in records
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=_schema())
 
 
 def _take(table: pa.Table, order: Sequence[int]) -> pa.Table:
@@ -296,14 +274,14 @@ def _take(table: pa.Table, order: Sequence[int]) -> pa.Table:
     return table.take(pa.array(order, pa.int64()))
 
 
-def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
-    """What is told of the rows, which are those of the folders."""
+def _assemble(table: pa.Table, folders: Sequence[str]) -> ArrowIndex:
+    """The index of the cache's rows of these folders."""
     names = table["run"].to_pylist()
-    unique = Counter(names)
-    names = [n if unique[n] == 1 else folder for n, folder in zip(names, folders, strict=True)]
-    names = _told_apart(list(map(run_records.text, names)))
+    count = Counter(names)
+    names = [name if count[name] == 1 else f for name, f in zip(names, folders, strict=True)]
+    names = _make_unique(map(run_records.text, names))
     states = [
-        schema.state_now(state, Path(folder))
+        schema.add_running(state, Path(folder))
         for state, folder in zip(table["state"].to_pylist(), folders, strict=True)
     ]
     problems = [
@@ -311,31 +289,29 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> Tables:
         for name, found in zip(names, table["problems"].to_pylist(), strict=True)
         for problem in found
     ]
-    # A path stays what it is, but for what is no character.
+    # A path is shown as it is, except for bytes that are no characters.
     paths = [folder.encode(errors="replace").decode() for folder in folders]
-    told = {"run": names, "folder": paths, "state": states}
-    of_runs = pa.table(
-        {
-            name: pa.array(told[name], pa.string()) if name in told else table[name]
-            for name in run_records.RUN_COLUMNS
-        }
-    )
+    runs = dict(zip(table.column_names, table.columns, strict=True))
+    for name, values in (("run", names), ("folder", paths), ("state", states)):
+        runs[name] = pa.array(values, pa.string())
     nested = table["scores"].combine_chunks()
-    own = pa.Table.from_struct_array(pc.list_flatten(nested))
+    scores = pa.Table.from_struct_array(pc.list_flatten(nested))
     parents = pc.list_parent_indices(nested)
-    homes = pc.binary_join_element_wise(of_runs["folder"].take(parents), own["folder"], os.sep)
-    derived = {"run": of_runs["run"].take(parents), "folder": homes}
-    of_scores = pa.table(
-        {
-            name: derived[name] if name in derived else own[name]
-            for name in run_records.SCORE_COLUMNS
-        }
+    homes = runs["folder"].take(parents)
+    scores = scores.append_column("run", runs["run"].take(parents)).set_column(
+        scores.column_names.index("folder"),
+        "folder",
+        pc.binary_join_element_wise(homes, scores["folder"], os.sep),
     )
-    return Tables(of_runs, of_scores, tuple(problems))
+    return ArrowIndex(
+        pa.table({name: runs[name] for name in run_records.RUN_COLUMNS}),
+        scores.select(list(run_records.SCORE_COLUMNS)),
+        tuple(problems),
+    )
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """Names that were others by what cannot be shown of them, with a number after each but one."""
+def _make_unique(names: Iterable[str]) -> list[str]:
+    """Number names that look alike once their unprintable characters are gone."""
     seen: Counter[str] = Counter()
     found = []
     for name in names:

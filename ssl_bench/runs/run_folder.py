@@ -1,4 +1,4 @@
-"""What is done with run folders: made, locked, found, and told where their numbers come from."""
+"""Creating, locking and finding run folders, and recording where their numbers come from."""
 
 from __future__ import annotations
 
@@ -19,33 +19,28 @@ from ssl_bench import __version__
 from ssl_bench.errors import UserError, first_line, require, the_one
 from ssl_bench.runs import schema
 from ssl_bench.runs.schema import mapping
-from ssl_bench.utils.files import (
-    checked_name,
-    remove_temporary,
-    strange,
-    write_json,
-)
+from ssl_bench.utils.files import checked_name, remove_temporary, strange, write_json
 from ssl_bench.utils.locks import held, is_locked
 
 _PACKAGES = (
     *("torch", "timm", "torchvision", "numpy", "pandas", "pillow", "safetensors"),
     *("scikit-learn", "scipy"),
 )
-_noting: list[Path] = []
+_noting_failures: list[Path] = []
 
 
 def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
-    """The folder of that name, made with its ``config.json`` unless it is there.
+    """The folder of that name, created with its ``config.json`` unless it exists.
 
     Raises:
-        UserError: it cannot be written, the name would lead elsewhere, or the folder was made with
-            other settings.
+        UserError: it cannot be written, the name would lead elsewhere, or the folder was created
+            with other settings.
     """
     folder = runs_dir / checked_name(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / schema.CONFIG).exists():
-            # Whoever holds the lock may remove what others are writing.
+            # The holder of the lock removes temporary files, also those of others.
             with locked(folder, wait=True):
                 if not (folder / schema.CONFIG).exists():
                     write_json(folder / schema.CONFIG, config)
@@ -56,8 +51,8 @@ def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
 
 
 def _require_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise `UserError` where a default changed that a folder's name says nothing about."""
-    stored, config = schema.facts(folder / schema.CONFIG), json.loads(json.dumps(config))
+    """Raise `UserError` where a default changed, which the name of the folder does not show."""
+    stored, config = schema.load_object(folder / schema.CONFIG), json.loads(json.dumps(config))
     for part in ("method_config", "encoder"):
         then, now = mapping(stored.get(part)), mapping(config.get(part))
         for name in then.keys() & now.keys():
@@ -70,13 +65,13 @@ def _require_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from working in the folder meanwhile, on other machines too.
+    """Lock the folder against other processes, on this and other machines, during the block.
 
-    What one that was killed left half done is removed first. However this process ends, the lock
-    is gone with it.
+    Leftovers of a killed process are removed first. The lock ends with this process, however it
+    ends.
 
     Args:
-        wait: until another process is done, instead of giving up.
+        wait: for another process to finish, instead of giving up.
 
     Raises:
         UserError: another process holds the lock, the file system has no locks, something in the
@@ -97,7 +92,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _require_same(folder: Path, before: os.stat_result, cause: Exception | None) -> None:
-    """Raise `UserError` where a folder is not there any more, or is another one."""
+    """Raise `UserError` where a folder was removed or replaced."""
     try:
         is_same = os.path.samestat(before, folder.stat())
     except OSError:
@@ -111,30 +106,30 @@ def _require_same(folder: Path, before: os.stat_result, cause: Exception | None)
 
 @contextmanager
 def failures_noted(folder: Path) -> Iterator[None]:
-    """Write ``failed.json`` if the block fails, so that tables can say why; first forget the last.
+    """Write ``failed.json`` if the block fails, in place of an earlier one.
 
-    An interruption is no failure.
+    An interruption is not a failure.
     """
     (folder / schema.FAILED).unlink(missing_ok=True)
-    _noting[:] = [folder]
+    _noting_failures[:] = [folder]
     try:
         yield
     except Exception as error:
         note_failure(first_line(error))
-        raise  # and another process's failure, if that was the cause, may still be noted
-    _noting.clear()
+        raise  # `note_failure` may still correct this, if another process was the cause
+    _noting_failures.clear()
 
 
 def note_failure(reason: str) -> None:
-    """Write ``failed.json`` for the block of `failures_noted` that is under way or has failed."""
+    """Write ``failed.json`` for the block of `failures_noted` that is running or has failed."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    for folder in _noting:
+    for folder in _noting_failures:
         with suppress(OSError):  # on a full disk, or of a folder that is gone
             write_json(folder / schema.FAILED, {"error": reason, "at": now})
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Where numbers come from: command, code, packages and machine."""
+    """The origin of numbers: command, code, packages and machine."""
     return {
         "command": ["ssl-bench", *sys.argv[1:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,17 +144,17 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def record_environment(folder: Path, device: str, devices: Mapping[str, Any] | None = None) -> None:
-    """Write ``environment.json``; with what an interrupted training began is kept in ``earlier``.
+    """Write ``environment.json``; those of an interrupted training are kept under ``earlier``.
 
     Args:
-        devices: how many there are, and how they share the work.
+        devices: their number, and the strategy.
 
     Raises:
-        UserError: the one that is there cannot be read.
+        UserError: the existing file cannot be read.
     """
     now, path = {**environment(device), **(devices or {})}, folder / schema.ENVIRONMENT
     if (folder / schema.CHECKPOINT).exists():
-        last = schema.facts(path)
+        last = schema.load_object(path)
         earlier = {name: last.get(name) for name in ("started", "code", "device", "packages")}
         now["earlier"] = [*last.get("earlier", []), earlier]
     write_json(path, now)
@@ -183,10 +178,10 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
     """The folder of a run whose pre-training is done.
 
     Args:
-        wait: until another process that is training it is done.
+        wait: for another process that is training it.
 
     Raises:
-        UserError: there is none of that name, it is not done, or a link in it leads elsewhere.
+        UserError: there is no such run, it is not done, or a link in it leads elsewhere.
     """
     folder = _find_one(runs_dir, name)
     if wait and not schema.is_trained(folder) and is_locked(folder):
@@ -194,14 +189,14 @@ def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
             pass
     require(
         schema.is_trained(folder),
-        f"run {folder.name!r} is not finished; this resumes it: {schema.command_of(folder)}",
+        f"run {folder.name!r} is not finished; this resumes it: {schema.last_command(folder)}",
     )
     _require_own(folder)
     return folder
 
 
 def _require_own(folder: Path) -> None:
-    """Raise `UserError` where something in a folder leads elsewhere, or is no file to read."""
+    """Raise `UserError` where something in a folder leads out of it, or is no regular file."""
     odd = strange(folder)
     require(
         not odd,
@@ -223,9 +218,9 @@ def _find_one(runs_dir: Path, name: str) -> Path:
 
 
 def preset_of(runs_dir: Path, name: str) -> str | None:
-    """The preset that a run was made with, if it is a run and says so."""
+    """The preset of a run; None if it is no run, or had none."""
     try:
-        return schema.plan_of(_find_one(runs_dir, name)).get("preset")
+        return schema.load_plan(_find_one(runs_dir, name)).get("preset")
     except UserError:
         return None
 
@@ -239,12 +234,12 @@ def _version(package: str) -> str | None:
 
 @cache
 def _code_version() -> dict[str, Any]:
-    """The package's version, and its commit and dirty state when it runs from a checkout."""
+    """The package's version, and its commit and whether it is dirty when run from a checkout."""
     root = Path(__file__).resolve().parents[2]
 
-    def git(*words: str) -> str | None:
+    def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, timeout=10)
+            done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

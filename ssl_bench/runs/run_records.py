@@ -1,8 +1,8 @@
-"""What a run folder says, as rows of tables: one for the run, one for each of its scores.
+"""A run folder as rows of tables: one for the run, one for each of its scores.
 
-Nothing here raises for what is wrong in a folder: it is named, and the run's state is "broken".
-What a row was read from is noted, with stamps taken before it was read, so that whoever keeps the
-row can tell whether it still holds.
+Nothing here raises for a damaged folder: each problem is listed, and the run's state is "broken".
+A record names the files it was read from, with stamps from before they were read, so that a cache
+can tell whether it is still valid.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ SCORE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
 
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _LONGEST, _MOST_SCORES = 20_000, 1000
-"""Characters of a text and scores of an evaluation: beyond, they are none of ours."""
+"""Characters of a text, and scores of an evaluation; no run of ours has more."""
 _DIRECTIONS = ("higher", "lower")
+_COSTS = ("images_seen", "flops", "seconds")
+_SIZES = ("peak_memory_mib", "encoder_parameters", "trained_parameters")
 _BESIDE_SCORES = (schema.PREDICTIONS, schema.ARRAYS)
 
 
@@ -95,9 +97,8 @@ class RunRecord:
     Attributes:
         run: of `RUN_COLUMNS`, without ``folder``.
         scores: of `SCORE_COLUMNS`, without ``run``; ``folder`` is relative to the run's.
-        problems: one line for each thing that is wrong.
-        seen: the paths that the rows follow from, relative to the folder.
-        stamp: of these paths, as `stamp_of` makes it, from before they were read.
+        seen: the paths that were read, relative to the folder.
+        stamp: their `stamp_of` from before they were read.
         changed_ns: when the last of them changed, by the file system's clock.
     """
 
@@ -110,36 +111,42 @@ class RunRecord:
 
 
 def read(folder: str) -> RunRecord | None:
-    """What a folder says; None where it is no run folder, or is gone."""
-    found = _Folder(folder)
-    names = found.names("")
-    plan = found.json(schema.CONFIG, names)
-    if schema.CONFIG not in names or (plan is None and not found.problems):
+    """The record of a folder; None where it is no run folder, or is gone."""
+    reader = _Reader(folder)
+    names = reader.names("")
+    plan = reader.json(schema.CONFIG, names)
+    if schema.CONFIG not in names or (plan is None and not reader.problems):
         return None
-    cost = found.json(schema.COST, names) or {}
-    run = _run(found, plan or {}, cost, names)
-    scores = list(_scores(found, names, "", cost, None))
-    if "snapshots" in names:
-        for name in filter(lambda name: found.stays(f"snapshots/{name}"), found.names("snapshots")):
-            base = f"snapshots/{name}/"
-            own = found.names(base[:-1])
-            cost = found.json(base + schema.COST, own) or {}
-            if cost:
-                scores += _scores(found, own, base, cost, cost.get("steps"))
-    if found.problems:
-        run |= {"state": "broken", "error": found.problems[0]}
-    odd = [
+    cost = reader.json(schema.COST, names) or {}
+    run = _run(reader, plan or {}, cost, names)
+    scores = list(_scores(reader, names, "", cost, None))
+    if schema.SNAPSHOTS in names:
+        for name in reader.names(schema.SNAPSHOTS):
+            snapshot = f"{schema.SNAPSHOTS}/{name}"
+            if reader.stays(snapshot):
+                inside = reader.names(snapshot)
+                cost = reader.json(f"{snapshot}/{schema.COST}", inside) or {}
+                if cost:
+                    scores += _scores(reader, inside, f"{snapshot}/", cost, cost.get("steps"))
+    if reader.problems:
+        run |= {"state": "broken", "error": reader.problems[0]}
+    not_finite = [
         plain(f"{row['folder']}: score {row['score']} is {row['value']}")
         for row in scores
         if row["value"] is not None and not isfinite(row["value"])
     ]
-    changed = max(max(stamp[:2]) for stamp in found.seen.values())
-    stamp = _digest(found.seen.values())
-    return RunRecord(run, scores, [*found.problems, *odd], list(found.seen), stamp, changed)
+    return RunRecord(
+        run,
+        scores,
+        [*reader.problems, *not_finite],
+        list(reader.seen),
+        _digest(reader.seen.values()),
+        max(max(stamp[:2]) for stamp in reader.seen.values()),
+    )
 
 
 def stamp_of(folder: str, paths: Iterable[str]) -> str:
-    """A hash that changes when one of the paths, files or folders, is replaced or edited."""
+    """A hash that changes when one of these files or folders is replaced or edited."""
     return _digest(_stamp(f"{folder}/{path}") for path in paths)
 
 
@@ -161,42 +168,42 @@ def _digest(stamps: Iterable[_Stamp]) -> str:
     return blake2b(numbers.tobytes(), digest_size=12).hexdigest()
 
 
-class _Folder:
-    """Reads what is in a run folder, and notes what it looked at and what is wrong."""
+class _Reader:
+    """Reads a run folder, and collects the stamps of what it read and the problems it found."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self.seen: dict[str, _Stamp] = {}
         self.problems: list[str] = []
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder; nothing where it is gone, no folder, or elsewhere by a link."""
+        """The names in a folder; none where it is gone, is no folder, or leads out by a link."""
         return self._look(path, lambda full: sorted(os.listdir(full)), [])
 
     def stays(self, path: str) -> bool:
-        """Whether the path is no link that leads out of the run's folder; told where it is one."""
-        full = f"{self._folder}/{path}"
-        if not path or not os.path.islink(full) or not leads_out(full, self._folder):
+        """Whether the path stays in the run's folder; a problem where it leads out by a link."""
+        full = f"{self.folder}/{path}"
+        if not path or not os.path.islink(full) or not leads_out(full, self.folder):
             return True
         self.problems.append(f"{plain(path)} leads out of the run's folder by a link: not read")
         return False
 
     def json(self, path: str, among: Sequence[str] | None = None) -> Row | None:
-        """A JSON object; None where it is gone, is none, or is not among a folder's names."""
+        """A JSON object; None where there is none, or it is not ``among`` a folder's names."""
         if among is not None and os.path.basename(path) not in among:
             return None
         found: Row | None = self._look(path, _load, None)
         return found
 
     def last_record(self, path: str, among: Sequence[str]) -> Row:
-        """The last whole line of JSON Lines; nothing where it is not among a folder's names."""
+        """The last line of a JSON Lines file; empty where it is not ``among`` a folder's names."""
         if path not in among:
             return {}
         found: Row = self._look(path, schema.last_record, {})
         return found
 
     def row(self, columns: Mapping[str, tuple[Kind, str]], values: Row, where: str = "") -> Row:
-        """The values as the columns want them; None, and a problem, for those that cannot be."""
+        """The values with their columns' types; None, and a problem, for those of another type."""
         row = {}
         for name, value in values.items():
             try:
@@ -210,7 +217,7 @@ class _Folder:
         return row
 
     def _look(self, path: str, how: Callable[[str], Any], nothing: Any) -> Any:
-        full = f"{self._folder}/{path}"
+        full = f"{self.folder}/{path}"
         self.seen[path] = _stamp(full)
         if not self.stays(path):
             return nothing
@@ -234,27 +241,16 @@ def _load(path: str) -> Row:
 
 
 def text(value: str) -> str:
-    """The text in one line, as it may be shown anywhere."""
+    """The text in one line, safe to show anywhere."""
     return plain(value) if value.isprintable() else " ".join(plain(value).split())
 
 
-def _as_text(content: Any) -> str:
-    """Names and values as JSON, each text as it may be shown.
-
-    Raises:
-        ValueError: they are more than any run has.
-    """
-    found = json.dumps(_shown(content))
-    if len(found) > _LONGEST:
-        raise ValueError
-    return found
-
-
-def _shown(content: Any) -> Any:
+def _safe(content: Any) -> Any:
+    """JSON whose texts are safe to show."""
     if isinstance(content, dict):
-        return {text(name): _shown(value) for name, value in content.items()}
+        return {text(name): _safe(value) for name, value in content.items()}
     if isinstance(content, list):
-        return [_shown(value) for value in content]
+        return [_safe(value) for value in content]
     return text(content) if isinstance(content, str) else content
 
 
@@ -262,12 +258,12 @@ def _typed(kind: Kind, value: Any) -> Any:
     """The value as a column's kind.
 
     Raises:
-        ValueError, OverflowError: it cannot be.
+        ValueError, OverflowError: it has another type, or is too large.
     """
     if value is None:
         return None
     if kind == "json":
-        return _as_text(value)
+        kind, value = "text", json.dumps(_safe(value))
     if kind == "text" and isinstance(value, str) and len(value) <= _LONGEST:
         return text(value)
     if kind == "bool" and isinstance(value, bool):
@@ -279,33 +275,28 @@ def _typed(kind: Kind, value: Any) -> Any:
     raise ValueError
 
 
-def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
-    environment = found.json(schema.ENVIRONMENT, names) or {}
-    failure = found.json(schema.FAILED, names) or {}
-    last = found.last_record(schema.METRICS, names)
+def _run(reader: _Reader, plan: Row, cost: Row, names: Sequence[str]) -> Row:
+    environment = reader.json(schema.ENVIRONMENT, names) or {}
+    failure = reader.json(schema.FAILED, names) or {}
+    last = reader.last_record(schema.METRICS, names)
     code = mapping(environment.get("code"))
     command = environment.get("command")
-    if "method" not in plan and not found.problems:
-        found.problems.append("config.json names no method: no run, or a baseline that runs share")
+    if "method" not in plan and not reader.problems:
+        reader.problems.append("config.json names no method: no run, or a baseline that runs share")
     values = {
-        "run": os.path.basename(os.path.abspath(found._folder)),
+        "run": os.path.basename(os.path.abspath(reader.folder)),
         "group": _group(plan),
         "method": plan.get("method"),
         "settings": _settings(plan),
         "pretrained_on": plan.get("data"),
         "data_fingerprint": plan.get("data_fingerprint"),
         "seed": plan.get("seed"),
-        "state": schema.state_by(names),
+        "state": schema.state_from_names(names),
         "error": failure.get("error"),
         "step": last.get("step", cost.get("steps")),
         "epochs": plan.get("epochs"),
         "batch_size": plan.get("batch_size"),
-        "images_seen": cost.get("images_seen"),
-        "flops": cost.get("flops"),
-        "seconds": cost.get("seconds"),
-        "peak_memory_mib": cost.get("peak_memory_mib"),
-        "encoder_parameters": cost.get("encoder_parameters"),
-        "trained_parameters": cost.get("trained_parameters"),
+        **{name: cost.get(name) for name in (*_COSTS, *_SIZES)},
         "device": cost.get("device", environment.get("device")),
         "precision": cost.get("precision", plan.get("precision")),
         "commit": code.get("commit"),
@@ -313,51 +304,49 @@ def _run(found: _Folder, plan: Row, cost: Row, names: Sequence[str]) -> Row:
         "started": environment.get("started"),
         "command": shlex.join(map(str, command)) if isinstance(command, list) else None,
     }
-    return found.row(RUN_COLUMNS, values)
+    return reader.row(RUN_COLUMNS, values)
 
 
 def _group(plan: Row) -> str | None:
-    """Runs of one group differ in their seed alone, and share their identity.
-
-    Where a run does not say it, all that it says stands in for it.
-    """
-    if not plan:
-        return None
-    return plan.get("identity", digest({k: v for k, v in plan.items() if k != "seed"}))
+    """The identity, which runs that differ only in the seed share; else a hash of the plan."""
+    without_seed = {name: value for name, value in plan.items() if name != "seed"}
+    return plan.get("identity", digest(without_seed)) if plan else None
 
 
 def _settings(plan: Row) -> Row:
-    """What a run was told, flat; an encoder's channels, mean and deviation are the data's."""
+    """A run's settings, flat; an encoder's channels, mean and std are the data's."""
     encoder = mapping(plan.get("encoder"))
-    own = {name: encoder.get(name) for name in ("backbone", "image_size", "patch_size")}
-    length = {name: plan.get(name) for name in ("epochs", "batch_size", "precision")}
-    told = own | mapping(encoder.get("architecture")) | length
-    return mapping(plan.get("method_config")) | {k: v for k, v in told.items() if v is not None}
+    settings = {
+        **{name: encoder.get(name) for name in ("backbone", "image_size", "patch_size")},
+        **mapping(encoder.get("architecture")),
+        **{name: plan.get(name) for name in ("epochs", "batch_size", "precision")},
+    }
+    return mapping(plan.get("method_config")) | {k: v for k, v in settings.items() if v is not None}
 
 
 def _scores(
-    found: _Folder, names: Sequence[str], base: str, cost: Row, step: int | None
+    reader: _Reader, names: Sequence[str], base: str, cost: Row, step: int | None
 ) -> Iterator[Row]:
-    """A row for each number of the evaluations in one folder."""
-    for name in found.names(f"{base}evals") if "evals" in names else ():
-        folder = f"{base}evals/{name}"
-        if not all(map(found.stays, [folder, *(f"{folder}/{each}" for each in _BESIDE_SCORES)])):
+    """A row for each score of the evaluations in the ``base`` folder, which has these names."""
+    for name in reader.names(base + schema.EVALS) if schema.EVALS in names else ():
+        folder = f"{base}{schema.EVALS}/{name}"
+        file = f"{folder}/{schema.SCORES}"
+        if not all(map(reader.stays, [folder, *(f"{folder}/{each}" for each in _BESIDE_SCORES)])):
             continue
-        record = found.json(f"{folder}/scores.json")
+        record = reader.json(file)
         if record is None:
             continue  # not done, or a problem
         scores = mapping(record.get("scores"))
         lacking = [key for key in ("eval", "protocol", "scores") if not record.get(key)]
         if lacking or not scores:
-            what = ", ".join(lacking) or "scores"
-            found.problems.append(plain(f"{folder}/scores.json has no {what}"))
+            reader.problems.append(plain(f"{file} has no {', '.join(lacking) or 'scores'}"))
             continue
         if len(scores) > _MOST_SCORES:
-            found.problems.append(plain(f"{folder}/scores.json has {len(scores):,} scores"))
+            reader.problems.append(plain(f"{file} has {len(scores):,} scores"))
             continue
         baselines = {
-            label: {name: value for name, value in mapping(own).items() if is_number(value)}
-            for label, own in mapping(record.get("baselines")).items()
+            label: {name: value for name, value in mapping(values).items() if is_number(value)}
+            for label, values in mapping(record.get("baselines")).items()
         }
         for number, (score, value) in enumerate(scores.items()):
             is_headline = number == 0
@@ -375,15 +364,13 @@ def _scores(
                 "unit": record.get("unit", "top-1 accuracy (%)") if is_headline else None,
                 "better": record.get("better", "higher") if is_headline else None,
                 "step": step,
-                "images_seen": cost.get("images_seen"),
-                "flops": cost.get("flops"),
-                "seconds": cost.get("seconds"),
+                **{name: cost.get(name) for name in _COSTS},
                 "eval_seconds": record.get("seconds"),
                 "note": record.get("note"),
                 "baselines": baselines,
                 "folder": folder,
             }
-            row = found.row(SCORE_COLUMNS, values, f"{folder}/scores.json: ")
+            row = reader.row(SCORE_COLUMNS, values, f"{file}: ")
             if is_headline:
                 row["unit"] = row["unit"] or ""
                 row["better"] = row["better"] if row["better"] in _DIRECTIONS else "neither"

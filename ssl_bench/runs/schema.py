@@ -1,20 +1,20 @@
-"""The run folder: what its files are called, what they hold, and what state a run is in.
+"""The run folder: the names of its files, what they hold, and the state of a run.
 
-``<method>-<data>-seed<seed>-<identity>/``. The folder is the truth; every part of the program that
-reads or writes one asks here.
+``<method>-<data>-seed<seed>-<identity>/``. The folder is the truth, and everything that reads or
+writes one uses this module.
 
     config.json          every setting, resolved, with the identity and where the method came from
     environment.json     command, versions, code, device of the last start
-    metrics.jsonl        step, epoch, loss, learning rate, img/s, share of time waiting for data
+    metrics.jsonl        step, epoch, loss, learning rate, img/s, fraction of time waiting for data
     checkpoint.pt        the state to resume from; gone once the training is done
     encoder.safetensors  weights under timm's names, and encoder.json to build them
     method.safetensors   the method's other parameters: a decoder, a projector
     cost.json            FLOPs, images seen, seconds, peak memory, parameters
-    snapshots/step-.../  the encoder on the way: the last three of these files' kinds, and evals/
+    snapshots/step-.../  the encoder during training: its weights, its cost.json and evals/
     failed.json          why the last training or evaluation failed, until the next one
     evals/<name>-.../    scores.json, predictions.npz and arrays.npz
-    unfinished/          states of evaluations that train, to resume from, until they are done
-    features/            what the encoder makes of each split, for evaluations to come
+    unfinished/          checkpoints of evaluations that train, until they are done
+    features/            the encoder's features of each split, for later evaluations
     figures/             PNG files
 """
 
@@ -42,13 +42,11 @@ METHOD_WEIGHTS = "method.safetensors"
 EVALS, SCORES, PREDICTIONS, ARRAYS = "evals", "scores.json", "predictions.npz", "arrays.npz"
 SNAPSHOTS, UNFINISHED, FEATURES, FIGURES = "snapshots", "unfinished", "features", "figures"
 BASELINES = "baselines"
-"""Beside the run folders: the encoders that nobody trained, shared by all runs."""
+"""A folder beside the runs: untrained encoders, which all runs share."""
 
 State = Literal["trained", "failed", "running", "unfinished"]
 _TAIL = 4096
 _TEXT, _MAYBE, _NAMED = ((str,), "text"), ((str, type(None)), "text"), ((dict,), "names and values")
-
-
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(("method", "identity", "method_code", "method_source", "precision"), _TEXT),
     **dict.fromkeys(("data", "data_fingerprint", "data_source", "preset"), _MAYBE),
@@ -57,7 +55,7 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(("seed", "batch_size"), ((int,), "whole number")),
     "epochs": ((int, float, type(None)), "number"),
 }
-"""What a plan's values are in JSON, and in words."""
+"""The types of a plan's values in JSON, and their names."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """What the runs of one experiment share, whatever their seed: eight hexadecimal digits."""
-        content = {field.name: chosen(getattr(self, field.name)) for field in fields(self)}
+        """What runs that differ only in the seed share: eight hexadecimal digits."""
+        content = {field.name: non_defaults(getattr(self, field.name)) for field in fields(self)}
         del content["seed"]
         return digest(content)
 
@@ -96,11 +94,10 @@ class Plan:
         return f"{self.method}-{self.data}-seed{self.seed}-{self.identity}"
 
 
-def chosen(config: Any) -> Any:
+def non_defaults(config: Any) -> Any:
     """The fields of a dataclass that differ from its defaults; any other value as it is.
 
-    An identity is made of these, so that a new field, whose default does what was done before,
-    leaves the identity of everything made without it as it was.
+    Identities are made of these, so that a new field does not change the identity of older runs.
     """
     if not is_dataclass(config):
         return config
@@ -114,16 +111,16 @@ def chosen(config: Any) -> Any:
 
 
 def digest(content: Any) -> str:
-    """Eight hexadecimal digits that stand for JSON content."""
+    """A hash of JSON content: eight hexadecimal digits."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """A JSON file of a run; nothing if it is not there.
+def load_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run; an empty one if there is no file.
 
     Raises:
-        UserError: it cannot be read, or holds something else than names and values.
+        UserError: it cannot be read, or is not an object.
     """
     try:
         found = load_json(path)
@@ -136,7 +133,7 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """What JSON should have as names and values: nothing where it is something else."""
+    """The value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
@@ -146,28 +143,28 @@ def is_number(value: Any) -> bool:
 
 
 def state(folder: Path) -> State:
-    """What state a run is in; "running" is an unfinished one that some process has locked."""
+    """The state of a run; "running" is an unfinished one that some process has locked."""
     try:
         names = os.listdir(folder)
     except OSError:
         names = []
-    return state_now(state_by(names), folder)
+    return add_running(state_from_names(names), folder)
 
 
-def state_by(names: Collection[str]) -> State:
-    """The state by the names of the files in a folder, which do not tell whether it is running."""
+def state_from_names(names: Collection[str]) -> State:
+    """The state that the names of a folder's files show, which is never "running"."""
     if ENCODER in names:
         return "trained"
     return "failed" if FAILED in names else "unfinished"
 
 
-def state_now(state: State, folder: Path) -> State:
-    """The state by the names of the files, or "running" where a process has the folder locked."""
+def add_running(state: State, folder: Path) -> State:
+    """The state from the names of the files, or "running" where a process has locked the folder."""
     return "running" if state == "unfinished" and is_locked(folder) else state
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether the folder's pre-training is done; ``encoder.json`` is the last file it writes."""
+    """Whether the pre-training is done; ``encoder.json`` is the last file it writes."""
     return (folder / ENCODER).exists()
 
 
@@ -177,12 +174,12 @@ def score_files(folder: Path) -> list[Path]:
 
 
 def snapshots(folder: Path) -> list[str]:
-    """The names of the folders of the encoders on the way."""
+    """The names of the snapshots' folders."""
     return sorted(path.parent.name for path in folder.glob(f"{SNAPSHOTS}/*/{ENCODER}"))
 
 
 def last_record(metrics: Path | str) -> dict[str, Any]:
-    """The last whole line of a training's metrics; a line may be half written meanwhile.
+    """The last whole line of a training's metrics; another process may be writing the next.
 
     Raises:
         Unreadable: they cannot be read.
@@ -198,15 +195,15 @@ def last_record(metrics: Path | str) -> dict[str, Any]:
     return {}
 
 
-def failure_of(folder: Path) -> str:
-    """Why a run failed, as it noted itself; nothing where it did not, or cannot be read."""
+def failure(folder: Path) -> str:
+    """Why a run failed; "" where it did not, or where the file cannot be read."""
     try:
-        return str(facts(folder / FAILED).get("error", ""))
+        return str(load_object(folder / FAILED).get("error", ""))
     except UserError:
         return ""
 
 
-def command_of(folder: Path) -> str:
+def last_command(folder: Path) -> str:
     """The command that last started the run."""
     try:
         return shlex.join(load_json(folder / ENVIRONMENT)["command"])
@@ -214,26 +211,26 @@ def command_of(folder: Path) -> str:
         return "ssl-bench run ..."
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` holds, whatever its values are.
+def load_config(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json``, whose values may be anything.
 
     Raises:
         UserError: it cannot be read, or is not that of a run.
     """
     path = folder / CONFIG
     require(path.exists(), f"{str(path)!r} cannot be read: {os.strerror(errno.ENOENT)}")
-    config = facts(path)
+    config = load_object(path)
     require("method" in config, f"{str(folder)!r} is no run but a baseline that runs share")
     return config
 
 
-def plan_of(folder: Path) -> dict[str, Any]:
+def load_plan(folder: Path) -> dict[str, Any]:
     """The run's plan.
 
     Raises:
-        UserError: ``config.json`` cannot be read, or holds something else than a plan.
+        UserError: ``config.json`` cannot be read, or is not a plan.
     """
-    plan, path = config_of(folder), folder / CONFIG
+    plan, path = load_config(folder), folder / CONFIG
     for name, value in plan.items():
         kinds, words = _KINDS.get(name, ((type(value),), ""))
         require(
@@ -243,9 +240,9 @@ def plan_of(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def file_of_method(folder: Path) -> str:
-    """One line where a run's method is a file, which nobody but `rerun` runs; "" otherwise."""
-    config = config_of(folder)
+def warn_of_method_file(folder: Path) -> str:
+    """One line where a run's method is a file, which only `rerun` executes; "" otherwise."""
+    config = load_config(folder)
     source = config.get("method_source")
     if not source:
         return ""

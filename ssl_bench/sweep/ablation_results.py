@@ -46,7 +46,7 @@ def run(study: Study) -> Path:
     with atomic(folder / "table.csv") as path:
         table.map(cell).to_csv(path)
     title = f"{study.method}: {ablation.title}"
-    plans = [schema.plan_of(run.folder) for run in finished]
+    plans = [schema.load_plan(run.folder) for run in finished]
     ours = f"ours: {setting(plans, study.constant)}"
     paper = f"paper ({ablation.source}): {ablation.setting}"
     note = " ".join(filter(None, (ablation.note, _same_share(study, plans))))
@@ -114,7 +114,7 @@ def _name(study: Study, finished: Sequence[Run]) -> str:
         [run.folder.name, [[r["eval"], r["protocol"], r["precision"]] for r in run.records]]
         for run in finished
     ]
-    data = schema.plan_of(finished[0].folder)["data"]
+    data = schema.load_plan(finished[0].folder)["data"]
     return checked_name(f"{study.name}-{data}-{schema.digest(content)}")
 
 

@@ -71,7 +71,7 @@ def _best(done: Sequence[Standing], choose_by: str, runs_dir: Path) -> Standing:
 
 def _better(each: Standing, choose_by: str, runs_dir: Path) -> str:
     home = runs_dir / each.entry.run / schema.EVALS / each.entry.evals[choose_by]
-    return str(schema.facts(home / schema.SCORES).get("better", "higher"))
+    return str(schema.load_object(home / schema.SCORES).get("better", "higher"))
 
 
 def _waiting(final: Final, trials: Sequence[Standing], over: Sequence[Standing]) -> str:

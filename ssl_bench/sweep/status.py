@@ -134,7 +134,7 @@ def _of(
     elif job_state == "unknown":
         state = "unknown"
     else:
-        noted = schema.failure_of(folder)
+        noted = schema.failure(folder)
         has_failed = bool(noted) or job_state in _FAILED
         is_begun = bool(found) or (not is_trained and (folder / schema.CONFIG).exists())
         state = "failed" if has_failed else "stopped" if is_begun else "new"
@@ -162,7 +162,7 @@ def _of(
 def _score(home: Path) -> float | None:
     """An evaluation's headline; None where it, or its baselines, are not stored."""
     try:
-        record = schema.facts(home / schema.SCORES)
+        record = schema.load_object(home / schema.SCORES)
     except UserError:
         return None
     scores = list(schema.mapping(record.get("scores")).values())

@@ -45,7 +45,7 @@ def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
 def _of(settings: Settings, device: str) -> dict[str, Any] | None:
     if settings.match:
         folder = run_folder.find_trained(settings.runs_dir, settings.match)
-        counted = schema.facts(folder / schema.COST).get("flops")
+        counted = schema.load_object(folder / schema.COST).get("flops")
         why = "it trains nothing" if counted == 0 else "they were not counted when it was made"
         require(bool(counted), f"run {folder.name!r} has no FLOPs to match: {why}")
         return {"match": folder.name, "flops": counted}
@@ -127,7 +127,7 @@ def seconds_per_step(
     trial.before_training(data.train, plan.seed)
     replica, optimizer = setup.prepare(trial, hardware, spec)
     schedule = Schedule(len(data.train), plan.batch_size, 1)
-    own = collectives.share(plan.batch_size)
+    own = collectives.shard(plan.batch_size)
     steps = (
         SampleRng(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS)
     )
@@ -159,7 +159,7 @@ def _earlier(budget: Mapping[str, Any], plan: Plan, runs_dir: Path) -> float | N
     start = glob.escape(f"{plan.method}-{plan.data}-seed")
     for folder in sorted(runs_dir.glob(f"{start}*")):
         try:
-            found = schema.plan_of(folder)
+            found = schema.load_plan(folder)
         except UserError:
             continue
         if found.get("budget") == budget and all(found.get(n) == wanted[n] for n in alike):

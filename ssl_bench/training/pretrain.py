@@ -93,7 +93,7 @@ def pretrain(
     """
     in_parts = gradients.taken_in_parts(method)
     at_once = micro_batch_size or hardware.images_at_once(plan.encoder.patches)
-    hardware.forget_peak()
+    hardware.reset_peak_memory()
     method.to(hardware.device).train()
     training = Training(
         method,
@@ -136,7 +136,7 @@ def _train(
     replica, optimizer = _restored(training, state)
     del state
     _check_snapshots(folder, snapshot_steps, start)
-    share = collectives.share(plan.batch_size)
+    share = collectives.shard(plan.batch_size)
     samples = (
         SampleRng(seed, step, schedule.batch(step, seed, "order")[share])
         for step in range(start, total)
@@ -147,7 +147,7 @@ def _train(
     with (
         closing(setup.batches(method, train, plan.encoder, samples)) as source,
         progress.bar(f"pre-train {plan.method}", total) as bar,
-        collectives.file_of_first(folder / schema.METRICS).open("a", encoding="utf-8") as file,
+        collectives.path_on_rank_zero(folder / schema.METRICS).open("a", encoding="utf-8") as file,
     ):
         metrics = _Metrics(file, bar, losses)
         for step in map(schedule.step, range(start, total)):
@@ -249,7 +249,9 @@ def _finish(training: Training, steps: int, seconds: float) -> dict[str, Any]:
     """Write what a training has made, ``encoder.json`` last; the checkpoint is not needed then."""
     method, folder, hardware = training.method, training.folder, training.hardware
     state = method.state_dict()
-    own = strategy.whole({name: state[name] for name in state if not name.startswith("encoder.")})
+    own = strategy.full_state(
+        {name: state[name] for name in state if not name.startswith("encoder.")}
+    )
     cost = {
         **training.cost(steps, seconds),
         "flops_per_step": training.flops_per_step,

@@ -47,7 +47,7 @@ def agreed(signal_number: int | None, is_due: bool) -> tuple[int, bool]:
         signal_number: which this rank was told to stop by, if it was.
         is_due: whether it is time to save, by the clock of rank 0.
     """
-    wish = collectives.agreed(2 * (signal_number or 0) + (is_due and collectives.rank() == 0))
+    wish = int(collectives.largest(2 * (signal_number or 0) + (is_due and collectives.rank() == 0)))
     return wish // 2, wish > 0
 
 

@@ -38,8 +38,8 @@ def save(
         "losses": {
             name: collectives.mean(torch.stack(list(values))) for name, values in losses.items()
         },
-        "method": strategy.whole(method.state_dict()),
-        "optimizer": strategy.whole(optimizer.state_dict()),
+        "method": strategy.full_state(method.state_dict()),
+        "optimizer": strategy.full_state(optimizer.state_dict()),
     }
     if collectives.rank() == 0:
         resume.save(folder / schema.CHECKPOINT, state)

@@ -17,12 +17,12 @@ from rich.console import Console
 
 from ssl_bench.analysis import comparison, tables
 from ssl_bench.analysis import marks as rendering
-from ssl_bench.analysis.comparison import Comparison, Table, pairs
+from ssl_bench.analysis.comparison import Comparison, ScoreTable, pairs
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.report import exports, page
 from ssl_bench.analysis.report.page import Content
 from ssl_bench.analysis.report.source import Source
-from ssl_bench.analysis.report.tables import main_tables, pair_tables, rows_of
+from ssl_bench.analysis.report.tables import main_tables, pair_tables
 from ssl_bench.errors import UserError
 from ssl_bench.runs.index import Index
 from ssl_bench.runs.run_records import RUN_COLUMNS, SCORE_COLUMNS
@@ -79,7 +79,7 @@ class Results:
                     frame[name] = frame[name].astype(float)
         return comparison.compare(Index(*frames, ("a problem",)), **options)
 
-    def table(self, **options: Any) -> Table:
+    def table(self, **options: Any) -> ScoreTable:
         [table] = self.compare(**options).tables
         return table
 
@@ -89,7 +89,7 @@ def results() -> Results:
     return Results()
 
 
-def marks(table: Table) -> dict[str, str]:
+def marks(table: ScoreTable) -> dict[str, str]:
     """The mark of each group's first score."""
     column = table.columns[0].key
     return {g.label: table.cells[g.key, column].mark for g in table.groups}
@@ -161,7 +161,7 @@ def test_a_clear_winner_is_best(results: Results) -> None:
     results.seeds("poor", 70 + NOISE[10:15])
     table = results.table()
     assert marks(table) == {"good": "best", "fair": "", "poor": ""}
-    assert all(pair.is_significant and pair.how == "paired t, 5 seeds" for pair in table.pairs)
+    assert all(pair.is_significant and pair.test == "paired t, 5 seeds" for pair in table.pairs)
     by_labels = {(table.label(p.a), table.label(p.b)): p for p in table.pairs}
     assert by_labels["fair", "good"].difference.difference == pytest.approx(-10, abs=0.3)
     assert "*" in shown(results.compare())
@@ -182,7 +182,7 @@ def test_a_seed_counts_once(results: Results) -> None:
     assert compared.notes == (
         f"a: seed 0 is counted once, as {first}, and is also that of {copied}",
     )
-    assert compared.pending == ()
+    assert compared.incomplete == ()
     results.score(results.run("a", seed=1), 83.0)
     compared = results.compare()
     [table] = compared.tables
@@ -208,7 +208,7 @@ def test_seeds_that_contradict_the_means_beat_nobody(results: Results) -> None:
     table = results.table()
     [pair] = table.pairs
     assert table.label(str(pair.better)) == "a"
-    assert pair.how == "paired t, 3 seeds (1 more without a partner)"
+    assert pair.test == "paired t, 3 seeds (1 more without a partner)"
     assert marks(table) == {"a": "tied", "b": "tied"}
 
 
@@ -296,7 +296,7 @@ def test_single_runs_are_compared_by_their_predictions(
     table = results.table()
     [pair] = table.pairs
     if same_labels:
-        assert pair.how == "McNemar, one pair of runs"
+        assert pair.test == "McNemar, one pair of runs"
         assert pair.difference.difference == pytest.approx(30)
         assert marks(table) == {"a": "single", "b": ""}
         text = " ".join(shown(results.compare(), 120).split())
@@ -305,9 +305,9 @@ def test_single_runs_are_compared_by_their_predictions(
         assert "differs, these two runs" in text
         assert "significant" not in text and "*" not in text
         [tests] = pair_tables(source_of(results.compare()))
-        assert "a is better, of these two runs" in next(iter(rows_of(tests)))
+        assert "a is better, of these two runs" in tests.texts[1]
     else:
-        assert pair.how == "not tested"
+        assert pair.test == "not tested"
         assert any("other images" in note for note in table.notes)
 
 
@@ -349,7 +349,7 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
         assert not any(f"{other} " in plain.replace("**", "") for other in others)
     for data in (tables.flat(compared), scores.data):
         assert dict(zip(data["mark"], data["mark_meaning"], strict=True))[mark] == words
-    assert not any(each in " ".join(row) for row in rows_of(tests) for each in "*†~")
+    assert not any(each in " ".join(row) for row in tests.texts for each in "*†~")
 
 
 def test_any_damage_to_arrays_is_told_in_one_line(tmp_path: Path) -> None:
@@ -477,9 +477,9 @@ def test_runs_that_are_not_in_a_table_are_listed(results: Results) -> None:
     results.run("new", state="running", step=None)
     results.run("idle")
     compared = results.compare()
-    why = {run.state: run.why for run in compared.pending}
+    why = {run.state: run.why for run in compared.incomplete}
     assert why == {
-        "unfinished": "at step 37; this goes on with it: ssl-bench run",
+        "unfinished": "at step 37; this resumes it: ssl-bench run",
         "failed": "loss is nan",
         "broken": "config.json cannot be read",
         "running": "",
@@ -519,7 +519,7 @@ def curve(results: Results, method: str, points: dict[int, float], scale: float 
     return run
 
 
-def values(table: Table) -> dict[str, float]:
+def values(table: ScoreTable) -> dict[str, float]:
     return {
         group.label: cell.mean.mean
         for group in table.groups
@@ -536,7 +536,7 @@ def test_equal_cost_is_read_between_snapshots(results: Results) -> None:
     assert "at 750 images seen, learning rates not annealed there (those of b are)" in table.title
     cost = {group.label: group.cost for group in table.groups}["a"]
     assert (cost.images_seen, cost.flops, cost.seconds) == (750, 7.5e8, 7.5)
-    assert table.pairs[0].how == "not tested", "no predictions were made at that point"
+    assert table.pairs[0].test == "not tested", "no predictions were made at that point"
     assert values(results.table()) == {"a": 80.0, "b": 65.0}
 
 
@@ -575,7 +575,7 @@ def test_nothing_is_read_beyond_a_curve(results: Results) -> None:
     assert values(beyond) == {}
     assert len(beyond.notes) == 2
     compared = results.compare(at="equal-images", at_cost=5000)
-    assert compared.pending == ()
+    assert compared.incomplete == ()
     assert "not known at 5,000 images seen" in shown(compared)
 
 
@@ -585,7 +585,7 @@ def test_runs_that_go_on_do_not_hold_the_others_back(results: Results) -> None:
     results.score(half, 60.0, step=10, images_seen=100)
     compared = results.compare(at="equal-images")
     assert values(compared.tables[0]) == {"a": 80.0}
-    assert [run.run for run in compared.pending] == [half]
+    assert [run.run for run in compared.incomplete] == [half]
 
 
 def test_what_costs_nothing_is_read_as_it_is(results: Results) -> None:

@@ -23,7 +23,7 @@ from finished_runs import CLASSES, IMAGES, NASTY, make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_bench.analysis import comparison, report
+from ssl_bench.analysis import comparison, report, tables
 from ssl_bench.analysis.comparison import statistics
 from ssl_bench.analysis.report import (
     ablations,
@@ -31,7 +31,6 @@ from ssl_bench.analysis.report import (
     cost,
     drawing,
     exports,
-    numbers,
     origins,
     predictions,
     representations,
@@ -201,7 +200,7 @@ def test_a_row_of_latex_never_starts_with_an_argument() -> None:
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@a", "a"])
 def test_a_spreadsheet_runs_no_name(name: str) -> None:
     frame = pd.DataFrame({"group": [name], "difference": [-1.5]})
-    text = numbers.as_csv(frame).decode()
+    text = tables.as_csv(frame).decode()
     assert text == f"group,difference\n{name if name == 'a' else chr(39) + name},-1.5\n"
 
 

@@ -229,7 +229,7 @@ def test_ignored_signals_stay_ignored_while_processes_run() -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         before = signal.getsignal(signal.SIGTERM)
-        with launcher._handing_on([]):
+        with launcher._forwarding([]):
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != before
         assert signal.getsignal(signal.SIGTERM) == before

@@ -253,7 +253,7 @@ print(peak_memory_mib(cpu.device))
 held = torch.ones(300 * 2**18)
 print(peak_memory_mib(cpu.device))
 del held
-cpu.forget_peak()
+cpu.reset_peak_memory()
 print(peak_memory_mib(cpu.device))
 held = torch.ones(100 * 2**18)
 print(peak_memory_mib(cpu.device))

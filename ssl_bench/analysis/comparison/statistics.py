@@ -1,20 +1,20 @@
-"""What a number is worth: intervals, tests of a difference, correction for many tests.
+"""Intervals, tests of a difference, and correction for many tests.
 
 Seeds are the unit: a score's spread over seeds is what another run of the same settings would show.
-Where there is one run a side, McNemar's test speaks of these two runs and their test images only.
+Where each side has one run, McNemar's test compares these two runs on their test images only.
 
 What cannot be known is None, never a number that looks like knowledge:
 
-- one value has a mean and no interval, and so have several that are all the same: scores are
-  counts of images, and what two seeds happen to share is not what all of them share;
-- for the same reason, differences without any spread are no evidence of how much they vary: p = 1
-  if they are all zero, else no test and no interval;
+- one value has a mean but no interval, and neither have several equal values: scores are counts of
+  images, and two seeds may share one by chance;
+- for the same reason, differences without any spread do not show how much they vary: p = 1 if they
+  are all zero, else no test and no interval;
 - two runs that are right on the same images: p = 1;
-- values that are NaN are left out, and counted.
+- NaN values are left out, and counted.
 
-The distributions are ``scipy.special``'s. ``scipy.stats`` and statsmodels have the whole tests, to
-which ours are equal to rounding, but a comparison would take half as long again to import either,
-and each test more than ten times as long.
+The distributions are ``scipy.special``'s. ``scipy.stats`` and statsmodels have whole tests, which
+ours equal to rounding, but importing either would make a comparison take half as long again, and
+each test more than ten times as long.
 """
 
 from __future__ import annotations
@@ -36,14 +36,9 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds, and its t interval.
+    """The mean of n values, NaN if there are none, and half the width of its 95 % t interval.
 
-    Attributes:
-        n: how many values; those that are NaN are not among them.
-        mean: NaN if there are none.
-        half_width: of the interval mean - half_width to mean + half_width; None for one value, and
-            for values that are all the same.
-        dropped: how many values were NaN.
+    ``dropped`` further values were NaN. One value, or several equal ones, have no interval.
     """
 
     n: int
@@ -60,10 +55,10 @@ class Difference:
         test: "none" where there are too few values.
         n: pairs of seeds, smaller number of seeds (Welch), or test images (McNemar).
         difference: in the values' unit; for McNemar in percent of the test images.
-        interval: 95 %, of the difference; None where nothing is known of its spread.
+        interval: 95 %; None where the spread is not known.
         p: two-sided, not corrected; None where there is no test.
-        dropped: values left out because they, or their partners, are NaN.
-        unpaired: values left out of a paired test because the other has none of their seed.
+        dropped: values left out because they are NaN.
+        unpaired: values left out of a paired test because the other side lacks their seed.
     """
 
     test: Literal["paired t", "Welch t", "McNemar", "none"]
@@ -91,11 +86,8 @@ def mean_interval(values: Sequence[float]) -> Mean:
 def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     """Test the difference of two means over seeds.
 
-    Paired by seed, since runs of one seed share their draws, if at least two seeds are shared (the
-    others are then left out); else Welch's test, if both have two values.
-
-    Args:
-        a, b: value by seed.
+    Paired by seed, since runs of one seed share their random draws, if at least two seeds are
+    shared (the others are then left out); else Welch's test, if both have two values.
     """
     known_a, known_b = _known(a), _known(b)
     dropped = len(a) + len(b) - len(known_a) - len(known_b)
@@ -125,14 +117,14 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
 def mcnemar(right_a_N: np.ndarray, right_b_N: np.ndarray) -> Difference:
     """McNemar's exact test of two runs on the same test images.
 
-    The interval is Clopper and Pearson's for the share of the discordant images that the first has
-    right, given their number: it leaves out zero exactly where p < 0.05.
+    The interval is Clopper and Pearson's for the fraction of the discordant images that the first
+    has right, given their number: it excludes zero exactly where p < 0.05.
 
     Args:
-        right_a_N, right_b_N: bool ``(N,)``, whether each image is classified rightly.
+        right_a_N, right_b_N: bool ``(N,)``, whether each image is classified correctly.
 
     Raises:
-        UserError: the arrays are not of one length, or empty.
+        UserError: the arrays differ in length, or are empty.
     """
     count = len(right_a_N)
     require(
@@ -150,22 +142,22 @@ def mcnemar(right_a_N: np.ndarray, right_b_N: np.ndarray) -> Difference:
     tail = (1 - CONFIDENCE) / 2
     low = float(special.betaincinv(only_a, only_b + 1, tail)) if only_a else 0.0
     high = float(special.betaincinv(only_a + 1, only_b, 1 - tail)) if only_b else 1.0
-    interval = tuple((2 * share - 1) * discordant * unit for share in (low, high))
+    interval = tuple((2 * fraction - 1) * discordant * unit for fraction in (low, high))
     return Difference("McNemar", count, gain, (interval[0], interval[1]), p)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values so that any false alarm among all of them has at most the chance of one.
+    """Adjust p values so that the probability of any false alarm stays below the level.
 
     Holm: *A Simple Sequentially Rejective Multiple Test Procedure*, Scand. J. Statist. 6, 1979.
-    Those that are None stay so, and do not count.
+    None stays None, and does not count.
     """
-    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    known = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0
-    for rank, (p, place) in enumerate(known):
+    for rank, (p, index) in enumerate(known):
         largest = max(largest, min(1.0, p * (len(known) - rank)))
-        adjusted[place] = largest
+        adjusted[index] = largest
     return adjusted
 
 
@@ -182,11 +174,10 @@ def _t_test(
 
     Args:
         error: standard error of the mean difference.
-        scale: of the values, whose rounding is no spread.
+        scale: of the values; errors below its rounding count as zero.
     """
     if error <= _ROUNDING * scale:
-        is_zero = abs(mean) <= _ROUNDING * scale
-        if is_zero:
+        if abs(mean) <= _ROUNDING * scale:
             return Difference(test, n, 0.0, (0.0, 0.0), 1.0, dropped)
         return Difference(test, n, mean, None, None, dropped)
     half_width = _quantile(freedom) * error

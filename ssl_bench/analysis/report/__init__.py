@@ -1,13 +1,14 @@
-"""``ssl-bench report``: everything that a set of runs says, as one page that people want to see.
+"""``ssl-bench report``: everything that a set of runs shows, as one page.
 
-A folder is written: ``index.html`` needs nothing else; ``figures/`` and ``tables/`` hold the same
-for papers, and ``report.json`` tells that the folder is a report, which alone may be replaced.
+It writes a folder: ``index.html`` is self-contained; ``figures/`` and ``tables/`` hold the same for
+papers. ``report.json`` marks the folder as a report, the only kind of folder that is replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from ssl_bench.analysis.report import (
     cost,
     drawing,
     exports,
-    numbers,
     origins,
     page,
     predictions,
@@ -28,8 +28,9 @@ from ssl_bench.analysis.report import (
     tables,
     training,
 )
-from ssl_bench.analysis.report.drawing import Drawing, Files, Missing
+from ssl_bench.analysis.report.drawing import Drawing, Figure, Missing
 from ssl_bench.analysis.report.source import UNKNOWN, Source
+from ssl_bench.analysis.tables import as_csv
 from ssl_bench.api import registry
 from ssl_bench.config.settings import ReportSettings
 from ssl_bench.errors import first_line, require
@@ -57,13 +58,13 @@ _FIGURES: tuple[Draw, ...] = (
 
 
 def write(settings: ReportSettings) -> list[str]:
-    """Read the runs, draw, and write a folder that takes an older one's place once it is whole.
+    """Write the report of some runs, replacing an older one once the new one is complete.
 
     Returns:
         What to tell the user, line by line.
 
     Raises:
-        UserError: there is no run, or the folder is not a report, or cannot be written.
+        UserError: there is no run, or the folder is not a report or cannot be written.
     """
     output = settings.output.expanduser().resolve()
     _check(output, settings.output)
@@ -79,14 +80,14 @@ def write(settings: ReportSettings) -> list[str]:
         (folder / schema.FIGURES).mkdir()
         (folder / "tables").mkdir()
         figures, missing = _draw(source, folder / schema.FIGURES)
-        content = _content(source, settings, figures, missing)
+        content = _content(source, settings.title, figures, missing)
         for table in content.all_tables:
-            stem = folder / "tables" / table.name
-            stem.with_name(f"{table.name}.csv").write_bytes(numbers.as_csv(table.data))
-            stem.with_name(f"{table.name}.md").write_text(exports.as_markdown(table), "utf-8")
-            stem.with_name(f"{table.name}.tex").write_text(exports.as_latex(table), "utf-8")
-        table_of_runs = numbers.as_csv(origins.provenance_table(content.provenance))
-        (folder / "tables" / "provenance.csv").write_bytes(table_of_runs)
+            stem = str(folder / "tables" / table.name)
+            Path(f"{stem}.csv").write_bytes(as_csv(table.data))
+            Path(f"{stem}.md").write_text(exports.as_markdown(table), "utf-8")
+            Path(f"{stem}.tex").write_text(exports.as_latex(table), "utf-8")
+        provenance = as_csv(origins.provenance_table(content.provenance))
+        (folder / "tables" / "provenance.csv").write_bytes(provenance)
         (folder / "index.html").write_text(page.render(content), "utf-8")
         made = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / _MARKER, {"made_by": _MAKER, "version": __version__, "at": made})
@@ -98,30 +99,32 @@ def write(settings: ReportSettings) -> list[str]:
     ]
 
 
-def _draw(source: Source, folder: Path) -> tuple[list[page.Figure], list[Missing]]:
-    """Draw everything there is to draw, and save it."""
-    figures: list[page.Figure] = []
+def _draw(source: Source, folder: Path) -> tuple[list[Figure], list[Missing]]:
+    """Draw and save every figure that can be drawn."""
+    figures: dict[str, Figure] = {}
     missing: list[Missing] = []
-    names: set[str] = set()
     with drawing.style(), progress.bar("draw", len(_FIGURES)) as bar:
         for number, draw in enumerate(_FIGURES, 1):
-            for drawn in _drawn(source, draw):
-                if isinstance(drawn, Missing):
-                    missing.append(drawn)
+            for figure in _rendered(source, draw):
+                if isinstance(figure, Missing):
+                    missing.append(figure)
                     continue
-                name = _unused(drawn[0].name, names)
-                for ending, content in drawn[1].contents.items():
-                    (folder / f"{name}.{ending}").write_bytes(content)
-                figures.append(page.figure(name, *drawn))
+                name, copies = figure.name, 1
+                while name in figures:
+                    copies += 1
+                    name = f"{figure.name}-{copies}"
+                for extension, content in figure.contents.items():
+                    (folder / f"{name}.{extension}").write_bytes(content)
+                figures[name] = replace(figure, name=name)
             bar.of(number, len(_FIGURES))
-    return figures, missing
+    return [*figures.values()], missing
 
 
-def _drawn(source: Source, draw: Draw) -> Iterator[tuple[Drawing, Files] | Missing]:
-    """What a function draws, up to where it fails."""
+def _rendered(source: Source, draw: Draw) -> Iterator[Figure | Missing]:
+    """The figures that a function draws, up to its first error."""
     try:
         for drawn in draw(source):
-            yield drawn if isinstance(drawn, Missing) else (drawn, drawing.files(drawn))
+            yield drawn if isinstance(drawn, Missing) else drawing.render(drawn)
     # Whatever one evaluation has stored must not cost the figures of the others.
     except Exception as error:
         what = f"{draw.__module__.rpartition('.')[2]}.{draw.__name__}"
@@ -129,53 +132,38 @@ def _drawn(source: Source, draw: Draw) -> Iterator[tuple[Drawing, Files] | Missi
 
 
 def _content(
-    source: Source,
-    settings: ReportSettings,
-    figures: list[page.Figure],
-    missing: list[Missing],
+    source: Source, title: str, figures: list[Figure], missing: list[Missing]
 ) -> page.Content:
     runs, compared = source.runs, source.comparison
-    scores = list(tables.main_tables(source))
-    pairs = list(tables.pair_tables(source))
-    blocks = origins.provenance(source)
-    data = sorted({table.evaluated_on for table in compared.tables})
     states = runs["state"].value_counts()
     facts = {
         "Made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Runs": ", ".join(f"{count:,} {state}" for state, count in states.items()),
         "Methods": ", ".join(sorted(set(runs["method"].dropna().astype(str)))),
-        "Evaluated on": ", ".join(data),
+        "Evaluated on": ", ".join(sorted({table.evaluated_on for table in compared.tables})),
         "Devices": ", ".join(sorted(set(runs["device"].dropna().astype(str)))),
         "ssl-bench": __version__,
     }
+    by_theme: dict[str, list[Figure]] = {}
+    for figure in figures:
+        by_theme.setdefault(figure.drawing.theme, []).append(figure)
     return page.Content(
-        title=settings.title,
-        facts=[(title, text) for title, text in facts.items() if text],
-        tables=scores,
+        title=title,
+        facts=[(name, text) for name, text in facts.items() if text],
+        tables=list(tables.main_tables(source)),
         further=dict(tables.further_tables(source)),
-        pairs=pairs,
+        pairs=list(tables.pair_tables(source)),
         runs=origins.run_table(source),
-        figures=page.by_theme(figures),
+        figures=by_theme,
         missing=missing,
-        provenance=blocks,
+        provenance=origins.provenance(source),
         notes=compared.notes,
         problems=tuple(source.problems),
     )
 
 
-def _unused(name: str, names: set[str]) -> str:
-    """The name, with a number where another figure has it; remembered."""
-    number = 2
-    found = name
-    while found in names:
-        found = f"{name}-{number}"
-        number += 1
-    names.add(found)
-    return found
-
-
 def _check(output: Path, shown: Path) -> None:
-    """Refuse to replace what is no report."""
+    """Refuse to replace anything but a report."""
     if not output.exists():
         return
     require(output.is_dir(), f"output {str(shown)!r} is a file; name a folder")
@@ -194,10 +182,10 @@ def _is_report(folder: Path) -> bool:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A folder beside the output that takes its place once the block has succeeded.
+    """A folder that replaces the output once the block has succeeded.
 
-    A folder cannot be replaced in one step: killed between the two renames, a process leaves the
-    older one beside its place, where the next one finds it.
+    This takes two renames: a process killed between them leaves the older folder beside its place,
+    where the next one finds it.
     """
     with temporary_folder(output) as new:
         yield new

@@ -12,17 +12,23 @@ from typing import Any
 import pandas as pd
 
 from ssl_bench.analysis.report.captions import measured
-from ssl_bench.analysis.report.curves import draw_curve, means
 from ssl_bench.analysis.report.drawing import (
     Drawing,
     Missing,
+    draw_curve,
     legend,
     panels,
     scale,
     shades,
     shorten,
 )
-from ssl_bench.analysis.report.source import Source, columns, settings, slug
+from ssl_bench.analysis.report.source import (
+    Source,
+    evaluations,
+    mean_curve,
+    parse_settings,
+    slug,
+)
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
 
@@ -30,24 +36,19 @@ _SMALLEST_CURVE = 3
 
 
 @dataclass(frozen=True)
-class Line:
-    """Groups that differ in one number alone.
+class Curve:
+    """Groups that differ in one number: its values by the groups' keys, and what they share."""
 
-    Attributes:
-        rest: everything else that is known of them.
-        values: the number, by key of the group.
-    """
-
-    rest: Mapping[str, Any]
+    shared: Mapping[str, Any]
     values: Mapping[str, float]
 
 
 def over_settings(source: Source) -> Iterator[Drawing | Missing]:
     """A curve wherever three groups of a method differ in one number alone."""
     is_any = False
-    for method, name, lines in _ablations(source):
+    for method, name, curves in _ablations(source):
         is_any = True
-        yield _drawn(source, method, name, lines)
+        yield _draw(source, method, name, curves)
     if not is_any:
         yield Missing(
             "Ablation curves",
@@ -56,27 +57,27 @@ def over_settings(source: Source) -> Iterator[Drawing | Missing]:
         )
 
 
-def _drawn(source: Source, method: str, name: str, lines: list[Line]) -> Drawing:
-    every = {key: value for line in lines for key, value in line.values.items()}
-    scores = source.headlines[source.headlines["key"].isin(every)]
-    scores = scores.assign(value_of=scores["key"].map(every))
-    labels = _labels(lines)
-    found = list(columns(source, scores))
-    look = source.look(method)
+def _draw(source: Source, method: str, name: str, curves: list[Curve]) -> Drawing:
+    values = {key: value for curve in curves for key, value in curve.values.items()}
+    scores = source.headlines[source.headlines["key"].isin(values)]
+    scores = scores.assign(value_of=scores["key"].map(values))
+    found = list(evaluations(source, scores))
+    look = source.looks[method]
+    styles = list(zip(curves, _labels(curves), shades(look.color, len(curves)), strict=True))
     figure, axes = panels(len(found))
     handles, rows = {}, []
-    for axis, (title, column) in zip(axes, found, strict=True):
-        for line, label, color in zip(lines, labels, shades(look.color, len(lines)), strict=True):
-            own = column[column["key"].isin(line.values)]
-            if own.empty:
+    for axis, (title, of_evaluation) in zip(axes, found, strict=True):
+        for curve, label, color in styles:
+            part = of_evaluation[of_evaluation["key"].isin(curve.values)]
+            if part.empty:
                 continue
-            curve = means(own, "value_of")
-            handles[shorten(label, 60)] = draw_curve(axis, curve, color, look)
-            axis.plot(own["value_of"], own["value"], ".", color=color, alpha=0.4)
-            rows.append(curve.assign(evaluation=title, method=method, setting=name, curve=label))
-        scale(axis, every.values())
-        axis.set(title=shorten(title, 38), xlabel=name, ylabel=column["unit"].iloc[0])
-    if len(lines) > 1:
+            means = mean_curve(part, "value_of")
+            handles[shorten(label, 60)] = draw_curve(axis, means, color, look)
+            axis.plot(part["value_of"], part["value"], ".", color=color, alpha=0.4)
+            rows.append(means.assign(evaluation=title, method=method, setting=name, curve=label))
+        scale(axis, values.values())
+        axis.set(title=shorten(title, 38), xlabel=name, ylabel=of_evaluation["unit"].iloc[0])
+    if len(curves) > 1:
         legend(figure, handles)
     return Drawing(
         f"ablation-{slug(method)}-{slug(name)}",
@@ -85,36 +86,37 @@ def _drawn(source: Source, method: str, name: str, lines: list[Line]) -> Drawing
         f"{measured(source, scores)} Along a curve nothing else differs: settings, code of the "
         "method, data, and how it was evaluated. Bars are 95 % t intervals over seeds, small dots "
         "single runs.",
-        f"Score of {method} over {len(set(every.values()))} values of {name}.",
+        f"Score of {method} over {len(set(values.values()))} values of {name}.",
         pd.concat(rows).rename(columns={"value_of": "value"}),
         figure,
     )
 
 
-def _ablations(source: Source) -> Iterator[tuple[str, str, list[Line]]]:
+def _ablations(source: Source) -> Iterator[tuple[str, str, list[Curve]]]:
     """Method, setting, and the curves over it."""
     if source.headlines.empty:
         return
     groups = source.headlines.drop_duplicates("key")
     folders = source.runs.set_index("run")["folder"]
     for method, peers in groups.groupby("method", sort=True):
-        told = {
-            row["key"]: _told(row, Path(folders[row["run"]])) for row in peers.to_dict("records")
+        settings = {
+            row["key"]: _settings(row, Path(folders[row["run"]]))
+            for row in peers.to_dict("records")
         }
-        for name in dict.fromkeys(name for each in told.values() for name in each):
-            lines = _lines(told, name)
-            if lines:
-                yield str(method), name, lines
+        for name in dict.fromkeys(name for each in settings.values() for name in each):
+            curves = _curves(settings, name)
+            if curves:
+                yield str(method), name, curves
 
 
-def _told(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """All that sets a group apart from others of its method."""
+def _settings(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Everything that sets a group apart from others of its method."""
     try:
-        plan = schema.plan_of(folder)
+        plan = schema.load_plan(folder)
     except UserError:
         plan = {}
     return {
-        **settings(row["settings"]),
+        **parse_settings(row["settings"]),
         "version": plan.get("method_version"),
         "data": row["data_fingerprint"],
         "evaluated_in": row["eval_precision"],
@@ -122,28 +124,25 @@ def _told(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _lines(told: Mapping[str, Mapping[str, Any]], name: str) -> list[Line]:
-    """The curves over one setting. Groups that nothing known tells apart are on none."""
+def _curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> list[Curve]:
+    """The curves over one setting, without groups of the same settings: those are ambiguous."""
     alike: dict[str, dict[str, float]] = {}
-    for key, each in told.items():
-        value = each.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+    for key, each in settings.items():
+        value: Any = each.get(name)
+        if schema.is_number(value):
             others = {n: v for n, v in each.items() if n != name}
             alike.setdefault(json.dumps(others, sort_keys=True, default=str), {})[key] = value
-    lines = []
-    for rest, values in alike.items():
+    curves = []
+    for shared, values in alike.items():
         times = Counter(values.values())
-        own = {key: value for key, value in values.items() if times[value] == 1}
-        if len(own) >= _SMALLEST_CURVE:
-            lines.append(Line(json.loads(rest), own))
-    return lines
+        unique = {key: value for key, value in values.items() if times[value] == 1}
+        if len(unique) >= _SMALLEST_CURVE:
+            curves.append(Curve(json.loads(shared), unique))
+    return curves
 
 
-def _labels(lines: list[Line]) -> list[str]:
-    """What tells each curve from the others."""
-    names = dict.fromkeys(name for line in lines for name in line.rest)
-    apart = [n for n in names if len({json.dumps(line.rest.get(n)) for line in lines}) > 1]
-    return [
-        ", ".join(f"{name}={line.rest[name]}" for name in apart if name in line.rest)
-        for line in lines
-    ]
+def _labels(curves: list[Curve]) -> list[str]:
+    """The settings that set each curve apart from the others."""
+    names = dict.fromkeys(name for curve in curves for name in curve.shared)
+    apart = [n for n in names if len({json.dumps(c.shared.get(n)) for c in curves}) > 1]
+    return [", ".join(f"{n}={c.shared[n]}" for n in apart if n in c.shared) for c in curves]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +12,27 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ssl_bench.analysis.report.captions import encoder, measured
-from ssl_bench.analysis.report.curves import draw_curve, means
-from ssl_bench.analysis.report.drawing import FAINT, Drawing, Missing, legend, panels, shorten
-from ssl_bench.analysis.report.source import Source, columns, settings, shades_of, slug, spread
+from ssl_bench.analysis.report.drawing import (
+    FAINT,
+    Drawing,
+    Missing,
+    draw_curve,
+    legend,
+    missing,
+    panels,
+    shorten,
+)
+from ssl_bench.analysis.report.source import (
+    Source,
+    evaluations,
+    mean_and_interval,
+    mean_curve,
+    parse_settings,
+    slug,
+    styled_groups,
+)
 
-_CURVE = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<place>\d+(?:\.\d+)?)(?P<unit_of_place>pct)?")
+_SERIES = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<x>\d+(?:\.\d+)?)(?P<unit_of_x>pct)?")
 _BASELINE_LINES = (
     "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 5)),
 )  # fmt: skip
@@ -27,38 +42,36 @@ Baseline = tuple[str, str]
 
 
 def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
-    """Every group's mean, its interval and its runs, one panel for each evaluation."""
-    title = "Accuracy by evaluation"
-    if source.headlines.empty:
-        yield Missing(title, "no run has a score yet", "ssl-bench eval RUN")
-        return
+    """The mean, interval and runs of every group, one panel for each evaluation."""
     headlines = source.headlines
-    headlines = headlines.assign(
-        kind=np.where(headlines["unit"].str.contains("accuracy", na=False), "Accuracy", "Scores")
-    )
+    if headlines.empty:
+        reason = "no run has a score yet"
+        yield Missing("Accuracy by evaluation", reason, "ssl-bench eval RUN")
+        return
+    is_accuracy = headlines["unit"].str.contains("accuracy", na=False)
+    headlines = headlines.assign(kind=np.where(is_accuracy, "Accuracy", "Scores"))
     for (kind, data), scores in headlines.groupby(["kind", "evaluated_on"], sort=True):
         present = set(scores["label"])
         labels = [label for label in source.labels if label in present]
         left_out = len(labels[_MOST_GROUPS:])
         labels = labels[:_MOST_GROUPS]
         scores = scores[scores["label"].isin(labels)]
-        found = list(columns(source, scores))
-        places = {label: place for place, label in enumerate(labels)}
+        found = list(evaluations(source, scores))
         figure, axes = panels(len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True)
         rows = []
-        lines = _lines(scores)
-        encoders = {of_run for _, of_run in lines}
+        lines = _baseline_lines(scores)
+        encoders = {of_encoder for _, of_encoder in lines}
         baselines = {
-            label if len(encoders) == 1 else f"{label}: {of_run}": Line2D([], [], **style)
-            for (label, of_run), style in lines.items()
+            label if len(encoders) == 1 else f"{label}: {of_encoder}": Line2D([], [], **style)
+            for (label, of_encoder), style in lines.items()
         }
-        for axis, (name, column) in zip(axes, found, strict=True):
-            rows += _forest(axis, source, column, places, name)
-            for line, value in _baselines(column).items():
-                if line in lines:
-                    axis.axvline(value, zorder=1, **lines[line])
+        for axis, (name, of_evaluation) in zip(axes, found, strict=True):
+            rows += _draw_groups(axis, source, of_evaluation, labels, name)
+            for baseline, value in _baselines(of_evaluation).items():
+                if baseline in lines:
+                    axis.axvline(value, zorder=1, **lines[baseline])
             axis.set_title(shorten(name.replace(f" on {data}", ""), 34))
-            axis.set_xlabel(column["unit"].iloc[0])
+            axis.set_xlabel(of_evaluation["unit"].iloc[0])
             axis.margins(x=0.12)
             axis.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(labels)), [shorten(label, 44) for label in labels])
@@ -80,100 +93,99 @@ def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
 
 
 def within_evaluations(source: Source) -> Iterator[Drawing | Missing]:
-    """Curves over what an evaluation itself varies: blocks that are trained, share of labels."""
+    """Curves over what an evaluation itself varies: trained blocks, percentage of labels."""
     finals = source.finals
-    seen = set()
+    drawn = set()
     if len(finals):
-        parts = finals["score"].str.extract(f"^{_CURVE.pattern}$")
-        parts["place"] = pd.to_numeric(parts["place"])
-        points = finals.join(parts).dropna(subset=["place"])
-        for title, column in columns(source, points):
-            # An evaluation's unit is that of its first score, and of those that are called alike.
-            headline = column.loc[column["is_headline"].astype(bool), ["stem", "unit"]].to_numpy()
+        parts = finals["score"].str.extract(f"^{_SERIES.pattern}$")
+        parts["x"] = pd.to_numeric(parts["x"])
+        points = finals.join(parts).dropna(subset=["x"])
+        for title, scores in evaluations(source, points):
+            # An evaluation's unit is that of its first score, and of scores with the same stem.
+            headline = scores.loc[scores["is_headline"].astype(bool), ["stem", "unit"]].to_numpy()
             if not len(headline):
                 continue
             stem, unit = headline[0]
-            alike = column[column["stem"] == stem]
-            if alike["place"].nunique() > 1:
-                seen.add(alike["eval"].iloc[0])
-                is_share = (alike["unit_of_place"] == "pct").any()
-                yield _within(source, title, "labels used (%)" if is_share else stem, unit, alike)
-    for name, what in (("low-shot", "Accuracy with few labels"),
-                       ("partial-finetune", "Partial fine-tuning")):  # fmt: skip
-        if name not in seen:
-            yield Missing(
-                what, f"no run has scores of {name}", f"ssl-bench eval RUN --evals {name}"
-            )
+            series = scores[scores["stem"] == stem]
+            if series["x"].nunique() > 1:
+                drawn.add(series["eval"].iloc[0])
+                is_percentage = (series["unit_of_x"] == "pct").any()
+                name = "labels used (%)" if is_percentage else stem
+                yield _draw_series(source, title, name, unit, series)
+    for name, title in (
+        ("low-shot", "Accuracy with few labels"),
+        ("partial-finetune", "Partial fine-tuning"),
+    ):
+        if name not in drawn:
+            yield missing(title, name, "scores")
 
 
-def _within(source: Source, title: str, stem: str, unit: str, scores: pd.DataFrame) -> Drawing:
+def _draw_series(
+    source: Source, title: str, xlabel: str, unit: str, scores: pd.DataFrame
+) -> Drawing:
     figure, [axis] = panels(1, 1, 5.2, 3.2)
     handles: dict[str, Any] = {}
     rows = []
-    for label, color, look, group in shades_of(source, scores):
-        curve = means(group, "place")
-        handles[shorten(label, 40)] = draw_curve(axis, curve, color, look)
-        axis.plot(group["place"], group["value"], ".", color=color, alpha=0.4)
-        rows.append(curve.assign(group=label))
-    low, high = scores["place"].min(), scores["place"].max()
-    if low > 0 and high / low >= 10:
+    for label, color, look, group in styled_groups(source, scores):
+        means = mean_curve(group, "x")
+        handles[shorten(label, 40)] = draw_curve(axis, means, color, look)
+        axis.plot(group["x"], group["value"], ".", color=color, alpha=0.4)
+        rows.append(means.assign(group=label))
+    xs = sorted(scores["x"].unique())
+    if xs[0] > 0 and xs[-1] / xs[0] >= 10:
         axis.set_xscale("log")
         axis.minorticks_off()
-    places = sorted(scores["place"].unique())
-    axis.set_xticks(places, [f"{place:g}" for place in places])
-    axis.set(xlabel=stem, ylabel=unit)
+    axis.set_xticks(xs, [f"{x:g}" for x in xs])
+    axis.set(xlabel=xlabel, ylabel=unit)
     legend(figure, handles)
     return Drawing(
-        f"curve-{slug(title)}-{slug(stem)}",
+        f"curve-{slug(title)}-{slug(xlabel)}",
         "Accuracy",
-        f"{title}: over {stem}",
+        f"{title}: over {xlabel}",
         f"{measured(source, scores)} Means over seeds with 95 % t intervals, small dots single "
         "runs.",
-        f"Score of {len(handles)} groups of runs over {len(places)} values of {stem}.",
-        pd.concat(rows).rename(columns={"place": stem}),
+        f"Score of {len(handles)} groups of runs over {len(xs)} values of {xlabel}.",
+        pd.concat(rows).rename(columns={"x": xlabel}),
         figure,
     )
 
 
-def _forest(
-    axis: Axes, source: Source, column: pd.DataFrame, places: dict[str, int], name: str
+def _draw_groups(
+    axis: Axes, source: Source, scores: pd.DataFrame, labels: list[str], name: str
 ) -> list[dict[str, Any]]:
     """Draw a row for each group: its interval, its mean and its runs. Returns the numbers."""
     rows = []
-    for label, group in column.groupby("label", sort=False):
-        look, place = source.look(group["method"].iloc[0]), places[str(label)]
-        mean, low, high, n = spread(group["value"])
+    for label, group in scores.groupby("label", sort=False):
+        method, y = group["method"].iloc[0], labels.index(str(label))
+        look = source.looks[method]
+        mean, low, high, n = mean_and_interval(group["value"])
         if low == low:
-            axis.plot([low, high], [place, place], color=look.color, linewidth=2.2, alpha=0.55)
-        axis.plot(group["value"], [place] * len(group), ".", color=look.color, alpha=0.6, ms=4)
-        axis.plot(mean, place, look.marker, color=look.color, ms=6.5, mec="white", mew=0.7)
-        common = {"evaluation": name, "group": label, "method": group["method"].iloc[0]}
-        cell = {"mean": mean, "low": low, "high": high, "n": n, "unit": group["unit"].iloc[0]}
-        rows += [
-            {**common, **cell, "run": run, "seed": seed, "value": value}
-            for run, seed, value in zip(group["run"], group["seed"], group["value"], strict=True)
-        ]
+            axis.plot([low, high], [y, y], color=look.color, linewidth=2.2, alpha=0.55)
+        axis.plot(group["value"], [y] * len(group), ".", color=look.color, alpha=0.6, ms=4)
+        axis.plot(mean, y, look.marker, color=look.color, ms=6.5, mec="white", mew=0.7)
+        shared = {"evaluation": name, "group": label, "method": method, "mean": mean, "low": low,
+                  "high": high, "n": n, "unit": group["unit"].iloc[0]}  # fmt: skip
+        rows += [shared | run for run in group[["run", "seed", "value"]].to_dict("records")]
     return rows
 
 
-def _lines(scores: pd.DataFrame) -> dict[Baseline, dict[str, Any]]:
-    """How each baseline is drawn, the same in all panels; none where they are too many."""
-    found = {line for _, column in scores.groupby("eval") for line in _baselines(column)}
+def _baseline_lines(scores: pd.DataFrame) -> dict[Baseline, dict[str, Any]]:
+    """The style of each baseline, the same in all panels; none where they are too many."""
+    found = {each for _, part in scores.groupby("eval") for each in _baselines(part)}
     if len(found) > len(_BASELINE_LINES):
         return {}
     return {
-        line: {"color": FAINT, "linestyle": style, "linewidth": 1}
-        for line, style in zip(sorted(found), _BASELINE_LINES, strict=False)
+        baseline: {"color": FAINT, "linestyle": style, "linewidth": 1}
+        for baseline, style in zip(sorted(found), _BASELINE_LINES, strict=False)
     }
 
 
-def _baselines(column: pd.DataFrame) -> dict[Baseline, float]:
-    """The mean headline of each baseline, by its label and the encoder of the runs beside it."""
+def _baselines(scores: pd.DataFrame) -> dict[Baseline, float]:
+    """The mean headline of each baseline, by its label and the encoder of its runs."""
     found: dict[Baseline, list[float]] = {}
-    told = column[["baselines", "score", "settings"]].itertuples(index=False)
-    for text, score, own in told:
-        of_run = encoder(settings(own))
-        for label, scores in (json.loads(text) if isinstance(text, str) else {}).items():
-            if scores.get(score) is not None:
-                found.setdefault((label, of_run), []).append(scores[score])
-    return {line: float(np.mean(values)) for line, values in found.items()}
+    for row in scores[["baselines", "score", "settings"]].itertuples(index=False):
+        of_encoder = encoder(parse_settings(row.settings))
+        for label, values in parse_settings(row.baselines).items():
+            if values.get(row.score) is not None:
+                found.setdefault((label, of_encoder), []).append(values[row.score])
+    return {baseline: float(np.mean(values)) for baseline, values in found.items()}

@@ -1,4 +1,4 @@
-"""What captions say alike: what was measured on what, which runs these are, what is left out."""
+"""Parts of captions: what was measured on what, which runs are shown, what is left out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.report.source import Source, settings
-from ssl_bench.utils.formatting import count
+from ssl_bench.analysis.report.source import Source, parse_settings
+from ssl_bench.utils.formatting import count, many
 
 
 def measured(source: Source, scores: pd.DataFrame, shown: int | None = None) -> str:
-    """What was measured on what, for a caption.
+    """What was measured on what, and by which runs.
 
     Args:
-        shown: how many of the test images a figure is of. Default: those that each evaluation
+        shown: how many of the test images a figure shows. Default: those that each evaluation
             takes.
     """
     data = listed(sorted(set(scores["evaluated_on"].astype(str))))
@@ -28,17 +28,17 @@ def measured(source: Source, scores: pd.DataFrame, shown: int | None = None) -> 
         [part] = parts.values()
         images = f"{part} of the {images}"
     elif parts:
-        told = listed(f"{name} on {count}" for name, count in parts.items())
-        images = f"{images} ({told} of them)"
+        each = listed(f"{name} on {count}" for name, count in parts.items())
+        images = f"{images} ({each} of them)"
     return f"{images}. {trained(source, scores)}"
 
 
 def partial(source: Source, scores: pd.DataFrame) -> dict[str, str]:
-    """On how many of the test images evaluations were made, where that is not all of them."""
+    """How many test images each evaluation takes that does not take all of them."""
     found: dict[str, set[int]] = {}
     is_whole = set()
-    ways = scores.drop_duplicates(["eval", "protocol", "test_images"])
-    for name, protocol, whole in ways[["eval", "protocol", "test_images"]].itertuples(index=False):
+    names = ["eval", "protocol", "test_images"]
+    for name, protocol, whole in scores.drop_duplicates(names)[names].itertuples(index=False):
         wanted = source.images.get((name, protocol), 0)
         if not 0 < wanted < whole:
             is_whole.add(name)
@@ -51,34 +51,32 @@ def partial(source: Source, scores: pd.DataFrame) -> dict[str, str]:
 
 
 def trained(source: Source, rows: pd.DataFrame) -> str:
-    """Which runs these are: seeds, encoder, data and cost of the pre-training."""
+    """The runs behind these rows: seeds, encoder, data and cost of the pre-training."""
     runs = source.runs[source.runs["run"].isin(rows["run"].unique())]
-    told = [settings(text) for text in runs["settings"]]
-    encoders = listed(dict.fromkeys(map(encoder, told)))
+    encoders = listed(dict.fromkeys(encoder(parse_settings(text)) for text in runs["settings"]))
     seeds = sorted(set(runs["seed"].dropna().astype(int)))
     data = listed(sorted(set(runs["pretrained_on"].dropna().astype(str))))
+    devices = listed(sorted(set(runs["device"].dropna())))
     parts = [
-        f"{len(runs)} run{'s' * (len(runs) != 1)}",
+        many(len(runs), "run"),
         f"seed{'s' * (len(seeds) != 1)} {listed(seeds) or '-'}",
         f"encoder {encoders}" if encoders else "",
         f"pre-trained on {data}" if data else "",
         _range(runs["images_seen"], "images seen"),
         _range(runs["flops"], "FLOPs"),
         _range(runs["seconds"], "s"),
-        f"on {listed(sorted(set(runs['device'].dropna())))}"
-        if runs["device"].notna().any()
-        else "",
+        f"on {devices}" if devices else "",
     ]
-    return ", ".join(part for part in parts if part) + "."
+    return ", ".join(filter(None, parts)) + "."
 
 
-def encoder(told: Mapping[str, Any]) -> str:
-    """The encoder of a run's settings; nothing where they do not tell."""
-    if "backbone" not in told:
+def encoder(settings: Mapping[str, Any]) -> str:
+    """The encoder of a run; "" where its settings do not say."""
+    if "backbone" not in settings:
         return ""
-    size, patch = told.get("image_size"), told.get("patch_size")
+    size, patch = settings.get("image_size"), settings.get("patch_size")
     patches = f", patches of {patch} px" if patch and not pd.isna(patch) else ""
-    return f"{told['backbone']}" + (f" ({size} px{patches})" if size else "")
+    return f"{settings['backbone']}" + (f" ({size} px{patches})" if size else "")
 
 
 def _range(values: pd.Series, unit: str) -> str:
@@ -90,21 +88,11 @@ def _range(values: pd.Series, unit: str) -> str:
 
 
 def left_out(number: int, one: str, several: str) -> str:
-    """A sentence for a caption on what did not fit; nothing where everything did.
-
-    Args:
-        one, several: what, and its verb: "run is", "runs are".
-    """
+    """A sentence on what did not fit ("run is", "runs are"); "" where everything did."""
     return f" {number} more {one if number == 1 else several} not shown." if number > 0 else ""
 
 
 def listed(items: Iterable[Any]) -> str:
-    """Words in a sentence: one, two and three."""
-    found = [str(item) for item in items if str(item)]
-    return (
-        found[0]
-        if len(found) == 1
-        else ", ".join(found[:-1]) + " and " + found[-1]
-        if found
-        else ""
-    )
+    """Items in a sentence: one, two and three."""
+    *first, last = [str(item) for item in items if str(item)] or [""]
+    return f"{', '.join(first)} and {last}" if first else last

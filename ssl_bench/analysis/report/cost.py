@@ -1,4 +1,4 @@
-"""Accuracy against what it cost, from the evaluations along the way and the last one."""
+"""Figures of accuracy against cost, at the snapshots and at the end."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from ssl_bench.analysis.comparison import DONE
+from ssl_bench.analysis.comparison import ENDED
 from ssl_bench.analysis.comparison.curves import SAME
 from ssl_bench.analysis.report.captions import measured
 from ssl_bench.analysis.report.drawing import INK, Drawing, Missing, legend, panels, scale, shorten
-from ssl_bench.analysis.report.source import Source, columns, shades_of, slug, spread
+from ssl_bench.analysis.report.source import (
+    Source,
+    evaluations,
+    mean_and_interval,
+    slug,
+    styled_groups,
+)
 
 _COSTS = {"flops": "FLOPs", "images_seen": "images seen", "seconds": "device-seconds"}
 
 
 def against_cost(source: Source) -> Iterator[Drawing | Missing]:
-    """One figure for each kind of cost, one panel for each evaluation.
-
-    Of runs that are not to go on, as in `comparison.compare` at an equal cost.
-    """
+    """One figure for each kind of cost, one panel for each evaluation, of ended runs."""
     scores = source.scores
-    scores = scores[scores["is_headline"].astype(bool)] if len(scores) else scores
-    done = source.runs.loc[source.runs["state"].isin(DONE), "run"]
-    if len(scores):  # what ranks nobody has no front
-        scores = scores[scores["run"].isin(done) & (scores["better"] != "neither")]
+    if scores.empty:
+        return
+    ended = source.runs.loc[source.runs["state"].isin(ENDED), "run"]
+    scores = scores[scores["is_headline"].astype(bool) & scores["run"].isin(ended)]
+    scores = scores[scores["better"] != "neither"]  # a score that ranks nothing has no front
     if scores.empty:
         return
     for cost, words in _COSTS.items():
@@ -44,25 +48,24 @@ def against_cost(source: Source) -> Iterator[Drawing | Missing]:
 
 def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iterator[Drawing]:
     for data, on_data in scores.groupby("evaluated_on", sort=False):
-        found = list(columns(source, on_data))
+        found = list(evaluations(source, on_data))
         figure, axes = panels(len(found))
         handles, fronts, rows = {}, {}, []
-        for axis, (name, column) in zip(axes, found, strict=True):
+        for axis, (name, of_evaluation) in zip(axes, found, strict=True):
             points = []
-            for label, color, look, group in shades_of(source, column):
+            for label, color, look, group in styled_groups(source, of_evaluation):
                 curve = _means(group, cost)
                 points.append(curve.assign(evaluation=name, group=label))
-                for mean, low, high in curve.loc[
-                    curve[cost] == 0, ["mean", "low", "high"]
-                ].itertuples(index=False):
-                    free = axis.axhline(mean, color=color, linestyle=look.line, linewidth=1.1)
-                    if low == low:
-                        axis.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
-                    handles[shorten(label, 44)] = free
+                for free in curve[curve[cost] == 0].itertuples():
+                    handles[shorten(label, 44)] = axis.axhline(
+                        free.mean, color=color, linestyle=look.line, linewidth=1.1
+                    )
+                    if free.low == free.low:
+                        axis.axhspan(free.low, free.high, color=color, alpha=0.12, linewidth=0)
                 curve = curve[curve[cost] > 0]
                 if curve.empty:
                     continue
-                # A line between means of other runs would show their difference as a course.
+                # A line between means of different runs would look like progress.
                 parts = (curve["runs"] != curve["runs"].shift()).cumsum()
                 for _, part in curve.groupby(parts):
                     [handle] = axis.plot(
@@ -74,9 +77,9 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                               capsize=2, elinewidth=1)  # fmt: skip
                 handles[shorten(label, 44)] = handle
             together = pd.concat(points)
-            is_better = column["better"].iloc[0]
-            if is_better in ("higher", "lower"):
-                front = pareto(together[cost], together["mean"], is_better == "higher")
+            better = of_evaluation["better"].iloc[0]
+            if better in ("higher", "lower"):
+                front = pareto(together[cost], together["mean"], better == "higher")
                 together = together.assign(on_front=front)
                 best = together[front & (together[cost] > 0)].sort_values(cost)
                 [line] = axis.step(best[cost], best["mean"], where="post", color=INK,
@@ -88,7 +91,7 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
             if len(paid) and paid.min() > paid.max() * (1 - SAME):
                 axis.set_xlim(0.8 * paid.mean(), 1.2 * paid.mean())
             axis.set(title=shorten(name.replace(f" on {data}", ""), 34), xlabel=words)
-            axis.set_ylabel(column["unit"].iloc[0])
+            axis.set_ylabel(of_evaluation["unit"].iloc[0])
             axis.margins(x=0.12, y=0.12)
             rows.append(together)
         legend(figure, handles | fronts)
@@ -110,11 +113,7 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
 
 
 def pareto(costs: pd.Series, values: pd.Series, is_higher_better: bool) -> np.ndarray:
-    """Which points no other one beats in both: bool ``(N,)``.
-
-    Args:
-        costs: zero or more.
-    """
+    """Which points no other one dominates: bool ``(N,)``."""
     cost, value = costs.to_numpy(float), values.to_numpy(float) * (1 if is_higher_better else -1)
     no_worse = (cost * (1 - SAME) <= cost[:, None]) & (value >= value[:, None])
     better = (cost < cost[:, None] * (1 - SAME)) | (value > value[:, None])
@@ -123,15 +122,9 @@ def pareto(costs: pd.Series, values: pd.Series, is_higher_better: bool) -> np.nd
 
 def _means(scores: pd.DataFrame, cost: str) -> pd.DataFrame:
     """Mean over the seeds at each step; the final encoders come last."""
-    scores = scores.assign(step=scores["step"].astype(float).fillna(np.inf))
     rows = [
-        (
-            step,
-            pd.to_numeric(group[cost]).mean(),
-            *spread(group["value"]),
-            " ".join(sorted(group["run"])),
-        )
-        for step, group in scores.groupby("step", sort=True)
-    ]
-    frame = pd.DataFrame(rows, columns=["step", cost, "mean", "low", "high", "n", "runs"])
-    return frame.replace({"step": {np.inf: np.nan}})
+        (step, pd.to_numeric(group[cost]).mean(), *mean_and_interval(group["value"]),
+         " ".join(sorted(group["run"])))
+        for step, group in scores.groupby(scores["step"].astype(float), sort=True, dropna=False)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["step", cost, "mean", "low", "high", "n", "runs"])

@@ -1,4 +1,4 @@
-"""What a figure of the report is, how it looks, and the files it becomes."""
+"""How the figures of the report look, and the files they become."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import pandas as pd
 import seaborn as sns
+from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from ssl_bench.analysis.report.numbers import as_csv
+from ssl_bench.analysis.tables import as_csv
 
 INK, FAINT = "#333333", "#8a8a8a"
 _PALETTE = "colorblind"
@@ -42,13 +42,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, the numbers in it, and what it shows.
+    """A figure and the numbers in it.
 
     Attributes:
-        name: of its files, without an ending.
-        theme: the heading it stands under.
-        caption: what was measured on what.
-        alt: the figure for those who cannot see it.
+        name: of its files, without an extension.
+        theme: the heading it is shown under.
+        alt: a description for people who cannot see it.
         data: may be empty.
         is_picture: whether it consists of pixels rather than of lines.
     """
@@ -59,13 +58,13 @@ class Drawing:
     caption: str
     alt: str
     data: pd.DataFrame
-    figure: Figure
+    figure: mpl.Figure
     is_picture: bool = False
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A figure that cannot be drawn, and how it could be."""
+    """A figure that cannot be drawn, and the command that would make it possible."""
 
     title: str
     reason: str
@@ -76,92 +75,85 @@ class Missing:
         return f"{self.title}: {self.reason}{hint}"
 
 
-def missing(title: str, evaluation: str) -> Missing:
-    """A figure for which no run has the arrays that an evaluation stores."""
-    return Missing(
-        title,
-        f"no run has stored what {evaluation} stores",
-        f"ssl-bench eval RUN --evals {evaluation}",
-    )
+def missing(title: str, evaluation: str, what: str = "arrays") -> Missing:
+    """A figure for which no run has the arrays, or the scores, of an evaluation."""
+    reason = f"no run has {what} of {evaluation}"
+    return Missing(title, reason, f"ssl-bench eval RUN --evals {evaluation}")
 
 
 @dataclass(frozen=True)
-class Files:
-    """A drawing's files: ending to content, and which one a page should show."""
+class Figure:
+    """A drawing's files by extension, and the one that the page shows."""
 
+    name: str
+    drawing: Drawing
     contents: Mapping[str, bytes]
-    shown: str
+    shown: Literal["svg", "png"]
     width: int
     height: int
 
 
 def looks(methods: Iterable[str], known: Iterable[str]) -> dict[str, Look]:
-    """A look for each method; that of an installed one is the same whatever else is drawn.
+    """A look for each method; that of an installed one does not depend on what else is drawn.
 
     Args:
-        methods: to be drawn. One that is not installed (a file of one's own, somebody's weights)
-            takes the place in the palette that its name's hash says, or the next that is free.
-        known: that are installed; each has a place of its own.
+        methods: to be drawn. The name of one that is not installed (a file of the user's, or
+            somebody's weights) is hashed to an index of the palette, or the next free one.
+        known: the installed ones; each has an index of its own.
     """
-    order = sorted(known)
-    taken = {name: place for place, name in enumerate(order)}
-    colors = sns.color_palette(_PALETTE)
-    for name in sorted(set(methods) - set(order)):
-        place = len(order) + int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(colors)
-        while place in taken.values():
-            place += 1
-        taken[name] = place
+    indices = {name: index for index, name in enumerate(sorted(known))}
+    colors, installed = sns.color_palette(_PALETTE), len(indices)
+    for name in sorted(set(methods) - indices.keys()):
+        index = installed + int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(colors)
+        while index in indices.values():
+            index += 1
+        indices[name] = index
     return {
         name: Look(
-            colors[place % len(colors)],
-            _MARKERS[(place + place // len(colors)) % len(_MARKERS)],
-            _LINES[(place + place // len(colors)) % len(_LINES)],
+            colors[index % len(colors)],
+            _MARKERS[(index + index // len(colors)) % len(_MARKERS)],
+            _LINES[(index + index // len(colors)) % len(_LINES)],
         )
-        for name, place in taken.items()
+        for name, index in indices.items()
     }
 
 
 def shades(color: Sequence[float], count: int) -> list[tuple[float, float, float]]:
     """Shades of a color, the color itself last."""
     ramp = sns.light_palette(color, n_colors=count + 2)[2:] if count > 1 else [color]
-    return [(shade[0], shade[1], shade[2]) for shade in ramp]
+    return [(red, green, blue) for red, green, blue, *_ in ramp]
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """How all figures look. Names are never read as formulas; files do not tell the day."""
+    """The style of all figures. Names are never read as formulas; files carry no date."""
     settings: Any = {
         **sns.axes_style("whitegrid"),
         "axes.edgecolor": "#bbbbbb",
-        "axes.labelcolor": INK,
+        **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color"), INK),
+        **dict.fromkeys(("xtick.color", "ytick.color"), INK),
         "axes.labelsize": 9,
         "axes.spines.right": False,
         "axes.spines.top": False,
         "axes.titlelocation": "left",
         "axes.titlesize": 9.5,
         "axes.titleweight": "bold",
-        "axes.titlecolor": INK,
         "figure.constrained_layout.h_pad": 0.07,
         "figure.constrained_layout.w_pad": 0.07,
         "figure.facecolor": "white",
         "font.size": 9,
         "grid.color": "#e6e6e6",
         "grid.linewidth": 0.7,
-        "legend.fontsize": 8.5,
         "legend.frameon": False,
         "lines.linewidth": 1.6,
         "lines.markersize": 5,
         "svg.fonttype": "path",
         "svg.hashsalt": "ssl-bench",
-        "text.color": INK,
         "text.parse_math": False,
-        "xtick.color": INK,
-        "xtick.labelsize": 8.5,
-        "ytick.color": INK,
-        "ytick.labelsize": 8.5,
+        **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8.5),
     }
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever a person's matplotlibrc says
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
         matplotlib.rcParams.update(settings)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -169,26 +161,33 @@ def style() -> Iterator[None]:
 
 def panels(
     count: int, columns: int = 3, width: float = 3.1, height: float = 2.5, **options: Any
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[mpl.Figure, list[Axes]]:
     """A figure of that many panels, row by row."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(width * columns, 4.2), height * rows), layout="constrained")
+    figure = mpl.Figure(figsize=(max(width * columns, 4.2), height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
-    for spare in axes[count:]:
+    for number, spare in enumerate(axes[count:], count):
         spare.set_visible(False)
-        # With shared axes, the panel above shows what the spare one would have.
-        above = axes[axes.index(spare) - columns]
-        above.tick_params(labelbottom=True)
+        # With shared axes, the panel above shows the labels that the spare one would have.
+        axes[number - columns].tick_params(labelbottom=True)
     return figure, axes[:count]
 
 
-def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """One legend below all panels, for which the figure grows.
+def picture_grid(titles: Sequence[str], columns: int, margin: float) -> tuple[mpl.Figure, Any]:
+    """Axes for rows of pictures, each row with a title in the left margin."""
+    size = (0.78 * columns + margin, 0.8 * len(titles))
+    figure = mpl.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(titles), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    for axis, title in zip(axes[:, 0], titles, strict=True):
+        axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7.5)
+    return figure, axes
 
-    Beyond some dozen names it lists the first, and how many follow; a name may begin with an
-    underscore.
-    """
+
+def legend(figure: mpl.Figure, handles: Mapping[str, Any]) -> None:
+    """One legend below all panels, for which the figure grows; of many names it lists the first."""
     left_out = len(handles) - _MOST_NAMES
     if left_out > 0:
         handles = dict(list(handles.items())[:_MOST_NAMES])
@@ -200,6 +199,7 @@ def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
         figure.set_figheight(figure.get_figheight() + 0.18 * rows)
         figure.legend(
             list(handles.values()),
+            # matplotlib hides names that begin with an underscore
             [name if not name.startswith("_") else f"\u200b{name}" for name in handles],
             loc="outside lower left",
             ncols=columns,
@@ -209,7 +209,7 @@ def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
 def scale(axis: Axes, values: Iterable[float]) -> None:
     """A logarithmic horizontal axis where the values need one; powers of ten with a letter (10G).
 
-    Formulas, which matplotlib would write them as, are never read (`style`).
+    matplotlib would write them as formulas, which `style` turns off.
     """
     known = [value for value in values if value > 0]
     if known and max(known) / min(known) >= _DECADE and len(known) > 1:
@@ -227,21 +227,30 @@ def shorten(text: str, length: int = 28) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def files(drawing: Drawing) -> Files:
-    """A drawing as PNG, SVG, PDF and its numbers, if it has any, as CSV."""
+def draw_curve(axis: Axes, curve: pd.DataFrame, color: Any, look: Look) -> Any:
+    """Draw means with their intervals over the first column. Returns the line."""
+    xs = curve.iloc[:, 0]
+    [handle] = axis.plot(xs, curve["mean"], color=color, marker=look.marker, linestyle=look.line)
+    half = (curve["high"] - curve["mean"]).fillna(0)
+    axis.errorbar(xs, curve["mean"], half, color=color, linestyle="none", capsize=3)
+    return handle
+
+
+def render(drawing: Drawing) -> Figure:
+    """Render a drawing as SVG, PDF and PNG, and its numbers, if it has any, as CSV."""
     contents = {} if drawing.data.empty else {"csv": as_csv(drawing.data)}
     figure = drawing.figure
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not once for each format
-    for ending, options in (
+    for extension, options in (
         ("svg", {"metadata": {"Date": None, "Title": drawing.title}}),
         ("pdf", {"metadata": {"CreationDate": None, "Title": drawing.title}}),
         ("png", {"pil_kwargs": {"optimize": True}}),
     ):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, dpi=_DOTS_PER_INCH, **options)
-        contents[ending] = buffer.getvalue()
+        figure.savefig(buffer, format=extension, dpi=_DOTS_PER_INCH, **options)
+        contents[extension] = buffer.getvalue()
     is_small = len(contents["svg"]) <= _LARGEST_SVG
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    shown = "svg" if is_small and not drawing.is_picture else "png"
-    return Files(contents, shown, width, height)
+    shown: Any = "svg" if is_small and not drawing.is_picture else "png"
+    return Figure(drawing.name, drawing, contents, shown, width, height)

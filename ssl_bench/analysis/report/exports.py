@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ssl_bench.analysis.report.tables import Table, rows_of
+from ssl_bench.analysis.report.tables import Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -21,7 +21,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"{\char34}",
-    # At the start of a row, these would be arguments of the command that ends the last one.
+    # At the start of a row, these would be arguments of the command that ends the row before.
     "[": "{[}",
     "*": "{*}",
     "±": r"$\pm$",
@@ -33,18 +33,17 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 def as_markdown(table: Table) -> str:
     """A GitHub table under its title."""
-    marks = ["--:" if place in table.numeric else "---" for place in range(len(table.columns))]
-    rows = [table.columns, *rows_of(table)]
-    head, *body = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
-    lines = [f"**{markdown(table.title)}**", "", head, "| " + " | ".join(marks) + " |", *body, ""]
+    rules = ["--:" if index in table.numeric else "---" for index in range(len(table.columns))]
+    head, *body = ["| " + " | ".join(map(markdown, row)) + " |" for row in table.texts]
+    lines = [f"**{markdown(table.title)}**", "", head, "| " + " | ".join(rules) + " |", *body, ""]
     notes = [markdown(table.caption), *(f"- {markdown(note)}" for note in table.notes)]
     return "\n".join([*lines, *notes]) + "\n"
 
 
 def as_latex(table: Table) -> str:
     """A table environment for the packages booktabs and graphicx, no wider than the line."""
-    columns = "".join("r" if place in table.numeric else "l" for place in range(len(table.columns)))
-    head, *body = [" & ".join(map(latex, row)) + r" \\" for row in [table.columns, *rows_of(table)]]
+    columns = "".join("r" if index in table.numeric else "l" for index in range(len(table.columns)))
+    head, *body = [" & ".join(map(latex, row)) + r" \\" for row in table.texts]
     caption = " ".join([f"{table.title}.", table.caption, *table.notes])
     lines = [
         "% Needs \\usepackage{booktabs,graphicx}.",
@@ -66,11 +65,11 @@ def as_latex(table: Table) -> str:
 
 
 def latex(text: str) -> str:
-    """The text so that LaTeX prints it."""
+    """The text, escaped for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def markdown(text: str) -> str:
-    """The text so that Markdown prints it, in one line."""
+    """The text in one line, escaped for Markdown."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", text)

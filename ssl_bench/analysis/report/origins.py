@@ -8,165 +8,128 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.report.source import Source, settings, slug
-from ssl_bench.analysis.report.tables import Cell, Table, anchor, known, plain
+from ssl_bench.analysis.comparison import Group
+from ssl_bench.analysis.report.source import Source, parse_settings, slug
+from ssl_bench.analysis.report.tables import Cell, Table, anchor, known, number_cell, text_cell
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
-from ssl_bench.runs.schema import digest, facts, mapping
-from ssl_bench.utils.formatting import plain as plain_text
+from ssl_bench.runs.schema import digest, mapping
+from ssl_bench.utils.formatting import plain
 
 _LONGEST = 20_000
-Evaluations = Mapping[str, Sequence[str]]
+_COLUMNS = (
+    *("run", "method", "seed", "state", "images seen", "FLOPs", "device-seconds", "device"),
+    *("code", "note"),
+)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run comes from.
-
-    Attributes:
-        anchor: its name on the page.
-        facts: title and text.
-        command: which started it.
-    """
+    """A run's provenance; ``facts`` are titles and texts, ``anchor`` is its name on the page."""
 
     anchor: str
     run: str
     state: str
     folder: str
     command: str
-    facts: tuple[tuple[str, str], ...]
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """The runs of a group."""
+    """The runs of a group, and their settings."""
 
     anchor: str
     label: str
-    settings: tuple[tuple[str, str], ...]
-    origins: tuple[Origin, ...]
+    settings: Mapping[str, str]
+    origins: Sequence[Origin]
 
 
 def run_table(source: Source) -> Table:
-    """Every run with its state, the failed and the unfinished among them."""
-    whys = {pending.run: pending.why for pending in source.comparison.pending}
-    links = _keys_of_runs(source)
+    """Every run with its state, failed and unfinished ones included."""
+    notes = {run.run: run.why for run in source.comparison.incomplete}
+    links = {
+        member.run: anchor(group.key)
+        for table in source.comparison.tables
+        for group in table.groups
+        for member in group.members
+    }
     rows = []
-    data = source.runs.drop(columns=["key", "settings"], errors="ignore").assign(
-        note=source.runs["run"].map(whys)
-    )
     for _, run in source.runs.iterrows():
-        why = whys.get(run["run"], "")
+        state = str(run["state"])
         rows.append(
             (
-                Cell(run["run"], run["run"], _anchor(run["run"])),
-                Cell(run["label"], run["label"], links.get(run["run"], "")),
-                plain(run["seed"], "d"),
-                Cell(
-                    str(run["state"]),
-                    str(run["state"]),
-                    mark="" if run["state"] == "trained" else "bad",
-                ),
-                plain(run["images_seen"]),
-                plain(run["flops"]),
-                plain(run["seconds"]),
-                Cell(_text(run["device"]) or "-", _text(run["device"]) or None),
-                Cell(_commit(run) or "-", _commit(run) or None),
-                Cell(why or "-", why or None),
+                text_cell(run["run"], _anchor(run["run"])),
+                text_cell(run["label"], links.get(run["run"], "")),
+                number_cell(run["seed"], whole=True),
+                Cell(state, state, mark="" if state == "trained" else "bad"),
+                *(number_cell(run[cost]) for cost in ("images_seen", "flops", "seconds")),
+                text_cell(_text(run["device"])),
+                text_cell(_commit(run)),
+                text_cell(notes.get(run["run"], "")),
             )
         )
+    data = source.runs.drop(columns=["key", "settings"], errors="ignore")
     return Table(
         name="runs",
         title="All runs",
         caption="Every run folder that was read, whatever its state.",
-        columns=(
-            "run",
-            "method",
-            "seed",
-            "state",
-            "images seen",
-            "FLOPs",
-            "device-seconds",
-            "device",
-            "code",
-            "note",
-        ),
+        columns=_COLUMNS,
         numeric=frozenset({2, 4, 5, 6}),
         rows=tuple(rows),
-        data=data,
+        data=data.assign(note=source.runs["run"].map(notes)),
     )
 
 
 def provenance(source: Source) -> list[Provenance]:
-    """Where the runs of each group come from; those of no group come last."""
-    told = {row["run"]: row for _, row in source.runs.iterrows()}
+    """The runs of each group; those of no group come last."""
+    runs = {row["run"]: row for _, row in source.runs.iterrows()}
     evaluations = _evaluations(source)
-    shown: set[str] = set()
-    done: set[str] = set()
-    blocks = []
+    groups: dict[str, Group] = {}
     for table in source.comparison.tables:
         for group in table.groups:
-            if group.key in done:
-                continue
-            done.add(group.key)
-            rows = [told[member.run] for member in group.members if member.run in told]
-            name = anchor(group.key)
-            blocks.append(_block(source, name, group.label, rows, evaluations, shown))
-    left = [row for name, row in told.items() if name not in shown]
+            groups.setdefault(group.key, group)
+    shown: set[str] = set()
+
+    def block(name: str, label: str, rows: Sequence[pd.Series]) -> Provenance:
+        origins = []
+        for row in rows:
+            # Evaluated in two precisions, a run is in two groups, but a page has each anchor once.
+            own = "" if row["run"] in shown else _anchor(row["run"])
+            shown.add(row["run"])
+            origins.append(_origin(source, row, evaluations.get(row["run"], ()), own))
+        settings = parse_settings(rows[0]["settings"]) if rows else {}
+        return Provenance(name, label, {k: str(v) for k, v in settings.items()}, origins)
+
+    blocks = [
+        block(anchor(key), group.label, [runs[m.run] for m in group.members if m.run in runs])
+        for key, group in groups.items()
+    ]
+    left = [row for name, row in runs.items() if name not in shown]
     if left:
-        name = "runs-without-scores"
-        blocks.append(_block(source, name, "Runs without scores", left, evaluations, shown))
+        blocks.append(block("runs-without-scores", "Runs without scores", left))
     return blocks
 
 
 def provenance_table(blocks: Sequence[Provenance]) -> pd.DataFrame:
-    """The same as numbers and text, a row for each run."""
+    """A row for each run, for a CSV file."""
     return pd.DataFrame(
-        {
-            "group": block.label,
-            "run": o.run,
-            "state": o.state,
-            "folder": o.folder,
-            "command": o.command,
-            **dict(o.facts),
-        }
+        {"group": block.label, "run": o.run, "state": o.state, "folder": o.folder,
+         "command": o.command, **o.facts}
         for block in blocks
         for o in block.origins
-    )
+    )  # fmt: skip
 
 
-def _block(
-    source: Source,
-    name: str,
-    label: str,
-    rows: Sequence[pd.Series],
-    evaluations: Evaluations,
-    shown: set[str],
-) -> Provenance:
-    origins = []
-    for row in rows:
-        # Evaluated in two precisions, a run stands under two groups; a page has each name once.
-        own = _anchor(row["run"]) if row["run"] not in shown else ""
-        shown.add(row["run"])
-        origins.append(_origin(source, row, evaluations, own))
-    told = settings(rows[0]["settings"]) if rows else {}
-    return Provenance(
-        name,
-        label,
-        tuple((key, str(value)) for key, value in told.items()) if label else (),
-        tuple(origins),
-    )
-
-
-def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str) -> Origin:
+def _origin(source: Source, row: pd.Series, evaluations: Sequence[str], anchor: str) -> Origin:
     environment: dict[str, Any] = {}
     path = source.file(row, schema.ENVIRONMENT)
     try:
-        environment = facts(path) if path else {}
+        environment = schema.load_object(path) if path else {}
     except UserError as error:
         source.problem(str(error))
     packages = mapping(environment.get("packages"))
-    told = {
+    facts = {
         "seed": "-" if pd.isna(row["seed"]) else str(row["seed"]),
         "code": _commit(row),
         "started": _text(row["started"]),
@@ -181,16 +144,16 @@ def _origin(source: Source, row: pd.Series, evaluations: Evaluations, name: str)
         "host": _text(environment.get("host")),
         "python": _text(environment.get("python")),
         "packages": ", ".join(_text(f"{k} {v}"[:_LONGEST]) for k, v in packages.items() if v),
-        "evaluations": ", ".join(evaluations.get(row["run"], ())),
+        "evaluations": ", ".join(evaluations),
         "error": _text(row["error"]),
     }
     return Origin(
-        name,
+        anchor,
         str(row["run"]),
         str(row["state"]),
         _text(row["folder"]),
         _text(row["command"]),
-        tuple((title, text) for title, text in told.items() if text),
+        {title: text for title, text in facts.items() if text},
     )
 
 
@@ -207,21 +170,12 @@ def _evaluations(source: Source) -> dict[str, list[str]]:
 
 
 def _anchor(run: str) -> str:
-    """The name on the page of a run; names of folders may differ in their signs alone."""
+    """A run's name on the page; names of folders may differ in their signs alone."""
     return f"run-{slug(run)}-{digest(run)}"
 
 
-def _keys_of_runs(source: Source) -> dict[str, str]:
-    return {
-        member.run: anchor(group.key)
-        for table in source.comparison.tables
-        for group in table.groups
-        for member in group.members
-    }
-
-
 def _text(value: Any) -> str:
-    return plain_text(value[:_LONGEST]) if isinstance(value, str) else ""
+    return plain(value[:_LONGEST]) if isinstance(value, str) else ""
 
 
 def _whole(value: Any) -> str:
@@ -229,12 +183,7 @@ def _whole(value: Any) -> str:
     return "" if number is None else f"{number:,.0f}"
 
 
-def _is_true(value: Any) -> bool:
-    return not pd.isna(value) and bool(value)
-
-
 def _commit(row: pd.Series) -> str:
-    commit = _text(row["commit"])
-    if not commit:
-        return ""
-    return f"{commit[:10]} with uncommitted changes" if _is_true(row["dirty"]) else commit[:10]
+    commit = _text(row["commit"])[:10]
+    is_dirty = not pd.isna(row["dirty"]) and bool(row["dirty"])
+    return f"{commit} with uncommitted changes" if commit and is_dirty else commit

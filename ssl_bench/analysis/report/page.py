@@ -1,42 +1,25 @@
-"""The page: one HTML file that needs nothing else, from a template that escapes every name."""
+"""The page: one self-contained HTML file, from a template that escapes every name."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from ssl_bench.analysis.report import exports, numbers
-from ssl_bench.analysis.report.drawing import Drawing, Files, Missing
+from ssl_bench.analysis.report import exports
+from ssl_bench.analysis.report.drawing import Figure, Missing
 from ssl_bench.analysis.report.origins import Provenance
 from ssl_bench.analysis.report.source import slug
 from ssl_bench.analysis.report.tables import Table
+from ssl_bench.analysis.tables import as_csv
 
 _TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv;charset=utf-8"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing as the page shows it.
-
-    Attributes:
-        name: of its files, and on the page.
-        image, csv: data URIs; the latter is empty where there are no numbers.
-    """
-
-    name: str
-    drawing: Drawing
-    image: str
-    csv: str
-    shown: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -44,8 +27,8 @@ class Content:
     """Everything on the page.
 
     Attributes:
-        facts: title and text, to stand at its head.
-        further: by name of a table, the scores that did not find room in it.
+        facts: titles and texts for its head.
+        further: the other scores of a table, by the table's name.
         figures: by theme, in order.
         problems: what could not be read, one line each.
     """
@@ -64,37 +47,12 @@ class Content:
 
     @property
     def all_tables(self) -> tuple[Table, ...]:
-        """Every table that becomes files."""
+        """Every table that is also written to files."""
         return (*self.tables, *self.further.values(), *self.pairs, self.runs)
 
 
-def figure(name: str, drawing: Drawing, files: Files) -> Figure:
-    """The drawing with its image and its numbers inside."""
-    shown = files.shown
-    return Figure(
-        name,
-        drawing,
-        data_uri(files.contents[shown], shown),
-        data_uri(files.contents["csv"], "csv") if "csv" in files.contents else "",
-        shown,
-        files.width,
-        files.height,
-    )
-
-
-def by_theme(figures: Iterable[Figure]) -> dict[str, list[Figure]]:
-    """Figures under their headings, in the order in which these first appear."""
-    themes: dict[str, list[Figure]] = {}
-    for each in figures:
-        themes.setdefault(each.drawing.theme, []).append(each)
-    return themes
-
-
 def render(content: Content) -> str:
-    """The page.
-
-    Its content security policy lets it load nothing, and run the one script that is in it.
-    """
+    """The page; its content security policy allows no requests, and no script but its own."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ssl_bench", "analysis/report"),
         autoescape=True,
@@ -102,20 +60,15 @@ def render(content: Content) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["slug"] = slug
-    environment.globals["csv_of"] = lambda table: data_uri(numbers.as_csv(table.data), "csv")
-    environment.globals["latex_of"] = lambda table: _text_uri(exports.as_latex(table))
-    environment.globals["markdown_of"] = lambda table: _text_uri(exports.as_markdown(table))
-    style, script = (_asset(environment, f"page.{ending}") for ending in ("css", "js"))
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            "img-src data:",
-            f"style-src 'sha256-{_digest(style)}'",
-            f"script-src 'sha256-{_digest(script)}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    environment.filters |= {"slug": slug, "data_uri": data_uri}
+    environment.globals["csv_of"] = lambda table: data_uri(as_csv(table.data), "csv")
+    environment.globals["latex_of"] = lambda table: data_uri(exports.as_latex(table).encode())
+    environment.globals["markdown_of"] = lambda table: data_uri(exports.as_markdown(table).encode())
+    style, script = (_asset(environment, f"page.{extension}") for extension in ("css", "js"))
+    policy = (
+        "default-src 'none'; img-src data:; "
+        f"style-src 'sha256-{_digest(style)}'; script-src 'sha256-{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
     template = environment.get_template("page.html.j2")
     return template.render(
@@ -123,13 +76,10 @@ def render(content: Content) -> str:
     )
 
 
-def data_uri(content: bytes, ending: str) -> str:
-    """The content as an address that holds it."""
-    return f"data:{_TYPES[ending]};base64,{base64.b64encode(content).decode()}"
-
-
-def _text_uri(text: str) -> str:
-    return f"data:text/plain;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+def data_uri(content: bytes, extension: str = "txt") -> str:
+    """A URI that holds the content itself."""
+    kind = _TYPES.get(extension, "text/plain;charset=utf-8")
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _asset(environment: jinja2.Environment, name: str) -> str:
@@ -139,5 +89,5 @@ def _asset(environment: jinja2.Environment, name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """As a content security policy writes it: of exactly what stands between the tags."""
+    """The hash that a content security policy has of the exact text between two tags."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

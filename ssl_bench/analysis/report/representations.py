@@ -1,4 +1,4 @@
-"""Figures of what encoders make of images: attention, embeddings, similarity."""
+"""Figures of representations: attention maps, embeddings, similarity."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ import torch
 from matplotlib.figure import Figure
 
 from ssl_bench.analysis.report.captions import left_out, measured
-from ssl_bench.analysis.report.drawing import Drawing, Missing, legend, missing, panels, shorten
-from ssl_bench.analysis.report.source import Source, columns, representatives, slug
+from ssl_bench.analysis.report.drawing import (
+    Drawing,
+    Missing,
+    legend,
+    missing,
+    panels,
+    picture_grid,
+    shorten,
+)
+from ssl_bench.analysis.report.source import Source, evaluations, representatives, slug
 from ssl_bench.evaluation.similarity import linear_cka
 from ssl_bench.runs import schema
 
@@ -25,20 +33,24 @@ _GROUPS = 6
 _RUNS = 24
 _NAMED_CLASSES = 20
 _POINTS = 4000
-
-_TOGETHER = (("images", "attention", "rollout"), ("points", "labels", "index"))
+_SAME_LENGTH = (("images", "attention", "rollout"), ("points", "labels", "index"))
 """Arrays that have a row for each image."""
-_WIDEST = {"images": 2048, "attention": 256, "rollout": 256}
-"""Pixels and patches on a side, of arrays that are drawn as pictures."""
+_LARGEST_SIDE = {"images": 2048, "attention": 256, "rollout": 256}
+"""Pixels or patches, of arrays that are drawn as pictures."""
 _MOST_CLASSES, _MOST_BLOCKS, _WIDEST_BLOCK, _MOST_ROWS = 5000, 128, 8192, 100_000
-"""Beyond, what is stored is no encoder's."""
-Found = list[tuple[pd.Series, dict[str, Any]]]
+"""No encoder has larger ones."""
+_CKA = (
+    "Linear CKA of features of {} 1 means the same up to rotation and scale, 0 that nothing is "
+    "shared."
+)
+Stored = list[tuple[pd.Series, dict[str, Any]]]
+"""Runs, each with its arrays."""
 
 
 def attention(source: Source) -> Iterator[Drawing | Missing]:
-    """Where the class token or the mean patch looks, one row for each method."""
+    """Attention of the class token or the mean patch, one row for each method."""
     names = ("images", "attention")
-    if source.having(names).empty:
+    if source.with_arrays(names).empty:
         yield missing("Attention maps", "attention")
     for number, (title, found) in enumerate(_comparable(source, names)):
         images = found[0][1]["images"][:_IMAGES]
@@ -47,27 +59,20 @@ def attention(source: Source) -> Iterator[Drawing | Missing]:
         cut = left_out(len(found) - len(alike), "method is", "methods are")
         kinds = [name for name in ("attention", "rollout") if all(name in a for _, a in alike)]
         maps = [
-            (f"{row['label']}\n{kind}", _upsampled(a[kind][:_IMAGES], images.shape[-2:]))
+            (f"{row['label']}\n{kind}", _upsample(a[kind][:_IMAGES], images.shape[-2:]))
             for row, a in alike
             for kind in kinds
         ]
         pixels = images.transpose(0, 2, 3, 1)
         pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
-        figure = Figure(
-            figsize=(0.78 * len(images) + 1.5, 0.8 * (1 + len(maps))), layout="constrained"
-        )
-        axes = figure.subplots(1 + len(maps), len(images), squeeze=False)
+        titles = ["image", *(_shorten_lines(name) for name, _ in maps)]
+        figure, axes = picture_grid(titles, len(images), 1.5)
         for axis, image in zip(axes[0], pixels, strict=True):
             axis.imshow(image)
         for row_axes, (_, heat_NHW) in zip(axes[1:], maps, strict=True):
             for axis, image, heat in zip(row_axes, pixels, heat_NHW, strict=True):
                 axis.imshow(image, alpha=0.35)
                 axis.imshow(heat, cmap="magma", alpha=0.75, interpolation="nearest")
-        for row_axes, name in zip(axes, ["image", *(name for name, _ in maps)], strict=True):
-            for axis in row_axes:
-                axis.set(xticks=[], yticks=[], frame_on=False)
-            text = "\n".join(shorten(line, 26) for line in name.split("\n"))
-            row_axes[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7.5)
         rows = pd.DataFrame([row for row, _ in alike])
         yield Drawing(
             f"attention-{slug(title)}-{number}",
@@ -95,15 +100,15 @@ def attention(source: Source) -> Iterator[Drawing | Missing]:
 def embeddings(source: Source) -> Iterator[Drawing | Missing]:
     """Test features in two dimensions, colored by class, one panel for each method."""
     wanted = ("points", "labels")
-    if source.having(wanted).empty:
+    if source.with_arrays(wanted).empty:
         yield missing("2-D embeddings", "embedding")
     for title, found in _comparable(source, wanted):
         cut = left_out(len(found) - _GROUPS, "method is", "methods are")
         found = found[:_GROUPS]
         figure, axes = panels(len(found), 3, 3.0, 3.1)
         classes = sorted({int(label) for _, a in found for label in np.unique(a["labels"])})
-        record = source.record(found[0][0]["folder"])
-        names = source.classes(found[0][0]["folder"])
+        folder = found[0][0]["folder"]
+        record, names = source.record(folder), source.classes(folder)
         colors = dict(zip(classes, _class_colors(len(classes)), strict=True))
         handles: dict[str, Any] = {}
         frames = []
@@ -117,13 +122,12 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
                 )  # fmt: skip
                 name = names[label] if label < len(names) else str(label)
                 handles[shorten(name, 20)] = dots
-            axis.set(title=shorten(row["label"], 36), xticks=[], yticks=[], aspect="equal")
+            axis.set(title=shorten(row["label"], 36), xticks=[], yticks=[])
             axis.set_aspect("equal", adjustable="datalim")
             axis.grid(visible=False)
-            frames.append(
-                pd.DataFrame({"run": row["run"], "x": points[:, 0], "y": points[:, 1],
-                              "label": labels, **_optional(arrays, "index")})
-            )  # fmt: skip
+            index = {"index": arrays["index"]} if "index" in arrays else {}
+            frame = {"x": points[:, 0], "y": points[:, 1], "label": labels, **index}
+            frames.append(pd.DataFrame({"run": row["run"], **frame}))
         if len(classes) <= _NAMED_CLASSES:
             legend(figure, handles)
             for handle in figure.legends[0].legend_handles:
@@ -146,25 +150,21 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
 
 def similarities(source: Source) -> Iterator[Drawing | Missing]:
     """Linear CKA of the runs' last blocks, and of all blocks of two methods."""
-    stored = source.having(("block_0", "index"))
+    stored = source.with_arrays(("block_0", "index"))
     if stored.empty:
         yield missing("CKA between runs", "cka")
-    for title, column in columns(source, stored):
-        column = column.sort_values(["method", "label", "seed"])
-        found, last = _last_blocks(source, column)
+    for title, scores in evaluations(source, stored):
+        scores = scores.sort_values(["method", "label", "seed"])
+        found, last = _last_blocks(source, scores)
         if not found:
             continue
-        about = (
-            "Linear CKA of features of {} 1 means the same up to rotation and scale, 0 that "
-            "nothing is shared."
-        )
         if len(found) > 1:
             names = [f"{shorten(row['label'], 30)}, seed {row['seed']}" for row in found]
-            cut = left_out(len(column) - len(found), "run is", "runs are")
-            sentence = about.format(measured(source, pd.DataFrame(found), len(last[0]))) + cut
-            yield _heat(
-                f"cka-{slug(title)}", f"CKA of the last block: {title}", sentence,
-                _cka(last, last), names, names, "", "",
+            cut = left_out(len(scores) - len(found), "run is", "runs are")
+            caption = _CKA.format(measured(source, pd.DataFrame(found), len(last[0]))) + cut
+            yield _draw_cka(
+                f"cka-{slug(title)}", f"CKA of the last block: {title}", caption,
+                last, last, names, names,
             )  # fmt: skip
         chosen = {row["method"]: row for row in reversed(found)}
         pairs = list(combinations(sorted(chosen), 2)) or [(m, m) for m in chosen]
@@ -172,17 +172,17 @@ def similarities(source: Source) -> Iterator[Drawing | Missing]:
         for first, second in pairs[:_GROUPS]:
             rows = [chosen[first], chosen[second]]
             blocks, others = (_blocks(_features(source, row)) for row in rows)
-            sentence = about.format(measured(source, pd.DataFrame(rows), len(last[0]))) + cut
-            yield _heat(
+            caption = _CKA.format(measured(source, pd.DataFrame(rows), len(last[0]))) + cut
+            yield _draw_cka(
                 f"cka-layers-{slug(first)}-{slug(second)}-{slug(title)}",
-                f"CKA by block: {first} and {second}", sentence, _cka(blocks, others),
-                [str(n) for n in range(len(blocks))], [str(n) for n in range(len(others))],
-                f"block of {rows[0]['run']}", f"block of {rows[1]['run']}",
+                f"CKA by block: {first} and {second}", caption, blocks, others,
+                [*map(str, range(len(blocks)))], [*map(str, range(len(others)))],
+                *(f"block of {row['run']}" for row in rows),
             )  # fmt: skip
 
 
 def _last_blocks(source: Source, rows: pd.DataFrame) -> tuple[list[pd.Series], list[torch.Tensor]]:
-    """The first runs whose features are of the same images, and those of their last blocks."""
+    """The first runs with features of the same images, and the features of their last blocks."""
     found: list[pd.Series] = []
     last: list[torch.Tensor] = []
     index = None
@@ -204,11 +204,11 @@ def _features(source: Source, row: pd.Series) -> dict[str, Any]:
     return arrays if arrays and _is_drawable(source, row["folder"], arrays) else {}
 
 
-def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Found]]:
-    """Evaluations alike, with one run for each method: of its main group, the first seed."""
-    for title, column in columns(source, source.having(names)):
+def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Stored]]:
+    """For each evaluation one run of each method: of its main group, the first seed."""
+    for title, scores in evaluations(source, source.with_arrays(names)):
         found = []
-        for _, of_method in representatives(column).groupby("method", sort=True):
+        for _, of_method in representatives(scores).groupby("method", sort=True):
             for _, row in of_method.sort_values("seed").iterrows():
                 arrays = source.arrays(row["folder"], names)
                 if arrays and _is_drawable(source, row["folder"], arrays):
@@ -219,21 +219,21 @@ def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Fou
 
 
 def _is_drawable(source: Source, folder: str, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether arrays have the shapes of what they are called; told where they have not."""
-    wrong = [n for n, side in _WIDEST.items() if n in arrays and not _is_picture(arrays[n], side)]
-    for names in _TOGETHER:
-        present = [arrays[name] for name in names if name in arrays]
-        if len({each.shape[:1] for each in present}) > 1:
+    """Whether arrays have the shapes that their names imply; a problem where they have not."""
+    wrong = [
+        name
+        for name, side in _LARGEST_SIDE.items()
+        if name in arrays and not _is_picture(arrays[name], side)
+    ]
+    for names in _SAME_LENGTH:
+        if len({arrays[name].shape[:1] for name in names if name in arrays}) > 1:
             wrong.append(" and ".join(names))
     if "points" in arrays:
         shape, labels = arrays["points"].shape, arrays["labels"]
         if len(shape) != 2 or shape[1] != 2 or shape[0] > _MOST_ROWS:
             wrong.append("points")
-        if (
-            labels.dtype.kind not in "iu"
-            or labels.ndim != 1
-            or len(np.unique(labels)) > _MOST_CLASSES
-        ):
+        is_labels = labels.dtype.kind in "iu" and labels.ndim == 1
+        if not is_labels or len(np.unique(labels)) > _MOST_CLASSES:
             wrong.append("labels")
     if "block_0" in arrays:
         blocks = [array for name, array in arrays.items() if _BLOCK.fullmatch(name)]
@@ -248,13 +248,16 @@ def _is_drawable(source: Source, folder: str, arrays: Mapping[str, np.ndarray]) 
 
 
 def _is_picture(array_NHW: np.ndarray, side: int) -> bool:
-    return (
-        array_NHW.ndim in (3, 4) and min(array_NHW.shape) > 0 and max(array_NHW.shape[-2:]) <= side
-    )
+    shape = array_NHW.shape
+    return len(shape) in (3, 4) and min(shape) > 0 and max(shape[-2:]) <= side
+
+
+def _shorten_lines(text: str) -> str:
+    return "\n".join(shorten(line, 26) for line in text.split("\n"))
 
 
 def _class_colors(count: int) -> list[tuple[float, float, float]]:
-    """Colors of classes, which are not those of methods."""
+    """Colors of classes, other than those of methods."""
     return sns.color_palette("tab10", count) if count <= 10 else sns.husl_palette(count, l=0.6)
 
 
@@ -262,8 +265,8 @@ def _mean_heads(heat: np.ndarray) -> np.ndarray:
     return heat.mean(axis=1) if heat.ndim == 4 else heat
 
 
-def _upsampled(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Maps as large as the images, each from 0 to 1: ``(N, H, W)``."""
+def _upsample(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps of the images' size, each scaled to 0 to 1: ``(N, H, W)``."""
     heat_NRC = torch.from_numpy(_mean_heads(heat).astype(np.float32))
     low, high = (getattr(heat_NRC.flatten(1), end)(1).values for end in ("min", "max"))
     span = (high - low).clamp_min(1e-12)
@@ -277,31 +280,25 @@ def _blocks(arrays: dict[str, Any]) -> list[torch.Tensor]:
     return [torch.from_numpy(arrays[name].astype(np.float32)) for name in names]
 
 
-def _cka(first: list[torch.Tensor], second: list[torch.Tensor]) -> np.ndarray:
-    return np.array([[float(linear_cka(x, y)) for y in second] for x in first])
-
-
-def _heat(
-    name: str, title: str, caption: str, values: np.ndarray,
-    rows: list[str], names: list[str], y: str, x: str,
+def _draw_cka(
+    name: str, title: str, caption: str, first: list[torch.Tensor], second: list[torch.Tensor],
+    rows: list[str], columns: list[str], y: str = "", x: str = "",
 ) -> Drawing:  # fmt: skip
+    values = np.array([[float(linear_cka(a, b)) for b in second] for a in first])
     side = max(2.6, 0.42 * len(rows))
     figure = Figure(figsize=(side + 2.4, side + 1.0), layout="constrained")
     axis = figure.subplots()
     sns.heatmap(
         values, ax=axis, vmin=0, vmax=1, cmap="Greys", square=True, cbar=False, fmt=".2f",
-        annot=len(rows) <= 14, annot_kws={"size": 7.5}, xticklabels=names, yticklabels=rows,
+        annot=len(rows) <= 14, annot_kws={"size": 7.5}, xticklabels=columns, yticklabels=rows,
         linewidths=0.4, linecolor="#eeeeee",
     )  # fmt: skip
     axis.tick_params(axis="y", rotation=0)
     axis.set(ylabel=y, xlabel=x)
-    axis.invert_yaxis() if y else None
+    if y:
+        axis.invert_yaxis()
     frame = pd.DataFrame(
-        [(a, b, values[i, j]) for i, a in enumerate(rows) for j, b in enumerate(names)],
+        [(a, b, values[i, j]) for i, a in enumerate(rows) for j, b in enumerate(columns)],
         columns=["row", "column", "cka"],
     )
     return Drawing(name, "Similarity", title, caption, f"Heat map. {title}.", frame, figure)
-
-
-def _optional(arrays: dict[str, Any], name: str) -> dict[str, Any]:
-    return {name: arrays[name]} if name in arrays else {}

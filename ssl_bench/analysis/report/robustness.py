@@ -11,7 +11,7 @@ import pandas as pd
 
 from ssl_bench.analysis.report.captions import measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, legend, missing, panels, shorten
-from ssl_bench.analysis.report.source import Source, columns, shades_of, slug
+from ssl_bench.analysis.report.source import Source, evaluations, slug, styled_groups
 
 _MEAN = "mean of all"
 
@@ -19,33 +19,33 @@ _MEAN = "mean of all"
 def by_corruption(source: Source) -> Iterator[Drawing | Missing]:
     """Accuracy by corruption and severity."""
     is_any = False
-    for title, column in columns(source, source.having(("accuracy",))):
-        rows = [row for _, own in column.iterrows() for row in _rows(source, own)]
+    for title, scores in evaluations(source, source.with_arrays(("accuracy",))):
+        rows = [row for _, run in scores.iterrows() for row in _rows(source, run)]
         if rows:
             is_any = True
-            yield _drawn(source, title, column, pd.DataFrame(rows))
+            yield _draw(source, title, scores, pd.DataFrame(rows))
     if not is_any:
         yield missing("Robustness", "robustness")
 
 
 def _rows(source: Source, row: pd.Series) -> list[dict[str, Any]]:
-    """A run's accuracy at each severity of each corruption, the clean images being severity 0."""
+    """A run's accuracy at each severity of each corruption; severity 0 is the clean images."""
     arrays = source.arrays(row["folder"], ("accuracy",))
-    found = _named(source.record(row["folder"]), arrays["accuracy"]) if arrays else None
-    if found is None:
+    named = _names(source.record(row["folder"]), arrays["accuracy"]) if arrays else None
+    if named is None:
         return []
-    kinds, clean = found
-    start = 1 if clean is None else 0
+    kinds, clean = named
+    before, start = ([], 1) if clean is None else ([clean], 0)
     return [
         {**row[["run", "label", "method", "seed"]], "corruption": kind, "severity": severity,
          "accuracy": float(value)}
         for kind, values in zip(kinds, arrays["accuracy"], strict=True)
-        for severity, value in enumerate([*values] if clean is None else [clean, *values], start)
+        for severity, value in enumerate([*before, *values], start)
     ]  # fmt: skip
 
 
-def _named(record: dict[str, Any], accuracy: np.ndarray) -> tuple[list[str], float | None] | None:
-    """The names of the corruptions and the score without one, where these are such scores."""
+def _names(record: dict[str, Any], accuracy: np.ndarray) -> tuple[list[str], float | None] | None:
+    """The names of the corruptions, and the score on clean images; None for other scores."""
     scores = record.get("scores") or {}
     others = [name for name in scores if not re.search(r"_severity_\d+$", name)]
     severities = len(scores) - len(others)
@@ -57,7 +57,7 @@ def _named(record: dict[str, Any], accuracy: np.ndarray) -> tuple[list[str], flo
     return kinds, next((scores[name] for name in others if name.endswith("_clean")), None)
 
 
-def _drawn(source: Source, title: str, column: pd.DataFrame, frame: pd.DataFrame) -> Drawing:
+def _draw(source: Source, title: str, scores: pd.DataFrame, frame: pd.DataFrame) -> Drawing:
     mean = frame.groupby(["run", "label", "method", "seed", "severity"], as_index=False)
     mean = mean["accuracy"].mean().assign(corruption=_MEAN)
     kinds = list(dict.fromkeys(frame["corruption"]))
@@ -66,7 +66,7 @@ def _drawn(source: Source, title: str, column: pd.DataFrame, frame: pd.DataFrame
     handles: dict[str, Any] = {}
     for axis, kind in zip(axes, [_MEAN, *kinds], strict=True):
         of_kind = together[together["corruption"] == kind]
-        for label, color, look, group in shades_of(source, of_kind):
+        for label, color, look, group in styled_groups(source, of_kind):
             by = group.groupby("severity")["accuracy"].mean()
             [handle] = axis.plot(by.index, by, color=color, marker=look.marker, markersize=3.5,
                                  linestyle=look.line)  # fmt: skip
@@ -74,14 +74,14 @@ def _drawn(source: Source, title: str, column: pd.DataFrame, frame: pd.DataFrame
         axis.set_title(shorten(str(kind).replace("_", " "), 24), fontsize=8.5)
         axis.set_xticks(sorted(frame["severity"].unique()))
     figure.supxlabel("severity", fontsize=9)
-    figure.supylabel(column["unit"].iloc[0], fontsize=9)
+    figure.supylabel(scores["unit"].iloc[0], fontsize=9)
     legend(figure, handles)
-    own = column[column["run"].isin(frame["run"])]
+    shown = scores[scores["run"].isin(frame["run"])]
     return Drawing(
         f"robustness-{slug(title)}",
         "Robustness",
         f"Accuracy under corruptions: {title}",
-        f"{measured(source, own)} Each corruption at {frame['severity'].max()} severities; 0 is "
+        f"{measured(source, shown)} Each corruption at {frame['severity'].max()} severities; 0 is "
         "the same images as they are. Means over seeds. At any image size the strengths are about "
         "those of ImageNet-C at 224 px, scaled to the image, so the numbers cannot be compared "
         "with published ones of CIFAR-10-C.",

@@ -26,16 +26,15 @@ from ssl_bench.utils.formatting import plain
 
 _LONGEST = 60
 UNKNOWN = "unknown"
-"""The method of a run that does not say."""
+"""The method of a run that does not name one."""
 _COLUMN = ["evaluated_on", "test_fingerprint", "test_images", "eval", "protocol"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The index, how it is compared, and what every figure says alike.
+    """The index, its comparison, and the look of each method.
 
     Attributes:
-        looks: by method.
         problems: what could not be read, one line each, as keys; figures add to it.
     """
 
@@ -46,10 +45,12 @@ class Source:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """The index's runs by name, with a label each; a seed may be missing."""
-        found = self.index.runs.drop_duplicates("run")
-        found = found.assign(
-            method=found["method"].fillna(UNKNOWN), seed=found["seed"].astype("Int64")
+        """The index's runs, each with the label of its group; a seed may be missing."""
+        runs = self.index.runs.drop_duplicates("run")
+        runs = runs.assign(
+            method=runs["method"].fillna(UNKNOWN),
+            seed=runs["seed"].astype("Int64"),
+            key=runs["group"],
         )
         labels = {
             member.run: group.label
@@ -57,32 +58,24 @@ class Source:
             for group in table.groups
             for member in group.members
         }
-        fallback = found["method"].astype(str) + " [" + found["group"].fillna("?").str[:8] + "]"
-        names = [labels.get(run, other) for run, other in zip(found["run"], fallback, strict=True)]
-        return found.assign(label=names, key=found["group"])
+        fallback = runs["method"].astype(str) + " [" + runs["group"].fillna("?").str[:8] + "]"
+        return runs.assign(label=runs["run"].map(labels).fillna(fallback))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Every score that is a number, with the row of the comparison that it belongs to."""
-        found = self.index.runs.drop_duplicates("run")
-        scores = grouping.rows(found, self.index.scores).rows
-        scores = scores.assign(
-            device=scores["run"].map(found.set_index("run")["device"]),
-            seed=scores["seed"].astype(int),
-        )
+        """Every score that is a number, with its group and the settings of its run."""
+        runs = self.index.runs.drop_duplicates("run")
+        scores = grouping.group(runs, self.index.scores).scores
+        devices = runs.set_index("run")["device"]
+        scores = scores.assign(device=scores["run"].map(devices), seed=scores["seed"].astype(int))
         return scores.dropna(subset=["value"])
 
     @cached_property
-    def labels(self) -> tuple[str, ...]:
-        """The groups' labels in the order of the tables, numbers as numbers; then those left."""
-        tables = self.comparison.tables
-        own = (group.label for table in tables for group in table.groups)
-        return tuple(dict.fromkeys([*own, *self.runs["label"]]))
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """The place of each of these labels."""
-        return {label: place for place, label in enumerate(self.labels)}
+    def labels(self) -> dict[str, int]:
+        """The groups' labels in the order of the tables, then the others; each with its index."""
+        groups = (group.label for table in self.comparison.tables for group in table.groups)
+        labels = dict.fromkeys([*groups, *self.runs["label"]])
+        return {label: index for index, label in enumerate(labels)}
 
     @cached_property
     def finals(self) -> pd.DataFrame:
@@ -91,18 +84,14 @@ class Source:
 
     @cached_property
     def headlines(self) -> pd.DataFrame:
-        """Of these, the first score of each evaluation."""
+        """The first score of each evaluation of these encoders."""
         finals = self.finals
         return finals[finals["is_headline"].astype(bool)] if len(finals) else finals
-
-    def look(self, method: str) -> Look:
-        """How the method is drawn."""
-        return self.looks[method]
 
     def arrays(
         self, folder: str, names: Sequence[str], file: str = schema.ARRAYS
     ) -> dict[str, Any]:
-        """An evaluation's arrays, or nothing where one of them is missing or cannot be read."""
+        """An evaluation's arrays; nothing where one of them is missing or cannot be read."""
         try:
             return arrays.read(Path(folder) / file, names)
         except UserError as error:
@@ -112,7 +101,7 @@ class Source:
     def record(self, folder: str) -> dict[str, Any]:
         """An evaluation's record."""
         try:
-            return schema.facts(Path(folder) / schema.SCORES)
+            return schema.load_object(Path(folder) / schema.SCORES)
         except UserError as error:
             self.problem(str(error))
             return {}
@@ -123,7 +112,7 @@ class Source:
         return [plain(str(name)) for name in names] if isinstance(names, list) else []
 
     def file(self, run: pd.Series, name: str) -> Path | None:
-        """A file of a run, there or not; None, and a problem, where it is one of elsewhere."""
+        """The path of a run's file; None, and a problem, where it leads out by a link."""
         path = Path(run["folder"]) / name
         if not leads_out(path, run["folder"]):
             return path
@@ -133,15 +122,11 @@ class Source:
         return None
 
     def problem(self, line: str) -> None:
-        """Remember what could not be read, once."""
+        """Note what could not be read, once."""
         self.problems[plain(line)] = None
 
-    def having(self, names: Collection[str]) -> pd.DataFrame:
-        """Evaluations of finished encoders that stored arrays of these names, which are not read.
-
-        Returns:
-            A row of `finals` for each.
-        """
+    def with_arrays(self, names: Collection[str]) -> pd.DataFrame:
+        """The rows of `finals` whose evaluations stored arrays of these names, one for each."""
         if self.finals.empty:
             return self.finals
         rows = self.finals.drop_duplicates("folder")
@@ -149,24 +134,23 @@ class Source:
 
     @cached_property
     def images(self) -> dict[tuple[str, str], int]:
-        """How many test images each evaluation wants, by its name and protocol; 0 for all.
+        """How many test images each evaluation and protocol takes; 0 for all.
 
-        Evaluations of a part of them call its size ``sample`` or ``images``.
+        Evaluations on a part of them call its size ``sample`` or ``images``.
         """
         found = {}
         if len(self.scores):
-            ways = self.scores.drop_duplicates(["eval", "protocol"])
-            for name, protocol, folder in ways[["eval", "protocol", "folder"]].itertuples(
-                index=False
-            ):
-                config = schema.mapping(self.record(folder).get("config"))
+            protocols = self.scores.drop_duplicates(["eval", "protocol"])
+            for row in protocols[["eval", "protocol", "folder"]].itertuples(index=False):
+                config = schema.mapping(self.record(row.folder).get("config"))
                 wanted = config.get("sample", config.get("images"))
-                found[name, protocol] = wanted if isinstance(wanted, int) and wanted > 0 else 0
+                count = wanted if isinstance(wanted, int) and wanted > 0 else 0
+                found[str(row.eval), str(row.protocol)] = count
         return found
 
     @cached_property
     def _stored(self) -> dict[str, frozenset[str]]:
-        """The names of the arrays that each evaluation of a finished encoder stored, by folder."""
+        """The names of the arrays in each evaluation's folder."""
         found = {}
         for folder in self.finals["folder"].unique():
             try:
@@ -176,11 +160,8 @@ class Source:
         return found
 
 
-def columns(source: Source, scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Scores that may be compared, under the name of their evaluation.
-
-    Where an evaluation was made in several ways, its name carries what tells them apart.
-    """
+def evaluations(source: Source, scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Scores that may be compared, with the evaluation's name and what sets its protocol apart."""
     if scores.empty:
         return
     variants = {
@@ -188,45 +169,50 @@ def columns(source: Source, scores: pd.DataFrame) -> Iterator[tuple[str, pd.Data
         for table in source.comparison.tables
         for column in table.columns
     }
-    prints = source.finals.groupby("evaluated_on")["test_fingerprint"].nunique()
+    versions = source.finals.groupby("evaluated_on")["test_fingerprint"].nunique()
     for (data, fingerprint, _, name, protocol), part in scores.groupby(_COLUMN, sort=False):
-        version = f", version {fingerprint[:8]}" if prints.get(data, 1) > 1 else ""
+        version = f", version {fingerprint[:8]}" if versions.get(data, 1) > 1 else ""
         title = f"{name} {variants.get((name, protocol), protocol)}".rstrip()
         yield f"{title} on {data}{version}", part
 
 
-def shades_of(
+def styled_groups(
     source: Source, scores: pd.DataFrame
 ) -> Iterator[tuple[str, tuple[float, float, float], Look, pd.DataFrame]]:
     """Each group's label, color, look and scores; groups of a method are shades of its color."""
     for method, of_method in scores.groupby("method", sort=True):
-        look = source.look(str(method))
-        groups = sorted(of_method.groupby("label"), key=lambda g: source.places[str(g[0])])
+        look = source.looks[str(method)]
+        groups = sorted(of_method.groupby("label"), key=lambda g: source.labels[str(g[0])])
         for (label, group), color in zip(groups, shades(look.color, len(groups)), strict=True):
             yield str(label), color, look, group
 
 
-def settings(text: str) -> dict[str, Any]:
-    """A run's settings, flat."""
-    found = json.loads(text) if isinstance(text, str) and text else {}
-    return found if isinstance(found, dict) else {}
+def parse_settings(text: str) -> dict[str, Any]:
+    """A run's settings, flat, from the index."""
+    return schema.mapping(json.loads(text)) if isinstance(text, str) and text else {}
 
 
-def spread(values: pd.Series) -> tuple[float, float, float, int]:
-    """Mean, and the ends of its 95 % interval over seeds (NaN for one value), and how many."""
+def mean_and_interval(values: pd.Series) -> tuple[float, float, float, int]:
+    """Mean, the ends of its 95 % interval over seeds (NaN for one value), and n."""
     mean = mean_interval([float(value) for value in values])
     half = np.nan if mean.half_width is None else mean.half_width
     return mean.mean, mean.mean - half, mean.mean + half, mean.n
 
 
+def mean_curve(scores: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Mean and interval of ``value`` at each x: columns x, mean, low, high and n."""
+    rows = [(at, *mean_and_interval(part["value"])) for at, part in scores.groupby(x, sort=True)]
+    return pd.DataFrame(rows, columns=[x, "mean", "low", "high", "n"])
+
+
 def representatives(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores of one group for each method: the one with most seeds, then the first."""
+    """The scores of one group for each method: the first of those with most seeds."""
     seeds = scores.groupby(["method", "key"], sort=False)["seed"].nunique()
     chosen = {method: counts.idxmax()[1] for method, counts in seeds.groupby(level=0, sort=False)}
     return scores[scores["key"] == scores["method"].map(chosen)]
 
 
 def slug(text: str) -> str:
-    """The text as a part of a file's name; a long one ends with its hash."""
+    """The text as part of a file's name; a long one ends with its hash."""
     found = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
     return found if 0 < len(found) <= _LONGEST else f"{found[:_LONGEST]}-{digest(text)}"

@@ -1,4 +1,4 @@
-"""Figures of the training itself, and of what a method paints."""
+"""Figures of the training, and of reconstructed images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from PIL import Image
 from safetensors import safe_open
 
 from ssl_bench.analysis.report.captions import trained
-from ssl_bench.analysis.report.drawing import Drawing, Missing, legend, panels, shorten
-from ssl_bench.analysis.report.source import Source, shades_of, slug
+from ssl_bench.analysis.report.drawing import (
+    Drawing,
+    Missing,
+    legend,
+    panels,
+    picture_grid,
+    shorten,
+)
+from ssl_bench.analysis.report.source import Source, slug, styled_groups
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
 from ssl_bench.data.names import EMBEDDED, base
@@ -29,18 +36,15 @@ from ssl_bench.utils.files import Absent, Unreadable, load_bytes, parse_json
 _POINTS = 300
 _RATIOS = (0.5, 0.75, 0.9)
 _IMAGES = 8
-_LARGEST = 1e30
-"""Of a loss that is drawn; a figure of larger ones has no room for the others."""
+_LARGEST_LOSS = 1e30
+"""Larger ones are not drawn: they would leave no room for the others."""
 _MOST_PIXELS = 2**25
 
 
 def curves(source: Source) -> Iterator[Drawing | Missing]:
-    """The loss by epoch, one panel for each method: losses of two methods cannot be compared."""
-    found = []
-    for _, run in source.runs.iterrows():
-        metrics = _metrics(source, run)
-        if metrics is not None:
-            found.append(metrics)
+    """The loss by epoch, one panel for each method: their losses cannot be compared."""
+    metrics = [_metrics(source, run) for _, run in source.runs.iterrows()]
+    found = [each for each in metrics if each is not None]
     if not found:
         yield Missing("Training curves", "no run has metrics", "ssl-bench run")
         return
@@ -50,7 +54,7 @@ def curves(source: Source) -> Iterator[Drawing | Missing]:
     handles: dict[str, Any] = {}
     for axis, method in zip(axes, methods, strict=True):
         of_method = records[records["method"] == method]
-        for label, color, _, group in shades_of(source, of_method):
+        for label, color, _, group in styled_groups(source, of_method):
             for _, run in group.groupby("run", sort=False):
                 [handle] = axis.plot(run["epoch"], run["loss"], color=color, linewidth=1.1,
                                      alpha=0.85)  # fmt: skip
@@ -71,11 +75,11 @@ def curves(source: Source) -> Iterator[Drawing | Missing]:
 
 
 def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
-    """A run's records, some hundred of them, up to the last whole line."""
+    """Some hundred of a run's records."""
     path = source.file(run, schema.METRICS)
     try:
         text = load_bytes(path) if path else b""
-        # Another process may be at its last line.
+        # Another process may be writing the last line.
         whole = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
         kept = [parse_json(line) for line in whole[:: max(1, len(whole) // _POINTS)]]
         if not kept:
@@ -83,7 +87,7 @@ def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
         columns = [n for n in ("step", "epoch", "loss", "learning_rate") if n in kept[0]]
         records = pd.DataFrame([[each[name] for name in columns] for each in kept], columns=columns)
         records = records.astype(float)
-        return records.where(records.abs() < _LARGEST).assign(
+        return records.where(records.abs() < _LARGEST_LOSS).assign(
             run=run["run"], seed=run["seed"], method=run["method"], group=run["group"],
             label=run["label"],
         )  # fmt: skip
@@ -95,12 +99,12 @@ def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
 
 
 def reconstructions(source: Source) -> Iterator[Drawing | Missing]:
-    """What each method that hides patches makes of test images at several ratios."""
+    """Test images as each method that hides patches reconstructs them, at several ratios."""
     is_any = False
     complete = source.runs[source.runs["state"] == "trained"]
     for _, peers in complete.groupby("method", sort=True):
         for _, run in peers.sort_values(["group", "seed"]).iterrows():
-            drawing = _painted(source, run) or _kept_picture(source, run)
+            drawing = _reconstructed(source, run) or _stored_picture(source, run)
             if drawing:
                 is_any = True
                 yield drawing
@@ -113,22 +117,24 @@ def reconstructions(source: Source) -> Iterator[Drawing | Missing]:
         )
 
 
-def _painted(source: Source, run: pd.Series) -> Drawing | None:
-    """Painted anew, where the run has its weights and its images are in the package."""
+def _reconstructed(source: Source, run: pd.Series) -> Drawing | None:
+    """Computed again, where the run has its weights and its images are in the package."""
     folder = Path(run["folder"])
     files = [source.file(run, f"{name}.safetensors") for name in ("encoder", "method")]
     if not all(path and path.is_file() for path in files):
         return None
     try:
-        plan = schema.plan_of(folder)
-        # A method that is a file of the run's author is not looked at.
+        plan = schema.load_plan(folder)
+        # A method in a file of the run's author is never executed.
         plugin = None if plan.get("method_source") else registry.installed("method", plan["method"])
         if not plugin or "mask_ratio" not in {f.name for f in dataclasses.fields(plugin.config)}:
             return None
         spec = EncoderSpec.of(plan["encoder"])
         _check_sizes(plan["method_config"], folder / schema.METHOD_WEIGHTS)
-        data = _data_of(plan, spec)
-        if data is None:
+        # Only embedded data: no path that a run names is opened.
+        name = plan.get("data_source")
+        data = load(name, spec.image_size) if name and base(name) == EMBEDDED else None
+        if data is None or data.fingerprint != plan["data_fingerprint"]:
             return None
         rows: dict[str, Any] = {}
         for ratio in _RATIOS:
@@ -144,15 +150,11 @@ def _painted(source: Source, run: pd.Series) -> Drawing | None:
     except (UserError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         source.problem(f"run {run['run']!r}: no reconstruction: {first_line(error)}")
         return None
-    return _picture_rows(source, run, rows, spec, data)
+    return _draw_rows(source, run, rows, spec, data)
 
 
 def _check_sizes(config: Mapping[str, Any], weights: Path) -> None:
-    """Require settings no larger than weights that they have made, before anything is built.
-
-    Raises:
-        UserError: one is.
-    """
+    """Refuse settings larger than the weights they would have made, before anything is built."""
     with safe_open(weights, "pt") as stored:
         names = list(stored.keys())
         sides = [side for name in names for side in stored.get_slice(name).get_shape()]
@@ -165,26 +167,14 @@ def _check_sizes(config: Mapping[str, Any], weights: Path) -> None:
         )
 
 
-def _data_of(plan: dict[str, Any], spec: EncoderSpec) -> Dataset | None:
-    """The run's data where they are in the package: no path of a run is looked into."""
-    place = plan.get("data_source")
-    if place and base(place) == EMBEDDED:
-        data = load(place, spec.image_size)
-        return data if data.fingerprint == plan["data_fingerprint"] else None
-    return None
-
-
-def _picture_rows(
+def _draw_rows(
     source: Source, run: pd.Series, rows: dict[str, Any], spec: EncoderSpec, data: Dataset
 ) -> Drawing:
     count = len(next(iter(rows.values())))
-    figure = Figure(figsize=(0.78 * count + 0.9, 0.8 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for row_axes, (title, images) in zip(axes, rows.items(), strict=True):
+    figure, axes = picture_grid([*rows], count, 0.9)
+    for row_axes, images in zip(axes, rows.values(), strict=True):
         for axis, image in zip(row_axes, to_pixels(images, spec), strict=True):
             axis.imshow(image, interpolation="nearest")
-            axis.set(xticks=[], yticks=[], frame_on=False)
-        row_axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7.5)
     ratios = " and ".join([", ".join(f"{r:.0%}" for r in _RATIOS[:-1]), f"{_RATIOS[-1]:.0%}"])
     return Drawing(
         f"reconstructions-{slug(run['method'])}",
@@ -202,7 +192,7 @@ def _picture_rows(
 
 
 def _errors(rows: dict[str, Any], spec: EncoderSpec) -> Iterator[dict[str, Any]]:
-    """How far each picture is from the original, over the pixels that it shows, in [0, 1]."""
+    """The mean squared error of each picture over the pixels that it shows, in [0, 1]."""
     original = to_pixels(rows["original"], spec) if "original" in rows else None
     for title, images in rows.items():
         pixels = to_pixels(images, spec)
@@ -214,8 +204,8 @@ def _errors(rows: dict[str, Any], spec: EncoderSpec) -> Iterator[dict[str, Any]]
             yield shown
 
 
-def _kept_picture(source: Source, run: pd.Series) -> Drawing | None:
-    """The picture that the run itself made when it was trained."""
+def _stored_picture(source: Source, run: pd.Series) -> Drawing | None:
+    """The picture that the run itself made at the end of its training."""
     path = source.file(run, "figures/pictures.png")
     try:
         content = load_bytes(path) if path else b""
@@ -228,7 +218,7 @@ def _kept_picture(source: Source, run: pd.Series) -> Drawing | None:
             pixels = image.convert("RGB")
     except Absent:
         return None
-    # Pillow has many errors for a wrong byte.
+    # Pillow raises many kinds of errors for a damaged file.
     except Exception as error:
         source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
         return None

@@ -6,7 +6,7 @@ from ssl_bench.analysis import comparison, tables
 from ssl_bench.config.settings import CompareSettings, ReportSettings
 from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic, writing
-from ssl_bench.utils.formatting import cell, plain
+from ssl_bench.utils.formatting import plain
 from ssl_bench.utils.terminal import Console
 
 console = Console()
@@ -26,7 +26,7 @@ def compare(settings: CompareSettings) -> None:
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     if settings.csv:
         with writing(settings.csv), atomic(settings.csv) as path:
-            tables.flat(compared).map(cell).to_csv(path, index=False)
+            path.write_bytes(tables.as_csv(tables.flat(compared)))
         console.print(f"table: {settings.csv}", soft_wrap=True)
 
 

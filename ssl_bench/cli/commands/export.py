@@ -42,7 +42,7 @@ def export(settings: ExportSettings) -> Path:
     if not checkpoints.is_foreign(source):
         folder = run_folder.find_trained(settings.runs_dir, source)
         source, name = str(folder), folder.name
-        unseen = schema.file_of_method(folder)
+        unseen = schema.warn_of_method_file(folder)
     checkpoint = checkpoints.read(source, Hints.of(settings))
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")

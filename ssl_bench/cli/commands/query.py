@@ -62,7 +62,7 @@ def query(settings: QuerySettings) -> None:
             console.print(_meanings(title, columns))
             console.print()
         return
-    found = index.tables(settings.runs_dir)
+    found = index.load_arrow(settings.runs_dir)
     with _asked(settings.sql, found) as (names, fetch):
         answer = fetch(_SHOWN + 1)
         _show(console, names, answer[:_SHOWN])
@@ -96,7 +96,7 @@ def _show(console: Console, names: Sequence[str], shown: Sequence[Sequence[Any]]
 
 
 @contextmanager
-def _asked(sql: str, found: index.Tables) -> Iterator[tuple[list[str], Fetch]]:
+def _asked(sql: str, found: index.ArrowIndex) -> Iterator[tuple[list[str], Fetch]]:
     """The names of the answer's columns, and what gives its next rows.
 
     The database is in memory, and SQL reaches no file but by the two tables.

@@ -125,7 +125,9 @@ def _method_of(checkpoint: Checkpoint, source: str) -> tuple[Plugin, Mapping[str
         shown = plugin.load_class().settings_of(checkpoint.decoder)
         if shown is not None:
             return plugin, shown
-    unseen = schema.file_of_method(Path(source)) if (Path(source) / schema.CONFIG).exists() else ""
+    unseen = (
+        schema.warn_of_method_file(Path(source)) if (Path(source) / schema.CONFIG).exists() else ""
+    )
     require(
         not unseen,
         f"{unseen}, and no installed method knows its decoder; installed under the entry point "

@@ -85,7 +85,7 @@ def config_of(folder: Path, settings: RerunSettings) -> tuple[RunConfig, list[st
         UserError: the run was not trained here, is damaged, or a plugin of it is gone, is another
             now, or is a file that nobody trusts.
     """
-    plan = schema.plan_of(folder)
+    plan = schema.load_plan(folder)
     require(
         "weights_sha256" not in plan,
         f"run {folder.name!r} holds weights from elsewhere, which cannot be trained again; "
@@ -101,8 +101,8 @@ def config_of(folder: Path, settings: RerunSettings) -> tuple[RunConfig, list[st
 def _config(
     folder: Path, plan: Mapping[str, Any], settings: RerunSettings
 ) -> tuple[RunConfig, list[str]]:
-    cost = schema.facts(folder / schema.COST)
-    records = [(p.parent.name, schema.facts(p)) for p in schema.score_files(folder)]
+    cost = schema.load_object(folder / schema.COST)
+    records = [(p.parent.name, schema.load_object(p)) for p in schema.score_files(folder)]
     method = _made_by("method", plan["method"], plan.get("method_source"), plan["method_code"])
     plugin_of = {
         name: _made_by("eval", record["eval"], record.get("source"), record.get("code"))
@@ -225,7 +225,7 @@ def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
     here, going_on = _here(precision), []
     for place in runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????.??????Z"):
         for path in place.glob("*/environment.json"):
-            before = schema.facts(path)
+            before = schema.load_object(path)
             is_alike = all(before.get(name) == here[name] for name in _ENVIRONMENT)
             is_ended = (path.parent / _OUTCOME).exists() or run_folder.is_locked(path.parent)
             if is_alike and not is_ended:
@@ -247,7 +247,7 @@ def changes(folder: Path, config: RunConfig, fingerprint: str) -> Iterator[str]:
     Args:
         fingerprint: of the data as they are now.
     """
-    plan, before = schema.plan_of(folder), schema.facts(folder / schema.ENVIRONMENT)
+    plan, before = schema.load_plan(folder), schema.load_object(folder / schema.ENVIRONMENT)
     now = _here(config.settings.precision)
     for name in _ENVIRONMENT:
         if name in before and before[name] != now[name]:
@@ -273,8 +273,10 @@ def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
     """
     rows = [_compared_weights(folder, again)]
     for path in schema.score_files(again):
-        record, which = schema.facts(path), path.parent.name
-        before = mapping(schema.facts(folder / schema.EVALS / which / schema.SCORES).get("scores"))
+        record, which = schema.load_object(path), path.parent.name
+        before = mapping(
+            schema.load_object(folder / schema.EVALS / which / schema.SCORES).get("scores")
+        )
         if not before:
             rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
             continue

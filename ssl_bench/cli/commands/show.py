@@ -52,15 +52,15 @@ def describe(folder: Path) -> dict[str, Any]:
 
     def read(path: Path) -> dict[str, Any]:
         try:
-            return {} if leads_out(path, folder) else schema.facts(path)
+            return {} if leads_out(path, folder) else schema.load_object(path)
         except UserError as error:
             problems.append(str(error))
             return {}
 
     require(not leads_out(folder / schema.CONFIG, folder), "; ".join(problems))
-    plan = schema.config_of(folder)
+    plan = schema.load_config(folder)
     try:
-        schema.plan_of(folder)
+        schema.load_plan(folder)
     except UserError as error:
         problems.append(str(error))
     snapshots = [path.parent.name for path in sorted(folder.glob("snapshots/*/encoder.json"))]
