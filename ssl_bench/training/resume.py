@@ -1,7 +1,7 @@
-"""States of trainings on disk, and evaluations' trainings that go on from them.
+"""Checkpoints on disk, and how an evaluation's training is resumed from one.
 
-As every random draw is a function of the step, a state is what the parameters and the optimiser
-hold, and the number of steps they have seen.
+Every random number is a function of the step, so a checkpoint holds parameters, optimiser state and
+the number of steps done.
 """
 
 from __future__ import annotations
@@ -26,17 +26,12 @@ from ssl_bench.utils.signals import defer_signals, error_of
 
 SECONDS_BETWEEN_STATES = 60.0
 _QUICK = 3.0
-"""Seconds: writing a state for longer makes states rarer, so that it takes a twentieth of the time
-at most."""
+"""Seconds. A checkpoint that takes longer to write is written less often, so that writing takes a
+twentieth of the time at most."""
 
 
 def pause(seconds: float, took: float) -> float:
-    """How long to train until the next state is written, where the last one took so long.
-
-    Args:
-        seconds: the pause where writing is quick.
-        took: seconds.
-    """
+    """Seconds to train until the next checkpoint, given how long it took to write the last one."""
     return seconds * max(1.0, took / _QUICK)
 
 
@@ -44,21 +39,21 @@ def agreed(signal_number: int | None, is_due: bool) -> tuple[int, bool]:
     """What every rank does after a step: the signal to stop for, 0 for none, and whether to save.
 
     Args:
-        signal_number: which this rank was told to stop by, if it was.
-        is_due: whether it is time to save, by the clock of rank 0.
+        signal_number: of a signal that this rank has received.
+        is_due: whether it is time to save; rank 0 decides.
     """
     wish = int(collectives.largest(2 * (signal_number or 0) + (is_due and collectives.rank() == 0)))
     return wish // 2, wish > 0
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state of tensors and plain values; a process killed meanwhile leaves the old one."""
+    """Write tensors and plain values; a process that is killed meanwhile leaves the old file."""
     with atomic(path) as temporary:
         torch.save(dict(state), temporary)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a state, its check sums compared; nothing if there is none.
+    """Read a checkpoint and verify its check sums; nothing if there is none.
 
     Raises:
         UserError: it cannot be read, or is not as it was written.
@@ -70,10 +65,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_on_all(path: Path, load_first: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A state, on each rank: rank 0 reads it in its own way, and the others read the same one.
+    """A checkpoint, on every rank.
 
     Args:
-        load_first: what rank 0 reads; nothing if there is no state.
+        load_first: how rank 0 reads it; the others check that they see the same one.
 
     Raises:
         UserError: it cannot be read, or a rank does not see it.
@@ -90,24 +85,24 @@ def load_on_all(path: Path, load_first: Callable[[], dict[str, Any]]) -> dict[st
     state: dict[str, Any] = {}
     if path.exists():
         with readable(path):
-            # What a rank keeps of it on a GPU, or as its shard, is read into memory alone.
+            # Only what this rank keeps, on its GPU or as its shard, is read into memory.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     require(
         state.get("step") == step,
         f"process {collectives.rank()} does not see checkpoint {str(path)!r} of step {step}, which "
-        "process 0 goes on from; a --runs-dir on a disk that all machines share would work",
+        "process 0 resumes from; a --runs-dir on a disk that all machines share would work",
     )
     return state
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say of whatever fails in the block that the state cannot be read."""
+    """Turn any failure in the block into a `UserError` that the checkpoint cannot be read."""
     try:
         yield
     except Exception as error:
         if is_of_memory(error):
-            raise  # the state may be whole
+            raise  # the file may be intact
         raise UserError(
             f"checkpoint {str(path)!r} cannot be read ({first_line(error)}); "
             "delete it to start again"
@@ -115,13 +110,13 @@ def readable(path: Path) -> Iterator[None]:
 
 
 class EvalCheckpoint:
-    """Where an evaluation keeps the states of its trainings until its scores are stored.
+    """The checkpoints of an evaluation's trainings, kept until its scores are stored.
 
-    The evaluation must be deterministic: one that goes on takes the state of its n-th training for
-    its n-th training.
+    The evaluation must be deterministic: when it is resumed, its n-th training takes the n-th
+    checkpoint.
 
     Attributes:
-        folder: made where there is a state to keep.
+        folder: made when there is something to keep.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,31 +127,31 @@ class EvalCheckpoint:
 
     @property
     def seconds(self) -> float:
-        """Since the evaluation began, earlier starts included up to their last states."""
+        """Since the evaluation began, earlier starts included up to their last checkpoints."""
         return self._before + time.monotonic() - self._started
 
     def remove(self) -> None:
-        """Delete all states, and the folder above if it holds no others."""
+        """Delete all checkpoints, and the folder above if it holds no others."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
             with suppress(OSError):
                 self.folder.parent.rmdir()
 
     def next_path(self) -> Path:
-        """The file of the next training's state."""
+        """The file of the next training."""
         return next(self._paths)
 
     def count_in(self, seconds: float) -> None:
-        """Add the time that an earlier start took up to a state."""
+        """Add the time that an earlier start took up to a checkpoint."""
         self._before = max(self._before, seconds)
 
 
 class Training:
-    """A training in steps that may have begun in another process: `training` makes one.
+    """A training that may have begun in another process, see `training`.
 
     Attributes:
         start: steps that are done already.
-        last_loss: of the last step that is done; not a number if there is none.
+        last_loss: of the last step done; not a number if there is none.
     """
 
     def __init__(
@@ -173,11 +168,7 @@ class Training:
         return float(self._loss)
 
     def after_step(self, done: int, loss: Tensor) -> None:
-        """Tell that so many steps are done, and the last one's loss.
-
-        Where there is a place for it, the state is saved now and then, after the last step, and
-        where the program is asked to end, which it then does.
-        """
+        """Note a step's loss; save now and then, at the end, and when asked to stop."""
         self._loss = loss.detach()
         if self._after:
             self._after(done, self._loss)
@@ -187,26 +178,24 @@ class Training:
 def training(
     scratch: EvalCheckpoint | None, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
 ) -> Iterator[Training]:
-    """A training of a model, gone on with where an earlier start left its state.
+    """Train a model, resuming from the checkpoint of an earlier start if there is one.
 
-    With several ranks, all of which have the same model after each step, rank 0 writes.
+    All ranks have the same model after each step; rank 0 writes.
 
     Args:
-        scratch: where states are kept; None for nowhere: then the training begins anew each time,
-            and ends at once where that is asked for.
-        model: which the state, if there is one, is put into.
-        optimizer: of the model, which its own state is put into.
+        scratch: where checkpoints are kept; None for nowhere.
+        model, optimizer: which the checkpoint is loaded into.
         steps: of the whole training.
 
     Raises:
-        UserError: the state cannot be read.
+        UserError: the checkpoint cannot be read.
     """
     if scratch is None:
         yield Training()
         return
     path = scratch.next_path()
     with defer_signals() as wanted:
-        collectives.barrier()  # each of them notes a signal from here on: nobody waits in vain
+        collectives.barrier()  # from here on every rank notes signals, so no rank waits in vain
         start, last, saved, wait = 0, math.nan, time.monotonic(), SECONDS_BETWEEN_STATES
         state = load_on_all(path, lambda: load(path))
         if state:
@@ -220,7 +209,7 @@ def training(
             nonlocal saved, wait
             at, now = "", time.monotonic()
             stop, is_wanted = agreed(wanted(), now - saved > wait or done == steps)
-            # There is no going on from a training that has diverged.
+            # A training that has diverged is not resumed.
             if is_wanted and bool(loss.isfinite()):
                 if collectives.rank() == 0:
                     make_inside(scratch.folder.parent.parent, scratch.folder)

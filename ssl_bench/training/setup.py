@@ -86,7 +86,7 @@ def prepare(
 
 
 def compile_blocks(method: Method) -> None:
-    """Compile each transformer block: blocks alike share their code, whoever calls them.
+    """Compile each transformer block: blocks that are alike share their code.
 
     A block of which only some tokens are wanted (`encoders.block_at`) is not called, and so runs
     as it is.
