@@ -102,7 +102,7 @@ def _job(
 
     Args:
         spare: tensors of earlier steps to use again: memory that is new to a process is slow.
-        pinned: in page-locked memory, which a GPU copies from while the host works; torch reuses it.
+        pinned: in page-locked memory, which a GPU copies from while the host works.
     """
     pixels: list[Tensor] = []
     while spare and not pixels:
