@@ -159,7 +159,7 @@ class MAE(Method):
     pca_basis_PK: Tensor
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
-        super().__init__(config, encoders.require_vit(encoder, "mae"), num_classes)
+        super().__init__(config, encoders.require_vit(encoder, "MAE"), num_classes)
         width = config.decoder_embed_dim
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.grid = encoder.patch_embed.grid_size

@@ -170,21 +170,22 @@ def is_vit(encoder: nn.Module) -> bool:
     )
 
 
-def why_no_vit(encoder: nn.Module) -> str | None:
-    """What to tell whose evaluation or format needs a plain Vision Transformer; None of one."""
+def why_no_vit(encoder: nn.Module, what: str = "it") -> str | None:
+    """What to tell where a plain Vision Transformer is needed, by "it" or else; None of one."""
     if is_vit(encoder):
         return None
-    return f"it needs a plain Vision Transformer, not a {type(encoder).__name__}; {_VIT}"
+    return f"{what} needs a plain Vision Transformer, not a {type(encoder).__name__}; {_VIT}"
 
 
 def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
-    """The encoder, a plain Vision Transformer.
+    """The encoder, which is a plain Vision Transformer.
 
     Raises:
-        UserError: it is another backbone, which ``what`` cannot do with.
+        UserError: it is another backbone, and ``what`` needs one.
     """
-    reason = why_no_vit(encoder)
-    require(reason is None, f"{what}: {reason}")
+    reason = why_no_vit(encoder, what)
+    if reason is not None:
+        raise UserError(reason)
     return encoder
 
 
@@ -218,8 +219,8 @@ def check(spec: EncoderSpec) -> None:
     if not spec.is_vit:
         require(
             patch_size is None or "patch_size" in _sizes_taken(_base(spec.backbone)),
-            f"patch size {patch_size}: backbone {spec.backbone!r} has no patches of a size to "
-            f"choose; without --patch-size it would work, or with another backbone: {_VIT}",
+            f"patch size {patch_size}: backbone {spec.backbone!r} is not made of patches of a size "
+            "to choose; leave --patch-size out",
         )
         problem = _problem(spec.backbone, size, patch_size, spec.channels)
         if problem:
