@@ -34,7 +34,7 @@ class Denoising(Method):
     """A linear head on the patch tokens predicts each patch's noise."""
 
     def __init__(self, config: Config, encoder: VisionTransformer, num_classes: int) -> None:
-        super().__init__(config, encoder, num_classes)
+        super().__init__(config, encoders.require_vit(encoder, "denoising"), num_classes)
         self.patch_size = encoder.patch_embed.patch_size[0]
         pixels = self.patch_size**2 * encoder.patch_embed.proj.in_channels
         self.head = nn.Linear(encoder.embed_dim, pixels)
