@@ -158,7 +158,7 @@ class MAE(Method):
     pca_basis_PK: Tensor
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
-        super().__init__(config, encoders.require_vit(backbone, "mae"), data)
+        super().__init__(config, encoders.require_vit(backbone, "MAE"), data)
         encoder = self.encoder
         width = config.decoder_embed_dim
         self.patch_size = encoder.patch_embed.patch_size[0]

@@ -34,7 +34,7 @@ class Denoising(Method):
     """A linear head on the patch tokens predicts each patch's noise."""
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
-        super().__init__(config, backbone, data)
+        super().__init__(config, encoders.require_vit(backbone, "denoising"), data)
         self.patch_size = self.encoder.patch_embed.patch_size[0]
         self.head = nn.Linear(self.encoder.embed_dim, self.patch_size**2 * data.channels)
 

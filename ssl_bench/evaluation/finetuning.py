@@ -86,7 +86,8 @@ class Classifier(nn.Module):
         last norm in the last block, and register tokens in the head.
         """
         if not encoders.is_vit(self.encoder):
-            return _under_encoder(getattr(self.encoder, "group_matcher", dict)(coarse=coarse))
+            matcher = getattr(self.encoder, "group_matcher", None)
+            return _under_encoder(matcher(coarse=coarse)) if matcher else {}
         return {
             "stem": r"encoder\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": r"encoder\.blocks\.(\d+)\.",

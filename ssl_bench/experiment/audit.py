@@ -157,25 +157,26 @@ def layer_decay(classifier: nn.Module, groups: Sequence[Group], factor: float) -
         for name, parameter in classifier.named_parameters()
         if parameter.requires_grad
     }
-    is_vit = encoders.is_vit(classifier.encoder)  # type: ignore[arg-type]
-    of_head = r"encoder\.(?!(fc_)?norm\.)" if is_vit else "encoder"
-    lost = [name for name, scale in named.items() if scale == 1 and re.match(of_head, name)]
-    # Other backbones' last norms are in the head, and some have no layers that timm could tell.
-    require(
-        not lost or not (is_vit or max(named.values()) == min(named.values())),
-        f"layer decay {factor:g} matches no layer for {_listed(lost)}; it knows a backbone of timm "
-        "by its names, and 1 would do without it",
-    )
     matcher: Any = classifier.group_matcher
     layers = group_parameters(classifier, matcher(), reverse=True)
     top = max(layers.values())
+    is_vit = encoders.is_vit(classifier.encoder)  # type: ignore[arg-type]
+    # Of other backbones, timm counts what comes last with the head.
+    own = r"encoder\.(?!(fc_)?norm\.)" if is_vit or top == 0 else "$"
+    lost = [name for name, scale in named.items() if scale == 1 and re.match(own, name)]
+    require(
+        not lost,
+        f"layer decay {factor:g} matches no layer for {_listed(lost)}; it knows a backbone of timm "
+        "by its names, and 1 would do without it",
+    )
     for layer in range(top + 1):
+        part = "the embeddings" if layer == 0 else f"{'block' if is_vit else 'layer'} {layer - 1}"
         scale = factor ** (top - layer)
-        first = next(name for name, number in layers.items() if number == layer)
         require(
             any(math.isclose(scale, other) for other in named.values()),
-            f"layer decay {factor:g} matches no parameter of layer {layer} of {top} ({first!r}), "
-            f"whose rate would be {scale:.3g} of the head's; 1 would do without it",
+            f"layer decay {factor:g} matches no parameter of "
+            f"{'the head' if layer == top else part}, whose rate would be {scale:.3g} of the "
+            "head's; 1 would do without it",
         )
 
 
@@ -186,10 +187,11 @@ def drop_path(encoder: nn.Module, rate: float) -> None:
         UserError: none is, though the rate is above 0.
     """
     rates = [layer.drop_prob for layer in encoder.modules() if isinstance(layer, DropPath)]
+    count = f" of {len(encoder.blocks)}" if encoders.is_vit(encoder) else ""  # type: ignore[arg-type]
     require(
         rate == 0 or any(rates),
-        f"drop path {rate:g} skips no block: it rises from 0 at the first one; 2 blocks or more, "
-        "or drop path 0, would work",
+        f"drop path {rate:g} skips no block{count}: it rises from 0 at the first one; 2 blocks or "
+        "more, or drop path 0, would work",
     )
 
 

@@ -171,21 +171,22 @@ def is_vit(encoder: nn.Module) -> bool:
     )
 
 
-def why_no_vit(encoder: nn.Module) -> str | None:
-    """What to tell whose evaluation or format needs a plain Vision Transformer; None of one."""
+def why_no_vit(encoder: nn.Module, what: str = "it") -> str | None:
+    """What to tell where a plain Vision Transformer is needed, by "it" or else; None of one."""
     if is_vit(encoder):
         return None
-    return f"it needs a plain Vision Transformer, not a {type(encoder).__name__}; {_VIT}"
+    return f"{what} needs a plain Vision Transformer, not a {type(encoder).__name__}; {_VIT}"
 
 
 def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
-    """The encoder, a plain Vision Transformer.
+    """The encoder, which is a plain Vision Transformer.
 
     Raises:
-        UserError: it is another backbone, which ``what`` cannot do with.
+        UserError: it is another backbone, and ``what`` needs one.
     """
-    reason = why_no_vit(encoder)
-    require(reason is None, f"{what}: {reason}")
+    reason = why_no_vit(encoder, what)
+    if reason is not None:
+        raise UserError(reason)
     return encoder
 
 
@@ -219,10 +220,11 @@ def check(spec: EncoderSpec) -> None:
     if not spec.is_vit:
         require(
             patch_size is None or "patch_size" in _sizes_taken(_base(spec.backbone)),
-            f"patch size {patch_size}: backbone {spec.backbone!r} has no patches of a size to "
-            f"choose; without --patch-size it would work, or with another backbone: {_VIT}",
+            f"patch size {patch_size}: backbone {spec.backbone!r} is not made of patches of a size "
+            "to choose; leave --patch-size out",
         )
-        problem = _problem(spec.backbone, size, patch_size, spec.channels)
+        given = (spec.backbone, size, patch_size, spec.channels)
+        problem = _problem(*given) and _problem(*given, "cpu")  # which a few models need
         if problem:
             raise UserError(_with_sizes_that_work(spec, problem))
     elif patch_size is not None and size % patch_size:
@@ -235,33 +237,35 @@ def check(spec: EncoderSpec) -> None:
 
 
 @cache
-def _problem(backbone: str, image_size: int, patch_size: int | None, channels: int) -> str:
-    """Why a backbone makes no features of such images, tried out without numbers; "" if it does."""
+def _problem(
+    backbone: str, image_size: int, patch_size: int | None, channels: int, device: str = "meta"
+) -> str:
+    """Why a backbone makes no features of such images, found by trying; "" where it does."""
     spec = EncoderSpec(backbone, image_size, patch_size, channels, (), ())
-    problem = ""
-    for device in ("meta", "cpu"):  # some can be tried with numbers alone
-        try:
-            with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                encoder = timm.create_model(**spec.timm_arguments()).eval()
-                images = torch.zeros(2, channels, image_size, image_size)
-                pool(encoder, encoder.forward_features(images))
-            return ""
-        except Exception as error:  # whatever a model of timm may raise
-            problem = first_line(error)
-    return problem
+    try:
+        with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            encoder = timm.create_model(**spec.timm_arguments()).eval()
+            images = torch.zeros(2, channels, image_size, image_size)
+            pool(encoder, encoder.forward_features(images))
+    except Exception as error:  # whatever a model of timm may raise
+        return first_line(error)
+    return ""
 
 
 def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
-    """The message for what does not fit a backbone, with the nearest sizes of images that do."""
+    """The message for what does not fit a backbone, with the nearest sizes that do."""
 
-    def works(size: int) -> bool:
-        return not _problem(spec.backbone, size, spec.patch_size, spec.channels)
+    def works(image_size: int, patch_size: int | None) -> bool:
+        return not _problem(spec.backbone, image_size, patch_size, spec.channels)
 
     nearest = sorted(_COMMON_SIZES, key=lambda size: abs(size - spec.image_size))
-    found = [size for size in nearest if works(size)][:3]
-    return _does_not_fit(spec, problem) + (
-        f"; --image-size {', '.join(map(str, sorted(found)))} would work" if found else ""
-    )
+    sizes = sorted([size for size in nearest if works(size, spec.patch_size)][:3])
+    takes_patches = "patch_size" in _sizes_taken(_base(spec.backbone))
+    patches = [size for size in (4, 2) if takes_patches and works(spec.image_size, size)][:1]
+    hints = [f"--image-size {', '.join(map(str, sizes))}"] if sizes else []
+    hints += [f"--patch-size {size}" for size in patches]
+    would = f"; {' or '.join(hints)} would work" if hints else ""
+    return _does_not_fit(spec, problem) + would
 
 
 def _does_not_fit(spec: EncoderSpec, problem: str) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.api.evaluation import Result
-from ssl_bench.api.method import total
+from ssl_bench.api.method import Method, total
 from ssl_bench.api.ranges import OneOf
 from ssl_bench.api.registry import Plugin
 from ssl_bench.api.step import Step
@@ -52,6 +52,28 @@ WITH_EXAMPLE = [*METHODS, registry.find("method", str(EXAMPLE_METHOD))]
 def spec(tiny: Dataset) -> EncoderSpec:
     """No larger than what is asserted needs."""
     return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
+
+
+OTHERS = ("test_resnet", "test_convnext")
+ANY_BACKBONE = {"mocov3", "supervised", "random-init"}
+
+
+def on(backbone: str, spec: EncoderSpec) -> EncoderSpec:
+    """The spec, or that of another backbone."""
+    if backbone == spec.backbone:
+        return spec
+    patch_size = 2 if "convnext" in backbone else None
+    return dataclasses.replace(spec, backbone=backbone, patch_size=patch_size, architecture={})
+
+
+def built(plugin: Plugin, spec: EncoderSpec) -> Method:
+    """The method on the spec's backbone, unless it says that it needs a Vision Transformer."""
+    try:
+        return build(plugin, spec)
+    except UserError as error:
+        assert not spec.is_vit and plugin.name not in ANY_BACKBONE
+        assert "Vision Transformer" in str(error)
+        pytest.skip(str(error))
 
 
 def test_the_centrepieces_are_found() -> None:
@@ -97,11 +119,13 @@ def test_flags_are_read_without_importing_the_plugin(plugin: Plugin) -> None:
     assert plugin.outline().__name__.startswith("_outline_")
 
 
+@pytest.mark.parametrize("backbone", ["vit_micro", *OTHERS])
 @pytest.mark.parametrize("plugin", WITH_EXAMPLE, ids=named)
 def test_gradients_reach_every_trainable_parameter_and_no_other(
-    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+    plugin: Plugin, backbone: str, spec: EncoderSpec, tiny: Dataset
 ) -> None:
-    method = build(plugin, spec)
+    spec = on(backbone, spec)
+    method = built(plugin, spec)
     trainable = [name for name, p in method.named_parameters() if p.requires_grad]
     if not trainable:
         pytest.skip("trains nothing")
@@ -135,14 +159,18 @@ class Killed(BaseException):
     """Stands for the death of the process."""
 
 
+@pytest.mark.parametrize("backbone", ["vit_micro", *OTHERS])
 @pytest.mark.parametrize("plugin", WITH_EXAMPLE, ids=named)
 def test_resumed_equals_uninterrupted_bit_for_bit(
     plugin: Plugin,
+    backbone: str,
     spec: EncoderSpec,
     tiny: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    spec = on(backbone, spec)
+    built(plugin, spec)
     whole = train(plugin, spec, tiny, tmp_path / "whole")
     if not (whole / "metrics.jsonl").exists():
         pytest.skip("trains nothing")
@@ -208,11 +236,24 @@ def same(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(first, second)
 
 
+@pytest.mark.parametrize("backbone", ["vit_micro", *OTHERS[:1]])
 @pytest.mark.parametrize("plugin", EVALS, ids=named)
 def test_evaluation_predicts_every_test_image_once(
-    plugin: Plugin, encoder: Encoder, tiny: Dataset
+    plugin: Plugin, backbone: str, encoder: Encoder, spec: EncoderSpec, tiny: Dataset
 ) -> None:
-    result: Result = plugin.load_class()(small(plugin)).evaluate(encoder, tiny)
+    config = small(plugin)
+    if backbone != spec.backbone:
+        spec = on(backbone, spec)
+        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        if hasattr(config, "pooling"):
+            config = dataclasses.replace(config, pooling="avg")
+    evaluation = plugin.load_class()(config)
+    reason = evaluation.supports(encoder, tiny)
+    if reason and "Vision Transformer" in reason:
+        assert not spec.is_vit and plugin.name in {"attention", "cka", "partial-finetune"}
+        pytest.skip(reason)
+    assert not evaluation.audit(encoder).count("\n")
+    result: Result = evaluation.evaluate(encoder, tiny)
     headline = next(iter(result.scores.values()))
     assert math.isfinite(headline)
     if result.predictions_N is None:
@@ -255,17 +296,25 @@ def test_nothing_is_chosen_on_the_test_split(
 
 
 @pytest.mark.parametrize("plugin", METHODS, ids=named)
-@pytest.mark.parametrize(("images_at_once", "threads"), [(24, 2), (10, 1), (10, 2), (7, 3)])
+@pytest.mark.parametrize(
+    ("images_at_once", "threads", "backbone"),
+    [
+        *((24, 2, "vit_micro"), (10, 1, "vit_micro"), (10, 2, "vit_micro"), (7, 3, "vit_micro")),
+        *((10, 2, backbone) for backbone in OTHERS),
+    ],
+)
 def test_gradient_of_a_batch_does_not_depend_on_its_parts(
     plugin: Plugin,
     spec: EncoderSpec,
     tiny: Dataset,
     images_at_once: int,
     threads: int,
+    backbone: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    method = build(plugin, spec).train()
+    spec = on(backbone, spec)
+    method = built(plugin, spec).train()
     if not method.trains:
         pytest.skip("trains nothing")
     method.before_training(tiny.train, 0)

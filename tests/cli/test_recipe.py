@@ -434,7 +434,7 @@ class TestAudit:
                 super().__init__()
                 self.inner = inner
                 self.cls_token, self.num_prefix_tokens = inner.cls_token, 1
-                self.embed_dim = inner.embed_dim
+                self.num_features = inner.num_features
 
             @property
             def blocks(self) -> nn.Module:
