@@ -73,6 +73,7 @@ def show(words: Sequence[str]) -> None:
         "method": registry.discover("method"),
         "evals": registry.discover("eval"),
         "data": data.names(),
+        "eval_data": data.names(),
         "backbone": BACKBONES,
         "preset": registry.presets(),
     }
