@@ -47,6 +47,7 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
     ("wd decay l2", "weight_decay", ""),
     ("arch model architecture net network encoder", "backbone", ""),
     ("dataset data_path data_root dataset_path train_dir data_set", "data", ""),
+    ("test_data val_data eval_dataset eval_data_path test_dir val_dir", "eval_data", ""),
     (
         "gpus gpu gpu_ids device n_gpus num_gpus ngpus nproc_per_node accelerator cuda",
         "devices",

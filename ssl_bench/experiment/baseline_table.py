@@ -17,7 +17,9 @@ def headline(scores: Mapping[str, float]) -> float:
     return next(iter(scores.values()))
 
 
-def beside_baselines(method: str, records: Iterable[Record]) -> Table:
+def beside_baselines(
+    method: str, records: Iterable[Record], pretrained_on: str | None = None
+) -> Table:
     """One row for each evaluation: the method's score, its baselines' and what it gains."""
     records = list(records)
     labels = list(dict.fromkeys(label for record in records for label in record["baselines"]))
@@ -27,7 +29,9 @@ def beside_baselines(method: str, records: Iterable[Record]) -> Table:
     is_mixed = len(set(units)) > 1
     what = "" if is_mixed else f"{units[0]}, "
     caption = f"{what}{tested} test images, one seed (gain over the baseline)"
-    table = Table(title=f"{method} on {records[0]['data']}", caption="\n".join([caption, *notes]))
+    data = records[0]["data"]
+    origin = "" if pretrained_on in (None, data) else f", pre-trained on {pretrained_on}, evaluated"
+    table = Table(title=f"{method}{origin} on {data}", caption="\n".join([caption, *notes]))
     table.add_column("evaluation")
     table.add_column(method, justify="right", style="bold")
     for label in labels:

@@ -145,6 +145,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
             records = _evaluate(
                 folder,
                 plan.method,
+                plan.data,
                 config.evals,
                 eval_data,
                 plan.seed,
@@ -196,6 +197,7 @@ def evaluate(config: EvalConfig) -> Path:
         _evaluate(
             folder,
             plan["method"],
+            plan["data"],
             evals,
             data,
             seed,
@@ -376,6 +378,7 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
 def _evaluate(
     folder: Path,
     method: str,
+    pretrained_on: str | None,
     evals: Mapping[Plugin, Any],
     data: Dataset,
     seed: int,
@@ -393,7 +396,7 @@ def _evaluate(
             records.append(record)
     finally:
         if records:
-            console.print(baseline_table.beside_baselines(method, records))
+            console.print(baseline_table.beside_baselines(method, records, pretrained_on))
     return records
 
 

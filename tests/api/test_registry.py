@@ -202,6 +202,8 @@ LINES = {
     "no whole number": ("method", "    version = '2'", ["version", "'2'", "int"]),
     "a bool for a number": ("method", "    version = True", ["version", "True", "int"]),
     "a number for a bool": ("eval", "    is_default = 1", ["is_default", "1", "bool"]),
+    "a column of nobody": ("method", "    columns = frozenset({'lable'})", ["columns", "'lable'"]),
+    "columns as a set": ("eval", "    columns = {'image'}", ["columns", "frozenset"]),
     "none below 1": ("method", "    smallest_batch = 0", ["smallest_batch", "0"]),
     "two of them": ("method", "    pass\nclass Other(Mine): pass", ["Mine", "Other"]),
     "of the other kind": ("eval", "    pass\nMine = None", ["Evaluation"]),

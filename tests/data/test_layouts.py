@@ -383,14 +383,16 @@ def test_pre_training_without_labels(ssl_bench: Call, tmp_path: Path, image_fold
         *("--data", flat, "--epochs", 1, "--batch-size", 8, "--backbone", "vit_nano"),
         *("--image-size", 8, "--precision", "fp32", *runs),
     )
-    for more in ((), ("--evals", "knn"), ("--evals", "none", "--eval-every", "0.5")):
+    for more in (("--evals", "knn"), ("--evals", "none", "--eval-every", "0.5")):
         code, _, err = ssl_bench("run", *words, *more)
-        assert code == 2 and "--evals none" in err and "--data LABELLED" in err
-    code, _, err = ssl_bench("run", *words, "--evals", "none", "--method", "supervised")
+        assert code == 2 and "knn" in err and "--eval-data LABELLED" in err
+    code, _, err = ssl_bench("run", *words, "--method", "supervised")
     assert code == 2 and "supervised" in err and "labels" in err
     assert not (tmp_path / "runs").exists()
-    code, out, err = ssl_bench("run", *words, "--evals", "none")
+    code, out, err = ssl_bench("run", *words)
     assert code == 0 and "no labels" in out, err
+    [told] = [line for line in out.splitlines() if "left out" in line]
+    assert all(name in told for name in ("finetune", "knn", "linear", "--eval-data"))
     [folder] = (tmp_path / "runs").glob("mae-flat-*")
     picture = Image.open(folder / "figures" / "pictures.png")
     assert picture.width > picture.height  # of several images, not of one for the only label

@@ -31,6 +31,7 @@ options = st.fixed_dictionaries(
         "--finetune-pooling": st.sampled_from(["avg", "cls"]),
         "--linear-learning-rates": st.sampled_from(["0.1", "0.1,1e-4"]),
         "--data": st.sampled_from(["cifar10", "a b/c", "x@whole"]),
+        "--eval-data": st.sampled_from(["mnist", "a b/c@whole"]),
         "--image-size": st.integers(8, 500).map(str),
         "--runs-dir": st.sampled_from(["elsewhere", "/tmp/a b"]),
         "--wait": st.just(None),
