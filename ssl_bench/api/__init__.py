@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ssl_bench.api.method import Batch, Method
     from ssl_bench.api.ranges import LogUniform, OneOf, Uniform
     from ssl_bench.config.finetuning_settings import FinetuningConfig
-    from ssl_bench.config.settings import OptimizerConfig, ProbeConfig
+    from ssl_bench.config.recipes import OptimizerConfig, ProbeConfig
 
 __all__ = [
     "Batch",
@@ -33,7 +33,7 @@ HOMES = {
     **dict.fromkeys(("Evaluation", "FrozenEncoder", "Result"), "ssl_bench.api.evaluation"),
     **dict.fromkeys(("Batch", "Method"), "ssl_bench.api.method"),
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
-    **dict.fromkeys(("OptimizerConfig", "ProbeConfig"), "ssl_bench.config.settings"),
+    **dict.fromkeys(("OptimizerConfig", "ProbeConfig"), "ssl_bench.config.recipes"),
     "FinetuningConfig": "ssl_bench.config.finetuning_settings",
 }
 """The module that defines each name."""

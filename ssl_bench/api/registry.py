@@ -59,6 +59,7 @@ _LIGHT_MODULES = {
     "ssl_bench.errors",
     "ssl_bench.config.finetuning_settings",
     "ssl_bench.api.ranges",
+    "ssl_bench.config.recipes",
     "ssl_bench.config.settings",
     *sys.stdlib_module_names,
 }

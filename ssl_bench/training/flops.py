@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.api.method import Batch, Method
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.utils import rng

@@ -11,7 +11,7 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.errors import require
 from ssl_bench.utils import rng
 

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from ssl_bench import cli
 from ssl_bench.cli import flags, habits
-from ssl_bench.config.settings import (
+from ssl_bench.config.command_settings import (
     CompareSettings,
-    EvalSettings,
     ExportSettings,
     QuerySettings,
     ReportSettings,
 )
+from ssl_bench.config.settings import EvalSettings
 from ssl_bench.data import Split
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import weights

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
-from ssl_bench.config.settings import AblateSettings
+from ssl_bench.config.command_settings import AblateSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.papers import Ablation
 from ssl_bench.sweep.ablation import Cell, Study, as_number

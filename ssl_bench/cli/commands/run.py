@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_bench.cli import argv, flags
-from ssl_bench.config.settings import ConfigFileSettings, PrepareSettings
+from ssl_bench.config.command_settings import ConfigFileSettings, PrepareSettings
 from ssl_bench.distributed import launcher
 from ssl_bench.errors import UserError
 from ssl_bench.experiment import run_config
