@@ -42,10 +42,10 @@ class Command:
         """Do it: the exit code."""
         given: Any = args
         if not self.reads_args:
-            from ssl_bench.cli import flags
+            from ssl_bench.cli import parser
 
             [cls] = self.settings
-            given = flags.parse(name, cls, args)  # before what the command needs is imported
+            given = parser.parse(name, cls, args)  # before what the command needs is imported
         module, _, function = self.does.partition(":")
         does: Callable[[Any], int | None] = getattr(
             importlib.import_module(f"{__name__}.{module}"), function

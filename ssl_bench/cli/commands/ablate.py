@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags
+from ssl_bench.cli import flags, parser
 from ssl_bench.config.command_settings import AblateSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.papers import Ablation
@@ -42,7 +42,7 @@ def parse(words: Sequence[str]) -> Study | None:
         UserError: there is no such ablation, or a flag or a value makes no sense.
     """
     name, own, common = _split([word for word in words if word not in _HELP])
-    settings, request = flags.parse("ablate", AblateSettings, own), flags.parse_run(common)
+    settings, request = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
     if set(words) & set(_HELP):
         print(_help(request.method), end="")
         return None
