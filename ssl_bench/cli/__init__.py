@@ -41,7 +41,7 @@ examples:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    What it does is done to its end where nobody reads what it prints.
+    It is done to its end even where nobody reads what it prints.
 
     Returns:
         The exit code: 0, 1 where a run did not come out the same again, 2 for a user's mistake, or
@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if words is None else words)
     with streams.lenient() as output:
-        code = _heed(words)
+        code = _told(words)
         output.flush()
         why = streams.reason(output)
         if why:
@@ -58,8 +58,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return code or (2 if why else 0)
 
 
-def _heed(words: Sequence[str]) -> int:
-    """Run a command, and tell why it ends where it ends early: the exit code."""
+def _told(words: Sequence[str]) -> int:
+    """Run a command, and tell why where it ends early: the exit code."""
     try:
         with signals.raise_on_signal():
             return _do(words)

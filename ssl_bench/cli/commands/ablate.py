@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags, parser
+from ssl_bench.cli.argv import by_flag, joined
 from ssl_bench.config.command_settings import AblateSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.papers import Ablation
@@ -120,23 +121,15 @@ def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, li
     return {value: known[value] for value in asked or known}
 
 
-def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
-    """The ablation's name, "" without one; the words of `AblateSettings`; those of a run."""
-    words = list(words)
-    name = words.pop(0) if words and not words[0].startswith("-") else ""
-    own: list[str] = []
-    common: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word.partition("=")[0] not in _OWN:
-            common.append(word)
-            continue
-        flag, equals, value = word.partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            value = words.pop(0)
-        require(bool(value.strip(", ")), f"{flag} needs a value")
-        own += [flag, value]
-    return name, own, common
+def _split(words: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str]]:
+    """The ablation's name, "" without one; the arguments of `AblateSettings`; those of a run."""
+    groups = by_flag(words)
+    is_named = bool(groups) and not groups[0][0].startswith("-")
+    name, *surplus = groups.pop(0) if is_named else ("",)
+    own = [group for group in groups if group[0] in _OWN]
+    for flag, *values in own:
+        require(bool("".join(values).strip(", ")), f"{flag} needs a value")
+    return name, joined(own), joined([surplus, *(each for each in groups if each not in own)])
 
 
 def _flag_names(words: Sequence[str]) -> list[str]:

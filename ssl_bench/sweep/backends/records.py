@@ -43,15 +43,6 @@ class Record:
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What ``batch.json`` holds."""
-
-    cells: tuple[tuple[Job, ...], ...]
-    lanes_folder: str
-    processes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Batch:
     """Cells that were submitted together.
 
@@ -99,10 +90,9 @@ class Batch:
             UserError: it cannot be read.
         """
         try:
-            content = typed_json.read(folder / "batch.json", _Content)
+            return typed_json.read(folder / "batch.json", cls, folder=str(folder))
         except Unreadable as error:
             raise UserError(f"{str(folder / 'batch.json')!r} cannot be read: {error}") from error
-        return cls(folder, content.cells, Path(content.lanes_folder), content.processes)
 
 
 def config_of(path: Path) -> Path:
