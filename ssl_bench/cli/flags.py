@@ -22,7 +22,7 @@ from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.experiment.run_config import EvalConfig, RunConfig, evaluations, flag_prefix
 
 
-def parse_run(words: Sequence[str], command: str = "run") -> RunConfig:
+def parse_run(args: Sequence[str], command: str = "run") -> RunConfig:
     """The config of ``ssl-bench run``, or of a command that takes the same flags.
 
     A preset that methods alone define picks the first of these, where no method is named.
@@ -30,18 +30,18 @@ def parse_run(words: Sequence[str], command: str = "run") -> RunConfig:
     Raises:
         UserError: a flag, a value or a name is wrong.
     """
-    method = method_of(words)
-    _refuse_two_lengths(words)
-    offer = _offer(words, Settings, method, Settings.preset)
+    method = method_of(args)
+    _refuse_two_lengths(args)
+    offer = _offer(args, Settings, method, Settings.preset)
     about = (
         f"Pre-train {method.name}, evaluate it, show it beside its baselines. {method.summary} "
         "`ssl-bench run --config FILE` runs what a run's config.json, or a file like it, describes."
     )
-    return offer.run_config(values_of(command, offer.flags, words, about, offer.everyone))
+    return offer.run_config(values_of(command, offer.flags, args, about, offer.everyone))
 
 
-def defaults(words: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
-    """The run with nothing but defaults: those of the preset and the method that the words name.
+def defaults(args: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
+    """The run with nothing but defaults: those of the preset and the method that are named.
 
     Args:
         required: values for flags that have no default, as far as they are given.
@@ -49,7 +49,7 @@ def defaults(words: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: a name is wrong, or a value that is required is not given.
     """
-    offer = _offer(words, Settings, method_of(words), Settings.preset)
+    offer = _offer(args, Settings, method_of(args), Settings.preset)
     values = {flag.name: flag.default for flag in offer.flags}
     for name in [name for name, value in values.items() if value is dataclasses.MISSING]:
         require(name in required, f"--{name.replace('_', '-')} needs a value")
@@ -57,25 +57,25 @@ def defaults(words: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
     return offer.run_config(values)
 
 
-def run_flags(words: Sequence[str]) -> dict[str, Flag]:
-    """Every flag that ``ssl-bench run`` has with these words, by its field's name.
+def run_flags(args: Sequence[str]) -> dict[str, Flag]:
+    """Every flag that ``ssl-bench run`` has with these arguments, by its field's name.
 
     Raises:
         UserError: a method, an evaluation or a preset that they name does not exist.
     """
-    offer = _offer(words, Settings, method_of(words), Settings.preset)
+    offer = _offer(args, Settings, method_of(args), Settings.preset)
     return {flag.name: flag for flag in offer.flags}
 
 
-def method_of(words: Sequence[str]) -> Plugin:
-    """The method that ``ssl-bench run`` takes with these words.
+def method_of(args: Sequence[str]) -> Plugin:
+    """The method that ``ssl-bench run`` takes with these arguments.
 
     Raises:
         UserError: there is none of that name, or the preset belongs to another one.
     """
-    [preset, *_] = peek(words, "preset") or [Settings.preset]
+    [preset, *_] = peek(args, "preset") or [Settings.preset]
     owners = [] if preset in PRESETS else _owners(preset)
-    [name, *_] = peek(words, "method") or [*owners, Settings.method]
+    [name, *_] = peek(args, "method") or [*owners, Settings.method]
     method = registry.find("method", name)
     require(
         not owners or preset in method.presets(),
@@ -85,15 +85,15 @@ def method_of(words: Sequence[str]) -> Plugin:
     return method
 
 
-def parse_eval(words: Sequence[str], preset: str = EvalSettings.preset) -> EvalConfig:
+def parse_eval(args: Sequence[str], preset: str = EvalSettings.preset) -> EvalConfig:
     """The config of ``ssl-bench eval``, whose defaults are those of a preset.
 
     Raises:
         UserError: a flag, a value or a name is wrong.
     """
-    offer = _offer(words, EvalSettings, None, preset)
+    offer = _offer(args, EvalSettings, None, preset)
     about = "Evaluate a run, or a file of weights."
-    values = values_of("eval", offer.flags, words, about, offer.everyone)
+    values = values_of("eval", offer.flags, args, about, offer.everyone)
     return EvalConfig(EvalSettings(**_of(EvalSettings, values)), _evals(offer.chosen, values))
 
 
@@ -135,12 +135,12 @@ def _evals(plugins: Iterable[Plugin], values: Mapping[str, Any]) -> dict[Plugin,
     return {p: p.checked_config(_of(p.config, values, flag_prefix(p))) for p in plugins}
 
 
-def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str) -> _Offer:
-    [preset, *_] = peek(words, "preset") or [preset]
+def _offer(args: Sequence[str], base: type, method: Plugin | None, preset: str) -> _Offer:
+    [preset, *_] = peek(args, "preset") or [preset]
     sources = [method] if method else [registry.find("method", name) for name in _owners(preset)]
     preset_evals = sources[0].presets().get(preset, {}).get("evals", ()) if sources else ()
-    chosen = evaluations(peek(words, "evals") or preset_evals)
-    names = peek(words, "eval-every-with") or Settings.eval_every_with
+    chosen = evaluations(peek(args, "evals") or preset_evals)
+    names = peek(args, "eval-every-with") or Settings.eval_every_with
     on_the_way = [registry.find("eval", name) for name in names] if method else []
     offered = list(dict.fromkeys([*chosen, *on_the_way, *registry.discover("eval").values()]))
     everyone = [plugin for plugin in (method, *offered) if plugin]
@@ -161,11 +161,11 @@ def _offer(words: Sequence[str], base: type, method: Plugin | None, preset: str)
     return _Offer(base, method, chosen, on_the_way, everyone, flags)
 
 
-def _refuse_two_lengths(words: Sequence[str]) -> None:
+def _refuse_two_lengths(args: Sequence[str]) -> None:
     for budget in BUDGETS:
         flag = f"--{budget.replace('_', '-')}"
         require(
-            not (peek(words, flag[2:]) and peek(words, "epochs")),
+            not (peek(args, flag[2:]) and peek(args, "epochs")),
             f"--epochs and {flag} each fix the length of the training; one will do",
         )
 

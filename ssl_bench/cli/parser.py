@@ -83,9 +83,9 @@ def flags_of(cls: type) -> dict[str, Flag]:
     return {flag.name: flag for flag in flags_with(cls, "", {})}
 
 
-def parse(command: str, cls: type[T], words: Sequence[str]) -> T:
+def parse(command: str, cls: type[T], args: Sequence[str]) -> T:
     """The flags of a command that has no plugins."""
-    return cls(**values_of(command, flags_with(cls, "", {}), words, cls.__doc__ or ""))
+    return cls(**values_of(command, flags_with(cls, "", {}), args, cls.__doc__ or ""))
 
 
 def read(flag: Flag, text: str) -> Any:
@@ -118,7 +118,7 @@ def every_flag(
 def values_of(
     command: str,
     flags: Sequence[Flag],
-    words: Sequence[str],
+    args: Sequence[str],
     description: str,
     everyone: Sequence[Plugin] = (),
 ) -> dict[str, Any]:
@@ -130,33 +130,33 @@ def values_of(
     Raises:
         UserError: there is no such flag, or a value is none for it.
     """
-    if any(word in ("-h", "--help") for word in words):
+    if any(arg in ("-h", "--help") for arg in args):
         tyro.cli(
             _as_dataclass(command, flags),
             prog=f"ssl-bench {command}",
             description=description,
             args=["--help"],
         )
-    given = [word.partition("=")[0] for word in words if word.startswith("--")]
-    for word in given:
+    given = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    for arg in given:
         require(
-            given.count(word) == 1,
-            f"flag {word!r} is given {given.count(word)} times; once will do",
+            given.count(arg) == 1,
+            f"flag {arg!r} is given {given.count(arg)} times; once will do",
         )
     sequences = {flag.name for flag in flags if typing.get_origin(flag.type) is tuple}
     taking = {flag.option for flag in flags if flag.type is not bool}
-    words = values_told_from_flags(words, taking)
+    args = values_told_from_flags(args, taking)
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
             parsed: Any
             parsed, rest = tyro.cli(
                 _as_dataclass(command, flags),
-                args=split_commas(words, sequences),
+                args=split_commas(args, sequences),
                 return_unknown_args=True,
             )
         except SystemExit:
-            complaints.refuse_no_number({flag.name: flag.type for flag in flags}, words)
+            complaints.refuse_no_number({flag.name: flag.type for flag in flags}, args)
             raise UserError(complaints.without_box(output.getvalue() + errors.getvalue())) from None
     if rest:
         complaints.refuse(rest[0], [flag.name for flag in flags], everyone)

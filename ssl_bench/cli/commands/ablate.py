@@ -22,29 +22,29 @@ _OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
 _HELP = ("-h", "--help")
 
 
-def ablate(words: Sequence[str]) -> None:
+def ablate(args: Sequence[str]) -> None:
     """Run an ablation, or print the help: ``ssl-bench ablate``.
 
     Raises:
         UserError: there is no such ablation, a flag or a value makes no sense, or a cell cannot be
             run; nothing has been trained then.
     """
-    study = parse(words)
+    study = parse(args)
     if study:
         from ssl_bench.sweep import ablation_results
 
         ablation_results.run(study)
 
 
-def parse(words: Sequence[str]) -> Study | None:
+def parse(args: Sequence[str]) -> Study | None:
     """What a command line asks for; ``None`` where that is help, which is printed.
 
     Raises:
         UserError: there is no such ablation, or a flag or a value makes no sense.
     """
-    name, own, common = _split([word for word in words if word not in _HELP])
+    name, own, common = _split([arg for arg in args if arg not in _HELP])
     settings, request = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
-    if set(words) & set(_HELP):
+    if set(args) & set(_HELP):
         print(_help(request.method), end="")
         return None
     ablation = _find(request.method, name)
@@ -56,8 +56,8 @@ def parse(words: Sequence[str]) -> Study | None:
 
 def _varied(ablation: Ablation) -> list[str]:
     """The fields of the method's ``Config`` that an ablation varies."""
-    words = [ablation.flag, *" ".join(ablation.cells.values()).split()]
-    names = _flag_names(words)
+    args = [ablation.flag, *" ".join(ablation.cells.values()).split()]
+    names = _flag_names(args)
     return [name.replace("-", "_") for name in names]
 
 
@@ -85,13 +85,13 @@ def _cells(
     """The cells of an ablation: each value with each seed.
 
     Args:
-        common: words of ``ssl-bench run`` that go into every cell.
+        common: arguments of ``ssl-bench run`` that go into every cell.
 
     Raises:
         UserError: a value or a flag makes no sense here.
     """
     values = _values(name, ablation, settings.values)
-    varied = {flag for words in values.values() for flag in _flag_names(words)}
+    varied = {flag for args in values.values() for flag in _flag_names(args)}
     given = set(_flag_names(common))
     for flag in sorted(varied & given):
         raise UserError(f"ablation {name!r} sets --{flag} itself; --values says to what")
@@ -102,18 +102,18 @@ def _cells(
     require(bool(flags.parse_run(common).evals), "an ablation needs --evals to measure")
     seeds = [["--seed", str(seed)] for seed in dict.fromkeys(settings.seeds)] or [[]]
     return [
-        Cell(value, flags.parse_run([*common, *words, *seed]))
-        for value, words in values.items()
+        Cell(value, flags.parse_run([*common, *args, *seed]))
+        for value, args in values.items()
         for seed in seeds
     ]
 
 
 def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, list[str]]:
-    """The words that each value stands for: those asked for, or the paper's."""
+    """The arguments that each value stands for: those asked for, or the paper's."""
     if ablation.flag:
         numbers = [str(value) for value in asked or ablation.values]
         return {as_number(number): [ablation.flag, number] for number in numbers}
-    known = {value: words.split() for value, words in ablation.cells.items()}
+    known = {value: args.split() for value, args in ablation.cells.items()}
     for value in asked:
         require(
             value in known, f"ablation {name!r} has no value {value!r}; it has {', '.join(known)}"
@@ -121,9 +121,9 @@ def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, li
     return {value: known[value] for value in asked or known}
 
 
-def _split(words: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str]]:
+def _split(args: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str]]:
     """The ablation's name, "" without one; the arguments of `AblateSettings`; those of a run."""
-    groups = by_flag(words)
+    groups = by_flag(args)
     is_named = bool(groups) and not groups[0][0].startswith("-")
     name, *surplus = groups.pop(0) if is_named else ("",)
     own = [group for group in groups if group[0] in _OWN]
@@ -132,9 +132,9 @@ def _split(words: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str]]:
     return name, joined(own), joined([surplus, *(each for each in groups if each not in own)])
 
 
-def _flag_names(words: Sequence[str]) -> list[str]:
-    """The flags among words, whichever way they are set."""
-    given = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
+def _flag_names(args: Sequence[str]) -> list[str]:
+    """The flags among arguments, whichever way they are set."""
+    given = (arg[2:].partition("=")[0] for arg in args if arg.startswith("--"))
     return list(dict.fromkeys(name.replace("_", "-").removeprefix("no-") for name in given))
 
 

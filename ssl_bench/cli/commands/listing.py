@@ -17,25 +17,25 @@ Rows = list[tuple[str, str]]
 _PATHS = "a folder of class folders or of images, or Parquet files with an image column"
 
 
-def show(words: Sequence[str]) -> None:
+def show(args: Sequence[str]) -> None:
     """Print the kinds asked for, or all.
 
     Raises:
         UserError: there is no such kind.
     """
-    for word in words:
-        if word in ("-h", "--help"):
+    for arg in args:
+        if arg in ("-h", "--help"):
             print(f"usage: ssl-bench list [{'] ['.join(_KINDS)}]")
             return
-        if word not in _KINDS:
-            raise unknown("kind", word, _KINDS)
+        if arg not in _KINDS:
+            raise unknown("kind", arg, _KINDS)
     console = Console()
-    for kind in words or _KINDS:
+    for kind in args or _KINDS:
         title = f"{kind} (* run by default)" if kind == "evals" else kind
         table = Table(title=title, title_justify="left", show_header=False, box=None)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
-        for row in _KINDS[kind](bool(words)):
+        for row in _KINDS[kind](bool(args)):
             table.add_row(*row)
         console.print(table)
         console.print()

@@ -1,4 +1,4 @@
-"""The words of ``ssl-bench sweep``: which are flags of runs, which the sweep's own."""
+"""The arguments of ``ssl-bench sweep``: which are flags of runs, which the sweep's own."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ssl_bench.errors import UserError, require
 _OWN = parser.flags_of(SweepSettings)
 
 
-def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str, Given]]]:
+def split(args: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str, Given]]]:
     """The flags of runs, those of `SweepSettings`, and those of `ClusterSettings`."""
     line: Layer = {}
     own: dict[str, Given] = {}
     resources: list[tuple[str, Given]] = []
     booleans = {name for name, flag in _OWN.items() if flag.type is bool}
-    for group in by_flag(words):
+    for group in by_flag(args):
         flag, *values = group
         require(flag.startswith("--"), f"unexpected argument {flag!r}; a sweep's file comes first")
         require(
