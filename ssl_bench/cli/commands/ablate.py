@@ -15,6 +15,7 @@ from ssl_bench.cli import flags, parser
 from ssl_bench.cli.argv import by_flag, joined
 from ssl_bench.config.command_settings import AblateSettings
 from ssl_bench.errors import UserError, require
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Ablation
 from ssl_bench.sweep.ablation import Cell, Study, as_number
 
@@ -43,15 +44,15 @@ def parse(args: Sequence[str]) -> Study | None:
         UserError: there is no such ablation, or a flag or a value makes no sense.
     """
     name, own, common = _split([arg for arg in args if arg not in _HELP])
-    settings, request = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
+    settings, run = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
     if set(args) & set(_HELP):
-        print(_help(request.method), end="")
+        print(_help(run.method), end="")
         return None
-    ablation = _find(request.method, name)
-    cells = _cells(name, ablation, settings, common)
-    everywhere = [name for each in request.method.ablations().values() for name in _varied(each)]
+    ablation = _find(run.method, name)
+    cells = _cells(name, ablation, settings, common, run)
+    everywhere = [name for each in run.method.ablations().values() for name in _varied(each)]
     constant = [each for each in dict.fromkeys(everywhere) if each not in _varied(ablation)]
-    return Study(request.method.name, name, ablation, cells, constant, request.settings.runs_dir)
+    return Study(run.method.name, name, ablation, cells, constant, run.settings.runs_dir)
 
 
 def _varied(ablation: Ablation) -> list[str]:
@@ -80,12 +81,17 @@ def _find(method: Plugin, name: str) -> Ablation:
 
 
 def _cells(
-    name: str, ablation: Ablation, settings: AblateSettings, common: Sequence[str]
+    name: str,
+    ablation: Ablation,
+    settings: AblateSettings,
+    common: Sequence[str],
+    run: RunConfig,
 ) -> list[Cell]:
     """The cells of an ablation: each value with each seed.
 
     Args:
         common: arguments of ``ssl-bench run`` that go into every cell.
+        run: what they alone make.
 
     Raises:
         UserError: a value or a flag makes no sense here.
@@ -95,17 +101,19 @@ def _cells(
     given = set(_flag_names(common))
     for flag in sorted(varied & given):
         raise UserError(f"ablation {name!r} sets --{flag} itself; --values says to what")
-    if settings.seeds:
-        require("seed" not in given, "--seed and --seeds are both given; one of them will do")
-    if not flags.parse_run(common).settings.evals:
+    require(
+        not (settings.seeds and "seed" in given),
+        "--seed and --seeds are both given; one of them will do",
+    )
+    require(run.settings.evals != ("none",), "an ablation needs --evals to measure")
+    if not run.settings.evals:
         common = [*common, "--evals", ",".join(ablation.paper)]
-    require(bool(flags.parse_run(common).evals), "an ablation needs --evals to measure")
-    seeds = [["--seed", str(seed)] for seed in dict.fromkeys(settings.seeds)] or [[]]
-    return [
-        Cell(value, flags.parse_run([*common, *args, *seed]))
-        for value, args in values.items()
-        for seed in seeds
-    ]
+    cells = []
+    for value, args in values.items():
+        config = flags.parse_run([*common, *args])
+        for seed in dict.fromkeys(settings.seeds or [config.settings.seed]):
+            cells.append(Cell(value, config.with_values({"seed": seed})))
+    return cells
 
 
 def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, list[str]]:

@@ -71,15 +71,8 @@ class Batch:
 
     def save(self) -> None:
         """Write ``batch.json``."""
-        keys = ("config", "run", "stage", "cwd", "nodes", "devices")
-        cells = [
-            [{key: getattr(job, key) for key in keys} for job in stages] for stages in self.cells
-        ]
-        content = {
-            "cells": cells,
-            "lanes_folder": str(self.lanes_folder),
-            "processes": list(self.processes),
-        }
+        content = asdict(self) | {"lanes_folder": str(self.lanes_folder)}
+        del content["folder"]
         write_json(self.folder / "batch.json", content)
 
     @classmethod
