@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.api import Evaluation, FrozenEncoder, Result
-from ssl_bench.config.settings import probe_grid
+from ssl_bench.config.recipes import probe_grid
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError, above, require, within
 from ssl_bench.evaluation import linear_probe

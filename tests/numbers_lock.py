@@ -29,7 +29,7 @@ from ssl_bench.models.encoders import EncoderSpec
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = Path(__file__).with_suffix(".json")
 _CORE = (
-    *("api/[em]*", "config/settings", "config/finetuning_settings", "data/**/*"),
+    *("api/[em]*", "config/settings", "config/recipes", "config/finetuning_settings", "data/**/*"),
     *("distributed/[!el]*", "evaluation/*", "models/*", "training/*", "transforms/*", "utils/rng"),
 )
 """Patterns of the files that make numbers, in the package."""

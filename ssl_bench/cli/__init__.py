@@ -38,19 +38,19 @@ examples:
 """
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    What it does is done to its end where nobody reads what it prints.
+    It is done to its end even where nobody reads what it prints.
 
     Returns:
         The exit code: 0, 1 where a run did not come out the same again, 2 for a user's mistake, or
         where the output cannot be written, 130 when interrupted, 128 and the signal's number when
         stopped by SIGTERM, SIGUSR2 or SIGHUP.
     """
-    words = list(sys.argv[1:] if words is None else words)
+    args = list(sys.argv[1:] if args is None else args)
     with streams.lenient() as output:
-        code = _heed(words)
+        code = _told(args)
         output.flush()
         why = streams.reason(output)
         if why:
@@ -58,11 +58,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return code or (2 if why else 0)
 
 
-def _heed(words: Sequence[str]) -> int:
-    """Run a command, and tell why it ends where it ends early: the exit code."""
+def _told(args: Sequence[str]) -> int:
+    """Run a command, and tell why where it ends early: the exit code."""
     try:
         with signals.raise_on_signal():
-            return _do(words)
+            return _do(args)
     except ToldElsewhere as elsewhere:
         return elsewhere.code
     except Exception as error:
@@ -72,33 +72,33 @@ def _heed(words: Sequence[str]) -> int:
         print(told, file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        _say_ended("interrupted", words, str(error))
+        _say_ended("interrupted", args, str(error))
         return 130
     except Interrupted as error:
-        _say_ended(f"stopped by {error.signal.name}", words, str(error))
+        _say_ended(f"stopped by {error.signal.name}", args, str(error))
         return 128 + error.signal
 
 
-def _do(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _do(args: Sequence[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
         lines = (f"  {name:<11} {command.purpose}" for name, command in COMMANDS.items())
         print(_USAGE.format(commands="\n".join(lines)), end="")
-    elif words[0] == "--version":
+    elif args[0] == "--version":
         print(f"ssl-bench {__version__}")
-    elif words[0] in COMMANDS:
-        return COMMANDS[words[0]].run(words[0], words[1:])
+    elif args[0] in COMMANDS:
+        return COMMANDS[args[0]].run(args[0], args[1:])
     else:
-        raise unknown("command", words[0], COMMANDS)
+        raise unknown("command", args[0], COMMANDS)
     return 0
 
 
-def _say_ended(how: str, words: Sequence[str], saved: str) -> None:
+def _say_ended(how: str, args: Sequence[str], saved: str) -> None:
     """Tell how the program ended, what it saved, and what the same command would do."""
     goes_on = f"the same command goes on from {'there' if saved else 'the last checkpoint'}"
     parts = [
         how,
         saved,
-        goes_on if words and words[0] in COMMANDS and COMMANDS[words[0]].resumes else "",
+        goes_on if args and args[0] in COMMANDS and COMMANDS[args[0]].resumes else "",
     ]
     print(f"ssl-bench: {'; '.join(filter(None, parts))}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""What is said of the words of a command line that cannot be taken."""
+"""What is said of the arguments of a command line that cannot be taken."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def without_box(message: str) -> str:
     return " ".join(lines[1:end]) or "the command line cannot be understood; see --help"
 
 
-def refuse_no_number(types: Mapping[str, Any], words: Sequence[str]) -> None:
+def refuse_no_number(types: Mapping[str, Any], args: Sequence[str]) -> None:
     """Complain about what is given for a number and is none, in better words than tyro's.
 
     Args:
         types: of the flags there are, by their fields' names.
 
     Raises:
-        UserError: there is such a word.
+        UserError: there is such an argument.
     """
     of_flags = {f"--{name.replace('_', '-')}": type_ for name, type_ in types.items()}
-    for flag, *values in by_flag(words):
+    for flag, *values in by_flag(args):
         type_ = of_flags.get(flag.replace("_", "-"))
         is_sequence = typing.get_origin(type_) is tuple
         kinds = set(typing.get_args(type_) or [type_]) - {...}
@@ -74,8 +74,8 @@ def _written_out(number: type, text: str) -> str:
     return f"; {value:g} would work"
 
 
-def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
-    """Complain about a word that no flag takes.
+def refuse(arg: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
+    """Complain about an argument that no flag takes.
 
     Args:
         names: of the flags there are.
@@ -84,11 +84,11 @@ def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoRet
     Raises:
         UserError: always.
     """
-    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    name = arg.lstrip("-").partition("=")[0].replace("-", "_")
     habit = habits.advice(name, names)
-    if not word.startswith("--"):
-        hint = habit if habit and word.startswith("-") else "flags start with --, see --help"
-        raise UserError(f"unexpected argument {word!r}; {hint}")
+    if not arg.startswith("--"):
+        hint = habit if habit and arg.startswith("-") else "flags start with --, see --help"
+        raise UserError(f"unexpected argument {arg!r}; {hint}")
     owners = [
         plugin.name
         for plugin in registry.discover("method").values()
@@ -105,4 +105,4 @@ def refuse(word: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoRet
         hint = f"did you mean --{near[0].replace('_', '-')}?"
     else:
         hint = "see --help"
-    raise UserError(f"unknown flag {word.partition('=')[0]!r}; {hint}")
+    raise UserError(f"unknown flag {arg.partition('=')[0]!r}; {hint}")

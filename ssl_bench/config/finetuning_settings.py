@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.errors import above, require, within
 
 # Magnitude, operations, their chance, deviation and bound of the magnitude, increasing severity.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_bench.config.settings import ProbeConfig
+from ssl_bench.config.recipes import ProbeConfig
 from ssl_bench.data import Dataset
 from ssl_bench.errors import require
 from ssl_bench.evaluation.metrics import accuracy, holdout

@@ -13,7 +13,8 @@ from typing import Any
 from ssl_bench import data as datasets
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
-from ssl_bench.config.settings import EvalSettings, PrepareSettings, Settings, Storage
+from ssl_bench.config.command_settings import PrepareSettings
+from ssl_bench.config.settings import EvalSettings, Settings, Storage
 from ssl_bench.data import Dataset
 from ssl_bench.data.listing import Listing
 from ssl_bench.data.names import EMBEDDED, base, resolved

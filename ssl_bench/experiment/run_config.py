@@ -110,19 +110,19 @@ class RunConfig:
         preset = self.settings.preset
         own = self.method.presets().get(preset, {})
         told = {**PRESETS.get(preset, {}), **own, "preset": Settings.preset, "method": None}
-        words: list[str] = []
+        args: list[str] = []
         settings = {**asdict(self.settings), "method": self.method.source or self.method.name}
         for part, values, known in (
             (Settings, settings, told),
             (self.method.config, asdict(self.method_config), own),
         ):
-            words += _differing("", part, values, known)
+            args += _differing("", part, values, known)
         for plugin, config in {**self.evals_on_the_way, **self.evals}.items():
             prefix = f"{plugin.name}-"
-            words += _differing(
+            args += _differing(
                 prefix, plugin.config, asdict(config), plugin.presets().get(preset, {})
             )
-        return words
+        return args
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def flag_prefix(plugin: Plugin) -> str:
     return plugin.name.replace("-", "_") + "_" if plugin.kind == "eval" else ""
 
 
-def words_of(name: str, value: Any) -> tuple[str, ...]:
+def args_of(name: str, value: Any) -> tuple[str, ...]:
     """A value for a field, by its name, as arguments of ``ssl-bench run``."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
@@ -236,7 +236,7 @@ def _differing(
     for field in dataclasses.fields(cls):
         value = values[field.name]
         if value is not None and value != preset.get(field.name, field.default):
-            yield from words_of(prefix + field.name, value)
+            yield from args_of(prefix + field.name, value)
 
 
 def _own(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

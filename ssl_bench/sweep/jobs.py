@@ -33,9 +33,9 @@ State = Literal[
     "pending", "running", "requeued", "done", "failed", "killed", "cancelled", "timeout",
     "out of memory", "lost", "unknown",
 ]  # fmt: skip
-"""What became of a stage. *requeued*: it waits to go on. *killed*: by a signal, or with its node.
-*cancelled*: by somebody, or because the stage before it failed. *lost*: it is not done, and nobody
-is at it. *unknown*: the cluster does not answer."""
+"""What became of a stage. *requeued*: it waits to be resumed. *killed*: by a signal, or with its
+node. *cancelled*: by somebody, or because the stage before it failed. *lost*: it is not done, and
+nobody is at it. *unknown*: the cluster does not answer."""
 WAITING: frozenset[State] = frozenset({"pending", "requeued"})
 ACTIVE: frozenset[State] = WAITING | {"running"}
 ANY_RUN = "-"
@@ -183,13 +183,13 @@ def perform(config: RunConfig, run: str = "") -> int:
         )
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Do a stage as a program of its own: the run's name or `ANY_RUN`, then the config's file.
 
     Returns:
         The exit code, as of ``ssl-bench run``.
     """
-    run, path = sys.argv[1:] if words is None else words
+    run, path = sys.argv[1:] if args is None else args
     end_with_parent()
     try:
         with signals.raise_on_signal():
@@ -259,7 +259,7 @@ def _failure_path(folder: Path, job_id: str) -> Path:
 
 
 def _is_running(environment: Any) -> bool:
-    """Whether Slurm means the job to go on: then the signal came from somewhere else, or before a
+    """Whether Slurm still runs the job: then the signal came from somewhere else, or before a
     preemption. A job that was cancelled is completing."""
     if environment.cluster != "slurm":
         return False

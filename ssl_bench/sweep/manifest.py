@@ -83,16 +83,6 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What ``sweep.json`` holds."""
-
-    cluster: Cluster
-    command: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    submitted: tuple[Submitted, ...]
-
-
-@dataclass(frozen=True)
 class Damaged:
     """A sweep whose record cannot be read.
 
@@ -172,14 +162,13 @@ def read(folder: Path) -> Sweep:
         UserError: ``sweep.json`` cannot be read; the message says what helps.
     """
     try:
-        content = typed_json.read(folder / "sweep.json", _Content)
+        return typed_json.read(folder / "sweep.json", Sweep, folder=str(folder))
     except Unreadable as error:
         raise UserError(
             f"{str(folder / 'sweep.json')!r} cannot be read: {error}; the same `ssl-bench sweep` "
             f"writes it again, `ssl-bench cancel {folder.name}{_place(folder.parent.parent)}` ends "
             "its jobs"
         ) from error
-    return Sweep(folder, content.cluster, content.command, content.entries, content.submitted)
 
 
 def every(runs_dir: Path) -> tuple[list[Sweep], list[Damaged]]:

@@ -167,6 +167,5 @@ def of_stage(entry: Entry, stage: Stage, eval_devices: int) -> RunConfig:
     """
     config = RunConfig.from_json(entry.config)
     if stage == "pretrain":
-        return replace(config, settings=replace(config.settings, evals=("none",)), evals={})
-    settings = replace(config.settings, strategy="auto", nodes=1, devices=eval_devices)
-    return replace(config, settings=settings)
+        return config.with_values({"evals": ("none",)})
+    return config.with_values({"strategy": "auto", "nodes": 1, "devices": eval_devices})

@@ -22,8 +22,9 @@ from ssl_bench.sweep.grid import Cell, Final, Part, label_of, possible, refuse_t
 from ssl_bench.utils import typed_json
 from ssl_bench.utils.files import Unreadable
 
-_ONE_ONLY = ("data", "eval_data", "evals", "preset")
 _DATA = ("data", "eval_data")
+"""Flags that name data, of which trials hold images out."""
+_ONE_ONLY = (*_DATA, "evals", "preset")
 """Flags that trials, which are compared with each other, must share."""
 
 
@@ -39,39 +40,39 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
     refuse_too_many(settings.trials * len(parts))
     cells: list[Cell] = []
     finals: list[Final] = []
-    for part in parts:
-        for name in _ONE_ONLY:
+    for name in _ONE_ONLY:
+        for method in {part.method for part in parts}:
+            own = [part.given.get(name, ()) for part in parts if part.method == method]
             require(
-                len(part.given.get(name, ())) < 2,
-                f"--{name.replace('_', '-')} has several values, and the trials of a search share "
-                "one",
+                len({str(value) for values in own for value in values}) < 2,
+                f"--{name.replace('_', '-')} has several values; the trials of a search share one",
             )
+    for part in parts:
         fixed = {n: v[0] for n, v in part.given.items() if len(v) == 1 or n == "seed"}
         base = part.config.with_values(fixed)
         held_out: dict[str, str] = {}
-        for name in _DATA:
-            value, flag = getattr(base.settings, name), f"--{name.replace('_', '-')}"
+        for name in filter(lambda name: getattr(base.settings, name), _DATA):
+            flag, data = f"--{name.replace('_', '-')}", getattr(base.settings, name)
             require(
-                not value.endswith(VALIDATION),
-                f"{flag} {value}: a search holds images out by itself; "
-                f"{flag} {value.removesuffix(VALIDATION)} would work",
+                not data.endswith(VALIDATION),
+                f"{flag} {data}: a search holds images out by itself; "
+                f"{flag} {data.removesuffix(VALIDATION)} would work",
             )
-            held_out |= {name: value + VALIDATION} if value else {}
+            held_out[name] = data + VALIDATION
         evals = [plugin.source or plugin.name for plugin in base.evals]
         require(
             bool(settings.choose_by or evals), "a search needs --choose-by or --evals to choose by"
         )
         chooses = settings.choose_by or evals[0]
         choose_by = registry.find("eval", chooses).name
-        fixed_of_trials = fixed | held_out | {"evals": (chooses,)}
+        of_trials = fixed | held_out | {"evals": (chooses,)}
         drawn = {
             label_of(f"{part.method}, trial {number}", values, ": "): (number, values)
             for number, values in enumerate(_drawn(part, settings), start=1)
         }
         found = list(
             possible(
-                (label, part.config, fixed_of_trials | values)
-                for label, (_, values) in drawn.items()
+                (label, part.config, of_trials | values) for label, (_, values) in drawn.items()
             )
         )
         places = tuple(range(len(cells), len(cells) + len(found)))

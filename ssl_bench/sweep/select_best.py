@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ssl_bench.errors import UserError
@@ -38,8 +37,7 @@ def finals(
                 told.add(final.method)
             continue
         best = _best(done, final.choose_by, wanted.runs_dir)
-        config = final.configs[trials.index(best)]
-        config = replace(config, settings=replace(config.settings, seed=final.seed))
+        config = final.configs[trials.index(best)].with_values({"seed": final.seed})
         label = f"{final.method}, best of {len(trials)} trials, seed {final.seed}"
         cells.append(Cell(config, label))
         if final.method not in told:

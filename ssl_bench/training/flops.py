@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.api.method import Method, total
 from ssl_bench.api.step import Batch, Step
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.utils import rng

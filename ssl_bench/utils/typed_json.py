@@ -17,13 +17,17 @@ T = TypeVar("T")
 _LARGEST = 10**30
 
 
-def read(path: Path, cls: type[T]) -> T:
+def read(path: Path, cls: type[T], **known: Any) -> T:
     """The dataclass that a JSON file holds.
+
+    Args:
+        known: values of JSON for fields that the file does not tell.
 
     Raises:
         Unreadable: it cannot be read, or holds something else.
     """
-    return of(cls, load_json(path))
+    content = load_json(path)
+    return of(cls, {**content, **known} if isinstance(content, dict) else content)
 
 
 def of(type_: Any, value: Any, where: str = "it") -> Any:

@@ -25,14 +25,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssl_bench import cli
-from ssl_bench.cli import flags, habits
-from ssl_bench.config.settings import (
+from ssl_bench.cli import flags, habits, parser
+from ssl_bench.config.command_settings import (
     CompareSettings,
-    EvalSettings,
     ExportSettings,
     QuerySettings,
     ReportSettings,
 )
+from ssl_bench.config.settings import EvalSettings
 from ssl_bench.data import Split
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import weights
@@ -555,7 +555,7 @@ def test_advice_names_flags_that_are_there() -> None:
     commands = {
         "run": set(flags.run_flags([])),
         "mocov3": set(flags.run_flags(["--method", "mocov3"])),
-        **{cls.__name__: set(flags.flags_of(cls)) for cls in (EvalSettings, CompareSettings,
+        **{cls.__name__: set(parser.flags_of(cls)) for cls in (EvalSettings, CompareSettings,
            ReportSettings, ExportSettings, QuerySettings)},
     }  # fmt: skip
     for known in commands.values():

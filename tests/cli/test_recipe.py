@@ -22,7 +22,8 @@ from ssl_bench.cli import flags
 from ssl_bench.cli.commands import recipe
 from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED
 from ssl_bench.config.presets import BACKBONES
-from ssl_bench.config.settings import OptimizerConfig, Settings
+from ssl_bench.config.recipes import OptimizerConfig
+from ssl_bench.config.settings import Settings
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder

@@ -259,7 +259,7 @@ from ssl_bench.distributed import collectives
 from ssl_bench.transforms.augmentations import Augmentation
 from ssl_bench.api import Method
 from ssl_bench.errors import UserError
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(OptimizerConfig):

@@ -11,9 +11,7 @@ import pytest
 from helpers import write_images
 from PIL import Image
 
-from ssl_bench.cli import flags
-from ssl_bench.sweep import search
-from ssl_bench.sweep.spec import grid
+from ssl_bench.cli import sweep_args
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -163,9 +161,10 @@ def test_data_that_nothing_is_evaluated_on_are_named(run: Call, grey: Path) -> N
 
 def test_a_search_chooses_on_training_images_of_the_other_data() -> None:
     args = ["--search", "random", "--trials", "2", "--method", "mae", "--data", "mnist"]
-    cells = grid.parse([*args, "--eval-data", "usps", "--evals", "knn"])
-    assert cells is not None
-    assert {cell.config.settings.eval_data for cell in cells.cells} == {"usps@validation"}
-    words = ["--data", "mnist@validation", "--eval-data", "usps@validation"]
-    last = flags.parse_run(search.final_args(words, ())).settings
-    assert (last.data, last.eval_data) == ("mnist", "usps")
+    grid = sweep_args.parse([*args, "--eval-data", "usps", "--evals", "knn"])
+    settings = [cell.config.settings for cell in grid.cells]
+    assert {(each.data, each.eval_data) for each in settings} == {
+        ("mnist@validation", "usps@validation")
+    }
+    finals = [config.settings for final in grid.finals for config in final.configs]
+    assert {(each.data, each.eval_data) for each in finals} == {("mnist", "usps")}

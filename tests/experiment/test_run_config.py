@@ -50,6 +50,30 @@ def test_a_config_is_the_same_after_json_and_after_a_command_line(given_: dict[s
     assert flags.parse_run(config.argv()) == config
 
 
+@settings(max_examples=20)
+@given(options)
+def test_values_that_are_put_in_make_the_run_of_the_same_arguments(given_: dict[str, Any]) -> None:
+    pairs = [[name] if value is None else [name, value] for name, value in given_.items()]
+    words = ["--method", "mae", *(word for pair in pairs for word in pair)]
+    wanted = flags.parse_run(words)
+    values = {**vars(wanted.settings), **vars(wanted.method_config)}
+    for plugin, config in wanted.evals.items():
+        prefix = plugin.name.replace("-", "_")
+        values |= {f"{prefix}_{name}": value for name, value in vars(config).items()}
+    preset = ["--preset", wanted.settings.preset]
+    assert flags.parse_run(["--method", "mae", *preset]).with_values(values) == wanted
+
+
+def test_a_value_that_is_put_in_is_checked() -> None:
+    config = flags.parse_run(["--evals", "knn"])
+    for values in ({"epochs": -1}, {"mask_ratio": 2.0}, {"knn_temperature": 0.0}):
+        with pytest.raises(UserError, match="out of range"):
+            config.with_values(values)
+    with pytest.raises(UserError, match="knm"):
+        config.with_values({"evals": ("knm",)})
+    assert config.with_values({"linear_epochs": -1}) == config  # it has no such evaluation
+
+
 def test_what_a_preset_sets_is_not_said_again() -> None:
     args = ["--preset", "imagenet-mocov3-vits", "--seed", "3", "--finetune-epochs", "9"]
     assert sorted(flags.parse_run(args).argv()) == sorted(["--method", "mocov3", *args])

@@ -16,7 +16,7 @@ from timm.models import group_parameters
 import ssl_bench
 from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.cli.commands.export import to_mae, to_timm, to_transformers
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder

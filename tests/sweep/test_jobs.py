@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from ssl_bench.config.sweep_settings import ClusterSettings
 from ssl_bench.errors import UserError
+from ssl_bench.experiment import commands
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep import jobs
 from ssl_bench.sweep.backends import clusters, slurm, slurm_queue
 from ssl_bench.sweep.jobs import Job
@@ -238,3 +240,12 @@ def test_no_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         clusters.submit([[Job(stored())]], "slurm", tmp_path, ClusterSettings())
     assert clusters.states(["7_0"], tmp_path) == {"7_0": "unknown"}
     assert clusters.reasons(["7_0"], tmp_path) == {}
+
+
+def test_a_stage_of_one_process_writes_no_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[RunConfig] = []
+    monkeypatch.setattr(commands, "run", lambda config, expected: done.append(config))
+    monkeypatch.setattr(jobs.tempfile, "TemporaryDirectory", None)
+    config = RunConfig.from_json(stored())
+    assert jobs.perform(config, "some-run") == 0
+    assert done == [config.with_values({"wait": True})]

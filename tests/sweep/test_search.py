@@ -204,6 +204,7 @@ def test_a_presets_data_are_held_out_of_too() -> None:
     ("words", "said"),
     [
         (["--trials", 2, "--data", "a,b"], "--data has several values"),
+        (["--trials", 2, "--preset", "quick,small"], "--preset has several values"),
         (["--trials", 2, "--data", "cifar10@validation"], "--data cifar10 would work"),
         (["--trials", 2, "--evals", "none"], "--choose-by or --evals"),
         (["--trials", 2, "--choose-by", "knm"], "unknown eval 'knm'"),

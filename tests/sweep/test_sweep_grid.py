@@ -501,6 +501,36 @@ def test_cluster_flags_win_over_the_file_it_over_the_config_and_that_over_defaul
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "devices"),
+    [
+        ([], [4]),
+        (["--devices", "1"], [1]),
+        (["--devices", "1,2"], [1, 2]),
+        (["--devices", "8"], [8]),
+        (["--search", "random", "--trials", "1", "--devices", "1"], [1]),
+        (["--search", "random", "--trials", "1"], [4]),
+    ],
+)
+def test_a_run_has_as_many_devices_as_its_job_has_gpus_unless_told(
+    words: list[str], devices: list[int]
+) -> None:
+    found = sweep("--cluster", "slurm", "--gpus", "4", *words)
+    assert values(found.cells, "devices") == [(count,) for count in devices]
+    assert {c.settings.devices for f in found.finals for c in f.configs} <= set(devices)
+
+
+def test_several_presets_are_several_runs() -> None:
+    found = sweep("--preset", "quick,small", "--seed", "0,1", "--batch-size", "32")
+    assert values(found.cells, "preset", "seed") == [
+        ("quick", 0), ("quick", 1), ("small", 0), ("small", 1)
+    ]  # fmt: skip
+    assert requests(found.cells)[3] == flags.parse_run(
+        ["--preset", "small", "--seed", "1", "--batch-size", "32"]
+    )
+    assert found.cells[3].label == "mae, preset small, seed 1"
+
+
 def test_config_files_are_looked_for_here_then_at_home(tmp_path: Path) -> None:
     at_home = tmp_path / "home/.config/ssl-bench/config.toml"
     at_home.parent.mkdir(parents=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from ssl_bench.api import optimizers
-from ssl_bench.config.settings import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.models import encoders

@@ -21,7 +21,7 @@ from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
-from ssl_bench.config.settings import At
+from ssl_bench.config.command_settings import At
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40

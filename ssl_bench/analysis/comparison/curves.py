@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.config.settings import At
+from ssl_bench.config.command_settings import At
 
 Point = dict[str, Any]
 COSTS = ("images_seen", "flops", "seconds")

@@ -32,7 +32,7 @@ from ssl_bench.analysis.report.drawing import Drawing, Figure, Missing
 from ssl_bench.analysis.report.source import UNKNOWN, Source
 from ssl_bench.analysis.tables import as_csv
 from ssl_bench.api import registry
-from ssl_bench.config.settings import ReportSettings
+from ssl_bench.config.command_settings import ReportSettings
 from ssl_bench.errors import first_line, require
 from ssl_bench.runs import index, schema
 from ssl_bench.utils import progress

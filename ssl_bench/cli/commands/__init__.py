@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssl_bench.config import command_settings as told
 from ssl_bench.config import settings as of
 from ssl_bench.config import sweep_settings as of_sweeps
 
@@ -41,10 +42,10 @@ class Command:
         """Do it: the exit code."""
         given: Any = args
         if not self.reads_args:
-            from ssl_bench.cli import flags
+            from ssl_bench.cli import parser
 
             [cls] = self.settings
-            given = flags.parse(name, cls, args)  # before what the command needs is imported
+            given = parser.parse(name, cls, args)  # before what the command needs is imported
         module, _, function = self.does.partition(":")
         does: Callable[[Any], int | None] = getattr(
             importlib.import_module(f"{__name__}.{module}"), function
@@ -61,7 +62,7 @@ COMMANDS = {
     ),
     "ablate": Command(
         "vary what a paper varied, draw the curve beside the paper's",
-        *("ablate:ablate", (of.AblateSettings, of.Settings), _BOTH),
+        *("ablate:ablate", (told.AblateSettings, of.Settings), _BOTH),
         reads_args=True,
         resumes=True,
     ),
@@ -88,29 +89,29 @@ COMMANDS = {
         reads_args=True,
         resumes=True,
     ),
-    "compare": Command("show runs side by side", "compare:compare", (of.CompareSettings,)),
-    "show": Command("show where a run's numbers come from", "show:show", (of.ShowSettings,)),
+    "compare": Command("show runs side by side", "compare:compare", (told.CompareSettings,)),
+    "show": Command("show where a run's numbers come from", "show:show", (told.ShowSettings,)),
     "rerun": Command(
         "train and evaluate a run again, and say whether it came out the same",
-        *("rerun:rerun", (of.RerunSettings,)),
+        *("rerun:rerun", (told.RerunSettings,)),
         resumes=True,
     ),
-    "query": Command("ask about all runs in SQL", "query:query", (of.QuerySettings,)),
+    "query": Command("ask about all runs in SQL", "query:query", (told.QuerySettings,)),
     "report": Command(
         "write a page with tables and figures of runs, and the files for a paper",
-        *("compare:report", (of.ReportSettings,)),
+        *("compare:report", (told.ReportSettings,)),
     ),
     "reconstruct": Command(
         "hide patches of images, draw what a masked autoencoder makes of the rest",
-        *("reconstruct:reconstruct", (of.ReconstructSettings,)),
+        *("reconstruct:reconstruct", (told.ReconstructSettings,)),
     ),
     "export": Command(
         "write an encoder in the format of timm, MAE or transformers",
-        *("export:export", (of.ExportSettings,)),
+        *("export:export", (told.ExportSettings,)),
     ),
     "data": Command(
         "write a data set once as files that are read fast: data prepare SOURCE -o FOLDER",
-        *("run:data", (of.PrepareSettings,)),
+        *("run:data", (told.PrepareSettings,)),
         reads_args=True,
     ),
     "list": Command(

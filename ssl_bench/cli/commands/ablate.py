@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags
-from ssl_bench.config.settings import AblateSettings
+from ssl_bench.cli import flags, parser
+from ssl_bench.cli.argv import by_flag, joined
+from ssl_bench.config.command_settings import AblateSettings
 from ssl_bench.errors import UserError, require
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Ablation
 from ssl_bench.sweep.ablation import Cell, Study, as_number
 
@@ -21,42 +23,42 @@ _OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
 _HELP = ("-h", "--help")
 
 
-def ablate(words: Sequence[str]) -> None:
+def ablate(args: Sequence[str]) -> None:
     """Run an ablation, or print the help: ``ssl-bench ablate``.
 
     Raises:
         UserError: there is no such ablation, a flag or a value makes no sense, or a cell cannot be
             run; nothing has been trained then.
     """
-    study = parse(words)
+    study = parse(args)
     if study:
         from ssl_bench.sweep import ablation_results
 
         ablation_results.run(study)
 
 
-def parse(words: Sequence[str]) -> Study | None:
+def parse(args: Sequence[str]) -> Study | None:
     """What a command line asks for; ``None`` where that is help, which is printed.
 
     Raises:
         UserError: there is no such ablation, or a flag or a value makes no sense.
     """
-    name, own, common = _split([word for word in words if word not in _HELP])
-    settings, request = flags.parse("ablate", AblateSettings, own), flags.parse_run(common)
-    if set(words) & set(_HELP):
-        print(_help(request.method), end="")
+    name, own, common = _split([arg for arg in args if arg not in _HELP])
+    settings, run = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
+    if set(args) & set(_HELP):
+        print(_help(run.method), end="")
         return None
-    ablation = _find(request.method, name)
-    cells = _cells(name, ablation, settings, common)
-    everywhere = [name for each in request.method.ablations().values() for name in _varied(each)]
+    ablation = _find(run.method, name)
+    cells = _cells(name, ablation, settings, common, run)
+    everywhere = [name for each in run.method.ablations().values() for name in _varied(each)]
     constant = [each for each in dict.fromkeys(everywhere) if each not in _varied(ablation)]
-    return Study(request.method.name, name, ablation, cells, constant, request.settings.runs_dir)
+    return Study(run.method.name, name, ablation, cells, constant, run.settings.runs_dir)
 
 
 def _varied(ablation: Ablation) -> list[str]:
     """The fields of the method's ``Config`` that an ablation varies."""
-    words = [ablation.flag, *" ".join(ablation.cells.values()).split()]
-    names = _flag_names(words)
+    args = [ablation.flag, *" ".join(ablation.cells.values()).split()]
+    names = _flag_names(args)
     return [name.replace("-", "_") for name in names]
 
 
@@ -79,40 +81,47 @@ def _find(method: Plugin, name: str) -> Ablation:
 
 
 def _cells(
-    name: str, ablation: Ablation, settings: AblateSettings, common: Sequence[str]
+    name: str,
+    ablation: Ablation,
+    settings: AblateSettings,
+    common: Sequence[str],
+    run: RunConfig,
 ) -> list[Cell]:
     """The cells of an ablation: each value with each seed.
 
     Args:
-        common: words of ``ssl-bench run`` that go into every cell.
+        common: arguments of ``ssl-bench run`` that go into every cell.
+        run: what they alone make.
 
     Raises:
         UserError: a value or a flag makes no sense here.
     """
     values = _values(name, ablation, settings.values)
-    varied = {flag for words in values.values() for flag in _flag_names(words)}
+    varied = {flag for args in values.values() for flag in _flag_names(args)}
     given = set(_flag_names(common))
     for flag in sorted(varied & given):
         raise UserError(f"ablation {name!r} sets --{flag} itself; --values says to what")
-    if settings.seeds:
-        require("seed" not in given, "--seed and --seeds are both given; one of them will do")
-    if not flags.parse_run(common).settings.evals:
+    require(
+        not (settings.seeds and "seed" in given),
+        "--seed and --seeds are both given; one of them will do",
+    )
+    require(run.settings.evals != ("none",), "an ablation needs --evals to measure")
+    if not run.settings.evals:
         common = [*common, "--evals", ",".join(ablation.paper)]
-    require(bool(flags.parse_run(common).evals), "an ablation needs --evals to measure")
-    seeds = [["--seed", str(seed)] for seed in dict.fromkeys(settings.seeds)] or [[]]
-    return [
-        Cell(value, flags.parse_run([*common, *words, *seed]))
-        for value, words in values.items()
-        for seed in seeds
-    ]
+    cells = []
+    for value, args in values.items():
+        config = flags.parse_run([*common, *args])
+        for seed in dict.fromkeys(settings.seeds or [config.settings.seed]):
+            cells.append(Cell(value, config.with_values({"seed": seed})))
+    return cells
 
 
 def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, list[str]]:
-    """The words that each value stands for: those asked for, or the paper's."""
+    """The arguments that each value stands for: those asked for, or the paper's."""
     if ablation.flag:
         numbers = [str(value) for value in asked or ablation.values]
         return {as_number(number): [ablation.flag, number] for number in numbers}
-    known = {value: words.split() for value, words in ablation.cells.items()}
+    known = {value: args.split() for value, args in ablation.cells.items()}
     for value in asked:
         require(
             value in known, f"ablation {name!r} has no value {value!r}; it has {', '.join(known)}"
@@ -120,28 +129,20 @@ def _values(name: str, ablation: Ablation, asked: Sequence[str]) -> dict[str, li
     return {value: known[value] for value in asked or known}
 
 
-def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
-    """The ablation's name, "" without one; the words of `AblateSettings`; those of a run."""
-    words = list(words)
-    name = words.pop(0) if words and not words[0].startswith("-") else ""
-    own: list[str] = []
-    common: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word.partition("=")[0] not in _OWN:
-            common.append(word)
-            continue
-        flag, equals, value = word.partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            value = words.pop(0)
-        require(bool(value.strip(", ")), f"{flag} needs a value")
-        own += [flag, value]
-    return name, own, common
+def _split(args: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str]]:
+    """The ablation's name, "" without one; the arguments of `AblateSettings`; those of a run."""
+    groups = by_flag(args)
+    is_named = bool(groups) and not groups[0][0].startswith("-")
+    name, *surplus = groups.pop(0) if is_named else ("",)
+    own = [group for group in groups if group[0] in _OWN]
+    for flag, *values in own:
+        require(bool("".join(values).strip(", ")), f"{flag} needs a value")
+    return name, joined(own), joined([surplus, *(each for each in groups if each not in own)])
 
 
-def _flag_names(words: Sequence[str]) -> list[str]:
-    """The flags among words, whichever way they are set."""
-    given = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
+def _flag_names(args: Sequence[str]) -> list[str]:
+    """The flags among arguments, whichever way they are set."""
+    given = (arg[2:].partition("=")[0] for arg in args if arg.startswith("--"))
     return list(dict.fromkeys(name.replace("_", "-").removeprefix("no-") for name in given))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_bench.analysis import comparison, tables
-from ssl_bench.config.settings import CompareSettings, ReportSettings
+from ssl_bench.config.command_settings import CompareSettings, ReportSettings
 from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic, writing
 from ssl_bench.utils.formatting import plain

@@ -9,7 +9,7 @@ import tyro
 
 from ssl_bench import data
 from ssl_bench.api import registry
-from ssl_bench.cli import flags
+from ssl_bench.cli import parser
 from ssl_bench.cli.commands import COMMANDS
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.errors import require, unknown
@@ -36,7 +36,7 @@ def show(args: Sequence[str]) -> None:
     choices["evals"] = tuple[Literal[tuple(registry.discover("eval"))], ...]  # type: ignore[misc]
     classes = [
         Annotated[
-            flags.every_flag(name, each.settings, each.plugins, choices),
+            parser.every_flag(name, each.settings, each.plugins, choices),
             tyro.conf.subcommand(name),
         ]
         for name, each in COMMANDS.items()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_bench.config.settings import ExportSettings
+from ssl_bench.config.command_settings import ExportSettings
 from ssl_bench.errors import require
 from ssl_bench.models import checkpoints, encoders, formats, weights
 from ssl_bench.models.architecture import Hints

@@ -14,38 +14,31 @@ from ssl_bench.errors import unknown
 from ssl_bench.utils.terminal import Console
 
 Rows = list[tuple[str, str]]
+_PATHS = "a folder of class folders or of images, or Parquet files with an image column"
 
 
-def show(words: Sequence[str]) -> None:
+def show(args: Sequence[str]) -> None:
     """Print the kinds asked for, or all.
 
     Raises:
         UserError: there is no such kind.
     """
-    for word in words:
-        if word in ("-h", "--help"):
+    for arg in args:
+        if arg in ("-h", "--help"):
             print(f"usage: ssl-bench list [{'] ['.join(_KINDS)}]")
             return
-        if word not in _KINDS:
-            raise unknown("kind", word, _KINDS)
+        if arg not in _KINDS:
+            raise unknown("kind", arg, _KINDS)
     console = Console()
-    for kind in words or _KINDS:
+    for kind in args or _KINDS:
         title = f"{kind} (* run by default)" if kind == "evals" else kind
         table = Table(title=title, title_justify="left", show_header=False, box=None)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
-        for row in _KINDS[kind](is_detailed=bool(words)):
+        for row in _KINDS[kind](bool(args)):
             table.add_row(*row)
         console.print(table)
         console.print()
-
-
-def _methods(is_detailed: bool) -> Rows:
-    return _plugins("method")
-
-
-def _evals(is_detailed: bool) -> Rows:
-    return _plugins("eval")
 
 
 def _plugins(kind: registry.Kind) -> Rows:
@@ -53,11 +46,6 @@ def _plugins(kind: registry.Kind) -> Rows:
         (name + (" *" if kind == "eval" and plugin.declared.is_default else ""), plugin.summary)
         for name, plugin in registry.discover(kind).items()
     ]
-
-
-def _datasets(is_detailed: bool) -> Rows:
-    paths = "a folder of class folders or of images, or Parquet files with an image column"
-    return [*data.names().items(), ("PATH", paths)]
 
 
 def _backbones(is_detailed: bool) -> Rows:
@@ -75,17 +63,17 @@ def _backbones(is_detailed: bool) -> Rows:
     return [*own, ("any of timm", f"{count:,} image models, such as {examples}; {names}")]
 
 
-def _presets(is_detailed: bool) -> Rows:
+def _presets() -> Rows:
     return [
         (name + (" (default)" if name == Settings.preset else ""), note)
         for name, note in registry.presets().items()
     ]
 
 
-_KINDS: dict[str, Callable[..., Rows]] = {
-    "methods": _methods,
-    "evals": _evals,
-    "datasets": _datasets,
+_KINDS: dict[str, Callable[[bool], Rows]] = {
+    "methods": lambda is_detailed: _plugins("method"),
+    "evals": lambda is_detailed: _plugins("eval"),
+    "datasets": lambda is_detailed: [*data.names().items(), ("PATH", _PATHS)],
     "backbones": _backbones,
-    "presets": _presets,
+    "presets": lambda is_detailed: _presets(),
 }

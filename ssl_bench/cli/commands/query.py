@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rich.table import Table
 from rich.text import Text
 
-from ssl_bench.config.settings import QuerySettings
+from ssl_bench.config.command_settings import QuerySettings
 from ssl_bench.errors import UserError
 from ssl_bench.runs import index, run_records
 from ssl_bench.utils.files import atomic, writing

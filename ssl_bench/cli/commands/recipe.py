@@ -77,23 +77,23 @@ class Stage:
     rows: tuple[Row, ...]
 
 
-def recipe(words: Sequence[str]) -> None:
+def recipe(args: Sequence[str]) -> None:
     """Print a preset's recipe: ``ssl-bench recipe``.
 
     Raises:
         UserError: there is no such preset, or a flag is wrong.
     """
-    if {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & set(args):
         print(_help(), end="")
         return
     require(
-        bool(words) and not words[0].startswith("-"),
+        bool(args) and not args[0].startswith("-"),
         "say which preset: ssl-bench recipe PRESET, one of `ssl-bench list presets`",
     )
     console = Console()
     if not (console.is_terminal or "COLUMNS" in os.environ):
         console.width = _WIDTH
-    for stage in stages(flags.parse_run(["--preset", *words], "recipe")):
+    for stage in stages(flags.parse_run(["--preset", *args], "recipe")):
         console.print(_table(stage))
         if stage.sources:
             console.print(f"tables and files of {stage.sources}")

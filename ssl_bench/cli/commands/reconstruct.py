@@ -15,7 +15,7 @@ from ssl_bench.api import registry
 from ssl_bench.api.method import DataInfo, Method, total
 from ssl_bench.api.registry import Plugin
 from ssl_bench.api.step import Batch, Step
-from ssl_bench.config.settings import ReconstructSettings
+from ssl_bench.config.command_settings import ReconstructSettings
 from ssl_bench.data.images import opened, to_rgb
 from ssl_bench.data.listing import Picture
 from ssl_bench.errors import UserError, require

@@ -17,7 +17,8 @@ from ssl_bench.api import registry
 from ssl_bench.api.registry import Kind, Plugin
 from ssl_bench.cli import trust
 from ssl_bench.cli.commands.show import text
-from ssl_bench.config.settings import Precision, RerunSettings, Settings
+from ssl_bench.config.command_settings import RerunSettings
+from ssl_bench.config.settings import Precision, Settings
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig

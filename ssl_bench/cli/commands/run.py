@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_bench.cli import argv, flags
-from ssl_bench.config.settings import ConfigFileSettings, PrepareSettings
+from ssl_bench.cli import argv, flags, parser
+from ssl_bench.config.command_settings import ConfigFileSettings, PrepareSettings
 from ssl_bench.distributed import launcher
 from ssl_bench.errors import UserError
 from ssl_bench.experiment import run_config
@@ -52,7 +52,7 @@ def data(args: Sequence[str]) -> None:
     """``ssl-bench data prepare``."""
     if args[:1] != ["prepare"] and not {"-h", "--help"} & set(args):
         raise UserError("say what to do with data: ssl-bench data prepare SOURCE -o FOLDER")
-    settings = flags.parse("data prepare", PrepareSettings, args[1:] or args)
+    settings = parser.parse("data prepare", PrepareSettings, args[1:] or args)
     from ssl_bench.experiment import commands
 
     commands.prepare(settings)
@@ -60,9 +60,9 @@ def data(args: Sequence[str]) -> None:
 
 def _from_file(args: Sequence[str]) -> RunConfig:
     """The run of ``ssl-bench run --config FILE``."""
-    from ssl_bench.cli import trust
+    from ssl_bench.cli import parser, trust
 
-    settings = flags.parse("run --config", ConfigFileSettings, args)
+    settings = parser.parse("run --config", ConfigFileSettings, args)
 
     def allow(files: Sequence[Path]) -> None:
         what = f"config {str(settings.config)!r} names"

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ssl_bench.config.settings import ShowSettings
+from ssl_bench.config.command_settings import ShowSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import mapping

@@ -30,16 +30,16 @@ from ssl_bench.utils.terminal import Console
 _console = Console()
 
 
-def main(words: Sequence[str]) -> None:
+def main(args: Sequence[str]) -> None:
     """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``.
 
     Raises:
         UserError: a cell is impossible, or the cluster refuses; what it took is noted.
     """
-    wanted = sweep_args.parse(words)
+    wanted = sweep_args.parse(args)
     planner = Planner(wanted.settings, wanted.resources, wanted.runs_dir)
     entries = planner.entries(wanted.cells)
-    while _is_more(words, wanted, planner, entries):
+    while _is_more(args, wanted, planner, entries):
         pass
 
 
@@ -67,13 +67,11 @@ def work_of(standings: Sequence[Standing], retry_failed: bool) -> list[Work]:
     return found
 
 
-def _is_more(
-    words: Sequence[str], wanted: Grid, planner: Planner, entries: Sequence[Entry]
-) -> bool:
+def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Sequence[Entry]) -> bool:
     """Show and submit what there is to do; whether there may be more to do at once."""
     settings = wanted.settings
     with nullcontext() if settings.dry_run else manifest.submitting(wanted.runs_dir):
-        sweep, opening_notes = _opened(words, wanted, entries)
+        sweep, opening_notes = _opened(args, wanted, entries)
         sweeps = [each for each in manifest.every(wanted.runs_dir)[0] if each.name != sweep.name]
         standings = standing.of(sweep, [*sweeps, sweep])
         if opening_notes and not settings.dry_run:
@@ -106,16 +104,14 @@ def _is_more(
     return False
 
 
-def _opened(
-    words: Sequence[str], wanted: Grid, entries: Sequence[Entry]
-) -> tuple[Sweep, list[str]]:
+def _opened(args: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> tuple[Sweep, list[str]]:
     """The sweep over these cells with the jobs that it has, and what a person should know of it.
 
     Raises:
         UserError: its record is damaged, and jobs that nobody else knows are under way.
     """
     folder = wanted.runs_dir / "sweeps" / manifest.name_of(entries)
-    sweep = Sweep(folder, wanted.settings.cluster, tuple(words), tuple(entries), ())
+    sweep = Sweep(folder, wanted.settings.cluster, tuple(args), tuple(entries), ())
     if not folder.exists():
         return sweep, []
     try:

@@ -17,24 +17,24 @@ from ssl_bench.sweep import grid, search
 from ssl_bench.sweep.grid import Final, Grid
 
 
-def parse(words: Sequence[str]) -> Grid:
+def parse(args: Sequence[str]) -> Grid:
     """What a command line asks for.
 
     Raises:
         UserError: a flag, a value, a file or a cell makes no sense.
     """
-    require(bool(words), "say what to sweep, such as --method mae,mocov3 --seed 0..4; see --help")
-    words = list(words)
+    require(bool(args), "say what to sweep, such as --method mae,mocov3 --seed 0..4; see --help")
+    args = list(args)
     file = SweepFile()
-    if not words[0].startswith("-"):
-        path = Path(words.pop(0))
+    if not args[0].startswith("-"):
+        path = Path(args.pop(0))
         require(
             path.suffix == ".toml",
             f"unexpected argument {str(path)!r}; flags start with --, and a sweep's file ends in "
             ".toml",
         )
         file = toml.read_sweep(path)
-    given, own, asked_for = argv.split(words)
+    given, own, asked_for = argv.split(args)
     settings = argv.settings(file, own)
     cluster_flags = argv.cluster_flags(asked_for)
     # A file's [slurm] and profile may wait there for the cluster to be slurm; flags are for now.

@@ -1,29 +1,29 @@
-"""The words of ``ssl-bench sweep``: which are flags of runs, which the sweep's own."""
+"""The arguments of ``ssl-bench sweep``: which are flags of runs, which the sweep's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssl_bench.cli import flags
+from ssl_bench.cli import parser
 from ssl_bench.cli.argv import by_flag
-from ssl_bench.cli.flags import Flag
+from ssl_bench.cli.parser import Flag
 from ssl_bench.cli.sweep_args import toml
 from ssl_bench.cli.sweep_args.toml import Layer, SweepFile
 from ssl_bench.cli.sweep_args.values import Given, choices
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError, require
 
-_OWN = flags.flags_of(SweepSettings)
+_OWN = parser.flags_of(SweepSettings)
 
 
-def split(words: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str, Given]]]:
+def split(args: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str, Given]]]:
     """The flags of runs, those of `SweepSettings`, and those of `ClusterSettings`."""
     line: Layer = {}
     own: dict[str, Given] = {}
     resources: list[tuple[str, Given]] = []
     booleans = {name for name, flag in _OWN.items() if flag.type is bool}
-    for group in by_flag(words):
+    for group in by_flag(args):
         flag, *values = group
         require(flag.startswith("--"), f"unexpected argument {flag!r}; a sweep's file comes first")
         require(
@@ -76,7 +76,7 @@ def _own_value(name: str, given: Given) -> Any:
     """The value of a field of `SweepSettings`."""
     flag = _OWN[name]
     if not given.where and flag.type is not bool:
-        return flags.read(flag, _text(flag, given))
+        return parser.read(flag, _text(flag, given))
     several = choices(flag, given)
     require(len(several) == 1, f"{given.where or flag.option}: it takes one value")
     return several[0]
@@ -88,14 +88,14 @@ def cluster_flags(resources: Sequence[tuple[str, Given]]) -> dict[str, Any]:
     Raises:
         UserError: one makes no sense.
     """
-    known = flags.flags_of(ClusterSettings)
+    known = parser.flags_of(ClusterSettings)
     found: dict[str, Any] = {}
     for name, given in resources:
         text = _text(known[name], given)
         if name in toml.LISTS:  # not split at commas: a line of shell may well have some
             found[name] = (*found.get(name, ()), text)
         else:
-            found[name] = flags.read(known[name], text)
+            found[name] = parser.read(known[name], text)
     ClusterSettings(**found)
     return found
 

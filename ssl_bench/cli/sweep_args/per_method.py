@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import complaints, flags
+from ssl_bench.cli import complaints, flags, parser
 from ssl_bench.cli.argv import joined
-from ssl_bench.cli.flags import Flag
+from ssl_bench.cli.parser import Flag
 from ssl_bench.cli.sweep_args import toml
 from ssl_bench.cli.sweep_args.toml import Layer, SweepFile
 from ssl_bench.cli.sweep_args.values import Given, choices
@@ -16,7 +16,7 @@ from ssl_bench.config.settings import BUDGETS, Settings
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep.grid import Part
 
-_SHARED = flags.flags_of(Settings)
+_SHARED = parser.flags_of(Settings)
 
 
 @dataclass(frozen=True)

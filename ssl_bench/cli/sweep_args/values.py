@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_bench.cli import flags
-from ssl_bench.cli.flags import Flag
+from ssl_bench.cli import parser
+from ssl_bench.cli.parser import Flag
 from ssl_bench.data.names import base
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import text_of
@@ -48,7 +48,7 @@ def choices(flag: Flag, given: Given) -> list[Any]:
     except UserError as error:
         raise UserError(f"{given.where or flag.option}: {error}") from error
     try:
-        read = [flags.read(flag, each) if isinstance(each, str) else each for each in found]
+        read = [parser.read(flag, each) if isinstance(each, str) else each for each in found]
     except UserError as error:
         raise UserError(f"{given.where}: {error}" if given.where else str(error)) from error
     return list(dict.fromkeys(read))

@@ -43,15 +43,6 @@ class Record:
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What ``batch.json`` holds."""
-
-    cells: tuple[tuple[Job, ...], ...]
-    lanes_folder: str
-    processes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Batch:
     """Cells that were submitted together.
 
@@ -80,15 +71,8 @@ class Batch:
 
     def save(self) -> None:
         """Write ``batch.json``."""
-        keys = ("config", "run", "stage", "cwd", "nodes", "devices")
-        cells = [
-            [{key: getattr(job, key) for key in keys} for job in stages] for stages in self.cells
-        ]
-        content = {
-            "cells": cells,
-            "lanes_folder": str(self.lanes_folder),
-            "processes": list(self.processes),
-        }
+        content = asdict(self) | {"lanes_folder": str(self.lanes_folder)}
+        del content["folder"]
         write_json(self.folder / "batch.json", content)
 
     @classmethod
@@ -99,10 +83,9 @@ class Batch:
             UserError: it cannot be read.
         """
         try:
-            content = typed_json.read(folder / "batch.json", _Content)
+            return typed_json.read(folder / "batch.json", cls, folder=str(folder))
         except Unreadable as error:
             raise UserError(f"{str(folder / 'batch.json')!r} cannot be read: {error}") from error
-        return cls(folder, content.cells, Path(content.lanes_folder), content.processes)
 
 
 def config_of(path: Path) -> Path:

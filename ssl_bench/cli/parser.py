@@ -1,0 +1,209 @@
+"""Flags, which are fields of dataclasses under a possibly longer name, read by tyro.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from ssl_bench.api import registry
+from ssl_bench.api.registry import Plugin
+from ssl_bench.cli import complaints, habits
+from ssl_bench.cli.argv import joined, split_commas, values_told_from_flags
+from ssl_bench.config.presets import BACKBONES
+from ssl_bench.errors import UserError, require
+from ssl_bench.experiment.run_config import flag_prefix
+
+T = TypeVar("T")
+_POSITIONAL = {
+    "images": "IMAGE...",
+    "runs": "[RUN...]",
+    "source": "SOURCE",
+    "sql": "[SQL]",
+    "sweep": "[SWEEP]",
+    "target": "TARGET",
+}
+"""How their values are called; brackets where there may be none."""
+_SHORT = {"output": ["-o"]}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: a dataclass field under a possibly longer name, with a preset's default."""
+
+    name: str
+    owner: type
+    field: dataclasses.Field[Any]
+    help: str
+    preset: Mapping[str, Any]
+
+    @property
+    def option(self) -> str:
+        """As a person writes it."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def type(self) -> Any:
+        """Of its value."""
+        return _type_hints(self.owner)[self.field.name]
+
+    @property
+    def default(self) -> Any:
+        """Its value where none is given."""
+        return self.preset.get(self.field.name, self.field.default)
+
+
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
+    """The flags of a dataclass, under longer names, with a preset's defaults."""
+    texts = registry.field_help(cls)
+    return [
+        Flag(prefix + field.name, cls, field, texts.get(field.name, ""), preset)
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def flags_of(cls: type) -> dict[str, Flag]:
+    """The flags of a command that has no plugins, by their fields' names."""
+    return {flag.name: flag for flag in flags_with(cls, "", {})}
+
+
+def parse(command: str, cls: type[T], args: Sequence[str]) -> T:
+    """The flags of a command that has no plugins."""
+    return cls(**values_of(command, flags_with(cls, "", {}), args, cls.__doc__ or ""))
+
+
+def read(flag: Flag, text: str) -> Any:
+    """The value of a flag that is given alone.
+
+    Raises:
+        UserError: the text is no value for it.
+    """
+    return values_of("run", [flag], joined([(flag.option, text)]), "")[flag.name]
+
+
+def every_flag(
+    command: str,
+    settings: Sequence[type],
+    kinds: Sequence[registry.Kind],
+    choices: Mapping[str, Any],
+) -> type:
+    """A dataclass with a command's flags whatever the method, for shell completion.
+
+    Args:
+        choices: a narrower type for some flags, by name.
+    """
+    sources = [(cls, "") for cls in settings]
+    for kind in kinds:
+        sources += [(each.config, flag_prefix(each)) for each in registry.discover(kind).values()]
+    unique = {flag.name: flag for cls, prefix in sources for flag in flags_with(cls, prefix, {})}
+    return _as_dataclass(command, unique.values(), choices)
+
+
+def values_of(
+    command: str,
+    flags: Sequence[Flag],
+    args: Sequence[str],
+    description: str,
+    everyone: Sequence[Plugin] = (),
+) -> dict[str, Any]:
+    """The value of each flag, by name; or help, which ends the program.
+
+    Args:
+        everyone: the plugins that have flags here, for what is said of a flag that is not known.
+
+    Raises:
+        UserError: there is no such flag, or a value is none for it.
+    """
+    if any(arg in ("-h", "--help") for arg in args):
+        tyro.cli(
+            _as_dataclass(command, flags),
+            prog=f"ssl-bench {command}",
+            description=description,
+            args=["--help"],
+        )
+    given = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    for arg in given:
+        require(
+            given.count(arg) == 1,
+            f"flag {arg!r} is given {given.count(arg)} times; once will do",
+        )
+    sequences = {flag.name for flag in flags if typing.get_origin(flag.type) is tuple}
+    taking = {flag.option for flag in flags if flag.type is not bool}
+    args = values_told_from_flags(args, taking)
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            parsed: Any
+            parsed, rest = tyro.cli(
+                _as_dataclass(command, flags),
+                args=split_commas(args, sequences),
+                return_unknown_args=True,
+            )
+        except SystemExit:
+            complaints.refuse_no_number({flag.name: flag.type for flag in flags}, args)
+            raise UserError(complaints.without_box(output.getvalue() + errors.getvalue())) from None
+    if rest:
+        complaints.refuse(rest[0], [flag.name for flag in flags], everyone)
+    values = {flag.name: getattr(parsed, flag.name) for flag in flags}
+    if values.get("backbone"):
+        values["backbone"] = _backbone(values["backbone"])
+    return values
+
+
+def _backbone(name: str) -> str:
+    """The backbone that is meant.
+
+    Raises:
+        UserError: its name gives a patch size, which is a flag of its own here.
+    """
+    meant = habits.backbone(name)
+    if meant is None or meant[0] == name or name in BACKBONES:
+        return name
+    own, patch_size = meant
+    if patch_size is not None and not re.fullmatch(r"(vit|deit)_\w+_patch\d+_\d+", name):
+        raise UserError(
+            f"backbone {name!r}: patches have a flag of their own; --backbone {own} --patch-size "
+            f"{patch_size} would work"
+        )
+    return name if patch_size is not None else own
+
+
+def _as_dataclass(
+    command: str, flags: Iterable[Flag], choices: Mapping[str, Any] | None = None
+) -> Any:
+    fields: list[Any] = []
+    for flag in flags:
+        value_type = (choices or {}).get(flag.name, flag.type)
+        is_positional = flag.name in _POSITIONAL
+        is_sequence = typing.get_origin(flag.type) is tuple
+        metavar = _POSITIONAL.get(flag.name, "A,B,..." if is_sequence else None)
+        # A default that is nothing says nothing.
+        hint = "" if is_positional or flag.default in (None, "", ()) else None
+        argument = tyro.conf.arg(
+            help=flag.help,
+            metavar=metavar,
+            help_behavior_hint=hint,
+            aliases=_SHORT.get(flag.name),
+        )
+        type_: Any = Annotated[value_type, argument]
+        if is_positional:
+            type_ = tyro.conf.Positional[type_]  # type: ignore[misc]
+        default = [] if flag.default is dataclasses.MISSING else [flag.default]
+        fields.append((flag.name, type_, *default))
+    return dataclasses.make_dataclass(command, fields, frozen=True, kw_only=True)

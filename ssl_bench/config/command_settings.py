@@ -1,0 +1,201 @@
+"""What the commands beside ``run``, ``eval`` and ``sweep`` are told.
+
+Nothing here imports torch, so that ``--help`` is fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ssl_bench.config.settings import WeightSettings
+from ssl_bench.errors import above, require, within
+
+At = Literal["end", "equal-images", "equal-flops", "equal-time"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(WeightSettings):
+    """Write a run's encoder, or anyone's, in a format that other code reads."""
+
+    target: str = ""
+    """A run's folder or name, or anyone's weights, as `ssl-bench eval` takes them."""
+    format: Literal["timm", "mae", "hf"] = "timm"
+    """For timm's checkpoint_path, for the official MAE code, or for transformers."""
+    output: Path | None = None
+    """File to write, a folder for hf. Default: the run's name and the format, here."""
+    overwrite: bool = False
+    """Replace what is there."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.target), "say what to export: a run, or a file of weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructSettings(WeightSettings):
+    """Hide patches of images, and draw what a masked autoencoder makes of the others."""
+
+    target: str = ""
+    """A run's folder or name, or anyone's weights with their decoder."""
+    images: tuple[str, ...] = ()
+    """Image files."""
+    mask_ratio: float | None = None
+    """Share of the patches to hide, in (0, 1). Default: the pre-training's, or 0.75."""
+    sampling: Literal["random", "block", "grid"] = "random"
+    """Which patches to hide: any, rectangles of them, or all but a regular grid."""
+    seed: int = 0
+    """Seed of the masks."""
+    norm_pix_loss: Literal["auto", "yes", "no"] = "auto"
+    """Whether the decoder predicts normalised patches. Default: as the weights tell, or whichever
+    makes its prediction better."""
+    decoder_heads: int | None = None
+    """Attention heads of the decoder, where the weights do not tell."""
+    output: Path = Path("reconstruction.png")
+    """Picture to write."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.target), "say whose decoder: a run, or a file of weights")
+        require(self.output.suffix == ".png", f"output {str(self.output)!r} must end in .png")
+        require(bool(self.images), "say which images to reconstruct")
+        if self.mask_ratio is not None:
+            within("mask ratio", self.mask_ratio, "(0, 1)")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Show runs side by side."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders, or parts of their names. Default: all."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    at: At = "end"
+    """Where scores are read: at the end of each run, or at a cost that is equal for all, between
+    the snapshots on either side of it."""
+    at_cost: float | None = None
+    """That cost, in images, FLOPs or seconds of the device. Default: the largest that all reach."""
+    csv: Path | None = None
+    """Write all scores, not the headlines alone, to this file too."""
+
+    def __post_init__(self) -> None:
+        if self.at_cost is not None:
+            require(
+                self.at != "end", "--at-cost needs --at equal-images, equal-flops or equal-time"
+            )
+            above("at cost", self.at_cost, 0)
+
+
+@dataclass(frozen=True)
+class QuerySettings:
+    """Ask the tables of all runs and of all scores a question in SQL, or list their columns."""
+
+    sql: str = ""
+    """A query of DuckDB's SQL over `run_folder` and `scores`. Default: list the columns."""
+    schema: bool = False
+    """List the columns with what they mean."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    csv: Path | None = None
+    """Write the answer to this file too, every row of it."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Write a page with tables and figures of runs, and the files for a paper."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders, or parts of their names. Default: all."""
+    output: Path = Path("report")
+    """Folder to write; an older report there is replaced."""
+    title: str = "Self-supervised methods compared"
+    """Heading of the page."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """Show where a run's numbers come from: command, code, packages, device, data, cost, scores."""
+
+    target: str = ""
+    """A run's folder, or a part of its name."""
+    json: bool = False
+    """Print JSON."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say which run to show")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunSettings:
+    """Train and evaluate a run again, and say whether it came out the same."""
+
+    target: str = ""
+    """A run's folder, or a part of its name."""
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders; the repetition goes into its reruns/."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+    trust: bool = False
+    """Run the file that the run names as its method or evaluation, which is no part of the
+    installation. Without it, a terminal is asked; whatever the file holds is run."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.target), "say which run to repeat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFileSettings:
+    """Run what a file describes, and nothing else: a run's config.json, or one like it."""
+
+    config: Path
+    """The file."""
+    trust: bool = False
+    """Run the files that it names as method or evaluation, which are no part of the installation.
+    Without it, a terminal is asked; whatever they hold is run."""
+    wait: bool = False
+    """Wait until another process is done with the run, instead of leaving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Write a data set once as few large files of small images, so that later runs read it fast."""
+
+    source: str = ""
+    """A folder of class folders, Parquet files of images, or a data set by name."""
+    output: Path | None = None
+    """Folder to write, which does not exist yet; `--data` takes it afterwards."""
+    short_side: int = 256
+    """Longest short side in pixels that an image keeps; no image is enlarged, and those that are
+    small enough are copied as they are."""
+    quality: int = 95
+    """JPEG quality of the images that are made smaller, from 1 to 100."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.source), "say which data set to prepare: a folder, or a name")
+        require(self.output is not None, "say which folder to write: -o FOLDER")
+        above("short side", self.short_side, 0)
+        within("quality", self.quality, "[1, 100]")
+
+
+@dataclass(frozen=True)
+class AblateSettings:
+    """Flags of ``ssl-bench ablate`` beside those of ``ssl-bench run``."""
+
+    values: tuple[str, ...] = ()
+    """Values to try, separated by commas. Default: the paper's."""
+    seeds: tuple[int, ...] = ()
+    """Run each value with each of these seeds, separated by commas. Default: that of --seed."""
