@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ssl_bench.analysis.comparison.pairs import LEVEL
+from ssl_bench.analysis.comparison.pairs import LEVEL, read_predictions
 from ssl_bench.analysis.comparison.statistics import Difference, difference, holm, mcnemar
 from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import (
@@ -24,7 +24,7 @@ from ssl_bench.analysis.report.drawing import (
     shorten,
 )
 from ssl_bench.analysis.report.source import Source, evaluations, representatives, slug
-from ssl_bench.runs import schema
+from ssl_bench.errors import UserError, require
 
 _MOST_MATRICES = 6
 _MOST_PAIRS = 6
@@ -78,18 +78,17 @@ def class_differences(source: Source) -> Iterator[Drawing]:
 
 
 def _predictions(source: Source, folder: str) -> Predictions | None:
-    arrays = source.arrays(folder, ("predictions", "labels"), schema.PREDICTIONS)
-    if not arrays:
+    try:
+        stored = read_predictions(folder)
+        largest = max(int(each.max()) for each in stored) if stored else 0
+        require(
+            largest < _MOST_LABELS,
+            f"{folder!r}: predictions are of {_MOST_LABELS:,} classes or more",
+        )
+    except UserError as error:
+        source.problem(str(error))
         return None
-    predictions, labels = arrays["predictions"], arrays["labels"]
-    is_valid = all(each.ndim == 1 and each.dtype.kind in "iu" for each in (predictions, labels))
-    if not is_valid or len(predictions) != len(labels) or labels.min(initial=0) < 0:
-        source.problem(f"{folder!r}: predictions and labels do not fit together")
-        return None
-    if max(predictions.max(initial=0), labels.max(initial=0)) >= _MOST_LABELS:
-        source.problem(f"{folder!r}: predictions are of {_MOST_LABELS:,} classes or more")
-        return None
-    return (predictions, labels) if len(labels) else None
+    return stored
 
 
 def _confusion(source: Source, folder: str) -> np.ndarray | None:
