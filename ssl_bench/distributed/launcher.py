@@ -162,8 +162,8 @@ def _exit_code(codes: Sequence[int], first: int | None, folder: Path) -> int:
         lines = Path(folder, str(first)).read_text("utf-8", errors="replace").splitlines()
         cause = ": ".join([cause, *lines[-1:]])
     raise UserError(
-        f"process {first} of {len(codes)} ended with {cause}; the same command goes on from the "
-        "last checkpoint, if there is one"
+        f"process {first} of {len(codes)} ended with {cause}; the same command resumes it from "
+        "the last checkpoint, if there is one"
     )
 
 

@@ -201,7 +201,7 @@ class _FailureMonitor:
                 time.sleep(0.1)
             error = UserError(
                 "another process was lost; it may have been killed, such as for want of memory; "
-                "the same command goes on from the last checkpoint, if there is one"
+                "the same command resumes it from the last checkpoint, if there is one"
             )
         own = _Failure.of(self._environment.rank, error)
         first = own
@@ -260,7 +260,9 @@ class _Failure:
             return cls(rank, 2, f"process {rank} is {message}" if is_of_memory(error) else message)
         if not isinstance(error, Exception):
             number = getattr(error, "signal", signal.SIGINT)
-            return cls(rank, 128 + number, f"process {rank} was stopped; the same command goes on")
+            return cls(
+                rank, 128 + number, f"process {rank} was stopped; the same command resumes it"
+            )
         return cls(rank, 1, "".join(traceback.format_exception(error)))
 
     def error(self) -> Exception:

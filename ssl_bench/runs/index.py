@@ -215,7 +215,8 @@ def _load_cache(runs_dir: Path) -> pa.Table:
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException):
         return _schema().empty_table()
-    is_current = table.schema.equals(_schema(), check_metadata=True)
+    found = table.schema  # its fields have metadata of their own, which are not compared
+    is_current = found.equals(_schema()) and found.metadata == _schema().metadata
     return table if is_current else _schema().empty_table()
 
 

@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from ssl_bench.analysis import comparison, report, tables
 from ssl_bench.analysis.comparison import statistics
 from ssl_bench.analysis.report import (
-    ablations,
     accuracy,
     cost,
     drawing,
@@ -34,7 +33,6 @@ from ssl_bench.analysis.report import (
     origins,
     predictions,
     representations,
-    robustness,
     training,
 )
 from ssl_bench.analysis.report.drawing import Drawing
@@ -265,7 +263,7 @@ def figures(drawn: Iterator[Any]) -> list[Drawing]:
 
 def test_captions_tell_how_many_images_were_measured(written: Written, runs_dir: Path) -> None:
     source = source_of(runs_dir)
-    [drawn] = figures(robustness.by_corruption(source))
+    [drawn] = figures(accuracy.by_corruption(source))
     assert f"20 of the {IMAGES} test images of tiny." in drawn.caption
     assert "CIFAR-10-C" in drawn.caption
     for drawn in figures(representations.similarities(source)):
@@ -282,7 +280,7 @@ def test_a_curve_is_of_groups_that_differ_in_nothing_else(tmp_path: Path) -> Non
         again = newer / "evals" / "knn-beef-seed1-bf16"
         shutil.copytree(newer / "evals" / "knn-beef-seed1-fp32", again)
         change(again / "scores.json", precision="bf16")
-    [drawn] = figures(ablations.over_settings(source_of(tmp_path)))
+    [drawn] = figures(accuracy.over_settings(source_of(tmp_path)))
     assert set(drawn.data["n"]) == {1}
     assert set(drawn.data["curve"]) == {
         "evaluated_in=fp32, version=1", "evaluated_in=fp32, version=2",
@@ -296,7 +294,7 @@ def test_groups_that_nothing_tells_apart_are_on_no_curve(tmp_path: Path) -> None
     twin = make_run(tmp_path, "mae", 1, 0.75, evals=("knn",))
     config = json.loads((twin / "config.json").read_text())
     change(twin / "config.json", encoder=config["encoder"] | {"mean": [0.4] * 3})
-    assert figures(ablations.over_settings(source_of(tmp_path))) == []
+    assert figures(accuracy.over_settings(source_of(tmp_path))) == []
 
 
 def test_each_baseline_is_of_one_encoder(tmp_path: Path) -> None:

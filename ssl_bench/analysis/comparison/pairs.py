@@ -17,7 +17,7 @@ import numpy as np
 from ssl_bench.analysis.comparison import statistics
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.statistics import Difference
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, require
 from ssl_bench.runs import schema
 from ssl_bench.utils import arrays
 
@@ -97,14 +97,14 @@ def test_pairs(
             continue
         present = {key: cells[key, column.key] for key in keys if (key, column.key) in cells}
         values = {key: {s.seed: s.value for s in scores} for key, scores in present.items()}
-        predictions = {
-            key: _predictions(scores[0], notes)
+        answers = {
+            key: _answers(scores[0], notes)
             for key, scores in present.items()
             if has_predictions and len(scores) == 1 and len(present) > 1
         }
         for a, b in itertools.combinations(present, 2):
             difference = statistics.difference(values[a], values[b])
-            first, second = predictions.get(a), predictions.get(b)
+            first, second = answers.get(a), answers.get(b)
             if difference.test == "none" and first and second:
                 (right_a, labels_a), (right_b, labels_b) = first, second
                 if np.array_equal(labels_a, labels_b):
@@ -143,21 +143,36 @@ def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> 
     return dict.fromkeys([top, *level], "tied") if level else {}
 
 
-def _predictions(score: Score, notes: dict[str, None]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Whether a run has each test image right, and the labels: ``(N,)``; None if not stored."""
-    if math.isnan(score.value):
-        return None
-    try:
-        found = arrays.read(Path(score.folder) / schema.PREDICTIONS, ("predictions", "labels"))
-    except UserError as error:
-        notes[str(error)] = None
-        return None
+def read_predictions(folder: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """An evaluation's predicted and true classes: int ``(N,)``; None where they are not stored.
+
+    Raises:
+        UserError: they cannot be read, or do not fit together.
+    """
+    found = arrays.read(Path(folder) / schema.PREDICTIONS, ("predictions", "labels"))
     if not found:
         return None
     predictions_N, labels_N = found["predictions"], found["labels"]
-    if predictions_N.shape == labels_N.shape and labels_N.ndim == 1 and labels_N.size:
-        right_N = predictions_N == labels_N
-        if abs(100 * np.mean(right_N) - score.value) < _ROUNDING:
-            return right_N, labels_N
+    is_valid = all(each.ndim == 1 and each.dtype.kind in "iu" for each in (predictions_N, labels_N))
+    require(
+        is_valid and len(predictions_N) == len(labels_N) > 0 and labels_N.min() >= 0,
+        f"{folder!r}: predictions and labels do not fit together",
+    )
+    return predictions_N, labels_N
+
+
+def _answers(score: Score, notes: dict[str, None]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Whether a run has each test image right, and the labels; None if that is not known."""
+    try:
+        stored = None if math.isnan(score.value) else read_predictions(score.folder)
+    except UserError as error:
+        notes[str(error)] = None
+        return None
+    if stored is None:
+        return None
+    predictions_N, labels_N = stored
+    right_N = predictions_N == labels_N
+    if abs(100 * np.mean(right_N) - score.value) < _ROUNDING:
+        return right_N, labels_N
     notes[f"{score.run}: predictions of {score.eval} do not give its score"] = None
     return None

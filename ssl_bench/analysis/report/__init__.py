@@ -15,7 +15,6 @@ from pathlib import Path
 from ssl_bench import __version__
 from ssl_bench.analysis import comparison
 from ssl_bench.analysis.report import (
-    ablations,
     accuracy,
     cost,
     drawing,
@@ -24,11 +23,10 @@ from ssl_bench.analysis.report import (
     page,
     predictions,
     representations,
-    robustness,
     tables,
     training,
 )
-from ssl_bench.analysis.report.drawing import Drawing, Figure, Missing
+from ssl_bench.analysis.report.drawing import Drawings, Figure, Missing
 from ssl_bench.analysis.report.source import UNKNOWN, Source
 from ssl_bench.analysis.tables import as_csv
 from ssl_bench.api import registry
@@ -40,18 +38,18 @@ from ssl_bench.utils.files import load_json, temporary_folder, write_json, writi
 
 _MARKER = "report.json"
 _MAKER = "ssl-bench report"
-Draw = Callable[[Source], Iterator[Drawing | Missing]]
+Draw = Callable[[Source], Drawings]
 _FIGURES: tuple[Draw, ...] = (
     accuracy.by_evaluation,
     accuracy.within_evaluations,
     cost.against_cost,
-    ablations.over_settings,
+    accuracy.over_settings,
     training.curves,
     training.reconstructions,
     representations.attention,
     representations.embeddings,
     representations.similarities,
-    robustness.by_corruption,
+    accuracy.by_corruption,
     predictions.confusions,
     predictions.class_differences,
 )

@@ -1,9 +1,13 @@
-"""Figures of scores: by evaluation, and over what an evaluation varies."""
+"""Figures of scores: by evaluation, over settings, within evaluations, and under corruptions."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,10 @@ from ssl_bench.analysis.report.drawing import (
     draw_curve,
     legend,
     missing,
+    or_missing,
     panels,
+    scale,
+    shades,
     shorten,
 )
 from ssl_bench.analysis.report.source import (
@@ -31,22 +38,25 @@ from ssl_bench.analysis.report.source import (
     slug,
     styled_groups,
 )
+from ssl_bench.errors import UserError
+from ssl_bench.runs import schema
 
 _SERIES = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<x>\d+(?:\.\d+)?)(?P<unit_of_x>pct)?")
 _BASELINE_LINES = (
     "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 5)),
 )  # fmt: skip
 _MOST_GROUPS = 80
+_SMALLEST_CURVE = 3
+_MEAN = "mean of all"
 
 Baseline = tuple[str, str]
 
 
-def by_evaluation(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(Missing("Accuracy by evaluation", "no run has a score yet", "ssl-bench eval RUN"))
+def by_evaluation(source: Source) -> Iterator[Drawing]:
     """The mean, interval and runs of every group, one panel for each evaluation."""
     headlines = source.headlines
     if headlines.empty:
-        reason = "no run has a score yet"
-        yield Missing("Accuracy by evaluation", reason, "ssl-bench eval RUN")
         return
     is_accuracy = headlines["unit"].str.contains("accuracy", na=False)
     headlines = headlines.assign(kind=np.where(is_accuracy, "Accuracy", "Scores"))
@@ -189,3 +199,191 @@ def _baselines(scores: pd.DataFrame) -> dict[Baseline, float]:
             if values.get(row.score) is not None:
                 found.setdefault((label, of_encoder), []).append(values[row.score])
     return {baseline: float(np.mean(values)) for baseline, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Groups that differ in one number: its values by the groups' keys, and what they share."""
+
+    shared: Mapping[str, Any]
+    values: Mapping[str, float]
+
+
+@or_missing(
+    Missing(
+        "Ablation curves",
+        "no three groups of a method differ in one number alone",
+        "ssl-bench ablate mask-ratio",
+    )
+)
+def over_settings(source: Source) -> Iterator[Drawing]:
+    """A curve wherever three groups of a method differ in one number alone."""
+    for method, name, curves in _ablations(source):
+        yield _draw_ablation(source, method, name, curves)
+
+
+def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) -> Drawing:
+    values = {key: value for curve in curves for key, value in curve.values.items()}
+    scores = source.headlines[source.headlines["key"].isin(values)]
+    scores = scores.assign(value_of=scores["key"].map(values))
+    found = list(evaluations(source, scores))
+    look = source.looks[method]
+    styles = list(zip(curves, _labels(curves), shades(look.color, len(curves)), strict=True))
+    figure, axes = panels(len(found))
+    handles, rows = {}, []
+    for axis, (title, of_evaluation) in zip(axes, found, strict=True):
+        for curve, label, color in styles:
+            part = of_evaluation[of_evaluation["key"].isin(curve.values)]
+            if part.empty:
+                continue
+            means = mean_curve(part, "value_of")
+            handles[shorten(label, 60)] = draw_curve(axis, means, color, look)
+            axis.plot(part["value_of"], part["value"], ".", color=color, alpha=0.4)
+            rows.append(means.assign(evaluation=title, method=method, setting=name, curve=label))
+        scale(axis, values.values())
+        axis.set(title=shorten(title, 38), xlabel=name, ylabel=of_evaluation["unit"].iloc[0])
+    if len(curves) > 1:
+        legend(figure, handles)
+    return Drawing(
+        f"ablation-{slug(method)}-{slug(name)}",
+        "Ablations",
+        f"{name} of {method}",
+        f"{measured(source, scores)} Along a curve nothing else differs: settings, code of the "
+        "method, data, and how it was evaluated. Bars are 95 % t intervals over seeds, small dots "
+        "single runs.",
+        f"Score of {method} over {len(set(values.values()))} values of {name}.",
+        pd.concat(rows).rename(columns={"value_of": "value"}),
+        figure,
+    )
+
+
+def _ablations(source: Source) -> Iterator[tuple[str, str, list[Curve]]]:
+    """Method, setting, and the curves over it."""
+    if source.headlines.empty:
+        return
+    groups = source.headlines.drop_duplicates("key")
+    folders = source.runs.set_index("run")["folder"]
+    for method, peers in groups.groupby("method", sort=True):
+        settings = {
+            row["key"]: _group_settings(row, Path(folders[row["run"]]))
+            for row in peers.to_dict("records")
+        }
+        for name in dict.fromkeys(name for each in settings.values() for name in each):
+            curves = _ablation_curves(settings, name)
+            if curves:
+                yield str(method), name, curves
+
+
+def _group_settings(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Everything that sets a group apart from others of its method."""
+    try:
+        plan = schema.load_plan(folder)
+    except UserError:
+        plan = {}
+    return {
+        **parse_settings(row["settings"]),
+        "version": plan.get("method_version"),
+        "data": row["data_fingerprint"],
+        "evaluated_in": row["eval_precision"],
+        "evaluated_with_seed": "the run's" if pd.isna(row["eval_seed"]) else str(row["eval_seed"]),
+    }
+
+
+def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> list[Curve]:
+    """The curves over one setting, without groups of the same settings: those are ambiguous."""
+    alike: dict[str, dict[str, float]] = {}
+    for key, each in settings.items():
+        value: Any = each.get(name)
+        if schema.is_number(value):
+            others = {n: v for n, v in each.items() if n != name}
+            alike.setdefault(json.dumps(others, sort_keys=True, default=str), {})[key] = value
+    curves = []
+    for shared, values in alike.items():
+        times = Counter(values.values())
+        unique = {key: value for key, value in values.items() if times[value] == 1}
+        if len(unique) >= _SMALLEST_CURVE:
+            curves.append(Curve(json.loads(shared), unique))
+    return curves
+
+
+def _labels(curves: list[Curve]) -> list[str]:
+    """The settings that set each curve apart from the others."""
+    names = dict.fromkeys(name for curve in curves for name in curve.shared)
+    apart = [n for n in names if len({json.dumps(c.shared.get(n)) for c in curves}) > 1]
+    return [", ".join(f"{n}={c.shared[n]}" for n in apart if n in c.shared) for c in curves]
+
+
+@or_missing(missing("Robustness", "robustness"))
+def by_corruption(source: Source) -> Iterator[Drawing]:
+    """Accuracy by corruption and severity."""
+    for title, scores in evaluations(source, source.with_arrays(("accuracy",))):
+        rows = [row for _, run in scores.iterrows() for row in _accuracies(source, run)]
+        if rows:
+            yield _draw_corruptions(source, title, scores, pd.DataFrame(rows))
+
+
+def _accuracies(source: Source, row: pd.Series) -> list[dict[str, Any]]:
+    """A run's accuracy at each severity of each corruption; severity 0 is the clean images."""
+    arrays = source.arrays(row["folder"], ("accuracy",))
+    named = _corruption_names(source.record(row["folder"]), arrays["accuracy"]) if arrays else None
+    if named is None:
+        return []
+    kinds, clean = named
+    before, start = ([], 1) if clean is None else ([clean], 0)
+    return [
+        {**row[["run", "label", "method", "seed"]], "corruption": kind, "severity": severity,
+         "accuracy": float(value)}
+        for kind, values in zip(kinds, arrays["accuracy"], strict=True)
+        for severity, value in enumerate([*before, *values], start)
+    ]  # fmt: skip
+
+
+def _corruption_names(
+    record: dict[str, Any], accuracy: np.ndarray
+) -> tuple[list[str], float | None] | None:
+    """The names of the corruptions, and the score on clean images; None for other scores."""
+    scores = record.get("scores") or {}
+    others = [name for name in scores if not re.search(r"_severity_\d+$", name)]
+    severities = len(scores) - len(others)
+    if not severities or accuracy.ndim != 2 or accuracy.shape[1] != severities:
+        return None
+    if len(accuracy) > len(others):
+        return None
+    kinds = [name.partition("_")[2] or name for name in others[-len(accuracy) :]]
+    return kinds, next((scores[name] for name in others if name.endswith("_clean")), None)
+
+
+def _draw_corruptions(
+    source: Source, title: str, scores: pd.DataFrame, frame: pd.DataFrame
+) -> Drawing:
+    mean = frame.groupby(["run", "label", "method", "seed", "severity"], as_index=False)
+    mean = mean["accuracy"].mean().assign(corruption=_MEAN)
+    kinds = list(dict.fromkeys(frame["corruption"]))
+    together = pd.concat([mean, frame])
+    figure, axes = panels(1 + len(kinds), 4, 1.85, 1.75, sharex=True, sharey=True)
+    handles: dict[str, Any] = {}
+    for axis, kind in zip(axes, [_MEAN, *kinds], strict=True):
+        of_kind = together[together["corruption"] == kind]
+        for label, color, look, group in styled_groups(source, of_kind):
+            by = group.groupby("severity")["accuracy"].mean()
+            [handle] = axis.plot(by.index, by, color=color, marker=look.marker, markersize=3.5,
+                                 linestyle=look.line)  # fmt: skip
+            handles[shorten(label, 40)] = handle
+        axis.set_title(shorten(str(kind).replace("_", " "), 24), fontsize=8.5)
+        axis.set_xticks(sorted(frame["severity"].unique()))
+    figure.supxlabel("severity", fontsize=9)
+    figure.supylabel(scores["unit"].iloc[0], fontsize=9)
+    legend(figure, handles)
+    shown = scores[scores["run"].isin(frame["run"])]
+    return Drawing(
+        f"robustness-{slug(title)}",
+        "Robustness",
+        f"Accuracy under corruptions: {title}",
+        f"{measured(source, shown)} Each corruption at {frame['severity'].max()} severities; 0 is "
+        "the same images as they are. Means over seeds. At any image size the strengths are about "
+        "those of ImageNet-C at 224 px, scaled to the image, so the numbers cannot be compared "
+        "with published ones of CIFAR-10-C.",
+        f"Accuracy over severity under {len(kinds)} corruptions, for {len(handles)} groups.",
+        together,
+        figure,
+    )

@@ -6,10 +6,11 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 import matplotlib
 import pandas as pd
@@ -29,6 +30,9 @@ _DOTS_PER_INCH = 200
 _LARGEST_SVG = 120_000
 _DECADE = 10
 _MOST_NAMES = 36
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,30 @@ class Missing:
         return f"{self.title}: {self.reason}{hint}"
 
 
+Drawings = Iterator[Drawing | Missing]
+
+
 def missing(title: str, evaluation: str, what: str = "arrays") -> Missing:
     """A figure for which no run has the arrays, or the scores, of an evaluation."""
     reason = f"no run has {what} of {evaluation}"
     return Missing(title, reason, f"ssl-bench eval RUN --evals {evaluation}")
+
+
+def or_missing(
+    substitute: Missing,
+) -> Callable[[Callable[[T], Iterator[Drawing]]], Callable[[T], Drawings]]:
+    """Let a function that draws nothing yield what is missing instead."""
+
+    def decorate(draw: Callable[[T], Iterator[Drawing]]) -> Callable[[T], Drawings]:
+        @wraps(draw)
+        def call(source: T) -> Drawings:
+            drawings = draw(source)
+            yield next(drawings, substitute)
+            yield from drawings
+
+        return call
+
+    return decorate
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,20 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ssl_bench.analysis.comparison.pairs import LEVEL
+from ssl_bench.analysis.comparison.pairs import LEVEL, read_predictions
 from ssl_bench.analysis.comparison.statistics import Difference, difference, holm, mcnemar
 from ssl_bench.analysis.report.captions import left_out, measured
-from ssl_bench.analysis.report.drawing import FAINT, INK, Drawing, Missing, panels, shorten
+from ssl_bench.analysis.report.drawing import (
+    FAINT,
+    INK,
+    Drawing,
+    Missing,
+    or_missing,
+    panels,
+    shorten,
+)
 from ssl_bench.analysis.report.source import Source, evaluations, representatives, slug
-from ssl_bench.runs import schema
+from ssl_bench.errors import UserError, require
 
 _MOST_MATRICES = 6
 _MOST_PAIRS = 6
@@ -35,9 +43,9 @@ Predictions = tuple[np.ndarray, np.ndarray]
 """Predicted and true classes: int ``(N,)``."""
 
 
-def confusions(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(Missing("Confusion matrices", "no predictions are stored", "ssl-bench eval RUN"))
+def confusions(source: Source) -> Iterator[Drawing]:
     """Confusion matrices, one for each method."""
-    is_any = False
     for title, scores in evaluations(source, source.headlines):
         chosen = representatives(scores)
         found = {}
@@ -47,15 +55,18 @@ def confusions(source: Source) -> Iterator[Drawing | Missing]:
                 alike = [c for c in counts if c.shape == counts[0].shape]
                 found[str(label)] = (group, np.sum(alike, axis=0))
         if found:
-            is_any = True
             yield _draw_matrices(source, title, chosen, found)
-    if not is_any:
-        yield Missing("Confusion matrices", "no predictions are stored", "ssl-bench eval RUN")
 
 
-def class_differences(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(
+    Missing(
+        "Differences by class",
+        "no two methods have predictions of the same test images",
+        "ssl-bench run --method METHOD",
+    )
+)
+def class_differences(source: Source) -> Iterator[Drawing]:
     """For each class, how much more of its images one of two methods gets right."""
-    is_any = False
     for title, scores in evaluations(source, source.headlines):
         groups = {str(label): group for label, group in representatives(scores).groupby("label")}
         pairs = list(combinations(groups, 2))
@@ -63,26 +74,21 @@ def class_differences(source: Source) -> Iterator[Drawing | Missing]:
         for first, second in pairs[:_MOST_PAIRS]:
             drawing = _draw_differences(source, title, groups[first], groups[second], cut)
             if drawing:
-                is_any = True
                 yield drawing
-    if not is_any:
-        reason = "no two methods have predictions of the same test images"
-        yield Missing("Differences by class", reason, "ssl-bench run --method METHOD")
 
 
 def _predictions(source: Source, folder: str) -> Predictions | None:
-    arrays = source.arrays(folder, ("predictions", "labels"), schema.PREDICTIONS)
-    if not arrays:
+    try:
+        stored = read_predictions(folder)
+        largest = max(int(each.max()) for each in stored) if stored else 0
+        require(
+            largest < _MOST_LABELS,
+            f"{folder!r}: predictions are of {_MOST_LABELS:,} classes or more",
+        )
+    except UserError as error:
+        source.problem(str(error))
         return None
-    predictions, labels = arrays["predictions"], arrays["labels"]
-    is_valid = all(each.ndim == 1 and each.dtype.kind in "iu" for each in (predictions, labels))
-    if not is_valid or len(predictions) != len(labels) or labels.min(initial=0) < 0:
-        source.problem(f"{folder!r}: predictions and labels do not fit together")
-        return None
-    if max(predictions.max(initial=0), labels.max(initial=0)) >= _MOST_LABELS:
-        source.problem(f"{folder!r}: predictions are of {_MOST_LABELS:,} classes or more")
-        return None
-    return (predictions, labels) if len(labels) else None
+    return stored
 
 
 def _confusion(source: Source, folder: str) -> np.ndarray | None:

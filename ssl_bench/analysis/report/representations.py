@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import (
     Drawing,
-    Missing,
     legend,
     missing,
+    or_missing,
     panels,
     picture_grid,
     shorten,
@@ -47,11 +47,10 @@ Stored = list[tuple[pd.Series, dict[str, Any]]]
 """Runs, each with its arrays."""
 
 
-def attention(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(missing("Attention maps", "attention"))
+def attention(source: Source) -> Iterator[Drawing]:
     """Attention of the class token or the mean patch, one row for each method."""
     names = ("images", "attention")
-    if source.with_arrays(names).empty:
-        yield missing("Attention maps", "attention")
     for number, (title, found) in enumerate(_comparable(source, names)):
         images = found[0][1]["images"][:_IMAGES]
         alike = [(row, a) for row, a in found if np.array_equal(a["images"][:_IMAGES], images)]
@@ -97,12 +96,10 @@ def attention(source: Source) -> Iterator[Drawing | Missing]:
         )
 
 
-def embeddings(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(missing("2-D embeddings", "embedding"))
+def embeddings(source: Source) -> Iterator[Drawing]:
     """Test features in two dimensions, colored by class, one panel for each method."""
-    wanted = ("points", "labels")
-    if source.with_arrays(wanted).empty:
-        yield missing("2-D embeddings", "embedding")
-    for title, found in _comparable(source, wanted):
+    for title, found in _comparable(source, ("points", "labels")):
         cut = left_out(len(found) - _GROUPS, "method is", "methods are")
         found = found[:_GROUPS]
         figure, axes = panels(len(found), 3, 3.0, 3.1)
@@ -148,12 +145,10 @@ def embeddings(source: Source) -> Iterator[Drawing | Missing]:
         )
 
 
-def similarities(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(missing("CKA between runs", "cka"))
+def similarities(source: Source) -> Iterator[Drawing]:
     """Linear CKA of the runs' last blocks, and of all blocks of two methods."""
-    stored = source.with_arrays(("block_0", "index"))
-    if stored.empty:
-        yield missing("CKA between runs", "cka")
-    for title, scores in evaluations(source, stored):
+    for title, scores in evaluations(source, source.with_arrays(("block_0", "index"))):
         scores = scores.sort_values(["method", "label", "seed"])
         found, last = _last_blocks(source, scores)
         if not found:

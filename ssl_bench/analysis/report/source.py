@@ -88,12 +88,10 @@ class Source:
         finals = self.finals
         return finals[finals["is_headline"].astype(bool)] if len(finals) else finals
 
-    def arrays(
-        self, folder: str, names: Sequence[str], file: str = schema.ARRAYS
-    ) -> dict[str, Any]:
+    def arrays(self, folder: str, names: Sequence[str]) -> dict[str, Any]:
         """An evaluation's arrays; nothing where one of them is missing or cannot be read."""
         try:
-            return arrays.read(Path(folder) / file, names)
+            return arrays.read(Path(folder) / schema.ARRAYS, names)
         except UserError as error:
             self.problem(str(error))
             return {}

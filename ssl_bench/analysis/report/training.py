@@ -18,6 +18,7 @@ from ssl_bench.analysis.report.drawing import (
     Drawing,
     Missing,
     legend,
+    or_missing,
     panels,
     picture_grid,
     shorten,
@@ -41,12 +42,12 @@ _LARGEST_LOSS = 1e30
 _MOST_PIXELS = 2**25
 
 
-def curves(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(Missing("Training curves", "no run has metrics", "ssl-bench run"))
+def curves(source: Source) -> Iterator[Drawing]:
     """The loss by epoch, one panel for each method: their losses cannot be compared."""
     metrics = [_metrics(source, run) for _, run in source.runs.iterrows()]
     found = [each for each in metrics if each is not None]
     if not found:
-        yield Missing("Training curves", "no run has metrics", "ssl-bench run")
         return
     records = pd.concat(found)
     methods = sorted(records["method"].unique())
@@ -98,23 +99,20 @@ def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
         return None
 
 
-def reconstructions(source: Source) -> Iterator[Drawing | Missing]:
+@or_missing(
+    Missing(
+        "Reconstructions", "no run has pictures of hidden patches", "ssl-bench run --method mae"
+    )
+)
+def reconstructions(source: Source) -> Iterator[Drawing]:
     """Test images as each method that hides patches reconstructs them, at several ratios."""
-    is_any = False
     complete = source.runs[source.runs["state"] == "trained"]
     for _, peers in complete.groupby("method", sort=True):
         for _, run in peers.sort_values(["group", "seed"]).iterrows():
             drawing = _reconstructed(source, run) or _stored_picture(source, run)
             if drawing:
-                is_any = True
                 yield drawing
                 break
-    if not is_any:
-        yield Missing(
-            "Reconstructions",
-            "no run has pictures of hidden patches",
-            "ssl-bench run --method mae",
-        )
 
 
 def _reconstructed(source: Source, run: pd.Series) -> Drawing | None:
