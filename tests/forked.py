@@ -29,7 +29,7 @@ CONTEXT.set_forkserver_preload(
         "ssl_bench.distributed.process_group",  # first, for what it does before torch is there
         *("conftest", "forked", "lightning_fabric", "torch.distributed.fsdp"),
         *(
-            "ssl_bench.experiment.commands",
+            "ssl_bench.experiment.running",
             "ssl_bench.experiment.figures",
             "ssl_bench.evaluation.finetuning",
         ),

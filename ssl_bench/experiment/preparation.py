@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
@@ -16,6 +16,7 @@ from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.experiment import audit
+from ssl_bench.experiment.loading import RunData
 from ssl_bench.experiment.run_config import EvalConfig, Evaluations, RunConfig
 from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
@@ -23,13 +24,6 @@ from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
 from ssl_bench.training import gradients, setup
 from ssl_bench.training.schedule import Schedule, whole_epochs
-
-
-class RunData(NamedTuple):
-    """What a run is trained on, and what it is evaluated on: the same, but for ``--eval-data``."""
-
-    training: Dataset
-    evaluation: Dataset
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from ssl_bench.experiment import figures
 from ssl_bench.experiment.baseline_table import headline
-from ssl_bench.experiment.commands import Run, console
+from ssl_bench.experiment.loading import console
+from ssl_bench.experiment.running import Run
 from ssl_bench.models import masking
 from ssl_bench.papers import Ablation
 from ssl_bench.runs import schema

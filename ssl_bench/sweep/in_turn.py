@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ssl_bench.experiment import commands
-from ssl_bench.experiment.commands import Run
+from ssl_bench.experiment import loading, running
 from ssl_bench.experiment.preparation import prepare_run
 from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.experiment.running import Run
 
 
 def run(cells: Sequence[RunConfig]) -> list[Run]:
@@ -24,12 +24,12 @@ def run(cells: Sequence[RunConfig]) -> list[Run]:
     Raises:
         UserError: a cell is impossible, and nothing has been trained.
     """
-    load = lru_cache(maxsize=2)(commands.load)
+    load = lru_cache(maxsize=2)(loading.load)
     for config in cells:
-        prepare_run(config, commands.data_of(config, load))
+        prepare_run(config, loading.data_of(config, load))
     finished = []
     for number, config in enumerate(cells, start=1):
-        commands.console.rule(f"cell {number} of {len(cells)}")
-        commands.console.print(shlex.join(["ssl-bench", "run", *config.argv()]), soft_wrap=True)
-        finished.append(commands.run(config, commands.data_of(config, load)))
+        loading.console.rule(f"cell {number} of {len(cells)}")
+        loading.console.print(shlex.join(["ssl-bench", "run", *config.argv()]), soft_wrap=True)
+        finished.append(running.run(config, loading.data_of(config, load)))
     return finished

@@ -163,9 +163,9 @@ def perform(config: RunConfig, run: str = "") -> int:
     settings = config.settings
 
     def work() -> None:
-        from ssl_bench.experiment import commands  # torch, which a wrong config need not wait for
+        from ssl_bench.experiment import running  # torch, which a wrong config need not wait for
 
-        commands.run(config, expected=run)
+        running.run(config, expected=run)
 
     devices, nodes = settings.devices, settings.nodes
     with contextlib.ExitStack() as stack:
@@ -175,9 +175,9 @@ def perform(config: RunConfig, run: str = "") -> int:
             write_json(path, config.to_json())
             args = ["run", "--config", str(path), "--trust"]
             if run:  # which those that are started, who know the config alone, cannot check
-                from ssl_bench.experiment import commands, preparation
+                from ssl_bench.experiment import loading, preparation
 
-                preparation.prepare_run(config, commands.data_of(config), expected=run)
+                preparation.prepare_run(config, loading.data_of(config), expected=run)
         return launcher.on_devices(
             args, devices, nodes, work, settings.strategy, run_folder.note_failure
         )

@@ -13,7 +13,7 @@ from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation import runner
-from ssl_bench.experiment import commands
+from ssl_bench.experiment import loading
 from ssl_bench.experiment.preparation import RunData, prepare_run
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
@@ -65,7 +65,7 @@ class Planner:
     paces: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._load = lru_cache(maxsize=2)(commands.load)
+        self._load = lru_cache(maxsize=2)(loading.load)
         self._trainings: dict[str, _Training] = {}
         has_runs = any(self.runs_dir.glob("*/config.json"))
         self._index = index.load(self.runs_dir) if has_runs else None
@@ -110,7 +110,7 @@ class Planner:
             "--budget-time is measured by each run for itself, which then is another run than was "
             "planned; --budget-flops would work",
         )
-        datasets = commands.data_of(config, self._load)
+        datasets = loading.data_of(config, self._load)
         training = self._training(config, datasets)
         data = datasets.evaluation
         plan = replace(training.plan, seed=settings.seed)

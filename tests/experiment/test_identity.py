@@ -23,7 +23,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import runner
-from ssl_bench.experiment import commands, run_config
+from ssl_bench.experiment import loading, run_config
 from ssl_bench.experiment.preparation import prepare_run
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
@@ -208,12 +208,12 @@ def test_a_folder_made_with_another_default_is_refused(tmp_path: Path) -> None:
 
 def test_committed_runs_are_what_their_settings_lead_to_today() -> None:
     """`compare` groups them with new ones, and the same command reuses them."""
-    load = functools.lru_cache(commands.load)
+    load = functools.lru_cache(loading.load)
     paths = sorted(ROOT.glob("results/*/*/config.json"))
     assert len(paths) > 20
     for path in paths:
         config = run_config.load(path, allow=lambda files: None)
-        prepared = prepare_run(config, commands.data_of(config, load))
+        prepared = prepare_run(config, loading.data_of(config, load))
         assert prepared.plan.name == path.parent.name
         for record in map(load_json, schema.score_files(path.parent)):
             plugin = registry.find("eval", record["eval"])

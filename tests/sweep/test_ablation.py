@@ -18,9 +18,9 @@ from PIL import Image
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import ablate as ablate_command
-from ssl_bench.experiment import commands, figures
-from ssl_bench.experiment.commands import Run
+from ssl_bench.experiment import figures, loading
 from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.experiment.running import Run
 from ssl_bench.sweep import ablation, ablation_results
 from ssl_bench.sweep.ablation import Cell
 from ssl_bench.training import pretrain
@@ -421,5 +421,5 @@ def test_figure_shows_both_sides_on_axes_of_their_own(
 def test_check_of_a_run_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
     words = ["--data", str(image_folder), "--runs-dir", str(tmp_path / "runs"), "--batch-size", "8"]
     request = flags.parse_run(words)
-    prepare_run(request, commands.data_of(request))
+    prepare_run(request, loading.data_of(request))
     assert not (tmp_path / "runs").exists()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ssl_bench.config.sweep_settings import ClusterSettings
 from ssl_bench.errors import UserError
-from ssl_bench.experiment import commands
+from ssl_bench.experiment import running
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep import jobs
 from ssl_bench.sweep.backends import clusters, slurm, slurm_queue
@@ -244,7 +244,7 @@ def test_no_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_a_stage_of_one_process_writes_no_config(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[RunConfig] = []
-    monkeypatch.setattr(commands, "run", lambda config, expected: done.append(config))
+    monkeypatch.setattr(running, "run", lambda config, expected: done.append(config))
     monkeypatch.setattr(jobs.tempfile, "TemporaryDirectory", None)
     config = RunConfig.from_json(stored())
     assert jobs.perform(config, "some-run") == 0

@@ -46,17 +46,17 @@ def rerun(settings: RerunSettings) -> int:
         UserError: there is no such finished run, or what it was made with is not there any more.
     """
     folder = run_folder.find_trained(settings.runs_dir, settings.target)
-    from ssl_bench.experiment import commands
+    from ssl_bench.experiment import loading, running
 
     config, left_out = config_of(folder, settings)
     wanted = config.settings
     if wanted.runs_dir.exists():
         note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
         _console.print(note, soft_wrap=True)
-    datasets = commands.data_of(config)
+    datasets = loading.data_of(config)
     for note in (*changes(folder, config, datasets.training.fingerprint), *left_out):
         _console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    again = commands.run(config, datasets)
+    again = running.run(config, datasets)
     outcome = outcomes(folder, again.folder)
     verdicts = {row["same"] for row in outcome}
     same = True in verdicts and False not in verdicts

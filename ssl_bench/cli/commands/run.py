@@ -19,9 +19,9 @@ def run(args: Sequence[str]) -> int:
     config = _from_file(args) if argv.peek(args, "config") else flags.parse_run(args)
 
     def work() -> None:
-        from ssl_bench.experiment import commands
+        from ssl_bench.experiment import running
 
-        commands.run(config)
+        running.run(config)
 
     settings = config.settings
     return launcher.on_devices(
@@ -39,9 +39,9 @@ def evaluate(args: Sequence[str]) -> int:
         config = flags.parse_eval(args, preset)
 
     def work() -> None:
-        from ssl_bench.experiment import commands
+        from ssl_bench.experiment import evaluating
 
-        commands.evaluate(config)
+        evaluating.evaluate(config)
 
     return launcher.on_devices(
         ["eval", *args], settings.devices, settings.nodes, work, note=run_folder.note_failure
@@ -53,9 +53,9 @@ def data(args: Sequence[str]) -> None:
     if args[:1] != ["prepare"] and not {"-h", "--help"} & set(args):
         raise UserError("say what to do with data: ssl-bench data prepare SOURCE -o FOLDER")
     settings = parser.parse("data prepare", PrepareSettings, args[1:] or args)
-    from ssl_bench.experiment import commands
+    from ssl_bench.cli.commands.prepare import prepare
 
-    commands.prepare(settings)
+    prepare(settings)
 
 
 def _from_file(args: Sequence[str]) -> RunConfig:

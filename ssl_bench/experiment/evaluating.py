@@ -1,0 +1,178 @@
+"""``ssl-bench eval``: evaluate a run, or a file of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.api.registry import Plugin
+from ssl_bench.config.settings import EvalSettings, Settings
+from ssl_bench.data import Dataset
+from ssl_bench.distributed import collectives
+from ssl_bench.distributed.device import Hardware, choose
+from ssl_bench.errors import require
+from ssl_bench.evaluation import runner
+from ssl_bench.experiment import audit
+from ssl_bench.experiment.loading import console, load, note, say_images
+from ssl_bench.experiment.preparation import with_labels, with_real_configs
+from ssl_bench.experiment.run_config import EvalConfig
+from ssl_bench.models import checkpoints, encoders, weights
+from ssl_bench.models.architecture import Hints
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder, schema
+
+
+def evaluate(config: EvalConfig) -> Path:
+    """Evaluate a run or a file of weights: ``ssl-bench eval``.
+
+    Returns:
+        The folder with the results; for a file of weights, a new one under the runs' folder.
+
+    Raises:
+        UserError: there is no such run or file, or it does not hold an encoder.
+    """
+    config = with_real_configs(config)
+    settings = config.settings
+    ranks_of(settings)
+    hardware = choose(settings.precision)
+    folder, plan = collectives.on_rank_zero(lambda: _evaluated(settings))
+    data_source = settings.data or plan.get("eval_data_source") or plan["data_source"]
+    size = plan["encoder"]["image_size"]
+    skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
+    data = load(data_source, size, settings.data_dir, settings.storage, skip)
+    evals, _ = with_labels(config.evals, data, by_name=True, way_out="--data LABELLED")
+    say_images(data)
+    seed = plan["seed"] if settings.seed is None else settings.seed
+    spec = EncoderSpec.of(plan["encoder"])
+    evals, left_out = audit.supported(spec, evals, data, seed, hardware)
+    for line in left_out:
+        note(line)
+    recipe = audit.evaluations(spec, evals, seed, hardware)
+    if recipe:
+        console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
+    with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
+        score(
+            folder,
+            plan["method"],
+            plan["data"],
+            evals,
+            data,
+            seed,
+            hardware,
+            folder.parent,
+            settings.keep_features,
+        )
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return folder
+
+
+def ranks_of(settings: Settings | EvalSettings) -> int:
+    """How many processes there are, which `launcher.on_devices` has started."""
+    ranks = settings.devices * settings.nodes
+    require(
+        collectives.world_size() == ranks,
+        f"devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
+        "`ssl-bench eval` work on several; 1 would work here",
+    )
+    return ranks
+
+
+def score(
+    folder: Path,
+    method: str,
+    pretrained_on: str | None,
+    evals: Mapping[Plugin, Any],
+    data: Dataset,
+    seed: int,
+    hardware: Hardware,
+    runs_dir: Path,
+    keep_features: bool,
+) -> list[runner.Record]:
+    """Evaluate the encoder in a run folder, and show it beside its baselines."""
+    from ssl_bench.experiment import baseline_table
+
+    records = []
+    try:
+        for record in runner.evaluate_run(
+            folder, evals, data, seed, hardware, runs_dir, keep_features
+        ):
+            records.append(record)
+    finally:
+        if records:
+            console.print(baseline_table.beside_baselines(method, records, pretrained_on))
+    return records
+
+
+def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:
+    """The folder of what is to be evaluated, and its plan."""
+    source = settings.weights or settings.target
+    if settings.weights or checkpoints.is_foreign(source):
+        _say_data(settings, source, None)
+        folder = _import_weights(source, settings, {})
+    else:
+        folder = run_folder.find_trained(settings.runs_dir, source, settings.wait)
+        plan = schema.load_plan(folder)
+        _say_data(settings, source, plan["data_source"])
+        if settings.image_size not in (None, plan["encoder"]["image_size"]):
+            folder = _import_weights(str(folder), settings, plan)
+    return folder, schema.load_plan(folder)
+
+
+def _say_data(settings: EvalSettings, source: str, known: str | None) -> None:
+    require(
+        bool(settings.data or known), f"say what to evaluate {source!r} on, e.g. --data cifar10"
+    )
+
+
+def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]) -> Path:
+    """The run folder of weights from elsewhere, or of a run at another image size.
+
+    Args:
+        plan: the run's, or nothing.
+    """
+    checkpoint = checkpoints.read(source, Hints.of(settings))
+    for line in checkpoint.notes:
+        console.print(line, soft_wrap=True)
+    encoder, spec = checkpoint.encoder, checkpoint.spec
+    is_vit, size = encoders.is_vit(encoder), settings.image_size
+    rows, columns = encoder.patch_embed.grid_size if is_vit else (1, 1)
+    largest = spec.image_size // rows * max(rows, columns)
+    require(
+        rows == columns or size is not None,
+        f"{source!r} has a grid of {rows} x {columns} patches, and images are evaluated as "
+        f"squares; say their size, e.g. --image-size {largest}",
+    )
+    if size is not None and (size != spec.image_size or rows != columns):
+        encoders.resize(encoder, size)
+        how = ""
+        if is_vit:
+            side = encoder.patch_embed.grid_size[0]
+            how = (
+                f": position embeddings interpolated from {rows} x {columns} to {side} x {side} "
+                "patches"
+            )
+        console.print(f"evaluated at {size} px{how}")
+        spec = dataclasses.replace(spec, image_size=size)
+    name = plan.get("method") or (Path(source).name if Path(source).exists() else source)
+    identity = {
+        "method": f"{name} at {spec.image_size} px" if plan else name,
+        "weights_sha256": weights.digest(encoder),
+        "encoder": asdict(spec),
+    }
+    nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
+    # The seeds of a run at another image size belong together, like those of the run.
+    shared = [plan.get("identity", identity["weights_sha256"]), identity["encoder"]]
+    told = {"identity": schema.digest(shared), "source": source, "notes": checkpoint.notes}
+    config = {**nothing, **plan, **identity, **told}
+    stem = re.sub(r"[^\w.-]+", "-", Path(source).stem)
+    folder = run_folder.create(
+        settings.runs_dir, f"weights-{stem}-{schema.digest(identity)}", config
+    )
+    with run_folder.locked(folder, wait=True):
+        if not schema.is_trained(folder):
+            weights.save(encoder, spec, folder)
+    return folder

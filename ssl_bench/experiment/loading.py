@@ -1,0 +1,87 @@
+"""A run's data: read, and described to the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ssl_bench import data as datasets
+from ssl_bench.config.settings import Storage
+from ssl_bench.data import Dataset
+from ssl_bench.data.listing import Listing
+from ssl_bench.data.names import resolved
+from ssl_bench.distributed import collectives
+from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.utils import progress
+from ssl_bench.utils.files import readable
+from ssl_bench.utils.terminal import Console
+
+_BROKEN_SHOWN = 10
+console = Console()
+
+
+class RunData(NamedTuple):
+    """What a run is trained on, and what it is evaluated on: the same, but for ``--eval-data``."""
+
+    training: Dataset
+    evaluation: Dataset
+
+
+def load(
+    source: str,
+    image_size: int | None,
+    data_dir: Path,
+    storage: Storage = "auto",
+    skip_broken: bool = False,
+) -> Dataset:
+    """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
+
+    def read() -> Dataset:
+        with progress.bar(f"read {readable(source)}", 1) as bar:
+            return datasets.load(source, image_size, data_dir, bar.of, storage, skip_broken)
+
+    def read_first() -> None:
+        found.append(read())
+        name, broken = found[0].name, found[0].broken
+        for line in filter(None, (found[0].left_out, *first_broken(broken))):
+            note(f"{name}: {line}")
+
+    found: list[Dataset] = []
+    collectives.on_rank_zero(read_first)
+    return found[0] if found else read()
+
+
+def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
+    """What a run is trained on, and what it is evaluated on, if it is."""
+    settings = config.settings
+    how = settings.data_dir, settings.storage, settings.skip_broken
+    data = read(settings.data, settings.image_size, *how)
+    source = settings.eval_data
+    is_wanted = bool(config.evals or settings.eval_every)
+    if not source or not is_wanted or resolved(source) == data.source:
+        return RunData(data, data)
+    return RunData(data, read(source, data.view_size, *how))
+
+
+def say_images(data: Dataset | Listing) -> None:
+    """What is in a data set, and how it was understood."""
+    labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
+    console.print(
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
+        soft_wrap=True,
+    )
+    for line in data.notes:
+        console.print(f"data {data.name}: {line}", soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Show a note to the user."""
+    console.print(f"note: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def first_broken(broken: Sequence[str]) -> Iterator[str]:
+    """The first images that were left out as they cannot be read, and the number of the others."""
+    yield from broken[:_BROKEN_SHOWN]
+    if broken[_BROKEN_SHOWN:]:
+        yield f"{len(broken) - _BROKEN_SHOWN:,} more broken images"

@@ -1,0 +1,193 @@
+"""``ssl-bench run``: one run, from its settings to its scores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ssl_bench.api.method import Method
+from ssl_bench.config.settings import Settings
+from ssl_bench.data import Dataset
+from ssl_bench.data.names import resolved
+from ssl_bench.distributed import collectives, strategy
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.errors import require
+from ssl_bench.evaluation import runner
+from ssl_bench.experiment.evaluating import ranks_of, score
+from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
+from ssl_bench.experiment.preparation import Prepared, prepare_run, snapshot_steps
+from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.runs import run_folder, schema
+from ssl_bench.runs.schema import Plan, is_trained
+from ssl_bench.training import budget as budgets
+from ssl_bench.training import pretrain, setup
+from ssl_bench.utils.files import make_inside
+
+_IMAGES_IN_PICTURE = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is done.
+
+    Attributes:
+        folder: the run folder.
+        records: each evaluation asked for, as in its ``scores.json``.
+    """
+
+    folder: Path
+    records: Sequence[runner.Record]
+
+
+def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") -> Run:
+    """Pre-train, evaluate, show: ``ssl-bench run``. What is done already is not done again.
+
+    Args:
+        datasets: what `data_of` gives, where they are there already.
+        expected: the run's name, where it was found out before.
+
+    Raises:
+        UserError: the settings do not fit together, the data cannot be used, or it would be another
+            run than was expected.
+    """
+    settings, plugin = config.settings, config.method
+    ranks_of(settings)
+    datasets = datasets or data_of(config)
+    data, eval_data = datasets
+    prepared = prepare_run(config, datasets, expected)
+    config = prepared.config
+    spec, hardware = prepared.spec, prepared.hardware
+    facts = {
+        "preset": settings.preset,
+        "budget": prepared.budget,
+        "method_code": plugin.fingerprint,
+        "data_source": data.source,
+        **({"eval_data_source": resolved(settings.eval_data)} if settings.eval_data else {}),
+        **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
+    }
+    names = collectives.gather_objects(prepared.plan.name)
+    require(
+        len(set(names)) == 1,
+        f"processes are about to make different runs, {names[0]!r} and others; do all machines see "
+        "the same data and the same code?",
+    )
+
+    def create() -> tuple[Plan, Path]:
+        with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
+            content = {**config.to_json(), **asdict(plan), "identity": plan.identity, **facts}
+            return plan, run_folder.create(settings.runs_dir, plan.name, content)
+
+    plan, folder = collectives.on_rank_zero(create)
+    _announce(plan, spec, data, hardware, settings)
+    if eval_data is not data:
+        console.print("evaluated on ", end="")
+        say_images(eval_data)
+    for line in prepared.left_out:
+        note(line)
+    console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
+    with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
+        snapshots = snapshot_steps(settings, plan, prepared.method, data)
+        method = _trained(prepared, data, plan, folder, settings, snapshots)
+        collectives.on_rank_zero(lambda: _draw(method, data, plan, spec, folder))
+        with collectives.rank_zero_only(run_folder.failures_noted(folder)):
+            records = score(
+                *(folder, plan.method, plan.data, config.evals, eval_data, plan.seed, hardware),
+                settings.runs_dir,
+                settings.keep_features,
+            )
+            for step in snapshots:
+                home = pretrain.snapshot_folder(folder, step)
+                for record in runner.evaluate_run(
+                    *(home, config.evals_on_the_way, eval_data, plan.seed, hardware),
+                    settings.runs_dir,
+                    keep_features=False,
+                ):
+                    console.print(f"step {step:,}: {runner.in_words(record)}")
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return Run(folder, records)
+
+
+def _trained(
+    prepared: Prepared,
+    data: Dataset,
+    plan: Plan,
+    folder: Path,
+    settings: Settings,
+    snapshots: Sequence[int],
+) -> Method:
+    """Pre-train the method, unless that is done already; on rank 0 it is whole then.
+
+    Raises:
+        UserError: it was trained without the encoders on the way that are wanted.
+    """
+    method, ranks, is_first = prepared.method, collectives.world_size(), collectives.rank() == 0
+    whole = copy.deepcopy(method) if ranks > 1 and is_first else method  # training may shard it
+    if collectives.broadcast(is_trained(folder)):
+        console.print("pre-trained already: reused")
+        homes = {step: pretrain.snapshot_folder(folder, step) for step in snapshots}
+        missing = collectives.broadcast([s for s, home in homes.items() if not is_trained(home)])
+        require(
+            not missing,
+            f"run {folder.name!r} was trained without --eval-every {settings.eval_every}, and its "
+            f"encoder of step {missing and missing[0]} is not there; another --runs-dir would "
+            "train it again",
+        )
+        if is_first:
+            setup.restore(whole, folder)
+        return whole
+    used = {"devices": ranks, "nodes": settings.nodes, "strategy": strategy.strategy()}
+    hardware = prepared.hardware
+    collectives.on_rank_zero(lambda: run_folder.record_environment(folder, hardware.name, used))
+    with collectives.rank_zero_only(run_folder.failures_noted(folder)):
+        cost = pretrain.pretrain(
+            method, data, plan, folder, hardware, settings.micro_batch_size, snapshots
+        )
+    console.print(
+        f"pre-trained: {cost['images_seen']:,} images seen, {cost['flops']:.3g} FLOPs, "
+        f"{cost['seconds']:.0f} {'s' if ranks == 1 else 'device-seconds'}, "
+        f"peak memory {cost['peak_memory_mib']:,} MiB"
+    )
+    if ranks > 1 and is_first:
+        setup.restore(whole, folder)
+    return whole
+
+
+def _announce(
+    plan: Plan, spec: EncoderSpec, data: Dataset, hardware: Hardware, settings: Settings
+) -> None:
+    ranks = settings.devices * settings.nodes
+    machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
+    count = (spec.image_size // spec.patch_size) ** 2 if spec.patch_size else 0
+    patches = f" in {count} patches of {spec.patch_size} px" if count else ""
+    console.print(f"{plan.method} on ", end="")
+    say_images(data)
+    console.print(
+        f"images {data.storage}\n"
+        f"{spec.backbone}, {spec.image_size} px{patches}; "
+        f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
+        f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
+    )
+    if data.note:
+        note(f"{plan.data}: {data.note}")
+
+
+def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: Path) -> None:
+    """The loss curve, and whatever pictures the method has of the first test images."""
+    from ssl_bench.experiment import figures  # a second that the first step need not wait for
+
+    title = f"{plan.method} on {plan.data}, {plan.epochs:.4g} epochs, seed {plan.seed}"
+    if (folder / schema.METRICS).exists() and not (folder / "figures/loss.png").exists():
+        make_inside(folder, folder / schema.FIGURES)
+        figures.loss_curve(folder / schema.METRICS, title, folder / "figures/loss.png")
+        console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
+    output = folder / "figures/pictures.png"
+    if not output.exists():
+        rows = setup.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
+        if rows:
+            make_inside(folder, folder / schema.FIGURES)
+            figures.picture_rows(rows, spec, f"{title}: test images", output)
+            console.print(f"pictures: {output}", soft_wrap=True)
