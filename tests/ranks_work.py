@@ -40,7 +40,8 @@ STOP_AT = 4
 PROBING = {"epochs": 2, "batch_size": 50, "optimizer": "sgd", "base_lr": 0.5}
 TUNING = {"epochs": 1, "batch_size": 11, "base_lr": 0.02, "drop_path": 0.3, "crop_scale": 0.4}
 MOCO, MAE = registry.find("method", "mocov3"), registry.find("method", "mae")
-METHODS = [p for p in helpers.METHODS if p.name != "random-init"]
+TEACHING = registry.find("method", str(Path(__file__).with_name("teacher_method.py")))
+METHODS = [*(p for p in helpers.METHODS if p.name != "random-init"), TEACHING]
 
 
 def steady_adamw(groups: Any, beta2: float) -> torch.optim.AdamW:
