@@ -260,7 +260,7 @@ def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
     nearest = sorted(_COMMON_SIZES, key=lambda size: abs(size - spec.image_size))
     sizes = sorted([size for size in nearest if works(size, spec.patch_size)][:3])
     takes_patches = "patch_size" in _sizes_taken(_base(spec.backbone))
-    patches = [size for size in (4, 2) if takes_patches and works(spec.image_size, size)][:1]
+    patches = [size for size in (4, 2, 1) if takes_patches and works(spec.image_size, size)][:1]
     hints = [f"--image-size {', '.join(map(str, sizes))}"] if sizes else []
     hints += [f"--patch-size {size}" for size in patches]
     would = f"; {' or '.join(hints)} would work" if hints else ""
