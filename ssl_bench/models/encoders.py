@@ -223,7 +223,9 @@ def check(spec: EncoderSpec) -> None:
             "to choose; leave --patch-size out",
         )
         given = (spec.backbone, size, patch_size, spec.channels)
-        problem = _problem(*given) and _problem(*given, "cpu")  # which a few models need
+        problem = _problem(*given)
+        if "meta" in problem:  # it cannot be tried without numbers
+            problem = _problem(*given, "cpu")
         if problem:
             raise UserError(_with_sizes_that_work(spec, problem))
     elif patch_size is not None and size % patch_size:
