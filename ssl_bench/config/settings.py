@@ -32,12 +32,12 @@ class Settings:
     out, and @whole says that there are none; @validation in the end takes a tenth of the training
     images in place of the test images, to choose settings on."""
     backbone: str = "vit_micro"
-    """One of the presets in `ssl-bench list`, or any Vision Transformer of timm by name."""
+    """One of the presets in `ssl-bench list`, or any image model of timm by name."""
     image_size: int | None = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
     patch_size: int | None = None
     """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
-    quarter of it."""
+    quarter of it; a backbone that is no plain Vision Transformer keeps its own."""
     epochs: float = 8
     """Passes over the training split; parts of one count in whole steps."""
     budget_flops: float | None = None
