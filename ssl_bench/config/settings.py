@@ -33,12 +33,12 @@ class Settings:
     eval_data: str = ""
     """Data set to evaluate on, said like --data. Default: the one that is trained on."""
     backbone: str = "vit_micro"
-    """One of the presets in `ssl-bench list`, or any Vision Transformer of timm by name."""
+    """One of the presets in `ssl-bench list`, or any image model of timm by name."""
     image_size: int | None = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
     patch_size: int | None = None
     """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
-    quarter of it."""
+    quarter of it; a backbone that is no plain Vision Transformer keeps its own."""
     epochs: float = 8
     """Passes over the training split; parts of one count in whole steps."""
     budget_flops: float | None = None

@@ -85,9 +85,8 @@ class Classifier(nn.Module):
         Of a ViT the embeddings, each block, and the head with the norms: its own matcher has the
         last norm in the last block, and register tokens in the head.
         """
-        if not encoders.is_vit(self.encoder):
-            matcher = getattr(self.encoder, "group_matcher", None)
-            return _under_encoder(matcher(coarse=coarse)) if matcher else {}
+        if not encoders.is_vit(self.encoder) and hasattr(self.encoder, "group_matcher"):
+            return _under_encoder(self.encoder.group_matcher(coarse=coarse))
         return {
             "stem": r"encoder\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": r"encoder\.blocks\.(\d+)\.",

@@ -160,9 +160,10 @@ def layer_decay(classifier: nn.Module, groups: Sequence[Group], factor: float) -
     matcher: Any = classifier.group_matcher
     layers = group_parameters(classifier, matcher(), reverse=True)
     top = max(layers.values())
-    is_vit = encoders.is_vit(classifier.encoder)  # type: ignore[arg-type]
-    # Of other backbones, timm counts what comes last with the head.
-    own = r"encoder\.(?!(fc_)?norm\.)" if is_vit or top == 0 else "$"
+    encoder: Any = classifier.encoder
+    is_vit = encoders.is_vit(encoder)
+    # Of other backbones that timm knows, it counts what comes last with the head.
+    own = r"encoder\.(?!(fc_)?norm\.)" if is_vit or not hasattr(encoder, "group_matcher") else "$"
     lost = [name for name, scale in named.items() if scale == 1 and re.match(own, name)]
     require(
         not lost,

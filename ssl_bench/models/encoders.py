@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache, partial
+from itertools import islice
 from math import isfinite
 from typing import Any, Literal
 
@@ -224,7 +225,9 @@ def check(spec: EncoderSpec) -> None:
             "to choose; leave --patch-size out",
         )
         given = (spec.backbone, size, patch_size, spec.channels)
-        problem = _problem(*given) and _problem(*given, "cpu")  # which a few models need
+        problem = _problem(*given)
+        if "meta" in problem:  # it cannot be tried without numbers
+            problem = _problem(*given, "cpu")
         if problem:
             raise UserError(_with_sizes_that_work(spec, problem))
     elif patch_size is not None and size % patch_size:
@@ -259,9 +262,9 @@ def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
         return not _problem(spec.backbone, image_size, patch_size, spec.channels)
 
     nearest = sorted(_COMMON_SIZES, key=lambda size: abs(size - spec.image_size))
-    sizes = sorted([size for size in nearest if works(size, spec.patch_size)][:3])
-    takes_patches = "patch_size" in _sizes_taken(_base(spec.backbone))
-    patches = [size for size in (4, 2) if takes_patches and works(spec.image_size, size)][:1]
+    sizes = sorted(islice((size for size in nearest if works(size, spec.patch_size)), 3))
+    smaller = (4, 2, 1) if "patch_size" in _sizes_taken(_base(spec.backbone)) else ()
+    patches = islice((size for size in smaller if works(spec.image_size, size)), 1)
     hints = [f"--image-size {', '.join(map(str, sizes))}"] if sizes else []
     hints += [f"--patch-size {size}" for size in patches]
     would = f"; {' or '.join(hints)} would work" if hints else ""

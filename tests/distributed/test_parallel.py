@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ssl_bench.api import registry
 from ssl_bench.api.method import Batch
 from ssl_bench.distributed import collectives
+from ssl_bench.models import encoders
 from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
@@ -24,6 +26,7 @@ MOCO = registry.find("method", "mocov3")
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3)
 BATCH, WIDTH = 12, 7
 WORLDS = (3, 2)
+BATCH_NORMED = ("test_resnet", "test_efficientnet")
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -103,6 +106,24 @@ def covariance_found() -> Tensor:
     return inputs.grad / collectives.world_size()
 
 
+def uneven(tensor: Tensor) -> Tensor:
+    """This rank's part of a batch: one image, or all the others for the last rank."""
+    rank, last = collectives.rank(), collectives.world_size() - 1
+    return tensor[rank:] if rank == last else tensor[rank : rank + 1]
+
+
+def backbone_found(backbone: str, shared: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Gradients of the summed features, and what the batch norms have seen."""
+    spec = EncoderSpec(backbone, 32, None, 3, (0.5,) * 3, (0.25,) * 3)
+    encoder = encoders.build(spec, seed=0).train()
+    naive.randomise(encoder)
+    views = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    features = encoders.represent(encoder, shared(views))
+    features.square().sum().backward()
+    gradients = {name: p.grad for name, p in encoder.named_parameters()}
+    return {"gradients": gradients, "buffers": dict(encoder.named_buffers())}
+
+
 def work(rank: int, folder: str) -> None:
     """One process of the largest world; the last ones have nothing to do in smaller worlds."""
     for world in WORLDS:
@@ -116,6 +137,7 @@ def work(rank: int, folder: str) -> None:
             "batch norm": batch_norm_found(),
             "moco": moco_found(),
             "covariance": covariance_found(),
+            **{name: backbone_found(name, uneven) for name in BATCH_NORMED},
         }
         torch.save(found, f"{folder}/{world}-{rank}.pt")
         dist.destroy_process_group()
@@ -205,6 +227,22 @@ def test_moco_v3_is_that_of_the_whole_batch(
         else:
             ours = torch.stack([result["gradients"][name] for result in results]).mean(0)
             assert naive.relative_error(ours, weight.grad) < 1e-5, name
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("backbone", BATCH_NORMED)
+def test_batch_norms_of_a_backbone_are_those_of_the_whole_batch(
+    backbone: str, world: int, found: Any
+) -> None:
+    """However many images each rank has of it."""
+    results = [result[backbone] for result in found[world]]
+    expected = backbone_found(backbone, lambda whole: whole)
+    largest = max(gradient.abs().max().item() for gradient in expected["gradients"].values())
+    for name, gradient in expected["gradients"].items():
+        ours = torch.stack([result["gradients"][name] for result in results]).sum(0)
+        torch.testing.assert_close(ours, gradient, rtol=1e-3, atol=1e-5 * largest)
+    for result in results:
+        torch.testing.assert_close(result["buffers"], expected["buffers"])
 
 
 def test_one_process_is_its_own_world() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from helpers import CPU
 from timm.models import group_parameters
 
-import ssl_bench
+from ssl_bench import load_encoder
 from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.cli.commands.export import to_mae, to_timm, to_transformers
 from ssl_bench.config.recipes import OptimizerConfig
@@ -82,9 +83,9 @@ def test_weights_start_as_timm_has_them_under_the_seed(backbone: str) -> None:
 def test_images_may_be_of_common_sizes(backbone: str, size: int) -> None:
     spec = spec_of(backbone, size, 1)
     if (backbone, size) == ("convnext_atto", 28):
-        with pytest.raises(UserError, match=r"28 px.* --image-size 32, .* --patch-size 2 would"):
+        with pytest.raises(UserError, match=r"28 px.* --image-size 32, .* --patch-size 1 would"):
             encoders.check(spec)
-        spec = dataclasses.replace(spec, patch_size=2)
+        spec = dataclasses.replace(spec, patch_size=1)
     with torch.device("meta"):
         encoder = encoders.build(spec, seed=0)
         features = encoders.represent(encoder, torch.zeros(2, 1, size, size))
@@ -135,7 +136,7 @@ def test_what_is_saved_or_exported_loads_again(backbone: str, tmp_path: Path) ->
         expected = encoder.forward_features(images(spec))
         assert torch.equal(by_timm.forward_features(images(spec)), expected)
         for source in (tmp_path, tmp_path / "exported.safetensors"):
-            loaded = ssl_bench.load_encoder(source)
+            loaded = load_encoder(source)
             assert torch.equal(loaded.forward_features(images(spec)), expected)
             assert loaded.spec == spec
 
@@ -152,10 +153,10 @@ def test_other_sizes_where_no_position_is_learned(tmp_path: Path) -> None:
     for backbone in ("test_resnet", "test_coatnet"):
         weights.save(encoders.build(spec_of(backbone), seed=0), spec_of(backbone), tmp_path)
         if backbone == "test_resnet":
-            ssl_bench.load_encoder(tmp_path, image_size=64)
+            load_encoder(tmp_path, image_size=64)
         else:
             with pytest.raises(UserError, match="image-size"):
-                ssl_bench.load_encoder(tmp_path, image_size=64)
+                load_encoder(tmp_path, image_size=64)
 
 
 @pytest.mark.parametrize("backbone", ["hf-hub:x/y", "local-dir:/tmp", "resnet18.hf-hub:x/y", 3])
@@ -165,7 +166,7 @@ def test_a_file_cannot_name_something_to_fetch(backbone: Any, tmp_path: Path) ->
     stored = dataclasses.asdict(spec) | {"backbone": backbone}
     (tmp_path / "encoder.json").write_text(json.dumps(stored))
     with pytest.raises(UserError):
-        ssl_bench.load_encoder(tmp_path)
+        load_encoder(tmp_path)
 
 
 def test_a_classifier_of_pooled_features_starts_from_the_encoder() -> None:
@@ -177,3 +178,37 @@ def test_a_classifier_of_pooled_features_starts_from_the_encoder() -> None:
         torch.testing.assert_close(model(images(spec)), expected)
     with pytest.raises(UserError, match="no class token"):
         finetuning.Classifier(encoder.trainable_copy(), 3, "cls")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method"),
+    [(SWIN, "mocov3"), ("resnet18", "mocov3"), ("convnext_atto", "supervised")],
+)
+def test_the_best_known_ones_from_training_to_export(
+    backbone: str,
+    method: str,
+    ssl_bench: Callable[..., tuple[int, str, str]],
+    image_folder: Path,
+    tmp_path: Path,
+) -> None:
+    words = ["--image-size", 32, "--epochs", 0.1, "--batch-size", 6, "--precision", "fp32"]
+    short = ["--linear-epochs", 1, "--finetune-epochs", 1, "--evals", "knn,linear,finetune"]
+    if backbone == SWIN:
+        short = ["--evals", "knn,attention"]
+    where = ["--data", image_folder, "--runs-dir", tmp_path / "runs"]
+    code, out, err = ssl_bench(
+        *("run", "--method", method, "--backbone", backbone, *words, *short, *where)
+    )
+    assert code == 0, err
+    [folder] = (tmp_path / "runs").glob(f"{method}-*")
+    found = {path.name.split("-")[0] for path in folder.glob("evals/*")}
+    assert found == ({"knn"} if backbone == SWIN else {"knn", "linear", "finetune"})
+    exported = tmp_path / "exported.safetensors"
+    code, _, err = ssl_bench("export", folder, "--format", "timm", "--output", exported)
+    assert code == 0, err
+    assert (backbone == SWIN) == ("attention" in out)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        first, second = (load_encoder(each).forward_features(image) for each in (folder, exported))
+    assert torch.equal(first, second)
+    assert not torch.equal(first[:1], first[1:])

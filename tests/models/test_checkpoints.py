@@ -558,8 +558,8 @@ class TestHub:
         for source in ("hf:someone/else", "timm:vit_tiny_patch16_224"):
             with pytest.raises(UserError, match=rf"^{source} cannot be had: [^\n]+$"):
                 load_encoder(source)
-        with pytest.raises(UserError, match="timm has no Vision Transformer 'resnet50'"):
-            load_encoder("timm:resnet50")
+        with pytest.raises(UserError, match="timm has no model 'resnet50x'"):
+            load_encoder("timm:resnet50x")
 
     def test_other_models_are_refused(self, cached: Callable[[str], Path]) -> None:
         folder = cached("someone/bert")
