@@ -12,10 +12,9 @@ from typing import Any
 
 from ssl_bench import data as datasets
 from ssl_bench.api.method import Method
-from ssl_bench.api.registry import Plugin
 from ssl_bench.config.settings import EvalSettings, PrepareSettings, Settings, Storage
 from ssl_bench.data import Dataset
-from ssl_bench.data.listing import Listing
+from ssl_bench.data.listing import Listing, counted
 from ssl_bench.data.names import EMBEDDED, base, resolved
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware, choose
@@ -142,16 +141,14 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
                 pretrain.restore(shown, folder)
         collectives.on_rank_zero(lambda: _draw(shown, data, plan, spec, folder))
         with collectives.rank_zero_only(run_folder.failures_noted(folder)):
-            records = _evaluate(
-                folder,
+            records = _shown(
                 plan.method,
                 plan.data,
-                config.evals,
-                eval_data,
-                plan.seed,
-                hardware,
-                settings.runs_dir,
-                settings.keep_features,
+                runner.evaluate_run(
+                    *(folder, config.evals, eval_data, plan.seed, hardware),
+                    settings.runs_dir,
+                    settings.keep_features,
+                ),
             )
             for step in snapshots:
                 home = pretrain.snapshot_folder(folder, step)
@@ -194,17 +191,9 @@ def evaluate(config: EvalConfig) -> Path:
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
-        _evaluate(
-            folder,
-            plan["method"],
-            plan["data"],
-            evals,
-            data,
-            seed,
-            hardware,
-            folder.parent,
-            settings.keep_features,
-        )
+        keep = settings.keep_features
+        found = runner.evaluate_run(folder, evals, data, seed, hardware, folder.parent, keep)
+        _shown(plan["method"], plan["data"], found)
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
 
@@ -243,7 +232,6 @@ def prepare(settings: PrepareSettings) -> None:
             cannot be written.
     """
     from ssl_bench.data.prepare import prepare
-    from ssl_bench.data.sources.search import in_words
 
     assert settings.output is not None
     place = base(settings.source)
@@ -268,8 +256,8 @@ def prepare(settings: PrepareSettings) -> None:
             bar.of,
             settings.skip_broken,
         )
-    notes = (*written.caveats, *in_words(listing.left_out), *_some(written.broken))
-    for note in notes:
+    left_out = counted(listing.left_out)
+    for note in (*written.caveats, *filter(None, [left_out]), *_some(written.broken)):
         _note(f"{listing.name}: {note}")
     console.print(
         f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
@@ -373,24 +361,15 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
             console.print(f"pictures: {output}", soft_wrap=True)
 
 
-def _evaluate(
-    folder: Path,
-    method: str,
-    pretrained_on: str | None,
-    evals: Mapping[Plugin, Any],
-    data: Dataset,
-    seed: int,
-    hardware: Hardware,
-    runs_dir: Path,
-    keep_features: bool,
+def _shown(
+    method: str, pretrained_on: str | None, found: Iterator[runner.Record]
 ) -> list[runner.Record]:
+    """The records, shown beside their baselines: those that were found before an error, too."""
     from ssl_bench.experiment import baseline_table
 
     records = []
     try:
-        for record in runner.evaluate_run(
-            folder, evals, data, seed, hardware, runs_dir, keep_features
-        ):
+        for record in found:
             records.append(record)
     finally:
         if records:
