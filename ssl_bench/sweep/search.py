@@ -92,7 +92,7 @@ def trials(
     seeds = given.get("seed", ())
     fixed = {name: words[0] for name, words in given.items() if len(words) == 1 or name == "seed"}
     request = flags.parse_run(in_order(fixed.values()))
-    data = {name: getattr(request.settings, name) for name in _DATA}
+    data = {name: getattr(request.settings, name) or "" for name in _DATA}
     for name, value in data.items():
         flag = f"--{name.replace('_', '-')}"
         require(
