@@ -30,7 +30,7 @@ class Settings:
     @TRAIN+TEST names the folders or files that are the splits, @TRAIN one of which a fifth is held
     out, and @whole says that there are none; @validation in the end takes a tenth of the training
     images in place of the test images, to choose settings on."""
-    eval_data: str = ""
+    eval_data: str | None = None
     """Data set to evaluate on, said like --data. Default: the one that is trained on."""
     backbone: str = "vit_micro"
     """One of the presets in `ssl-bench list`, or any image model of timm by name."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,61 +64,36 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
-    broken: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    left_out, unlabelled = "", ""
-    asked = parse(source)
+    asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
     if asked.place == EMBEDDED:
-        from ssl_bench.data import embedded, holdout
-
-        _refuse_choice(asked)
         require(
             storage != "stream",
             f"data set {EMBEDDED!r} cannot be streamed, as it lies in one file; "
             "--storage memory would work",
         )
-        train, classes, where = Split(*embedded.read("train")), embedded.CLASSES, "in memory"
-        if asked.is_validation:
-            name, note = holdout.name(asked.place), holdout.NOTE
-            train, test = holdout.of_split(train, classes)
-        else:
-            name, note, test = asked.place, "", Split(*embedded.read("test"))
-        digest = fingerprint(train, test, classes)
+        found = _embedded(asked)
     else:
         from ssl_bench.data import in_memory
-        from ssl_bench.data.sources import search
 
-        listing = list_images(source, data_dir)
-        loaded = in_memory.load(
-            listing,
-            image_size or DEFAULT_IMAGE_SIZE,
-            storage,
-            skip_broken,
-            _folder(data_dir) / "checked",
-            progress,
-        )
-        train, test, digest = loaded.train, loaded.test, loaded.fingerprint
-        name, classes = listing.name, listing.classes
-        where, broken = loaded.where, loaded.broken
-        note, left_out = "; ".join(loaded.caveats), "; ".join(search.in_words(listing.left_out))
-        notes, unlabelled = listing.notes, listing.unlabelled
-    is_native = train.side != round((image_size or DEFAULT_IMAGE_SIZE) * 8 / 7)
-    view_size = image_size or (train.side if is_native else DEFAULT_IMAGE_SIZE)
-    return Dataset(
-        name,
-        train,
-        test,
-        classes,
-        digest,
-        note,
-        view_size,
-        where,
-        broken,
-        left_out,
-        notes,
-        unlabelled,
-        resolved(source),
-    )
+        listing, checked = list_images(source, data_dir), _folder(data_dir) / "checked"
+        found = in_memory.load(listing, read_size, storage, skip_broken, checked, progress)
+    is_native = found.size != round(read_size * 8 / 7)
+    view_size = image_size or (found.size if is_native else DEFAULT_IMAGE_SIZE)
+    return replace(found, view_size=view_size, source=resolved(source))
+
+
+def _embedded(asked: Source) -> Dataset:
+    from ssl_bench.data import embedded, holdout
+
+    _refuse_choice(asked)
+    name, note, train = asked.place, "", Split(*embedded.read("train"))
+    if asked.is_validation:
+        name, note = holdout.name(name), holdout.NOTE
+        train, test = holdout.of_split(train, embedded.CLASSES)
+    else:
+        test = Split(*embedded.read("test"))
+    digest = fingerprint(train, test, embedded.CLASSES)
+    return Dataset(name, train, test, embedded.CLASSES, digest, note, train.side)
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:

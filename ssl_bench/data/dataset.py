@@ -77,26 +77,6 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
-    """What became of a listing.
-
-    Attributes:
-        train, test: its two splits.
-        fingerprint: of both.
-        caveats: the listing's, and what else is to be said beside every number.
-        where: in words where the images are now, and why.
-        broken: what is wrong with each image that was left out.
-    """
-
-    train: Split
-    test: Split
-    fingerprint: str
-    caveats: tuple[str, ...]
-    where: str
-    broken: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Dataset:
     """A train and a test split that share their classes.
 

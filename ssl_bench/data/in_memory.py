@@ -16,7 +16,7 @@ import torch
 
 from ssl_bench.config.settings import Storage
 from ssl_bench.data import depth
-from ssl_bench.data.dataset import Loaded, Split, fingerprint
+from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
 from ssl_bench.data.listing import Listing, Part, Picture
@@ -38,8 +38,8 @@ def load(
     skip_broken: bool,
     remembered: Path,
     progress: Progress | None = None,
-) -> Loaded:
-    """The splits of a listing, in memory or streamed.
+) -> Dataset:
+    """The data set of a listing, in memory or streamed.
 
     Args:
         skip_broken: leave out images that cannot be decoded.
@@ -61,7 +61,7 @@ def load(
             return size or round(image_size * 8 / 7), said
 
         streamed = open_stream(listing, look, skip_broken, remembered, progress)
-        return replace(streamed, where=f"{streamed.where}, {why}")
+        return replace(streamed, storage=f"{streamed.storage}, {why}")
     free = _available_memory()
     if too_much := _too_much(listing.count, listing.channels, side, free, "free memory"):
         fitting = int(sqrt(free / 2 / (listing.count * listing.channels)) * 7 / 8)
@@ -85,7 +85,7 @@ def load(
             again = load(listing, image_size, "memory", skip_broken, remembered, progress)
             return replace(again, broken=names)
     digest = fingerprint(train, test, listing.classes)
-    return Loaded(train, test, digest, (*listing.caveats, *said, *caveats), "in memory", names)
+    return listing.as_dataset(train, test, digest, (*said, *caveats), "in memory", names)
 
 
 class _DeepImages(Exception):

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from ssl_bench.data.dataset import Dataset, Split
 from ssl_bench.errors import UserError
 
 HELD_OUT_CAVEAT = "no test split of its own: a fifth of the images is held out"
 _FIFTH = 2**64 // 5
-_SHOWN = 5
+_SHOWN, _EXTENSIONS_SHOWN = 5, 12
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,38 @@ class Listing:
         """All of them: the train split, then the test split."""
         return chain(self.train.pictures(), self.test.pictures())
 
+    def as_dataset(
+        self,
+        train: Split,
+        test: Split,
+        fingerprint: str,
+        caveats: Sequence[str],
+        storage: str,
+        broken: tuple[str, ...],
+    ) -> Dataset:
+        """The data set that was made of it, with what its images have shown besides."""
+        note, left_out = "; ".join([*self.caveats, *caveats]), counted(self.left_out)
+        return Dataset(
+            *(self.name, train, test, self.classes, fingerprint, note, train.side, storage),
+            *(broken, left_out, self.notes, self.unlabelled),
+        )
+
     def without(self, places: Collection[int]) -> Listing:
         """The listing without the pictures at some places of the order of `pictures`."""
         left = [place for place in range(self.count) if place not in places]
         first_test = bisect_left(left, self.train.count)
         train, test = left[:first_test], [p - self.train.count for p in left[first_test:]]
         return replace(self, train=self.train.subset(train), test=self.test.subset(test))
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """The files left out by extension, the most frequent first: "left out: 3 .txt, 1 .psd"."""
+    kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    most = kinds[:_EXTENSIONS_SHOWN]
+    parts = [f"{count:,} {kind or 'without extension'}" for kind, count in most]
+    if rest := sum(count for _, count in kinds[len(most) :]):
+        parts.append(f"{rest:,} others")
+    return f"left out: {', '.join(parts)}" if parts else ""
 
 
 def rank(key: bytes) -> int:

@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench.data import depth
-from ssl_bench.data.dataset import Loaded, Split
+from ssl_bench.data.dataset import Dataset, Split
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import header, naming, square_CSS
 from ssl_bench.data.listing import Listing, Picture
@@ -179,8 +179,8 @@ def open_stream(
     skip_broken: bool,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
-) -> Loaded:
-    """The splits and the fingerprint of a listing, whose images have been decoded at some time.
+) -> Dataset:
+    """The data set of a listing, whose images have been decoded at some time.
 
     Args:
         look: tells the squares' side, and what is to be said of the images.
@@ -205,8 +205,8 @@ def open_stream(
         StreamedSplit(labels_N, part.open(), (listing.channels, side, side), depths=depths)
         for labels_N, part in zip(labels, (listing.train, listing.test), strict=True)
     )
-    caveats = (*listing.caveats, *said, *noticed)
-    return Loaded(train, test, digest, caveats, "streamed from their files", broken)
+    where = "streamed from their files"
+    return listing.as_dataset(train, test, digest, (*said, *noticed), where, broken)
 
 
 def _scanned(

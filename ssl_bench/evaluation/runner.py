@@ -90,11 +90,6 @@ def evaluate_run(
         yield record
 
 
-def stored_records(folder: Path) -> list[Record]:
-    """Every evaluation result in a run folder."""
-    return [load_json(path) for path in schema.score_files(folder)]
-
-
 def in_words(record: Record) -> str:
     """An evaluation's headline in a few words."""
     headline = next(iter(record["scores"].values()))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.api.registry import Plugin
 from ssl_bench.config.settings import EvalSettings, Settings
-from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
-from ssl_bench.distributed.device import Hardware, choose
+from ssl_bench.distributed.device import choose
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
@@ -55,17 +53,9 @@ def evaluate(config: EvalConfig) -> Path:
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
-        score(
-            folder,
-            plan["method"],
-            plan["data"],
-            evals,
-            data,
-            seed,
-            hardware,
-            folder.parent,
-            settings.keep_features,
-        )
+        keep = settings.keep_features
+        found = runner.evaluate_run(folder, evals, data, seed, hardware, folder.parent, keep)
+        shown(plan["method"], plan["data"], found)
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
 
@@ -81,25 +71,15 @@ def ranks_of(settings: Settings | EvalSettings) -> int:
     return ranks
 
 
-def score(
-    folder: Path,
-    method: str,
-    pretrained_on: str | None,
-    evals: Mapping[Plugin, Any],
-    data: Dataset,
-    seed: int,
-    hardware: Hardware,
-    runs_dir: Path,
-    keep_features: bool,
+def shown(
+    method: str, pretrained_on: str | None, found: Iterator[runner.Record]
 ) -> list[runner.Record]:
-    """Evaluate the encoder in a run folder, and show it beside its baselines."""
+    """The records, shown beside their baselines; after an error, those found before it."""
     from ssl_bench.experiment import baseline_table
 
     records = []
     try:
-        for record in runner.evaluate_run(
-            folder, evals, data, seed, hardware, runs_dir, keep_features
-        ):
+        for record in found:
             records.append(record)
     finally:
         if records:

@@ -15,7 +15,7 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
-from ssl_bench.experiment.evaluating import ranks_of, score
+from ssl_bench.experiment.evaluating import ranks_of, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
 from ssl_bench.experiment.preparation import Prepared, prepare_run, snapshot_steps
 from ssl_bench.experiment.run_config import RunConfig
@@ -93,11 +93,12 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
         method = _trained(prepared, data, plan, folder, settings, snapshots)
         collectives.on_rank_zero(lambda: _draw(method, data, plan, spec, folder))
         with collectives.rank_zero_only(run_folder.failures_noted(folder)):
-            records = score(
-                *(folder, plan.method, plan.data, config.evals, eval_data, plan.seed, hardware),
+            found = runner.evaluate_run(
+                *(folder, config.evals, eval_data, plan.seed, hardware),
                 settings.runs_dir,
                 settings.keep_features,
             )
+            records = shown(plan.method, plan.data, found)
             for step in snapshots:
                 home = pretrain.snapshot_folder(folder, step)
                 for record in runner.evaluate_run(

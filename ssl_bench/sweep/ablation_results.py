@@ -48,7 +48,9 @@ def run(study: Study) -> Path:
         table.map(cell).to_csv(path)
     title = f"{study.method}: {ablation.title}"
     plans = [schema.load_plan(run.folder) for run in finished]
-    ours = f"ours: {setting(plans, study.constant)}"
+    elsewhere = {record["data"] for run in finished for record in run.records} - {plans[0]["data"]}
+    tested = f", evaluated on {', '.join(sorted(elsewhere))}" if elsewhere else ""
+    ours = f"ours: {setting(plans, study.constant)}{tested}"
     paper = f"paper ({ablation.source}): {ablation.setting}"
     note = " ".join(filter(None, (ablation.note, _same_share(study, plans))))
     figures.ablation(

@@ -6,7 +6,8 @@ import hashlib
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         UserError: it cannot be read, is not what was stored, as the record beside it says, or holds
             something else than numbers.
     """
-    try:
+    with _reading(path):
         content = load_bytes(path, _LARGEST)
         check_digest(path, _record_beside(path), content)
         with _opened(content) as archive:
@@ -40,13 +41,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             _check(archive)
             arrays = (npy.read_array(archive.open(entry)) for entry in archive.infolist())
             return dict(zip(_names(archive), arrays, strict=True))
-    except Absent:
-        return {}
-    except UserError:
-        raise
-    # One wrong byte, by where it is: zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
-    except Exception as error:
-        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+    return {}
 
 
 def names(path: Path) -> frozenset[str]:
@@ -55,11 +50,21 @@ def names(path: Path) -> frozenset[str]:
     Raises:
         UserError: it cannot be read.
     """
+    with _reading(path), _opened(load_bytes(path, _LARGEST)) as archive:
+        return frozenset(_names(archive))
+    return frozenset()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """End the block where the file is absent; else whatever is wrong is the user's error."""
     try:
-        with _opened(load_bytes(path, _LARGEST)) as archive:
-            return frozenset(_names(archive))
+        yield
     except Absent:
-        return frozenset()
+        pass
+    except UserError:
+        raise
+    # One wrong byte, by where it is: zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
     except Exception as error:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ssl_bench import data as datasets
 from ssl_bench.config.command_settings import PrepareSettings
+from ssl_bench.data.listing import counted
 from ssl_bench.data.names import EMBEDDED, base
 from ssl_bench.data.prepare import prepare as write
-from ssl_bench.data.sources.search import in_words
 from ssl_bench.errors import require
 from ssl_bench.experiment.loading import console, first_broken, note, say_images
 from ssl_bench.utils import progress
@@ -45,8 +45,8 @@ def prepare(settings: PrepareSettings) -> None:
             bar.of,
             settings.skip_broken,
         )
-    notes = (*written.caveats, *in_words(listing.left_out), *first_broken(written.broken))
-    for each in notes:
+    left_out = counted(listing.left_out)
+    for each in (*written.caveats, *filter(None, [left_out]), *first_broken(written.broken)):
         note(f"{listing.name}: {each}")
     console.print(
         f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "

@@ -173,7 +173,9 @@ def _config(
     return RunConfig(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
 
 
-def _evaluated_on(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _evaluated_on(
+    plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> tuple[str | None, str]:
     """``--eval-data`` and the fingerprint of the data that evaluations are repeated on.
 
     That is what the run itself was evaluated on, as far as it was.
@@ -185,7 +187,7 @@ def _evaluated_on(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
     found = first.get("data_fingerprint", plan["data_fingerprint"])
     source = first.get("data_source")
     if found == plan["data_fingerprint"] or not isinstance(source, str):
-        return "", plan["data_fingerprint"]
+        return None, plan["data_fingerprint"]
     return source, found
 
 

@@ -32,6 +32,7 @@ from ssl_bench.data.listing import (
     Part,
     Picture,
     check_labels,
+    counted,
     hold_out,
     rank,
     shown,
@@ -39,7 +40,7 @@ from ssl_bench.data.listing import (
 )
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import splits
-from ssl_bench.data.sources.search import image_files, in_words
+from ssl_bench.data.sources.search import image_files
 from ssl_bench.errors import UserError
 from ssl_bench.utils.files import readable
 from ssl_bench.utils.formatting import many
@@ -310,7 +311,7 @@ def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]
         files[inner.name], left_out = image_files(inner)
         others.update(left_out)
         if not files[inner.name]:
-            what = "; ".join(in_words(left_out)) or "nothing is there"
+            what = counted(left_out) or "nothing is there"
             raise UserError(
                 f"empty class: no images in {inner} ({what}); add some, or remove the folder"
             )

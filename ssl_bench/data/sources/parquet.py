@@ -71,6 +71,9 @@ class _Table:
     noted: Mapping[str, Any]
     unlabelled: str
 
+    def picture(self, row: int, encoded: bytes) -> Picture:
+        return Picture(f"{readable(self.path)} row {row}", encoded, int(self.labels_N[row]))
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -131,10 +134,10 @@ def find(path: Path, choice: str = "") -> Listing:
         train_tables, test_tables = map(_without_labels, (train_tables, test_tables))
         classes = ()
     if test_name:
-        train_rows, test_rows = map(_all_rows, (train_tables, test_tables))
+        train_rows = [np.ones(len(table.labels_N), bool) for table in train_tables]
+        test_rows = [np.ones(len(table.labels_N), bool) for table in test_tables]
     else:
-        test_tables = train_tables
-        test_rows = _held_out_rows(train_tables)
+        test_tables, test_rows = train_tables, _held_out_rows(train_tables)
         train_rows = [~rows for rows in test_rows]
         caveats = (HELD_OUT_CAVEAT,)
     train, test = _part(train_tables, train_rows), _part(test_tables, test_rows)
@@ -154,7 +157,7 @@ def find(path: Path, choice: str = "") -> Listing:
         train=train,
         test=test,
         classes=classes,
-        channels=max(_channels(table.noted) for table in tables),
+        channels=1 if all(table.noted.get("channels") == 1 for table in tables) else 3,
         caveats=(*dict.fromkeys(noted), *caveats),
         notes=understood(
             train_name, test_name and shown([test_name]), classes, unlabelled, left_out
@@ -376,10 +379,6 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
     return ()
 
 
-def _channels(noted: Mapping[str, Any]) -> int:
-    return 1 if noted.get("channels") == 1 else 3
-
-
 def _caveats(noted: Mapping[str, Any]) -> list[str]:
     found = noted.get("caveats")
     return [c for c in found if isinstance(c, str)] if isinstance(found, list) else []
@@ -401,10 +400,6 @@ def _cells(path: Path, column: str) -> Iterator[Any]:
             yield from cells
 
 
-def _all_rows(tables: Sequence[_Table]) -> list[np.ndarray]:
-    return [np.ones(len(table.labels_N), bool) for table in tables]
-
-
 def _held_out_rows(tables: Sequence[_Table]) -> list[np.ndarray]:
     """Which rows of each file belong to the test fifth."""
     ranks = [rank(encoded) for table in tables for _, encoded in _images(table)]
@@ -417,9 +412,7 @@ def _pictures(tables: list[_Table], rows: list[np.ndarray]) -> Iterator[Picture]
     for table, chosen in zip(tables, rows, strict=True):
         for row, encoded in _images(table):
             if chosen[row]:
-                yield Picture(
-                    f"{readable(table.path)} row {row}", encoded, int(table.labels_N[row])
-                )
+                yield table.picture(row, encoded)
 
 
 def _part(tables: list[_Table], rows: list[np.ndarray]) -> Part:
@@ -443,9 +436,7 @@ def _at_any_place(tables: list[_Table], rows: list[np.ndarray]) -> Callable[[int
 
     def picture(index: int) -> Picture:
         number, row, start, stop = where_N4[index].tolist()
-        table = tables[number]
-        name = f"{readable(table.path)} row {row}"
-        return Picture(name, files[number][start:stop], int(table.labels_N[row]))
+        return tables[number].picture(row, files[number][start:stop])
 
     return picture
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ssl_bench.data.images import extensions
 from ssl_bench.errors import UserError, of_system
 from ssl_bench.utils.files import readable
-
-_SHOWN = 12
 
 
 def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -67,17 +64,3 @@ def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
             else:
                 left_out[readable(path.suffix.lower())] += 1
     return sorted(found), left_out
-
-
-def in_words(left_out: Mapping[str, int]) -> Iterator[str]:
-    """One line about the files left out, as in "left out: 3 .txt, 1 .psd"; none if there are none.
-
-    The extensions that most files have come first.
-    """
-    kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    if not kinds:
-        return
-    shown = [f"{count:,} {kind or 'without extension'}" for kind, count in kinds[:_SHOWN]]
-    if rest := sum(count for _, count in kinds[_SHOWN:]):
-        shown.append(f"{rest:,} others")
-    yield f"left out: {', '.join(shown)}"
