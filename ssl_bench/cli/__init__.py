@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ssl_bench import __version__
-from ssl_bench.cli.commands import COMMANDS
+from ssl_bench.cli.commands import COMMANDS, RESUMING
 from ssl_bench.errors import ToldElsewhere, in_one_line, unknown
 from ssl_bench.utils import signals, streams
 from ssl_bench.utils.signals import Interrupted
@@ -98,7 +98,7 @@ def _say_ended(how: str, args: Sequence[str], saved: str) -> None:
     parts = [
         how,
         saved,
-        goes_on if args and args[0] in COMMANDS and COMMANDS[args[0]].resumes else "",
+        goes_on if RESUMING & set(args[:1]) else "",
     ]
     print(f"ssl-bench: {'; '.join(filter(None, parts))}", file=sys.stderr)
 

@@ -185,7 +185,6 @@ def _refuse_twins(flags: Sequence[Flag], everyone: Sequence[Plugin]) -> None:
                 str(plugin.path) for plugin in everyone if plugin.config is flag.owner
             )
             raise UserError(
-                f"field {flag.field.name!r} of Config in {files} has the name of another flag; "
-                "rename it"
+                f"field {flag.field!r} of Config in {files} has the name of another flag; rename it"
             )
         seen[flag.name] = flag.owner

@@ -12,7 +12,6 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -40,41 +39,32 @@ _SHORT = {"output": ["-o"]}
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: a dataclass field under a possibly longer name, with a preset's default."""
+    """One flag.
+
+    Attributes:
+        field: of the dataclass that owns it; its own name may be longer.
+        default: what a preset sets, or else the field's own; `dataclasses.MISSING` without one.
+    """
 
     name: str
+    field: str
     owner: type
-    field: dataclasses.Field[Any]
+    type: Any
+    default: Any
     help: str
-    preset: Mapping[str, Any]
 
     @property
     def option(self) -> str:
         """As a person writes it."""
         return f"--{self.name.replace('_', '-')}"
 
-    @property
-    def type(self) -> Any:
-        """Of its value."""
-        return _type_hints(self.owner)[self.field.name]
-
-    @property
-    def default(self) -> Any:
-        """Its value where none is given."""
-        return self.preset.get(self.field.name, self.field.default)
-
-
-@cache
-def _type_hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
 
 def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
     """The flags of a dataclass, under longer names, with a preset's defaults."""
-    texts = registry.field_help(cls)
+    texts, types = registry.field_help(cls), typing.get_type_hints(cls)
     return [
-        Flag(prefix + field.name, cls, field, texts.get(field.name, ""), preset)
-        for field in dataclasses.fields(cls)
+        Flag(prefix + n, n, cls, types[n], preset.get(n, field.default), texts.get(n, ""))
+        for n, field in ((field.name, field) for field in dataclasses.fields(cls))
     ]
 
 
