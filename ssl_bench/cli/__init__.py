@@ -1,4 +1,7 @@
-"""The command line: ``ssl-bench COMMAND``."""
+"""The command line: ``ssl-bench COMMAND``.
+
+Whatever a person can mend is raised as `UserError`, by any function here, and told in one line.
+"""
 
 from __future__ import annotations
 

@@ -79,11 +79,7 @@ def parse(command: str, cls: type[T], args: Sequence[str]) -> T:
 
 
 def read(flag: Flag, text: str) -> Any:
-    """The value of a flag that is given alone.
-
-    Raises:
-        UserError: the text is no value for it.
-    """
+    """The value of a flag that is given alone."""
     return values_of("run", [flag], joined([(flag.option, text)]), "")[flag.name]
 
 
@@ -116,9 +112,6 @@ def values_of(
 
     Args:
         everyone: the plugins that have flags here, for what is said of a flag that is not known.
-
-    Raises:
-        UserError: there is no such flag, or a value is none for it.
     """
     if any(arg in ("-h", "--help") for arg in args):
         tyro.cli(
@@ -157,11 +150,7 @@ def values_of(
 
 
 def _backbone(name: str) -> str:
-    """The backbone that is meant.
-
-    Raises:
-        UserError: its name gives a patch size, which is a flag of its own here.
-    """
+    """The backbone that is meant."""
     meant = habits.backbone(name)
     if meant is None or meant[0] == name or name in BACKBONES:
         return name

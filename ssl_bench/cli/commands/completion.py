@@ -18,11 +18,7 @@ _SHELLS = ("bash", "zsh")
 
 
 def show(args: Sequence[str]) -> None:
-    """Print the completion script of a shell.
-
-    Raises:
-        UserError: there is no such shell.
-    """
+    """Print the completion script of a shell."""
     require(len(args) == 1, f"say which shell: ssl-bench completion {'|'.join(_SHELLS)}")
     if args[0] not in _SHELLS:
         raise unknown("shell", args[0], _SHELLS)
