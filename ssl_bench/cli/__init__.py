@@ -97,12 +97,9 @@ def _do(args: Sequence[str]) -> int:
 
 def _say_ended(how: str, args: Sequence[str], saved: str) -> None:
     """Tell how the program ended, what it saved, and what the same command would do."""
-    goes_on = f"the same command goes on from {'there' if saved else 'the last checkpoint'}"
-    parts = [
-        how,
-        saved,
-        goes_on if RESUMING & set(args[:1]) else "",
-    ]
+    parts = [how, saved]
+    if RESUMING & set(args[:1]):
+        parts.append(f"the same command goes on from {'there' if saved else 'the last checkpoint'}")
     print(f"ssl-bench: {'; '.join(filter(None, parts))}", file=sys.stderr)
 
 

@@ -169,6 +169,8 @@ def _as_dataclass(
     fields: list[Any] = []
     for flag in flags:
         value_type = (choices or {}).get(flag.name, flag.type)
+        if flag.default is None:
+            value_type = value_type | None
         is_positional = flag.name in _POSITIONAL
         is_sequence = typing.get_origin(flag.type) is tuple
         metavar = _POSITIONAL.get(flag.name, "A,B,..." if is_sequence else None)

@@ -28,7 +28,7 @@ def show(args: Sequence[str]) -> None:
         "backbone": BACKBONES,
         "preset": registry.presets(),
     }
-    choices: dict[str, Any] = {flag: Literal[tuple(known)] | None for flag, known in names.items()}
+    choices: dict[str, Any] = {flag: Literal[tuple(known)] for flag, known in names.items()}
     choices["evals"] = tuple[Literal[tuple(registry.discover("eval"))], ...]  # type: ignore[misc]
     classes = [
         Annotated[

@@ -40,7 +40,7 @@ _LINES_AROUND = 11
 
 
 def status(settings: StatusSettings) -> None:
-    """Show how far a sweep is, live on a terminal until nothing is under way: ``ssl-bench status``."""
+    """Show how far a sweep is, live on a terminal until it is over: ``ssl-bench status``."""
     sweep = _found(settings.runs_dir, settings.sweep)
     if isinstance(sweep, Damaged):
         raise UserError(sweep.why)
