@@ -1,4 +1,7 @@
-"""The command line: ``ssl-bench COMMAND``."""
+"""The command line: ``ssl-bench COMMAND``.
+
+Whatever a person can mend is raised as `UserError`, by any function here, and told in one line.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ssl_bench import __version__
-from ssl_bench.cli.commands import COMMANDS
+from ssl_bench.cli.commands import COMMANDS, RESUMING
 from ssl_bench.errors import ToldElsewhere, in_one_line, unknown
 from ssl_bench.utils import signals, streams
 from ssl_bench.utils.signals import Interrupted
@@ -94,12 +97,9 @@ def _do(args: Sequence[str]) -> int:
 
 def _say_ended(how: str, args: Sequence[str], saved: str) -> None:
     """Tell how the program ended, what it saved, and what the same command would do."""
-    goes_on = f"the same command goes on from {'there' if saved else 'the last checkpoint'}"
-    parts = [
-        how,
-        saved,
-        goes_on if args and args[0] in COMMANDS and COMMANDS[args[0]].resumes else "",
-    ]
+    parts = [how, saved]
+    if RESUMING & set(args[:1]):
+        parts.append(f"the same command goes on from {'there' if saved else 'the last checkpoint'}")
     print(f"ssl-bench: {'; '.join(filter(None, parts))}", file=sys.stderr)
 
 

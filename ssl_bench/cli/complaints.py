@@ -32,9 +32,6 @@ def refuse_no_number(types: Mapping[str, Any], args: Sequence[str]) -> None:
 
     Args:
         types: of the flags there are, by their fields' names.
-
-    Raises:
-        UserError: there is such an argument.
     """
     of_flags = {f"--{name.replace('_', '-')}": type_ for name, type_ in types.items()}
     for flag, *values in by_flag(args):
@@ -80,9 +77,6 @@ def refuse(arg: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoRetu
     Args:
         names: of the flags there are.
         everyone: the plugins that they are of.
-
-    Raises:
-        UserError: always.
     """
     name = arg.lstrip("-").partition("=")[0].replace("-", "_")
     habit = habits.advice(name, names)

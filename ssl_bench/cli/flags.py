@@ -26,9 +26,6 @@ def parse_run(args: Sequence[str], command: str = "run") -> RunConfig:
     """The config of ``ssl-bench run``, or of a command that takes the same flags.
 
     A preset that methods alone define picks the first of these, where no method is named.
-
-    Raises:
-        UserError: a flag, a value or a name is wrong.
     """
     method = method_of(args)
     _refuse_two_lengths(args)
@@ -45,9 +42,6 @@ def defaults(args: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
 
     Args:
         required: values for flags that have no default, as far as they are given.
-
-    Raises:
-        UserError: a name is wrong, or a value that is required is not given.
     """
     offer = _offer(args, Settings, method_of(args), Settings.preset)
     values = {flag.name: flag.default for flag in offer.flags}
@@ -58,21 +52,13 @@ def defaults(args: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
 
 
 def run_flags(args: Sequence[str]) -> dict[str, Flag]:
-    """Every flag that ``ssl-bench run`` has with these arguments, by its field's name.
-
-    Raises:
-        UserError: a method, an evaluation or a preset that they name does not exist.
-    """
+    """Every flag that ``ssl-bench run`` has with these arguments, by its field's name."""
     offer = _offer(args, Settings, method_of(args), Settings.preset)
     return {flag.name: flag for flag in offer.flags}
 
 
 def method_of(args: Sequence[str]) -> Plugin:
-    """The method that ``ssl-bench run`` takes with these arguments.
-
-    Raises:
-        UserError: there is none of that name, or the preset belongs to another one.
-    """
+    """The method that ``ssl-bench run`` takes with these arguments."""
     [preset, *_] = peek(args, "preset") or [Settings.preset]
     owners = [] if preset in PRESETS else _owners(preset)
     [name, *_] = peek(args, "method") or [*owners, Settings.method]
@@ -86,11 +72,7 @@ def method_of(args: Sequence[str]) -> Plugin:
 
 
 def parse_eval(args: Sequence[str], preset: str = EvalSettings.preset) -> EvalConfig:
-    """The config of ``ssl-bench eval``, whose defaults are those of a preset.
-
-    Raises:
-        UserError: a flag, a value or a name is wrong.
-    """
+    """The config of ``ssl-bench eval``, whose defaults are those of a preset."""
     offer = _offer(args, EvalSettings, None, preset)
     about = "Evaluate a run, or a file of weights."
     values = values_of("eval", offer.flags, args, about, offer.everyone)
@@ -185,7 +167,6 @@ def _refuse_twins(flags: Sequence[Flag], everyone: Sequence[Plugin]) -> None:
                 str(plugin.path) for plugin in everyone if plugin.config is flag.owner
             )
             raise UserError(
-                f"field {flag.field.name!r} of Config in {files} has the name of another flag; "
-                "rename it"
+                f"field {flag.field!r} of Config in {files} has the name of another flag; rename it"
             )
         seen[flag.name] = flag.owner

@@ -12,7 +12,6 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -40,41 +39,32 @@ _SHORT = {"output": ["-o"]}
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: a dataclass field under a possibly longer name, with a preset's default."""
+    """One flag.
+
+    Attributes:
+        field: of the dataclass that owns it; its own name may be longer.
+        default: what a preset sets, or else the field's own; `dataclasses.MISSING` without one.
+    """
 
     name: str
+    field: str
     owner: type
-    field: dataclasses.Field[Any]
+    type: Any
+    default: Any
     help: str
-    preset: Mapping[str, Any]
 
     @property
     def option(self) -> str:
         """As a person writes it."""
         return f"--{self.name.replace('_', '-')}"
 
-    @property
-    def type(self) -> Any:
-        """Of its value."""
-        return _type_hints(self.owner)[self.field.name]
-
-    @property
-    def default(self) -> Any:
-        """Its value where none is given."""
-        return self.preset.get(self.field.name, self.field.default)
-
-
-@cache
-def _type_hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
 
 def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
     """The flags of a dataclass, under longer names, with a preset's defaults."""
-    texts = registry.field_help(cls)
+    texts, types = registry.field_help(cls), typing.get_type_hints(cls)
     return [
-        Flag(prefix + field.name, cls, field, texts.get(field.name, ""), preset)
-        for field in dataclasses.fields(cls)
+        Flag(prefix + n, n, cls, types[n], preset.get(n, field.default), texts.get(n, ""))
+        for n, field in ((field.name, field) for field in dataclasses.fields(cls))
     ]
 
 
@@ -89,11 +79,7 @@ def parse(command: str, cls: type[T], args: Sequence[str]) -> T:
 
 
 def read(flag: Flag, text: str) -> Any:
-    """The value of a flag that is given alone.
-
-    Raises:
-        UserError: the text is no value for it.
-    """
+    """The value of a flag that is given alone."""
     return values_of("run", [flag], joined([(flag.option, text)]), "")[flag.name]
 
 
@@ -126,9 +112,6 @@ def values_of(
 
     Args:
         everyone: the plugins that have flags here, for what is said of a flag that is not known.
-
-    Raises:
-        UserError: there is no such flag, or a value is none for it.
     """
     if any(arg in ("-h", "--help") for arg in args):
         tyro.cli(
@@ -167,11 +150,7 @@ def values_of(
 
 
 def _backbone(name: str) -> str:
-    """The backbone that is meant.
-
-    Raises:
-        UserError: its name gives a patch size, which is a flag of its own here.
-    """
+    """The backbone that is meant."""
     meant = habits.backbone(name)
     if meant is None or meant[0] == name or name in BACKBONES:
         return name
@@ -190,6 +169,8 @@ def _as_dataclass(
     fields: list[Any] = []
     for flag in flags:
         value_type = (choices or {}).get(flag.name, flag.type)
+        if flag.default is None:
+            value_type = value_type | None
         is_positional = flag.name in _POSITIONAL
         is_sequence = typing.get_origin(flag.type) is tuple
         metavar = _POSITIONAL.get(flag.name, "A,B,..." if is_sequence else None)

@@ -18,9 +18,6 @@ def ask(what: str, files: Sequence[Path], inside: Path, is_trusted: bool) -> Non
     Args:
         what: who names them, such as "run 'a' was made with".
         inside: the folder that holds the run or the config.
-
-    Raises:
-        UserError: there are some, and nobody says that they may be.
     """
     if not files:
         return

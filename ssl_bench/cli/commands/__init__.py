@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,56 +23,48 @@ class Command:
 
     Attributes:
         purpose: one line about it.
-        does: module and function in this package. It is given the settings, or the arguments where
-            it reads them itself, and may give an exit code.
+        does: module and function in this package, which may give an exit code.
         settings: the dataclasses whose fields are its flags.
         plugins: the kinds of plugins whose settings are flags, too.
-        reads_args: whether the function reads the arguments.
-        resumes: whether the same command resumes what was interrupted.
+        is_plain: whether the function is given the settings, or else the arguments.
     """
 
     purpose: str
     does: str
     settings: tuple[type, ...] = ()
     plugins: tuple[Kind, ...] = ()
-    reads_args: bool = False
-    resumes: bool = False
+    is_plain: bool = True
 
     def run(self, name: str, args: Sequence[str]) -> int:
         """Do it: the exit code."""
         given: Any = args
-        if not self.reads_args:
+        if self.is_plain:
             from ssl_bench.cli import parser
 
             [cls] = self.settings
             given = parser.parse(name, cls, args)  # before what the command needs is imported
         module, _, function = self.does.partition(":")
-        does: Callable[[Any], int | None] = getattr(
-            importlib.import_module(f"{__name__}.{module}"), function
-        )
+        does = getattr(importlib.import_module(f"{__name__}.{module}"), function)
         return does(given) or 0
 
+
+RESUMING = {"run", "ablate", "eval", "rerun", "sweep"}
+"""Those that resume what was interrupted when they are given again."""
 
 COMMANDS = {
     "run": Command(
         "pre-train a method, evaluate it, show it beside its baselines",
-        *("run:run", (of.Settings,), _BOTH),
-        reads_args=True,
-        resumes=True,
+        *("run:run", (of.Settings,), _BOTH, False),
     ),
     "ablate": Command(
         "vary what a paper varied, draw the curve beside the paper's",
-        *("ablate:ablate", (told.AblateSettings, of.Settings), _BOTH),
-        reads_args=True,
-        resumes=True,
+        *("ablate:ablate", (told.AblateSettings, of.Settings), _BOTH, False),
     ),
     "sweep": Command(
         "run a grid or a search of many runs, here or as jobs on Slurm",
         "sweep_help:sweep",
         (of_sweeps.SweepSettings, of_sweeps.ClusterSettings, of.Settings),
-        _BOTH,
-        reads_args=True,
-        resumes=True,
+        *(_BOTH, False),
     ),
     "status": Command(
         "show how far a sweep is, live", "status:status", (of_sweeps.StatusSettings,)
@@ -80,21 +72,17 @@ COMMANDS = {
     "cancel": Command("end the jobs of a sweep", "status:cancel", (of_sweeps.CancelSettings,)),
     "recipe": Command(
         "show a preset's every setting beside the paper's",
-        *("recipe:recipe", (of.Settings,), _BOTH),
-        reads_args=True,
+        *("recipe:recipe", (of.Settings,), _BOTH, False),
     ),
     "eval": Command(
         "evaluate a run, or a file of weights",
-        *("run:evaluate", (of.EvalSettings,), ("eval",)),
-        reads_args=True,
-        resumes=True,
+        *("run:evaluate", (of.EvalSettings,), ("eval",), False),
     ),
     "compare": Command("show runs side by side", "compare:compare", (told.CompareSettings,)),
     "show": Command("show where a run's numbers come from", "show:show", (told.ShowSettings,)),
     "rerun": Command(
         "train and evaluate a run again, and say whether it came out the same",
         *("rerun:rerun", (told.RerunSettings,)),
-        resumes=True,
     ),
     "query": Command("ask about all runs in SQL", "query:query", (told.QuerySettings,)),
     "report": Command(
@@ -111,13 +99,12 @@ COMMANDS = {
     ),
     "data": Command(
         "write a data set once as files that are read fast: data prepare SOURCE -o FOLDER",
-        *("run:data", (told.PrepareSettings,)),
-        reads_args=True,
+        *("run:data", (told.PrepareSettings,), (), False),
     ),
     "list": Command(
-        "methods, evaluations, data sets, backbones, presets", "listing:show", reads_args=True
+        "methods, evaluations, data sets, backbones, presets", "listing:show", is_plain=False
     ),
     "completion": Command(
-        "print shell completion for bash or zsh", "completion:show", reads_args=True
+        "print shell completion for bash or zsh", "completion:show", is_plain=False
     ),
 }

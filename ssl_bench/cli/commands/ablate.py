@@ -24,12 +24,7 @@ _HELP = ("-h", "--help")
 
 
 def ablate(args: Sequence[str]) -> None:
-    """Run an ablation, or print the help: ``ssl-bench ablate``.
-
-    Raises:
-        UserError: there is no such ablation, a flag or a value makes no sense, or a cell cannot be
-            run; nothing has been trained then.
-    """
+    """Run an ablation, or print the help: ``ssl-bench ablate``."""
     study = parse(args)
     if study:
         from ssl_bench.sweep import ablation_results
@@ -38,11 +33,7 @@ def ablate(args: Sequence[str]) -> None:
 
 
 def parse(args: Sequence[str]) -> Study | None:
-    """What a command line asks for; ``None`` where that is help, which is printed.
-
-    Raises:
-        UserError: there is no such ablation, or a flag or a value makes no sense.
-    """
+    """What a command line asks for; ``None`` where that is help, which is printed."""
     name, own, common = _split([arg for arg in args if arg not in _HELP])
     settings, run = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
     if set(args) & set(_HELP):
@@ -63,11 +54,7 @@ def _varied(ablation: Ablation) -> list[str]:
 
 
 def _find(method: Plugin, name: str) -> Ablation:
-    """A method's ablation of that name.
-
-    Raises:
-        UserError: it has none.
-    """
+    """A method's ablation of that name."""
     known = method.ablations()
     if not known:
         others = [
@@ -92,9 +79,6 @@ def _cells(
     Args:
         common: arguments of ``ssl-bench run`` that go into every cell.
         run: what they alone make.
-
-    Raises:
-        UserError: a value or a flag makes no sense here.
     """
     values = _values(name, ablation, settings.values)
     varied = {flag for args in values.values() for flag in _flag_names(args)}

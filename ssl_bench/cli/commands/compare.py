@@ -13,11 +13,7 @@ console = Console()
 
 
 def compare(settings: CompareSettings) -> None:
-    """Show runs side by side: ``ssl-bench compare``.
-
-    Raises:
-        UserError: a run does not exist, or there is none, or the CSV file cannot be written.
-    """
+    """Show runs side by side: ``ssl-bench compare``."""
     found = index.load(settings.runs_dir, settings.runs)
     compared = comparison.compare(found, settings.at, settings.at_cost)
     for table in tables.as_rich(compared, console.width):

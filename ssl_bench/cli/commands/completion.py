@@ -18,11 +18,7 @@ _SHELLS = ("bash", "zsh")
 
 
 def show(args: Sequence[str]) -> None:
-    """Print the completion script of a shell.
-
-    Raises:
-        UserError: there is no such shell.
-    """
+    """Print the completion script of a shell."""
     require(len(args) == 1, f"say which shell: ssl-bench completion {'|'.join(_SHELLS)}")
     if args[0] not in _SHELLS:
         raise unknown("shell", args[0], _SHELLS)
@@ -32,7 +28,7 @@ def show(args: Sequence[str]) -> None:
         "backbone": BACKBONES,
         "preset": registry.presets(),
     }
-    choices: dict[str, Any] = {flag: Literal[tuple(known)] | None for flag, known in names.items()}
+    choices: dict[str, Any] = {flag: Literal[tuple(known)] for flag, known in names.items()}
     choices["evals"] = tuple[Literal[tuple(registry.discover("eval"))], ...]  # type: ignore[misc]
     classes = [
         Annotated[

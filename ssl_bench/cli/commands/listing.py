@@ -18,11 +18,7 @@ _PATHS = "a folder of class folders or of images, or Parquet files with an image
 
 
 def show(args: Sequence[str]) -> None:
-    """Print the kinds asked for, or all.
-
-    Raises:
-        UserError: there is no such kind.
-    """
+    """Print the kinds asked for, or all."""
     for arg in args:
         if arg in ("-h", "--help"):
             print(f"usage: ssl-bench list [{'] ['.join(_KINDS)}]")

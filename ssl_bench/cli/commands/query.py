@@ -47,12 +47,7 @@ _NARROW = 8
 
 
 def query(settings: QuerySettings) -> None:
-    """Answer a query, or list the columns that there are where none is asked.
-
-    Raises:
-        UserError: the SQL is wrong or takes too much memory, there is no run, or the CSV file
-            cannot be written.
-    """
+    """Answer a query, or list the columns that there are where none is asked."""
     console = Console()
     if settings.schema or not settings.sql.strip():
         for title, columns in (

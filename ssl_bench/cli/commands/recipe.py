@@ -78,11 +78,7 @@ class Stage:
 
 
 def recipe(args: Sequence[str]) -> None:
-    """Print a preset's recipe: ``ssl-bench recipe``.
-
-    Raises:
-        UserError: there is no such preset, or a flag is wrong.
-    """
+    """Print a preset's recipe: ``ssl-bench recipe``."""
     if {"-h", "--help"} & set(args):
         print(_help(), end="")
         return
@@ -107,11 +103,7 @@ def recipe(args: Sequence[str]) -> None:
 
 
 def stages(config: RunConfig) -> list[Stage]:
-    """What a run would do, stage by stage.
-
-    Raises:
-        UserError: a file of published values makes no sense.
-    """
+    """What a run would do, stage by stage."""
     method = config.method
     beside = _paper_preset(method, config.settings.preset)
     shared = {name: getattr(config.settings, name) for name in _SHARED}

@@ -33,12 +33,7 @@ from ssl_bench.utils.rng import SampleRng
 
 @torch.no_grad()
 def reconstruct(settings: ReconstructSettings) -> None:
-    """Draw images, what is left of them, and what the decoder makes of that; say what was found.
-
-    Raises:
-        UserError: the weights have no decoder or do not tell enough, an image cannot be read, or
-            the picture cannot be written.
-    """
+    """Draw images, what is left of them, and what the decoder makes of that; say what was found."""
     for name in settings.images:
         require(Path(name).is_file(), f"image {name!r} does not exist")
     source = settings.target

@@ -41,9 +41,6 @@ def rerun(settings: RerunSettings) -> int:
 
     Returns:
         The exit code: 0 where everything that could be compared came out the same, else 1.
-
-    Raises:
-        UserError: there is no such finished run, or what it was made with is not there any more.
     """
     folder = run_folder.find_trained(settings.runs_dir, settings.target)
     from ssl_bench.experiment import loading, running
@@ -81,10 +78,6 @@ def config_of(folder: Path, settings: RerunSettings) -> tuple[RunConfig, list[st
 
     Returns:
         It, and one line for each evaluation that cannot be repeated as a part of the run.
-
-    Raises:
-        UserError: the run was not trained here, is damaged, or a plugin of it is gone, is another
-            now, or is a file that nobody trusts.
     """
     plan = schema.load_plan(folder)
     require(
@@ -197,9 +190,6 @@ def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
     Args:
         source: the file that it was, "" where it was an installed one.
         code: its fingerprint then.
-
-    Raises:
-        UserError: it is gone, or the file is another now.
     """
     if not source:
         plugin = registry.installed(kind, name)

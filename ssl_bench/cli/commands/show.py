@@ -23,11 +23,7 @@ _console = Console()
 
 
 def show(settings: ShowSettings) -> None:
-    """Print everything that is known about a run: ``ssl-bench show``.
-
-    Raises:
-        UserError: there is no such run, or its plan cannot be read.
-    """
+    """Print everything that is known about a run: ``ssl-bench show``."""
     folder = run_folder.find(settings.runs_dir, [settings.target])[0]
     facts = describe(folder)
     if settings.json:
@@ -44,9 +40,6 @@ def describe(folder: Path) -> dict[str, Any]:
     """A run's provenance: ``run`` by name, the same of each of its ``evaluations``, ``problems``.
 
     What the folder does not tell is left out; what cannot be read is a problem.
-
-    Raises:
-        UserError: its plan cannot be read.
     """
     problems = [f"{line}, and is not read" for line in strange(folder)]
 

@@ -40,11 +40,7 @@ _LINES_AROUND = 11
 
 
 def status(settings: StatusSettings) -> None:
-    """Show how far a sweep is, live on a terminal until nothing is under way: ``ssl-bench status``.
-
-    Raises:
-        UserError: there is no such sweep.
-    """
+    """Show how far a sweep is, live on a terminal until it is over: ``ssl-bench status``."""
     sweep = _found(settings.runs_dir, settings.sweep)
     if isinstance(sweep, Damaged):
         raise UserError(sweep.why)
@@ -67,11 +63,7 @@ def status(settings: StatusSettings) -> None:
 
 
 def cancel(settings: CancelSettings) -> None:
-    """End all jobs of a sweep: ``ssl-bench cancel``. What they have saved stays.
-
-    Raises:
-        UserError: there is no such sweep, or the cluster does not answer.
-    """
+    """End all jobs of a sweep: ``ssl-bench cancel``. What they have saved stays."""
     sweep = _found(settings.runs_dir, settings.sweep)
     if isinstance(sweep, Damaged):
         asked = _cancel(clusters.ids_in(sweep.jobs_folder), sweep.jobs_folder)

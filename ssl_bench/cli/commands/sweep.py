@@ -31,11 +31,7 @@ _console = Console()
 
 
 def main(args: Sequence[str]) -> None:
-    """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``.
-
-    Raises:
-        UserError: a cell is impossible, or the cluster refuses; what it took is noted.
-    """
+    """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``."""
     wanted = sweep_args.parse(args)
     planner = Planner(wanted.settings, wanted.resources, wanted.runs_dir)
     entries = planner.entries(wanted.cells)
@@ -105,11 +101,7 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
 
 
 def _opened(args: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> tuple[Sweep, list[str]]:
-    """The sweep over these cells with the jobs that it has, and what a person should know of it.
-
-    Raises:
-        UserError: its record is damaged, and jobs that nobody else knows are under way.
-    """
+    """The sweep over these cells with the jobs that it has, and what a person should know of it."""
     folder = wanted.runs_dir / "sweeps" / manifest.name_of(entries)
     sweep = Sweep(folder, wanted.settings.cluster, tuple(args), tuple(entries), ())
     if not folder.exists():
@@ -128,11 +120,7 @@ def _opened(args: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> tupl
 
 
 def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
-    """Submit, and note every job that is there, whatever happens.
-
-    Raises:
-        UserError: the cluster does not take everything.
-    """
+    """Submit, and note every job that is there, whatever happens."""
     settings = wanted.settings
     cells = [[_job(each.entry, stage, settings) for stage in each.stages] for each in work]
     folder = sweep.jobs_folder

@@ -18,11 +18,7 @@ from ssl_bench.sweep.grid import Final, Grid
 
 
 def parse(args: Sequence[str]) -> Grid:
-    """What a command line asks for.
-
-    Raises:
-        UserError: a flag, a value, a file or a cell makes no sense.
-    """
+    """What a command line asks for."""
     require(bool(args), "say what to sweep, such as --method mae,mocov3 --seed 0..4; see --help")
     args = list(args)
     file = SweepFile()

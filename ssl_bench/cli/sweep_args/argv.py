@@ -53,11 +53,7 @@ def split(args: Sequence[str]) -> tuple[Layer, dict[str, Given], list[tuple[str,
 
 
 def settings(file: SweepFile, own: Mapping[str, Given]) -> SweepSettings:
-    """The sweep's own flags; those of the command line win over those of its file.
-
-    Raises:
-        UserError: a value is wrong, or does not go with the others; it names where it is.
-    """
+    """The sweep's own flags; those of the command line win over those of its file."""
     values = {name: _own_value(name, given) for name, given in {**file.own, **own}.items()}
     try:
         return SweepSettings(**values)
@@ -83,11 +79,7 @@ def _own_value(name: str, given: Given) -> Any:
 
 
 def cluster_flags(resources: Sequence[tuple[str, Given]]) -> dict[str, Any]:
-    """The fields of `ClusterSettings` that the command line gives.
-
-    Raises:
-        UserError: one makes no sense.
-    """
+    """The fields of `ClusterSettings` that the command line gives."""
     known = parser.flags_of(ClusterSettings)
     found: dict[str, Any] = {}
     for name, given in resources:

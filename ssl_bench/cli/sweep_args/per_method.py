@@ -38,10 +38,6 @@ def parts_of(file: SweepFile, line: Layer, devices: int) -> list[Part]:
 
     Args:
         devices: of a run for which none are given.
-
-    Raises:
-        UserError: a method does not exist, or something is given for a flag or a method that is
-            not here.
     """
     entries = file.cells or [{}]
     methods = [list(_methods(_merged(file.base, entry, line))) for entry in entries]

@@ -43,11 +43,7 @@ class SweepFile:
 
 
 def read_sweep(path: Path) -> SweepFile:
-    """A sweep's file.
-
-    Raises:
-        UserError: it cannot be read, or a key of it makes no sense in any sweep.
-    """
+    """A sweep's file."""
     content = load_toml(path)
     slurm, cells = content.pop("slurm", {}), content.pop("cells", None)
     require(isinstance(slurm, dict), f"{path}: 'slurm' is a table, [slurm]")
@@ -73,9 +69,6 @@ def cluster_settings(
         flags: the fields given on the command line.
         profile: the name of the profile, or "".
         config: the config file; by default the one here, or else the user's.
-
-    Raises:
-        UserError: a file, the profile, a key or a value makes no sense.
     """
     files: list[tuple[str, Mapping[str, Any]]] = []
     found = config or next(

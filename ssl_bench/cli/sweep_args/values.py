@@ -37,11 +37,7 @@ class Given:
 
 
 def choices(flag: Flag, given: Given) -> list[Any]:
-    """The values given for a flag, one or several, each once.
-
-    Raises:
-        UserError: there is no value, or one that cannot be the flag's.
-    """
+    """The values given for a flag, one or several, each once."""
     try:
         found = [each for each in _found(flag.type, given) if not _is_empty(each)]
         require(bool(found), "it needs a value")
