@@ -1,1 +1,1 @@
-"""What finished runs say: comparisons, reports, tables."""
+"""Comparing finished runs: statistics, reports, tables."""

@@ -24,27 +24,19 @@ overrides a shorter one. A name with a space is no flag but something that the c
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.errors import require
-from ssl_bench.utils.files import load_toml
+from ssl_bench.errors import UserError, require
+from ssl_bench.utils import typed_json
+from ssl_bench.utils.files import Unreadable, load_toml
 
 HERE = Path(__file__).parent
-_SCALAR = (str, bool, int, float)
-_TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
-    "Any": ("a text, a number, true or false, or an array", (*_SCALAR, list)),
-    "str": ("a text", str),
-    "bool": ("true or false", bool),
-    "tuple": ("an array", list),
-    "Mapping": ("a table", dict),
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ class Ablation:
     title: str
     source: str
     setting: str
-    values: tuple[float | str, ...]
+    values: tuple[Any, ...]
     paper: Mapping[str, tuple[float, ...]]
     flag: str = ""
     cells: Mapping[str, str] = field(default_factory=dict)
@@ -115,6 +107,12 @@ class Paper:
     ablations: Mapping[str, Ablation] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _File:
+    published: Mapping[str, Any] = field(default_factory=dict)
+    ablations: Mapping[str, Any] = field(default_factory=dict)
+
+
 @cache
 def read(path: Path) -> Paper:
     """The content of a file; empty where there is no file.
@@ -124,17 +122,17 @@ def read(path: Path) -> Paper:
     """
     if not os.path.lexists(path):
         return Paper()
-    content = _fields(Paper, load_toml(path), str(path))
+    content = _parse(_File, load_toml(path), str(path))
     published = {
         stage: {
             prefix: _recipe(each, f"{path}: [published.{stage}.{prefix!r}]")
             for prefix, each in _table(prefixes, f"{path}: [published.{stage}]").items()
         }
-        for stage, prefixes in content.get("published", {}).items()
+        for stage, prefixes in content.published.items()
     }
     ablations = {
         name: _ablation(each, f"{path}: [ablations.{name}]")
-        for name, each in content.get("ablations", {}).items()
+        for name, each in content.ablations.items()
     }
     return Paper(published, ablations)
 
@@ -156,10 +154,9 @@ def recipe_of(papers: Iterable[Paper], stage: str, preset: str) -> Recipe:
 
 def _recipe(table: Any, where: str) -> Recipe:
     settings = dict(_table(table, where))
-    sources = settings.pop("sources", "")
-    require(isinstance(sources, str), f"{where}: 'sources' is {sources!r:.60}, not a text")
+    sources = _parse(str, settings.pop("sources", ""), f"{where}: 'sources'")
     return Recipe(
-        sources, {name: _entries(e, f"{where}: {name!r}") for name, e in settings.items()}
+        sources, {name: _entries(each, f"{where}: {name!r}") for name, each in settings.items()}
     )
 
 
@@ -170,18 +167,21 @@ def _entries(given: Any, where: str) -> tuple[Published, ...]:
 
 
 def _published(table: Any, where: str) -> Published:
-    values = _fields(Published, table, where)
-    value = values["value"]
-    if isinstance(value, list):
-        is_flat = all(isinstance(each, _SCALAR) for each in value)
-        require(is_flat, f"{where}: 'value' is {value!r:.60}, not an array of texts or numbers")
-        values["value"] = tuple(value)
-    return Published(**values)
+    published: Published = _parse(Published, table, where)
+    value = published.value
+    is_flat = all(
+        isinstance(each, str | bool | int | float)
+        for each in (value if isinstance(value, list) else [value])
+    )
+    require(
+        is_flat, f"{where}: 'value' is {value!r:.60}, not a text, a number or an array of these"
+    )
+    return replace(published, value=tuple(value)) if isinstance(value, list) else published
 
 
 def _ablation(table: Any, where: str) -> Ablation:
-    values = _fields(Ablation, table, where)
-    known, flag, cells = values["values"], values.get("flag", ""), values.get("cells", {})
+    ablation: Ablation = _parse(Ablation, table, where)
+    known, flag, cells = ablation.values, ablation.flag, ablation.cells
     require(
         bool(flag) != bool(cells),
         f"{where} varies either a numeric 'flag' or named 'cells', one of the two",
@@ -191,33 +191,23 @@ def _ablation(table: Any, where: str) -> Ablation:
         f"{where}: 'values' is {known!r:.60}, not {'numbers' if flag else 'names'}",
     )
     require(len(set(known)) == len(known), f"{where}: 'values' has one of them twice")
-    for name, arguments in cells.items():
+    for name in cells:
         require(name in known, f"{where}: cell {name!r} is none of the 'values'")
-        require(isinstance(arguments, str), f"{where}: cell {name!r} is {arguments!r:.60}, no text")
-    for name, scores in values["paper"].items():
+    for name, scores in ablation.paper.items():
         require(
-            isinstance(scores, list)
-            and len(scores) == len(known)
-            and all(_is_number(each) and 0 <= each <= 100 for each in scores),
+            len(scores) == len(known) and all(0 <= each <= 100 for each in scores),
             f"{where}: 'paper' has {scores!r:.60} for {name!r}, not {len(known)} scores in "
             "percent, one for each of the 'values'",
         )
-    values["values"] = tuple(known)
-    values["paper"] = {name: tuple(scores) for name, scores in values["paper"].items()}
-    return Ablation(**values)
+    return ablation
 
 
-def _fields(cls: type, table: Any, where: str) -> dict[str, Any]:
-    """Require a table whose keys are fields of a dataclass, with values of their types."""
-    known = {each.name: each for each in dataclasses.fields(cls)}
-    for name, value in _table(table, where).items():
-        require(name in known, f"{where} has {name!r}; it may have {', '.join(known)}")
-        kind, types = _TYPES[str(known[name].type).partition("[")[0]]
-        require(isinstance(value, types), f"{where}: {name!r} is {value!r:.60}, not {kind}")
-    for name, each in known.items():
-        is_needed = each.default is each.default_factory is dataclasses.MISSING
-        require(name in table or not is_needed, f"{where} lacks {name!r}")
-    return dict(table)
+def _parse(type_: Any, value: Any, where: str) -> Any:
+    """The value as that type; a `UserError` that names the place if it has another one."""
+    try:
+        return typed_json.of(type_, value)
+    except Unreadable as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _table(given: Any, where: str) -> Mapping[str, Any]:
@@ -226,5 +216,4 @@ def _table(given: Any, where: str) -> Mapping[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_one and -math.inf < value < math.inf
+    return type(value) in (int, float) and math.isfinite(value)

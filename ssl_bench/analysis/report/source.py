@@ -59,7 +59,8 @@ class Source:
             for member in group.members
         }
         fallback = runs["method"].astype(str) + " [" + runs["group"].fillna("?").str[:8] + "]"
-        return runs.assign(label=runs["run"].map(labels).fillna(fallback))
+        names = [labels.get(run, other) for run, other in zip(runs["run"], fallback, strict=True)]
+        return runs.assign(label=names)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
