@@ -212,3 +212,16 @@ def test_the_best_known_ones_from_training_to_export(
         first, second = (load_encoder(each).forward_features(image) for each in (folder, exported))
     assert torch.equal(first, second)
     assert not torch.equal(first[:1], first[1:])
+
+
+@pytest.mark.parametrize("method", ["supervised", "mocov3"])
+def test_batches_are_not_divided_under_batch_norms(
+    method: str, ssl_bench: Callable[..., tuple[int, str, str]], image_folder: Path, tmp_path: Path
+) -> None:
+    words = ["--backbone", "test_resnet", "--batch-size", 12, "--micro-batch-size", 4]
+    code, _, err = ssl_bench(
+        *("run", "--method", method, *words, "--data", image_folder, "--runs-dir", tmp_path / "r")
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "micro batch size 4" in err and "test_resnet" in err
+    assert not list((tmp_path / "r").glob("*"))
