@@ -99,7 +99,7 @@ def _say_ended(how: str, args: Sequence[str], saved: str) -> None:
     """Tell how the program ended, what it saved, and what the same command would do."""
     parts = [how, saved]
     if RESUMING & set(args[:1]):
-        parts.append(f"the same command goes on from {'there' if saved else 'the last checkpoint'}")
+        parts.append(f"the same command resumes from {'there' if saved else 'the last checkpoint'}")
     print(f"ssl-bench: {'; '.join(filter(None, parts))}", file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
     (
         "resume resume_from continue restart auto_resume",
         "epochs",
-        "leave it out: the same command goes on where it was interrupted",
+        "leave it out: the same command resumes where it was interrupted",
     ),
     ("resume force overwrite", "target", "leave it out: what is done already is not done again"),
     (

@@ -46,7 +46,7 @@ class Settings:
     passes counted, such as 1e15."""
     budget_time: str = ""
     """Instead of --epochs: train for about as long as that on this device, such as 90s, 10m or 2h;
-    the steps are fixed at the start, by the time that the first few take, so that a run goes on
+    the steps are fixed at the start, by the time that the first few take, so that a run resumes
     only where its device has the same name and as many threads."""
     match: str = ""
     """Instead of --epochs: train under the FLOPs of this run, a folder or a part of its name."""

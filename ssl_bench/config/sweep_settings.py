@@ -77,7 +77,7 @@ class ClusterSettings:
     qos: str = ""
     """Quality of service. Default: the user's."""
     time: str = "4h"
-    """Longest time that a job runs before it is queued again and goes on: 90m, 4h, 1d12h, or as
+    """Longest time that a job runs before it is queued again and resumes: 90m, 4h, 1d12h, or as
     Slurm has it (minutes, 1:30:00, 1-12:00:00)."""
     gpus: int = 0
     """GPUs on each node."""

@@ -21,7 +21,7 @@ UNDER_WAY: frozenset[CellState] = frozenset({"running", "pending", "unknown"})
 _TO_COME = {*ACTIVE, "unknown"}
 _FAILED = ("failed", "out of memory")
 _KILLED = ("killed", "timeout")
-"""The cell goes on when it is submitted again: it was not to blame."""
+"""The cell resumes when it is submitted again: the failure was not its own."""
 _LARGEST = 1e15
 """Of what is measured here: a number beyond is damage."""
 

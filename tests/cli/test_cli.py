@@ -449,7 +449,7 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--finetune-layer-decay", "2"], "finetune layer decay 2.0"),
         (["--knn-temperature", "0"], "knn temperature 0.0"),
         (["--precision", "fp8"], "fp8"),
-        (["--resume"], "the same command goes on"),
+        (["--resume"], "the same command resumes"),
         (["--resume", "runs/x"], "leave it out"),
         (["--name", "mine"], "--runs-dir"),
         (["--num-workers", "8"], "a thread for each core"),

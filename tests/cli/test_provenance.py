@@ -90,10 +90,10 @@ def test_rerun_that_is_killed_goes_on(
     assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 130
     code, out, err = ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")
     assert code == 0, err
-    assert "was interrupted, and goes on" in out and "came out the same" in out
+    assert "was interrupted, and is resumed" in out and "came out the same" in out
     assert steps == sorted(set(steps)), "no step was trained twice"
     assert len(list((tmp_path / "runs/reruns").iterdir())) == 1
-    # One that ended stays as it is; nor is one gone on with that other code began.
+    # One that ended stays as it is; nor is one resumed that other code began.
     [first] = (tmp_path / "runs/reruns").iterdir()
     assert ssl_bench("rerun", "mae", "--runs-dir", tmp_path / "runs")[0] == 0
     [second] = set((tmp_path / "runs/reruns").iterdir()) - {first}

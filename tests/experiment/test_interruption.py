@@ -461,7 +461,7 @@ def test_a_stop_is_one_line_and_an_exit_code(
     with monkeypatch.context() as patch:
         signal_during_step(patch, 2, number)
         found, _, err = run("--epochs", 1)
-    saved = "step 2 of 6 is saved; the same command goes on from there"
+    saved = "step 2 of 6 is saved; the same command resumes from there"
     assert (found, err) == (code, f"ssl-bench: {how}; {saved}\n")
     assert schema.state(only_run(tmp_path)) == "unfinished"
     assert run("--epochs", 1)[0] == 0

@@ -48,7 +48,7 @@ def rerun(settings: RerunSettings) -> int:
     config, left_out = config_of(folder, settings)
     wanted = config.settings
     if wanted.runs_dir.exists():
-        note = f"the repetition in {wanted.runs_dir} was interrupted, and goes on"
+        note = f"the repetition in {wanted.runs_dir} was interrupted, and is resumed"
         _console.print(note, soft_wrap=True)
     datasets = loading.data_of(config)
     for note in (*changes(folder, config, datasets.training.fingerprint), *left_out):
@@ -211,7 +211,7 @@ def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
 
 
 def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
-    """Where the run folder of a repetition goes: a new one, or where an interrupted one goes on.
+    """Where the run folder of a repetition goes: a new one, or the one to resume.
 
     That is one which never ended, which nobody is at, and which was begun by what is here now.
     """

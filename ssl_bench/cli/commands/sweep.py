@@ -114,7 +114,7 @@ def _opened(args: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> tupl
         require(
             not live,
             f"{reason}, and {many(len(live), 'job')} of it may be under way; `ssl-bench cancel "
-            f"{sweep.name}{sweep.place}` ends them, then the same command goes on",
+            f"{sweep.name}{sweep.place}` ends them, then the same command resumes the others",
         )
         return sweep, [f"{reason}; it is written again"]
 

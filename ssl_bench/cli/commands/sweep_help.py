@@ -14,7 +14,7 @@ _RULES = """\
 usage: ssl-bench sweep [FILE.toml] [FLAGS] [FLAGS OF ssl-bench run]
 
 Many runs: every combination of the values of any flags of `ssl-bench run`, or a search. What is
-done already is not done again, and what was interrupted goes on.
+done already is not done again, and what was interrupted is resumed.
 
   ssl-bench sweep --method mae,mocov3 --mask-ratio 0.5,0.75,0.9 --seed 0..4
   ssl-bench sweep --method mae,mocov3 --base-lr 1e-3 --mocov3.base-lr 5e-4,1e-3 --cluster slurm

@@ -60,7 +60,7 @@ def check_controller() -> None:
     answer = _ask("scontrol", "ping")
     require(
         answer.returncode == 0 and " is UP" in answer.stdout,
-        f"Slurm does not answer: {_one_line(answer)}; nothing is lost, the same command goes on "
+        f"Slurm does not answer: {_one_line(answer)}; nothing is lost, the same command resumes "
         "once it does",
     )
 
