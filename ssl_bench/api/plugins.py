@@ -31,7 +31,7 @@ from ssl_bench.api.sources import (
     parse,
 )
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.papers import Ablation, Recipe
+from ssl_bench.papers import Ablation
 
 _ENTRIES: Mapping[str, Any] = {"presets": Mapping, "search_space": Range}
 _STORED_TYPES = (bool, int, float, str, tuple)
@@ -185,28 +185,6 @@ class Plugin:
         if self.is_ours:
             return papers.HERE / f"{self.path.stem}.toml"
         return self.path.with_suffix(".paper.toml")
-
-    def published(self, preset: str, method: Plugin) -> Recipe:
-        """What is published of it for a preset of a method, with it and with the method.
-
-        What comes with a method of ours is not about somebody else's evaluation of the same name.
-
-        Raises:
-            UserError: a file of published values makes no sense.
-        """
-        applies = self.is_ours or not method.is_ours
-        found = []
-        for plugin in dict.fromkeys([self, method] if applies else [self]):
-            found.append(papers.read(plugin.paper_file))
-            from ssl_bench.api.registry import discover
-
-            strange = set(found[-1].published) - {plugin.name, *discover("eval")}
-            require(
-                not strange,
-                f"{plugin.paper_file}: stage {min(strange, default='')!r} is neither "
-                f"{plugin.name!r} nor an evaluation",
-            )
-        return papers.recipe_of(found, self.name, preset)
 
     def ablations(self) -> Mapping[str, Ablation]:
         """The ablations that the method offers, by name."""

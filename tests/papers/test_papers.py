@@ -16,6 +16,7 @@ from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import recipe
+from ssl_bench.cli.commands.recipe import published
 from ssl_bench.errors import UserError
 from ssl_bench.papers import Paper, Published
 
@@ -229,6 +230,6 @@ class TestOfAPlugin:
         copy, theirs = registry.find("method", str(method)), registry.find("eval", str(evaluation))
         mae = registry.find("method", "mae")
         assert not copy.ablations() and mae.ablations()
-        assert not copy.published("imagenet-mae-vitb", copy).settings
-        assert not theirs.published("imagenet-mae-vitb", mae).settings
-        assert registry.find("eval", "finetune").published("imagenet-mae-vitb", mae).settings
+        assert not published(copy, "imagenet-mae-vitb", copy).settings
+        assert not published(theirs, "imagenet-mae-vitb", mae).settings
+        assert published(registry.find("eval", "finetune"), "imagenet-mae-vitb", mae).settings

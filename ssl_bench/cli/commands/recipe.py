@@ -20,7 +20,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
-from ssl_bench.papers import Published
+from ssl_bench.papers import Published, Recipe
 from ssl_bench.utils.terminal import Console
 
 DIFFERS, DISPUTED = "!=", "~"
@@ -113,8 +113,29 @@ def stages(config: RunConfig) -> list[Stage]:
     return found
 
 
+def published(plugin: Plugin, preset: str, method: Plugin) -> Recipe:
+    """What papers publish of a method or an evaluation for a preset of a method.
+
+    What comes with a method of ours is not about somebody else's evaluation of the same name.
+
+    Raises:
+        UserError: a file of published values makes no sense.
+    """
+    applies = plugin.is_ours or not method.is_ours
+    found = []
+    for each in dict.fromkeys([plugin, method] if applies else [plugin]):
+        found.append(papers.read(each.paper_file))
+        strange = set(found[-1].published) - {each.name, *registry.discover("eval")}
+        require(
+            not strange,
+            f"{each.paper_file}: stage {min(strange, default='')!r} is neither {each.name!r} nor "
+            "an evaluation",
+        )
+    return papers.recipe_of(found, plugin.name, preset)
+
+
 def _stage(plugin: Plugin, values: Mapping[str, Any], method: Plugin, beside: str) -> Stage:
-    quoted = plugin.published(beside, method) if beside else papers.Recipe()
+    quoted = published(plugin, beside, method) if beside else Recipe()
     title = f"{'pre-training' if plugin.kind == 'method' else 'evaluation'}: {plugin.name}"
     _check_names(title, quoted.settings, values)
     rows = tuple(_rows(values, quoted.settings))
@@ -177,7 +198,7 @@ def _fields(config: Any) -> dict[str, Any]:
 def _paper_preset(method: Plugin, preset: str) -> str:
     """The preset itself where something is published for it, else the method's first such one."""
     candidates = (preset, *method.presets())
-    return next((name for name in candidates if method.published(name, method).settings), "")
+    return next((name for name in candidates if published(method, name, method).settings), "")
 
 
 def _help() -> str:
