@@ -28,11 +28,8 @@ _PLAIN = re.compile(
 )
 
 
-def export(settings: ExportSettings) -> Path:
+def export(settings: ExportSettings) -> None:
     """Write a run's encoder, or anyone's, and its decoder where the format has a place for it.
-
-    Returns:
-        The file or folder.
 
     Raises:
         UserError: there is no such run or file, it does not fit the format, or nothing can be
@@ -60,7 +57,6 @@ def export(settings: ExportSettings) -> Path:
     console.print(note, soft_wrap=True)
     if unseen:
         console.print(f"{unseen}: the encoder is written, and a decoder only if it is like MAE's")
-    return output
 
 
 def to_timm(checkpoint: Checkpoint, output: Path) -> str:
