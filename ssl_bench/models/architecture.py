@@ -16,8 +16,8 @@ from torch import Tensor
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError, require
-from ssl_bench.models import encoders, formats
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, encoders, formats
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.formats import Weights
 
 _IMAGENET = {
@@ -224,8 +224,8 @@ def _heads(
 
 def _heads_of(backbone: str) -> int:
     own = BACKBONES.get(backbone, {"model_name": backbone})
-    if backbone not in BACKBONES and backbone.partition(".")[0] not in encoders.vit_names():
-        raise encoders.unknown_backbone(backbone)
+    if backbone not in BACKBONES and backbone.partition(".")[0] not in backbones.vit_names():
+        raise backbones.unknown_backbone(backbone)
     with torch.device("meta"):
         return timm.create_model(**own).blocks[0].attn.num_heads
 

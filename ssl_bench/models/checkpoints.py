@@ -15,9 +15,9 @@ from timm.layers import Format
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.models import architecture, encoders, formats, weights
+from ssl_bench.models import architecture, backbones, encoders, formats, weights
 from ssl_bench.models.architecture import Hints
-from ssl_bench.models.encoders import Backbone, EncoderSpec
+from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.formats import Weights
 from ssl_bench.utils.files import checked_name, load_json
 
@@ -69,7 +69,7 @@ def load_encoder(
         A timm model in eval mode, whose ``forward_features`` maps normalised float32
         ``(B, C, H, W)`` images to features after the final norm: of a ViT tokens
         ``(B, prefix + L, D)``, prefix tokens first, whose position embeddings are interpolated to
-        the images' grid (`encoders.resize` says how). Its ``spec`` attribute says how to normalise
+        the images' grid (`backbones.resize` says how). Its ``spec`` attribute says how to normalise
         images.
 
     Raises:
@@ -81,7 +81,7 @@ def load_encoder(
         _log.info("%s: %s", source, note)
     encoder: Any = checkpoint.encoder
     if image_size is not None:
-        encoders.resize(encoder, image_size)
+        backbones.resize(encoder, image_size)
     elif encoders.is_vit(encoder):
         encoder.dynamic_img_size = True
         encoder.patch_embed.flatten, encoder.patch_embed.output_fmt = False, Format.NHWC
@@ -198,7 +198,7 @@ def _of_model(
     )
     spec = EncoderSpec(backbone, sides[0], patch_size, channels, (), (), architecture)
     spec = _normalised(spec, cfg["mean"], cfg["std"], where)
-    encoder = encoders.empty(spec)
+    encoder = backbones.empty(spec)
     weights.load_strictly(encoder, model.state_dict(), where)
     noise = torch.Generator().manual_seed(0)
     image_BCHW = torch.randn(1, channels, *sides, generator=noise)
@@ -299,7 +299,7 @@ def _build(
     """Build the encoder that the weights show, and load them."""
     spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
     size = spec.image_size // rows
-    encoder = encoders.empty(spec, img_size=(rows * size, columns * size))
+    encoder = backbones.empty(spec, img_size=(rows * size, columns * size))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in found.encoder.values()}
     require(
         sum(t.nbytes for t in found.encoder.values()) <= sum(s.nbytes() for s in storages.values()),

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.errors import UserError, first_line, is_of_memory, require
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import pickled
 from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
@@ -52,7 +52,7 @@ def read_exported(path: Path) -> tuple[Any, EncoderSpec] | None:
         spec = EncoderSpec.of(json.loads(made_from or ""))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
         return None
-    encoder = encoders.empty(spec)
+    encoder = backbones.empty(spec)
     load_strictly(encoder, state, repr(str(path)))
     return encoder, spec
 
@@ -74,7 +74,7 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
         made_from in (None, _text(spec)),
         f"{folder}: encoder.json is not as it was written with encoder.safetensors",
     )
-    encoder = encoders.empty(spec)
+    encoder = backbones.empty(spec)
     load_strictly(encoder, weights, repr(str(folder / "encoder.safetensors")))
     return encoder, spec
 
