@@ -33,7 +33,7 @@ _ARCHITECTURE = {
 
 
 class Backbone(nn.Module):
-    """What is used of a timm image model, whatever its class; no model is an instance of this one.
+    """The part of a timm image model's interface that is used here; for type checkers only.
 
     Attributes:
         num_features: channels of ``forward_features``.
@@ -45,22 +45,22 @@ class Backbone(nn.Module):
     group_matcher: Callable[..., Any]
 
     def __getattr__(self, name: str) -> Any:
-        """What else the model's own class has."""
+        """Any other attribute of the model's own class."""
         return super().__getattr__(name)
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """All that is needed to build an encoder again with ``timm.create_model``.
+    """Everything needed to build an encoder again with ``timm.create_model``.
 
     Attributes:
         backbone: a name of `BACKBONES` or any image model of timm.
         image_size: height = width in pixels.
-        patch_size: the same of a patch; None for the backbone's own, or where it has none.
+        patch_size: height = width of a patch; None for the backbone's default, or if it has none.
         channels: 1 or 3.
-        mean, std: of the pixels in [0, 1], for each channel; images are normalised with them.
-        architecture: further arguments of ``timm.create_model``, where the backbone's own differ.
-        norm_eps: of the layer norms, where it is not 1e-6.
+        mean, std: per channel, of pixels in [0, 1]; images are normalised with them.
+        architecture: arguments of ``timm.create_model`` that differ from the backbone's own.
+        norm_eps: epsilon of the layer norms.
     """
 
     backbone: str
@@ -74,11 +74,11 @@ class EncoderSpec:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> EncoderSpec:
-        """The spec whose ``asdict`` went through JSON; other entries are left out.
+        """Restore a spec from its ``asdict`` as JSON; unknown entries are ignored.
 
         Raises:
-            UserError: it is no encoder's, or one of more patches than anybody has trained.
-            KeyError, TypeError: something is missing, or of another kind.
+            UserError: no encoder has such values, or it would have an absurd number of patches.
+            KeyError, TypeError: an entry is missing or has the wrong type.
         """
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         spec = cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
@@ -108,12 +108,12 @@ class EncoderSpec:
 
     @property
     def patches(self) -> int:
-        """Patches in an image; of another backbone, those of a ViT/16, to judge its size by."""
+        """Patches in an image; for other backbones those of a ViT/16, as a measure of size."""
         size = self.patch_size if self.is_vit and self.patch_size else 16
         return max(1, self.image_size // size) ** 2
 
     def timm_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of ``timm.create_model``, its name included."""
+        """Keyword arguments of ``timm.create_model``, the model's name included."""
         own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
         sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
         if not self.is_vit:
@@ -125,7 +125,7 @@ class EncoderSpec:
 
 
 def _base(backbone: str) -> str:
-    """timm's name of an architecture, without the tag of its pre-training."""
+    """timm's name of the architecture, without the tag of the pre-trained weights."""
     return backbone.partition(".")[0]
 
 
@@ -139,7 +139,7 @@ def vit_names() -> frozenset[str]:
 
 @cache
 def _sizes_taken(model: str) -> frozenset[str]:
-    """Which of ``img_size`` and ``patch_size`` a model of timm is made with."""
+    """Which of ``img_size`` and ``patch_size`` a timm model accepts."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return _sizes_of(type(timm.create_model(model)))
 
@@ -155,7 +155,7 @@ def _sizes_of(kind: type[Any]) -> frozenset[str]:
 
 
 def unknown_backbone(name: str) -> UserError:
-    """The error for a backbone that neither we nor timm have, with the nearest one if any."""
+    """The error for an unknown backbone; suggests the nearest name, if there is one."""
     names = sorted([*BACKBONES, *timm.list_models()])
     beginnings = {each[: len(name)]: each for each in reversed(names)}
     near = get_close_matches(name.lower(), beginnings, n=1, cutoff=0.6)
@@ -177,7 +177,7 @@ def default_patch_size(image_size: int) -> int:
 
 
 def check(spec: EncoderSpec) -> None:
-    """Raise `UserError` for a backbone that does not exist or sizes that do not fit it."""
+    """Raise `UserError` if the backbone does not exist or the sizes do not fit it."""
     if spec.backbone not in BACKBONES and not timm.is_model(_base(spec.backbone)):
         raise unknown_backbone(spec.backbone)
     size, patch_size = spec.image_size, spec.patch_size
@@ -189,7 +189,7 @@ def check(spec: EncoderSpec) -> None:
         )
         given = (spec.backbone, size, patch_size, spec.channels)
         problem = _problem(*given)
-        if "meta" in problem:  # it cannot be tried without numbers
+        if "meta" in problem:  # some models cannot run on the meta device
             problem = _problem(*given, "cpu")
         if problem:
             raise UserError(_with_sizes_that_work(spec, problem))
@@ -206,20 +206,20 @@ def check(spec: EncoderSpec) -> None:
 def _problem(
     backbone: str, image_size: int, patch_size: int | None, channels: int, device: str = "meta"
 ) -> str:
-    """Why a backbone makes no features of such images, found by trying; "" where it does."""
+    """Try the backbone on such images: the error in one line, or "" if it works."""
     spec = EncoderSpec(backbone, image_size, patch_size, channels, (), ())
     try:
         with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=[]):
             encoder = timm.create_model(**spec.timm_arguments()).eval()
             images = torch.zeros(2, channels, image_size, image_size)
             encoders.pool(encoder, encoder.forward_features(images))
-    except Exception as error:  # whatever a model of timm may raise
+    except Exception as error:  # timm's models may raise anything
         return first_line(error)
     return ""
 
 
 def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
-    """The message for what does not fit a backbone, with the nearest sizes that do."""
+    """The message for sizes that do not fit a backbone, with the nearest ones that do."""
 
     def works(image_size: int, patch_size: int | None) -> bool:
         return not _problem(spec.backbone, image_size, patch_size, spec.channels)
@@ -243,19 +243,19 @@ def _does_not_fit(spec: EncoderSpec, problem: str) -> str:
 
 
 def build(spec: EncoderSpec, seed: int, **overrides: Any) -> Any:
-    """A freshly initialised `Backbone`, a function of the spec and the seed alone.
+    """Build and initialise a `Backbone`; its weights depend only on the spec and the seed.
 
-    Every method is given the same weights, and may draw some of them anew. Those of a plain Vision
-    Transformer: Xavier-uniform linear layers and a patch embedding initialised like one, zero
-    biases, class token N(0, 0.02), fixed sin-cos position embeddings where the backbone has
-    absolute ones (MAE, appendix A.1; ``models_mae.py``, facebookresearch/mae ``efb2a80``). Other
-    backbones start as timm has them.
+    All methods start from the same weights, and may initialise some of them again. A plain Vision
+    Transformer gets Xavier-uniform linear layers and patch embedding, zero biases, a class token
+    from N(0, 0.02), and fixed sin-cos position embeddings if it has absolute ones (MAE, appendix
+    A.1; ``models_mae.py``, facebookresearch/mae ``efb2a80``). Other backbones keep timm's
+    initialisation.
 
     Args:
         overrides: further arguments of ``timm.create_model``, e.g. ``drop_path_rate``.
 
     Raises:
-        UserError: the backbone does not exist, or does not take the image or patch size.
+        UserError: the backbone does not exist, or the image or patch size does not fit it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "encoder"))
@@ -266,24 +266,17 @@ def build(spec: EncoderSpec, seed: int, **overrides: Any) -> Any:
 
 
 def empty(spec: EncoderSpec, **overrides: Any) -> Any:
-    """A `Backbone` whose weights are still to be loaded: they are on the meta device, if possible.
-
-    Raises:
-        UserError: as `build` does.
-    """
+    """A `Backbone` to load weights into, on the meta device if possible. Raises as `build` does."""
     with torch.device("meta"):
         encoder = _create(spec, overrides)
     if dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys():
         return encoder
-    with torch.random.fork_rng(devices=[]):  # some of its buffers are in no file
+    with torch.random.fork_rng(devices=[]):  # some of its buffers are not saved with the weights
         return _create(spec, overrides)
 
 
 def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Backbone:
-    """timm's model, with no dropout and no drop path but what is asked for.
-
-    Batch norms are over all ranks.
-    """
+    """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for."""
     check(spec)
     asked = {name: value for name, value in overrides.items() if value or name != "drop_path_rate"}
     try:
@@ -302,14 +295,13 @@ def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Backbone:
 
 
 def resize(encoder: Backbone, image_size: int | tuple[int, int]) -> None:
-    """Make an encoder take images of another size, height first, with its patch size kept.
+    """Change the image size (height first) that an encoder takes; its patch size stays.
 
-    Position embeddings are interpolated over the grid of patches (Dosovitskiy et al., *An Image is
-    Worth 16x16 Words*, arXiv:2010.11929, section 3.2), bicubically and with antialiasing, as timm
-    does it (``resample_abs_pos_embed``), so that its own models agree. The official code of MAE,
-    DeiT and DINO has no antialiasing, which a coarser grid suffers from, and so another cubic: for
-    a 224-pixel MAE the class token is 0.2 % off theirs at 384 pixels and 6 % at 32. Those of
-    prefix tokens stay. Backbones without positions take any size as they are.
+    Position embeddings of patches are interpolated over the grid (Dosovitskiy et al., *An Image is
+    Worth 16x16 Words*, arXiv:2010.11929, section 3.2), bicubically and with antialiasing, as in
+    timm's ``resample_abs_pos_embed``. The official code of MAE, DeiT and DINO does not antialias,
+    which hurts coarser grids: the class token of a 224-pixel MAE differs from theirs by 0.2 % at
+    384 pixels and by 6 % at 32. Backbones without position embeddings need no change.
 
     Raises:
         UserError: the size is not a multiple of the patch size, or cannot be changed.

@@ -1,8 +1,8 @@
-"""What goes into encoders and comes out: patches, positions, tokens, pooled features.
+"""Running encoders: patches, positions, tokens and pooled features.
 
-Any image model of timm is fed and pooled in one way; plain Vision Transformers in parts too.
-Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pixels in a patch
-(patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
+`represent`, `pool` and `width` take every image model of timm; what works on tokens needs a plain
+Vision Transformer. Shapes: B batch, C channels, H height, W width, L patches, K kept patches,
+P pixels in a patch (patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
 """
 
 from __future__ import annotations
@@ -36,18 +36,14 @@ def is_vit(encoder: nn.Module) -> bool:
 
 
 def why_no_vit(encoder: nn.Module, what: str = "it") -> str | None:
-    """What to tell where a plain Vision Transformer is needed, by "it" or else; None of one."""
+    """Why an encoder cannot be used where ``what`` needs a plain Vision Transformer, or None."""
     if is_vit(encoder):
         return None
     return f"{what} needs a plain Vision Transformer, not a {type(encoder).__name__}; {_VIT}"
 
 
 def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
-    """The encoder, which is a plain Vision Transformer.
-
-    Raises:
-        UserError: it is another backbone, and ``what`` needs one.
-    """
+    """The encoder, or `UserError` if it is not the plain Vision Transformer that ``what`` needs."""
     reason = why_no_vit(encoder, what)
     if reason is not None:
         raise UserError(reason)
@@ -55,9 +51,9 @@ def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
 
 
 def allow_other_sizes(encoder: Any) -> None:
-    """Let an encoder take images of other sizes beside its own, such as small crops.
+    """Let an encoder also take images of other sizes, such as small crops.
 
-    A Vision Transformer's position embeddings are interpolated for each, see `backbones.resize`.
+    A Vision Transformer interpolates its position embeddings for each of them.
     """
     if not isinstance(encoder, VisionTransformer):
         return
@@ -67,7 +63,7 @@ def allow_other_sizes(encoder: Any) -> None:
 
 
 def initialise_linear(root: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases in every linear layer, as in MAE's transformers."""
+    """Give every linear layer Xavier-uniform weights and zero biases, as in MAE."""
     for module in root.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -76,7 +72,7 @@ def initialise_linear(root: nn.Module) -> None:
 
 
 def fix_positions(encoder: VisionTransformer, first: Literal["column", "row"] = "column") -> None:
-    """Set absolute position embeddings, where the encoder has any, to the fixed sin-cos table."""
+    """Set absolute position embeddings, if the encoder has any, to the fixed sin-cos table."""
     if encoder.pos_embed is None:
         return
     prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
@@ -124,7 +120,7 @@ def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches_BLP: Tensor, patch_size: int, columns: int) -> Tensor:
-    """The inverse of `patchify` for a grid with that many columns: ``(B, C, H, W)``."""
+    """The inverse of `patchify`: ``(B, C, H, W)``."""
     batch, count, pixels = patches_BLP.shape
     rows, channels = count // columns, pixels // patch_size**2
     grid = patches_BLP.reshape(batch, rows, columns, patch_size, patch_size, channels)
@@ -134,7 +130,7 @@ def unpatchify(patches_BLP: Tensor, patch_size: int, columns: int) -> Tensor:
 
 
 def take(tokens_BLD: Tensor, index_BK: Tensor) -> Tensor:
-    """The tokens at each row's indices: ``(B, K, D)``. Tokens may be shared: ``(1, L, D)``."""
+    """Select tokens by each image's indices: ``(B, K, D)``. Tokens ``(1, L, D)`` are shared."""
     tokens_BLD = tokens_BLD.expand(len(index_BK), -1, -1)
     return tokens_BLD.gather(1, index_BK[..., None].expand(-1, -1, tokens_BLD.shape[-1]))
 
@@ -142,7 +138,7 @@ def take(tokens_BLD: Tensor, index_BK: Tensor) -> Tensor:
 def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Tensor) -> Tensor:
     """Encode only the kept patches: ``(B, prefix + K, D)`` after the final norm.
 
-    Patches are gathered before they are embedded, so nothing is computed for masked ones.
+    They are selected before they are embedded, so nothing is computed for masked patches.
     """
     embed = encoder.patch_embed
     weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
@@ -160,10 +156,9 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
 
 
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
-    """The class token after the final norm, ``(B, D)``, as in ``forward_features(images)[:, 0]``.
+    """``forward_features(images)[:, 0]``, the class token ``(B, D)``, for less work.
 
-    The last block computes nothing else. The activations of as many images are kept at a time as
-    `keep_at_once` says.
+    The last block computes nothing else. `keep_at_once` limits the memory for activations.
     """
     at_once = getattr(encoder, _AT_ONCE, None)
     return in_parts(partial(_class_token, encoder), images_BCHW, at_once)
@@ -176,16 +171,15 @@ def _class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
 
 
 def pool(encoder: nn.Module, features: Any) -> dict[str, Tensor]:
-    """Features of whole images ``(B, D)`` by pooling, of what ``forward_features`` gives.
+    """Pool the output of ``forward_features`` to one vector per image, ``(B, D)``, by pooling.
 
-    ``avg`` is the mean of the patch tokens, or what timm pools features of another kind to; it is
-    normed where the backbone's norm comes after the mean. ``cls``, of a backbone with a class
-    token, is that.
+    ``avg`` is the mean of the patch tokens, normed if the backbone's norm comes after the mean; for
+    features of another kind it is timm's own pooling. ``cls`` is the class token, if there is one.
     """
     model: Any = encoder
     prefix = getattr(model, "num_prefix_tokens", 1)
     has_class_token = getattr(model, "cls_token", None) is not None
-    # A few models keep the class token alone, or have tokens of several sizes.
+    # A few models return only the class token, or tokens of several sizes.
     has_patches = has_class_token and isinstance(features, Tensor) and features.shape[1] > prefix
     if not (has_patches or is_vit(model)):
         return {"avg": model.forward_head(features, pre_logits=True).float()}
@@ -196,9 +190,9 @@ def pool(encoder: nn.Module, features: Any) -> dict[str, Tensor]:
 
 
 def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """What stands for each image, ``(B, width)``: the class token, else all of it pooled.
+    """One vector per image, ``(B, width)``: the class token, or else pooled features.
 
-    The activations of as many images are kept at a time as `keep_at_once` says.
+    `keep_at_once` limits the memory for activations.
     """
     model: Any = encoder
     if is_vit(model) and model.cls_token is not None:
@@ -215,7 +209,7 @@ def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
 
 
 def width(encoder: nn.Module) -> int:
-    """How many numbers `represent` gives for an image."""
+    """The length of the vectors that `represent` returns."""
     model: Any = encoder
     if getattr(model, "cls_token", None) is not None:
         return model.num_features
@@ -223,9 +217,9 @@ def width(encoder: nn.Module) -> int:
 
 
 def keep_at_once(root: nn.Module, images: int | None) -> None:
-    """Have each encoder under a module keep the activations of so many images at a time.
+    """Have every encoder inside a module keep activations of at most that many images at a time.
 
-    For what encodes with `in_parts`, such as `represent`; None for all.
+    None means all. `class_token` and `represent` obey it.
     """
     for module in root.modules():
         if hasattr(module, "forward_features"):
@@ -235,13 +229,12 @@ def keep_at_once(root: nn.Module, images: int | None) -> None:
 def in_parts(
     encode: Callable[[Tensor], Tensor], images_BCHW: Tensor, images_at_once: int | None
 ) -> Tensor:
-    """``encode(images)``, with the activations of so many images kept at a time; None for all.
+    """``encode(images)`` with the activations of at most that many images in memory; None: all.
 
-    Those of the other parts are computed again in the backward pass, at the price of one more
-    forward pass.
+    The backward pass computes them again, which costs one more forward pass.
 
     Args:
-        encode: a function of each image by itself, to rows ``(B, ...)``.
+        encode: maps images to rows ``(B, ...)``, each image independently of the others.
     """
     if images_at_once is None or images_at_once >= len(images_BCHW):
         return encode(images_BCHW)
@@ -252,7 +245,7 @@ def in_parts(
 
 
 def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
-    """``block(tokens)[:, wanted]``: all tokens are attended to, and the wanted ones alone attend.
+    """``block(tokens)[:, wanted]``, with queries for the wanted tokens only.
 
     A block that is not timm's plain one computes all of its output.
     """
