@@ -15,6 +15,7 @@ from helpers import CPU
 from timm.models import group_parameters
 
 from ssl_bench import load_encoder
+from ssl_bench.api import optimizers
 from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.cli.commands.export import to_mae, to_timm, to_transformers
 from ssl_bench.config.recipes import OptimizerConfig
@@ -25,7 +26,6 @@ from ssl_bench.experiment import audit
 from ssl_bench.models import backbones, checkpoints, encoders, weights
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.training import optim
 from ssl_bench.utils import rng
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -108,7 +108,7 @@ def test_layers_decay_in_timms_own_order(backbone: str) -> None:
         theirs = timm.create_model(backbone, num_classes=3)
     layers = group_parameters(theirs, theirs.group_matcher(), reverse=True)
     top = max(layers.values())
-    groups = optim.layer_decay_groups(model, OptimizerConfig(), 0.5)
+    groups = optimizers.layer_decay_groups(model, OptimizerConfig(), 0.5)
     found = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         layer = layers[name.removeprefix("encoder.")] if name.startswith("encoder.") else top
@@ -117,8 +117,8 @@ def test_layers_decay_in_timms_own_order(backbone: str) -> None:
     audit.layer_decay(model, groups, 0.5)
     with pytest.raises(UserError, match="matches no parameter of layer 2"):
         lost = [n for n, p in model.named_parameters() if found[id(p)] == 0.5 ** (top - 3)]
-        optim.freeze(model, *lost)
-        audit.layer_decay(model, optim.layer_decay_groups(model, OptimizerConfig(), 0.5), 0.5)
+        optimizers.freeze(model, *lost)
+        audit.layer_decay(model, optimizers.layer_decay_groups(model, OptimizerConfig(), 0.5), 0.5)
 
 
 @pytest.mark.parametrize("backbone", SMALL)
