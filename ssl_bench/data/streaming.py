@@ -94,7 +94,7 @@ class StreamedSplit(Split):
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; the next two are decoded in advance.
 
-        The pixels are those of a split in memory: resized to the short side, and centre-cropped.
+        The pixels are those of a split in memory: short side resized, centre cropped.
 
         Raises:
             UserError: an image cannot be read.
