@@ -328,9 +328,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_whole
-)  # made once: it is slow
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)  # made once: it is slow
 
 
 def sha256_of(path: Path) -> str:
