@@ -214,7 +214,7 @@ class _Ours(Model):
     def __init__(self, case: Case) -> None:
         super().__init__()
         from ssl_bench.api import registry
-        from ssl_bench.models.encoders import EncoderSpec
+        from ssl_bench.models.backbones import EncoderSpec
         from ssl_bench.training import setup
 
         spec = EncoderSpec(
@@ -319,7 +319,7 @@ def _stable_pretraining_reference(case: Case) -> Model:
 def in_memory(case: Case, device: torch.device) -> Batches:
     """This project's batches: views made by the batch, where the images are."""
     from ssl_bench.data import Split
-    from ssl_bench.models.encoders import EncoderSpec
+    from ssl_bench.models.backbones import EncoderSpec
     from ssl_bench.training import setup
 
     images = stored_images(case).to(device)

@@ -116,15 +116,15 @@ def _setting() -> tuple[Any, Any]:
     from ssl_bench.config.settings import Settings
     from ssl_bench.distributed import device as hardware
     from ssl_bench.evaluation.features import Encoder
-    from ssl_bench.models import encoders
-    from ssl_bench.models.encoders import EncoderSpec
+    from ssl_bench.models import backbones
+    from ssl_bench.models.backbones import EncoderSpec
 
     images, size = data.load("fashion-mnist"), 28
-    patch_size = encoders.default_patch_size(size)
+    patch_size = backbones.default_patch_size(size)
     spec = EncoderSpec(
         Settings().backbone, size, patch_size, images.channels, images.mean, images.std
     )
-    return Encoder(encoders.build(spec, 0), spec, hardware.choose(), 0), images
+    return Encoder(backbones.build(spec, 0), spec, hardware.choose(), 0), images
 
 
 def _linear(seconds: float) -> float:

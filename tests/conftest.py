@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from ssl_bench.data import Dataset
 from ssl_bench.data.dataset import fingerprint
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be narrow
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that a test starts

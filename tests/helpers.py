@@ -17,7 +17,7 @@ from ssl_bench.api.step import Step
 from ssl_bench.cli import flags
 from ssl_bench.data import Dataset, Split, listing
 from ssl_bench.distributed.device import Hardware
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
 

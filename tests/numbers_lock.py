@@ -24,7 +24,7 @@ from typing import Any
 from ssl_bench import CORE_VERSION
 from ssl_bench.api import registry
 from ssl_bench.errors import UserError, require
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = Path(__file__).with_suffix(".json")

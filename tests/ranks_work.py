@@ -26,8 +26,8 @@ from ssl_bench.distributed.environment import DistributedEnvironment
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup, training_state
 from ssl_bench.training import resume as resuming
 from ssl_bench.training.resume import EvalCheckpoint
@@ -90,7 +90,7 @@ def train_until(plugin: Plugin, folder: Path) -> None:
 def extract(folder: Path) -> None:
     """Features of both splits, and what is answered with their help, as every rank has it."""
     dataset = data()
-    encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
+    encoder = Encoder(backbones.build(SPEC, seed=0), SPEC, CPU, seed=0)
     knn = registry.find("eval", "knn")
     few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])
     result = knn.load_class()(knn.config()).evaluate(encoder, dataset)
@@ -114,7 +114,7 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
         stop_at: the step after which the last rank is told to stop; the training then goes on.
     """
     dataset = data()
-    encoder = Encoder(encoders.build(SPEC, seed=0), SPEC, CPU, seed=0)
+    encoder = Encoder(backbones.build(SPEC, seed=0), SPEC, CPU, seed=0)
     encoder.scratch = EvalCheckpoint(folder / f"tuning-{stop_at}")
     config = registry.find("eval", "finetune").config(**TUNING)
 

@@ -15,8 +15,8 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import choose
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -36,7 +36,7 @@ def test_methods_train(
 
 @pytest.mark.parametrize("plugin", helpers.EVALS, ids=helpers.named)
 def test_evaluations_run(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
-    encoder = Encoder(encoders.build(spec, seed=0), spec, choose(), seed=0)
+    encoder = Encoder(backbones.build(spec, seed=0), spec, choose(), seed=0)
     result = plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny)
     assert result.predictions_N is None or result.predictions_N.device.type == "cpu"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_bench.api.declarations import EvaluationDeclarations
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed.device import Hardware
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 
 if TYPE_CHECKING:
     from ssl_bench.training.resume import EvalCheckpoint

@@ -18,7 +18,7 @@ from ssl_bench.api.declarations import MethodDeclarations
 from ssl_bench.api.optimizers import OptimizerSpec, adamw_recipe
 from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Split
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import Augmentation
 
 Loss = Tensor | Mapping[str, Tensor]

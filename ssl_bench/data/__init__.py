@@ -1,6 +1,6 @@
 """Data sets, by name or by path, decoded into memory or streamed.
 
-Importing this package does not import torch: loading a data set does.
+Importing this package does not import torch; loading a data set does.
 """
 
 from __future__ import annotations
@@ -33,34 +33,32 @@ def load(
     storage: Storage = "auto",
     skip_broken: bool = False,
 ) -> Dataset:
-    """The data set that ``source`` names.
+    """Load the data set that ``source`` names.
 
-    A source is a known name (see ``names``), or else a path: a folder of images, a folder of
-    Parquet files, or one ``.parquet`` file. The modules ``folder`` and ``parquet`` say what
-    they look for. Write ``./mnist`` for a folder called like a known name.
+    A source is a known name (see ``names``) or a path: a folder of images, a folder of Parquet
+    files, or one ``.parquet`` file, as described in the modules ``folder`` and ``parquet``. Write
+    ``./mnist`` for a folder with a known name.
 
-    ``@validation`` after a name or a path takes its training images alone, some of them as the
-    test split: see ``validation``. ``@whole``, ``@TRAIN`` or ``@TRAIN+TEST`` after a path, and
-    before that, says how a folder is read that could be read in several ways.
+    ``@validation`` at the end takes only the training images, a part of them as the test split (see
+    ``holdout``). ``@whole``, ``@TRAIN`` or ``@TRAIN+TEST`` after a path, before ``@validation``,
+    says how to read a folder with several possible layouts.
 
     Images that all share one square size of at most 96 pixels are kept as they are. Others are
     resized and centre-cropped to a square of ``image_size * 8 / 7`` pixels.
 
     Args:
-        source: the name or the path.
         image_size: side in pixels of the images that a model will see. Default: their own size
-            where they are kept as they are, else 64.
+            if they are kept as they are, else 64.
         data_dir: where downloads are kept, ``~/.cache/ssl-bench`` by default.
-        progress: called with (images read, images in all) now and then.
-        storage: "memory" decodes all images first; "stream" leaves them in their files until they
-            are wanted; "auto" streams those that would take more than half of the memory.
-        skip_broken: leave out images that cannot be decoded, as if they were not there; by default
-            there must be none. Those of a streamed data set are decoded once for that, which is
-            remembered in ``data_dir``.
+        progress: called with (images read, total) from time to time.
+        storage: "memory" decodes all images first, "stream" decodes them when needed, "auto"
+            streams data sets that would take more than half of the memory.
+        skip_broken: leave out images that cannot be decoded; by default they are an error. The
+            images of a streamed data set are decoded once to find them, and the result is kept in
+            ``data_dir``.
 
     Raises:
-        UserError: the source is unknown or cannot be read or used, or does not fit in memory where
-            it is to, or cannot be streamed where it is to.
+        UserError: the source is unknown or unusable, or not suited to this ``storage``.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
@@ -97,10 +95,10 @@ def _embedded(asked: Source) -> Dataset:
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:
-    """What a source other than the embedded data set holds, as `load` finds it.
+    """List the images of a source other than the embedded data set, as `load` does.
 
     Raises:
-        UserError: the source is unknown or cannot be read or used.
+        UserError: the source is unknown or unusable.
     """
     asked = parse(source)
     listing = _listed(asked, data_dir)

@@ -1,4 +1,4 @@
-"""What a loaded data set is. Imports torch only when something is computed."""
+"""A loaded data set and its splits. Imports torch only when something is computed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Split:
     """Images as squares of one size, and their labels.
 
-    Here the images are decoded in memory. Those of a `stream.StreamedSplit` are not: what is to
-    work with both asks for them by index and leaves ``images_NCHW`` alone.
+    Here the images are decoded in memory. Code that must also work with a
+    `streaming.StreamedSplit` asks for images by index and does not touch ``images_NCHW``.
 
     Attributes:
         images_NCHW: uint8 ``(N, C, S, S)``, in [0, 255], on the CPU.
@@ -43,12 +43,12 @@ class Split:
         return self.images_NCHW.shape[2]
 
     def images(self, index_B: Tensor) -> Tensor:
-        """The images at those indices: uint8 ``(B, C, S, S)``, where the labels are."""
+        """The images at these indices: uint8 ``(B, C, S, S)``, on the labels' device."""
         images_BCSS = self.images_NCHW[index_B.to(self.images_NCHW.device, non_blocking=True)]
         return images_BCSS.to(self.labels_N.device, non_blocking=True)
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
-        """`images` of each of several index tensors; to be closed where it is not used up."""
+        """`images` of each of several index tensors; close it if you stop early."""
         yield from map(self.images, indices)
 
     def chunks(self, size: int) -> Iterator[Tensor]:
@@ -56,11 +56,11 @@ class Split:
         return iter(self.images_NCHW.split(size))
 
     def sample(self) -> Iterator[Tensor]:
-        """Images that the mean and the deviation are taken of, in chunks: all."""
+        """The images from which mean and deviation are computed, in chunks: all of them."""
         return self.chunks(1024)
 
     def to(self, device: torch.device) -> Split:
-        """The split on another device; itself where it is there already.
+        """The split on another device.
 
         Images that would take more than half of a GPU's free memory stay where they are.
         """
@@ -81,20 +81,20 @@ class Dataset:
     """A train and a test split that share their classes.
 
     Attributes:
-        name: what people call it: a known name, or the name of the folder or file.
-        train: everything that may be learned from, and that any choice is made on.
-        test: what the final score is measured on.
-        classes: class names, by label; none where there are no labels.
-        fingerprint: 16 hexadecimal digits; changes with any pixel, label or class name. That of a
-            streamed data set is another one, see `stream`.
-        note: a caveat to show beside every number, "" if there is none.
+        name: a known name, or the name of the folder or file.
+        train: for training and for every choice of settings.
+        test: for the final score.
+        classes: class names, by label; empty without labels.
+        fingerprint: 16 hexadecimal digits that change with any pixel, label or class name; those of
+            a streamed data set are computed differently, see `streaming`.
+        note: a caveat to show beside every number, or "".
         view_size: height and width in pixels of the images that a model is meant to see.
-        storage: where the images are, and why, for a person to read.
-        broken: what is wrong with each image that was left out as it could not be read.
-        left_out: in words how many files were not taken for images, by extension.
-        notes: how the source was understood, to be said once.
-        unlabelled: why there are no labels, all of which are 0 then; "" where there are.
-        source: what was loaded, to be found from any working directory.
+        storage: where the images are, and why, in words.
+        broken: one line for each unreadable image that was left out.
+        left_out: how many files are not images, by extension, in words.
+        notes: how the source was understood, to be shown once.
+        unlabelled: why there are no labels (all are 0 then), or "".
+        source: the source, valid in any working directory.
     """
 
     name: str
@@ -123,12 +123,12 @@ class Dataset:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of the train pixels in [0, 1], by channel; of a streamed split, of a sample."""
+        """Mean per channel of the train pixels in [0, 1]; of a sample if the split is streamed."""
         return self._moments[0]
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Population standard deviation of the same pixels, by channel."""
+        """Population standard deviation per channel of the same pixels."""
         return self._moments[1]
 
     @cached_property
@@ -149,7 +149,7 @@ class Dataset:
 
 
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
-    """16 hexadecimal digits of the SHA-256 of the pixels, the labels and the class names."""
+    """16 hexadecimal digits of the SHA-256 of pixels, labels and class names."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for split in (train, test):
         digest.update(repr(tuple(split.images_NCHW.shape)).encode())

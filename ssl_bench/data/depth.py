@@ -1,13 +1,13 @@
-"""Values of more than 8 bits, and how they become 8.
+"""Converting images of more than 8 bits per value to 8 bits.
 
-Pillow gives grey values of 16 bits, 32-bit integers and floats as they are in the file, and none of
-these says which value is white: 12 bits of a camera lie in 16, and 0 to 255 in a float. The largest
-value tells, but that of each image by itself would make a dark image as bright as a bright one of
-the same sensor. So the range is decided once for all images of a data set, by the largest value of
-each of the kinds (`kind`) in it, and said aloud where it is not the kind's own. It is the smallest
-of 8, 10, 12, 14 and 16 bits that holds that value, or for floats of at most 1, from 0 to 1.
+Pillow returns 16-bit, 32-bit and float grey values as they are in the file, but no file says which
+value is white: a camera's 12 bits are stored in 16, and floats may go to 1 or to 255. Scaling every
+image by its own maximum would make dark images as bright as bright ones from the same sensor. So
+the range is chosen once for a whole data set, from the largest value of each `kind` of image, and
+reported if it is not the kind's full range. It is the smallest of 8, 10, 12, 14 and 16 bits that
+holds this value, or [0, 1] for floats of at most 1.
 
-Of colours of 16 bits Pillow keeps the 8 high bits, which nothing here can change.
+Of 16-bit colours Pillow itself keeps only the 8 high bits.
 """
 
 from __future__ import annotations
@@ -21,24 +21,18 @@ from PIL import Image
 from ssl_bench.errors import UserError
 
 GREY = {"I;16": "16-bit", "I": "32-bit", "F": "float"}
-"""The kinds that Pillow gives as they are in the file, and what people call them."""
+"""The kinds that Pillow returns as they are in the file, with their names in messages."""
 _LARGEST = 65535
 _UNIT = 0
-"""Stands for floats from 0 to 1 in the place of a number of bits."""
+"""Instead of a number of bits: floats from 0 to 1."""
 
 Depths = Mapping[str, int]
-"""For each kind of deep image the bits that its values take, or `_UNIT`."""
+"""The number of bits (or `_UNIT`) of each kind of deep image."""
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """What an image of more than 8 bits holds.
-
-    Attributes:
-        name: of the image.
-        kind: see `kind`.
-        high: its largest value.
-    """
+    """The name, the `kind` and the largest value of an image of more than 8 bits."""
 
     name: str
     kind: str
@@ -46,10 +40,9 @@ class Extremes:
 
 
 def kind(image: Image.Image) -> str | None:
-    """Which kind of deep image this is, as far as its header tells; None for 8 bits or fewer.
+    """The kind of deep image according to its header, or None for 8 bits or fewer.
 
-    "I;16", "I" or "F" for grey values of 16 bits, 32-bit integers and floats; "RGB;16" for 16-bit
-    colours, of which Pillow keeps the 8 high bits.
+    "I;16", "I" and "F" are 16-bit, 32-bit and float grey values, "RGB;16" is 16-bit colours.
     """
     if image.mode in ("I", "F"):
         return image.mode
@@ -60,10 +53,10 @@ def kind(image: Image.Image) -> str | None:
 
 
 def extremes(image: Image.Image, which: str, name: str = "") -> Extremes:
-    """The largest value of a loaded image of that kind, once all of them are known to be possible.
+    """The largest value of a loaded image of that kind.
 
     Raises:
-        ValueError: a value is no number, or lies outside of [0, 65535].
+        ValueError: a grey value is NaN or outside [0, 65535].
     """
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
@@ -75,10 +68,10 @@ def extremes(image: Image.Image, which: str, name: str = "") -> Extremes:
 
 
 def decide(found: Sequence[Extremes]) -> dict[str, int]:
-    """The depth of each kind among a data set's deep images.
+    """Choose the depth of each kind among a data set's deep images.
 
     Raises:
-        UserError: some float images go from 0 to 1 and others beyond.
+        UserError: some float images go from 0 to 1, others beyond.
     """
     depths: dict[str, int] = {}
     for which in sorted({each.kind for each in found}):
@@ -96,11 +89,7 @@ def decide(found: Sequence[Extremes]) -> dict[str, int]:
 
 
 def in_words(found: Sequence[Extremes], depths: Depths, total: int) -> Iterator[str]:
-    """What is to be said of a data set's deep images, one line each.
-
-    Args:
-        total: how many images there are.
-    """
+    """Caveats about the deep images among a data set's ``total`` images, one line each."""
     for which, bits in depths.items():
         own = [each for each in found if each.kind == which]
         high = max(each.high for each in own)
@@ -125,7 +114,7 @@ def in_words(found: Sequence[Extremes], depths: Depths, total: int) -> Iterator[
 
 
 def eight_bits(grey_HW: np.ndarray, bits: int) -> np.ndarray:
-    """Grey values of that many bits as uint8, floats rounded where nothing else is cut off."""
+    """Grey values of that many bits as uint8; floats are rounded if they have 8 bits or less."""
     if bits == _UNIT:
         return (grey_HW * 255).round().astype(np.uint8)
     if bits == 8:
@@ -134,7 +123,7 @@ def eight_bits(grey_HW: np.ndarray, bits: int) -> np.ndarray:
 
 
 def differing(depths: Depths) -> list[tuple[str, int]]:
-    """The kinds whose depth is not the 16 bits that all have at most."""
+    """The kinds with less than the full 16 bits."""
     return [(which, bits) for which, bits in sorted(depths.items()) if bits != 16]
 
 

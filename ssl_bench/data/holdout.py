@@ -1,10 +1,9 @@
-"""The training images of a data set in two parts, to choose settings on one of them.
+"""``NAME@validation``: the training images split in two, to choose settings without test images.
 
-What is chosen must not be chosen by the test images. ``NAME@validation`` is a data set whose test
-split is a tenth of the training images of ``NAME``, drawn at random, and whose training split is
-the others. Which ones depends on their number alone, not on any seed, so that all trials of all
-methods are compared on the same images; but a class's last image in the order of the draw is always
-trained on. The test images of ``NAME`` are never read.
+The test split of ``NAME@validation`` is a random tenth of the training images of ``NAME``, and its
+training split is the rest. The draw depends only on the number of images, not on a seed, so all
+trials of all methods are compared on the same images. Every class keeps at least one image for
+training. The test images of ``NAME`` are never read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ NOTE = "no test images: a tenth of the training images is held out to choose set
 
 
 def of_listing(listing: Listing) -> Listing:
-    """A listing whose two splits are parts of the training split, each in its own order.
+    """Divide the training split of a listing in two; both keep its order.
 
     Raises:
         UserError: there are too few images to hold any out.
@@ -38,7 +37,7 @@ def of_listing(listing: Listing) -> Listing:
 
 
 def of_split(train: Split, classes: tuple[str, ...]) -> tuple[Split, Split]:
-    """The same of a split in memory: what is left to train on, and what is held out.
+    """Divide a split in memory into the part to train on and the part held out.
 
     Raises:
         UserError: there are too few images to hold any out.
@@ -53,7 +52,7 @@ def of_split(train: Split, classes: tuple[str, ...]) -> tuple[Split, Split]:
 
 
 def name(of: str) -> str:
-    """What people call the two parts of the data set of that name."""
+    """The name of the data set that the two parts of another one make."""
     return f"{of}-validation"
 
 
@@ -65,7 +64,7 @@ def _caveats(
 
 
 def _places(labels: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Sorted numbers of all images in two parts, the first with an image of every class."""
+    """Sorted indices of the images to train on and of those held out."""
     count = len(labels)
     order = rng.permutation(count, "validation split").tolist()
     last = set({labels[place]: place for place in order}.values())

@@ -1,8 +1,8 @@
-"""One image: opened, converted to 8-bit RGB, cropped and resized to squares.
+"""Opening one image, converting it to 8-bit RGB, cropping and resizing it to a square.
 
-Only what tells the pixels and which way up they are is read of a file: whatever else it carries,
-colour profiles, cameras' notes, texts, previews, may be damaged. Nothing of an image is executed:
-the formats that Pillow hands to other programs are not read.
+Only pixels and orientation are read from a file; anything else, such as colour profiles, texts and
+previews, may be damaged. Nothing in an image is executed: formats that Pillow passes to other
+programs are not read.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from ssl_bench.data.depth import Depths, Extremes
 from ssl_bench.data.listing import Picture
 from ssl_bench.errors import UserError
 
-# Pillow warns of damaged metadata, which does not matter here, and of images that are still small
-# enough for it but not for us.
+# Pillow warns of damaged metadata, which does not matter here, and of large images, whose limit is
+# our own.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _NO_PICTURES = frozenset(
     (
         *("EPS", "PDF", "WMF"),  # run other programs, or need one
-        *("BUFR", "GRIB", "HDF5"),  # measurements, which Pillow names alone
+        *("BUFR", "GRIB", "HDF5"),  # measurements, which Pillow recognises but cannot read
         *("FLI", "MPEG"),  # films
-        *("IPTC", "PSD"),  # layers and news around pictures
+        *("IPTC", "PSD"),  # more than one plain image
     )
 )
 _PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
 _LARGEST_FILE = 2**28
-"""Bytes of a file that is read as a whole; of a larger one, what its first picture needs."""
+"""Bytes of a file that is read as a whole; Pillow reads only what it needs of a larger one."""
 _MOST_PIXELS = 90_000_000
 _LONGEST_TEXT = 2**20
-"""Bytes of a text in a PNG that Pillow takes; it refuses the whole image for a longer one."""
+"""Bytes of a text in a PNG; Pillow refuses the whole image for a longer one."""
 _JPEG = b"\xff\xd8"
 _PIXELS_START = b"\xd8\xd9\xda"
 _IDLE = bytes([*range(0xE2, 0xEE), 0xEF, 0xFE])
@@ -83,7 +83,7 @@ class UnreadableImage(UserError):
     Attributes:
         name: of the image.
         reason: what is wrong with it.
-        is_refused: the system did not give the file, which may well be whole.
+        is_refused: the system refused the file, which itself may be intact.
     """
 
     def __init__(self, name: str, error: Exception, hint: str = "") -> None:
@@ -96,9 +96,9 @@ class UnreadableImage(UserError):
 
 
 def refuse(broken: Sequence[UnreadableImage], skip: bool) -> None:
-    """Raise ``UserError`` for images that cannot be read, unless they are to be left out.
+    """Raise ``UserError`` for images that cannot be read, unless they are to be skipped.
 
-    Files that the system did not give are never left out, as they may be there the next time.
+    Files that the system refused are never skipped, as they may be readable the next time.
     """
     refused = [each for each in broken if each.is_refused] if skip else broken
     if not refused:
@@ -113,9 +113,9 @@ def refuse(broken: Sequence[UnreadableImage], skip: bool) -> None:
 
 @cache
 def _formats() -> tuple[tuple[str, ...], dict[str, str]]:
-    """The formats of pictures that can be told by their content, and each extension's format.
+    """The image formats recognised by content, and the format of each file extension.
 
-    The package of a further format counts where it is installed.
+    Includes the formats of optional packages that are installed.
     """
     for plugin in _PLUGINS:
         with suppress(ImportError):
@@ -134,21 +134,21 @@ def _formats() -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def is_marked(image: Image.Image) -> bool:
-    """Whether the format of an opened file can be told by its content alone."""
+    """Whether the format of an opened file can be recognised by its content."""
     return image.format in _formats()[0]
 
 
 def extensions() -> Collection[str]:
-    """The extensions, in lower case and with their dots, of the files that are read as images."""
+    """The extensions of files that are read as images, in lower case and with dots."""
     return _formats()[1].keys()
 
 
 @contextmanager
 def opened(picture: Picture) -> Iterator[Image.Image]:
-    """The picture with its header read; pixels follow on first use.
+    """Open a picture and read its header; pixels are read on first use.
 
     Raises:
-        UnreadableImage: the picture cannot be read, then or inside the ``with`` block.
+        UnreadableImage: it cannot be read, now or inside the ``with`` block.
     """
     with naming(picture):
         if isinstance(picture.encoded, Image.Image):
@@ -159,13 +159,13 @@ def opened(picture: Picture) -> Iterator[Image.Image]:
 
 
 def header(picture: Picture) -> Image.Image:
-    """The picture with its header read, to be closed where it is a file."""
+    """The picture with its header read; the caller closes it."""
     encoded = in_memory(picture).encoded
     if isinstance(encoded, Image.Image):
         return encoded
     formats, by_extension = _formats()
     own = by_extension.get(f".{picture.name.rpartition('.')[2].lower()}")
-    if own and own not in formats:  # it has no mark of its own, so that anything could be it
+    if own and own not in formats:  # not recognisable by content, so only tried by extension
         formats = (*formats, own)
     if isinstance(encoded, Path):
         return Image.open(encoded, formats=formats)
@@ -177,7 +177,7 @@ def header(picture: Picture) -> Image.Image:
 
 
 def _without(content: bytes, spans: Iterator[tuple[int, int]]) -> bytes:
-    """The content without the bytes from each start to each stop, in ascending order."""
+    """The content without these spans (start, stop), which are in ascending order."""
     kept, since = [], 0
     for start, stop in spans:
         kept.append(content[since:start])
@@ -186,10 +186,9 @@ def _without(content: bytes, spans: Iterator[tuple[int, int]]) -> bytes:
 
 
 def _idle_in_jpeg(content: bytes) -> Iterator[tuple[int, int]]:
-    """Where a JPEG's segments are that Pillow could stumble on and that pixels do without.
+    """The segments of a JPEG that pixels do not need and that might make Pillow fail.
 
-    What is left of those for applications are JFIF's, EXIF's and XMP's, which tell the orientation,
-    and Adobe's, which tells the colours.
+    The application segments that stay are JFIF, EXIF and XMP (orientation) and Adobe (colours).
     """
     here = 2
     while content[here : here + 1] == b"\xff" and content[here + 1 : here + 2] not in _PIXELS_START:
@@ -200,23 +199,23 @@ def _idle_in_jpeg(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _idle_in_png(content: bytes) -> Iterator[tuple[int, int]]:
-    """Where a PNG's chunks are that Pillow could stumble on and that pixels do without.
+    """The chunks of a PNG that pixels do not need and that might make Pillow fail.
 
-    It refuses the image for a wrong checksum of a text, or a text that grows too large. What an
-    animation adds to its first picture goes, too.
+    It refuses the image for a wrong checksum of a text, or a text that unpacks to too much. All
+    frames of an animation but the first go, too.
     """
     here = 8
     while here + 12 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, here)
         stop = here + 12 + length
-        is_pixels = kind[0] < 0x60 or kind == b"tRNS"  # "A" to "Z": nothing can do without it
+        is_pixels = kind[0] < 0x60 or kind == b"tRNS"  # critical chunks begin with "A" to "Z"
         if not (is_pixels or _tells_orientation(kind, content[here:stop])):
             yield here, stop
         here = stop
 
 
 def _tells_orientation(kind: bytes, chunk: bytes) -> bool:
-    """Whether Pillow could find in this chunk of a PNG how the image is to be turned."""
+    """Whether Pillow could read the image's orientation from this chunk of a PNG."""
     text = chunk[8:-4]
     if kind in (b"tEXt", b"zTXt", b"iTXt"):
         keyword, _, rest = text.partition(b"\0")
@@ -240,21 +239,21 @@ def _is_small(packed: bytes) -> bool:
 
 @contextmanager
 def naming(picture: Picture, hint: str = "") -> Iterator[None]:
-    """Turn whatever is wrong with a picture into the user's error that names it.
+    """Turn any error about a picture into an `UnreadableImage` that names it.
 
     Raises:
-        UnreadableImage: something is; the message ends with the hint.
+        UnreadableImage: with the hint at the end of its message.
     """
     try:
         yield
     except (MemoryError, UserError):
         raise
-    except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
+    except Exception as error:  # Pillow's decoders may raise anything on broken bytes
         raise UnreadableImage(picture.name, error, hint) from error
 
 
 def in_memory(picture: Picture) -> Picture:
-    """The picture with its file, if it is one and not a huge one, read."""
+    """The picture with its file read into memory, unless that is huge."""
     encoded = picture.encoded
     if not isinstance(encoded, Path):
         return picture
@@ -265,9 +264,9 @@ def in_memory(picture: Picture) -> Picture:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image once it is upright, as far as its header tells.
+    """Width and height of an opened image once it is upright, according to its header.
 
-    Other formats than JPEG may tell after the pixels that the image is to be turned.
+    Only a JPEG is certain to give its orientation before the pixels; others count as upright.
     """
     width, height = image.size
     turned = isinstance(image, JpegImageFile) and orientation(image) >= 5
@@ -275,20 +274,19 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """How the image is to be turned, in EXIF's numbers from 1 to 8; 1, upright, if that is not
-    told or cannot be read."""
+    """EXIF's orientation, 1 to 8; 1 (upright) if there is none or it cannot be read."""
     try:
-        told = image.getexif().get(_ORIENTATION)
-    except Exception:  # whatever Pillow stumbles on in the other entries
+        number = image.getexif().get(_ORIENTATION)
+    except Exception:  # other entries may make Pillow fail
         return 1
-    return told if isinstance(told, int) and 1 <= told <= 8 else 1
+    return number if isinstance(number, int) and 1 <= number <= 8 else 1
 
 
 def load(image: Image.Image) -> None:
     """Decode an opened image.
 
     Raises:
-        ValueError: it has more pixels than one image may take memory for.
+        ValueError: it has too many pixels.
     """
     width, height = image.size
     if width * height > _MOST_PIXELS:
@@ -305,11 +303,11 @@ def to_rgb(image: Image.Image, depths: Depths | None = None) -> Image.Image:
     Transparent pixels are composited over white.
 
     Args:
-        depths: what the data set's images of more than 8 bits hold, see `depth`; by default what
-            this one does.
+        depths: of the data set's images of more than 8 bits, see `depth`; by default this image's
+            own.
 
     Raises:
-        ValueError: the image is too large, or a value in it is no number or outside [0, 65535].
+        ValueError: the image is too large, or a value in it is NaN or outside [0, 65535].
     """
     which = depth.kind(image)
     load(image)
@@ -327,10 +325,10 @@ def to_rgb(image: Image.Image, depths: Depths | None = None) -> Image.Image:
 
 
 def check(picture: Picture) -> Extremes | None:
-    """Decode a picture, a JPEG at an eighth of its size, to see whether that can be done.
+    """Check that a picture can be decoded (a JPEG at an eighth of its size).
 
     Returns:
-        What is to be known of an image of more than 8 bits.
+        The largest value of an image of more than 8 bits, else None.
 
     Raises:
         UnreadableImage: it cannot be decoded.
@@ -349,13 +347,10 @@ def check(picture: Picture) -> Extremes | None:
 def square_CSS(
     image: Image.Image, side: int, channels: int, depths: Depths | None = None
 ) -> np.ndarray:
-    """The image as uint8 ``(channels, side, side)``.
+    """The image as uint8 ``(channels, side, side)``; for one channel it must be grey.
 
     Its short side is resized to ``side`` (bicubic, antialiased) and the centre is kept; an
-    image of that size is left as it is. With one channel the image must be grey.
-
-    Args:
-        depths: see `to_rgb`.
+    image of that size is left as it is. `to_rgb` explains ``depths``.
     """
     scale = side / min(image.size)
     # A JPEG decodes at 1/2, 1/4 or 1/8 of its size where that is still large enough.
@@ -370,7 +365,7 @@ def square_CSS(
 
 
 def jpeg_quality(image: Image.Image) -> int | None:
-    """The libjpeg quality, 1 to 100, nearest to the image's luminance table; None if no JPEG."""
+    """The libjpeg quality, 1 to 100, whose luminance table is nearest; None if it is no JPEG."""
     tables = getattr(image, "quantization", None)
     return _nearest_quality(tuple(tables[0])) if tables else None
 

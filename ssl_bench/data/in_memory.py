@@ -1,4 +1,4 @@
-"""From a listing of pictures to tensors in memory, or to what streams them."""
+"""Loading a listing of pictures into memory, or handing it to the streaming loader."""
 
 from __future__ import annotations
 
@@ -39,19 +39,18 @@ def load(
     remembered: Path,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The data set of a listing, in memory or streamed.
+    """Load the data set of a listing, in memory or streamed.
 
     Args:
         skip_broken: leave out images that cannot be decoded.
-        remembered: folder for what is known of the images of streamed data sets.
+        remembered: folder for the results of checking streamed data sets.
 
     Raises:
-        UserError: images cannot be read, or they would not fit in half of the free memory but
-            are to be there.
+        UserError: images cannot be read, or need more than half of the free memory.
     """
     native, caveats = _native_size(listing)
     side = native or round(image_size * 8 / 7)
-    # By all memory, not by what is free now: the same command is to find the same run again.
+    # By total, not by free memory: the same command must find the same run again.
     too_large = _too_much(listing.count, listing.channels, side, _total_memory(), "memory")
     if storage == "stream" or (too_large and storage == "auto"):
         why = "as asked" if storage == "stream" else f"as {too_large}"
@@ -79,7 +78,7 @@ def load(
         train, test, broken = _decode(listing, side, native is not None, depths, progress)
     listing, names = whole(listing, broken, skip_broken)
     if names:
-        # A broken image may have had another size than all others.
+        # Perhaps only a broken image differed in size.
         native, caveats = _native_size(listing)
         if side != (native or round(image_size * 8 / 7)):
             again = load(listing, image_size, "memory", skip_broken, remembered, progress)
@@ -89,16 +88,16 @@ def load(
 
 
 class _DeepImages(Exception):
-    """There are images of more than 8 bits, whose range all images must tell first."""
+    """There are images of more than 8 bits, whose range must first be chosen over all images."""
 
 
 def _decode(
     listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress | None
 ) -> tuple[Split, Split, dict[int, UnreadableImage]]:
-    """Two splits without what is broken, and that by its place in the listing.
+    """Decode both splits; broken images are returned by their place in the listing instead.
 
     Raises:
-        _DeepImages: there are deep images, and nothing is known of them.
+        _DeepImages: there are deep images, and ``depths`` is None.
     """
     splits, done = [], 0
     broken: dict[int, UnreadableImage] = {}
@@ -143,7 +142,7 @@ def _batches(part: Part) -> Iterator[list[Picture]]:
 
 
 def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:
-    """The small square size that every image has, else None, and caveats about them."""
+    """The small square size that all images share, or None, and caveats about the images."""
     sizes: set[tuple[int, int]] = set()
     qualities: set[int | None] = set()
     for picture in listing.pictures():
@@ -164,7 +163,7 @@ def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:
 
 
 def _too_much(count: int, channels: int, side: int, room: int, what: str) -> str:
-    """What speaks against decoding that many squares into that memory; "" if nothing does."""
+    """Why that many squares should not be decoded into that much memory; "" if they may be."""
     needed = count * channels * side**2
     if needed <= room // 2:
         return ""
@@ -175,7 +174,7 @@ def _too_much(count: int, channels: int, side: int, room: int, what: str) -> str
 
 
 def _total_memory() -> int:
-    """The machine's memory in bytes, or the control group's, where that is less."""
+    """Total memory in bytes, of the machine or the control group, whichever is less."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -185,7 +184,7 @@ def _total_memory() -> int:
 
 
 def _available_memory() -> int:
-    """Free memory in bytes: what Linux says is available, else all of it."""
+    """Available memory in bytes; total memory if the system does not tell."""
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""What a source of images holds, before anything is decoded."""
+"""The pictures, labels and splits of a source, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Picture:
     """One image as it is stored, and its label.
 
     Attributes:
-        name: how an error message names it.
-        encoded: a file, the bytes of a file, or an image that is decoded already.
-        label: index into the classes of its ``Listing``; 0 where that has none.
+        name: its name in error messages.
+        encoded: a file, the bytes of a file, or a decoded image.
+        label: index into the classes of its ``Listing``; 0 if that has none.
     """
 
     name: str
@@ -40,11 +40,10 @@ class Part:
 
     Attributes:
         count: how many there are.
-        pictures: yields them in a fixed order, from the start at each call, so that the
-            encoded bytes of a large data set never lie in memory together.
-        open: makes a function from a number to the picture at that place of the order, which
-            several threads may call at once.
-        known_labels: their labels, where they are known without reading the pictures.
+        pictures: iterates over them in a fixed order; the encoded bytes of a large data set
+            are never in memory all at once.
+        open: returns a thread-safe function from a place in this order to the picture there.
+        known_labels: their labels, if known without reading the pictures.
     """
 
     count: int
@@ -63,7 +62,7 @@ class Part:
         return [picture.label for picture in self.pictures()]
 
     def subset(self, places: Sequence[int]) -> Part:
-        """The pictures at some places of the order, in ascending order."""
+        """The pictures at some places, given in ascending order."""
         chosen = frozenset(places)
 
         def pictures() -> Iterator[Picture]:
@@ -83,12 +82,12 @@ class Listing:
     """The splits of a data set.
 
     Attributes:
-        classes: class names, by label; none where there are no labels.
-        channels: 1 where every image is grey, else 3.
-        caveats: what is to be said beside every number.
-        left_out: how many files were not taken for images, by their extension, see `search`.
-        notes: how the source was understood, to be said once.
-        unlabelled: why there are no labels; "" where there are.
+        classes: class names, by label; empty without labels.
+        channels: 1 if every image is grey, else 3.
+        caveats: to be shown beside every number.
+        left_out: how many files are not images, by extension, see `search`.
+        notes: how the source was understood, to be shown once.
+        unlabelled: why there are no labels, or "".
     """
 
     name: str
@@ -107,7 +106,7 @@ class Listing:
         return self.train.count + self.test.count
 
     def pictures(self) -> Iterator[Picture]:
-        """All of them: the train split, then the test split."""
+        """The pictures of the train split, then of the test split."""
         return chain(self.train.pictures(), self.test.pictures())
 
     def as_dataset(
@@ -119,7 +118,7 @@ class Listing:
         storage: str,
         broken: tuple[str, ...],
     ) -> Dataset:
-        """The data set that was made of it, with what its images have shown besides."""
+        """The data set made from this listing, with further caveats about its images."""
         note, left_out = "; ".join([*self.caveats, *caveats]), counted(self.left_out)
         return Dataset(
             *(self.name, train, test, self.classes, fingerprint, note, train.side, storage),
@@ -127,7 +126,7 @@ class Listing:
         )
 
     def without(self, places: Collection[int]) -> Listing:
-        """The listing without the pictures at some places of the order of `pictures`."""
+        """The listing without the pictures at some places in the order of `pictures`."""
         left = [place for place in range(self.count) if place not in places]
         first_test = bisect_left(left, self.train.count)
         train, test = left[:first_test], [p - self.train.count for p in left[first_test:]]
@@ -145,22 +144,19 @@ def counted(left_out: Mapping[str, int]) -> str:
 
 
 def rank(key: bytes) -> int:
-    """A number below 2**64 that stands for the image with this key; the smallest are held out.
+    """A hash below 2**64 of an image's key; images with the smallest hashes are held out.
 
-    It depends on the key alone, so that adding images never moves another one.
+    It depends only on the key, so adding images never moves others between splits.
     """
     digest = hashlib.sha256(b"ssl-bench test split\0" + key).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def hold_out(ranks: Sequence[int], labels: Sequence[int]) -> list[bool]:
-    """Which of all images belong to the test fifth.
+    """Which images are held out as the test fifth, given the rank and the label of each.
 
-    A class whose images would all be there keeps the one of the highest rank (and its copies) for
-    training, so that an image moves only where it was its class's last one.
-
-    Args:
-        ranks, labels: of each image.
+    A class always keeps its image of the highest rank (and copies of it) for training, so adding
+    images moves another one only if that was its class's last.
     """
     last: dict[int, int] = {}
     for place, label in zip(ranks, labels, strict=True):
@@ -179,14 +175,14 @@ def check_labels(
     """Check that a classifier can be trained and tested on these labels.
 
     Args:
-        classes: none where there are no labels.
-        is_held_out: whether the test split is not the data set's own.
+        classes: empty without labels.
+        is_held_out: whether the test split was held out here.
 
     Returns:
-        Caveats: what the test split cannot tell of the classes.
+        Caveats about classes that are missing in the test split.
 
     Raises:
-        UserError: the test split is empty, or has a class that the train split lacks.
+        UserError: a split is empty, or the test split has a class that the train split lacks.
     """
     if not test_labels:
         raise UserError(
@@ -212,7 +208,7 @@ def check_labels(
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first of some names from outside, in one line that a terminal shows as it is."""
+    """The first few of some untrusted names, safe to print in one line."""
     every = [name if name.isprintable() and name else ascii(name) for name in names]
     more = f", and {len(every) - _SHOWN:,} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more
@@ -224,9 +220,9 @@ def understood(
     """How a source was understood, in a line or two.
 
     Args:
-        train, test: what the splits are, "" for a test split that is held out.
-        unlabelled: why there are no labels.
-        left_out: what no split was made of.
+        train, test: the splits in words; "" for a test split that is held out.
+        unlabelled: why there are no labels, or "".
+        left_out: parts of the source that are in no split.
     """
     splits = f"training split: {train}, test split: {test or 'a fifth of them'}"
     labels = f"no labels ({unlabelled})" if unlabelled else f"classes {shown(classes)}"

@@ -1,4 +1,4 @@
-"""The data sets that have a name. Imports nothing heavy: `--help` and `list` read this."""
+"""Data sets known by name. Imports nothing heavy, as `--help` and `list` need it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 EMBEDDED = "fashion-mnist"
 VALIDATION = "@validation"
-"""After the name or the path of a data set: its training images alone, in two parts."""
+"""After a name or path: only the training images, in two parts (see `holdout`)."""
 WHOLE = "whole"
-"""After a path and an @: all of it, without splits."""
+"""After a path and an @: all images as one, without splits."""
 
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """How torchvision spells a data set and its two labelled splits.
+    """A data set of torchvision and its two labelled splits.
 
     Attributes:
         class_name: name in ``torchvision.datasets``.
         about: one line for people.
-        train, test: the arguments of the constructor that select the split.
-        channels: 1 for the sets whose images are grey, else 3.
-        unnamed_classes: number of classes, where torchvision gives them no names.
+        train, test: arguments of the constructor that select the split.
+        channels: 1 if the images are grey, else 3.
+        unnamed_classes: number of classes, if torchvision does not name them.
     """
 
     class_name: str
@@ -77,12 +77,12 @@ TORCHVISION = {
 
 @dataclass(frozen=True)
 class Source:
-    """What ``--data`` says, taken apart.
+    """The parts of ``--data``.
 
     Attributes:
         place: a known name, or a path.
-        choice: how the place is read, where it says: ``whole``, ``TRAIN`` or ``TRAIN+TEST``.
-        is_validation: whether the training images alone are meant, in two parts.
+        choice: ``whole``, ``TRAIN``, ``TRAIN+TEST`` or "", see `data.load`.
+        is_validation: whether ``@validation`` was given.
     """
 
     place: str
@@ -91,10 +91,7 @@ class Source:
 
 
 def parse(text: str) -> Source:
-    """The place that a name or a path means, and what is said after it.
-
-    A path that exists is itself, whatever is in its name.
-    """
+    """Split a source at its @ signs, unless all of it is the name of an existing path."""
     if _exists(text):
         return Source(text)
     place, is_validation = text.removesuffix(VALIDATION), text.endswith(VALIDATION)
@@ -107,12 +104,12 @@ def parse(text: str) -> Source:
 
 
 def base(text: str) -> str:
-    """The name or path of a data set without what says which part of it is meant."""
+    """The name or path of a data set, without anything after an @."""
     return parse(text).place
 
 
 def resolved(text: str) -> str:
-    """The source, to be found from any working directory."""
+    """The source with its path made absolute."""
     place = base(text)
     path = Path(place).expanduser()
     return f"{path.resolve()}{text[len(place) :]}" if path.exists() else text

@@ -1,9 +1,9 @@
-"""``ssl-bench data prepare``: a data set written once, so that later runs read it fast.
+"""``ssl-bench data prepare``: rewrite a data set so that later runs read it fast.
 
-Out come a few large Parquet files (see `parquet`) whose images are small and lie uncompressed, so
-that they can be streamed. Those whose short side is short enough are copied, bit for bit; larger
-ones are resized (bicubic, antialiased) and stored as JPEG, upright, without their metadata. Grey
-images of more than 8 bits become PNG of 8, as all of the data set has them (see `depth`).
+The result is a few large, uncompressed Parquet files (see `parquet`) of small images, which can be
+streamed. Images with a short side that is short enough are copied bit for bit; larger ones are
+resized (bicubic, antialiased) and stored as JPEG, upright, without metadata. Grey images of more
+than 8 bits become 8-bit PNG, all on one scale (see `depth`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Written:
     Attributes:
         count: how many images.
         reduced: how many of them were made smaller.
-        caveats: what is to be said of them.
-        broken: what is wrong with each image that was left out.
+        caveats: to be shown beside every number.
+        broken: one line for each unreadable image that was left out.
     """
 
     count: int
@@ -57,7 +57,7 @@ class Written:
 
 @dataclass(frozen=True)
 class _Row:
-    """An image as it is to be stored, and whether it was made smaller."""
+    """An image as it will be stored, and whether it was made smaller."""
 
     encoded: bytes
     name: str
@@ -75,15 +75,14 @@ def prepare(
 ) -> Written:
     """Write a listing's images as Parquet files that `parquet.find` reads.
 
-    Labels, classes, splits and caveats stay; a caveat says where images were made smaller. Nothing
-    is written before all images are known to be whole.
+    Labels, classes, splits and caveats are kept, with a new caveat if images were made smaller.
+    Nothing is written before all images have been checked.
 
     Args:
-        listing: what to write.
         output: a folder that does not exist; it appears once everything is written.
-        short_side: longest short side in pixels that an image keeps.
-        quality: of the JPEG files that larger images become, from 1 to 100.
-        progress: called with (images looked at or written, images in all) now and then.
+        short_side: images with a longer short side, in pixels, are made smaller.
+        quality: JPEG quality of those, from 1 to 100.
+        progress: called with (images checked or written, total) from time to time.
         skip_broken: leave out images that cannot be read.
 
     Raises:
@@ -114,9 +113,9 @@ def prepare(
 
 @contextmanager
 def _alone(output: Path) -> Iterator[Path]:
-    """A new folder beside the output, to become it, while no other process makes one there.
+    """A new folder to be renamed to the output, which no other process may write meanwhile.
 
-    It is removed if it is still there after the block; so is what a process left that was killed.
+    It is removed after the block if it is still there, as are leftovers of killed processes.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = output.with_name(f".{output.name}.lock")
@@ -138,7 +137,7 @@ def _alone(output: Path) -> Iterator[Path]:
 
 
 def _rows(part: Part, make: Callable[[Picture], _Row]) -> Iterator[list[_Row]]:
-    """A split's images, some at a time."""
+    """A split's images, a chunk at a time."""
     pictures = part.pictures()
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(pictures, _ROWS_AT_ONCE)):
@@ -182,7 +181,7 @@ def _write(
     """Write all chunks into ``path-00000.parquet`` and so on; yield each when it is written.
 
     Args:
-        change: what to note in a file with images that were made smaller.
+        change: the caveat for a file with images that were made smaller.
     """
     names = {"names": list(listing.classes), "_type": "ClassLabel"}
     features = {"image": {"_type": "Image"}, "label": names}
@@ -196,7 +195,7 @@ def _write(
         file_path = path.with_name(f"{path.name}-{number:05}.parquet")
         caveats = list(listing.caveats)
         size = 0
-        # Opened here, as pyarrow takes no path that is not UTF-8.
+        # Opened here, as pyarrow only accepts paths in UTF-8.
         with (
             file_path.open("wb") as content,
             pq.ParquetWriter(

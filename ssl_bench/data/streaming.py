@@ -1,16 +1,16 @@
-"""Images that stay in their files until they are wanted.
+"""Images that stay in their files until they are needed.
 
-What is wanted next is read and decoded in threads meanwhile: Pillow and torch let go of Python's
-lock where they work. Nothing depends on how many threads there are.
+Threads read and decode the next images in advance; Pillow and torch release Python's lock while
+they work. Results do not depend on the number of threads.
 
-A streamed data set has another fingerprint than the same one in memory, as training crops whole
-photographs of it (`ssl_bench.transforms.loader`), and stored squares there. It is a hash of the
-labels, the class names, the squares' size, and of each image's length and bytes; of the bytes of a
-JPEG of more than 64 KiB, 16 KiB at the start, in the middle and at the end, as an edited one
-is compressed into other bytes, of another number. The names of files do not count.
+A data set has another fingerprint streamed than in memory, because training then crops whole images
+(`ssl_bench.transforms.loader`) instead of stored squares. It is a hash of the labels, the class
+names, the squares' size, and each image's length and bytes. Of a JPEG of more than 64 KiB only
+16 KiB at the start, in the middle and at the end are hashed, as any edit changes the compressed
+bytes and their number. File names do not count.
 
-Before anything is trained on such a data set, all of its images are decoded once, see `survey`, so
-that what is broken shows then; and as its images are known by the fingerprint, not again.
+Before the first training on such a data set all images are decoded once to find broken ones, see
+`survey`; the result is stored under a hash of the images, so this happens only once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LONGEST_WHOLE, _STRETCH, _JPEG = 2**16, 2**14, b"\xff\xd8"
 
 
 def cores() -> int:
-    """How many cores this process may use: its share, where there are several ranks here."""
+    """How many cores this process may use: its share if several ranks run on this machine."""
     return max(1, environment.cores() // collectives.local_world_size())
 
 
@@ -60,9 +60,9 @@ class StreamedSplit(Split):
     """Images that are decoded each time they are asked for; ``images_NCHW`` does not exist.
 
     Attributes:
-        picture: the picture of an index; several threads may ask at once.
-        shape_CSS: of the squares that it gives: 1 (grey) or 3 (RGB) channels, pixels.
-        workers: threads that decode.
+        picture: thread-safe function from an index to the picture.
+        shape_CSS: of the squares: 1 (grey) or 3 (RGB) channels, height and width.
+        workers: number of decoding threads.
         depths: how images of more than 8 bits are read, see `depth`.
     """
 
@@ -83,7 +83,7 @@ class StreamedSplit(Split):
         return self.shape_CSS[1]
 
     def images(self, index_B: Tensor) -> Tensor:
-        """The squares of the images at those indices: uint8 ``(B, C, S, S)`` on the CPU.
+        """The squares of the images at these indices: uint8 ``(B, C, S, S)`` on the CPU.
 
         Raises:
             UserError: an image cannot be read.
@@ -92,9 +92,9 @@ class StreamedSplit(Split):
         return images_BCSS
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
-        """`images` of each of several index tensors, the next two decoded meanwhile.
+        """`images` of each of several index tensors; the next two are decoded in advance.
 
-        The same pixels as a split in memory has: the whole short side, resized, and the centre.
+        The pixels are those of a split in memory: short side resized, centre cropped.
 
         Raises:
             UserError: an image cannot be read.
@@ -102,19 +102,19 @@ class StreamedSplit(Split):
         return ahead(map(self._job, indices), self.workers)
 
     def chunks(self, size: int) -> Generator[Tensor]:
-        """All images in order, ``size`` at a time; three times as many are in memory at most."""
+        """All images in order, ``size`` at a time, with at most ``3 * size`` in memory."""
         return self.read(torch.arange(len(self)).split(size))
 
     def sample(self) -> Generator[Tensor]:
-        """Images that the mean and the deviation are taken of: 1,024, always the same ones."""
+        """The images from which mean and deviation are computed: always the same 1,024."""
         return self.read(rng.permutation(len(self), "moments")[:_SAMPLE].split(256))
 
     def to(self, device: torch.device) -> StreamedSplit:
-        """The split whose labels are, and whose views are wanted, on another device."""
+        """The split with its labels on another device; views follow them there."""
         return replace(self, labels_N=self.labels_N.to(device))
 
     def part_of(self, count: int) -> int:
-        """How many of that many images a thread should take at once."""
+        """How many of ``count`` images a thread should decode at a time."""
         return max(4, min(_LARGEST_PART, count // self.workers))
 
     def _job(self, index_B: Tensor) -> Job[Tensor]:
@@ -134,15 +134,15 @@ class StreamedSplit(Split):
 def ahead(jobs: Iterable[Job[T]], workers: int) -> Generator[T]:
     """Yield each job's result, in order, once its parts have run.
 
-    Meanwhile the parts of the next two jobs run in threads, which end with the iteration, however
-    it ends. No part waits for another.
+    Meanwhile threads run the parts of the next two jobs; they end with the iteration, however that
+    ends.
 
     Args:
-        jobs: a result, and functions that complete it, in any order.
+        jobs: pairs of a result and independent functions that complete it, in any order.
         workers: how many threads.
 
     Raises:
-        Exception: what the first part that failed has raised.
+        Exception: the error of the first part that failed.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     under_way: deque[tuple[T, list[Future[None]]]] = deque()
@@ -165,11 +165,12 @@ def ahead(jobs: Iterable[Job[T]], workers: int) -> Generator[T]:
 
 
 def reading(picture: Picture) -> AbstractContextManager[None]:
-    """`naming` for an image that could be read before."""
+    """`naming` for an image that could be read when the run began."""
     return naming(
         picture,
-        "; as the run began it could be read. The run goes on from its checkpoint with the file as "
-        "it was; with --skip-broken, or a copy by `ssl-bench data prepare`, it is another run",
+        "; it could be read when the run began. The run resumes from its checkpoint once the file "
+        "is as it was; with --skip-broken, or a copy by `ssl-bench data prepare`, it is another "
+        "run",
     )
 
 
@@ -180,15 +181,15 @@ def open_stream(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The data set of a listing, whose images have been decoded at some time.
+    """The streamed data set of a listing, once all its images have been decoded at some time.
 
     Args:
-        look: tells the squares' side, and what is to be said of the images.
+        look: returns the squares' side, and caveats about the images.
         skip_broken: leave out images that cannot be decoded.
-        folder: keeps what is known of data sets that took seconds to decode.
+        folder: for the results of checks that took seconds.
 
     Raises:
-        UserError: an image cannot be read, or not at any place.
+        UserError: an image cannot be read, or the source has no random access.
     """
     side, noticed = look(listing)
     labels, digest, content = _scanned(listing, side, progress)
@@ -212,7 +213,7 @@ def open_stream(
 def _scanned(
     listing: Listing, side: int, progress: Callable[[int, int], None] | None
 ) -> tuple[list[Tensor], str, str]:
-    """The labels of both splits, the fingerprint, and the like of it for the images alone."""
+    """The labels of both splits, the fingerprint, and a hash of the images without labels."""
     content = hashlib.sha256()
     digest = hashlib.sha256(json.dumps(["streamed", side, *listing.classes]).encode())
     by_split: list[Tensor] = []
@@ -236,7 +237,7 @@ def _scanned(
 
 
 def _identity(picture: Picture) -> tuple[int, bytes]:
-    """The label, and 32 bytes that stand for the image's length and bytes."""
+    """The label, and a 32-byte hash of the image's length and bytes."""
     encoded = picture.encoded
     if isinstance(encoded, Image.Image):
         content = encoded.mode.encode() + np.asarray(encoded).data.tobytes()
@@ -255,7 +256,7 @@ def _identity(picture: Picture) -> tuple[int, bytes]:
 
 
 def _stretches(length: int, first: bytes) -> list[tuple[int, int]]:
-    """Which bytes of that many, of which the first two are given, count: numbers and places."""
+    """Which bytes of a file to hash, given its length and first two bytes: (count, start) each."""
     if length <= _LONGEST_WHOLE or first != _JPEG:
         return [(length, 0)]
     return [(_STRETCH, place) for place in (0, length // 2, length - _STRETCH)]

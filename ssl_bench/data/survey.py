@@ -1,4 +1,4 @@
-"""All images of a data set decoded once, to see which cannot be, and what values others have."""
+"""Decoding all images of a data set once, to find broken ones and the values of deep ones."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _AT_ONCE = 256
 _WORTH_KEEPING = 2.0
 """Seconds."""
 _VERSION = 1
-"""Of what is remembered; to be raised when other images than before count as broken."""
+"""Of stored surveys; raise it when other images than before count as broken."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a data set once all of its images were decoded.
+    """What decoding all images of a data set has shown.
 
     Attributes:
-        broken: what is wrong with the images that cannot be, by their place in the listing.
-        deep: of the images of more than 8 bits, see `depth`.
+        broken: the errors of images that cannot be decoded, by their place in the listing.
+        deep: the images of more than 8 bits, see `depth`.
     """
 
     broken: Mapping[int, UnreadableImage]
@@ -43,7 +43,7 @@ def survey(listing: Listing, progress: Callable[[int, int], None] | None = None)
     """Decode every image of a listing, in threads, and keep none.
 
     Args:
-        progress: called with (images decoded, images in all) now and then.
+        progress: called with (images decoded, total) from time to time.
     """
     broken: dict[int, UnreadableImage] = {}
     deep = []
@@ -71,12 +71,12 @@ def _checked(picture: Picture) -> Extremes | UnreadableImage | None:
 def remembered(
     path: Path, listing: Listing, progress: Callable[[int, int], None] | None = None
 ) -> Survey:
-    """What a file says that an earlier `survey` left; else a new one, which is written there.
+    """The survey stored in a file, or else a new one, which is stored there if it took long.
 
-    What takes a moment is not written. A file that cannot be read or written is as good as none.
+    A file that cannot be read or written is ignored.
 
     Args:
-        path: a file whose name says which images it is about.
+        path: a file whose name is a hash of the images.
     """
     known = {"version": _VERSION, "pillow": PIL.__version__}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -105,13 +105,13 @@ def remembered(
 def whole(
     listing: Listing, broken: Mapping[int, UnreadableImage], skip: bool
 ) -> tuple[Listing, tuple[str, ...]]:
-    """A listing without its broken images, whose number is among its caveats.
+    """A listing without its broken images, with a caveat that counts them.
 
     Returns:
-        It, and what is wrong with each of them.
+        The listing, and one line for each broken image.
 
     Raises:
-        UserError: there are some, and they are not to be left out; or what is left is no data set.
+        UserError: there are broken images and ``skip`` is false, or too little is left.
     """
     errors = [broken[place] for place in sorted(broken)]
     images.refuse(errors, skip)

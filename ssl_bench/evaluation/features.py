@@ -18,8 +18,8 @@ from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, encoders, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils import progress
@@ -185,7 +185,7 @@ class Encoder:
             overrides: arguments of ``timm.create_model`` that add no parameter, such as
                 ``drop_path_rate``.
         """
-        module = encoders.build(self.spec, self.seed, **overrides)
+        module = backbones.build(self.spec, self.seed, **overrides)
         module.load_state_dict(self._module.state_dict())
         return module.to(self.hardware.device).requires_grad_(True)
 

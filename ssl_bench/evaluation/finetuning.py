@@ -30,7 +30,7 @@ from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
 from ssl_bench.evaluation.features import prepare, share_of
 from ssl_bench.models import encoders
-from ssl_bench.models.encoders import Backbone
+from ssl_bench.models.backbones import Backbone
 from ssl_bench.training import resume
 from ssl_bench.training.schedule import Schedule
 from ssl_bench.transforms.augmentations import augment, crop_and_flip

@@ -24,8 +24,8 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.evaluation import gate
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils import progress
@@ -255,7 +255,7 @@ def _baseline(
     require(
         kind == "random", f"unknown baseline {kind!r}; an evaluation may ask for pixels or random"
     )
-    module = encoders.build(spec, seed)
+    module = backbones.build(spec, seed)
     return _encoder(module, spec, hardware, seed, data, home, keep_features)
 
 

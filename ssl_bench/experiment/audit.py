@@ -28,8 +28,8 @@ from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, encoders
+from ssl_bench.models.backbones import EncoderSpec
 
 _SHOWN = 3
 
@@ -53,7 +53,7 @@ def _untrained(spec: EncoderSpec, seed: int, hardware: Hardware) -> Iterator[Enc
     """
     nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
     with nowhere.device:
-        yield Encoder(encoders.build(spec, seed), spec, nowhere, seed)
+        yield Encoder(backbones.build(spec, seed), spec, nowhere, seed)
 
 
 def supported(

@@ -18,9 +18,9 @@ from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import console, load, note, say_images
 from ssl_bench.experiment.preparation import with_labels, with_real_configs
 from ssl_bench.experiment.run_config import EvalConfig
-from ssl_bench.models import checkpoints, encoders, weights
+from ssl_bench.models import backbones, checkpoints, encoders, weights
 from ssl_bench.models.architecture import Hints
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 
 
@@ -127,7 +127,7 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
         f"squares; say their size, e.g. --image-size {largest}",
     )
     if size is not None and (size != spec.image_size or rows != columns):
-        encoders.resize(encoder, size)
+        backbones.resize(encoder, size)
         how = ""
         if is_vit:
             side = encoder.patch_embed.grid_size[0]

@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from torch import Tensor
 
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils.files import atomic
 
 matplotlib.use("Agg")

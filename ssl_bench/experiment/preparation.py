@@ -18,8 +18,8 @@ from ssl_bench.errors import require
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import RunData
 from ssl_bench.experiment.run_config import EvalConfig, Evaluations, RunConfig
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget as budgets
 from ssl_bench.training import gradients, setup
@@ -240,7 +240,7 @@ def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) 
         settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std
     )
     if spec.is_vit:
-        return replace(spec, patch_size=patch_size or encoders.default_patch_size(data.view_size))
+        return replace(spec, patch_size=patch_size or backbones.default_patch_size(data.view_size))
     # A preset's patches are those of its own backbone.
     is_of_preset = patch_size == {**PRESETS.get(settings.preset, {}), **preset}.get("patch_size")
     return replace(spec, patch_size=None) if is_of_preset else spec

@@ -19,7 +19,7 @@ from ssl_bench.experiment.evaluating import ranks_of, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
 from ssl_bench.experiment.preparation import Prepared, prepare_run, snapshot_steps
 from ssl_bench.experiment.run_config import RunConfig
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan, is_trained
 from ssl_bench.training import budget as budgets

@@ -1,4 +1,4 @@
-"""Which Vision Transformer weights belong to: read off them, or asked for."""
+"""Which Vision Transformer a file's weights belong to: inferred from them, or asked for."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError, require
-from ssl_bench.models import encoders, formats
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, encoders, formats
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.formats import Weights
 
 _IMAGENET = {
@@ -38,18 +38,17 @@ _OTHERS = {
     r"^layers\.\d+\.blocks\.|^encoder\.layers\.\d+\.blocks\.": "a Swin Transformer",
     r"relative_position|rel_pos_bias": "a BEiT or data2vec with relative positions",
 }
-"""What other transformers have among their names."""
+"""Names of weights that only other transformers have."""
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What a user says about weights, beyond what they show.
+    """What a user says about weights that do not show everything themselves.
 
     Attributes:
         backbone: a preset of `presets.BACKBONES`, or a Vision Transformer of timm.
-        num_heads: attention heads of the encoder.
-        grid: rows and columns of patches it was trained with, where these are not as many.
-        branch: which of two networks, see `formats.sort`.
+        grid: rows and columns of patches, if the training images were not square.
+        branch: which of several networks in the file, see `formats.sort`.
     """
 
     backbone: str | None = None
@@ -59,7 +58,7 @@ class Hints:
 
     @classmethod
     def of(cls, settings: WeightSettings) -> Hints:
-        """The hints among a command's flags."""
+        """The hints that a command's flags give."""
         grid = (settings.grid[0], settings.grid[1]) if settings.grid else None
         return cls(settings.backbone, settings.num_heads, grid, settings.branch)
 
@@ -67,15 +66,15 @@ class Hints:
 def work_out(
     found: Weights, where: str, hints: Hints, norm_eps: float
 ) -> tuple[EncoderSpec, tuple[int, int]]:
-    """The encoder that weights are of, and its rows and columns of patches.
+    """Work out the encoder that weights belong to, and its rows and columns of patches.
 
-    The spec's images are square: as high as the grid is.
+    The spec's images are square, with the height of the grid.
 
     Args:
-        where: what holds the weights, for complaints.
+        where: names the file or folder in error messages.
 
     Raises:
-        UserError: they are no Vision Transformer's, or do not tell enough, or contradict a hint.
+        UserError: they belong to no Vision Transformer, are ambiguous, or contradict a hint.
     """
     state = found.encoder
     for pattern, family in _OTHERS.items():
@@ -122,9 +121,9 @@ def work_out(
 
 
 def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """What the weights' names and shapes show, as arguments of ``timm.create_model``.
+    """The arguments of ``timm.create_model`` that names and shapes of weights reveal.
 
-    Of what is as in the plain ViT, only width and depth are given.
+    Apart from width and depth, only those that differ from the plain ViT's.
     """
     width = len(state["patch_embed.proj.weight"])
     blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
@@ -154,7 +153,7 @@ def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
 
 
 def _grid(found: Weights, shown: dict[str, Any], hints: Hints, where: str) -> tuple[int, int]:
-    """Rows and columns of patches; adds to ``shown`` if prefix tokens have no positions."""
+    """Rows and columns of patches; notes in ``shown`` if prefix tokens have no positions."""
     state = found.encoder
     count = state["pos_embed"].shape[1]
     prefix = shown.get("class_token", True) + shown.get("reg_tokens", 0)
@@ -183,7 +182,7 @@ def _grid(found: Weights, shown: dict[str, Any], hints: Hints, where: str) -> tu
 
 
 def _factors(positions_1TD: Tensor, patches: int) -> tuple[int, int] | None:
-    """The grid of that many patches that sin-cos positions are a table of, or else the square."""
+    """The grid whose sin-cos table the positions are, or else the square of that many patches."""
     pairs = [(r, patches // r) for r in range(1, patches + 1) if patches % r == 0]
     for grid in pairs:
         if grid[0] != grid[1] and position_order(positions_1TD, grid, alike=0.999):
@@ -199,7 +198,7 @@ def _heads(
     hints: Hints,
     where: str,
 ) -> int:
-    """Attention heads, which no shape shows: as told, or as files of this kind have them."""
+    """Attention heads, which no shape reveals: from a hint, or as usual in files of this kind."""
     if hints.num_heads:
         return hints.num_heads
     known = formats.heads(found, width_depth, position_order(found.encoder["pos_embed"], grid))
@@ -224,8 +223,8 @@ def _heads(
 
 def _heads_of(backbone: str) -> int:
     own = BACKBONES.get(backbone, {"model_name": backbone})
-    if backbone not in BACKBONES and backbone.partition(".")[0] not in encoders.vit_names():
-        raise encoders.unknown_backbone(backbone)
+    if backbone not in BACKBONES and backbone.partition(".")[0] not in backbones.vit_names():
+        raise backbones.unknown_backbone(backbone)
     with torch.device("meta"):
         return timm.create_model(**own).blocks[0].attn.num_heads
 
@@ -233,12 +232,7 @@ def _heads_of(backbone: str) -> int:
 def _name(
     backbone: str | None, num_heads: int | None, architecture: Mapping[str, Any], is_gated: bool
 ) -> tuple[str, Mapping[str, Any]]:
-    """A backbone's name, and what is not as that backbone has it.
-
-    Args:
-        num_heads: what the user insists on.
-        is_gated: see `_is_gated`.
-    """
+    """A backbone's name, and the arguments in which the encoder differs from it."""
     if backbone:
         insisted = {"num_heads": num_heads} if num_heads else {}
         pooled = {"global_pool": "avg"} if architecture.get("global_pool") else {}
@@ -252,7 +246,7 @@ def _name(
 
 
 def _is_gated(state: Mapping[str, Tensor]) -> bool:
-    """Whether half of the first layer of each MLP gates the other half, as in DINOv2's ViT-g."""
+    """Whether the MLPs are gated (SwiGLU), as in DINOv2's ViT-g."""
     first, second = (state.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
     if first is None or second is None or second.ndim != 2:
         return False
@@ -262,7 +256,7 @@ def _is_gated(state: Mapping[str, Tensor]) -> bool:
 def _normalisation(
     backbone: str | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """ImageNet's statistics, unless a backbone of timm with a tag has its own."""
+    """The statistics of a tagged timm backbone, or else ImageNet's."""
     cfg = timm.get_pretrained_cfg(backbone) if backbone and "." in backbone else None
     if cfg and channels == len(cfg.mean):
         return tuple(cfg.mean), tuple(cfg.std)
@@ -272,12 +266,12 @@ def _normalisation(
 def position_order(
     positions_1TD: Tensor, grid: tuple[int, int], alike: float = _ALIKE
 ) -> str | None:
-    """Which axis the first half of the width encodes, if the positions resemble a sin-cos table.
+    """Which axis the first half of the width encodes, if positions resemble a sin-cos table.
 
-    Fine-tuned ones still do: learned ones that did not start there are nearly orthogonal to it.
+    Fine-tuned ones still do; those learned from scratch are nearly orthogonal to it.
 
     Args:
-        alike: the least cosine similarity to the table, in (0, 1].
+        alike: the cosine similarity that counts as resembling.
     """
     rows, columns = grid
     patches_LD = positions_1TD[0, -rows * columns :].float()
@@ -290,5 +284,5 @@ def position_order(
             patches_LD.flatten(), table_LD.flatten(), dim=0
         ).item()
     best = max(similarity, key=similarity.__getitem__)
-    is_told = similarity[best] > alike and similarity["column"] != similarity["row"]
-    return best if is_told else None
+    is_clear = similarity[best] > alike and similarity["column"] != similarity["row"]
+    return best if is_clear else None

@@ -1,4 +1,4 @@
-"""What happens inside a Vision Transformer: tokens after each block, and who attends to whom.
+"""Inside a Vision Transformer: the tokens after each block, and the attention between them.
 
 Shapes: B batch, T tokens (prefix tokens and patches), H heads, Q queries, L patches, D width.
 """
@@ -18,9 +18,9 @@ from ssl_bench.models import encoders
 
 
 def tokens_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Iterator[Tensor]:
-    """The tokens that enter the first block, then those that leave each one: ``(B, T, D)`` each.
+    """The tokens before the first block, then those after each block: ``(B, T, D)`` each.
 
-    The steps of timm's ``forward_features``, but for the final norm.
+    This is timm's ``forward_features`` without the final norm.
     """
     tokens_BTD = encoder.patch_drop(encoder._pos_embed(encoder.patch_embed(images_BCHW)))
     tokens_BTD = encoder.norm_pre(tokens_BTD)
@@ -31,7 +31,7 @@ def tokens_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Iterator
 
 
 def attention_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Iterator[Tensor]:
-    """The attention weights of each block in turn: float32 ``(B, H, T, T)``, as `attention` has.
+    """The weights that `attention` computes, block by block: float32 ``(B, H, T, T)``.
 
     Raises:
         UserError: they cannot be read, see `why_unreadable`.
@@ -52,7 +52,7 @@ def attention_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Itera
 
 
 def why_unreadable(encoder: VisionTransformer) -> str | None:
-    """Which block has another attention than timm's plain one; None where none has."""
+    """Why attention weights cannot be read, or None: all blocks need timm's plain attention."""
     reason = encoders.why_no_vit(encoder)
     if reason is not None:
         return reason
@@ -67,11 +67,11 @@ def why_unreadable(encoder: VisionTransformer) -> str | None:
 
 
 def attention(module: Any, tokens_BTD: Tensor) -> Tensor:
-    """The weights by which each token (row) takes the others' values (column), without dropout.
+    """Attention weights from each token (row) to the others (column), without dropout.
 
     Args:
-        module: timm's ``Attention``, with or without norms of its queries and keys.
-        tokens_BTD: what the module is given.
+        module: timm's ``Attention``.
+        tokens_BTD: the module's input.
 
     Returns:
         float32 ``(B, H, T, T)``; each row sums to 1.
@@ -84,14 +84,14 @@ def attention(module: Any, tokens_BTD: Tensor) -> Tensor:
 
 
 def rollout(weights: Iterable[Tensor]) -> Tensor:
-    """How much of each input token (column) is in each output token (row), through all blocks.
+    """Attention rollout: how much of each input token (column) is in each output token (row).
 
     Abnar and Zuidema, *Quantifying Attention Flow in Transformers*, arXiv:2005.00928, section 3:
-    the product over blocks of the mean of half the heads' mean attention and half the identity,
-    which stands for the residual connection.
+    the product over blocks of half the heads' mean attention and half the identity, which stands
+    for the residual connection.
 
     Args:
-        weights: of each block from the first on, ``(B, H, T, T)`` each.
+        weights: ``(B, H, T, T)`` of each block, the first one first.
 
     Returns:
         ``(B, T, T)``; each row sums to 1.
@@ -107,13 +107,13 @@ def rollout(weights: Iterable[Tensor]) -> Tensor:
 
 
 def over_patches(weights_BTT: Tensor, encoder: VisionTransformer) -> Tensor:
-    """What goes to the patches from the class token, or from each patch where there is none.
+    """Attention to the patches from the class token, or from each patch if there is none.
 
     Args:
         weights_BTT: ``(..., T, T)``.
 
     Returns:
-        ``(..., Q, L)``, Q being 1 or L; a row sums to 1 less what goes to prefix tokens.
+        ``(..., Q, L)`` with Q = 1 or L; rows sum to 1 minus the attention to prefix tokens.
     """
     prefix = encoder.num_prefix_tokens
     queries = slice(0, 1) if encoder.cls_token is not None else slice(prefix, None)
@@ -121,10 +121,10 @@ def over_patches(weights_BTT: Tensor, encoder: VisionTransformer) -> Tensor:
 
 
 def entropy(weights_BHQL: Tensor) -> Tensor:
-    """Entropy of each row over the L patches, scaled to sum to 1, as a share of the largest.
+    """Entropy of each row, normalised to sum to 1 over the patches, as a fraction of the maximum.
 
     Returns:
-        ``(B, H, Q)`` in [0, 1]: 1 where all patches are attended to alike, 0 where one is alone.
+        ``(B, H, Q)`` in [0, 1]: 1 for equal attention to all patches, 0 for attention to one only.
     """
     count = weights_BHQL.shape[-1]
     if count == 1:
@@ -134,16 +134,10 @@ def entropy(weights_BHQL: Tensor) -> Tensor:
 
 
 def distance(weights_BHLL: Tensor, rows: int, columns: int) -> Tensor:
-    """Mean distance from a patch to what it attends to among the patches, in patches.
+    """Mean attention distance between patches, in patches: ``(B, H)``.
 
     Dosovitskiy et al., *An Image is Worth 16x16 Words*, arXiv:2010.11929, figure 7 and appendix
-    D.7; each row is scaled to sum to 1 first, so that what goes to prefix tokens does not count.
-
-    Args:
-        weights_BHLL: from patches to patches, which lie row by row.
-
-    Returns:
-        ``(B, H)``, the mean over all patches that attend.
+    D.7. Rows are first normalised to sum to 1, so attention to prefix tokens does not count.
     """
     grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     places_L2 = torch.stack(grid, dim=-1).flatten(0, 1).to(weights_BHLL)

@@ -1,4 +1,4 @@
-"""Anyone's pre-trained encoder: files, folders, timm and the Hugging Face hub."""
+"""Loading pre-trained encoders from runs, other people's files, timm and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Format
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.models import architecture, encoders, formats, weights
+from ssl_bench.models import architecture, backbones, encoders, formats, weights
 from ssl_bench.models.architecture import Hints
-from ssl_bench.models.encoders import Backbone, EncoderSpec
+from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.formats import Weights
 from ssl_bench.utils.files import checked_name, load_json
 
@@ -31,10 +30,9 @@ class Checkpoint:
 
     Attributes:
         encoder: with the weights, on the CPU.
-        spec: how to build it again.
-        decoder: other weights of its pre-training under the method's names, or nothing.
-        settings: what is known of the pre-training's flags, such as ``decoder_heads``.
-        notes: what was worked out, for a person to read.
+        decoder: the method's other weights under its own names, if there are any.
+        settings: known flags of the pre-training, such as ``decoder_heads``.
+        notes: what was worked out, for people.
     """
 
     encoder: Backbone
@@ -53,7 +51,7 @@ def load_encoder(
     branch: str | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
-    """Load anyone's pre-trained Vision Transformer, or another backbone that a run has trained.
+    """Load any pre-trained Vision Transformer, or another backbone that a run has trained.
 
     No code from the source is run.
 
@@ -61,37 +59,34 @@ def load_encoder(
         source: a file of weights (official MAE, MoCo v3 and DINO checkpoints, timm state dicts;
             PyTorch or safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that
             transformers saved, ``timm:NAME`` or ``hf:NAME``.
-        backbone, num_heads, grid, branch: see `Hints`; needed only where the weights do not tell.
-        image_size: of all images to come, or ``(height, width)``. Default: a ViT's images may be
-            of any size whose sides are multiples of the patch size.
+        backbone, num_heads, grid, branch: see `Hints`; only needed if the weights are ambiguous.
+        image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
+            size whose sides are multiples of the patch size.
 
     Returns:
         A timm model in eval mode, whose ``forward_features`` maps normalised float32
-        ``(B, C, H, W)`` images to features after the final norm: of a ViT tokens
-        ``(B, prefix + L, D)``, prefix tokens first, whose position embeddings are interpolated to
-        the images' grid (`encoders.resize` says how). Its ``spec`` attribute says how to normalise
-        images.
+        ``(B, C, H, W)`` images to features after the final norm; those of a ViT are tokens
+        ``(B, prefix + L, D)``, prefix tokens first, with position embeddings interpolated as in
+        `backbones.resize`. Its ``spec`` attribute says how to normalise images.
 
     Raises:
-        UserError: the source cannot be read, holds no Vision Transformer, has a weight that
-            matches nothing, or does not tell enough.
+        UserError: the source cannot be read, is ambiguous, holds no Vision Transformer, or has a
+            weight that matches nothing.
     """
     checkpoint = read(str(source), Hints(backbone, num_heads, grid, branch))
     for note in checkpoint.notes:
         _log.info("%s: %s", source, note)
     encoder: Any = checkpoint.encoder
     if image_size is not None:
-        encoders.resize(encoder, image_size)
+        backbones.resize(encoder, image_size)
     elif encoders.is_vit(encoder):
-        encoder.dynamic_img_size = True
-        encoder.patch_embed.flatten, encoder.patch_embed.output_fmt = False, Format.NHWC
-        encoder.patch_embed.strict_img_size = False
+        encoders.allow_other_sizes(encoder)
     encoder.spec = checkpoint.spec
     return encoder.eval()
 
 
 def is_foreign(source: str) -> bool:
-    """Whether a source is anything but a run: a file, a folder of transformers, timm:, hf:."""
+    """Whether a source is not a run, but a file, a folder of transformers, timm: or hf:."""
     if source.startswith(("timm:", "hf:")):
         return True
     path = Path(source).expanduser()
@@ -99,11 +94,7 @@ def is_foreign(source: str) -> bool:
 
 
 def read(source: str, hints: Hints) -> Checkpoint:
-    """The checkpoint that a source names, see `load_encoder`.
-
-    Raises:
-        UserError: as `load_encoder` does.
-    """
+    """Read the checkpoint that a source names; sources and errors are those of `load_encoder`."""
     try:
         return _read(source, hints)
     except UserError:
@@ -145,15 +136,15 @@ def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
     if exported:
         return Checkpoint(*exported, notes=_notes("ssl-bench", exported[1], exported[0]))
     content = weights.read(path)
-    told = content.get("ssl_bench", {})
-    hints = dataclasses.replace(hints, num_heads=hints.num_heads or told.get("num_heads"))
+    ours = content.get("ssl_bench", {})
+    hints = dataclasses.replace(hints, num_heads=hints.num_heads or ours.get("num_heads"))
     checkpoint = _build(formats.sort(content, hints.branch, where), where, hints)
-    if not told:
+    if not ours:
         settings = formats.flags(content, checkpoint.decoder)
         return dataclasses.replace(checkpoint, settings=settings)
-    spec = _normalised(checkpoint.spec, told["mean"], told["std"], where)
+    spec = _normalised(checkpoint.spec, ours["mean"], ours["std"], where)
     notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
-    return dataclasses.replace(checkpoint, spec=spec, settings=dict(told["settings"]), notes=notes)
+    return dataclasses.replace(checkpoint, spec=spec, settings=dict(ours["settings"]), notes=notes)
 
 
 def _from_run(folder: Path) -> Checkpoint:
@@ -186,7 +177,7 @@ def _pretrained(name: str, where: str) -> Backbone:
 def _of_model(
     backbone: str, architecture: Mapping[str, Any], model: Backbone, where: str
 ) -> Checkpoint:
-    """A checkpoint of a model that timm has built with its weights, and that computes the same."""
+    """The checkpoint of a pre-trained timm model; our own build must compute the same."""
     cfg, patch_size = model.pretrained_cfg, None
     channels, *sides = cfg["input_size"]
     if encoders.is_vit(model):
@@ -198,7 +189,7 @@ def _of_model(
     )
     spec = EncoderSpec(backbone, sides[0], patch_size, channels, (), (), architecture)
     spec = _normalised(spec, cfg["mean"], cfg["std"], where)
-    encoder = encoders.empty(spec)
+    encoder = backbones.empty(spec)
     weights.load_strictly(encoder, model.state_dict(), where)
     noise = torch.Generator().manual_seed(0)
     image_BCHW = torch.randn(1, channels, *sides, generator=noise)
@@ -224,14 +215,14 @@ def _from_hub(name: str) -> Checkpoint:
     config = _json(folder / "config.json")
     if "architecture" not in config:
         return _from_transformers(folder, f"hf:{name}")
-    told = config.get("model_args") or {}
-    own = {k: v for k, v in told.items() if k not in ("img_size", "patch_size", "in_chans")}
+    given = config.get("model_args") or {}
+    own = {k: v for k, v in given.items() if k not in ("img_size", "patch_size", "in_chans")}
     model = _pretrained(f"hf-hub:{name}", f"hf:{name}")
     return _of_model(config["architecture"], own, model, f"hf:{name}")
 
 
 def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
-    """A folder that transformers' ``save_pretrained`` wrote: ViT, ViTMAE or DINOv2."""
+    """Read what transformers' ``save_pretrained`` wrote: ViT, ViTMAE or DINOv2."""
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")
@@ -271,7 +262,7 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
 
 
 def _shards(folder: Path, where: str) -> list[Path]:
-    """The files of weights in a folder that transformers saved."""
+    """The weight files in a folder that transformers saved."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
             return [folder / name]
@@ -285,7 +276,7 @@ def _shards(folder: Path, where: str) -> list[Path]:
 def _normalised(
     spec: EncoderSpec, mean: Sequence[float], std: Sequence[float], where: str
 ) -> EncoderSpec:
-    """The spec with other statistics of the pixels."""
+    """The spec with this mean and deviation of pixels."""
     require(
         len(mean) == len(std) == spec.channels and min(std) > 0,
         f"{where}: {spec.channels} channels cannot have mean {mean} and deviation {std}",
@@ -296,10 +287,10 @@ def _normalised(
 def _build(
     found: Weights, where: str, hints: Hints, norm_eps: float = EncoderSpec.norm_eps
 ) -> Checkpoint:
-    """Build the encoder that the weights show, and load them."""
+    """Build the encoder that weights belong to, and load them."""
     spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
     size = spec.image_size // rows
-    encoder = encoders.empty(spec, img_size=(rows * size, columns * size))
+    encoder = backbones.empty(spec, img_size=(rows * size, columns * size))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in found.encoder.values()}
     require(
         sum(t.nbytes for t in found.encoder.values()) <= sum(s.nbytes() for s in storages.values()),

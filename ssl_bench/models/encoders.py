@@ -1,166 +1,29 @@
-"""Encoders: timm's image models, made and fed in one way; plain Vision Transformers in parts too.
+"""Running encoders: patches, positions, tokens and pooled features.
 
-Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P pixels in a patch
-(patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
+`represent`, `pool` and `width` take every image model of timm; what works on tokens needs a plain
+Vision Transformer. Shapes: B batch, C channels, H height, W width, L patches, K kept patches,
+P pixels in a patch (patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
-from functools import cache, partial
-from itertools import islice
-from math import isfinite
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, PatchEmbed
+from timm.layers import PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.format import Format
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_bench.config.presets import BACKBONES
-from ssl_bench.distributed import collectives
-from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.utils import rng
+from ssl_bench.errors import UserError, require
 
 _AT_ONCE = "images_at_once"
-_MOST_PATCHES = 2**16
 _VIT = "vit_tiny_patch16_224 would work"
-_COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
-_ARCHITECTURE = {
-    *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
-    *("pre_norm", "reg_tokens", "class_token", "no_embed_class", "global_pool", "fc_norm"),
-    *("act_layer", "norm_layer", "final_norm", "proj_bias", "pool_include_prefix", "pos_embed"),
-}
-
-
-class Backbone(nn.Module):
-    """What is used of a timm image model, whatever its class; no model is an instance of this one.
-
-    Attributes:
-        num_features: channels of ``forward_features``.
-    """
-
-    num_features: int
-    forward_features: Callable[[Tensor], Any]
-    forward_head: Callable[..., Tensor]
-    group_matcher: Callable[..., Any]
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the model's own class has."""
-        return super().__getattr__(name)
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """All that is needed to build an encoder again with ``timm.create_model``.
-
-    Attributes:
-        backbone: a name of `BACKBONES` or any image model of timm.
-        image_size: height = width in pixels.
-        patch_size: the same of a patch; None for the backbone's own, or where it has none.
-        channels: 1 or 3.
-        mean, std: of the pixels in [0, 1], for each channel; images are normalised with them.
-        architecture: further arguments of ``timm.create_model``, where the backbone's own differ.
-        norm_eps: of the layer norms, where it is not 1e-6.
-    """
-
-    backbone: str
-    image_size: int
-    patch_size: int | None
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    architecture: Mapping[str, Any] = field(default_factory=dict)
-    norm_eps: float = 1e-6
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> EncoderSpec:
-        """The spec whose ``asdict`` went through JSON; other entries are left out.
-
-        Raises:
-            UserError: it is no encoder's, or one of more patches than anybody has trained.
-            KeyError, TypeError: something is missing, or of another kind.
-        """
-        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        spec = cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-        surplus = sorted(set(spec.architecture) - _ARCHITECTURE)
-        require(not surplus, f"an encoder's architecture has no {', '.join(surplus)}")
-        sizes = (spec.image_size, 16 if spec.patch_size is None else spec.patch_size, spec.channels)
-        require(
-            all(type(size) is int and size > 0 for size in sizes)
-            and (sizes[0] // sizes[1]) ** 2 <= _MOST_PATCHES,
-            f"no encoder has images of {sizes[0]!r:.20} pixels in {sizes[2]!r:.20} channels and "
-            f"patches of {sizes[1]!r:.20}",
-        )
-        numbers = (*spec.mean, *spec.std, spec.norm_eps)
-        require(
-            len(spec.mean) == len(spec.std) == spec.channels
-            and all(type(number) in (int, float) and isfinite(number) for number in numbers)
-            and min(*spec.std, spec.norm_eps) > 0,
-            f"no encoder takes {spec.channels} channels of mean {spec.mean!r:.60} and deviation "
-            f"{spec.std!r:.60}, and adds {spec.norm_eps!r:.20} in its norms",
-        )
-        return spec
-
-    @property
-    def is_vit(self) -> bool:
-        """Whether the backbone is a plain Vision Transformer, see `is_vit`."""
-        return self.backbone in BACKBONES or _base(self.backbone) in vit_names()
-
-    @property
-    def patches(self) -> int:
-        """Patches in an image; of another backbone, those of a ViT/16, to judge its size by."""
-        size = self.patch_size if self.is_vit and self.patch_size else 16
-        return max(1, self.image_size // size) ** 2
-
-    def timm_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of ``timm.create_model``, its name included."""
-        own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
-        sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
-        if not self.is_vit:
-            taken = _sizes_taken(_base(self.backbone))
-            sizes = {name: size for name, size in sizes.items() if name in taken}
-        sizes = {name: size for name, size in sizes.items() if size is not None}
-        rest = {"in_chans": self.channels, "num_classes": 0}
-        return {**own, **self.architecture, **sizes, **rest}
-
-
-def _base(backbone: str) -> str:
-    """timm's name of an architecture, without the tag of its pre-training."""
-    return backbone.partition(".")[0]
-
-
-@cache
-def vit_names() -> frozenset[str]:
-    """The plain Vision Transformers of timm."""
-    vits = timm.list_models(module="vision_transformer")
-    deits = timm.list_models(module="deit", exclude_filters="*distilled*")
-    return frozenset([*vits, *deits])
-
-
-@cache
-def _sizes_taken(model: str) -> frozenset[str]:
-    """Which of ``img_size`` and ``patch_size`` a model of timm is made with."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return _sizes_of(type(timm.create_model(model)))
-
-
-def _sizes_of(kind: type[Any]) -> frozenset[str]:
-    signatures = [
-        inspect.signature(vars(each)["__init__"])
-        for each in kind.__mro__[:-1]
-        if "__init__" in vars(each)
-    ]
-    taken = {name for signature in signatures for name in signature.parameters}
-    return frozenset({"img_size", "patch_size"} & taken)
 
 
 def is_vit(encoder: nn.Module) -> bool:
@@ -173,206 +36,24 @@ def is_vit(encoder: nn.Module) -> bool:
 
 
 def why_no_vit(encoder: nn.Module, what: str = "it") -> str | None:
-    """What to tell where a plain Vision Transformer is needed, by "it" or else; None of one."""
+    """Why an encoder cannot be used where ``what`` needs a plain Vision Transformer, or None."""
     if is_vit(encoder):
         return None
     return f"{what} needs a plain Vision Transformer, not a {type(encoder).__name__}; {_VIT}"
 
 
 def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
-    """The encoder, which is a plain Vision Transformer.
-
-    Raises:
-        UserError: it is another backbone, and ``what`` needs one.
-    """
+    """The encoder, or `UserError` if it is not the plain Vision Transformer that ``what`` needs."""
     reason = why_no_vit(encoder, what)
     if reason is not None:
         raise UserError(reason)
     return encoder
 
 
-def unknown_backbone(name: str) -> UserError:
-    """The error for a backbone that neither we nor timm have, with the nearest one if any."""
-    names = sorted([*BACKBONES, *timm.list_models()])
-    beginnings = {each[: len(name)]: each for each in reversed(names)}
-    near = get_close_matches(name.lower(), beginnings, n=1, cutoff=0.6)
-    hint = (
-        f"did you mean {beginnings[near[0]]!r}?"
-        if near
-        else (
-            f"{', '.join(BACKBONES)} and every image model of timm are known, such as "
-            "vit_tiny_patch16_224 (see `ssl-bench list backbones`)"
-        )
-    )
-    return UserError(f"unknown backbone {name!r}; {hint}")
-
-
-def default_patch_size(image_size: int) -> int:
-    """The divisor of the image size nearest to a quarter of it."""
-    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
-    return min(divisors, key=lambda size: abs(size - image_size / 4))
-
-
-def check(spec: EncoderSpec) -> None:
-    """Raise `UserError` for a backbone that does not exist or sizes that do not fit it."""
-    if spec.backbone not in BACKBONES and not timm.is_model(_base(spec.backbone)):
-        raise unknown_backbone(spec.backbone)
-    size, patch_size = spec.image_size, spec.patch_size
-    if not spec.is_vit:
-        require(
-            patch_size is None or "patch_size" in _sizes_taken(_base(spec.backbone)),
-            f"patch size {patch_size}: backbone {spec.backbone!r} is not made of patches of a size "
-            "to choose; leave --patch-size out",
-        )
-        given = (spec.backbone, size, patch_size, spec.channels)
-        problem = _problem(*given)
-        if "meta" in problem:  # it cannot be tried without numbers
-            problem = _problem(*given, "cpu")
-        if problem:
-            raise UserError(_with_sizes_that_work(spec, problem))
-    elif patch_size is not None and size % patch_size:
-        fits = [each for each in range(1, size) if size % each == 0]
-        near = sorted(fits, key=lambda each: abs(each - patch_size))[:3]
-        raise UserError(
-            f"image size {size} is not divisible by patch size {patch_size}; "
-            f"patch sizes that divide it: {', '.join(map(str, sorted(near)))}"
-        )
-
-
-@cache
-def _problem(
-    backbone: str, image_size: int, patch_size: int | None, channels: int, device: str = "meta"
-) -> str:
-    """Why a backbone makes no features of such images, found by trying; "" where it does."""
-    spec = EncoderSpec(backbone, image_size, patch_size, channels, (), ())
-    try:
-        with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            encoder = timm.create_model(**spec.timm_arguments()).eval()
-            images = torch.zeros(2, channels, image_size, image_size)
-            pool(encoder, encoder.forward_features(images))
-    except Exception as error:  # whatever a model of timm may raise
-        return first_line(error)
-    return ""
-
-
-def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
-    """The message for what does not fit a backbone, with the nearest sizes that do."""
-
-    def works(image_size: int, patch_size: int | None) -> bool:
-        return not _problem(spec.backbone, image_size, patch_size, spec.channels)
-
-    nearest = sorted(_COMMON_SIZES, key=lambda size: abs(size - spec.image_size))
-    sizes = sorted(islice((size for size in nearest if works(size, spec.patch_size)), 3))
-    smaller = (4, 2, 1) if "patch_size" in _sizes_taken(_base(spec.backbone)) else ()
-    patches = islice((size for size in smaller if works(spec.image_size, size)), 1)
-    hints = [f"--image-size {', '.join(map(str, sizes))}"] if sizes else []
-    hints += [f"--patch-size {size}" for size in patches]
-    would = f"; {' or '.join(hints)} would work" if hints else ""
-    return _does_not_fit(spec, problem) + would
-
-
-def _does_not_fit(spec: EncoderSpec, problem: str) -> str:
-    patches = f" and {spec.patch_size} px patches" if spec.patch_size else ""
-    return (
-        f"backbone {spec.backbone!r} cannot be built with {spec.image_size} px images in "
-        f"{spec.channels} channels{patches}: {problem}"
-    )
-
-
-def build(spec: EncoderSpec, seed: int, **overrides: Any) -> Any:
-    """A freshly initialised `Backbone`, a function of the spec and the seed alone.
-
-    Every method is given the same weights, and may draw some of them anew. Those of a plain Vision
-    Transformer: Xavier-uniform linear layers and a patch embedding initialised like one, zero
-    biases, class token N(0, 0.02), fixed sin-cos position embeddings where the backbone has
-    absolute ones (MAE, appendix A.1; ``models_mae.py``, facebookresearch/mae ``efb2a80``). Other
-    backbones start as timm has them.
-
-    Args:
-        overrides: further arguments of ``timm.create_model``, e.g. ``drop_path_rate``.
-
-    Raises:
-        UserError: the backbone does not exist, or does not take the image or patch size.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.key(seed, "encoder"))
-        encoder = _create(spec, overrides)
-        if is_vit(encoder):
-            _initialise(encoder)
-    return encoder
-
-
-def empty(spec: EncoderSpec, **overrides: Any) -> Any:
-    """A `Backbone` whose weights are still to be loaded: they are on the meta device, if possible.
-
-    Raises:
-        UserError: as `build` does.
-    """
-    with torch.device("meta"):
-        encoder = _create(spec, overrides)
-    if dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys():
-        return encoder
-    with torch.random.fork_rng(devices=[]):  # some of its buffers are in no file
-        return _create(spec, overrides)
-
-
-def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Backbone:
-    """timm's model, with no dropout and no drop path but what is asked for.
-
-    Batch norms are over all ranks.
-    """
-    check(spec)
-    asked = {name: value for name, value in overrides.items() if value or name != "drop_path_rate"}
-    try:
-        encoder = timm.create_model(**{**spec.timm_arguments(), **asked})
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise UserError(_does_not_fit(spec, first_line(e))) from e
-    collectives.synchronise(encoder)
-    for module in encoder.modules():
-        if isinstance(module, nn.LayerNorm) and spec.norm_eps != EncoderSpec.norm_eps:
-            module.eps = spec.norm_eps
-        elif isinstance(module, DropPath) and "drop_path_rate" not in asked:
-            module.drop_prob = 0.0
-        elif isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-    return encoder
-
-
-def resize(encoder: Backbone, image_size: int | tuple[int, int]) -> None:
-    """Make an encoder take images of another size, height first, with its patch size kept.
-
-    Position embeddings are interpolated over the grid of patches (Dosovitskiy et al., *An Image is
-    Worth 16x16 Words*, arXiv:2010.11929, section 3.2), bicubically and with antialiasing, as timm
-    does it (``resample_abs_pos_embed``), so that its own models agree. The official code of MAE,
-    DeiT and DINO has no antialiasing, which a coarser grid suffers from, and so another cubic: for
-    a 224-pixel MAE the class token is 0.2 % off theirs at 384 pixels and 6 % at 32. Those of
-    prefix tokens stay. Backbones without positions take any size as they are.
-
-    Raises:
-        UserError: the size is not a multiple of the patch size, or cannot be changed.
-    """
-    if not is_vit(encoder):
-        require(
-            "img_size" not in _sizes_of(type(encoder)),
-            f"a {type(encoder).__name__} takes images of the size it was made for alone, not of "
-            f"{image_size}; without --image-size it would work",
-        )
-        return
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    patch_size = encoder.patch_embed.patch_size[0]
-    for side in (height, width):
-        require(
-            side > 0 and side % patch_size == 0,
-            f"image size {side} is not a multiple of the {patch_size} px patches; "
-            f"{max(1, round(side / patch_size)) * patch_size} would work",
-        )
-    encoder.set_input_size(img_size=(height, width))
-
-
 def allow_other_sizes(encoder: Any) -> None:
-    """Let an encoder take images of other sizes beside its own, such as small crops.
+    """Let an encoder also take images of other sizes, such as small crops.
 
-    A Vision Transformer's position embeddings are interpolated for each of them, as `resize` does.
+    A Vision Transformer interpolates its position embeddings for each of them.
     """
     if not isinstance(encoder, VisionTransformer):
         return
@@ -382,7 +63,7 @@ def allow_other_sizes(encoder: Any) -> None:
 
 
 def initialise_linear(root: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases in every linear layer, as in MAE's transformers."""
+    """Give every linear layer Xavier-uniform weights and zero biases, as in MAE."""
     for module in root.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -390,19 +71,8 @@ def initialise_linear(root: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _initialise(encoder: VisionTransformer) -> None:
-    initialise_linear(encoder)
-    projection = encoder.patch_embed.proj
-    nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
-    if projection.bias is not None:
-        nn.init.zeros_(projection.bias)
-    if encoder.cls_token is not None:
-        nn.init.normal_(encoder.cls_token, std=0.02)
-    fix_positions(encoder)
-
-
 def fix_positions(encoder: VisionTransformer, first: Literal["column", "row"] = "column") -> None:
-    """Set absolute position embeddings, where the encoder has any, to the fixed sin-cos table."""
+    """Set absolute position embeddings, if the encoder has any, to the fixed sin-cos table."""
     if encoder.pos_embed is None:
         return
     prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
@@ -450,7 +120,7 @@ def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches_BLP: Tensor, patch_size: int, columns: int) -> Tensor:
-    """The inverse of `patchify` for a grid with that many columns: ``(B, C, H, W)``."""
+    """The inverse of `patchify`: ``(B, C, H, W)``."""
     batch, count, pixels = patches_BLP.shape
     rows, channels = count // columns, pixels // patch_size**2
     grid = patches_BLP.reshape(batch, rows, columns, patch_size, patch_size, channels)
@@ -460,7 +130,7 @@ def unpatchify(patches_BLP: Tensor, patch_size: int, columns: int) -> Tensor:
 
 
 def take(tokens_BLD: Tensor, index_BK: Tensor) -> Tensor:
-    """The tokens at each row's indices: ``(B, K, D)``. Tokens may be shared: ``(1, L, D)``."""
+    """Select tokens by each image's indices: ``(B, K, D)``. Tokens ``(1, L, D)`` are shared."""
     tokens_BLD = tokens_BLD.expand(len(index_BK), -1, -1)
     return tokens_BLD.gather(1, index_BK[..., None].expand(-1, -1, tokens_BLD.shape[-1]))
 
@@ -468,7 +138,7 @@ def take(tokens_BLD: Tensor, index_BK: Tensor) -> Tensor:
 def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Tensor) -> Tensor:
     """Encode only the kept patches: ``(B, prefix + K, D)`` after the final norm.
 
-    Patches are gathered before they are embedded, so nothing is computed for masked ones.
+    They are selected before they are embedded, so nothing is computed for masked patches.
     """
     embed = encoder.patch_embed
     weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
@@ -486,10 +156,9 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
 
 
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
-    """The class token after the final norm, ``(B, D)``, as in ``forward_features(images)[:, 0]``.
+    """``forward_features(images)[:, 0]``, the class token ``(B, D)``, for less work.
 
-    The last block computes nothing else. The activations of as many images are kept at a time as
-    `keep_at_once` says.
+    The last block computes nothing else. `keep_at_once` limits the memory for activations.
     """
     at_once = getattr(encoder, _AT_ONCE, None)
     return in_parts(partial(_class_token, encoder), images_BCHW, at_once)
@@ -502,16 +171,15 @@ def _class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
 
 
 def pool(encoder: nn.Module, features: Any) -> dict[str, Tensor]:
-    """Features of whole images ``(B, D)`` by pooling, of what ``forward_features`` gives.
+    """Pool the output of ``forward_features`` to one vector per image, ``(B, D)``, by pooling.
 
-    ``avg`` is the mean of the patch tokens, or what timm pools features of another kind to; it is
-    normed where the backbone's norm comes after the mean. ``cls``, of a backbone with a class
-    token, is that.
+    ``avg`` is the mean of the patch tokens, normed if the backbone's norm comes after the mean; for
+    features of another kind it is timm's own pooling. ``cls`` is the class token, if there is one.
     """
     model: Any = encoder
     prefix = getattr(model, "num_prefix_tokens", 1)
     has_class_token = getattr(model, "cls_token", None) is not None
-    # A few models keep the class token alone, or have tokens of several sizes.
+    # A few models return only the class token, or tokens of several sizes.
     has_patches = has_class_token and isinstance(features, Tensor) and features.shape[1] > prefix
     if not (has_patches or is_vit(model)):
         return {"avg": model.forward_head(features, pre_logits=True).float()}
@@ -522,9 +190,9 @@ def pool(encoder: nn.Module, features: Any) -> dict[str, Tensor]:
 
 
 def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """What stands for each image, ``(B, width)``: the class token, else all of it pooled.
+    """One vector per image, ``(B, width)``: the class token, or else pooled features.
 
-    The activations of as many images are kept at a time as `keep_at_once` says.
+    `keep_at_once` limits the memory for activations.
     """
     model: Any = encoder
     if is_vit(model) and model.cls_token is not None:
@@ -541,7 +209,7 @@ def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
 
 
 def width(encoder: nn.Module) -> int:
-    """How many numbers `represent` gives for an image."""
+    """The length of the vectors that `represent` returns."""
     model: Any = encoder
     if getattr(model, "cls_token", None) is not None:
         return model.num_features
@@ -549,9 +217,9 @@ def width(encoder: nn.Module) -> int:
 
 
 def keep_at_once(root: nn.Module, images: int | None) -> None:
-    """Have each encoder under a module keep the activations of so many images at a time.
+    """Have every encoder inside a module keep activations of at most that many images at a time.
 
-    For what encodes with `in_parts`, such as `represent`; None for all.
+    None means all. `class_token` and `represent` obey it.
     """
     for module in root.modules():
         if hasattr(module, "forward_features"):
@@ -561,13 +229,12 @@ def keep_at_once(root: nn.Module, images: int | None) -> None:
 def in_parts(
     encode: Callable[[Tensor], Tensor], images_BCHW: Tensor, images_at_once: int | None
 ) -> Tensor:
-    """``encode(images)``, with the activations of so many images kept at a time; None for all.
+    """``encode(images)`` with the activations of at most that many images in memory; None: all.
 
-    Those of the other parts are computed again in the backward pass, at the price of one more
-    forward pass.
+    The backward pass computes them again, which costs one more forward pass.
 
     Args:
-        encode: a function of each image by itself, to rows ``(B, ...)``.
+        encode: maps images to rows ``(B, ...)``, each image independently of the others.
     """
     if images_at_once is None or images_at_once >= len(images_BCHW):
         return encode(images_BCHW)
@@ -578,7 +245,7 @@ def in_parts(
 
 
 def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
-    """``block(tokens)[:, wanted]``: all tokens are attended to, and the wanted ones alone attend.
+    """``block(tokens)[:, wanted]``, with queries for the wanted tokens only.
 
     A block that is not timm's plain one computes all of its output.
     """

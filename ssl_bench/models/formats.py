@@ -1,6 +1,6 @@
-"""The names that others give to a Vision Transformer's weights, and timm's for the same.
+"""Other people's names for the weights of a Vision Transformer, translated to timm's.
 
-Everything here works on names and tensors alone; `checkpoints` reads files and builds encoders.
+Everything here works on names and tensors only; `checkpoints` reads files and builds encoders.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ssl_bench.errors import require
 from ssl_bench.utils.pickled import Left
 
 State = Mapping[str, Tensor]
-# (width, depth) -> attention heads, which no weight's shape shows.
+# (width, depth) -> attention heads, which no weight's shape reveals.
 _VIT_HEADS = {
     **{(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16},
     (1536, 40): 24,  # DINOv2's ViT-g
@@ -26,7 +26,7 @@ _VIT_HEADS = {
 _MAE_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 _MOCO_HEADS = {(384, 12): 12, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 
-# What training code wraps around a module, whose name then stands somewhere in those of weights.
+# Wrappers that training code puts around modules, and that leave their names in those of weights.
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_forward_module|"
     r"_checkpoint_wrapped_module)\."
@@ -41,7 +41,7 @@ _PAIRS = (
     ("teacher", "student"),  # DINO, iBOT, DINOv2
     ("target_encoder", "encoder"),  # MSN, I-JEPA
 )
-"""Networks that files of one kind hold, the one that their papers evaluate first."""
+"""Pairs of networks in one file; first the one that the paper evaluates."""
 _NETWORKS = {"base_encoder", "momentum_encoder", "teacher", "student"}
 _OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
 _NUMBERS = ((), (0,))
@@ -85,16 +85,16 @@ _GATED = ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
 
 @dataclass(frozen=True)
 class Weights:
-    """A file's weights, sorted by what they are for.
+    """A file's weights, sorted by purpose.
 
     Attributes:
-        kind: what made the file, for a person to read.
-        encoder: under timm's names; what is not known is here too, to be complained about.
+        kind: who wrote the file, for people.
+        encoder: under timm's names; unknown weights are included, to be refused later.
         decoder: MAE's decoder and mask token under the official names, or nothing.
-        heads: attention heads by (width, depth), as this kind of file has them.
-        origin: the name in the file of each weight that is called otherwise here.
-        without_prefix: whether position embeddings are certain to be those of patches alone.
-        left_out: what else the file holds, for a person to read; "" for nothing.
+        heads: attention heads by (width, depth) that are usual in this kind of file.
+        origin: original names of renamed weights.
+        without_prefix: whether position embeddings are known to be those of patches only.
+        left_out: what else the file holds, for people; "" for nothing.
     """
 
     kind: str
@@ -108,12 +108,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A value in a file.
+    """A value in a file, a tensor or not.
 
     Attributes:
-        entry: of the file that it is in, with entries within entries; wrappers are left out.
+        entry: the path of nested entries that leads to it, without wrappers.
         key: its name there.
-        value: a tensor or not.
     """
 
     entry: str
@@ -122,28 +121,27 @@ class _Leaf:
 
     @property
     def name(self) -> str:
-        """Of it in the whole file; wrappers are left out."""
+        """Its full name in the file, without wrappers."""
         return self.entry + _WRAPPERS.sub("", self.key)
 
 
 def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     """Recognise who wrote a checkpoint, and sort its weights.
 
-    A Vision Transformer is found by its patch embedding, under whatever prefix its weights share,
-    be that entries of the file, modules around the encoder, or both. Known beyond that are MAE
-    (with or without the decoder), MoCo v3, DINO, iBOT, DINOv2, MSN, timm, and transformers' ViT
-    and ViTMAE. What lies elsewhere is left out, and counted.
+    A Vision Transformer is found by its patch embedding, under any prefix that its weights share:
+    entries of the file, modules around the encoder, or both. Specific knowledge covers MAE (with or
+    without decoder), MoCo v3, DINO, iBOT, DINOv2, MSN, timm, and transformers' ViT and ViTMAE.
+    Everything else is left out, and counted.
 
     Args:
-        content: what the file holds.
         branch: which of several networks to take: ``base_encoder`` (default) or
             ``momentum_encoder`` of MoCo v3, ``teacher`` (default) or ``student`` of DINO,
             ``target_encoder`` (default) or ``encoder`` of MSN, else the entry's name, such as
             ``model_ema``.
-        where: the file, for complaints.
+        where: names the file in error messages.
 
     Raises:
-        UserError: there are no weights, or no such branch, or several and it is not said which.
+        UserError: there are no weights, no such branch, or several and none was chosen.
     """
     leaves = _by_name(_leaves(content), where)
     tensors = [leaf for leaf in leaves.values() if isinstance(leaf.value, Tensor)]
@@ -158,7 +156,7 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     entry = found[prefix].entry
     is_of_transformers = "embeddings.patch_embeddings." in found[prefix].key
     if is_of_transformers:
-        prefix = re.sub(r"(^|\.)vit\.$", r"\1", prefix)  # beside it is the decoder
+        prefix = re.sub(r"(^|\.)vit\.$", r"\1", prefix)  # the decoder is a sibling of it
     own, outside = dict[str, _Leaf](), dict[str, _Leaf]()
     for name, leaf in leaves.items():
         is_own = leaf.entry == entry and name.startswith(prefix)
@@ -194,7 +192,7 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         heads=heads,
         origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
         without_prefix="register_tokens" in state,
-        left_out=_told(
+        left_out=_in_words(
             [(_place(name, prefix), leaf) for name, leaf in outside.items()]
             + [(name.partition(".")[0], leaf) for name, leaf in aside.items()]
         ),
@@ -202,7 +200,7 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
 
 
 def _leaves(content: Mapping[str, Any]) -> Iterator[_Leaf]:
-    """All values in a file, those in entries within entries too, each of them once."""
+    """All values in a file, nested ones included, each once."""
     seen: set[int] = set()
 
     def below(content: Mapping[Any, Any], entry: str, depth: int) -> Iterator[_Leaf]:
@@ -229,7 +227,7 @@ def _by_name(leaves: Iterable[_Leaf], where: str) -> dict[str, _Leaf]:
 
 
 def _choose(prefixes: Sequence[str], branch: str | None, where: str) -> str:
-    """The prefix of the branch asked for, or else of the one that may be taken unasked."""
+    """The prefix of the branch asked for, or else of the default one."""
     if len(prefixes) == 1:
         require(
             branch is None or branch in prefixes[0].split("."),
@@ -249,7 +247,7 @@ def _choose(prefixes: Sequence[str], branch: str | None, where: str) -> str:
 
 
 def _labels(prefixes: Sequence[str]) -> list[str]:
-    """What tells prefixes apart, without what all of them begin or end with."""
+    """Short names that tell prefixes apart: common beginnings and ends are dropped."""
     parts = [prefix.split(".")[:-1] for prefix in prefixes]
     for end in (0, -1):
         while all(parts) and len({part[end] for part in parts}) == 1:
@@ -261,9 +259,9 @@ def _labels(prefixes: Sequence[str]) -> list[str]:
 def _unknown_to_mocov3(
     outside: Mapping[str, _Leaf], entry: str, own: Mapping[str, _Leaf]
 ) -> dict[str, _Leaf]:
-    """What lies beside an encoder of MoCo v3, whose files' content is known in full, and is not.
+    """The weights in a MoCo v3 file that should not be there.
 
-    Known are a predictor, and the other encoder, which has what this one has.
+    Beside the encoder it may only hold a predictor, and the other encoder with the same weights.
     """
     unknown = {}
     for name, leaf in outside.items():
@@ -275,10 +273,10 @@ def _unknown_to_mocov3(
 
 
 def _is_aside(name: str, leaf: _Leaf, where: str) -> bool:
-    """Whether what lies beside an encoder's weights is not one of them: a head, a plain number.
+    """Whether a value is not one of the encoder's weights but, say, a head or a plain number.
 
     Raises:
-        UserError: it is a tensor of a kind that weights have not.
+        UserError: it is a tensor of a kind that weights never are.
     """
     value = leaf.value
     if isinstance(value, Tensor):
@@ -293,7 +291,7 @@ def _is_aside(name: str, leaf: _Leaf, where: str) -> bool:
 
 
 def _place(name: str, prefix: str) -> str:
-    """Where something lies, as far as it leaves an encoder's own prefix."""
+    """The name up to the first part in which it differs from the encoder's prefix."""
     parts = name.split(".")
     shared = 0
     for part, own in zip(parts, prefix.split("."), strict=False):
@@ -303,20 +301,19 @@ def _place(name: str, prefix: str) -> str:
     return ".".join(parts[: shared + 1])
 
 
-def _told(left_out: Iterable[tuple[str, _Leaf]]) -> str:
+def _in_words(left_out: Iterable[tuple[str, _Leaf]]) -> str:
     tensors: Counter[str] = Counter()
     for place, leaf in left_out:
         tensors[place] += isinstance(leaf.value, Tensor)
-    told = [f"{place} (tensors: {count})" if count else place for place, count in tensors.items()]
-    more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
-    return f"left out: {', '.join(told[:_SHOWN])}{more}" if told else ""
+    parts = [f"{place} (tensors: {count})" if count else place for place, count in tensors.items()]
+    more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return f"left out: {', '.join(parts[:_SHOWN])}{more}" if parts else ""
 
 
 def _with_registers(state: State) -> State:
     """DINOv2's registers under timm's name.
 
-    They have no positions there. Where there are registers, timm has positions for patches alone,
-    and the class token's is added to the token.
+    With registers, timm has positions for patches only, so the class token's is added to the token.
     """
     if "register_tokens" not in state:
         return state
@@ -330,11 +327,7 @@ def _with_registers(state: State) -> State:
 def _renamed(
     leaves: Mapping[str, _Leaf], rules: Iterable[tuple[str, str]], where: str
 ) -> dict[str, _Leaf]:
-    """What is there, under other names; no two under one.
-
-    Args:
-        rules: pattern and replacement of each.
-    """
+    """Rename by patterns and replacements; no two values may end up under one name."""
     renamed: dict[str, _Leaf] = {}
     for name, leaf in leaves.items():
         for pattern, replacement in rules:
@@ -345,12 +338,12 @@ def _renamed(
 
 
 def is_mae_decoder(state: State) -> bool:
-    """Whether these are the weights of an MAE's decoder, and all of them."""
+    """Whether these are exactly the weights of an MAE decoder."""
     return bool(state) and state.keys() == _decoder_names(state)
 
 
 def _decoder_names(decoder: State) -> set[str]:
-    """What an MAE's decoder has, of as many blocks as there are."""
+    """The names in an MAE decoder with these blocks."""
     parts = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
     modules = ["decoder_embed", "decoder_norm", "decoder_pred"]
@@ -360,18 +353,18 @@ def _decoder_names(decoder: State) -> set[str]:
 
 
 def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
-    """What a file tells of an MAE's pre-training, beside its weights.
+    """The flags of an MAE pre-training that a file reveals.
 
     The official code stores its flags as ``args``, and every decoder it makes has 16 heads and is
     512 wide (``models_mae.py``, facebookresearch/mae ``efb2a80``).
     """
-    told = content.get("args")
+    args = content.get("args")
     known: dict[str, Any] = {}
-    if isinstance(told, Mapping):
-        if isinstance(told.get("norm_pix_loss"), bool):
-            known["norm_pix_loss"] = told["norm_pix_loss"]
-        if isinstance(told.get("mask_ratio"), float):
-            known["mask_ratio"] = told["mask_ratio"]
+    if isinstance(args, Mapping):
+        if isinstance(args.get("norm_pix_loss"), bool):
+            known["norm_pix_loss"] = args["norm_pix_loss"]
+        if isinstance(args.get("mask_ratio"), float):
+            known["mask_ratio"] = args["mask_ratio"]
     bias = decoder.get("decoder_embed.bias")
     if bias is not None and bias.shape == (512,):
         known["decoder_heads"] = 16
@@ -379,10 +372,10 @@ def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
 
 
 def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> int | None:
-    """Attention heads as encoders of this kind, width and depth have them, if any does.
+    """The usual number of attention heads of encoders of this kind, width and depth, if known.
 
-    A ViT-S of MoCo v3 has 12, others 6, and MAE has none of its own. Files without these methods'
-    names around them are recognised by their fixed position embeddings.
+    A ViT-S of MoCo v3 has 12, others 6, and MAE has no ViT-S. Files that name no method are
+    recognised by their fixed position embeddings.
 
     Args:
         first: the axis that position embeddings encode first, if they are sin-cos.
@@ -394,9 +387,9 @@ def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> in
 
 
 def to_transformers(state: State, decoder: State) -> dict[str, Tensor]:
-    """Weights under the names of transformers' ``ViTModel``, or ViTMAE where there is a decoder.
+    """Weights under the names of transformers' ``ViTModel``, or ViTMAE if there is a decoder.
 
-    The names are those of the files on the Hugging Face hub, which every version reads.
+    They are those of files on the Hugging Face hub, which every version of transformers reads.
     """
     prefix = "vit." if decoder else ""
     renamed = {
@@ -443,7 +436,7 @@ def _listed(content: Mapping[str, Any]) -> str:
 
 
 def _fuse_queries_keys_values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value as the one matrix ``qkv`` that timm and MAE have."""
+    """Join query, key and value into the matrix ``qkv`` that timm and MAE have."""
     fused = dict(state)
     for name in state:
         if ".attn.query." not in name:

@@ -1,7 +1,7 @@
 """Which patches a masked-image method hides.
 
-Each strategy turns uniform noise into a score for each patch; the ``keep`` patches with the
-lowest scores stay visible. The noise is an argument, so a mask is a function of it.
+Each strategy turns uniform noise into a score per patch; the patches with the lowest scores stay
+visible. The noise is an argument, so a mask is a function of it.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def split(scores_BL: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 
 
 def random_scores(noise: Callable[[str, int], Tensor], rows: int, columns: int) -> Tensor:
-    """Every patch alike: uniform sampling without replacement, as in MAE."""
+    """Uniform sampling without replacement, as in MAE."""
     return noise("mask", rows * columns)
 
 
 def grid_scores(noise: Callable[[str, int], Tensor], rows: int, columns: int) -> Tensor:
-    """One patch of each two by two stays visible (MAE, figure 6, right).
+    """One patch of every two by two stays visible (MAE, figure 6, right).
 
-    A grid with odd sides, or a mask ratio other than 0.75, does not divide so; patches on the
-    grid then go first, and chance decides among equals.
+    With odd sides, or a mask ratio other than 0.75, patches on the grid are kept first, and chance
+    decides among equals.
     """
     row, column = torch.arange(rows), torch.arange(columns)
     off_grid = (row[:, None] % 2 == 1) | (column[None, :] % 2 == 1)
@@ -65,9 +65,9 @@ def block_scores(
 ) -> Tensor:
     """Rectangles are hidden until ``masked`` patches are (BEiT, algorithm 1; MAE, figure 6).
 
-    Rectangles have an aspect ratio log-uniform in [0.3, 1/0.3] and at least 16 patches of a
-    14 x 14 grid, or that share of another grid. One that would hide too many is skipped; what is
-    missing after 32 attempts is drawn patch by patch, so every image hides the same number.
+    Their aspect ratio is log-uniform in [0.3, 1/0.3], and they have at least 16 patches of a
+    14 x 14 grid, or the same fraction of another grid. One that would hide too many is skipped;
+    what is missing after 32 attempts is drawn patch by patch, so every image hides equally many.
     """
     smallest = max(1, round(16 / 196 * rows * columns))
     scores_BL = noise("mask", rows * columns)

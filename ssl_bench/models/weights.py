@@ -1,4 +1,4 @@
-"""Weights on disk. Loading runs no code."""
+"""Reading and writing weights. Loading runs no code."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.errors import UserError, first_line, is_of_memory, require
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import pickled
 from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
@@ -25,9 +25,9 @@ _SEAL = "ssl_bench"
 
 
 def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
-    """Write ``encoder.safetensors`` (timm key names) and ``encoder.json`` into the folder.
+    """Write ``encoder.safetensors`` (timm's names) and ``encoder.json`` into the folder.
 
-    Every rank calls it, and rank 0 writes.
+    All ranks have to call it; rank 0 writes.
     """
     state = strategy.full_state(encoder.state_dict())
     if collectives.rank() != 0:
@@ -37,22 +37,22 @@ def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
 
 
 def export(encoder: nn.Module, spec: EncoderSpec, path: Path) -> None:
-    """Write the weights under timm's names; `read_exported` needs nothing else."""
+    """Write weights (timm's names) and spec into one file, for `read_exported`."""
     write(path, encoder.state_dict(), _text(spec))
 
 
 def read_exported(path: Path) -> tuple[Any, EncoderSpec] | None:
-    """The encoder that `export` wrote; None where something else is in the file.
+    """The encoder that `export` wrote, or None if it did not write this file.
 
     Raises:
-        UserError: it is damaged, or the weights are another encoder's.
+        UserError: the weights do not fit the encoder.
     """
     try:
         state, made_from = read_sealed(path)
         spec = EncoderSpec.of(json.loads(made_from or ""))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
         return None
-    encoder = encoders.empty(spec)
+    encoder = backbones.empty(spec)
     load_strictly(encoder, state, repr(str(path)))
     return encoder, spec
 
@@ -61,8 +61,7 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
     """The encoder that `save` wrote into the folder.
 
     Raises:
-        UserError: a file is missing, cut short or not as it was written, or the weights are
-            another encoder's.
+        UserError: a file is missing or damaged, or the weights do not fit the encoder.
     """
     try:
         text = load_json(folder / "encoder.json")
@@ -74,7 +73,7 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
         made_from in (None, _text(spec)),
         f"{folder}: encoder.json is not as it was written with encoder.safetensors",
     )
-    encoder = encoders.empty(spec)
+    encoder = backbones.empty(spec)
     load_strictly(encoder, weights, repr(str(folder / "encoder.safetensors")))
     return encoder, spec
 
@@ -84,28 +83,26 @@ def _text(spec: EncoderSpec) -> str:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:
-    """Write a safetensors file that holds a digest of all that `read_sealed` gives back.
-
-    Others read it like any such file: the digest is in its metadata.
+    """Write a safetensors file with a digest, which `read_sealed` checks, in its metadata.
 
     Args:
-        made_from: a text that the digest covers too.
+        made_from: a text to store along with the tensors.
     """
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    # One entry of metadata: several would be in any order, and files of the same content differ.
+    # One metadata entry only: several come in any order, so equal content would give unequal files.
     seal = json.dumps({"made_from": made_from, "sha256": _sha256(plain, made_from)})
     with atomic(path) as temporary:
         save_file(plain, temporary, {_SEAL: seal})
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a safetensors file, on the CPU, and what they were made from.
+    """The tensors of a safetensors file, on the CPU, and the ``made_from`` of `write`.
 
-    The latter is None where `write` did not write the file; then there is no digest to compare.
+    The latter is None for files of other origin, which have no digest to check.
 
     Raises:
-        ValueError: the content is not what was written.
-        SafetensorError: it is no such file, or is cut short.
+        ValueError: the content does not match its digest.
+        SafetensorError: it is not a safetensors file, or cut short.
         OSError: the system cannot read it.
     """
     require_regular(path)
@@ -114,10 +111,10 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], str | None]:
         seal = (file.metadata() or {}).get(_SEAL)
     if seal is None:
         return tensors, None
-    told = json.loads(seal)
-    if told["sha256"] != _sha256(tensors, told["made_from"]):
+    sealed = json.loads(seal)
+    if sealed["sha256"] != _sha256(tensors, sealed["made_from"]):
         raise ValueError(f"{path.name} is damaged: it differs from its digest")
-    return tensors, told["made_from"]
+    return tensors, sealed["made_from"]
 
 
 def _sha256(tensors: Mapping[str, Tensor], made_from: str) -> str:
@@ -138,13 +135,13 @@ def digest(encoder: nn.Module) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file of weights holds, tensors on the CPU. No code from it is run.
+    """Read a PyTorch or safetensors file, tensors on the CPU, without running code from it.
 
-    What a pickle holds beside tensors, plain values, lists and dictionaries is left aside (see
-    `pickled`). Check sums and digests are compared, where the file has any.
+    Check sums and digests are verified, if the file has any. `pickled` says what is read of a
+    pickle.
 
     Raises:
-        UserError: it is no checkpoint, is damaged or cut short, or holds pickled code.
+        UserError: it is not a checkpoint, is damaged or cut short, or holds pickled code.
     """
     where = f"{str(path)!r}"
     try:
@@ -165,7 +162,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _is_safetensors(start: bytes) -> bool:
-    """A length of eight bytes, then JSON."""
+    """Whether a file starts with a length of eight bytes, then JSON."""
     return start[8:9] == b"{" and not start.startswith((b"PK", b"\x80"))
 
 
@@ -196,13 +193,12 @@ def load_strictly(
     """Load weights into a module, all of them or none.
 
     Args:
-        where: what holds the weights, for complaints.
-        origin: names in the file, where they are others.
-        what: the module is, for complaints.
+        where: names the file or folder in error messages.
+        origin: the names of weights in the file, where they were renamed.
+        what: names the module in error messages.
 
     Raises:
-        UserError: a weight is missing, matches nothing, has another shape or holds no finite
-            numbers.
+        UserError: a weight is missing or unknown, has the wrong shape, or is not finite.
     """
     origin = origin or {}
     expected = module.state_dict()

@@ -14,7 +14,7 @@ from ssl_bench.api.method import Method, total
 from ssl_bench.api.step import Batch, Step
 from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.distributed import collectives
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
 

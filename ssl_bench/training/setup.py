@@ -18,8 +18,8 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import flops
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
@@ -32,7 +32,7 @@ def build_method(
     method_class: type[Method], config: Any, spec: EncoderSpec, classes: int, seed: int
 ) -> Method:
     """The method around a fresh encoder, a function of its arguments alone."""
-    backbone = encoders.build(spec, seed)
+    backbone = backbones.build(spec, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "method"))
         return method_class(config, backbone, DataInfo.of(spec, classes))

@@ -1,4 +1,4 @@
-"""Stored arrays, which may be damaged, or anything under that name."""
+"""Reading ``.npz`` files that may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NUMBERS = "biuf"
 
 
 def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Everything in an ``.npz`` file; nothing where the file or an array of these names is missing.
+    """All arrays in an ``.npz`` file; none if the file or one of these names is missing.
 
-    Nothing is unpickled, and no more memory is asked for than the file has bytes for.
+    Nothing is unpickled, and no more memory is allocated than the file has bytes for.
 
     Raises:
-        UserError: it cannot be read, is not what was stored, as the record beside it says, or holds
-            something else than numbers.
+        UserError: it cannot be read, does not match the digest in the record beside it, or holds
+            something other than numbers.
     """
     with _reading(path):
         content = load_bytes(path, _LARGEST)
@@ -45,7 +45,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def names(path: Path) -> frozenset[str]:
-    """The names of the arrays in an ``.npz`` file, which are not read; none where there is no file.
+    """The names of the arrays in an ``.npz`` file, without reading them; none if it is missing.
 
     Raises:
         UserError: it cannot be read.
@@ -57,14 +57,14 @@ def names(path: Path) -> frozenset[str]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """End the block where the file is absent; else whatever is wrong is the user's error."""
+    """Skip the rest of the block if the file is absent; turn other errors into `UserError`."""
     try:
         yield
     except Absent:
         pass
     except UserError:
         raise
-    # One wrong byte, by where it is: zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
+    # One wrong byte may raise zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
     except Exception as error:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
@@ -78,7 +78,7 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
 
 
 def _check(archive: zipfile.ZipFile) -> None:
-    """Raise `Unreadable` where what a file says of its arrays is not so, before memory is asked."""
+    """Raise `Unreadable` if an archive's headers are wrong, before any memory is allocated."""
     entries = archive.infolist()
     if (total := sum(entry.file_size for entry in entries)) > _LARGEST:
         raise Unreadable(f"it unfolds to {total:,} bytes")
@@ -99,12 +99,12 @@ def _record_beside(path: Path) -> Any:
 
 
 def check_digest(path: Path, record: Any, content: bytes | None = None) -> None:
-    """Raise `UserError` unless a file is what the record beside it says that was stored.
+    """Raise `UserError` unless a file matches its digest in the record beside it.
 
-    Records of older versions give no digests, and nothing is checked.
+    Records of older versions have no digests; then nothing is checked.
 
     Args:
-        content: of the file, where it has been read already.
+        content: of the file, if it has been read already.
     """
     digests = record.get("digests") if isinstance(record, dict) else None
     wanted = digests.get(path.name) if isinstance(digests, dict) else None

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and files that may be anything."""
+"""Writing files atomically, and reading files that may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 _TEMPORARY_FOLDER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
 LARGEST = 64 * 2**20
-"""Bytes of a text file that are read; what is written here is a thousandth of it."""
+"""Bytes of the largest text file that is read, a thousand times what is written here."""
 _PAGE = 4096
 _LONGEST_NAME = 255
 _MOST_DIGITS = 300
@@ -33,7 +33,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class Unreadable(ValueError):
-    """A file cannot be used; the message is the reason, in a few words without the file's name."""
+    """A file cannot be used; the message gives the reason without the file's name."""
 
 
 class Absent(Unreadable, FileNotFoundError):
@@ -42,13 +42,13 @@ class Absent(Unreadable, FileNotFoundError):
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of ``path`` once the block has succeeded.
+    """Yield a temporary path that replaces ``path`` once the block has succeeded.
 
-    A process killed at any moment leaves either the old file or the new one, and so does a power
-    failure; after the block, the new one. Whoever may read a new file here may read this one,
-    whatever its writer thinks (safetensors: nobody else).
+    A killed process or a power failure leaves either the old file or the new one; after the block,
+    the new one. Its permissions follow the umask, even if its writer sets others, as safetensors
+    does.
     """
-    # Processes on several machines may share a folder, and a number.
+    # Processes on several machines may share a folder, and have the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -62,17 +62,17 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def make_inside(home: Path, folder: Path) -> None:
-    """Make a folder inside of a run's, but never the run's own, which may have been removed.
+    """Make a folder inside a run's folder, but not that itself, which may have been removed.
 
     Raises:
-        UserError: the run's folder is not there.
+        UserError: the run's folder does not exist.
     """
     require(home.is_dir(), f"run folder {str(home)!r} is not there any more")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder and below, where no other writes."""
+    """Remove leftovers of killed writers below a folder; nobody else may be writing there."""
     for path in folder.rglob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -80,17 +80,17 @@ def remove_temporary(folder: Path) -> None:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``path``, for the block to rename to it; gone afterwards.
+    """Yield a new folder beside ``path`` for the block to rename to it; otherwise it is removed.
 
-    Its name ends in ``.tmp``. What is in the way may be renamed to the same name with ``.old``,
-    which is gone afterwards, too. What killed writers of the same path left is removed first.
+    Its name ends in ``.tmp``. The block may move an older folder to the same name with ``.old``,
+    which is removed afterwards, too. Leftovers of killed writers of ``path`` are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     lock = new.with_suffix(".lock")
     with ExitStack() as stack:
-        with suppress(UserError):  # without locks, what a killed writer leaves stays
+        with suppress(UserError):  # without locks, leftovers of killed writers stay
             stack.enter_context(locks.taken(lock, 0))
         try:
             new.mkdir()
@@ -102,9 +102,9 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what killed writers of a `temporary_folder` left; those who live hold a lock.
+    """Remove leftovers of killed writers of a `temporary_folder`; living ones hold a lock.
 
-    An older folder that one had moved out of the way comes back where nothing took its place.
+    An older folder that was moved away is moved back if nothing has replaced it.
     """
     with suppress(OSError):
         for left in list(path.parent.iterdir()):
@@ -123,16 +123,16 @@ def remove_abandoned(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder outlast a power failure.
+    """Make the names in a folder survive a power failure.
 
-    What a new file replaces, a checkpoint after the last weights, is deleted once it is there, and
-    the order in which a file system stores two names is its own.
+    Old files are deleted once new ones replace them, and file systems may store the two changes in
+    either order.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot, and do not need to.
+        # Some network file systems do not support this, and do not need it.
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
@@ -141,7 +141,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write a file into the user's error."""
+    """Turn an ``OSError`` from writing a file into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -150,10 +150,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def readable(path: str | Path) -> str:
-    """A path as text that any file, archive and terminal takes.
+    """A path as text that is safe in any file, archive and terminal.
 
-    Bytes that are no UTF-8, as old archives leave them in names, and control characters are written
-    out: ``caf\\xe9.png``.
+    Control characters, and bytes that are not UTF-8, are escaped: ``caf\\xe9.png``.
     """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
@@ -166,25 +165,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def load_json(path: Path | str) -> Any:
-    """Read a JSON file that may come from anybody.
+    """Read an untrusted JSON file.
 
-    The values are not checked: a float may be infinite or NaN, and a text may hold characters that
-    no terminal should be shown (see `formatting.plain`).
+    Values are not checked: floats may be infinite or NaN, and texts may hold control characters
+    (see `formatting.plain`).
 
     Raises:
-        Unreadable: it is no regular file, is too large, or holds no JSON: no UTF-8, too deep, a
-            name twice in one object, a whole number that no float is as large as.
-        Absent: there is none.
+        Unreadable: it is not a regular file, too large, not UTF-8 or JSON, nested too deep, or has
+            a duplicate name in an object or a gigantic integer.
+        Absent: it does not exist.
     """
     return parse_json(load_bytes(path))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`load_json` of what has been read already.
-
-    Raises:
-        Unreadable: as there.
-    """
+    """Parse JSON with the checks and errors of `load_json`."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
@@ -203,10 +198,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """A TOML file.
+    """Read a TOML file.
 
     Raises:
-        UserError: it cannot be read, or is no TOML.
+        UserError: it cannot be read, or is not TOML.
     """
     import tomllib
 
@@ -221,15 +216,15 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -> bytes:
-    """The content of a regular file; anything else, which may never end, is not waited for.
+    """Read a regular file; never waits for pipes and the like.
 
     Args:
-        most: bytes that it may have.
-        tail: read only that many bytes, of its end.
+        most: the largest size allowed, in bytes.
+        tail: read only that many bytes at the end.
 
     Raises:
-        Unreadable: it is no regular file, has more bytes, or the system refuses.
-        Absent: there is none.
+        Unreadable: it is not a regular file, too large, or the system refuses.
+        Absent: it does not exist.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -241,7 +236,7 @@ def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -
                 most = min(tail, status.st_size)
                 os.lseek(descriptor, -most, os.SEEK_END)
             content = bytearray()
-            # The size may be a lie (/proc), and the file may grow meanwhile.
+            # The size may be wrong (/proc), and the file may grow meanwhile.
             while part := os.read(descriptor, min(max(status.st_size, _PAGE), most) + 1):
                 content += part
                 if len(content) > most:
@@ -259,28 +254,24 @@ def load_bytes(path: Path | str, most: int = LARGEST, tail: int | None = None) -
 
 
 def require_regular(path: Path | str) -> None:
-    """Let a regular file through, also by a link, before a reader that would wait for a pipe.
+    """Check that a path, or the target of a link, is a regular file, as pipes may block a reader.
 
     Raises:
-        Unreadable: it is something else, whose content may never come or never end.
-        OSError: there is none, or the system refuses.
+        Unreadable: it is something else.
+        OSError: it does not exist, or the system refuses.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise Unreadable("it is no regular file")
 
 
 def leads_out(path: Path | str, home: Path | str) -> bool:
-    """Whether links on the way from a folder to what lies below it lead out of that folder."""
+    """Whether a path below a folder leads out of it through links."""
     below = os.path.realpath(path)
     return os.path.commonpath([below, real := os.path.realpath(home)]) != real
 
 
 def strange(home: Path) -> list[str]:
-    """What is below a folder and is not read: links that lead out, and pipes and the like.
-
-    Returns:
-        A line for each.
-    """
+    """One line for each thing below a folder that is never read: links that lead out, pipes, ..."""
     found = []
     for folder, folders, names in os.walk(home):
         for name in (*folders, *names):
@@ -288,7 +279,7 @@ def strange(home: Path) -> list[str]:
             below = os.path.relpath(path, home)
             try:
                 mode = os.lstat(path).st_mode
-            except OSError:  # somebody who writes there has renamed it meanwhile
+            except OSError:  # another process has renamed it meanwhile
                 continue
             if stat.S_ISLNK(mode) and leads_out(path, home):
                 found.append(f"{below} leads out of the folder by a link")
@@ -298,10 +289,10 @@ def strange(home: Path) -> list[str]:
 
 
 def checked_name(name: str) -> str:
-    """The name, which can be that of a file or folder in a place of our choosing, and nowhere else.
+    """The name, checked to be a valid name of a file or folder rather than a path elsewhere.
 
     Raises:
-        UserError: it would lead elsewhere, or no file system takes it.
+        UserError: it is not.
     """
     is_one = os.path.basename(name) == name and name not in ("", ".", "..") and "\0" not in name
     size = len(os.fsencode(name)) if is_one else 0
@@ -319,7 +310,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth(content: Any) -> int:
-    """How deep the lists and objects of JSON are nested, found without recursion."""
+    """The nesting depth of parsed JSON, found without recursion."""
     depth, level = 0, [content]
     while level := [
         inner
@@ -337,10 +328,10 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)  # made once: that is slow
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)  # made once: it is slow
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them."""
+"""Formatting numbers and names for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNSEEN = {
     **dict.fromkeys(range(0xD800, 0xE000), "?"),
 }
 _FORMULAS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a formula begins with; the last four are the wide signs of East Asia."""
+"""First characters of spreadsheet formulas; the last four are full-width signs."""
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 _IN_UNITS = re.compile(
@@ -25,11 +25,7 @@ _LARGE = ("", " k", " M", " G", " T", " P", " E", " Z", " Y")
 
 
 def digits(value: float, unit: str, sign: str = "") -> str:
-    """A score: two decimals of a percentage, else four digits.
-
-    Args:
-        sign: "+" to show it in any case.
-    """
+    """A score: a percentage with two decimals, else four digits; ``sign="+"`` always shows it."""
     if math.isnan(value):
         return "NaN"
     return f"{value:{sign}.2f}" if "%" in unit else f"{value:{sign}.4g}"
@@ -56,10 +52,9 @@ def time(seconds: float | None) -> str:
 
 
 def seconds(text: str) -> float | None:
-    """What a person means by "90s", "10 min", "1h30m", "0.5 hours", "1:30:00" or "1-12:00:00".
+    """Parse "90s", "10 min", "1h30m", "0.5 hours", "1:30:00" or "1-12:00:00"; else None.
 
-    None where it is no time. Without a unit, as Slurm has it: one number is minutes, two with a
-    colon are minutes and seconds; after days and a hyphen come hours.
+    Times without units are read as in Slurm: "M", "M:S", "H:M:S", "D-H", "D-H:M" or "D-H:M:S".
     """
     text = " ".join(text.lower().split())
     if text and (found := _IN_UNITS.fullmatch(text)):
@@ -76,25 +71,25 @@ def seconds(text: str) -> float | None:
 
 
 def whole(value: float | None) -> str:
-    """Without decimals: "1,996"."""
+    """A number without decimals: "1,996"."""
     return _NOTHING if value is None else f"{value:,.0f}"
 
 
 def many(number: int, thing: str) -> str:
-    """ "1 cell", "1,200 cells"."""
+    """A count of things: "1 cell", "1,200 cells"."""
     return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def plain(text: str) -> str:
-    """The text without the characters by which a name could command a terminal or turn a line.
+    """The text without characters that control a terminal or reverse the direction of a line.
 
-    What is no character, as half a pair of UTF-16 or a byte of a file's name, is a question mark.
+    Invalid characters (lone surrogates, undecodable bytes of file names) become question marks.
     """
     return text if text.isascii() and text.isprintable() else text.translate(_UNSEEN)
 
 
 def cell(value: Any) -> Any:
-    """The value for a CSV file: text that a spreadsheet would run gets an apostrophe before it."""
+    """The value for a CSV file; text that looks like a spreadsheet formula gets an apostrophe."""
     if not isinstance(value, str):
         return value
     shown = plain(value)

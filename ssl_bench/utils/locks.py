@@ -1,4 +1,4 @@
-"""Locks on folders, of processes that may be killed: ``flock`` on a file ``.lock`` in them."""
+"""Locks on folders that a killed process releases: ``flock`` on a file ``.lock`` in them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ssl_bench.errors import require
 from ssl_bench.utils import progress
 
 _SECONDS_TO_LOOK = 0.5
-"""How long to try for a lock: whoever asks whether it is held holds it for an instant."""
+"""How long to try for a lock, since `is_held` in another process takes it for an instant."""
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-"""Seconds between two tries, at first and of one who waits: a file server may be asked by many."""
+"""Seconds between two tries, at first and at most: many processes may ask one file server."""
 _ITSELF = os.O_NONBLOCK | os.O_NOFOLLOW
-"""Open the lock's own file: nothing that a link leads to, and no pipe that waits for a writer."""
+"""Open the lock file itself: follow no link, and do not wait for a pipe's writer."""
 _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @contextmanager
 def held(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of such a block meanwhile, on other machines too.
+    """Lock a folder for the block, against processes on other machines too.
 
-    However this process ends, the lock is gone with it.
+    The lock ends with this process, however that ends.
 
     Args:
-        wait: until another process is done, instead of giving up.
+        wait: wait for another process that holds the lock, instead of giving up.
 
     Raises:
-        UserError: another process is at it, or the file system has no locks.
+        UserError: another process holds the lock, or the file system has no locks.
     """
     with _opened(folder / ".lock") as descriptor:
         _wait(descriptor, folder, wait)
@@ -42,7 +42,7 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def taken(path: Path, seconds: float) -> Iterator[bool]:
-    """Hold the lock that is a file, made if need be, meanwhile: whether it could be had so soon.
+    """Try for some seconds to lock a file, made if need be; yields whether the block has the lock.
 
     Raises:
         UserError: the file system has no locks.
@@ -56,19 +56,19 @@ def taken(path: Path, seconds: float) -> Iterator[bool]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """The file of a lock, made if need be; whatever lock is had by then ends with the block."""
+    """Open a lock file, made if need be; a lock taken on it ends with the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _ITSELF, 0o666)
     try:
         yield descriptor
     finally:
-        # Not by closing alone, as a process that was forked meanwhile has the file open, too.
+        # Closing is not enough, as a process forked meanwhile has the file open, too.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 def _wait(descriptor: int, folder: Path, wait: bool) -> None:
-    give_up, pause, told = time.monotonic() + _SECONDS_TO_LOOK, _PAUSE, False
+    give_up, pause, is_announced = time.monotonic() + _SECONDS_TO_LOOK, _PAUSE, False
     while not _try(descriptor, folder):
         if time.monotonic() > give_up:
             require(
@@ -76,15 +76,15 @@ def _wait(descriptor: int, folder: Path, wait: bool) -> None:
                 f"run {str(folder)!r} is in use by another process; wait for it, or let --wait do "
                 "so",
             )
-            if not told:
+            if not is_announced:
                 note = f"waiting for another process, which works in {str(folder)!r}"
                 progress.console.print(note, soft_wrap=True)
-            told, pause = True, min(2 * pause, _LONGEST_PAUSE)
+            is_announced, pause = True, min(2 * pause, _LONGEST_PAUSE)
         time.sleep(pause)
 
 
 def _try(descriptor: int, folder: Path) -> bool:
-    """Whether the lock could be had at once."""
+    """Try once to take the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -100,13 +100,12 @@ def _try(descriptor: int, folder: Path) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process is at such a block. Leaves no file behind and needs no right to
-    write."""
+    """Whether another process has locked the folder. Needs no permission to write."""
     return is_held(folder / ".lock")
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock that is that file."""
+    """Whether a process holds the lock on that file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | _ITSELF)
     except OSError:

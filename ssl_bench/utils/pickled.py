@@ -1,10 +1,10 @@
-"""Files that ``torch.save`` wrote, read without running or trusting anything in them.
+"""Reading files of ``torch.save`` without running or trusting anything in them.
 
-A pickle is a program: what it calls, it may call with anything. Here only dictionaries, lists,
-plain values and dense tensors are made of it, each within the bytes that the file holds. What else
-training code stores as a matter of course, such as numpy's scalars, becomes an inert `Left`; any
-other name is refused. ``torch.load(weights_only=True)`` runs no code either, but allocates what a
-few bytes ask for, compares no check sums, and cannot read past a numpy scalar.
+A pickle is a program that may call anything. This reader only makes dictionaries, lists, plain
+values and dense tensors, never larger than the file itself. Other things that training code often
+stores, such as numpy's scalars, become an inert `Left`; any other name is refused.
+``torch.load(weights_only=True)`` runs no code either, but allocates whatever a few bytes ask for,
+verifies no check sums, and cannot read past a numpy scalar.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DTYPES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
-    # Numbers of quantised tensors, which are left.
+    # Storages of quantised tensors, which become `Left`.
     "QInt8Storage": torch.int8,
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
@@ -49,7 +49,7 @@ _MODULES = (
     *("torch", "collections", "numpy", "argparse", "pathlib", "typing", "datetime", "enum"),
     *("omegaconf", "lightning", "lightning_fabric", "pytorch_lightning"),
 )
-"""Whose names training code leaves in its files. None is imported for that."""
+"""Modules whose names training code leaves in its files. None of them is imported."""
 _BUILTINS = {
     *("set", "frozenset", "list", "dict", "tuple", "slice", "range"),
     *("bytes", "bytearray", "str", "int", "float", "bool", "complex"),
@@ -58,22 +58,22 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 class Unreadable(Exception):
-    """Why a file cannot be read, in words that go on from "it cannot be read as weights"."""
+    """Why a file cannot be read; the message follows "it cannot be read as weights"."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """Something that a file names, or has made by what it names; none of it is.
+    """An inert stand-in for an object that was not loaded.
 
     Attributes:
-        name: such as ``numpy.core.multiarray.scalar``.
+        name: of its class or function, such as ``numpy.core.multiarray.scalar``.
     """
 
     name: str
 
 
 class Flags(dict[str, Any]):
-    """What ``argparse.Namespace`` holds."""
+    """The content of an ``argparse.Namespace``."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class _Storage:
 
 
 def read(path: Path) -> Any:
-    """What the file holds; tensors on the CPU, of a storage that was itself read into memory.
+    """Read a file's content, tensors on the CPU.
 
-    A zip archive's check sums are compared, where ``torch.save`` made any.
+    Check sums of a zip archive are verified, if ``torch.save`` wrote any.
 
     Raises:
-        Unreadable: it is damaged, is no such file, holds pickled code, or is written to harm.
+        Unreadable: it is damaged, malicious, not of ``torch.save``, or holds pickled code.
         OSError: the system cannot read it.
-        Exception: it is damaged, of whatever kind this makes Python complain.
+        Exception: damage may also raise any other error.
     """
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):
@@ -101,7 +101,7 @@ def read(path: Path) -> Any:
 
 
 class _Budget:
-    """Memory for tensors, of which there is as much as the file is large."""
+    """Memory for tensors, at most as much as the file's size."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._left = file.seek(0, io.SEEK_END)
@@ -113,7 +113,7 @@ class _Budget:
 
 
 class _Archive:
-    """A zip archive of ``data.pkl`` and of one record for each storage, nothing compressed."""
+    """An uncompressed zip archive of ``data.pkl`` and one record per storage."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._budget = file, _Budget(file)
@@ -124,7 +124,7 @@ class _Archive:
         roots = [name.removesuffix("data.pkl") for name in self._entries if _is_root(name)]
         _require(len(roots) == 1, "it is a zip archive, but none that torch.save wrote")
         self._root = roots[0]
-        # Where torch was told to make no check sums, all of them are zero.
+        # If torch was set to write no check sums, all of them are zero.
         self._is_checked = any(entry.CRC for entry in entries)
         self._storages: dict[str, Tensor] = {}
 
@@ -171,7 +171,7 @@ def _is_root(name: str) -> bool:
 
 
 def _read_old(file: io.BufferedReader) -> Any:
-    """What torch wrote before 1.6, or was told to: four pickles, names of storages, storages."""
+    """The format before torch 1.6, still optional: four pickles, names of storages, storages."""
     budget, storages = _Budget(file), dict[str, Tensor]()
 
     def storage(key: str, size: int) -> Tensor:
@@ -207,12 +207,12 @@ def _require(condition: bool, problem: str) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler in Python, whose every call, name and change is decided here.
+    """Python's pure-Python unpickler, with control over every call, name and change.
 
-    (The one in C allocates what a single index asks for.)
+    (The one in C allocates whatever a single index asks for.)
 
     Attributes:
-        sizes: bytes of an element of each storage.
+        sizes: bytes per element of each storage.
     """
 
     stack: list[Any]
@@ -232,8 +232,8 @@ class _Unpickler(pickle._Unpickler):
             f"it holds pickled code ({full}), which is not run; save its tensors alone"
         )
 
-    def persistent_load(self, told: Any) -> Any:
-        kind, name, key, _, count, *view = told
+    def persistent_load(self, pid: Any) -> Any:
+        kind, name, key, _, count, *view = pid
         is_storage = kind == "storage" and type(count) is int and view in ([], [None])
         what = name.name if isinstance(name, Left) else "nothing"
         dtype = _DTYPES.get(what.rpartition(".")[2])
@@ -245,7 +245,7 @@ class _Unpickler(pickle._Unpickler):
         return _Storage(self._storage(str(key), count * dtype.itemsize), dtype)
 
     def made(self, what: Any, arguments: Any) -> Any:
-        """What a call, or a new object of a class, stands for."""
+        """The result of a call or of making an object."""
         if not isinstance(what, Left) or not isinstance(arguments, tuple):
             raise Unreadable("it calls what is nothing to call")
         name = what.name
@@ -314,7 +314,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Items:
-    """A dictionary whose keys take no time to hash, as those of nested tuples can."""
+    """A dictionary of plain keys only, as nested tuples can take forever to hash."""
 
     def __init__(self, content: dict[Any, Any] | None = None) -> None:
         self.content = {} if content is None else content
@@ -328,8 +328,8 @@ _NOT_READ = {
     *("load_ext1", "load_ext2", "load_ext4", "load_inst", "load_obj", "load_persid"),
     *("load_bytearray8", "load_next_buffer", "load_readonly_buffer"),
 }
-"""Registered extensions, classes of Python 1, and buffers that ask for any size."""
-_own: Any = _Unpickler  # typeshed knows that of the unpickler in C
+"""Registered extensions, classes of Python 1, and buffers that may ask for any size."""
+_own: Any = _Unpickler  # typeshed only knows the C unpickler's attributes
 _own.dispatch = {
     **{code: load for code, load in _own.dispatch.items() if load.__name__ not in _NOT_READ},
     pickle.REDUCE[0]: _own.load_reduce,
@@ -341,7 +341,7 @@ _own.dispatch = {
     pickle.DICT[0]: _own.load_dict,
     pickle.APPEND[0]: _own.load_append,
     pickle.APPENDS[0]: _own.load_appends,
-    # A set's items need not be hashed, as nobody looks for one.
+    # A set becomes a list, so its items need not be hashed.
     pickle.EMPTY_SET[0]: _own.load_empty_list,
     pickle.ADDITEMS[0]: _own.load_appends,
     pickle.FROZENSET[0]: _own.load_frozenset,
@@ -349,7 +349,7 @@ _own.dispatch = {
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None) -> Tensor | Left:
-    """The tensor, where it is one of as many numbers as the storage has at most."""
+    """The tensor; `Left` if its kind is unknown or it would have more numbers than its storage."""
     if not isinstance(storage, _Storage):
         return Left("a tensor of an unknown kind")
     if dtype is not None:

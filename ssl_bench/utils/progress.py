@@ -1,4 +1,4 @@
-"""How long work shows itself: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a live bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LINES = 20.0
 
 
 class Bar:
-    """One piece of work under way."""
+    """The progress of one piece of work."""
 
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
         self._title, self._total, self._progress = title, total, progress
@@ -31,14 +31,14 @@ class Bar:
         self._done_before: int | None = None
 
     def of(self, done: int, total: int) -> None:
-        """Say how much of how much is done, where the total was not known before."""
+        """Show progress when the total was not known before."""
         self._total = total
         if self._progress and self._task is not None:
             self._progress.update(self._task, total=total)
         self.update(done)
 
     def update(self, done: int, note: str = "") -> None:
-        """Say how much is done, and whatever else is worth seeing."""
+        """Show how much is done, with a note."""
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
             return

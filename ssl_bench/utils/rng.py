@@ -1,8 +1,7 @@
-"""Random numbers that are a function of (seed, purpose, step, sample) and of nothing else.
+"""Random numbers that depend only on (seed, purpose, step, sample).
 
-A pseudo-random function is evaluated at the coordinates of each number, so there is no
-generator state to save: a run that resumes at step 1,000 draws what it would have drawn
-without the interruption, and a sample draws the same numbers on whichever device it lands.
+Each number is a hash of its coordinates, so there is no generator state to save: a run resumed at
+step 1,000 draws the same numbers as without the interruption, and so does a sample on any device.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _GOLDEN_RATIO = 0x9E3779B9
 
 
 def key(*coordinates: str | int) -> int:
-    """A 63-bit integer for a tuple of names and numbers, the same on every machine."""
+    """A 63-bit hash of names and numbers, the same on every machine."""
     digest = hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -39,13 +38,13 @@ def permutation(count: int, *coordinates: str | int) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleRng:
-    """The random numbers of one batch: each row belongs to one sample of the data set.
+    """Random numbers for one batch; each row belongs to one sample of the data set.
 
     Attributes:
         seed: the run's seed.
         step: the optimiser step, or the epoch, that the batch belongs to.
-        samples_B: int64 indices of the samples in the whole data set, on the device where
-            the numbers are wanted.
+        samples_B: int64 indices of the samples in the whole data set, on the device for the
+            numbers.
         scope: prefix of every purpose, so that two views of a sample differ.
     """
 
@@ -55,15 +54,15 @@ class SampleRng:
     scope: str = ""
 
     def within(self, scope: str) -> SampleRng:
-        """The same coordinates under a longer purpose."""
+        """The same coordinates with a longer prefix of the purpose."""
         return SampleRng(self.seed, self.step, self.samples_B, f"{self.scope}{scope}/")
 
     def rows(self, which: slice) -> SampleRng:
-        """The draws of some of the samples."""
+        """The numbers of some of the samples."""
         return replace(self, samples_B=self.samples_B[which])
 
     def to(self, device: torch.device) -> SampleRng:
-        """The same draws on another device."""
+        """The same numbers on another device."""
         return replace(self, samples_B=self.samples_B.to(device, non_blocking=True))
 
     def uniform(self, purpose: str, count: int) -> Tensor:
@@ -71,7 +70,7 @@ class SampleRng:
         return self.uniforms({purpose: count})[purpose]
 
     def uniforms(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
-        """What `uniform` gives for each purpose and count, drawn together in less time."""
+        """`uniform` for several purposes at once, which is faster."""
         bits_BN = self._bits(counts) >> 8
         uniform_BN = bits_BN.to(torch.float32).mul_(2.0**-24)
         return dict(zip(counts, uniform_BN.split(list(counts.values()), dim=1), strict=True))
@@ -83,7 +82,7 @@ class SampleRng:
         return radius * torch.cos(2.0 * math.pi * uniform[:, count:])
 
     def _bits(self, counts: Mapping[str, int]) -> Tensor:
-        """32 random bits each, held in int64: ``(B, N)``, the purposes' columns side by side."""
+        """32 random bits each, as int64 ``(B, N)``, with the purposes' columns side by side."""
         bases = [key(self.seed, self.scope + purpose, self.step) for purpose in counts]
         halves = torch.tensor([[base & _MASK_32 for base in bases], [base >> 32 for base in bases]])
         low_P, high_P = halves.to(self.samples_B.device, non_blocking=True)

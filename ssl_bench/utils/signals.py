@@ -1,6 +1,6 @@
-"""Signals that ask a program to end: heeded at once, or at the end of a training step.
+"""Signals that ask a program to end: handled at once, or at the end of a training step.
 
-A scheduler sends SIGTERM or SIGUSR2 before it takes the machine away, a person SIGINT, and a
+Schedulers send SIGTERM or SIGUSR2 before they take the machine away, people SIGINT (Ctrl-C), and a
 terminal that is closed SIGHUP.
 """
 
@@ -16,21 +16,18 @@ from types import FrameType
 
 _EVERY = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
 _asked: Signals | None = None
-"""What `raise_on_signal` has heard, while it lasts."""
+"""The signal that the current `raise_on_signal` has received."""
 SECONDS_TO_SAVE = 600.0
-"""How long others wait for a process that was asked to stop, and may be writing its state."""
+"""How long to wait for a process that was asked to stop and may still be saving its state."""
 _SAME_REQUEST = 0.5
-"""Seconds: ``timeout`` and some schedulers send a signal to the process and to its group at once,
-which is one wish; a person who insists takes longer."""
+"""Seconds: ``timeout`` and some schedulers send a signal twice at once, to the process and to its
+group, which counts as one; a person who presses Ctrl-C again takes longer."""
 
 
 class Interrupted(BaseException):
     """The program was asked to end by SIGTERM, SIGUSR2 or SIGHUP.
 
-    Its message says what is saved, or nothing. No ``Exception``, as it is no failure.
-
-    Attributes:
-        signal: which one it was.
+    Its message says what was saved, or is empty. Not an ``Exception``, as it is not a failure.
     """
 
     def __init__(self, signal: Signals, message: str = "") -> None:
@@ -39,7 +36,7 @@ class Interrupted(BaseException):
 
 
 def error_of(number: int, message: str = "") -> BaseException:
-    """What ends a program that was sent that signal: KeyboardInterrupt or `Interrupted`."""
+    """The exception for a signal: KeyboardInterrupt or `Interrupted`."""
     if number == Signals.SIGINT:
         return KeyboardInterrupt(*([message] if message else []))
     return Interrupted(Signals(number), message)
@@ -49,19 +46,19 @@ def error_of(number: int, message: str = "") -> BaseException:
 def raise_on_signal() -> Iterator[None]:
     """Let SIGTERM, SIGUSR2 and SIGHUP raise `Interrupted`, SIGINT KeyboardInterrupt, at once.
 
-    The program may be in the middle of an import then, which fails in a way of its own: an
-    ``Exception`` that follows is replaced by what the signal asked for. The handlers before are
-    back afterwards. Outside of the main thread, nothing changes.
+    Code that they interrupt, such as an import, may fail with an ``Exception`` of its own; this is
+    replaced by the one for the signal. Earlier handlers are restored afterwards. Does nothing
+    outside the main thread.
     """
     global _asked
-    heard: float | None = None
+    received: float | None = None
 
     def end(number: int) -> None:
         global _asked
-        nonlocal heard
-        before, heard = heard, time.monotonic()
-        # What is cleaned up meanwhile is not interrupted by the same wish.
-        if before is None or heard - before > _SAME_REQUEST:
+        nonlocal received
+        before, received = received, time.monotonic()
+        # Do not let the second half of one request interrupt the clean-up.
+        if before is None or received - before > _SAME_REQUEST:
             _asked = Signals(number)
             raise error_of(number)
 
@@ -79,16 +76,16 @@ def raise_on_signal() -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[Callable[[], Signals | None]]:
-    """Only note what asks to end; a second SIGINT raises KeyboardInterrupt at once.
+    """Only note signals that ask to end; a second SIGINT raises KeyboardInterrupt at once.
 
-    Whoever finds that one is noted saves what there is, and raises `error_of` it. If nobody does,
-    it is raised at the end of the block, instead of an ``Exception`` too. The handlers before are
-    back afterwards. Outside of the main thread, nothing changes and nothing is noted.
+    The block checks for a noted signal, saves its state, and raises `error_of` it. Otherwise that
+    is raised at the end of the block, also in place of an ``Exception``. Earlier handlers are
+    restored afterwards. Does nothing outside the main thread.
 
     Yields:
         A function that returns the first signal noted, or None.
     """
-    # One that was heeded where nothing can be raised, as in a destructor, is not forgotten.
+    # Includes a signal whose exception was lost, as in a destructor.
     noted: Signals | None = _asked
     since = 0.0
 
@@ -113,9 +110,10 @@ def defer_signals() -> Iterator[Callable[[], Signals | None]]:
 
 @contextmanager
 def _handled(handle: Callable[[int], None], numbers: tuple[Signals, ...]) -> Iterator[None]:
-    """Call the function on each of these signals, but those that are ignored: a script that has
-    its commands ignore one means it. One that comes while the handlers before are put back goes to
-    those."""
+    """Handle these signals with a function, except those that the parent process has ignored.
+
+    Signals that arrive while earlier handlers are being restored are passed on to those.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -128,7 +126,7 @@ def _handled(handle: Callable[[int], None], numbers: tuple[Signals, ...]) -> Ite
         else:
             handle(number)
 
-    # None is a handler that Python did not install and could not put back.
+    # None is a handler that Python did not install and could not restore.
     known = {number: signal.getsignal(number) for number in numbers}
     before = {number: h for number, h in known.items() if h not in (None, signal.SIG_IGN)}
     try:

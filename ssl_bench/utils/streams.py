@@ -1,4 +1,4 @@
-"""Standard output and error that no reader, disk or encoding can make a program fail by."""
+"""Standard output and error that never raise: not for closed pipes, full disks or encodings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
-"""What writing to a pipe or a terminal that somebody has closed says."""
+_CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
+"""Errors from writing to a closed pipe or terminal."""
 _ASCII = {"±": "+-", "†": "+", "…": "."}
 
 
 class Stream:
-    """A text stream whose writer goes on where it cannot be written any more.
+    """A text stream that swallows output once it cannot be written any more.
 
-    Characters that its encoding lacks are written as others.
+    Characters that its encoding lacks are replaced.
 
     Attributes:
-        lost: why it cannot be written any more; None as long as it can.
+        lost: why it cannot be written any more, or None.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -32,11 +32,11 @@ class Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, or nothing once the stream is lost."""
+        """Write text; does nothing once the stream is lost."""
         if self.lost is None:
             try:
                 self._write(text)
-            # A ValueError is what a closed file raises.
+            # A closed file raises ValueError.
             except (OSError, ValueError) as error:
                 self._lose(error)
         return len(text)
@@ -47,7 +47,7 @@ class Stream:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand on what has been written."""
+        """Flush the stream."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -62,7 +62,7 @@ class Stream:
 
     def _lose(self, error: Exception) -> None:
         self.lost = self.lost or error
-        # What is buffered must go somewhere, or Python complains of it at its end.
+        # Buffered text must go somewhere, or Python complains when it exits.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -72,7 +72,7 @@ class Stream:
 
 @contextmanager
 def lenient() -> Iterator[Stream]:
-    """Let nothing that is written to standard output or error raise anything meanwhile.
+    """Replace standard output and error by a `Stream` each for the block.
 
     Yields:
         Standard output.
@@ -92,16 +92,15 @@ def lenient() -> Iterator[Stream]:
 
 
 def reason(stream: Stream) -> str:
-    """Why what was written is incomplete, for a person who would want it; "" where nobody does."""
+    """Why the output is incomplete, or "" if it is not or its reader has closed it."""
     error = stream.lost
-    if not isinstance(error, OSError) or error.errno in _NOBODY_READS:
+    if not isinstance(error, OSError) or error.errno in _CLOSED:
         return ""
     return error.strerror or str(error)
 
 
 def _open_closed() -> None:
-    """Open those of the first three files that are closed: the next file would take its place, and
-    get what is written to it."""
+    """Open /dev/null for closed standard streams, or the next file opened takes their place."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""What is printed: tables and lines whose names command no terminal."""
+"""Printing tables and lines without control characters from untrusted names."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ssl_bench.utils.formatting import plain
 
 
 class Console(rich.console.Console):
-    """Rich's, which takes no text for markup, and shows of a name only what can be seen.
+    """Rich's console without markup, which prints only visible characters.
 
-    Names of folders and whatever they hold come from anywhere: an escape sequence in one of them
-    could write into the window's title or the clipboard, or hide a line.
+    An escape sequence in an untrusted name could change the window's title or the clipboard, or
+    hide a line.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "highlight": False, **options})
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
-        """Segments as Rich's, without such characters."""
+        """Rich's segments without control characters."""
         for segment in super().render(*arguments, **options):
             yield segment if segment.control else segment._replace(text=plain(segment.text))

@@ -1,4 +1,4 @@
-"""Dataclasses from JSON files that may be damaged, or anybody's."""
+"""Reading dataclasses from untrusted JSON files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LARGEST = 10**30
 
 
 def read(path: Path, cls: type[T], **known: Any) -> T:
-    """The dataclass that a JSON file holds.
+    """Read a dataclass from a JSON file.
 
     Args:
-        known: values of JSON for fields that the file does not tell.
+        known: JSON values of further fields, which override the file's.
 
     Raises:
         Unreadable: it cannot be read, or holds something else.
@@ -31,15 +31,13 @@ def read(path: Path, cls: type[T], **known: Any) -> T:
 
 
 def of(type_: Any, value: Any, where: str = "it") -> Any:
-    """The value of JSON as that type: of a dataclass, or of its fields.
-
-    Whole numbers are no larger than anything that is counted here.
+    """Convert a JSON value to a dataclass, or to the type of one of its fields.
 
     Args:
-        where: what is read, for the message.
+        where: names the value in error messages.
 
     Raises:
-        Unreadable: it is no such value.
+        Unreadable: the value has another type, or is a gigantic integer.
     """
     origin, arguments = typing.get_origin(type_), typing.get_args(type_)
     if dataclasses.is_dataclass(type_):
@@ -71,9 +69,9 @@ def _dataclass(cls: Any, value: Any, where: str) -> Any:
         raise Unreadable(f"{where} holds no names and values")
     hints = _hints(cls)
     fields = {each.name: each for each in dataclasses.fields(cls)}
-    nobodys = sorted(value.keys() - fields.keys())
-    if nobodys:
-        raise Unreadable(f"{where} has {nobodys[0]!r:.40}, which nothing is called")
+    unknown = sorted(value.keys() - fields.keys())
+    if unknown:
+        raise Unreadable(f"{where} has {unknown[0]!r:.40}, which is unknown")
     for name, each in fields.items():
         has_default = {each.default, each.default_factory} != {dataclasses.MISSING}
         if name not in value and not has_default:

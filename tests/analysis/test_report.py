@@ -40,7 +40,7 @@ from ssl_bench.analysis.report.source import Source
 from ssl_bench.analysis.report.tables import Cell, Table
 from ssl_bench.config.command_settings import ReportSettings
 from ssl_bench.errors import UserError
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import index
 from ssl_bench.utils import files
 from ssl_bench.utils.files import write_json

@@ -40,8 +40,8 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment.run_config import args_of
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import gradients, pretrain, setup
 
@@ -229,7 +229,7 @@ def test_pictures_are_rows_of_images(plugin: Plugin, spec: EncoderSpec, tiny: Da
 
 @pytest.fixture(scope="module")
 def encoder(spec: EncoderSpec) -> Encoder:
-    return Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    return Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
 
 
 def same(first: Tensor | None, second: Tensor | None) -> bool:
@@ -247,7 +247,7 @@ def test_evaluation_predicts_every_test_image_once(
     config = small(plugin)
     if backbone != spec.backbone:
         spec = on(backbone, spec)
-        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         if hasattr(config, "pooling"):
             config = dataclasses.replace(config, pooling="avg")
     evaluation = plugin.load_class()(config)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ssl_bench.api import Batch, Method, OptimizerSpec, Step
 from ssl_bench.api.optimizers import cosine
 from ssl_bench.data import Dataset
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, encoders
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
 
@@ -169,12 +169,12 @@ def test_labels_are_there_for_whoever_asks(spec: EncoderSpec, tiny: Dataset) -> 
 
 def test_a_crop_of_another_size_gets_its_own_positions(spec: EncoderSpec) -> None:
     """As timm's own model of that size, whose embeddings are interpolated."""
-    encoder = encoders.build(spec, seed=0)
+    encoder = backbones.build(spec, seed=0)
     images = torch.randn(2, spec.channels, 8, 8)
     resized = copy.deepcopy(encoder)
-    encoders.resize(resized, 8)
+    backbones.resize(resized, 8)
     encoders.allow_other_sizes(encoder)
     torch.testing.assert_close(encoder(images), resized(images))
     whole = torch.randn(2, spec.channels, spec.image_size, spec.image_size)
-    fresh = encoders.build(spec, seed=0)
+    fresh = backbones.build(spec, seed=0)
     assert torch.equal(encoder(whole), fresh(whole))

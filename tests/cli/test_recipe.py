@@ -28,8 +28,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment import audit
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
 
 Call = Callable[..., tuple[int, str, str]]
@@ -138,7 +138,7 @@ def test_presets_hold_the_papers_values(preset: str) -> None:
 
 def test_the_vit_s_of_mocov3_has_12_heads() -> None:
     spec = EncoderSpec("vit_small_mocov3", 32, 16, 3, (0.5,) * 3, (0.5,) * 3)
-    encoder = encoders.build(spec, seed=0)
+    encoder = backbones.build(spec, seed=0)
     assert len(encoder.blocks) == 12
     assert (encoder.embed_dim, encoder.blocks[0].attn.num_heads) == (384, 12)
     assert "vit_small_mocov3" in BACKBONES
@@ -375,7 +375,7 @@ def test_list_tells_what_a_papers_preset_is(ssl_bench: Call) -> None:
 
 def audited(spec: EncoderSpec, config: Any, seed: int = 0) -> str:
     """Fine-tuning's audit of a fresh encoder."""
-    encoder = Encoder(encoders.build(spec, seed), spec, CPU, seed)
+    encoder = Encoder(backbones.build(spec, seed), spec, CPU, seed)
     return FINETUNE.load_class()(config).audit(encoder)
 
 
@@ -421,9 +421,9 @@ class TestAudit:
         assert not (tmp_path / "runs").exists()
 
     def test_drop_path_takes_hold_on_two_blocks(self, spec: EncoderSpec) -> None:
-        audit.drop_path(encoders.build(spec, 0, depth=2, drop_path_rate=0.1), 0.1)
+        audit.drop_path(backbones.build(spec, 0, depth=2, drop_path_rate=0.1), 0.1)
         with pytest.raises(UserError, match="skips no block of 6"):
-            audit.drop_path(encoders.build(spec, 0), 0.1)
+            audit.drop_path(backbones.build(spec, 0), 0.1)
 
     def test_layer_decay_must_know_the_names_of_the_blocks(
         self, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
@@ -450,7 +450,7 @@ class TestAudit:
         assert audited(spec, FINETUNE.config(layer_decay=1.0))
 
     def test_layer_decay_must_reach_every_level(self, spec: EncoderSpec) -> None:
-        model = finetuning.Classifier(encoders.build(spec, 0).requires_grad_(True), 3)
+        model = finetuning.Classifier(backbones.build(spec, 0).requires_grad_(True), 3)
         config = OptimizerConfig()
 
         def check() -> None:
@@ -513,7 +513,7 @@ class TestAudit:
         frozen = [n for n, p in method.encoder.named_parameters() if not p.requires_grad]
         assert {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= set(frozen)
 
-        build = encoders.build
+        build = backbones.build
 
         def renamed(*arguments: Any, **overrides: Any) -> VisionTransformer:
             encoder = build(*arguments, **overrides)
@@ -522,7 +522,7 @@ class TestAudit:
             encoder.patch_embed.__dict__["proj"] = encoder.patch_embed.projection
             return encoder
 
-        monkeypatch.setattr(encoders, "build", renamed)
+        monkeypatch.setattr(backbones, "build", renamed)
         with pytest.raises(UserError, match="nothing to freeze"):
             setup.build_method(plugin.load_class(), config, spec, 3, 0)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ssl_bench.api import registry
 from ssl_bench.api.method import Batch
 from ssl_bench.distributed import collectives
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, encoders
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
 
@@ -115,7 +115,7 @@ def uneven(tensor: Tensor) -> Tensor:
 def backbone_found(backbone: str, shared: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     """Gradients of the summed features, and what the batch norms have seen."""
     spec = EncoderSpec(backbone, 32, None, 3, (0.5,) * 3, (0.25,) * 3)
-    encoder = encoders.build(spec, seed=0).train()
+    encoder = backbones.build(spec, seed=0).train()
     naive.randomise(encoder)
     views = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     features = encoders.represent(encoder, shared(views))

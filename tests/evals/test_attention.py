@@ -17,8 +17,8 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
-from ssl_bench.models import attention_maps, encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import attention_maps, backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import evaluation_view
 
 ATTENTION = registry.find("eval", "attention").load()
@@ -32,7 +32,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 def tiny_encoder(spec: EncoderSpec, **changes: Any) -> Any:
-    encoder = encoders.build(spec, 0, **changes).eval().requires_grad_(False)
+    encoder = backbones.build(spec, 0, **changes).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for block in encoder.blocks:  # sharper than at the start, so that mistakes show
         weight = block.attn.qkv.weight
@@ -78,7 +78,7 @@ def test_tokens_by_block_lead_to_the_features(changes: dict[str, Any], spec: Enc
 
 
 def test_other_attention_is_one_line_before_anything_runs(spec: EncoderSpec, tiny: Dataset) -> None:
-    module = encoders.build(spec, seed=0)
+    module = backbones.build(spec, seed=0)
     module.blocks[2].attn = torch.nn.Identity()
 
     class Given:
@@ -88,7 +88,7 @@ def test_other_attention_is_one_line_before_anything_runs(spec: EncoderSpec, tin
     attention = ATTENTION.Attention(ATTENTION.Config())
     assert "not of the Identity in this encoder's Block" in attention.supports(Given(), tiny)
     assert attention.supports(RawPixels(spec, CPU, 0), tiny)
-    encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
     assert attention.supports(encoder, tiny) is None
     assert "the class token in 6 blocks" in attention.audit(encoder)
 
@@ -174,7 +174,7 @@ def test_large_images_are_shown_as_they_are_seen(tiny: Dataset, spec: EncoderSpe
     data = type(tiny)(
         "large", tiny.train, type(tiny.test)(images, tiny.test.labels_N), tiny.classes, "", "", 16
     )
-    encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
     shown = (
         ATTENTION.Attention(ATTENTION.Config(images=2, sample=4))
         .evaluate(encoder, data)

@@ -14,8 +14,8 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder, RawPixels
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 
 EMBEDDING = registry.find("eval", "embedding")
 
@@ -79,7 +79,7 @@ def test_trustworthiness_is_the_formula(tiny: Dataset) -> None:
 
 def test_every_method_shows_the_same_images(tiny: Dataset, spec: EncoderSpec) -> None:
     config = EMBEDDING.config(images=12)
-    encoder = Encoder(encoders.build(spec, seed=3), spec, CPU, seed=3)
+    encoder = Encoder(backbones.build(spec, seed=3), spec, CPU, seed=3)
     first, second = (
         EMBEDDING.load_class()(config).evaluate(each, tiny) for each in (Clusters(), encoder)
     )
@@ -94,9 +94,9 @@ def test_pooling_is_what_was_asked_for(
     asked: str, shown: str, tiny: Dataset, spec: EncoderSpec
 ) -> None:
     config = EMBEDDING.config(images=9, pooling=asked)
-    encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
     assert EMBEDDING.load_class()(config).evaluate(encoder, tiny).chosen["pooling"] == shown
-    headless = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
+    headless = backbones.build(spec, seed=0, class_token=False, global_pool="avg")
     without = Encoder(headless, spec, CPU, seed=0)
     assert EMBEDDING.load_class()(config).evaluate(without, tiny).chosen["pooling"] == "avg"
     pixels = EMBEDDING.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)

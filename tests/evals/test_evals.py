@@ -22,8 +22,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning, linear_probe
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, match_channels, prepare
 from ssl_bench.evaluation.metrics import accuracy, holdout
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.timm_augment import rand_augment
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
@@ -188,7 +188,7 @@ def test_linear_is_blind_to_the_scale_of_the_features(tiny: Dataset, spec: Encod
 
 
 def test_features_are_the_tokens_after_the_norm(tiny: Dataset, spec: EncoderSpec) -> None:
-    module = encoders.build(spec, seed=0).eval()
+    module = backbones.build(spec, seed=0).eval()
     encoder = Encoder(module, spec, CPU, seed=0)
     images = tiny.test.images_NCHW.float() / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
@@ -204,7 +204,7 @@ def test_features_are_the_tokens_after_the_norm(tiny: Dataset, spec: EncoderSpec
 def test_features_do_not_depend_on_how_many_are_made_at_once(
     at_once: int, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = encoders.build(spec, seed=0)
+    module = backbones.build(spec, seed=0)
     whole = Encoder(module, spec, CPU, seed=0).features(tiny.test)
     monkeypatch.setattr(Encoder, "_images_at_once", at_once)
     parts = Encoder(module, spec, CPU, seed=0)
@@ -223,7 +223,7 @@ def test_the_same_images_are_encoded_together_on_any_number_of_ranks(
     monkeypatch.setattr(Encoder, "_images_at_once", 16)
     monkeypatch.setattr(collectives, "gather_shares", lambda own, count: own)
     monkeypatch.setattr(collectives, "world_size", lambda: world)
-    encoder = Encoder(encoders.build(spec, 0), spec, CPU, 0)
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, 0)
     encode, seen = encoder._encode, []
 
     def record(images: Tensor) -> Any:
@@ -316,7 +316,7 @@ class TestKept:
     def test_spare_the_encoder(
         self, tiny: Dataset, spec: EncoderSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        kept, module = self.kept(tmp_path, tiny), encoders.build(spec, seed=0)
+        kept, module = self.kept(tmp_path, tiny), backbones.build(spec, seed=0)
         first = Encoder(module, spec, CPU, 0, kept).features(tiny.test)
         monkeypatch.setattr(Encoder, "_extract", None)
         second = Encoder(module, spec, CPU, 0, kept).features(tiny.test)
@@ -326,7 +326,7 @@ class TestKept:
 def test_an_encoder_without_a_class_token_has_the_mean_alone(
     tiny: Dataset, spec: EncoderSpec
 ) -> None:
-    module = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
+    module = backbones.build(spec, seed=0, class_token=False, global_pool="avg")
     assert set(Encoder(module, spec, CPU, seed=0).features(tiny.test)) == {"avg"}
 
 
@@ -348,7 +348,7 @@ class TestFinetune:
         return FINETUNE.config(**values)
 
     def test_learns(self, tiny: Dataset, spec: EncoderSpec) -> None:
-        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(mixup=0.0, cutmix=0.0, drop_path=0.0, layer_decay=1.0)
         assert FINETUNE.load_class()(config).evaluate(encoder, tiny).scores["top1"] > 90
 
@@ -364,7 +364,7 @@ class TestFinetune:
             seen.append({group["lr"] for group in optimizer.param_groups})
 
         monkeypatch.setattr(optimizers, "set_learning_rate", record)
-        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(epochs=2, batch_size=40, layer_decay=0.5, min_lr=1e-4, warmup=1 / 3)
         FINETUNE.load_class()(config).evaluate(encoder, tiny)
         peak, depth = 1e-2 * 40 / 256, 6
@@ -391,7 +391,7 @@ class TestFinetune:
         monkeypatch.setattr(torch.optim.AdamW, "step", record)
         train = dataclasses.replace(tiny.train, labels_N=tiny.train.labels_N.clamp(max=1))
         data = dataclasses.replace(tiny, train=train)
-        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         config = self.config(epochs=1, batch_size=120, mixup=0.0, cutmix=0.0)
         FINETUNE.load_class()(dataclasses.replace(config, label_smoothing=smoothing)).evaluate(
             encoder, data
@@ -401,7 +401,7 @@ class TestFinetune:
         torch.testing.assert_close(gradients[0], 1 / 3 - target, atol=1e-3, rtol=0)
 
     def test_starts_from_the_encoder(self, tiny: Dataset, spec: EncoderSpec) -> None:
-        module = encoders.build(spec, seed=0)
+        module = backbones.build(spec, seed=0)
         with torch.no_grad():
             module.cls_token.fill_(3.0)
         copy = Encoder(module, spec, CPU, seed=0).trainable_copy(drop_path_rate=0.1)
@@ -411,7 +411,7 @@ class TestFinetune:
         assert copy is not module
 
     def test_head_sees_the_mean_before_the_norm(self, spec: EncoderSpec) -> None:
-        encoder = encoders.build(spec, seed=0).eval()
+        encoder = backbones.build(spec, seed=0).eval()
         images = torch.randn(2, 3, 16, 16)
         with torch.no_grad():
             tokens = encoder.blocks(encoder._pos_embed(encoder.patch_embed(images)))
@@ -450,7 +450,7 @@ class TestFinetune:
         assert soft is targets
 
     def test_class_token_is_taken_after_the_norm(self, spec: EncoderSpec) -> None:
-        encoder = encoders.build(spec, seed=0).eval()
+        encoder = backbones.build(spec, seed=0).eval()
         images = torch.randn(2, 3, 16, 16)
         with torch.no_grad():
             token = encoder.forward_features(images)[:, 0]
@@ -459,14 +459,14 @@ class TestFinetune:
         assert 0.01 < model.head.weight.std() < 0.03
 
     def test_class_token_must_be_there(self, spec: EncoderSpec) -> None:
-        encoder = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
+        encoder = backbones.build(spec, seed=0, class_token=False, global_pool="avg")
         with pytest.raises(UserError, match="pooling avg would work"):
             finetuning.Classifier(encoder, 3, "cls")
 
     def test_recipes_views_are_cropped_randaugmented_normalised_and_erased(
         self, tiny: Dataset, spec: EncoderSpec
     ) -> None:
-        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         index = torch.arange(60)
         images = tiny.train.images_NCHW[index]
 
@@ -635,7 +635,7 @@ class TestLinearPaper:
         assert PAPER.load_class()(config).evaluate(Pixels(spec), tiny).scores["top1"] == 100
 
     def test_encoder_is_frozen_in_evaluation_mode(self, tiny: Dataset, spec: EncoderSpec) -> None:
-        module = encoders.build(spec, seed=0, drop_path_rate=0.5)
+        module = backbones.build(spec, seed=0, drop_path_rate=0.5)
         before = {name: value.clone() for name, value in module.state_dict().items()}
         config = PAPER.config(epochs=1, batch_size=60)
         scores = [
@@ -650,7 +650,7 @@ class TestLinearPaper:
     def test_without_a_class_token_the_mean_must_be_asked_for(
         self, tiny: Dataset, spec: EncoderSpec
     ) -> None:
-        module = encoders.build(spec, seed=0, class_token=False, global_pool="avg")
+        module = backbones.build(spec, seed=0, class_token=False, global_pool="avg")
         encoder = Encoder(module, spec, CPU, seed=0)
         probe = PAPER.load_class()(PAPER.config(epochs=1))
         for call in (probe.audit, lambda encoder: probe.evaluate(encoder, tiny)):

@@ -21,7 +21,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.features import RawPixels
 from ssl_bench.evaluation.metrics import balanced_order, rank_in_class
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 
 LOW_SHOT = registry.find("eval", "low-shot")
 SHORT: dict[str, Any] = {"shares": (0.1, 0.5), "draws": 2, "steps": 10}

@@ -16,8 +16,8 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 
 PARTIAL = registry.find("eval", "partial-finetune").load()
 FINETUNE = registry.find("eval", "finetune").load()
@@ -27,7 +27,7 @@ DEPTH = 6
 
 @pytest.fixture(scope="module")
 def encoder(spec: EncoderSpec) -> Encoder:
-    return Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    return Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
 
 
 def test_all_blocks_are_fine_tuning(encoder: Encoder, tiny: Dataset) -> None:
@@ -92,7 +92,7 @@ def test_zero_blocks_are_a_linear_probe(encoder: Encoder, tiny: Dataset) -> None
     model = PARTIAL._classifier(encoder, 3, config, 0)
     finetuning.train(model, encoder, tiny.train, config)
     images = torch.randn(6, 3, 16, 16)
-    frozen = encoders.build(encoder.spec, 0).eval()
+    frozen = backbones.build(encoder.spec, 0).eval()
     with torch.no_grad():
         tokens = frozen.blocks(frozen._pos_embed(frozen.patch_embed(images)))
         mean = tokens[:, 1:].mean(dim=1)

@@ -21,8 +21,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.evaluation.similarity import linear_cka
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils.rng import SampleRng
 
@@ -105,7 +105,7 @@ def test_alignment_is_of_two_views_of_the_same_image(tiny: Dataset, spec: Encode
 
 
 def test_headline_is_the_rankme_of_the_mean(tiny: Dataset, spec: EncoderSpec) -> None:
-    encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
     result = REPRESENTATION.Representation(REPRESENTATION.Config(images=30)).evaluate(encoder, tiny)
     name, value = next(iter(result.scores.items()))
     rows = encoder.features(tiny.test)["avg"][subset(40, 30, tiny.fingerprint)]
@@ -182,7 +182,7 @@ class TestCka:
     """The evaluation."""
 
     def test_blocks_are_means_of_patches(self, tiny: Dataset, spec: EncoderSpec) -> None:
-        module = encoders.build(spec, seed=0)
+        module = backbones.build(spec, seed=0)
         encoder = Encoder(module, spec, CPU, seed=0)
         result = CKA.CKA(CKA.Config(images=20)).evaluate(encoder, tiny)
         index = result.arrays["index"]
@@ -204,7 +204,7 @@ class TestCka:
             assert result.scores[name] == pytest.approx(100 * value, abs=1e-3)
 
     def test_seeds_share_the_images(self, tiny: Dataset, spec: EncoderSpec) -> None:
-        module, config = encoders.build(spec, seed=0), CKA.Config(images=10)
+        module, config = backbones.build(spec, seed=0), CKA.Config(images=10)
         first, second = (
             CKA.CKA(config).evaluate(Encoder(module, spec, CPU, seed), tiny) for seed in (0, 1)
         )
@@ -221,7 +221,7 @@ class TestCka:
         few = dataclasses.replace(
             tiny.test, images_NCHW=tiny.test.images_NCHW[:3], labels_N=tiny.test.labels_N[:3]
         )
-        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         cka = CKA.CKA(CKA.Config())
         assert "tiny has 3" in cka.supports(encoder, dataclasses.replace(tiny, test=few))
         assert cka.supports(encoder, tiny) is None

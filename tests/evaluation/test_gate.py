@@ -23,8 +23,8 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import gate, runner
 from ssl_bench.evaluation.features import Encoder, RawPixels
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import arrays
 from ssl_bench.utils.files import load_json, sha256_of, write_json
 
@@ -145,7 +145,7 @@ class Stored:
         self.home, self.data = home, data
         self.folder = home / "run"
         self.folder.mkdir()
-        weights.save(encoders.build(spec, 0), spec, self.folder)
+        weights.save(backbones.build(spec, 0), spec, self.folder)
         source = home / "mine.py"
         source.write_text(PLUGIN)
         self.plugin: Plugin = registry.find("eval", str(source))
@@ -280,7 +280,7 @@ def test_what_a_result_has_no_more_does_not_stay(stored: Stored) -> None:
 
 
 def test_features_that_are_no_numbers_are_counted(spec: EncoderSpec, tiny: Dataset) -> None:
-    module = encoders.build(spec, 0)
+    module = backbones.build(spec, 0)
     with torch.no_grad():
         module.norm.bias[0] = math.nan
     with pytest.raises(UserError) as refused:

@@ -16,8 +16,8 @@ from ssl_bench import CORE_VERSION
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 
 # The first five steps: after that, rounding that differs between processors shows in the losses.
 GOLDEN = {
@@ -56,7 +56,7 @@ def test_losses_are_those_of_these_results(
 def test_scores_are_those_of_these_results(name: str, spec: EncoderSpec, tiny: Dataset) -> None:
     assert CORE_VERSION == 1, "new results want new golden scores"
     plugin = registry.find("eval", name)
-    encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
     found = plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny).scores
     near = 2.6 if name in ("finetune", "linear-paper") else 0.01
     assert {score: found[score] for score in SCORES[name]} == pytest.approx(

@@ -34,7 +34,7 @@ from ssl_bench.analysis.report import drawing
 from ssl_bench.api import registry
 from ssl_bench.errors import UserError
 from ssl_bench.models import checkpoints, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder
 from ssl_bench.training import setup
 from ssl_bench.utils import arrays, files, formatting

@@ -25,7 +25,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import loading, run_config
 from ssl_bench.experiment.preparation import prepare_run
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan
 from ssl_bench.utils.files import load_json

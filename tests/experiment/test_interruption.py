@@ -42,8 +42,8 @@ from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation import runner
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.training import budget, pretrain, resume
 from ssl_bench.training.resume import EvalCheckpoint
@@ -341,7 +341,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
         folders = [Path(home) / "whole", Path(home) / "stopped"]
         for folder in folders:
             folder.mkdir()
-            weights.save(encoders.build(spec, 0), spec, folder)
+            weights.save(backbones.build(spec, 0), spec, folder)
 
         def scores_of(folder: Path) -> tuple[Any, ...]:
             arguments = ({plugin: config}, tiny, 0, CPU, folder / "runs", False)
@@ -380,7 +380,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     """Each start takes at least a step further, however little time there is."""
     plugin = registry.find("eval", "finetune")
     config = plugin.config(epochs=2, batch_size=30)
-    encoder = Encoder(encoders.build(spec, 0), spec, CPU, 0)
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, 0)
     taken: list[float] = []
     set_learning_rate = optimizers.set_learning_rate
 
@@ -553,8 +553,8 @@ from pathlib import Path
 import torch
 from ssl_bench import errors
 from ssl_bench.evaluation import runner
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import resume
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 home, many = Path({str(tmp_path)!r}), torch.rand(10**6)
@@ -562,7 +562,7 @@ spec = EncoderSpec("vit_nano", 16, 4, 3, (0.5,) * 3, (0.2,) * 3)
 for write in (
     lambda: resume.save(home / "x.pt", {{"many": many}}),
     lambda: runner._save_arrays(home / "x.npz", {{"many": many.numpy()}}),
-    lambda: weights.save(encoders.build(spec, 0), spec, home),
+    lambda: weights.save(backbones.build(spec, 0), spec, home),
 ):
     try:
         write()

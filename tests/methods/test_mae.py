@@ -18,7 +18,7 @@ from ssl_bench.api.method import Batch
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders, masking
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
 

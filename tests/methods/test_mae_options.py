@@ -20,7 +20,7 @@ from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
 from ssl_bench.transforms.augmentations import augment, evaluation_view

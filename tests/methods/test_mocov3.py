@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_bench.api import optimizers, registry
 from ssl_bench.api.method import Batch, Method
 from ssl_bench.data import Dataset, Split
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
 from ssl_bench.utils.rng import SampleRng
 

@@ -15,6 +15,7 @@ from helpers import CPU
 from timm.models import group_parameters
 
 from ssl_bench import load_encoder
+from ssl_bench.api import optimizers
 from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.cli.commands.export import to_mae, to_timm, to_transformers
 from ssl_bench.config.recipes import OptimizerConfig
@@ -22,10 +23,9 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment import audit
-from ssl_bench.models import checkpoints, encoders, weights
+from ssl_bench.models import backbones, checkpoints, encoders, weights
 from ssl_bench.models.architecture import Hints
-from ssl_bench.models.encoders import EncoderSpec
-from ssl_bench.training import optim
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import rng
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -46,7 +46,7 @@ def images(spec: EncoderSpec, count: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("backbone", [*SMALL, "test_mambaout", "test_efficientnet"])
 def test_the_mean_is_what_timm_classifies(backbone: str, channels: int) -> None:
     spec = spec_of(backbone, channels=channels)
-    encoder = encoders.build(spec, seed=0).eval()
+    encoder = backbones.build(spec, seed=0).eval()
     with torch.no_grad():
         expected = encoder(images(spec))
         found = encoders.pool(encoder, encoder.forward_features(images(spec)))
@@ -59,7 +59,7 @@ def test_the_mean_is_what_timm_classifies(backbone: str, channels: int) -> None:
 @pytest.mark.parametrize("backbone", ["xcit_nano_12_p8_224", "deit_tiny_distilled_patch16_224"])
 def test_a_class_token_stands_for_the_image_and_is_not_in_the_mean(backbone: str) -> None:
     spec = spec_of(backbone)
-    encoder = encoders.build(spec, seed=0).eval()
+    encoder = backbones.build(spec, seed=0).eval()
     with torch.no_grad():
         tokens = encoder.forward_features(images(spec))
         found = encoders.pool(encoder, tokens)
@@ -71,7 +71,7 @@ def test_a_class_token_stands_for_the_image_and_is_not_in_the_mean(backbone: str
 
 @pytest.mark.parametrize("backbone", SMALL)
 def test_weights_start_as_timm_has_them_under_the_seed(backbone: str) -> None:
-    ours = encoders.build(spec_of(backbone), seed=3).state_dict()
+    ours = backbones.build(spec_of(backbone), seed=3).state_dict()
     torch.manual_seed(rng.key(3, "encoder"))
     theirs = timm.create_model(**spec_of(backbone).timm_arguments()).state_dict()
     assert ours.keys() == theirs.keys()
@@ -84,18 +84,18 @@ def test_images_may_be_of_common_sizes(backbone: str, size: int) -> None:
     spec = spec_of(backbone, size, 1)
     if (backbone, size) == ("convnext_atto", 28):
         with pytest.raises(UserError, match=r"28 px.* --image-size 32, .* --patch-size 1 would"):
-            encoders.check(spec)
+            backbones.check(spec)
         spec = dataclasses.replace(spec, patch_size=1)
     with torch.device("meta"):
-        encoder = encoders.build(spec, seed=0)
+        encoder = backbones.build(spec, seed=0)
         features = encoders.represent(encoder, torch.zeros(2, 1, size, size))
     assert features.shape == (2, encoders.width(encoder))
 
 
 def test_nothing_is_dropped_at_random_unless_it_is_asked_for() -> None:
     with torch.device("meta"):
-        plain = encoders.build(spec_of(SWIN), seed=0)
-        dropping = encoders.build(spec_of(SWIN), seed=0, drop_path_rate=0.2)
+        plain = backbones.build(spec_of(SWIN), seed=0)
+        dropping = backbones.build(spec_of(SWIN), seed=0, drop_path_rate=0.2)
     with pytest.raises(UserError, match="skips no block"):
         audit.drop_path(plain, 0.2)
     audit.drop_path(dropping, 0.2)
@@ -104,11 +104,11 @@ def test_nothing_is_dropped_at_random_unless_it_is_asked_for() -> None:
 @pytest.mark.parametrize("backbone", [*NAMED, "test_coatnet"])
 def test_layers_decay_in_timms_own_order(backbone: str) -> None:
     with torch.device("meta"):
-        model = finetuning.Classifier(encoders.build(spec_of(backbone), seed=0), 3)
+        model = finetuning.Classifier(backbones.build(spec_of(backbone), seed=0), 3)
         theirs = timm.create_model(backbone, num_classes=3)
     layers = group_parameters(theirs, theirs.group_matcher(), reverse=True)
     top = max(layers.values())
-    groups = optim.layer_decay_groups(model, OptimizerConfig(), 0.5)
+    groups = optimizers.layer_decay_groups(model, OptimizerConfig(), 0.5)
     found = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         layer = layers[name.removeprefix("encoder.")] if name.startswith("encoder.") else top
@@ -117,14 +117,14 @@ def test_layers_decay_in_timms_own_order(backbone: str) -> None:
     audit.layer_decay(model, groups, 0.5)
     with pytest.raises(UserError, match="matches no parameter of layer 2"):
         lost = [n for n, p in model.named_parameters() if found[id(p)] == 0.5 ** (top - 3)]
-        optim.freeze(model, *lost)
-        audit.layer_decay(model, optim.layer_decay_groups(model, OptimizerConfig(), 0.5), 0.5)
+        optimizers.freeze(model, *lost)
+        audit.layer_decay(model, optimizers.layer_decay_groups(model, OptimizerConfig(), 0.5), 0.5)
 
 
 @pytest.mark.parametrize("backbone", SMALL)
 def test_what_is_saved_or_exported_loads_again(backbone: str, tmp_path: Path) -> None:
     spec = spec_of(backbone)
-    encoder = encoders.build(spec, seed=0).eval()
+    encoder = backbones.build(spec, seed=0).eval()
     weights.save(encoder, spec, tmp_path)
     told = to_timm(checkpoints.read(str(tmp_path), Hints()), tmp_path / "exported.safetensors")
     assert "exported.safetensors" in told
@@ -143,7 +143,7 @@ def test_what_is_saved_or_exported_loads_again(backbone: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("write", [to_mae, to_transformers])
 def test_formats_of_vision_transformers_say_so(write: Any, tmp_path: Path) -> None:
-    weights.save(encoders.build(spec_of("test_resnet"), seed=0), spec_of("test_resnet"), tmp_path)
+    weights.save(backbones.build(spec_of("test_resnet"), seed=0), spec_of("test_resnet"), tmp_path)
     with pytest.raises(UserError, match="Vision Transformer, not a ResNet"):
         write(checkpoints.read(str(tmp_path), Hints()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -151,7 +151,7 @@ def test_formats_of_vision_transformers_say_so(write: Any, tmp_path: Path) -> No
 
 def test_other_sizes_where_no_position_is_learned(tmp_path: Path) -> None:
     for backbone in ("test_resnet", "test_coatnet"):
-        weights.save(encoders.build(spec_of(backbone), seed=0), spec_of(backbone), tmp_path)
+        weights.save(backbones.build(spec_of(backbone), seed=0), spec_of(backbone), tmp_path)
         if backbone == "test_resnet":
             load_encoder(tmp_path, image_size=64)
         else:
@@ -162,7 +162,7 @@ def test_other_sizes_where_no_position_is_learned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backbone", ["hf-hub:x/y", "local-dir:/tmp", "resnet18.hf-hub:x/y", 3])
 def test_a_file_cannot_name_something_to_fetch(backbone: Any, tmp_path: Path) -> None:
     spec = spec_of("test_resnet")
-    weights.save(encoders.build(spec, seed=0), spec, tmp_path)
+    weights.save(backbones.build(spec, seed=0), spec, tmp_path)
     stored = dataclasses.asdict(spec) | {"backbone": backbone}
     (tmp_path / "encoder.json").write_text(json.dumps(stored))
     with pytest.raises(UserError):
@@ -171,7 +171,7 @@ def test_a_file_cannot_name_something_to_fetch(backbone: Any, tmp_path: Path) ->
 
 def test_a_classifier_of_pooled_features_starts_from_the_encoder() -> None:
     spec = spec_of("test_resnet")
-    encoder: FrozenEncoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    encoder: FrozenEncoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
     model = finetuning.Classifier(encoder.trainable_copy(), 3).eval()
     with torch.no_grad():
         expected = model.head(encoder.encode(images(spec))["avg"])

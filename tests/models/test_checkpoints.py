@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssl_bench import load_encoder
 from ssl_bench.errors import UserError
-from ssl_bench.models import architecture, encoders, formats
+from ssl_bench.models import architecture, backbones, encoders, formats
 from ssl_bench.models.architecture import Hints
 from ssl_bench.models.checkpoints import read
 from ssl_bench.models.formats import Weights
@@ -669,7 +669,7 @@ class TestResolution:
             model.pos_embed[0, 0] = 7.0
             model.pos_embed[0, 1:, 0] = rows.flatten()
             model.pos_embed[0, 1:, 1] = columns.flatten()
-        encoders.resize(model, (96, 320))
+        backbones.resize(model, (96, 320))
         grid = model.pos_embed[0, 1:].view(6, 20, -1)
         assert (model.pos_embed[0, 0] == 7.0).all()
         # Between the borders, positions are those of the patches' centres in the old grid.

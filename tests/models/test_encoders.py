@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ssl_bench.errors import UserError
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, encoders, weights
+from ssl_bench.models.backbones import EncoderSpec
 
 
 def random_images(spec: EncoderSpec, count: int = 3) -> torch.Tensor:
@@ -35,7 +35,7 @@ def random_images(spec: EncoderSpec, count: int = 3) -> torch.Tensor:
 )
 def test_encoding_all_patches_is_the_models_own_forward(backbone: str, spec: EncoderSpec) -> None:
     spec = dataclasses.replace(spec, backbone=backbone)
-    encoder = encoders.build(spec, seed=0).eval()
+    encoder = backbones.build(spec, seed=0).eval()
     images = random_images(spec)
     patches = encoders.patchify(images, 4)
     everything = torch.arange(16).expand(3, -1)
@@ -45,7 +45,7 @@ def test_encoding_all_patches_is_the_models_own_forward(backbone: str, spec: Enc
 
 
 def test_order_of_the_kept_patches_does_not_matter(spec: EncoderSpec) -> None:
-    encoder = encoders.build(spec, seed=0).eval()
+    encoder = backbones.build(spec, seed=0).eval()
     patches = encoders.patchify(random_images(spec), 4)
     keep = torch.tensor([[3, 0, 9]]).expand(3, -1)
     with torch.no_grad():
@@ -97,16 +97,16 @@ def test_sincos_follows_the_formula(width: int, rows: int, columns: int) -> None
 
 def test_encoder_is_a_function_of_the_seed_alone(spec: EncoderSpec) -> None:
     torch.manual_seed(1)
-    first = encoders.build(spec, seed=3).state_dict()
+    first = backbones.build(spec, seed=3).state_dict()
     torch.manual_seed(2)
-    again = encoders.build(spec, seed=3).state_dict()
-    other = encoders.build(spec, seed=4).state_dict()
+    again = backbones.build(spec, seed=3).state_dict()
+    other = backbones.build(spec, seed=4).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["cls_token"], other["cls_token"])
 
 
 def test_initial_weights_are_xavier_uniform(spec: EncoderSpec) -> None:
-    encoder = encoders.build(spec, seed=0)
+    encoder = backbones.build(spec, seed=0)
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             bound = math.sqrt(6 / (module.in_features + module.out_features))
@@ -120,7 +120,7 @@ def test_initial_weights_are_xavier_uniform(spec: EncoderSpec) -> None:
 
 
 def test_saved_weights_load_with_timm(spec: EncoderSpec, tmp_path: Path) -> None:
-    encoder = encoders.build(spec, seed=0).eval()
+    encoder = backbones.build(spec, seed=0).eval()
     weights.save(encoder, spec, tmp_path)
     arguments = json.loads((tmp_path / "encoder.json").read_text())["timm"]
     path = str(tmp_path / "encoder.safetensors")
@@ -149,7 +149,7 @@ def test_what_cannot_be_built_is_said(
     spec: EncoderSpec, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        encoders.build(dataclasses.replace(spec, **changes), seed=0)  # type: ignore[arg-type]
+        backbones.build(dataclasses.replace(spec, **changes), seed=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_block_at_some_tokens_is_the_block_there(name: str, fused: bool) -> No
     spec = EncoderSpec(name, 16, 4, 3, (0.5,) * 3, (0.25,) * 3, {"depth": 2})
     timm.layers.set_fused_attn(fused)
     try:
-        encoder = encoders.build(spec, seed=0)
+        encoder = backbones.build(spec, seed=0)
     finally:
         timm.layers.set_fused_attn(False)
     images = torch.randn(3, 3, 16, 16)

@@ -20,7 +20,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import budget, flops, pretrain, setup
 from ssl_bench.utils.files import load_json
 

@@ -15,8 +15,8 @@ from ssl_bench.api import optimizers
 from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training.schedule import Schedule
 
 
@@ -84,7 +84,7 @@ def test_batch_larger_than_the_data_is_refused() -> None:
 
 
 def test_vectors_and_biases_are_exempt_from_decay(spec: EncoderSpec) -> None:
-    encoder = encoders.build(spec, seed=0)
+    encoder = backbones.build(spec, seed=0)
     names = {parameter: name for name, parameter in encoder.named_parameters()}
     decayed, exempt = optimizers.parameter_groups(encoder, OptimizerConfig(weight_decay=0.05))
     assert decayed["weight_decay"] == 0.05
@@ -188,7 +188,7 @@ def test_lars_goes_on_from_its_state() -> None:
 
 
 def test_freeze_takes_whole_names_and_says_what_matches_nothing(spec: EncoderSpec) -> None:
-    encoder = encoders.build(spec, seed=0).requires_grad_(True)
+    encoder = backbones.build(spec, seed=0).requires_grad_(True)
     assert optimizers.freeze(encoder, "patch_embed.proj", "cls_token") == 3
     frozen = {name for name, p in encoder.named_parameters() if not p.requires_grad}
     assert frozen == {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token"}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import gradients, setup
 
 _IN_PARTS = [p for p in helpers.METHODS if p.declared.encodes_in_parts]

@@ -17,8 +17,8 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.models import encoders
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms import corruptions, filters
 from ssl_bench.transforms.corruptions import KINDS, SEVERITIES, corrupt
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_is_refused(kind: str, severity: int, side: int) -> None:
 
 @pytest.fixture(scope="module")
 def encoder(spec: EncoderSpec) -> Encoder:
-    return Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+    return Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
 
 
 class TestRobustness:
@@ -224,7 +224,7 @@ class TestRobustness:
         for seed, at_once in ((0, 64), (1, 7)):
             seen.append({})
             monkeypatch.setattr(code, "_IMAGES_AT_ONCE", at_once)
-            encoder = Encoder(encoders.build(spec, seed=seed), spec, CPU, seed=seed)
+            encoder = Encoder(backbones.build(spec, seed=seed), spec, CPU, seed=seed)
             ROBUSTNESS.load_class()(ROBUSTNESS.config(batch_size=24, epochs=1, images=10)).evaluate(
                 encoder, tiny
             )
@@ -235,7 +235,7 @@ class TestRobustness:
 
     def test_small_images_are_refused_in_one_line(self, tiny: Dataset) -> None:
         spec = EncoderSpec("vit_micro", 8, 4, 3, tiny.mean, tiny.std)
-        encoder = Encoder(encoders.build(spec, seed=0), spec, CPU, seed=0)
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         robustness = ROBUSTNESS.load_class()(ROBUSTNESS.config())
         assert "16 pixels or more, not 8" in robustness.supports(encoder, tiny)
 

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ssl_bench.errors import UserError
-from ssl_bench.models import encoders, weights
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models import backbones, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import resume, training_state
 from ssl_bench.utils import pickled
 
@@ -352,7 +352,7 @@ class TestFlippedBits:
     @classmethod
     @functools.cache
     def encoder(cls) -> torch.nn.Module:
-        return encoders.build(cls.spec, 0)
+        return backbones.build(cls.spec, 0)
 
     @given(st.data())
     @in_one_folder
@@ -409,13 +409,13 @@ class TestFlippedBits:
                     weights.read(tmp_path / "x")
 
     def test_files_without_a_digest_are_read(self, tmp_path: Path) -> None:
-        spec, encoder = self.spec, encoders.build(self.spec, 0)
+        spec, encoder = self.spec, backbones.build(self.spec, 0)
         weights.save(encoder, spec, tmp_path)
         save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
         assert same(dict(encoder.state_dict()), dict(weights.load(tmp_path)[0].state_dict()))
 
     def test_weights_beside_another_spec_are_refused(self, tmp_path: Path) -> None:
-        weights.save(encoders.build(self.spec, 0), self.spec, tmp_path)
+        weights.save(backbones.build(self.spec, 0), self.spec, tmp_path)
         stored = json.loads((tmp_path / "encoder.json").read_text())
         (tmp_path / "encoder.json").write_text(json.dumps(stored | {"mean": [0.4]}))
         with pytest.raises(UserError, match=r"encoder\.json is not as it was written"):

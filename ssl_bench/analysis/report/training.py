@@ -29,7 +29,7 @@ from ssl_bench.data import Dataset, load
 from ssl_bench.data.names import EMBEDDED, base
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.experiment.figures import to_pixels
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import setup
 from ssl_bench.utils.files import Absent, Unreadable, load_bytes, parse_json

@@ -16,8 +16,8 @@ from ssl_bench.config.command_settings import ExportSettings
 from ssl_bench.errors import require
 from ssl_bench.models import checkpoints, encoders, formats, weights
 from ssl_bench.models.architecture import Hints
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.checkpoints import Checkpoint
-from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.utils.files import atomic, writing
 from ssl_bench.utils.terminal import Console

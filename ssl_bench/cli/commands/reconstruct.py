@@ -22,8 +22,8 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation.features import match_channels
 from ssl_bench.experiment import figures
 from ssl_bench.models import checkpoints, weights
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.checkpoints import Checkpoint, Hints
-from ssl_bench.models.encoders import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils.files import writing

@@ -22,7 +22,7 @@ from ssl_bench.config.settings import Precision, Settings
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
-from ssl_bench.models.encoders import EncoderSpec
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import mapping
 from ssl_bench.utils import arrays

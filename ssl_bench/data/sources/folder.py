@@ -2,18 +2,18 @@
 
 Two layouts:
 
-- ``train/CLASS/*`` and ``test/CLASS/*``, under their usual names (see `splits`), all of it or the
-  classes of each split one folder deeper. Without ``test``, or where it has no class folders,
-  ``val`` is the test split; beside ``test``, ``val`` is left out, since choices are made on a part
-  of the train split.
+- ``train/CLASS/*`` and ``test/CLASS/*``, under any of the usual names (see `splits`); the whole
+  layout, or the classes of each split, may lie one folder deeper. ``val`` is the test split if
+  there is no ``test``, or if that has no class folders; otherwise it is left out, since settings
+  are chosen on a part of the train split.
 - ``CLASS/*``. A fifth of the images is held out as the test split, by a hash of the path
-  relative to the folder, so that adding images never moves another one.
+  relative to the folder, so adding images never moves others between splits.
 
-What could be both is asked about: after the folder's name, ``@TRAIN+TEST`` names the folders that
-are the splits, ``@TRAIN`` one of which a fifth is held out, and ``@whole`` means the second layout.
-Images without class folders, or in a single one, have no labels.
+An ambiguous folder is refused until the user says how to read it: ``@TRAIN+TEST`` after its name
+gives the folders of the splits, ``@TRAIN`` one from which a fifth is held out, and ``@whole`` means
+the second layout. Images without class folders, or all in one, have no labels.
 
-Folders inside a class folder are searched too, linked ones as well; see `search`.
+Class folders are searched recursively, through links as well; see `search`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FOREIGN = "__MACOSX"
 
 @dataclass(frozen=True)
 class _Layout:
-    """The folder of the train split, and those that may be tested on, the best one first."""
+    """The folder of the train split, and candidates for the test split, best first."""
 
     train: Path
     tests: tuple[Path, ...] = ()
@@ -60,11 +60,11 @@ def find(root: Path, choice: str = "") -> Listing:
     """The images below ``root``.
 
     Args:
-        choice: which folders are the splits, where it is said.
+        choice: the folders of the splits, if the user named them.
 
     Raises:
-        UserError: the folder can be read in several ways, there are no images, a class without
-            images, a test class that train lacks, or an empty test split.
+        UserError: the layout is ambiguous, there are no images, a class has none, the train split
+            lacks a class of the test split, or a split is empty.
     """
     outer = _chosen(root, choice) if choice else _by_name(root)
     layout = _unwrapped(outer)
@@ -73,7 +73,7 @@ def find(root: Path, choice: str = "") -> Listing:
     if "" in train_files and layout.tests and not choice:
         unlabelled += f"; {splits.choosing(root, WHOLE)} takes each folder as a class"
     test, caveats = _tested_on(root, layout, train_files, unlabelled)
-    # Images without labels are of one class without a name.
+    # Images without labels belong to one class without a name.
     classes = () if unlabelled else tuple(train_files)
     pictures = _pictures(train_files, classes)
     if test is None:
@@ -120,10 +120,10 @@ def _chosen(root: Path, choice: str) -> _Layout:
 
 
 def _by_name(root: Path) -> _Layout:
-    """The layout that names and shapes of folders leave no doubt of.
+    """The layout that the names and contents of folders show.
 
     Raises:
-        UserError: there is doubt.
+        UserError: they are ambiguous.
     """
     folders = {folder.name: folder for folder in _folders(root)}
     meanings = {name: said for name in folders if (said := splits.meaning(name))}
@@ -162,7 +162,7 @@ def _by_name(root: Path) -> _Layout:
 
 
 def _inside(root: Path, only: Path) -> _Layout:
-    """The layout of a folder that has but one folder in it."""
+    """The layout of a folder that contains only one folder."""
     inner = _folders(only)
     if _has_images(only) or not inner:
         return _Layout(root)
@@ -179,7 +179,7 @@ def _inside(root: Path, only: Path) -> _Layout:
 
 
 def _unwrapped(layout: _Layout) -> _Layout:
-    """The layout with the classes that lie in one more folder of each split, if they do."""
+    """The layout with its splits moved one folder deeper, if that is where their classes are."""
     folders = (layout.train, *layout.tests)
     inner = [_wrapped(folder) for folder in folders]
     is_wrapped = layout.tests and inner[0] != layout.train
@@ -187,7 +187,7 @@ def _unwrapped(layout: _Layout) -> _Layout:
 
 
 def _wrapped(folder: Path) -> Path:
-    """The folder with several in it that is alone in this one; this one if there is none."""
+    """The only folder in this one, if it contains several itself; else this one."""
     inner = _folders(folder)
     if len(inner) != 1 or _has_images(folder) or _has_images(inner[0]):
         return folder
@@ -195,7 +195,7 @@ def _wrapped(folder: Path) -> Path:
 
 
 def _share_names(folders: Sequence[Path]) -> bool:
-    """Whether folders have nothing but folders in them, of the same names: the shape of splits."""
+    """Whether folders look like splits: they contain only folders, mostly of the same names."""
     if len(folders) < 2 or any(_has_images(folder) for folder in folders):
         return False
     names = [{inner.name for inner in _folders(_wrapped(folder))} for folder in folders]
@@ -206,10 +206,10 @@ def _share_names(folders: Sequence[Path]) -> bool:
 def _tested_on(
     root: Path, layout: _Layout, train_files: Mapping[str, list[Path]], unlabelled: str
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """The first of the folders that may be tested on whose images have labels, if train's have.
+    """The best candidate for the test split that has labels, if the train split has them.
 
     Returns:
-        It, or None where there are none to choose from, and a caveat where it is not the first.
+        It, or None without candidates, and a caveat if it is not the first of them.
     """
     if not layout.tests:
         return None, ()
@@ -239,7 +239,7 @@ def _tested_on(
 
 
 def _by_class(folder: Path, others: Counter[str]) -> tuple[dict[str, list[Path]], str]:
-    """The image files of every class, or all under "", and why they have no labels."""
+    """Image files by class, or all under "" and why they have no labels."""
     folders = _folders(folder)
     if len(folders) > 1:
         return _files_by_class(folder, others), ""
@@ -265,10 +265,10 @@ def _named(root: Path, split: Path) -> str:
 
 
 def _left_out(root: Path, outer: Path, train: Path, test: Path | None) -> Iterator[str]:
-    """What is in the folder, or in a split's, and of no split, with its number of images.
+    """The parts of the folder that are in no split, with their numbers of images.
 
     Args:
-        outer: the folder of the train split as the layout has it, around ``train`` or itself.
+        outer: the folder of the train split before `_unwrapped`.
     """
     used = [folder for folder in (train, test) if folder]
     if outer != root:
@@ -282,7 +282,7 @@ def _left_out(root: Path, outer: Path, train: Path, test: Path | None) -> Iterat
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, but hidden ones and links that lead back up."""
+    """The folders in a folder, sorted by name, without hidden ones and links that lead back up."""
     inside = [p for p in folder.iterdir() if p.name[0] != "." and p.name != _FOREIGN]
     return sorted((p for p in inside if p.is_dir() and not _loops(p)), key=lambda p: p.name)
 
@@ -292,7 +292,7 @@ def _loops(path: Path) -> bool:
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
-    """The images in a folder itself."""
+    """The images directly in a folder."""
     for path in folder.iterdir():
         if path.suffix.lower() in extensions() and path.name[0] != "." and path.is_file():
             yield path
@@ -303,7 +303,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
-    """The image files of every class, both sorted; other files are counted."""
+    """Image files by class, both sorted; other files are counted."""
     files = {}
     if loops := sum(map(_loops, folder.iterdir())):
         others["looping link"] += loops

@@ -2,20 +2,18 @@
 
 Columns: ``image`` (or ``img``), a struct ``{bytes, path}`` or plain bytes, and an integer
 ``label`` (or ``labels``, ``fine_label``). Class names come from the Hugging Face schema
-metadata, else they are "0", "1", ... What `prepare` wrote says besides how many channels there are
-and what is to be known about the images. Without a label column, or where all labels are -1 or
-missing, there are no labels.
+metadata, else they are "0", "1", ... Files that `prepare` wrote also give the number of channels
+and caveats. Without a label column, or if all labels are -1 or missing, there are no labels.
 
-A folder's files, those one level below it, or else those of a split two levels below it, belong to
-the split that their own or their folder's name speaks of (see `splits`). Without test files that
-have labels, those of the validation split are the test split; beside them they are left out. One
-file alone, or a folder without test files, has a fifth of its images held out by a hash of their
-bytes, so that adding rows never moves another one and copies of an image stay together. What could
-be read in several ways is asked about: after the folder's name, ``@TRAIN+TEST``, ``@TRAIN`` or
-``@whole`` says it.
+Files in a folder or one level below, or else in split folders two levels below, belong to the split
+that their own or their folder's name indicates (see `splits`). The validation files are the test
+split if there are no labelled test files; otherwise they are left out. From a single file, or a
+folder without test files, a fifth of the images is held out by a hash of their bytes, so adding
+rows never moves others between splits and copies of an image stay together. An ambiguous folder is
+refused until ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` after its name says how to read it.
 
-Rows can be read at any place, for streaming, where the images lie in the file as they are: written
-neither compressed nor as a dictionary, as `prepare` does.
+Streaming needs random access to rows, so images must be stored neither compressed nor as a
+dictionary; `prepare` writes such files.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ METADATA = b"ssl_bench"
 class _Table:
     """One file: where its images are, the labels of its rows, and what `prepare` noted.
 
-    ``unlabelled`` says why no row has a label, all of which are 0 then; "" where all have one.
+    ``unlabelled`` says why no row has a label (all are 0 then), or is "" if all have one.
     """
 
     path: Path
@@ -77,7 +75,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Groups of files by name, and which of them are the splits, the best test split first."""
+    """Groups of files by name, and which are train and candidate test splits, best first."""
 
     groups: Mapping[str, list[Path]]
     trains: Sequence[str]
@@ -88,10 +86,9 @@ class _Layout:
 
 
 def is_here(path: Path) -> bool:
-    """Whether ``path`` is a Parquet file or a folder that holds some.
+    """Whether ``path`` is a Parquet file or a folder of them.
 
-    Those without an image column are none of a data set where there are image files: they may say
-    something about them.
+    Beside image files, Parquet files without an image column do not count: they may describe them.
     """
     if path.is_file():
         return path.suffix == ".parquet"
@@ -100,11 +97,11 @@ def is_here(path: Path) -> bool:
 
 
 def _may_hold_images(path: Path) -> bool:
-    """Whether a file has an image column, or cannot tell."""
+    """Whether a file has an image column, or cannot be read."""
     try:
         with path.open("rb") as content:
             return bool(_column(pq.read_schema(content), _IMAGE_COLUMNS))
-    except Exception:  # what is wrong with it is told once it is read
+    except Exception:  # reported once the file is read
         return True
 
 
@@ -112,11 +109,11 @@ def find(path: Path, choice: str = "") -> Listing:
     """The images of a file or of a folder's files.
 
     Args:
-        choice: which files are the splits, where it is said.
+        choice: the files of the splits, if the user named them.
 
     Raises:
-        UserError: the files can be read in several ways, one cannot be read, no image column, a
-            label that is not a class, labels of some images alone, or an empty test split.
+        UserError: the layout is ambiguous, a file is unreadable or has no image column, a label
+            is not a class, only some images have labels, or a split is empty.
     """
     layout = _layout(path, choice)
     train_tables = layout.tables(layout.trains)
@@ -167,20 +164,20 @@ def find(path: Path, choice: str = "") -> Listing:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files in a folder or one level below it; without any, in its folders' split folders."""
+    """The files in a folder or one level below, or else in split folders two levels below."""
     found = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
     if not found:
-        # Looking into every folder there would list all images of a data set of another kind.
+        # Searching every folder there would list all images of other kinds of data sets.
         inner = [path for path in folder.glob("*/*/") if splits.meaning(path.name)]
         found = [path for each in inner for path in each.glob("*.parquet")]
     return sorted(p for p in found if not any(n[0] == "." for n in p.relative_to(folder).parts))
 
 
 def _layout(path: Path, choice: str) -> _Layout:
-    """Which files are of which split.
+    """Which files belong to which split.
 
     Raises:
-        UserError: their names leave it open.
+        UserError: their names are ambiguous.
     """
     if path.is_file():
         if choice not in ("", WHOLE):
@@ -222,7 +219,7 @@ def _layout(path: Path, choice: str) -> _Layout:
 
 
 def _group(file: Path) -> tuple[str, splits.Meaning | None]:
-    """What a file is called together with others of its split, and what its name says of that.
+    """The name of a file's group, and what its name says about a split.
 
     Args:
         file: relative to the data set's folder.
@@ -239,11 +236,10 @@ def _group(file: Path) -> tuple[str, splits.Meaning | None]:
 def _tested_on(
     path: Path, layout: _Layout, train: _Table, unlabelled: str
 ) -> tuple[str, list[_Table], tuple[str, ...]]:
-    """The first of the groups that may be tested on whose images have labels, if train's have.
+    """The best candidate for the test split that has labels, if the train split has them.
 
     Returns:
-        Its name and tables, nothing where there are none to choose from, and a caveat where it is
-        not the first.
+        Its name and tables, empty without candidates, and a caveat if it is not the first of them.
     """
     for name in layout.tests:
         tables = layout.tables([name])
@@ -268,12 +264,12 @@ def _tested_on(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever is wrong with a file into the user's error that names it."""
+    """Turn any error about a file into a `UserError` that names it."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # pyarrow raises whatever broken or odd columns lead it to
+    except Exception as error:  # pyarrow may raise anything on broken or odd columns
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
 
 
@@ -305,7 +301,7 @@ def _expected(schema: pa.Schema, choices: Sequence[str]) -> str:
 
 
 def _numbers(path: Path, column: str, labels: pa.ChunkedArray) -> tuple[np.ndarray, str]:
-    """Labels as int64 ``(N,)``; where there are none, zeros and why."""
+    """Labels as int64 ``(N,)`` and ""; or zeros, and why there are no labels."""
     kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise UserError(f"{path}: column {column!r} holds {kind}; labels must be integers")
@@ -322,10 +318,10 @@ def _numbers(path: Path, column: str, labels: pa.ChunkedArray) -> tuple[np.ndarr
 
 
 def _unlabelled(tables: Sequence[_Table]) -> str:
-    """Why the files of a split have no labels; "" where they have.
+    """Why the files of a split have no labels, or "".
 
     Raises:
-        UserError: some have.
+        UserError: only some have labels.
     """
     filled = [table for table in tables if len(table.labels_N)]
     without = [table for table in filled if table.unlabelled]
@@ -342,10 +338,10 @@ def _without_labels(tables: Sequence[_Table]) -> list[_Table]:
 
 
 def _classes(path: Path, tables: Sequence[_Table], names: tuple[str, ...]) -> tuple[str, ...]:
-    """The name of each label that may occur.
+    """The class name of each possible label.
 
     Raises:
-        UserError: a label has no name, or is far beyond what so few images can be labelled with.
+        UserError: a label has no name, or is implausibly large for so few images.
     """
     largest = max((int(table.labels_N.max(initial=-1)) for table in tables), default=-1)
     if names:
@@ -362,7 +358,7 @@ def _classes(path: Path, tables: Sequence[_Table], names: tuple[str, ...]) -> tu
 
 
 def _json(text: bytes | None) -> Any:
-    """What a file's metadata say, in whatever shape; None for what is no JSON."""
+    """A file's metadata, unchecked; None if it is not JSON."""
     try:
         return json.loads(text or b"null")
     except (ValueError, RecursionError):
@@ -424,7 +420,7 @@ def _part(tables: list[_Table], rows: list[np.ndarray]) -> Part:
 
 
 def _at_any_place(tables: list[_Table], rows: list[np.ndarray]) -> Callable[[int], Picture]:
-    """From a number to a picture, read where it lies in its file."""
+    """A function from an index to the picture, read from its place in the file."""
     files = [_mapped(table.path) for table in tables]
     where_N4 = np.concatenate(
         [
@@ -450,7 +446,7 @@ def _located(table: _Table, file: mmap.mmap) -> np.ndarray:
     """Where each image starts and stops in the file: int64 ``(2, N)``.
 
     Raises:
-        UserError: one does not lie there as it is.
+        UserError: an image is stored compressed.
     """
     spans, stop = [], 0
     for row, encoded in _images(table):

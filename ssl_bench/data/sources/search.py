@@ -1,4 +1,4 @@
-"""The image files in a folder, and what lies there besides."""
+"""Finding the image files in a folder, and counting all others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from ssl_bench.utils.files import readable
 
 
 def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The image files below a folder, and how many other files there are.
+    """Find the image files below a folder, and count the other files.
 
-    What is an image is told by the file's extension: all that Pillow reads, see
-    `images.extensions`. Links are followed, to files and to folders. A folder is entered once,
-    however many ways lead there, and by a way without links if there is one; a link to a folder
-    that holds the link itself, as loops have, is left out. So is what is neither file nor folder.
+    Images are recognised by extension, see `images.extensions`. Links to files and folders are
+    followed, but each folder is entered only once, preferably not through a link. Links that lead
+    back up, and special files, are left out.
 
     Returns:
-        The images, sorted, and for each extension of the files left out their number; "broken
-        link", "looping link" and "special file" stand beside the extensions. Hidden files and
-        folders, whose names begin with a dot, are not counted.
+        The images, sorted, and the number of files left out by extension, including "broken link",
+        "looping link" and "special file". Hidden files and folders, whose names begin with a dot,
+        are not counted.
 
     Raises:
         UserError: a folder cannot be read.

@@ -1,4 +1,4 @@
-"""What the names of folders and files say about splits, and asking where they leave it open."""
+"""Recognising splits by the names of folders and files, and asking if these are ambiguous."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
 }
 _WORDS = "|".join(sorted(_KINDS, key=len, reverse=True))
-# What a name may say beside the split without saying anything else.
+# Words beside the split that add no meaning.
 _PLAIN = "sets?|splits?|data|datasets?|images?|imgs?|pictures?|photos?|files?|folder|dir|part|shard"
 _TOKEN = re.compile(rf"({_WORDS})?((?:{_PLAIN}|of)*)")
 _GLUED = re.compile(r"(.+)(train|training|test|testing|validation)")
@@ -27,11 +27,11 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Meaning:
-    """The split that a name speaks of.
+    """The split that a name indicates.
 
     Attributes:
-        kind: "train", "test" or "val"; "unclear" where the name speaks of several.
-        rest: what else the name says, "" for nothing: "mnist" in ``mnist_train``.
+        kind: "train", "test" or "val"; "unclear" if the name mentions several.
+        rest: other words in the name, or "": "mnist" in ``mnist_train``.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Meaning:
 
 
 def meaning(name: str) -> Meaning | None:
-    """What a name says of a split, if anything, in any case and beside other words."""
+    """The split that a name indicates, in upper or lower case and among other words, or None."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", without_shard(name))
     kinds, rest = set(), []
     for token in re.findall(r"[^\W\d_]+", spaced):
@@ -53,18 +53,18 @@ def meaning(name: str) -> Meaning | None:
             rest.append(word)
     if not kinds:
         return None
-    # A training and a validation split in one are a training split.
+    # "trainval" and the like are training splits.
     kind = kinds.pop() if len(kinds) == 1 else "train" if kinds == {"train", "val"} else "unclear"
     return Meaning(kind, " ".join(rest))
 
 
 def without_shard(stem: str) -> str:
-    """A file's name without the number of the part that it is, as in train-00000-of-00002."""
+    """A file's name without its shard number, as in train-00000-of-00002."""
     return _SHARD.sub("", stem)
 
 
 def by_kind(meanings: Mapping[str, Meaning]) -> dict[str, list[str]]:
-    """Names by the kind of split that they speak of; no name under a kind that has none."""
+    """Names by the kind of split that they indicate; kinds without a name have an empty list."""
     kinds: dict[str, list[str]] = {"train": [], "test": [], "val": [], "unclear": []}
     for name, said in meanings.items():
         kinds[said.kind].append(name)
@@ -72,7 +72,7 @@ def by_kind(meanings: Mapping[str, Meaning]) -> dict[str, list[str]]:
 
 
 def are_told_apart(kinds: Mapping[str, Sequence[str]]) -> bool:
-    """Whether there is one training split, and one that can be tested on."""
+    """Whether there is exactly one training split and one test split."""
     tests = kinds["test"] or kinds["val"]
     return len(kinds["train"]) == 1 and len(tests) == 1 and not kinds["unclear"]
 
@@ -80,12 +80,12 @@ def are_told_apart(kinds: Mapping[str, Sequence[str]]) -> bool:
 def asked(
     root: Path, trains: Iterable[str], tests: Iterable[str], what: str, whole: str
 ) -> UserError:
-    """The error for a layout that can be read in several ways: all of them, and how to choose.
+    """The error for an ambiguous layout, which lists the possibilities and how to choose.
 
     Args:
-        trains, tests: what may be the training and the test split.
-        what: in words, what is seen.
-        whole: in words, what it means if there are no splits.
+        trains, tests: candidates for the training and the test split.
+        what: what was found, in words.
+        whole: how the source is read without splits, in words.
     """
     trains, tests = list(trains), list(tests)
     pairs = [(train, test) for train in trains for test in tests if train != test][:_EXAMPLES]
@@ -97,15 +97,15 @@ def asked(
 
 
 def choosing(root: Path, choice: str) -> str:
-    """The flag that chooses how a place is read."""
+    """The flag by which a user chooses how a source is read."""
     return f"--data {shlex.quote(f'{root}@{choice}')}"
 
 
 def chosen(root: Path, choice: str, known: Collection[str], kind: str) -> list[str]:
-    """The names that a choice such as ``TRAIN+TEST`` or ``TRAIN`` stands for: one or two.
+    """The one or two names in a choice such as ``TRAIN`` or ``TRAIN+TEST``.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: they do not exist.
     """
     ways = [[choice]]
     ways += [[choice[: m.start()], choice[m.end() :]] for m in re.finditer(r"\+", choice)]

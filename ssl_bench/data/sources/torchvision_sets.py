@@ -16,7 +16,7 @@ from ssl_bench.errors import UserError
 
 
 def find(name: str, data_dir: Path) -> Listing:
-    """The named data set, downloaded to ``data_dir`` unless it is there.
+    """The data set of that name, downloaded to ``data_dir`` unless it is already there.
 
     Raises:
         UserError: the download failed, or a package that torchvision needs for it is missing.
@@ -36,7 +36,7 @@ def find(name: str, data_dir: Path) -> Listing:
 
 def _build(name: str, data_dir: Path, arguments: Mapping[str, Any]) -> Any:
     build = getattr(datasets, TORCHVISION[name].class_name)
-    # Given the path in place of the image, we decode it ourselves: threaded, and reduced.
+    # With this loader we get paths instead of images, and decode them ourselves in threads.
     loader = {"loader": Path} if "loader" in inspect.signature(build).parameters else {}
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
