@@ -34,7 +34,6 @@ class Teaching(Method):
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__(config, copy.deepcopy(backbone).requires_grad_(False), data)
         self.student = encoders.require_vit(backbone, "teaching")
-        encoders.allow_other_sizes(backbone)
         freeze(backbone, "patch_embed")
         self.head = nn.Linear(encoders.width(backbone), 8)
         self.register_buffer("queue_QD", torch.zeros(4, 8))

@@ -11,6 +11,23 @@ from typing import Any, ClassVar
 
 from ssl_bench.api.ranges import Range
 
+HOOKS = {
+    "method": (
+        *(
+            "transforms",
+            "loss",
+            "terms",
+            "forward",
+            "optimizer",
+            "trains",
+            "pictures",
+            "settings_of",
+        ),
+        *("before_training", "before_optimizer_step", "after_optimizer_step"),
+    ),
+    "eval": ("supports", "audit", "baselines", "evaluate"),
+}
+"""The public functions of `method.Method` and `evaluation.Evaluation`, which are called."""
 Presets = Mapping[str, Mapping[str, Any]]
 COLUMNS = frozenset({"image", "label"})
 """What a data set may have of each sample."""

@@ -2,7 +2,8 @@
 
 The file defines ``Config``, a frozen dataclass whose fields become command-line flags, and one
 public subclass of `Evaluation`, whose class attributes are those of
-`declarations.EvaluationDeclarations`. It may define ``PAPER``, see `method`.
+`declarations.EvaluationDeclarations`. What papers publish of it is in
+``papers/``.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from ssl_bench.api.declarations import MethodDeclarations
 from ssl_bench.api.optimizers import OptimizerSpec, adamw_recipe
 from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Split
+from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import Augmentation
 
@@ -75,7 +76,7 @@ class Method(MethodDeclarations, nn.Module):
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """How each view of an image is made, by the view's name; their sizes may differ."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} defines no 'transforms'")
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The scalar to minimise, or several by name: their sum is minimised, each is logged."""
@@ -88,7 +89,7 @@ class Method(MethodDeclarations, nn.Module):
         A method defines this one, which takes less memory, or `loss`.
         """
         if type(self).loss is Method.loss:
-            raise NotImplementedError(f"{type(self).__name__} defines neither loss nor terms")
+            raise UserError(f"{type(self).__name__} defines neither 'loss' nor 'terms'")
         yield self.loss(batch, step)
 
     def forward(self, terms: Iterator[Loss]) -> Loss | None:

@@ -28,7 +28,8 @@ class OptimizerSpec:
             ``schedule`` names one of the schedules, whose learning rate the group has instead.
         learning_rate: of each step.
         schedules: other learning rates, by name.
-        weight_decay: of each step, in the groups that have any; None where it does not change.
+        weight_decay: of each step, in the groups that are made with any; None where it does not
+            change.
         clip_norm: the largest norm that the gradient may have; None for any.
         clip_each: clip each parameter's gradient by itself, as DINO does, instead of all together.
     """

@@ -30,7 +30,8 @@ from ssl_bench.api.sources import (
     module_name,
     parse,
 )
-from ssl_bench.errors import UserError, first_line, require
+from ssl_bench.config.settings import Settings
+from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.papers import Ablation
 
 _ENTRIES: Mapping[str, Any] = {"presets": Mapping, "search_space": Range}
@@ -249,6 +250,7 @@ def _outline(plugin: Plugin) -> tuple[types.ModuleType, type]:
             plugin.path, plugin.kind, tree, [each for each in own if each.name == declared.__name__]
         )
     _check_values(plugin, declared)
+    _check_fields(plugin, outline.Config, declared)
     return outline, declared
 
 
@@ -301,6 +303,22 @@ def _check_values(plugin: Plugin, declared: Any) -> None:
                 require(not unknown, f"{where} has {unknown}; it may have {known}")
             else:
                 require(kind is bool or value > 0, f"{where} is {value}; 1 or more would work")
+
+
+def _check_fields(plugin: Plugin, config: type, declared: Any) -> None:
+    """Refuse presets and search ranges of what is no flag."""
+    own = {field.name for field in dataclasses.fields(config)}
+    shared = {field.name for field in dataclasses.fields(Settings)}
+    said = [
+        (f"preset {preset!r}", values, own | shared if plugin.kind == "method" else own)
+        for preset, values in declared.presets.items()
+    ]
+    if plugin.kind == "method":
+        said.append(("search_space", declared.search_space, own | shared))
+    for where, values, known in said:
+        for name in values:
+            if name not in known:
+                raise unknown(f"field in {where} of {plugin.path}", name, known)
 
 
 def _named(kind: Any) -> str:

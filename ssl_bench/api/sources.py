@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench.api import HOMES
-from ssl_bench.api.declarations import EvaluationDeclarations, MethodDeclarations, names
+from ssl_bench.api.declarations import HOOKS, EvaluationDeclarations, MethodDeclarations, names
 from ssl_bench.errors import UserError, require
 
 Kind = Literal["method", "eval"]
@@ -27,7 +27,10 @@ _NO_CODE = {
 }
 """Declared attributes that change no number that is computed."""
 _TELLING = (ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.Expr, ast.Pass)
-_FORMER = {"SEARCH": "search_space", "DEFAULT": "is_default", "SPREAD": "sharded"}
+_FORMER = {
+    **{"SEARCH": "search_space", "DEFAULT": "is_default", "SPREAD": "sharded"},
+    **{"augmentations": "transforms", "after_step": "after_optimizer_step"},
+}
 _LIGHT_MODULES = {
     "ssl_bench.errors",
     "ssl_bench.config.finetuning_settings",
@@ -39,11 +42,16 @@ _LIGHT_MODULES = {
 
 
 def fingerprint(tree: ast.Module) -> str:
-    """A hash of code, blind to comments, layout, docstrings, imports of ours and `_NO_CODE`.
+    """A hash of code, blind to comments, layout, docstrings, `_NO_CODE` and modules of ours.
 
-    It is the same under every version of Python.
+    What is imported from our modules counts where it gets another name. The hash is the same under
+    every version of Python.
     """
-    return hashlib.sha256(repr(_canonical(_without_declarations(tree))).encode()).hexdigest()[:16]
+    code = repr(_canonical(_without_declarations(tree)))
+    ours = (node for node in ast.walk(tree) if _is_our_import(node))
+    aliases = (alias for node in ours for alias in node.names)  # type: ignore[attr-defined]
+    renamed = sorted((alias.name, alias.asname) for alias in aliases if alias.asname)
+    return hashlib.sha256(f"{code}{renamed or ''}".encode()).hexdigest()[:16]
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -99,10 +107,22 @@ def classes_of(tree: ast.Module, kind: Kind) -> list[ast.ClassDef]:
 
 
 def check_names(path: Path, kind: Kind, tree: ast.Module, classes: Iterable[ast.ClassDef]) -> None:
-    """Complain about what is declared and known to nobody, or in a place where nobody looks."""
+    """Refuse declarations and hooks that the contract does not know, or outside of the class.
+
+    Raises:
+        UserError: there is one.
+    """
     known = names(DECLARATIONS[kind])
+    hooks = HOOKS[kind]
     for cls in classes:
         for node in cls.body:
+            if isinstance(node, ast.FunctionDef) and node.name not in hooks:
+                near = _FORMER.get(node.name) or _nearest(node.name, hooks, 0.85)
+                require(
+                    near not in hooks or node.name.startswith("_"),
+                    f"{cls.name} in {path} defines {node.name!r}, which nothing calls; did you "
+                    f"mean {near!r}? A function of your own begins with an underscore",
+                )
             if isinstance(node, ast.FunctionDef) and node.name in known:
                 raise UserError(
                     f"{node.name!r} of {cls.name} in {path} is a function; a plain class "
@@ -204,9 +224,11 @@ def _canonical(item: Any) -> Any:
 
 def _is_no_code(node: Any) -> bool:
     """Whether a statement changes no result by itself: an import of ours, published values."""
-    if isinstance(node, ast.ImportFrom):
-        return (node.module or "").split(".")[0] == "ssl_bench"
-    return isinstance(node, ast.Assign) and _assigned(node) == ["PAPER"]
+    return _is_our_import(node) or (isinstance(node, ast.Assign) and _assigned(node) == ["PAPER"])
+
+
+def _is_our_import(node: Any) -> bool:
+    return isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ssl_bench"
 
 
 def _without_declarations(tree: ast.Module) -> ast.Module:

@@ -22,7 +22,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from ssl_bench.api.method import Method
-from ssl_bench.api.optimizers import Group
+from ssl_bench.api.optimizers import Group, OptimizerSpec
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import Hardware
@@ -38,10 +38,19 @@ def method(module: Method) -> str:
     """Check a method's weight-decay groups; one line that sums them up."""
     if not module.trains:
         return "nothing is trained"
-    groups = module.optimizer().optimizer.param_groups
+    recipe = module.optimizer()
+    require(
+        isinstance(recipe, OptimizerSpec),
+        f"optimizer of {type(module).__name__} returns a {type(recipe).__name__}; an OptimizerSpec "
+        "of ssl_bench.api would work",
+    )
+    groups = recipe.optimizer.param_groups
     config = module.config
     if type(module).optimizer is not Method.optimizer:  # the method's own, which knows what it does
-        return weight_decay(module, groups, 0.0, exempts=False)
+        trained = [
+            {**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups
+        ]
+        return weight_decay(module, trained, 0.0, exempts=False)
     return weight_decay(module, groups, config.weight_decay, exempts=not config.decay_norm_and_bias)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from fractions import Fraction
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.api.method import Method, total
 from ssl_bench.api.step import Batch, Step
 from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.distributed import collectives
+from ssl_bench.errors import require
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
@@ -76,9 +79,21 @@ def _count(method: Method, spec: EncoderSpec, batch_size: int) -> tuple[int, int
         FlopCounterMode(display=False) as counter,
     ):
         for term in trial.terms(batch, Step(0, 1, 1, batch_size)):
+            _check_loss(trial, term)
             total(term).backward()
             terms += 1
     return counter.get_total_flops(), terms
+
+
+def _check_loss(method: Method, loss: Any) -> None:
+    """Require what the contract says of a loss."""
+    losses = loss if isinstance(loss, Mapping) else {"loss": loss}
+    require(
+        bool(losses)
+        and all(isinstance(each, Tensor) and not each.ndim for each in losses.values()),
+        f"a loss of {type(method).__name__} is no scalar tensor, nor a mapping of names to scalar "
+        f"tensors: {loss!r:.60}",
+    )
 
 
 def trial_step(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -221,10 +221,11 @@ class _Metrics:
             for name, values in self.losses.items()
         }
         mean_loss = means.pop(gradients.TOTAL)
+        bad = "".join(f", {name} is {each}" for name, each in means.items() if not isfinite(each))
         require(
-            math.isfinite(mean_loss),
-            f"the loss is {mean_loss} at step {done}; a smaller --base-lr (the learning rate is "
-            f"{learning_rate:.3g} now) or --precision fp32 may help",
+            isfinite(mean_loss),
+            f"the loss is {mean_loss} at step {done}{bad}; a smaller --base-lr (the learning rate "
+            f"is {learning_rate:.3g} now) or --precision fp32 may help",
         )
         now = time.monotonic()
         speed = self._steps * step.batch_size / (now - self._written)

@@ -18,7 +18,7 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
-from ssl_bench.models import backbones, weights
+from ssl_bench.models import backbones, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import flops
@@ -35,7 +35,11 @@ def build_method(
     backbone = backbones.build(spec, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "method"))
-        return method_class(config, backbone, DataInfo.of(spec, classes))
+        method = method_class(config, backbone, DataInfo.of(spec, classes))
+    if method.trains and any(t.size != spec.image_size for t in method.transforms().values()):
+        for module in method.modules():
+            encoders.allow_other_sizes(module)
+    return method
 
 
 def make_batch(

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from ssl_bench.api import Batch, Method, OptimizerSpec, Step
 from ssl_bench.api.optimizers import cosine
 from ssl_bench.data import Dataset
+from ssl_bench.errors import UserError
+from ssl_bench.experiment import audit
 from ssl_bench.models import backbones, encoders
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
-from ssl_bench.training import pretrain, setup
+from ssl_bench.training import flops, pretrain, setup
 
 
 @pytest.fixture
@@ -178,3 +180,37 @@ def test_a_crop_of_another_size_gets_its_own_positions(spec: EncoderSpec) -> Non
     whole = torch.randn(2, spec.channels, spec.image_size, spec.image_size)
     fresh = backbones.build(spec, seed=0)
     assert torch.equal(encoder(whole), fresh(whole))
+
+
+@pytest.mark.parametrize(
+    "change,told",
+    [
+        ({"loss": lambda self, batch, step: self.head.weight}, "scalar"),
+        ({"loss": lambda self, batch, step: {}}, "scalar"),
+        ({"loss": lambda self, batch, step: {"b": 0.5}}, "scalar"),
+        ({"loss": Method.loss}, "neither 'loss' nor 'terms'"),
+        ({"transforms": Method.transforms}, "no 'transforms'"),
+    ],
+)
+def test_a_broken_contract_is_told_in_a_line(
+    spec: EncoderSpec, tiny: Dataset, change: dict[str, Any], told: str
+) -> None:
+    broken = type("Broken", (Teaching,), change)
+    with pytest.raises(UserError, match=f"Broken.*{told}|{told}"):
+        flops.of_step(setup.build_method(broken, Config(), spec, 3, seed=0), spec, 24)
+
+
+def test_an_optimiser_may_hold_what_is_frozen_and_must_be_in_a_recipe(spec: EncoderSpec) -> None:
+    class All(Teaching):
+        def optimizer(self) -> OptimizerSpec:
+            return OptimizerSpec(
+                optimizer=torch.optim.SGD(self.parameters()), learning_rate=lambda step: 0.1
+            )
+
+    class Bare(Teaching):
+        def optimizer(self) -> Any:
+            return torch.optim.SGD(self.parameters())
+
+    assert "frozen" in audit.method(setup.build_method(All, Config(), spec, 3, seed=0))
+    with pytest.raises(UserError, match="Bare returns a SGD; an OptimizerSpec"):
+        audit.method(setup.build_method(Bare, Config(), spec, 3, seed=0))

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from ssl_bench.api import registry
+from ssl_bench.api.declarations import HOOKS
+from ssl_bench.api.evaluation import Evaluation
+from ssl_bench.api.method import Method
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
 from ssl_bench.utils.files import load_json
@@ -194,6 +197,24 @@ LINES = {
     "misspelt outside": ("method", "    pass\nPRESET = {'quick': {}}", ["PRESET", "presets"]),
     "SEARCH": ("method", "    pass\nSEARCH = {}", ["SEARCH", "search_space"]),
     "SPREAD": ("eval", "    pass\nSPREAD = True", ["SPREAD", "sharded"]),
+    "a British hook": ("method", "    def optimiser(self): pass", ["optimiser", "optimizer"]),
+    "a hook's former name": (
+        "method",
+        "    def after_step(self, p): pass",
+        ["after_optimizer_step"],
+    ),
+    "a misspelt hook": ("eval", "    def support(self, e, d): pass", ["support", "supports"]),
+    "no flag in a preset": (
+        "method",
+        "    presets = {'quick': {'epohcs': 3}}",
+        ["epohcs", "epochs"],
+    ),
+    "another's flag": ("eval", "    presets = {'quick': {'epochs': 3}}", ["epochs", "quick"]),
+    "no flag in a space": (
+        "method",
+        "    search_space = {'widht': LogUniform(1, 2)}",
+        ["widht", "width"],
+    ),
     "a function": ("method", "    def presets(self): return {}", ["presets"]),
     "no mapping": ("method", "    presets = 5", ["presets", "int"]),
     "no mappings in it": ("method", "    presets = {'quick': 5}", ["presets", "quick", "int"]),
@@ -208,6 +229,13 @@ LINES = {
     "two of them": ("method", "    pass\nclass Other(Mine): pass", ["Mine", "Other"]),
     "of the other kind": ("eval", "    pass\nMine = None", ["Evaluation"]),
 }
+
+
+def test_hooks_are_what_the_classes_define() -> None:
+    for kind, cls in (("method", Method), ("eval", Evaluation)):
+        assert set(HOOKS[kind]) == {name for name in vars(cls) if not name.startswith("_")} - {
+            "encoder"
+        }
 
 
 @pytest.mark.parametrize("what", LINES)
