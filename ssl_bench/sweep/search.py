@@ -103,10 +103,6 @@ def _drawn(part: Part, settings: SweepSettings) -> list[dict[str, Any]]:
     method, several = part.config.method, {n: tuple(v) for n, v in part.given.items() if len(v) > 1}
     several.pop("seed", None)
     space: dict[str, Range] = {n: r for n, r in method.search().items() if n not in part.given}
-    unknown = sorted(set(space) - set(part.types))
-    require(
-        not unknown, f"search_space in {method.path} names {', '.join(unknown)}, which is no flag"
-    )
     space |= {name: OneOf(values) for name, values in several.items()}
     if not space:
         if not method.search() and dataclasses.fields(method.config):

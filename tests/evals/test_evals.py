@@ -221,7 +221,7 @@ def test_the_same_images_are_encoded_together_on_any_number_of_ranks(
 ) -> None:
     """Or the features that are kept would depend on it in their rounding."""
     monkeypatch.setattr(Encoder, "_images_at_once", 16)
-    monkeypatch.setattr(collectives, "gather_shares", lambda own, count: own)
+    monkeypatch.setattr(collectives, "gather_shards", lambda rows, count: rows)
     monkeypatch.setattr(collectives, "world_size", lambda: world)
     encoder = Encoder(backbones.build(spec, 0), spec, CPU, 0)
     encode, seen = encoder._encode, []
