@@ -168,7 +168,7 @@ def _announce(
     console.print(
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px{patches}; "
-        f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{plan.epochs:.4g} epoch{'s' * (plan.epochs != 1)} of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )

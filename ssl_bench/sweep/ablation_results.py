@@ -20,11 +20,11 @@ from ssl_bench.models import masking
 from ssl_bench.papers import Ablation
 from ssl_bench.runs import schema
 from ssl_bench.sweep import in_turn
-from ssl_bench.sweep.ablation import Cell, Study, as_number
+from ssl_bench.sweep.ablation import AblationCell, Study, as_number
 from ssl_bench.utils.files import atomic, checked_name, write_json
 from ssl_bench.utils.formatting import cell
 
-_DEVIATION, _PAPER = " deviation", " of the paper"
+_STD, _PAPER = " std", " of the paper"
 _LINE = 100
 
 
@@ -69,7 +69,9 @@ def run(study: Study) -> Path:
     return folder
 
 
-def collect(ablation: Ablation, cells: Sequence[Cell], finished: Sequence[Run]) -> pd.DataFrame:
+def collect(
+    ablation: Ablation, cells: Sequence[AblationCell], finished: Sequence[Run]
+) -> pd.DataFrame:
     """Every score: columns ``value``, ``source`` (ours, paper), ``evaluation``, ``score``.
 
     There is a row of ours for each seed. The paper's values are all there, run here or not, and
@@ -96,7 +98,7 @@ def collect(ablation: Ablation, cells: Sequence[Cell], finished: Sequence[Run]) 
 
 
 def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row for each value: how many runs, and each evaluation's mean, deviation and paper."""
+    """One row for each value: how many runs, and each evaluation's mean, std and paper."""
     ours, paper = (scores[scores["source"] == source] for source in ("ours", "paper"))
     table = pd.DataFrame(index=pd.Index(scores["value"].unique(), name="value"))
     first = ours["evaluation"].iloc[0]
@@ -106,7 +108,7 @@ def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
         groups = ours[ours["evaluation"] == evaluation].groupby("value")["score"]
         known = paper[paper["evaluation"] == evaluation].set_index("value")["score"]
         table[evaluation] = groups.mean().round(4)
-        table[evaluation + _DEVIATION] = groups.std().round(4)
+        table[evaluation + _STD] = groups.std().round(4)
         table[evaluation + _PAPER] = known
     return table
 
@@ -204,14 +206,14 @@ def _as_rich(table: pd.DataFrame, title: str) -> Table:
         for evaluation in evaluations:
             shown.add_column(f"{who}\n{evaluation}", justify="right")
     for value, row in table.iterrows():
-        ours = [_score(row[name], row[name + _DEVIATION]) for name in evaluations]
+        ours = [_score(row[name], row[name + _STD]) for name in evaluations]
         paper = [_score(row[name + _PAPER], digits=1) for name in evaluations]
         shown.add_row(str(value), *ours, *paper)
     return shown
 
 
-def _score(mean: float, deviation: float = math.nan, digits: int = 2) -> str:
+def _score(mean: float, std: float = math.nan, digits: int = 2) -> str:
     if math.isnan(mean):
         return "-"
-    spread = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
+    spread = "" if math.isnan(std) else f" ± {std:.{digits}f}"
     return f"{mean:.{digits}f}{spread}"
