@@ -6,20 +6,22 @@ import math
 import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
-from ssl_bench.experiment import figures
+from ssl_bench.experiment import figures, loading, running
 from ssl_bench.experiment.baseline_table import headline
 from ssl_bench.experiment.loading import console
+from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.experiment.running import Run
 from ssl_bench.models import masking
 from ssl_bench.papers import Ablation
 from ssl_bench.runs import schema
-from ssl_bench.sweep import in_turn
 from ssl_bench.sweep.ablation import AblationCell, Study, as_number
 from ssl_bench.utils.files import atomic, checked_name, write_json
 from ssl_bench.utils.formatting import cell
@@ -38,7 +40,7 @@ def run(study: Study) -> Path:
         UserError: a cell cannot be run; nothing has been trained then.
     """
     ablation = study.ablation
-    finished = in_turn.run([cell.config for cell in study.cells])
+    finished = _run_in_turn([cell.config for cell in study.cells])
     scores = collect(ablation, study.cells, finished)
     table = tabulate(scores)
     folder = study.runs_dir / "ablations" / _name(study, finished)
@@ -67,6 +69,29 @@ def run(study: Study) -> Path:
         console.print(line)
     console.print(f"figure, table and runs: {folder}", soft_wrap=True)
     return folder
+
+
+def _run_in_turn(cells: Sequence[RunConfig]) -> list[Run]:
+    """Run one cell after the other, once all of them are known to be possible.
+
+    Each is what ``ssl-bench run`` makes of the same settings, run folder included: what is done is
+    reused, and what was interrupted is resumed.
+
+    Returns:
+        The run of each cell, in their order.
+
+    Raises:
+        UserError: a cell is impossible, and nothing has been trained.
+    """
+    load = lru_cache(maxsize=2)(loading.load)
+    for config in cells:
+        prepare_run(config, loading.data_of(config, load))
+    finished = []
+    for number, config in enumerate(cells, start=1):
+        console.rule(f"cell {number} of {len(cells)}")
+        console.print(shlex.join(["ssl-bench", "run", *config.argv()]), soft_wrap=True)
+        finished.append(running.run(config, loading.data_of(config, load)))
+    return finished
 
 
 def collect(

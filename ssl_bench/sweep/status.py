@@ -66,7 +66,7 @@ class CellStatus:
         return (self.entry.steps - self.step) * self.entry.batch_size / self.images_per_second
 
 
-def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[CellStatus]:
+def statuses_of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[CellStatus]:
     """How far each cell of a sweep is.
 
     Args:

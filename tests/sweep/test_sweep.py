@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from ssl_bench.cli.commands.sweep import work_of
 from ssl_bench.runs import run_folder
 from ssl_bench.sweep import manifest
-from ssl_bench.sweep import status as standing
 from ssl_bench.sweep.backends import clusters, records, slurm_queue
 from ssl_bench.sweep.backends.records import Record
 from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.manifest import Entry, Submitted, Sweep
-from ssl_bench.sweep.status import CellStatus
+from ssl_bench.sweep.status import CellStatus, statuses_of
 from ssl_bench.utils.files import load_json, write_json
 from ssl_bench.utils.locks import taken
 
@@ -211,7 +210,7 @@ def stand(
     monkeypatch.setattr(clusters, "reasons", lambda ids, _: dict.fromkeys(ids, "Resources"))
     monkeypatch.setattr(clusters, "failure", lambda *_: ["out of", "luck"])
     sweep = Sweep(tmp_path / "sweeps" / "s", "slurm", (), (ENTRY,), jobs)
-    [found] = standing.of(sweep, [sweep])
+    [found] = statuses_of(sweep, [sweep])
     return found
 
 

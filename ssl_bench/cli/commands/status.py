@@ -19,10 +19,9 @@ from rich.text import Text
 from ssl_bench.config.sweep_settings import CancelSettings, StatusSettings
 from ssl_bench.errors import UserError
 from ssl_bench.sweep import manifest
-from ssl_bench.sweep import status as standing
 from ssl_bench.sweep.backends import clusters
 from ssl_bench.sweep.manifest import Damaged, Sweep
-from ssl_bench.sweep.status import UNDER_WAY, CellState, CellStatus
+from ssl_bench.sweep.status import UNDER_WAY, CellState, CellStatus, statuses_of
 from ssl_bench.utils.formatting import many, plain
 from ssl_bench.utils.formatting import time as duration
 from ssl_bench.utils.terminal import Console
@@ -108,7 +107,7 @@ def _look(sweep: Sweep) -> list[CellStatus]:
     with suppress(UserError):  # what was read before can still be shown
         sweep = manifest.read(sweep.folder)
     others = [each for each in manifest.every(sweep.runs_dir)[0] if each.folder != sweep.folder]
-    return standing.of(sweep, [*others, sweep])
+    return statuses_of(sweep, [*others, sweep])
 
 
 def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Group:

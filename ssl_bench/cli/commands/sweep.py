@@ -16,13 +16,12 @@ from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep import manifest, plan, select_best
-from ssl_bench.sweep import status as standing
 from ssl_bench.sweep.backends import clusters, slurm
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep
 from ssl_bench.sweep.plan import Planner, Work
-from ssl_bench.sweep.status import UNDER_WAY, CellStatus
+from ssl_bench.sweep.status import UNDER_WAY, CellStatus, statuses_of
 from ssl_bench.utils.formatting import count, many
 from ssl_bench.utils.formatting import time as duration
 from ssl_bench.utils.terminal import Console
@@ -69,13 +68,13 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
     with nullcontext() if settings.dry_run else manifest.submitting(wanted.runs_dir):
         sweep, opening_notes = _opened(args, wanted, entries)
         sweeps = [each for each in manifest.every(wanted.runs_dir)[0] if each.name != sweep.name]
-        statuses = standing.of(sweep, [*sweeps, sweep])
+        statuses = statuses_of(sweep, [*sweeps, sweep])
         if opening_notes and not settings.dry_run:
             manifest.write(sweep)
         finals, notes = select_best.finals(wanted, statuses, settings.retry_failed)
         if finals:
             sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
-            statuses = standing.of(sweep, [*sweeps, sweep])
+            statuses = statuses_of(sweep, [*sweeps, sweep])
         work = work_of(statuses, settings.retry_failed)
         _console.print(f"{sweep.name}: {status.summary(statuses)}", soft_wrap=True)
         if work:

@@ -1,7 +1,7 @@
 """The local cluster: workers, which are submitit's local jobs, do one cell after the other.
 
-submitit's local executor starts at once whatever it is given, so what it is given is as many workers
-as cells may run at a time. A worker takes a cell that nobody has, and does its stages, each in a
+submitit's local executor starts at once whatever it is given, so it is given as many workers as
+cells may run at a time. A worker takes a cell that nobody has, and does its stages, each in a
 process of its own: one that crashes fails its cell alone.
 """
 
