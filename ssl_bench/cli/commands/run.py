@@ -61,14 +61,14 @@ def data(args: Sequence[str]) -> None:
 
 def _from_file(args: Sequence[str]) -> RunConfig:
     """The run of ``ssl-bench run --config FILE``."""
-    from ssl_bench.cli import parser, trust
+    from ssl_bench.cli import trust
 
     if not {"-h", "--help"} & set(args):
         argv.peek(args, "config")  # complains where it has no value
         known = parser.flags_of(ConfigFileSettings)
         for flag, *_ in argv.by_flag(args):
             require(
-                not flag.startswith("--") or flag.removeprefix("--").removeprefix("no-") in known,
+                not flag.startswith("--") or flag[2:].removeprefix("no-") in known,
                 f"a config file describes the whole run: {flag} cannot go beside --config, only "
                 "--wait and --trust can",
             )
