@@ -25,7 +25,7 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import above
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.metrics import accuracy
-from ssl_bench.experiment import audit as audits
+from ssl_bench.experiment import audit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,9 @@ class FineTuning(Evaluation):
         config = self.config
         model = finetuning.classifier(encoder, 2, config)
         groups = finetuning.optimizer(model, config).param_groups
-        audits.drop_path(model.encoder, config.drop_path)
-        audits.layer_decay(model, groups, config.layer_decay)
-        return audits.weight_decay(
+        audit.drop_path(model.encoder, config.drop_path)
+        audit.layer_decay(model, groups, config.layer_decay)
+        return audit.weight_decay(
             model, groups, config.weight_decay, not config.decay_norm_and_bias
         )
 

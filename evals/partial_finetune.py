@@ -29,7 +29,7 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.finetuning import Classifier
 from ssl_bench.evaluation.metrics import accuracy
-from ssl_bench.experiment import audit as audits
+from ssl_bench.experiment import audit
 from ssl_bench.models import encoders
 
 _HALF = 0.5
@@ -108,11 +108,11 @@ class PartialFineTuning(Evaluation):
         for blocks in sorted(numbers):
             model = _classifier(encoder, 2, config, blocks)
             groups = finetuning.optimizer(model, config).param_groups
-            line = audits.weight_decay(model, groups, config.weight_decay, exempts)
+            line = audit.weight_decay(model, groups, config.weight_decay, exempts)
         whole = finetuning.classifier(encoder, 2, config)
         groups = finetuning.optimizer(whole, config).param_groups
-        audits.layer_decay(whole, groups, config.layer_decay)
-        audits.drop_path(whole.encoder, config.drop_path)
+        audit.layer_decay(whole, groups, config.layer_decay)
+        audit.drop_path(whole.encoder, config.drop_path)
         shown = ", ".join(f"{blocks:g}" for blocks in numbers)
         return f"the last {shown} blocks; with most of them {line}"
 

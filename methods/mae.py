@@ -111,7 +111,6 @@ class Config(OptimizerConfig):
 
 
 _PCA_IMAGES = 1024
-_ABLATED = "ViT-L/16, 800 epochs, ImageNet-1k, pixels not normalised"
 
 
 class MAE(Method):

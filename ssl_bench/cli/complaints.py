@@ -1,4 +1,4 @@
-"""What is said of the arguments of a command line that cannot be taken."""
+"""Error messages for command lines that cannot be accepted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def without_box(message: str) -> str:
 
 
 def refuse_no_number(types: Mapping[str, Any], args: Sequence[str]) -> None:
-    """Complain about what is given for a number and is none, in better words than tyro's.
+    """Reject values that are not numbers, in better words than tyro's.
 
     Args:
         types: of the flags there are, by their fields' names.

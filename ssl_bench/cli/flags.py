@@ -16,6 +16,7 @@ from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli.argv import peek
 from ssl_bench.cli.parser import Flag, flags_with, values_of
+from ssl_bench.config.command_settings import ConfigFileSettings
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import BUDGETS, EvalSettings, Settings
 from ssl_bench.errors import UserError, require, unknown
@@ -34,7 +35,11 @@ def parse_run(args: Sequence[str], command: str = "run") -> RunConfig:
         f"Pre-train {method.name}, evaluate it, show it beside its baselines. {method.summary} "
         "`ssl-bench run --config FILE` runs what a run's config.json, or a file like it, describes."
     )
-    return offer.run_config(values_of(command, offer.flags, args, about, offer.everyone))
+    shown = list(offer.flags)
+    if command == "run" and {"-h", "--help"} & set(args):  # with it, another parser reads the flags
+        of_file = flags_with(ConfigFileSettings, "", {"config": None})
+        shown += [flag for flag in of_file if flag.name == "config"]
+    return offer.run_config(values_of(command, shown, args, about, offer.everyone))
 
 
 def defaults(args: Sequence[str], required: Mapping[str, Any]) -> RunConfig:

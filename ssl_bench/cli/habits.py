@@ -1,4 +1,4 @@
-"""What people type from habit, and what does it here."""
+"""Flags from other tools, and their equivalents here."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class QuerySettings:
     """Ask the tables of all runs and of all scores a question in SQL, or list their columns."""
 
     sql: str = ""
-    """A query of DuckDB's SQL over `run_folder` and `scores`. Default: list the columns."""
+    """A query of DuckDB's SQL over the tables `runs` and `scores`. Default: list the columns."""
     schema: bool = False
     """List the columns with what they mean."""
     runs_dir: Path = Path("runs")
@@ -158,7 +158,8 @@ class ConfigFileSettings:
     """Run what a file describes, and nothing else: a run's config.json, or one like it."""
 
     config: Path
-    """The file."""
+    """Run what this file describes: a run's config.json, or one like it. Only --wait and --trust go
+    beside it."""
     trust: bool = False
     """Run the files that it names as method or evaluation, which are no part of the installation.
     Without it, a terminal is asked; whatever they hold is run."""

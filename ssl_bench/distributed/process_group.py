@@ -29,8 +29,8 @@ import torch.distributed as dist
 
 from ssl_bench.config.settings import Strategy
 from ssl_bench.distributed import collectives, rendezvous
-from ssl_bench.distributed import strategy as strategies
 from ssl_bench.distributed.environment import DistributedEnvironment, cores
+from ssl_bench.distributed.strategy import shard, using
 from ssl_bench.errors import ToldElsewhere, UserError, first_line, is_of_memory, require, told
 from ssl_bench.utils.signals import SECONDS_TO_SAVE
 
@@ -75,7 +75,7 @@ def initialised(
         try:
             with (
                 collectives.ready(environment.local_world),
-                strategies.using(fabric, chosen),
+                using(fabric, chosen),
             ):
                 _check_gpus(device)
                 yield
@@ -136,7 +136,7 @@ def _fabric(
         made = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     else:
         made = ModelParallelStrategy(
-            strategies.shard, data_parallel_size=environment.world, tensor_parallel_size=1
+            shard, data_parallel_size=environment.world, tensor_parallel_size=1
         )
     # The rank's own device at every index: it may see no other.
     made.parallel_devices = [device] * environment.local_world

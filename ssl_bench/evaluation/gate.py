@@ -1,7 +1,7 @@
 """The gate for scores: every result passes here before it is stored, and when it is read again.
 
 An evaluation may be anybody's code, and a stored record may have been edited, damaged or written
-by another version. What is let through is what `contract.Result` promises.
+by another version. What is let through is what `ssl_bench.api.Result` promises.
 """
 
 from __future__ import annotations

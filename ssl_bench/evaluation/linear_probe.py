@@ -1,9 +1,9 @@
 """Linear probes on frozen features: standardised, a grid trained at once, chosen, applied.
 
-Features are standardised by the mean and the deviation of the images that a probe is fitted on:
-the batch normalisation without affine parameters of MAE's probe (He et al., arXiv:2111.06377,
-appendix A.1), over all images instead of a batch. A grid of learning rate x weight decay is
-trained together, as DINOv2 does (arXiv:2304.07193, appendix B.3).
+Features are standardised by the mean and the standard deviation of the images that a probe is
+fitted on: the batch normalisation without affine parameters of MAE's probe (He et al.,
+arXiv:2111.06377, appendix A.1), over all images instead of a batch. A grid of learning rate x
+weight decay is trained together, as DINOv2 does (arXiv:2304.07193, appendix B.3).
 
 Shapes: B batch, N images, D features, G probes in the grid, C classes.
 """
@@ -37,15 +37,15 @@ class Scaler:
 
     Attributes:
         mean_D: what is subtracted, float32.
-        deviation_D: what is divided by then, float32, above 0.
+        std_D: what is divided by then, float32, above 0.
     """
 
     mean_D: Tensor
-    deviation_D: Tensor
+    std_D: Tensor
 
     @classmethod
     def of(cls, features_ND: Tensor, rows_N: Tensor) -> Scaler:
-        """By the mean and the deviation of the features in those rows, summed in float64."""
+        """By the mean and std of the features in those rows, summed in float64."""
         width = features_ND.shape[1]
         total_D, squares_D = features_ND.new_zeros(2, width, dtype=torch.float64)
         for rows_B in rows_N.to(features_ND.device).split(_IMAGES_AT_ONCE):
@@ -57,8 +57,8 @@ class Scaler:
         return cls(mean_D.float(), variance_D.sqrt().float() + 1e-6)
 
     def __call__(self, features_ND: Tensor, rows_B: Tensor) -> Tensor:
-        """The features in those rows with mean 0 and deviation 1: ``(B, D)``."""
-        return (features_ND.index_select(0, rows_B) - self.mean_D) / self.deviation_D
+        """The features in those rows with mean 0 and standard deviation 1: ``(B, D)``."""
+        return (features_ND.index_select(0, rows_B) - self.mean_D) / self.std_D
 
 
 @dataclass(frozen=True)

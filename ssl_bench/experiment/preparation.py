@@ -21,8 +21,7 @@ from ssl_bench.experiment.run_config import EvalConfig, Evaluations, RunConfig
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
-from ssl_bench.training import budget as budgets
-from ssl_bench.training import gradients, setup
+from ssl_bench.training import budget, gradients, setup
 from ssl_bench.training.schedule import Schedule, whole_epochs
 
 
@@ -125,9 +124,9 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         seed=settings.seed,
         precision=hardware.precision,
     )
-    budget = budgets.of(settings, hardware)
-    if budget and method.trains:
-        plan = budgets.spend(budget, plan, method, data, hardware, settings)
+    allowed = budget.of(settings, hardware)
+    if allowed and method.trains:
+        plan = budget.spend(allowed, plan, method, data, hardware, settings)
     require(
         expected in ("", plan.name),
         f"this would be run {plan.name!r}, not {expected!r} as when it was submitted: the code, "
@@ -154,7 +153,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         method=method,
         hardware=hardware,
         recipe="; ".join(recipe),
-        budget=budget,
+        budget=allowed,
         left_out=tuple(dict.fromkeys([*unlabelled, *left_out, *others])),
     )
 

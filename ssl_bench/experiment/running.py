@@ -22,8 +22,7 @@ from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan, is_trained
-from ssl_bench.training import budget as budgets
-from ssl_bench.training import pretrain, setup
+from ssl_bench.training import budget, pretrain, setup
 from ssl_bench.utils.files import make_inside
 
 _IMAGES_IN_PICTURE = 10
@@ -76,7 +75,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     )
 
     def create() -> tuple[Plan, Path]:
-        with budgets.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
+        with budget.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
             content = {**config.to_json(), **asdict(plan), "identity": plan.identity, **facts}
             return plan, run_folder.create(settings.runs_dir, plan.name, content)
 
@@ -163,12 +162,13 @@ def _announce(
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
     count = (spec.image_size // spec.patch_size) ** 2 if spec.patch_size else 0
     patches = f" in {count} patches of {spec.patch_size} px" if count else ""
+    epochs = "epoch" if plan.epochs == 1 else "epochs"
     console.print(f"{plan.method} on ", end="")
     say_images(data)
     console.print(
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px{patches}; "
-        f"{plan.epochs:.4g} epochs of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{plan.epochs:.4g} {epochs} of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )

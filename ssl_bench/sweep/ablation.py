@@ -14,7 +14,7 @@ from ssl_bench.papers import Ablation
 
 
 @dataclass(frozen=True)
-class Cell:
+class AblationCell:
     """One run of an ablation.
 
     Attributes:
@@ -42,7 +42,7 @@ class Study:
     method: str
     name: str
     ablation: Ablation
-    cells: Sequence[Cell]
+    cells: Sequence[AblationCell]
     constant: Sequence[str]
     runs_dir: Path
 

@@ -6,25 +6,27 @@ import math
 import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
-from ssl_bench.experiment import figures
+from ssl_bench.experiment import figures, loading, running
 from ssl_bench.experiment.baseline_table import headline
 from ssl_bench.experiment.loading import console
+from ssl_bench.experiment.preparation import prepare_run
+from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.experiment.running import Run
 from ssl_bench.models import masking
 from ssl_bench.papers import Ablation
 from ssl_bench.runs import schema
-from ssl_bench.sweep import in_turn
-from ssl_bench.sweep.ablation import Cell, Study, as_number
+from ssl_bench.sweep.ablation import AblationCell, Study, as_number
 from ssl_bench.utils.files import atomic, checked_name, write_json
 from ssl_bench.utils.formatting import cell
 
-_DEVIATION, _PAPER = " deviation", " of the paper"
+_STD, _PAPER = " std", " of the paper"
 _LINE = 100
 
 
@@ -38,7 +40,7 @@ def run(study: Study) -> Path:
         UserError: a cell cannot be run; nothing has been trained then.
     """
     ablation = study.ablation
-    finished = in_turn.run([cell.config for cell in study.cells])
+    finished = _run_in_turn([cell.config for cell in study.cells])
     scores = collect(ablation, study.cells, finished)
     table = tabulate(scores)
     folder = study.runs_dir / "ablations" / _name(study, finished)
@@ -69,7 +71,32 @@ def run(study: Study) -> Path:
     return folder
 
 
-def collect(ablation: Ablation, cells: Sequence[Cell], finished: Sequence[Run]) -> pd.DataFrame:
+def _run_in_turn(cells: Sequence[RunConfig]) -> list[Run]:
+    """Run one cell after the other, once all of them are known to be possible.
+
+    Each is what ``ssl-bench run`` makes of the same settings, run folder included: what is done is
+    reused, and what was interrupted is resumed.
+
+    Returns:
+        The run of each cell, in their order.
+
+    Raises:
+        UserError: a cell is impossible, and nothing has been trained.
+    """
+    load = lru_cache(maxsize=2)(loading.load)
+    for config in cells:
+        prepare_run(config, loading.data_of(config, load))
+    finished = []
+    for number, config in enumerate(cells, start=1):
+        console.rule(f"cell {number} of {len(cells)}")
+        console.print(shlex.join(["ssl-bench", "run", *config.argv()]), soft_wrap=True)
+        finished.append(running.run(config, loading.data_of(config, load)))
+    return finished
+
+
+def collect(
+    ablation: Ablation, cells: Sequence[AblationCell], finished: Sequence[Run]
+) -> pd.DataFrame:
     """Every score: columns ``value``, ``source`` (ours, paper), ``evaluation``, ``score``.
 
     There is a row of ours for each seed. The paper's values are all there, run here or not, and
@@ -96,7 +123,7 @@ def collect(ablation: Ablation, cells: Sequence[Cell], finished: Sequence[Run]) 
 
 
 def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row for each value: how many runs, and each evaluation's mean, deviation and paper."""
+    """One row for each value: how many runs, and each evaluation's mean, std and paper."""
     ours, paper = (scores[scores["source"] == source] for source in ("ours", "paper"))
     table = pd.DataFrame(index=pd.Index(scores["value"].unique(), name="value"))
     first = ours["evaluation"].iloc[0]
@@ -106,7 +133,7 @@ def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
         groups = ours[ours["evaluation"] == evaluation].groupby("value")["score"]
         known = paper[paper["evaluation"] == evaluation].set_index("value")["score"]
         table[evaluation] = groups.mean().round(4)
-        table[evaluation + _DEVIATION] = groups.std().round(4)
+        table[evaluation + _STD] = groups.std().round(4)
         table[evaluation + _PAPER] = known
     return table
 
@@ -204,14 +231,14 @@ def _as_rich(table: pd.DataFrame, title: str) -> Table:
         for evaluation in evaluations:
             shown.add_column(f"{who}\n{evaluation}", justify="right")
     for value, row in table.iterrows():
-        ours = [_score(row[name], row[name + _DEVIATION]) for name in evaluations]
+        ours = [_score(row[name], row[name + _STD]) for name in evaluations]
         paper = [_score(row[name + _PAPER], digits=1) for name in evaluations]
         shown.add_row(str(value), *ours, *paper)
     return shown
 
 
-def _score(mean: float, deviation: float = math.nan, digits: int = 2) -> str:
+def _score(mean: float, std: float = math.nan, digits: int = 2) -> str:
     if math.isnan(mean):
         return "-"
-    spread = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
+    spread = "" if math.isnan(std) else f" ± {std:.{digits}f}"
     return f"{mean:.{digits}f}{spread}"

@@ -232,7 +232,7 @@ def text_of_log(path: Path) -> str:
 
 def end_with_parent() -> None:
     """Be sent SIGTERM when the process ends that started this one, as far as the system can."""
-    parent = os.environ.pop("SSL_BENCH_LANE", "")  # not for what this process starts
+    parent = os.environ.pop("SSL_BENCH_WORKER", "")  # not for what this process starts
     if not parent or not sys.platform.startswith("linux"):
         return
     import ctypes

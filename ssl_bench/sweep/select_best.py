@@ -8,18 +8,18 @@ from pathlib import Path
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
 from ssl_bench.sweep.grid import Cell, Final, Grid
-from ssl_bench.sweep.status import Standing
+from ssl_bench.sweep.status import CellStatus
 
 
 def finals(
-    wanted: Grid, standings: Sequence[Standing], retry_failed: bool
+    wanted: Grid, statuses: Sequence[CellStatus], retry_failed: bool
 ) -> tuple[list[Cell], list[str]]:
     """The runs on all training images that can be told by now, and what a person should know.
 
     A method's trials must all be over: done, or failed where these are not to be done again.
 
     Args:
-        standings: of the trials, in the order of the cells.
+        statuses: of the trials, in the order of the cells.
 
     Raises:
         UserError: a result cannot be read.
@@ -28,7 +28,7 @@ def finals(
     notes: list[str] = []
     told: set[str] = set()
     for final in wanted.finals:
-        trials = [standings[place] for place in final.trials]
+        trials = [statuses[place] for place in final.trials]
         over = [each for each in trials if _is_over(each, retry_failed)]
         done = [each for each in over if each.state == "done"]
         if len(over) < len(trials) or not done:
@@ -52,11 +52,11 @@ def finals(
     return cells, notes
 
 
-def _is_over(each: Standing, retry_failed: bool) -> bool:
+def _is_over(each: CellStatus, retry_failed: bool) -> bool:
     return each.state == "done" or (each.state == "failed" and not retry_failed)
 
 
-def _best(done: Sequence[Standing], choose_by: str, runs_dir: Path) -> Standing:
+def _best(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> CellStatus:
     """The trial with the best score, the first of several; whether more is better, it says."""
     better = {_better(each, choose_by, runs_dir) for each in done}
     if "neither" in better:
@@ -67,12 +67,12 @@ def _best(done: Sequence[Standing], choose_by: str, runs_dir: Path) -> Standing:
     return max(done, key=lambda each: sign * each.scores[choose_by])
 
 
-def _better(each: Standing, choose_by: str, runs_dir: Path) -> str:
+def _better(each: CellStatus, choose_by: str, runs_dir: Path) -> str:
     home = runs_dir / each.entry.run / schema.EVALS / each.entry.evals[choose_by]
     return str(schema.load_object(home / schema.SCORES).get("better", "higher"))
 
 
-def _waiting(final: Final, trials: Sequence[Standing], over: Sequence[Standing]) -> str:
+def _waiting(final: Final, trials: Sequence[CellStatus], over: Sequence[CellStatus]) -> str:
     if len(over) < len(trials):
         return (
             f"{final.method}: {len(trials) - len(over)} of {len(trials)} trials are not over; once "

@@ -27,7 +27,7 @@ _LARGEST = 1e15
 
 
 @dataclass(frozen=True)
-class Standing:
+class CellStatus:
     """How far a cell is.
 
     Attributes:
@@ -66,7 +66,7 @@ class Standing:
         return (self.entry.steps - self.step) * self.entry.batch_size / self.images_per_second
 
 
-def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[Standing]:
+def statuses_of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[CellStatus]:
     """How far each cell of a sweep is.
 
     Args:
@@ -92,10 +92,10 @@ def of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[Standing]:
     return found
 
 
-def _unknown(entry: Entry, why: str) -> Standing:
+def _unknown(entry: Entry, why: str) -> CellStatus:
     """A cell of which nothing can be found out."""
     names = tuple(entry.evals)
-    return Standing(
+    return CellStatus(
         entry, "failed", "pretrain", names, names, "", "", 0, None, None, why, "", {}
     )  # fmt: skip
 
@@ -106,7 +106,7 @@ def _of(
     jobs: Mapping[tuple[str, Stage], tuple[Sweep, Submitted]],
     states: Mapping[tuple[str, str], str],
     reasons: Mapping[tuple[str, str], str],
-) -> Standing:
+) -> CellStatus:
     folder = runs_dir / entry.run
     is_trained = schema.is_trained(folder)
     scores = {name: _score(folder / schema.EVALS / home) for name, home in entry.evals.items()}
@@ -142,7 +142,7 @@ def _of(
             told = clusters.failure(found[1].job, found[0].jobs_folder, 3) if found else []
             error = noted or "\n".join(told) or ("" if job_state == "lost" else job_state)
     record = {} if state == "new" else _last_record(folder / schema.METRICS)
-    return Standing(
+    return CellStatus(
         entry,
         state,
         stage,

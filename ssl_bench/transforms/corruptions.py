@@ -1,4 +1,4 @@
-"""Fifteen ways to spoil a photograph, at five severities each: those of ImageNet-C.
+"""Fifteen ways to corrupt an image, at five severities each: those of ImageNet-C.
 
 Hendrycks, Dietterich: *Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations*, ICLR 2019, arXiv:1903.12261, section 3 and appendix B.
@@ -7,7 +7,7 @@ Written from the paper's descriptions, for batches and for any size. Lengths are
 image's side, so that a blur of 3 pixels at 224 is one of 0.4 at 28: filters are averages of
 bilinear samples, which have no smallest width. Strengths of what is not a length (noise, contrast,
 JPEG's quality, the share of pixels that pixelate keeps) are about those of the published images of
-224 pixels at any size, which spoils small images more than the milder CIFAR-10-C does: scores are
+224 pixels at any size, which corrupts small images more than the milder CIFAR-10-C does: scores are
 for comparing encoders here, not with published ones. Each severity is stronger than the one before.
 Nothing is rounded to 8 bits afterwards, nor stored as JPEG. Further deviations are told by each
 kind's function.
@@ -74,7 +74,7 @@ class Noise:
 
 
 def corrupt(images_BCHW: Tensor, kind: str, severity: int, seed: int, samples_B: Tensor) -> Tensor:
-    """Spoil each image.
+    """Corrupt each image.
 
     Args:
         images_BCHW: float32 in [0, 1], of one channel or three, 16 pixels or more on each side.
@@ -102,8 +102,8 @@ def corrupt(images_BCHW: Tensor, kind: str, severity: int, seed: int, samples_B:
 
 def gaussian_noise(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     """Normal noise, of every channel's own."""
-    deviation = (0.08, 0.12, 0.18, 0.26, 0.38)[level]
-    return images_BCHW + deviation * noise.normal("values", *images_BCHW.shape[1:])
+    std = (0.08, 0.12, 0.18, 0.26, 0.38)[level]
+    return images_BCHW + std * noise.normal("values", *images_BCHW.shape[1:])
 
 
 def shot_noise(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
@@ -193,7 +193,7 @@ def frost(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     """Ice crystals on a window.
 
     Deviation: the crystals are procedural, ridges of fractal noise, where the published images
-    show pieces of photographs of ice.
+    show pieces of pictures of ice.
     """
     kept, ice = ((1.0, 0.4), (0.85, 0.55), (0.75, 0.65), (0.65, 0.75), (0.55, 0.85))[level]
     return kept * images_BCHW + ice * _crystals(images_BCHW, noise)
@@ -259,15 +259,15 @@ def jpeg_compression(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     """JPEG by Pillow, on the CPU, at a low quality."""
     quality = (25, 18, 15, 10, 7)[level]
     pixels_BHWC = (images_BCHW.cpu() * 255).round().byte().movedim(1, -1)
-    spoiled = []
+    corrupted = []
     for pixels_HWC in pixels_BHWC.numpy():
         buffer = io.BytesIO()
         Image.fromarray(pixels_HWC.squeeze(-1) if pixels_HWC.shape[-1] == 1 else pixels_HWC).save(
             buffer, "JPEG", quality=quality
         )
-        spoiled.append(np.asarray(Image.open(buffer)).reshape(pixels_HWC.shape))
-    spoiled_BCHW = torch.from_numpy(np.stack(spoiled)).movedim(-1, 1).to(images_BCHW.device)
-    return spoiled_BCHW.float() / 255
+        corrupted.append(np.asarray(Image.open(buffer)).reshape(pixels_HWC.shape))
+    corrupted_BCHW = torch.from_numpy(np.stack(corrupted)).movedim(-1, 1).to(images_BCHW.device)
+    return corrupted_BCHW.float() / 255
 
 
 KINDS: Mapping[str, Callable[[Tensor, int, Noise], Tensor]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -382,6 +383,21 @@ def test_completion_knows_flags_and_names(ssl_bench: Call, shell: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "words,text",
+    [
+        (["completion", "--help"], "usage: ssl-bench completion bash|zsh"),
+        (["run", "--config", "--help"], "usage: ssl-bench run [-h] --config PATH"),
+        (["run", "--help"], "--config {None}|PATH"),
+        (["query", "--help"], "`runs`"),
+    ],
+)
+def test_help_is_shown(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        assert cli.main(words) == 0
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     "words", [["--help"], ["run", "--help"], ["run", "--method", "mocov3", "-h"]]
 )
 def test_help_imports_no_torch(words: list[str]) -> None:
@@ -505,7 +521,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
         (["list", "method"], "did you mean 'methods'?"),
         (["completion"], "bash|zsh"),
-        (["completion", "csh"], "unknown shell 'csh'"),
+        (["completion", "csh"], "unknown shell 'csh'; known: bash, zsh"),
         (["eval"], "say what to evaluate"),
         (["eval", "nothing"], "no run in"),
         (["compare"], "no run in"),

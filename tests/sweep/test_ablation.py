@@ -22,7 +22,7 @@ from ssl_bench.experiment import figures, loading
 from ssl_bench.experiment.preparation import prepare_run
 from ssl_bench.experiment.running import Run
 from ssl_bench.sweep import ablation, ablation_results
-from ssl_bench.sweep.ablation import Cell
+from ssl_bench.sweep.ablation import AblationCell
 from ssl_bench.training import pretrain
 from ssl_bench.utils.files import load_json
 
@@ -278,9 +278,7 @@ def test_numbers_are_those_of_the_runs(ablate: Call, tmp_path: Path) -> None:
         row = table.loc[float(value)]
         assert row["runs"] == 2
         assert row["linear"] == pytest.approx(sum(scores) / 2, abs=1e-3)
-        assert row["linear deviation"] == pytest.approx(
-            abs(scores[0] - scores[1]) / 2**0.5, abs=1e-3
-        )
+        assert row["linear std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5, abs=1e-3)
     assert table.loc[0.75, "linear of the paper"] == 73.5
     assert table["linear"].count() == 2
 
@@ -378,7 +376,7 @@ def finished(evaluation: str, scores: Sequence[float]) -> list[Run]:
 
 def test_the_papers_linear_probe_stands_beside_every_linear_probe() -> None:
     known = MAE.ablations()["target"]
-    cells = [Cell("PCA", CONFIG), Cell("pixels", CONFIG)]
+    cells = [AblationCell("PCA", CONFIG), AblationCell("pixels", CONFIG)]
     for evaluation in ("linear", "linear-paper"):
         scores = ablation_results.collect(known, cells, finished(evaluation, [50.0, 60.0]))
         table = ablation_results.tabulate(scores)
@@ -401,7 +399,7 @@ def test_figure_shows_both_sides_on_axes_of_their_own(
     drawn: list[plt.Figure] = []
     monkeypatch.setattr(figures, "_save", lambda figure, output: drawn.append(figure))
     known = MAE.ablations()[name]
-    cells = [Cell(value, CONFIG) for value in values for _ in range(2)]
+    cells = [AblationCell(value, CONFIG) for value in values for _ in range(2)]
     ours = [50.0 + index for index in range(len(cells))]
     scores = ablation_results.collect(known, cells, finished("linear", ours))
     legend = ("ours: data", f"paper: {known.setting}")

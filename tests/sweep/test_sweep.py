@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from ssl_bench.cli.commands.sweep import work_of
 from ssl_bench.runs import run_folder
 from ssl_bench.sweep import manifest
-from ssl_bench.sweep import status as standing
 from ssl_bench.sweep.backends import clusters, records, slurm_queue
 from ssl_bench.sweep.backends.records import Record
 from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.manifest import Entry, Submitted, Sweep
-from ssl_bench.sweep.status import Standing
+from ssl_bench.sweep.status import CellStatus, statuses_of
 from ssl_bench.utils.files import load_json, write_json
 from ssl_bench.utils.locks import taken
 
@@ -205,13 +204,13 @@ def test_a_sweep_is_read_as_it_was_written(
 
 def stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: Mapping[str, str], *jobs: Submitted
-) -> Standing:
+) -> CellStatus:
     """How far the entry is, where the cluster says that of its jobs."""
     monkeypatch.setattr(clusters, "states", lambda ids, _: {i: states[i] for i in ids})
     monkeypatch.setattr(clusters, "reasons", lambda ids, _: dict.fromkeys(ids, "Resources"))
     monkeypatch.setattr(clusters, "failure", lambda *_: ["out of", "luck"])
     sweep = Sweep(tmp_path / "sweeps" / "s", "slurm", (), (ENTRY,), jobs)
-    [found] = standing.of(sweep, [sweep])
+    [found] = statuses_of(sweep, [sweep])
     return found
 
 
@@ -359,7 +358,7 @@ class TestDamage:
         assert "ssl-bench sweep" in errors and "ssl-bench cancel sweep-mae-1" in errors
         batch = path.parent / "jobs" / "local-1"
         assert not list(batch.glob("*.cancel"))
-        with taken(batch / "lane-0.lock", 0):  # somebody is about to do what is to come
+        with taken(batch / "worker-0.lock", 0):  # somebody is about to do what is to come
             code, output, _ = ssl_bench("cancel", "mae-1", "--runs-dir", runs_dir)
         assert code == 0 and "3 jobs" in output
         begun = {each.name for each in batch.glob("*.cancel")}
@@ -415,7 +414,7 @@ class TestDamage:
         [batch] = path.parent.glob("jobs/*/batch.json")
         path.unlink()
         (batch.parent / "000-evaluate.json").unlink()
-        with taken(batch.parent / "lane-0.lock", 0):
+        with taken(batch.parent / "worker-0.lock", 0):
             code, _, errors = sweep(*words)
         assert code == 2 and errors.count("\n") == 1 and "ssl-bench cancel" in errors
 

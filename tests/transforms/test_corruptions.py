@@ -50,20 +50,20 @@ def test_severity_grows_and_values_stay(kind: str, size: str | int, clothes: Ten
     before = images.clone()
     distances = []
     for severity in SEVERITIES:
-        spoiled = corrupt(images, kind, severity, 0, torch.arange(len(images)))
-        assert spoiled.shape == images.shape
-        assert spoiled.dtype == torch.float32
-        assert spoiled.isfinite().all()
-        assert spoiled.min() >= 0
-        assert spoiled.max() <= 1
-        distances.append((spoiled - images).square().mean().sqrt().item())
+        corrupted = corrupt(images, kind, severity, 0, torch.arange(len(images)))
+        assert corrupted.shape == images.shape
+        assert corrupted.dtype == torch.float32
+        assert corrupted.isfinite().all()
+        assert corrupted.min() >= 0
+        assert corrupted.max() <= 1
+        distances.append((corrupted - images).square().mean().sqrt().item())
     assert torch.equal(images, before), "arguments are not written to"
     assert all(low < high for low, high in itertools.pairwise(distances)), distances
     assert distances[0] > 0.005
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_is_spoiled_alike_in_any_batch(kind: str) -> None:
+def test_an_image_is_corrupted_alike_in_any_batch(kind: str) -> None:
     images, samples = photographs(20), torch.arange(12) * 7
     torch.manual_seed(0)
     whole = corrupt(images, kind, 3, 0, samples)
@@ -90,9 +90,9 @@ def test_each_image_and_each_seed_draws_anew(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_channels_and_sides_of_any_kind(kind: str, shape: tuple[int, ...]) -> None:
     for flat in (0.0, 1.0):
-        spoiled = corrupt(torch.full(shape, flat), kind, 5, 0, torch.arange(2))
-        assert spoiled.shape == shape
-        assert spoiled.isfinite().all()
+        corrupted = corrupt(torch.full(shape, flat), kind, 5, 0, torch.arange(2))
+        assert corrupted.shape == shape
+        assert corrupted.isfinite().all()
 
 
 def test_noise_has_the_moments_it_says() -> None:
@@ -208,7 +208,7 @@ class TestRobustness:
         assert result.scores["top1_clean"] == expected.scores["top1"]
         assert result.chosen == expected.chosen
 
-    def test_every_method_gets_the_same_spoiled_images(
+    def test_every_method_gets_the_same_corrupted_images(
         self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whatever its weights and its seed, and however many go through at once."""
@@ -216,9 +216,9 @@ class TestRobustness:
         seen: list[dict[tuple[str, int], list[Tensor]]] = []
 
         def record(images: Tensor, kind: str, severity: int, *rest: int | Tensor) -> Tensor:
-            spoiled = corruptions.corrupt(images, kind, severity, *rest)  # type: ignore[arg-type]
-            seen[-1].setdefault((kind, severity), []).append(spoiled)
-            return spoiled
+            corrupted = corruptions.corrupt(images, kind, severity, *rest)  # type: ignore[arg-type]
+            seen[-1].setdefault((kind, severity), []).append(corrupted)
+            return corrupted
 
         monkeypatch.setattr(code, "corrupt", record)
         for seed, at_once in ((0, 64), (1, 7)):

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_bench import cli
-from ssl_bench.cli.commands import listing
+from ssl_bench.cli.commands import list as list_command
 from ssl_bench.utils import streams
 from ssl_bench.utils.streams import Stream
 
@@ -60,7 +60,7 @@ def test_a_command_goes_on_without_output(
         done.append(True)
 
     broken = Broken(number, on_flush)
-    monkeypatch.setattr(listing, "show", work)
+    monkeypatch.setattr(list_command, "show", work)
     monkeypatch.setattr(sys, "stdout", broken)
     assert cli.main(["list"]) == code
     assert done
@@ -75,7 +75,7 @@ def test_the_exit_code_of_the_work_stays(monkeypatch: pytest.MonkeyPatch) -> Non
         print("something")
         return 7
 
-    monkeypatch.setattr(listing, "show", work)
+    monkeypatch.setattr(list_command, "show", work)
     for number in (errno.EPIPE, errno.ENOSPC):
         monkeypatch.setattr(sys, "stdout", Broken(number, on_flush=True))
         assert cli.main(["list"]) == 7

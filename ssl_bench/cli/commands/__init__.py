@@ -1,4 +1,4 @@
-"""The commands: what each is for, what it is told, and the function that does it."""
+"""The commands: the purpose, the settings and the function of each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssl_bench.config import command_settings as told
-from ssl_bench.config import settings as of
-from ssl_bench.config import sweep_settings as of_sweeps
+from ssl_bench.config import command_settings, sweep_settings
+from ssl_bench.config.settings import EvalSettings, Settings
 
 if TYPE_CHECKING:
     from ssl_bench.api.registry import Kind
@@ -36,7 +35,7 @@ class Command:
     is_plain: bool = True
 
     def run(self, name: str, args: Sequence[str]) -> int:
-        """Do it: the exit code."""
+        """Run it and return the exit code."""
         given: Any = args
         if self.is_plain:
             from ssl_bench.cli import parser
@@ -54,55 +53,59 @@ RESUMING = {"run", "ablate", "eval", "rerun", "sweep"}
 COMMANDS = {
     "run": Command(
         "pre-train a method, evaluate it, show it beside its baselines",
-        *("run:run", (of.Settings,), _BOTH, False),
+        *("run:run", (Settings,), _BOTH, False),
     ),
     "ablate": Command(
         "vary what a paper varied, draw the curve beside the paper's",
-        *("ablate:ablate", (told.AblateSettings, of.Settings), _BOTH, False),
+        *("ablate:ablate", (command_settings.AblateSettings, Settings), _BOTH, False),
     ),
     "sweep": Command(
         "run a grid or a search of many runs, here or as jobs on Slurm",
         "sweep_help:sweep",
-        (of_sweeps.SweepSettings, of_sweeps.ClusterSettings, of.Settings),
+        (sweep_settings.SweepSettings, sweep_settings.ClusterSettings, Settings),
         *(_BOTH, False),
     ),
     "status": Command(
-        "show how far a sweep is, live", "status:status", (of_sweeps.StatusSettings,)
+        "show how far a sweep is, live", "status:status", (sweep_settings.StatusSettings,)
     ),
-    "cancel": Command("end the jobs of a sweep", "status:cancel", (of_sweeps.CancelSettings,)),
+    "cancel": Command("end the jobs of a sweep", "status:cancel", (sweep_settings.CancelSettings,)),
     "recipe": Command(
         "show a preset's every setting beside the paper's",
-        *("recipe:recipe", (of.Settings,), _BOTH, False),
+        *("recipe:recipe", (Settings,), _BOTH, False),
     ),
     "eval": Command(
         "evaluate a run, or a file of weights",
-        *("run:evaluate", (of.EvalSettings,), ("eval",), False),
+        *("run:evaluate", (EvalSettings,), ("eval",), False),
     ),
-    "compare": Command("show runs side by side", "compare:compare", (told.CompareSettings,)),
-    "show": Command("show where a run's numbers come from", "show:show", (told.ShowSettings,)),
+    "compare": Command(
+        "show runs side by side", "compare:compare", (command_settings.CompareSettings,)
+    ),
+    "show": Command(
+        "show where a run's numbers come from", "show:show", (command_settings.ShowSettings,)
+    ),
     "rerun": Command(
         "train and evaluate a run again, and say whether it came out the same",
-        *("rerun:rerun", (told.RerunSettings,)),
+        *("rerun:rerun", (command_settings.RerunSettings,)),
     ),
-    "query": Command("ask about all runs in SQL", "query:query", (told.QuerySettings,)),
+    "query": Command("ask about all runs in SQL", "query:query", (command_settings.QuerySettings,)),
     "report": Command(
         "write a page with tables and figures of runs, and the files for a paper",
-        *("compare:report", (told.ReportSettings,)),
+        *("compare:report", (command_settings.ReportSettings,)),
     ),
     "reconstruct": Command(
         "hide patches of images, draw what a masked autoencoder makes of the rest",
-        *("reconstruct:reconstruct", (told.ReconstructSettings,)),
+        *("reconstruct:reconstruct", (command_settings.ReconstructSettings,)),
     ),
     "export": Command(
         "write an encoder in the format of timm, MAE or transformers",
-        *("export:export", (told.ExportSettings,)),
+        *("export:export", (command_settings.ExportSettings,)),
     ),
     "data": Command(
         "write a data set once as files that are read fast: data prepare SOURCE -o FOLDER",
-        *("run:data", (told.PrepareSettings,), (), False),
+        *("run:data", (command_settings.PrepareSettings,), (), False),
     ),
     "list": Command(
-        "methods, evaluations, data sets, backbones, presets", "listing:show", is_plain=False
+        "methods, evaluations, data sets, backbones, presets", "list:show", is_plain=False
     ),
     "completion": Command(
         "print shell completion for bash or zsh", "completion:show", is_plain=False

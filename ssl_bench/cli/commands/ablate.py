@@ -17,7 +17,7 @@ from ssl_bench.config.command_settings import AblateSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Ablation
-from ssl_bench.sweep.ablation import Cell, Study, as_number
+from ssl_bench.sweep.ablation import AblationCell, Study, as_number
 
 _OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
 _HELP = ("-h", "--help")
@@ -73,7 +73,7 @@ def _cells(
     settings: AblateSettings,
     common: Sequence[str],
     run: RunConfig,
-) -> list[Cell]:
+) -> list[AblationCell]:
     """The cells of an ablation: each value with each seed.
 
     Args:
@@ -96,7 +96,7 @@ def _cells(
     for value, args in values.items():
         config = flags.parse_run([*common, *args])
         for seed in dict.fromkeys(settings.seeds or [config.settings.seed]):
-            cells.append(Cell(value, config.with_values({"seed": seed})))
+            cells.append(AblationCell(value, config.with_values({"seed": seed})))
     return cells
 
 

@@ -12,16 +12,26 @@ from ssl_bench.api import registry
 from ssl_bench.cli import parser
 from ssl_bench.cli.commands import COMMANDS
 from ssl_bench.config.presets import BACKBONES
-from ssl_bench.errors import require, unknown
+from ssl_bench.errors import require
 
 _SHELLS = ("bash", "zsh")
+_HELP = f"""\
+usage: ssl-bench completion {"|".join(_SHELLS)}
+
+Print a script that completes commands, flags and names in that shell.
+
+  source <(ssl-bench completion bash)                          # in ~/.bashrc
+  ssl-bench completion zsh > ~/.zsh/completions/_ssl-bench     # a folder that is in fpath
+"""
 
 
 def show(args: Sequence[str]) -> None:
     """Print the completion script of a shell."""
+    if {"-h", "--help"} & set(args):
+        print(_HELP, end="")
+        return
     require(len(args) == 1, f"say which shell: ssl-bench completion {'|'.join(_SHELLS)}")
-    if args[0] not in _SHELLS:
-        raise unknown("shell", args[0], _SHELLS)
+    require(args[0] in _SHELLS, f"unknown shell {args[0]!r}; known: {', '.join(_SHELLS)}")
     names: dict[str, Iterable[str]] = {
         "method": registry.discover("method"),
         "data": data.names(),

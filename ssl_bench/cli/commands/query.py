@@ -130,9 +130,9 @@ def _asked(sql: str, found: index.ArrowIndex) -> Iterator[tuple[list[str], Fetch
 
 
 def _stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
-    """What the work gives, done in a thread so that a signal is heeded meanwhile.
+    """What the work gives, done in a thread so that a signal is handled meanwhile.
 
-    Python heeds one between two steps of its main thread alone, and the database takes one long
+    Python handles one between two steps of its main thread alone, and the database takes one long
     step. Most of what it does ends soon once it is asked to; the rest ends with the process.
     """
     outcome: Future[T] = Future()

@@ -211,9 +211,10 @@ def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
 
 
 def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
-    """Where the run folder of a repetition goes: a new one, or the one to resume.
+    """The folder for a rerun: a new one, or that of an interrupted rerun.
 
-    That is one which never ended, which nobody is at, and which was begun by what is here now.
+    An interrupted rerun has no outcome, nobody works on it, and it began in the environment that is
+    here now.
     """
     here, going_on = _here(precision), []
     for place in runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????.??????Z"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_bench.cli import argv, flags, parser
 from ssl_bench.config.command_settings import ConfigFileSettings, PrepareSettings
 from ssl_bench.distributed import launcher
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, require
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import run_folder
@@ -16,7 +16,8 @@ from ssl_bench.runs import run_folder
 
 def run(args: Sequence[str]) -> int:
     """``ssl-bench run``: the exit code."""
-    config = _from_file(args) if argv.peek(args, "config") else flags.parse_run(args)
+    is_of_file = any(flag == "--config" for flag, *_ in argv.by_flag(args))
+    config = _from_file(args) if is_of_file else flags.parse_run(args)
 
     def work() -> None:
         from ssl_bench.experiment import running
@@ -60,9 +61,18 @@ def data(args: Sequence[str]) -> None:
 
 def _from_file(args: Sequence[str]) -> RunConfig:
     """The run of ``ssl-bench run --config FILE``."""
-    from ssl_bench.cli import parser, trust
+    from ssl_bench.cli import trust
 
-    settings = parser.parse("run --config", ConfigFileSettings, args)
+    if not {"-h", "--help"} & set(args):
+        argv.peek(args, "config")  # complains where it has no value
+        known = parser.flags_of(ConfigFileSettings)
+        for flag, *_ in argv.by_flag(args):
+            require(
+                not flag.startswith("--") or flag[2:].removeprefix("no-") in known,
+                f"a config file describes the whole run: {flag} cannot go beside --config, only "
+                "--wait and --trust can",
+            )
+    settings = parser.parse("run", ConfigFileSettings, args)
 
     def allow(files: Sequence[Path]) -> None:
         what = f"config {str(settings.config)!r} names"

@@ -19,10 +19,9 @@ from rich.text import Text
 from ssl_bench.config.sweep_settings import CancelSettings, StatusSettings
 from ssl_bench.errors import UserError
 from ssl_bench.sweep import manifest
-from ssl_bench.sweep import status as standing
 from ssl_bench.sweep.backends import clusters
 from ssl_bench.sweep.manifest import Damaged, Sweep
-from ssl_bench.sweep.status import UNDER_WAY, CellState, Standing
+from ssl_bench.sweep.status import UNDER_WAY, CellState, CellStatus, statuses_of
 from ssl_bench.utils.formatting import many, plain
 from ssl_bench.utils.formatting import time as duration
 from ssl_bench.utils.terminal import Console
@@ -53,10 +52,10 @@ def status(settings: StatusSettings) -> None:
     pause = _SECONDS_BETWEEN_LOOKS.get(sweep.cluster, max(_SECONDS_BETWEEN_LOOKS.values()))
     with Live(console=_console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            standings = _look(sweep)
-            is_over = not any(each.state in UNDER_WAY for each in standings)
+            statuses = _look(sweep)
+            is_over = not any(each.state in UNDER_WAY for each in statuses)
             rows = None if is_over else max(4, _console.height - _LINES_AROUND)
-            live.update(_show(sweep, standings, rows), refresh=True)
+            live.update(_show(sweep, statuses, rows), refresh=True)
             if is_over:
                 return
             time.sleep(pause)
@@ -97,28 +96,28 @@ def _cancel(jobs: Iterable[str], folder: Path) -> int:
     return len(live)
 
 
-def summary(standings: Sequence[Standing]) -> str:
+def summary(statuses: Sequence[CellStatus]) -> str:
     """How many cells are in which state: "3 done, 1 running"."""
-    counts = Counter(each.state for each in standings)
+    counts = Counter(each.state for each in statuses)
     return ", ".join(f"{counts[state]} {state}" for state in reversed(_ORDER) if counts[state])
 
 
-def _look(sweep: Sweep) -> list[Standing]:
+def _look(sweep: Sweep) -> list[CellStatus]:
     """How far it is now; jobs may have been added meanwhile."""
     with suppress(UserError):  # what was read before can still be shown
         sweep = manifest.read(sweep.folder)
     others = [each for each in manifest.every(sweep.runs_dir)[0] if each.folder != sweep.folder]
-    return standing.of(sweep, [*others, sweep])
+    return statuses_of(sweep, [*others, sweep])
 
 
-def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Group:
+def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Group:
     """A table with what needs attention first, and what a person may do next.
 
     Args:
         rows: how many there is room for; None for all.
     """
-    shown = sorted(standings, key=lambda each: _ORDER.index(each.state)) if rows else standings
-    columns: dict[str, Callable[[Standing], str | Text]] = {
+    shown = sorted(statuses, key=lambda each: _ORDER.index(each.state)) if rows else statuses
+    columns: dict[str, Callable[[CellStatus], str | Text]] = {
         "cell": lambda each: each.entry.label,
         "state": lambda each: Text(each.state, style=_STYLES.get(each.state, "")),
         "progress": _progress,
@@ -133,13 +132,13 @@ def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Grou
             table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
     for line in zip(*(cells for cells in zip(*lines, strict=True) if any(cells)), strict=True):
         table.add_row(*line)
-    title = Text(f"{sweep.name}: {summary(standings)}", no_wrap=True, overflow="ignore")
-    notes = [f"log of {each.entry.label}: {log}" for each in standings if (log := _log(each))]
+    title = Text(f"{sweep.name}: {summary(statuses)}", no_wrap=True, overflow="ignore")
+    notes = [f"log of {each.entry.label}: {log}" for each in statuses if (log := _log(each))]
     notes = notes[:_MOST_LOGS]
-    if rows and len(standings) > rows:
-        notes.append(f"and {len(standings) - rows} more, which `ssl-bench status --once` shows")
-    states = {each.state for each in standings}
-    if "done" in states or any(each.scores for each in standings):
+    if rows and len(statuses) > rows:
+        notes.append(f"and {len(statuses) - rows} more, which `ssl-bench status --once` shows")
+    states = {each.state for each in statuses}
+    if "done" in states or any(each.scores for each in statuses):
         notes.append(f"`ssl-bench compare{sweep.place}` shows the table so far")
     if "unknown" in states:
         notes.append("the cluster does not answer; what is unknown was submitted, and may run")
@@ -150,12 +149,12 @@ def _show(sweep: Sweep, standings: Sequence[Standing], rows: int | None) -> Grou
     return Group(title, table, *(Text(note, overflow="fold") for note in notes))
 
 
-def _log(each: Standing) -> str:
+def _log(each: CellStatus) -> str:
     """Where a cell that failed has told more, if it has."""
     return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
 
 
-def _progress(each: Standing) -> str:
+def _progress(each: CellStatus) -> str:
     """Steps and speed of a pre-training, or what is evaluated."""
     if each.stage == "evaluate" and not each.waits_for:
         return f"to evaluate: {len(each.missing)}" if each.state != "done" else ""
@@ -167,16 +166,16 @@ def _progress(each: Standing) -> str:
     return f"{each.step:,}/{each.entry.steps:,}" + (f", {pace:,.0f} img/s" if pace else "")
 
 
-def _scores(each: Standing) -> Text:
+def _scores(each: CellStatus) -> Text:
     """What is known of an encoder, or why it is not."""
     if each.error:
         return Text(plain(each.error), style=_STYLES[each.state])
     return Text(", ".join(f"{name} {score:.2f}" for name, score in each.scores.items()))
 
 
-def _as_json(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, object]:
+def _as_json(sweep: Sweep, statuses: Sequence[CellStatus]) -> dict[str, object]:
     cells = []
-    for each in standings:
+    for each in statuses:
         cell = dataclasses.asdict(each)
         entry = cell.pop("entry")
         cells.append({"label": entry["label"], "run": entry["run"], "steps": entry["steps"]} | cell)

@@ -16,13 +16,12 @@ from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep import manifest, plan, select_best
-from ssl_bench.sweep import status as standing
 from ssl_bench.sweep.backends import clusters, slurm
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep
 from ssl_bench.sweep.plan import Planner, Work
-from ssl_bench.sweep.status import UNDER_WAY, Standing
+from ssl_bench.sweep.status import UNDER_WAY, CellStatus, statuses_of
 from ssl_bench.utils.formatting import count, many
 from ssl_bench.utils.formatting import time as duration
 from ssl_bench.utils.terminal import Console
@@ -39,14 +38,14 @@ def main(args: Sequence[str]) -> None:
         pass
 
 
-def work_of(standings: Sequence[Standing], retry_failed: bool) -> list[Work]:
+def work_of(statuses: Sequence[CellStatus], retry_failed: bool) -> list[Work]:
     """What is neither done nor under way.
 
     Args:
         retry_failed: whether what failed is to be done again.
     """
     found = []
-    for each in standings:
+    for each in statuses:
         if each.state == "failed" and not retry_failed:
             continue
         is_live = each.state in UNDER_WAY
@@ -69,21 +68,21 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
     with nullcontext() if settings.dry_run else manifest.submitting(wanted.runs_dir):
         sweep, opening_notes = _opened(args, wanted, entries)
         sweeps = [each for each in manifest.every(wanted.runs_dir)[0] if each.name != sweep.name]
-        standings = standing.of(sweep, [*sweeps, sweep])
+        statuses = statuses_of(sweep, [*sweeps, sweep])
         if opening_notes and not settings.dry_run:
             manifest.write(sweep)
-        finals, notes = select_best.finals(wanted, standings, settings.retry_failed)
+        finals, notes = select_best.finals(wanted, statuses, settings.retry_failed)
         if finals:
             sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
-            standings = standing.of(sweep, [*sweeps, sweep])
-        work = work_of(standings, settings.retry_failed)
-        _console.print(f"{sweep.name}: {status.summary(standings)}", soft_wrap=True)
+            statuses = statuses_of(sweep, [*sweeps, sweep])
+        work = work_of(statuses, settings.retry_failed)
+        _console.print(f"{sweep.name}: {status.summary(statuses)}", soft_wrap=True)
         if work:
-            _show(standings, work)
+            _show(statuses, work)
         for note in (*opening_notes, *notes, *planner.notes(work)):
             _console.print(f"note: {note}", soft_wrap=True)
         if settings.dry_run or not work:
-            why = "as --dry-run asks" if settings.dry_run else _nothing(standings)
+            why = "as --dry-run asks" if settings.dry_run else _nothing(statuses)
             _console.print(f"nothing is submitted: {why}")
             return False
         if settings.cluster != "debug":
@@ -130,7 +129,7 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
             *(cells, settings.cluster, folder, wanted.resources, sweep.name),
             limit=settings.parallel_jobs,
             after=[each.after for each in work],
-            lanes_folder=folder.parents[1],
+            workers_folder=folder.parents[1],
         )
     except slurm.Refused as error:
         problem, found = error, error.submitted
@@ -160,7 +159,7 @@ def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
     return Job(config.to_json(), entry.run, stage, os.getcwd(), nodes, devices)
 
 
-def _show(standings: Sequence[Standing], work: Sequence[Work]) -> None:
+def _show(statuses: Sequence[CellStatus], work: Sequence[Work]) -> None:
     """The cells, what becomes of each, and what that may cost."""
     table = Table()
     for name, justify in (("cell", "left"), ("state", "left"), ("to do", "left")):
@@ -169,7 +168,7 @@ def _show(standings: Sequence[Standing], work: Sequence[Work]) -> None:
         table.add_column(name, justify="right")
     to_do = {each.entry.run: each for each in work}
     images, flops, seconds, is_known = 0, 0, 0.0, True
-    for each in standings:
+    for each in statuses:
         entry, own = each.entry, to_do.get(each.entry.run)
         share = 0.0
         if own and "pretrain" in own.stages:
@@ -192,10 +191,10 @@ def _show(standings: Sequence[Standing], work: Sequence[Work]) -> None:
     _console.print(table)
 
 
-def _nothing(standings: Sequence[Standing]) -> str:
+def _nothing(statuses: Sequence[CellStatus]) -> str:
     """Why there is nothing to do."""
-    failed = sum(each.state == "failed" for each in standings)
-    live = sum(each.state in UNDER_WAY for each in standings)
+    failed = sum(each.state == "failed" for each in statuses)
+    live = sum(each.state in UNDER_WAY for each in statuses)
     parts = []
     if live:
         parts.append(f"{many(live, 'cell')} under way")

@@ -1,4 +1,4 @@
-"""Where cells run: as jobs of Slurm, in lanes on this machine, or here and now.
+"""Where cells run: as jobs of Slurm, by local workers on this machine, or here and now.
 
 Everywhere, a cell is a sequence of stages, and each stage gets an id. ``folder`` is the same folder
 in all calls: logs, records and what submitit needs are below it.
@@ -13,15 +13,14 @@ from pathlib import Path
 
 from ssl_bench.config.sweep_settings import Cluster, ClusterSettings
 from ssl_bench.errors import require
-from ssl_bench.sweep.backends import inline, records, slurm, slurm_queue
-from ssl_bench.sweep.backends import local as lanes
+from ssl_bench.sweep.backends import inline, local, records, slurm, slurm_queue
 from ssl_bench.sweep.jobs import ACTIVE, Job, State
 
 _ID = re.compile(rf"{records.ID}|{slurm.ID}")
 
 
 def is_id(text: str) -> bool:
-    """Whether it can be what `submit` calls a stage, which stands in paths and command lines."""
+    """Whether this has the form of a stage id, which stands in paths and command lines."""
     return bool(_ID.fullmatch(text))
 
 
@@ -38,7 +37,7 @@ def submit(
     name: str = "ssl-bench",
     limit: int | None = None,
     after: Sequence[str | None] | None = None,
-    lanes_folder: Path | None = None,
+    workers_folder: Path | None = None,
 ) -> list[list[str]]:
     """Submit cells, and return at once; "debug" does them first.
 
@@ -49,8 +48,8 @@ def submit(
         name: what ``squeue`` shows, with the stage's name.
         limit: how many cells may run at a time; on Slurm, of each stage.
         after: on Slurm, for each cell a job that its first stage waits for, or None. Elsewhere
-            what was submitted with the same ``lanes_folder`` before comes first.
-        lanes_folder: of this machine's lanes: cells that share it share the lanes. Default:
+            what was submitted with the same ``workers_folder`` before comes first.
+        workers_folder: of this machine's workers: cells that share it share the workers. Default:
             ``folder``.
 
     Returns:
@@ -68,14 +67,14 @@ def submit(
         every = [job for stages in cells for job in stages]
         nodes, devices = (max(getattr(job, name) for job in every) for name in ("nodes", "devices"))
         require(nodes == 1, f"nodes {nodes}: the local cluster is this machine; 1 would work")
-        return lanes.submit(cells, folder, limit, devices, lanes_folder=lanes_folder)
+        return local.submit(cells, folder, limit, devices, workers_folder=workers_folder)
     return slurm.submit_cells(cells, settings or ClusterSettings(), folder, name, limit, after)
 
 
 def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
     """The state of each stage, from any process, in one or two questions for all of them."""
-    local, there = _parted(ids)
-    return {**records.states(local, folder), **slurm_queue.states(there, folder)}
+    here, there = _parted(ids)
+    return {**records.states(here, folder), **slurm_queue.states(there, folder)}
 
 
 def under_way(ids: Iterable[str], folder: Path) -> list[str]:
@@ -111,13 +110,13 @@ def cancel(ids: Iterable[str], folder: Path, wait: float = 0.0) -> None:
     Raises:
         UserError: Slurm does not answer.
     """
-    local, there = _parted(ids)
-    for stage in local:
+    here, there = _parted(ids)
+    for stage in here:
         records.cancel(folder / stage)
     slurm_queue.cancel(there, folder)
     until = time.monotonic() + wait
     while wait and time.monotonic() < until:
-        if not ACTIVE & set(states([*local, *there], folder).values()):
+        if not ACTIVE & set(states([*here, *there], folder).values()):
             break
         time.sleep(0.5)
 

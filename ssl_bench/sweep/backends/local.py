@@ -1,7 +1,7 @@
-"""The local cluster: lanes, which are submitit's local jobs, do one cell after the other.
+"""The local cluster: workers, which are submitit's local jobs, do one cell after the other.
 
-submitit's local executor starts at once whatever it is given, so what it is given is as many lanes
-as cells may run at a time. A lane takes a cell that nobody has, and does its stages, each in a
+submitit's local executor starts at once whatever it is given, so it is given as many workers as
+cells may run at a time. A worker takes a cell that nobody has, and does its stages, each in a
 process of its own: one that crashes fails its cell alone.
 """
 
@@ -22,7 +22,7 @@ import submitit
 from ssl_bench.distributed import environment
 from ssl_bench.errors import UserError
 from ssl_bench.sweep.backends import records
-from ssl_bench.sweep.backends.records import Batch, Record
+from ssl_bench.sweep.backends.records import LocalBatch, Record
 from ssl_bench.sweep.jobs import ANY_RUN, Job, State, text_of_log
 from ssl_bench.utils.locks import taken
 
@@ -45,11 +45,11 @@ def submit(
     limit: int | None = None,
     devices: int = 1,
     minutes: int | None = None,
-    lanes_folder: Path | None = None,
+    workers_folder: Path | None = None,
 ) -> list[list[str]]:
-    """Start lanes in the background; they outlive this process and its terminal.
+    """Start workers in the background; they outlive this process and its terminal.
 
-    Lanes that were submitted with the same ``lanes_folder`` before come first.
+    Workers that were submitted with the same ``workers_folder`` before come first.
 
     Args:
         cells: the stages of each, to be done in turn.
@@ -57,16 +57,16 @@ def submit(
         limit: how many cells may run at a time. Default: one for each GPU, or for each ``devices``
             of them; without a GPU, one.
         devices: how many GPUs each cell wants, where there are any.
-        minutes: after which submitit stops a lane and starts it again. Default: never.
-        lanes_folder: for the locks that let one lane of each number work. Default: ``folder``.
+        minutes: after which submitit stops a worker and starts it again. Default: never.
+        workers_folder: for the locks that let one worker of each number work. Default: ``folder``.
 
     Returns:
         The ids of each cell's stages.
 
     Raises:
-        UserError: the lanes cannot be started.
+        UserError: the workers cannot be started.
     """
-    batch = records.new_batch(folder, "local", cells, lanes_folder)
+    batch = records.new_batch(folder, "local", cells, workers_folder)
     gpus = visible_gpus()
     most = len(gpus) // devices if gpus else limit or 1
     count = max(1, min(limit or most, most, len(cells)))
@@ -89,7 +89,7 @@ def submit(
         )
     if done.returncode:
         said = output.read_text("utf-8", errors="replace").splitlines()
-        raise UserError(f"the lanes cannot be started: {(said or ['?'])[-1]} ({output})")
+        raise UserError(f"the local workers cannot be started: {(said or ['?'])[-1]} ({output})")
     return batch.ids()
 
 
@@ -113,7 +113,7 @@ def visible_gpus() -> list[str]:
 
 
 class _Stop(BaseException):
-    """The lane was told to stop."""
+    """The worker was told to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -121,14 +121,14 @@ class _Stop(BaseException):
 
 
 @dataclass
-class Lane:
+class Worker:
     """Does what cells there are, one at a time; called by submitit.
 
     Attributes:
         folder: of the batch.
-        number: of the lane, from 0.
+        number: of the worker, from 0.
         count: how many there are, which share the cores.
-        gpus: those of this lane, separated by commas; "" for none.
+        gpus: those of this worker, separated by commas; "" for none.
     """
 
     folder: Path
@@ -137,31 +137,31 @@ class Lane:
     gpus: str
 
     def __call__(self) -> None:
-        """Do cells until nobody has to. Told to stop, it has the stage under way save."""
+        """Run cells until none is left. When told to stop, let the stage under way save."""
         theirs = signal.getsignal(signal.SIGUSR2)
         told: list[int] = []
         for number in _STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:  # such as SIGHUP under nohup
                 signal.signal(number, lambda number, _: told.append(number))
-        batch = Batch.load(self.folder)
+        batch = LocalBatch.load(self.folder)
         try:
             with (
-                _waited_for(records.lane_lock(self.folder, self.number), told),
-                _waited_for(records.lane_lock(batch.lanes_folder, self.number), told),
+                _waited_for(records.worker_lock(self.folder, self.number), told),
+                _waited_for(records.worker_lock(batch.workers_folder, self.number), told),
             ):
                 for cell in range(len(batch.cells)):
                     self._do(batch, cell, told)
         except _Stop as stop:
             if stop.number == signal.SIGUSR2 and callable(theirs):
                 signal.signal(signal.SIGUSR2, theirs)
-                signal.raise_signal(signal.SIGUSR2)  # submitit's: starts the lane again
+                signal.raise_signal(signal.SIGUSR2)  # submitit's: starts the worker again
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit starts again: the same lane, as records know how far it got."""
+        """What submitit starts again: the same worker, as records know how far it got."""
         return submitit.helpers.DelayedSubmission(self)
 
-    def _do(self, batch: Batch, cell: int, told: list[int]) -> None:
-        """The stages of one cell, unless another lane has it."""
+    def _do(self, batch: LocalBatch, cell: int, told: list[int]) -> None:
+        """The stages of one cell, unless another worker has it."""
         # Whoever asks whether it is held holds it for an instant.
         with taken(records.cell_lock(self.folder, cell), 0.5) as mine:
             failed = ""
@@ -199,7 +199,7 @@ class Lane:
             if told:
                 state: State = "running" if told[0] == signal.SIGUSR2 else "cancelled"
                 name = signal.Signals(told[0]).name
-                records.update(path, state, code, [f"its lane was stopped by {name}"])
+                records.update(path, state, code, [f"its worker was stopped by {name}"])
                 raise _Stop(told[0])
             quick = quick + 1 if time.monotonic() - began < _SOON else 0
             if code not in _STOPPED or quick >= _MOST_QUICK_STOPS:
@@ -229,7 +229,7 @@ class Lane:
         return code
 
     def _environment(self) -> Mapping[str, str]:
-        found = dict(os.environ, SSL_BENCH_LANE=str(os.getpid()))
+        found = dict(os.environ, SSL_BENCH_WORKER=str(os.getpid()))
         found["CUDA_VISIBLE_DEVICES"] = self.gpus
         if self.gpus == _WHATEVER_THERE_IS:
             del found["CUDA_VISIBLE_DEVICES"]
@@ -265,15 +265,15 @@ def _waited_for(path: Path, told: list[int]) -> Iterator[None]:
 
 
 def launch(folder: Path, minutes: int, gpus: Sequence[str]) -> None:
-    """Start a lane of a batch for each share of the GPUs, as submitit's local jobs.
+    """Start a worker of a batch for each share of the GPUs, as submitit's local jobs.
 
     They stay in this process's session, and keep its output open.
     """
-    batch = Batch.load(folder)
+    batch = LocalBatch.load(folder)
     executor = submitit.LocalExecutor(folder / "submitit", max_num_timeout=1_000_000)
     executor.update_parameters(timeout_min=minutes, signal_delay_s=120)
-    lanes = [Lane(folder, number, len(gpus), share) for number, share in enumerate(gpus)]
-    jobs = [executor.submit(lane) for lane in lanes]
+    workers = [Worker(folder, number, len(gpus), share) for number, share in enumerate(gpus)]
+    jobs = [executor.submit(worker) for worker in workers]
     replace(batch, processes=[int(job.job_id) for job in jobs]).save()
 
 

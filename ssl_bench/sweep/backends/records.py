@@ -43,19 +43,19 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Batch:
+class LocalBatch:
     """Cells that were submitted together.
 
     Attributes:
         folder: of its records, logs and locks.
         cells: the stages of each.
-        lanes_folder: for the locks that batches share, one for each lane.
-        processes: of submitit, one for each lane.
+        workers_folder: for the locks that batches share, one for each worker.
+        processes: of submitit, one for each worker.
     """
 
     folder: Path
     cells: Sequence[Sequence[Job]]
-    lanes_folder: Path
+    workers_folder: Path
     processes: Sequence[int] = ()
 
     def name(self, cell: int, stage: int) -> str:
@@ -71,12 +71,12 @@ class Batch:
 
     def save(self) -> None:
         """Write ``batch.json``."""
-        content = asdict(self) | {"lanes_folder": str(self.lanes_folder)}
+        content = asdict(self) | {"workers_folder": str(self.workers_folder)}
         del content["folder"]
         write_json(self.folder / "batch.json", content)
 
     @classmethod
-    def load(cls, folder: Path) -> Batch:
+    def load(cls, folder: Path) -> LocalBatch:
         """Read ``batch.json``.
 
         Raises:
@@ -98,13 +98,13 @@ def config_of(path: Path) -> Path:
 
 
 def new_batch(
-    folder: Path, kind: str, cells: Sequence[Sequence[Job]], lanes_folder: Path | None = None
-) -> Batch:
+    folder: Path, kind: str, cells: Sequence[Sequence[Job]], workers_folder: Path | None = None
+) -> LocalBatch:
     """A batch in a folder of its own, which is written.
 
     Args:
         kind: of cluster; the folder's name begins with it.
-        lanes_folder: as in `Batch`. Default: ``folder``.
+        workers_folder: as in `LocalBatch`. Default: ``folder``.
     """
     number = 1
     while True:
@@ -114,7 +114,7 @@ def new_batch(
         except FileExistsError:
             number += 1
     home = (folder / f"{kind}-{number}").absolute()
-    batch = Batch(home, cells, (lanes_folder or folder).absolute())
+    batch = LocalBatch(home, cells, (workers_folder or folder).absolute())
     batch.save()
     for cell, stages in enumerate(cells):
         for stage, job in enumerate(stages):
@@ -150,7 +150,7 @@ def ids_in(folder: Path) -> list[str]:
     found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.*")}
     for path in folder.glob("*/batch.json"):
         with suppress(UserError):
-            found.update(each for stages in Batch.load(path.parent).ids() for each in stages)
+            found.update(each for stages in LocalBatch.load(path.parent).ids() for each in stages)
     return sorted(each for each in found if re.fullmatch(ID, each))
 
 
@@ -185,13 +185,13 @@ def cell_lock(folder: Path, cell: int) -> Path:
     return folder / f"{cell:03}.lock"
 
 
-def lane_lock(folder: Path, lane: int) -> Path:
-    """The lock of a lane as long as it lives."""
-    return folder / f"lane-{lane}.lock"
+def worker_lock(folder: Path, worker: int) -> Path:
+    """The lock of a worker as long as it lives."""
+    return folder / f"worker-{worker}.lock"
 
 
 def states(ids: Sequence[str], folder: Path) -> dict[str, State]:
-    """The state of each stage, as `cluster.states` has it."""
+    """The state of each stage, as `clusters.states` has it."""
     alive: dict[Path, bool] = {}
     found: dict[str, State] = {}
     for each in ids:
@@ -205,17 +205,17 @@ def states(ids: Sequence[str], folder: Path) -> dict[str, State]:
             found[each] = "cancelled"
         else:
             if path.parent not in alive:
-                alive[path.parent] = _has_lanes(path.parent)
+                alive[path.parent] = _has_workers(path.parent)
             found[each] = "pending" if alive[path.parent] else "lost"
     return found
 
 
-def _has_lanes(folder: Path) -> bool:
-    """Whether any lane of a batch lives or is about to begin."""
-    if any(is_held(path) for path in folder.glob("lane-*.lock")):
+def _has_workers(folder: Path) -> bool:
+    """Whether any worker of a batch lives or is about to begin."""
+    if any(is_held(path) for path in folder.glob("worker-*.lock")):
         return True
     with suppress(UserError):
-        return any(_is_ours(number, folder) for number in Batch.load(folder).processes)
+        return any(_is_ours(number, folder) for number in LocalBatch.load(folder).processes)
     return False
 
 

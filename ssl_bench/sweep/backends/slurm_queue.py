@@ -66,7 +66,7 @@ def check_controller() -> None:
 
 
 def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
-    """The state of each job, as `cluster.states` has it, in two questions for all."""
+    """The state of each job, as `clusters.states` has it, in two questions for all."""
     wanted = list(ids)
     numbers = sorted({each.split("_")[0] for each in wanted})
     if not wanted:
@@ -180,7 +180,7 @@ def _expand(name: str) -> list[str]:
 
 
 class _Queued(NamedTuple):
-    """What the controller says of a job. The reason is why it waits."""
+    """A job as the controller reports it; ``reason`` says why it is waiting."""
 
     state: State
     reason: str

@@ -1,4 +1,4 @@
-"""Cells in lanes on this machine: what runs, fails, is killed, cancelled, or loses its lane."""
+"""Cells of local workers: what runs, fails, is killed, cancelled, or loses its worker."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from helpers import ROOT, stored
 from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
 from ssl_bench.sweep import jobs
-from ssl_bench.sweep.backends import clusters, records
-from ssl_bench.sweep.backends import local as lanes
+from ssl_bench.sweep.backends import clusters, local, records
 from ssl_bench.sweep.jobs import Job
 
-LANE = """
+WORKER = """
 import sys
 from pathlib import Path
-from ssl_bench.sweep.backends import local as lanes
+from ssl_bench.sweep.backends import local
 
-lanes.command_of = lambda job, path: [sys.executable, *job.config["args"]]
-lanes.Lane(Path(sys.argv[1]), int(sys.argv[2]), 1, "")()
+local.command_of = lambda job, path: [sys.executable, *job.config["args"]]
+local.Worker(Path(sys.argv[1]), int(sys.argv[2]), 1, "")()
 """
-"""A lane whose stages are any Python programs."""
+"""A worker whose stages are any Python programs."""
 GOOD = ("-c", "print('fine')")
 BAD = ("-c", "raise SystemExit('ssl-bench: no such thing')")
 KILLED = ("-c", "import os; os.kill(os.getpid(), 9)")
@@ -55,14 +54,14 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-class Lanes:
-    """Lanes of one batch, as processes of their own."""
+class Workers:
+    """Workers of one batch, as processes of their own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def submit(self, *cells: Sequence[Sequence[str]], lanes: int = 1) -> list[list[str]]:
+    def submit(self, *cells: Sequence[Sequence[str]], workers: int = 1) -> list[list[str]]:
         names = ("pretrain", "evaluate")
         made = [
             [
@@ -72,15 +71,15 @@ class Lanes:
             for stages in cells
         ]
         batch = records.new_batch(self.folder, "local", made)
-        for number in range(lanes):
+        for number in range(workers):
             self.start(batch.folder, number)
         return batch.ids()
 
     def start(self, batch: Path, number: int = 0) -> None:
-        command = [sys.executable, "-c", LANE, str(batch), str(number)]
+        command = [sys.executable, "-c", WORKER, str(batch), str(number)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.processes.append(subprocess.Popen(command, env=environment))
-        until((batch / f"lane-{number}.lock").exists, "the lane begins")
+        until((batch / f"worker-{number}.lock").exists, "the worker begins")
 
     def state(self, stage: str) -> str:
         """As another process sees it."""
@@ -99,8 +98,8 @@ class Lanes:
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[Lanes]:
-    found = Lanes(tmp_path)
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    found = Workers(tmp_path)
     yield found
     for process in found.processes:
         process.kill()
@@ -112,44 +111,44 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
     return [int(number) for number in found.split()]
 
 
-def test_a_cell_that_fails_fails_alone(local: Lanes) -> None:
-    ids = local.submit([GOOD, GOOD], [BAD, GOOD], [GOOD, KILLED], [GOOD])
-    local.wait()
-    found = clusters.states([each for stages in ids for each in stages], local.folder)
+def test_a_cell_that_fails_fails_alone(workers: Workers) -> None:
+    ids = workers.submit([GOOD, GOOD], [BAD, GOOD], [GOOD, KILLED], [GOOD])
+    workers.wait()
+    found = clusters.states([each for stages in ids for each in stages], workers.folder)
     assert [[found[each] for each in stages] for stages in ids] == [
         ["done", "done"],
         ["failed", "cancelled"],
         ["done", "killed"],
         ["done"],
     ]
-    assert clusters.failure(ids[1][0], local.folder) == ["ssl-bench: no such thing"]
-    assert clusters.failure(ids[1][1], local.folder) == ["its pretrain failed"]
-    [line] = clusters.failure(ids[2][1], local.folder)
+    assert clusters.failure(ids[1][0], workers.folder) == ["ssl-bench: no such thing"]
+    assert clusters.failure(ids[1][1], workers.folder) == ["its pretrain failed"]
+    [line] = clusters.failure(ids[2][1], workers.folder)
     assert line.startswith("killed by SIGKILL")
-    assert clusters.failure(ids[0][0], local.folder) == []
-    assert "fine" in clusters.log(ids[0][0], local.folder).read_text()
+    assert clusters.failure(ids[0][0], workers.folder) == []
+    assert "fine" in clusters.log(ids[0][0], workers.folder).read_text()
 
 
-def test_lanes_share_the_cells(local: Lanes) -> None:
+def test_workers_share_the_cells(workers: Workers) -> None:
     step = "import time; time.sleep(0.3)"
-    ids = local.submit(*[[("-c", step)] for _ in range(6)], lanes=2)
-    local.wait()
-    assert set(clusters.states([one for [one] in ids], local.folder).values()) == {"done"}
-    starts = [records.read(local.folder / one) for [one] in ids]
+    ids = workers.submit(*[[("-c", step)] for _ in range(6)], workers=2)
+    workers.wait()
+    assert set(clusters.states([one for [one] in ids], workers.folder).values()) == {"done"}
+    starts = [records.read(workers.folder / one) for [one] in ids]
     assert [record and record.starts for record in starts] == [1] * 6
 
 
-def test_killed_lane_loses_its_cell(local: Lanes) -> None:
-    [[running, later]] = local.submit([SLEEPING, GOOD])
-    local.asleep(running)
-    assert local.state(running) == "running"
-    assert local.state(later) == "pending"
-    local.processes[0].kill()
-    local.await_state(running, "lost")
-    assert local.state(later) == "lost"
+def test_killed_worker_loses_its_cell(workers: Workers) -> None:
+    [[running, later]] = workers.submit([SLEEPING, GOOD])
+    workers.asleep(running)
+    assert workers.state(running) == "running"
+    assert workers.state(later) == "pending"
+    workers.processes[0].kill()
+    workers.await_state(running, "lost")
+    assert workers.state(later) == "lost"
 
 
-def test_another_lane_takes_the_cell_of_one_that_was_killed(local: Lanes) -> None:
+def test_another_worker_takes_the_cell_of_one_that_was_killed(workers: Workers) -> None:
     once = (
         "-c",
         "import pathlib, time\n"
@@ -158,17 +157,17 @@ def test_another_lane_takes_the_cell_of_one_that_was_killed(local: Lanes) -> Non
         "print('asleep', flush=True)\n"
         "time.sleep(600 * first)",
     )
-    [[stage]] = local.submit([once])
-    local.asleep(stage)
-    [orphan] = children(local.processes[0])
-    local.processes[0].kill()
-    local.await_state(stage, "lost")
+    [[stage]] = workers.submit([once])
+    workers.asleep(stage)
+    [orphan] = children(workers.processes[0])
+    workers.processes[0].kill()
+    workers.await_state(stage, "lost")
     os.kill(orphan, signal.SIGKILL)
-    local.start((local.folder / stage).parent, number=1)
-    local.await_state(stage, "done")
+    workers.start((workers.folder / stage).parent, number=1)
+    workers.await_state(stage, "done")
 
 
-def test_child_that_is_stopped_alone_goes_on(local: Lanes) -> None:
+def test_child_that_is_stopped_alone_goes_on(workers: Workers) -> None:
     twice = (
         "-c",
         "import os, pathlib, signal\n"
@@ -176,50 +175,52 @@ def test_child_that_is_stopped_alone_goes_on(local: Lanes) -> None:
         "    pathlib.Path('begun').touch()\n"
         "    os.kill(os.getpid(), signal.SIGTERM)",
     )
-    [[stage]] = local.submit([twice])
-    local.wait()
-    assert local.state(stage) == "done"
-    record = records.read(local.folder / stage)
+    [[stage]] = workers.submit([twice])
+    workers.wait()
+    assert workers.state(stage) == "done"
+    record = records.read(workers.folder / stage)
     assert record and record.starts == 2
 
 
-def test_child_that_is_stopped_again_and_again_fails(local: Lanes) -> None:
+def test_child_that_is_stopped_again_and_again_fails(workers: Workers) -> None:
     stopped = ("-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
-    [[stage]] = local.submit([stopped])
-    local.wait()
-    assert local.state(stage) == "failed"
-    assert clusters.failure(stage, local.folder) == ["killed by SIGTERM"]
+    [[stage]] = workers.submit([stopped])
+    workers.wait()
+    assert workers.state(stage) == "failed"
+    assert clusters.failure(stage, workers.folder) == ["killed by SIGTERM"]
 
 
-def test_cancelled_stages_save_and_others_go_on(local: Lanes) -> None:
-    ids = local.submit([SLEEPING, GOOD], [GOOD], [GOOD])
-    local.asleep(ids[0][0])
-    clusters.cancel([*ids[0], *ids[2]], local.folder)
-    local.wait()
-    found = clusters.states([each for stages in ids for each in stages], local.folder)
+def test_cancelled_stages_save_and_others_go_on(workers: Workers) -> None:
+    ids = workers.submit([SLEEPING, GOOD], [GOOD], [GOOD])
+    workers.asleep(ids[0][0])
+    clusters.cancel([*ids[0], *ids[2]], workers.folder)
+    workers.wait()
+    found = clusters.states([each for stages in ids for each in stages], workers.folder)
     assert list(found.values()) == ["cancelled", "cancelled", "done", "cancelled"]
-    assert (local.folder / "saved").exists()
+    assert (workers.folder / "saved").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_lane_that_is_told_to_stop_has_its_cell_save(local: Lanes, number: signal.Signals) -> None:
-    ids = local.submit([SLEEPING], [GOOD])
-    local.asleep(ids[0][0])
-    local.processes[0].send_signal(number)
-    local.wait()
-    assert local.state(ids[0][0]) == "cancelled"
-    assert local.state(ids[1][0]) == "lost"
-    assert number == signal.SIGINT or (local.folder / "saved").exists()
+def test_worker_that_is_told_to_stop_has_its_cell_save(
+    workers: Workers, number: signal.Signals
+) -> None:
+    ids = workers.submit([SLEEPING], [GOOD])
+    workers.asleep(ids[0][0])
+    workers.processes[0].send_signal(number)
+    workers.wait()
+    assert workers.state(ids[0][0]) == "cancelled"
+    assert workers.state(ids[1][0]) == "lost"
+    assert number == signal.SIGINT or (workers.folder / "saved").exists()
 
 
-def test_second_batch_waits_for_the_first(local: Lanes) -> None:
-    [[first]] = local.submit([SLEEPING])
-    local.asleep(first)
-    [[second]] = local.submit([GOOD])
+def test_second_batch_waits_for_the_first(workers: Workers) -> None:
+    [[first]] = workers.submit([SLEEPING])
+    workers.asleep(first)
+    [[second]] = workers.submit([GOOD])
     time.sleep(0.5)
-    assert local.state(second) == "pending"
-    clusters.cancel([first], local.folder)
-    local.await_state(second, "done")
+    assert workers.state(second) == "pending"
+    clusters.cancel([first], workers.folder)
+    workers.await_state(second, "done")
 
 
 def test_recycled_process_number_is_not_taken_for_ours(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_recycled_process_number_is_not_taken_for_ours(tmp_path: Path) -> None:
     assert clusters.states([stage], tmp_path) == {stage: "lost"}
 
 
-def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
+def test_submitted_workers_outlive_who_submits_them(tmp_path: Path) -> None:
     """With a config that is wrong, so that it is quick."""
     script = (
         "import sys; from pathlib import Path; from ssl_bench.sweep.backends import clusters\n"
@@ -259,7 +260,7 @@ def test_submitted_lanes_outlive_who_submits_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to tell of deaths")
-def test_training_saves_when_its_lane_is_killed_and_goes_on(
+def test_training_saves_when_its_worker_is_killed_and_goes_on(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -269,15 +270,15 @@ def test_training_saves_when_its_lane_is_killed_and_goes_on(
 
     def submit() -> tuple[str, Any]:
         batch = records.new_batch(folder, "local", [[Job(stored(*words, runs))]])
-        process = forked.start(lane, batch.folder)
-        until((batch.folder / "lane-0.lock").exists, "the lane begins")
+        process = forked.start(worker, batch.folder)
+        until((batch.folder / "worker-0.lock").exists, "the worker begins")
         [[stage]] = batch.ids()
         return stage, process
 
     stage, process = submit()
     until(lambda: any(p.read_text() for p in runs.glob("*/metrics.jsonl")), "training begins")
     process.kill()
-    until(lambda: clusters.states([stage], folder) == {stage: "lost"}, "the lane is gone")
+    until(lambda: clusters.states([stage], folder) == {stage: "lost"}, "the worker is gone")
     until(lambda: list(runs.glob("*/checkpoint.pt")), "the training saves")
     stage, process = submit()
     process.join(60)
@@ -289,10 +290,10 @@ def test_training_saves_when_its_lane_is_killed_and_goes_on(
     assert learned[0] == learned[1]
 
 
-def lane(batch: Path) -> None:
-    """A lane whose stages are forked from it."""
-    lanes.subprocess = forked.subprocess  # type: ignore[assignment]
-    lanes.Lane(batch, 0, 1, "")()
+def worker(batch: Path) -> None:
+    """A worker whose stages are forked from it."""
+    local.subprocess = forked.subprocess  # type: ignore[assignment]
+    local.Worker(batch, 0, 1, "")()
 
 
 def test_cells_here_and_now(
@@ -324,9 +325,9 @@ def test_local_cluster_is_one_machine(tmp_path: Path) -> None:
 
 def test_gpus_are_those_that_a_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, MIG-7")
-    assert lanes.visible_gpus() == ["2", "MIG-7"]
+    assert local.visible_gpus() == ["2", "MIG-7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert lanes.visible_gpus() == []
+    assert local.visible_gpus() == []
 
 
 def test_stage_as_a_program_tells_by_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
