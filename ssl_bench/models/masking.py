@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ssl_bench.errors import require, within
 
-Sampling = Literal["random", "block", "grid"]
 _BLOCK_ATTEMPTS = 32
 
 
