@@ -306,15 +306,15 @@ def _check_values(plugin: Plugin, declared: Any) -> None:
 
 
 def _check_fields(plugin: Plugin, config: type, declared: Any) -> None:
-    """Refuse presets and search ranges of what is no flag."""
+    """Refuse presets and search ranges of what is no flag; what is inherited may say more."""
     own = {field.name for field in dataclasses.fields(config)}
     shared = {field.name for field in dataclasses.fields(Settings)}
     said = [
         (f"preset {preset!r}", values, own | shared if plugin.kind == "method" else own)
-        for preset, values in declared.presets.items()
+        for preset, values in vars(declared).get("presets", {}).items()
     ]
     if plugin.kind == "method":
-        said.append(("search_space", declared.search_space, own | shared))
+        said.append(("search_space", vars(declared).get("search_space", {}), own | shared))
     for where, values, known in said:
         for name in values:
             if name not in known:
