@@ -5,17 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING
 
 from ssl_bench.utils.terminal import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 console = Console(stderr=True)
 _SECONDS_BETWEEN_LINES = 20.0
@@ -59,6 +54,15 @@ def bar(title: str, total: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(title, total, None)
         return
+    from rich.progress import (  # which --help need not wait for
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
