@@ -110,8 +110,8 @@ def _fabric(
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
     class Started(LightningEnvironment):
-        """Ranks that exist, whoever started them: Slurm's variables are not read, and no job is
-        requeued."""
+        """Ranks that are running already; Lightning reads none of Slurm's variables, and does not
+        requeue the job."""
 
         creates_processes_externally = True
         main_address = environment.address

@@ -35,7 +35,7 @@ def evaluate(config: EvalConfig) -> Path:
     """
     config = with_real_configs(config)
     settings = config.settings
-    ranks_of(settings)
+    check_ranks(settings)
     hardware = choose(settings.precision)
     folder, plan = collectives.on_rank_zero(lambda: _evaluated(settings))
     data_source = settings.data or plan.get("eval_data_source") or plan["data_source"]
@@ -60,15 +60,17 @@ def evaluate(config: EvalConfig) -> Path:
     return folder
 
 
-def ranks_of(settings: Settings | EvalSettings) -> int:
-    """How many processes there are, which `launcher.on_devices` has started."""
-    ranks = settings.devices * settings.nodes
+def check_ranks(settings: Settings | EvalSettings) -> None:
+    """Require the processes that the settings ask for, which `launcher.on_devices` starts.
+
+    Raises:
+        UserError: there are others.
+    """
     require(
-        collectives.world_size() == ranks,
+        collectives.world_size() == settings.devices * settings.nodes,
         f"devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
         "`ssl-bench eval` work on several; 1 would work here",
     )
-    return ranks
 
 
 def shown(

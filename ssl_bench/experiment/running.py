@@ -15,7 +15,7 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
-from ssl_bench.experiment.evaluating import ranks_of, shown
+from ssl_bench.experiment.evaluating import check_ranks, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
 from ssl_bench.experiment.preparation import Prepared, prepare_run, snapshot_steps
 from ssl_bench.experiment.run_config import RunConfig
@@ -53,7 +53,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
             run than was expected.
     """
     settings, plugin = config.settings, config.method
-    ranks_of(settings)
+    check_ranks(settings)
     datasets = datasets or data_of(config)
     data, eval_data = datasets
     prepared = prepare_run(config, datasets, expected)

@@ -34,8 +34,8 @@ State = Literal[
     "out of memory", "lost", "unknown",
 ]  # fmt: skip
 """What became of a stage. *requeued*: it waits to be resumed. *killed*: by a signal, or with its
-node. *cancelled*: by somebody, or because the stage before it failed. *lost*: it is not done, and
-nobody is at it. *unknown*: the cluster does not answer."""
+node. *cancelled*: by the user, or because the stage before it failed. *lost*: it is unfinished and
+no process is running it. *unknown*: the cluster does not answer."""
 WAITING: frozenset[State] = frozenset({"pending", "requeued"})
 ACTIVE: frozenset[State] = WAITING | {"running"}
 ANY_RUN = "-"

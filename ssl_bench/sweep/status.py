@@ -15,8 +15,8 @@ from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep, jobs_of
 from ssl_bench.utils.files import Unreadable
 
 CellState = Literal["done", "running", "pending", "unknown", "failed", "stopped", "new"]
-"""*unknown*: it was submitted, and the cluster does not answer. *stopped*: it was begun, and nobody
-is at it."""
+"""*unknown*: it was submitted, and the cluster does not answer. *stopped*: it was begun, and no
+process is running it."""
 UNDER_WAY: frozenset[CellState] = frozenset({"running", "pending", "unknown"})
 _TO_COME = {*ACTIVE, "unknown"}
 _FAILED = ("failed", "out of memory")

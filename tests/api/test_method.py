@@ -151,7 +151,7 @@ def test_terms_may_name_their_losses(
         assert record["loss"] == pytest.approx(sum(record["losses"].values()), rel=1e-5)
 
 
-def test_labels_are_there_for_whoever_asks(spec: EncoderSpec, tiny: Dataset) -> None:
+def test_labels_are_in_the_batches_of_methods_that_ask(spec: EncoderSpec, tiny: Dataset) -> None:
     class WithLabels(Teaching):
         columns = frozenset({"image", "label"})
 
