@@ -38,15 +38,14 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import above, require
 from ssl_bench.evaluation.features import prepare
 from ssl_bench.evaluation.metrics import subset
+from ssl_bench.models.spread import TINY, effective_rank, spectrum
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils import progress
 from ssl_bench.utils.rng import SampleRng
 
 _EPSILON = 1e-7
-_TINY = 1e-300
 _SMALLEST_CROP = 0.2
 _IMAGES_AT_ONCE = 256
-_NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,8 @@ class Representation(Evaluation):
 
 def rankme(features_ND: Tensor) -> float:
     """RankMe, from 1 to the smaller of N and D, but for what epsilon adds."""
-    values_K = _spectrum(features_ND, torch.zeros_like(features_ND[0])).sqrt()
-    share_K = values_K / values_K.sum().clamp_min(_TINY) + _EPSILON
-    return torch.special.entr(share_K).sum().exp().item()
-
-
-def effective_rank(features_ND: Tensor) -> float:
-    """Effective rank of the covariance, from 1 to the smaller of N - 1 and D."""
-    values_K = _spectrum(features_ND, features_ND.mean(dim=0, dtype=torch.float64))
-    share_K = values_K / values_K.sum().clamp_min(_TINY)
+    values_K = spectrum(features_ND, torch.zeros_like(features_ND[0])).sqrt()
+    share_K = values_K / values_K.sum().clamp_min(TINY) + _EPSILON
     return torch.special.entr(share_K).sum().exp().item()
 
 
@@ -162,19 +154,3 @@ def _alignments(encoder: FrozenEncoder, data: Dataset, config: Config) -> dict[s
             done += len(index_B)
             bar.update(done)
     return {pooling: each / done for pooling, each in total.items()}
-
-
-def _spectrum(features_ND: Tensor, center_D: Tensor) -> Tensor:
-    """Squared singular values of what is left without the centre: float64 ``(min(N, D),)``.
-
-    Eigenvalues of the smaller one of both products with the transpose, summed part by part.
-    """
-    count, width = features_ND.shape
-    axis, size = (0, width) if width <= count else (1, count)
-    gram_KK = features_ND.new_zeros(size, size, dtype=torch.float64)
-    at_once = max(1, _NUMBERS_AT_ONCE // size)
-    for index_P in torch.arange(features_ND.shape[axis], device=features_ND.device).split(at_once):
-        part = features_ND.index_select(axis, index_P).double()
-        part -= center_D if axis == 0 else center_D[index_P]
-        gram_KK += part.T @ part if axis == 0 else part @ part.T
-    return torch.linalg.eigvalsh(gram_KK).clamp_min(0)

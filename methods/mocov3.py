@@ -42,10 +42,8 @@ Deviations that give different numbers:
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,10 +52,11 @@ from torch import Tensor, nn
 
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
 from ssl_bench.api.optimizers import cosine, freeze
+from ssl_bench.api.parts import follow, frozen_copy, in_float32, mlp
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
-from ssl_bench.transforms.augmentations import Augmentation
+from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +124,14 @@ class MoCoV3(Method):
             if config.freeze_patch_embed:
                 freeze(encoder, "patch_embed.proj")
         hidden, out = config.proj_hidden_dim, config.proj_output_dim
-        self.projector = mlp([encoders.width(encoder), hidden, hidden, out])
-        self.predictor = mlp([out, hidden, out])
-        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.projector = mlp([encoders.width(encoder), hidden, hidden, out], last_norm="plain")
+        self.predictor = mlp([out, hidden, out], last_norm="plain")
+        self.momentum_encoder = frozen_copy(encoder)
+        self.momentum_projector = frozen_copy(self.projector)
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two views that differ in blur and solarisation (BYOL's, as the paper takes them)."""
-        first = Augmentation(
-            size=self.data.image_size,
-            crop_scale=(self.config.crop_scale, 1.0),
-            interpolation="bilinear",
-            flip=0.5,
-            jitter=(0.4, 0.4, 0.2, 0.1),
-            jitter_probability=0.8,
-            grayscale=0.2,
-            blur=1.0,
-        )
-        return {"first": first, "second": replace(first, blur=0.1, solarize=0.2)}
+        return byol_views(self.data.image_size, self.config.crop_scale, "bilinear")
 
     def terms(self, batch: Batch, step: Step) -> Iterator[Tensor]:
         """The two views' losses, each view once as the query and once as the key."""
@@ -160,6 +149,7 @@ class MoCoV3(Method):
         """Features of the momentum encoder: ``(B, proj_output_dim)``."""
         return self.momentum_projector(encoders.represent(self.momentum_encoder, images_BCHW))
 
+    @in_float32
     def contrast(self, query_BD: Tensor, key_BD: Tensor) -> Tensor:
         """Cross-entropy of each query's own key among all ranks' keys, times 2 * temperature.
 
@@ -167,24 +157,19 @@ class MoCoV3(Method):
             query_BD, key_BD: of this rank's images; only the keys are gathered.
         """
         temperature = self.config.temperature
-        query_BD = F.normalize(query_BD.float(), dim=1)
-        keys_ND = F.normalize(collectives.gather(key_BD.float()), dim=1)
-        with torch.autocast(query_BD.device.type, enabled=False):
-            logits_BN = query_BD @ keys_ND.T / temperature
+        self.watch(query_BD)
+        query_BD = F.normalize(query_BD, dim=1)
+        keys_ND = F.normalize(collectives.gather(key_BD), dim=1)
+        logits_BN = query_BD @ keys_ND.T / temperature
         count = len(query_BD)
         own_B = torch.arange(count, device=query_BD.device) + count * collectives.rank()
         return F.cross_entropy(logits_BN, own_B) * 2 * temperature
 
-    @torch.no_grad()
     def after_optimizer_step(self, step: Step) -> None:
         """Move the momentum networks' parameters (not their buffers) towards the base ones'."""
         momentum = cosine((step.number + 1) / step.total, self.config.momentum, 1.0)
-        pairs = (
-            (self.momentum_encoder, self.encoder),
-            (self.momentum_projector, self.projector),
-        )
-        for slow, fast in pairs:
-            torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
+        follow(self.momentum_encoder, self.encoder, momentum)
+        follow(self.momentum_projector, self.projector, momentum)
 
     # Around the official values: 1.5e-4 (CONFIG.md; the small encoders here take 5e-4 to 1e-3),
     # temperatures 0.2 and 1 (CONFIG.md, main_moco.py's default), 0.99, 0.1 and 0.08 (main_moco.py).
@@ -195,20 +180,6 @@ class MoCoV3(Method):
         "weight_decay": LogUniform(0.01, 0.3),
         "crop_scale": Uniform(0.08, 0.5),
     }
-
-
-def mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers without bias, each batch-normalised; ReLU between, no affine at the end."""
-    layers: list[nn.Module] = []
-    last = len(widths) - 2
-    for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        layers += [
-            nn.Linear(inputs, outputs, bias=False),
-            collectives.SyncBatchNorm1d(outputs, affine=index < last),
-        ]
-        if index < last:
-            layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
 
 
 def _initialise(encoder: Any) -> None:

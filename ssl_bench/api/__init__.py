@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ssl_bench.api.ranges import LogUniform, OneOf, Uniform
     from ssl_bench.api.step import Batch, Step
     from ssl_bench.config.finetuning_settings import FinetuningConfig
-    from ssl_bench.config.recipes import OptimizerConfig, ProbeConfig
+    from ssl_bench.config.recipes import OptimizerChoiceConfig, OptimizerConfig, ProbeConfig
 
 __all__ = [
     "Batch",
@@ -26,6 +26,7 @@ __all__ = [
     "LogUniform",
     "Method",
     "OneOf",
+    "OptimizerChoiceConfig",
     "OptimizerConfig",
     "OptimizerSpec",
     "ProbeConfig",
@@ -40,7 +41,9 @@ HOMES = {
     **dict.fromkeys(("Batch", "Step"), "ssl_bench.api.step"),
     "OptimizerSpec": "ssl_bench.api.optimizers",
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
-    **dict.fromkeys(("OptimizerConfig", "ProbeConfig"), "ssl_bench.config.recipes"),
+    **dict.fromkeys(
+        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig"), "ssl_bench.config.recipes"
+    ),
     "FinetuningConfig": "ssl_bench.config.finetuning_settings",
 }
 """The module that defines each name."""

@@ -22,6 +22,7 @@ HOOKS = {
             "trains",
             "pictures",
             "settings_of",
+            "refuses",
         ),
         *("before_training", "before_optimizer_step", "after_optimizer_step"),
     ),
@@ -52,6 +53,8 @@ class MethodDeclarations:
         smallest_batch: images that a step needs at least.
         columns: what a method reads of the data: "image", and "label" for a supervised baseline.
             What is not asked for is not in its batches.
+        paper: who published it, where and when.
+        needs: what it takes beyond a backbone and single views, in words, such as "pairs".
     """
 
     version: ClassVar[int] = 1
@@ -61,6 +64,8 @@ class MethodDeclarations:
     encodes_in_parts: ClassVar[bool] = False
     smallest_batch: ClassVar[int] = 1
     columns: ClassVar[frozenset[str]] = frozenset({"image"})
+    paper: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
 
 
 class EvaluationDeclarations:

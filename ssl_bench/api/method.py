@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.api.declarations import MethodDeclarations
-from ssl_bench.api.optimizers import OptimizerSpec, adamw_recipe
+from ssl_bench.api.optimizers import OptimizerSpec, recipe
 from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Split
 from ssl_bench.errors import UserError
@@ -60,9 +60,11 @@ class Method(MethodDeclarations, nn.Module):
     Attributes:
         encoder: what evaluations receive, snapshots keep and exports write: the backbone, or its
             teacher. A method that trains nothing has no parameter that requires a gradient.
+        watched_BD: this rank's latest features of `watch`.
     """
 
     encoder: Any
+    watched_BD: Tensor | None = None
 
     def __init__(self, config: Any, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__()
@@ -98,7 +100,19 @@ class Method(MethodDeclarations, nn.Module):
 
     def optimizer(self) -> OptimizerSpec:
         """How the parameters are updated: by default as the flags of ``OptimizerConfig`` say."""
-        return adamw_recipe(self, self.config)
+        return recipe(self, self.config)
+
+    def refuses(self, batch_size: int) -> str | None:
+        """Why a step of that many images, those of all ranks, is no good, and what would be."""
+        return None
+
+    def watch(self, features_BD: Tensor) -> None:
+        """Have it logged how far the latest of these features are spread.
+
+        For features that a loss compares, which may all become alike: a training whose features do
+        is reported to have collapsed.
+        """
+        self.watched_BD = features_BD.detach()
 
     def before_training(self, train: Split, seed: int) -> None:
         """Called before the first step, and again before an interrupted training is resumed.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from ssl_bench.api.step import Step
-from ssl_bench.config.recipes import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerChoiceConfig, OptimizerConfig
 from ssl_bench.errors import require
 
 Group = dict[str, Any]
@@ -62,14 +62,29 @@ class OptimizerSpec:
         self.optimizer.zero_grad()
 
 
-def adamw_recipe(module: nn.Module, config: OptimizerConfig) -> OptimizerSpec:
-    """AdamW with a linear warm-up and half a cosine down to zero, as in MAE and MoCo v3."""
+def recipe(module: nn.Module, config: OptimizerConfig) -> OptimizerSpec:
+    """A linear warm-up, then half a cosine: of AdamW, down to zero, as in MAE and MoCo v3.
+
+    `OptimizerChoiceConfig` says which optimiser it is instead, and where the cosine ends. LARS
+    neither decays nor adapts one-dimensional parameters, whatever ``decay_norm_and_bias`` says.
+    """
+    name, final_lr = "adamw", 0.0
+    if isinstance(config, OptimizerChoiceConfig):
+        name, final_lr = config.optimizer, config.final_lr
 
     def learning_rate(step: Step) -> float:
-        return warmup_cosine(step, config.base_lr * step.batch_size / 256, config.warmup)
+        peak = config.base_lr * step.batch_size / 256
+        return warmup_cosine(step, peak, config.warmup, peak * final_lr)
 
     groups = parameter_groups(module, config)
-    return OptimizerSpec(optimizer=adamw(groups, config.beta2), learning_rate=learning_rate)
+    optimizer: torch.optim.Optimizer
+    if name == "adamw":
+        optimizer = adamw(groups, config.beta2)
+    elif name == "lars":
+        optimizer = LARS(groups)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    return OptimizerSpec(optimizer=optimizer, learning_rate=learning_rate)
 
 
 def freeze(module: nn.Module, *prefixes: str) -> int:

@@ -301,8 +301,8 @@ def _check_values(plugin: Plugin, declared: Any) -> None:
                 unknown = ", ".join(sorted(map(repr, value - COLUMNS)))
                 known = ", ".join(sorted(COLUMNS))
                 require(not unknown, f"{where} has {unknown}; it may have {known}")
-            else:
-                require(kind is bool or value > 0, f"{where} is {value}; 1 or more would work")
+            elif kind is int:
+                require(value > 0, f"{where} is {value}; 1 or more would work")
 
 
 def _check_fields(plugin: Plugin, config: type, declared: Any) -> None:

@@ -6,7 +6,7 @@ Nothing here imports torch, so that ``--help`` is fast.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ssl_bench.errors import above, require, within
 
@@ -31,6 +31,20 @@ class OptimizerConfig:
         within("weight decay", self.weight_decay, "[0, 1]")
         within("beta2", self.beta2, "[0, 1)")
         within("warmup", self.warmup, "[0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerChoiceConfig(OptimizerConfig):
+    """The same schedule for an optimiser of one's choice."""
+
+    optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
+    """AdamW; or LARS or SGD, with momentum 0.9, which papers take for a ResNet."""
+    final_lr: float = 0.0
+    """Where the cosine ends, as a share of the highest learning rate, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("final lr", self.final_lr, "[0, 1]")
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,14 @@ def gather_with_gradient(rows_BD: Tensor) -> Tensor:
     return rows_BD if world_size() == 1 else _Gather.apply(rows_BD)
 
 
+def sum_with_gradient(value: Tensor) -> Tensor:
+    """The sum over all ranks, with the gradient of `gather_with_gradient`.
+
+    ``torch.distributed.all_reduce`` alone has no gradient: a rank's would be that of its own rows.
+    """
+    return value if world_size() == 1 else _SumOverRanks.apply(value)
+
+
 def gather_shards(rows: Tensor, count: int) -> Tensor:
     """All ``count`` rows, of which each rank has those of `shard_rows`: ``(count, ...)``.
 
@@ -268,10 +276,10 @@ class SyncBatchNorm(_BatchNorm):
         dims = [dim for dim in range(input.ndim) if dim != 1]
         rows = input.float()
         sums = torch.cat([rows.sum(dim=dims), rows.new_tensor([rows[:, 0].numel()])])
-        summed_D, count = _sum_over_ranks(sums).split([rows.shape[1], 1])
+        summed_D, count = sum_with_gradient(sums).split([rows.shape[1], 1])
         mean_D = summed_D / count
         centred = rows - mean_D.view(along)
-        variance_D = _sum_over_ranks(centred.square().sum(dim=dims)) / count
+        variance_D = sum_with_gradient(centred.square().sum(dim=dims)) / count
         self._update_running(mean_D.detach(), variance_D.detach() * count / (count - 1))
         output = centred * (variance_D + self.eps).rsqrt().view(along)
         if self.affine:
@@ -343,7 +351,3 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         whole_ND = total(gradients[0].contiguous())
         return whole_ND[shard(len(whole_ND))]
-
-
-def _sum_over_ranks(value: Tensor) -> Tensor:
-    return _SumOverRanks.apply(value)

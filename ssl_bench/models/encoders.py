@@ -7,6 +7,7 @@ P pixels in a patch (patch_size * patch_size * C), T tokens (prefix tokens and p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -60,6 +61,17 @@ def allow_other_sizes(encoder: Any) -> None:
     encoder.dynamic_img_size = True
     patches = encoder.patch_embed
     patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
+
+
+def local_size(encoder: Any, image_size: int) -> int:
+    """The size of small crops, in pixels: 96 of 224, or the next larger one that patches divide.
+
+    Only a Vision Transformer takes images of any such size; other backbones get the image's.
+    """
+    if not is_vit(encoder):
+        return image_size
+    patch_size = encoder.patch_embed.patch_size[0]
+    return min(image_size, math.ceil(image_size * 96 / 224 / patch_size) * patch_size)
 
 
 def initialise_linear(root: nn.Module) -> None:

@@ -14,14 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.api.method import Method, total
 from ssl_bench.api.step import Batch, Step
-from ssl_bench.config.recipes import OptimizerConfig
+from ssl_bench.config.recipes import OptimizerChoiceConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
 
-_OPTIMIZER = {field.name for field in fields(OptimizerConfig)}
+_OPTIMIZER = {field.name for field in fields(OptimizerChoiceConfig)}
 _counted: dict[Hashable, int] = {}
 
 

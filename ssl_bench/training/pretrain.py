@@ -23,7 +23,7 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware, peak_memory_mib
 from ssl_bench.distributed.strategy import Replica
 from ssl_bench.errors import require
-from ssl_bench.models import encoders, weights
+from ssl_bench.models import encoders, spread, weights
 from ssl_bench.runs import schema
 from ssl_bench.runs.schema import Plan, is_trained
 from ssl_bench.training import flops, gradients, resume, setup, training_state
@@ -167,7 +167,7 @@ def _train(
                 before = time.monotonic()
                 _snapshot(training, done, seconds_before + (before - started) * ranks)
                 started += time.monotonic() - before  # which is no part of the training
-            metrics.add(step, loss, learning_rate)
+            metrics.add(step, loss, learning_rate, method.watched_BD)
             now = time.monotonic()
             stop, is_wanted = resume.agreed(wanted(), now - checkpointed > pause)
             if is_wanted:
@@ -203,8 +203,17 @@ class _Metrics:
         self._waited += time.monotonic() - before
         return batch
 
-    def add(self, step: Step, losses: Mapping[str, Tensor], learning_rate: float) -> None:
+    def add(
+        self,
+        step: Step,
+        losses: Mapping[str, Tensor],
+        learning_rate: float,
+        watched_BD: Tensor | None,
+    ) -> None:
         """Note a step's losses; write the means since the last line where one is due.
+
+        Args:
+            watched_BD: features whose spread belongs to the line.
 
         Raises:
             UserError: the loss is not finite.
@@ -235,6 +244,7 @@ class _Metrics:
             "epoch": round(done / step.per_epoch, 4),
             "loss": mean_loss,
             **({"losses": means} if means else {}),
+            **(spread.of_watched(watched_BD) if watched_BD is not None else {}),
             "learning_rate": learning_rate,
             "images_per_second": round(speed, 1),
             "waiting": round(waiting, 4),
@@ -266,6 +276,7 @@ def _finish(training: Training, steps: int, seconds: float) -> dict[str, Any]:
         "compiled": hardware.compiled,
         "images_at_once": training.images_at_once,
         "encoded_at_once": training.encoded_at_once,
+        **(spread.of_watched(method.watched_BD) if method.watched_BD is not None else {}),
     }
     if collectives.rank() == 0:
         weights.write(folder / schema.METHOD_WEIGHTS, own)

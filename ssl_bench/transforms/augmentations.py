@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -87,6 +87,50 @@ def crop_and_flip(size: int, smallest: float, flip: float) -> Augmentation:
     """Bicubic crops of at least that share of the image's area, 1 cropping nothing, and flips."""
     scale = (smallest, 1.0) if smallest < 1 else None
     return Augmentation(size=size, crop_scale=scale, interpolation="bicubic", flip=flip)
+
+
+def byol_views(
+    size: int, smallest: float, interpolation: str = "bicubic"
+) -> dict[str, Augmentation]:
+    """BYOL's two views, which differ in blur and solarisation; others take them, too.
+
+    (Grill et al., arXiv:2006.07733, table 6.)
+
+    Args:
+        size: of the views, in pixels.
+        smallest: share of an image's area that a crop keeps at least.
+    """
+    first = Augmentation(
+        size=size,
+        crop_scale=(smallest, 1.0),
+        interpolation=interpolation,
+        flip=0.5,
+        jitter=(0.4, 0.4, 0.2, 0.1),
+        jitter_probability=0.8,
+        grayscale=0.2,
+        blur=1.0,
+    )
+    return {"first": first, "second": replace(first, blur=0.1, solarize=0.2)}
+
+
+def mocov2_views(size: int, smallest: float) -> dict[str, Augmentation]:
+    """MoCo v2's two views, made alike (Chen et al., arXiv:2003.04297; SimSiam's, too).
+
+    Args:
+        size: of the views, in pixels.
+        smallest: share of an image's area that a crop keeps at least.
+    """
+    view = Augmentation(
+        size=size,
+        crop_scale=(smallest, 1.0),
+        interpolation="bilinear",
+        flip=0.5,
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_probability=0.8,
+        grayscale=0.2,
+        blur=0.5,
+    )
+    return {"first": view, "second": view}
 
 
 def augment(images_BCHW: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:

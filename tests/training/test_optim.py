@@ -26,7 +26,7 @@ def test_learning_rate_warms_up_then_follows_a_cosine(
 ) -> None:
     config = OptimizerConfig(base_lr=1e-3, warmup=warmup)
     schedule = Schedule(batch_size + extra, batch_size, epochs)
-    recipe = optimizers.adamw_recipe(torch.nn.Linear(1, 1), config)
+    recipe = optimizers.recipe(torch.nn.Linear(1, 1), config)
     peak = 1e-3 * batch_size / 256
     total, rising = schedule.steps, round(warmup * schedule.steps)
     for step in range(total):

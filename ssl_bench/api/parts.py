@@ -1,0 +1,84 @@
+"""What methods have in common: projection heads, networks that follow others, float32 losses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.distributed import collectives
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+
+def mlp(
+    widths: Sequence[int], last_norm: Literal["none", "plain", "scale"] = "none"
+) -> nn.Sequential:
+    """Linear layers without bias, batch-normalised over all ranks, with ReLU between them.
+
+    Args:
+        widths: from the input's to the output's.
+        last_norm: what comes after the last layer: nothing, a batch norm without parameters, or one
+            that scales without a shift.
+    """
+    layers: list[nn.Module] = []
+    *hidden, last = pairwise(widths)
+    for inputs, outputs in hidden:
+        layers += [
+            nn.Linear(inputs, outputs, bias=False),
+            collectives.SyncBatchNorm1d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+    layers.append(nn.Linear(*last, bias=False))
+    if last_norm != "none":
+        norm = collectives.SyncBatchNorm1d(widths[-1], affine=last_norm == "scale")
+        if last_norm == "scale":
+            norm.bias.requires_grad_(False)
+        layers.append(norm)
+    return nn.Sequential(*layers)
+
+
+def synchronised(head: M) -> M:
+    """A head of another library, its batch norms now over all ranks."""
+    collectives.synchronise(head)
+    return head
+
+
+def frozen_copy(module: M) -> M:
+    """A copy that is not trained, to `follow` the module."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """Move the parameters of a `frozen_copy` to ``momentum * slow + (1 - momentum) * fast``.
+
+    Buffers stay as they are: a batch norm keeps statistics of its own.
+    """
+    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
+
+
+def in_float32(function: Callable[..., T]) -> Callable[..., T]:
+    """Have a function compute in float32 at least, where autocast would make it round to bf16.
+
+    Its positional arguments that are tensors are widened, and float64 stays float64.
+    """
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> T:
+        wide = [_widened(arg) if isinstance(arg, Tensor) else arg for arg in args]
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*wide, **kwargs)
+
+    return call
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
