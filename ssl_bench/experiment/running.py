@@ -150,6 +150,8 @@ def _trained(
         f"{cost['seconds']:.0f} {'s' if ranks == 1 else 'device-seconds'}, "
         f"peak memory {cost['peak_memory_mib']:,} MiB"
     )
+    if "collapsed" in cost:
+        note(f"the training has collapsed: {cost['collapsed']}")
     if ranks > 1 and is_first:
         setup.restore(whole, folder)
     return whole

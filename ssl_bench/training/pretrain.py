@@ -276,7 +276,7 @@ def _finish(training: Training, steps: int, seconds: float) -> dict[str, Any]:
         "compiled": hardware.compiled,
         "images_at_once": training.images_at_once,
         "encoded_at_once": training.encoded_at_once,
-        **(spread.of_watched(method.watched_BD) if method.watched_BD is not None else {}),
+        **_spread(method),
     }
     if collectives.rank() == 0:
         weights.write(folder / schema.METHOD_WEIGHTS, own)
@@ -285,6 +285,15 @@ def _finish(training: Training, steps: int, seconds: float) -> dict[str, Any]:
     if collectives.rank() == 0:
         (folder / schema.CHECKPOINT).unlink(missing_ok=True)
     return cost
+
+
+def _spread(method: Method) -> dict[str, Any]:
+    """How far the compared features are spread in the end, and whether they have collapsed."""
+    if method.watched_BD is None:
+        return {}
+    found = spread.of_watched(method.watched_BD)
+    why = spread.collapsed(found)
+    return {**found, "collapsed": why} if why else found
 
 
 def snapshot_folder(folder: Path, step: int) -> Path:

@@ -216,6 +216,12 @@ def _table(
         for group in groups
         if len(group.cost.devices) > 1
     ]
+    of_table = runs[runs["run"].isin(shown["run"])]
+    notes += [
+        f"{run} has collapsed: {why}"
+        for run, why in of_table[["run", "collapsed"]].itertuples(index=False)
+        if _text(why)
+    ]
     return ScoreTable(
         evaluated_on=first["evaluated_on"],
         test_fingerprint=first["test_fingerprint"],
