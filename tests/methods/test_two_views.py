@@ -229,7 +229,7 @@ def build(name: str, **changes: Any) -> Any:
     plugin = registry.find("method", name)
     config = plugin.config(**(METHODS[name][1] | changes))
     spec = EncoderSpec("vit_micro", 16, PATCH, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
-    method = setup.build_method(plugin.load_class(), config, spec, 3, seed=0)
+    method: Any = setup.build_method(plugin.load_class(), config, spec, 3, seed=0)
     naive.randomise(method)
     with torch.no_grad():
         for parameter, value in method.named_parameters():
