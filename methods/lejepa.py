@@ -128,12 +128,9 @@ class LeJEPA(Method):
 
     def loss(self, batch: Batch, step: Step) -> Mapping[str, Tensor]:
         """Disagreement of the views, and how far each view's features are from Gaussian."""
-        by_size: dict[int, list[Tensor]] = {}
-        for view_BCHW in batch.views.values():
-            by_size.setdefault(view_BCHW.shape[-1], []).append(view_BCHW)
-        features = [encoders.represent(self.encoder, torch.cat(same)) for same in by_size.values()]
-        projections = self.projector(torch.cat(features))
-        views_VBD = projections.unflatten(0, (len(batch.views), len(batch)))
+        features_VBD = encoders.represent_views(self.encoder, batch.views.values())
+        projections = self.projector(features_VBD.flatten(0, 1))
+        views_VBD = projections.unflatten(0, features_VBD.shape[:2])
         self.watch(views_VBD[0])
         weight, count = self.config.sigreg, self.config.directions
         generator = rng.generator(batch.rng.seed, "directions", step.number)

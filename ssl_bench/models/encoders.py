@@ -8,13 +8,14 @@ P pixels in a patch (patch_size * patch_size * C), T tokens (prefix tokens and p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import DropPath, PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.format import Format
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -218,6 +219,26 @@ def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
         return pooled.get("cls", pooled["avg"])
 
     return in_parts(encode, images_BCHW, getattr(model, _AT_ONCE, None))
+
+
+def represent_views(encoder: nn.Module, views: Iterable[Tensor]) -> Tensor:
+    """`represent` of each of several views of the same images: ``(V, B, width)``.
+
+    Neighbours of the same size go through the encoder together.
+    """
+    views = list(views)
+    groups = [torch.cat(list(group)) for _, group in groupby(views, key=lambda view: view.shape)]
+    rows = torch.cat([represent(encoder, images_BCHW) for images_BCHW in groups])
+    return rows.unflatten(0, (len(views), -1))
+
+
+def drop_paths(encoder: Any, rate: float) -> None:
+    """Give the blocks of a Vision Transformer stochastic depth, from 0 in the first to the rate."""
+    blocks = list(encoder.blocks) if is_vit(encoder) else []
+    for index, block in enumerate(blocks):
+        share = rate * index / max(1, len(blocks) - 1)
+        block.drop_path1 = DropPath(share) if share else nn.Identity()
+        block.drop_path2 = DropPath(share) if share else nn.Identity()
 
 
 def width(encoder: nn.Module) -> int:

@@ -113,6 +113,27 @@ def byol_views(
     return {"first": first, "second": replace(first, blur=0.1, solarize=0.2)}
 
 
+def dino_views(
+    size: int, local_size: int, border: float, local_crops: int
+) -> dict[str, Augmentation]:
+    """DINO's two large crops, which differ in blur and solarisation, and its small ones.
+
+    (Caron et al., arXiv:2104.14294; ``main_dino.py``, facebookresearch/dino ``7c446df``.)
+
+    Args:
+        size, local_size: of large and small crops, in pixels.
+        border: share of an image's area that a large crop keeps at least and a small one at most.
+        local_crops: how many small ones.
+    """
+    pair = byol_views(size, border)
+    small = replace(pair["first"], size=local_size, crop_scale=(0.05, border), blur=0.5)
+    return {
+        "global_0": pair["first"],
+        "global_1": pair["second"],
+        **{f"local_{number}": small for number in range(local_crops)},
+    }
+
+
 def mocov2_views(size: int, smallest: float) -> dict[str, Augmentation]:
     """MoCo v2's two views, made alike (Chen et al., arXiv:2003.04297; SimSiam's, too).
 

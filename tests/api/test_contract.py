@@ -130,7 +130,7 @@ def test_gradients_reach_every_trainable_parameter_and_no_other(
     if not trainable:
         pytest.skip("trains nothing")
     method.train()
-    for parameter in method.encoder.parameters():
+    for parameter in method.parameters():
         if not spec.is_vit and not parameter.any():  # what starts at zero keeps gradients out
             torch.nn.init.constant_(parameter, 0.1)
     batch = setup.make_batch(method, tiny.train, spec, 0, 0, torch.arange(BATCH))
