@@ -249,10 +249,10 @@ def shorten(text: str, length: int = 28) -> str:
 def draw_curve(axis: Axes, curve: pd.DataFrame, color: Any, look: Look, runs: pd.DataFrame) -> Any:
     """Draw means with their intervals over the first column, and the runs. Returns the line."""
     xs = curve.iloc[:, 0]
-    axis.plot(runs[xs.name], runs["value"], ".", color=color, alpha=0.4)
     [handle] = axis.plot(xs, curve["mean"], color=color, marker=look.marker, linestyle=look.line)
     half = (curve["high"] - curve["mean"]).fillna(0)
     axis.errorbar(xs, curve["mean"], half, color=color, linestyle="none", capsize=3)
+    axis.plot(runs[xs.name], runs["value"], ".", color=color, alpha=0.4)
     return handle
 
 
