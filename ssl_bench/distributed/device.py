@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -78,7 +79,11 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
     device = torch.device("cuda" if on_gpu else "cpu")
     if on_gpu and collectives.world_size() > 1:
         device = torch.device("cuda", torch.cuda.current_device())  # the rank's own
-    has_bf16 = torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()
+    has_bf16 = (
+        torch.cuda.is_bf16_supported(False)
+        if on_gpu
+        else any(flag in _cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
+    )
     if precision == "auto":
         precision = "bf16" if collectives.broadcast(has_bf16) else "fp32"
     if precision == "bf16" and on_gpu and not has_bf16:
@@ -134,13 +139,7 @@ def _cpu_info() -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _cpu_has_bf16() -> bool:
-    return any(flag in _cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
-
-
 def _cpu_name() -> str:
-    models = [
-        line.split(":")[1].strip() for line in _cpu_info().splitlines() if "model name" in line
-    ]
-    name = models[0] if models else platform.processor() or platform.machine()
+    model = re.search(r"model name\s*:\s*(.*\S)", _cpu_info())
+    name = model[1] if model else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,10 +112,7 @@ def _of_slurm(environment: Mapping[str, str]) -> DistributedEnvironment | None:
 
 def _first_host(hosts: str) -> str:
     """The first of Slurm's hosts: ``a[3-5,7],b`` begins with ``a3``."""
-    name, bracket, rest = hosts.partition("[")
-    if not bracket or "," in name:
-        return name.split(",")[0]
-    return name + rest.replace("-", ",").replace("]", ",").split(",")[0]
+    return "".join(re.findall(r"^([^[,]*)\[?([^],-]*)", hosts)[0])
 
 
 def _port(environment: Mapping[str, str], job: str) -> int:

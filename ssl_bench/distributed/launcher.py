@@ -7,14 +7,12 @@ and torchrun have started the ranks already: then each joins the others. Nothing
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +22,10 @@ from typing import Any
 from ssl_bench.config.settings import Strategy
 from ssl_bench.distributed import environment
 from ssl_bench.errors import UserError, require
-from ssl_bench.utils.signals import SECONDS_TO_SAVE, error_of
+from ssl_bench.utils.signals import ENDING, SECONDS_TO_SAVE, error_of, handled
 
 _GRACE_SECONDS = 20.0
 _SECONDS_TO_MEET = 5.0
-_STOPPING = ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP")
-_FORWARDED = (*_STOPPING, "SIGUSR1")
 
 
 def on_devices(
@@ -131,22 +127,21 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], met: Path) -> int | None
         met: a file that exists once the processes have met; before that, none has state to save.
     """
     first: int | None = None
-    since = patience = math.inf
-    while any(process.poll() is None for process in processes):
-        failed = [rank for rank, process in enumerate(processes) if process.poll()]
-        if failed and first is None:
-            first, since = failed[0], time.monotonic()
+    since = 0.0
+    while True:
+        is_running = any([process.poll() is None for process in processes])
+        if first is None:
+            first = next((rank for rank, each in enumerate(processes) if each.returncode), None)
+            since = time.monotonic()
+        if not is_running:
+            return first
         if first is not None:
             was_signalled = processes[first].returncode > 128  # and rank 0 may be saving
             patience = SECONDS_TO_SAVE if was_signalled else _GRACE_SECONDS
-            if not met.exists():
-                patience = _SECONDS_TO_MEET
-        if time.monotonic() > since + patience:
-            for process in processes:
-                process.kill()
+            if time.monotonic() > since + (patience if met.exists() else _SECONDS_TO_MEET):
+                for process in processes:
+                    process.kill()
         time.sleep(0.05)
-    failed = [rank for rank, process in enumerate(processes) if process.returncode]
-    return failed[0] if failed and first is None else first
 
 
 def _exit_code(codes: Sequence[int], first: int | None, folder: Path) -> int:
@@ -177,27 +172,14 @@ def _forwarding(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[i
         The signals that ask to stop, as they are received.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    stopping = {getattr(signal, name, None) for name in _STOPPING}
 
-    def forward(number: int, frame: Any) -> None:
-        if number in stopping:
+    def forward(number: int) -> None:
+        if number in ENDING:
             received.append(number)
         for process in processes:
             if process.poll() is None:
                 is_urgent = received.count(signal.SIGINT) > 2
                 process.send_signal(signal.SIGKILL if is_urgent else number)
 
-    numbers = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
-    # None is a handler that Python did not install and could not restore.
-    known = {number: signal.getsignal(number) for number in numbers}
-    before = {number: h for number, h in known.items() if h not in (None, signal.SIG_IGN)}
-    try:
-        for number in before:
-            signal.signal(number, forward)
+    with handled(forward, (*ENDING, signal.SIGUSR1)):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

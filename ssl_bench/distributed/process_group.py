@@ -73,10 +73,7 @@ def initialised(
     # The strides of a patch embedding's gradient cost nothing that could be measured.
     with _quiet(environment, "Grad strides do not match"):
         try:
-            with (
-                collectives.ready(environment.local_world),
-                using(fabric, chosen),
-            ):
+            with collectives.ready(environment.local_world), using(fabric, chosen):
                 _check_gpus(device)
                 yield
                 collectives.barrier()  # no rank leaves while another may still fail
@@ -85,7 +82,7 @@ def initialised(
         finally:
             with suppress(Exception):
                 dist.destroy_process_group()
-            monitor.stop()
+            monitor.stopped.set()
 
 
 @contextmanager
@@ -117,12 +114,6 @@ def _fabric(
         main_address = environment.address
         main_port = environment.port
 
-        def world_size(self) -> int:
-            return environment.world
-
-        def global_rank(self) -> int:
-            return environment.rank
-
         def local_rank(self) -> int:
             return environment.local_rank
 
@@ -130,14 +121,14 @@ def _fabric(
             return environment.rank // environment.local_world
 
     chosen = "ddp" if strategy == "auto" else strategy
-    made: Any
-    if chosen == "ddp":
-        # Gradient buckets are never rebuilt, so that a resumed training adds in the same order.
-        made = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
-    else:
-        made = ModelParallelStrategy(
+    # Gradient buckets are never rebuilt, so that a resumed training adds in the same order.
+    made: Any = (
+        DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        if chosen == "ddp"
+        else ModelParallelStrategy(
             shard, data_parallel_size=environment.world, tensor_parallel_size=1
         )
+    )
     # The rank's own device at every index: it may see no other.
     made.parallel_devices = [device] * environment.local_world
     nodes = environment.world // environment.local_world
@@ -146,11 +137,7 @@ def _fabric(
 
 
 def _device(environment: DistributedEnvironment) -> torch.device:
-    """This rank's GPU, which becomes torch's current one, or the CPU.
-
-    Raises:
-        UserError: there are fewer GPUs than ranks.
-    """
+    """This rank's GPU, which becomes torch's current one, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
@@ -185,13 +172,9 @@ class _FailureMonitor:
     ) -> None:
         self._environment = environment
         self._note = note
-        self._stopped = threading.Event()
+        self.stopped = threading.Event()
         self._store = store  # a connection that no exchange can block
         threading.Thread(target=self._watch, name="other ranks", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop watching."""
-        self._stopped.set()
 
     def settle(self, error: BaseException) -> BaseException:
         """Report this rank's failure, unless another rank failed first; returns what to raise."""
@@ -213,7 +196,11 @@ class _FailureMonitor:
         if not isinstance(error, Exception):
             return error
         self._note(first.last_line)
-        return error if first.rank == 0 else first.error()
+        if first.rank == 0:
+            return error
+        if first.code == 1:
+            return RuntimeError(f"process {first.rank} failed\n{first.text}")
+        return UserError(first.text)
 
     def _first_failure(self) -> _Failure | None:
         """The first failure, if there is one; losing rank 0 counts."""
@@ -225,7 +212,7 @@ class _FailureMonitor:
             return _Failure(0, 2, "process 0 was lost")
 
     def _watch(self) -> None:
-        while not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
+        while not self.stopped.wait(_SECONDS_BETWEEN_LOOKS):
             parent = self._environment.parent
             if parent is not None and os.getppid() != parent:
                 os._exit(2)
@@ -233,7 +220,7 @@ class _FailureMonitor:
             if failure is None:
                 continue
             was_signalled = failure.code > 128  # and this rank may be writing its checkpoint
-            if not self._stopped.wait(SECONDS_TO_SAVE if was_signalled else _SECONDS_TO_END):
+            if not self.stopped.wait(SECONDS_TO_SAVE if was_signalled else _SECONDS_TO_END):
                 if self._environment.rank == 0:
                     self._note(failure.last_line)
                     print(f"ssl-bench: {' '.join(failure.text.split())}", file=sys.stderr)
@@ -259,16 +246,9 @@ class _Failure:
         if message is not None:
             return cls(rank, 2, f"process {rank} is {message}" if is_of_memory(error) else message)
         if not isinstance(error, Exception):
-            number = getattr(error, "signal", signal.SIGINT)
-            return cls(
-                rank, 128 + number, f"process {rank} was stopped; the same command resumes it"
-            )
+            code = 128 + getattr(error, "signal", signal.SIGINT)
+            return cls(rank, code, f"process {rank} was stopped; the same command resumes it")
         return cls(rank, 1, "".join(traceback.format_exception(error)))
-
-    def error(self) -> Exception:
-        if self.code == 1:
-            return RuntimeError(f"process {self.rank} failed\n{self.text}")
-        return UserError(self.text)
 
     @property
     def last_line(self) -> str:

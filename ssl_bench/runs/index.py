@@ -57,20 +57,12 @@ _TYPES: Mapping[run_records.Kind, Any] = {
 class Index:
     """One row for each run folder and for each score, and one line for each problem.
 
-    The columns are those of `run_records`. Whole numbers are float64 where one is missing (NaN).
+    The columns are those of `run_records`. In pandas, whole numbers are float64 where one is
+    missing (NaN); in Arrow missing values are null.
     """
 
-    runs: pd.DataFrame
-    scores: pd.DataFrame
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ArrowIndex:
-    """An `Index` in Arrow, where missing values are null and whole numbers stay whole."""
-
-    runs: pa.Table
-    scores: pa.Table
+    runs: pd.DataFrame | pa.Table
+    scores: pd.DataFrame | pa.Table
     problems: tuple[str, ...]
 
 
@@ -87,8 +79,8 @@ def load(runs_dir: Path, names: Sequence[str] = ()) -> Index:
     return Index(found.runs.to_pandas(), found.scores.to_pandas(), found.problems)
 
 
-def load_arrow(runs_dir: Path, names: Sequence[str] = ()) -> ArrowIndex:
-    """`load` without pandas.
+def load_arrow(runs_dir: Path, names: Sequence[str] = ()) -> Index:
+    """`load` in Arrow, without pandas.
 
     Raises:
         UserError: there is no such run, or none at all.
@@ -157,18 +149,16 @@ def _valid_rows(
 
 def _read(folders: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, run_records.RunRecord]:
     """The record of each folder that is a run; a bar shows where that takes long."""
-    records = {}
+    records: list[run_records.RunRecord | None] = []
     started, bar = time.monotonic(), None
     with ExitStack() as stack:
-        found = _map(run_records.read, folders, pool)
-        for number, (folder, record) in enumerate(zip(folders, found, strict=True), start=1):
-            if record:
-                records[folder] = record
+        for record in _map(run_records.read, folders, pool):
+            records.append(record)
             if not bar and time.monotonic() - started > _SECONDS_UNTIL_BAR:
                 bar = stack.enter_context(progress.bar("read runs", len(folders)))
             if bar:
-                bar.update(number)
-    return records
+                bar.update(len(records))
+    return {folder: record for folder, record in zip(folders, records, strict=True) if record}
 
 
 def _map(
@@ -209,7 +199,9 @@ def _load_cache(runs_dir: Path) -> pa.Table:
     """The cached rows, or none."""
     try:
         content = pa.BufferReader(load_bytes(_path(runs_dir), _LARGEST))
-        if not _is_bounded(pq.read_metadata(content)):
+        metadata = pq.read_metadata(content)
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) >= _LARGEST:  # once it is uncompressed
             return _schema().empty_table()
         table = pq.read_table(content, page_checksum_verification=True)
         table.validate(full=True)
@@ -218,12 +210,6 @@ def _load_cache(runs_dir: Path) -> pa.Table:
     found = table.schema  # its fields have metadata of their own, which are not compared
     is_current = found.equals(_schema()) and found.metadata == _schema().metadata
     return table if is_current else _schema().empty_table()
-
-
-def _is_bounded(metadata: pq.FileMetaData) -> bool:
-    """Whether a file is no larger uncompressed than the largest cache would be."""
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return sum(group.total_byte_size for group in groups) < _LARGEST
 
 
 def _save_cache(runs_dir: Path, table: pa.Table) -> None:
@@ -275,12 +261,16 @@ def _take(table: pa.Table, order: Sequence[int]) -> pa.Table:
     return table.take(pa.array(order, pa.int64()))
 
 
-def _assemble(table: pa.Table, folders: Sequence[str]) -> ArrowIndex:
+def _assemble(table: pa.Table, folders: Sequence[str]) -> Index:
     """The index of the cache's rows of these folders."""
     names = table["run"].to_pylist()
     count = Counter(names)
     names = [name if count[name] == 1 else f for name, f in zip(names, folders, strict=True)]
-    names = _make_unique(map(run_records.text, names))
+    # Names may look alike once their unprintable characters are gone.
+    seen: Counter[str] = Counter()
+    for number, name in enumerate(map(run_records.text, names)):
+        seen[name] += 1
+        names[number] = name if seen[name] == 1 else f"{name} ({seen[name]})"
     states = [
         schema.add_running(state, Path(folder))
         for state, folder in zip(table["state"].to_pylist(), folders, strict=True)
@@ -304,18 +294,8 @@ def _assemble(table: pa.Table, folders: Sequence[str]) -> ArrowIndex:
         "folder",
         pc.binary_join_element_wise(homes, scores["folder"], os.sep),
     )
-    return ArrowIndex(
+    return Index(
         pa.table({name: runs[name] for name in run_records.RUN_COLUMNS}),
         scores.select(list(run_records.SCORE_COLUMNS)),
         tuple(problems),
     )
-
-
-def _make_unique(names: Iterable[str]) -> list[str]:
-    """Number names that look alike once their unprintable characters are gone."""
-    seen: Counter[str] = Counter()
-    found = []
-    for name in names:
-        seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found

@@ -67,8 +67,7 @@ def _require_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Lock the folder against other processes, on this and other machines, during the block.
 
-    Leftovers of a killed process are removed first. The lock ends with this process, however it
-    ends.
+    Leftovers of a killed process are removed first.
 
     Args:
         wait: for another process to finish, instead of giving up.

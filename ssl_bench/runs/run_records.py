@@ -169,6 +169,13 @@ def _digest(stamps: Iterable[_Stamp]) -> str:
     return blake2b(numbers.tobytes(), digest_size=12).hexdigest()
 
 
+def _load(path: str) -> Row:
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise Unreadable("it is no JSON object")
+    return content
+
+
 class _Reader:
     """Reads a run folder, and collects the stamps of what it read and the problems it found."""
 
@@ -189,18 +196,11 @@ class _Reader:
         self.problems.append(f"{plain(path)} leads out of the run's folder by a link: not read")
         return False
 
-    def json(self, path: str, among: Sequence[str] | None = None) -> Row | None:
+    def json(
+        self, path: str, among: Sequence[str], how: Callable[[str], Any] = _load
+    ) -> Row | None:
         """A JSON object; None where there is none, or it is not ``among`` a folder's names."""
-        if among is not None and os.path.basename(path) not in among:
-            return None
-        found: Row | None = self._look(path, _load, None)
-        return found
-
-    def last_record(self, path: str, among: Sequence[str]) -> Row:
-        """The last line of a JSON Lines file; empty where it is not ``among`` a folder's names."""
-        if path not in among:
-            return {}
-        found: Row = self._look(path, schema.last_record, {})
+        found: Row | None = self._look(path, how, None) if os.path.basename(path) in among else None
         return found
 
     def row(self, columns: Mapping[str, tuple[Kind, str]], values: Row, where: str = "") -> Row:
@@ -234,13 +234,6 @@ class _Reader:
         return nothing
 
 
-def _load(path: str) -> Row:
-    content = load_json(path)
-    if not isinstance(content, dict):
-        raise Unreadable("it is no JSON object")
-    return content
-
-
 def text(value: str) -> str:
     """The text in one line, safe to show anywhere."""
     return plain(value) if value.isprintable() else " ".join(plain(value).split())
@@ -256,11 +249,7 @@ def _safe(content: Any) -> Any:
 
 
 def _typed(kind: Kind, value: Any) -> Any:
-    """The value as a column's kind.
-
-    Raises:
-        ValueError, OverflowError: it has another type, or is too large.
-    """
+    """The value as a column's kind; ValueError or OverflowError where it is of another."""
     if value is None:
         return None
     if kind == "json":
@@ -279,14 +268,15 @@ def _typed(kind: Kind, value: Any) -> Any:
 def _run(reader: _Reader, plan: Row, cost: Row, names: Sequence[str]) -> Row:
     environment = reader.json(schema.ENVIRONMENT, names) or {}
     failure = reader.json(schema.FAILED, names) or {}
-    last = reader.last_record(schema.METRICS, names)
+    last = reader.json(schema.METRICS, names, schema.last_record) or {}
     code = mapping(environment.get("code"))
     command = environment.get("command")
+    without_seed = {name: value for name, value in plan.items() if name != "seed"}
     if "method" not in plan and not reader.problems:
         reader.problems.append("config.json names no method: no run, or a baseline that runs share")
     values = {
         "run": os.path.basename(os.path.abspath(reader.folder)),
-        "group": _group(plan),
+        "group": plan.get("identity", digest(without_seed)) if plan else None,
         "method": plan.get("method"),
         "settings": _settings(plan),
         "pretrained_on": plan.get("data"),
@@ -309,12 +299,6 @@ def _run(reader: _Reader, plan: Row, cost: Row, names: Sequence[str]) -> Row:
     return reader.row(RUN_COLUMNS, values)
 
 
-def _group(plan: Row) -> str | None:
-    """The identity, which runs that differ only in the seed share; else a hash of the plan."""
-    without_seed = {name: value for name, value in plan.items() if name != "seed"}
-    return plan.get("identity", digest(without_seed)) if plan else None
-
-
 def _settings(plan: Row) -> Row:
     """A run's settings, flat; an encoder's channels, mean and std are the data's."""
     encoder = mapping(plan.get("encoder"))
@@ -335,7 +319,7 @@ def _scores(
         file = f"{folder}/{schema.SCORES}"
         if not all(map(reader.stays, [folder, *(f"{folder}/{each}" for each in _BESIDE_SCORES)])):
             continue
-        record = reader.json(file)
+        record = reader.json(file, [schema.SCORES])
         if record is None:
             continue  # not done, or a problem
         scores = mapping(record.get("scores"))

@@ -132,6 +132,14 @@ def load_object(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run; an empty one where none can be read."""
+    try:
+        return load_object(path)
+    except UserError:
+        return {}
+
+
 def mapping(value: Any) -> dict[str, Any]:
     """The value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
@@ -173,11 +181,6 @@ def score_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{EVALS}/*/{SCORES}"))
 
 
-def snapshots(folder: Path) -> list[str]:
-    """The names of the snapshots' folders."""
-    return sorted(path.parent.name for path in folder.glob(f"{SNAPSHOTS}/*/{ENCODER}"))
-
-
 def last_record(metrics: Path | str) -> dict[str, Any]:
     """The last whole line of a training's metrics; another process may be writing the next.
 
@@ -197,18 +200,13 @@ def last_record(metrics: Path | str) -> dict[str, Any]:
 
 def failure(folder: Path) -> str:
     """Why a run failed; "" where it did not, or where the file cannot be read."""
-    try:
-        return str(load_object(folder / FAILED).get("error", ""))
-    except UserError:
-        return ""
+    return str(peek(folder / FAILED).get("error", ""))
 
 
 def last_command(folder: Path) -> str:
     """The command that last started the run."""
-    try:
-        return shlex.join(load_json(folder / ENVIRONMENT)["command"])
-    except (Unreadable, KeyError, TypeError):
-        return "ssl-bench run ..."
+    command = peek(folder / ENVIRONMENT).get("command")
+    return shlex.join(map(str, command)) if isinstance(command, list) else "ssl-bench run ..."
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     with _reading(path):
         content = load_bytes(path, _LARGEST)
         check_digest(path, _record_beside(path), content)
-        with _opened(content) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not set(names) <= set(_names(archive)):
                 return {}
             _check(archive)
@@ -50,8 +50,8 @@ def names(path: Path) -> frozenset[str]:
     Raises:
         UserError: it cannot be read.
     """
-    with _reading(path), _opened(load_bytes(path, _LARGEST)) as archive:
-        return frozenset(_names(archive))
+    with _reading(path):
+        return frozenset(_names(zipfile.ZipFile(io.BytesIO(load_bytes(path, _LARGEST)))))
     return frozenset()
 
 
@@ -67,10 +67,6 @@ def _reading(path: Path) -> Iterator[None]:
     # One wrong byte may raise zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
     except Exception as error:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
-
-
-def _opened(content: bytes) -> zipfile.ZipFile:
-    return zipfile.ZipFile(io.BytesIO(content))
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:

@@ -38,7 +38,12 @@ def share(p: float) -> str:
 
 def count(value: float | None) -> str:
     """Three digits: 1,198,592 as "1.2 M", 1.234e15 as "1.23 P"."""
-    return _NOTHING if value is None else _scaled(value)
+    if value is None:
+        return _NOTHING
+    power = 0 if value < 1000 else min(int(math.log10(value) // 3), len(_LARGE) - 1)
+    if power and round(value / 1000**power, 1) >= 1000 and power < len(_LARGE) - 1:
+        power += 1
+    return f"{value / 1000**power:.3g}{_LARGE[power]}"
 
 
 def time(seconds: float | None) -> str:
@@ -94,11 +99,3 @@ def cell(value: Any) -> Any:
         return value
     shown = plain(value)
     return f"'{shown}" if shown.startswith(_FORMULAS) else shown
-
-
-def _scaled(value: float) -> str:
-    power = 0 if value < 1000 else min(int(math.log10(value) // 3), len(_LARGE) - 1)
-    if power and round(value / 1000**power, 1) >= 1000 and power < len(_LARGE) - 1:
-        power += 1
-    scaled = value / 1000**power
-    return f"{scaled:.3g}{_LARGE[power]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -36,7 +37,15 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
         UserError: another process holds the lock, or the file system has no locks.
     """
     with _opened(folder / ".lock") as descriptor:
-        _wait(descriptor, folder, wait)
+        if not _try(descriptor, folder, _SECONDS_TO_LOOK):
+            require(
+                wait,
+                f"run {str(folder)!r} is in use by another process; wait for it, or let --wait do "
+                "so",
+            )
+            note = f"waiting for another process, which works in {str(folder)!r}"
+            progress.console.print(note, soft_wrap=True)
+            _try(descriptor, folder, math.inf)
         yield
 
 
@@ -48,10 +57,7 @@ def taken(path: Path, seconds: float) -> Iterator[bool]:
         UserError: the file system has no locks.
     """
     with _opened(path) as descriptor:
-        give_up = time.monotonic() + seconds
-        while not (mine := _try(descriptor, path.parent)) and time.monotonic() <= give_up:
-            time.sleep(_PAUSE)
-        yield mine
+        yield _try(descriptor, path.parent, seconds)
 
 
 @contextmanager
@@ -67,36 +73,26 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _wait(descriptor: int, folder: Path, wait: bool) -> None:
-    give_up, pause, is_announced = time.monotonic() + _SECONDS_TO_LOOK, _PAUSE, False
-    while not _try(descriptor, folder):
-        if time.monotonic() > give_up:
+def _try(descriptor: int, folder: Path, seconds: float) -> bool:
+    """Try for some seconds, or for ever, to take the lock."""
+    give_up, pause = time.monotonic() + seconds, _PAUSE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
             require(
-                wait,
-                f"run {str(folder)!r} is in use by another process; wait for it, or let --wait do "
-                "so",
+                error.errno not in _NO_LOCKS,
+                f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
+                "two processes from one run; a --runs-dir elsewhere would work",
             )
-            if not is_announced:
-                note = f"waiting for another process, which works in {str(folder)!r}"
-                progress.console.print(note, soft_wrap=True)
-            is_announced, pause = True, min(2 * pause, _LONGEST_PAUSE)
+            if error.errno not in _HELD:
+                raise
+        if time.monotonic() > give_up:
+            return False
         time.sleep(pause)
-
-
-def _try(descriptor: int, folder: Path) -> bool:
-    """Try once to take the lock."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError as error:
-        require(
-            error.errno not in _NO_LOCKS,
-            f"the file system of {str(folder)!r} has no locks ({error.strerror}), which keep "
-            "two processes from one run; a --runs-dir elsewhere would work",
-        )
-        if error.errno not in _HELD:
-            raise
-    return False
+        if seconds == math.inf:
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def is_locked(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 import sys
 import zipfile
 import zlib
@@ -121,7 +122,8 @@ class _Archive:
             entries = archive.infolist()
         self._entries = {entry.filename: entry for entry in entries}
         _require(len(entries) == len(self._entries), "it holds two records of one name")
-        roots = [name.removesuffix("data.pkl") for name in self._entries if _is_root(name)]
+        found = map(re.compile(r"([^/]*/)?data\.pkl").fullmatch, self._entries)
+        roots = [each[1] or "" for each in found if each]
         _require(len(roots) == 1, "it is a zip archive, but none that torch.save wrote")
         self._root = roots[0]
         # If torch was set to write no check sums, all of them are zero.
@@ -164,10 +166,6 @@ class _Archive:
 
 _ORDER = sys.byteorder.encode()
 _TOO_LARGE = f"it describes its content in more than {_LARGEST_PICKLE} bytes"
-
-
-def _is_root(name: str) -> bool:
-    return name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)
 
 
 def _read_old(file: io.BufferedReader) -> Any:
@@ -250,10 +248,10 @@ class _Unpickler(pickle._Unpickler):
             raise Unreadable("it calls what is nothing to call")
         name = what.name
         if name == "collections.OrderedDict":
-            items = _Items()
-            for pair in arguments[0] if arguments else ():
-                items.put(*pair)
-            return items.content
+            content: dict[Any, Any] = {}
+            for key, value in arguments[0] if arguments else ():
+                _put(content, key, value)
+            return content
         if name == "argparse.Namespace":
             return Flags()
         if name == "torch.Size":
@@ -283,21 +281,20 @@ class _Unpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._put([key, value])
+        self._put_all([key, value])
 
     def load_setitems(self) -> None:
-        self._put(self.pop_mark())
+        self._put_all(self.pop_mark())
 
     def load_dict(self) -> None:
         items = self.pop_mark()
         self.append({})
-        self._put(items)
+        self._put_all(items)
 
-    def _put(self, items: list[Any]) -> None:
+    def _put_all(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], dict):
-            into = _Items(self.stack[-1])
             for key, value in zip(items[::2], items[1::2], strict=True):
-                into.put(key, value)
+                _put(self.stack[-1], key, value)
 
     def load_append(self) -> None:
         value = self.stack.pop()
@@ -313,15 +310,10 @@ class _Unpickler(pickle._Unpickler):
         self.append(self.pop_mark())
 
 
-class _Items:
-    """A dictionary of plain keys only, as nested tuples can take forever to hash."""
-
-    def __init__(self, content: dict[Any, Any] | None = None) -> None:
-        self.content = {} if content is None else content
-
-    def put(self, key: Any, value: Any) -> None:
-        if isinstance(key, _PLAIN):
-            self.content[key] = value
+def _put(content: dict[Any, Any], key: Any, value: Any) -> None:
+    """Store the value under a plain key only, as nested tuples can take forever to hash."""
+    if isinstance(key, _PLAIN):
+        content[key] = value
 
 
 _NOT_READ = {
@@ -331,20 +323,16 @@ _NOT_READ = {
 """Registered extensions, classes of Python 1, and buffers that may ask for any size."""
 _own: Any = _Unpickler  # typeshed only knows the C unpickler's attributes
 _own.dispatch = {
-    **{code: load for code, load in _own.dispatch.items() if load.__name__ not in _NOT_READ},
-    pickle.REDUCE[0]: _own.load_reduce,
+    **{
+        code: getattr(_own, load.__name__)
+        for code, load in _own.dispatch.items()
+        if load.__name__ not in _NOT_READ
+    },
+    # A new object is what a call makes.
     pickle.NEWOBJ[0]: _own.load_reduce,
-    pickle.NEWOBJ_EX[0]: _own.load_newobj_ex,
-    pickle.BUILD[0]: _own.load_build,
-    pickle.SETITEM[0]: _own.load_setitem,
-    pickle.SETITEMS[0]: _own.load_setitems,
-    pickle.DICT[0]: _own.load_dict,
-    pickle.APPEND[0]: _own.load_append,
-    pickle.APPENDS[0]: _own.load_appends,
     # A set becomes a list, so its items need not be hashed.
     pickle.EMPTY_SET[0]: _own.load_empty_list,
     pickle.ADDITEMS[0]: _own.load_appends,
-    pickle.FROZENSET[0]: _own.load_frozenset,
 }
 
 

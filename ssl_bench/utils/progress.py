@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssl_bench.utils.terminal import Console
 
@@ -21,31 +21,28 @@ class Bar:
 
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
         self._title, self._total, self._progress = title, total, progress
-        self._task = progress.add_task(title, total=total, note="") if progress else None
+        self._task: Any = progress.add_task(title, total=total, note="") if progress else None
         self._started = self._printed = time.monotonic()
         self._done_before: int | None = None
 
     def of(self, done: int, total: int) -> None:
         """Show progress when the total was not known before."""
         self._total = total
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, total=total)
         self.update(done)
 
     def update(self, done: int, note: str = "") -> None:
         """Show how much is done, with a note."""
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, completed=done, note=note)
+        if self._progress:
+            self._progress.update(self._task, completed=done, total=self._total, note=note)
             return
         if self._done_before is None:
             self._done_before = done
         now = time.monotonic()
         if now - self._printed > _SECONDS_BETWEEN_LINES and done:
             self._printed = now
-            before = self._done_before or 0
-            left = (now - self._started) * (self._total - done) / max(1, done - before)
-            line = f"{self._title} {done}/{self._total} {note} {left:.0f} s left"
-            console.print(line)
+            rate = max(1, done - self._done_before) / (now - self._started)
+            left = (self._total - done) / rate
+            console.print(f"{self._title} {done}/{self._total} {note} {left:.0f} s left")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from signal import Signals
 from types import FrameType
 
-_EVERY = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
+ENDING = (Signals.SIGTERM, Signals.SIGUSR2, Signals.SIGHUP, Signals.SIGINT)
 _asked: Signals | None = None
 """The signal that the current `raise_on_signal` has received."""
 SECONDS_TO_SAVE = 600.0
@@ -64,7 +64,7 @@ def raise_on_signal() -> Iterator[None]:
 
     outside, _asked = _asked, None
     try:
-        with _handled(end, _EVERY):
+        with handled(end, ENDING):
             yield
     except Exception as error:
         if _asked is not None:
@@ -98,7 +98,7 @@ def defer_signals() -> Iterator[Callable[[], Signals | None]]:
             raise KeyboardInterrupt
 
     try:
-        with _handled(note, _EVERY):
+        with handled(note, ENDING):
             yield lambda: noted
     except Exception as error:
         if noted is not None:
@@ -109,10 +109,11 @@ def defer_signals() -> Iterator[Callable[[], Signals | None]]:
 
 
 @contextmanager
-def _handled(handle: Callable[[int], None], numbers: tuple[Signals, ...]) -> Iterator[None]:
+def handled(handle: Callable[[int], None], numbers: tuple[Signals, ...]) -> Iterator[None]:
     """Handle these signals with a function, except those that the parent process has ignored.
 
-    Signals that arrive while earlier handlers are being restored are passed on to those.
+    Signals that arrive while earlier handlers are being restored are passed on to those. Does
+    nothing outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

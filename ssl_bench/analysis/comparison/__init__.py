@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,14 +60,12 @@ class Group:
     Attributes:
         key: the same in every table.
         label: the method, and the settings in which its groups differ.
-        differing: these settings.
         cost: up to the point where the table reads the scores.
     """
 
     key: str
     label: str
     method: str
-    differing: Mapping[str, Any]
     members: tuple[Member, ...]
     cost: Cost
 
@@ -156,7 +154,7 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
         table_keys.append("device")
         notes += reasons
     tables = tuple(
-        _table(part, runs, grouped.differing, at, at_cost)
+        _table(part, runs, grouped.keys, at, at_cost)
         for _, part in scores.groupby(table_keys, sort=False)
     )
     in_tables = set(scores["run"])
@@ -169,24 +167,24 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
 def _table(
     scores: pd.DataFrame,
     runs: pd.DataFrame,
-    differing: Mapping[str, Mapping[str, Any]],
+    keys: Sequence[str],
     at: At,
     at_cost: float | None,
 ) -> ScoreTable:
     first = scores.iloc[0]
-    title, notes = f"{first['evaluated_on']}, {int(first['test_images']):,} test images", []
+    title = f"{first['evaluated_on']}, {int(first['test_images']):,} test images"
+    notes: list[str] = []
     data_notes = {f"{first['evaluated_on']}: {note}" for note in scores["note"].dropna() if note}
     columns, column_notes = grouping.columns(scores)
     shown = scores
     if at != "end":
-        at_equal_cost = curves.scores_at(scores, at, at_cost)
-        shown, notes = at_equal_cost.scores, list(at_equal_cost.notes)
-        title = f"{title}, {at_equal_cost.title}"
+        shown, cost, notes = curves.scores_at(scores, at, at_cost)
+        title = f"{title}, {cost}"
         if at == "equal-time":
             title += f", on {first['device']}"
         costs = shown.drop_duplicates("run").set_index("run")
         scores = scores.assign(**{name: scores["run"].map(costs[name]) for name in COSTS})
-    groups = _groups(scores, runs, differing)
+    groups = _groups(scores, runs, keys)
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in shown[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
@@ -235,10 +233,8 @@ def _table(
     )
 
 
-def _groups(
-    scores: pd.DataFrame, runs: pd.DataFrame, differing: Mapping[str, Mapping[str, Any]]
-) -> tuple[Group, ...]:
-    """The rows of a table, in order, with the mean costs of their runs."""
+def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tuple[Group, ...]:
+    """The rows of a table, in the order of the keys, with the mean costs of their runs."""
     names = ["key", "label", "method", "run", "seed", *COSTS]
     members = scores.drop_duplicates(["key", "run"]).sort_values("seed")[names]
     members = members.merge(runs[["run", "device", *_SIZES]], on="run")
@@ -250,20 +246,19 @@ def _groups(
     by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in members.to_dict("records"):
         by_key[row["key"]].append(row)
-    groups = [
+    return tuple(
         Group(
             key=key,
             label=rows[0]["label"],
             method=rows[0]["method"],
-            differing=differing[key],
             members=tuple(Member(row["run"], int(row["seed"])) for row in rows),
             cost=Cost(
                 **costs[key], devices=tuple(sorted({_text(row["device"]) for row in rows} - {""}))
             ),
         )
-        for key, rows in by_key.items()
-    ]
-    return tuple(sorted(groups, key=grouping.sort_key))
+        for key in keys
+        if (rows := by_key.get(key))
+    )
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:

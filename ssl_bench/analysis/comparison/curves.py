@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -25,25 +24,9 @@ AXES: Mapping[str, tuple[str, str]] = {
 """For each kind of equal cost: its column of the scores, and how a value reads."""
 
 
-@dataclass(frozen=True)
-class ScoresAtCost:
-    """Scores at a cost.
-
-    Attributes:
-        scores: one row for each run, evaluation, protocol and score, with the value and the costs
-            at that point.
-        title: the cost in words, and whether learning rates were annealed there.
-        notes: which groups have no score there, and why.
-        cost: None where no group has any.
-    """
-
-    scores: pd.DataFrame
-    title: str
-    notes: tuple[str, ...]
-    cost: float | None
-
-
-def scores_at(rows: pd.DataFrame, at: At, cost: float | None = None) -> ScoresAtCost:
+def scores_at(
+    rows: pd.DataFrame, at: At, cost: float | None = None
+) -> tuple[pd.DataFrame, str, list[str]]:
     """Read every curve at a cost; by default at the largest that all groups reach.
 
     A curve holds what one run scores at its snapshots and at its end. It is linear between two
@@ -51,6 +34,11 @@ def scores_at(rows: pd.DataFrame, at: At, cost: float | None = None) -> ScoresAt
     because it is not trained scores the same at any cost. Groups whose cost was not recorded are
     ignored. Costs that differ by less than 1 % are equal, so that what was evaluated only at the
     end of trainings under one budget can be read there.
+
+    Returns:
+        A row for each run, evaluation, protocol and score, with the value and the costs at that
+        point; the cost in words, and whether learning rates were annealed there; which groups have
+        no score there, and why.
     """
     axis, form = AXES[at]
     labels = rows.drop_duplicates("key").set_index("key")["label"]
@@ -64,14 +52,17 @@ def scores_at(rows: pd.DataFrame, at: At, cost: float | None = None) -> ScoresAt
     ]
     if cost is None:
         if trained.empty:
-            return ScoresAtCost(rows.iloc[:0], "no costs recorded", tuple(notes), None)
+            return rows.iloc[:0], "no costs recorded", notes
         cost = float(trained.min())
     found: list[Point] = []
     missing: dict[tuple[str, str], list[Point]] = defaultdict(list)
-    for points in _curves(rows):
-        point = _interpolate(points, axis, cost)
-        if point is not None:
-            found.append(point)
+    curves: dict[tuple[str, ...], list[Point]] = defaultdict(list)
+    for point in rows.to_dict("records"):
+        curves[tuple(point[name] for name in _CURVE)].append(point)
+    for points in curves.values():
+        read = _interpolate(points, axis, cost)
+        if read is not None:
+            found.append(read)
         elif not math.isnan(reach[points[0]["key"]]):
             missing[points[0]["label"], points[0]["eval"]] += points
     for (label, name), points in missing.items():
@@ -83,7 +74,7 @@ def scores_at(rows: pd.DataFrame, at: At, cost: float | None = None) -> ScoresAt
         )
     annealed = _describe_annealing(rows[rows["key"].isin(trained.index)], axis, cost)
     scores = pd.DataFrame(found, columns=rows.columns) if found else rows.iloc[:0]
-    return ScoresAtCost(scores, f"at {form.format(cost)}, {annealed}", tuple(notes), cost)
+    return scores, f"at {form.format(cost)}, {annealed}", notes
 
 
 def _describe_annealing(rows: pd.DataFrame, axis: str, cost: float) -> str:
@@ -99,13 +90,6 @@ def _describe_annealing(rows: pd.DataFrame, axis: str, cost: float) -> str:
     ]
     exceptions = f" (those of {', '.join(ended)} are)" if ended else ""
     return f"learning rates not annealed there{exceptions}"
-
-
-def _curves(rows: pd.DataFrame) -> Iterable[list[Point]]:
-    curves: dict[tuple[str, ...], list[Point]] = defaultdict(list)
-    for point in rows.to_dict("records"):
-        curves[tuple(point[name] for name in _CURVE)].append(point)
-    return curves.values()
 
 
 def _interpolate(points: list[Point], axis: str, cost: float) -> Point | None:

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from ssl_bench.runs import schema
-from ssl_bench.utils.files import load_json
 
 _NEEDED = [
     *("group", "method", "seed", "eval", "protocol", "evaluated_on", "test_fingerprint"),
     *("test_images", "eval_precision", "score"),
 ]
 _SETTINGS = ["settings", "pretrained_on", "data_fingerprint", "eval_precision", "eval_seed"]
+_VERSION = ["test_fingerprint", "test_images"]
 _OF_RUNS = ["run", "group", "method", "settings", "pretrained_on", "data_fingerprint", "seed"]
 
 
@@ -75,13 +75,13 @@ class Grouped:
     Attributes:
         scores: with the columns of their runs, ``key`` and ``label`` of the group, and ``column``,
             the key of a `Column`. Each seed of a group is there once.
-        differing: by a group's key, the settings in which the method's groups differ.
+        keys: of the groups, by method and then by the settings in which its groups differ.
         duplicates: runs whose seed another run of the group has too, each with the run that
             represents both.
     """
 
     scores: pd.DataFrame
-    differing: Mapping[str, Mapping[str, Any]]
+    keys: tuple[str, ...]
     duplicates: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -107,13 +107,12 @@ def group(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
         column=scores["eval"] + "/" + scores["protocol"] + "/" + scores["score"],
     )
     labels: dict[str, str] = {}
-    differing: dict[str, dict[str, Any]] = {}
     groups = scores.drop_duplicates("key").set_index("key")[[*_SETTINGS, "group", "method"]]
     for method, peers in groups.groupby("method"):
-        differing |= _differences(
-            {key: _settings(row) for key, row in peers.to_dict("index").items()}
-        )
-        own = {key: f"{method} {_describe(differing[key])}".rstrip() for key in peers.index}
+        rows = peers.to_dict("index")
+        differing = _differences({key: settings_of(row) for key, row in rows.items()})
+        keys = sorted(differing, key=lambda key: (_order(differing[key]), key))
+        own = {key: f"{method} {_describe(differing[key])}".rstrip() for key in keys}
         times = Counter(own.values())
         ambiguous = [key for key in own if times[own[key]] > 1]
         for key in ambiguous:
@@ -127,7 +126,7 @@ def group(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
             )
         labels |= own
     scores, duplicates, merge_notes = _merge(scores.assign(label=scores["key"].map(labels)))
-    return Grouped(scores, differing, duplicates, (*notes, *merge_notes))
+    return Grouped(scores, tuple(labels), duplicates, (*notes, *merge_notes))
 
 
 def _merge(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
@@ -164,24 +163,23 @@ def _merge(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str
     return pd.concat([scores.drop(both.index), merged]).sort_index(), duplicates, notes
 
 
-def sort_key(group: Any) -> tuple[Any, ...]:
-    """Sort groups by method and then by their settings, numbers as numbers."""
-    values = [
+def _order(settings: Mapping[str, Any]) -> list[Any]:
+    """What to sort groups by; numbers sort as numbers."""
+    return [
         (name, (0, value, "") if isinstance(value, int | float) else (1, 0, str(value)))
-        for name, value in group.differing.items()
+        for name, value in settings.items()
     ]
-    return (group.method, values, group.key)
 
 
 def note_versions(scores: pd.DataFrame) -> list[str]:
     """Why one data set has several tables."""
     notes = []
     for data, part in scores.groupby("evaluated_on", sort=False):
-        versions = part.drop_duplicates(["test_fingerprint", "test_images"])
+        versions = part.drop_duplicates(_VERSION)
         if len(versions) > 1:
             each = " / ".join(
-                f"{row['test_fingerprint'][:8]} with {int(row['test_images']):,} test images"
-                for _, row in versions.iterrows()
+                f"{fingerprint[:8]} with {int(images):,} test images"
+                for fingerprint, images in versions[_VERSION].to_numpy()
             )
             notes.append(f"{data} in {len(versions)} versions, in tables of their own: {each}")
     return notes
@@ -226,9 +224,12 @@ def columns(scores: pd.DataFrame) -> tuple[tuple[Column, ...], list[str]]:
 
 def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
     """The settings in which protocols differ: those of each, and one sentence about all."""
-    configs = {row["protocol"]: _config(row["folder"]) for _, row in protocols.iterrows()}
+    configs = {
+        row["protocol"]: schema.peek(Path(row["folder"]) / schema.SCORES).get("config")
+        for _, row in protocols.iterrows()
+    }
     hashes = {protocol: protocol for protocol in configs}
-    known = {protocol: config for protocol, config in configs.items() if config is not None}
+    known = {protocol: config for protocol, config in configs.items() if isinstance(config, dict)}
     if len(known) < len(configs):
         return hashes, f"{' / '.join(hashes)} (what differs cannot be read)"
     differing = _differences(known)
@@ -244,21 +245,24 @@ def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
     return variants, reason
 
 
-def _config(folder: str) -> Mapping[str, Any] | None:
-    try:
-        config = load_json(Path(folder) / schema.SCORES)["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return config if isinstance(config, dict) else None
+def parse(text: Any) -> dict[str, Any]:
+    """A value of a column of JSON, such as a run's flat settings; empty where there is none."""
+    return schema.mapping(json.loads(text)) if isinstance(text, str) and text else {}
 
 
-def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything in which a group may differ from others of its method."""
-    settings = json.loads(row["settings"]) if isinstance(row["settings"], str) else {}
-    settings |= {"pretrained_on": row["pretrained_on"], "evaluated_in": row["eval_precision"]}
-    if not pd.isna(row["eval_seed"]):
-        settings["evaluated_with_seed"] = int(row["eval_seed"])
-    return settings
+def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in which a group may differ from others of its method.
+
+    Args:
+        row: a score that `group` has returned.
+    """
+    seed = row["eval_seed"]
+    return {
+        **parse(row["settings"]),
+        "pretrained_on": row["pretrained_on"],
+        "evaluated_in": row["eval_precision"],
+        **({} if pd.isna(seed) else {"evaluated_with_seed": int(seed)}),
+    }
 
 
 def _differences(peers: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:

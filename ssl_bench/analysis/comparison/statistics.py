@@ -10,7 +10,7 @@ What cannot be known is None, never a number that looks like knowledge:
 - for the same reason, differences without any spread do not show how much they vary: p = 1 if they
   are all zero, else no test and no interval;
 - two runs that are right on the same images: p = 1;
-- NaN values are left out, and counted.
+- NaN values are left out.
 
 The distributions are ``scipy.special``'s. ``scipy.stats`` and statsmodels have whole tests, which
 ours equal to rounding, but importing either would make a comparison take half as long again, and
@@ -20,8 +20,8 @@ each test more than ten times as long.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -38,13 +38,12 @@ _ROUNDING = 1e-12
 class Mean:
     """The mean of n values, NaN if there are none, and half the width of its 95 % t interval.
 
-    ``dropped`` further values were NaN. One value, or several equal ones, have no interval.
+    One value, or several equal ones, have no interval.
     """
 
     n: int
     mean: float
     half_width: float | None
-    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Difference:
         difference: in the values' unit; for McNemar in percent of the test images.
         interval: 95 %; None where the spread is not known.
         p: two-sided, not corrected; None where there is no test.
-        dropped: values left out because they are NaN.
         unpaired: values left out of a paired test because the other side lacks their seed.
     """
 
@@ -66,21 +64,16 @@ class Difference:
     difference: float
     interval: tuple[float, float] | None
     p: float | None
-    dropped: int = 0
     unpaired: int = 0
 
 
-def mean_interval(values: Sequence[float]) -> Mean:
+def mean_interval(values: Iterable[float]) -> Mean:
     """Mean and 95 % t interval."""
     known = [value for value in values if not math.isnan(value)]
-    n, dropped = len(known), len(values) - len(known)
-    mean = float(np.mean(known)) if known else math.nan
-    if n < 2:
-        return Mean(n, mean, None, dropped)
-    error = float(np.std(known, ddof=1)) / math.sqrt(n)
-    if error <= _ROUNDING * abs(mean):
-        return Mean(n, mean, None, dropped)
-    return Mean(n, mean, _quantile(n - 1) * error, dropped)
+    n, mean = len(known), float(np.mean(known)) if known else math.nan
+    error = float(np.std(known, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    has_spread = error > _ROUNDING * abs(mean)
+    return Mean(n, mean, _quantile(n - 1) * error if has_spread else None)
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
@@ -89,29 +82,39 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     Paired by seed, since runs of one seed share their random draws, if at least two seeds are
     shared (the others are then left out); else Welch's test, if both have two values.
     """
-    known_a, known_b = _known(a), _known(b)
-    dropped = len(a) + len(b) - len(known_a) - len(known_b)
+    known_a, known_b = (
+        {seed: value for seed, value in each.items() if not math.isnan(value)} for each in (a, b)
+    )
     seeds = sorted(known_a.keys() & known_b.keys())
-    unpaired = len(a.keys() ^ b.keys())
-    if len(seeds) >= 2:
-        differences = np.array([known_a[seed] - known_b[seed] for seed in seeds])
-        n = len(seeds)
-        error = float(differences.std(ddof=1)) / math.sqrt(n)
-        scale = max(abs(known_a[seed]) + abs(known_b[seed]) for seed in seeds)
-        test = _t_test("paired t", n, float(differences.mean()), error, n - 1, scale, dropped)
-        return replace(test, unpaired=unpaired)
-    values_a, values_b = (np.array(list(known.values())) for known in (known_a, known_b))
+    test: Literal["paired t", "Welch t"] = "paired t" if len(seeds) > 1 else "Welch t"
+    if test == "paired t":
+        known_a, known_b = ({seed: each[seed] for seed in seeds} for each in (known_a, known_b))
+    values_a, values_b = (np.array(list(each.values())) for each in (known_a, known_b))
     n = min(len(values_a), len(values_b))
     mean = float(values_a.mean() - values_b.mean()) if n else math.nan
     if n < 2:
-        return Difference("none", n, mean, None, None, dropped)
-    variance_a, variance_b = (float(v.var(ddof=1)) / len(v) for v in (values_a, values_b))
-    variance = variance_a + variance_b
-    # Welch-Satterthwaite.
-    spread = variance_a**2 / (len(values_a) - 1) + variance_b**2 / (len(values_b) - 1)
-    freedom = variance**2 / spread if spread > 0 else 1.0
-    scale = float(np.abs(values_a).max() + np.abs(values_b).max())
-    return _t_test("Welch t", n, mean, math.sqrt(variance), freedom, scale, dropped)
+        return Difference("none", n, mean, None, None)
+    if test == "paired t":
+        unpaired, freedom = len(a.keys() ^ b.keys()), n - 1.0
+        differences = values_a - values_b
+        mean, variance = float(differences.mean()), float(differences.var(ddof=1)) / n
+    else:
+        unpaired = 0
+        variance_a, variance_b = (float(v.var(ddof=1)) / len(v) for v in (values_a, values_b))
+        variance = variance_a + variance_b
+        # Welch-Satterthwaite.
+        spread = variance_a**2 / (len(values_a) - 1) + variance_b**2 / (len(values_b) - 1)
+        freedom = variance**2 / spread if spread > 0 else 1.0
+    error = math.sqrt(variance)
+    rounding = _ROUNDING * float(np.abs(values_a).max() + np.abs(values_b).max())
+    interval, p = None, None
+    if error > rounding:
+        half_width = _quantile(freedom) * error
+        interval = (mean - half_width, mean + half_width)
+        p = 2.0 * float(special.stdtr(freedom, -abs(mean) / error))
+    elif abs(mean) <= rounding:
+        mean, interval, p = 0.0, (0.0, 0.0), 1.0
+    return Difference(test, n, mean, interval, p, unpaired)
 
 
 def mcnemar(right_a_N: np.ndarray, right_b_N: np.ndarray) -> Difference:
@@ -161,34 +164,6 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _t_test(
-    test: Literal["paired t", "Welch t"],
-    n: int,
-    mean: float,
-    error: float,
-    freedom: float,
-    scale: float,
-    dropped: int,
-) -> Difference:
-    """A t test.
-
-    Args:
-        error: standard error of the mean difference.
-        scale: of the values; errors below its rounding count as zero.
-    """
-    if error <= _ROUNDING * scale:
-        if abs(mean) <= _ROUNDING * scale:
-            return Difference(test, n, 0.0, (0.0, 0.0), 1.0, dropped)
-        return Difference(test, n, mean, None, None, dropped)
-    half_width = _quantile(freedom) * error
-    p = 2.0 * float(special.stdtr(freedom, -abs(mean) / error))
-    return Difference(test, n, mean, (mean - half_width, mean + half_width), p, dropped)
-
-
 @cache
 def _quantile(freedom: float) -> float:
     return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
-
-
-def _known(values: Mapping[int, float]) -> dict[int, float]:
-    return {seed: value for seed, value in values.items() if not math.isnan(value)}

@@ -34,7 +34,7 @@ from ssl_bench.config.command_settings import ReportSettings
 from ssl_bench.errors import first_line, require
 from ssl_bench.runs import index, schema
 from ssl_bench.utils import progress
-from ssl_bench.utils.files import load_json, temporary_folder, write_json, writing
+from ssl_bench.utils.files import temporary_folder, write_json, writing
 
 _MARKER = "report.json"
 _MAKER = "ssl-bench report"
@@ -78,14 +78,32 @@ def write(settings: ReportSettings) -> list[str]:
         (folder / schema.FIGURES).mkdir()
         (folder / "tables").mkdir()
         figures, missing = _draw(source, folder / schema.FIGURES)
-        content = _content(source, settings.title, figures, missing)
-        for table in content.all_tables:
+        by_theme: dict[str, list[Figure]] = {}
+        for figure in figures:
+            by_theme.setdefault(figure.drawing.theme, []).append(figure)
+        scores, pairs = list(tables.main_tables(source)), list(tables.pair_tables(source))
+        further, runs = dict(tables.further_tables(source)), origins.run_table(source)
+        for table in (*scores, *further.values(), *pairs, runs):
             stem = str(folder / "tables" / table.name)
             Path(f"{stem}.csv").write_bytes(as_csv(table.data))
             Path(f"{stem}.md").write_text(exports.as_markdown(table), "utf-8")
             Path(f"{stem}.tex").write_text(exports.as_latex(table), "utf-8")
-        provenance = as_csv(origins.provenance_table(content.provenance))
-        (folder / "tables" / "provenance.csv").write_bytes(provenance)
+        provenance = origins.provenance(source)
+        of_runs = as_csv(origins.provenance_table(provenance))
+        (folder / "tables" / "provenance.csv").write_bytes(of_runs)
+        content = {
+            "title": settings.title,
+            "facts": _facts(source),
+            "tables": scores,
+            "further": further,
+            "pairs": pairs,
+            "runs": runs,
+            "figures": by_theme,
+            "missing": missing,
+            "provenance": provenance,
+            "notes": source.comparison.notes,
+            "problems": list(source.problems),
+        }
         (folder / "index.html").write_text(page.render(content), "utf-8")
         made = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / _MARKER, {"made_by": _MAKER, "version": __version__, "at": made})
@@ -129,35 +147,19 @@ def _rendered(source: Source, draw: Draw) -> Iterator[Figure | Missing]:
         source.problem(f"figure {what} cannot be drawn: {first_line(error)}")
 
 
-def _content(
-    source: Source, title: str, figures: list[Figure], missing: list[Missing]
-) -> page.Content:
-    runs, compared = source.runs, source.comparison
+def _facts(source: Source) -> dict[str, str]:
+    """Titles and texts for the head of the page."""
+    runs = source.runs
     states = runs["state"].value_counts()
     facts = {
         "Made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Runs": ", ".join(f"{count:,} {state}" for state, count in states.items()),
         "Methods": ", ".join(sorted(set(runs["method"].dropna().astype(str)))),
-        "Evaluated on": ", ".join(sorted({table.evaluated_on for table in compared.tables})),
+        "Evaluated on": ", ".join(sorted({t.evaluated_on for t in source.comparison.tables})),
         "Devices": ", ".join(sorted(set(runs["device"].dropna().astype(str)))),
         "ssl-bench": __version__,
     }
-    by_theme: dict[str, list[Figure]] = {}
-    for figure in figures:
-        by_theme.setdefault(figure.drawing.theme, []).append(figure)
-    return page.Content(
-        title=title,
-        facts=[(name, text) for name, text in facts.items() if text],
-        tables=list(tables.main_tables(source)),
-        further=dict(tables.further_tables(source)),
-        pairs=list(tables.pair_tables(source)),
-        runs=origins.run_table(source),
-        figures=by_theme,
-        missing=missing,
-        provenance=origins.provenance(source),
-        notes=compared.notes,
-        problems=tuple(source.problems),
-    )
+    return {name: text for name, text in facts.items() if text}
 
 
 def _check(output: Path, shown: Path) -> None:
@@ -166,16 +168,9 @@ def _check(output: Path, shown: Path) -> None:
         return
     require(output.is_dir(), f"output {str(shown)!r} is a file; name a folder")
     require(
-        not any(output.iterdir()) or _is_report(output),
+        not any(output.iterdir()) or schema.peek(output / _MARKER).get("made_by") == _MAKER,
         f"output {str(shown)!r} exists and is no report; name another folder with -o",
     )
-
-
-def _is_report(folder: Path) -> bool:
-    try:
-        return load_json(folder / _MARKER)["made_by"] == _MAKER
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 @contextmanager

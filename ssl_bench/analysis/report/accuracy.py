@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from ssl_bench.analysis.comparison import grouping
+from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import encoder, measured
-from ssl_bench.analysis.report.drawing import (
-    FAINT,
-    Drawing,
-    Missing,
-    draw_curve,
-    legend,
-    missing,
-    or_missing,
-    panels,
-    scale,
-    shades,
-    shorten,
-)
+from ssl_bench.analysis.report.drawing import Drawing, Missing, missing, or_missing
 from ssl_bench.analysis.report.source import (
     Source,
-    evaluations,
     mean_and_interval,
     mean_curve,
-    parse_settings,
     slug,
-    styled_groups,
 )
-from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
 
 _SERIES = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<x>\d+(?:\.\d+)?)(?P<unit_of_x>pct)?")
-_BASELINE_LINES = (
+_BASELINE_LINES: tuple[Any, ...] = (
     "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 5)),
 )  # fmt: skip
 _MOST_GROUPS = 80
@@ -50,46 +35,51 @@ _SMALLEST_CURVE = 3
 _MEAN = "mean of all"
 
 Baseline = tuple[str, str]
+Curve = tuple[Mapping[str, Any], Mapping[str, float]]
+"""Groups that differ in one number: the settings that they share, and its values by their keys."""
 
 
 @or_missing(Missing("Accuracy by evaluation", "no run has a score yet", "ssl-bench eval RUN"))
 def by_evaluation(source: Source) -> Iterator[Drawing]:
     """The mean, interval and runs of every group, one panel for each evaluation."""
-    headlines = source.headlines
-    if headlines.empty:
-        return
-    is_accuracy = headlines["unit"].str.contains("accuracy", na=False)
-    headlines = headlines.assign(kind=np.where(is_accuracy, "Accuracy", "Scores"))
+    is_accuracy = source.headlines["unit"].astype(str).str.contains("accuracy")
+    headlines = source.headlines.assign(kind=np.where(is_accuracy, "Accuracy", "Scores"))
     for (kind, data), scores in headlines.groupby(["kind", "evaluated_on"], sort=True):
         present = set(scores["label"])
         labels = [label for label in source.labels if label in present]
         left_out = len(labels[_MOST_GROUPS:])
         labels = labels[:_MOST_GROUPS]
         scores = scores[scores["label"].isin(labels)]
-        found = list(evaluations(source, scores))
-        figure, axes = panels(len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True)
+        found = list(source.evaluations(scores))
+        figure, axes = drawing.panels(len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True)
         rows = []
-        lines = _baseline_lines(scores)
+        baselines = [_baselines(of_evaluation) for _, of_evaluation in found]
+        names = sorted({each for of_panel in baselines for each in of_panel})
+        has_lines = 0 < len(names) <= len(_BASELINE_LINES)
+        lines = dict(zip(names, _BASELINE_LINES, strict=False)) if has_lines else {}
+        style: dict[str, Any] = {"color": drawing.FAINT, "linewidth": 1}
         encoders = {of_encoder for _, of_encoder in lines}
-        baselines = {
-            label if len(encoders) == 1 else f"{label}: {of_encoder}": Line2D([], [], **style)
-            for (label, of_encoder), style in lines.items()
+        handles = {
+            label if len(encoders) == 1 else f"{label}: {of_encoder}": Line2D(
+                [], [], linestyle=line, **style
+            )
+            for (label, of_encoder), line in lines.items()
         }
-        for axis, (name, of_evaluation) in zip(axes, found, strict=True):
+        for axis, (name, of_evaluation), of_panel in zip(axes, found, baselines, strict=True):
             rows += _draw_groups(axis, source, of_evaluation, labels, name)
-            for baseline, value in _baselines(of_evaluation).items():
-                if baseline in lines:
-                    axis.axvline(value, zorder=1, **lines[baseline])
-            axis.set_title(shorten(name.replace(f" on {data}", ""), 34))
+            for baseline, line in lines.items():
+                if baseline in of_panel:
+                    axis.axvline(of_panel[baseline], zorder=1, linestyle=line, **style)
+            axis.set_title(drawing.shorten(name.replace(f" on {data}", ""), 34))
             axis.set_xlabel(of_evaluation["unit"].iloc[0])
             axis.margins(x=0.12)
             axis.grid(axis="y", visible=False)
-        axes[0].set_yticks(range(len(labels)), [shorten(label, 44) for label in labels])
+        axes[0].set_yticks(range(len(labels)), [drawing.shorten(label, 44) for label in labels])
         axes[0].set_ylim(len(labels) - 0.4, -0.6)
-        legend(figure, baselines)
+        drawing.legend(figure, handles)
         cut = f" {left_out} more groups do not fit; name fewer runs." if left_out else ""
-        about = " Grey lines are baselines under the same protocol" if baselines else ""
-        about += "; each is of one encoder." if len(encoders) > 1 else "." if baselines else ""
+        about = " Grey lines are baselines under the same protocol" if has_lines else ""
+        about += "; each is of one encoder." if len(encoders) > 1 else "." * has_lines
         yield Drawing(
             f"{kind.lower()}-{slug(str(data))}",
             "Accuracy" if kind == "Accuracy" else "Other scores",
@@ -104,18 +94,12 @@ def by_evaluation(source: Source) -> Iterator[Drawing]:
 
 def within_evaluations(source: Source) -> Iterator[Drawing | Missing]:
     """Curves over what an evaluation itself varies: trained blocks, percentage of labels."""
-    finals = source.finals
     drawn = set()
-    if len(finals):
-        parts = finals["score"].str.extract(f"^{_SERIES.pattern}$")
-        parts["x"] = pd.to_numeric(parts["x"])
-        points = finals.join(parts).dropna(subset=["x"])
-        for title, scores in evaluations(source, points):
-            # An evaluation's unit is that of its first score, and of scores with the same stem.
-            headline = scores.loc[scores["is_headline"].astype(bool), ["stem", "unit"]].to_numpy()
-            if not len(headline):
-                continue
-            stem, unit = headline[0]
+    parts = source.finals["score"].astype(str).str.extract(f"^{_SERIES.pattern}$")
+    points = source.finals.join(parts.assign(x=pd.to_numeric(parts["x"]))).dropna(subset=["x"])
+    for title, scores in source.evaluations(points):
+        # An evaluation's unit is that of its first score, and of scores with the same stem.
+        for stem, unit in scores.loc[scores["is_headline"], ["stem", "unit"]].to_numpy()[:1]:
             series = scores[scores["stem"] == stem]
             if series["x"].nunique() > 1:
                 drawn.add(series["eval"].iloc[0])
@@ -133,13 +117,12 @@ def within_evaluations(source: Source) -> Iterator[Drawing | Missing]:
 def _draw_series(
     source: Source, title: str, xlabel: str, unit: str, scores: pd.DataFrame
 ) -> Drawing:
-    figure, [axis] = panels(1, 1, 5.2, 3.2)
+    figure, [axis] = drawing.panels(1, 1, 5.2, 3.2)
     handles: dict[str, Any] = {}
     rows = []
-    for label, color, look, group in styled_groups(source, scores):
+    for label, color, look, group in source.styled_groups(scores):
         means = mean_curve(group, "x")
-        handles[shorten(label, 40)] = draw_curve(axis, means, color, look)
-        axis.plot(group["x"], group["value"], ".", color=color, alpha=0.4)
+        handles[drawing.shorten(label, 40)] = drawing.draw_curve(axis, means, color, look, group)
         rows.append(means.assign(group=label))
     xs = sorted(scores["x"].unique())
     if xs[0] > 0 and xs[-1] / xs[0] >= 10:
@@ -147,7 +130,7 @@ def _draw_series(
         axis.minorticks_off()
     axis.set_xticks(xs, [f"{x:g}" for x in xs])
     axis.set(xlabel=xlabel, ylabel=unit)
-    legend(figure, handles)
+    drawing.legend(figure, handles)
     return Drawing(
         f"curve-{slug(title)}-{slug(xlabel)}",
         "Accuracy",
@@ -179,34 +162,15 @@ def _draw_groups(
     return rows
 
 
-def _baseline_lines(scores: pd.DataFrame) -> dict[Baseline, dict[str, Any]]:
-    """The style of each baseline, the same in all panels; none where they are too many."""
-    found = {each for _, part in scores.groupby("eval") for each in _baselines(part)}
-    if len(found) > len(_BASELINE_LINES):
-        return {}
-    return {
-        baseline: {"color": FAINT, "linestyle": style, "linewidth": 1}
-        for baseline, style in zip(sorted(found), _BASELINE_LINES, strict=False)
-    }
-
-
 def _baselines(scores: pd.DataFrame) -> dict[Baseline, float]:
     """The mean headline of each baseline, by its label and the encoder of its runs."""
     found: dict[Baseline, list[float]] = {}
     for row in scores[["baselines", "score", "settings"]].itertuples(index=False):
-        of_encoder = encoder(parse_settings(row.settings))
-        for label, values in parse_settings(row.baselines).items():
+        of_encoder = encoder(grouping.parse(row.settings))
+        for label, values in grouping.parse(row.baselines).items():
             if values.get(row.score) is not None:
                 found.setdefault((label, of_encoder), []).append(values[row.score])
     return {baseline: float(np.mean(values)) for baseline, values in found.items()}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Groups that differ in one number: its values by the groups' keys, and what they share."""
-
-    shared: Mapping[str, Any]
-    values: Mapping[str, float]
 
 
 @or_missing(
@@ -218,32 +182,43 @@ class Curve:
 )
 def over_settings(source: Source) -> Iterator[Drawing]:
     """A curve wherever three groups of a method differ in one number alone."""
-    for method, name, curves in _ablations(source):
-        yield _draw_ablation(source, method, name, curves)
+    groups = source.headlines.drop_duplicates("key")
+    folders = source.runs.set_index("run")["folder"]
+    for method, peers in groups.groupby("method", sort=True):
+        settings = {
+            row["key"]: _group_settings(row, Path(folders[row["run"]]))
+            for row in peers.to_dict("records")
+        }
+        for name in dict.fromkeys(name for each in settings.values() for name in each):
+            if curves := _ablation_curves(settings, name):
+                yield _draw_ablation(source, str(method), name, curves)
 
 
 def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) -> Drawing:
-    values = {key: value for curve in curves for key, value in curve.values.items()}
+    values = {key: value for _, of_curve in curves for key, value in of_curve.items()}
     scores = source.headlines[source.headlines["key"].isin(values)]
     scores = scores.assign(value_of=scores["key"].map(values))
-    found = list(evaluations(source, scores))
+    found = list(source.evaluations(scores))
     look = source.looks[method]
-    styles = list(zip(curves, _labels(curves), shades(look.color, len(curves)), strict=True))
-    figure, axes = panels(len(found))
+    styles = list(
+        zip(curves, _labels(curves), drawing.shades(look.color, len(curves)), strict=True)
+    )
+    figure, axes = drawing.panels(len(found))
     handles, rows = {}, []
     for axis, (title, of_evaluation) in zip(axes, found, strict=True):
-        for curve, label, color in styles:
-            part = of_evaluation[of_evaluation["key"].isin(curve.values)]
+        for (_, of_curve), label, color in styles:
+            part = of_evaluation[of_evaluation["key"].isin(of_curve)]
             if part.empty:
                 continue
             means = mean_curve(part, "value_of")
-            handles[shorten(label, 60)] = draw_curve(axis, means, color, look)
-            axis.plot(part["value_of"], part["value"], ".", color=color, alpha=0.4)
+            handles[drawing.shorten(label, 60)] = drawing.draw_curve(axis, means, color, look, part)
             rows.append(means.assign(evaluation=title, method=method, setting=name, curve=label))
-        scale(axis, values.values())
-        axis.set(title=shorten(title, 38), xlabel=name, ylabel=of_evaluation["unit"].iloc[0])
+        drawing.scale(axis, values.values())
+        axis.set(
+            title=drawing.shorten(title, 38), xlabel=name, ylabel=of_evaluation["unit"].iloc[0]
+        )
     if len(curves) > 1:
-        legend(figure, handles)
+        drawing.legend(figure, handles)
     return Drawing(
         f"ablation-{slug(method)}-{slug(name)}",
         "Ablations",
@@ -257,36 +232,10 @@ def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) 
     )
 
 
-def _ablations(source: Source) -> Iterator[tuple[str, str, list[Curve]]]:
-    """Method, setting, and the curves over it."""
-    if source.headlines.empty:
-        return
-    groups = source.headlines.drop_duplicates("key")
-    folders = source.runs.set_index("run")["folder"]
-    for method, peers in groups.groupby("method", sort=True):
-        settings = {
-            row["key"]: _group_settings(row, Path(folders[row["run"]]))
-            for row in peers.to_dict("records")
-        }
-        for name in dict.fromkeys(name for each in settings.values() for name in each):
-            curves = _ablation_curves(settings, name)
-            if curves:
-                yield str(method), name, curves
-
-
 def _group_settings(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Everything that sets a group apart from others of its method."""
-    try:
-        plan = schema.load_plan(folder)
-    except UserError:
-        plan = {}
-    return {
-        **parse_settings(row["settings"]),
-        "version": plan.get("method_version"),
-        "data": row["data_fingerprint"],
-        "evaluated_in": row["eval_precision"],
-        "evaluated_with_seed": "the run's" if pd.isna(row["eval_seed"]) else str(row["eval_seed"]),
-    }
+    version = schema.peek(folder / schema.CONFIG).get("method_version")
+    return {**grouping.settings_of(row), "version": version, "data": row["data_fingerprint"]}
 
 
 def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> list[Curve]:
@@ -297,60 +246,51 @@ def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> li
         if schema.is_number(value):
             others = {n: v for n, v in each.items() if n != name}
             alike.setdefault(json.dumps(others, sort_keys=True, default=str), {})[key] = value
-    curves = []
+    curves: list[Curve] = []
     for shared, values in alike.items():
         times = Counter(values.values())
         unique = {key: value for key, value in values.items() if times[value] == 1}
         if len(unique) >= _SMALLEST_CURVE:
-            curves.append(Curve(json.loads(shared), unique))
+            curves.append((json.loads(shared), unique))
     return curves
 
 
 def _labels(curves: list[Curve]) -> list[str]:
     """The settings that set each curve apart from the others."""
-    names = dict.fromkeys(name for curve in curves for name in curve.shared)
-    apart = [n for n in names if len({json.dumps(c.shared.get(n)) for c in curves}) > 1]
-    return [", ".join(f"{n}={c.shared[n]}" for n in apart if n in c.shared) for c in curves]
+    settings = [shared for shared, _ in curves]
+    names = dict.fromkeys(name for each in settings for name in each)
+    apart = [n for n in names if len({json.dumps(each.get(n)) for each in settings}) > 1]
+    return [", ".join(f"{n}={each[n]}" for n in apart if n in each) for each in settings]
 
 
 @or_missing(missing("Robustness", "robustness"))
 def by_corruption(source: Source) -> Iterator[Drawing]:
     """Accuracy by corruption and severity."""
-    for title, scores in evaluations(source, source.with_arrays(("accuracy",))):
+    for title, scores in source.evaluations(source.with_arrays(("accuracy",))):
         rows = [row for _, run in scores.iterrows() for row in _accuracies(source, run)]
         if rows:
             yield _draw_corruptions(source, title, scores, pd.DataFrame(rows))
 
 
 def _accuracies(source: Source, row: pd.Series) -> list[dict[str, Any]]:
-    """A run's accuracy at each severity of each corruption; severity 0 is the clean images."""
-    arrays = source.arrays(row["folder"], ("accuracy",))
-    named = _corruption_names(source.record(row["folder"]), arrays["accuracy"]) if arrays else None
-    if named is None:
+    """A run's accuracy at each severity of each corruption; severity 0 is the clean images.
+
+    Nothing where the scores are of something else.
+    """
+    accuracy = source.arrays(row["folder"], ("accuracy",)).get("accuracy", np.empty(0))
+    scores = source.record(row["folder"]).get("scores") or {}
+    others = [name for name in scores if not re.search(r"_severity_\d+$", name)]
+    severities = len(scores) - len(others)
+    if not severities or accuracy.shape[1:] != (severities,) or len(accuracy) > len(others):
         return []
-    kinds, clean = named
-    before, start = ([], 1) if clean is None else ([clean], 0)
+    kinds = [name.partition("_")[2] or name for name in others[-len(accuracy) :]]
+    clean = [scores[name] for name in others if name.endswith("_clean")][:1]
     return [
         {**row[["run", "label", "method", "seed"]], "corruption": kind, "severity": severity,
          "accuracy": float(value)}
-        for kind, values in zip(kinds, arrays["accuracy"], strict=True)
-        for severity, value in enumerate([*before, *values], start)
+        for kind, values in zip(kinds, accuracy, strict=True)
+        for severity, value in enumerate([*clean, *values], 1 - len(clean))
     ]  # fmt: skip
-
-
-def _corruption_names(
-    record: dict[str, Any], accuracy: np.ndarray
-) -> tuple[list[str], float | None] | None:
-    """The names of the corruptions, and the score on clean images; None for other scores."""
-    scores = record.get("scores") or {}
-    others = [name for name in scores if not re.search(r"_severity_\d+$", name)]
-    severities = len(scores) - len(others)
-    if not severities or accuracy.ndim != 2 or accuracy.shape[1] != severities:
-        return None
-    if len(accuracy) > len(others):
-        return None
-    kinds = [name.partition("_")[2] or name for name in others[-len(accuracy) :]]
-    return kinds, next((scores[name] for name in others if name.endswith("_clean")), None)
 
 
 def _draw_corruptions(
@@ -360,20 +300,20 @@ def _draw_corruptions(
     mean = mean["accuracy"].mean().assign(corruption=_MEAN)
     kinds = list(dict.fromkeys(frame["corruption"]))
     together = pd.concat([mean, frame])
-    figure, axes = panels(1 + len(kinds), 4, 1.85, 1.75, sharex=True, sharey=True)
+    figure, axes = drawing.panels(1 + len(kinds), 4, 1.85, 1.75, sharex=True, sharey=True)
     handles: dict[str, Any] = {}
     for axis, kind in zip(axes, [_MEAN, *kinds], strict=True):
         of_kind = together[together["corruption"] == kind]
-        for label, color, look, group in styled_groups(source, of_kind):
+        for label, color, look, group in source.styled_groups(of_kind):
             by = group.groupby("severity")["accuracy"].mean()
             [handle] = axis.plot(by.index, by, color=color, marker=look.marker, markersize=3.5,
                                  linestyle=look.line)  # fmt: skip
-            handles[shorten(label, 40)] = handle
-        axis.set_title(shorten(str(kind).replace("_", " "), 24), fontsize=8.5)
+            handles[drawing.shorten(label, 40)] = handle
+        axis.set_title(drawing.shorten(str(kind).replace("_", " "), 24), fontsize=8.5)
         axis.set_xticks(sorted(frame["severity"].unique()))
     figure.supxlabel("severity", fontsize=9)
     figure.supylabel(scores["unit"].iloc[0], fontsize=9)
-    legend(figure, handles)
+    drawing.legend(figure, handles)
     shown = scores[scores["run"].isin(frame["run"])]
     return Drawing(
         f"robustness-{slug(title)}",

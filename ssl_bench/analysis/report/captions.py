@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.report.source import Source, parse_settings
+from ssl_bench.analysis.comparison import grouping
+from ssl_bench.analysis.report.source import Source
 from ssl_bench.utils.formatting import count, many
 
 
@@ -35,25 +36,22 @@ def measured(source: Source, scores: pd.DataFrame, shown: int | None = None) -> 
 
 def partial(source: Source, scores: pd.DataFrame) -> dict[str, str]:
     """How many test images each evaluation takes that does not take all of them."""
-    found: dict[str, set[int]] = {}
-    is_whole = set()
+    sizes: dict[str, set[int]] = {}
     names = ["eval", "protocol", "test_images"]
     for name, protocol, whole in scores.drop_duplicates(names)[names].itertuples(index=False):
-        wanted = source.images.get((name, protocol), 0)
-        if not 0 < wanted < whole:
-            is_whole.add(name)
-        found.setdefault(name, set()).add(min(wanted or int(whole), int(whole)))
+        taken = min(source.images.get((name, protocol), 0) or int(whole), int(whole))
+        sizes.setdefault(str(name), set()).update([taken] * (taken < whole))
     return {
-        str(name): listed(f"{number:,}" for number in sorted(numbers))
-        for name, numbers in sorted(found.items())
-        if name not in is_whole or len(numbers) > 1
+        name: listed(f"{number:,}" for number in sorted(numbers))
+        for name, numbers in sorted(sizes.items())
+        if numbers
     }
 
 
 def trained(source: Source, rows: pd.DataFrame) -> str:
     """The runs behind these rows: seeds, encoder, data and cost of the pre-training."""
     runs = source.runs[source.runs["run"].isin(rows["run"].unique())]
-    encoders = listed(dict.fromkeys(encoder(parse_settings(text)) for text in runs["settings"]))
+    encoders = listed(dict.fromkeys(encoder(grouping.parse(text)) for text in runs["settings"]))
     seeds = sorted(set(runs["seed"].dropna().astype(int)))
     data = listed(sorted(set(runs["pretrained_on"].dropna().astype(str))))
     devices = listed(sorted(set(runs["device"].dropna())))

@@ -9,26 +9,18 @@ import pandas as pd
 
 from ssl_bench.analysis.comparison import ENDED
 from ssl_bench.analysis.comparison.curves import SAME
+from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import measured
-from ssl_bench.analysis.report.drawing import INK, Drawing, Missing, legend, panels, scale, shorten
-from ssl_bench.analysis.report.source import (
-    Source,
-    evaluations,
-    mean_and_interval,
-    slug,
-    styled_groups,
-)
+from ssl_bench.analysis.report.drawing import Drawing, Missing
+from ssl_bench.analysis.report.source import Source, mean_and_interval, slug
 
 _COSTS = {"flops": "FLOPs", "images_seen": "images seen", "seconds": "device-seconds"}
 
 
 def against_cost(source: Source) -> Iterator[Drawing | Missing]:
     """One figure for each kind of cost, one panel for each evaluation, of ended runs."""
-    scores = source.scores
-    if scores.empty:
-        return
     ended = source.runs.loc[source.runs["state"].isin(ENDED), "run"]
-    scores = scores[scores["is_headline"].astype(bool) & scores["run"].isin(ended)]
+    scores = source.scores[source.scores["is_headline"] & source.scores["run"].isin(ended)]
     scores = scores[scores["better"] != "neither"]  # a score that ranks nothing has no front
     if scores.empty:
         return
@@ -48,16 +40,16 @@ def against_cost(source: Source) -> Iterator[Drawing | Missing]:
 
 def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iterator[Drawing]:
     for data, on_data in scores.groupby("evaluated_on", sort=False):
-        found = list(evaluations(source, on_data))
-        figure, axes = panels(len(found))
+        found = list(source.evaluations(on_data))
+        figure, axes = drawing.panels(len(found))
         handles, fronts, rows = {}, {}, []
         for axis, (name, of_evaluation) in zip(axes, found, strict=True):
             points = []
-            for label, color, look, group in styled_groups(source, of_evaluation):
+            for label, color, look, group in source.styled_groups(of_evaluation):
                 curve = _means(group, cost)
                 points.append(curve.assign(evaluation=name, group=label))
                 for free in curve[curve[cost] == 0].itertuples():
-                    handles[shorten(label, 44)] = axis.axhline(
+                    handles[drawing.shorten(label, 44)] = axis.axhline(
                         free.mean, color=color, linestyle=look.line, linewidth=1.1
                     )
                     if free.low == free.low:
@@ -75,26 +67,25 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                 half = (curve["high"] - curve["mean"]).fillna(0)
                 axis.errorbar(curve[cost], curve["mean"], half, color=color, linestyle="none",
                               capsize=2, elinewidth=1)  # fmt: skip
-                handles[shorten(label, 44)] = handle
+                handles[drawing.shorten(label, 44)] = handle
             together = pd.concat(points)
-            better = of_evaluation["better"].iloc[0]
-            if better in ("higher", "lower"):
-                front = pareto(together[cost], together["mean"], better == "higher")
-                together = together.assign(on_front=front)
-                best = together[front & (together[cost] > 0)].sort_values(cost)
-                [line] = axis.step(best[cost], best["mean"], where="post", color=INK,
-                                     linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)  # fmt: skip
-                if len(best) > 1:
-                    fronts["Pareto front"] = line
-            scale(axis, together[cost])
+            is_higher_better = of_evaluation["better"].iloc[0] == "higher"
+            front = pareto(together[cost], together["mean"], is_higher_better)
+            together = together.assign(on_front=front)
+            best = together[front & (together[cost] > 0)].sort_values(cost)
+            [line] = axis.step(best[cost], best["mean"], where="post", color=drawing.INK,
+                               linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)  # fmt: skip
+            if len(best) > 1:
+                fronts["Pareto front"] = line
+            drawing.scale(axis, together[cost])
             paid = together.loc[together[cost] > 0, cost]
             if len(paid) and paid.min() > paid.max() * (1 - SAME):
                 axis.set_xlim(0.8 * paid.mean(), 1.2 * paid.mean())
-            axis.set(title=shorten(name.replace(f" on {data}", ""), 34), xlabel=words)
+            axis.set(title=drawing.shorten(name.replace(f" on {data}", ""), 34), xlabel=words)
             axis.set_ylabel(of_evaluation["unit"].iloc[0])
             axis.margins(x=0.12, y=0.12)
             rows.append(together)
-        legend(figure, handles | fronts)
+        drawing.legend(figure, handles | fronts)
         yield Drawing(
             f"cost-{cost.replace('_', '-')}-{slug(str(data))}",
             "Accuracy against cost",

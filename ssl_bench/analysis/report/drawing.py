@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import matplotlib
 import pandas as pd
@@ -30,9 +30,6 @@ _DOTS_PER_INCH = 200
 _LARGEST_SVG = 120_000
 _DECADE = 10
 _MOST_NAMES = 36
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,12 @@ def missing(title: str, evaluation: str, what: str = "arrays") -> Missing:
     return Missing(title, reason, f"ssl-bench eval RUN --evals {evaluation}")
 
 
-def or_missing(
-    substitute: Missing,
-) -> Callable[[Callable[[T], Iterator[Drawing]]], Callable[[T], Drawings]]:
+def or_missing(substitute: Missing) -> Callable[[Callable[..., Iterator[Drawing]]], Any]:
     """Let a function that draws nothing yield what is missing instead."""
 
-    def decorate(draw: Callable[[T], Iterator[Drawing]]) -> Callable[[T], Drawings]:
+    def decorate(draw: Callable[..., Iterator[Drawing]]) -> Any:
         @wraps(draw)
-        def call(source: T) -> Drawings:
+        def call(source: Any) -> Drawings:
             drawings = draw(source)
             yield next(drawings, substitute)
             yield from drawings
@@ -251,12 +246,13 @@ def shorten(text: str, length: int = 28) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def draw_curve(axis: Axes, curve: pd.DataFrame, color: Any, look: Look) -> Any:
-    """Draw means with their intervals over the first column. Returns the line."""
+def draw_curve(axis: Axes, curve: pd.DataFrame, color: Any, look: Look, runs: pd.DataFrame) -> Any:
+    """Draw means with their intervals over the first column, and the runs. Returns the line."""
     xs = curve.iloc[:, 0]
     [handle] = axis.plot(xs, curve["mean"], color=color, marker=look.marker, linestyle=look.line)
     half = (curve["high"] - curve["mean"]).fillna(0)
     axis.errorbar(xs, curve["mean"], half, color=color, linestyle="none", capsize=3)
+    axis.plot(runs[xs.name], runs["value"], ".", color=color, alpha=0.4)
     return handle
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.comparison import Group
-from ssl_bench.analysis.report.source import Source, parse_settings, slug
+from ssl_bench.analysis.comparison import Group, grouping
+from ssl_bench.analysis.report.source import Source, slug
 from ssl_bench.analysis.report.tables import Cell, Table, anchor, known, number_cell, text_cell
-from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
 from ssl_bench.runs.schema import digest, mapping
 from ssl_bench.utils.formatting import plain
@@ -98,7 +97,7 @@ def provenance(source: Source) -> list[Provenance]:
             own = "" if row["run"] in shown else _anchor(row["run"])
             shown.add(row["run"])
             origins.append(_origin(source, row, evaluations.get(row["run"], ()), own))
-        settings = parse_settings(rows[0]["settings"]) if rows else {}
+        settings = grouping.parse(rows[0]["settings"]) if rows else {}
         return Provenance(name, label, {k: str(v) for k, v in settings.items()}, origins)
 
     blocks = [
@@ -122,12 +121,9 @@ def provenance_table(blocks: Sequence[Provenance]) -> pd.DataFrame:
 
 
 def _origin(source: Source, row: pd.Series, evaluations: Sequence[str], anchor: str) -> Origin:
-    environment: dict[str, Any] = {}
     path = source.file(row, schema.ENVIRONMENT)
-    try:
-        environment = schema.load_object(path) if path else {}
-    except UserError as error:
-        source.problem(str(error))
+    nothing: dict[str, Any] = {}
+    environment = source.tried(lambda: schema.load_object(path), nothing) if path else nothing
     packages = mapping(environment.get("packages"))
     facts = {
         "seed": "-" if pd.isna(row["seed"]) else str(row["seed"]),

@@ -13,18 +13,10 @@ from matplotlib.figure import Figure
 
 from ssl_bench.analysis.comparison.pairs import LEVEL, read_predictions
 from ssl_bench.analysis.comparison.statistics import Difference, difference, holm, mcnemar
+from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import left_out, measured
-from ssl_bench.analysis.report.drawing import (
-    FAINT,
-    INK,
-    Drawing,
-    Missing,
-    or_missing,
-    panels,
-    shorten,
-)
-from ssl_bench.analysis.report.source import Source, evaluations, representatives, slug
-from ssl_bench.errors import UserError, require
+from ssl_bench.analysis.report.drawing import Drawing, Missing, or_missing
+from ssl_bench.analysis.report.source import Source, representatives, slug
 
 _MOST_MATRICES = 6
 _MOST_PAIRS = 6
@@ -46,7 +38,7 @@ Predictions = tuple[np.ndarray, np.ndarray]
 @or_missing(Missing("Confusion matrices", "no predictions are stored", "ssl-bench eval RUN"))
 def confusions(source: Source) -> Iterator[Drawing]:
     """Confusion matrices, one for each method."""
-    for title, scores in evaluations(source, source.headlines):
+    for title, scores in source.evaluations(source.headlines):
         chosen = representatives(scores)
         found = {}
         for label, group in chosen.groupby("label", sort=True):
@@ -67,28 +59,20 @@ def confusions(source: Source) -> Iterator[Drawing]:
 )
 def class_differences(source: Source) -> Iterator[Drawing]:
     """For each class, how much more of its images one of two methods gets right."""
-    for title, scores in evaluations(source, source.headlines):
+    for title, scores in source.evaluations(source.headlines):
         groups = {str(label): group for label, group in representatives(scores).groupby("label")}
         pairs = list(combinations(groups, 2))
         cut = left_out(len(pairs) - _MOST_PAIRS, "pair of methods is", "pairs of methods are")
         for first, second in pairs[:_MOST_PAIRS]:
-            drawing = _draw_differences(source, title, groups[first], groups[second], cut)
-            if drawing:
-                yield drawing
+            yield from _draw_differences(source, title, groups[first], groups[second], cut)
 
 
 def _predictions(source: Source, folder: str) -> Predictions | None:
-    try:
-        stored = read_predictions(folder)
-        largest = max(int(each.max()) for each in stored) if stored else 0
-        require(
-            largest < _MOST_LABELS,
-            f"{folder!r}: predictions are of {_MOST_LABELS:,} classes or more",
-        )
-    except UserError as error:
-        source.problem(str(error))
-        return None
-    return stored
+    stored = source.tried(lambda: read_predictions(folder), None)
+    if not stored or max(int(each.max()) for each in stored) < _MOST_LABELS:
+        return stored
+    source.problem(f"{folder!r}: predictions are of {_MOST_LABELS:,} classes or more")
+    return None
 
 
 def _confusion(source: Source, folder: str) -> np.ndarray | None:
@@ -127,12 +111,12 @@ def _draw_matrices(
     is_named, is_annotated = count <= _NAMED_CLASSES, count <= _ANNOTATED_CLASSES
     has_none = any(counts[:, -1].any() for _, counts in found.values())
     none = " Where a row sums to less than 100, the rest was taken for no class." * has_none
-    figure, axes = panels(len(found), 2, 4.3, 3.9)
+    figure, axes = drawing.panels(len(found), 2, 4.3, 3.9)
     rows = []
     for axis, (label, (group, counts)) in zip(axes, found.items(), strict=True):
         names = _class_names(source, group, len(counts))
         percent = (100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))[:, :-1]
-        ticks: Any = [shorten(name, 14) for name in names] if is_named else False
+        ticks: Any = [drawing.shorten(name, 14) for name in names] if is_named else False
         sns.heatmap(
             percent, ax=axis, cmap="Greys", vmin=0, vmax=100, square=True, cbar=False,
             annot=np.array([[f"{v:.0f}" if v > 0.5 else "" for v in row] for row in percent])
@@ -142,7 +126,7 @@ def _draw_matrices(
         )  # fmt: skip
         axis.tick_params(axis="x", rotation=90)
         axis.tick_params(axis="y", rotation=0)
-        axis.set(title=shorten(label, 40), xlabel="predicted", ylabel="true")
+        axis.set(title=drawing.shorten(label, 40), xlabel="predicted", ylabel="true")
         for true, predicted in np.argwhere(counts):
             taken = names[predicted] if predicted < len(names) else "none"
             rows.append((label, names[true], taken, counts[true, predicted]))
@@ -161,13 +145,20 @@ def _draw_matrices(
 
 def _draw_differences(
     source: Source, title: str, first: pd.DataFrame, second: pd.DataFrame, cut: str
-) -> Drawing | None:
-    by_seed = [_by_seed(source, group) for group in (first, second)]
+) -> Iterator[Drawing]:
+    by_seed = [
+        {
+            int(seed): found
+            for seed, folder in zip(group["seed"], group["folder"], strict=True)
+            if (found := _predictions(source, folder))
+        }
+        for group in (first, second)
+    ]
     if not all(by_seed):
-        return None
+        return
     labels, *others = [labels for stored in by_seed for _, labels in stored.values()]
     if not all(np.array_equal(labels, other) for other in others):
-        return None
+        return
     names = _class_names(source, first, int(labels.max()) + 1)
     rows = []
     for number in np.unique(labels):
@@ -181,7 +172,7 @@ def _draw_differences(
     figure = Figure(figsize=(5.4, 1.1 + 0.24 * len(shown)), layout="constrained")
     axis = figure.subplots()
     looks = [source.looks[group["method"].iloc[0]] for group in (first, second)]
-    a, b = (shorten(str(group["label"].iloc[0]), 30) for group in (first, second))
+    a, b = (drawing.shorten(str(group["label"].iloc[0]), 30) for group in (first, second))
     is_significant = pd.to_numeric(shown["p_holm"]) < LEVEL
     colors = [
         (*looks[0 if value > 0 else 1].color, 1.0 if is_clear else _PALE)
@@ -189,16 +180,16 @@ def _draw_differences(
     ]
     ys = np.arange(len(shown))
     axis.barh(ys, shown["difference"], color=colors, height=0.62)
-    axis.hlines(ys, shown["low"], shown["high"], color=INK, linewidth=1)
-    axis.axvline(0, color=FAINT, linewidth=0.8)
-    axis.set_yticks(ys, [shorten(str(name), 24) for name in shown["class"]])
+    axis.hlines(ys, shown["low"], shown["high"], color=drawing.INK, linewidth=1)
+    axis.axvline(0, color=drawing.FAINT, linewidth=0.8)
+    axis.set_yticks(ys, [drawing.shorten(str(name), 24) for name in shown["class"]])
     axis.set_xlabel(f"← {b} better      points      {a} better →")
     axis.grid(axis="y", visible=False)
     axis.margins(y=0.02)
     test = _TESTS.get(str(frame["test"].iloc[0]), "Bars are differences of means")
     both = pd.concat([first, second])
     ends = "" if len(shown) == len(frame) else " The 15 classes at either end are shown."
-    return Drawing(
+    yield Drawing(
         f"classes-{slug(title)}-{slug(a)}-{slug(b)}",
         "Differences by class",
         f"{a} against {b}: {title}",
@@ -209,11 +200,6 @@ def _draw_differences(
         frame,
         figure,
     )
-
-
-def _by_seed(source: Source, group: pd.DataFrame) -> dict[int, Predictions]:
-    folders = zip(group["seed"].astype(int), group["folder"], strict=True)
-    return {seed: found for seed, folder in folders if (found := _predictions(source, folder))}
 
 
 def _compare(

@@ -13,17 +13,10 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
+from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import left_out, measured
-from ssl_bench.analysis.report.drawing import (
-    Drawing,
-    legend,
-    missing,
-    or_missing,
-    panels,
-    picture_grid,
-    shorten,
-)
-from ssl_bench.analysis.report.source import Source, evaluations, representatives, slug
+from ssl_bench.analysis.report.drawing import Drawing, missing, or_missing
+from ssl_bench.analysis.report.source import Source, representatives, slug
 from ssl_bench.evaluation.similarity import linear_cka
 from ssl_bench.runs import schema
 
@@ -57,21 +50,19 @@ def attention(source: Source) -> Iterator[Drawing]:
         alike = alike[:_GROUPS]
         cut = left_out(len(found) - len(alike), "method is", "methods are")
         kinds = [name for name in ("attention", "rollout") if all(name in a for _, a in alike)]
-        maps = [
-            (f"{row['label']}\n{kind}", _upsample(a[kind][:_IMAGES], images.shape[-2:]))
-            for row, a in alike
-            for kind in kinds
-        ]
+        found_maps = [(row, kind, a[kind][:_IMAGES]) for row, a in alike for kind in kinds]
+        # The mean over heads, where there are any.
+        maps = [(row, k, m.mean(axis=1) if m.ndim == 4 else m) for row, k, m in found_maps]
         pixels = images.transpose(0, 2, 3, 1)
         pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
-        titles = ["image", *(_shorten_lines(name) for name, _ in maps)]
-        figure, axes = picture_grid(titles, len(images), 1.5)
+        labels = [f"{drawing.shorten(row['label'], 26)}\n{kind}" for row, kind, _ in maps]
+        figure, axes = drawing.picture_grid(["image", *labels], len(images), 1.5)
         for axis, image in zip(axes[0], pixels, strict=True):
             axis.imshow(image)
-        for row_axes, (_, heat_NHW) in zip(axes[1:], maps, strict=True):
-            for axis, image, heat in zip(row_axes, pixels, heat_NHW, strict=True):
-                axis.imshow(image, alpha=0.35)
-                axis.imshow(heat, cmap="magma", alpha=0.75, interpolation="nearest")
+        for row_axes, (_, _, heat_NRC) in zip(axes[1:], maps, strict=True):
+            for axis, image, heat in zip(row_axes, pixels, heat_NRC, strict=True):
+                extent = axis.imshow(image, alpha=0.35).get_extent()
+                axis.imshow(heat, cmap="magma", alpha=0.75, interpolation="nearest", extent=extent)
         rows = pd.DataFrame([row for row, _ in alike])
         yield Drawing(
             f"attention-{slug(title)}-{number}",
@@ -84,9 +75,8 @@ def attention(source: Source) -> Iterator[Drawing]:
             pd.DataFrame(
                 [
                     (row["run"], kind, image, y, x, value)
-                    for row, a in alike
-                    for kind in kinds
-                    for image, heat in enumerate(_mean_heads(a[kind][:_IMAGES]))
+                    for row, kind, heat_NRC in maps
+                    for image, heat in enumerate(heat_NRC)
                     for (y, x), value in np.ndenumerate(heat)
                 ],
                 columns=["run", "kind", "image", "row", "column", "attention"],
@@ -102,11 +92,13 @@ def embeddings(source: Source) -> Iterator[Drawing]:
     for title, found in _comparable(source, ("points", "labels")):
         cut = left_out(len(found) - _GROUPS, "method is", "methods are")
         found = found[:_GROUPS]
-        figure, axes = panels(len(found), 3, 3.0, 3.1)
+        figure, axes = drawing.panels(len(found), 3, 3.0, 3.1)
         classes = sorted({int(label) for _, a in found for label in np.unique(a["labels"])})
         folder = found[0][0]["folder"]
         record, names = source.record(folder), source.classes(folder)
-        colors = dict(zip(classes, _class_colors(len(classes)), strict=True))
+        is_few = len(classes) <= 10
+        palette = sns.color_palette("tab10" if is_few else sns.husl_palette(len(classes), l=0.6))
+        colors = dict(zip(classes, palette, strict=False))
         handles: dict[str, Any] = {}
         frames = []
         for axis, (row, arrays) in zip(axes, found, strict=True):
@@ -118,15 +110,15 @@ def embeddings(source: Source) -> Iterator[Drawing]:
                     alpha=0.7, rasterized=True,
                 )  # fmt: skip
                 name = names[label] if label < len(names) else str(label)
-                handles[shorten(name, 20)] = dots
-            axis.set(title=shorten(row["label"], 36), xticks=[], yticks=[])
+                handles[drawing.shorten(name, 20)] = dots
+            axis.set(title=drawing.shorten(row["label"], 36), xticks=[], yticks=[])
             axis.set_aspect("equal", adjustable="datalim")
             axis.grid(visible=False)
             index = {"index": arrays["index"]} if "index" in arrays else {}
             frame = {"x": points[:, 0], "y": points[:, 1], "label": labels, **index}
             frames.append(pd.DataFrame({"run": row["run"], **frame}))
         if len(classes) <= _NAMED_CLASSES:
-            legend(figure, handles)
+            drawing.legend(figure, handles)
             for handle in figure.legends[0].legend_handles:
                 handle.set_sizes([22])  # type: ignore[union-attr]
                 handle.set_alpha(1)  # type: ignore[union-attr]
@@ -148,13 +140,13 @@ def embeddings(source: Source) -> Iterator[Drawing]:
 @or_missing(missing("CKA between runs", "cka"))
 def similarities(source: Source) -> Iterator[Drawing]:
     """Linear CKA of the runs' last blocks, and of all blocks of two methods."""
-    for title, scores in evaluations(source, source.with_arrays(("block_0", "index"))):
+    for title, scores in source.evaluations(source.with_arrays(("block_0", "index"))):
         scores = scores.sort_values(["method", "label", "seed"])
         found, last = _last_blocks(source, scores)
         if not found:
             continue
         if len(found) > 1:
-            names = [f"{shorten(row['label'], 30)}, seed {row['seed']}" for row in found]
+            names = [f"{drawing.shorten(row['label'], 30)}, seed {row['seed']}" for row in found]
             cut = left_out(len(scores) - len(found), "run is", "runs are")
             caption = _CKA.format(measured(source, pd.DataFrame(found), len(last[0]))) + cut
             yield _draw_cka(
@@ -178,20 +170,17 @@ def similarities(source: Source) -> Iterator[Drawing]:
 
 def _last_blocks(source: Source, rows: pd.DataFrame) -> tuple[list[pd.Series], list[torch.Tensor]]:
     """The first runs with features of the same images, and the features of their last blocks."""
-    found: list[pd.Series] = []
-    last: list[torch.Tensor] = []
+    stored = ((row, _features(source, row)) for _, row in rows.iterrows())
+    known = ((row, arrays) for row, arrays in stored if arrays)
+    found: list[tuple[pd.Series, torch.Tensor]] = []
     index = None
-    for _, row in rows.iterrows():
-        if len(found) == _RUNS:
-            break
-        arrays = _features(source, row)
-        if not arrays:
-            continue
+    for row, arrays in known:
         index = arrays["index"] if index is None else index
         if np.array_equal(arrays["index"], index):
-            found.append(row)
-            last.append(_blocks(arrays)[-1])
-    return found, last
+            found.append((row, _blocks(arrays)[-1]))
+        if len(found) == _RUNS:
+            break
+    return [row for row, _ in found], [features for _, features in found]
 
 
 def _features(source: Source, row: pd.Series) -> dict[str, Any]:
@@ -201,7 +190,7 @@ def _features(source: Source, row: pd.Series) -> dict[str, Any]:
 
 def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Stored]]:
     """For each evaluation one run of each method: of its main group, the first seed."""
-    for title, scores in evaluations(source, source.with_arrays(names)):
+    for title, scores in source.evaluations(source.with_arrays(names)):
         found = []
         for _, of_method in representatives(scores).groupby("method", sort=True):
             for _, row in of_method.sort_values("seed").iterrows():
@@ -215,59 +204,33 @@ def _comparable(source: Source, names: Sequence[str]) -> Iterator[tuple[str, Sto
 
 def _is_drawable(source: Source, folder: str, arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether arrays have the shapes that their names imply; a problem where they have not."""
+    shapes = {name: array.shape for name, array in arrays.items()}
     wrong = [
         name
         for name, side in _LARGEST_SIDE.items()
-        if name in arrays and not _is_picture(arrays[name], side)
+        if len(shape := shapes.get(name, (1, 1, 1))) not in (3, 4)
+        or not 0 < min(shape) <= max(shape[-2:]) <= side
     ]
     for names in _SAME_LENGTH:
-        if len({arrays[name].shape[:1] for name in names if name in arrays}) > 1:
+        if len({shapes[name][:1] for name in names if name in shapes}) > 1:
             wrong.append(" and ".join(names))
     if "points" in arrays:
-        shape, labels = arrays["points"].shape, arrays["labels"]
-        if len(shape) != 2 or shape[1] != 2 or shape[0] > _MOST_ROWS:
+        if shapes["points"][1:] != (2,) or shapes["points"][0] > _MOST_ROWS:
             wrong.append("points")
+        labels = arrays["labels"]
         is_labels = labels.dtype.kind in "iu" and labels.ndim == 1
         if not is_labels or len(np.unique(labels)) > _MOST_CLASSES:
             wrong.append("labels")
     if "block_0" in arrays:
-        blocks = [array for name, array in arrays.items() if _BLOCK.fullmatch(name)]
-        shapes = {block.shape for block in blocks}
-        rows, width = max(shapes) if len(shapes) == 1 and blocks[0].ndim == 2 else (0, 0)
-        is_like = arrays["index"].shape == (rows,) and rows <= _MOST_ROWS and width <= _WIDEST_BLOCK
-        if not is_like or not rows * width or len(blocks) > _MOST_BLOCKS:
+        blocks = [shape for name, shape in shapes.items() if _BLOCK.fullmatch(name)]
+        rows, width = blocks[0] if len(blocks[0]) == 2 else (0, 0)
+        is_alike = {*blocks} == {(rows, width)} and shapes["index"] == (rows,)
+        is_small = rows <= _MOST_ROWS and width <= _WIDEST_BLOCK and len(blocks) <= _MOST_BLOCKS
+        if not (is_alike and is_small and rows * width):
             wrong.append("blocks")
     if wrong:
         source.problem(f"{folder!r}: its {', '.join(wrong)} cannot be drawn")
     return not wrong
-
-
-def _is_picture(array_NHW: np.ndarray, side: int) -> bool:
-    shape = array_NHW.shape
-    return len(shape) in (3, 4) and min(shape) > 0 and max(shape[-2:]) <= side
-
-
-def _shorten_lines(text: str) -> str:
-    return "\n".join(shorten(line, 26) for line in text.split("\n"))
-
-
-def _class_colors(count: int) -> list[tuple[float, float, float]]:
-    """Colors of classes, other than those of methods."""
-    return sns.color_palette("tab10", count) if count <= 10 else sns.husl_palette(count, l=0.6)
-
-
-def _mean_heads(heat: np.ndarray) -> np.ndarray:
-    return heat.mean(axis=1) if heat.ndim == 4 else heat
-
-
-def _upsample(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Maps of the images' size, each scaled to 0 to 1: ``(N, H, W)``."""
-    heat_NRC = torch.from_numpy(_mean_heads(heat).astype(np.float32))
-    low, high = (getattr(heat_NRC.flatten(1), end)(1).values for end in ("min", "max"))
-    span = (high - low).clamp_min(1e-12)
-    scaled = (heat_NRC - low[:, None, None]) / span[:, None, None]
-    large = torch.nn.functional.interpolate(scaled[:, None], size=tuple(size), mode="nearest")
-    return large[:, 0].numpy()
 
 
 def _blocks(arrays: dict[str, Any]) -> list[torch.Tensor]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from ssl_bench.utils import arrays
 from ssl_bench.utils.files import leads_out
 from ssl_bench.utils.formatting import plain
 
+T = TypeVar("T")
 _LONGEST = 60
 UNKNOWN = "unknown"
 """The method of a run that does not name one."""
@@ -68,7 +68,11 @@ class Source:
         runs = self.index.runs.drop_duplicates("run")
         scores = grouping.group(runs, self.index.scores).scores
         devices = runs.set_index("run")["device"]
-        scores = scores.assign(device=scores["run"].map(devices), seed=scores["seed"].astype(int))
+        scores = scores.assign(
+            device=scores["run"].map(devices),
+            seed=scores["seed"].astype(int),
+            is_headline=scores["is_headline"].astype(bool),
+        )
         return scores.dropna(subset=["value"])
 
     @cached_property
@@ -81,29 +85,28 @@ class Source:
     @cached_property
     def finals(self) -> pd.DataFrame:
         """The scores of encoders whose training is over."""
-        return self.scores[self.scores["step"].isna()] if len(self.scores) else self.scores
+        return self.scores[self.scores["step"].isna()]
 
     @cached_property
     def headlines(self) -> pd.DataFrame:
         """The first score of each evaluation of these encoders."""
-        finals = self.finals
-        return finals[finals["is_headline"].astype(bool)] if len(finals) else finals
+        return self.finals[self.finals["is_headline"]]
+
+    def tried(self, read: Callable[[], T], nothing: T) -> T:
+        """What the function reads; nothing, and a problem, where it cannot."""
+        try:
+            return read()
+        except UserError as error:
+            self.problem(str(error))
+            return nothing
 
     def arrays(self, folder: str, names: Sequence[str]) -> dict[str, Any]:
         """An evaluation's arrays; nothing where one of them is missing or cannot be read."""
-        try:
-            return arrays.read(Path(folder) / schema.ARRAYS, names)
-        except UserError as error:
-            self.problem(str(error))
-            return {}
+        return self.tried(partial(arrays.read, Path(folder) / schema.ARRAYS, names), {})
 
     def record(self, folder: str) -> dict[str, Any]:
         """An evaluation's record."""
-        try:
-            return schema.load_object(Path(folder) / schema.SCORES)
-        except UserError as error:
-            self.problem(str(error))
-            return {}
+        return self.tried(partial(schema.load_object, Path(folder) / schema.SCORES), {})
 
     def classes(self, folder: str) -> list[str]:
         """The names of an evaluation's classes."""
@@ -126,10 +129,9 @@ class Source:
 
     def with_arrays(self, names: Collection[str]) -> pd.DataFrame:
         """The rows of `finals` whose evaluations stored arrays of these names, one for each."""
-        if self.finals.empty:
-            return self.finals
         rows = self.finals.drop_duplicates("folder")
-        return rows[[self._stored.get(f, frozenset()).issuperset(names) for f in rows["folder"]]]
+        has_all = [self._stored[folder].issuperset(names) for folder in rows["folder"]]
+        return rows.loc[pd.Series(has_all, rows.index, bool)]
 
     @cached_property
     def images(self) -> dict[tuple[str, str], int]:
@@ -138,62 +140,49 @@ class Source:
         Evaluations on a part of them call its size ``sample`` or ``images``.
         """
         found = {}
-        if len(self.scores):
-            protocols = self.scores.drop_duplicates(["eval", "protocol"])
-            for row in protocols[["eval", "protocol", "folder"]].itertuples(index=False):
-                config = schema.mapping(self.record(row.folder).get("config"))
-                wanted = config.get("sample", config.get("images"))
-                count = wanted if isinstance(wanted, int) and wanted > 0 else 0
-                found[str(row.eval), str(row.protocol)] = count
+        protocols = self.scores.drop_duplicates(["eval", "protocol"])
+        for row in protocols[["eval", "protocol", "folder"]].itertuples(index=False):
+            config = schema.mapping(self.record(row.folder).get("config"))
+            wanted = config.get("sample", config.get("images"))
+            count = wanted if isinstance(wanted, int) and wanted > 0 else 0
+            found[str(row.eval), str(row.protocol)] = count
         return found
 
     @cached_property
     def _stored(self) -> dict[str, frozenset[str]]:
         """The names of the arrays in each evaluation's folder."""
-        found = {}
-        for folder in self.finals["folder"].unique():
-            try:
-                found[folder] = arrays.names(Path(folder) / schema.ARRAYS)
-            except UserError as error:
-                self.problem(str(error))
-        return found
+        return {
+            folder: self.tried(partial(arrays.names, Path(folder) / schema.ARRAYS), frozenset())
+            for folder in self.finals["folder"].unique()
+        }
 
+    def evaluations(self, scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Scores that may be compared, with the evaluation, its protocol and its data in words."""
+        variants = {
+            (column.evaluation, column.protocol): column.variant
+            for table in self.comparison.tables
+            for column in table.columns
+        }
+        versions = self.finals.groupby("evaluated_on")["test_fingerprint"].nunique()
+        for (data, fingerprint, _, name, protocol), part in scores.groupby(_COLUMN, sort=False):
+            version = f", version {fingerprint[:8]}" if versions.get(data, 1) > 1 else ""
+            title = f"{name} {variants.get((name, protocol), protocol)}".rstrip()
+            yield f"{title} on {data}{version}", part
 
-def evaluations(source: Source, scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Scores that may be compared, with the evaluation's name and what sets its protocol apart."""
-    if scores.empty:
-        return
-    variants = {
-        (column.evaluation, column.protocol): column.variant
-        for table in source.comparison.tables
-        for column in table.columns
-    }
-    versions = source.finals.groupby("evaluated_on")["test_fingerprint"].nunique()
-    for (data, fingerprint, _, name, protocol), part in scores.groupby(_COLUMN, sort=False):
-        version = f", version {fingerprint[:8]}" if versions.get(data, 1) > 1 else ""
-        title = f"{name} {variants.get((name, protocol), protocol)}".rstrip()
-        yield f"{title} on {data}{version}", part
-
-
-def styled_groups(
-    source: Source, scores: pd.DataFrame
-) -> Iterator[tuple[str, tuple[float, float, float], Look, pd.DataFrame]]:
-    """Each group's label, color, look and scores; groups of a method are shades of its color."""
-    for method, of_method in scores.groupby("method", sort=True):
-        look = source.looks[str(method)]
-        groups = sorted(of_method.groupby("label"), key=lambda g: source.labels[str(g[0])])
-        for (label, group), color in zip(groups, shades(look.color, len(groups)), strict=True):
-            yield str(label), color, look, group
-
-
-def parse_settings(text: str) -> dict[str, Any]:
-    """A run's settings, flat, from the index."""
-    return schema.mapping(json.loads(text)) if isinstance(text, str) and text else {}
+    def styled_groups(
+        self, scores: pd.DataFrame
+    ) -> Iterator[tuple[str, tuple[float, float, float], Look, pd.DataFrame]]:
+        """Each group's label, color (a shade of its method's), look and scores."""
+        for method, of_method in scores.groupby("method", sort=True):
+            look = self.looks[str(method)]
+            groups = sorted(of_method.groupby("label"), key=lambda g: self.labels[str(g[0])])
+            for (label, group), color in zip(groups, shades(look.color, len(groups)), strict=True):
+                yield str(label), color, look, group
 
 
 def mean_and_interval(values: pd.Series) -> tuple[float, float, float, int]:
     """Mean, the ends of its 95 % interval over seeds (NaN for one value), and n."""
-    mean = mean_interval([float(value) for value in values])
+    mean = mean_interval(values)
     half = np.nan if mean.half_width is None else mean.half_width
     return mean.mean, mean.mean - half, mean.mean + half, mean.n
 

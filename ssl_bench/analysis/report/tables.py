@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ssl_bench.analysis import marks
@@ -22,8 +23,9 @@ _COSTS = (
     *("runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)"),
     *("encoder parameters", "trained parameters", "device"),
 )
+_TABLE = ("evaluated_on", "test_fingerprint", "test_images")
 _CSV = (
-    *("evaluated_on", "test_fingerprint", "test_images", "group", "method", "evaluation"),
+    *(*_TABLE, "group", "method", "evaluation"),
     *("protocol", "score", "unit", "mean", "low", "high", "n", "mark", "mark_meaning"),
     *("images_seen", "flops", "seconds", "peak_memory_mib", "encoder_parameters"),
     *("trained_parameters", "devices", "runs"),
@@ -114,6 +116,12 @@ def main_tables(source: Source) -> Iterator[Table]:
             for c in table.headlines
         ]
         legend = "; ".join(marks.legend(table))
+        finals = source.finals
+        is_here = [finals[name] == getattr(table, name) for name in _TABLE]
+        parts = [
+            f"{name} is measured on {images} of the test images"
+            for name, images in partial(source, finals[np.logical_and.reduce(is_here)]).items()
+        ]
         yield Table(
             name=_name("scores", table),
             title=table.title,
@@ -124,7 +132,7 @@ def main_tables(source: Source) -> Iterator[Table]:
             numeric=frozenset(range(1, len(heads) + len(_COSTS))),
             rows=tuple(map(tuple, rows)),
             data=data,
-            notes=(*_partial(source, table), *table.notes),
+            notes=(*parts, *table.notes),
         )
 
 
@@ -196,18 +204,6 @@ def pair_tables(source: Source) -> Iterator[Table]:
         )
 
 
-def _partial(source: Source, table: ScoreTable) -> list[str]:
-    """Which columns do not cover all of the test images."""
-    finals = source.finals
-    is_in_table = (
-        (finals["evaluated_on"] == table.evaluated_on)
-        & (finals["test_fingerprint"] == table.test_fingerprint)
-        & (finals["test_images"] == table.test_images)
-    )
-    parts = partial(source, finals[is_in_table])
-    return [f"{name} is measured on {images} of the test images" for name, images in parts.items()]
-
-
 def _name(kind: str, table: ScoreTable) -> str:
     """The name of a table's files; versions may differ only in their number of test images."""
     return f"{kind}-{slug(table.evaluated_on)}-{table.test_fingerprint[:8]}-{table.test_images}"
@@ -239,19 +235,11 @@ def _score(score: GroupScore | None, unit: str, link: str) -> Cell:
 def _csv_row(table: ScoreTable, group: Group, column: Column, score: GroupScore) -> dict[str, Any]:
     mean = score.mean
     half_width = math.nan if mean.half_width is None else mean.half_width
-    flat = flat_score(group, column, score)
-    known = (
-        flat
-        | vars(table)
-        | {
-            "group": flat["label"],
-            "low": mean.mean - half_width,
-            "high": mean.mean + half_width,
-            "devices": flat["device"],
-            "runs": " ".join(member.run for member in group.members),
-        }
-    )
-    return {name: known[name] for name in _CSV}
+    flat = {**flat_score(group, column, score), **vars(table)}
+    flat |= {"group": flat["label"], "devices": flat["device"]}
+    flat |= {"low": mean.mean - half_width, "high": mean.mean + half_width}
+    flat["runs"] = " ".join(member.run for member in group.members)
+    return {name: flat[name] for name in _CSV}
 
 
 def _costs(group: Group) -> list[Cell]:

@@ -13,17 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 
+from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import trained
-from ssl_bench.analysis.report.drawing import (
-    Drawing,
-    Missing,
-    legend,
-    or_missing,
-    panels,
-    picture_grid,
-    shorten,
-)
-from ssl_bench.analysis.report.source import Source, slug, styled_groups
+from ssl_bench.analysis.report.drawing import Drawing, Missing, or_missing
+from ssl_bench.analysis.report.source import Source, slug
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
 from ssl_bench.data.names import EMBEDDED, base
@@ -51,18 +44,18 @@ def curves(source: Source) -> Iterator[Drawing]:
         return
     records = pd.concat(found)
     methods = sorted(records["method"].unique())
-    figure, axes = panels(len(methods), 3, 2.9, 2.4)
+    figure, axes = drawing.panels(len(methods), 3, 2.9, 2.4)
     handles: dict[str, Any] = {}
     for axis, method in zip(axes, methods, strict=True):
         of_method = records[records["method"] == method]
-        for label, color, _, group in styled_groups(source, of_method):
+        for label, color, _, group in source.styled_groups(of_method):
             for _, run in group.groupby("run", sort=False):
                 [handle] = axis.plot(run["epoch"], run["loss"], color=color, linewidth=1.1,
                                      alpha=0.85)  # fmt: skip
-            handles[shorten(label, 44)] = handle
-        axis.set(title=shorten(method), xlabel="epoch", ylabel="training loss")
+            handles[drawing.shorten(label, 44)] = handle
+        axis.set(title=drawing.shorten(method), xlabel="epoch", ylabel="training loss")
     if len(handles) > len(methods):
-        legend(figure, handles)
+        drawing.legend(figure, handles)
     yield Drawing(
         "training",
         "Training",
@@ -109,9 +102,9 @@ def reconstructions(source: Source) -> Iterator[Drawing]:
     complete = source.runs[source.runs["state"] == "trained"]
     for _, peers in complete.groupby("method", sort=True):
         for _, run in peers.sort_values(["group", "seed"]).iterrows():
-            drawing = _reconstructed(source, run) or _stored_picture(source, run)
-            if drawing:
-                yield drawing
+            drawn = _reconstructed(source, run) or _stored_picture(source, run)
+            if drawn:
+                yield drawn
                 break
 
 
@@ -169,7 +162,7 @@ def _draw_rows(
     source: Source, run: pd.Series, rows: dict[str, Any], spec: EncoderSpec, data: Dataset
 ) -> Drawing:
     count = len(next(iter(rows.values())))
-    figure, axes = picture_grid([*rows], count, 0.9)
+    figure, axes = drawing.picture_grid([*rows], count, 0.9)
     for row_axes, images in zip(axes, rows.values(), strict=True):
         for axis, image in zip(row_axes, to_pixels(images, spec), strict=True):
             axis.imshow(image, interpolation="nearest")

@@ -91,7 +91,7 @@ def _show(console: Console, names: Sequence[str], shown: Sequence[Sequence[Any]]
 
 
 @contextmanager
-def _asked(sql: str, found: index.ArrowIndex) -> Iterator[tuple[list[str], Fetch]]:
+def _asked(sql: str, found: index.Index) -> Iterator[tuple[list[str], Fetch]]:
     """The names of the answer's columns, and what gives its next rows.
 
     The database is in memory, and SQL reaches no file but by the two tables.
