@@ -24,7 +24,7 @@ from ssl_bench.analysis.report.drawing import (
     shorten,
 )
 from ssl_bench.analysis.report.source import Source, evaluations, representatives, slug
-from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.evaluation.metrics import linear_cka
 from ssl_bench.runs import schema
 
 _BLOCK = re.compile(r"block_[0-9]{1,4}")
