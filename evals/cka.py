@@ -21,8 +21,7 @@ from ssl_bench.api import Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import above
 from ssl_bench.evaluation.features import RawPixels, prepare
-from ssl_bench.evaluation.metrics import subset
-from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.evaluation.metrics import linear_cka, subset
 from ssl_bench.models import encoders
 from ssl_bench.models.attention_maps import tokens_by_block
 from ssl_bench.utils import progress

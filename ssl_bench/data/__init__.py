@@ -87,7 +87,7 @@ def _embedded(asked: Source) -> Dataset:
     name, note, train = asked.place, "", Split(*embedded.read("train"))
     if asked.is_validation:
         name, note = holdout.name(name), holdout.NOTE
-        train, test = holdout.of_split(train, embedded.CLASSES)
+        train, test = holdout.of_split(train)
     else:
         test = Split(*embedded.read("test"))
     digest = fingerprint(train, test, embedded.CLASSES)

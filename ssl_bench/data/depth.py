@@ -40,10 +40,7 @@ class Extremes:
 
 
 def kind(image: Image.Image) -> str | None:
-    """The kind of deep image according to its header, or None for 8 bits or fewer.
-
-    "I;16", "I" and "F" are 16-bit, 32-bit and float grey values, "RGB;16" is 16-bit colours.
-    """
+    """The kind of deep image by its header ("RGB;16" is colours), None for 8 bits or fewer."""
     if image.mode in ("I", "F"):
         return image.mode
     if image.mode.startswith("I;16"):
@@ -53,11 +50,7 @@ def kind(image: Image.Image) -> str | None:
 
 
 def extremes(image: Image.Image, which: str, name: str = "") -> Extremes:
-    """The largest value of a loaded image of that kind.
-
-    Raises:
-        ValueError: a grey value is NaN or outside [0, 65535].
-    """
+    """The largest value of an image; ValueError if a grey one is NaN or outside [0, 65535]."""
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if which not in GREY:
@@ -120,11 +113,6 @@ def eight_bits(grey_HW: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return np.round(grey_HW).astype(np.uint8)
     return (grey_HW.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
-
-
-def differing(depths: Depths) -> list[tuple[str, int]]:
-    """The kinds with less than the full 16 bits."""
-    return [(which, bits) for which, bits in sorted(depths.items()) if bits != 16]
 
 
 def _bits(which: str, high: float) -> int:

@@ -20,47 +20,32 @@ NOTE = "no test images: a tenth of the training images is held out to choose set
 
 
 def of_listing(listing: Listing) -> Listing:
-    """Divide the training split of a listing in two; both keep its order.
-
-    Raises:
-        UserError: there are too few images to hold any out.
-    """
+    """Divide the training split of a listing in two; both keep its order."""
     labels, new_name = listing.train.labels, name(listing.name)
     rest, held_out = _places(labels)
+    tested = [labels[place] for place in held_out]
+    caveats = check_labels(new_name, labels, tested, listing.classes, is_held_out=True)
     return replace(
         listing,
         name=new_name,
         train=listing.train.subset(rest),
         test=listing.train.subset(held_out),
-        caveats=(*listing.caveats, NOTE, *_caveats(new_name, labels, held_out, listing.classes)),
+        caveats=(*listing.caveats, NOTE, *caveats),
     )
 
 
-def of_split(train: Split, classes: tuple[str, ...]) -> tuple[Split, Split]:
-    """Divide a split in memory into the part to train on and the part held out.
-
-    Raises:
-        UserError: there are too few images to hold any out.
-    """
-    labels = train.labels_N.tolist()
-    rest, held_out = _places(labels)
-    _caveats("the data set", labels, held_out, classes)
+def of_split(train: Split) -> tuple[Split, Split]:
+    """Divide a split in memory into the part to train on and the part held out."""
+    first, second = _places(train.labels_N.tolist())
     return (
-        Split(train.images_NCHW[rest], train.labels_N[rest]),
-        Split(train.images_NCHW[held_out], train.labels_N[held_out]),
+        Split(train.images_NCHW[first], train.labels_N[first]),
+        Split(train.images_NCHW[second], train.labels_N[second]),
     )
 
 
 def name(of: str) -> str:
     """The name of the data set that the two parts of another one make."""
     return f"{of}-validation"
-
-
-def _caveats(
-    name: str, labels: Sequence[int], held_out: Sequence[int], classes: tuple[str, ...]
-) -> tuple[str, ...]:
-    tested = [labels[place] for place in held_out]
-    return check_labels(name, labels, tested, classes, is_held_out=True)
 
 
 def _places(labels: Sequence[int]) -> tuple[list[int], list[int]]:

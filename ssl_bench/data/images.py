@@ -62,29 +62,10 @@ _UPRIGHT = {
 }
 _SHOWN = 10
 _LONGEST_REASON = 80
-# The luminance table of the JPEG standard (Annex K), which libjpeg scales by quality.
-_LUMINANCE_64 = np.array(
-    [
-        [16, 11, 10, 16, 24, 40, 51, 61],
-        [12, 12, 14, 19, 26, 58, 60, 55],
-        [14, 13, 16, 24, 40, 57, 69, 56],
-        [14, 17, 22, 29, 51, 87, 80, 62],
-        [18, 22, 37, 56, 68, 109, 103, 77],
-        [24, 35, 55, 64, 81, 104, 113, 92],
-        [49, 64, 78, 87, 103, 121, 120, 101],
-        [72, 92, 95, 98, 112, 100, 103, 99],
-    ]
-).ravel()
 
 
 class UnreadableImage(UserError):
-    """One image cannot be read.
-
-    Attributes:
-        name: of the image.
-        reason: what is wrong with it.
-        is_refused: the system refused the file, which itself may be intact.
-    """
+    """One image cannot be read; ``is_refused`` if the system refused a file that may be intact."""
 
     def __init__(self, name: str, error: Exception, hint: str = "") -> None:
         known = not isinstance(error, UnidentifiedImageError)
@@ -98,7 +79,7 @@ class UnreadableImage(UserError):
 def refuse(broken: Sequence[UnreadableImage], skip: bool) -> None:
     """Raise ``UserError`` for images that cannot be read, unless they are to be skipped.
 
-    Files that the system refused are never skipped, as they may be readable the next time.
+    Files that the system refused never are, as they may be readable the next time.
     """
     refused = [each for each in broken if each.is_refused] if skip else broken
     if not refused:
@@ -113,10 +94,7 @@ def refuse(broken: Sequence[UnreadableImage], skip: bool) -> None:
 
 @cache
 def _formats() -> tuple[tuple[str, ...], dict[str, str]]:
-    """The image formats recognised by content, and the format of each file extension.
-
-    Includes the formats of optional packages that are installed.
-    """
+    """The image formats recognised by content, and the format of each file extension."""
     for plugin in _PLUGINS:
         with suppress(ImportError):
             importlib.import_module(plugin)
@@ -145,11 +123,7 @@ def extensions() -> Collection[str]:
 
 @contextmanager
 def opened(picture: Picture) -> Iterator[Image.Image]:
-    """Open a picture and read its header; pixels are read on first use.
-
-    Raises:
-        UnreadableImage: it cannot be read, now or inside the ``with`` block.
-    """
+    """Open a picture and read its header; pixels are read on first use, all errors are named."""
     with naming(picture):
         if isinstance(picture.encoded, Image.Image):
             yield picture.encoded
@@ -188,7 +162,7 @@ def _without(content: bytes, spans: Iterator[tuple[int, int]]) -> bytes:
 def _idle_in_jpeg(content: bytes) -> Iterator[tuple[int, int]]:
     """The segments of a JPEG that pixels do not need and that might make Pillow fail.
 
-    The application segments that stay are JFIF, EXIF and XMP (orientation) and Adobe (colours).
+    JFIF, EXIF and XMP (orientation) and Adobe (colours) stay.
     """
     here = 2
     while content[here : here + 1] == b"\xff" and content[here + 1 : here + 2] not in _PIXELS_START:
@@ -239,11 +213,7 @@ def _is_small(packed: bytes) -> bool:
 
 @contextmanager
 def naming(picture: Picture, hint: str = "") -> Iterator[None]:
-    """Turn any error about a picture into an `UnreadableImage` that names it.
-
-    Raises:
-        UnreadableImage: with the hint at the end of its message.
-    """
+    """Turn any error about a picture into an `UnreadableImage` that names it, with a hint."""
     try:
         yield
     except (MemoryError, UserError):
@@ -283,11 +253,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def load(image: Image.Image) -> None:
-    """Decode an opened image.
-
-    Raises:
-        ValueError: it has too many pixels.
-    """
+    """Decode an opened image; ValueError if it has too many pixels."""
     width, height = image.size
     if width * height > _MOST_PIXELS:
         raise ValueError(
@@ -329,9 +295,6 @@ def check(picture: Picture) -> Extremes | None:
 
     Returns:
         The largest value of an image of more than 8 bits, else None.
-
-    Raises:
-        UnreadableImage: it cannot be decoded.
     """
     with opened(picture) as image:
         kind = depth.kind(image)
@@ -365,16 +328,23 @@ def square_CSS(
 
 
 def jpeg_quality(image: Image.Image) -> int | None:
-    """The libjpeg quality, 1 to 100, whose luminance table is nearest; None if it is no JPEG."""
+    """Pillow's quality, 1 to 100, whose luminance table is nearest; None if it is no JPEG."""
     tables = getattr(image, "quantization", None)
     return _nearest_quality(tuple(tables[0])) if tables else None
 
 
 @lru_cache
 def _nearest_quality(table: tuple[int, ...]) -> int:
-    def distance(quality: int) -> int:
-        scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-        scaled = np.clip((_LUMINANCE_64 * scale + 50) // 100, 1, 255)
-        return int(np.abs(scaled - table).sum())
+    return min(_tables(), key=lambda quality: int(np.abs(_tables()[quality] - table).sum()))
 
-    return min(range(1, 101), key=distance)
+
+@cache
+def _tables() -> dict[int, np.ndarray]:
+    """The luminance table of each quality."""
+    tables = {}
+    for quality in range(1, 101):
+        buffer = io.BytesIO()
+        Image.new("L", (1, 1)).save(buffer, "JPEG", quality=quality)
+        buffer.seek(0)
+        tables[quality] = np.array(JpegImageFile(buffer).quantization[0])
+    return tables

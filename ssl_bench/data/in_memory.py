@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -19,9 +19,9 @@ from ssl_bench.data import depth
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
-from ssl_bench.data.listing import Listing, Part, Picture
+from ssl_bench.data.listing import Listing, Picture
 from ssl_bench.data.streaming import open_stream
-from ssl_bench.data.survey import survey, whole
+from ssl_bench.data.survey import sound, whole
 from ssl_bench.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -41,9 +41,7 @@ def load(
 ) -> Dataset:
     """Load the data set of a listing, in memory or streamed.
 
-    Args:
-        skip_broken: leave out images that cannot be decoded.
-        remembered: folder for the results of checking streamed data sets.
+    ``remembered`` is the folder for the results of checking streamed data sets.
 
     Raises:
         UserError: images cannot be read, or need more than half of the free memory.
@@ -66,17 +64,16 @@ def load(
         fitting = int(sqrt(free / 2 / (listing.count * listing.channels)) * 7 / 8)
         smaller = "" if native else f", and so would an image size of {fitting} or less"
         raise UserError(f"{too_much}; --storage stream would work{smaller}")
-    depths: Depths | None = None
     said: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    is_native = native is not None
     try:
-        train, test, broken = _decode(listing, side, native is not None, depths, progress)
+        train, test, broken = _decode(listing, side, is_native, None, progress)
     except _DeepImages:
-        found = survey(listing, progress)
-        depths = depth.decide(found.deep)
-        whole_ones = listing.count - len(found.broken)
-        said = tuple(depth.in_words(found.deep, depths, whole_ones))
-        train, test, broken = _decode(listing, side, native is not None, depths, progress)
-    listing, names = whole(listing, broken, skip_broken)
+        listing, depths, said, names = sound(listing, skip_broken, progress)
+        train, test, broken = _decode(listing, side, is_native, depths, progress)
+    listing, more = whole(listing, broken, skip_broken)
+    names += more
     if names:
         # Perhaps only a broken image differed in size.
         native, caveats = _native_size(listing)
@@ -94,11 +91,7 @@ class _DeepImages(Exception):
 def _decode(
     listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress | None
 ) -> tuple[Split, Split, dict[int, UnreadableImage]]:
-    """Decode both splits; broken images are returned by their place in the listing instead.
-
-    Raises:
-        _DeepImages: there are deep images, and ``depths`` is None.
-    """
+    """Decode both splits; broken images are returned by their place in the listing instead."""
     splits, done = [], 0
     broken: dict[int, UnreadableImage] = {}
 
@@ -118,7 +111,8 @@ def _decode(
             images_NCHW = np.empty((part.count, listing.channels, side, side), np.uint8)
             labels_N = np.empty(part.count, np.int64)
             count = 0
-            for batch in _batches(part):
+            pictures = part.pictures()
+            while batch := list(islice(pictures, _BATCH)):
                 for picture, found in zip(batch, each(square, batch), strict=True):
                     if found is None:
                         raise _DeepImages
@@ -133,12 +127,6 @@ def _decode(
             tensors = torch.from_numpy(images_NCHW[:count]), torch.from_numpy(labels_N[:count])
             splits.append(Split(*tensors))
     return splits[0], splits[1], broken
-
-
-def _batches(part: Part) -> Iterator[list[Picture]]:
-    pictures = part.pictures()
-    while batch := list(islice(pictures, _BATCH)):
-        yield batch
 
 
 def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ssl_bench.data.dataset import Dataset, Split
 from ssl_bench.errors import UserError
+from ssl_bench.utils.files import readable
 
 HELD_OUT_CAVEAT = "no test split of its own: a fifth of the images is held out"
 _FIFTH = 2**64 // 5
@@ -21,12 +23,9 @@ _SHOWN, _EXTENSIONS_SHOWN = 5, 12
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as it is stored, and its label.
+    """One image as it is stored: a file, the bytes of a file, or a decoded image; and its label.
 
-    Attributes:
-        name: its name in error messages.
-        encoded: a file, the bytes of a file, or a decoded image.
-        label: index into the classes of its ``Listing``; 0 if that has none.
+    The name is for messages; the label is 0 if the ``Listing`` has no classes.
     """
 
     name: str
@@ -38,12 +37,9 @@ class Picture:
 class Part:
     """The pictures of one split.
 
-    Attributes:
-        count: how many there are.
-        pictures: iterates over them in a fixed order; the encoded bytes of a large data set
-            are never in memory all at once.
-        open: returns a thread-safe function from a place in this order to the picture there.
-        known_labels: their labels, if known without reading the pictures.
+    ``pictures`` iterates over them in a fixed order, and never has the encoded bytes of a large
+    data set in memory all at once. ``open`` returns a thread-safe function from a place in this
+    order to the picture there. ``known_labels`` are those known without reading the pictures.
     """
 
     count: int
@@ -85,7 +81,7 @@ class Listing:
         classes: class names, by label; empty without labels.
         channels: 1 if every image is grey, else 3.
         caveats: to be shown beside every number.
-        left_out: how many files are not images, by extension, see `search`.
+        left_out: how many files are not images, by extension.
         notes: how the source was understood, to be shown once.
         unlabelled: why there are no labels, or "".
     """
@@ -174,10 +170,6 @@ def check_labels(
 ) -> tuple[str, ...]:
     """Check that a classifier can be trained and tested on these labels.
 
-    Args:
-        classes: empty without labels.
-        is_held_out: whether the test split was held out here.
-
     Returns:
         Caveats about classes that are missing in the test split.
 
@@ -214,17 +206,42 @@ def shown(names: Iterable[str]) -> str:
     return ", ".join(every[:_SHOWN]) + more
 
 
-def understood(
-    train: str, test: str, classes: tuple[str, ...], unlabelled: str, left_out: Sequence[str]
-) -> tuple[str, ...]:
-    """How a source was understood, in a line or two.
+def assembled(
+    source: Path,
+    train: Part,
+    test: Part | None,
+    *,
+    classes: tuple[str, ...],
+    unlabelled: str,
+    splits: tuple[str, str],
+    left_out: Sequence[str],
+    key: Callable[[Any], bytes],
+    caveats: tuple[str, ...] = (),
+    channels: int = 3,
+    others: Mapping[str, int] | None = None,
+) -> Listing:
+    """The listing of a source, once it is known what its splits are.
 
     Args:
-        train, test: the splits in words; "" for a test split that is held out.
-        unlabelled: why there are no labels, or "".
-        left_out: parts of the source that are in no split.
+        test: None to hold out a fifth of ``train``, by `rank` of each picture's ``key``.
+        splits: the training and the test split in words.
+        left_out: parts of the source that are in no split, in words.
+        others: how many files are not images, by extension.
     """
-    splits = f"training split: {train}, test split: {test or 'a fifth of them'}"
+    is_held_out = test is None
+    if test is None:
+        ranks = [rank(key(picture)) for picture in train.pictures()]
+        held_out = hold_out(ranks, train.labels)
+        test = train.subset([place for place, is_out in enumerate(held_out) if is_out])
+        train = train.subset([place for place, is_out in enumerate(held_out) if not is_out])
+        splits = (splits[0], "a fifth of them")
+        caveats = (*caveats, HELD_OUT_CAVEAT)
+    caveats += check_labels(source, train.labels, test.labels, classes, is_held_out)
     labels = f"no labels ({unlabelled})" if unlabelled else f"classes {shown(classes)}"
-    notes = (f"{splits}; {labels}",)
-    return (*notes, f"left out: {'; '.join(left_out)}") if left_out else notes
+    notes = [f"training split: {splits[0]}, test split: {splits[1]}; {labels}"]
+    notes += [f"left out: {'; '.join(left_out)}"] if left_out else []
+    return Listing(
+        readable(source.stem if source.is_file() else source.resolve().name),
+        *(train, test, classes, channels, caveats),
+        *(others or {}, tuple(notes), unlabelled),
+    )

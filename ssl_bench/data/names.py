@@ -16,14 +16,9 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A data set of torchvision and its two labelled splits.
+    """A data set of torchvision, and the constructor's arguments for its two labelled splits.
 
-    Attributes:
-        class_name: name in ``torchvision.datasets``.
-        about: one line for people.
-        train, test: arguments of the constructor that select the split.
-        channels: 1 if the images are grey, else 3.
-        unnamed_classes: number of classes, if torchvision does not name them.
+    ``unnamed_classes`` is the number of classes, if torchvision does not name them.
     """
 
     class_name: str
@@ -77,13 +72,7 @@ TORCHVISION = {
 
 @dataclass(frozen=True)
 class Source:
-    """The parts of ``--data``.
-
-    Attributes:
-        place: a known name, or a path.
-        choice: ``whole``, ``TRAIN``, ``TRAIN+TEST`` or "", see `data.load`.
-        is_validation: whether ``@validation`` was given.
-    """
+    """The parts of ``--data``: a name or path, and what follows it after an @ (see `data.load`)."""
 
     place: str
     choice: str = ""

@@ -29,7 +29,7 @@ from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import in_memory, is_marked, opened, to_rgb
 from ssl_bench.data.listing import Listing, Part, Picture
 from ssl_bench.data.sources.parquet import METADATA
-from ssl_bench.data.survey import survey, whole
+from ssl_bench.data.survey import sound
 from ssl_bench.errors import require
 from ssl_bench.utils import locks
 from ssl_bench.utils.files import writing
@@ -40,13 +40,9 @@ _BYTES_IN_FILE = 2**29
 
 @dataclass(frozen=True)
 class Written:
-    """What `prepare` wrote.
+    """How many images `prepare` wrote, how many of them smaller, and what it has to say.
 
-    Attributes:
-        count: how many images.
-        reduced: how many of them were made smaller.
-        caveats: to be shown beside every number.
-        broken: one line for each unreadable image that was left out.
+    ``broken`` has one line for each unreadable image that was left out.
     """
 
     count: int
@@ -93,10 +89,7 @@ def prepare(
         not output.exists(), f"output {str(output)!r} exists already; another folder would work"
     )
     with writing(output), _alone(output) as temporary:
-        found = survey(listing, progress)
-        listing, broken = whole(listing, found.broken, skip_broken)
-        depths = depth.decide(found.deep)
-        said = depth.in_words(found.deep, depths, listing.count)
+        listing, depths, said, broken = sound(listing, skip_broken, progress)
         listing = replace(listing, caveats=(*listing.caveats, *said))
         make = partial(_row, short_side=short_side, quality=quality, depths=depths)
         change = f"larger images reduced to a short side of {short_side} px, JPEG quality {quality}"
@@ -178,11 +171,7 @@ def _encoded(image: Image.Image, file_format: str, **options: int) -> bytes:
 def _write(
     path: Path, chunks: Iterator[list[_Row]], listing: Listing, change: str
 ) -> Iterator[list[_Row]]:
-    """Write all chunks into ``path-00000.parquet`` and so on; yield each when it is written.
-
-    Args:
-        change: the caveat for a file with images that were made smaller.
-    """
+    """Write all chunks into ``path-00000.parquet`` ...; yield each when it is written."""
     names = {"names": list(listing.classes), "_type": "ClassLabel"}
     features = {"image": {"_type": "Image"}, "label": names}
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})

@@ -32,12 +32,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_bench.data import depth
 from ssl_bench.data.dataset import Dataset, Split
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import header, naming, square_CSS
 from ssl_bench.data.listing import Listing, Picture
-from ssl_bench.data.survey import remembered, whole
+from ssl_bench.data.survey import sound
 from ssl_bench.distributed import collectives, environment
 from ssl_bench.utils import rng
 
@@ -59,11 +58,8 @@ def cores() -> int:
 class StreamedSplit(Split):
     """Images that are decoded each time they are asked for; ``images_NCHW`` does not exist.
 
-    Attributes:
-        picture: thread-safe function from an index to the picture.
-        shape_CSS: of the squares: 1 (grey) or 3 (RGB) channels, height and width.
-        workers: number of decoding threads.
-        depths: how images of more than 8 bits are read, see `depth`.
+    ``picture`` is a thread-safe function from an index to the picture, ``shape_CSS`` that of the
+    squares, ``depths`` says how images of more than 8 bits are read.
     """
 
     images_NCHW: Tensor = field(init=False, repr=False)
@@ -83,11 +79,7 @@ class StreamedSplit(Split):
         return self.shape_CSS[1]
 
     def images(self, index_B: Tensor) -> Tensor:
-        """The squares of the images at these indices: uint8 ``(B, C, S, S)`` on the CPU.
-
-        Raises:
-            UserError: an image cannot be read.
-        """
+        """The squares of the images at these indices: uint8 ``(B, C, S, S)`` on the CPU."""
         [images_BCSS] = self.read([index_B])
         return images_BCSS
 
@@ -95,9 +87,6 @@ class StreamedSplit(Split):
         """`images` of each of several index tensors; the next two are decoded in advance.
 
         The pixels are those of a split in memory: short side resized, centre cropped.
-
-        Raises:
-            UserError: an image cannot be read.
         """
         return ahead(map(self._job, indices), self.workers)
 
@@ -132,17 +121,10 @@ class StreamedSplit(Split):
 
 
 def ahead(jobs: Iterable[Job[T]], workers: int) -> Generator[T]:
-    """Yield each job's result, in order, once its parts have run.
+    """Yield each job's result, in order, once its parts have run, in any order.
 
     Meanwhile threads run the parts of the next two jobs; they end with the iteration, however that
-    ends.
-
-    Args:
-        jobs: pairs of a result and independent functions that complete it, in any order.
-        workers: how many threads.
-
-    Raises:
-        Exception: the error of the first part that failed.
+    ends. The error of the first part that fails is raised.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     under_way: deque[tuple[T, list[Future[None]]]] = deque()
@@ -193,21 +175,19 @@ def open_stream(
     """
     side, noticed = look(listing)
     labels, digest, content = _scanned(listing, side, progress)
-    found = remembered(folder / f"{content}.json", listing, progress)
-    listing, broken = whole(listing, found.broken, skip_broken)
+    path = folder / f"{content}.json"
+    listing, depths, said, broken = sound(listing, skip_broken, progress, path)
     if broken:
         side, noticed = look(listing)
         labels, digest, _ = _scanned(listing, side, progress)
-    depths = depth.decide(found.deep)
-    said = depth.in_words(found.deep, depths, listing.count)
-    if unusual := depth.differing(depths):
+    if unusual := [(kind, bits) for kind, bits in sorted(depths.items()) if bits != 16]:
         digest = hashlib.sha256(json.dumps([digest, unusual]).encode()).hexdigest()[:16]
     train, test = (
         StreamedSplit(labels_N, part.open(), (listing.channels, side, side), depths=depths)
         for labels_N, part in zip(labels, (listing.train, listing.test), strict=True)
     )
-    where = "streamed from their files"
-    return listing.as_dataset(train, test, digest, (*said, *noticed), where, broken)
+    caveats = (*said, *noticed)
+    return listing.as_dataset(train, test, digest, caveats, "streamed from their files", broken)
 
 
 def _scanned(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import PIL
 
-from ssl_bench.data import images
+from ssl_bench.data import depth, images
 from ssl_bench.data.depth import Extremes
 from ssl_bench.data.images import UnreadableImage
 from ssl_bench.data.listing import HELD_OUT_CAVEAT, Listing, Picture, check_labels
@@ -28,23 +28,14 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Survey:
-    """What decoding all images of a data set has shown.
-
-    Attributes:
-        broken: the errors of images that cannot be decoded, by their place in the listing.
-        deep: the images of more than 8 bits, see `depth`.
-    """
+    """The errors of broken images, by their place, and the images of more than 8 bits."""
 
     broken: Mapping[int, UnreadableImage]
     deep: Sequence[Extremes]
 
 
 def survey(listing: Listing, progress: Callable[[int, int], None] | None = None) -> Survey:
-    """Decode every image of a listing, in threads, and keep none.
-
-    Args:
-        progress: called with (images decoded, total) from time to time.
-    """
+    """Decode every image of a listing, in threads, and keep none."""
     broken: dict[int, UnreadableImage] = {}
     deep = []
     pictures, done = listing.pictures(), 0
@@ -73,10 +64,7 @@ def remembered(
 ) -> Survey:
     """The survey stored in a file, or else a new one, which is stored there if it took long.
 
-    A file that cannot be read or written is ignored.
-
-    Args:
-        path: a file whose name is a hash of the images.
+    A file that cannot be read or written is ignored; its name is a hash of the images.
     """
     known = {"version": _VERSION, "pillow": PIL.__version__}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -102,13 +90,34 @@ def remembered(
     return found
 
 
+def sound(
+    listing: Listing,
+    skip: bool,
+    progress: Callable[[int, int], None] | None = None,
+    path: Path | None = None,
+) -> tuple[Listing, dict[str, int], tuple[str, ...], tuple[str, ...]]:
+    """A listing without its broken images, all of which have been decoded at some time.
+
+    Args:
+        path: where the survey is `remembered`, if anywhere.
+
+    Returns:
+        The listing, how its images of more than 8 bits are read, caveats about these, and one line
+        for each broken image.
+
+    Raises:
+        UserError: as `whole` does, or images are of two ranges.
+    """
+    found = remembered(path, listing, progress) if path else survey(listing, progress)
+    listing, broken = whole(listing, found.broken, skip)
+    depths = depth.decide(found.deep)
+    return listing, depths, tuple(depth.in_words(found.deep, depths, listing.count)), broken
+
+
 def whole(
     listing: Listing, broken: Mapping[int, UnreadableImage], skip: bool
 ) -> tuple[Listing, tuple[str, ...]]:
-    """A listing without its broken images, with a caveat that counts them.
-
-    Returns:
-        The listing, and one line for each broken image.
+    """A listing without its broken images, and one line for each of them.
 
     Raises:
         UserError: there are broken images and ``skip`` is false, or too little is left.

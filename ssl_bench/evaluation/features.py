@@ -131,10 +131,7 @@ class Encoder:
         """Frozen features of a batch by pooling: float32 ``(B, D)`` each, on its device.
 
         Those of `encoders.pool`, after the final norm: ``avg`` and, with a class token, ``cls``.
-
-        Args:
-            images_BCHW: normalised float32 of the encoder's size and channels, on its device. Any
-                number of them: a few at a time take the least memory, and, on a CPU, time.
+        Images are normalised float32, on its device: a few at a time take the least memory.
         """
         parts = [self._encode(part) for part in images_BCHW.split(self._images_at_once)]
         if len(parts) == 1:
@@ -181,9 +178,7 @@ class Encoder:
     def trainable_copy(self, **overrides: Any) -> Any:
         """The encoder again, a `Backbone`, all of its parameters trainable.
 
-        Args:
-            overrides: arguments of ``timm.create_model`` that add no parameter, such as
-                ``drop_path_rate``.
+        Overrides are arguments of ``timm.create_model`` that add no parameter.
         """
         module = backbones.build(self.spec, self.seed, **overrides)
         module.load_state_dict(self._module.state_dict())
@@ -199,10 +194,7 @@ class RawPixels:
         self.spec, self.hardware, self.seed = spec, hardware, seed
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
-        """``pixels``: normalised values of the evaluation view, float32 ``(N, C * H * W)``.
-
-        They are many and cheap, and so they are made anew each time.
-        """
+        """``pixels``: values of the evaluation view, ``(N, C * H * W)``; many, cheap, not kept."""
         width = self.spec.channels * self.spec.image_size**2
         pixels_ND = torch.empty(len(split), width, device=self.hardware.device)
         done = 0
@@ -227,9 +219,7 @@ def prepare(
 ) -> Tensor:
     """Turn stored uint8 images into an encoder's input: a view, channels, normalised.
 
-    Args:
-        view: from uint8 images on the device to float32 ones in [0, 1] of the encoder's size.
-            Default: the centre view.
+    ``view`` makes float32 images in [0, 1] of the encoder's size of them; by default the centre.
     """
     images_BCHW = images_BCHW.to(hardware.device)
     views = view(images_BCHW) if view else evaluation_view(images_BCHW, spec.image_size)

@@ -107,11 +107,7 @@ def _under_encoder(matcher: Any) -> Any:
 
 
 def classifier(encoder: FrozenEncoder, classes: int, config: FinetuningConfig) -> Classifier:
-    """A copy of the encoder under a fresh head, on its device, every parameter trainable.
-
-    Raises:
-        UserError: the class token is to be classified, and there is none.
-    """
+    """A copy of the encoder under a fresh head, on its device, every parameter trainable."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(encoder.seed, "finetune"))
         trunk = encoder.trainable_copy(drop_path_rate=config.drop_path)
@@ -158,15 +154,9 @@ def optimizer(model: Classifier, config: FinetuningConfig) -> torch.optim.AdamW:
 def train(
     model: Classifier, encoder: FrozenEncoder, split: Split, config: FinetuningConfig
 ) -> None:
-    """Train what is trainable in a classifier on a split, by the recipe.
+    """Train what is trainable in a classifier on a split, in place, by the recipe.
 
-    A batch larger than the split shrinks to it.
-
-    Args:
-        model: as `classifier` makes it of the encoder; changed in place.
-        encoder: whose input, hardware and seed to take.
-        split: images and labels.
-        config: the recipe.
+    A batch larger than the split shrinks to it. Input, hardware and seed are the encoder's.
 
     Raises:
         UserError: the loss is no number at the end.
@@ -184,7 +174,11 @@ def train(
         f"{collectives.world_size()} devices; fewer --devices would work",
     )
     if collectives.world_size() > 1:
-        _share_drop_paths(model, batch_size, rows_R.to(hardware.device))
+        for parent in list(model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, DropPath):
+                    shared = SharedDropPath(child, batch_size, rows_R.to(hardware.device))
+                    setattr(parent, name, shared)
     schedule = Schedule(len(split), batch_size, config.epochs)
     peak_lr = config.base_lr * batch_size / 256
 
@@ -241,13 +235,6 @@ def predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
             logits_BC = model(prepare(images_BCHW, encoder.spec, encoder.hardware))
         predictions.append(logits_BC.argmax(dim=1).cpu())
     return collectives.gather_shards(torch.cat(predictions), len(split))
-
-
-def _share_drop_paths(model: nn.Module, batch_size: int, rows_R: Tensor) -> None:
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, DropPath):
-                setattr(parent, name, SharedDropPath(child, batch_size, rows_R))
 
 
 def training_views(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,7 @@ _DEFAULT_UNIT = "top-1 accuracy (%)"
 
 @dataclass(frozen=True)
 class Admitted:
-    """A result that has passed, in plain numbers and numpy arrays.
-
-    Attributes:
-        predictions_N: int32 class indices, if there are any.
-        arrays: by name, each as small as holds its values.
-    """
+    """A result that has passed, in plain numbers and numpy arrays, each of the smallest type."""
 
     scores: Mapping[str, float]
     predictions_N: np.ndarray | None
@@ -52,32 +48,19 @@ class Admitted:
 def admit(result: Any, name: str, data: Dataset) -> Admitted:
     """Let a result through to be stored.
 
-    Args:
-        result: what an evaluation returned.
-        name: of the evaluation, for complaints.
-        data: what it was evaluated on.
-
     Raises:
         UserError: it is no `Result`, a score is no finite number or out of its unit's range, there
             is not one class index for each test image, the headline is not the share of them that
             are right, or an array holds something else than finite numbers.
     """
     whose = f"evaluation {name!r}"
-    require(
-        isinstance(result, Result),
-        f"{whose} returned {_shown(result)}; an ssl_bench.api.Result is expected",
-    )
+    is_result = isinstance(result, Result)
+    require(is_result, f"{whose} returned {_shown(result)}; an ssl_bench.api.Result is expected")
     _check_unit(result.unit, result.better, whose)
     scores = _scores(result.scores, result.unit, result.better, whose)
     predictions_N = _predictions(result.predictions_N, scores, data, whose)
-    require(
-        isinstance(result.chosen, Mapping),
-        f"{whose} has chosen {_shown(result.chosen)}; names and values are expected",
-    )
-    require(
-        isinstance(result.arrays, Mapping),
-        f"{whose} has arrays {_shown(result.arrays)}; arrays by name are expected",
-    )
+    _expect(result.chosen, Mapping, f"{whose} has chosen", "names and values are")
+    _expect(result.arrays, Mapping, f"{whose} has arrays", "arrays by name are")
     chosen = _plain(dict(result.chosen), f"{whose} has chosen")
     named = {key: _array(key, value, whose) for key, value in result.arrays.items()}
     return Admitted(scores, predictions_N, chosen, named, result.unit, result.better)
@@ -86,10 +69,8 @@ def admit(result: Any, name: str, data: Dataset) -> Admitted:
 def check_record(record: Any, folder: Path | None = None, **expected: Any) -> dict[str, Any]:
     """Let a record through that was stored, as it is.
 
-    Args:
-        record: what ``scores.json`` holds.
-        folder: where it lies: the files beside it, whose digests it gives, are checked too.
-        expected: values that it must have, such as its ``protocol``.
+    The files beside it in the ``folder``, whose digests it gives, are checked too; ``expected``
+    are values that it must have, such as its ``protocol``.
 
     Raises:
         UserError: it is none.
@@ -99,8 +80,7 @@ def check_record(record: Any, folder: Path | None = None, **expected: Any) -> di
         found = record.get(key)
         require(found == value, f"{key} is {_shown(found)}; {_shown(value)} is expected")
     for key in ("eval", "protocol", "data", "note"):
-        found = record.get(key)
-        require(isinstance(found, str), f"{key} is {_shown(found)}; a text is expected")
+        _expect(record.get(key), str, f"{key} is", "a text is")
     count = record.get("test_images")
     require(
         type(count) is int and count > 0,
@@ -110,9 +90,7 @@ def check_record(record: Any, folder: Path | None = None, **expected: Any) -> di
     _check_unit(unit, better, "it")
     _scores(record.get("scores"), unit, better, "it")
     baselines = record.get("baselines", {})
-    require(
-        isinstance(baselines, dict), f"baselines is {_shown(baselines)}; scores by name expected"
-    )
+    _expect(baselines, dict, "baselines is", "scores by name are")
     for label, scores in baselines.items():
         _scores(scores, unit, better, f"its baseline {label!r}")
     if folder:
@@ -121,12 +99,20 @@ def check_record(record: Any, folder: Path | None = None, **expected: Any) -> di
     return record
 
 
+def _expect(value: Any, kind: type | UnionType, what: str, expected: str) -> None:
+    require(isinstance(value, kind), f"{what} {_shown(value)}; {expected} expected")
+
+
 def _check_unit(unit: Any, better: Any, whose: str) -> None:
-    require(_is_name(unit), f"{whose} has unit {_shown(unit)}; a text is expected")
-    require(
-        isinstance(better, str) and better in _BETTER,
-        f"{whose} has better {_shown(better)}; {', '.join(_BETTER)} are expected",
-    )
+    _check_name(unit, f"{whose} has unit")
+    is_known = isinstance(better, str) and better in _BETTER
+    known = ", ".join(_BETTER)
+    require(is_known, f"{whose} has better {_shown(better)}; {known} are expected")
+
+
+def _check_name(name: Any, what: str) -> None:
+    is_name = isinstance(name, str) and bool(name.strip()) and name.isprintable()
+    require(is_name, f"{what} {_shown(name)}; a text is expected")
 
 
 def _scores(scores: Any, unit: str, better: str, whose: str) -> dict[str, float]:
@@ -137,12 +123,13 @@ def _scores(scores: Any, unit: str, better: str, whose: str) -> dict[str, float]
     )
     found: dict[str, float] = {}
     for position, (name, value) in enumerate(scores.items()):
-        require(_is_name(name), f"{whose} has a score named {_shown(name)}; a text is expected")
+        _check_name(name, f"{whose} has a score named")
         what = f"{whose} has score {name} = {_shown(value)}"
         number = _number(value)
-        require(number is not None, f"{what}; a number is expected")
+        require(
+            number is not None and math.isfinite(number), f"{what}; a finite number is expected"
+        )
         assert number is not None
-        require(math.isfinite(number), f"{what}; a finite number is expected")
         if (position == 0 and "%" in unit) or _SHARE.match(name):
             # What has no better direction, such as a similarity, may have a sign.
             low = -100 if better == "neither" else 0
@@ -161,13 +148,16 @@ def _predictions(
     if given is None:
         return None
     what = f"{whose} has predictions_N"
-    require(
-        isinstance(given, Tensor | np.ndarray),
-        f"{what} of type {type(given).__name__}; a tensor of class indices is expected",
+    _expect(
+        given,
+        Tensor | np.ndarray,
+        f"{what} of type {type(given).__name__}:",
+        "a tensor of class indices is",
     )
     found = torch.as_tensor(given).detach().cpu()
     is_whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
-    require(is_whole, f"{what} of {_type(found)}; whole numbers, class indices, are expected")
+    kind = str(found.dtype).removeprefix("torch.")
+    require(is_whole, f"{what} of {kind}; whole numbers, class indices, are expected")
     require(
         found.shape == (len(data.test),),
         f"{what} of shape {tuple(found.shape)}; one for each of {len(data.test):,} test images is "
@@ -192,24 +182,21 @@ def _predictions(
 
 
 def _array(name: Any, value: Any, whose: str) -> np.ndarray:
-    is_usable = _is_name(name) and "/" not in name and name not in _RESERVED
+    _check_name(name, f"{whose} has an array named")
+    is_usable = "/" not in name and name not in _RESERVED
     require(is_usable, f"{whose} has an array named {_shown(name)}; another name is expected")
     what = f"{whose} has array {name!r}"
-    require(
-        isinstance(value, Tensor | np.ndarray),
-        f"{what} of type {type(value).__name__}; a tensor is expected",
-    )
+    _expect(value, Tensor | np.ndarray, f"{what} of type {type(value).__name__}:", "a tensor is")
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     require(value.dtype.kind in "biuf", f"{what} of type {value.dtype}; real numbers are expected")
-    if value.dtype.kind == "f":
-        bad = int(np.size(value) - np.isfinite(value).sum())
-        require(
-            bad == 0,
-            f"{what} with {bad:,} of {value.size:,} numbers that are not finite; finite ones are "
-            "expected",
-        )
+    bad = int(value.size - np.isfinite(value).sum())
+    require(
+        bad == 0,
+        f"{what} with {bad:,} of {value.size:,} numbers that are not finite; finite ones are "
+        "expected",
+    )
     if value.dtype == np.int64:
         limits = np.iinfo(np.int32)
         if value.size == 0 or (limits.min <= value.min() and value.max() <= limits.max):
@@ -223,7 +210,7 @@ def _plain(value: Any, what: str) -> Any:
         return value
     if isinstance(value, Mapping):
         for key in value:
-            require(isinstance(key, str), f"{what} a name {_shown(key)}; a text is expected")
+            _expect(key, str, f"{what} a name", "a text is")
         return {key: _plain(each, f"{what} {key}") for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each, what) for each in value]
@@ -244,14 +231,6 @@ def _number(value: Any) -> float | None:
     except OverflowError:
         return math.inf
     return value
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shown(value: Any) -> str:

@@ -33,12 +33,7 @@ _IMAGES_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Scaler:
-    """What standardises features: a batch at a time, so that no copy of them all is made.
-
-    Attributes:
-        mean_D: what is subtracted, float32.
-        std_D: what is divided by then, float32, above 0.
-    """
+    """What standardises features: a batch at a time, so that no copy of them all is made."""
 
     mean_D: Tensor
     std_D: Tensor
@@ -63,23 +58,16 @@ class Scaler:
 
 @dataclass(frozen=True)
 class Probes:
-    """G fitted probes on the features of one pooling.
-
-    Attributes:
-        scaler: what standardises their inputs.
-        weights_GCD: float32.
-        biases_GC1: float32.
-    """
+    """G fitted probes on the features of one pooling, and what standardises their inputs."""
 
     scaler: Scaler
     weights_GCD: Tensor
     biases_GC1: Tensor
 
     def predict(self, features_ND: Tensor, rows_N: Tensor | None = None) -> Tensor:
-        """Every probe's class for the images in those rows, or for all.
+        """Every probe's class for the images in those rows, or for all: int64 ``(G, N)``, CPU.
 
-        Returns:
-            int64 ``(G, N)`` on the CPU, -1 where a probe gives no number.
+        It is -1 where a probe gives no number.
         """
         rows_N = torch.arange(len(features_ND)) if rows_N is None else rows_N
         parts = []
@@ -93,12 +81,7 @@ class Probes:
 
 @dataclass(frozen=True)
 class Probe:
-    """The probe that was chosen, fitted on all training images.
-
-    Attributes:
-        pooling: the features that it takes.
-        chosen: pooling, learning_rate, weight_decay, validation_top1 (%).
-    """
+    """The probe that was chosen (pooling, learning rate, weight decay), fitted on all images."""
 
     pooling: str
     fitted: Probes
@@ -114,9 +97,7 @@ def fit_best(
 ) -> Probe:
     """Choose a pooling and a setting on held-out training images, refit on all of them.
 
-    Args:
-        features: of the training images, by pooling: float32 ``(N, D)`` each.
-        seed: of the order of the images.
+    Features are those of the training images: float32 ``(N, D)`` by pooling.
 
     Raises:
         UserError: every probe diverged.
@@ -153,11 +134,7 @@ def score(probes: Probes, features_ND: Tensor, labels_N: Tensor, rows_N: Tensor)
 
 
 def best(trials: Mapping[tuple[str, float, float], float]) -> tuple[str, float, float]:
-    """The pooling and setting of the highest score, the first of equal ones.
-
-    Raises:
-        UserError: every score is below 0, as `score` has it of what diverged.
-    """
+    """The pooling and setting of the highest score, the first of equal ones; one has to be >= 0."""
     found = max(trials, key=trials.__getitem__)
     lowest = min(rate for _, rate, _ in trials)
     require(
@@ -184,13 +161,8 @@ def train(
     products a step. The batch comes last, where the softmax over classes is vectorised. Weights
     start at zero, biases do not decay, and what is left over of an epoch is left out.
 
-    Args:
-        features_ND: float32.
-        rows_N: the images to train on, indices into features and labels.
-        grid: the setting of each probe.
-        batch_size: images in a step; no more than there are rows.
-        seed: of the images' order.
-        scaler: what standardises the features, by those in the rows unless given.
+    They train on the images in ``rows_N``, whose features standardise them unless a ``scaler`` is
+    given.
     """
     scaler = scaler or Scaler.of(features_ND, rows_N)
     device, width = features_ND.device, features_ND.shape[1]

@@ -8,7 +8,7 @@ each, with features extracted, queries answered and batches divided by all of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +68,20 @@ def evaluate_run(
         UserError: what an evaluation found does not pass the `gate`; nothing of it is stored.
     """
     module, spec = collectives.on_rank_zero(lambda: weights.load(folder))
-    encoder = _encoder(module, spec, hardware, seed, data, folder, keep_features)
-    fresh: dict[str, Any] = {}
+    encoders = _Encoders(spec, data, seed, hardware, runs_dir, keep_features)
+    encoder = encoders.frozen(module, folder)
     for plugin, config in evals.items():
+        kind = plugin.load_class()
         record = _evaluate(plugin, config, encoder, data, folder)
         if "baselines" not in record:
-            wanted = plugin.load_class()(config).baselines()
             record["baselines"] = {}
-            for label, (kind, baseline_config) in wanted.items():
-                home = _baseline_folder(kind, spec, data, seed, runs_dir)
-                if kind not in fresh:
-                    fresh[kind] = _baseline(kind, spec, hardware, seed, data, home, keep_features)
-                if plugin.load_class()(baseline_config).supports(fresh[kind], data) is not None:
+            for label, (name, baseline_config) in kind(config).baselines().items():
+                baseline, home = encoders.baseline(name)
+                if kind(baseline_config).supports(baseline, data) is not None:
                     continue
                 with collectives.rank_zero_only(run_folder.locked(home, wait=True)):
-                    baseline = _evaluate(plugin, baseline_config, fresh[kind], data, home)
-                record["baselines"][label] = baseline["scores"]
+                    found = _evaluate(plugin, baseline_config, baseline, data, home)
+                record["baselines"][label] = found["scores"]
             if collectives.rank() == 0:
                 home = _folder(folder, plugin, config, data, encoder)
                 write_json(home / schema.SCORES, record)
@@ -136,7 +134,43 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
             encoder.scratch = None
 
     def store(found: Any) -> Record:
-        return _store(found, plugin, config, encoder, data, folder, scratch, environment)
+        """Write what was found, if it passes the gate; its record."""
+        result = gate.admit(found, plugin.name, data)
+        make_inside(folder.parent.parent, folder)
+        files: dict[str, Mapping[str, np.ndarray]] = {}
+        if result.predictions_N is not None:
+            labels_N = data.test.labels_N.cpu().numpy().astype(np.int32)
+            files[schema.PREDICTIONS] = {"predictions": result.predictions_N, "labels": labels_N}
+        if result.arrays:
+            files[schema.ARRAYS] = result.arrays
+        for stale in {schema.PREDICTIONS, schema.ARRAYS} - files.keys():
+            (folder / stale).unlink(missing_ok=True)
+        record = {
+            "eval": plugin.name,
+            "version": plugin.version,
+            "code": plugin.fingerprint,
+            "source": "" if plugin.module else str(plugin.path),
+            "protocol": expected["protocol"],
+            "config": asdict(config),
+            "data": data.name,
+            "data_fingerprint": data.fingerprint,
+            "data_source": data.source,
+            "note": data.note,
+            "seed": encoder.seed,
+            "classes": list(data.classes),
+            "scores": result.scores,
+            "unit": result.unit,
+            "better": result.better,
+            "chosen": result.chosen,
+            "digests": {name: _save_arrays(folder / name, each) for name, each in files.items()},
+            "test_images": len(data.test),
+            "seconds": round(scratch.seconds * devices, 2),
+            "precision": encoder.hardware.precision,
+            "environment": environment,
+        }
+        write_json(folder / schema.SCORES, record)
+        scratch.remove()
+        return record
 
     if evaluation.sharded:
         result = compute()
@@ -159,55 +193,6 @@ def _stored(folder: Path, scratch: EvalCheckpoint, expected: Mapping[str, Any]) 
     return record
 
 
-def _store(
-    found: Any,
-    plugin: Plugin,
-    config: Any,
-    encoder: Any,
-    data: Dataset,
-    folder: Path,
-    scratch: EvalCheckpoint,
-    environment: Mapping[str, Any],
-) -> Record:
-    """Write what an evaluation found, if it passes the gate; its record."""
-    result = gate.admit(found, plugin.name, data)
-    make_inside(folder.parent.parent, folder)
-    files: dict[str, Mapping[str, np.ndarray]] = {}
-    if result.predictions_N is not None:
-        labels_N = data.test.labels_N.cpu().numpy().astype(np.int32)
-        files[schema.PREDICTIONS] = {"predictions": result.predictions_N, "labels": labels_N}
-    if result.arrays:
-        files[schema.ARRAYS] = result.arrays
-    for stale in {schema.PREDICTIONS, schema.ARRAYS} - files.keys():
-        (folder / stale).unlink(missing_ok=True)
-    record = {
-        "eval": plugin.name,
-        "version": plugin.version,
-        "code": plugin.fingerprint,
-        "source": "" if plugin.module else str(plugin.path),
-        "protocol": protocol(plugin, config, data),
-        "config": asdict(config),
-        "data": data.name,
-        "data_fingerprint": data.fingerprint,
-        "data_source": data.source,
-        "note": data.note,
-        "seed": encoder.seed,
-        "classes": list(data.classes),
-        "scores": result.scores,
-        "unit": result.unit,
-        "better": result.better,
-        "chosen": result.chosen,
-        "digests": {name: _save_arrays(folder / name, each) for name, each in files.items()},
-        "test_images": len(data.test),
-        "seconds": round(scratch.seconds * environment["devices"], 2),
-        "precision": encoder.hardware.precision,
-        "environment": environment,
-    }
-    write_json(folder / schema.SCORES, record)
-    scratch.remove()
-    return record
-
-
 def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
     """Write arrays by name; the SHA-256 of the file."""
     with atomic(path) as temporary:
@@ -216,61 +201,60 @@ def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
         return sha256_of(temporary)
 
 
-def _encoder(
-    module: nn.Module,
-    spec: EncoderSpec,
-    hardware: Hardware,
-    seed: int,
-    data: Dataset,
-    home: Path,
-    keep_features: bool,
-) -> Encoder:
-    # The processor, its threads and the library decide how sums are rounded.
-    made_from = {
-        "core_version": CORE_VERSION,
-        "weights": weights.digest(module),
-        "encoder": asdict(spec),
-        "data": data.fingerprint,
-        "precision": hardware.precision,
-        "device": hardware.device.type,
-        "hardware": hardware.name,
-        "torch": torch.__version__,
-    }
-    splits = {data.train: "train", data.test: "test"}
-    kept = FeatureCache(home / schema.FEATURES, made_from, splits, may_write=keep_features)
-    return Encoder(module, spec, hardware, seed, kept)
+@dataclass(frozen=True)
+class _Encoders:
+    """An encoder under evaluation, and the baselines like it, made when they are asked for."""
 
+    spec: EncoderSpec
+    data: Dataset
+    seed: int
+    hardware: Hardware
+    runs_dir: Path
+    keep_features: bool
+    _made: dict[str, tuple[Any, Path]] = field(default_factory=dict)
 
-def _baseline(
-    kind: str,
-    spec: EncoderSpec,
-    hardware: Hardware,
-    seed: int,
-    data: Dataset,
-    home: Path,
-    keep_features: bool,
-) -> Any:
-    if kind == "pixels":
-        return RawPixels(spec, hardware, seed)
-    require(
-        kind == "random", f"unknown baseline {kind!r}; an evaluation may ask for pixels or random"
-    )
-    module = backbones.build(spec, seed)
-    return _encoder(module, spec, hardware, seed, data, home, keep_features)
+    def frozen(self, module: nn.Module, home: Path) -> Encoder:
+        """The encoder with these weights; its features are kept in its folder."""
+        data, hardware = self.data, self.hardware
+        # The processor, its threads and the library decide how sums are rounded.
+        made_from = {
+            "core_version": CORE_VERSION,
+            "weights": weights.digest(module),
+            "encoder": asdict(self.spec),
+            "data": data.fingerprint,
+            "precision": hardware.precision,
+            "device": hardware.device.type,
+            "hardware": hardware.name,
+            "torch": torch.__version__,
+        }
+        splits = {data.train: "train", data.test: "test"}
+        kept = FeatureCache(home / schema.FEATURES, made_from, splits, self.keep_features)
+        return Encoder(module, self.spec, hardware, self.seed, kept)
 
-
-def _baseline_folder(
-    kind: str, spec: EncoderSpec, data: Dataset, seed: int, runs_dir: Path
-) -> Path:
-    config = {
-        "baseline": kind,
-        "data": data.name,
-        "data_fingerprint": data.fingerprint,
-        "encoder": asdict(spec),
-        "seed": seed,
-    }
-    identity = schema.digest([CORE_VERSION, {**config, "encoder": schema.non_defaults(spec)}])
-    name = f"{kind}-{data.name}-seed{seed}-{identity}"
-    return collectives.on_rank_zero(
-        lambda: run_folder.create(runs_dir / schema.BASELINES, name, config)
-    )
+    def baseline(self, kind: str) -> tuple[Any, Path]:
+        """A baseline, "pixels" or "random", and its folder."""
+        if kind not in self._made:
+            spec, data, seed = self.spec, self.data, self.seed
+            config = {
+                "baseline": kind,
+                "data": data.name,
+                "data_fingerprint": data.fingerprint,
+                "encoder": asdict(spec),
+                "seed": seed,
+            }
+            sparse = {**config, "encoder": schema.non_defaults(spec)}
+            name = f"{kind}-{data.name}-seed{seed}-{schema.digest([CORE_VERSION, sparse])}"
+            home = collectives.on_rank_zero(
+                lambda: run_folder.create(self.runs_dir / schema.BASELINES, name, config)
+            )
+            is_known = kind in ("pixels", "random")
+            require(
+                is_known, f"unknown baseline {kind!r}; an evaluation may ask for pixels or random"
+            )
+            self._made[kind] = (
+                RawPixels(spec, self.hardware, seed)
+                if kind == "pixels"
+                else self.frozen(backbones.build(spec, seed), home),
+                home,
+            )
+        return self._made[kind]

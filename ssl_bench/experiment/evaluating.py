@@ -19,7 +19,6 @@ from ssl_bench.experiment.loading import console, load, note, say_images
 from ssl_bench.experiment.preparation import with_labels, with_real_configs
 from ssl_bench.experiment.run_config import EvalConfig
 from ssl_bench.models import backbones, checkpoints, encoders, weights
-from ssl_bench.models.architecture import Hints
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 
@@ -116,8 +115,9 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     Args:
         plan: the run's, or nothing.
     """
-    checkpoint = checkpoints.read(source, Hints.of(settings))
-    for line in checkpoint.notes:
+    checkpoint = checkpoints.read(source, settings)
+    notes = checkpoint.notes  # as it was before it is resized
+    for line in notes:
         console.print(line, soft_wrap=True)
     encoder, spec = checkpoint.encoder, checkpoint.spec
     is_vit, size = encoders.is_vit(encoder), settings.image_size
@@ -148,7 +148,7 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
     # The seeds of a run at another image size belong together, like those of the run.
     shared = [plan.get("identity", identity["weights_sha256"]), identity["encoder"]]
-    told = {"identity": schema.digest(shared), "source": source, "notes": checkpoint.notes}
+    told = {"identity": schema.digest(shared), "source": source, "notes": notes}
     config = {**nothing, **plan, **identity, **told}
     stem = re.sub(r"[^\w.-]+", "-", Path(source).stem)
     folder = run_folder.create(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -20,7 +19,7 @@ from ssl_bench.models import backbones, encoders, formats
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.formats import Weights
 
-_IMAGENET = {
+_IMAGENET: Mapping[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     1: ((0.449,), (0.226,)),
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -41,37 +40,12 @@ _OTHERS = {
 """Names of weights that only other transformers have."""
 
 
-@dataclass(frozen=True)
-class Hints:
-    """What a user says about weights that do not show everything themselves.
-
-    Attributes:
-        backbone: a preset of `presets.BACKBONES`, or a Vision Transformer of timm.
-        grid: rows and columns of patches, if the training images were not square.
-        branch: which of several networks in the file, see `formats.sort`.
-    """
-
-    backbone: str | None = None
-    num_heads: int | None = None
-    grid: tuple[int, int] | None = None
-    branch: str | None = None
-
-    @classmethod
-    def of(cls, settings: WeightSettings) -> Hints:
-        """The hints that a command's flags give."""
-        grid = (settings.grid[0], settings.grid[1]) if settings.grid else None
-        return cls(settings.backbone, settings.num_heads, grid, settings.branch)
-
-
 def work_out(
-    found: Weights, where: str, hints: Hints, norm_eps: float
-) -> tuple[EncoderSpec, tuple[int, int]]:
-    """Work out the encoder that weights belong to, and its rows and columns of patches.
+    found: Weights, where: str, hints: WeightSettings, norm_eps: float
+) -> tuple[EncoderSpec, tuple[int, ...]]:
+    """The encoder that weights belong to, and its rows and columns of patches.
 
     The spec's images are square, with the height of the grid.
-
-    Args:
-        where: names the file or folder in error messages.
 
     Raises:
         UserError: they belong to no Vision Transformer, are ambiguous, or contradict a hint.
@@ -113,7 +87,10 @@ def work_out(
     )
     shown["num_heads"] = heads
     backbone, architecture = _name(hints.backbone, hints.num_heads, shown, _is_gated(state))
-    mean, std = _normalisation(hints.backbone, channels)
+    mean, std = _IMAGENET[channels]
+    tagged = timm.get_pretrained_cfg(hints.backbone) if "." in (hints.backbone or "") else None
+    if tagged and channels == len(tagged.mean):
+        mean, std = tuple(tagged.mean), tuple(tagged.std)
     spec = EncoderSpec(
         backbone, rows * patch_size, patch_size, channels, mean, std, architecture, norm_eps
     )
@@ -152,7 +129,9 @@ def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     return shown
 
 
-def _grid(found: Weights, shown: dict[str, Any], hints: Hints, where: str) -> tuple[int, int]:
+def _grid(
+    found: Weights, shown: dict[str, Any], hints: WeightSettings, where: str
+) -> tuple[int, ...]:
     """Rows and columns of patches; notes in ``shown`` if prefix tokens have no positions."""
     state = found.encoder
     count = state["pos_embed"].shape[1]
@@ -162,7 +141,7 @@ def _grid(found: Weights, shown: dict[str, Any], hints: Hints, where: str) -> tu
     grid = hints.grid or _factors(state["pos_embed"], count - prefix)
     if grid and grid[0] * grid[1] == count - prefix:
         return grid
-    if hints.grid is None and hints.backbone:
+    if not hints.grid and hints.backbone:
         grid = _factors(state["pos_embed"], count)
     if grid and grid[0] * grid[1] == count:
         shown["no_embed_class"] = True
@@ -181,21 +160,22 @@ def _grid(found: Weights, shown: dict[str, Any], hints: Hints, where: str) -> tu
     )
 
 
-def _factors(positions_1TD: Tensor, patches: int) -> tuple[int, int] | None:
+def _factors(positions_1TD: Tensor, patches: int) -> tuple[int, ...]:
     """The grid whose sin-cos table the positions are, or else the square of that many patches."""
-    pairs = [(r, patches // r) for r in range(1, patches + 1) if patches % r == 0]
-    for grid in pairs:
-        if grid[0] != grid[1] and position_order(positions_1TD, grid, alike=0.999):
-            return grid
+    for rows in range(1, patches + 1):
+        columns, rest = divmod(patches, rows)
+        is_table = not rest and position_order(positions_1TD, (rows, columns), alike=0.999)
+        if is_table and rows != columns:
+            return rows, columns
     side = math.isqrt(max(0, patches))
-    return (side, side) if side > 0 and side**2 == patches else None
+    return (side, side) if side > 0 and side**2 == patches else ()
 
 
 def _heads(
     found: Weights,
     width_depth: tuple[int, int],
-    grid: tuple[int, int],
-    hints: Hints,
+    grid: tuple[int, ...],
+    hints: WeightSettings,
     where: str,
 ) -> int:
     """Attention heads, which no shape reveals: from a hint, or as usual in files of this kind."""
@@ -203,7 +183,12 @@ def _heads(
         return hints.num_heads
     known = formats.heads(found, width_depth, position_order(found.encoder["pos_embed"], grid))
     if hints.backbone:
-        own = _heads_of(hints.backbone)
+        preset, name = BACKBONES.get(hints.backbone), hints.backbone.partition(".")[0]
+        if not preset and name not in backbones.vit_names():
+            raise backbones.unknown_backbone(hints.backbone)
+        with torch.device("meta"):
+            model = timm.create_model(**(preset or {"model_name": hints.backbone}))
+        own = model.blocks[0].attn.num_heads
         require(
             known in (None, own),
             f"{where} ({found.kind}) has {known} attention heads, and backbone "
@@ -219,14 +204,6 @@ def _heads(
     )
     assert known is not None
     return known
-
-
-def _heads_of(backbone: str) -> int:
-    own = BACKBONES.get(backbone, {"model_name": backbone})
-    if backbone not in BACKBONES and backbone.partition(".")[0] not in backbones.vit_names():
-        raise backbones.unknown_backbone(backbone)
-    with torch.device("meta"):
-        return timm.create_model(**own).blocks[0].attn.num_heads
 
 
 def _name(
@@ -253,25 +230,12 @@ def _is_gated(state: Mapping[str, Tensor]) -> bool:
     return len(first) == 2 * second.shape[1]
 
 
-def _normalisation(
-    backbone: str | None, channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The statistics of a tagged timm backbone, or else ImageNet's."""
-    cfg = timm.get_pretrained_cfg(backbone) if backbone and "." in backbone else None
-    if cfg and channels == len(cfg.mean):
-        return tuple(cfg.mean), tuple(cfg.std)
-    return _IMAGENET[channels]
-
-
 def position_order(
-    positions_1TD: Tensor, grid: tuple[int, int], alike: float = _ALIKE
+    positions_1TD: Tensor, grid: tuple[int, ...], alike: float = _ALIKE
 ) -> str | None:
     """Which axis the first half of the width encodes, if positions resemble a sin-cos table.
 
     Fine-tuned ones still do; those learned from scratch are nearly orthogonal to it.
-
-    Args:
-        alike: the cosine similarity that counts as resembling.
     """
     rows, columns = grid
     patches_LD = positions_1TD[0, -rows * columns :].float()
@@ -280,9 +244,7 @@ def position_order(
     similarity = {}
     for first in ("column", "row"):
         table_LD = encoders.sincos_2d(patches_LD.shape[1], rows, columns, first=first)
-        similarity[first] = F.cosine_similarity(
-            patches_LD.flatten(), table_LD.flatten(), dim=0
-        ).item()
+        similarity[first] = F.cosine_similarity(patches_LD.ravel(), table_LD.ravel(), dim=0).item()
     best = max(similarity, key=similarity.__getitem__)
     is_clear = similarity[best] > alike and similarity["column"] != similarity["row"]
     return best if is_clear else None

@@ -31,11 +31,7 @@ def tokens_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Iterator
 
 
 def attention_by_block(encoder: VisionTransformer, images_BCHW: Tensor) -> Iterator[Tensor]:
-    """The weights that `attention` computes, block by block: float32 ``(B, H, T, T)``.
-
-    Raises:
-        UserError: they cannot be read, see `why_unreadable`.
-    """
+    """The weights of `attention` by block, float32 ``(B, H, T, T)``, unless `why_unreadable`."""
     reason = why_unreadable(encoder)
     if reason:
         raise UserError(reason)
@@ -69,12 +65,7 @@ def why_unreadable(encoder: VisionTransformer) -> str | None:
 def attention(module: Any, tokens_BTD: Tensor) -> Tensor:
     """Attention weights from each token (row) to the others (column), without dropout.
 
-    Args:
-        module: timm's ``Attention``.
-        tokens_BTD: the module's input.
-
-    Returns:
-        float32 ``(B, H, T, T)``; each row sums to 1.
+    Those of timm's ``Attention`` on its input: float32 ``(B, H, T, T)``; each row sums to 1.
     """
     batch, count, _ = tokens_BTD.shape
     heads = (3, module.num_heads, module.head_dim)
@@ -90,11 +81,7 @@ def rollout(weights: Iterable[Tensor]) -> Tensor:
     the product over blocks of half the heads' mean attention and half the identity, which stands
     for the residual connection.
 
-    Args:
-        weights: ``(B, H, T, T)`` of each block, the first one first.
-
-    Returns:
-        ``(B, T, T)``; each row sums to 1.
+    From the ``(B, H, T, T)`` of each block to ``(B, T, T)``; each row sums to 1.
     """
     flow: Tensor | None = None
     for weights_BHTT in weights:
@@ -109,11 +96,8 @@ def rollout(weights: Iterable[Tensor]) -> Tensor:
 def over_patches(weights_BTT: Tensor, encoder: VisionTransformer) -> Tensor:
     """Attention to the patches from the class token, or from each patch if there is none.
 
-    Args:
-        weights_BTT: ``(..., T, T)``.
-
-    Returns:
-        ``(..., Q, L)`` with Q = 1 or L; rows sum to 1 minus the attention to prefix tokens.
+    Of ``(..., T, T)`` it is ``(..., Q, L)`` with Q = 1 or L; rows sum to 1 minus the attention to
+    prefix tokens.
     """
     prefix = encoder.num_prefix_tokens
     queries = slice(0, 1) if encoder.cls_token is not None else slice(prefix, None)
@@ -123,8 +107,7 @@ def over_patches(weights_BTT: Tensor, encoder: VisionTransformer) -> Tensor:
 def entropy(weights_BHQL: Tensor) -> Tensor:
     """Entropy of each row, normalised to sum to 1 over the patches, as a fraction of the maximum.
 
-    Returns:
-        ``(B, H, Q)`` in [0, 1]: 1 for equal attention to all patches, 0 for attention to one only.
+    ``(B, H, Q)`` in [0, 1]: 1 for equal attention to all patches, 0 for attention to one only.
     """
     count = weights_BHQL.shape[-1]
     if count == 1:

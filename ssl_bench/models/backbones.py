@@ -14,7 +14,6 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.config.presets import BACKBONES
@@ -33,11 +32,7 @@ _ARCHITECTURE = {
 
 
 class Backbone(nn.Module):
-    """The part of a timm image model's interface that is used here; for type checkers only.
-
-    Attributes:
-        num_features: channels of ``forward_features``.
-    """
+    """The part of a timm image model's interface that is used here; for type checkers only."""
 
     num_features: int
     forward_features: Callable[[Tensor], Any]
@@ -145,13 +140,9 @@ def _sizes_taken(model: str) -> frozenset[str]:
 
 
 def _sizes_of(kind: type[Any]) -> frozenset[str]:
-    signatures = [
-        inspect.signature(vars(each)["__init__"])
-        for each in kind.__mro__[:-1]
-        if "__init__" in vars(each)
-    ]
-    taken = {name for signature in signatures for name in signature.parameters}
-    return frozenset({"img_size", "patch_size"} & taken)
+    classes: tuple[Any, ...] = kind.__mro__[:-1]
+    taken = [inspect.signature(each.__init__).parameters for each in classes]
+    return frozenset({"img_size", "patch_size"}.intersection(set[str]().union(*taken)))
 
 
 def unknown_backbone(name: str) -> UserError:
@@ -160,13 +151,11 @@ def unknown_backbone(name: str) -> UserError:
     beginnings = {each[: len(name)]: each for each in reversed(names)}
     near = get_close_matches(name.lower(), beginnings, n=1, cutoff=0.6)
     hint = (
-        f"did you mean {beginnings[near[0]]!r}?"
-        if near
-        else (
-            f"{', '.join(BACKBONES)} and every image model of timm are known, such as "
-            "vit_tiny_patch16_224 (see `ssl-bench list backbones`)"
-        )
+        f"{', '.join(BACKBONES)} and every image model of timm are known, such as "
+        "vit_tiny_patch16_224 (see `ssl-bench list backbones`)"
     )
+    if near:
+        hint = f"did you mean {beginnings[near[0]]!r}?"
     return UserError(f"unknown backbone {name!r}; {hint}")
 
 
@@ -261,7 +250,14 @@ def build(spec: EncoderSpec, seed: int, **overrides: Any) -> Any:
         torch.manual_seed(rng.key(seed, "encoder"))
         encoder = _create(spec, overrides)
         if encoders.is_vit(encoder):
-            _initialise(encoder)
+            encoders.initialise_linear(encoder)
+            projection = encoder.patch_embed.proj
+            nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+            if encoder.cls_token is not None:
+                nn.init.normal_(encoder.cls_token, std=0.02)
+            encoders.fix_positions(encoder)
     return encoder
 
 
@@ -322,14 +318,3 @@ def resize(encoder: Backbone, image_size: int | tuple[int, int]) -> None:
             f"{max(1, round(side / patch_size)) * patch_size} would work",
         )
     encoder.set_input_size(img_size=(height, width))
-
-
-def _initialise(encoder: VisionTransformer) -> None:
-    encoders.initialise_linear(encoder)
-    projection = encoder.patch_embed.proj
-    nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
-    if projection.bias is not None:
-        nn.init.zeros_(projection.bias)
-    if encoder.cls_token is not None:
-        nn.init.normal_(encoder.cls_token, std=0.02)
-    encoders.fix_positions(encoder)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,21 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.models import architecture, backbones, encoders, formats, weights
-from ssl_bench.models.architecture import Hints
 from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.formats import Weights
 from ssl_bench.utils.files import checked_name, load_json
 
 _MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
+_FLAGS = {
+    "norm_pix_loss": "norm_pix_loss",
+    "decoder_num_attention_heads": "decoder_heads",
+    "mask_ratio": "mask_ratio",
+}
+"""Settings of transformers' ViTMAE, and the flags that they are here."""
+_HINTS = ("backbone", "num_heads", "grid", "branch")
 _log = logging.getLogger(__name__)
 
 
@@ -30,16 +36,24 @@ class Checkpoint:
 
     Attributes:
         encoder: with the weights, on the CPU.
+        kind: who wrote it, for people.
         decoder: the method's other weights under its own names, if there are any.
         settings: known flags of the pre-training, such as ``decoder_heads``.
-        notes: what was worked out, for people.
+        left_out: what else it holds, for people; "" for nothing.
     """
 
     encoder: Backbone
     spec: EncoderSpec
+    kind: str
     decoder: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    left_out: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was worked out, for people."""
+        left_out = (self.left_out,) if self.left_out else ()
+        return (self.kind, _in_words(self.spec, self.encoder), *left_out)
 
 
 def load_encoder(
@@ -59,7 +73,7 @@ def load_encoder(
         source: a file of weights (official MAE, MoCo v3 and DINO checkpoints, timm state dicts;
             PyTorch or safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that
             transformers saved, ``timm:NAME`` or ``hf:NAME``.
-        backbone, num_heads, grid, branch: see `Hints`; only needed if the weights are ambiguous.
+        backbone, num_heads, grid, branch: see `WeightSettings`; needed if weights are ambiguous.
         image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
             size whose sides are multiples of the patch size.
 
@@ -73,7 +87,8 @@ def load_encoder(
         UserError: the source cannot be read, is ambiguous, holds no Vision Transformer, or has a
             weight that matches nothing.
     """
-    checkpoint = read(str(source), Hints(backbone, num_heads, grid, branch))
+    hints = WeightSettings(backbone=backbone, num_heads=num_heads, grid=grid or (), branch=branch)
+    checkpoint = read(str(source), hints)
     for note in checkpoint.notes:
         _log.info("%s: %s", source, note)
     encoder: Any = checkpoint.encoder
@@ -93,7 +108,7 @@ def is_foreign(source: str) -> bool:
     return path.is_file() or (path.is_dir() and "model_type" in _json_or_nothing(path))
 
 
-def read(source: str, hints: Hints) -> Checkpoint:
+def read(source: str, hints: WeightSettings) -> Checkpoint:
     """Read the checkpoint that a source names; sources and errors are those of `load_encoder`."""
     try:
         return _read(source, hints)
@@ -104,12 +119,12 @@ def read(source: str, hints: Hints) -> Checkpoint:
         raise UserError(f"{source!r} is damaged, or nothing that is known ({problem})") from e
 
 
-def _read(source: str, hints: Hints) -> Checkpoint:
+def _read(source: str, hints: WeightSettings) -> Checkpoint:
     kind, _, name = source.partition(":")
     path = Path(source).expanduser()
     is_file = path.is_file() and not (path.parent / "encoder.json").exists()
     is_named = kind in ("timm", "hf") and bool(name)
-    given = [field for field, value in vars(hints).items() if value is not None]
+    given = [name for name in _HINTS if getattr(hints, name)]
     require(
         is_file or not given or not (is_named or path.exists()),
         f"{source!r} tells its own architecture, so --{''.join(given[:1]).replace('_', '-')} means "
@@ -117,44 +132,40 @@ def _read(source: str, hints: Hints) -> Checkpoint:
     )
     if is_named:
         return _from_timm(name) if kind == "timm" else _from_hub(name)
-    if (path / "encoder.json").exists():
-        return _from_run(path)
-    if path.name == "encoder.safetensors" and (path.parent / "encoder.json").exists():
-        return _from_run(path.parent)
+    folder = path.parent if path.name == "encoder.safetensors" else path
+    if (folder / "encoder.json").exists():
+        return _from_run(folder)
     if (path / "config.json").exists():
         return _from_transformers(path)
-    if path.is_dir():
-        raise UserError(
-            f"folder {source!r} holds no weights; it has no encoder.json or config.json"
-        )
+    wanted = "encoder.json or config.json"
+    require(not path.is_dir(), f"folder {source!r} holds no weights; it has no {wanted}")
     require(path.exists(), f"file {source!r} does not exist")
     return _from_file(path, repr(source), hints)
 
 
-def _from_file(path: Path, where: str, hints: Hints) -> Checkpoint:
-    exported = weights.read_exported(path) if hints == Hints() else None
+def _from_file(path: Path, where: str, hints: WeightSettings) -> Checkpoint:
+    is_told = any(getattr(hints, name) for name in _HINTS)
+    exported = None if is_told else weights.read_exported(path)
     if exported:
-        return Checkpoint(*exported, notes=_notes("ssl-bench", exported[1], exported[0]))
+        return Checkpoint(*exported, "ssl-bench")
     content = weights.read(path)
-    ours = content.get("ssl_bench", {})
-    hints = dataclasses.replace(hints, num_heads=hints.num_heads or ours.get("num_heads"))
-    checkpoint = _build(formats.sort(content, hints.branch, where), where, hints)
-    if not ours:
-        settings = formats.flags(content, checkpoint.decoder)
-        return dataclasses.replace(checkpoint, settings=settings)
-    spec = _normalised(checkpoint.spec, ours["mean"], ours["std"], where)
-    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
-    return dataclasses.replace(checkpoint, spec=spec, settings=dict(ours["settings"]), notes=notes)
+    ours = content.get("ssl_bench")
+    if ours is None:
+        found = _build(formats.sort(content, hints.branch, where), where, hints)
+        return replace(found, settings=formats.flags(content, found.decoder))
+    hints = replace(hints, num_heads=hints.num_heads or ours.get("num_heads"))
+    found = _build(formats.sort(content, hints.branch, where), where, hints)
+    spec = _normalised(found.spec, ours["mean"], ours["std"], where)
+    return replace(found, spec=spec, settings=dict(ours["settings"]))
 
 
 def _from_run(folder: Path) -> Checkpoint:
     encoder, spec = weights.load(folder)
     plan = _json_or_nothing(folder)
-    settings = plan.get("method_config") or {}
     others = folder / "method.safetensors"
     decoder = weights.read(others) if others.exists() else {}
     kind = f"a run of {plan.get('method', 'ssl-bench')}"
-    return Checkpoint(encoder, spec, decoder, settings, _notes(kind, spec, encoder))
+    return Checkpoint(encoder, spec, kind, decoder, plan.get("method_config") or {})
 
 
 def _from_timm(name: str) -> Checkpoint:
@@ -201,7 +212,7 @@ def _of_model(
         all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4) for name in ours),
         f"{where} does not compute what timm's {backbone!r} does with the same weights",
     )
-    return Checkpoint(encoder, spec, notes=_notes("timm", spec, encoder))
+    return Checkpoint(encoder, spec, "timm")
 
 
 def _from_hub(name: str) -> Checkpoint:
@@ -226,10 +237,10 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")
+    known = ", ".join(_MODEL_TYPES)
     require(
         kind in _MODEL_TYPES,
-        f"{where} holds a model of type {kind!r}; of transformers, {', '.join(_MODEL_TYPES)} are "
-        "read",
+        f"{where} holds a model of type {kind!r}; of transformers, {known} are read",
     )
     require(
         config.get("hidden_act", "gelu") == "gelu",
@@ -238,27 +249,16 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
     state = {name: t for file in _shards(folder, where) for name, t in weights.read(file).items()}
     size, patch = config["image_size"], int(config["patch_size"])
     height, width = (size, size) if isinstance(size, int) else size
-    hints = Hints(
+    hints = WeightSettings(
         num_heads=int(config["num_attention_heads"]), grid=(height // patch, width // patch)
     )
-    found = formats.sort(state, None, where)
-    checkpoint = _build(found, where, hints, float(config.get("layer_norm_eps", 1e-12)))
-    settings = {
-        ours: config[theirs]
-        for ours, theirs in (
-            ("norm_pix_loss", "norm_pix_loss"),
-            ("decoder_heads", "decoder_num_attention_heads"),
-            ("mask_ratio", "mask_ratio"),
-        )
-        if theirs in config
-    }
-    spec = checkpoint.spec
-    if (folder / "preprocessor_config.json").exists():
-        processor = _json(folder / "preprocessor_config.json")
-        if "image_mean" in processor:
-            spec = _normalised(spec, processor["image_mean"], processor["image_std"], where)
-    notes = _notes(checkpoint.notes[0], spec, checkpoint.encoder, *checkpoint.notes[2:])
-    return dataclasses.replace(checkpoint, spec=spec, settings=settings, notes=notes)
+    norm_eps = float(config.get("layer_norm_eps", 1e-12))
+    found = _build(formats.sort(state, None, where), where, hints, norm_eps)
+    settings = {ours: config[theirs] for theirs, ours in _FLAGS.items() if theirs in config}
+    spec, processor = found.spec, _json_or_nothing(folder, "preprocessor_config.json")
+    if "image_mean" in processor:
+        spec = _normalised(spec, processor["image_mean"], processor["image_std"], where)
+    return replace(found, spec=spec, settings=settings)
 
 
 def _shards(folder: Path, where: str) -> list[Path]:
@@ -281,11 +281,11 @@ def _normalised(
         len(mean) == len(std) == spec.channels and min(std) > 0,
         f"{where}: {spec.channels} channels cannot have mean {mean} and deviation {std}",
     )
-    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
+    return replace(spec, mean=tuple(mean), std=tuple(std))
 
 
 def _build(
-    found: Weights, where: str, hints: Hints, norm_eps: float = EncoderSpec.norm_eps
+    found: Weights, where: str, hints: WeightSettings, norm_eps: float = EncoderSpec.norm_eps
 ) -> Checkpoint:
     """Build the encoder that weights belong to, and load them."""
     spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
@@ -297,20 +297,16 @@ def _build(
         f"{where} is damaged: some of its weights are the same numbers in memory",
     )
     weights.load_strictly(encoder, found.encoder, where, found.origin)
-    left_out = [found.left_out] if found.left_out else []
-    notes = _notes(found.kind, spec, encoder, *left_out)
-    return Checkpoint(encoder, spec, found.decoder, {}, notes)
+    return Checkpoint(encoder, spec, found.kind, found.decoder, left_out=found.left_out)
 
 
-def _notes(kind: str, spec: EncoderSpec, encoder: Backbone, *more: str) -> tuple[str, ...]:
+def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
     mean = ", ".join(f"{value:.3g}" for value in spec.mean)
     if not encoders.is_vit(encoder):
         count = sum(parameter.numel() for parameter in encoder.parameters())
         return (
-            kind,
             f"{spec.backbone}: {encoders.width(encoder)} features, {count / 1e6:.1f} M parameters; "
-            f"images normalised with mean {mean}",
-            *more,
+            f"images normalised with mean {mean}"
         )
     rows, columns = encoder.patch_embed.grid_size
     order = "none"
@@ -321,17 +317,15 @@ def _notes(kind: str, spec: EncoderSpec, encoder: Backbone, *more: str) -> tuple
     if not isinstance(encoder.fc_norm, nn.Identity):
         pooling = "mean of the patch tokens, normed after pooling"
     return (
-        kind,
         f"{encoder.embed_dim} wide, {len(encoder.blocks)} blocks, "
         f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
         f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
-        f"norms add {spec.norm_eps:g}; images normalised with mean {mean}",
-        *more,
+        f"norms add {spec.norm_eps:g}; images normalised with mean {mean}"
     )
 
 
-def _json_or_nothing(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def _json_or_nothing(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    path = folder / name
     return _json(path) if path.exists() else {}
 
 

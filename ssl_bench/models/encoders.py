@@ -53,10 +53,7 @@ def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
 
 
 def allow_other_sizes(encoder: Any) -> None:
-    """Let an encoder also take images of other sizes, such as small crops.
-
-    A Vision Transformer interpolates its position embeddings for each of them.
-    """
+    """Let an encoder also take images of other sizes, for which a ViT interpolates positions."""
     if not isinstance(encoder, VisionTransformer):
         return
     encoder.dynamic_img_size = True

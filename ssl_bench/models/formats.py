@@ -9,12 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssl_bench.errors import require
+from ssl_bench.errors import UserError, require
 from ssl_bench.utils.pickled import Left
 
 State = Mapping[str, Tensor]
@@ -45,6 +46,7 @@ _PAIRS = (
 _NETWORKS = {"base_encoder", "momentum_encoder", "teacher", "student"}
 _OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
 _NUMBERS = ((), (0,))
+_QKV = ("query", "key", "value")
 _OF_TRAINING = {"mask_token", "masked_embed"}
 
 _DECODER = re.compile(
@@ -57,29 +59,38 @@ _HEAD = re.compile(
     r"(head|dino_head|ibot_head)\.(mlp|last_layer)\..+|"  # DINO's projection head
     r"(fc|projector|projection_head|prediction_head)\..+"  # MSN's, and other people's
 )
-_TRANSFORMERS = (
-    (r"^vit\.", ""),
-    (r"^decoder\.(?=mask_token|decoder_)", ""),
-    (r"^decoder_(encoder\.layer|layers)\.", "decoder_blocks."),
-    (r"^(encoder\.layer|layers)\.", "blocks."),
-    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
-    (r"\.attention\.q_proj\.", ".attn.query."),
-    (r"\.attention\.k_proj\.", ".attn.key."),
-    (r"\.attention\.v_proj\.", ".attn.value."),
-    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    (r"^embeddings\.register_tokens$", "register_tokens"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^embeddings\.", ""),
-    (r"^layernorm\.", "norm."),
+_EXPORTED = (
+    (".decoder_layers.", ".decoder_blocks."),
+    (".encoder.layer.", ".blocks."),
+    (".attention.attention.", ".attn."),
+    (".attention.output.dense.", ".attn.proj."),
+    (".layernorm_before.", ".norm1."),
+    (".layernorm_after.", ".norm2."),
+    (".intermediate.dense.", ".mlp.fc1."),
+    (".output.dense.", ".mlp.fc2."),
+    (".embeddings.position_embeddings", ".pos_embed"),
+    (".embeddings.patch_embeddings.projection.", ".patch_embed.proj."),
+    (".embeddings.cls_token", ".cls_token"),
+    (".layernorm.", ".norm."),
 )
-
-_GATED = ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
+"""Parts of names in transformers' ViT and ViTMAE, and timm's for them; a dot begins each name."""
+_TRANSFORMERS = (
+    (".vit.", "."),
+    (".decoder.mask_token", ".mask_token"),
+    (".decoder.decoder_", ".decoder_"),
+    (".decoder_encoder.layer.", ".decoder_blocks."),
+    *_EXPORTED,
+    (".layers.", ".blocks."),
+    (".attention.q_proj.", ".attn.query."),
+    (".attention.k_proj.", ".attn.key."),
+    (".attention.v_proj.", ".attn.value."),
+    (".attention.o_proj.", ".attn.proj."),
+    (".layer_scale1.lambda1", ".ls1.gamma"),
+    (".layer_scale2.lambda1", ".ls2.gamma"),
+    (".embeddings.", "."),
+)
+"""The same of more of its models and versions, for reading alone."""
+_GATED = ((".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))
 """DINOv2's names for gated MLPs."""
 
 
@@ -108,12 +119,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A value in a file, a tensor or not.
-
-    Attributes:
-        entry: the path of nested entries that leads to it, without wrappers.
-        key: its name there.
-    """
+    """A value in a file, a tensor or not: the path of nested entries to it, and its name there."""
 
     entry: str
     key: str
@@ -138,12 +144,11 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
             ``momentum_encoder`` of MoCo v3, ``teacher`` (default) or ``student`` of DINO,
             ``target_encoder`` (default) or ``encoder`` of MSN, else the entry's name, such as
             ``model_ema``.
-        where: names the file in error messages.
 
     Raises:
         UserError: there are no weights, no such branch, or several and none was chosen.
     """
-    leaves = _by_name(_leaves(content), where)
+    leaves = _by_name(((leaf.name, leaf) for leaf in _leaves(content)), where)
     tensors = [leaf for leaf in leaves.values() if isinstance(leaf.value, Tensor)]
     require(bool(tensors), f"{where} holds no weights but {_listed(content)}")
     found = {m[1]: leaf for name, leaf in leaves.items() if (m := _PATCHES.fullmatch(name))}
@@ -166,28 +171,35 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     called = (prefix if len(found) > 1 else prefix.removeprefix(entry)).rstrip(".")
     kind, heads = f"an encoder called {called}" if called else "", _VIT_HEADS
     if is_of_transformers:
-        kind, own = "transformers", _renamed(own, _TRANSFORMERS, where)
+        kind = "transformers"
+        own = _by_name(((_replaced(n, _TRANSFORMERS), leaf) for n, leaf in own.items()), where)
     elif network in ("base_encoder", "momentum_encoder"):
         kind, heads = f"MoCo v3, {network.replace('_', ' ')}", _MOCO_HEADS
-        own |= _unknown_to_mocov3(outside, entry, own)
+        known = frozenset(own)
+        # Beside it there may be a predictor, and the other encoder with the same weights.
+        for name, leaf in outside.items():
+            rest = re.sub(r"^(base_encoder|momentum_encoder)\.", "", name.removeprefix(entry))
+            is_weight = leaf.entry == entry and isinstance(leaf.value, Tensor)
+            if is_weight and rest not in known and not _HEAD.fullmatch(rest):
+                own[leaf.key] = leaf
     elif network:
         kind = f"DINO, {network}"
-    if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in own):
-        own = _renamed(own, ((r"^blocks\.\d+\.(?=\d+\.)", "blocks."),), where)
-    own = _renamed(own, _GATED, where)
+    # DINOv2 may count blocks within chunks of them.
+    chunk = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
+    renamed = ((chunk.sub("blocks.", _replaced(name, _GATED)), leaf) for name, leaf in own.items())
+    own = _by_name(renamed, where)
     aside = {name: leaf for name, leaf in own.items() if _is_aside(name, leaf, where)}
     state = {name: leaf.value for name, leaf in own.items() if name not in aside}
-    decoder = {}
+    state, decoder = _fuse_queries_keys_values(state), {}
     if any(name.startswith("decoder_pred.") for name in state):
         kind, heads = f"{kind}, MAE with its decoder".removeprefix(", "), _MAE_HEADS
-        state = _fuse_queries_keys_values(state)
         decoder = {name: state.pop(name) for name in list(state) if _DECODER.fullmatch(name)}
         lacking = sorted(_decoder_names(decoder) - decoder.keys())
         require(not lacking, f"{where} holds a decoder that lacks {lacking[:1]}")
     aside |= {name: own[name] for name in _OF_TRAINING if state.pop(name, None) is not None}
     return Weights(
         kind=kind or "timm's names",
-        encoder=_with_registers(_fuse_queries_keys_values(state)),
+        encoder=_with_registers(state),
         decoder=decoder,
         heads=heads,
         origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
@@ -215,13 +227,14 @@ def _leaves(content: Mapping[str, Any]) -> Iterator[_Leaf]:
     return below(content, "", 0)
 
 
-def _by_name(leaves: Iterable[_Leaf], where: str) -> dict[str, _Leaf]:
+def _by_name(leaves: Iterable[tuple[str, _Leaf]], where: str) -> dict[str, _Leaf]:
+    """Values by name; no two weights may have the same one."""
     found: dict[str, _Leaf] = {}
-    for leaf in leaves:
-        other = found.setdefault(leaf.name, leaf)
+    for name, leaf in leaves:
+        other = found.setdefault(name, leaf)
         require(
             other is leaf or not isinstance(leaf.value, Tensor),
-            f"{where}: {other.key!r} and {leaf.key!r} are both {leaf.name!r}",
+            f"{where}: {other.key!r} and {leaf.key!r} are both {name!r}",
         )
     return found
 
@@ -256,48 +269,22 @@ def _labels(prefixes: Sequence[str]) -> list[str]:
     return [".".join(part) or whole or "top" for part, whole in zip(parts, prefixes, strict=True)]
 
 
-def _unknown_to_mocov3(
-    outside: Mapping[str, _Leaf], entry: str, own: Mapping[str, _Leaf]
-) -> dict[str, _Leaf]:
-    """The weights in a MoCo v3 file that should not be there.
-
-    Beside the encoder it may only hold a predictor, and the other encoder with the same weights.
-    """
-    unknown = {}
-    for name, leaf in outside.items():
-        if leaf.entry == entry and isinstance(leaf.value, Tensor):
-            rest = re.sub(r"^(base_encoder|momentum_encoder)\.", "", name.removeprefix(entry))
-            if rest not in own and not _HEAD.fullmatch(rest):
-                unknown[leaf.key] = leaf
-    return unknown
-
-
 def _is_aside(name: str, leaf: _Leaf, where: str) -> bool:
-    """Whether a value is not one of the encoder's weights but, say, a head or a plain number.
-
-    Raises:
-        UserError: it is a tensor of a kind that weights never are.
-    """
+    """Whether a value is not one of the encoder's weights but, say, a head or a plain number."""
     value = leaf.value
     if isinstance(value, Tensor):
         is_number = "." not in name and name not in _OF_ENCODER and value.shape in _NUMBERS
         return is_number or bool(_HEAD.fullmatch(name))
-    is_tensor = isinstance(value, Left) and "tensor" in value.name
-    require(
-        not is_tensor,
-        f"{where}: {leaf.key!r} holds no weights but {getattr(value, 'name', '')}",
-    )
+    if isinstance(value, Left) and "tensor" in value.name:
+        raise UserError(f"{where}: {leaf.key!r} holds no weights but {value.name}")
     return True
 
 
 def _place(name: str, prefix: str) -> str:
     """The name up to the first part in which it differs from the encoder's prefix."""
     parts = name.split(".")
-    shared = 0
-    for part, own in zip(parts, prefix.split("."), strict=False):
-        if part != own:
-            break
-        shared += 1
+    pairs = zip(parts, prefix.split("."), strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return ".".join(parts[: shared + 1])
 
 
@@ -324,17 +311,12 @@ def _with_registers(state: State) -> State:
     return changed
 
 
-def _renamed(
-    leaves: Mapping[str, _Leaf], rules: Iterable[tuple[str, str]], where: str
-) -> dict[str, _Leaf]:
-    """Rename by patterns and replacements; no two values may end up under one name."""
-    renamed: dict[str, _Leaf] = {}
-    for name, leaf in leaves.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        other = renamed.setdefault(name, leaf)
-        require(other is leaf, f"{where}: {other.key!r} and {leaf.key!r} are both {name!r}")
-    return renamed
+def _replaced(name: str, parts: Iterable[tuple[str, str]]) -> str:
+    """A name with parts replaced by others; a dot begins it for that."""
+    name = f".{name}"
+    for old, new in parts:
+        name = name.replace(old, new)
+    return name[1:]
 
 
 def is_mae_decoder(state: State) -> bool:
@@ -375,10 +357,7 @@ def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> in
     """The usual number of attention heads of encoders of this kind, width and depth, if known.
 
     A ViT-S of MoCo v3 has 12, others 6, and MAE has no ViT-S. Files that name no method are
-    recognised by their fixed position embeddings.
-
-    Args:
-        first: the axis that position embeddings encode first, if they are sin-cos.
+    recognised by the axis that fixed position embeddings encode first.
     """
     table = found.heads
     if table is _VIT_HEADS and first:
@@ -391,42 +370,17 @@ def to_transformers(state: State, decoder: State) -> dict[str, Tensor]:
 
     They are those of files on the Hugging Face hub, which every version of transformers reads.
     """
-    prefix = "vit." if decoder else ""
-    renamed = {
-        prefix + new: value
-        for name, tensor in state.items()
-        for new, value in _transformers_items(name, tensor, "encoder.layer.")
-    }
-    for name, tensor in decoder.items():
-        for new, value in _transformers_items(name, tensor, "decoder_layers."):
-            renamed["decoder." + new] = value
-    return {name: value.contiguous() for name, value in renamed.items()}
-
-
-def _transformers_items(name: str, tensor: Tensor, layers: str) -> list[tuple[str, Tensor]]:
-    whole = {
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-        "norm.weight": "layernorm.weight",
-        "norm.bias": "layernorm.bias",
-    }
-    block = re.fullmatch(r"(?:decoder_)?blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-    if not block:
-        return [(whole.get(name, name), tensor)]
-    layer, part, kind = f"{layers}{block[1]}.", block[2], block[3]
-    if part == "attn.qkv":
-        parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-        return [(f"{layer}attention.attention.{who}.{kind}", value) for who, value in parts]
-    inner = {
-        "attn.proj": "attention.output.dense",
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "mlp.fc1": "intermediate.dense",
-        "mlp.fc2": "output.dense",
-    }
-    return [(f"{layer}{inner[part]}.{kind}", tensor)]
+    found: dict[str, Tensor] = {}
+    back = [(ours, theirs) for theirs, ours in reversed(_EXPORTED)]
+    for prefix, part in (("vit." if decoder else "", state), ("decoder.", decoder)):
+        for name, tensor in part.items():
+            halves = {name: tensor}
+            if ".qkv." in name:
+                names = [name.replace(".qkv.", f".{each}.") for each in _QKV]
+                halves = dict(zip(names, tensor.chunk(3), strict=True))
+            for half, value in halves.items():
+                found[prefix + _replaced(half, back)] = value.contiguous()
+    return found
 
 
 def _listed(content: Mapping[str, Any]) -> str:
@@ -441,7 +395,7 @@ def _fuse_queries_keys_values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in state:
         if ".attn.query." not in name:
             continue
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        parts = [name.replace(".query.", f".{part}.") for part in _QKV]
         if all(part in state for part in parts):
             values = [fused.pop(part) for part in parts]
             fused[name.replace(".query.", ".qkv.")] = torch.cat(values)

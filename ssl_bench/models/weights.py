@@ -22,13 +22,12 @@ from ssl_bench.utils import pickled
 from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
 _SEAL = "ssl_bench"
+_COUNT = "num_batches_tracked"
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError)
 
 
 def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
-    """Write ``encoder.safetensors`` (timm's names) and ``encoder.json`` into the folder.
-
-    All ranks have to call it; rank 0 writes.
-    """
+    """Write ``encoder.safetensors`` (timm's names) and ``encoder.json``; all ranks call it."""
     state = strategy.full_state(encoder.state_dict())
     if collectives.rank() != 0:
         return
@@ -42,19 +41,13 @@ def export(encoder: nn.Module, spec: EncoderSpec, path: Path) -> None:
 
 
 def read_exported(path: Path) -> tuple[Any, EncoderSpec] | None:
-    """The encoder that `export` wrote, or None if it did not write this file.
-
-    Raises:
-        UserError: the weights do not fit the encoder.
-    """
+    """The encoder that `export` wrote, or None if it did not write this file."""
     try:
         state, made_from = read_sealed(path)
         spec = EncoderSpec.of(json.loads(made_from or ""))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
+    except _DAMAGE:
         return None
-    encoder = backbones.empty(spec)
-    load_strictly(encoder, state, repr(str(path)))
-    return encoder, spec
+    return _built(spec, state, path), spec
 
 
 def load(folder: Path) -> tuple[Any, EncoderSpec]:
@@ -67,15 +60,19 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
         text = load_json(folder / "encoder.json")
         weights, made_from = read_sealed(folder / "encoder.safetensors")
         spec = EncoderSpec.of(text)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{folder} holds no readable encoder: {first_line(error)}") from error
     require(
         made_from in (None, _text(spec)),
         f"{folder}: encoder.json is not as it was written with encoder.safetensors",
     )
+    return _built(spec, weights, folder / "encoder.safetensors"), spec
+
+
+def _built(spec: EncoderSpec, state: Mapping[str, Tensor], path: Path) -> Any:
     encoder = backbones.empty(spec)
-    load_strictly(encoder, weights, repr(str(folder / "encoder.safetensors")))
-    return encoder, spec
+    load_strictly(encoder, state, repr(str(path)))
+    return encoder
 
 
 def _text(spec: EncoderSpec) -> str:
@@ -83,11 +80,7 @@ def _text(spec: EncoderSpec) -> str:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:
-    """Write a safetensors file with a digest, which `read_sealed` checks, in its metadata.
-
-    Args:
-        made_from: a text to store along with the tensors.
-    """
+    """Write a safetensors file with a digest, which `read_sealed` checks, and a text."""
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     # One metadata entry only: several come in any order, so equal content would give unequal files.
     seal = json.dumps({"made_from": made_from, "sha256": _sha256(plain, made_from)})
@@ -98,12 +91,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> Non
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a safetensors file, on the CPU, and the ``made_from`` of `write`.
 
-    The latter is None for files of other origin, which have no digest to check.
-
-    Raises:
-        ValueError: the content does not match its digest.
-        SafetensorError: it is not a safetensors file, or cut short.
-        OSError: the system cannot read it.
+    The latter is None for files of other origin, which have no digest to check. A ValueError says
+    that the content does not match its digest, a SafetensorError that it is cut short or no such
+    file.
     """
     require_regular(path)
     with safe_open(path, "pt") as file:
@@ -149,10 +139,9 @@ def read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             start = file.read(64)
         content = read_sealed(path)[0] if _is_safetensors(start) else pickled.read(path)
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
-    except Unreadable as error:
-        raise UserError(f"{where} cannot be read: {error}") from error
+    except (OSError, Unreadable) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where} cannot be read: {reason}") from error
     except Exception as error:
         problem = _problem(start, error)
         raise UserError(f"{where} cannot be read as weights: {problem}") from error
@@ -192,10 +181,7 @@ def load_strictly(
 ) -> None:
     """Load weights into a module, all of them or none.
 
-    Args:
-        where: names the file or folder in error messages.
-        origin: the names of weights in the file, where they were renamed.
-        what: names the module in error messages.
+    ``origin`` has the names of weights in the file, where they were renamed.
 
     Raises:
         UserError: a weight is missing or unknown, has the wrong shape, or is not finite.
@@ -214,16 +200,10 @@ def load_strictly(
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{where} is not that {what}: it {min(problems)}{more}")
     for name, tensor in state.items():
-        is_count = name.endswith("num_batches_tracked")
-        require(
-            is_count or (tensor.is_floating_point() and bool(tensor.isfinite().all())),
-            f"{where}: {origin.get(name, name)!r} holds {_unlike_weights(tensor)}",
-        )
+        kind, is_count = str(tensor.dtype).removeprefix("torch."), name.endswith(_COUNT)
+        wrong = f"values of type {kind}, which are no weights"
+        if tensor.is_floating_point():
+            wrong = "" if tensor.isfinite().all() else "values that are not finite"
+        require(is_count or not wrong, f"{where}: {origin.get(name, name)!r} holds {wrong}")
     floats = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
     module.load_state_dict(floats, assign=any(p.is_meta for p in module.parameters()))
-
-
-def _unlike_weights(tensor: Tensor) -> str:
-    if tensor.is_floating_point():
-        return "values that are not finite"
-    return f"values of type {str(tensor.dtype).removeprefix('torch.')}, which are no weights"

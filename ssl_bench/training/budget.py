@@ -13,8 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ssl_bench.api.method import Method
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
@@ -71,9 +69,6 @@ def spend(
     What a second buys is measured over a few steps, once: where a run is there already that got the
     same time for the same thing on such a device, whatever its seed, its length is taken.
 
-    Args:
-        plan: its epochs are not looked at.
-
     Raises:
         UserError: not a single step can be paid for.
     """
@@ -125,27 +120,21 @@ def seconds_per_step(
     spec, trial = plan.encoder, copy.deepcopy(method)
     trial.to(hardware.device).train()
     trial.before_training(data.train, plan.seed)
-    replica, optimizer = setup.prepare(trial, hardware, spec)
+    at_once = micro_batch_size or hardware.images_at_once(spec.patches)
+    trainer = setup.prepare(trial, hardware, spec, plan.seed, at_once)
     schedule = Schedule(len(data.train), plan.batch_size, 1)
     own = collectives.shard(plan.batch_size)
     steps = (
         SampleRng(plan.seed, s, schedule.batch(s, plan.seed, "order")[own]) for s in range(_STEPS)
     )
-    at_once = micro_batch_size or hardware.images_at_once(spec.patches)
     in_parts = gradients.taken_in_parts(trial)
     encoders.keep_at_once(trial, micro_batch_size if in_parts == "encoder" else None)
     train, times = data.train.to(hardware.device), []
     with closing(setup.batches(trial, train, spec, steps)) as source:
         for step in range(_STEPS):
             started = time.monotonic()
-            at = replace(schedule.step(step), total=_STEPS)
-            optimizer.prepare(at)
-            torch.manual_seed(setup.dropout_key(plan.seed, step))
-            losses = gradients.backward(trial, next(source), at, hardware, at_once, replica)
+            losses, _ = trainer.take(replace(schedule.step(step), total=_STEPS), next(source))
             losses[gradients.TOTAL].item()
-            trial.before_optimizer_step(at)
-            optimizer.update()
-            trial.after_optimizer_step(at)
             times.append(collectives.broadcast(time.monotonic() - started))
             if sum(times[_WARM_UP_STEPS:]) > _MOST_SECONDS:
                 break

@@ -36,32 +36,25 @@ def of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
     A loss sees pairs of images at most, so that its cost is a polynomial of second degree in the
     batch size: three small batches, really computed, tell it exactly.
 
-    Args:
-        method: a copy of it is used, on the CPU; any length of training takes the first step's
-            cost for every step.
+    A copy of the method is used, on the CPU; the first step's cost stands for every step's.
     """
     if not method.trains:
         return 0
-    what = _what_counts(method, spec, batch_size)
-    if what not in _counted:
-        _counted[what] = _of_step(method, spec, batch_size)
-    return _counted[what]
-
-
-def _what_counts(method: Method, spec: EncoderSpec, batch_size: int) -> Hashable:
-    """All that a step's FLOPs depend on: not on how large a step is taken."""
+    # All that they depend on: not how large a step is taken.
     config = {k: v for k, v in vars(method.config).items() if k not in _OPTIMIZER}
     parameters = [(name, p.shape, p.requires_grad) for name, p in method.named_parameters()]
-    return type(method), repr(config), repr(spec), batch_size, repr(parameters)
-
-
-def _of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
+    what = type(method), repr(config), repr(spec), batch_size, repr(parameters)
+    if what in _counted:
+        return _counted[what]
     least = max(2, method.smallest_batch)
-    sizes = [least, 2 * least, 3 * least]
-    if batch_size <= sizes[-1]:
-        return _count(method, spec, batch_size)[0]
-    counts = [_count(method, spec, size)[0] for size in sizes]
-    return round(sum(counts[i] * _lagrange(sizes, i, batch_size) for i in range(len(sizes))))
+    if batch_size <= 3 * least:
+        _counted[what], _ = _count(method, spec, batch_size)
+        return _counted[what]
+    one, two, three = (_count(method, spec, times * least)[0] for times in (1, 2, 3))
+    # Newton's polynomial through the three.
+    x = Fraction(batch_size, least) - 1
+    _counted[what] = round(one + (two - one) * x + (three - 2 * two + one) * x * (x - 1) / 2)
+    return _counted[what]
 
 
 def terms_of_step(method: Method, spec: EncoderSpec) -> int:
@@ -116,12 +109,3 @@ def trial_step(
     }
     labels_B = torch.full((batch_size,), label) if "label" in method.columns else None
     return trial, Batch(views, SampleRng(0, 0, torch.arange(batch_size)), labels_B)
-
-
-def _lagrange(sizes: list[int], which: int, at: int) -> Fraction:
-    """The weight of one of the points in the polynomial through all of them."""
-    weight = Fraction(1)
-    for other, size in enumerate(sizes):
-        if other != which:
-            weight *= Fraction(at - size, sizes[which] - size)
-    return weight

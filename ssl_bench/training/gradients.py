@@ -6,10 +6,12 @@ it computes stays in its core's cache.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Literal
 
@@ -62,53 +64,25 @@ def backward(
     """
     if images_at_once is None or taken_in_parts(method) != "loss":
         images_at_once = len(batch)
-    if replica:
-        return _over_ranks(method, batch, step, hardware, images_at_once, replica)
-    if images_at_once >= len(batch):
-        return _one_by_one(method, [batch], step, hardware)
-    count = math.ceil(len(batch) / images_at_once)
+    count = max(1, math.ceil(len(batch) / images_at_once))
     threads = 1
-    if hardware.device.type == "cpu":
+    if count > 1 and hardware.device.type == "cpu" and not replica:
         threads = min(_MOST_THREADS, torch.get_num_threads(), len(batch))
         count = min(len(batch), threads * math.ceil(count / threads))  # as many for each
-    parts = list(batch.split(count))
+    parts = list(batch.split(count)) if count > 1 else [batch]
     if threads > 1:
         return _in_threads(method, parts, step, threads, hardware)
-    return _one_by_one(method, parts, step, hardware)
-
-
-def _one_by_one(
-    method: Method, parts: Sequence[Batch], step: Step, hardware: Hardware
-) -> Mapping[str, Tensor]:
-    """The gradients of each part's terms in turn."""
-    losses = []
-    whole = sum(map(len, parts))
-    for part in parts:
-        for term in _terms(method, part, step, hardware):
-            weighted = _weighted(term, len(part) / whole)
-            weighted[TOTAL].backward()
-            losses.append(_detached(weighted))
-    return _sum(losses)
-
-
-def _over_ranks(
-    method: Method,
-    batch: Batch,
-    step: Step,
-    hardware: Hardware,
-    images_at_once: int,
-    replica: Replica,
-) -> Mapping[str, Tensor]:
-    """The terms of each part in turn; gradients are exchanged with the last one's."""
-    parts = list(batch.split(math.ceil(len(batch) / images_at_once)))
-    losses, left = [], len(parts) * replica.terms
+    losses, left = [], len(parts) * (replica.terms if replica else 0)
     for part in parts:
         terms = method.terms(part, step)  # a generator, whose code runs inside of the wrapper
-        for _ in range(replica.terms):
+        for _ in range(replica.terms) if replica else itertools.count():
             left -= 1
-            with replica.accumulating(left > 0):
+            # Ranks exchange gradients with those of the last term.
+            with replica.accumulating(left > 0) if replica else nullcontext():
                 with hardware.autocast():
-                    term = replica(terms)
+                    term = replica(terms) if replica else next(terms, None)
+                if term is None:
+                    break
                 weighted = _weighted(term, len(part) / len(batch))
                 weighted[TOTAL].backward()
             losses.append(_detached(weighted))
@@ -126,8 +100,13 @@ def _in_threads(
         losses = []
         gradients: list[Tensor | None] = [None] * len(trained)
         for part in parts[first::threads]:
-            # Threads share the cache of cast weights, and empty it for each other.
-            for term in _terms(method, part, step, hardware, cached=False):
+            terms = method.terms(part, step)
+            while True:
+                # Threads share the cache of cast weights, and empty it for each other.
+                with hardware.autocast(cached=False):
+                    term = next(terms, None)
+                if term is None:
+                    break
                 weighted = _weighted(term, len(part) / whole)
                 # Not backward(), which would add to the parameters' as threads happen to finish.
                 own = torch.autograd.grad(weighted[TOTAL], trained, allow_unused=True)
@@ -140,19 +119,6 @@ def _in_threads(
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = _added(parameter.grad, gradient)
     return _sum([losses for losses, _ in done])
-
-
-def _terms(
-    method: Method, part: Batch, step: Step, hardware: Hardware, cached: bool = True
-) -> Iterator[Loss]:
-    """The terms of a part's loss, to be differentiated outside of autocast."""
-    terms = method.terms(part, step)
-    while True:
-        with hardware.autocast(cached):
-            term = next(terms, None)
-        if term is None:
-            return
-        yield term
 
 
 def _weighted(term: Loss, weight: float) -> dict[str, Tensor]:

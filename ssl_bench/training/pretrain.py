@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from ssl_bench.api.method import Method
-from ssl_bench.api.optimizers import OptimizerSpec
 from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware, peak_memory_mib
-from ssl_bench.distributed.strategy import Replica
 from ssl_bench.errors import require
 from ssl_bench.models import encoders, spread, weights
 from ssl_bench.runs import schema
@@ -42,11 +40,8 @@ _STEPS_BETWEEN_RECORDS = 50
 class Training:
     """One pre-training: what is trained, on what, and where it is written.
 
-    Attributes:
-        folder: the run's.
-        images_at_once, encoded_at_once: how many images' activations each rank keeps at a time, in
-            all and in an encoder; None for all.
-        flops_per_step: see `flops.of_step`.
+    ``images_at_once`` and ``encoded_at_once`` limit the images whose activations each rank keeps,
+    in all and in an encoder.
     """
 
     method: Method
@@ -121,11 +116,7 @@ def _train(
     snapshot_steps: Collection[int],
     wanted: Callable[[], int | None],
 ) -> float:
-    """The loop. Returns the device-seconds it took, earlier starts included.
-
-    Args:
-        wanted: the signal that asks the program to end after the step under way, if any.
-    """
+    """The loop, until a signal is wanted. Returns the device-seconds of this and earlier starts."""
     method, plan = training.method, training.plan
     hardware, folder = training.hardware, training.folder
     seed, total, ranks = plan.seed, schedule.steps, collectives.world_size()
@@ -133,7 +124,7 @@ def _train(
     state = training_state.read(folder)
     start, seconds_before = state.get("step", 0), state.get("seconds", 0.0)
     losses = {name: values.to(hardware.device) for name, values in state.get("losses", {}).items()}
-    replica, optimizer = _restored(training, state)
+    trainer = _restored(training, state)
     del state
     _check_snapshots(folder, snapshot_steps, start)
     share = collectives.shard(plan.batch_size)
@@ -151,15 +142,7 @@ def _train(
     ):
         metrics = _Metrics(file, bar, losses)
         for step in map(schedule.step, range(start, total)):
-            learning_rate = optimizer.prepare(step)
-            batch = metrics.next(source)
-            torch.manual_seed(setup.dropout_key(seed, step.number))
-            loss = gradients.backward(
-                method, batch, step, hardware, training.images_at_once, replica
-            )
-            method.before_optimizer_step(step)
-            optimizer.update()
-            method.after_optimizer_step(step)
+            loss, learning_rate = trainer.take(step, metrics.next(source))
             done = step.number + 1
             if done in snapshot_steps:
                 if hardware.device.type == "cuda":
@@ -174,9 +157,8 @@ def _train(
                 if collectives.rank() == 0:
                     os.fsync(file.fileno())  # whose records the checkpoint counts on
                 seconds = seconds_before + (now - started) * ranks
-                training_state.save(
-                    method, optimizer.optimizer, done, seconds, metrics.losses, folder
-                )
+                own = trainer.optimizer.optimizer
+                training_state.save(method, own, done, seconds, metrics.losses, folder)
                 checkpointed = time.monotonic()
                 pause = resume.pause(SECONDS_BETWEEN_CHECKPOINTS, checkpointed - now)
             if stop:
@@ -185,11 +167,7 @@ def _train(
 
 
 class _Metrics:
-    """Writes a line of ``metrics.jsonl`` every few steps, and shows it in the progress bar.
-
-    Attributes:
-        losses: by name, of the steps since the last line, on this rank.
-    """
+    """Writes a line of ``metrics.jsonl`` with the mean losses every few steps, and shows it."""
 
     def __init__(self, file: IO[str], bar: progress.Bar, losses: Mapping[str, Iterable[Tensor]]):
         self._file, self._bar = file, bar
@@ -323,14 +301,15 @@ def _snapshot(training: Training, steps: int, seconds: float) -> None:
     weights.save(training.method.encoder, training.plan.encoder, home)
 
 
-def _restored(training: Training, state: Mapping[str, Any]) -> tuple[Replica | None, OptimizerSpec]:
+def _restored(training: Training, state: Mapping[str, Any]) -> setup.Trainer:
     """The method ready to be trained, as it was at the checkpoint, if there is one."""
-    path = training.folder / schema.CHECKPOINT
+    path, plan, method = training.folder / schema.CHECKPOINT, training.plan, training.method
     with resume.readable(path):
         if state:
-            training.method.load_state_dict(state["method"])
-    replica, optimizer = setup.prepare(training.method, training.hardware, training.plan.encoder)
+            method.load_state_dict(state["method"])
+    how = plan.encoder, plan.seed, training.images_at_once
+    trainer = setup.prepare(method, training.hardware, *how)
     with resume.readable(path):
         if state:
-            strategy.load_optimizer(optimizer.optimizer, state["optimizer"])
-    return replica, optimizer
+            strategy.load_optimizer(trainer.optimizer.optimizer, state["optimizer"])
+    return trainer

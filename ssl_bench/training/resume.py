@@ -36,11 +36,9 @@ def pause(seconds: float, took: float) -> float:
 
 
 def agreed(signal_number: int | None, is_due: bool) -> tuple[int, bool]:
-    """What every rank does after a step: the signal to stop for, 0 for none, and whether to save.
+    """What all ranks do after a step: the signal to stop for, or 0, and whether to save.
 
-    Args:
-        signal_number: of a signal that this rank has received.
-        is_due: whether it is time to save; rank 0 decides.
+    Whether it is due, rank 0 decides.
     """
     wish = int(collectives.largest(2 * (signal_number or 0) + (is_due and collectives.rank() == 0)))
     return wish // 2, wish > 0
@@ -65,10 +63,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_on_all(path: Path, load_first: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A checkpoint, on every rank.
-
-    Args:
-        load_first: how rank 0 reads it; the others check that they see the same one.
+    """A checkpoint, on every rank; rank 0 loads it, the others check that they see the same one.
 
     Raises:
         UserError: it cannot be read, or a rank does not see it.
@@ -113,22 +108,23 @@ class EvalCheckpoint:
     """The checkpoints of an evaluation's trainings, kept until its scores are stored.
 
     The evaluation must be deterministic: when it is resumed, its n-th training takes the n-th
-    checkpoint.
+    checkpoint. The folder is made when there is something to keep.
 
     Attributes:
-        folder: made when there is something to keep.
+        paths: the file of each training in turn.
+        before: seconds that earlier starts took up to their last checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._paths = (folder / f"{number}.pt" for number in itertools.count(1))
+        self.paths = (folder / f"{number}.pt" for number in itertools.count(1))
         self._started = time.monotonic()
-        self._before = 0.0
+        self.before = 0.0
 
     @property
     def seconds(self) -> float:
         """Since the evaluation began, earlier starts included up to their last checkpoints."""
-        return self._before + time.monotonic() - self._started
+        return self.before + time.monotonic() - self._started
 
     def remove(self) -> None:
         """Delete all checkpoints, and the folder above if it holds no others."""
@@ -137,28 +133,15 @@ class EvalCheckpoint:
             with suppress(OSError):
                 self.folder.parent.rmdir()
 
-    def next_path(self) -> Path:
-        """The file of the next training."""
-        return next(self._paths)
-
-    def count_in(self, seconds: float) -> None:
-        """Add the time that an earlier start took up to a checkpoint."""
-        self._before = max(self._before, seconds)
-
 
 class Training:
-    """A training that may have begun in another process, see `training`.
-
-    Attributes:
-        start: steps that are done already.
-        last_loss: of the last step done; not a number if there is none.
-    """
+    """A training of which ``start`` steps may have been done in another process."""
 
     def __init__(
         self,
         start: int = 0,
         loss: Tensor | float = math.nan,
-        after: Callable[[int, Tensor], None] | None = None,
+        after: Callable[[int, Tensor], None] = lambda done, loss: None,
     ) -> None:
         self.start, self._loss, self._after = start, loss, after
 
@@ -170,8 +153,7 @@ class Training:
     def after_step(self, done: int, loss: Tensor) -> None:
         """Note a step's loss; save now and then, at the end, and when asked to stop."""
         self._loss = loss.detach()
-        if self._after:
-            self._after(done, self._loss)
+        self._after(done, self._loss)
 
 
 @contextmanager
@@ -180,12 +162,8 @@ def training(
 ) -> Iterator[Training]:
     """Train a model, resuming from the checkpoint of an earlier start if there is one.
 
-    All ranks have the same model after each step; rank 0 writes.
-
-    Args:
-        scratch: where checkpoints are kept; None for nowhere.
-        model, optimizer: which the checkpoint is loaded into.
-        steps: of the whole training.
+    All ranks have the same model after each step; rank 0 writes. Without ``scratch`` nothing is
+    kept.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -193,7 +171,7 @@ def training(
     if scratch is None:
         yield Training()
         return
-    path = scratch.next_path()
+    path = next(scratch.paths)
     with defer_signals() as wanted:
         collectives.barrier()  # from here on every rank notes signals, so no rank waits in vain
         start, last, saved, wait = 0, math.nan, time.monotonic(), SECONDS_BETWEEN_STATES
@@ -203,7 +181,7 @@ def training(
                 model.load_state_dict(state["model"])
                 optimizer.load_state_dict(state["optimizer"])
                 start, last = state["step"], state["loss"]
-                scratch.count_in(state["seconds"])
+                scratch.before = max(scratch.before, state["seconds"])
 
         def after(done: int, loss: Tensor) -> None:
             nonlocal saved, wait

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ssl_bench.api.method import DataInfo, Method
 from ssl_bench.api.optimizers import OptimizerSpec
-from ssl_bench.api.step import Batch
+from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
@@ -21,7 +22,7 @@ from ssl_bench.distributed.strategy import Replica
 from ssl_bench.models import backbones, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
-from ssl_bench.training import flops
+from ssl_bench.training import flops, gradients
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.transforms.loader import views
 from ssl_bench.utils import rng
@@ -45,11 +46,7 @@ def build_method(
 def make_batch(
     method: Method, train: Split, spec: EncoderSpec, seed: int, step: int, index_B: Tensor
 ) -> Batch:
-    """Augmented, normalised views of the images at those indices, where the split's labels are.
-
-    Raises:
-        UserError: an image of a streamed split cannot be read.
-    """
+    """Augmented, normalised views of the images at those indices, where the split's labels are."""
     [batch] = batches(method, train, spec, [SampleRng(seed, step, index_B.cpu())])
     return batch
 
@@ -59,10 +56,7 @@ def batches(
 ) -> Generator[Batch]:
     """`make_batch` for the samples of each step; threads prepare the next ones meanwhile.
 
-    Close it where it is not iterated to its end.
-
-    Args:
-        steps: each with one row per sample, on the CPU.
+    Close it where it is not iterated to its end. Steps have one row per sample, on the CPU.
     """
     transforms = method.transforms()
     with closing(views(train, tuple(transforms.values()), steps)) as found:
@@ -74,19 +68,40 @@ def batches(
             yield Batch(named, step_rng, labels_B)
 
 
-def prepare(
-    method: Method, hardware: Hardware, spec: EncoderSpec
-) -> tuple[Replica | None, OptimizerSpec]:
-    """Compile a method, wrap it for several ranks, make its optimiser.
+@dataclass(frozen=True)
+class Trainer:
+    """A method that is ready to be trained, in parts of ``images_at_once`` where it can be."""
 
-    Its parameters may be others then.
-    """
+    method: Method
+    hardware: Hardware
+    seed: int
+    images_at_once: int | None
+    replica: Replica | None
+    optimizer: OptimizerSpec
+
+    def take(self, step: Step, batch: Batch) -> tuple[Mapping[str, Tensor], float]:
+        """Take a step: the losses of `gradients.backward`, and the learning rate."""
+        learning_rate = self.optimizer.prepare(step)
+        rank = collectives.rank()  # each has dropout of its own
+        torch.manual_seed(rng.key(self.seed, "dropout", step.number, *([rank] if rank else [])))
+        how = self.hardware, self.images_at_once, self.replica
+        losses = gradients.backward(self.method, batch, step, *how)
+        self.method.before_optimizer_step(step)
+        self.optimizer.update()
+        self.method.after_optimizer_step(step)
+        return losses, learning_rate
+
+
+def prepare(
+    method: Method, hardware: Hardware, spec: EncoderSpec, seed: int, images_at_once: int | None
+) -> Trainer:
+    """Compile a method, wrap it for several ranks, which may replace parameters; its optimiser."""
     if hardware.compiled:
         compile_blocks(method)
     replica: Replica | None = None
     if collectives.world_size() > 1:
         replica = strategy.wrap(method, flops.terms_of_step(method, spec))
-    return replica, method.optimizer()
+    return Trainer(method, hardware, seed, images_at_once, replica, method.optimizer())
 
 
 def compile_blocks(method: Method) -> None:
@@ -99,12 +114,6 @@ def compile_blocks(method: Method) -> None:
     for module in method.modules():
         if isinstance(module, Block):
             module.compile(dynamic=False)
-
-
-def dropout_key(seed: int, step: int) -> int:
-    """The seed of torch's own random numbers in a step, different on each rank."""
-    number = collectives.rank()
-    return rng.key(seed, "dropout", step, *([number] if number else []))
 
 
 def restore(method: Method, folder: Path) -> None:

@@ -25,13 +25,7 @@ def save(
     losses: Mapping[str, Sequence[Tensor]],
     folder: Path,
 ) -> None:
-    """Write ``checkpoint.pt`` in a run folder: rank 0 does, with what it gathers from all ranks.
-
-    Args:
-        step: how many are done.
-        seconds: of all devices so far.
-        losses: by name, on this rank, of the steps that ``metrics.jsonl`` does not count in yet.
-    """
+    """Write ``checkpoint.pt``, with the losses that ``metrics.jsonl`` does not count in yet."""
     state = {
         "step": step,
         "seconds": seconds,
@@ -51,23 +45,22 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or a rank does not see it.
     """
-    return resume.load_on_all(folder / schema.CHECKPOINT, lambda: _last_state(folder))
-
-
-def _last_state(folder: Path) -> dict[str, Any]:
-    """`read`, where there is one rank."""
     path, metrics = folder / schema.CHECKPOINT, folder / schema.METRICS
-    state = resume.load(path)
-    if not state:
-        metrics.unlink(missing_ok=True)
-        return {}
-    # Without its records, a training is resumed all the same; its curve begins later.
-    text = metrics.read_text("utf-8", errors="replace") if metrics.exists() else ""
-    lines = text.splitlines(keepends=True)
-    with resume.readable(path), atomic(metrics) as temporary:
-        kept = "".join(line for line in lines if _step_of(line) <= state["step"])
-        temporary.write_text(kept, "utf-8")
-    return state
+
+    def load_first() -> dict[str, Any]:
+        state = resume.load(path)
+        if not state:
+            metrics.unlink(missing_ok=True)
+            return {}
+        # Without its records, a training is resumed all the same; its curve begins later.
+        text = metrics.read_text("utf-8", errors="replace") if metrics.exists() else ""
+        lines = text.splitlines(keepends=True)
+        with resume.readable(path), atomic(metrics) as temporary:
+            kept = "".join(line for line in lines if _step_of(line) <= state["step"])
+            temporary.write_text(kept, "utf-8")
+        return state
+
+    return resume.load_on_all(path, load_first)
 
 
 def _step_of(line: str) -> float:

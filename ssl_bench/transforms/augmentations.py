@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, within
 from ssl_bench.transforms import functional
 from ssl_bench.utils.rng import SampleRng
 
@@ -68,8 +68,7 @@ class Augmentation:
         if self.size < 1:
             raise UserError(f"size must be at least 1 pixel, not {self.size}")
         for name in ("flip", "jitter_probability", "grayscale", "blur", "solarize"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a probability in [0, 1], not {getattr(self, name)}")
+            within(name, getattr(self, name), "[0, 1]")
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name) or (1, 1)
             if not 0 < low <= high:
@@ -157,23 +156,17 @@ def mocov2_views(size: int, smallest: float) -> dict[str, Augmentation]:
 def augment(images_BCHW: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:
     """One random view of each image: a function of the image, the recipe and its draws alone.
 
-    Args:
-        images_BCHW: uint8 in [0, 255], of 1 or 3 channels.
-        recipe: what to do.
-        draws: one row per image, on the images' device.
-
-    Returns:
-        float32 ``(B, C, size, size)`` in [0, 1], not normalised.
+    Images are uint8 in [0, 255], the views float32 ``(B, C, size, size)`` in [0, 1], not
+    normalised; draws have one row per image, on its device.
     """
+    size = recipe.size
     if recipe.crop_scale is None:
-        views = evaluation_view(images_BCHW, recipe.size)
+        views = evaluation_view(images_BCHW, size)
         flip_B = draws.uniform("flip", 1)[:, 0] < recipe.flip
         views = torch.where(flip_B[:, None, None, None], views.flip(-1), views)
     else:
         boxes_B4, flip_B = crop_of(recipe, draws, *images_BCHW.shape[2:])
-        views = functional.resized_crop(
-            images_BCHW, boxes_B4, flip_B, recipe.size, recipe.interpolation
-        )
+        views = functional.resized_crop(images_BCHW, boxes_B4, flip_B, size, recipe.interpolation)
     return recolour(views, recipe, draws)
 
 
@@ -182,10 +175,7 @@ def crop_of(
 ) -> tuple[Tensor, Tensor]:
     """The random crop taken of images of that size, as `functional.resized_crop` has it.
 
-    Args:
-        recipe: with a ``crop_scale``.
-        draws: one row per image.
-        height, width: the images', in pixels; one number for all, or ``(B,)``.
+    The recipe has a ``crop_scale``; heights and widths in pixels are one for all, or ``(B,)``.
 
     Returns:
         Boxes: top, left, height and width, ``(B, 4)``. Whether to mirror: bool ``(B,)``.
@@ -197,16 +187,7 @@ def crop_of(
 
 
 def recolour(views: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:
-    """What `augmentations` does once images are cropped and mirrored.
-
-    Args:
-        views: float32 ``(B, C, size, size)`` in [0, 1]; may be overwritten.
-        recipe: what to do.
-        draws: one row per image, on the images' device.
-
-    Returns:
-        float32 ``(B, C, size, size)`` in [0, 1], not normalised.
-    """
+    """What `augment` does once images are cropped and mirrored, float32 in [0, 1], overwritten."""
     probabilities = {
         "jitter": recipe.jitter_probability if any(recipe.jitter) else 0.0,
         "grayscale": recipe.grayscale,
@@ -240,12 +221,7 @@ def evaluation_view(images_BCHW: Tensor, size: int) -> Tensor:
     are to 224 on ImageNet; any other is resized to the size itself, so that an image of the
     right size is only rescaled to [0, 1].
 
-    Args:
-        images_BCHW: uint8 in [0, 255].
-        size: height and width of the view in pixels.
-
-    Returns:
-        float32 ``(B, C, size, size)`` in [0, 1].
+    From uint8 in [0, 255] to float32 ``(B, C, size, size)`` in [0, 1].
     """
     views = functional.to_float(images_BCHW)
     height, width = views.shape[2:]
@@ -263,10 +239,7 @@ def normalize(
 ) -> Tensor:
     """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1].
 
-    Args:
-        images_BCHW: float32 in [0, 1].
-        mean, std: of each channel.
-        in_place: overwrite the images, which spares the memory for others.
+    Images are float32 in [0, 1]; to overwrite them spares the memory for others.
     """
     values_2C11 = torch.tensor([[-m / s for m, s in zip(mean, std, strict=True)],
                                 [1 / s for s in std]])[..., None, None]  # fmt: skip
@@ -289,10 +262,8 @@ def random_crop_boxes(
     width / height is allowed.
 
     Args:
-        draws: one row per sample.
         height, width: the image's, in pixels; one number for all, or ``(B,)``.
-        scale: range of the area as a fraction of the image's.
-        ratio: range of width / height.
+        scale, ratio: ranges of the area as a fraction of the image's, and of width / height.
         cut: take the first candidate, cut off at the image's border.
 
     Returns:
@@ -337,14 +308,12 @@ def _jitter(
     drawn: Mapping[str, Tensor], strengths: tuple[float, float, float, float]
 ) -> list[Tensor]:
     """Factors of brightness, contrast and saturation, shifts of hue, and their order."""
-    lows = [max(0.0, 1 - strength) for strength in strengths[:3]] + [-strengths[3]]
-    highs = [1 + strength for strength in strengths[:3]] + [strengths[3]]
-    factors = [
-        _between(uniform_B, low, high)
-        for low, high, uniform_B in zip(
-            lows, highs, drawn["jitter strength"].unbind(1), strict=True
-        )
+    ranges = [
+        *((max(0.0, 1 - each), 1 + each) for each in strengths[:3]),
+        (-strengths[3], strengths[3]),
     ]
+    uniform_4B = drawn["jitter strength"].unbind(1)
+    factors = [_between(each, *span) for each, span in zip(uniform_4B, ranges, strict=True)]
     return [*factors, drawn["jitter order"].argsort(1)]
 
 

@@ -16,7 +16,7 @@ Every draw is a function of the seed, the kind and the image's index: an image g
 or the same direction at each severity, and in whichever batch it comes.
 
 Shapes: B images, C channels (1 or 3), H and W pixels, M and N cells of a coarser grid, K samples of
-a filter.
+a filter, P and Q pixels of its kernel.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ssl_bench.transforms import filters
-from ssl_bench.transforms.functional import luma
+from ssl_bench.transforms.functional import gaussian_blur, luma
 from ssl_bench.utils import rng
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -45,11 +44,7 @@ _PUBLISHED_SIDE = 224
 class Noise:
     """The random numbers of a batch for one kind, a generator for each image and purpose.
 
-    Attributes:
-        seed: of all kinds.
-        kind: the kind's name.
-        samples: indices of the images in the data set.
-        device: where the numbers are wanted; they are drawn on the CPU.
+    They are drawn on the CPU; ``samples`` are indices of the images in the data set.
     """
 
     seed: int
@@ -62,32 +57,26 @@ class Noise:
         for sample in self.samples:
             yield rng.generator(self.seed, "corruption", self.kind, purpose, sample)
 
-    def uniform(self, purpose: str, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1): float32 ``(B, *shape)``."""
-        rows = [torch.rand(shape, generator=each) for each in self.generators(purpose)]
+    def uniform(
+        self, purpose: str, *shape: int, draw: Callable[..., Tensor] = torch.rand
+    ) -> Tensor:
+        """Uniform numbers in [0, 1), or others that ``draw`` gives: float32 ``(B, *shape)``."""
+        rows = [draw(shape, generator=each) for each in self.generators(purpose)]
         return torch.stack(rows).to(self.device)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Standard normal numbers: float32 ``(B, *shape)``."""
-        rows = [torch.randn(shape, generator=each) for each in self.generators(purpose)]
-        return torch.stack(rows).to(self.device)
+        return self.uniform(purpose, *shape, draw=torch.randn)
 
 
 def corrupt(images_BCHW: Tensor, kind: str, severity: int, seed: int, samples_B: Tensor) -> Tensor:
-    """Corrupt each image.
+    """Corrupt each image by one of `KINDS`, from severity 1 (slight) to 5.
 
-    Args:
-        images_BCHW: float32 in [0, 1], of one channel or three, 16 pixels or more on each side.
-        kind: one of `KINDS`.
-        severity: 1 (slight) to 5.
-        seed: of the draws.
-        samples_B: int64 indices of the images in their data set.
-
-    Returns:
-        float32 of the same shape, in [0, 1].
+    Images are float32 in [0, 1], of one channel or three, and stay so; ``samples_B`` are their
+    int64 indices in their data set.
 
     Raises:
-        ValueError: there is no such kind or severity, or the images are too small.
+        ValueError: there is no such kind or severity, or a side has less than 16 pixels.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {[*KINDS]}, not {kind!r}")
@@ -130,7 +119,7 @@ def defocus_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     steps = torch.linspace(-1, 1, 33, device=images_BCHW.device)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     disk_K2 = radius * torch.stack([y, x], -1)[y**2 + x**2 <= 1]
-    return filters.average(images_BCHW, disk_K2[None])
+    return average(images_BCHW, disk_K2[None])
 
 
 def glass_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
@@ -141,11 +130,11 @@ def glass_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     """
     sigma, reach = ((0.7, 1.5), (0.9, 2.2), (1.0, 3.0), (1.2, 3.8), (1.5, 4.7))[level]
     scale = _scale(images_BCHW)
-    glass_BCHW = filters.gaussian(images_BCHW, sigma * scale)
+    glass_BCHW = gaussian(images_BCHW, sigma * scale)
     height, width = images_BCHW.shape[2:]
     for uniform_BHW2 in noise.uniform("glass", 2, height, width, 2).unbind(1):
-        glass_BCHW = filters.displace(glass_BCHW, (2 * uniform_BHW2 - 1) * reach * scale)
-    return filters.gaussian(glass_BCHW, sigma * scale)
+        glass_BCHW = displace(glass_BCHW, (2 * uniform_BHW2 - 1) * reach * scale)
+    return gaussian(glass_BCHW, sigma * scale)
 
 
 def motion_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
@@ -153,7 +142,7 @@ def motion_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     length, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[level]
     angle_B = (noise.uniform("angle") - 0.5) * math.pi / 2
     scale = _scale(images_BCHW)
-    return filters.streak(images_BCHW, angle_B, length * scale, sigma * scale)
+    return streak(images_BCHW, angle_B, length * scale, sigma * scale)
 
 
 def zoom_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
@@ -162,7 +151,7 @@ def zoom_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     zooms = torch.linspace(1, 1 + most, 12).tolist()
     mean_BCHW = torch.zeros_like(images_BCHW)
     for zoom in zooms:
-        mean_BCHW += filters.sample(images_BCHW, filters.grid(images_BCHW) / zoom)
+        mean_BCHW += sample(images_BCHW, grid(images_BCHW) / zoom)
     return mean_BCHW / len(zooms)
 
 
@@ -171,19 +160,14 @@ def snow(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
 
     Deviation: flakes have one size, which is no smaller than a pixel, and become more and more.
     """
-    share, length, kept = (
-        (0.015, 8, 0.80),
-        (0.03, 10, 0.72),
-        (0.045, 12, 0.66),
-        (0.06, 12, 0.60),
-        (0.08, 12, 0.54),
-    )[level]
+    share, length = ((0.015, 8), (0.03, 10), (0.045, 12), (0.06, 12), (0.08, 12))[level]
+    kept = (0.80, 0.72, 0.66, 0.60, 0.54)[level]
     scale = _scale(images_BCHW)
     cells = [math.ceil(side / max(1.0, 3 * scale)) for side in images_BCHW.shape[2:]]
     flakes_B1MN = (noise.uniform("flakes", 1, *cells) < share).float()
     flakes_B1HW = F.interpolate(flakes_B1MN, images_BCHW.shape[2:], mode="bilinear")
     angle_B = -(0.25 + 0.5 * noise.uniform("angle")) * math.pi
-    flakes_B1HW = filters.streak(flakes_B1HW, angle_B, length * scale, length / 2 * scale)
+    flakes_B1HW = streak(flakes_B1HW, angle_B, length * scale, length / 2 * scale)
     white_BCHW = torch.maximum(images_BCHW, 1.5 * luma(images_BCHW) + 0.5)
     hazy_BCHW = kept * images_BCHW + (1 - kept) * white_BCHW
     return hazy_BCHW + flakes_B1HW + flakes_B1HW.flip(2, 3)
@@ -196,7 +180,10 @@ def frost(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     show pieces of pictures of ice.
     """
     kept, ice = ((1.0, 0.4), (0.85, 0.55), (0.75, 0.65), (0.65, 0.75), (0.55, 0.85))[level]
-    return kept * images_BCHW + ice * _crystals(images_BCHW, noise)
+    plasmas = [_plasma(images_BCHW, noise, name, 1.5) for name in ("needles", "veins")]
+    needles_B1HW = torch.maximum(*(1 - (2 * each - 1).abs() for each in plasmas)) ** 4
+    patches_B1HW = (0.4 + 0.8 * _plasma(images_BCHW, noise, "patches", 2.0)).clamp(max=1)
+    return kept * images_BCHW + ice * ((0.25 + 0.75 * needles_B1HW) * patches_B1HW)
 
 
 def fog(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
@@ -234,9 +221,9 @@ def elastic_transform(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     amplitude, smoothness = (0.008, 0.013, 0.018, 0.024, 0.030)[level], 0.05
     side = min(images_BCHW.shape[2:])
     noise_B2HW = noise.normal("shifts", 2, *images_BCHW.shape[2:])
-    shifts_B2HW = filters.gaussian(noise_B2HW, smoothness * side)
+    shifts_B2HW = gaussian(noise_B2HW, smoothness * side)
     rms_B111 = shifts_B2HW.square().mean((1, 2, 3), keepdim=True).sqrt()
-    return filters.displace(images_BCHW, (amplitude * side * shifts_B2HW / rms_B111).movedim(1, -1))
+    return displace(images_BCHW, (amplitude * side * shifts_B2HW / rms_B111).movedim(1, -1))
 
 
 def pixelate(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
@@ -302,11 +289,61 @@ def _plasma(images_BCHW: Tensor, noise: Noise, name: str, decay: float) -> Tenso
     return (total_B1HW - low_B111) / (high_B111 - low_B111)
 
 
-def _crystals(images_BCHW: Tensor, noise: Noise) -> Tensor:
-    """Bright needles in patches: ``(B, 1, H, W)`` in [0, 1]."""
-    ridges = [
-        1 - (2 * _plasma(images_BCHW, noise, name, 1.5) - 1).abs() for name in ("needles", "veins")
-    ]
-    needles_B1HW = torch.maximum(*ridges) ** 4
-    patches_B1HW = _plasma(images_BCHW, noise, "patches", 2.0)
-    return (0.25 + 0.75 * needles_B1HW) * (0.4 + 0.8 * patches_B1HW).clamp(max=1)
+def gaussian(images_BCHW: Tensor, sigma: float) -> Tensor:
+    """`functional.gaussian_blur` of one width for all, in pixels."""
+    sigma_B = images_BCHW.new_full((len(images_BCHW),), sigma)
+    return gaussian_blur(images_BCHW, sigma_B, math.ceil(3 * sigma))
+
+
+def streak(images_BCHW: Tensor, angle_B: Tensor, length: float, sigma: float) -> Tensor:
+    """The mean along each image's own line, nearer points weighing more: a Gaussian, cut off.
+
+    The angles to the horizontal are in radians; length, on either side, and sigma in pixels.
+    """
+    along_K = torch.linspace(-length, length, 4 * math.ceil(length) + 5, device=angle_B.device)
+    direction_B2 = torch.stack([angle_B.sin(), angle_B.cos()], dim=1)
+    weights_K = (-0.5 * (along_K / sigma) ** 2).softmax(0)
+    return average(images_BCHW, along_K[:, None] * direction_B2[:, None], weights_K)
+
+
+def average(images_BCHW: Tensor, offsets_BK2: Tensor, weights_K: Tensor | None = None) -> Tensor:
+    """The weighted mean of bilinear samples at offsets from each pixel, the border repeated.
+
+    Offsets are down and to the right, in pixels; one image's do for all, ``(1, K, 2)``. Weights are
+    1 together, the same for all samples by default.
+    """
+    samples = offsets_BK2.shape[1]
+    weights_K = offsets_BK2.new_full((samples,), 1 / samples) if weights_K is None else weights_K
+    radius = math.ceil(offsets_BK2.abs().max().item())
+    pixel_P = torch.arange(-radius, radius + 1, device=offsets_BK2.device)
+    near_BK2P = (1 - (offsets_BK2[..., None] - pixel_P).abs()).clamp(min=0)
+    kernels_BPQ = torch.einsum("k,bkp,bkq->bpq", weights_K, near_BK2P[:, :, 0], near_BK2P[:, :, 1])
+    batch, channels = images_BCHW.shape[:2]
+    kernels_NPQ = kernels_BPQ.expand(batch, -1, -1).repeat_interleave(channels, dim=0)
+    padded_BCHW = F.pad(images_BCHW, (radius,) * 4, mode="replicate")
+    averages_1NHW = F.conv2d(
+        padded_BCHW.flatten(0, 1)[None], kernels_NPQ[:, None], groups=batch * channels
+    )
+    return averages_1NHW.view_as(images_BCHW)
+
+
+def grid(images_BCHW: Tensor) -> Tensor:
+    """Where each pixel is, from -1 to 1, to the right and down: ``(1, H, W, 2)``."""
+    y, x = (
+        (2 * torch.arange(side, device=images_BCHW.device) + 1) / side - 1
+        for side in images_BCHW.shape[2:]
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+
+
+def sample(images_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:
+    """The images at places given as `grid` gives them, bilinear, the border reflected."""
+    grid_BHW2 = grid_BHW2.expand(len(images_BCHW), -1, -1, -1)
+    return F.grid_sample(images_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False)
+
+
+def displace(images_BCHW: Tensor, shifts_BHW2: Tensor) -> Tensor:
+    """Each pixel from somewhere else: shifts to the right and down, in pixels."""
+    height, width = images_BCHW.shape[2:]
+    units_2 = 2 / shifts_BHW2.new_tensor([width, height])
+    return sample(images_BCHW, grid(images_BCHW) + shifts_BHW2 * units_2)

@@ -167,11 +167,7 @@ def adjust_hue(images_BCHW: Tensor, hue_B: Tensor) -> Tensor:
 
 
 def luma(images_BCHW: Tensor) -> Tensor:
-    """Brightness as ITU-R 601 weighs it: ``(B, 1, H, W)``; one channel is returned as it is.
-
-    Raises:
-        ValueError: the images have neither 1 nor 3 channels.
-    """
+    """Brightness as ITU-R 601 weighs it: ``(B, 1, H, W)``; one channel is returned as it is."""
     if images_BCHW.shape[1] == 1:
         return images_BCHW
     if images_BCHW.shape[1] != 3:

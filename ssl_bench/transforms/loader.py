@@ -9,11 +9,11 @@ has at least the view's pixels, when the box is rounded to whole pixels of that.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ssl_bench.data import Split
 from ssl_bench.data.images import header, square_CSS, to_rgb, upright_size
-from ssl_bench.data.listing import Picture
 from ssl_bench.data.streaming import Job, StreamedSplit, ahead, reading
 from ssl_bench.transforms import functional
 from ssl_bench.transforms.augmentations import Augmentation, augment, crop_of, recolour
@@ -38,42 +37,33 @@ def views(
     A function of the images and the draws alone. A streamed split's next two steps are got ready
     in threads meanwhile; an image is decoded once for all of its views.
 
-    Args:
-        split: where its labels are, views are made.
-        recipes: what to do.
-        steps: each with one row per sample, on the CPU.
+    Steps have one row per sample, on the CPU; what is yielded is where the split's labels are.
 
     Yields:
-        The draws, now where the labels are, and float32 ``(B, C, size, size)`` in [0, 1] for each
-        recipe, not normalised.
+        The draws, and for each recipe float32 ``(B, C, size, size)`` in [0, 1], not normalised.
 
     Raises:
         UserError: an image cannot be read.
     """
     device = split.labels_N.device
-    if not isinstance(split, StreamedSplit):
-        for draws in steps:
-            images_BCSS = split.images(draws.samples_B)
-            draws = draws.to(device)
-            yield (
-                draws,
-                tuple(augment(images_BCSS, *recipe) for recipe in _scopes(recipes, draws)),
-            )
-        return
+    finish: Callable[..., Tensor] = _finished if isinstance(split, StreamedSplit) else augment
     spare: list[list[Tensor]] = []
-    jobs = (_job(split, recipes, draws, spare, device.type == "cuda") for draws in steps)
-    with closing(ahead(jobs, split.workers)) as ready:
+    if isinstance(split, StreamedSplit):
+        pinned = device.type == "cuda"
+        jobs = (_job(split, recipes, draws, spare, pinned) for draws in steps)
+        stored = ahead(jobs, split.workers)
+    else:
+        stored = ((draws, [split.images(draws.samples_B)] * len(recipes)) for draws in steps)
+    with closing(stored) as ready:
         for draws, pixels in ready:
             draws = draws.to(device)
+            scopes = zip(pixels, _scopes(recipes, draws), strict=True)
             yield (
                 draws,
-                tuple(
-                    _finished(view.to(device, non_blocking=True), *recipe)
-                    for view, recipe in zip(pixels, _scopes(recipes, draws), strict=True)
-                ),
+                tuple(finish(view.to(device, non_blocking=True), *scope) for view, scope in scopes),
             )
-        if device.type == "cpu":
-            spare.append(pixels)
+            if isinstance(split, StreamedSplit) and device.type == "cpu":
+                spare.append(pixels)
 
 
 def _scopes(
@@ -100,9 +90,8 @@ def _job(
 ) -> Job[tuple[SampleRng, list[Tensor]]]:
     """What `_finished` takes for each view, uint8, and the functions that fill it in.
 
-    Args:
-        spare: tensors of earlier steps to use again: memory that is new to a process is slow.
-        pinned: in page-locked memory, which a GPU copies from while the host works.
+    Spare tensors of earlier steps are used again: memory that is new to a process is slow. Pinned
+    ones are in page-locked memory, which a GPU copies from while the host works.
     """
     pixels: list[Tensor] = []
     while spare and not pixels:
@@ -120,8 +109,7 @@ def _job(
     return (draws, pixels), parts
 
 
-@dataclass(frozen=True)
-class _Crop:
+class _Crop(NamedTuple):
     """One sample's crop, in pixels of the upright image."""
 
     top: float
@@ -138,8 +126,10 @@ def _fill(
     pixels: Sequence[Tensor],
 ) -> None:
     """Write the crops, or the squares, of some samples."""
-    pictures = [split.picture(index) for index in draws.samples_B.tolist()]
-    images = [_header(picture) for picture in pictures]
+    pictures, images = [split.picture(index) for index in draws.samples_B.tolist()], []
+    for picture in pictures:
+        with reading(picture):
+            images.append(header(picture))
     sizes_P2 = torch.tensor([upright_size(image) for image in images])
     crops = _crops(recipes, draws, sizes_P2)
     for row, (picture, image) in enumerate(zip(pictures, images, strict=True)):
@@ -159,30 +149,19 @@ def _fill(
                 )
 
 
-def _header(picture: Picture) -> Image.Image:
-    with reading(picture):
-        return header(picture)
-
-
 def _crops(
     recipes: Sequence[Augmentation], draws: SampleRng, sizes_P2: Tensor
-) -> list[list[_Crop | None]]:
+) -> list[tuple[_Crop | None, ...]]:
     """For each sample the crop of each view, None where it takes the square."""
     by_view: list[list[_Crop | None]] = []
     for recipe, scope in _scopes(recipes, draws):
-        if recipe.crop_scale is None:
-            by_view.append([None] * len(sizes_P2))
-            continue
-        boxes_P4, flip_P = crop_of(recipe, scope, sizes_P2[:, 1], sizes_P2[:, 0])
-        by_view.append(
-            [
-                _Crop(top, left, height, width, mirrored)
-                for (top, left, height, width), mirrored in zip(
-                    boxes_P4.tolist(), flip_P.tolist(), strict=True
-                )
-            ]
-        )
-    return [list(crops) for crops in zip(*by_view, strict=True)]
+        crops: list[_Crop | None] = [None] * len(sizes_P2)
+        if recipe.crop_scale is not None:
+            found = crop_of(recipe, scope, sizes_P2[:, 1], sizes_P2[:, 0])
+            rows = torch.column_stack(found).tolist()
+            crops = [_Crop(y, x, high, wide, flip > 0) for y, x, high, wide, flip in rows]
+        by_view.append(crops)
+    return list(zip(*by_view, strict=True))
 
 
 def _reduce(
@@ -192,11 +171,7 @@ def _reduce(
     recipes: Sequence[Augmentation],
     side: int,
 ) -> bool:
-    """Let a JPEG be decoded at the smallest size that has the pixels of every view.
-
-    Returns:
-        Whether that is smaller than the image's own.
-    """
+    """Let a JPEG be decoded at the smallest size that has the pixels of every view, if it is."""
     needed = max(
         side / min(size) if crop is None else recipe.size / min(crop.height, crop.width)
         for crop, recipe in zip(crops, recipes, strict=True)

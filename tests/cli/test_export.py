@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ssl_bench import load_encoder
 from ssl_bench.cli.commands import export
+from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders
-from ssl_bench.models.architecture import Hints
 from ssl_bench.models.checkpoints import Checkpoint, read
 
 Call = Callable[..., tuple[int, str, str]]
@@ -31,7 +31,7 @@ Call = Callable[..., tuple[int, str, str]]
 def mae(tmp_path: Path) -> Checkpoint:
     """An MAE with its decoder, from a file."""
     torch.save({"model": vit().state_dict() | decoder(depth=2)}, tmp_path / "mae.pth")
-    checkpoint = read(str(tmp_path / "mae.pth"), Hints(num_heads=3))
+    checkpoint = read(str(tmp_path / "mae.pth"), WeightSettings(num_heads=3))
     settings = {"decoder_heads": 4, "norm_pix_loss": True, "mask_ratio": 0.5}
     return dataclasses.replace(checkpoint, settings=settings)
 
@@ -40,7 +40,7 @@ def mae(tmp_path: Path) -> Checkpoint:
 def moco(tmp_path: Path) -> Checkpoint:
     """An encoder without a decoder."""
     torch.save({"state_dict": moco_state(vit(), vit())}, tmp_path / "moco.pth")
-    return read(str(tmp_path / "moco.pth"), Hints(num_heads=3))
+    return read(str(tmp_path / "moco.pth"), WeightSettings(num_heads=3))
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -88,7 +88,7 @@ def test_official_finetuning_code_loads_it(
 
 def test_what_was_written_as_mae_reads_back_without_a_hint(mae: Checkpoint, tmp_path: Path) -> None:
     export.to_mae(mae, tmp_path / "mae.pth")
-    again = read(str(tmp_path / "mae.pth"), Hints())
+    again = read(str(tmp_path / "mae.pth"), WeightSettings())
     assert_close(features(mae.encoder, images()), features(again.encoder, images()))
     assert again.settings == mae.settings
     assert all(torch.equal(again.decoder[name], mae.decoder[name]) for name in mae.decoder)
@@ -135,7 +135,7 @@ def test_transformers_loads_the_whole_autoencoder(mae: Checkpoint, tmp_path: Pat
     with torch.no_grad():
         assert_close(features(mae.encoder, images()), encoder(images()).last_hidden_state)
 
-    again = read(str(tmp_path / "hf"), Hints())
+    again = read(str(tmp_path / "hf"), WeightSettings())
     assert again.settings == mae.settings
     assert all(torch.equal(again.decoder[name], mae.decoder[name]) for name in mae.decoder)
 
@@ -147,7 +147,7 @@ def test_encoder_that_a_format_has_no_place_for(tmp_path: Path) -> None:
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "has not both"),
     ):
         torch.save(vit(**more).state_dict(), tmp_path / "vit.pth")
-        checkpoint = read(str(tmp_path / "vit.pth"), Hints(num_heads=3))
+        checkpoint = read(str(tmp_path / "vit.pth"), WeightSettings(num_heads=3))
         for write in (export.to_mae, export.to_transformers):
             with pytest.raises(UserError, match=message):
                 write(checkpoint, tmp_path / "out")
@@ -158,7 +158,7 @@ def test_encoder_that_a_format_has_no_place_for(tmp_path: Path) -> None:
 def test_what_the_official_code_fixes_is_not_exported_otherwise(tmp_path: Path) -> None:
     for more in ({"qkv_bias": False}, {"mlp_ratio": 2.0}):
         torch.save(vit(**more).state_dict(), tmp_path / "vit.pth")
-        checkpoint = read(str(tmp_path / "vit.pth"), Hints(num_heads=3))
+        checkpoint = read(str(tmp_path / "vit.pth"), WeightSettings(num_heads=3))
         with pytest.raises(UserError, match="unlike this encoder"):
             export.to_mae(checkpoint, tmp_path / "mae.pth")
     spec = dataclasses.replace(checkpoint.spec, norm_eps=1e-3)
@@ -177,7 +177,7 @@ def test_folder_of_something_else_is_not_written_into(moco: Checkpoint, tmp_path
 
 def test_prefix_without_a_position_gets_one_of_zeros(tmp_path: Path) -> None:
     torch.save(vit(no_embed_class=True).state_dict(), tmp_path / "vit.pth")
-    checkpoint = read(str(tmp_path / "vit.pth"), Hints(num_heads=3, grid=(4, 4)))
+    checkpoint = read(str(tmp_path / "vit.pth"), WeightSettings(num_heads=3, grid=(4, 4)))
     export.to_mae(checkpoint, tmp_path / "mae.pth")
     again = load_encoder(tmp_path / "mae.pth")
     assert_close(features(checkpoint.encoder, images()), features(again, images()))

@@ -37,7 +37,7 @@ from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_
 from ssl_bench.data.listing import Picture
 from ssl_bench.data.names import TORCHVISION
 from ssl_bench.data.prepare import prepare
-from ssl_bench.data.sources.search import image_files
+from ssl_bench.data.sources.folder import image_files
 from ssl_bench.errors import UserError
 
 

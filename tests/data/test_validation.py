@@ -133,7 +133,7 @@ def test_embedded_test_images_are_never_read(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("count", [3, 10, 101])
 def test_neither_part_is_empty(count: int) -> None:
-    rest, held_out = holdout.of_split(make_images(count, 2, 4, 1, 0), ("a", "b"))
+    rest, held_out = holdout.of_split(make_images(count, 2, 4, 1, 0))
     assert len(rest) + len(held_out) == count
     assert len(held_out) == max(1, round(count / 10))
 

@@ -19,8 +19,7 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
-from ssl_bench.evaluation.metrics import subset
-from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.evaluation.metrics import linear_cka, subset
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import augment, crop_and_flip

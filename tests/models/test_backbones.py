@@ -19,12 +19,12 @@ from ssl_bench.api import optimizers
 from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.cli.commands.export import to_mae, to_timm, to_transformers
 from ssl_bench.config.recipes import OptimizerConfig
+from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment import audit
 from ssl_bench.models import backbones, checkpoints, encoders, weights
-from ssl_bench.models.architecture import Hints
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import rng
 
@@ -126,7 +126,9 @@ def test_what_is_saved_or_exported_loads_again(backbone: str, tmp_path: Path) ->
     spec = spec_of(backbone)
     encoder = backbones.build(spec, seed=0).eval()
     weights.save(encoder, spec, tmp_path)
-    told = to_timm(checkpoints.read(str(tmp_path), Hints()), tmp_path / "exported.safetensors")
+    told = to_timm(
+        checkpoints.read(str(tmp_path), WeightSettings()), tmp_path / "exported.safetensors"
+    )
     assert "exported.safetensors" in told
     arguments = json.loads((tmp_path / "encoder.json").read_text())["timm"]
     by_timm = timm.create_model(
@@ -145,7 +147,7 @@ def test_what_is_saved_or_exported_loads_again(backbone: str, tmp_path: Path) ->
 def test_formats_of_vision_transformers_say_so(write: Any, tmp_path: Path) -> None:
     weights.save(backbones.build(spec_of("test_resnet"), seed=0), spec_of("test_resnet"), tmp_path)
     with pytest.raises(UserError, match="Vision Transformer, not a ResNet"):
-        write(checkpoints.read(str(tmp_path), Hints()), tmp_path / "out")
+        write(checkpoints.read(str(tmp_path), WeightSettings()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -22,9 +22,9 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from ssl_bench import load_encoder
+from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models import architecture, backbones, encoders, formats
-from ssl_bench.models.architecture import Hints
 from ssl_bench.models.checkpoints import read
 from ssl_bench.models.formats import Weights
 
@@ -63,7 +63,7 @@ class TestFormats:
         }
         torch.save(content, tmp_path / "mae.pth")
         assert_same_features(tmp_path / "mae.pth", model, num_heads=3)
-        checkpoint = read(str(tmp_path / "mae.pth"), Hints(num_heads=3))
+        checkpoint = read(str(tmp_path / "mae.pth"), WeightSettings(num_heads=3))
         assert checkpoint.decoder.keys() == decoder().keys()
         assert checkpoint.settings == {
             "norm_pix_loss": True,
@@ -169,7 +169,7 @@ class TestPrefixes:
             content = {entry: content, "epoch": 3}
         torch.save(content, tmp_path / "x.ckpt")
         assert_same_features(tmp_path / "x.ckpt", vit(), num_heads=3)
-        [*_, told] = read(str(tmp_path / "x.ckpt"), Hints(num_heads=3)).notes
+        [*_, told] = read(str(tmp_path / "x.ckpt"), WeightSettings(num_heads=3)).notes
         for name in ("gizmo (tensors: 1)", "decoder (tensors: 1)", "queue (tensors: 1)"):
             assert name in told
         assert ("epoch" in told) == bool(entries)
@@ -199,7 +199,7 @@ class TestPrefixes:
         state = vit().state_dict() | decoder()
         torch.save({"state_dict": {f"model.{n}": t for n, t in state.items()}}, tmp_path / "x.ckpt")
         assert_same_features(tmp_path / "x.ckpt", vit(), num_heads=3)
-        found = read(str(tmp_path / "x.ckpt"), Hints(num_heads=3)).decoder
+        found = read(str(tmp_path / "x.ckpt"), WeightSettings(num_heads=3)).decoder
         assert found.keys() == decoder().keys()
 
     @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ class TestPrefixes:
         ):
             torch.save(content, tmp_path / "x.pth")
             assert_same_features(tmp_path / "x.pth", vit(), num_heads=3)
-            [*_, told] = read(str(tmp_path / "x.pth"), Hints(num_heads=3)).notes
+            [*_, told] = read(str(tmp_path / "x.pth"), WeightSettings(num_heads=3)).notes
             assert told.startswith("left out: ") and all(name in told for name in beside)
 
     def test_plain_number_in_the_place_of_a_weight(self, tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ class TestHarmless:
         content = {"model": vit().state_dict() | decoder(), "args": args, "loss": np.float64(0.5)}
         torch.save(content, tmp_path / "mae.pth")
         assert_same_features(tmp_path / "mae.pth", vit(), num_heads=3)
-        assert read(str(tmp_path / "mae.pth"), Hints(num_heads=3)).settings == {}
+        assert read(str(tmp_path / "mae.pth"), WeightSettings(num_heads=3)).settings == {}
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_other_precisions_become_float32(self, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -607,7 +607,7 @@ class TestHeads:
     ) -> None:
         torch.manual_seed(0)
         weights = shapes_alone(width, depth, "timm", first, formats._VIT_HEADS)
-        spec, grid = architecture.work_out(weights, "it", Hints(), 1e-6)
+        spec, grid = architecture.work_out(weights, "it", WeightSettings(), 1e-6)
         assert grid == (14, 14)
         with torch.device("meta"):
             model = timm.create_model(**spec.timm_arguments())
@@ -619,7 +619,7 @@ class TestHeads:
         for width in (192, 384):
             weights = shapes_alone(width, 12, "timm", "column", formats._VIT_HEADS)
             with pytest.raises(UserError, match="does not tell its attention heads"):
-                architecture.work_out(weights, "it", Hints(), 1e-6)
+                architecture.work_out(weights, "it", WeightSettings(), 1e-6)
 
     def test_are_asked_for_where_nothing_tells(self, tmp_path: Path) -> None:
         torch.save(vit().state_dict(), tmp_path / "odd.pth")
@@ -631,7 +631,7 @@ class TestHeads:
     def test_of_mocov3_are_not_those_of_timms_vit_small(self) -> None:
         weights = shapes_alone(384, 12, "MoCo v3", "row", formats._MOCO_HEADS)
         with pytest.raises(UserError, match=r"12 attention heads.*'vit_small_patch16_224' has 6"):
-            hints = Hints(backbone="vit_small_patch16_224")
+            hints = WeightSettings(backbone="vit_small_patch16_224")
             architecture.work_out(weights, "it", hints, 1e-6)
 
 

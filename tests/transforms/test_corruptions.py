@@ -19,7 +19,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.transforms import corruptions, filters
+from ssl_bench.transforms import corruptions
 from ssl_bench.transforms.corruptions import KINDS, SEVERITIES, corrupt
 
 ROBUSTNESS = registry.find("eval", "robustness")
@@ -139,9 +139,10 @@ def test_an_average_is_of_bilinear_samples(down: float, right: float, seed: int)
     images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(seed))
     offsets = torch.tensor([[[down, right], [-right, down]]]).expand(2, -1, -1)
     weights = torch.tensor([0.3, 0.7])
-    ours = filters.average(images, offsets, weights)
+    ours = corruptions.average(images, offsets, weights)
     shifted = [
-        filters.displace(images, offset.flip(0).view(1, 1, 1, 2)) for offset in offsets[0].unbind(0)
+        corruptions.displace(images, offset.flip(0).view(1, 1, 1, 2))
+        for offset in offsets[0].unbind(0)
     ]
     naive = 0.3 * shifted[0] + 0.7 * shifted[1]
     inner = slice(4, -4)

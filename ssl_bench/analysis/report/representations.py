@@ -17,7 +17,7 @@ from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import Drawing, missing, or_missing
 from ssl_bench.analysis.report.source import Source, representatives, slug
-from ssl_bench.evaluation.similarity import linear_cka
+from ssl_bench.evaluation.metrics import linear_cka
 from ssl_bench.runs import schema
 
 _BLOCK = re.compile(r"block_[0-9]{1,4}")

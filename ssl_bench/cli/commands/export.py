@@ -15,7 +15,6 @@ from torch import Tensor
 from ssl_bench.config.command_settings import ExportSettings
 from ssl_bench.errors import require
 from ssl_bench.models import checkpoints, encoders, formats, weights
-from ssl_bench.models.architecture import Hints
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.checkpoints import Checkpoint
 from ssl_bench.runs import run_folder, schema
@@ -40,7 +39,7 @@ def export(settings: ExportSettings) -> None:
         folder = run_folder.find_trained(settings.runs_dir, source)
         source, name = str(folder), folder.name
         unseen = schema.warn_of_method_file(folder)
-    checkpoint = checkpoints.read(source, Hints.of(settings))
+    checkpoint = checkpoints.read(source, settings)
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")
     require(

@@ -23,7 +23,7 @@ from ssl_bench.evaluation.features import match_channels
 from ssl_bench.experiment import figures
 from ssl_bench.models import checkpoints, weights
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.checkpoints import Checkpoint, Hints
+from ssl_bench.models.checkpoints import Checkpoint
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils.files import writing
@@ -39,7 +39,7 @@ def reconstruct(settings: ReconstructSettings) -> None:
     source = settings.target
     if not checkpoints.is_foreign(source):
         source = str(run_folder.find_trained(settings.runs_dir, source))
-    checkpoint = checkpoints.read(source, Hints.of(settings))
+    checkpoint = checkpoints.read(source, settings)
     spec = checkpoint.spec
     view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
     index_B = torch.arange(len(view_BCHW))

@@ -13,7 +13,7 @@ An ambiguous folder is refused until the user says how to read it: ``@TRAIN+TEST
 gives the folders of the splits, ``@TRAIN`` one from which a fifth is held out, and ``@whole`` means
 the second layout. Images without class folders, or all in one, have no labels.
 
-Class folders are searched recursively, through links as well; see `search`.
+Class folders are searched recursively, through links as well; see `image_files`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_bench.data.images import extensions
-from ssl_bench.data.listing import (
-    HELD_OUT_CAVEAT,
-    Listing,
-    Part,
-    Picture,
-    check_labels,
-    counted,
-    hold_out,
-    rank,
-    shown,
-    understood,
-)
+from ssl_bench.data.listing import Listing, Part, Picture, assembled, counted, shown
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import splits
-from ssl_bench.data.sources.search import image_files
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, of_system
 from ssl_bench.utils.files import readable
 from ssl_bench.utils.formatting import many
 
@@ -59,9 +47,6 @@ class _Layout:
 def find(root: Path, choice: str = "") -> Listing:
     """The images below ``root``.
 
-    Args:
-        choice: the folders of the splits, if the user named them.
-
     Raises:
         UserError: the layout is ambiguous, there are no images, a class has none, the train split
             lacks a class of the test split, or a split is empty.
@@ -69,45 +54,44 @@ def find(root: Path, choice: str = "") -> Listing:
     outer = _chosen(root, choice) if choice else _by_name(root)
     layout = _unwrapped(outer)
     others: Counter[str] = Counter()
-    train_files, unlabelled = _by_class(layout.train, others)
-    if "" in train_files and layout.tests and not choice:
+    files, unlabelled = _by_class(layout.train, others)
+    is_flat = "" in files
+    tests = {str(test.relative_to(root)): test for test in layout.tests}
+
+    def why_unlabelled(name: str) -> str:
+        inside = {folder.name for folder in _folders(tests[name])}
+        if is_flat:
+            return "" if inside else "no class folders"
+        if unlabelled or inside & files.keys() or len(inside) > 1:
+            return unlabelled
+        return f"only {min(inside)!r}, which train lacks" if inside else "no class folders"
+
+    add = f"add {next(iter(layout.tests), root)}/CLASS/IMAGE or a folder val"
+    name, caveats = splits.tested_on(
+        root, outer.train.name, layout.train, list(tests), unlabelled, why_unlabelled, add
+    )
+    test = tests.get(name)
+    if test and not is_flat and (extra := {each.name for each in _folders(test)} - files.keys()):
+        raise UserError(f"{test} has class {min(extra)!r}, which train lacks")
+    if is_flat and tests and not choice:
         unlabelled += f"; {splits.choosing(root, WHOLE)} takes each folder as a class"
-    test, caveats = _tested_on(root, layout, train_files, unlabelled)
     # Images without labels belong to one class without a name.
-    classes = () if unlabelled else tuple(train_files)
-    pictures = _pictures(train_files, classes)
-    if test is None:
-        paths = [path for files in train_files.values() for path in files]
-        ranks = [rank(os.fsencode(path.relative_to(layout.train))) for path in paths]
-        is_test = hold_out(ranks, [p.label for p in pictures])
-        tested = [p for p, out in zip(pictures, is_test, strict=True) if out]
-        trained = [p for p, out in zip(pictures, is_test, strict=True) if not out]
-        caveats = (HELD_OUT_CAVEAT,)
-    else:
-        trained = pictures
-        by_class = _all_files if unlabelled else _files_by_class
-        test_files = by_class(test, others)
-        tested = _pictures(test_files, classes)
-    trained_part, tested_part = _part(trained), _part(tested)
-    caveats += check_labels(
-        root, trained_part.labels, tested_part.labels, classes, is_held_out=test is None
-    )
-    notes = understood(
-        _named(root, layout.train),
-        _named(root, test) if test else "",
-        classes,
-        unlabelled,
-        list(_left_out(root, outer.train, layout.train, test)),
-    )
-    return Listing(
-        readable(root.resolve().name),
-        trained_part,
-        tested_part,
-        tuple(map(readable, classes)),
-        caveats=caveats,
-        left_out=others,
-        notes=notes,
+    classes = () if unlabelled else tuple(files)
+    tested = None
+    if test:
+        tested_files = (_all_files if unlabelled else _files_by_class)(test, others)
+        tested = _part(tested_files, classes)
+    return assembled(
+        root,
+        _part(files, classes),
+        tested,
+        classes=tuple(map(readable, classes)),
         unlabelled=unlabelled,
+        splits=(_named(root, layout.train), _named(root, test) if test else ""),
+        left_out=list(_left_out(root, outer.train, layout.train, test)),
+        key=lambda picture: os.fsencode(picture.encoded.relative_to(layout.train)),
+        caveats=caveats,
+        others=others,
     )
 
 
@@ -120,34 +104,27 @@ def _chosen(root: Path, choice: str) -> _Layout:
 
 
 def _by_name(root: Path) -> _Layout:
-    """The layout that the names and contents of folders show.
-
-    Raises:
-        UserError: they are ambiguous.
-    """
+    """The layout that the names and contents of folders show."""
     folders = {folder.name: folder for folder in _folders(root)}
-    meanings = {name: said for name in folders if (said := splits.meaning(name))}
-    kinds = splits.by_kind(meanings)
-    trains, tests = kinds["train"], [*kinds["test"], *kinds["val"]]
-    others = [name for name in folders if name not in meanings]
-    if meanings:
+    roles = splits.Roles({name: splits.meaning(name) for name in folders})
+    trains, tests, others = roles.trains, roles.tests, roles.others
+    if roles.rests:
         others = [name for name in others if image_files(folders[name])[0]]
-    are_plain = not any(said.rest for said in meanings.values())
-    if splits.are_told_apart(kinds):
+    if roles.are_told_apart:
         train, candidates = folders[trains[0]], [folders[name] for name in tests]
         has_classes = bool(_folders(train))
-        alone = not others and (are_plain or _share_names([train, *candidates]))
-        if (has_classes and are_plain) or (has_classes and alone) or (are_plain and alone):
+        alone = not others and (roles.are_plain or _share_names([train, *candidates]))
+        if (has_classes and (alone or roles.are_plain)) or (alone and roles.are_plain):
             return _Layout(train, tuple(candidates))
-    elif are_plain and not others and (len(trains), bool(tests)) in ((1, False), (0, True)):
+    elif roles.are_plain and not others and (len(trains), bool(tests)) in ((1, False), (0, True)):
         present = " and ".join([*trains, *tests])
         missing = "neither test nor val" if trains else "no train folder"
         raise UserError(
             f"{root} has {present} but {missing}; add it, or give "
             f"{root / [*trains, *tests][0]} alone, of which a fifth is then held out"
         )
-    are_classes = all(said.rest for said in meanings.values()) and not (trains and tests)
-    if are_classes and all(_has_images(folders[name]) for name in meanings):
+    are_classes = all(roles.rests.values()) and not (trains and tests)
+    if are_classes and all(_has_images(folders[name]) for name in roles.rests):
         if len(folders) == 1 and not _has_images(root):
             return _inside(root, next(iter(folders.values())))
         if not _share_names(list(folders.values())):
@@ -203,41 +180,6 @@ def _share_names(folders: Sequence[Path]) -> bool:
     return len(most) > 1 and all(each and 2 * len(each & most) >= len(each) for each in names)
 
 
-def _tested_on(
-    root: Path, layout: _Layout, train_files: Mapping[str, list[Path]], unlabelled: str
-) -> tuple[Path | None, tuple[str, ...]]:
-    """The best candidate for the test split that has labels, if the train split has them.
-
-    Returns:
-        It, or None without candidates, and a caveat if it is not the first of them.
-    """
-    if not layout.tests:
-        return None, ()
-    inside = [{folder.name for folder in _folders(test)} for test in layout.tests]
-    first, known = layout.tests[0], set(train_files)
-    if "" in known and inside[0]:
-        raise UserError(
-            f"{layout.train} has no class folders, though {first} has; "
-            f"{splits.choosing(root, layout.train.name)} takes it alone, without labels"
-        )
-    if unlabelled:
-        if extra := inside[0] - known:
-            raise UserError(f"{first} has class {min(extra)!r}, which train lacks")
-        return first, ()
-    for test, names in zip(layout.tests, inside, strict=True):
-        if names & known or len(names) > 1:
-            if extra := names - known:
-                raise UserError(f"{test} has class {min(extra)!r}, which train lacks")
-            caveat = f"{first.name!r} has no labels: tested on {test.name!r}"
-            return test, () if test == first else (caveat,)
-    found = f"only {min(inside[0])!r}, which train lacks" if inside[0] else "no class folders"
-    raise UserError(
-        f"{first} has {found}, so that there is nothing to test on; add "
-        f"{first}/CLASS/IMAGE or a folder val, or hold a fifth of the train split out: "
-        f"{splits.choosing(root, layout.train.name)}"
-    )
-
-
 def _by_class(folder: Path, others: Counter[str]) -> tuple[dict[str, list[Path]], str]:
     """Image files by class, or all under "" and why they have no labels."""
     folders = _folders(folder)
@@ -265,11 +207,7 @@ def _named(root: Path, split: Path) -> str:
 
 
 def _left_out(root: Path, outer: Path, train: Path, test: Path | None) -> Iterator[str]:
-    """The parts of the folder that are in no split, with their numbers of images.
-
-    Args:
-        outer: the folder of the train split before `_unwrapped`.
-    """
+    """The parts of the folder in no split; ``outer`` is the split's folder before `_unwrapped`."""
     used = [folder for folder in (train, test) if folder]
     if outer != root:
         for folder in _folders(outer.parent):
@@ -318,13 +256,68 @@ def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]
     return files
 
 
-def _pictures(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> list[Picture]:
+def _part(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> Part:
     labels = {name: label for label, name in enumerate(classes)}
-    return [
+    pictures = [
         Picture(readable(path), path, labels.get(name, 0)) for name in files for path in files[name]
     ]
+    return Part(
+        len(pictures),
+        lambda: iter(pictures),
+        lambda: pictures.__getitem__,
+        [picture.label for picture in pictures],
+    )
 
 
-def _part(pictures: list[Picture]) -> Part:
-    labels = [picture.label for picture in pictures]
-    return Part(len(pictures), lambda: iter(pictures), lambda: pictures.__getitem__, labels)
+def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Find the image files below a folder, and count the other files.
+
+    Images are recognised by extension, see `images.extensions`. Links to files and folders are
+    followed, but each folder is entered only once, preferably not through a link. Links that lead
+    back up, and special files, are left out.
+
+    Returns:
+        The images, sorted, and the number of files left out by extension, including "broken link",
+        "looping link" and "special file". Hidden files and folders, whose names begin with a dot,
+        are not counted.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    wanted = extensions()
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    entered: set[tuple[int, int]] = set()
+    folders, linked = [folder], list[Path]()
+    while folders or linked:
+        here = folders.pop() if folders else linked.pop(0)
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"cannot read folder {readable(here)}: {of_system(error)}") from error
+        for entry in entries:
+            path = here / entry.name
+            if entry.name[0] == ".":
+                continue
+            is_link = entry.is_symlink()
+            if is_link and not path.exists():
+                left_out["broken link"] += 1
+            elif entry.is_dir():
+                if not is_link:
+                    folders.append(path)
+                elif here.resolve().is_relative_to(path.resolve()):
+                    left_out["looping link"] += 1
+                else:
+                    linked.append(path)
+            elif not entry.is_file():
+                left_out["special file"] += 1
+            elif path.suffix.lower() in wanted:
+                found.append(path)
+            else:
+                left_out[readable(path.suffix.lower())] += 1
+    return sorted(found), left_out

@@ -22,7 +22,7 @@ import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_bench.data.listing import (
-    HELD_OUT_CAVEAT,
-    Listing,
-    Part,
-    Picture,
-    check_labels,
-    hold_out,
-    rank,
-    shown,
-    understood,
-)
+from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import splits
-from ssl_bench.data.sources.search import image_files
+from ssl_bench.data.sources.folder import image_files
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.utils.files import readable
 from ssl_bench.utils.formatting import many
@@ -66,8 +56,9 @@ class _Table:
     image_column: str
     labels_N: np.ndarray
     class_names: tuple[str, ...]
-    noted: Mapping[str, Any]
     unlabelled: str
+    is_grey: bool
+    caveats: tuple[str, ...]
 
     def picture(self, row: int, encoded: bytes) -> Picture:
         return Picture(f"{readable(self.path)} row {row}", encoded, int(self.labels_N[row]))
@@ -108,38 +99,34 @@ def _may_hold_images(path: Path) -> bool:
 def find(path: Path, choice: str = "") -> Listing:
     """The images of a file or of a folder's files.
 
-    Args:
-        choice: the files of the splits, if the user named them.
-
     Raises:
         UserError: the layout is ambiguous, a file is unreadable or has no image column, a label
             is not a class, only some images have labels, or a split is empty.
     """
     layout = _layout(path, choice)
-    train_tables = layout.tables(layout.trains)
+    train_tables, test_tables = layout.tables(layout.trains), list[_Table]()
     unlabelled = _unlabelled(train_tables)
-    test_name, test_tables, caveats = _tested_on(path, layout, train_tables[0], unlabelled)
-    names = {table.class_names for table in (*train_tables, *test_tables)} - {()}
+
+    def why_unlabelled(name: str) -> str:
+        test_tables[:] = layout.tables([name])
+        return _unlabelled(test_tables)
+
+    train, place = layout.trains[0], train_tables[0].path
+    test_name, caveats = splits.tested_on(
+        *(path, train, place, layout.tests, unlabelled, why_unlabelled), "add a validation split"
+    )
+    tables = [*train_tables, *test_tables]
+    names = {table.class_names for table in tables} - {()}
     if len(names) > 1:
         raise UserError(f"{path}: its files name different classes, or in a different order")
-    tables = [*train_tables, *test_tables]
     classes = _classes(path, tables, next(iter(names), ()))
-    if not unlabelled and len({n for t in tables for n in np.unique(t.labels_N).tolist()}) == 1:
-        label = next(int(table.labels_N[0]) for table in tables if len(table.labels_N))
-        unlabelled = f"only class {shown([classes[label]])}"
+    labels = np.unique(np.concatenate([table.labels_N for table in tables]))
+    if not unlabelled and len(labels) == 1:
+        unlabelled = f"only class {shown([classes[labels[0]]])}"
     if unlabelled:
-        train_tables, test_tables = map(_without_labels, (train_tables, test_tables))
         classes = ()
-    if test_name:
-        train_rows = [np.ones(len(table.labels_N), bool) for table in train_tables]
-        test_rows = [np.ones(len(table.labels_N), bool) for table in test_tables]
-    else:
-        test_tables, test_rows = train_tables, _held_out_rows(train_tables)
-        train_rows = [~rows for rows in test_rows]
-        caveats = (HELD_OUT_CAVEAT,)
-    train, test = _part(train_tables, train_rows), _part(test_tables, test_rows)
-    caveats += check_labels(path, train.labels, test.labels, classes, is_held_out=not test_name)
-    noted = [caveat for table in tables for caveat in _caveats(table.noted)]
+        for table in tables:
+            table.labels_N[:] = 0
     used = {*layout.trains, test_name}
     left_out = [
         f"{shown([name])} ({many(len(files), 'file')})"
@@ -149,17 +136,17 @@ def find(path: Path, choice: str = "") -> Listing:
     if path.is_dir() and (beside := len(image_files(path)[0])):
         left_out.append(many(beside, "image file"))
     train_name = shown(layout.trains) if path.is_dir() else path.name
-    return Listing(
-        name=readable(path.stem if path.is_file() else path.resolve().name),
-        train=train,
-        test=test,
+    return assembled(
+        path,
+        _part(train_tables),
+        _part(test_tables) if test_name else None,
         classes=classes,
-        channels=1 if all(table.noted.get("channels") == 1 for table in tables) else 3,
-        caveats=(*dict.fromkeys(noted), *caveats),
-        notes=understood(
-            train_name, test_name and shown([test_name]), classes, unlabelled, left_out
-        ),
         unlabelled=unlabelled,
+        splits=(train_name, shown([test_name])),
+        left_out=left_out,
+        key=lambda picture: picture.encoded,
+        caveats=(*dict.fromkeys(note for table in tables for note in table.caveats), *caveats),
+        channels=1 if all(table.is_grey for table in tables) else 3,
     )
 
 
@@ -174,40 +161,32 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _layout(path: Path, choice: str) -> _Layout:
-    """Which files belong to which split.
-
-    Raises:
-        UserError: their names are ambiguous.
-    """
+    """Which files belong to which split."""
     if path.is_file():
         if choice not in ("", WHOLE):
             raise UserError(f"{path} is one file, which has no splits {choice!r} to choose from")
         return _Layout({path.name: [path]}, [path.name])
     groups: dict[str, list[Path]] = {}
-    meanings: dict[str, splits.Meaning] = {}
+    meanings: dict[str, splits.Meaning | None] = {}
     for file in _files(path):
-        name, said = _group(file.relative_to(path))
+        name, meanings[name] = _group(file.relative_to(path))
         groups.setdefault(name, []).append(file)
-        if said:
-            meanings[name] = said
     if choice == WHOLE:
         return _Layout(groups, list(groups))
     if choice:
         train, *test = splits.chosen(path, choice, groups, "files")
         return _Layout(groups, [train], test)
-    kinds = splits.by_kind(meanings)
-    trains, tests = kinds["train"], [*kinds["test"], *kinds["val"]]
-    others = [name for name in groups if name not in meanings]
-    if not meanings:
+    roles = splits.Roles(meanings)
+    trains, tests, others = roles.trains, roles.tests, roles.others
+    if not roles.rests:
         return _Layout(groups, others)
-    if splits.are_told_apart(kinds) or (len(meanings) == len(trains) == 1):
+    if roles.are_told_apart or (len(roles.rests) == len(trains) == 1):
         return _Layout(groups, trains, tests)
-    are_plain = not any(said.rest for said in meanings.values())
-    if not trains and are_plain:
+    if not trains and roles.are_plain:
         if not others:
             found = ", ".join(file.name for file in _files(path))
             raise UserError(f"{path} has no train*.parquet (it has {found})")
-        if splits.are_told_apart({**kinds, "train": [""]}):
+        if roles.is_one_test:
             return _Layout(groups, others, tests)
     raise splits.asked(
         path,
@@ -219,11 +198,7 @@ def _layout(path: Path, choice: str) -> _Layout:
 
 
 def _group(file: Path) -> tuple[str, splits.Meaning | None]:
-    """The name of a file's group, and what its name says about a split.
-
-    Args:
-        file: relative to the data set's folder.
-    """
+    """The name of a file's group, and what its (relative) path says about a split."""
     stem = splits.without_shard(file.stem)
     if said := splits.meaning(stem):
         return str(file.with_name(stem)), said
@@ -231,35 +206,6 @@ def _group(file: Path) -> tuple[str, splits.Meaning | None]:
         if said := splits.meaning(folder.name):
             return str(folder), said
     return str(file.with_name(stem) if stem else file.parent), None
-
-
-def _tested_on(
-    path: Path, layout: _Layout, train: _Table, unlabelled: str
-) -> tuple[str, list[_Table], tuple[str, ...]]:
-    """The best candidate for the test split that has labels, if the train split has them.
-
-    Returns:
-        Its name and tables, empty without candidates, and a caveat if it is not the first of them.
-    """
-    for name in layout.tests:
-        tables = layout.tables([name])
-        why = _unlabelled(tables)
-        if unlabelled and not why:
-            raise UserError(
-                f"{train.path} has {unlabelled}, though {name!r} has labels; "
-                f"{splits.choosing(path, layout.trains[0])} takes it alone, without labels"
-            )
-        if unlabelled or not why:
-            first = layout.tests[0]
-            caveat = f"{first!r} has no labels: tested on {name!r}"
-            return name, tables, () if name == first else (caveat,)
-    if layout.tests:
-        raise UserError(
-            f"{path}: {layout.tests[0]!r} has {why}, so that there is nothing to test on; add a "
-            "validation split, or hold a fifth of the train split out: "
-            f"{splits.choosing(path, layout.trains[0])}"
-        )
-    return "", [], ()
 
 
 @contextmanager
@@ -276,20 +222,30 @@ def _reading(path: Path) -> Iterator[None]:
 def _table(path: Path) -> _Table:
     with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         schema = file.schema_arrow
-        image_column = _column(schema, _IMAGE_COLUMNS)
+        image_column, label_column = (
+            _column(schema, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
+        )
         if not image_column:
             raise UserError(f"{path} has no image column; {_expected(schema, _IMAGE_COLUMNS)}")
-        label_column = _column(schema, _LABEL_COLUMNS)
-        noted = _json((file.metadata.metadata or {}).get(METADATA))
-        noted = noted if isinstance(noted, dict) else {}
-        if not label_column:
-            labels_N = np.zeros(file.metadata.num_rows, np.int64)
-            why = f"no label column; {_expected(schema, _LABEL_COLUMNS)}"
-            return _Table(path, image_column, labels_N, (), noted, why)
-        labels = file.read(columns=[label_column]).column(label_column)
-        labels_N, why = _numbers(path, label_column, labels)
-        names = _class_names(schema, label_column)
-        return _Table(path, image_column, labels_N, names, noted, why)
+        labels_N, names = np.zeros(file.metadata.num_rows, np.int64), tuple[str, ...]()
+        unlabelled = f"no label column; {_expected(schema, _LABEL_COLUMNS)}"
+        if label_column:
+            labels = file.read(columns=[label_column]).column(label_column)
+            labels_N, unlabelled = _numbers(path, label_column, labels)
+            names = _texts(
+                schema.metadata, b"huggingface", "info", "features", label_column, "names"
+            )
+        noted = file.metadata.metadata
+        is_grey = _entry(noted, METADATA, "channels") == 1
+        return _Table(
+            path,
+            image_column,
+            labels_N,
+            names,
+            unlabelled,
+            is_grey,
+            _texts(noted, METADATA, "caveats"),
+        )
 
 
 def _column(schema: pa.Schema, choices: Sequence[str]) -> str:
@@ -305,7 +261,7 @@ def _numbers(path: Path, column: str, labels: pa.ChunkedArray) -> tuple[np.ndarr
     kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise UserError(f"{path}: column {column!r} holds {kind}; labels must be integers")
-    labels_N = labels.cast(kind).cast(pa.int64()).fill_null(-1).to_numpy()
+    labels_N = labels.cast(kind).cast(pa.int64()).fill_null(-1).to_numpy().copy()
     if len(labels_N) and (labels_N == -1).all():
         return np.zeros_like(labels_N), f"no label in {column!r}, where every row is -1 or empty"
     if missing := int((labels_N < 0).sum()):
@@ -318,11 +274,7 @@ def _numbers(path: Path, column: str, labels: pa.ChunkedArray) -> tuple[np.ndarr
 
 
 def _unlabelled(tables: Sequence[_Table]) -> str:
-    """Why the files of a split have no labels, or "".
-
-    Raises:
-        UserError: only some have labels.
-    """
+    """Why the files of a split have no labels, or ""; it is an error if only some have."""
     filled = [table for table in tables if len(table.labels_N)]
     without = [table for table in filled if table.unlabelled]
     if without and len(without) < len(filled):
@@ -333,16 +285,8 @@ def _unlabelled(tables: Sequence[_Table]) -> str:
     return without[0].unlabelled if without else ""
 
 
-def _without_labels(tables: Sequence[_Table]) -> list[_Table]:
-    return [replace(table, labels_N=np.zeros_like(table.labels_N)) for table in tables]
-
-
 def _classes(path: Path, tables: Sequence[_Table], names: tuple[str, ...]) -> tuple[str, ...]:
-    """The class name of each possible label.
-
-    Raises:
-        UserError: a label has no name, or is implausibly large for so few images.
-    """
+    """The class name of each possible label."""
     largest = max((int(table.labels_N.max(initial=-1)) for table in tables), default=-1)
     if names:
         if largest >= len(names):
@@ -357,78 +301,56 @@ def _classes(path: Path, tables: Sequence[_Table], names: tuple[str, ...]) -> tu
     return tuple(str(label) for label in range(largest + 1))
 
 
-def _json(text: bytes | None) -> Any:
-    """A file's metadata, unchecked; None if it is not JSON."""
+def _entry(metadata: Mapping[bytes, bytes] | None, name: bytes, *keys: str) -> Any:
+    """A value inside the JSON of a file's metadata, unchecked; None if it is not there."""
     try:
-        return json.loads(text or b"null")
+        found = json.loads((metadata or {}).get(name, b"null"))
     except (ValueError, RecursionError):
         return None
-
-
-def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
-    """The names that Hugging Face's metadata give the labels, none where they give none."""
-    found = _json((schema.metadata or {}).get(b"huggingface"))
-    for key in ("info", "features", label_column, "names"):
+    for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
-    if isinstance(found, list) and all(isinstance(name, str) for name in found):
-        return tuple(found)
-    return ()
+    return found
 
 
-def _caveats(noted: Mapping[str, Any]) -> list[str]:
-    found = noted.get("caveats")
-    return [c for c in found if isinstance(c, str)] if isinstance(found, list) else []
+def _texts(metadata: Mapping[bytes, bytes] | None, name: bytes, *keys: str) -> tuple[str, ...]:
+    """`_entry`, if it is a list of texts; else nothing."""
+    found = _entry(metadata, name, *keys)
+    is_of_texts = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return tuple(found) if is_of_texts else ()
 
 
-def _images(table: _Table) -> Iterator[tuple[int, bytes]]:
-    """Row numbers and encoded images."""
-    for row, image in enumerate(_cells(table.path, table.image_column)):
-        encoded = image.get("bytes") if isinstance(image, dict) else image
-        if not isinstance(encoded, bytes):
-            raise UserError(f"{table.path}: no image bytes in row {row} of {table.image_column!r}")
-        yield row, encoded
-
-
-def _cells(path: Path, column: str) -> Iterator[Any]:
+def _images(table: _Table) -> Iterator[bytes]:
+    """The encoded images in order."""
+    path, column, row = table.path, table.image_column, 0
     with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
-            cells = batch.column(0).to_pylist()
-            yield from cells
+            for image in batch.column(0).to_pylist():
+                encoded = image.get("bytes") if isinstance(image, dict) else image
+                if not isinstance(encoded, bytes):
+                    raise UserError(f"{path}: no image bytes in row {row} of {column!r}")
+                yield encoded
+                row += 1
 
 
-def _held_out_rows(tables: Sequence[_Table]) -> list[np.ndarray]:
-    """Which rows of each file belong to the test fifth."""
-    ranks = [rank(encoded) for table in tables for _, encoded in _images(table)]
-    labels = [label for table in tables for label in table.labels_N.tolist()]
-    ends = np.cumsum([len(table.labels_N) for table in tables])[:-1]
-    return np.split(np.array(hold_out(ranks, labels), bool), ends)
-
-
-def _pictures(tables: list[_Table], rows: list[np.ndarray]) -> Iterator[Picture]:
-    for table, chosen in zip(tables, rows, strict=True):
-        for row, encoded in _images(table):
-            if chosen[row]:
+def _part(tables: list[_Table]) -> Part:
+    def pictures() -> Iterator[Picture]:
+        for table in tables:
+            for row, encoded in enumerate(_images(table)):
                 yield table.picture(row, encoded)
 
-
-def _part(tables: list[_Table], rows: list[np.ndarray]) -> Part:
-    chosen = zip(tables, rows, strict=True)
-    labels = [label for table, of in chosen for label in table.labels_N[of].tolist()]
-    return Part(
-        len(labels), lambda: _pictures(tables, rows), lambda: _at_any_place(tables, rows), labels
-    )
+    labels = [label for table in tables for label in table.labels_N.tolist()]
+    return Part(len(labels), pictures, lambda: _at_any_place(tables), labels)
 
 
-def _at_any_place(tables: list[_Table], rows: list[np.ndarray]) -> Callable[[int], Picture]:
+def _at_any_place(tables: list[_Table]) -> Callable[[int], Picture]:
     """A function from an index to the picture, read from its place in the file."""
     files = [_mapped(table.path) for table in tables]
-    where_N4 = np.concatenate(
-        [
-            np.stack([np.full(chosen.sum(), number), chosen.nonzero()[0], *located[:, chosen]], 1)
-            for number, (table, chosen) in enumerate(zip(tables, rows, strict=True))
-            for located in [_located(table, files[number])]
-        ]
-    )
+    where = [
+        (number, row, *span)
+        for number, table in enumerate(tables)
+        for row, span in enumerate(_located(table, files[number]))
+    ]
+    where_N4 = np.array(where, np.int64).reshape(-1, 4)
 
     def picture(index: int) -> Picture:
         number, row, start, stop = where_N4[index].tolist()
@@ -442,14 +364,10 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _located(table: _Table, file: mmap.mmap) -> np.ndarray:
-    """Where each image starts and stops in the file: int64 ``(2, N)``.
-
-    Raises:
-        UserError: an image is stored compressed.
-    """
-    spans, stop = [], 0
-    for row, encoded in _images(table):
+def _located(table: _Table, file: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Where each image starts and stops in the file, unless they are stored compressed."""
+    stop = 0
+    for row, encoded in enumerate(_images(table)):
         # Within a page, an image follows on the four bytes of its length.
         start = stop + 4
         if file[start : start + len(encoded)] != encoded:
@@ -460,5 +378,4 @@ def _located(table: _Table, file: mmap.mmap) -> np.ndarray:
                 "`ssl-bench data prepare` writes a copy that can be, or --storage memory would work"
             )
         stop = start + len(encoded)
-        spans.append((start, stop))
-    return np.array(spans, np.int64).reshape(-1, 2).T
+        yield start, stop

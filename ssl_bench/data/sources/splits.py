@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,31 +63,74 @@ def without_shard(stem: str) -> str:
     return _SHARD.sub("", stem)
 
 
-def by_kind(meanings: Mapping[str, Meaning]) -> dict[str, list[str]]:
-    """Names by the kind of split that they indicate; kinds without a name have an empty list."""
-    kinds: dict[str, list[str]] = {"train": [], "test": [], "val": [], "unclear": []}
-    for name, said in meanings.items():
-        kinds[said.kind].append(name)
-    return kinds
+class Roles:
+    """The names in a source, sorted by what `meaning` has found in them.
+
+    Attributes:
+        trains, tests, others: names of training splits, of test and then validation splits, and of
+            neither.
+        rests: the other words of each name that indicates a split.
+        is_one_test, are_told_apart: whether it is clear which is the test split, and which both.
+        are_plain: whether the names of splits say nothing else.
+    """
+
+    def __init__(self, meanings: Mapping[str, Meaning | None]) -> None:
+        kinds: dict[str, list[str]] = {"train": [], "test": [], "val": [], "unclear": [], "": []}
+        for name, said in meanings.items():
+            kinds[said.kind if said else ""].append(name)
+        self.trains, self.tests, self.others = (
+            kinds["train"],
+            kinds["test"] + kinds["val"],
+            kinds[""],
+        )
+        self.rests = {name: said.rest for name, said in meanings.items() if said}
+        self.is_one_test = len(kinds["test"] or kinds["val"]) == 1 and not kinds["unclear"]
+        self.are_told_apart = self.is_one_test and len(self.trains) == 1
+        self.are_plain = not any(self.rests.values())
 
 
-def are_told_apart(kinds: Mapping[str, Sequence[str]]) -> bool:
-    """Whether there is exactly one training split and one test split."""
-    tests = kinds["test"] or kinds["val"]
-    return len(kinds["train"]) == 1 and len(tests) == 1 and not kinds["unclear"]
+def tested_on(
+    root: Path,
+    train: str,
+    place: Path,
+    tests: Sequence[str],
+    unlabelled: str,
+    why_unlabelled: Callable[[str], str],
+    add: str,
+) -> tuple[str, tuple[str, ...]]:
+    """The best candidate for the test split that has labels, if the train split has them.
+
+    Args:
+        place: the folder, or the first file, of the train split.
+        unlabelled, why_unlabelled: why the train split, or a candidate, has no labels; or "".
+        add: what to add where no candidate has labels.
+
+    Returns:
+        Its name, or "" without candidates, and a caveat if it is not the first of them.
+    """
+    problems = []
+    for name in tests:
+        problems.append(why_unlabelled(name))
+        if unlabelled and not problems[-1]:
+            raise UserError(
+                f"{place} has {unlabelled}, though {name!r} has labels; "
+                f"{choosing(root, train)} takes it alone, without labels"
+            )
+        if unlabelled or not problems[-1]:
+            caveat = f"{tests[0]!r} has no labels: tested on {name!r}"
+            return name, () if name == tests[0] else (caveat,)
+    if problems:
+        raise UserError(
+            f"{root}: {tests[0]!r} has {problems[0]}, so that there is nothing to test on; {add}, "
+            f"or hold a fifth of the train split out: {choosing(root, train)}"
+        )
+    return "", ()
 
 
 def asked(
-    root: Path, trains: Iterable[str], tests: Iterable[str], what: str, whole: str
+    root: Path, trains: Sequence[str], tests: Sequence[str], what: str, whole: str
 ) -> UserError:
-    """The error for an ambiguous layout, which lists the possibilities and how to choose.
-
-    Args:
-        trains, tests: candidates for the training and the test split.
-        what: what was found, in words.
-        whole: how the source is read without splits, in words.
-    """
-    trains, tests = list(trains), list(tests)
+    """The error for an ambiguous layout: what it is, and how to choose."""
     pairs = [(train, test) for train in trains for test in tests if train != test][:_EXAMPLES]
     ways = [f"{choosing(root, f'{a}+{b}')} trains on {a!r} and tests on {b!r}" for a, b in pairs]
     if not pairs:
@@ -102,11 +145,7 @@ def choosing(root: Path, choice: str) -> str:
 
 
 def chosen(root: Path, choice: str, known: Collection[str], kind: str) -> list[str]:
-    """The one or two names in a choice such as ``TRAIN`` or ``TRAIN+TEST``.
-
-    Raises:
-        UserError: they do not exist.
-    """
+    """The one or two names in a choice such as ``TRAIN`` or ``TRAIN+TEST``; they must exist."""
     ways = [[choice]]
     ways += [[choice[: m.start()], choice[m.end() :]] for m in re.finditer(r"\+", choice)]
     for way in ways:
