@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,11 +61,12 @@ class Flag:
 
 
 def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
-    """The flags of a dataclass, under longer names, with a preset's defaults."""
+    """The flags of a dataclass, under longer names, with a preset's defaults; its own first."""
     texts, types = registry.field_help(cls), typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     return [
-        Flag(prefix + n, n, cls, types[n], preset.get(n, field.default), texts.get(n, ""))
-        for n, field in ((field.name, field) for field in dataclasses.fields(cls))
+        Flag(prefix + n, n, cls, types[n], preset.get(n, fields[n].default), texts.get(n, ""))
+        for n in sorted(fields, key=lambda name: name not in cls.__annotations__)
     ]
 
 
@@ -81,6 +83,12 @@ def parse(command: str, cls: type[T], args: Sequence[str]) -> T:
 def read(flag: Flag, text: str) -> Any:
     """The value of a flag that is given alone."""
     return values_of("run", [flag], joined([(flag.option, text)]), "")[flag.name]
+
+
+def described(name: str, text: str, width: int = 18) -> list[str]:
+    """Lines of help: a name in so many columns, and beside it what it means."""
+    whole = f"  {name:<{width}}{text}".rstrip()
+    return textwrap.wrap(whole, 100, subsequent_indent=" " * (2 + width))
 
 
 def every_flag(

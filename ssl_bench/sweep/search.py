@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,16 +71,13 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
             label_of(f"{part.method}, trial {number}", values, ": "): (number, values)
             for number, values in enumerate(_drawn(part, settings), start=1)
         }
-        found = list(
-            possible(
-                (label, part.config, of_trials | values) for label, (_, values) in drawn.items()
-            )
-        )
+        asked = ((label, part.config, of_trials | each) for label, (_, each) in drawn.items())
+        found = list(possible(asked))
         places = tuple(range(len(cells), len(cells) + len(found)))
         cells += [Cell(config, label, drawn[label][0]) for label, config in found]
         configs = tuple(part.config.with_values(fixed | drawn[label][1]) for label, _ in found)
-        for seed in part.given.get("seed") or (Settings.seed,):
-            finals.append(Final(part.method, places, configs, seed, choose_by))
+        seeds = tuple(part.given.get("seed") or (Settings.seed,))
+        finals.append(Final(part.method, places, configs, seeds, choose_by))
     return cells, finals
 
 
@@ -94,7 +92,22 @@ def draw(
             for Sobol, the number of names.
     """
     names = sorted(space)
-    rows = (_sobol if how == "sobol" else _random)(names, count, coordinates)
+    rows: Any
+    if how == "sobol":
+        import numpy as np
+        from scipy.stats import qmc
+
+        seed = np.random.default_rng(_key(*coordinates))
+        # A power of two, as the sequence wants it; what comes first does not depend on it.
+        rows = qmc.Sobol(len(names), scramble=True, seed=seed).random_base2(
+            (count - 1).bit_length()
+        )
+    else:  # each a function of the coordinates, the trial and the name alone
+        rows = (
+            [(_key(*coordinates, trial, name) >> 11) / 2**53 for name in names]
+            for trial in range(count)
+        )
+    rows = itertools.islice(rows, count)
     return [{name: space[name].at(u) for name, u in zip(names, row, strict=True)} for row in rows]
 
 
@@ -129,25 +142,6 @@ def _typed(type_: Any, value: Any, where: str) -> Any:
         return typed_json.of(type_, list(value) if isinstance(value, tuple) else value, where)
     except Unreadable as error:
         raise UserError(f"{error}, which is no value for it") from None
-
-
-def _random(
-    names: Sequence[str], count: int, coordinates: Sequence[str | int]
-) -> list[list[float]]:
-    """Numbers in [0, 1), each a function of the coordinates, the trial and the name alone."""
-    return [
-        [(_key(*coordinates, trial, name) >> 11) / 2**53 for name in names]
-        for trial in range(count)
-    ]
-
-
-def _sobol(names: Sequence[str], count: int, coordinates: Sequence[str | int]) -> Any:
-    import numpy as np
-    from scipy.stats import qmc
-
-    # A power of two, as the sequence wants it; what comes first does not depend on it.
-    engine = qmc.Sobol(len(names), scramble=True, seed=np.random.default_rng(_key(*coordinates)))
-    return engine.random_base2((count - 1).bit_length())[:count]
 
 
 def _key(*coordinates: str | int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
-from ssl_bench.sweep.grid import Cell, Final, Grid
+from ssl_bench.sweep.grid import Cell, Grid
 from ssl_bench.sweep.status import CellStatus
 
 
@@ -26,56 +26,40 @@ def finals(
     """
     cells: list[Cell] = []
     notes: list[str] = []
-    told: set[str] = set()
     for final in wanted.finals:
         trials = [statuses[place] for place in final.trials]
-        over = [each for each in trials if _is_over(each, retry_failed)]
-        done = [each for each in over if each.state == "done"]
-        if len(over) < len(trials) or not done:
-            if final.method not in told:
-                notes.append(_waiting(final, trials, over))
-                told.add(final.method)
-            continue
-        best = _best(done, final.choose_by, wanted.runs_dir)
-        config = final.configs[trials.index(best)].with_values({"seed": final.seed})
-        label = f"{final.method}, best of {len(trials)} trials, seed {final.seed}"
-        cells.append(Cell(config, label))
-        if final.method not in told:
-            told.add(final.method)
-            score = best.scores[final.choose_by]
+        done = [each for each in trials if each.state == "done"]
+        over = [] if retry_failed else [each for each in trials if each.state == "failed"]
+        over += done
+        if len(over) < len(trials):
+            notes.append(
+                f"{final.method}: {len(trials) - len(over)} of {len(trials)} trials are not over; "
+                "once they are, the same command runs the best one on all training images"
+            )
+        elif not done:
+            all_failed = f"all {len(trials)} trials failed; --retry-failed does them again"
+            notes.append(f"{final.method}: {all_failed}")
+        else:
+            best = _best(done, final.choose_by, wanted.runs_dir)
+            config = final.configs[trials.index(best)]
+            label = f"{final.method}, best of {len(trials)} trials, seed"
+            cells += [Cell(config.with_values({"seed": s}), f"{label} {s}") for s in final.seeds]
             failed = len(trials) - len(done)
             aside = f"; {failed} of its {len(trials)} trials failed" if failed else ""
             notes.append(
                 f"{best.entry.label} is the best of {final.method} on held-out images "
-                f"({final.choose_by} {score:.2f}){aside}"
+                f"({final.choose_by} {best.scores[final.choose_by]:.2f}){aside}"
             )
     return cells, notes
 
 
-def _is_over(each: CellStatus, retry_failed: bool) -> bool:
-    return each.state == "done" or (each.state == "failed" and not retry_failed)
-
-
 def _best(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> CellStatus:
     """The trial with the best score, the first of several; whether more is better, it says."""
-    better = {_better(each, choose_by, runs_dir) for each in done}
+    homes = (runs_dir / e.entry.run / schema.EVALS / e.entry.evals[choose_by] for e in done)
+    better = {schema.load_object(home / schema.SCORES).get("better", "higher") for home in homes}
     if "neither" in better:
         raise UserError(
             f"evaluation {choose_by!r} ranks nobody; --choose-by linear would choose the best trial"
         )
     sign = -1 if better == {"lower"} else 1
     return max(done, key=lambda each: sign * each.scores[choose_by])
-
-
-def _better(each: CellStatus, choose_by: str, runs_dir: Path) -> str:
-    home = runs_dir / each.entry.run / schema.EVALS / each.entry.evals[choose_by]
-    return str(schema.load_object(home / schema.SCORES).get("better", "higher"))
-
-
-def _waiting(final: Final, trials: Sequence[CellStatus], over: Sequence[CellStatus]) -> str:
-    if len(over) < len(trials):
-        return (
-            f"{final.method}: {len(trials) - len(over)} of {len(trials)} trials are not over; once "
-            "they are, the same command runs the best one on all training images"
-        )
-    return f"{final.method}: all {len(trials)} trials failed; --retry-failed does them again"

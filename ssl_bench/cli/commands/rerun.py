@@ -18,7 +18,7 @@ from ssl_bench.api.registry import Kind, Plugin
 from ssl_bench.cli import trust
 from ssl_bench.cli.commands.show import text
 from ssl_bench.config.command_settings import RerunSettings
-from ssl_bench.config.settings import Precision, Settings
+from ssl_bench.config.settings import Precision
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
@@ -128,18 +128,9 @@ def _config(
         )
     is_per_sample = method.load_class().per_sample_loss
     require(bool(plan["data_source"]), f"run {folder.name!r} does not tell where its data are")
-    if "settings" in plan:
-        stored = run_config.settings_of(plan)
-    else:  # of a run from before all settings were stored
-        stored = Settings(
-            batch_size=plan["batch_size"],
-            seed=plan["seed"],
-            preset=plan["preset"],
-            skip_broken=bool(plan.get("skip_broken")),
-        )
     spec = EncoderSpec.of(plan["encoder"])
     again = replace(
-        stored,
+        run_config.settings_of(plan),
         # What was found out stands for what was asked for, so that this machine finds the same.
         method=method.source or method.name,
         data=plan["data_source"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from ssl_bench.cli.argv import joined
 from ssl_bench.cli.parser import Flag
 from ssl_bench.cli.sweep_args import toml
 from ssl_bench.cli.sweep_args.toml import Layer, SweepFile
-from ssl_bench.cli.sweep_args.values import Given, choices
-from ssl_bench.config.settings import BUDGETS, Settings
+from ssl_bench.cli.sweep_args.values import choices
+from ssl_bench.config.settings import Settings
 from ssl_bench.errors import UserError, require
 from ssl_bench.sweep.grid import Part
 
@@ -39,20 +40,19 @@ def parts_of(file: SweepFile, line: Layer, devices: int) -> list[Part]:
     Args:
         devices: of a run for which none are given.
     """
-    entries = file.cells or [{}]
-    methods = [list(_methods(_merged(file.base, entry, line))) for entry in entries]
+    layers = [_merged(file.base, entry, line) for entry in file.cells or [{}]]
+    methods = [list(_methods(layer)) for layer in layers]
     everyone = [method for each in methods for method in each]
-    booleans = {n for each in everyone for n, flag in each.flags.items() if flag.type is bool}
-    line = _without_negatives(line, booleans)
     for layer in (file.base, line):
         _refuse_unknown(layer, everyone)
-    parts: list[Part] = []
-    for entry, here in zip(entries, methods, strict=True):
-        _refuse_unknown(entry, here)
-        layer = _merged(file.base, entry, line)
-        for method in here:
-            parts += _parts(method, layer, devices)
-    return parts
+    for entry, own in zip(file.cells, methods, strict=False):
+        _refuse_unknown(entry, own)
+    return [
+        part
+        for layer, own in zip(layers, methods, strict=True)
+        for method in own
+        for part in _parts(method, layer, devices)
+    ]
 
 
 def _parts(method: _Method, layer: Layer, devices: int) -> Iterator[Part]:
@@ -64,17 +64,15 @@ def _parts(method: _Method, layer: Layer, devices: int) -> Iterator[Part]:
         for name, value in here.items()
         if name in method.flags and name != "method"
     }
-    for budget in BUDGETS:
-        require(
-            not ("epochs" in given and budget in given),
-            f"--epochs and --{budget.replace('_', '-')} each fix the length of the training; one "
-            "will do",
-        )
+    flags.refuse_two_lengths(given)
     types = {name: flag.type for name, flag in method.flags.items()}
-    first = {name: values[0] for name, values in given.items()}
     for preset in given.get("preset", [None]):
-        named = joined([method.named, *([("--preset", preset)] if preset else [])])
-        config = flags.defaults(named, first)
+        offer = flags.offer([*method.named, *(joined([("--preset", preset)]) if preset else ())])
+        values = {flag.name: flag.default for flag in offer.flags}
+        for name in (name for name, each in values.items() if each is dataclasses.MISSING):
+            require(name in given, f"--{name.replace('_', '-')} needs a value")
+            values[name] = given[name][0]
+        config = offer.run_config(values)
         own = given | ({"preset": [preset]} if preset else {})
         if "devices" not in given and config.settings.devices == Settings.devices:
             own |= {"devices": [devices]}
@@ -85,8 +83,8 @@ def _methods(layer: Layer) -> Iterator[_Method]:
     """The methods that a layer names."""
     given = layer.get(("", "method"))
     for name in choices(_SHARED["method"], given) if given else [None]:
-        named = ("--method", name) if name else ()
-        known = list(joined([named] if named else []))
+        named = joined([("--method", name)] if name else [])
+        known = list(named)
         if not name and ("", "preset") in layer:
             known += joined([("--preset", choices(_SHARED["preset"], layer["", "preset"])[0])])
         plugin = flags.method_of(known)
@@ -95,32 +93,17 @@ def _methods(layer: Layer) -> Iterator[_Method]:
             names = [n for one in each for several in choices(flag, one) for n in several]
             if names := [name for name in names if name != "none"]:
                 known += joined([(flag.option, ",".join(names))])
-        yield _Method(plugin, named, flags.run_flags(known))
+        yield _Method(plugin, named, {flag.name: flag for flag in flags.offer(known).flags})
 
 
 def _merged(*layers: Layer) -> Layer:
     """The layers together: a later one wins, whichever method an earlier one is for."""
     merged: Layer = {}
     for layer in layers:
-        for scope, name in layer:
-            if not scope:
-                merged = {key: v for key, v in merged.items() if key[1] != name or not key[0]}
+        everywhere = {name for scope, name in layer if not scope}
+        merged = {key: v for key, v in merged.items() if key[1] not in everywhere or not key[0]}
         merged |= layer
     return merged
-
-
-def _without_negatives(line: Layer, booleans: set[str]) -> Layer:
-    """``--no-flip`` as what it says of ``--flip``."""
-    found: Layer = {}
-    for (scope, name), given in line.items():
-        positive = name.removeprefix("no_")
-        if positive != name and positive in booleans and name not in booleans:
-            flag = name.replace("_", "-")
-            require(given.value is None, f"--{flag} takes no value")
-            require((scope, positive) not in line, f"--{flag} is given beside its opposite")
-            name, given = positive, Given("no")
-        found[scope, name] = given
-    return found
 
 
 def _refuse_unknown(layer: Layer, methods: Sequence[_Method]) -> None:
@@ -132,7 +115,7 @@ def _refuse_unknown(layer: Layer, methods: Sequence[_Method]) -> None:
         if scope and scope not in by_name:
             what = where or f"--{scope}.{flag}: "
             raise UserError(f"{what}{scope!r} is no method of this sweep: {', '.join(by_name)}")
-        meant = [by_name[scope]] if scope else list(by_name.values())
+        meant = [by_name[scope]] if scope else methods
         if scope and name == "method":
             raise UserError(f"{where or f'--{scope}.method: '}a method has no method")
         names = [each for method in meant for each in method.flags]
