@@ -275,7 +275,6 @@ def _contract(plugin: Plugin) -> str:
 
 
 def _check_values(plugin: Plugin, declared: Any) -> None:
-    """Complain about a declared attribute of another type."""
     for name, default in names(DECLARATIONS[plugin.kind]).items():
         value = getattr(declared, name)
         where = f"{name} of {declared.__name__} in {plugin.path}"

@@ -97,7 +97,6 @@ class Offer:
 
 
 def _of(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a dataclass's fields."""
     return {f.name: values[prefix + f.name] for f in dataclasses.fields(cls)}
 
 
@@ -142,7 +141,6 @@ def refuse_two_lengths(given: Collection[str]) -> None:
 
 
 def _owners(preset: str) -> list[str]:
-    """The methods that define a preset."""
     methods = registry.discover("method").values()
     return [plugin.name for plugin in methods if preset in plugin.presets()]
 

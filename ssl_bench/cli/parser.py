@@ -157,7 +157,6 @@ def values_of(
 
 
 def _backbone(name: str) -> str:
-    """The backbone that is meant."""
     meant = habits.backbone(name)
     if meant is None or meant[0] == name or name in BACKBONES:
         return name

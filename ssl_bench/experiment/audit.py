@@ -164,9 +164,11 @@ def layer_decay(classifier: nn.Module, groups: Sequence[Group], factor: float) -
     # Of other backbones that timm knows, it counts what comes last with the head.
     own = r"encoder\.(?!(fc_)?norm\.)" if is_vit or not hasattr(encoder, "group_matcher") else "$"
     lost = [name for name, scale in named.items() if scale == 1 and re.match(own, name)]
+    shown = ", ".join(map(repr, lost[:_SHOWN]))
+    shown += f" and {len(lost) - _SHOWN} more" if lost[_SHOWN:] else ""
     require(
         not lost,
-        f"layer decay {factor:g} matches no layer for {_listed(lost)}; it knows a backbone of timm "
+        f"layer decay {factor:g} matches no layer for {shown}; it knows a backbone of timm "
         "by its names, and 1 would do without it",
     )
     for layer in range(top + 1):
@@ -193,8 +195,3 @@ def drop_path(encoder: nn.Module, rate: float) -> None:
         f"drop path {rate:g} skips no block{count}: it rises from 0 at the first one; 2 blocks or "
         "more, or drop path 0, would work",
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

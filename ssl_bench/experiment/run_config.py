@@ -212,7 +212,6 @@ def text_of(value: Any) -> str:
 
 
 def _own(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Those of the values that are of a dataclass's fields."""
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: values[prefix + name] for name in names if prefix + name in values}
 
@@ -222,7 +221,6 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass as values of JSON."""
     return json.loads(json.dumps(asdict(config), default=str))
 
 

@@ -144,7 +144,6 @@ def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _provenance(study: Study, finished: Sequence[Run]) -> dict[str, Any]:
-    """Which runs and which results are behind each number."""
     return {
         "ablation": study.name,
         "cells": [

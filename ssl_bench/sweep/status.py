@@ -103,7 +103,6 @@ def statuses_of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[CellStatus]:
 
 
 def _jobs_of(sweeps: Sequence[Sweep], runs: AbstractSet[str]) -> dict[tuple[str, Stage], _Job]:
-    """The latest job for each stage of the runs."""
     latest: dict[tuple[str, Stage], tuple[Path, Submitted]] = {}
     for sweep in sweeps:
         for each in (each for each in sweep.submitted if each.run in runs):

@@ -53,7 +53,6 @@ def _varied(ablation: Ablation) -> list[str]:
 
 
 def _find(method: Plugin, name: str) -> Ablation:
-    """A method's ablation of that name."""
     known = method.ablations()
     if not known:
         others = [
@@ -131,7 +130,6 @@ def _flag_names(args: Sequence[str]) -> list[str]:
 
 
 def _help(method: Plugin) -> str:
-    """What ``ssl-bench ablate --help`` prints."""
     lines = [
         "usage: ssl-bench ablate NAME [--values V,...] [--seeds S,...] [FLAGS OF ssl-bench run]",
         "",

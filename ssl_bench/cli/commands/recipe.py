@@ -201,7 +201,6 @@ def _paper_preset(method: Plugin, preset: str) -> str:
 
 
 def _help() -> str:
-    """What ``ssl-bench recipe --help`` prints."""
     notes = registry.presets().items()
     lines = [line for name, note in notes for line in parser.described(name, note, 22)]
     return _USAGE + "\n".join(lines) + "\n"

@@ -149,12 +149,10 @@ def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Gro
 
 
 def _log(each: CellStatus) -> str:
-    """Where a cell that failed has told more, if it has."""
     return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
 
 
 def _progress(each: CellStatus) -> str:
-    """Steps and speed of a pre-training, or what is evaluated."""
     if each.stage == "evaluate" and not each.waits_for:
         return f"to evaluate: {len(each.missing)}" if each.state != "done" else ""
     if each.waits_for:
@@ -166,7 +164,6 @@ def _progress(each: CellStatus) -> str:
 
 
 def _scores(each: CellStatus) -> Text:
-    """What is known of an encoder, or why it is not."""
     if each.error:
         return Text(plain(each.error), style=_STYLES[each.state])
     return Text(", ".join(f"{name} {score:.2f}" for name, score in each.scores.items()))

@@ -16,7 +16,7 @@ from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
-from ssl_bench.sweep import manifest, select_best
+from ssl_bench.sweep import manifest, search
 from ssl_bench.sweep.backends import clusters, slurm
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
@@ -77,7 +77,7 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
         statuses = statuses_of(sweep, [*sweeps, sweep])
         if opening_notes and not settings.dry_run:
             manifest.write(sweep)
-        finals, notes = select_best.finals(wanted, statuses, settings.retry_failed)
+        finals, notes = search.best_on_all_images(wanted, statuses, settings.retry_failed)
         if finals:
             sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
             statuses = statuses_of(sweep, [*sweeps, sweep])
@@ -203,7 +203,6 @@ def _show(statuses: Sequence[CellStatus], work: Sequence[Work]) -> None:
 
 
 def _nothing(statuses: Sequence[CellStatus]) -> str:
-    """Why there is nothing to do."""
     failed = sum(each.state == "failed" for each in statuses)
     live = sum(each.state in UNDER_WAY for each in statuses)
     parts = []

@@ -108,7 +108,6 @@ def _profiles(table: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _fields(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of `ClusterSettings` from a table."""
     flags = parser.flags_of(ClusterSettings)
     values: dict[str, Any] = {}
     for key, value in table.items():

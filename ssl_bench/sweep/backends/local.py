@@ -111,8 +111,6 @@ def visible_gpus() -> list[str]:
 
 
 class _Stop(BaseException):
-    """The worker was told to stop."""
-
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
