@@ -115,41 +115,34 @@ class Plugin:
         """The plugin's ``Config`` dataclass."""
         return self.outline().Config
 
-    def checked_config(self, values: Mapping[str, Any]) -> Any:
+    def checked_config(self, values: Mapping[str, Any], is_real: bool = False) -> Any:
         """The ``Config`` of these values, from the outline if that can make it: no torch import.
 
-        It is good for flags and messages; `real_config` is what a run gets.
+        It is good for flags and messages; a run gets an instance of the imported module's own.
+
+        Args:
+            is_real: make that one.
 
         Raises:
-            UserError: a value is out of range.
+            UserError: a value is out of range, or the file cannot be imported.
         """
         try:
-            return self.config(**values)
-        except UserError:
-            raise
-        except Exception:  # its checks need more of the file than the outline has
-            return self._make_config(values)
-
-    def real_config(self, config: Any) -> Any:
-        """The config again, as an instance of the ``Config`` of the imported module.
-
-        Raises:
-            UserError: that refuses it.
-        """
-        if type(config) is self.load().Config:
-            return config
-        fields = dataclasses.fields(config)
-        return self._make_config({f.name: getattr(config, f.name) for f in fields if f.init})
-
-    def _make_config(self, values: Mapping[str, Any]) -> Any:
-        try:
-            return self.load().Config(**values)
+            return (self.load() if is_real else self.outline()).Config(**values)
         except UserError:
             raise
         except Exception as error:
+            if not is_real:  # its checks may need more of the file than the outline has
+                return self.checked_config(values, is_real=True)
             raise UserError(
                 f"Config in {self.path} fails: {type(error).__name__}: {first_line(error)}"
             ) from error
+
+    def real_config(self, config: Any) -> Any:
+        """The config again, as an instance of the ``Config`` of the imported module."""
+        if type(config) is self.load().Config:
+            return config
+        fields = (field.name for field in dataclasses.fields(config) if field.init)
+        return self.checked_config({n: getattr(config, n) for n in fields}, is_real=True)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
         """The `checked_config` of what a run has stored as JSON, where tuples are lists.
@@ -282,48 +275,40 @@ def _contract(plugin: Plugin) -> str:
 
 
 def _check_values(plugin: Plugin, declared: Any) -> None:
-    """Complain about a declared attribute of another type."""
     for name, default in names(DECLARATIONS[plugin.kind]).items():
         value = getattr(declared, name)
         where = f"{name} of {declared.__name__} in {plugin.path}"
         if isinstance(default, Mapping):
             require(isinstance(value, Mapping), f"{where} is {type(value).__name__}, no mapping")
+            kind = _ENTRIES[name]
+            words = " or ".join(each.__name__ for each in typing.get_args(kind) or (kind,))
             for key, each in value.items():
-                kind = _ENTRIES[name]
                 require(
                     isinstance(key, str) and isinstance(each, kind),
-                    f"{where}: {key!r} is {type(each).__name__}, not {_named(kind)}",
+                    f"{where}: {key!r} is {type(each).__name__}, not {words}",
                 )
-        else:
-            kind = type(default)
-            require(type(value) is kind, f"{where} is {value!r:.60}; {_named(kind)} would work")
-            if kind is frozenset:
-                unknown = ", ".join(sorted(map(repr, value - COLUMNS)))
-                known = ", ".join(sorted(COLUMNS))
-                require(not unknown, f"{where} has {unknown}; it may have {known}")
-            elif kind is int:
-                require(value > 0, f"{where} is {value}; 1 or more would work")
+            continue
+        kind = type(default)
+        require(type(value) is kind, f"{where} is {value!r:.60}; {kind.__name__} would work")
+        if kind is frozenset:
+            unknown = ", ".join(sorted(map(repr, value - COLUMNS)))
+            known = ", ".join(sorted(COLUMNS))
+            require(not unknown, f"{where} has {unknown}; it may have {known}")
+        elif kind is int:
+            require(value > 0, f"{where} is {value}; 1 or more would work")
 
 
 def _check_fields(plugin: Plugin, config: type, declared: Any) -> None:
     """Refuse presets and search ranges of what is no flag; what is inherited may say more."""
-    own = {field.name for field in dataclasses.fields(config)}
-    shared = {field.name for field in dataclasses.fields(Settings)}
-    said = [
-        (f"preset {preset!r}", values, own | shared if plugin.kind == "method" else own)
-        for preset, values in vars(declared).get("presets", {}).items()
-    ]
+    known = {field.name for field in dataclasses.fields(config)}
+    said = [(f"preset {name!r}", each) for name, each in vars(declared).get("presets", {}).items()]
     if plugin.kind == "method":
-        said.append(("search_space", vars(declared).get("search_space", {}), own | shared))
-    for where, values, known in said:
+        known |= {field.name for field in dataclasses.fields(Settings)}
+        said.append(("search_space", vars(declared).get("search_space", {})))
+    for where, values in said:
         for name in values:
             if name not in known:
                 raise unknown(f"field in {where} of {plugin.path}", name, known)
-
-
-def _named(kind: Any) -> str:
-    """A type or a union of types, for a person to read."""
-    return " or ".join(each.__name__ for each in typing.get_args(kind) or (kind,))
 
 
 def _from_file(path: Path) -> types.ModuleType:

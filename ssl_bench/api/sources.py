@@ -150,7 +150,6 @@ def _nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
 
 
 def _assigned(node: ast.stmt) -> list[str]:
-    """The names that a statement gives a value to."""
     if isinstance(node, ast.Assign):
         targets = node.targets
     elif isinstance(node, ast.AnnAssign) and node.value is not None:

@@ -44,26 +44,6 @@ def peek(args: Sequence[str], name: str) -> list[str]:
     return []
 
 
-def split_commas(args: Sequence[str], sequences: set[str]) -> list[str]:
-    """Let the flags that take several values take them in one argument, separated by commas.
-
-    They move to the end, where no positional argument can be taken for one of their values.
-    """
-    kept: list[str] = []
-    moved: list[str] = []
-    remaining = iter(args)
-    for arg in remaining:
-        flag, equals, value = arg.partition("=")
-        if flag.startswith("--") and flag[2:].replace("-", "_") in sequences:
-            values = value if equals else next(remaining, "")
-            parts = [part for each in values.split(",") if (part := each.strip())]
-            require(not any(map(_is_flag, parts)), f"{flag} needs a value")
-            moved += [flag, *parts]
-        else:
-            kept.append(arg)
-    return kept + moved
-
-
 def values_told_from_flags(args: Sequence[str], taking: set[str]) -> list[str]:
     """The arguments, with a value that starts with a hyphen bound to its flag.
 

@@ -8,7 +8,7 @@ evaluation's ``Config`` under the evaluation's name: ``--epochs``, ``--mask-rati
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,37 +29,22 @@ def parse_run(args: Sequence[str], command: str = "run") -> RunConfig:
     A preset that methods alone define picks the first of these, where no method is named.
     """
     method = method_of(args)
-    _refuse_two_lengths(args)
-    offer = _offer(args, Settings, method, Settings.preset)
+    refuse_two_lengths([n for n in ("epochs", *BUDGETS) if peek(args, n.replace("_", "-"))])
+    offered = _offer(args, Settings, method, Settings.preset)
     about = (
         f"Pre-train {method.name}, evaluate it, show it beside its baselines. {method.summary} "
         "`ssl-bench run --config FILE` runs what a run's config.json, or a file like it, describes."
     )
-    shown = list(offer.flags)
+    shown = list(offered.flags)
     if command == "run" and {"-h", "--help"} & set(args):  # with it, another parser reads the flags
         of_file = flags_with(ConfigFileSettings, "", {"config": None})
         shown += [flag for flag in of_file if flag.name == "config"]
-    return offer.run_config(values_of(command, shown, args, about, offer.everyone))
+    return offered.run_config(values_of(command, shown, args, about, offered.everyone))
 
 
-def defaults(args: Sequence[str], required: Mapping[str, Any]) -> RunConfig:
-    """The run with nothing but defaults: those of the preset and the method that are named.
-
-    Args:
-        required: values for flags that have no default, as far as they are given.
-    """
-    offer = _offer(args, Settings, method_of(args), Settings.preset)
-    values = {flag.name: flag.default for flag in offer.flags}
-    for name in [name for name, value in values.items() if value is dataclasses.MISSING]:
-        require(name in required, f"--{name.replace('_', '-')} needs a value")
-        values[name] = required[name]
-    return offer.run_config(values)
-
-
-def run_flags(args: Sequence[str]) -> dict[str, Flag]:
-    """Every flag that ``ssl-bench run`` has with these arguments, by its field's name."""
-    offer = _offer(args, Settings, method_of(args), Settings.preset)
-    return {flag.name: flag for flag in offer.flags}
+def offer(args: Sequence[str]) -> Offer:
+    """What ``ssl-bench run`` takes with these arguments."""
+    return _offer(args, Settings, method_of(args), Settings.preset)
 
 
 def method_of(args: Sequence[str]) -> Plugin:
@@ -78,23 +63,21 @@ def method_of(args: Sequence[str]) -> Plugin:
 
 def parse_eval(args: Sequence[str], preset: str = EvalSettings.preset) -> EvalConfig:
     """The config of ``ssl-bench eval``, whose defaults are those of a preset."""
-    offer = _offer(args, EvalSettings, None, preset)
+    offered = _offer(args, EvalSettings, None, preset)
     about = "Evaluate a run, or a file of weights."
-    values = values_of("eval", offer.flags, args, about, offer.everyone)
-    return EvalConfig(EvalSettings(**_of(EvalSettings, values)), _evals(offer.chosen, values))
+    values = values_of("eval", offered.flags, args, about, offered.everyone)
+    return EvalConfig(EvalSettings(**_of(EvalSettings, values)), _evals(offered.chosen, values))
 
 
 @dataclass(frozen=True)
-class _Offer:
+class Offer:
     """The flags of a command line, whatever is given for most of them.
 
     Attributes:
-        base: the class of the settings that belong to no plugin.
         chosen, on_the_way: evaluations.
         everyone: every plugin that has flags here.
     """
 
-    base: type
     method: Plugin | None
     chosen: Sequence[Plugin]
     on_the_way: Sequence[Plugin]
@@ -105,7 +88,7 @@ class _Offer:
         """The run that a value for each flag makes."""
         assert self.method
         return RunConfig(
-            settings=self.base(**_of(self.base, values)),
+            settings=Settings(**_of(Settings, values)),
             method=self.method,
             method_config=self.method.checked_config(_of(self.method.config, values)),
             evals=_evals(self.chosen, values),
@@ -114,7 +97,6 @@ class _Offer:
 
 
 def _of(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a dataclass's fields."""
     return {f.name: values[prefix + f.name] for f in dataclasses.fields(cls)}
 
 
@@ -122,7 +104,7 @@ def _evals(plugins: Iterable[Plugin], values: Mapping[str, Any]) -> dict[Plugin,
     return {p: p.checked_config(_of(p.config, values, flag_prefix(p))) for p in plugins}
 
 
-def _offer(args: Sequence[str], base: type, method: Plugin | None, preset: str) -> _Offer:
+def _offer(args: Sequence[str], base: type, method: Plugin | None, preset: str) -> Offer:
     [preset, *_] = peek(args, "preset") or [preset]
     sources = [method] if method else [registry.find("method", name) for name in _owners(preset)]
     preset_evals = sources[0].presets().get(preset, {}).get("evals", ()) if sources else ()
@@ -145,20 +127,20 @@ def _offer(args: Sequence[str], base: type, method: Plugin | None, preset: str) 
     for plugin in offered:
         flags += flags_with(plugin.config, flag_prefix(plugin), own[plugin])
     _refuse_twins(flags, everyone)
-    return _Offer(base, method, chosen, on_the_way, everyone, flags)
+    return Offer(method, chosen, on_the_way, everyone, flags)
 
 
-def _refuse_two_lengths(args: Sequence[str]) -> None:
+def refuse_two_lengths(given: Collection[str]) -> None:
+    """Require one flag at most, by the names of fields, that fixes the length of a training."""
     for budget in BUDGETS:
-        flag = f"--{budget.replace('_', '-')}"
         require(
-            not (peek(args, flag[2:]) and peek(args, "epochs")),
-            f"--epochs and {flag} each fix the length of the training; one will do",
+            not {"epochs", budget} <= {*given},
+            f"--epochs and --{budget.replace('_', '-')} each fix the length of the training; one "
+            "will do",
         )
 
 
 def _owners(preset: str) -> list[str]:
-    """The methods that define a preset."""
     methods = registry.discover("method").values()
     return [plugin.name for plugin in methods if preset in plugin.presets()]
 

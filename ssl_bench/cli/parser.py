@@ -9,17 +9,18 @@ import contextlib
 import dataclasses
 import io
 import re
+import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Optional, TypeVar
 
 import tyro
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import complaints, habits
-from ssl_bench.cli.argv import joined, split_commas, values_told_from_flags
+from ssl_bench.cli.argv import joined, values_told_from_flags
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import flag_prefix
@@ -60,11 +61,12 @@ class Flag:
 
 
 def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
-    """The flags of a dataclass, under longer names, with a preset's defaults."""
+    """The flags of a dataclass, under longer names, with a preset's defaults; its own first."""
     texts, types = registry.field_help(cls), typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     return [
-        Flag(prefix + n, n, cls, types[n], preset.get(n, field.default), texts.get(n, ""))
-        for n, field in ((field.name, field) for field in dataclasses.fields(cls))
+        Flag(prefix + n, n, cls, types[n], preset.get(n, fields[n].default), texts.get(n, ""))
+        for n in sorted(fields, key=lambda name: name not in cls.__annotations__)
     ]
 
 
@@ -81,6 +83,12 @@ def parse(command: str, cls: type[T], args: Sequence[str]) -> T:
 def read(flag: Flag, text: str) -> Any:
     """The value of a flag that is given alone."""
     return values_of("run", [flag], joined([(flag.option, text)]), "")[flag.name]
+
+
+def described(name: str, text: str, width: int = 18) -> list[str]:
+    """Lines of help: a name in so many columns, and beside it what it means."""
+    whole = f"  {name:<{width}}{text}".rstrip()
+    return textwrap.wrap(whole, 100, subsequent_indent=" " * (2 + width))
 
 
 def every_flag(
@@ -126,7 +134,6 @@ def values_of(
             given.count(arg) == 1,
             f"flag {arg!r} is given {given.count(arg)} times; once will do",
         )
-    sequences = {flag.name for flag in flags if typing.get_origin(flag.type) is tuple}
     taking = {flag.option for flag in flags if flag.type is not bool}
     args = values_told_from_flags(args, taking)
     output, errors = io.StringIO(), io.StringIO()
@@ -135,7 +142,7 @@ def values_of(
             parsed: Any
             parsed, rest = tyro.cli(
                 _as_dataclass(command, flags),
-                args=split_commas(args, sequences),
+                args=args,
                 return_unknown_args=True,
             )
         except SystemExit:
@@ -150,7 +157,6 @@ def values_of(
 
 
 def _backbone(name: str) -> str:
-    """The backbone that is meant."""
     meant = habits.backbone(name)
     if meant is None or meant[0] == name or name in BACKBONES:
         return name
@@ -163,16 +169,45 @@ def _backbone(name: str) -> str:
     return name if patch_size is not None else own
 
 
+def _sequence(flag: Flag) -> Any:
+    """The type of several values, which a flag takes in one argument, separated by commas.
+
+    For a plain ``tuple[int, ...]`` tyro would import typeguard, which takes 0.2 s.
+    """
+    [item, *_] = typing.get_args(flag.type)
+    is_positional = flag.name in _POSITIONAL
+
+    def read(args: list[str]) -> tuple[Any, ...]:
+        texts = args if is_positional else args[0].split(",")
+        parts = [part for each in texts for part in [each.strip()] if part]
+        require(is_positional or bool(parts), f"{flag.option} needs a value")
+        try:
+            return tuple(map(item, parts))
+        except ValueError:
+            complaints.refuse_no_number({flag.name: flag.type}, joined([(flag.option, args[0])]))
+            raise
+
+    spec: Any = tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*" if is_positional else 1,
+        metavar="A,B,...",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )
+    return Annotated[object, spec]
+
+
 def _as_dataclass(
     command: str, flags: Iterable[Flag], choices: Mapping[str, Any] | None = None
 ) -> Any:
     fields: list[Any] = []
     for flag in flags:
-        value_type = (choices or {}).get(flag.name, flag.type)
-        if flag.default is None:
-            value_type = value_type | None
         is_positional = flag.name in _POSITIONAL
         is_sequence = typing.get_origin(flag.type) is tuple
+        value_type = _sequence(flag) if is_sequence else flag.type
+        value_type = (choices or {}).get(flag.name, value_type)
+        if flag.default is None:  # not X | None, which takes tyro an import of 0.2 s
+            value_type = Optional[value_type]  # noqa: UP045
         metavar = _POSITIONAL.get(flag.name, "A,B,..." if is_sequence else None)
         # A default that is nothing says nothing.
         hint = "" if is_positional or flag.default in (None, "", ()) else None

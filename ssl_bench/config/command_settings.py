@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssl_bench.config.settings import WeightSettings
+from ssl_bench.config.settings import RunsSettings, WeightSettings
 from ssl_bench.errors import above, require, within
 
 At = Literal["end", "equal-images", "equal-flops", "equal-time"]
@@ -27,8 +27,6 @@ class ExportSettings(WeightSettings):
     """File to write, a folder for hf. Default: the run's name and the format, here."""
     overwrite: bool = False
     """Replace what is there."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +54,6 @@ class ReconstructSettings(WeightSettings):
     """Attention heads of the decoder, where the weights do not tell."""
     output: Path = Path("reconstruction.png")
     """Picture to write."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,13 +65,11 @@ class ReconstructSettings(WeightSettings):
 
 
 @dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(RunsSettings):
     """Show runs side by side."""
 
     runs: tuple[str, ...] = ()
     """Run folders, or parts of their names. Default: all."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
     at: At = "end"
     """Where scores are read: at the end of each run, or at a cost that is equal for all, between
     the snapshots on either side of it."""
@@ -93,21 +87,19 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
-class QuerySettings:
+class QuerySettings(RunsSettings):
     """Ask the tables of all runs and of all scores a question in SQL, or list their columns."""
 
     sql: str = ""
     """A query of DuckDB's SQL over the tables `runs` and `scores`. Default: list the columns."""
     schema: bool = False
     """List the columns with what they mean."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
     csv: Path | None = None
     """Write the answer to this file too, every row of it."""
 
 
 @dataclass(frozen=True)
-class ReportSettings:
+class ReportSettings(RunsSettings):
     """Write a page with tables and figures of runs, and the files for a paper."""
 
     runs: tuple[str, ...] = ()
@@ -116,20 +108,16 @@ class ReportSettings:
     """Folder to write; an older report there is replaced."""
     title: str = "Self-supervised methods compared"
     """Heading of the page."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowSettings:
+class ShowSettings(RunsSettings):
     """Show where a run's numbers come from: command, code, packages, device, data, cost, scores."""
 
     target: str = ""
     """A run's folder, or a part of its name."""
     json: bool = False
     """Print JSON."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
 
     def __post_init__(self) -> None:
         require(bool(self.target), "say which run to show")

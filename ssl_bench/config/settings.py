@@ -19,8 +19,43 @@ Storage = Literal["auto", "memory", "stream"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class RunsSettings:
+    """Where the runs are."""
+
+    runs_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkSettings(RunsSettings):
+    """How a run and an evaluation of one go about their work."""
+
+    devices: int = 1
+    """Processes on each machine, one for each of its GPUs, or for a share of its cores."""
+    nodes: int = 1
+    """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
+    keep_features: bool = True
+    """Keep extracted features in the run folder, so that an evaluation that comes later starts at
+    once: 4 bytes for each image, feature and pooling, 72 MB for the default run."""
+    data_dir: Path = Path("~/.cache/ssl-bench")
+    """Folder for downloaded data sets."""
+    storage: Storage = "auto"
+    """Decode all images into memory first, or stream them from their files, whole photographs to
+    crop from; auto streams what would take more than half of the memory."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and count them, instead of stopping."""
+    wait: bool = False
+    """Wait until another process is done with the run, instead of leaving; what it has made is
+    reused."""
+
+    def __post_init__(self) -> None:
+        above("devices", self.devices, 0)
+        above("nodes", self.nodes, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(WorkSettings):
     """Flags of ``ssl-bench run`` that do not depend on the method."""
 
     method: str = "mae"
@@ -64,8 +99,6 @@ class Settings:
     devices: int = 1
     """Processes on each machine, one for each of its GPUs, or for a share of its cores; they divide
     the batch size. Results differ in rounding alone, unless a method has dropout of its own."""
-    nodes: int = 1
-    """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
     strategy: Strategy = "auto"
     """With several processes: a copy of the model in each (ddp, auto), or a share of it (fsdp)."""
     evals: tuple[str, ...] = ()
@@ -78,26 +111,11 @@ class Settings:
     """Evaluations of --eval-every, separated by commas."""
     preset: str = "quick"
     """Named set of defaults; each flag given beside it wins."""
-    keep_features: bool = True
-    """Keep extracted features in the run folder, so that an evaluation that comes later starts at
-    once: 4 bytes for each image, feature and pooling, 72 MB for the default run."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
-    data_dir: Path = Path("~/.cache/ssl-bench")
-    """Folder for downloaded data sets."""
-    storage: Storage = "auto"
-    """Decode all images into memory first, or stream them from their files, whole photographs to
-    crop from; auto streams what would take more than half of the memory."""
-    skip_broken: bool = False
-    """Leave out images that cannot be read, and count them, instead of stopping."""
-    wait: bool = False
-    """Wait until another process is done with the run, instead of leaving; what it has made is
-    reused."""
 
     def __post_init__(self) -> None:
         above("epochs", self.epochs, 0)
         above("batch size", self.batch_size, 0)
-        _check_devices(self.devices, self.nodes)
+        super().__post_init__()
         world = self.devices * self.nodes
         require(
             self.batch_size % world == 0,
@@ -155,17 +173,12 @@ class Settings:
         return number / 100 * epochs if text.endswith("%") else number
 
 
-def _check_devices(devices: int, nodes: int) -> None:
-    above("devices", devices, 0)
-    above("nodes", nodes, 0)
-
-
 BUDGETS = ("budget_flops", "budget_time", "match")
 """The flags, one of which may fix the length of a training instead of ``epochs``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightSettings:
+class WeightSettings(RunsSettings):
     """What a user may say about weights from elsewhere."""
 
     backbone: str | None = None
@@ -187,7 +200,7 @@ class WeightSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(WeightSettings):
+class EvalSettings(WeightSettings, WorkSettings):
     """Flags of ``ssl-bench eval`` that do not depend on an evaluation."""
 
     target: str = ""
@@ -204,34 +217,15 @@ class EvalSettings(WeightSettings):
     """Seed of the evaluations' draws. Default: the run's."""
     precision: Precision = "auto"
     """Arithmetic of feature extraction and fine-tuning; auto takes bf16 where there is."""
-    devices: int = 1
-    """Processes on each machine, one for each of its GPUs, or for a share of its cores."""
-    nodes: int = 1
-    """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
     evals: tuple[str, ...] = ()
     """Evaluations to run, separated by commas. Default: those marked in `ssl-bench list`."""
     preset: str = "quick"
     """Named set of defaults. Default: the run's."""
-    keep_features: bool = True
-    """Keep extracted features in the run folder, so that an evaluation that comes later starts at
-    once: 4 bytes for each image, feature and pooling, 72 MB for the default run."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
-    data_dir: Path = Path("~/.cache/ssl-bench")
-    """Folder for downloaded data sets."""
-    storage: Storage = "auto"
-    """Decode all images into memory first, or stream them from their files, whole photographs to
-    crop from; auto streams what would take more than half of the memory."""
-    skip_broken: bool = False
-    """Leave out images that cannot be read, and count them, instead of stopping."""
-    wait: bool = False
-    """Wait until another process is done with the run, instead of leaving; what it has made is
-    reused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        WorkSettings.__post_init__(self)
         require(
             bool(self.target) != bool(self.weights),
             "say what to evaluate: either a run or --weights FILE",
         )
-        _check_devices(self.devices, self.nodes)

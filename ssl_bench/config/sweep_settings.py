@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssl_bench.config.settings import RunsSettings
 from ssl_bench.errors import UserError, above, require
 from ssl_bench.utils.formatting import seconds
 
@@ -128,7 +129,7 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusSettings:
+class StatusSettings(RunsSettings):
     """Show how far the cells of a sweep are, live until none is under way."""
 
     sweep: str = ""
@@ -137,15 +138,11 @@ class StatusSettings:
     """Show it once, as where the output is no terminal, with every cell."""
     json: bool = False
     """Print JSON."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CancelSettings:
+class CancelSettings(RunsSettings):
     """End the jobs of a sweep; what they have saved stays."""
 
     sweep: str = ""
     """Name of a sweep, or a part of it. Default: the last one."""
-    runs_dir: Path = Path("runs")
-    """Folder that holds the run folders."""

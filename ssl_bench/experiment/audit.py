@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,45 +53,36 @@ def method(module: Method) -> str:
     return weight_decay(module, groups, config.weight_decay, exempts=not config.decay_norm_and_bias)
 
 
-@contextmanager
-def _untrained(spec: EncoderSpec, seed: int, hardware: Hardware) -> Iterator[Encoder]:
-    """An encoder of which names and shapes are all that counts: on the meta device, without memory.
-
-    What is made in the meantime is there, too.
-    """
-    nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
-    with nowhere.device:
-        yield Encoder(backbones.build(spec, seed), spec, nowhere, seed)
-
-
-def supported(
+def evaluations(
     spec: EncoderSpec, evals: Mapping[Plugin, Any], data: Dataset, seed: int, hardware: Hardware
-) -> tuple[dict[Plugin, Any], list[str]]:
-    """The evaluations that encoder and data allow, and a line about each other one.
+) -> tuple[dict[Plugin, Any], list[str], list[str]]:
+    """Run ``supports`` and ``audit`` of each evaluation on an untrained encoder.
+
+    Names and shapes are all that counts: it is on the meta device, without memory.
+
+    Returns:
+        The evaluations that encoder and data allow, a line about each other one, and what each
+        ``audit`` tells.
 
     Raises:
-        UserError: evaluations are asked for, and none of them is possible.
+        UserError: evaluations are asked for, and none of them is possible; or an audit fails.
     """
-    reasons = {}
-    with _untrained(spec, seed, hardware) as encoder:
+    kept: dict[Plugin, Any] = {}
+    left_out, recipe = [], []
+    nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
+    with nowhere.device:
+        encoder = Encoder(backbones.build(spec, seed), spec, nowhere, seed)
         for plugin, config in evals.items():
-            reason = plugin.load_class()(config).supports(encoder, data)
+            evaluation = plugin.load_class()(config)
+            reason = evaluation.supports(encoder, data)
             if reason is not None:
-                reasons[plugin] = f"evaluation {plugin.name!r} is left out: {reason}"
-    require(not evals or len(reasons) < len(evals), "; ".join(reasons.values()))
-    return {p: config for p, config in evals.items() if p not in reasons}, list(reasons.values())
-
-
-def evaluations(
-    spec: EncoderSpec, evals: Mapping[Plugin, Any], seed: int, hardware: Hardware
-) -> list[str]:
-    """Run the ``audit`` of each evaluation on an untrained encoder; a line of each that has one."""
-    lines = []
-    with _untrained(spec, seed, hardware) as encoder:
-        for plugin, config in evals.items():
-            line = plugin.load_class()(config).audit(encoder)
-            lines += [f"{plugin.name}: {line}"] if line else []
-    return lines
+                left_out.append(f"evaluation {plugin.name!r} is left out: {reason}")
+                continue
+            kept[plugin] = config
+            line = evaluation.audit(encoder)
+            recipe += [f"{plugin.name}: {line}"] if line else []
+    require(not evals or bool(kept), "; ".join(left_out))
+    return kept, left_out, recipe
 
 
 def weight_decay(
@@ -174,9 +164,11 @@ def layer_decay(classifier: nn.Module, groups: Sequence[Group], factor: float) -
     # Of other backbones that timm knows, it counts what comes last with the head.
     own = r"encoder\.(?!(fc_)?norm\.)" if is_vit or not hasattr(encoder, "group_matcher") else "$"
     lost = [name for name, scale in named.items() if scale == 1 and re.match(own, name)]
+    shown = ", ".join(map(repr, lost[:_SHOWN]))
+    shown += f" and {len(lost) - _SHOWN} more" if lost[_SHOWN:] else ""
     require(
         not lost,
-        f"layer decay {factor:g} matches no layer for {_listed(lost)}; it knows a backbone of timm "
+        f"layer decay {factor:g} matches no layer for {shown}; it knows a backbone of timm "
         "by its names, and 1 would do without it",
     )
     for layer in range(top + 1):
@@ -203,8 +195,3 @@ def drop_path(encoder: nn.Module, rate: float) -> None:
         f"drop path {rate:g} skips no block{count}: it rises from 0 at the first one; 2 blocks or "
         "more, or drop path 0, would work",
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

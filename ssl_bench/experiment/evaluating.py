@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.distributed import collectives
@@ -16,11 +18,12 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import console, load, note, say_images
-from ssl_bench.experiment.preparation import with_labels, with_real_configs
-from ssl_bench.experiment.run_config import EvalConfig
+from ssl_bench.experiment.preparation import with_labels
+from ssl_bench.experiment.run_config import EvalConfig, real_configs
 from ssl_bench.models import backbones, checkpoints, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
+from ssl_bench.utils.formatting import digits
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -32,7 +35,6 @@ def evaluate(config: EvalConfig) -> Path:
     Raises:
         UserError: there is no such run or file, or it does not hold an encoder.
     """
-    config = with_real_configs(config)
     settings = config.settings
     check_ranks(settings)
     hardware = choose(settings.precision)
@@ -41,14 +43,15 @@ def evaluate(config: EvalConfig) -> Path:
     size = plan["encoder"]["image_size"]
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     data = load(data_source, size, settings.data_dir, settings.storage, skip)
-    evals, _ = with_labels(config.evals, data, by_name=True, way_out="--data LABELLED")
+    evals, _ = with_labels(
+        real_configs(config.evals), data, by_name=True, way_out="--data LABELLED"
+    )
     say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
-    evals, left_out = audit.supported(spec, evals, data, seed, hardware)
+    evals, left_out, recipe = audit.evaluations(spec, evals, data, seed, hardware)
     for line in left_out:
         note(line)
-    recipe = audit.evaluations(spec, evals, seed, hardware)
     if recipe:
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
@@ -76,16 +79,50 @@ def shown(
     method: str, pretrained_on: str | None, found: Iterator[runner.Record]
 ) -> list[runner.Record]:
     """The records, shown beside their baselines; after an error, those found before it."""
-    from ssl_bench.experiment import baseline_table
-
     records = []
     try:
         for record in found:
             records.append(record)
     finally:
         if records:
-            console.print(baseline_table.beside_baselines(method, records, pretrained_on))
+            console.print(beside_baselines(method, records, pretrained_on))
     return records
+
+
+def headline(scores: Mapping[str, float]) -> float:
+    """The first score."""
+    return next(iter(scores.values()))
+
+
+def beside_baselines(
+    method: str, records: Iterable[runner.Record], pretrained_on: str | None = None
+) -> Table:
+    """One row for each evaluation: the method's score, its baselines' and what it gains."""
+    records = list(records)
+    labels = list(dict.fromkeys(label for record in records for label in record["baselines"]))
+    tested = " or ".join(f"{count:,}" for count in sorted({r["test_images"] for r in records}))
+    notes = sorted({record["note"] for record in records if record["note"]})
+    units = [record.get("unit", "top-1 accuracy (%)") for record in records]
+    is_mixed = len(set(units)) > 1
+    what = "" if is_mixed else f"{units[0]}, "
+    caption = f"{what}{tested} test images, one seed (gain over the baseline)"
+    data = records[0]["data"]
+    origin = "" if pretrained_on in (None, data) else f", pre-trained on {pretrained_on}, evaluated"
+    table = Table(title=f"{method}{origin} on {data}", caption="\n".join([caption, *notes]))
+    table.add_column("evaluation")
+    table.add_column(method, justify="right", style="bold")
+    for label in labels:
+        table.add_column(label, justify="right")
+    for record, unit in zip(records, units, strict=True):
+        score = headline(record["scores"])
+        others = {label: headline(scores) for label, scores in record["baselines"].items()}
+        gains = {label: f" ({digits(score - other, unit, '+')})" for label, other in others.items()}
+        if record.get("better") == "neither":
+            gains = dict.fromkeys(others, "")
+        cells = (digits(others[n], unit) + gains[n] if n in others else "-" for n in labels)
+        name = f"{record['eval']}\n{unit}" if is_mixed else record["eval"]
+        table.add_row(name, digits(score, unit), *cells)
+    return table
 
 
 def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:

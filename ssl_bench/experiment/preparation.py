@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
@@ -17,7 +17,7 @@ from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import RunData
-from ssl_bench.experiment.run_config import EvalConfig, Evaluations, RunConfig
+from ssl_bench.experiment.run_config import Evaluations, RunConfig, real_configs
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
@@ -47,26 +47,6 @@ class Prepared:
     left_out: Sequence[str]
 
 
-T = TypeVar("T", RunConfig, EvalConfig)
-
-
-def with_real_configs(config: T) -> T:
-    """The same with instances of each plugin's own ``Config``, for what trains and evaluates.
-
-    Raises:
-        UserError: a plugin cannot be imported, or refuses its settings.
-    """
-
-    def real(evals: Evaluations) -> Evaluations:
-        return {plugin: plugin.real_config(own) for plugin, own in evals.items()}
-
-    changes: dict[str, Any] = {"evals": real(config.evals)}
-    if isinstance(config, RunConfig):
-        changes["method_config"] = config.method.real_config(config.method_config)
-        changes["evals_on_the_way"] = real(config.evals_on_the_way)
-    return replace(config, **changes)
-
-
 def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Prepared:
     """Build what a run needs, without writing anything, so that whatever does not fit shows.
 
@@ -76,8 +56,13 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     Raises:
         UserError: the run could not begin, or is another one than was expected.
     """
-    config = with_real_configs(config)
     settings, plugin = config.settings, config.method
+    config = replace(
+        config,
+        method_config=plugin.real_config(config.method_config),
+        evals=real_configs(config.evals),
+        evals_on_the_way=real_configs(config.evals_on_the_way),
+    )
     data = datasets.training
     hardware = choose(settings.precision, settings.compile)
     require(
@@ -141,13 +126,10 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
             "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
             f"encoder keeps those of all {own}"
         )
-    evals, left_out = audit.supported(
-        spec, config.evals, datasets.evaluation, settings.seed, hardware
-    )
-    on_the_way, others = audit.supported(
-        spec, config.evals_on_the_way, datasets.evaluation, settings.seed, hardware
-    )
-    recipe += audit.evaluations(spec, evals, settings.seed, hardware)
+    where = datasets.evaluation, settings.seed, hardware
+    evals, left_out, told = audit.evaluations(spec, config.evals, *where)
+    on_the_way, others, told_too = audit.evaluations(spec, config.evals_on_the_way, *where)
+    recipe += dict.fromkeys([*told, *(told_too if settings.eval_every else ())])
     return Prepared(
         config=replace(config, evals=evals, evals_on_the_way=on_the_way),
         plan=plan,

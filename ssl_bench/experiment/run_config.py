@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Kind, Plugin
-from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils import typed_json
@@ -105,25 +104,6 @@ class RunConfig:
             {plugin: config_of(plugin) for plugin in on_the_way},
         )
 
-    def argv(self) -> list[str]:
-        """Arguments of ``ssl-bench run`` that say the same: what the preset sets is left out."""
-        preset = self.settings.preset
-        own = self.method.presets().get(preset, {})
-        told = {**PRESETS.get(preset, {}), **own, "preset": Settings.preset, "method": None}
-        args: list[str] = []
-        settings = {**asdict(self.settings), "method": self.method.source or self.method.name}
-        for part, values, known in (
-            (Settings, settings, told),
-            (self.method.config, asdict(self.method_config), own),
-        ):
-            args += _differing("", part, values, known)
-        for plugin, config in {**self.evals_on_the_way, **self.evals}.items():
-            prefix = f"{plugin.name}-"
-            args += _differing(
-                prefix, plugin.config, asdict(config), plugin.presets().get(preset, {})
-            )
-        return args
-
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -206,21 +186,22 @@ def evaluations(names: Sequence[str]) -> list[Plugin]:
     return [] if tuple(names) == ("none",) else [registry.find("eval", name) for name in names]
 
 
+def real_configs(evals: Evaluations) -> dict[Plugin, Any]:
+    """Instances of each evaluation's own ``Config``, for what evaluates.
+
+    Raises:
+        UserError: one cannot be imported, or refuses its settings.
+    """
+    return {plugin: plugin.real_config(own) for plugin, own in evals.items()}
+
+
 def flag_prefix(plugin: Plugin) -> str:
     """What the names of a plugin's flags begin with, as fields: of an evaluation, its own name."""
     return plugin.name.replace("-", "_") + "_" if plugin.kind == "eval" else ""
 
 
-def args_of(name: str, value: Any) -> tuple[str, ...]:
-    """A value for a field, by its name, as arguments of ``ssl-bench run``."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return (f"--{flag}" if value else f"--no-{flag}",)
-    return f"--{flag}", text_of(value)
-
-
 def text_of(value: Any) -> str:
-    """A value of Python as one argument of a command line."""
+    """A value of a flag for a reader, as a command line has it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
@@ -230,17 +211,7 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def _differing(
-    prefix: str, cls: type, values: Mapping[str, Any], preset: Mapping[str, Any]
-) -> Iterator[str]:
-    for field in dataclasses.fields(cls):
-        value = values[field.name]
-        if value is not None and value != preset.get(field.name, field.default):
-            yield from args_of(prefix + field.name, value)
-
-
 def _own(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Those of the values that are of a dataclass's fields."""
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: values[prefix + name] for name in names if prefix + name in values}
 
@@ -250,7 +221,6 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass as values of JSON."""
     return json.loads(json.dumps(asdict(config), default=str))
 
 

@@ -5,11 +5,12 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.experiment.run_config import RunConfig, text_of
 from ssl_bench.papers import Ablation
 
 
@@ -19,11 +20,17 @@ class AblationCell:
 
     Attributes:
         value: what is varied, as shown.
-        config: of the run.
+        args: of ``ssl-bench run``.
     """
 
     value: str
     config: RunConfig
+    args: Sequence[str] = ()
+
+    @property
+    def command(self) -> str:
+        """The command line that makes the run by itself."""
+        return shlex.join(["ssl-bench", "run", *self.args])
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,8 @@ class Study:
 
 
 def as_number(value: str | float) -> str:
-    """A number as it is shown: short, unless that makes it another one.
-
-    Whatever else is left to the flag to complain about.
-    """
+    """A number as it is shown; whatever else is left to the flag to complain about."""
     try:
-        number = float(value)
+        return text_of(float(value))
     except ValueError:
         return str(value)
-    short = f"{number:g}"
-    return short if float(short) == number else repr(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -14,10 +13,10 @@ import pandas as pd
 from rich.table import Table
 
 from ssl_bench.experiment import figures, loading, running
-from ssl_bench.experiment.baseline_table import headline
+from ssl_bench.experiment.evaluating import headline
 from ssl_bench.experiment.loading import console
 from ssl_bench.experiment.preparation import prepare_run
-from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.experiment.run_config import text_of
 from ssl_bench.experiment.running import Run
 from ssl_bench.models import masking
 from ssl_bench.papers import Ablation
@@ -40,16 +39,22 @@ def run(study: Study) -> Path:
         UserError: a cell cannot be run; nothing has been trained then.
     """
     ablation = study.ablation
-    finished = _run_in_turn([cell.config for cell in study.cells])
+    finished = _run_in_turn(study.cells)
     scores = collect(ablation, study.cells, finished)
     table = tabulate(scores)
-    folder = study.runs_dir / "ablations" / _name(study, finished)
+    plans = [schema.load_plan(run.folder) for run in finished]
+    # Other runs and other protocols have a folder of another name.
+    content = [
+        [run.folder.name, [[r["eval"], r["protocol"], r["precision"]] for r in run.records]]
+        for run in finished
+    ]
+    name = checked_name(f"{study.name}-{plans[0]['data']}-{schema.digest(content)}")
+    folder = study.runs_dir / "ablations" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "cells.json", _provenance(study, finished))
     with atomic(folder / "table.csv") as path:
         table.map(cell).to_csv(path)
     title = f"{study.method}: {ablation.title}"
-    plans = [schema.load_plan(run.folder) for run in finished]
     elsewhere = {record["data"] for run in finished for record in run.records} - {plans[0]["data"]}
     tested = f", evaluated on {', '.join(sorted(elsewhere))}" if elsewhere else ""
     ours = f"ours: {setting(plans, study.constant)}{tested}"
@@ -71,7 +76,7 @@ def run(study: Study) -> Path:
     return folder
 
 
-def _run_in_turn(cells: Sequence[RunConfig]) -> list[Run]:
+def _run_in_turn(cells: Sequence[AblationCell]) -> list[Run]:
     """Run one cell after the other, once all of them are known to be possible.
 
     Each is what ``ssl-bench run`` makes of the same settings, run folder included: what is done is
@@ -84,13 +89,13 @@ def _run_in_turn(cells: Sequence[RunConfig]) -> list[Run]:
         UserError: a cell is impossible, and nothing has been trained.
     """
     load = lru_cache(maxsize=2)(loading.load)
-    for config in cells:
-        prepare_run(config, loading.data_of(config, load))
+    for each in cells:
+        prepare_run(each.config, loading.data_of(each.config, load))
     finished = []
-    for number, config in enumerate(cells, start=1):
+    for number, each in enumerate(cells, start=1):
         console.rule(f"cell {number} of {len(cells)}")
-        console.print(shlex.join(["ssl-bench", "run", *config.argv()]), soft_wrap=True)
-        finished.append(running.run(config, loading.data_of(config, load)))
+        console.print(each.command, soft_wrap=True)
+        finished.append(running.run(each.config, loading.data_of(each.config, load)))
     return finished
 
 
@@ -138,24 +143,13 @@ def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _name(study: Study, finished: Sequence[Run]) -> str:
-    """A folder's name that no other runs or protocols share."""
-    content = [
-        [run.folder.name, [[r["eval"], r["protocol"], r["precision"]] for r in run.records]]
-        for run in finished
-    ]
-    data = schema.load_plan(finished[0].folder)["data"]
-    return checked_name(f"{study.name}-{data}-{schema.digest(content)}")
-
-
 def _provenance(study: Study, finished: Sequence[Run]) -> dict[str, Any]:
-    """Which runs and which results are behind each number."""
     return {
         "ablation": study.name,
         "cells": [
             {
                 "value": cell.value,
-                "command": shlex.join(["ssl-bench", "run", *cell.config.argv()]),
+                "command": cell.command,
                 "run": run.folder.name,
                 "evals": {
                     record["eval"]: {
@@ -188,7 +182,7 @@ def setting(plans: Sequence[Mapping[str, Any]], constant: Sequence[str]) -> str:
         f"{first['epochs']:.4g} epochs",
         first["data"],
         f"batch {first['batch_size']}",
-        *(f"{name.replace('_', ' ')} {_plain(config[name])}" for name in constant),
+        *(f"{name.replace('_', ' ')} {text_of(config[name])}" for name in constant),
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}",
     ]
     return ", ".join(parts)
@@ -215,12 +209,6 @@ def _same_share(study: Study, plans: Sequence[Mapping[str, Any]]) -> str:
         return ""
     patches = (encoder["image_size"] // encoder["patch_size"]) ** 2
     return same_share([cell.value for cell in study.cells], patches)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _as_rich(table: pd.DataFrame, title: str) -> Table:

@@ -60,20 +60,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Final:
-    """A run with what the best trial of a method had, on all training images.
+    """The runs with what the best trial of a method had, on all training images.
 
     Attributes:
         method: its name.
         trials: their places among the cells.
         configs: for each trial what would be run with its settings, the seed aside.
-        seed: of the final run.
+        seeds: of the runs.
         choose_by: evaluation whose headline chooses the best trial.
     """
 
     method: str
     trials: tuple[int, ...]
     configs: tuple[RunConfig, ...]
-    seed: int
+    seeds: tuple[int, ...]
     choose_by: str
 
 
@@ -85,7 +85,7 @@ class Grid:
         cells: no two of them the same run; of a search, the trials.
         settings: the flags of the sweep itself.
         runs_dir: folder that holds the run folders.
-        finals: of a search, what is to be run once a method's trials are done.
+        finals: of a search, what is to be run once each method's trials are done.
         resources: what its jobs ask Slurm for: flags, else the sweep's file, else a config file.
             For another cluster nothing is read, and nothing asked for.
     """

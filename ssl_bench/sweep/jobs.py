@@ -38,8 +38,6 @@ node. *cancelled*: by the user, or because the stage before it failed. *lost*: i
 no process is running it. *unknown*: the cluster does not answer."""
 WAITING: frozenset[State] = frozenset({"pending", "requeued"})
 ACTIVE: frozenset[State] = WAITING | {"running"}
-ANY_RUN = "-"
-"""In the place of a run's name: whatever run the config leads to."""
 _FRUITLESS_STARTS = 5
 _TAIL_OF_LOG = 2**20
 _SECONDS_FOR_RANK_0 = 60.0
@@ -51,8 +49,8 @@ class Job:
 
     Attributes:
         config: of the run, as JSON; a pre-training's has no evaluations.
-        run: name of the run folder that it must lead to, as found out before submission. Empty
-            where that is not known, as with ``--budget-time``, whose steps are measured.
+        run: name of the run folder that it must lead to, as found out before submission; "" where
+            any will do.
         stage: "pretrain" or "evaluate", for people.
         cwd: the folder that relative paths in the config start from.
         nodes, devices: how many there are, and processes on each node.
@@ -138,7 +136,7 @@ class Job:
 
         Nothing is read, nor torch needed, whose import may be what the signal interrupted.
         """
-        folder = run_config.settings_of(self.config).runs_dir / (self.run or ANY_RUN)
+        folder = run_config.settings_of(self.config).runs_dir / self.run
         numbers = []
         for path in sorted(folder.rglob("*.pt")):
             with contextlib.suppress(OSError):  # somebody else's, or one being replaced
@@ -184,7 +182,7 @@ def perform(config: RunConfig, run: str = "") -> int:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Do a stage as a program of its own: the run's name or `ANY_RUN`, then the config's file.
+    """Do a stage as a program of its own: the run's name or "", then the config's file.
 
     Returns:
         The exit code, as of ``ssl-bench run``.
@@ -193,9 +191,7 @@ def main(args: Sequence[str] | None = None) -> int:
     end_with_parent()
     try:
         with signals.raise_on_signal():
-            return perform(
-                run_config.load(Path(path), allow=lambda files: None), "" if run == ANY_RUN else run
-            )
+            return perform(run_config.load(Path(path), allow=lambda files: None), run)
     except Interrupted as stopped:
         print(_how_stopped(stopped), file=sys.stderr)
         return 128 + stopped.signal

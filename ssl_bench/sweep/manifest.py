@@ -7,9 +7,9 @@ to it later. Jobs' own files are beside it, in ``jobs/``.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from ssl_bench.config.sweep_settings import Cluster
 from ssl_bench.errors import UserError, require, the_one
 from ssl_bench.runs import schema
 from ssl_bench.sweep.backends.clusters import is_id
-from ssl_bench.utils import locks, typed_json
+from ssl_bench.utils import typed_json
 from ssl_bench.utils.files import Unreadable, checked_name, write_json
 
 Stage = Literal["pretrain", "evaluate"]
@@ -83,23 +83,6 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class Damaged:
-    """A sweep whose record cannot be read.
-
-    Attributes:
-        why: in one line, with what helps.
-    """
-
-    folder: Path
-    why: str
-
-    @property
-    def jobs_folder(self) -> Path:
-        """Where the jobs' own files are."""
-        return self.folder / "jobs"
-
-
-@dataclass(frozen=True)
 class Sweep:
     """A sweep as it is stored.
 
@@ -107,6 +90,8 @@ class Sweep:
         cluster: where it was last submitted to.
         submitted: every job, the latest ones last.
         command: the last one.
+        damage: why its record cannot be read, in one line with what helps; then nothing else of it
+            is known.
     """
 
     folder: Path
@@ -114,6 +99,7 @@ class Sweep:
     command: tuple[str, ...]
     entries: tuple[Entry, ...]
     submitted: tuple[Submitted, ...]
+    damage: str = ""
 
     @property
     def name(self) -> str:
@@ -128,7 +114,8 @@ class Sweep:
     @property
     def place(self) -> str:
         """What a command line needs to find it; nothing where that is the default."""
-        return _place(self.runs_dir)
+        is_default = self.runs_dir == Settings.runs_dir
+        return "" if is_default else f" --runs-dir {shlex.quote(str(self.runs_dir))}"
 
     @property
     def jobs_folder(self) -> Path:
@@ -147,7 +134,7 @@ def name_of(entries: Sequence[Entry]) -> str:
 def write(sweep: Sweep) -> None:
     """Store a sweep as a whole."""
     content = asdict(sweep)
-    del content["folder"]
+    del content["folder"], content["damage"]
     sweep.folder.mkdir(parents=True, exist_ok=True)
     path = sweep.folder / "sweep.json"
     if path.is_dir():
@@ -156,64 +143,45 @@ def write(sweep: Sweep) -> None:
 
 
 def read(folder: Path) -> Sweep:
-    """A sweep as it was stored.
-
-    Raises:
-        UserError: ``sweep.json`` cannot be read; the message says what helps.
-    """
+    """A sweep as it was stored, or what is damaged of it."""
     try:
         return typed_json.read(folder / "sweep.json", Sweep, folder=str(folder))
     except Unreadable as error:
-        raise UserError(
+        sweep = Sweep(folder, "local", (), (), ())
+        damage = (
             f"{str(folder / 'sweep.json')!r} cannot be read: {error}; the same `ssl-bench sweep` "
-            f"writes it again, `ssl-bench cancel {folder.name}{_place(folder.parent.parent)}` ends "
-            "its jobs"
-        ) from error
+            f"writes it again, `ssl-bench cancel {sweep.name}{sweep.place}` ends its jobs"
+        )
+        return replace(sweep, damage=damage)
 
 
-def every(runs_dir: Path) -> tuple[list[Sweep], list[Damaged]]:
-    """All sweeps there, the one that was changed last at the end, and what cannot be read."""
-    found: list[tuple[float, Sweep]] = []
-    damaged = []
-    for folder in _folders(runs_dir):
-        try:
-            found.append((_changed(folder), read(folder)))
-        except UserError as error:
-            damaged.append(Damaged(folder, str(error)))
-    return [sweep for _, sweep in sorted(found, key=lambda each: each[0])], damaged
+def every(runs_dir: Path) -> list[Sweep]:
+    """All sweeps there, what is damaged first, and the one that was changed last at the end."""
+
+    def place(sweep: Sweep) -> tuple[bool, float]:
+        with suppress(OSError):
+            return not sweep.damage, (sweep.folder / "sweep.json").stat().st_mtime
+        return False, 0.0
+
+    folders = sorted(path for path in runs_dir.glob("sweeps/*") if path.is_dir())
+    return sorted(map(read, folders), key=place)
 
 
-def find(runs_dir: Path, name: str) -> Sweep | Damaged:
+def find(sweeps: Sequence[Sweep], runs_dir: Path, name: str) -> Sweep:
     """A sweep by its name or a part of it; the one that was changed last without a name.
+
+    Args:
+        sweeps: all of the folder.
 
     Raises:
         UserError: there is none, or more than one.
     """
-    known, damaged = every(runs_dir)
-    if not name and known:
-        return known[-1]
-    by_name: dict[str, Sweep | Damaged] = {each.folder.name: each for each in damaged}
-    by_name |= {each.name: each for each in known}
-    require(bool(by_name), f"no sweep in {str(runs_dir)!r}; `ssl-bench sweep` makes one")
+    require(bool(sweeps), f"no sweep in {str(runs_dir)!r}; `ssl-bench sweep` makes one")
     if not name:
-        raise UserError(damaged[0].why)
+        require(not sweeps[-1].damage, sweeps[-1].damage)
+        return sweeps[-1]
+    by_name = {each.name: each for each in sweeps}
     return by_name[the_one("sweep", Path(name).name, by_name, str(runs_dir))]
-
-
-def _place(runs_dir: Path) -> str:
-    is_default = runs_dir == Settings.runs_dir
-    return "" if is_default else f" --runs-dir {shlex.quote(str(runs_dir))}"
-
-
-def _folders(runs_dir: Path) -> list[Path]:
-    """Of the sweeps, whatever is in them."""
-    return sorted(path for path in runs_dir.glob("sweeps/*") if path.is_dir())
-
-
-def _changed(folder: Path) -> float:
-    with suppress(OSError):
-        return (folder / "sweep.json").stat().st_mtime
-    return 0.0
 
 
 def _check_name(name: str) -> None:
@@ -226,23 +194,3 @@ def _check_name(name: str) -> None:
         checked_name(name)
     except UserError as error:
         raise Unreadable(str(error)) from None
-
-
-def jobs_of(sweeps: Sequence[Sweep]) -> dict[tuple[str, Stage], tuple[Sweep, Submitted]]:
-    """The latest job for each stage of each run, and the sweep that it belongs to."""
-    found: dict[tuple[str, Stage], tuple[Sweep, Submitted]] = {}
-    for sweep in sweeps:
-        for each in sweep.submitted:
-            key = (each.run, each.stage)
-            if key not in found or found[key][1].at <= each.at:
-                found[key] = (sweep, each)
-    return found
-
-
-@contextmanager
-def submitting(runs_dir: Path) -> Iterator[None]:
-    """Keep others from submitting the same cells meanwhile; they wait."""
-    home = runs_dir / "sweeps"
-    home.mkdir(parents=True, exist_ok=True)
-    with locks.held(home, wait=True):
-        yield

@@ -1,7 +1,11 @@
-"""From cells to what is known of them before they run: run folder, evaluations, cost."""
+"""From cells to what is known of them before they run: run folder, evaluations, cost.
+
+FLOPs are counted, and the time is what earlier runs took.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -17,13 +21,14 @@ from ssl_bench.experiment import loading
 from ssl_bench.experiment.preparation import RunData, prepare_run
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
+from ssl_bench.runs.index import Index
 from ssl_bench.runs.schema import Plan
-from ssl_bench.sweep import estimate
 from ssl_bench.sweep.grid import Cell
 from ssl_bench.sweep.manifest import Entry, Stage
 from ssl_bench.training import flops
 from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils import progress
+from ssl_bench.utils.formatting import many
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Planner:
             batch_size=plan.batch_size,
             flops=training.flops,
             pretrain_seconds=training.seconds,
-            eval_seconds=estimate.evaluation_seconds(names, data.name, self._index),
+            eval_seconds=_evaluation_seconds(names, data.name, self._index),
             trial=cell.trial is not None,
         )
 
@@ -144,7 +149,7 @@ class Planner:
                 steps = Schedule(count, plan.batch_size, plan.epochs).steps
             spec = plan.encoder
             counted = steps * flops.of_step(method, spec, plan.batch_size)
-            pace = estimate.pace(plan, self._index) if counted else None
+            pace = _pace(plan, self._index) if counted else None
             if pace:
                 self.paces[pace.basis] = None
             seconds = counted / pace.rate if pace else None if counted else 0.0
@@ -159,13 +164,62 @@ class Planner:
         return config.with_values({"precision": precision})
 
 
-def of_stage(entry: Entry, stage: Stage, eval_devices: int) -> RunConfig:
-    """What a job runs for one stage of a cell.
+@dataclass(frozen=True)
+class _Pace:
+    """How fast something was done before.
 
-    Args:
-        eval_devices: processes of an evaluation, which has no need of several machines.
+    Attributes:
+        rate: FLOPs a second on one device.
+        basis: which runs tell, for a person.
     """
-    config = RunConfig.from_json(entry.config)
-    if stage == "pretrain":
-        return config.with_values({"evals": ("none",)})
-    return config.with_values({"strategy": "auto", "nodes": 1, "devices": eval_devices})
+
+    rate: float
+    basis: str
+
+
+def _pace(plan: Plan, index: Index | None) -> _Pace | None:
+    """How fast runs most like this one went, on the device that was used last.
+
+    Of the same method, backbone and precision; else the same backbone and precision; else the same
+    precision; None where there is none.
+    """
+    if index is None:
+        return None
+    done = index.runs
+    done = done[(done["state"] == "trained") & (done["flops"] > 0) & (done["seconds"] > 0)]
+    if done.empty:
+        return None
+    backbone = plan.encoder.backbone
+    is_like = done["settings"].map(lambda text: json.loads(text).get("backbone") == backbone)
+    is_precise = done["precision"] == plan.precision
+    for which, words in (
+        (is_like & is_precise & (done["method"] == plan.method), f"{plan.method}, {backbone}"),
+        (is_like & is_precise, backbone),
+        (is_precise, "another backbone"),
+    ):
+        like = done[which]
+        if len(like):
+            device = like.sort_values("started", na_position="first")["device"].iloc[-1]
+            like = like[like["device"] == device]
+            rate = float((like["flops"] / like["seconds"]).median())
+            return _Pace(
+                rate, f"{many(len(like), 'run')} of {words} in {plan.precision} on {device}"
+            )
+    return None
+
+
+def _evaluation_seconds(names: Sequence[str], data: str, index: Index | None) -> float | None:
+    """How long those evaluations took on that data set before; None where one is new there."""
+    if not names:
+        return 0.0
+    if index is None:
+        return None
+    known = index.scores
+    known = known[known["is_headline"].astype(bool) & (known["evaluated_on"] == data)]
+    total = 0.0
+    for name in names:
+        took = known.loc[known["eval"] == name, "eval_seconds"].dropna()
+        if took.empty:
+            return None
+        total += float(took.median())
+    return total

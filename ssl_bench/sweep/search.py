@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.ranges import OneOf, Range
@@ -18,9 +20,13 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.data.names import VALIDATION
 from ssl_bench.errors import UserError, require
-from ssl_bench.sweep.grid import Cell, Final, Part, label_of, possible, refuse_too_many
+from ssl_bench.runs import schema
+from ssl_bench.sweep.grid import Cell, Final, Grid, Part, label_of, possible, refuse_too_many
 from ssl_bench.utils import typed_json
 from ssl_bench.utils.files import Unreadable
+
+if TYPE_CHECKING:
+    from ssl_bench.sweep.status import CellStatus
 
 _DATA = ("data", "eval_data")
 """Flags that name data, of which trials hold images out."""
@@ -70,17 +76,68 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
             label_of(f"{part.method}, trial {number}", values, ": "): (number, values)
             for number, values in enumerate(_drawn(part, settings), start=1)
         }
-        found = list(
-            possible(
-                (label, part.config, of_trials | values) for label, (_, values) in drawn.items()
-            )
-        )
+        asked = ((label, part.config, of_trials | each) for label, (_, each) in drawn.items())
+        found = list(possible(asked))
         places = tuple(range(len(cells), len(cells) + len(found)))
         cells += [Cell(config, label, drawn[label][0]) for label, config in found]
         configs = tuple(part.config.with_values(fixed | drawn[label][1]) for label, _ in found)
-        for seed in part.given.get("seed") or (Settings.seed,):
-            finals.append(Final(part.method, places, configs, seed, choose_by))
+        seeds = tuple(part.given.get("seed") or (Settings.seed,))
+        finals.append(Final(part.method, places, configs, seeds, choose_by))
     return cells, finals
+
+
+def best_on_all_images(
+    wanted: Grid, statuses: Sequence[CellStatus], retry_failed: bool
+) -> tuple[list[Cell], list[str]]:
+    """The runs on all training images that can be told by now, and what a person should know.
+
+    A method's trials must all be over: done, or failed where these are not to be done again.
+
+    Args:
+        statuses: of the trials, in the order of the cells.
+
+    Raises:
+        UserError: a result cannot be read.
+    """
+    cells: list[Cell] = []
+    notes: list[str] = []
+    for final in wanted.finals:
+        trials = [statuses[place] for place in final.trials]
+        done = [each for each in trials if each.state == "done"]
+        over = [] if retry_failed else [each for each in trials if each.state == "failed"]
+        over += done
+        if len(over) < len(trials):
+            notes.append(
+                f"{final.method}: {len(trials) - len(over)} of {len(trials)} trials are not over; "
+                "once they are, the same command runs the best one on all training images"
+            )
+        elif not done:
+            all_failed = f"all {len(trials)} trials failed; --retry-failed does them again"
+            notes.append(f"{final.method}: {all_failed}")
+        else:
+            best = _best(done, final.choose_by, wanted.runs_dir)
+            config = final.configs[trials.index(best)]
+            label = f"{final.method}, best of {len(trials)} trials, seed"
+            cells += [Cell(config.with_values({"seed": s}), f"{label} {s}") for s in final.seeds]
+            failed = len(trials) - len(done)
+            aside = f"; {failed} of its {len(trials)} trials failed" if failed else ""
+            notes.append(
+                f"{best.entry.label} is the best of {final.method} on held-out images "
+                f"({final.choose_by} {best.scores[final.choose_by]:.2f}){aside}"
+            )
+    return cells, notes
+
+
+def _best(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> CellStatus:
+    """The trial with the best score, the first of several; whether more is better, it says."""
+    homes = (runs_dir / e.entry.run / schema.EVALS / e.entry.evals[choose_by] for e in done)
+    better = {schema.load_object(home / schema.SCORES).get("better", "higher") for home in homes}
+    if "neither" in better:
+        raise UserError(
+            f"evaluation {choose_by!r} ranks nobody; --choose-by linear would choose the best trial"
+        )
+    sign = -1 if better == {"lower"} else 1
+    return max(done, key=lambda each: sign * each.scores[choose_by])
 
 
 def draw(
@@ -94,7 +151,22 @@ def draw(
             for Sobol, the number of names.
     """
     names = sorted(space)
-    rows = (_sobol if how == "sobol" else _random)(names, count, coordinates)
+    rows: Any
+    if how == "sobol":
+        import numpy as np
+        from scipy.stats import qmc
+
+        seed = np.random.default_rng(_key(*coordinates))
+        # A power of two, as the sequence wants it; what comes first does not depend on it.
+        rows = qmc.Sobol(len(names), scramble=True, seed=seed).random_base2(
+            (count - 1).bit_length()
+        )
+    else:  # each a function of the coordinates, the trial and the name alone
+        rows = (
+            [(_key(*coordinates, trial, name) >> 11) / 2**53 for name in names]
+            for trial in range(count)
+        )
+    rows = itertools.islice(rows, count)
     return [{name: space[name].at(u) for name, u in zip(names, row, strict=True)} for row in rows]
 
 
@@ -129,25 +201,6 @@ def _typed(type_: Any, value: Any, where: str) -> Any:
         return typed_json.of(type_, list(value) if isinstance(value, tuple) else value, where)
     except Unreadable as error:
         raise UserError(f"{error}, which is no value for it") from None
-
-
-def _random(
-    names: Sequence[str], count: int, coordinates: Sequence[str | int]
-) -> list[list[float]]:
-    """Numbers in [0, 1), each a function of the coordinates, the trial and the name alone."""
-    return [
-        [(_key(*coordinates, trial, name) >> 11) / 2**53 for name in names]
-        for trial in range(count)
-    ]
-
-
-def _sobol(names: Sequence[str], count: int, coordinates: Sequence[str | int]) -> Any:
-    import numpy as np
-    from scipy.stats import qmc
-
-    # A power of two, as the sequence wants it; what comes first does not depend on it.
-    engine = qmc.Sobol(len(names), scramble=True, seed=np.random.default_rng(_key(*coordinates)))
-    return engine.random_base2((count - 1).bit_length())[:count]
 
 
 def _key(*coordinates: str | int) -> int:

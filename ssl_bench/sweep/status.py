@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +12,15 @@ from typing import Any, Literal
 from ssl_bench.errors import UserError, of_system
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.sweep.backends import clusters
-from ssl_bench.sweep.jobs import ACTIVE, WAITING
-from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep, jobs_of
+from ssl_bench.sweep.jobs import ACTIVE, WAITING, State
+from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep
 from ssl_bench.utils.files import Unreadable
 
 CellState = Literal["done", "running", "pending", "unknown", "failed", "stopped", "new"]
 """*unknown*: it was submitted, and the cluster does not answer. *stopped*: it was begun, and no
 process is running it."""
 UNDER_WAY: frozenset[CellState] = frozenset({"running", "pending", "unknown"})
+_STAGES: tuple[Stage, ...] = ("pretrain", "evaluate")
 _TO_COME = {*ACTIVE, "unknown"}
 _FAILED = ("failed", "out of memory")
 _KILLED = ("killed", "timeout")
@@ -66,63 +69,68 @@ class CellStatus:
         return (self.entry.steps - self.step) * self.entry.batch_size / self.images_per_second
 
 
+@dataclass(frozen=True)
+class _Job:
+    """The latest job for a stage of a run, and what the cluster says of it."""
+
+    folder: Path
+    submitted: Submitted
+    state: State
+    reason: str
+
+
 def statuses_of(sweep: Sweep, sweeps: Sequence[Sweep]) -> list[CellStatus]:
     """How far each cell of a sweep is.
 
     Args:
         sweeps: all that may have submitted jobs for its runs, itself among them.
     """
-    wanted = {entry.run for entry in sweep.entries}
-    jobs = {key: found for key, found in jobs_of(sweeps).items() if key[0] in wanted}
-    states: dict[tuple[str, str], str] = {}
-    reasons: dict[tuple[str, str], str] = {}
-    for owner in {found[0].name: found[0] for found in jobs.values()}.values():
-        ids = [each.job for other, each in jobs.values() if other.name == owner.name]
-        for job, state in clusters.states(ids, owner.jobs_folder).items():
-            states[owner.name, job] = state
-        waiting = [job for job in ids if states[owner.name, job] in WAITING]
-        for job, reason in clusters.reasons(waiting, owner.jobs_folder).items():
-            reasons[owner.name, job] = reason
+    jobs = _jobs_of(sweeps, {entry.run for entry in sweep.entries})
     found = []
     for entry in sweep.entries:
+        own = {stage: jobs[entry.run, stage] for stage in _STAGES if (entry.run, stage) in jobs}
         try:
-            found.append(_of(entry, sweep.runs_dir, jobs, states, reasons))
+            found.append(_of(entry, sweep.runs_dir / entry.run, own))
         except OSError as error:  # its folder cannot be looked into
-            found.append(_unknown(entry, of_system(error)))
+            names, why = tuple(entry.evals), of_system(error)
+            found.append(
+                CellStatus(
+                    *(entry, "failed", "pretrain", names, names, "", "", 0),
+                    *(None, None, why, "", {}),
+                )
+            )
     return found
 
 
-def _unknown(entry: Entry, why: str) -> CellStatus:
-    """A cell of which nothing can be found out."""
-    names = tuple(entry.evals)
-    return CellStatus(
-        entry, "failed", "pretrain", names, names, "", "", 0, None, None, why, "", {}
-    )  # fmt: skip
+def _jobs_of(sweeps: Sequence[Sweep], runs: AbstractSet[str]) -> dict[tuple[str, Stage], _Job]:
+    latest: dict[tuple[str, Stage], tuple[Path, Submitted]] = {}
+    for sweep in sweeps:
+        for each in (each for each in sweep.submitted if each.run in runs):
+            key = (each.run, each.stage)
+            if key not in latest or latest[key][1].at <= each.at:
+                latest[key] = (sweep.jobs_folder, each)
+    found = {}
+    for folder in {folder for folder, _ in latest.values()}:
+        own = {key: each for key, (home, each) in latest.items() if home == folder}
+        states = clusters.states([each.job for each in own.values()], folder)
+        waiting = [job for job, state in states.items() if state in WAITING]
+        reasons = clusters.reasons(waiting, folder)
+        for key, each in own.items():
+            found[key] = _Job(folder, each, states[each.job], reasons.get(each.job, ""))
+    return found
 
 
-def _of(
-    entry: Entry,
-    runs_dir: Path,
-    jobs: Mapping[tuple[str, Stage], tuple[Sweep, Submitted]],
-    states: Mapping[tuple[str, str], str],
-    reasons: Mapping[tuple[str, str], str],
-) -> CellStatus:
-    folder = runs_dir / entry.run
+def _of(entry: Entry, folder: Path, jobs: Mapping[Stage, _Job]) -> CellStatus:
     is_trained = schema.is_trained(folder)
     scores = {name: _score(folder / schema.EVALS / home) for name, home in entry.evals.items()}
     missing = tuple(name for name, score in scores.items() if score is None)
     stage: Stage = "evaluate" if is_trained else "pretrain"
-
-    def state_of(stage: Stage) -> str:
-        found = jobs.get((entry.run, stage))
-        return states.get((found[0].name, found[1].job), "") if found else ""
-
-    evaluation = jobs.get((entry.run, "evaluate"))
-    is_fed = is_trained or state_of("pretrain") in _TO_COME
-    to_come: set[str] = set()
-    if evaluation and is_fed and state_of("evaluate") in _TO_COME:
-        to_come = set(evaluation[1].evals)
-    job_state, found = state_of(stage), jobs.get((entry.run, stage))
+    job, pretraining, evaluation = jobs.get(stage), jobs.get("pretrain"), jobs.get("evaluate")
+    is_fed = is_trained or bool(pretraining and pretraining.state in _TO_COME)
+    to_come: Sequence[str] = ()
+    if evaluation and is_fed and evaluation.state in _TO_COME:
+        to_come = evaluation.submitted.evals
+    job_state = job.state if job else ""
     error = ""
     state: CellState
     if is_trained and not missing:
@@ -136,25 +144,27 @@ def _of(
     else:
         noted = schema.failure(folder)
         has_failed = bool(noted) or job_state in _FAILED
-        is_begun = bool(found) or (not is_trained and (folder / schema.CONFIG).exists())
+        is_begun = bool(job) or (not is_trained and (folder / schema.CONFIG).exists())
         state = "failed" if has_failed else "stopped" if is_begun else "new"
         if has_failed or job_state in _KILLED or job_state == "lost":
-            told = clusters.failure(found[1].job, found[0].jobs_folder, 3) if found else []
+            told = clusters.failure(job.submitted.job, job.folder, 3) if job else []
             error = noted or "\n".join(told) or ("" if job_state == "lost" else job_state)
-    record = {} if state == "new" else _last_record(folder / schema.METRICS)
+    record: Mapping[str, Any] = {}
+    with suppress(Unreadable):
+        record = {} if state == "new" else schema.last_record(folder / schema.METRICS)
     return CellStatus(
         entry,
         state,
         stage,
         missing,
         uncovered=tuple(name for name in missing if entry.evals[name] not in to_come),
-        job=found[1].job if found else "",
-        waits_for=reasons.get((found[0].name, found[1].job), "") if found else "",
+        job=job.submitted.job if job else "",
+        waits_for=job.reason if job else "",
         step=entry.steps if is_trained else int(_number(record.get("step")) or 0),
         images_per_second=_number(record.get("images_per_second")),
         loss=_number(record.get("loss")),
         error=error,
-        log=str(clusters.log(found[1].job, found[0].jobs_folder)) if found else "",
+        log=str(clusters.log(job.submitted.job, job.folder)) if job else "",
         scores={name: score for name, score in scores.items() if score is not None},
     )
 
@@ -172,10 +182,3 @@ def _score(home: Path) -> float | None:
 def _number(value: Any) -> float | None:
     """A number as it should be stored; None where it is something else."""
     return float(value) if schema.is_number(value) and abs(value) < _LARGEST else None
-
-
-def _last_record(metrics: Path) -> Mapping[str, Any]:
-    try:
-        return schema.last_record(metrics)
-    except Unreadable:
-        return {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ssl_bench.experiment import baseline_table
+from ssl_bench.experiment import evaluating
 from ssl_bench.utils import formatting
 
 
@@ -48,7 +48,7 @@ def record(name: str, score: float, baseline: float, **more: Any) -> dict[str, A
 def shown(*records: dict[str, Any]) -> str:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(baseline_table.beside_baselines("mae", records))
+        console.print(evaluating.beside_baselines("mae", records))
     return capture.get()
 
 

@@ -39,7 +39,7 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.experiment.run_config import args_of
+from ssl_bench.experiment.run_config import text_of
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
@@ -407,5 +407,6 @@ def test_what_is_drawn_from_the_ranges_makes_a_config(plugin: Plugin) -> None:
         assert all(isinstance(value, kind) for value in drawn) or kind is type(None), name
         for value in (*ends, *drawn):
             dataclasses.replace(base, **{name: value})
-            run = flags.parse_run(["--method", plugin.name, *args_of(name, value)])
+            flag = f"--{name.replace('_', '-')}={text_of(value)}"
+            run = flags.parse_run(["--method", plugin.name, flag])
             assert getattr(run.method_config, name) == value

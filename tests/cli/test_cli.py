@@ -569,8 +569,8 @@ def test_a_backbone_may_be_called_as_people_call_it(name: str, meant: str) -> No
 def test_advice_names_flags_that_are_there() -> None:
     """Of the command it is for; and what a habit is called is no flag there."""
     commands = {
-        "run": set(flags.run_flags([])),
-        "mocov3": set(flags.run_flags(["--method", "mocov3"])),
+        "run": {flag.name for flag in flags.offer([]).flags},
+        "mocov3": {flag.name for flag in flags.offer(["--method", "mocov3"]).flags},
         **{cls.__name__: set(parser.flags_of(cls)) for cls in (EvalSettings, CompareSettings,
            ReportSettings, ExportSettings, QuerySettings)},
     }  # fmt: skip

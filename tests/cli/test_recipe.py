@@ -24,6 +24,7 @@ from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.config.settings import Settings
+from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder
@@ -383,13 +384,16 @@ class TestAudit:
     """What is asked for and reaches nothing stops a run."""
 
     @pytest.mark.parametrize("method,preset", [*((m, p) for p, m in PAPERS.items()), *CORE])
-    def test_every_shipped_preset_passes(self, preset: str, method: str, spec: EncoderSpec) -> None:
+    def test_every_shipped_preset_passes(
+        self, preset: str, method: str, spec: EncoderSpec, tiny: Dataset
+    ) -> None:
         small = dataclasses.replace(spec, backbone="vit_nano")
         request = flags.parse_run(["--preset", preset, "--method", method])
         assert request.method is not None
         plugin = request.method.load_class()
         audit.method(setup.build_method(plugin, request.method_config, small, 3, 0))
-        assert audit.evaluations(small, request.evals, 0, CPU)
+        _, _, told = audit.evaluations(small, request.evals, tiny, 0, CPU)
+        assert told
 
     def test_a_run_says_what_is_trained_decayed_and_frozen(
         self, ssl_bench: Call, image_folder: Path, tmp_path: Path
@@ -531,8 +535,9 @@ class TestAudit:
         method = setup.build_method(plugin.load_class(), plugin.config(), spec, 3, 0)
         assert audit.method(method) == "nothing is trained"
 
-    def test_an_audit_leaves_no_trace(self, spec: EncoderSpec) -> None:
+    def test_an_audit_leaves_no_trace(self, spec: EncoderSpec, tiny: Dataset) -> None:
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        audit.evaluations(spec, {FINETUNE: FINETUNE.config(), LINEAR: LINEAR.config()}, 0, CPU)
+        evals = {FINETUNE: FINETUNE.config(), LINEAR: LINEAR.config()}
+        audit.evaluations(spec, evals, tiny, 0, CPU)
         assert torch.equal(torch.get_rng_state(), before)

@@ -130,9 +130,7 @@ def test_trials_never_meet_the_test_images_and_are_scored_by_one_evaluation() ->
         assert request.settings.data == "fashion-mnist@validation"
         assert request.settings.seed == 3
         assert [plugin.name for plugin in request.evals] == ["linear"]
-    assert [(final.seed, evals_of(final)) for final in found.finals] == [
-        (seed, ["linear", "knn"]) for seed in (3, 4, 5)
-    ]
+    assert [(f.seeds, evals_of(f)) for f in found.finals] == [((3, 4, 5), ["linear", "knn"])]
     assert {(f.method, f.trials, f.choose_by) for f in found.finals} == {("mae", (0, 1), "linear")}
 
 
@@ -147,7 +145,7 @@ def test_what_chooses_may_be_named() -> None:
 def test_without_evals_the_first_of_those_that_run_unasked_chooses() -> None:
     unasked = [plugin.name for plugin in flags.parse_run([]).evals]
     [final] = sweep("--search", "random", "--trials", 1).finals
-    assert (final.choose_by, evals_of(final), final.seed) == (unasked[0], unasked, 0)
+    assert (final.choose_by, evals_of(final), final.seeds) == (unasked[0], unasked, (0,))
 
 
 def test_one_value_fixes_a_flag_and_several_are_drawn_among() -> None:

@@ -150,7 +150,6 @@ def test_the_product_has_each_run_once(
     }
     assert len(cells) == len(set(seeds)) * sum(each[name] for name in named)
     again = requests(cells)
-    assert flags.parse_run(again[-1].argv()) == again[-1]
     assert RunConfig.from_json(json.loads(json.dumps(again[-1].to_json()))) == again[-1]
     assert all(one != other for one, other in itertools.combinations(again, 2))
     assert len({cell.label for cell in cells}) == len(cells)
@@ -212,9 +211,12 @@ def test_words_that_make_no_run_make_no_sweep(words: list[str], said: str) -> No
         (["--mask-ratio", ","], "--mask-ratio: it needs a value"),
         (["--flip", "maybe"], "--flip: 'maybe' is neither yes nor no"),
         (["--no-flip", "yes"], "--no-flip takes no value"),
-        (["--no-flip", "--flip"], "--no-flip is given beside its opposite"),
+        (["--no-flip", "--flip"], "flag '--flip' is given several times"),
         (["--seed", "4..0"], "range '4..0' is empty; 0..4 would work"),
-        (["--seed", "0..x"], "'0..x' is no range of whole numbers such as 0..4"),
+        (
+            ["--seed", "0..x"],
+            "'0..x' is not a whole number or a range of whole numbers such as 0..4",
+        ),
         (["--seed", "0..1000000000000"], "a sweep has 10,000 cells at most"),
         (["--seed", "0..999", "--epochs", "1,2,3,4,5,6,7,8,9,10,11"], "a sweep of 11,000 cells"),
         (["--seed", "1", "2"], "unexpected argument '2' after --seed"),
@@ -428,7 +430,7 @@ def test_combinations_that_are_no_grid() -> None:
         ("slurm = 3", "'slurm' is a table"),
         ("[slurm]\npartitoin = 3", "[slurm] has an unknown key 'partitoin'"),
         ("[slurm]\npartition = 3", "[slurm]: partition 3 is not a text in quotes"),
-        ("[slurm]\ngpus = true", "[slurm]: gpus True is not a whole number"),
+        ("[slurm]\ngpus = true", "[slurm]: gpus true is not a whole number"),
         ('[slurm]\ntime = "soon"', "[slurm]: time 'soon' is no time"),
         ("[slurm]\nsetup = [1]", "[slurm]: setup [1] is not a text, or an array of them"),
         ('parallel-jobs = "many"', "key 'parallel-jobs'"),
@@ -629,7 +631,9 @@ def test_a_value_like_a_flag_is_a_value(
     assert capsys.readouterr() == ("", "")
 
 
-FLAGS = sorted({*flags.run_flags(["--evals", "knn"]), *toml.OWN, *toml.RESOURCES})
+FLAGS = sorted(
+    {*(flag.name for flag in flags.offer(["--evals", "knn"]).flags), *toml.OWN, *toml.RESOURCES}
+)
 keys = st.sampled_from([name.replace("_", "-") for name in FLAGS]) | st.sampled_from(
     ["'--help'", "x", "mask_ratio", "no-flip", "''", "cells", "slurm", "mae"]
 )
@@ -669,7 +673,8 @@ def test_any_file_is_a_sweep_or_a_mistake(
 
 def test_no_flag_of_a_run_has_the_name_of_one_of_the_sweep() -> None:
     own = {each.name for cls in (SweepSettings, ClusterSettings) for each in fields(cls)}
-    taken = set().union(*(flags.run_flags(["--method", plugin.name]) for plugin in METHODS))
+    offers = [flags.offer(["--method", plugin.name]) for plugin in METHODS]
+    taken = {flag.name for offer in offers for flag in offer.flags}
     assert not own & (taken | {each.name for each in fields(Settings)})
 
 

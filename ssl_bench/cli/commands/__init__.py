@@ -21,23 +21,28 @@ class Command:
     """A command of ``ssl-bench``.
 
     Attributes:
-        purpose: one line about it.
         does: module and function in this package, which may give an exit code.
         settings: the dataclasses whose fields are its flags.
         plugins: the kinds of plugins whose settings are flags, too.
-        is_plain: whether the function is given the settings, or else the arguments.
+        about: one line about a command whose function is given the arguments; that of any other is
+            given its settings, whose docstring tells.
     """
 
-    purpose: str
     does: str
     settings: tuple[type, ...] = ()
     plugins: tuple[Kind, ...] = ()
-    is_plain: bool = True
+    about: str = ""
+
+    @property
+    def purpose(self) -> str:
+        """One line about it."""
+        told = self.about or (self.settings[0].__doc__ or "").partition(".")[0]
+        return told[0].lower() + told[1:]
 
     def run(self, name: str, args: Sequence[str]) -> int:
         """Run it and return the exit code."""
         given: Any = args
-        if self.is_plain:
+        if not self.about:
             from ssl_bench.cli import parser
 
             [cls] = self.settings
@@ -52,62 +57,40 @@ RESUMING = {"run", "ablate", "eval", "rerun", "sweep"}
 
 COMMANDS = {
     "run": Command(
-        "pre-train a method, evaluate it, show it beside its baselines",
-        *("run:run", (Settings,), _BOTH, False),
+        *("run:run", (Settings,), _BOTH),
+        about="pre-train a method, evaluate it, show it beside its baselines",
     ),
     "ablate": Command(
-        "vary what a paper varied, draw the curve beside the paper's",
-        *("ablate:ablate", (command_settings.AblateSettings, Settings), _BOTH, False),
+        *("ablate:ablate", (command_settings.AblateSettings, Settings), _BOTH),
+        about="vary what a paper varied, draw the curve beside the paper's",
     ),
     "sweep": Command(
-        "run a grid or a search of many runs, here or as jobs on Slurm",
         "sweep_help:sweep",
         (sweep_settings.SweepSettings, sweep_settings.ClusterSettings, Settings),
-        *(_BOTH, False),
+        _BOTH,
+        about="run a grid or a search of many runs, here or as jobs on Slurm",
     ),
-    "status": Command(
-        "show how far a sweep is, live", "status:status", (sweep_settings.StatusSettings,)
-    ),
-    "cancel": Command("end the jobs of a sweep", "status:cancel", (sweep_settings.CancelSettings,)),
+    "status": Command("status:status", (sweep_settings.StatusSettings,)),
+    "cancel": Command("status:cancel", (sweep_settings.CancelSettings,)),
     "recipe": Command(
-        "show a preset's every setting beside the paper's",
-        *("recipe:recipe", (Settings,), _BOTH, False),
+        *("recipe:recipe", (Settings,), _BOTH),
+        about="show a preset's every setting beside the paper's",
     ),
     "eval": Command(
-        "evaluate a run, or a file of weights",
-        *("run:evaluate", (EvalSettings,), ("eval",), False),
+        *("run:evaluate", (EvalSettings,), ("eval",)),
+        about="evaluate a run, or a file of weights",
     ),
-    "compare": Command(
-        "show runs side by side", "compare:compare", (command_settings.CompareSettings,)
-    ),
-    "show": Command(
-        "show where a run's numbers come from", "show:show", (command_settings.ShowSettings,)
-    ),
-    "rerun": Command(
-        "train and evaluate a run again, and say whether it came out the same",
-        *("rerun:rerun", (command_settings.RerunSettings,)),
-    ),
-    "query": Command("ask about all runs in SQL", "query:query", (command_settings.QuerySettings,)),
-    "report": Command(
-        "write a page with tables and figures of runs, and the files for a paper",
-        *("compare:report", (command_settings.ReportSettings,)),
-    ),
-    "reconstruct": Command(
-        "hide patches of images, draw what a masked autoencoder makes of the rest",
-        *("reconstruct:reconstruct", (command_settings.ReconstructSettings,)),
-    ),
-    "export": Command(
-        "write an encoder in the format of timm, MAE or transformers",
-        *("export:export", (command_settings.ExportSettings,)),
-    ),
+    "compare": Command("compare:compare", (command_settings.CompareSettings,)),
+    "show": Command("show:show", (command_settings.ShowSettings,)),
+    "rerun": Command("rerun:rerun", (command_settings.RerunSettings,)),
+    "query": Command("query:query", (command_settings.QuerySettings,)),
+    "report": Command("compare:report", (command_settings.ReportSettings,)),
+    "reconstruct": Command("reconstruct:reconstruct", (command_settings.ReconstructSettings,)),
+    "export": Command("export:export", (command_settings.ExportSettings,)),
     "data": Command(
-        "write a data set once as files that are read fast: data prepare SOURCE -o FOLDER",
-        *("run:data", (command_settings.PrepareSettings,), (), False),
+        *("run:data", (command_settings.PrepareSettings,)),
+        about="write a data set once as files that are read fast: data prepare SOURCE -o FOLDER",
     ),
-    "list": Command(
-        "methods, evaluations, data sets, backbones, presets", "list:show", is_plain=False
-    ),
-    "completion": Command(
-        "print shell completion for bash or zsh", "completion:show", is_plain=False
-    ),
+    "list": Command("list:show", about="methods, evaluations, data sets, backbones, presets"),
+    "completion": Command("completion:show", about="print shell completion for bash or zsh"),
 }

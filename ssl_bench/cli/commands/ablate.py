@@ -6,7 +6,6 @@ Nothing here imports torch until they are run.
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 
 from ssl_bench.api import registry
@@ -54,7 +53,6 @@ def _varied(ablation: Ablation) -> list[str]:
 
 
 def _find(method: Plugin, name: str) -> Ablation:
-    """A method's ablation of that name."""
     known = method.ablations()
     if not known:
         others = [
@@ -96,7 +94,8 @@ def _cells(
     for value, args in values.items():
         config = flags.parse_run([*common, *args])
         for seed in dict.fromkeys(settings.seeds or [config.settings.seed]):
-            cells.append(AblationCell(value, config.with_values({"seed": seed})))
+            whole = [*common, *args, *(["--seed", str(seed)] if settings.seeds else [])]
+            cells.append(AblationCell(value, config.with_values({"seed": seed}), whole))
     return cells
 
 
@@ -131,7 +130,6 @@ def _flag_names(args: Sequence[str]) -> list[str]:
 
 
 def _help(method: Plugin) -> str:
-    """What ``ssl-bench ablate --help`` prints."""
     lines = [
         "usage: ssl-bench ablate NAME [--values V,...] [--seeds S,...] [FLAGS OF ssl-bench run]",
         "",
@@ -142,18 +140,13 @@ def _help(method: Plugin) -> str:
     for name, ablation in method.ablations().items():
         values = map(as_number, ablation.values)
         text = f"{ablation.title} ({ablation.source}): {', '.join(values)}. {ablation.note}"
-        lines += _described(name, text)
+        lines += parser.described(name, text)
     lines += ["", "flags:"]
     for name, text in registry.field_help(AblateSettings).items():
-        lines += _described(f"--{name}", text)
-    lines += _described(
+        lines += parser.described(f"--{name}", text)
+    lines += parser.described(
         "...",
         "any flag of `ssl-bench run`, for every cell; --evals defaults to those of the preset, or "
         "else of the paper",
     )
     return "\n".join(lines) + "\n"
-
-
-def _described(name: str, text: str) -> list[str]:
-    indent = " " * 18
-    return textwrap.wrap(text.strip(), 96, initial_indent=f"  {name:<16}", subsequent_indent=indent)

@@ -96,7 +96,8 @@ def to_mae(checkpoint: Checkpoint, output: Path) -> str:
     }
     decoder = _decoder(checkpoint)
     with atomic(output) as path:
-        torch.save({"model": _contiguous({**state, **decoder}), "ssl_bench": told}, path)
+        whole = {name: t.detach().cpu().contiguous() for name, t in (state | decoder).items()}
+        torch.save({"model": whole, "ssl_bench": told}, path)
     takes = (
         "the official fine-tuning code takes it by --finetune, into a ViT of "
         f"img_size={spec.image_size}, patch_size={spec.patch_size}, in_chans={spec.channels}, "
@@ -186,10 +187,6 @@ def _decoder(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if not formats.is_mae_decoder(others) or not is_known:
         return {}
     return dict(others)
-
-
-def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 _FORMATS: Mapping[str, tuple[str, Callable[[Checkpoint, Path], str]]] = {

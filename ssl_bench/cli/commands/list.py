@@ -59,17 +59,13 @@ def _backbones(is_detailed: bool) -> Rows:
     return [*own, ("any of timm", f"{count:,} image models, such as {examples}; {names}")]
 
 
-def _presets() -> Rows:
-    return [
-        (name + (" (default)" if name == Settings.preset else ""), note)
-        for name, note in registry.presets().items()
-    ]
-
-
 _KINDS: dict[str, Callable[[bool], Rows]] = {
     "methods": lambda is_detailed: _plugins("method"),
     "evals": lambda is_detailed: _plugins("eval"),
     "datasets": lambda is_detailed: [*data.names().items(), ("PATH", _PATHS)],
     "backbones": _backbones,
-    "presets": lambda is_detailed: _presets(),
+    "presets": lambda is_detailed: [
+        (name + (" (default)" if name == Settings.preset else ""), note)
+        for name, note in registry.presets().items()
+    ],
 }

@@ -60,7 +60,11 @@ def query(settings: QuerySettings) -> None:
     found = index.load_arrow(settings.runs_dir)
     with _asked(settings.sql, found) as (names, fetch):
         answer = fetch(_SHOWN + 1)
-        _show(console, names, answer[:_SHOWN])
+        is_wide = len(names) * _NARROW > console.width and console.is_terminal
+        if not console.is_terminal:
+            console.width = 10_000  # nobody's window, whose lines would be broken
+        for table in (_records if is_wide else _table)(names, answer[:_SHOWN]):
+            console.print(table)
         if len(answer) > _SHOWN:
             console.print("more rows; --csv FILE writes them all")
         if found.problems:
@@ -80,14 +84,6 @@ def query(settings: QuerySettings) -> None:
                     writer.writerows(map(cell, row) for row in answer)
                     answer = fetch(_AT_ONCE)
             console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
-
-
-def _show(console: Console, names: Sequence[str], shown: Sequence[Sequence[Any]]) -> None:
-    is_wide = len(names) * _NARROW > console.width and console.is_terminal
-    if not console.is_terminal:
-        console.width = 10_000  # nobody's window, whose lines would be broken
-    for table in _records(names, shown) if is_wide else [_table(names, shown)]:
-        console.print(table)
 
 
 @contextmanager
@@ -162,7 +158,7 @@ def _leave(outcome: Future[Any], code: int) -> None:
         os._exit(code)
 
 
-def _table(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> Table:
+def _table(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> list[Table]:
     table = Table()
     for number, name in enumerate(names):
         is_number = all(isinstance(row[number], int | float | None) for row in answer)
@@ -171,7 +167,7 @@ def _table(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> Table:
         )
     for row in answer:
         table.add_row(*map(_cell, row))
-    return table
+    return [table]
 
 
 def _records(names: Sequence[str], answer: Sequence[Sequence[Any]]) -> list[Table]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from rich.table import Table
 from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags
+from ssl_bench.cli import flags, parser
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Published, Recipe
@@ -202,11 +201,8 @@ def _paper_preset(method: Plugin, preset: str) -> str:
 
 
 def _help() -> str:
-    """What ``ssl-bench recipe --help`` prints."""
-    lines = [
-        textwrap.fill(f"  {name:<22}{note}".rstrip(), 100, subsequent_indent=" " * 24)
-        for name, note in registry.presets().items()
-    ]
+    notes = registry.presets().items()
+    lines = [line for name, note in notes for line in parser.described(name, note, 22)]
     return _USAGE + "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,7 @@ from ssl_bench.api.registry import Kind, Plugin
 from ssl_bench.cli import trust
 from ssl_bench.cli.commands.show import text
 from ssl_bench.config.command_settings import RerunSettings
-from ssl_bench.config.settings import Precision, Settings
+from ssl_bench.config.settings import Precision
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
@@ -128,18 +128,9 @@ def _config(
         )
     is_per_sample = method.load_class().per_sample_loss
     require(bool(plan["data_source"]), f"run {folder.name!r} does not tell where its data are")
-    if "settings" in plan:
-        stored = run_config.settings_of(plan)
-    else:  # of a run from before all settings were stored
-        stored = Settings(
-            batch_size=plan["batch_size"],
-            seed=plan["seed"],
-            preset=plan["preset"],
-            skip_broken=bool(plan.get("skip_broken")),
-        )
     spec = EncoderSpec.of(plan["encoder"])
     again = replace(
-        stored,
+        run_config.settings_of(plan),
         # What was found out stands for what was asked for, so that this machine finds the same.
         method=method.source or method.name,
         data=plan["data_source"],
@@ -229,7 +220,6 @@ def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
 
 
 def _here(precision: Precision) -> Mapping[str, Any]:
-    """What runs are made with here and now."""
     from ssl_bench.distributed.device import choose
 
     return run_folder.environment(choose(precision).name)
@@ -244,8 +234,14 @@ def changes(folder: Path, config: RunConfig, fingerprint: str) -> Iterator[str]:
     plan, before = schema.load_plan(folder), schema.load_object(folder / schema.ENVIRONMENT)
     now = _here(config.settings.precision)
     for name in _ENVIRONMENT:
-        if name in before and before[name] != now[name]:
-            yield from _differences(name, before[name], now[name])
+        if name not in before or before[name] == now[name]:
+            continue
+        if isinstance(before[name], dict) and isinstance(now[name], dict):
+            for key, value in before[name].items():
+                if value != now[name].get(key):
+                    yield f"{name} {key} was {value}, is {now[name].get(key)}"
+        else:
+            yield f"{name} was {before[name]}, is {now[name]}"
     if plan["data_fingerprint"] != fingerprint:
         yield f"data {plan['data']} was {plan['data_fingerprint']}, is {fingerprint}"
     if before.get("earlier"):
@@ -334,12 +330,3 @@ def _row(what: str, before: str, again: str, difference: str) -> dict[str, Any]:
 
 def _unknown(what: str, why: str) -> dict[str, Any]:
     return {**_row(what, "-", "-", why), "same": None}
-
-
-def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key, value in before.items():
-            if value != now.get(key):
-                yield f"{name} {key} was {value}, is {now.get(key)}"
-    else:
-        yield f"{name} was {before}, is {now}"

@@ -60,7 +60,6 @@ def data(args: Sequence[str]) -> None:
 
 
 def _from_file(args: Sequence[str]) -> RunConfig:
-    """The run of ``ssl-bench run --config FILE``."""
     from ssl_bench.cli import trust
 
     if not {"-h", "--help"} & set(args):

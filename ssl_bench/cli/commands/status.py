@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Group
@@ -17,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_bench.config.sweep_settings import CancelSettings, StatusSettings
-from ssl_bench.errors import UserError
+from ssl_bench.errors import require
 from ssl_bench.sweep import manifest
 from ssl_bench.sweep.backends import clusters
-from ssl_bench.sweep.manifest import Damaged, Sweep
+from ssl_bench.sweep.manifest import Sweep
 from ssl_bench.sweep.status import UNDER_WAY, CellState, CellStatus, statuses_of
 from ssl_bench.utils.formatting import many, plain
 from ssl_bench.utils.formatting import time as duration
@@ -41,8 +40,7 @@ _LINES_AROUND = 11
 def status(settings: StatusSettings) -> None:
     """Show how far a sweep is, live on a terminal until it is over: ``ssl-bench status``."""
     sweep = _found(settings.runs_dir, settings.sweep)
-    if isinstance(sweep, Damaged):
-        raise UserError(sweep.why)
+    require(not sweep.damage, sweep.damage)
     if settings.json:
         print(json.dumps(_as_json(sweep, _look(sweep)), indent=2))
         return
@@ -64,12 +62,12 @@ def status(settings: StatusSettings) -> None:
 def cancel(settings: CancelSettings) -> None:
     """End all jobs of a sweep: ``ssl-bench cancel``. What they have saved stays."""
     sweep = _found(settings.runs_dir, settings.sweep)
-    if isinstance(sweep, Damaged):
+    if sweep.damage:
         asked = _cancel(clusters.ids_in(sweep.jobs_folder), sweep.jobs_folder)
     else:
         wanted = {entry.run for entry in sweep.entries}
         asked = 0
-        for owner in manifest.every(settings.runs_dir)[0]:  # another sweep may have the same cells
+        for owner in manifest.every(settings.runs_dir):  # another sweep may have the same cells
             jobs = [each.job for each in owner.submitted if each.run in wanted]
             asked += _cancel(jobs, owner.jobs_folder)
     _console.print(
@@ -79,12 +77,13 @@ def cancel(settings: CancelSettings) -> None:
     )
 
 
-def _found(runs_dir: Path, name: str) -> Sweep | Damaged:
+def _found(runs_dir: Path, name: str) -> Sweep:
     """The sweep that is meant; what cannot be read of the others is told beside it."""
-    found = manifest.find(runs_dir, name)
-    for each in manifest.every(runs_dir)[1]:
-        if each != found:
-            print(f"ssl-bench: {each.why}", file=sys.stderr)
+    sweeps = manifest.every(runs_dir)
+    found = manifest.find(sweeps, runs_dir, name)
+    for each in sweeps:
+        if each.damage and each != found:
+            print(f"ssl-bench: {each.damage}", file=sys.stderr)
     return found
 
 
@@ -104,9 +103,9 @@ def summary(statuses: Sequence[CellStatus]) -> str:
 
 def _look(sweep: Sweep) -> list[CellStatus]:
     """How far it is now; jobs may have been added meanwhile."""
-    with suppress(UserError):  # what was read before can still be shown
-        sweep = manifest.read(sweep.folder)
-    others = [each for each in manifest.every(sweep.runs_dir)[0] if each.folder != sweep.folder]
+    now = manifest.read(sweep.folder)
+    sweep = sweep if now.damage else now  # what was read before can still be shown
+    others = [each for each in manifest.every(sweep.runs_dir) if each.folder != sweep.folder]
     return statuses_of(sweep, [*others, sweep])
 
 
@@ -150,12 +149,10 @@ def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Gro
 
 
 def _log(each: CellStatus) -> str:
-    """Where a cell that failed has told more, if it has."""
     return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
 
 
 def _progress(each: CellStatus) -> str:
-    """Steps and speed of a pre-training, or what is evaluated."""
     if each.stage == "evaluate" and not each.waits_for:
         return f"to evaluate: {len(each.missing)}" if each.state != "done" else ""
     if each.waits_for:
@@ -167,7 +164,6 @@ def _progress(each: CellStatus) -> str:
 
 
 def _scores(each: CellStatus) -> Text:
-    """What is known of an encoder, or why it is not."""
     if each.error:
         return Text(plain(each.error), style=_STYLES[each.state])
     return Text(", ".join(f"{name} {score:.2f}" for name, score in each.scores.items()))

@@ -14,14 +14,16 @@ from rich.table import Table
 from ssl_bench.cli import sweep_args
 from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
-from ssl_bench.errors import UserError, require
-from ssl_bench.sweep import manifest, plan, select_best
+from ssl_bench.errors import require
+from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.sweep import manifest, search
 from ssl_bench.sweep.backends import clusters, slurm
 from ssl_bench.sweep.grid import Grid
 from ssl_bench.sweep.jobs import Job
 from ssl_bench.sweep.manifest import Entry, Stage, Submitted, Sweep
 from ssl_bench.sweep.plan import Planner, Work
 from ssl_bench.sweep.status import UNDER_WAY, CellStatus, statuses_of
+from ssl_bench.utils import locks
 from ssl_bench.utils.formatting import count, many
 from ssl_bench.utils.formatting import time as duration
 from ssl_bench.utils.terminal import Console
@@ -65,13 +67,17 @@ def work_of(statuses: Sequence[CellStatus], retry_failed: bool) -> list[Work]:
 def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Sequence[Entry]) -> bool:
     """Show and submit what there is to do; whether there may be more to do at once."""
     settings = wanted.settings
-    with nullcontext() if settings.dry_run else manifest.submitting(wanted.runs_dir):
+    home = wanted.runs_dir / "sweeps"
+    if not settings.dry_run:
+        home.mkdir(parents=True, exist_ok=True)
+    # Others who would submit the same cells meanwhile wait.
+    with nullcontext() if settings.dry_run else locks.held(home, wait=True):
         sweep, opening_notes = _opened(args, wanted, entries)
-        sweeps = [each for each in manifest.every(wanted.runs_dir)[0] if each.name != sweep.name]
+        sweeps = [each for each in manifest.every(wanted.runs_dir) if each.name != sweep.name]
         statuses = statuses_of(sweep, [*sweeps, sweep])
         if opening_notes and not settings.dry_run:
             manifest.write(sweep)
-        finals, notes = select_best.finals(wanted, statuses, settings.retry_failed)
+        finals, notes = search.best_on_all_images(wanted, statuses, settings.retry_failed)
         if finals:
             sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
             statuses = statuses_of(sweep, [*sweeps, sweep])
@@ -105,17 +111,17 @@ def _opened(args: Sequence[str], wanted: Grid, entries: Sequence[Entry]) -> tupl
     sweep = Sweep(folder, wanted.settings.cluster, tuple(args), tuple(entries), ())
     if not folder.exists():
         return sweep, []
-    try:
-        return replace(sweep, submitted=manifest.read(folder).submitted), []
-    except UserError as error:
-        live = clusters.under_way(clusters.ids_in(sweep.jobs_folder), sweep.jobs_folder)
-        reason = str(error).partition("; ")[0]
-        require(
-            not live,
-            f"{reason}, and {many(len(live), 'job')} of it may be under way; `ssl-bench cancel "
-            f"{sweep.name}{sweep.place}` ends them, then the same command resumes the others",
-        )
-        return sweep, [f"{reason}; it is written again"]
+    known = manifest.read(folder)
+    if not known.damage:
+        return replace(sweep, submitted=known.submitted), []
+    live = clusters.under_way(clusters.ids_in(sweep.jobs_folder), sweep.jobs_folder)
+    reason = known.damage.partition("; ")[0]
+    require(
+        not live,
+        f"{reason}, and {many(len(live), 'job')} of it may be under way; `ssl-bench cancel "
+        f"{sweep.name}{sweep.place}` ends them, then the same command resumes the others",
+    )
+    return sweep, [f"{reason}; it is written again"]
 
 
 def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
@@ -154,7 +160,12 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
 
 def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
     """What does a stage of a cell; evaluations have devices of their own."""
-    config = plan.of_stage(entry, stage, settings.eval_devices)
+    config = RunConfig.from_json(entry.config)
+    if stage == "pretrain":
+        config = config.with_values({"evals": ("none",)})
+    else:  # it has no need of several machines
+        alone = {"strategy": "auto", "nodes": 1, "devices": settings.eval_devices}
+        config = config.with_values(alone)
     nodes, devices = config.settings.nodes, config.settings.devices
     return Job(config.to_json(), entry.run, stage, os.getcwd(), nodes, devices)
 
@@ -192,7 +203,6 @@ def _show(statuses: Sequence[CellStatus], work: Sequence[Work]) -> None:
 
 
 def _nothing(statuses: Sequence[CellStatus]) -> str:
-    """Why there is nothing to do."""
     failed = sum(each.state == "failed" for each in statuses)
     live = sum(each.state in UNDER_WAY for each in statuses)
     parts = []

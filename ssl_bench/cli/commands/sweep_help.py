@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import textwrap
 from collections.abc import Sequence
-from typing import Any
 
-from ssl_bench.api import registry
+from ssl_bench.cli import parser
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 
 _RULES = """\
@@ -69,18 +66,10 @@ def text() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _flags(cls: Any) -> list[str]:
-    help_ = registry.field_help(cls)
+def _flags(cls: type) -> list[str]:
     lines = []
-    for field in dataclasses.fields(cls):
-        has_default = (
-            field.default not in (None, "", (), False) and "Default" not in help_[field.name]
-        )
-        default = f" Default: {field.default}." if has_default else ""
-        lines += textwrap.wrap(
-            help_[field.name] + default,
-            100,
-            initial_indent=f"  --{field.name.replace('_', '-'):<16}",
-            subsequent_indent=" " * 20,
-        )
+    for flag in parser.flags_of(cls).values():
+        is_told = flag.default in (None, "", (), False) or "Default" in flag.help
+        default = "" if is_told else f" Default: {flag.default}."
+        lines += parser.described(flag.option, flag.help + default)
     return lines

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.cli.sweep_args.values import Given, shown
+from ssl_bench.cli import parser
+from ssl_bench.cli.sweep_args.values import Given, only_value, shown
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError, require
-from ssl_bench.utils.files import load_toml
+from ssl_bench.utils import typed_json
+from ssl_bench.utils.files import Unreadable, load_toml
 
 OWN = {each.name for each in fields(SweepSettings)}
 RESOURCES = {each.name for each in fields(ClusterSettings)}
@@ -35,7 +37,7 @@ class SweepFile:
         slurm: the ``[slurm]`` table as it is, and where it is.
     """
 
-    own: Mapping[str, Given] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
     base: Layer = field(default_factory=dict)
     cells: Sequence[Layer] = ()
     slurm: Mapping[str, Any] = field(default_factory=dict)
@@ -46,18 +48,18 @@ def read_sweep(path: Path) -> SweepFile:
     """A sweep's file."""
     content = load_toml(path)
     slurm, cells = content.pop("slurm", {}), content.pop("cells", None)
-    require(isinstance(slurm, dict), f"{path}: 'slurm' is a table, [slurm]")
     _profiles(slurm, str(path))
     tables = isinstance(cells, list) and bool(cells) and all(isinstance(c, dict) for c in cells)
     require(cells is None or tables, f"{path}: 'cells' is one table or more, each under [[cells]]")
-    own: dict[str, Given] = {}
+    own: dict[str, Any] = {}
+    flags = parser.flags_of(SweepSettings)
     for key in list(content):
         name, where = key.replace("-", "_"), f"{path}: key {key!r}"
         if name in OWN:
-            own[name] = Given(content.pop(key), where)
+            own[name] = only_value(flags[name], Given(content.pop(key), where))
         require(name not in RESOURCES, f"{where} belongs into the table [slurm]")
-    layers = [_layer(each, f"{path}: ", f" in [[cells]] {n}") for n, each in _numbered(cells or [])]
-    return SweepFile(own, _layer(content, f"{path}: ", ""), layers, slurm, str(path))
+    layers = [_layer(each, path, f" in [[cells]] {n}") for n, each in enumerate(cells or [], 1)]
+    return SweepFile(own, _layer(content, path, ""), layers, slurm, str(path))
 
 
 def cluster_settings(
@@ -78,7 +80,6 @@ def cluster_settings(
         content = load_toml(found)
         for key in content:
             require(key == "slurm", f"{found}: unknown key {key!r}; it has a table [slurm]")
-        require(isinstance(content.get("slurm", {}), dict), f"{found}: 'slurm' is a table, [slurm]")
         files.append((str(found), content.get("slurm", {})))
     files.append((sweep.where, sweep.slurm))
     profiles = [_profiles(table, where) for where, table in files]
@@ -93,62 +94,55 @@ def cluster_settings(
     return ClusterSettings(**{**values, **flags})
 
 
-def _profiles(table: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+def _profiles(table: Any, where: str) -> dict[str, dict[str, Any]]:
     """Fields of `ClusterSettings` of each profile of a ``[slurm]`` table; of itself as ""."""
-    shared = {key: each for key, each in table.items() if not _is_profile(key, each)}
-    found = {"": _fields(shared, f"{where}: [slurm]")}
-    for key, each in table.items():
-        if key not in shared:
-            found[key] = _fields(each, f"{where}: [slurm.{key}]")
-    return found
-
-
-def _is_profile(key: str, value: Any) -> bool:
-    return isinstance(value, dict) and key.replace("-", "_") != "slurm_options"
+    require(isinstance(table, dict), f"{where}: 'slurm' is a table, [slurm]")
+    profiles = {
+        key: each
+        for key, each in table.items()
+        if isinstance(each, dict) and key.replace("-", "_") != "slurm_options"
+    }
+    shared = {key: each for key, each in table.items() if key not in profiles}
+    named = {key: _fields(each, f"{where}: [slurm.{key}]") for key, each in profiles.items()}
+    return {"": _fields(shared, f"{where}: [slurm]"), **named}
 
 
 def _fields(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of `ClusterSettings` from a table."""
+    flags = parser.flags_of(ClusterSettings)
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         known = ", ".join(sorted(each.replace("_", "-") for each in RESOURCES))
         require(name in RESOURCES, f"{where} has an unknown key {key!r}; known: {known}")
+        wanted = "a whole number" if name in ("gpus", "cpus") else "a text in quotes"
         if name in LISTS:
+            wanted = "a text, or an array of them"
             if isinstance(value, dict):
                 value = [f"{option}={each}" for option, each in value.items()]
-            items = [value] if isinstance(value, str) else value
-            fits = isinstance(items, list) and all(isinstance(item, str) for item in items)
-            wanted, value = "a text, or an array of them", tuple(items) if fits else value
-        elif name in ("gpus", "cpus"):
-            fits, wanted = type(value) is int, "a whole number"
-        else:
-            if name == "time" and type(value) is int:
-                value = str(value)
-            elif name == "time" and isinstance(value, datetime.time):
-                value = value.isoformat("seconds")  # 04:00:00 without quotes
-            fits, wanted = isinstance(value, str), "a text in quotes"
-        require(fits, f"{where}: {key} {shown(value)} is not {wanted}")
+            value = [value] if isinstance(value, str) else value
+        elif name == "time" and type(value) is int:
+            value = str(value)
+        elif name == "time" and isinstance(value, datetime.time):
+            value = value.isoformat("seconds")  # 04:00:00 without quotes
         try:
-            ClusterSettings(**{name: value})
+            values[name] = typed_json.of(flags[name].type, value)
+            ClusterSettings(**{name: values[name]})
+        except Unreadable:
+            raise UserError(f"{where}: {key} {shown(value)} is not {wanted}") from None
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        values[name] = value
     return values
 
 
-def _layer(table: Mapping[str, Any], before: str, after: str) -> Layer:
+def _layer(table: Mapping[str, Any], path: Path, after: str) -> Layer:
     """The flags of a table, those of its own tables for one method each."""
     layer: Layer = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            for flag, each in value.items():
-                where = f"{before}key {flag!r} in [{key}]{after}"
-                layer[key, flag.replace("-", "_")] = Given(each, where)
-        else:
-            layer["", key.replace("-", "_")] = Given(value, f"{before}key {key!r}{after}")
+    for scope, tables in [("", table), *table.items()]:
+        if isinstance(tables, dict):
+            inside = f" in [{scope}]" if scope else ""
+            layer |= {
+                (scope, key.replace("-", "_")): Given(value, f"{path}: key {key!r}{inside}{after}")
+                for key, value in tables.items()
+                if scope or not isinstance(value, dict)
+            }
     return layer
-
-
-def _numbered(tables: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
-    return list(enumerate(tables, start=1))

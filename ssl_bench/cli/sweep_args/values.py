@@ -7,7 +7,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,11 @@ from ssl_bench.cli import parser
 from ssl_bench.cli.parser import Flag
 from ssl_bench.data.names import base
 from ssl_bench.errors import UserError, require
-from ssl_bench.experiment.run_config import text_of
 from ssl_bench.sweep.grid import MOST_CELLS
+from ssl_bench.utils import typed_json
+from ssl_bench.utils.files import Unreadable
 
-_YES, _NO = {"yes", "true", "on"}, {"no", "false", "off"}
+_WORDS = dict.fromkeys(("yes", "true", "on"), True) | dict.fromkeys(("no", "false", "off"), False)
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 
 
@@ -28,7 +29,8 @@ class Given:
     """What was given for a flag.
 
     Attributes:
-        value: text of the command line (None after a flag without a value), or anything of TOML.
+        value: a text of the command line, True for ``--flag`` alone and False for ``--no-flag``; or
+            anything of TOML.
         where: the file and the key, for error messages; "" on the command line.
     """
 
@@ -38,20 +40,33 @@ class Given:
 
 def choices(flag: Flag, given: Given) -> list[Any]:
     """The values given for a flag, one or several, each once."""
+    value, is_nested = given.value, not _is_sequence(flag)
+    if isinstance(value, list):
+        is_nested |= any(isinstance(each, list) for each in value)
     try:
-        found = [each for each in _found(flag.type, given) if not _is_empty(each)]
+        several = value if isinstance(value, list) and is_nested else [value]
+        found = [each for one in several for each in _values(flag, one, bool(given.where))]
         require(bool(found), "it needs a value")
     except UserError as error:
-        raise UserError(f"{given.where or flag.option}: {error}") from error
-    try:
-        read = [parser.read(flag, each) if isinstance(each, str) else each for each in found]
-    except UserError as error:
-        raise UserError(f"{given.where}: {error}" if given.where else str(error)) from error
-    return list(dict.fromkeys(read))
+        told = str(error).removeprefix(f"{flag.option} ")
+        between = ": " if given.where or told == str(error) else " "
+        raise UserError(f"{given.where or flag.option}{between}{told}") from error
+    return list(dict.fromkeys(found))
+
+
+def only_value(flag: Flag, given: Given) -> Any:
+    """The one value that a flag of the sweep itself takes: no comma of it separates two."""
+    if isinstance(given.value, str) and not given.where and flag.type is not bool:
+        return parser.read(flag, given.value)
+    several = choices(flag, given)
+    require(len(several) == 1, f"{given.where or flag.option}: it takes one value")
+    return several[0]
 
 
 def shown(value: Any) -> str:
     """A value of TOML in a message."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, list):
@@ -59,56 +74,57 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
-def _is_empty(value: Any) -> bool:
-    return value == () or (isinstance(value, str) and not value.strip(", "))
-
-
-def _is_sequence(type_: Any) -> bool:
+def _is_sequence(flag: Flag) -> bool:
     """Whether a flag's value is several values, so that commas do not make it several cells."""
-    return typing.get_origin(type_) is tuple
+    return typing.get_origin(flag.type) is tuple
 
 
-def _found(type_: Any, given: Given) -> Iterable[Any]:
-    """The values; a text is still to be read."""
-    if not given.where:
-        return _from_command_line(type_, given.value)
-    value = given.value
-    if isinstance(value, list):
-        is_nested = any(isinstance(each, list) for each in value)
-        several = value if is_nested or not _is_sequence(type_) else [value]
-        return [found for each in several for found in _from_toml(type_, each)]
-    return _from_toml(type_, value)
+def _values(flag: Flag, value: Any, is_toml: bool) -> Iterator[Any]:
+    """The values of a text, or the one that something else in TOML is."""
+    kinds = _kinds(flag.type)
+    if _is_sequence(flag) and isinstance(value, list):
+        value = ",".join(each if isinstance(each, str) else shown(each) for each in value)
+    elif type(value) in (int, float) and kinds == {str}:
+        value = str(value)  # such as eval-every = 0.5, which is a text as it may be 20% too
+    if isinstance(value, str) and not (is_toml and kinds & {bool, float}):
+        is_name = is_toml or ("," in value and os.path.exists(base(value)))
+        is_whole = _is_sequence(flag) or (is_name and bool({str, Path} & kinds))
+        for part in [value] if is_whole else value.split(","):
+            if part.strip(", "):
+                yield from _read(flag, part.strip(), kinds)
+        return
+    if not is_toml and flag.type is not bool:
+        require(value is not True, "it needs a value")
+        raise UserError(f"unknown flag '--no-{flag.option[2:]}'")
+    if float in kinds and type(value) is int:
+        value = float(str(value))  # a whole number may be larger than any float
+    try:
+        yield typed_json.of(flag.type, value)
+    except Unreadable:
+        wanted = "yes or no (true or false)" if bool in kinds else "a text"
+        if {int, float} & kinds:
+            wanted = "a number" if float in kinds else 'a whole number or a range such as "0..4"'
+        raise UserError(f"{shown(value)} is not {wanted}{_no_range(kinds, value)}") from None
 
 
-def _from_command_line(type_: Any, value: str | None) -> Iterable[Any]:
-    if value is None:
-        require(type_ is bool, "it needs a value")
-        return [True]
-    is_path = {str, Path} & _kinds(type_) and "," in base(value) and os.path.exists(base(value))
-    if _is_sequence(type_) or is_path:
-        return [value]
-    return _expanded(type_, value)
-
-
-def _expanded(type_: Any, text: str) -> Iterator[Any]:
-    """The values that commas separate, with those between the ends of ranges."""
-    kinds = _kinds(type_)
-    for part in (part.strip() for part in text.split(",") if part.strip()):
-        if type_ is bool:
-            require(part.lower() in _YES | _NO, f"{part!r} is neither yes nor no")
-            yield part.lower() in _YES
-        elif int in kinds and ".." in part:
-            yield from _range(part)
-        else:
-            require(not (float in kinds and ".." in part), _wrong(kinds, part))
-            yield part
+def _read(flag: Flag, text: str, kinds: set[type]) -> Iterator[Any]:
+    """The value of a text, or those of a range."""
+    if flag.type is bool:
+        require(text.lower() in _WORDS, f"{text!r} is neither yes nor no")
+        yield _WORDS[text.lower()]
+    elif int in kinds and ".." in text:
+        yield from _range(text)
+    else:
+        hint = _no_range(kinds, text)
+        require(not hint, f"{text!r} is not a number{hint}")
+        yield parser.read(flag, text)
 
 
 def _range(text: str) -> range:
     """``0..4``, both ends included."""
     found = _RANGE.fullmatch(text)
     if not found:
-        raise UserError(f"{text!r} is no range of whole numbers such as 0..4")
+        raise UserError(f"{text!r} is not a whole number or a range of whole numbers such as 0..4")
     first, last = int(found[1]), int(found[2])
     require(first <= last, f"range {text!r} is empty; {last}..{first} would work")
     require(
@@ -118,57 +134,16 @@ def _range(text: str) -> range:
     return range(first, last + 1)
 
 
-def _from_toml(type_: Any, value: Any) -> Iterable[Any]:
-    kinds = _kinds(type_)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if _is_sequence(type_) and isinstance(value, list):
-        [item, *_] = typing.get_args(type_)
-        return [tuple(_items(item, value))]
-    if isinstance(value, str) and int in kinds:
-        parts = [part.strip() for part in value.split(",")]
-        fit = all(re.fullmatch(r"-?\d+(\.\.-?\d+)?", part) for part in parts)
-        require(fit, _wrong(kinds, value))
-        return _expanded(type_, value)
-    if is_number and float in kinds:
-        return [float(str(value))]  # a whole number may be larger than any float
-    if is_number and kinds == {str}:
-        return [text_of(value)]  # such as eval-every = 0.5, which is a text as it may be 20% too
-    fits = (
-        (isinstance(value, bool) and bool in kinds)
-        or (type(value) is int and int in kinds)
-        or (isinstance(value, str) and (bool({str, Path} & kinds) or _is_sequence(type_)))
-    )
-    require(fits, _wrong(kinds, value))
-    return [value]
-
-
-def _items(type_: Any, values: Iterable[Any]) -> Iterator[Any]:
-    """The values of an array; a text may hold several, separated by commas."""
-    for found in (each for value in values for each in _from_toml(type_, value)):
-        if not isinstance(found, str):
-            yield found
-            continue
-        for part in filter(None, (part.strip() for part in found.split(","))):
-            yield int(part) if int in _kinds(type_) else part
-
-
-def _wrong(kinds: set[type], value: Any) -> str:
-    wanted = "yes or no (true or false)" if bool in kinds else "a text"
-    if {int, float} & kinds:
-        wanted = "a number" if float in kinds else 'a whole number or a range such as "0..4"'
-    text = str(value).lower() if isinstance(value, bool) else shown(value)
-    if float in kinds and isinstance(value, str) and ".." in value:
-        wanted += f"; ranges are for whole numbers, {_between(value)} would work"
-    return f"{text} is not {wanted}"
-
-
-def _between(text: str) -> str:
-    """Some numbers of what was meant as a range."""
+def _no_range(kinds: set[type], value: Any) -> str:
+    """What would work instead of a range of fractions; "" for anything else."""
+    if not (float in kinds and isinstance(value, str) and ".." in value):
+        return ""
     try:
-        first, last = map(float, text.split(".."))
+        first, last = map(float, value.split(".."))
+        instead = f"{first:g},{(first + last) / 2:g},{last:g}"
     except ValueError:
-        return "numbers separated by commas"
-    return f"{first:g},{(first + last) / 2:g},{last:g}"
+        instead = "numbers separated by commas"
+    return f"; ranges are for whole numbers, {instead} would work"
 
 
 def _kinds(type_: Any) -> set[type]:

@@ -6,15 +6,19 @@ in all calls: logs, records and what submitit needs are below it.
 
 from __future__ import annotations
 
+import contextlib
 import re
-import time
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ssl_bench.config.sweep_settings import Cluster, ClusterSettings
 from ssl_bench.errors import require
-from ssl_bench.sweep.backends import inline, local, records, slurm, slurm_queue
-from ssl_bench.sweep.jobs import ACTIVE, Job, State
+from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.sweep.backends import local, records, slurm, slurm_queue
+from ssl_bench.sweep.backends.records import Record
+from ssl_bench.sweep.jobs import ACTIVE, Job, State, lines_of, perform
+from ssl_bench.utils.locks import taken
 
 _ID = re.compile(rf"{records.ID}|{slurm.ID}")
 
@@ -62,13 +66,49 @@ def submit(
     """
     folder = folder.absolute()
     if cluster == "debug":
-        return inline.run(cells, folder)
+        return _run_here(cells, folder)
     if cluster == "local":
         every = [job for stages in cells for job in stages]
         nodes, devices = (max(getattr(job, name) for job in every) for name in ("nodes", "devices"))
         require(nodes == 1, f"nodes {nodes}: the local cluster is this machine; 1 would work")
         return local.submit(cells, folder, limit, devices, workers_folder=workers_folder)
     return slurm.submit_cells(cells, settings or ClusterSettings(), folder, name, limit, after)
+
+
+def _run_here(cells: Sequence[Sequence[Job]], folder: Path) -> list[list[str]]:
+    """Do the cells now, in this process, one after the other; one that fails fails alone.
+
+    Returns:
+        The ids of each cell's stages.
+    """
+    batch = records.new_batch(folder, "debug", cells)
+    for cell, stages in enumerate(cells):
+        failed = ""
+        with taken(records.cell_lock(batch.folder, cell), 0):
+            for stage, job in enumerate(stages):
+                path = batch.folder / batch.name(cell, stage)
+                if failed:
+                    records.update(path, "cancelled", None, [f"its {failed} failed"])
+                elif not _perform_here(job, path):
+                    failed = job.stage
+    return batch.ids()
+
+
+def _perform_here(job: Job, path: Path) -> bool:
+    """Whether it succeeded."""
+    records.write(path, Record("running", starts=1))
+    try:
+        with contextlib.chdir(job.cwd):
+            code = perform(RunConfig.from_json(job.config), job.run)
+    except Exception as error:
+        records.update(path, "failed", None, lines_of(error))
+        print("\n".join(lines_of(error)), file=sys.stderr)
+        return False
+    except BaseException:  # somebody wants all of it to end
+        records.update(path, "cancelled", None, [])
+        raise
+    records.update(path, "failed" if code else "done", code, [])
+    return not code
 
 
 def states(ids: Iterable[str], folder: Path) -> dict[str, State]:
@@ -98,27 +138,19 @@ def failure(stage: str, folder: Path, lines: int = 5) -> list[str]:
 
 def log(stage: str, folder: Path) -> Path:
     """The file that a stage writes its progress and its errors to; it may not be there yet."""
-    return records.log(folder / stage) if _is_here(stage) else slurm.log(stage, folder)
+    return records.suffixed(folder / stage, "log") if _is_here(stage) else slurm.log(stage, folder)
 
 
-def cancel(ids: Iterable[str], folder: Path, wait: float = 0.0) -> None:
+def cancel(ids: Iterable[str], folder: Path) -> None:
     """Stop stages that run, which save first, and do not begin those that wait.
-
-    Args:
-        wait: for at most so many seconds until they have stopped.
 
     Raises:
         UserError: Slurm does not answer.
     """
     here, there = _parted(ids)
     for stage in here:
-        records.cancel(folder / stage)
+        records.suffixed(folder / stage, "cancel").touch()
     slurm_queue.cancel(there, folder)
-    until = time.monotonic() + wait
-    while wait and time.monotonic() < until:
-        if not ACTIVE & set(states([*here, *there], folder).values()):
-            break
-        time.sleep(0.5)
 
 
 def _is_here(stage: str) -> bool:

@@ -23,7 +23,7 @@ from ssl_bench.distributed import environment
 from ssl_bench.errors import UserError
 from ssl_bench.sweep.backends import records
 from ssl_bench.sweep.backends.records import LocalBatch, Record
-from ssl_bench.sweep.jobs import ANY_RUN, Job, State, text_of_log
+from ssl_bench.sweep.jobs import Job, State, text_of_log
 from ssl_bench.utils.locks import taken
 
 _POLL = 0.2
@@ -44,7 +44,6 @@ def submit(
     folder: Path,
     limit: int | None = None,
     devices: int = 1,
-    minutes: int | None = None,
     workers_folder: Path | None = None,
 ) -> list[list[str]]:
     """Start workers in the background; they outlive this process and its terminal.
@@ -57,7 +56,6 @@ def submit(
         limit: how many cells may run at a time. Default: one for each GPU, or for each ``devices``
             of them; without a GPU, one.
         devices: how many GPUs each cell wants, where there are any.
-        minutes: after which submitit stops a worker and starts it again. Default: never.
         workers_folder: for the locks that let one worker of each number work. Default: ``folder``.
 
     Returns:
@@ -79,7 +77,7 @@ def submit(
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "ssl_bench.sweep.backends.local"),
-                *(str(batch.folder), str(minutes or _NO_TIME_LIMIT), *shares),
+                *(str(batch.folder), *shares),
             ],
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -113,8 +111,6 @@ def visible_gpus() -> list[str]:
 
 
 class _Stop(BaseException):
-    """The worker was told to stop."""
-
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
@@ -171,7 +167,7 @@ class Worker:
                 if known is None or known.state == "running":
                     if failed:
                         records.update(path, "cancelled", None, [f"its {failed} failed"])
-                    elif records.is_cancelled(path):
+                    elif records.suffixed(path, "cancel").exists():
                         records.update(path, "cancelled", None, [])
                     else:
                         self._perform(job, path, told)
@@ -194,7 +190,7 @@ class Worker:
             code = self._watch(job, path, told)
             if code == 0:
                 return records.update(path, "done", 0, [])
-            if records.is_cancelled(path):
+            if records.suffixed(path, "cancel").exists():
                 return records.update(path, "cancelled", code, [])
             if told:
                 state: State = "running" if told[0] == signal.SIGUSR2 else "cancelled"
@@ -204,11 +200,13 @@ class Worker:
             quick = quick + 1 if time.monotonic() - began < _SOON else 0
             if code not in _STOPPED or quick >= _MOST_QUICK_STOPS:
                 state = "killed" if code < 0 and code not in _STOPPED else "failed"
-                return records.update(path, state, code, how_it_ended(code, records.log(path)))
+                return records.update(
+                    path, state, code, how_it_ended(code, records.suffixed(path, "log"))
+                )
 
     def _watch(self, job: Job, path: Path, told: list[int]) -> int:
         """Run the stage to its end, or until it has saved where it is to stop: its exit code."""
-        with records.log(path).open("ab") as stream:
+        with records.suffixed(path, "log").open("ab") as stream:
             child = subprocess.Popen(
                 command_of(job, path),
                 cwd=job.cwd,
@@ -221,7 +219,7 @@ class Worker:
             while (code := child.poll()) is None:
                 time.sleep(_POLL)
                 now = time.monotonic()
-                if deadline is None and (told or records.is_cancelled(path)):
+                if deadline is None and (told or records.suffixed(path, "cancel").exists()):
                     child.send_signal(told[0] if told else signal.SIGTERM)
                     deadline = now + _SECONDS_TO_SAVE
                 if deadline is not None and now > deadline:
@@ -239,8 +237,8 @@ class Worker:
 
 def command_of(job: Job, path: Path) -> list[str]:
     """The program that does the stage whose files have that path."""
-    config = str(records.config_of(path))
-    return [sys.executable, "-m", "ssl_bench.sweep.jobs", job.run or ANY_RUN, config]
+    config = str(records.suffixed(path, "config.json"))
+    return [sys.executable, "-m", "ssl_bench.sweep.jobs", job.run, config]
 
 
 def how_it_ended(code: int, log: Path) -> list[str]:
@@ -264,14 +262,14 @@ def _waited_for(path: Path, told: list[int]) -> Iterator[None]:
     raise _Stop(told[0])
 
 
-def launch(folder: Path, minutes: int, gpus: Sequence[str]) -> None:
+def launch(folder: Path, gpus: Sequence[str]) -> None:
     """Start a worker of a batch for each share of the GPUs, as submitit's local jobs.
 
     They stay in this process's session, and keep its output open.
     """
     batch = LocalBatch.load(folder)
     executor = submitit.LocalExecutor(folder / "submitit", max_num_timeout=1_000_000)
-    executor.update_parameters(timeout_min=minutes, signal_delay_s=120)
+    executor.update_parameters(timeout_min=_NO_TIME_LIMIT, signal_delay_s=120)
     workers = [Worker(folder, number, len(gpus), share) for number, share in enumerate(gpus)]
     jobs = [executor.submit(worker) for worker in workers]
     replace(batch, processes=[int(job.job_id) for job in jobs]).save()
@@ -282,4 +280,4 @@ if __name__ == "__main__":
         local,  # so that submitit finds the class under its own name
     )
 
-    local.launch(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    local.launch(Path(sys.argv[1]), sys.argv[2:])

@@ -88,13 +88,15 @@ class LocalBatch:
             raise UserError(f"{str(folder / 'batch.json')!r} cannot be read: {error}") from error
 
 
-def config_of(path: Path) -> Path:
-    """The file that holds the config of a stage.
+def suffixed(path: Path, suffix: str) -> Path:
+    """One of a stage's files: its "config.json", its record "json", its "log".
+
+    A file "cancel" asks that it be stopped, or not begun.
 
     Args:
-        path: folder and id, without a suffix.
+        path: folder and id of the stage.
     """
-    return _suffixed(path, "config.json")
+    return path.with_name(f"{path.name}.{suffix}")
 
 
 def new_batch(
@@ -118,18 +120,14 @@ def new_batch(
     batch.save()
     for cell, stages in enumerate(cells):
         for stage, job in enumerate(stages):
-            write_json(config_of(home / batch.name(cell, stage)), job.config)
+            write_json(suffixed(home / batch.name(cell, stage), "config.json"), job.config)
     return batch
 
 
 def read(path: Path) -> Record | None:
-    """The record of a stage, if there is one yet that can be read.
-
-    Args:
-        path: folder and id, without a suffix.
-    """
+    """The record of a stage, if there is one yet that can be read."""
     try:
-        return typed_json.read(_suffixed(path, "json"), Record)
+        return typed_json.read(suffixed(path, "json"), Record)
     except Unreadable:
         return None
 
@@ -137,12 +135,12 @@ def read(path: Path) -> Record | None:
 def failure(path: Path) -> list[str]:
     """What is known of a stage's end: the last lines of its error, or that the record is gone."""
     try:
-        return list(typed_json.read(_suffixed(path, "json"), Record).lines)
+        return list(typed_json.read(suffixed(path, "json"), Record).lines)
     except Absent:
         whole = path.parent / "batch.json"
         return [] if whole.exists() else [f"{str(whole)!r} is gone, which told who is at it"]
     except Unreadable as error:
-        return [f"{str(_suffixed(path, 'json'))!r} cannot be read: {error}"]
+        return [f"{str(suffixed(path, 'json'))!r} cannot be read: {error}"]
 
 
 def ids_in(folder: Path) -> list[str]:
@@ -156,28 +154,13 @@ def ids_in(folder: Path) -> list[str]:
 
 def write(path: Path, record: Record) -> None:
     """Put a record in the place of what was known."""
-    write_json(_suffixed(path, "json"), asdict(record))
+    write_json(suffixed(path, "json"), asdict(record))
 
 
 def update(path: Path, state: State, exit_code: int | None, lines: Sequence[str]) -> None:
     """Note how a stage ended."""
     before = read(path) or Record(state)
     write(path, Record(state, before.starts, exit_code, list(lines)))
-
-
-def log(path: Path) -> Path:
-    """Where a stage writes what it has to say."""
-    return _suffixed(path, "log")
-
-
-def cancel(path: Path) -> None:
-    """Ask that a stage be stopped, or not begun."""
-    _suffixed(path, "cancel").touch()
-
-
-def is_cancelled(path: Path) -> bool:
-    """Whether that was asked for."""
-    return os.path.exists(_suffixed(path, "cancel"))
 
 
 def cell_lock(folder: Path, cell: int) -> Path:
@@ -201,7 +184,7 @@ def states(ids: Sequence[str], folder: Path) -> dict[str, State]:
             found[each] = record.state
         elif record and is_held(cell_lock(path.parent, int(path.name.split("-")[0]))):
             found[each] = "running"
-        elif is_cancelled(path):
+        elif os.path.exists(suffixed(path, "cancel")):
             found[each] = "cancelled"
         else:
             if path.parent not in alive:
@@ -227,7 +210,3 @@ def _is_ours(number: int, folder: Path) -> bool:
     with suppress(OSError):
         return os.fsencode(folder) in Path(f"/proc/{number}/cmdline").read_bytes()
     return False
-
-
-def _suffixed(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}.{suffix}")

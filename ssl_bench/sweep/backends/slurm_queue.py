@@ -17,32 +17,19 @@ from ssl_bench.sweep.jobs import ACTIVE, WAITING, State
 from ssl_bench.utils.files import Unreadable, load_bytes
 
 _SECONDS = 20
-_STATES: Mapping[str, State] = {
-    "PENDING": "pending",
-    "REQUEUED": "requeued",
-    "REQUEUE_HOLD": "requeued",
-    "REQUEUE_FED": "requeued",
-    "SPECIAL_EXIT": "requeued",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "CONFIGURING": "running",
-    "RESIZING": "running",
-    "SIGNALING": "running",
-    "STAGE_OUT": "running",
-    "STOPPED": "running",
-    "SUSPENDED": "running",
-    "COMPLETED": "done",
-    "BOOT_FAIL": "killed",
-    "FAILED": "failed",
-    "KILLED": "killed",
-    "NODE_FAIL": "killed",
-    "CANCELLED": "cancelled",
-    "PREEMPTED": "cancelled",
-    "REVOKED": "cancelled",
-    "DEADLINE": "timeout",
-    "TIMEOUT": "timeout",
-    "OUT_OF_MEMORY": "out of memory",
+_WORDS: Mapping[State, str] = {
+    "pending": "PENDING",
+    "requeued": "REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT",
+    "running": "RUNNING COMPLETING CONFIGURING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED",
+    "done": "COMPLETED",
+    "failed": "FAILED",
+    "killed": "BOOT_FAIL KILLED NODE_FAIL",
+    "cancelled": "CANCELLED PREEMPTED REVOKED",
+    "timeout": "DEADLINE TIMEOUT",
+    "out of memory": "OUT_OF_MEMORY",
 }
+"""Slurm's words for each state."""
+_STATES = {word: state for state, words in _WORDS.items() for word in words.split()}
 _NOT_OVER: frozenset[State] = ACTIVE | {"lost"}
 
 
@@ -112,7 +99,11 @@ def cancel(ids: Iterable[str], folder: Path) -> None:
     numbers = ",".join(sorted({each.split("_")[0] for each in asked}))
     answer = _ask("squeue", "-hr", "-j", numbers, "-o", "%i|%o")
     submitted = (line.partition("|") for line in answer.stdout.splitlines())
-    own = {name.strip() for name, _, script in submitted if _lies_in(script.strip(), folder)}
+    own = {
+        name.strip()
+        for name, _, script in submitted
+        if Path(script.strip()).parent.resolve() == folder.resolve()
+    }
     wanted = [each for each in asked if each in own]
     if not wanted:
         return
@@ -122,10 +113,6 @@ def cancel(ids: Iterable[str], folder: Path) -> None:
         answer.returncode == 0 or over in answer.stderr,
         f"Slurm does not cancel: {_one_line(answer)}",
     )
-
-
-def _lies_in(script: str, folder: Path) -> bool:
-    return Path(script).parent.resolve() == folder.resolve()
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
@@ -158,15 +145,16 @@ def _rows(text: str) -> dict[str, str]:
     lines = [(*line.split("|"), "", "")[:3] for line in text.splitlines()]
     found = {name: (state, code) for line, state, code in lines for name in _expand(line)}
     found |= {name: (state, code) for name, state, code in lines if "[" not in name}
-    return {name: _state(*each) for name, each in found.items()}
-
-
-def _state(words: str, code: str) -> str:
-    """A state's first word; the code is the job's, and the number of a signal."""
-    state = (words.split() or [""])[0]
-    exit_code, _, number = code.partition(":")
-    was_killed = int(number or 0) or exit_code == str(signal.SIGKILL) or int(exit_code or 0) > 128
-    return "KILLED" if state == "FAILED" and was_killed else state
+    states = {}
+    for name, (state, code) in found.items():
+        states[name] = (state.split() or [""])[0]
+        exit_code, _, number = code.partition(":")
+        was_killed = (
+            int(number or 0) or exit_code == str(signal.SIGKILL) or int(exit_code or 0) > 128
+        )
+        if states[name] == "FAILED" and was_killed:
+            states[name] = "KILLED"
+    return states
 
 
 def _expand(name: str) -> list[str]:
