@@ -203,9 +203,11 @@ def _paper_preset(method: Plugin, preset: str) -> str:
 
 def _help() -> str:
     """What ``ssl-bench recipe --help`` prints."""
+    presets = registry.presets()
+    width = max(map(len, presets)) + 2
     lines = [
-        textwrap.fill(f"  {name:<22}{note}".rstrip(), 100, subsequent_indent=" " * 24)
-        for name, note in registry.presets().items()
+        textwrap.fill(f"  {name:<{width}}{note}".rstrip(), 100, subsequent_indent=" " * (width + 2))
+        for name, note in presets.items()
     ]
     return _USAGE + "\n".join(lines) + "\n"
 
