@@ -4,8 +4,9 @@ MAE (He et al., arXiv:2111.06377, appendix A.1, table 10; ``main_linprobe.py`` a
 facebookresearch/mae ``efb2a80``): batch normalisation without affine parameters before the
 classifier, LARS, batches of 16,384. MoCo v3 (``main_lincls.py``, facebookresearch/moco-v3
 ``c349e6e``): no normalisation, SGD, a learning rate that changes by epoch. Both: the class token
-after the final norm, random crops and flips, 90 epochs. The last epoch is evaluated, on the test
-split, once.
+after the final norm, random crops and flips, 90 epochs. Those who trained a ResNet do much the
+same on its pooled features; ``ssl-bench recipe`` has each one's settings and their sources. The
+last epoch is evaluated, on the test split, once.
 
 Deviations from the official codes. The encoder is in evaluation mode, where MAE's is in training
 mode: the same for a Vision Transformer without dropout. Batch statistics are those of the whole
@@ -42,6 +43,9 @@ from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
 
 _IMAGES_AT_ONCE = 1024
+_SGD = {"optimizer": "sgd", "warmup": 0.0, "batch_norm": False}
+_BY_EPOCH = {**_SGD, "per_epoch": True, "cut_crop": False, "interpolation": "bilinear"}
+_RESNET = {**_BY_EPOCH, "epochs": 100, "batch_size": 256, "pooling": "avg"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +112,35 @@ class PaperLinearProbe(Evaluation):
         "imagenet-mae-vitb": {},
         "imagenet-mae-vitl": {},
         **{
-            f"imagenet-mocov3-{size}": {
-                "batch_size": 1024,
-                "optimizer": "sgd",
-                "base_lr": 3.0,
-                "warmup": 0.0,
-                "per_epoch": True,
-                "batch_norm": False,
-                "cut_crop": False,
-                "interpolation": "bilinear",
-            }
+            f"imagenet-mocov3-{size}": {**_BY_EPOCH, "batch_size": 1024, "base_lr": 3.0}
             for size in ("vits", "vitb")
         },
+        "imagenet-moco-v1-resnet50": {**_RESNET, "base_lr": 30.0},
+        "imagenet-moco-v2-resnet50": {**_RESNET, "base_lr": 30.0},
+        "imagenet-simclr-resnet50": {
+            **_SGD,
+            "batch_size": 4096,
+            "weight_decay": 1e-6,
+            "head_std": 0.0,
+            "pooling": "avg",
+            "cut_crop": False,
+        },
+        "imagenet-byol-resnet50": {
+            **_SGD,
+            "epochs": 80,
+            "batch_size": 1024,
+            "base_lr": 0.2,
+            "pooling": "avg",
+        },
+        "imagenet-simsiam-resnet50": {
+            **_RESNET,
+            "epochs": 90,
+            "batch_size": 4096,
+            "optimizer": "lars",
+        },
+        "imagenet-barlow-twins-resnet50": {**_RESNET, "weight_decay": 1e-6},
+        "imagenet-vicreg-resnet50": {**_RESNET, "base_lr": 0.02, "weight_decay": 1e-6},
+        "imagenet-lejepa-vitl": {"weight_decay": 1e-6},
     }
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
@@ -226,7 +247,9 @@ def _probe(width: int, classes: int, config: Config, seed: int) -> nn.Sequential
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "linear-paper"))
         head = nn.Linear(width, classes)
-        nn.init.trunc_normal_(head.weight, std=config.head_std)
+        nn.init.zeros_(head.weight)
+        if config.head_std:
+            nn.init.trunc_normal_(head.weight, std=config.head_std)
         nn.init.zeros_(head.bias)
     return nn.Sequential(norm, head)
 

@@ -148,7 +148,7 @@ class DINO(Method):
             "patch_size": 16,
             "epochs": 100,
             "batch_size": 512,
-            "evals": ("linear-paper", "knn"),
+            "evals": ("knn", "linear"),
         },
     }
 

@@ -89,14 +89,15 @@ class LeJEPA(Method):
     presets = {
         "quick": {"epochs": 2, "local_crops": 2, "proj_hidden_dim": 512, "base_lr": 1e-3},
         "small": {"local_crops": 4, "base_lr": 5e-4},
-        "imagenet-lejepa-vits": {
+        "imagenet-lejepa-vitl": {
             "data": "./imagenet",
-            "backbone": "vit_small_patch16_224",
+            "backbone": "vit_large_patch14_224",
             "image_size": 224,
-            "patch_size": 16,
+            "patch_size": 14,
             "epochs": 100,
             "batch_size": 512,
-            "evals": ("linear-paper", "knn"),
+            "final_lr": 0.001,
+            "evals": ("linear-paper",),
         },
     }
 

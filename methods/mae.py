@@ -120,6 +120,8 @@ class MAE(Method):
     """
 
     version = 1
+    paper = "He et al., CVPR 2022"
+    needs = ("ViT",)
     per_sample_loss = True
     presets = {
         "quick": {

@@ -93,6 +93,8 @@ class MoCoV3(Method):
     """A base encoder with projector and predictor, and a momentum encoder that follows it."""
 
     version = 1
+    paper = "Chen et al., ICCV 2021"
+    needs = ("pairs", "momentum encoder")
     encodes_in_parts = True
     smallest_batch = 2
     presets = {

@@ -40,6 +40,7 @@ class Supervised(Method):
     """Cross-entropy of a linear classifier on the class token, or the pooled features without."""
 
     version = 1
+    needs = ("labels",)
     columns = frozenset({"image", "label"})
     per_sample_loss = True
     presets = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}

@@ -29,9 +29,17 @@ from ssl_bench.models.backbones import EncoderSpec
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = Path(__file__).with_suffix(".json")
 _CORE = (
-    *("api/evaluation", "api/method", "api/optimizers", "api/step", "config/finetuning_settings"),
-    *("config/presets", "config/recipes", "config/settings", "data/**/*", "distributed/[!el]*"),
-    *("evaluation/*", "models/*", "training/*", "transforms/*", "utils/rng"),
+    *("api/evaluation", "api/method", "api/optimizers", "api/parts", "api/step"),
+    *("config/finetuning_settings", "config/presets", "config/recipes", "config/settings"),
+    *(
+        "data/**/*",
+        "distributed/[!el]*",
+        "evaluation/*",
+        "models/*",
+        "training/*",
+        "transforms/*",
+        "utils/rng",
+    ),
 )
 """Patterns of the files that make numbers, in the package."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import METHODS
 from rich.console import Console
 
 from ssl_bench.analysis import comparison, tables
+from ssl_bench.cli.commands.list import COSTS
 from ssl_bench.runs import index
 from ssl_bench.utils.files import load_json
 
@@ -80,6 +83,20 @@ def test_the_comparison_is_that_of_the_committed_runs(readme: str) -> None:
 def test_pictures_exist(readme: str) -> None:
     for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme):
         assert (ROOT / target).is_file(), target
+
+
+def test_every_method_has_a_row(readme: str) -> None:
+    costs = json.loads(COSTS.read_text())
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \| (.*) \| ([\d.]+) \|$", readme, re.MULTILINE)
+    assert rows == [
+        (
+            plugin.name,
+            plugin.declared.paper or "-",
+            ", ".join(plugin.declared.needs) or "-",
+            f"{costs[plugin.name] / costs['mae']:.1f}",
+        )
+        for plugin in METHODS
+    ]
 
 
 def test_make_targets_exist(readme: str) -> None:

@@ -541,6 +541,7 @@ class TestLinearPaper:
             {"optimizer": "lars", "base_lr": 3.0, "warmup": 1 / 3},
             {"optimizer": "lars", "base_lr": 3.0, "weight_decay": 0.1, "pooling": "avg"},
             {"optimizer": "sgd", "batch_norm": False, "per_epoch": True, "warmup": 0.0},
+            {"optimizer": "sgd", "batch_norm": False, "head_std": 0.0},
         ],
     )
     def test_training_is_the_formula(

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import EXAMPLE_METHOD
+from helpers import EXAMPLE_METHOD, METHODS
 
 from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
-from ssl_bench.cli.commands import recipe
+from ssl_bench.cli.commands import ablate, recipe
 from ssl_bench.cli.commands.recipe import published
 from ssl_bench.errors import UserError
 from ssl_bench.papers import Paper, Published
@@ -158,6 +158,17 @@ def test_each_of_our_files_is_about_known_stages_and_presets() -> None:
         for prefix in {each for stage in paper.published.values() for each in stage}:
             assert any(preset.startswith(prefix) for preset in registry.presets()), (path, prefix)
         assert owners[path].kind == "method" or not paper.ablations
+
+
+@pytest.mark.parametrize(
+    "method,name", [(plugin.name, name) for plugin in METHODS for name in plugin.ablations()]
+)
+def test_an_ablation_has_a_run_of_its_own_for_each_value(method: str, name: str) -> None:
+    study = ablate.parse([name, "--method", method])
+    assert study and len(study.cells) > 1
+    configs = [cell.config.method_config for cell in study.cells]
+    assert len({repr(config) for config in configs}) == len(configs)
+    assert {cell.config.method.name for cell in study.cells} == {method}
 
 
 def test_nothing_heavy_is_imported_for_them() -> None:

@@ -389,6 +389,7 @@ class TestCheckout:
         wanted |= {str(path.relative_to(ROOT)) for path in embedded.glob("*.*")}
         wanted |= {str(path.relative_to(ROOT)) for path in ROOT.glob("ssl_bench/papers/*.toml")}
         wanted |= {"ssl_bench/data/embedded/LICENSE", "ssl_bench/py.typed"}
+        wanted |= {"ssl_bench/cli/commands/costs.json"}
         wanted |= {
             f"ssl_bench/analysis/report/page.{ending}" for ending in ("css", "html.j2", "js")
         }

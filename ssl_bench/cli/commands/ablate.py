@@ -58,7 +58,7 @@ def _find(method: Plugin, name: str) -> Ablation:
         others = [
             plugin.name for plugin in registry.discover("method").values() if plugin.ablations()
         ]
-        raise UserError(f"method {method.name!r} has no ablations; {', '.join(others)} has some")
+        raise UserError(f"method {method.name!r} has no ablations; {', '.join(others)} have some")
     names = ", ".join(known)
     require(bool(name), f"say which ablation of {method.name}: {names}")
     require(name in known, f"unknown ablation {name!r}; {method.name} has {names}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.table import Table
 
@@ -14,6 +16,8 @@ from ssl_bench.errors import unknown
 from ssl_bench.utils.terminal import Console
 
 Rows = list[tuple[str, str]]
+COSTS = Path(__file__).with_name("costs.json")
+"""FLOPs of a training image under the quick preset, by method; ``tests/method_costs.py`` counts."""
 _PATHS = "a folder of class folders or of images, or Parquet files with an image column"
 
 
@@ -27,14 +31,37 @@ def show(args: Sequence[str]) -> None:
             raise unknown("kind", arg, _KINDS)
     console = Console()
     for kind in args or _KINDS:
-        title = f"{kind} (* run by default)" if kind == "evals" else kind
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column()
-        for row in _KINDS[kind](bool(args)):
-            table.add_row(*row)
-        console.print(table)
+        console.print(_methods() if args and kind == "methods" else _table(kind, bool(args)))
         console.print()
+
+
+def _table(kind: str, is_detailed: bool) -> Table:
+    title = f"{kind} (* run by default)" if kind == "evals" else kind
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for row in _KINDS[kind](is_detailed):
+        table.add_row(*row)
+    return table
+
+
+def _methods() -> Table:
+    """Each method with its paper, what it needs, and what an image costs."""
+    costs = json.loads(COSTS.read_text())
+    unit = Settings.method
+    title = f"methods (cost: FLOPs of a training image, in those of {unit}; --preset quick)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("method", style="bold", no_wrap=True)
+    table.add_column("what it does, and its paper", ratio=1)
+    table.add_column("needs", max_width=16)
+    table.add_column("cost", justify="right", no_wrap=True)
+    for name, plugin in registry.discover("method").items():
+        declared = plugin.declared
+        about = "\n".join(filter(None, (plugin.summary, declared.paper)))
+        known = plugin.is_ours and name in costs
+        cost = f"{costs[name] / costs[unit]:.1f}" if known else "-"
+        table.add_row(name, about, ", ".join(map(str, declared.needs)) or "-", cost)
+    return table
 
 
 def _plugins(kind: registry.Kind) -> Rows:

@@ -201,8 +201,10 @@ def _paper_preset(method: Plugin, preset: str) -> str:
 
 
 def _help() -> str:
-    notes = registry.presets().items()
-    lines = [line for name, note in notes for line in parser.described(name, note, 22)]
+    """What ``ssl-bench recipe --help`` prints."""
+    presets = registry.presets()
+    width = max(map(len, presets)) + 2
+    lines = [line for name, note in presets.items() for line in parser.described(name, note, width)]
     return _USAGE + "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,35 @@
+"""FLOPs of a training image under each method's quick preset, for ``ssl-bench list methods``.
+
+They are counted on the modules themselves, which takes torch, and kept where the list is made::
+
+    python tests/method_costs.py
+"""
+
+from __future__ import annotations
+
+import json
+
+from ssl_bench.api import registry
+from ssl_bench.cli import flags
+from ssl_bench.cli.commands.list import COSTS
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.training import flops, setup
+
+_SIZE, _CHANNELS, _CLASSES = 28, 1, 10
+"""Of the embedded images."""
+
+
+def of(name: str) -> int:
+    """FLOPs for each image of a step of that method."""
+    run = flags.parse_run(["--method", name])
+    config = run.method.real_config(run.method_config)
+    patch_size = backbones.default_patch_size(_SIZE)
+    spec = EncoderSpec(run.settings.backbone, _SIZE, patch_size, _CHANNELS, (0.5,), (0.5,))
+    method = setup.build_method(run.method.load_class(), config, spec, _CLASSES, 0)
+    return round(flops.of_step(method, spec, run.settings.batch_size) / run.settings.batch_size)
+
+
+if __name__ == "__main__":
+    ours = [plugin.name for plugin in registry.discover("method").values() if plugin.is_ours]
+    COSTS.write_text(json.dumps({name: of(name) for name in ours}, indent=1) + "\n")
