@@ -162,8 +162,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _is_safetensors(start: bytes) -> bool:
-    """Whether a file starts with a length of eight bytes, then JSON."""
-    return start[8:9] == b"{" and not start.startswith((b"PK", b"\x80"))
+    """Whether a file starts with a length in eight bytes, less than 4 GiB, then JSON."""
+    return start[4:9] == b"\0\0\0\0{"
 
 
 def _problem(start: bytes, error: Exception) -> str:
