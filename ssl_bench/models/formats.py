@@ -1,4 +1,4 @@
-"""Other people's names for the weights of a Vision Transformer, translated to timm's.
+"""Other people's names for the weights of a Vision Transformer or a ResNet, translated to timm's.
 
 Everything here works on names and tensors only; `checkpoints` reads files and builds encoders.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,18 +31,30 @@ _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_forward_module|"
     r"_checkpoint_wrapped_module)\."
 )
-_PATCHES = re.compile(
-    r"((?:.+\.)?)(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight"
+_FIRST = re.compile(
+    r"((?:.+\.)?)"
+    r"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection|layer1\.0\.conv1)\.weight"
 )
+"""A weight that each encoder has once: a Vision Transformer's patches, a ResNet's first block."""
 _DEEPEST = 5  # entries within entries
 _SHOWN = 8
 _PAIRS = (
     ("base_encoder", "momentum_encoder"),  # MoCo v3
+    ("encoder_q", "encoder_k"),  # MoCo v1 and v2
     ("teacher", "student"),  # DINO, iBOT, DINOv2
     ("target_encoder", "encoder"),  # MSN, I-JEPA
 )
 """Pairs of networks in one file; first the one that the paper evaluates."""
-_NETWORKS = {"base_encoder", "momentum_encoder", "teacher", "student"}
+_MOCO = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}
+_NETWORKS = _MOCO | {"teacher", "student"}
+_RESNETS = (
+    ("MoCo v2", r"encoder_[qk]", "fc.2.weight"),
+    ("MoCo v1", r"encoder_[qk]", "fc.weight"),
+    ("SimSiam", r"encoder", "predictor.3.weight"),
+    ("Barlow Twins", r"backbone", "bn.running_mean"),
+    ("VICReg", r"backbone", "projector.0.bias"),
+)
+"""Official files of ResNets: the method, its encoder, and a weight in or beside it that tells."""
 _OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
 _NUMBERS = ((), (0,))
 _OF_TRAINING = {"mask_token", "masked_embed"}
@@ -128,16 +140,17 @@ class _Leaf:
 def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     """Recognise who wrote a checkpoint, and sort its weights.
 
-    A Vision Transformer is found by its patch embedding, under any prefix that its weights share:
-    entries of the file, modules around the encoder, or both. Specific knowledge covers MAE (with or
-    without decoder), MoCo v3, DINO, iBOT, DINOv2, MSN, timm, and transformers' ViT and ViTMAE.
-    Everything else is left out, and counted.
+    A Vision Transformer is found by its patch embedding, a ResNet by its first block, under any
+    prefix that its weights share: entries of the file, modules around the encoder, or both.
+    Specific knowledge covers MAE (with or without decoder), MoCo, DINO, iBOT, DINOv2, MSN, SimSiam,
+    Barlow Twins, VICReg, timm, torchvision, and transformers' ViT and ViTMAE. Everything else is
+    left out, and counted.
 
     Args:
         branch: which of several networks to take: ``base_encoder`` (default) or
-            ``momentum_encoder`` of MoCo v3, ``teacher`` (default) or ``student`` of DINO,
-            ``target_encoder`` (default) or ``encoder`` of MSN, else the entry's name, such as
-            ``model_ema``.
+            ``momentum_encoder`` of MoCo v3, ``encoder_q`` (default) or ``encoder_k`` of MoCo v1 and
+            v2, ``teacher`` (default) or ``student`` of DINO, ``target_encoder`` (default) or
+            ``encoder`` of MSN, else the entry's name, such as ``model_ema``.
         where: names the file in error messages.
 
     Raises:
@@ -146,11 +159,12 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     leaves = _by_name(_leaves(content), where)
     tensors = [leaf for leaf in leaves.values() if isinstance(leaf.value, Tensor)]
     require(bool(tensors), f"{where} holds no weights but {_listed(content)}")
-    found = {m[1]: leaf for name, leaf in leaves.items() if (m := _PATCHES.fullmatch(name))}
+    found = {m[1]: leaf for name, leaf in leaves.items() if (m := _FIRST.fullmatch(name))}
     require(
         bool(found),
-        f"{where} holds no Vision Transformer under known names: its first key is "
-        f"{tensors[0].key!r}, and 'patch_embed.proj.weight' is missing",
+        f"{where} holds no Vision Transformer and no ResNet under known names: its first key is "
+        f"{tensors[0].key!r}, 'patch_embed.proj.weight' is missing, and so is "
+        "'layer1.0.conv1.weight'",
     )
     prefix = _choose(list(found), branch, where)
     entry = found[prefix].entry
@@ -169,9 +183,12 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         kind, own = "transformers", _renamed(own, _TRANSFORMERS, where)
     elif network in ("base_encoder", "momentum_encoder"):
         kind, heads = f"MoCo v3, {network.replace('_', ' ')}", _MOCO_HEADS
-        own |= _unknown_to_mocov3(outside, entry, own)
-    elif network:
+    elif network in ("teacher", "student"):
         kind = f"DINO, {network}"
+    else:
+        kind = _official_resnet(prefix, {*own, *(n.removeprefix(entry) for n in outside)}) or kind
+    if network in _MOCO:
+        own |= _unknown_to_moco(outside, entry, own)
     if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in own):
         own = _renamed(own, ((r"^blocks\.\d+\.(?=\d+\.)", "blocks."),), where)
     own = _renamed(own, _GATED, where)
@@ -187,7 +204,7 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     aside |= {name: own[name] for name in _OF_TRAINING if state.pop(name, None) is not None}
     return Weights(
         kind=kind or "timm's names",
-        encoder=_with_registers(_fuse_queries_keys_values(state)),
+        encoder=_with_batch_counts(_with_registers(_fuse_queries_keys_values(state))),
         decoder=decoder,
         heads=heads,
         origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
@@ -256,18 +273,34 @@ def _labels(prefixes: Sequence[str]) -> list[str]:
     return [".".join(part) or whole or "top" for part, whole in zip(parts, prefixes, strict=True)]
 
 
-def _unknown_to_mocov3(
+def _official_resnet(prefix: str, names: Collection[str]) -> str:
+    """The method and the network of a ResNet in its authors' file; "" for any other.
+
+    Args:
+        names: of the weights in the encoder, and of those beside it.
+    """
+    network = prefix.rstrip(".").rpartition(".")[2]
+    for method, encoder, telling in _RESNETS:
+        if re.fullmatch(encoder, network) and telling in names:
+            return f"{method}, {network}"
+    return ""
+
+
+def _unknown_to_moco(
     outside: Mapping[str, _Leaf], entry: str, own: Mapping[str, _Leaf]
 ) -> dict[str, _Leaf]:
-    """The weights in a MoCo v3 file that should not be there.
+    """The weights in a MoCo file that should not be there.
 
-    Beside the encoder it may only hold a predictor, and the other encoder with the same weights.
+    Beside the encoder it may only hold a predictor or a queue, and the other encoder with the same
+    weights.
     """
     unknown = {}
     for name, leaf in outside.items():
         if leaf.entry == entry and isinstance(leaf.value, Tensor):
-            rest = re.sub(r"^(base_encoder|momentum_encoder)\.", "", name.removeprefix(entry))
-            if rest not in own and not _HEAD.fullmatch(rest):
+            rest = name.removeprefix(entry)
+            network, _, inner = rest.partition(".")
+            rest = inner if network in _MOCO else rest
+            if rest not in own and not (_HEAD.fullmatch(rest) or rest.startswith("queue")):
                 unknown[leaf.key] = leaf
     return unknown
 
@@ -322,6 +355,17 @@ def _with_registers(state: State) -> State:
     changed["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
     changed["pos_embed"] = state["pos_embed"][:, 1:]
     return changed
+
+
+def _with_batch_counts(state: State) -> State:
+    """Batch norms with their count of batches, which PyTorch before 0.4.1 did not store.
+
+    What an encoder computes does not depend on it.
+    """
+    if any(name.endswith(".num_batches_tracked") for name in state):
+        return state
+    norms = [name.removesuffix("running_mean") for name in state if name.endswith(".running_mean")]
+    return {**state, **{f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}}
 
 
 def _renamed(

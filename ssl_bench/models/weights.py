@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,8 @@ from ssl_bench.utils import pickled
 from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
 _SEAL = "ssl_bench"
+_TENSORFLOW = re.compile(r".*\.(index|meta|data-\d+-of-\d+)|(saved_model|tfhub_module)\.pb")
+TENSORFLOW = f"it is of TensorFlow, as SimCLR's official checkpoints are; {pickled.CONVERTED}"
 
 
 def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
@@ -154,11 +157,18 @@ def read(path: Path) -> dict[str, Any]:
     except Unreadable as error:
         raise UserError(f"{where} cannot be read: {error}") from error
     except Exception as error:
-        problem = _problem(start, error)
+        problem = TENSORFLOW if is_of_tensorflow(path) else _problem(start, error)
         raise UserError(f"{where} cannot be read as weights: {problem}") from error
     kind = getattr(content, "name", type(content).__name__)
     require(isinstance(content, dict), f"{where} holds no weights but a {kind}")
     return content
+
+
+def is_of_tensorflow(path: Path) -> bool:
+    """Whether a path names a checkpoint of TensorFlow: its folder, one of its files, their stem."""
+    near = path.glob("*") if path.is_dir() else path.parent.glob("*")
+    names = [each.name for each in near if path in (each, each.parent, each.with_suffix(""))]
+    return any(_TENSORFLOW.fullmatch(name) for name in names)
 
 
 def _is_safetensors(start: bytes) -> bool:
