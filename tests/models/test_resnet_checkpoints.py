@@ -94,7 +94,7 @@ def simsiam(encoder: nn.Module) -> dict[str, Any]:
     )
     state = prefixed("module.encoder.", encoder, prefixed("fc.", projector))
     state |= prefixed("module.predictor.", predictor)
-    optimizer = {"state": {}, "param_groups": []}
+    optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
     return {"epoch": 100, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
 
 
