@@ -183,14 +183,15 @@ class WeightSettings(RunsSettings):
 
     backbone: str | None = None
     """Which encoder the weights are of, where they do not tell: a preset of `ssl-bench list`, or
-    a Vision Transformer of timm by name."""
+    a Vision Transformer or ResNet of timm by name."""
     num_heads: int | None = None
     """Attention heads of that encoder, where the weights do not tell."""
     grid: tuple[int, ...] = ()
     """Rows and columns of its patches, such as 8,6, where they are not as many."""
     branch: str | None = None
-    """Which of several networks: base_encoder (default) or momentum_encoder of MoCo v3, teacher
-    (default) or student of DINO, else the file's own name of it, such as model_ema."""
+    """Which of several networks: base_encoder (default) or momentum_encoder of MoCo v3, encoder_q
+    (default) or encoder_k of MoCo v1 and v2, teacher (default) or student of DINO, else the file's
+    own name of it, such as model_ema."""
 
     def __post_init__(self) -> None:
         require(len(self.grid) in (0, 2), f"grid {self.grid} is not two numbers such as 8,6")
@@ -206,11 +207,11 @@ class EvalSettings(WeightSettings, WorkSettings):
     target: str = ""
     """A run's folder or name, or weights."""
     weights: str = ""
-    """Anyone's weights: a file (MAE's, MoCo v3's, DINO's, timm's), a folder that transformers
-    saved, timm:NAME or hf:NAME."""
+    """Anyone's weights: a file (MAE's, MoCo's, DINO's, SimSiam's, Barlow Twins', VICReg's,
+    timm's, torchvision's), a folder that transformers saved, timm:NAME or hf:NAME."""
     image_size: int | None = None
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
-    the pre-training's."""
+    the pre-training's, or 224 for a ResNet from elsewhere, whose weights do not tell."""
     data: str | None = None
     """Data set to evaluate on. Default: the run's --eval-data, or else what it was trained on."""
     seed: int | None = None

@@ -1,4 +1,4 @@
-"""Which Vision Transformer a file's weights belong to: inferred from them, or asked for."""
+"""Which encoder a file's weights belong to: inferred from them, or asked for."""
 
 from __future__ import annotations
 
@@ -38,19 +38,29 @@ _OTHERS = {
     r"relative_position|rel_pos_bias": "a BEiT or data2vec with relative positions",
 }
 """Names of weights that only other transformers have."""
+_RESNETS: Mapping[tuple[int, tuple[int, ...]], str] = {
+    (2, (2, 2, 2, 2)): "resnet18",
+    (2, (3, 4, 6, 3)): "resnet34",
+    (3, (3, 4, 6, 3)): "resnet50",
+    (3, (3, 4, 23, 3)): "resnet101",
+    (3, (3, 8, 36, 3)): "resnet152",
+}
+"""By convolutions in a block, and blocks in each layer. timm has torchvision's names for them."""
 
 
 def work_out(
     found: Weights, where: str, hints: WeightSettings, norm_eps: float
-) -> tuple[EncoderSpec, tuple[int, ...]]:
-    """The encoder that weights belong to, and its rows and columns of patches.
+) -> tuple[EncoderSpec, tuple[int, ...] | None]:
+    """The encoder that weights belong to, and its rows and columns of patches, if it has any.
 
-    The spec's images are square, with the height of the grid.
+    The spec's images are square, with the height of the grid, or of 224 pixels for a ResNet.
 
     Raises:
-        UserError: they belong to no Vision Transformer, are ambiguous, or contradict a hint.
+        UserError: they belong to no encoder of timm, are ambiguous, or contradict a hint.
     """
     state = found.encoder
+    if "layer1.0.conv1.weight" in state:
+        return _resnet(state, where, hints), None
     for pattern, family in _OTHERS.items():
         theirs = [name for name in state if re.search(pattern, name)]
         require(not theirs, f"{where} has {theirs[:1]}, as {family} has, which is not supported")
@@ -87,14 +97,71 @@ def work_out(
     )
     shown["num_heads"] = heads
     backbone, architecture = _name(hints.backbone, hints.num_heads, shown, _is_gated(state))
-    mean, std = _IMAGENET[channels]
-    tagged = timm.get_pretrained_cfg(hints.backbone) if "." in (hints.backbone or "") else None
-    if tagged and channels == len(tagged.mean):
-        mean, std = tuple(tagged.mean), tuple(tagged.std)
+    mean, std = _normalisation(hints.backbone, channels)
     spec = EncoderSpec(
         backbone, rows * patch_size, patch_size, channels, mean, std, architecture, norm_eps
     )
     return spec, grid
+
+
+def _normalisation(
+    backbone: str | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The statistics of a tagged timm backbone, or else ImageNet's."""
+    tagged = timm.get_pretrained_cfg(backbone) if backbone and "." in backbone else None
+    if tagged and channels == len(tagged.mean):
+        return tuple(tagged.mean), tuple(tagged.std)
+    return _IMAGENET[channels]
+
+
+def _resnet(state: Mapping[str, Tensor], where: str, hints: WeightSettings) -> EncoderSpec:
+    """The ResNet that weights belong to; whether all of them do shows as they are loaded."""
+    for name in ("num_heads", "grid"):
+        require(
+            not getattr(hints, name),
+            f"{where} holds a ResNet, so --{name.replace('_', '-')} means nothing; leave it out",
+        )
+    stem = state.get("conv1.weight", state.get("conv1.0.weight"))
+    require(
+        stem is not None and stem.ndim == 4 and stem.shape[1] in _IMAGENET,
+        f"{where} holds a ResNet without the convolution 'conv1.weight' of 1 or 3 channels that it "
+        "should start with",
+    )
+    assert stem is not None
+    backbone = hints.backbone or _plain_resnet(state, stem, where)
+    channels = stem.shape[1]
+    spec = EncoderSpec(backbone, 224, None, channels, *_normalisation(hints.backbone, channels))
+    require(not spec.is_vit, f"{where} holds a ResNet, not {backbone!r}; leave --backbone out")
+    return spec
+
+
+def _plain_resnet(state: Mapping[str, Tensor], stem: Tensor, where: str) -> str:
+    """timm's name of the ResNet with these blocks."""
+    channels, (rows, columns) = len(stem), stem.shape[2:]
+    is_timms = "conv1.0.weight" in state or (channels, rows, columns) == (64, 7, 7)
+    known = ", ".join(_RESNETS.values())
+    require(
+        is_timms,
+        f"{where} holds a ResNet that starts with {channels} channels of {rows} x {columns} "
+        f"pixels, as wider ones and those for small images do; timm's have 64 of 7 x 7, so only "
+        f"those would work ({known}, and others by --backbone)",
+    )
+    width = len(state["layer1.0.conv1.weight"])
+    convolutions = 3 if "layer1.0.conv3.weight" in state else 2
+    blocks = tuple(
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{layer}.")})
+        for layer in (1, 2, 3, 4)
+    )
+    name = _RESNETS.get((convolutions, blocks))
+    is_plain = name is not None and "conv1.weight" in state and width == 64
+    require(
+        is_plain,
+        f"{where} holds a ResNet with {' + '.join(map(str, blocks))} blocks of {convolutions} "
+        f"convolutions, the first of {width} channels, which is none of {known}; if it is another "
+        "of timm's, say which, e.g. --backbone wide_resnet50_2",
+    )
+    assert name is not None
+    return name
 
 
 def _architecture(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:

@@ -65,14 +65,15 @@ def load_encoder(
     branch: str | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
-    """Load any pre-trained Vision Transformer, or another backbone that a run has trained.
+    """Load any pre-trained Vision Transformer or ResNet, or any backbone that a run has trained.
 
     No code from the source is run.
 
     Args:
-        source: a file of weights (official MAE, MoCo v3 and DINO checkpoints, timm state dicts;
-            PyTorch or safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that
-            transformers saved, ``timm:NAME`` or ``hf:NAME``.
+        source: a file of weights (official checkpoints of MAE, MoCo, DINO, SimSiam, Barlow Twins
+            and VICReg, state dicts of timm and torchvision; PyTorch or safetensors), a run folder,
+            what ``ssl-bench export`` wrote, a folder that transformers saved, ``timm:NAME`` or
+            ``hf:NAME``.
         backbone, num_heads, grid, branch: see `WeightSettings`; needed if weights are ambiguous.
         image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
             size whose sides are multiples of the patch size.
@@ -84,7 +85,7 @@ def load_encoder(
         `backbones.resize`. Its ``spec`` attribute says how to normalise images.
 
     Raises:
-        UserError: the source cannot be read, is ambiguous, holds no Vision Transformer, or has a
+        UserError: the source cannot be read, is ambiguous, holds no encoder of timm, or has a
             weight that matches nothing.
     """
     hints = WeightSettings(backbone=backbone, num_heads=num_heads, grid=grid or (), branch=branch)
@@ -137,6 +138,10 @@ def _read(source: str, hints: WeightSettings) -> Checkpoint:
         return _from_run(folder)
     if (path / "config.json").exists():
         return _from_transformers(path)
+    require(
+        path.is_file() or not weights.is_of_tensorflow(path),
+        f"{source!r} cannot be read as weights: {weights.TENSORFLOW}",
+    )
     wanted = "encoder.json or config.json"
     require(not path.is_dir(), f"folder {source!r} holds no weights; it has no {wanted}")
     require(path.exists(), f"file {source!r} does not exist")
@@ -288,9 +293,10 @@ def _build(
     found: Weights, where: str, hints: WeightSettings, norm_eps: float = EncoderSpec.norm_eps
 ) -> Checkpoint:
     """Build the encoder that weights belong to, and load them."""
-    spec, (rows, columns) = architecture.work_out(found, where, hints, norm_eps)
-    size = spec.image_size // rows
-    encoder = backbones.empty(spec, img_size=(rows * size, columns * size))
+    spec, grid = architecture.work_out(found, where, hints, norm_eps)
+    side = spec.patch_size or 0
+    sizes = {"img_size": (grid[0] * side, grid[1] * side)} if grid else {}
+    encoder = backbones.empty(spec, **sizes)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in found.encoder.values()}
     require(
         sum(t.nbytes for t in found.encoder.values()) <= sum(s.nbytes() for s in storages.values()),

@@ -1,4 +1,4 @@
-"""Other people's names for the weights of a Vision Transformer, translated to timm's.
+"""Other people's names for the weights of a Vision Transformer or a ResNet, translated to timm's.
 
 Everything here works on names and tensors only; `checkpoints` reads files and builds encoders.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -32,18 +32,30 @@ _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_forward_module|"
     r"_checkpoint_wrapped_module)\."
 )
-_PATCHES = re.compile(
-    r"((?:.+\.)?)(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight"
+_FIRST = re.compile(
+    r"((?:.+\.)?)"
+    r"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection|layer1\.0\.conv1)\.weight"
 )
+"""A weight that each encoder has once: a Vision Transformer's patches, a ResNet's first block."""
 _DEEPEST = 5  # entries within entries
 _SHOWN = 8
 _PAIRS = (
     ("base_encoder", "momentum_encoder"),  # MoCo v3
+    ("encoder_q", "encoder_k"),  # MoCo v1 and v2
     ("teacher", "student"),  # DINO, iBOT, DINOv2
     ("target_encoder", "encoder"),  # MSN, I-JEPA
 )
 """Pairs of networks in one file; first the one that the paper evaluates."""
-_NETWORKS = {"base_encoder", "momentum_encoder", "teacher", "student"}
+_MOCO = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}
+_NETWORKS = _MOCO | {"teacher", "student"}
+_RESNETS = (
+    ("MoCo v2", r"encoder_[qk]", "fc.2.weight"),
+    ("MoCo v1", r"encoder_[qk]", "fc.weight"),
+    ("SimSiam", r"encoder", "predictor.3.weight"),
+    ("Barlow Twins", r"backbone", "bn.running_mean"),
+    ("VICReg", r"backbone", "projector.0.bias"),
+)
+"""Official files of ResNets: the method, its encoder, and a weight in or beside it that tells."""
 _OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
 _NUMBERS = ((), (0,))
 _QKV = ("query", "key", "value")
@@ -134,16 +146,17 @@ class _Leaf:
 def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     """Recognise who wrote a checkpoint, and sort its weights.
 
-    A Vision Transformer is found by its patch embedding, under any prefix that its weights share:
-    entries of the file, modules around the encoder, or both. Specific knowledge covers MAE (with or
-    without decoder), MoCo v3, DINO, iBOT, DINOv2, MSN, timm, and transformers' ViT and ViTMAE.
-    Everything else is left out, and counted.
+    A Vision Transformer is found by its patch embedding, a ResNet by its first block, under any
+    prefix that its weights share: entries of the file, modules around the encoder, or both.
+    Specific knowledge covers MAE (with or without decoder), MoCo, DINO, iBOT, DINOv2, MSN, SimSiam,
+    Barlow Twins, VICReg, timm, torchvision, and transformers' ViT and ViTMAE. Everything else is
+    left out, and counted.
 
     Args:
         branch: which of several networks to take: ``base_encoder`` (default) or
-            ``momentum_encoder`` of MoCo v3, ``teacher`` (default) or ``student`` of DINO,
-            ``target_encoder`` (default) or ``encoder`` of MSN, else the entry's name, such as
-            ``model_ema``.
+            ``momentum_encoder`` of MoCo v3, ``encoder_q`` (default) or ``encoder_k`` of MoCo v1 and
+            v2, ``teacher`` (default) or ``student`` of DINO, ``target_encoder`` (default) or
+            ``encoder`` of MSN, else the entry's name, such as ``model_ema``.
 
     Raises:
         UserError: there are no weights, no such branch, or several and none was chosen.
@@ -151,11 +164,12 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     leaves = _by_name(((leaf.name, leaf) for leaf in _leaves(content)), where)
     tensors = [leaf for leaf in leaves.values() if isinstance(leaf.value, Tensor)]
     require(bool(tensors), f"{where} holds no weights but {_listed(content)}")
-    found = {m[1]: leaf for name, leaf in leaves.items() if (m := _PATCHES.fullmatch(name))}
+    found = {m[1]: leaf for name, leaf in leaves.items() if (m := _FIRST.fullmatch(name))}
     require(
         bool(found),
-        f"{where} holds no Vision Transformer under known names: its first key is "
-        f"{tensors[0].key!r}, and 'patch_embed.proj.weight' is missing",
+        f"{where} holds no Vision Transformer and no ResNet under known names: its first key is "
+        f"{tensors[0].key!r}, 'patch_embed.proj.weight' is missing, and so is "
+        "'layer1.0.conv1.weight'",
     )
     prefix = _choose(list(found), branch, where)
     entry = found[prefix].entry
@@ -175,15 +189,12 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         own = _by_name(((_replaced(n, _TRANSFORMERS), leaf) for n, leaf in own.items()), where)
     elif network in ("base_encoder", "momentum_encoder"):
         kind, heads = f"MoCo v3, {network.replace('_', ' ')}", _MOCO_HEADS
-        known = frozenset(own)
-        # Beside it there may be a predictor, and the other encoder with the same weights.
-        for name, leaf in outside.items():
-            rest = re.sub(r"^(base_encoder|momentum_encoder)\.", "", name.removeprefix(entry))
-            is_weight = leaf.entry == entry and isinstance(leaf.value, Tensor)
-            if is_weight and rest not in known and not _HEAD.fullmatch(rest):
-                own[leaf.key] = leaf
-    elif network:
+    elif network in ("teacher", "student"):
         kind = f"DINO, {network}"
+    else:
+        kind = _official_resnet(prefix, {*own, *(n.removeprefix(entry) for n in outside)}) or kind
+    if network in _MOCO:
+        own |= _unknown_to_moco(outside, entry, own)
     # DINOv2 may count blocks within chunks of them.
     chunk = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
     renamed = ((chunk.sub("blocks.", _replaced(name, _GATED)), leaf) for name, leaf in own.items())
@@ -199,7 +210,7 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     aside |= {name: own[name] for name in _OF_TRAINING if state.pop(name, None) is not None}
     return Weights(
         kind=kind or "timm's names",
-        encoder=_with_registers(state),
+        encoder=_with_batch_counts(_with_registers(state)),
         decoder=decoder,
         heads=heads,
         origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
@@ -269,6 +280,38 @@ def _labels(prefixes: Sequence[str]) -> list[str]:
     return [".".join(part) or whole or "top" for part, whole in zip(parts, prefixes, strict=True)]
 
 
+def _official_resnet(prefix: str, names: Collection[str]) -> str:
+    """The method and the network of a ResNet in its authors' file; "" for any other.
+
+    Args:
+        names: of the weights in the encoder, and of those beside it.
+    """
+    network = prefix.rstrip(".").rpartition(".")[2]
+    for method, encoder, telling in _RESNETS:
+        if re.fullmatch(encoder, network) and telling in names:
+            return f"{method}, {network}"
+    return ""
+
+
+def _unknown_to_moco(
+    outside: Mapping[str, _Leaf], entry: str, own: Mapping[str, _Leaf]
+) -> dict[str, _Leaf]:
+    """The weights in a MoCo file that should not be there.
+
+    Beside the encoder it may only hold a predictor or a queue, and the other encoder with the same
+    weights.
+    """
+    unknown = {}
+    for name, leaf in outside.items():
+        if leaf.entry == entry and isinstance(leaf.value, Tensor):
+            rest = name.removeprefix(entry)
+            network, _, inner = rest.partition(".")
+            rest = inner if network in _MOCO else rest
+            if rest not in own and not (_HEAD.fullmatch(rest) or rest.startswith("queue")):
+                unknown[leaf.key] = leaf
+    return unknown
+
+
 def _is_aside(name: str, leaf: _Leaf, where: str) -> bool:
     """Whether a value is not one of the encoder's weights but, say, a head or a plain number."""
     value = leaf.value
@@ -317,6 +360,17 @@ def _replaced(name: str, parts: Iterable[tuple[str, str]]) -> str:
     for old, new in parts:
         name = name.replace(old, new)
     return name[1:]
+
+
+def _with_batch_counts(state: State) -> State:
+    """Batch norms with their count of batches, which PyTorch before 0.4.1 did not store.
+
+    What an encoder computes does not depend on it.
+    """
+    if any(name.endswith(".num_batches_tracked") for name in state):
+        return state
+    norms = [name.removesuffix("running_mean") for name in state if name.endswith(".running_mean")]
+    return {**state, **{f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}}
 
 
 def is_mae_decoder(state: State) -> bool:

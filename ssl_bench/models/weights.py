@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular
 _SEAL = "ssl_bench"
 _COUNT = "num_batches_tracked"
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError)
+_TENSORFLOW = re.compile(r".*\.(index|meta|data-\d+-of-\d+)|(saved_model|tfhub_module)\.pb")
+TENSORFLOW = f"it is of TensorFlow, as SimCLR's official checkpoints are; {pickled.CONVERTED}"
 
 
 def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
@@ -143,16 +146,23 @@ def read(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where} cannot be read: {reason}") from error
     except Exception as error:
-        problem = _problem(start, error)
+        problem = TENSORFLOW if is_of_tensorflow(path) else _problem(start, error)
         raise UserError(f"{where} cannot be read as weights: {problem}") from error
     kind = getattr(content, "name", type(content).__name__)
     require(isinstance(content, dict), f"{where} holds no weights but a {kind}")
     return content
 
 
+def is_of_tensorflow(path: Path) -> bool:
+    """Whether a path names a checkpoint of TensorFlow: its folder, one of its files, their stem."""
+    near = path.glob("*") if path.is_dir() else path.parent.glob("*")
+    names = [each.name for each in near if path in (each, each.parent, each.with_suffix(""))]
+    return any(_TENSORFLOW.fullmatch(name) for name in names)
+
+
 def _is_safetensors(start: bytes) -> bool:
-    """Whether a file starts with a length of eight bytes, then JSON."""
-    return start[8:9] == b"{" and not start.startswith((b"PK", b"\x80"))
+    """Whether a file starts with a length in eight bytes, less than 4 GiB, then JSON."""
+    return start[4:9] == b"\0\0\0\0{"
 
 
 def _problem(start: bytes, error: Exception) -> str:

@@ -51,6 +51,9 @@ _MODULES = (
     *("omegaconf", "lightning", "lightning_fabric", "pytorch_lightning"),
 )
 """Modules whose names training code leaves in its files. None of them is imported."""
+_JAX = {"jax", "jaxlib", "haiku", "flax", "optax", "chex", "byol"}
+"""Modules whose names JAX code leaves in its files."""
+CONVERTED = "its weights, saved by torch.save under timm's names, would work"
 _BUILTINS = {
     *("set", "frozenset", "list", "dict", "tuple", "slice", "range"),
     *("bytes", "bytearray", "str", "int", "float", "bool", "complex"),
@@ -182,7 +185,7 @@ def _read_old(file: io.BufferedReader) -> Any:
     start = io.BytesIO(file.read(_LARGEST_PICKLE))
     unpickler = _Unpickler(start, storage)
     is_known = _Unpickler(start, storage).load() == _MAGIC
-    _require(is_known, "it is a pickle, but none that torch.save wrote")
+    _require(is_known, f"it is a pickle, but none that torch.save wrote; {CONVERTED}")
     _Unpickler(start, storage).load()  # the version, which has always been the same
     system = _Unpickler(start, storage).load()
     order = "little" if system["little_endian"] else "big"
@@ -226,6 +229,8 @@ class _Unpickler(pickle._Unpickler):
         is_builtin = module in ("builtins", "__builtin__") and name in _BUILTINS
         if full == "_codecs.encode" or is_builtin or top in _MODULES:
             return Left(full)
+        if top in _JAX:
+            raise Unreadable(f"it is of JAX ({full}), as BYOL's official files are; {CONVERTED}")
         raise Unreadable(
             f"it holds pickled code ({full}), which is not run; save its tensors alone"
         )

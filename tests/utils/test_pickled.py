@@ -414,6 +414,15 @@ class TestFlippedBits:
         save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
         assert same(dict(encoder.state_dict()), dict(weights.load(tmp_path)[0].state_dict()))
 
+    @pytest.mark.parametrize("start", [b"\x80\x01", b"PK"])
+    def test_whatever_their_headers_length(self, start: bytes, tmp_path: Path) -> None:
+        """It comes first in a file, and its bytes may be those that pickles and zips begin with."""
+        length = int.from_bytes(start, "little")
+        header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+        content = start.ljust(8, b"\0") + header.ljust(length).encode() + struct.pack("<f", 3.0)
+        (tmp_path / "x.safetensors").write_bytes(content)
+        assert weights.read(tmp_path / "x.safetensors")["a"].item() == 3
+
     def test_weights_beside_another_spec_are_refused(self, tmp_path: Path) -> None:
         weights.save(backbones.build(self.spec, 0), self.spec, tmp_path)
         stored = json.loads((tmp_path / "encoder.json").read_text())
