@@ -115,7 +115,6 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
         print(f"{job.part}: {job.subject}", flush=True)
         if job.case:
             _gate(job, hardware.device)
-        # Minutes on a processor without bf16, so not before the gate.
         rate = rate or machine.matrix_rate(hardware.device)
         counts = job.part == "training"
         before = _work(job) if counts else {}

@@ -216,6 +216,15 @@ def test_methods_are_measured_in_the_precision_that_the_machine_has(
     assert "share" not in text.partition("## Training of other methods")[2]
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_only_what_the_machine_has_is_multiplied(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_on_some_cpu(monkeypatch, has_bf16)
+    monkeypatch.setattr(machine, "_seconds", lambda *arguments: 2.0)
+    assert [*machine.matrix_rate(CPU)] == ["float32", "bfloat16"][: 1 + has_bf16]
+
+
 def test_stable_pretraining_says_which_methods_are_put_together() -> None:
     with pytest.raises(UserError, match="not 'byol'"):
         CONTESTANTS["stable-pretraining"].build(SMALL["byol"])
