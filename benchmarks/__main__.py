@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results, rounds
-from benchmarks.cases import AUGMENTED, CASES, GROWTH, Case
+from benchmarks.cases import AUGMENTED, CASES, GROWTH, METHOD_CASES, Case
 from ssl_bench.errors import UserError, unknown
 
 _STARTING, _COMPILING = 12.0, 60.0
@@ -60,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         "parts", nargs="*", metavar="PART",
         help=f"{', '.join(_PARTS)}, or all; by default training and augment, on a GPU training",
     )  # fmt: skip
-    parser.add_argument("--cases", type=_names, help=f"of training: {', '.join(CASES)}")
-    parser.add_argument("--contestants", type=_names, help="of training: see the report")
+    parser.add_argument("--cases", type=_names, help=f"of training and methods: {', '.join(CASES)}")
+    parser.add_argument("--contestants", type=_names, help="of trainings: see the report")
     parser.add_argument("--rounds", type=int, help="of each contestant")
     parser.add_argument("--seconds", type=float, help="of measuring, in each round")
     parser.add_argument("--folder", type=Path, help="of pictures, for loading")
@@ -102,9 +102,11 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
     words = _Words(asked.rounds, asked.seconds, asked.cases, asked.contestants, asked.folder)
     jobs = [job for part in chosen for job in _PARTS[part](words, hardware.device)]
     minutes = sum(job.expected_seconds for job in jobs) / 60
-    print(f"{', '.join(chosen)} on {hardware.name}: about {minutes:.0f} minutes", flush=True)
+    # The same name may be that of processors with bf16 and without.
+    name = hardware.name + (", without bf16" if hardware.precision == "fp32" else "")
+    print(f"{', '.join(chosen)} on {name}: about {minutes:.0f} minutes", flush=True)
 
-    path = results.path_of(asked.output, hardware.name)
+    path = results.path_of(asked.output, name)
     found = results.load(path)
     from benchmarks import machine, report
 
@@ -113,7 +115,6 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
         print(f"{job.part}: {job.subject}", flush=True)
         if job.case:
             _gate(job, hardware.device)
-        # Minutes on a processor without bf16, so not before the gate.
         rate = rate or machine.matrix_rate(hardware.device)
         counts = job.part == "training"
         before = _work(job) if counts else {}
@@ -130,7 +131,7 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
         if torch.cuda.is_available():
             about["cuda"] = torch.version.cuda
         found.setdefault(job.part, {})[job.subject] = results.Measured(about, measured, work)
-        results.save(path, hardware.name, found)
+        results.save(path, name, found)
     print(f"report: {report.write(path)}")
 
 
@@ -201,6 +202,20 @@ def _training(words: _Words, device: Any) -> list[_Job]:
     names = _present(words.contestants or (ON_GPU if on_gpu else ON_CPU), device)
     count, seconds = words.rounds or 2, words.seconds or 4.0
     return [_trained("training", case, CASES[case], names, count, seconds) for case in cases]
+
+
+def _methods(words: _Words, device: Any) -> list[_Job]:
+    from benchmarks.contestants import ON_METHODS, ON_METHODS_FP32
+    from ssl_bench.distributed.device import choose
+
+    if device.type != "cpu":
+        print("without methods: their cases are for a CPU", flush=True)
+        return []
+    defaults = ON_METHODS if choose().precision == "bf16" else ON_METHODS_FP32
+    names = _present(words.contestants or defaults, device)
+    count, seconds = words.rounds or 2, words.seconds or 4.0
+    cases = words.cases or METHOD_CASES
+    return [_trained("methods", case, CASES[case], names, count, seconds) for case in cases]
 
 
 def _growth(words: _Words, device: Any) -> list[_Job]:
@@ -280,6 +295,7 @@ def _tables(words: _Words, device: Any) -> list[_Job]:
 
 _PARTS: Mapping[str, Callable[[_Words, Any], list[_Job]]] = {
     "training": _training,
+    "methods": _methods,
     "growth": _growth,
     "augment": _augment,
     "loading": _loading,

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+LOCAL_CROPS, QUEUE = 6, 65536
+"""Of LeJEPA and of MoCo, as their papers have them."""
+
 
 @dataclass(frozen=True)
 class Case:
     """One pre-training at one size.
 
     Attributes:
-        method: "mae" or "mocov3".
+        method: its name in this project.
         width, depth, heads: of the encoder, a plain ViT with a class token.
         image_size, patch_size: in pixels.
         batch_size: images in a step.
         decoder: width, blocks and heads of MAE's decoder.
-        projector: hidden width and output width of MoCo v3's projector and predictor.
+        projector: hidden and output width of the heads of all but MAE. MoCo's hidden width is the
+            encoder's, that of SimSiam's predictor a quarter.
         mask_ratio: of MAE.
     """
 
@@ -36,9 +40,21 @@ class Case:
         """In an image."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """In pixels; LeJEPA's small crops are 96 of 224, rounded up to whole patches."""
+        small = -(-self.image_size * 96 // (224 * self.patch_size)) * self.patch_size
+        return (self.image_size,) * 2 + (small,) * (LOCAL_CROPS if self.method == "lejepa" else 0)
+
     def words(self) -> str:
         """What it is, for a reader."""
-        own = f"mask ratio {self.mask_ratio:g}" if self.method == "mae" else "two views"
+        own = f"mask ratio {self.mask_ratio:g}"
+        if self.method != "mae":
+            heads = f"heads of {self.projector[0]} and {self.projector[1]}"
+            if self.method == "moco":
+                heads = f"a head of {self.projector[1]}, {QUEUE:,} keys"
+            large, small = 2, len(self.view_sizes) - 2
+            own = f"{large} views, {small} small ones, {heads}" if small else f"two views, {heads}"
         return (
             f"{self.method}, encoder {self.width} x {self.depth}, {self.image_size} px in patches "
             f"of {self.patch_size}, batch {self.batch_size}, {own}"
@@ -63,13 +79,25 @@ CPU_CASES: Mapping[str, Case] = {
     "mocov3-ti4-32": Case("mocov3", 192, 12, 3, 32, 4, 128),
     "mocov3-s8-96": Case("mocov3", 384, 12, 6, 96, 8, 32),
 }
+METHOD_CASES: Mapping[str, Case] = {
+    f"{method}-ti4-32": Case(method, 192, 12, 3, 32, 4, 128, projector=projector)
+    for method, projector in {
+        "simclr": (2048, 128),
+        "vicreg": (2048, 2048),
+        "barlow-twins": (2048, 2048),
+        "byol": (1024, 256),
+        "simsiam": (2048, 2048),
+        "moco": (192, 128),
+        "lejepa": (2048, 64),
+    }.items()
+}
 GPU_CASES: Mapping[str, Case] = {
     "gpu-mae-ti4-32": Case("mae", 192, 12, 3, 32, 4, 2048),
     "gpu-mae-b16-224": Case("mae", 768, 12, 12, 224, 16, 512, decoder=(512, 8, 16)),
     "gpu-mae-l16-224": Case("mae", 1024, 24, 16, 224, 16, 256, decoder=(512, 8, 16)),
     "gpu-mocov3-b16-224": Case("mocov3", 768, 12, 12, 224, 16, 128, projector=(4096, 256)),
 }
-CASES: Mapping[str, Case] = {**CPU_CASES, **GPU_CASES}
+CASES: Mapping[str, Case] = {**CPU_CASES, **METHOD_CASES, **GPU_CASES}
 
 
 def _growth() -> dict[str, dict[str, Case]]:

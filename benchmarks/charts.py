@@ -28,11 +28,11 @@ _THEME: dict[Any, Any] = {
 }
 
 
-def training(subjects: Mapping[str, Measured], path: Path) -> Path:
+def training(subjects: Mapping[str, Measured], path: Path, part: str) -> Path:
     """Images a second of every contestant, a panel for each case."""
     titles = {name: contestant.title for name, contestant in CONTESTANTS.items()}
     ours = {name for name, contestant in CONTESTANTS.items() if contestant.is_ours}
-    return _bars(subjects, titles, ours, path, "training")
+    return _bars(subjects, titles, ours, path, part)
 
 
 def augment(subjects: Mapping[str, Measured], path: Path) -> Path:

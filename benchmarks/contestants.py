@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import timm.layers
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain
-from benchmarks.cases import Case
+from benchmarks.cases import LOCAL_CROPS, QUEUE, Case
 
 _IMAGES = 2048
 Step = Callable[[], Tensor]
@@ -64,7 +64,9 @@ class Model(nn.Module):
 
     def plain_name(self, name: str) -> str:
         """What `plain` calls a weight."""
-        return name.removeprefix("method.")
+        name = re.sub(r"^(target|key)_", "momentum_", name.removeprefix("method."))
+        name = re.sub(r"^(momentum_)?head\.", r"\1projector.", name)
+        return re.sub(r"^(\w+)\.layers\.", r"\1.", name).replace("queue_KD", "queue")
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class _Given:
     """Mask noise instead of draws."""
 
     noise: Tensor
+    seed: int = 0
 
     @property
     def samples_B(self) -> Tensor:
@@ -228,14 +231,18 @@ class _Ours(Model):
         )
         plugin = registry.find("method", case.method)
         names = ("decoder_embed_dim", "decoder_depth", "decoder_heads")
-        settings: dict[str, Any] = dict(zip(names, case.decoder, strict=True))
-        settings["mask_ratio"] = case.mask_ratio
-        if case.method == "mocov3":
-            settings = {
-                "proj_hidden_dim": case.projector[0],
-                "proj_output_dim": case.projector[1],
-            }
-        config = plugin.load().Config(**settings)
+        settings: dict[str, Any] = {
+            **dict(zip(names, case.decoder, strict=True)),
+            "mask_ratio": case.mask_ratio,
+            "proj_hidden_dim": case.projector[0],
+            "proj_output_dim": case.projector[1],
+            "pred_hidden_dim": case.projector[0] // 4,
+            "local_crops": LOCAL_CROPS,
+            "queue_size": QUEUE,
+        }
+        Config = plugin.load().Config
+        own = {field.name for field in fields(Config)}
+        config = Config(**{name: value for name, value in settings.items() if name in own})
         self.method = setup.build_method(plugin.load_class(), config, spec, 10, 0)
 
         self.patches = case.patches
@@ -277,7 +284,7 @@ class _Plain(Model):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.method = plain.MAE(case) if case.method == "mae" else plain.MoCoV3(case)
+        self.method = plain.MAE(case) if case.method == "mae" else plain.Views(case)
         self.is_mae = case.method == "mae"
 
     def loss(self, views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
@@ -296,12 +303,22 @@ class _Lightly(_Plain):
         from benchmarks import with_lightly
 
         self.is_mae = case.method == "mae"
-        self.method = with_lightly.MAE(case) if self.is_mae else with_lightly.MoCoV3(case)
+        self.method = with_lightly.MAE(case) if self.is_mae else with_lightly.Views(case)
 
     def plain_name(self, name: str) -> str:
         name = re.sub(r"^encoder\.vit\.", "encoder.", super().plain_name(name))
-        name = re.sub(r"^decoder\.", "", name)
-        return re.sub(r"(projector|predictor)\.layers\.", r"\1.", name)
+        return re.sub(r"^decoder\.", "", name)
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Also take a queue, which is no part of its state; biases that only it has become zero."""
+        zeros = {
+            self.plain_name(name): torch.zeros_like(value)
+            for name, value in self.state_dict().items()
+            if name.endswith(".bias")
+        }
+        super().adopt(zeros | {**weights})
+        if "queue" in weights:
+            self.method.loss.memory_bank.bank.copy_(weights["queue"])
 
 
 def _stable_pretraining(case: Case) -> Model:
@@ -341,8 +358,9 @@ def in_memory(case: Case, device: torch.device) -> Batches:
 
 def one_batch(case: Case, device: torch.device) -> Batches:
     """The same views again and again: a data path that costs nothing."""
-    shape = (case.batch_size, 3, case.image_size, case.image_size)
-    views = tuple(torch.randn(shape, device=device) for _ in range(2))
+    views = tuple(
+        torch.randn(case.batch_size, 3, size, size, device=device) for size in case.view_sizes
+    )
     while True:
         yield views, torch.rand(case.batch_size, case.patches, device=device)
 
@@ -452,7 +470,9 @@ ON_CPU = (
     "ours", "ours-fp32", "plain", "plain-bf16", "plain-bf16-unfused", "plain-bf16-compiled",
     "lightly", "lightly-bf16", "stable-pretraining", "stable-pretraining-bf16",
 )  # fmt: skip
+ON_METHODS = ("ours", "plain-bf16-unfused", "lightly")
+ON_METHODS_FP32 = ("ours-fp32", "plain", "lightly")
 ON_GPU = (
     "ours", "plain-fp16", "plain-fp16-no-data", "plain-bf16-no-data", "plain-bf16-compiled-no-data"
 )  # fmt: skip
-"""Who runs if nobody is named."""
+"""Who runs if nobody is named; other methods' fp32 is for CPUs without bf16."""

@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssl_bench.distributed.device import choose
+
 _Operand = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 Product = tuple[_Operand, _Operand]
 """Shapes, strides and dtypes of two matrices, or batches of them, that are multiplied."""
@@ -65,10 +67,11 @@ def product_rate(products: Mapping[Product, int], device: torch.device, sweeps: 
 
 
 def matrix_rate(device: torch.device) -> dict[str, float]:
-    """Rate of large square products in GFLOP/s by precision."""
+    """Rate of large square products in GFLOP/s by precision, of those that the hardware has."""
+    dtypes = [torch.float32, torch.bfloat16][: 2 if choose().precision == "bf16" else 1]
     size = 8192 if device.type == "cuda" else 2048
     rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         a = torch.randn(size, size, device=device, dtype=dtype)
         rates[str(dtype).removeprefix("torch.")] = round(
             2e-9 * size**3 / _seconds(partial(torch.matmul, a, a), device), 1

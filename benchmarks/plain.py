@@ -1,6 +1,6 @@
-"""MAE and MoCo v3 in plain PyTorch, computing as the official code does, without our shortcuts.
+"""Methods in plain PyTorch, computing as the official code does, without our shortcuts.
 
-Everything is embedded before it is masked, the decoder works in the image's own order, all
+In MAE everything is embedded before it is masked, the decoder works in the image's own order, all
 patches are predicted, the loss multiplies visible ones by zero; images come from Pillow and
 torchvision in a ``DataLoader``.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from benchmarks.cases import Case
+from benchmarks.cases import LOCAL_CROPS, QUEUE, Case
 
 _NORM = partial(nn.LayerNorm, eps=1e-6)
 
@@ -31,6 +31,7 @@ def encoder(case: Case) -> VisionTransformer:
         num_heads=case.heads,
         num_classes=0,
         norm_layer=_NORM,
+        dynamic_img_size=len({*case.view_sizes}) > 1,
     )
 
 
@@ -84,52 +85,121 @@ def masked_error(prediction: Tensor, images: Tensor, hidden: Tensor, case: Case)
     return (error * hidden).sum() / hidden.sum()
 
 
-def mlp(widths: list[int], last_norm: bool = True) -> nn.Sequential:
-    """MoCo v3's projector or predictor."""
+def mlp(widths: list[int], last_norm: bool = True, scale: bool = False) -> nn.Sequential:
+    """Linear layers with batch norms between them, and one, perhaps with a scale, at the end."""
     layers: list[nn.Module] = []
     for index in range(len(widths) - 1):
         is_last = index == len(widths) - 2
         layers.append(nn.Linear(widths[index], widths[index + 1], bias=False))
         if last_norm or not is_last:
-            layers.append(nn.BatchNorm1d(widths[index + 1], affine=not is_last))
+            layers.append(nn.BatchNorm1d(widths[index + 1], affine=scale or not is_last))
         if not is_last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 
-class MoCoV3(nn.Module):
-    """MoCo v3, forwards as the official ``moco/builder.py`` goes."""
+class Views(nn.Module):
+    """Any method that compares views of an image, forwards as its official code goes.
+
+    Features of a view are those of encoder, projector and, where there is one, predictor. They are
+    compared with each other, or with targets without gradient: a momentum network's, or SimSiam's
+    own projections.
+    """
+
+    queue: Tensor
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.encoder = encoder(case)
-        self.encoder.pos_embed.requires_grad_(False)
-        self.encoder.patch_embed.proj.requires_grad_(False)
+        self.case, self.encoder = case, encoder(case)
+        if case.method == "mocov3":
+            self.encoder.pos_embed.requires_grad_(False)
+            self.encoder.patch_embed.proj.requires_grad_(False)
         self.projector, self.predictor = self.heads(case)
-        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.has_momentum = case.method in ("mocov3", "byol", "moco")
+        if self.has_momentum:
+            self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+            self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.start(case)
 
     def heads(self, case: Case) -> tuple[nn.Module, nn.Module]:
         """Projector and predictor."""
-        hidden, out = case.projector
-        return mlp([case.width, hidden, hidden, out]), mlp([out, hidden, out])
+        (hidden, out), width = case.projector, case.width
+        match case.method:
+            case "mocov3":
+                return mlp([width, hidden, hidden, out]), mlp([out, hidden, out])
+            case "byol":
+                return mlp([width, hidden, out], False), mlp([out, hidden, out], False)
+            case "simsiam":
+                predictor = mlp([out, hidden // 4, out], False)
+                predictor[-1] = nn.Linear(hidden // 4, out)
+                return mlp([width, hidden, hidden, out]), predictor
+            case "moco":
+                layers = nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, out)
+                return nn.Sequential(*layers), nn.Identity()
+        is_simclr = case.method == "simclr"
+        return mlp([width, hidden, hidden, out], is_simclr, scale=is_simclr), nn.Identity()
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of two views."""
-        queries = [
-            self.predictor(self.projector(self.encoder.forward_features(view)[:, 0]))
-            for view in (first, second)
-        ]
-        with torch.no_grad():
-            keys = [
-                self.momentum_projector(self.momentum_encoder.forward_features(view)[:, 0])
-                for view in (first, second)
-            ]
-        return contrast(queries[0], keys[1]) + contrast(queries[1], keys[0])
+    def start(self, case: Case) -> None:
+        """Make what `compare` needs."""
+        if case.method == "moco":
+            keys = F.normalize(torch.randn(QUEUE, case.projector[1]), dim=1)
+            self.register_buffer("queue", keys)
+            self.oldest = 0
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """The loss of the views."""
+        asked, targeted = (views[:1], views[1:]) if self.case.method == "moco" else (views, views)
+        projections = self.project(asked, self.encoder, self.projector)
+        if self.has_momentum:
+            with torch.no_grad():
+                targets = self.project(targeted, self.momentum_encoder, self.momentum_projector)
+        else:
+            targets = [each.detach() for each in projections]
+        return self.compare([self.predictor(each) for each in projections], targets)
+
+    def project(
+        self, views: tuple[Tensor, ...], encoder: Any, projector: nn.Module
+    ) -> list[Tensor]:
+        """Projections of each view; where the official code has it so, with one batch norm."""
+        features = [encoder.forward_features(view)[:, 0] for view in views]
+        if self.case.method in ("simclr", "lejepa"):
+            return list(projector(torch.cat(features)).chunk(len(features)))
+        return [projector(each) for each in features]
+
+    def compare(self, features: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """The loss of features of each view, and of targets."""
+        match self.case.method:
+            case "simclr":
+                return contrast_all(*features)
+            case "vicreg":
+                return regularised_distance(*features)
+            case "barlow-twins":
+                return redundancy(*features)
+            case "byol" | "simsiam":
+                pairs = zip(features, reversed(targets), strict=True)
+                forth, back = ((_unit(a) * _unit(b)).sum(dim=1).mean() for a, b in pairs)
+                is_byol = self.case.method == "byol"
+                return 4 - 2 * (forth + back) if is_byol else -(forth + back) / 2
+            case "moco":
+                return self.contrast_queue(features[0], targets[0])
+            case "lejepa":
+                return gaussian_agreement(torch.stack(features))
+        return contrast(features[0], targets[1]) + contrast(features[1], targets[0])
+
+    def contrast_queue(self, query: Tensor, key: Tensor) -> Tensor:
+        """Cross-entropy of each query's own key among the queue's, which the keys then enter."""
+        query, key = _unit(query), _unit(key)
+        others = self.queue.clone()
+        logits = torch.cat([(query * key).sum(1, keepdim=True), query @ others.T], dim=1) / 0.2
+        self.queue[self.oldest : self.oldest + len(key)] = key
+        self.oldest = (self.oldest + len(key)) % len(self.queue)
+        return F.cross_entropy(logits, key.new_zeros(len(key), dtype=torch.long))
 
     @torch.no_grad()
     def update(self, momentum: float = 0.99) -> None:
-        """Move the momentum networks."""
+        """Move the momentum networks, if there are any."""
+        if not self.has_momentum:
+            return
         pairs = (
             (self.momentum_encoder, self.encoder),
             (self.momentum_projector, self.projector),
@@ -147,8 +217,60 @@ def contrast(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
     return F.cross_entropy(logits, own) * 2 * temperature
 
 
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=1)
+
+
+def contrast_all(first: Tensor, second: Tensor) -> Tensor:
+    """SimCLR's loss: each view's other view among all others, both ways added."""
+    first, second = _unit(first), _unit(second)
+    count = len(first)
+    itself, own = torch.eye(count).to(first) * 1e9, torch.arange(count, device=first.device)
+    losses = []
+    for view, other in ((first, second), (second, first)):
+        logits = torch.cat([view @ other.T, view @ view.T - itself], dim=1) / 0.1
+        losses.append(F.cross_entropy(logits, own))
+    return losses[0] + losses[1]
+
+
+def regularised_distance(first: Tensor, second: Tensor) -> Tensor:
+    """VICReg's loss."""
+    loss = 25 * F.mse_loss(first, second)
+    for view in (first, second):
+        view = view - view.mean(dim=0)
+        loss = loss + 25 * F.relu(1 - (view.var(dim=0) + 1e-4).sqrt()).mean() / 2
+        covariance = view.T @ view / (len(view) - 1)
+        loss = loss + _off_diagonal(covariance).square().sum() / view.shape[1]
+    return loss
+
+
+def redundancy(first: Tensor, second: Tensor) -> Tensor:
+    """Barlow Twins' loss."""
+    first, second = (F.batch_norm(view, None, None, training=True) for view in (first, second))
+    correlation = first.T @ second / len(first)
+    wanted = (correlation.diagonal() - 1).square().sum()
+    return wanted + 0.0051 * _off_diagonal(correlation).square().sum()
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    size = len(matrix)
+    return matrix.flatten()[:-1].view(size - 1, size + 1)[:, 1:].flatten()
+
+
+def gaussian_agreement(views: Tensor, weight: float = 0.05) -> Tensor:
+    """LeJEPA's loss of features ``(V, B, D)``, of which two are of large crops."""
+    directions = torch.randn(views.shape[2], 1024).to(views.device)
+    knots = torch.linspace(0, 3, 17, device=views.device)
+    wanted = (-knots.square() / 2).exp()
+    angles = (views @ (directions / directions.norm(dim=0)))[..., None] * knots
+    error = (angles.cos().mean(dim=1) - wanted).square() + angles.sin().mean(dim=1).square()
+    statistic = 2 * torch.trapezoid(error * wanted, knots) * views.shape[1]
+    agreement = (views[:2].mean(dim=0) - views).square().mean()
+    return (1 - weight) * agreement + weight * statistic.mean()
+
+
 def transforms(case: Case) -> Any:
-    """torchvision's view of an image, or two of them, as the official code makes them."""
+    """torchvision's view of an image, or several of them, as the official code makes them."""
     from torchvision import transforms as T
 
     normalize = T.Normalize([0.5] * 3, [0.25] * 3)
@@ -158,11 +280,17 @@ def transforms(case: Case) -> Any:
         )
         return T.Compose([crop, T.RandomHorizontalFlip(), T.ToTensor(), normalize])
 
-    def view(blur: float, solarize: float) -> Any:
+    def view(
+        blur: float,
+        solarize: float = 0.0,
+        scale: tuple[float, float] = (0.08, 1.0),
+        jitter: tuple[float, ...] = (0.4, 0.4, 0.2, 0.1),
+        size: int = case.image_size,
+    ) -> Any:
         return T.Compose(
             [
-                T.RandomResizedCrop(case.image_size, scale=(0.08, 1.0)),
-                T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+                T.RandomResizedCrop(size, scale=scale),
+                T.RandomApply([T.ColorJitter(*jitter)], p=0.8),
                 T.RandomGrayscale(0.2),
                 T.RandomApply([_PillowBlur()], p=blur),
                 T.RandomSolarize(128, p=solarize),
@@ -172,7 +300,15 @@ def transforms(case: Case) -> Any:
             ]
         )
 
-    views = (view(1.0, 0.0), view(0.1, 0.2))
+    views = [view(1.0), view(0.1, 0.2)]
+    match case.method:
+        case "simclr":
+            views = [view(0.5, jitter=(0.8, 0.8, 0.8, 0.2))] * 2
+        case "moco" | "simsiam":
+            views = [view(0.5, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1))] * 2
+        case "lejepa":
+            small = view(0.5, 0.2, scale=(0.05, 0.3), size=case.view_sizes[-1])
+            views = [view(0.5, 0.2, scale=(0.3, 1.0))] * 2 + [small] * LOCAL_CROPS
     return lambda image: tuple(one(image) for one in views)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import augmenting, charts, results
@@ -26,6 +27,10 @@ process's peak, without its data workers. GFLOP/s are floating-point operations 
 own step, as torch counts them, at its speed; the share is of the rate at which this machine does
 nothing but the step's matrix products, one after the other. Where two times to the first step are
 given, the second one found compiled code of the round before."""
+_ABOUT_METHODS = """\
+Whole training steps, as above, of other methods: beside lightly's modules for each of them, which
+it has for all, as they are shipped, and beside plain PyTorch. Where the processor has no bf16,
+everybody trains in fp32."""
 _ABOUT_GROWTH = """\
 Milliseconds an image of whole training steps, and peak memory in MiB, as one thing grows and all
 else stays: a ViT-Ti/4 at 32 pixels, 128 images a step for MAE and 64 for MoCo v3, three quarters of
@@ -51,26 +56,35 @@ def write(path: Path) -> Path:
     return page
 
 
-def _training(subjects: Mapping[str, Measured], path: Path) -> list[str]:
+def _training(
+    subjects: Mapping[str, Measured],
+    path: Path,
+    part: str = "training",
+    title: str = "Training",
+    about: str = _ABOUT_TRAINING,
+) -> list[str]:
     subjects = {name: subjects[name] for name in CASES if name in subjects}
-    picture = charts.training(subjects, path)
-    lines = ["## Training", "", _ABOUT_TRAINING, "", f"![Images a second]({picture.name})"]
+    picture = charts.training(subjects, path, part)
+    lines = [f"## {title}", "", about, "", f"![Images a second]({picture.name})"]
     for name, measured in subjects.items():
         lines += ["", f"### {name}", "", f"{CASES[name].words()}. {_how(measured)}", ""]
-        heads = ("images/s", "ours / it", "peak MiB", "s to first step", "GFLOP/s", "share")
+        ours = "ours" if "ours" in measured.rounds else "ours-fp32"
+        heads = ["images/s", "ours / it", "peak MiB", "s to first step"]
+        heads += ["GFLOP/s", "share"] if measured.work else []
         rows = {}
         for contestant, rounds in measured.rounds.items():
             speed = spread(rounds, "images_per_second")
             work = measured.work.get(contestant)
             reached = work["gflop_per_image"] * speed.median if work else None
-            rows[CONTESTANTS[contestant].title] = (
+            cells = [
                 _shown(speed, 1),
-                _ratio(measured, contestant, "ours"),
+                _ratio(measured, contestant, ours),
                 f"{spread(rounds, 'peak_mib').median:,.0f}",
                 _first_steps(rounds, CONTESTANTS[contestant].compile),
                 f"{reached:,.0f}" if reached else "-",
                 _share(reached, work),
-            )
+            ]
+            rows[CONTESTANTS[contestant].title] = cells[: len(heads)]
         lines += _table(heads, rows)
     return [*lines, ""]
 
@@ -194,6 +208,9 @@ def _table(heads: Iterable[str], rows: Mapping[str, Iterable[str]]) -> list[str]
 
 _PARTS: Mapping[str, Callable[[Mapping[str, Measured], Path], list[str]]] = {
     "training": _training,
+    "methods": partial(
+        _training, part="methods", title="Training of other methods", about=_ABOUT_METHODS
+    ),
     "growth": _growth,
     "augment": _augment,
     "loading": _elsewhere("Loading from files", "loading"),

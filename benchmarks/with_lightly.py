@@ -1,4 +1,9 @@
-"""MAE and MoCo v3 of lightly's modules and transforms, put together as its examples are."""
+"""Methods of lightly's modules and transforms, put together as its examples are.
+
+One thing differs: SimCLR's and LeJEPA's projectors see all views in one batch, as in the papers'
+code, and not each view, or each size, in its own. Factors before a loss are those by which it
+differs from the paper's.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,14 @@ import warnings
 from typing import Any
 
 import torch
+from lightly import loss, transforms
 from lightly.models import utils
-from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-from lightly.models.modules.heads import MoCoProjectionHead
-from lightly.transforms import MAETransform
+from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM, heads
+from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
 from torch import Tensor, nn
 
 from benchmarks import plain
-from benchmarks.cases import Case
+from benchmarks.cases import LOCAL_CROPS, QUEUE, Case
 
 _STATISTICS = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
@@ -55,25 +60,102 @@ class MAE(nn.Module):
         return nn.functional.mse_loss(prediction.float(), target)
 
 
-class MoCoV3(plain.MoCoV3):
-    """lightly's heads around timm's Vision Transformer."""
+class Views(plain.Views):
+    """lightly's heads and losses around timm's Vision Transformer."""
 
     def heads(self, case: Case) -> tuple[nn.Module, nn.Module]:
         """Projector and predictor."""
-        hidden, out = case.projector
-        return (
-            MoCoProjectionHead(case.width, hidden, out, num_layers=3, batch_norm=True),
-            MoCoProjectionHead(out, hidden, out, num_layers=2, batch_norm=True),
-        )
+        (hidden, out), width = case.projector, case.width
+        widths = width, hidden, out
+        match case.method:
+            case "mocov3":
+                return (
+                    heads.MoCoProjectionHead(*widths, num_layers=3, batch_norm=True),
+                    heads.MoCoProjectionHead(out, hidden, out, num_layers=2, batch_norm=True),
+                )
+            case "simclr":
+                return heads.SimCLRProjectionHead(*widths, num_layers=3), nn.Identity()
+            case "vicreg":
+                return heads.VICRegProjectionHead(*widths), nn.Identity()
+            case "barlow-twins":
+                return heads.BarlowTwinsProjectionHead(*widths), nn.Identity()
+            case "byol":
+                predictor = heads.BYOLPredictionHead(out, hidden, out)
+                return heads.BYOLProjectionHead(*widths), predictor
+            case "simsiam":
+                predictor = heads.SimSiamPredictionHead(out, hidden // 4, out)
+                return heads.SimSiamProjectionHead(*widths), predictor
+            case "moco":
+                return heads.MoCoProjectionHead(width, width, out), nn.Identity()
+        return heads.LeJEPAProjectionHead(*widths), nn.Identity()
+
+    def start(self, case: Case) -> None:
+        """Make the loss; MoCo v3's is `plain`'s."""
+        keys = (QUEUE, case.projector[1])
+        match case.method:
+            case "simclr":
+                self.loss: Any = loss.NTXentLoss(0.1)
+            case "vicreg":
+                self.loss = loss.VICRegLoss()
+            case "barlow-twins":
+                self.loss = loss.BarlowTwinsLoss(0.0051)
+            case "byol" | "simsiam":
+                self.loss = loss.NegativeCosineSimilarity()
+            case "moco":
+                self.loss = loss.NTXentLoss(0.2, memory_bank_size=keys)
+            case "lejepa":
+                self.loss = loss.LeJEPALoss()
+
+    def compare(self, features: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """The loss of features of each view, and of targets."""
+        match self.case.method:
+            case "mocov3":
+                return super().compare(features, targets)
+            case "simclr":
+                return 2 * self.loss(*features)
+            case "byol" | "simsiam":
+                forth, back = map(self.loss, features, reversed(targets))
+                mean = 0.5 * (forth + back)
+                return 4 + 4 * mean if self.case.method == "byol" else mean
+            case "moco":
+                return self.loss(features[0], targets[0])
+            case "lejepa":
+                large, small = torch.stack(features[:2]), torch.stack(features[2:])
+                return self.loss(global_proj=large, local_proj=small)
+        return self.loss(*features)
 
     def update(self, momentum: float = 0.99) -> None:
-        """Move the momentum networks."""
-        utils.update_momentum(self.encoder, self.momentum_encoder, m=momentum)
-        utils.update_momentum(self.projector, self.momentum_projector, m=momentum)
+        """Move the momentum networks, if there are any."""
+        if self.has_momentum:
+            utils.update_momentum(self.encoder, self.momentum_encoder, m=momentum)
+            utils.update_momentum(self.projector, self.momentum_projector, m=momentum)
 
 
 def transform(case: Case) -> Any:
-    """lightly's view of an image; it has no transform of MoCo v3, so that is `plain`'s."""
-    if case.method == "mae":
-        return MAETransform(input_size=case.image_size, normalize=_STATISTICS)
+    """lightly's views of an image; it has no transform of MoCo v3, so that is `plain`'s."""
+    own: dict[str, Any] = {"input_size": case.image_size, "normalize": _STATISTICS}
+    match case.method:
+        case "mae":
+            return transforms.MAETransform(**own)
+        case "simclr":
+            return transforms.SimCLRTransform(**own)
+        case "vicreg":
+            return transforms.VICRegTransform(**own)
+        case "barlow-twins" | "byol":
+            views = BYOLView1Transform(**own), BYOLView2Transform(**own)
+            return transforms.BYOLTransform(*views)
+        case "simsiam":
+            return transforms.SimSiamTransform(**own)
+        case "moco":
+            return transforms.MoCoV2Transform(**own)
+        case "lejepa":
+            return transforms.DINOTransform(
+                global_crop_size=case.image_size,
+                global_crop_scale=(0.3, 1.0),
+                local_crop_size=case.view_sizes[-1],
+                local_crop_scale=(0.05, 0.3),
+                n_local_views=LOCAL_CROPS,
+                gaussian_blur=(0.5, 0.5, 0.5),
+                normalize=_STATISTICS,
+            )
     return plain.transforms(case)

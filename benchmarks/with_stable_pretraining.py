@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks import plain
 from benchmarks.cases import Case
 from benchmarks.contestants import Model
+from ssl_bench.errors import UserError
 
 _TEMPERATURE = 0.2
 _NAMES = (
@@ -37,6 +38,8 @@ _NAMES = (
 
 def build(case: Case) -> Model:
     """The case's model."""
+    if case.method not in ("mae", "mocov3"):
+        raise UserError(f"stable-pretraining does mae and mocov3 here, not {case.method!r}")
     _quiet()
     return _MAE(case) if case.method == "mae" else _MoCoV3(case)
 
@@ -53,7 +56,7 @@ class _Reference(Model):
         if self.is_mae:
             self.method = plain.MAE(case, decode_class_token=False)
         else:
-            self.method = plain.MoCoV3(case)
+            self.method = plain.Views(case)
             hidden, out = case.projector
             self.method.predictor = plain.mlp([out, hidden, out], last_norm=False)
 

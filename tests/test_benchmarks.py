@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks import __main__ as command
 from benchmarks import evaluations, gate, machine, plain, report, results, rounds, training
-from benchmarks.cases import AUGMENTED, CASES, CPU_CASES, GROWTH, Case
-from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, step_of
+from benchmarks.cases import AUGMENTED, CASES, CPU_CASES, GROWTH, METHOD_CASES, Case
+from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, ON_METHODS, ON_METHODS_FP32, step_of
 from benchmarks.results import Measured
 from ssl_bench.errors import UserError
 
@@ -24,7 +24,9 @@ CPU = torch.device("cpu")
 SMALL = {
     "mae": Case("mae", 48, 2, 3, 16, 4, 4, decoder=(32, 1, 4)),
     "mocov3": Case("mocov3", 48, 2, 3, 16, 4, 4, projector=(64, 32)),
-}
+    **{case.method: Case(case.method, 48, 2, 3, 16, 4, 4, projector=(64, 32))
+       for case in METHOD_CASES.values()},
+}  # fmt: skip
 RUNNABLE = [
     name for name, each in CONTESTANTS.items() if not each.compile and not each.obstacle(CPU)
 ]
@@ -39,9 +41,10 @@ def settings_of_contestants_end_here() -> Iterator[None]:
 
 @pytest.mark.parametrize("method", SMALL)
 def test_contestants_compute_the_same_loss(method: str) -> None:
-    found = gate.losses(SMALL[method], RUNNABLE, CPU)
-    assert [*found] == RUNNABLE and {"ours", "plain", "lightly"} <= {*found}
-    assert all(loss > 0 for loss in found.values())
+    names = RUNNABLE if method in ("mae", "mocov3") else [*ON_METHODS_FP32]
+    found = gate.losses(SMALL[method], names, CPU)
+    assert [*found] == names and {"ours-fp32", "plain", "lightly"} <= {*found}
+    assert all(loss != 0 for loss in found.values())
 
 
 def test_who_computes_another_loss_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,15 +166,19 @@ def test_the_better_of_two_measurements_of_the_machine_counts() -> None:
     assert command._better({"ours": fast}, {}) == {"ours": fast}
 
 
+def run_on_some_cpu(monkeypatch: pytest.MonkeyPatch, has_bf16: bool = True) -> None:
+    """Whatever the tests run on."""
+    monkeypatch.setattr("ssl_bench.distributed.device._cpu_name", lambda: "Some CPU")
+    monkeypatch.setattr("ssl_bench.distributed.device._cpu_has_bf16", lambda: has_bf16)
+
+
 def test_parts_accumulate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def pretend(function: str, **arguments: Any) -> dict[str, float]:
         return {"images_per_second": 1000.0 if arguments["name"] == "ours" else 100.0}
 
     monkeypatch.setattr(rounds, "in_process", pretend)
     monkeypatch.setattr(machine, "matrix_rate", lambda device: {"float32": 1.0})
-    monkeypatch.setattr(
-        "ssl_bench.distributed.device._cpu_name", lambda: "Some CPU"
-    )  # whatever the tests run on
+    run_on_some_cpu(monkeypatch)
     path = results.path_of(tmp_path, "Some CPU")
     results.save(path, "Some CPU", {"training": {"mae-ti4-32": measured()}})
     assert command.main(["augment", "--rounds", "2", "--output", str(tmp_path)]) == 0
@@ -182,6 +189,69 @@ def test_parts_accumulate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert about["rounds"] == 2 and about["date"] and about["commit"] and about["torch"]
     text = path.with_suffix(".md").read_text()
     assert "## Training" in text and "10.00 (10.00-10.00)" in text
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_methods_are_measured_in_the_precision_that_the_machine_has(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_on_some_cpu(monkeypatch, has_bf16)
+    speeds = {"ours": 30.0, "ours-fp32": 20.0, "plain": 10.0, "plain-bf16-unfused": 15.0}
+
+    def pretend(function: str, contestant: str, **arguments: Any) -> dict[str, float]:
+        return rounds_of(speeds.get(contestant, 5.0))[0]
+
+    monkeypatch.setattr(rounds, "in_process", pretend)
+    monkeypatch.setattr(machine, "matrix_rate", lambda device: {"float32": 1.0})
+    monkeypatch.setattr(gate, "losses", lambda *arguments: {"ours": 1.0})
+    assert command.main(["methods", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    path = results.path_of(tmp_path, "Some CPU" if has_bf16 else "Some CPU, without bf16")
+    found = results.load(path)["methods"]
+    assert found.keys() == METHOD_CASES.keys()
+    names = ON_METHODS if has_bf16 else ON_METHODS_FP32
+    assert all((*measured.rounds,) == names for measured in found.values())
+    text = path.with_suffix(".md").read_text()
+    ratio = "6.00 (6.00-6.00)" if has_bf16 else "4.00 (4.00-4.00)"
+    assert text.count(f"| lightly, fp32 | 5.0 (5.0-5.0) | {ratio} |") == len(METHOD_CASES)
+    assert "share" not in text.partition("## Training of other methods")[2]
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_only_what_the_machine_has_is_multiplied(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_on_some_cpu(monkeypatch, has_bf16)
+    monkeypatch.setattr(machine, "_seconds", lambda *arguments: 2.0)
+    assert [*machine.matrix_rate(CPU)] == ["float32", "bfloat16"][: 1 + has_bf16]
+
+
+def test_stable_pretraining_says_which_methods_are_put_together() -> None:
+    with pytest.raises(UserError, match="not 'byol'"):
+        CONTESTANTS["stable-pretraining"].build(SMALL["byol"])
+
+
+def test_lightlys_own_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss of SimCLR is half of the paper's."""
+    from benchmarks import with_lightly
+
+    compare = with_lightly.Views.compare
+    monkeypatch.setattr(with_lightly.Views, "compare", lambda *given: compare(*given) / 2)
+    with pytest.raises(gate.Differs, match="lightly, fp32 computes a loss of"):
+        gate.losses(SMALL["simclr"], ["lightly"], CPU)
+
+
+@pytest.mark.parametrize("name", ["plain-bf16-no-data", "lightly"])
+def test_a_queue_takes_the_newest_keys(name: str) -> None:
+    model = CONTESTANTS[name].build(SMALL["moco"])
+    views = tuple(torch.randn(4, 3, 16, 16) for _ in range(2))
+    for _ in range(2):
+        model.loss(views, torch.empty(4, 0))
+    method = model.method
+    queue = method.loss.memory_bank.bank if name == "lightly" else method.queue
+    [keys] = method.project(views[1:], method.momentum_encoder, method.momentum_projector)
+    keys = nn.functional.normalize(keys, dim=1)
+    torch.testing.assert_close(queue[:8], torch.cat([keys, keys]))
+    assert not torch.allclose(queue[8:12], keys)
 
 
 def test_who_fails_is_left_out_and_told_of(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +291,7 @@ def test_mistakes_end_with_2(
 def test_broken_results_are_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ssl_bench.distributed.device._cpu_name", lambda: "Some CPU")
+    run_on_some_cpu(monkeypatch)
     path = results.path_of(tmp_path, "Some CPU")
     path.write_text('{"about": {}}')
     with pytest.raises(UserError, match="holds no results"):
@@ -232,7 +302,7 @@ def test_broken_results_are_not_overwritten(
 
 
 def test_names_hold_together() -> None:
-    assert {*ON_CPU, *ON_GPU} <= CONTESTANTS.keys()
+    assert {*ON_CPU, *ON_GPU, *ON_METHODS, *ON_METHODS_FP32} <= CONTESTANTS.keys()
     assert ON_CPU[0] == ON_GPU[0] == "ours"
     cases = [case for series in GROWTH.values() for case in series.values()]
     assert len({case.name for case in cases}) == len({*cases}), "one name for each case"
