@@ -63,7 +63,7 @@ class Config(OptimizerChoiceConfig):
         super().__post_init__()
         within("redundancy", self.redundancy, "[0, 1]")
         above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 0)
+        above("proj output dim", self.proj_output_dim, 1)
         within("crop scale", self.crop_scale, "(0, 1]")
 
 

@@ -101,8 +101,9 @@ class Config(OptimizerChoiceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         within("final weight decay", self.final_weight_decay, "[0, 1]")
-        for name in ("prototypes", "head_hidden_dim", "head_bottleneck_dim", "clip_grad"):
+        for name in ("head_hidden_dim", "head_bottleneck_dim", "clip_grad"):
             above(name.replace("_", " "), getattr(self, name), 0)
+        above("prototypes", self.prototypes, 1)
         above("teacher temp", self.teacher_temp, 0)
         above("warmup teacher temp", self.warmup_teacher_temp, 0)
         within("freeze last layer", self.freeze_last_layer, "[0, 10000]")

@@ -52,7 +52,7 @@ from ssl_bench.api import (
 from ssl_bench.api.optimizers import recipe
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
+from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, mocov2_views
 
@@ -101,6 +101,10 @@ class Config(OptimizerChoiceConfig):
         within("momentum", self.momentum, "[0, 1]")
         above("proj output dim", self.proj_output_dim, 0)
         within("crop scale", self.crop_scale, "(0, 1]")
+        require(
+            not self.step_schedule or self.final_lr == 0,
+            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
+        )
 
 
 class MoCo(Method):

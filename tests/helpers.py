@@ -35,10 +35,11 @@ _SHORT = {
     "images": 9,
     "shares": (0.1, 0.5),
     "steps": 10,
-    "proj_hidden_dim": 32,
     "pred_hidden_dim": 8,
     "queue_size": 4 * BATCH,
     "directions": 16,
+    "prototypes": 64,
+    "head_hidden_dim": 32,
 }
 
 

@@ -34,7 +34,7 @@ from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils.signals import Interrupted
 
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
-WIDTHS = {"decoder_embed_dim": 16, "proj_output_dim": 16}
+WIDTHS = {"decoder_embed_dim": 16, "proj_hidden_dim": 32, "proj_output_dim": 16}
 SESSIONS = [("fsdp", 4), ("ddp", 4), ("ddp", 3), ("ddp", 2), ("fsdp", 2), ("ddp", 2)]
 STOP_AT = 4
 PROBING = {"epochs": 2, "batch_size": 50, "optimizer": "sgd", "base_lr": 0.5}

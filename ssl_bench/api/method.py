@@ -81,7 +81,11 @@ class Method(MethodDeclarations, nn.Module):
         raise UserError(f"{type(self).__name__} defines no 'transforms'")
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The scalar to minimise, or several by name: their sum is minimised, each is logged."""
+        """The scalar to minimise, or several by name: their sum is minimised, each is logged.
+
+        A function of the batch and of the method's parameters and buffers: it is called more often
+        than once in a step, to count its cost. Buffers change in `after_optimizer_step`.
+        """
         losses = [total(term) for term in self.terms(batch, step)]
         return torch.stack(losses).sum()
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_bench.errors import require
+
 
 def _four_digits(value: float, low: float, high: float) -> float:
     """Short enough for a command line to hold it exactly, and still inside."""
@@ -19,11 +21,17 @@ class Uniform:
     Attributes:
         low, high: its ends, which belong to it.
         whole: draw whole numbers.
+
+    Raises:
+        UserError: the range is empty.
     """
 
     low: float
     high: float
     whole: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.low <= self.high, f"a range from {self.low} to {self.high} is empty")
 
     def at(self, u: float) -> float:
         """The value that a number in [0, 1) stands for; an int where the range is whole."""
@@ -38,10 +46,20 @@ class LogUniform:
 
     Attributes:
         low, high: its ends, which belong to it.
+
+    Raises:
+        UserError: the range is empty, or goes down to 0.
     """
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.low <= self.high,
+            f"a logarithmic range from {self.low} to {self.high} is impossible; "
+            "it runs upwards from above 0",
+        )
 
     def at(self, u: float) -> float:
         """The value that a number in [0, 1) stands for."""
@@ -51,9 +69,12 @@ class LogUniform:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Some values, each as likely."""
+    """Some values, each as likely; `UserError` where there is none."""
 
     values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.values), "a choice of no values is impossible")
 
     def at(self, u: float) -> Any:
         """The value that a number in [0, 1) stands for."""

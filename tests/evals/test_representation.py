@@ -20,7 +20,7 @@ from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
 from ssl_bench.evaluation.metrics import linear_cka, subset
-from ssl_bench.models import backbones
+from ssl_bench.models import backbones, spread
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.utils.rng import SampleRng
@@ -46,7 +46,7 @@ def test_ranks_are_entropies_of_the_spectrum(
 ) -> None:
     features = normal(seed, *shape) * torch.logspace(0, -2, shape[1]) + 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(REPRESENTATION, "_NUMBERS_AT_ONCE", 30 if in_parts else 10**9)
+        patch.setattr(spread, "_NUMBERS_AT_ONCE", 30 if in_parts else 10**9)
         ours = REPRESENTATION.rankme(features), REPRESENTATION.effective_rank(features)
     exact = features.double().numpy()
     values = np.linalg.svd(exact, compute_uv=False)

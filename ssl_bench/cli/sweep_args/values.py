@@ -87,7 +87,7 @@ def _values(flag: Flag, value: Any, is_toml: bool) -> Iterator[Any]:
     elif type(value) in (int, float) and kinds == {str}:
         value = str(value)  # such as eval-every = 0.5, which is a text as it may be 20% too
     if isinstance(value, str) and not (is_toml and kinds & {bool, float}):
-        is_name = is_toml or ("," in value and os.path.exists(base(value)))
+        is_name = is_toml or ("," in base(value) and os.path.exists(base(value)))
         is_whole = _is_sequence(flag) or (is_name and bool({str, Path} & kinds))
         for part in [value] if is_whole else value.split(","):
             if part.strip(", "):
