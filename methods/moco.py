@@ -149,13 +149,21 @@ class MoCo(Method):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.keys_BD: Tensor | None = None
 
-    def refuses(self, batch_size: int) -> str | None:
-        """Whether a queue is filled by whole batches."""
+    def refuses(self, batch_size: int, images: int) -> str | None:
+        """Whether a queue is filled by whole batches, with keys of different images."""
         size = self.config.queue_size
-        if size % batch_size == 0:
-            return None
-        near = max(1, round(size / batch_size)) * batch_size
-        return f"queue size {size} is no multiple of it; --queue-size {near} would work"
+        near = max(1, round(min(size, images) / batch_size)) * batch_size
+        if near > images:
+            near -= batch_size
+        would = f"--queue-size {near} would work"
+        if size % batch_size:
+            return f"queue size {size} is no multiple of batch size {batch_size}; {would}"
+        if size > images:
+            return (
+                f"queue size {size} is more than the {images:,} training images, so that each "
+                f"would be among its own negatives; {would}"
+            )
+        return None
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """The view of the query and that of the key, made alike."""

@@ -106,8 +106,13 @@ class Method(MethodDeclarations, nn.Module):
         """How the parameters are updated: by default as the flags of ``OptimizerConfig`` say."""
         return recipe(self, self.config)
 
-    def refuses(self, batch_size: int) -> str | None:
-        """Why a step of that many images, those of all ranks, is no good, and what would be."""
+    def refuses(self, batch_size: int, images: int) -> str | None:
+        """Why it cannot be trained in steps of that many images, and what would work; or None.
+
+        Args:
+            batch_size: of all ranks.
+            images: in the training split.
+        """
         return None
 
     def watch(self, features_BD: Tensor) -> None:

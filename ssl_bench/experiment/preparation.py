@@ -83,8 +83,8 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         f"batch size {settings.batch_size} is too small for {plugin.name} on {spec.backbone}, "
         f"which needs at least {smallest} images in a step",
     )
-    reason = method.refuses(settings.batch_size) if method.trains else None
-    require(reason is None, f"batch size {settings.batch_size}: {reason}")
+    reason = method.refuses(settings.batch_size, len(data.train)) if method.trains else None
+    require(reason is None, reason or "")
     at_once = settings.micro_batch_size
     own = settings.batch_size // (settings.devices * settings.nodes)
     in_parts = gradients.taken_in_parts(method)

@@ -445,11 +445,17 @@ def test_v1_has_a_linear_head_and_no_blur() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "batch", "works"), [(36, 12, None), (36, 24, 48), (40, 24, 48), (4, 24, 24)]
+    ("size", "batch", "images", "works"),
+    [
+        *((36, 12, 100, None), (36, 24, 100, 48), (40, 24, 100, 48), (4, 24, 100, 24)),
+        *((96, 24, 100, None), (120, 24, 100, 96), (4096, 24, 100, 96), (4100, 24, 100, 96)),
+    ],
 )
-def test_a_queue_takes_whole_batches(size: int, batch: int, works: int | None) -> None:
-    reason = build("moco", queue_size=size).refuses(batch)
-    assert reason is None if works is None else (str(size) in reason and str(works) in reason)
+def test_a_queue_takes_whole_batches_of_different_images(
+    size: int, batch: int, images: int, works: int | None
+) -> None:
+    reason = build("moco", queue_size=size).refuses(batch, images)
+    assert reason is None if works is None else (str(size) in reason and f" {works} " in reason)
 
 
 def test_biases_are_slower_under_lars() -> None:
