@@ -116,7 +116,7 @@ class BarlowTwins(Method):
     def decorrelate(self, first_BD: Tensor, second_BD: Tensor) -> Mapping[str, Tensor]:
         """Squared distances of the correlations over all ranks from 1 and, weighted, from 0."""
         correlations_DD = self.norm(first_BD).T @ self.norm(second_BD) / len(first_BD)
-        correlations_DD = collectives.sum_with_gradient(correlations_DD) / collectives.world_size()
+        correlations_DD = collectives.mean_with_gradient(correlations_DD)
         own_D = correlations_DD.diagonal()
         others = correlations_DD.square().sum() - own_D.square().sum()
         return {

@@ -101,6 +101,12 @@ class LeJEPA(Method):
         },
     }
 
+    def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
+        super().__init__(config, backbone, data)
+        hidden = config.proj_hidden_dim
+        width = encoders.width(backbone)
+        self.projector = mlp([width, hidden, hidden, config.proj_output_dim])
+
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two large crops, and small ones, of the same colours."""
         large = Augmentation(
@@ -120,12 +126,6 @@ class LeJEPA(Method):
             **{f"global_{number}": large for number in range(2)},
             **{f"local_{number}": small for number in range(self.config.local_crops)},
         }
-
-    def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
-        super().__init__(config, backbone, data)
-        hidden = config.proj_hidden_dim
-        width = encoders.width(backbone)
-        self.projector = mlp([width, hidden, hidden, config.proj_output_dim])
 
     def loss(self, batch: Batch, step: Step) -> Mapping[str, Tensor]:
         """Disagreement of the views, and how far each view's features are from Gaussian."""
@@ -170,8 +170,9 @@ def sigreg(views_VBD: Tensor, directions_DM: Tensor) -> Tensor:
     weights_T[[0, -1]] /= 2
     angles_VBMT = (views_VBD @ directions_DM)[..., None] * knots_T
     means = torch.stack([angles_VBMT.cos().mean(dim=1), angles_VBMT.sin().mean(dim=1)])
-    ranks = collectives.world_size()
-    real_VMT, imaginary_VMT = collectives.sum_with_gradient(means) / ranks
+    real_VMT, imaginary_VMT = collectives.mean_with_gradient(means)
     error_VMT = (real_VMT - normal_T).square() + imaginary_VMT.square()
-    statistics_VM = error_VMT @ (weights_T * normal_T) * (views_VBD.shape[1] * ranks)
+    statistics_VM = (
+        error_VMT @ (weights_T * normal_T) * (views_VBD.shape[1] * collectives.world_size())
+    )
     return statistics_VM.mean()

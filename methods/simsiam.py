@@ -21,7 +21,7 @@ Deviations that give different numbers:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
@@ -133,11 +133,7 @@ class SimSiam(Method):
             group["params"] = kept
             optimizer.add_param_group({**group, "params": taken, "schedule": "fixed"})
         peak = self.config.base_lr / 256
-        return OptimizerSpec(
-            optimizer=optimizer,
-            learning_rate=spec.learning_rate,
-            schedules={"fixed": lambda step: peak * step.batch_size},
-        )
+        return replace(spec, schedules={"fixed": lambda step: peak * step.batch_size})
 
     search_space = {
         "base_lr": LogUniform(5e-5, 5e-3),

@@ -211,6 +211,11 @@ def sum_with_gradient(value: Tensor) -> Tensor:
     return value if world_size() == 1 else _SumOverRanks.apply(value)
 
 
+def mean_with_gradient(value: Tensor) -> Tensor:
+    """The mean over all ranks, with gradient."""
+    return sum_with_gradient(value) / world_size()
+
+
 def gather_shards(rows: Tensor, count: int) -> Tensor:
     """All ``count`` rows, of which each rank has those of `shard_rows`: ``(count, ...)``.
 
