@@ -140,6 +140,7 @@ class PaperLinearProbe(Evaluation):
         },
         "imagenet-barlow-twins-resnet50": {**_RESNET, "weight_decay": 1e-6},
         "imagenet-vicreg-resnet50": {**_RESNET, "base_lr": 0.02, "weight_decay": 1e-6},
+        "imagenet-dino-vits": {**_BY_EPOCH, "epochs": 100, "batch_size": 1024, "base_lr": 1e-3},
         "imagenet-lejepa-vitl": {"weight_decay": 1e-6},
     }
 

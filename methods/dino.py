@@ -65,7 +65,7 @@ class Config(OptimizerChoiceConfig):
     final_weight_decay: float = 0.4
     """The same in the end, along a half cosine."""
     prototypes: int = 65536
-    """What features are assigned to; small data do with 4,096 to 8,192."""
+    """What features are assigned to; small data do with 2,048 to 8,192."""
     head_hidden_dim: int = 2048
     """Hidden width of the projection head."""
     head_bottleneck_dim: int = 256
@@ -149,7 +149,7 @@ class DINO(Method):
             "patch_size": 16,
             "epochs": 100,
             "batch_size": 512,
-            "evals": ("knn", "linear"),
+            "evals": ("linear-paper",),
         },
     }
 

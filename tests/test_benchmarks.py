@@ -169,7 +169,7 @@ def test_the_better_of_two_measurements_of_the_machine_counts() -> None:
 def run_on_some_cpu(monkeypatch: pytest.MonkeyPatch, has_bf16: bool = True) -> None:
     """Whatever the tests run on."""
     monkeypatch.setattr("ssl_bench.distributed.device._cpu_name", lambda: "Some CPU")
-    monkeypatch.setattr("ssl_bench.distributed.device._cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("ssl_bench.distributed.device._cpu_info", lambda: "amx_bf16" * has_bf16)
 
 
 def test_parts_accumulate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
