@@ -16,9 +16,8 @@ from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli.argv import peek
 from ssl_bench.cli.parser import Flag, flags_with, values_of
-from ssl_bench.config.command_settings import ConfigFileSettings
 from ssl_bench.config.presets import PRESETS
-from ssl_bench.config.settings import BUDGETS, EvalSettings, Settings
+from ssl_bench.config.settings import BUDGETS, ConfigFileSettings, EvalSettings, Settings
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.experiment.run_config import EvalConfig, RunConfig, evaluations, flag_prefix
 

@@ -142,20 +142,6 @@ class RerunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfigFileSettings:
-    """Run what a file describes, and nothing else: a run's config.json, or one like it."""
-
-    config: Path
-    """Run what this file describes: a run's config.json, or one like it. Only --wait and --trust go
-    beside it."""
-    trust: bool = False
-    """Run the files that it names as method or evaluation, which are no part of the installation.
-    Without it, a terminal is asked; whatever they hold is run."""
-    wait: bool = False
-    """Wait until another process is done with the run, instead of leaving."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
     """Write a data set once as few large files of small images, so that later runs read it fast."""
 

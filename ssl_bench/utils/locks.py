@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ssl_bench.errors import require
-from ssl_bench.utils import progress
 
 _SECONDS_TO_LOOK = 0.5
 """How long to try for a lock, since `is_held` in another process takes it for an instant."""
@@ -44,6 +43,8 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
                 "so",
             )
             note = f"waiting for another process, which works in {str(folder)!r}"
+            from ssl_bench.utils import progress  # rich takes 0.1 s to import
+
             progress.console.print(note, soft_wrap=True)
             _try(descriptor, folder, math.inf)
         yield

@@ -42,7 +42,7 @@ def show(args: Sequence[str]) -> None:
     choices["evals"] = tuple[Literal[tuple(registry.discover("eval"))], ...]  # type: ignore[misc]
     classes = [
         Annotated[
-            parser.every_flag(name, each.settings, each.plugins, choices),
+            parser.every_flag(name, each.classes, each.plugins, choices),
             tyro.conf.subcommand(name),
         ]
         for name, each in COMMANDS.items()

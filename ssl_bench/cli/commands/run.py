@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_bench.cli import argv, flags, parser
-from ssl_bench.config.command_settings import ConfigFileSettings, PrepareSettings
+from ssl_bench.config.settings import ConfigFileSettings
 from ssl_bench.distributed import launcher
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment import run_config
@@ -53,6 +53,8 @@ def data(args: Sequence[str]) -> None:
     """``ssl-bench data prepare``."""
     if args[:1] != ["prepare"] and not {"-h", "--help"} & set(args):
         raise UserError("say what to do with data: ssl-bench data prepare SOURCE -o FOLDER")
+    from ssl_bench.config.command_settings import PrepareSettings
+
     settings = parser.parse("data prepare", PrepareSettings, args[1:] or args)
     from ssl_bench.cli.commands.prepare import prepare
 
