@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.experiment import audit
@@ -34,12 +33,8 @@ class Config(FinetuningConfig):
 
     rates: ClassVar[str] = "base lr, scratch lr for the baseline from scratch"
 
-    scratch_lr: float = 5e-4
+    scratch_lr: Annotated[float, "(0, inf)"] = 5e-4
     """The same for the baseline trained from scratch, which has no layer decay."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("finetune scratch lr", self.scratch_lr, 0)
 
 
 class FineTuning(Evaluation):

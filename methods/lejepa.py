@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,6 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
 from ssl_bench.utils import rng
@@ -54,28 +54,19 @@ class Config(OptimizerChoiceConfig):
 
     base_lr: float = 2.5e-4
     """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
-    sigreg: float = 0.05
-    """Weight of the Gaussian regularisation, in [0, 1]; the views' agreement has the rest."""
-    directions: int = 1024
+    sigreg: Annotated[float, "[0, 1]"] = 0.05
+    """Weight of the Gaussian regularisation; the views' agreement has the rest."""
+    directions: Annotated[int, "[1, inf)"] = 1024
     """Random directions that the features are projected on, in every step."""
-    local_crops: int = 6
+    local_crops: Annotated[int, "[0, 100]"] = 6
     """Small crops beside the two large ones."""
-    proj_hidden_dim: int = 2048
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 2048
     """Hidden width of the projector."""
-    proj_output_dim: int = 64
+    proj_output_dim: Annotated[int, "[1, inf)"] = 64
     """Width of the compared features."""
-    crop_scale: float = 0.3
+    crop_scale: Annotated[float, "(0.05, 1]"] = 0.3
     """Smallest share of an image's area that a large crop keeps, and the largest that a small one
-    does, in (0.05, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("sigreg", self.sigreg, "[0, 1]")
-        above("directions", self.directions, 0)
-        within("local crops", self.local_crops, "[0, 100]")
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 0)
-        within("crop scale", self.crop_scale, "(0.05, 1]")
+    does."""
 
 
 class LeJEPA(Method):

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from lightly.loss.vicreg_loss import covariance_loss, invariance_loss, variance_loss
 from torch import Tensor, nn
@@ -39,7 +40,6 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
@@ -48,26 +48,18 @@ from ssl_bench.transforms.augmentations import Augmentation, byol_views
 class Config(OptimizerChoiceConfig):
     """The defaults are the paper's, but for the optimiser, which is for ViTs."""
 
-    invariance: float = 25.0
+    invariance: Annotated[float, "[0, 1000]"] = 25.0
     """Weight of the distance between views."""
-    variance: float = 25.0
+    variance: Annotated[float, "[0, 1000]"] = 25.0
     """Weight of the hinge on each feature's standard deviation."""
-    covariance: float = 1.0
+    covariance: Annotated[float, "[0, 1000]"] = 1.0
     """Weight of the squared covariances between features."""
-    proj_hidden_dim: int = 8192
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 8192
     """Hidden width of the projector."""
-    proj_output_dim: int = 8192
+    proj_output_dim: Annotated[int, "[2, inf)"] = 8192
     """Width of the compared features."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("invariance", "variance", "covariance"):
-            within(name, getattr(self, name), "[0, 1000]")
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 1)
-        within("crop scale", self.crop_scale, "(0, 1]")
+    crop_scale: Annotated[float, "(0, 1]"] = 0.08
+    """Smallest share of an image's area that a random crop keeps."""
 
 
 class VICReg(Method):

@@ -124,7 +124,17 @@ def within(name: str, value: float, interval: str) -> None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     inside = low <= value <= high
     at_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-    require(inside and not at_open_end, f"{name} {value} is out of range; it must be in {interval}")
+    require(
+        inside and not at_open_end, f"{name} {value} is out of range; it must be {spelt(interval)}"
+    )
+
+
+def spelt(interval: str) -> str:
+    """An interval, as a sentence has it."""
+    low, high = interval[1:-1].split(", ")
+    if high != "inf":
+        return f"in {interval}"
+    return f"above {low}" if interval[0] == "(" else f"{low} or more"
 
 
 def first_line(error: BaseException) -> str:

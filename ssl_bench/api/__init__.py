@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from ssl_bench.api.optimizers import OptimizerSpec
     from ssl_bench.api.ranges import LogUniform, OneOf, Uniform
     from ssl_bench.api.step import Batch, Step
+    from ssl_bench.config.checked import CheckedConfig
     from ssl_bench.config.finetuning_settings import FinetuningConfig
     from ssl_bench.config.recipes import OptimizerChoiceConfig, OptimizerConfig, ProbeConfig
 
 __all__ = [
     "Batch",
+    "CheckedConfig",
     "DataInfo",
     "Evaluation",
     "FinetuningConfig",
@@ -44,6 +46,7 @@ HOMES = {
     **dict.fromkeys(
         ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig"), "ssl_bench.config.recipes"
     ),
+    "CheckedConfig": "ssl_bench.config.checked",
     "FinetuningConfig": "ssl_bench.config.finetuning_settings",
 }
 """The module that defines each name."""

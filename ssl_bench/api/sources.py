@@ -33,6 +33,7 @@ _FORMER = {
 }
 _LIGHT_MODULES = {
     "ssl_bench.errors",
+    "ssl_bench.config.checked",
     "ssl_bench.config.finetuning_settings",
     "ssl_bench.api.ranges",
     "ssl_bench.config.recipes",
