@@ -42,10 +42,10 @@ def test_a_number_outside_is_refused(value: float) -> None:
         (0 <= value < 1, {"rates": (0.5, value)}),
     ):
         if inside:
-            Base(**values)  # type: ignore[arg-type]
+            Base(**values)
             continue
         with pytest.raises(UserError, match=re.escape(f"{next(iter(values))} {value}")):
-            Base(**values)  # type: ignore[arg-type]
+            Base(**values)
     Base(free=value)
 
 
