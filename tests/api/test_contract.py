@@ -359,13 +359,18 @@ def test_bf16_ends_within_the_spread_of_seeds(
         pytest.skip("trains nothing")
     # A narrower one learns so little that it ends alike with half of its gradients lost.
     spec = dataclasses.replace(spec, architecture={"depth": 2})
+    narrow = {"proj_hidden_dim": 64, "proj_output_dim": 64}
+    config = small(plugin)
+    config = dataclasses.replace(config, **{n: v for n, v in narrow.items() if hasattr(config, n)})
 
     def final_loss(precision: Literal["fp32", "bf16"], seed: int) -> float:
         folder = tmp_path / f"{precision}-{seed}"
         folder.mkdir()
         how = dataclasses.replace(CPU, precision=precision)
-        what = dataclasses.replace(plan(plugin, spec, tiny, seed), epochs=3, precision=precision)
-        pretrain.pretrain(build(plugin, spec, seed), tiny, what, folder, how)
+        what = plan(plugin, spec, tiny, seed)
+        what = dataclasses.replace(what, epochs=3, precision=precision, method_config=config)
+        method = setup.build_method(plugin.load_class(), config, spec, 3, seed)
+        pretrain.pretrain(method, tiny, what, folder, how)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         return json.loads(lines[-1])["loss"]
 
@@ -400,13 +405,17 @@ def test_what_is_drawn_from_the_ranges_makes_a_config(plugin: Plugin) -> None:
     """`ssl-bench sweep --search` may come upon any value of ``search_space``."""
     base = small(plugin)
     shares = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
-    for name, range_ in plugin.search().items():
-        ends = range_.values if isinstance(range_, OneOf) else (range_.low, range_.high)
-        drawn = [*map(range_.at, (0.0, *shares, 1 - 2**-53))]
-        kind = type(getattr(base, name))
-        assert all(isinstance(value, kind) for value in drawn) or kind is type(None), name
-        for value in (*ends, *drawn):
+    drawn = {
+        name: [*map(range_.at, (0.0, 1 - 2**-53, *shares))]
+        for name, range_ in plugin.search().items()
+    }
+    for name, values in drawn.items():
+        range_, kind = plugin.search()[name], type(getattr(base, name))
+        assert all(isinstance(value, kind) for value in values) or kind is type(None), name
+        for value in range_.values if isinstance(range_, OneOf) else (range_.low, range_.high):
             dataclasses.replace(base, **{name: value})
-            flag = f"--{name.replace('_', '-')}={text_of(value)}"
-            run = flags.parse_run(["--method", plugin.name, flag])
-            assert getattr(run.method_config, name) == value
+    for at in range(8 if drawn else 0):
+        trial = {name: values[at] for name, values in drawn.items()}
+        words = [f"--{name.replace('_', '-')}={text_of(value)}" for name, value in trial.items()]
+        config = flags.parse_run(["--method", plugin.name, *words]).method_config
+        assert {name: getattr(config, name) for name in trial} == trial

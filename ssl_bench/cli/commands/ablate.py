@@ -90,9 +90,11 @@ def _cells(
     require(run.settings.evals != ("none",), "an ablation needs --evals to measure")
     if not run.settings.evals:
         common = [*common, "--evals", ",".join(ablation.paper)]
+        run = run.with_values({"evals": tuple(ablation.paper)})
+    offered = [flag for flag in flags.offer(common).flags if flag.option[2:] in varied]
     cells = []
     for value, args in values.items():
-        config = flags.parse_run([*common, *args])
+        config = run.with_values(parser.values_of("ablate", offered, args, ""))
         for seed in dict.fromkeys(settings.seeds or [config.settings.seed]):
             whole = [*common, *args, *(["--seed", str(seed)] if settings.seeds else [])]
             cells.append(AblationCell(value, config.with_values({"seed": seed}), whole))
