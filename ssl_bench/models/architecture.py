@@ -250,11 +250,11 @@ def _heads(
         return hints.num_heads
     known = formats.heads(found, width_depth, position_order(found.encoder["pos_embed"], grid))
     if hints.backbone:
-        preset, name = BACKBONES.get(hints.backbone), hints.backbone.partition(".")[0]
-        if not preset and name not in backbones.vit_names():
+        if backbones.timm_name(hints.backbone) not in backbones.vit_names():
             raise backbones.unknown_backbone(hints.backbone)
         with torch.device("meta"):
-            model = timm.create_model(**(preset or {"model_name": hints.backbone}))
+            preset = BACKBONES.get(hints.backbone, {"model_name": hints.backbone})
+            model = timm.create_model(**preset)
         own = model.blocks[0].attn.num_heads
         require(
             known in (None, own),
@@ -282,7 +282,7 @@ def _name(
         pooled = {"global_pool": "avg"} if architecture.get("global_pool") else {}
         return backbone, {**insisted, **pooled}
     for name, own in {**_STANDARD, **BACKBONES}.items():
-        if architecture == {key: own[key] for key in ("embed_dim", "depth", "num_heads")}:
+        if architecture == {key: own.get(key) for key in ("embed_dim", "depth", "num_heads")}:
             return name, {}
     if is_gated:
         return "vit_giant_patch14_dinov2", {"init_values": None, **architecture}
