@@ -27,6 +27,7 @@ _COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 38
 _ARCHITECTURE = {
     *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
     *("pre_norm", "reg_tokens", "class_token", "no_embed_class", "global_pool", "fc_norm"),
+    *("depths", "window_size"),
     *("act_layer", "norm_layer", "final_norm", "proj_bias", "pool_include_prefix", "pos_embed"),
 }
 
