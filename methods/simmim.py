@@ -103,7 +103,7 @@ class SimMIM(Method):
     needs = ("ViT or Swin",)
     per_sample_loss = True
     presets = {
-        "quick": {"base_lr": 2e-3, "crop_scale": 1.0},
+        "quick": {"epochs": 3, "base_lr": 2e-3, "crop_scale": 1.0},
         "small": {"base_lr": 5e-4},
         "imagenet-simmim-vitb": {
             **_IMAGENET,
