@@ -1,8 +1,9 @@
 """Running encoders: patches, positions, tokens and pooled features.
 
-`represent`, `pool` and `width` take every image model of timm; what works on tokens needs a plain
-Vision Transformer. Shapes: B batch, C channels, H height, W width, L patches, K kept patches,
-P pixels in a patch (patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
+`represent`, `pool` and `width` take every image model of timm, `encode_masked` a Swin Transformer
+too; what else works on tokens needs a plain Vision Transformer. Shapes: B batch, C channels,
+H height, W width, L patches, K kept patches, P pixels in a patch (patch_size * patch_size * C),
+T tokens (prefix tokens and patches), D width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.format import Format
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -50,6 +53,11 @@ def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
     if reason is not None:
         raise UserError(reason)
     return encoder
+
+
+def is_swin(encoder: nn.Module) -> bool:
+    """Whether it is a Swin Transformer, of either version: windows of patches, merged by stages."""
+    return isinstance(encoder, SwinTransformer | SwinTransformerV2)
 
 
 def allow_other_sizes(encoder: Any) -> None:
@@ -163,6 +171,28 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
             prefix_BTD = [torch.cat(prefix_BTD, dim=1) + positions[:, :embedded]]
     tokens = encoder.norm_pre(encoder.pos_drop(torch.cat([*prefix_BTD, tokens], dim=1)))
     return encoder.norm(encoder.blocks(tokens))
+
+
+def encode_masked(
+    encoder: Any, images_BCHW: Tensor, hidden_BRC: Tensor, mask_token: Tensor
+) -> Tensor:
+    """Encode images, some of whose patches are a mask token instead once they are embedded.
+
+    Args:
+        encoder: a plain Vision Transformer or a Swin Transformer.
+        hidden_BRC: bool, by rows and columns of patches.
+        mask_token: as wide as embedded patches.
+
+    Returns:
+        Features after the final norm, by rows and columns, without prefix tokens: ``(B, R, C, D)``.
+    """
+    tokens = encoder.patch_embed(images_BCHW)
+    hidden = hidden_BRC.view(tokens.shape[:-1])
+    tokens = torch.where(hidden[..., None], mask_token.view(-1).to(tokens), tokens)
+    if is_swin(encoder):
+        return encoder.norm(encoder.layers(tokens))
+    tokens = encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(tokens))))
+    return tokens[:, encoder.num_prefix_tokens :].unflatten(1, hidden_BRC.shape[1:])
 
 
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ def spec(tiny: Dataset) -> EncoderSpec:
     return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
 
 
-OTHERS = ("test_resnet", "test_convnext")
-NEED_A_VIT = {"mae"}
+OTHERS = ("test_resnet", "test_convnext", "swin_nano")
+NEED_A_VIT = {"mae", "simmim"}
 
 
 def on(backbone: str, spec: EncoderSpec) -> EncoderSpec:
