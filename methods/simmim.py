@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ from ssl_bench.api import (
     Uniform,
 )
 from ssl_bench.api.optimizers import recipe, warmup_cosine
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import require
 from ssl_bench.models import encoders, masking
 from ssl_bench.transforms.augmentations import Augmentation
 from ssl_bench.utils.rng import SampleRng
@@ -64,28 +65,23 @@ class Config(OptimizerChoiceConfig):
 
     base_lr: float = 5e-5
     """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
-    mask_ratio: float = 0.6
-    """Share of the squares that are hidden, in (0, 1)."""
-    mask_patch_size: int = 0
+    mask_ratio: Annotated[float, "(0, 1)"] = 0.6
+    """Share of the squares that are hidden."""
+    mask_patch_size: Annotated[int, "[0, inf)"] = 0
     """Side in pixels of the squares that are hidden whole, a multiple of the patches'; 0 for what
     suits image and backbone: 32 of 192 or 224."""
-    drop_path: float = 0.0
-    """Stochastic depth of a Vision Transformer's last block, in [0, 1); the paper's is 0.1."""
-    clip_grad: float = 5.0
-    """Largest norm of the gradient, above 0."""
+    drop_path: Annotated[float, "[0, 1)"] = 0.0
+    """Stochastic depth of a Vision Transformer's last block; the paper's is 0.1."""
+    clip_grad: Annotated[float, "(0, inf)"] = 5.0
+    """Largest norm of the gradient."""
     step_schedule: bool = False
     """Divide the learning rate by 10 at 7/8 of the training, as in the paper's 800 epochs, instead
     of along a cosine."""
-    crop_scale: float = 0.67
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    crop_scale: Annotated[float, "(0, 1]"] = 0.67
+    """Smallest share of an image's area that a random crop keeps; 1 crops nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("mask ratio", self.mask_ratio, "(0, 1)")
-        within("mask patch size", self.mask_patch_size, "[0, inf)")
-        within("drop path", self.drop_path, "[0, 1)")
-        above("clip grad", self.clip_grad, 0)
-        within("crop scale", self.crop_scale, "(0, 1]")
         require(
             not self.step_schedule or self.final_lr == 0,
             f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
