@@ -15,15 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ssl_bench.analysis.comparison import grouping
+from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import encoder, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, missing, or_missing
-from ssl_bench.analysis.report.source import (
-    Source,
-    mean_and_interval,
-    mean_curve,
-    slug,
-)
+from ssl_bench.analysis.report.source import Source, mean_curve, slug
 from ssl_bench.runs import schema
 
 _SERIES = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<x>\d+(?:\.\d+)?)(?P<unit_of_x>pct)?")
@@ -151,13 +147,15 @@ def _draw_groups(
     for label, group in scores.groupby("label", sort=False):
         method, y = group["method"].iloc[0], labels.index(str(label))
         look = source.looks[method]
-        mean, low, high, n = mean_and_interval(group["value"])
+        mean = mean_interval(group["value"])
+        low, high = mean.interval
         if low == low:
             axis.plot([low, high], [y, y], color=look.color, linewidth=2.2, alpha=0.55)
         axis.plot(group["value"], [y] * len(group), ".", color=look.color, alpha=0.6, ms=4)
-        axis.plot(mean, y, look.marker, color=look.color, ms=6.5, mec="white", mew=0.7)
-        shared = {"evaluation": name, "group": label, "method": method, "mean": mean, "low": low,
-                  "high": high, "n": n, "unit": group["unit"].iloc[0]}  # fmt: skip
+        axis.plot(mean.mean, y, look.marker, color=look.color, ms=6.5, mec="white", mew=0.7)
+        shared = {"evaluation": name, "group": label, "method": method, "mean": mean.mean,
+                  "low": low, "high": high, "n": mean.n,
+                  "unit": group["unit"].iloc[0]}  # fmt: skip
         rows += [shared | run for run in group[["run", "seed", "value"]].to_dict("records")]
     return rows
 
@@ -257,10 +255,8 @@ def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> li
 
 def _labels(curves: list[Curve]) -> list[str]:
     """The settings that set each curve apart from the others."""
-    settings = [shared for shared, _ in curves]
-    names = dict.fromkeys(name for each in settings for name in each)
-    apart = [n for n in names if len({json.dumps(each.get(n)) for each in settings}) > 1]
-    return [", ".join(f"{n}={each[n]}" for n in apart if n in each) for each in settings]
+    apart = grouping.differences({number: shared for number, (shared, _) in enumerate(curves)})
+    return [grouping.describe(each) for each in apart.values()]
 
 
 @or_missing(missing("Robustness", "robustness"))

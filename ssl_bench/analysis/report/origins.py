@@ -48,10 +48,10 @@ def run_table(source: Source) -> Table:
     """Every run with its state, failed and unfinished ones included."""
     notes = {run.run: run.why for run in source.comparison.incomplete}
     links = {
-        member.run: anchor(group.key)
+        run: anchor(group.key)
         for table in source.comparison.tables
         for group in table.groups
-        for member in group.members
+        for run in group.seeds
     }
     rows = []
     for _, run in source.runs.iterrows():
@@ -101,7 +101,7 @@ def provenance(source: Source) -> list[Provenance]:
         return Provenance(name, label, {k: str(v) for k, v in settings.items()}, origins)
 
     blocks = [
-        block(anchor(key), group.label, [runs[m.run] for m in group.members if m.run in runs])
+        block(anchor(key), group.label, [runs[run] for run in group.seeds if run in runs])
         for key, group in groups.items()
     ]
     left = [row for name, row in runs.items() if name not in shown]
