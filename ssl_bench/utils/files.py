@@ -149,6 +149,20 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {str(path)!r}: {reason}") from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn any error from reading a file, but not `Absent`, into a `UserError`.
+
+    One wrong byte may raise zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
+    """
+    try:
+        yield
+    except (UserError, Absent):
+        raise
+    except Exception as error:
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+
+
 def readable(path: str | Path) -> str:
     """A path as text that is safe in any file, archive and terminal.
 

@@ -662,5 +662,5 @@ def test_a_damaged_parquet_file_is_named(photographs: Path, tmp_path: Path) -> N
     content[4:40] = b"x" * 36
     path.write_bytes(content)
     for storage in ("memory", "stream"):
-        with pytest.raises(UserError, match=f"cannot read .*{path.name}"):
+        with pytest.raises(UserError, match=f"{path.name}' cannot be read"):
             data.load(str(tmp_path / "copy"), 28, storage=storage)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import splits
 from ssl_bench.data.sources.folder import image_files
-from ssl_bench.errors import UserError, first_line
-from ssl_bench.utils.files import readable
+from ssl_bench.errors import UserError
+from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
 _IMAGE_COLUMNS = ("image", "img")
@@ -208,19 +207,8 @@ def _group(file: Path) -> tuple[str, splits.Meaning | None]:
     return str(file.with_name(stem) if stem else file.parent), None
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn any error about a file into a `UserError` that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow may raise anything on broken or odd columns
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
-
-
 def _table(path: Path) -> _Table:
-    with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
+    with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         schema = file.schema_arrow
         image_column, label_column = (
             _column(schema, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
@@ -322,7 +310,7 @@ def _texts(metadata: Mapping[bytes, bytes] | None, name: bytes, *keys: str) -> t
 def _images(table: _Table) -> Iterator[bytes]:
     """The encoded images in order."""
     path, column, row = table.path, table.image_column, 0
-    with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
+    with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
             for image in batch.column(0).to_pylist():
                 encoded = image.get("bytes") if isinstance(image, dict) else image
