@@ -79,14 +79,21 @@ def remove_temporary(folder: Path) -> None:
 
 
 @contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     """Yield a new folder beside ``path`` for the block to rename to it; otherwise it is removed.
 
     Its name ends in ``.tmp``. The block may move an older folder to the same name with ``.old``,
     which is removed afterwards, too. Leftovers of killed writers of ``path`` are removed first.
+
+    Raises:
+        UserError: only one process may be writing the folder, and another one is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
+    is_written = _remove_abandoned(path)
+    require(
+        not (alone and is_written),
+        f"output {str(path)!r} is being written by another process; another folder would work",
+    )
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     lock = new.with_suffix(".lock")
     with ExitStack() as stack:
@@ -101,11 +108,15 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             lock.unlink(missing_ok=True)
 
 
-def remove_abandoned(path: Path) -> None:
+def _remove_abandoned(path: Path) -> bool:
     """Remove leftovers of killed writers of a `temporary_folder`; living ones hold a lock.
 
     An older folder that was moved away is moved back if nothing has replaced it.
+
+    Returns:
+        Whether there is a living writer.
     """
+    is_written = False
     with suppress(OSError):
         for left in list(path.parent.iterdir()):
             found = _TEMPORARY_FOLDER.fullmatch(left.name)
@@ -114,12 +125,14 @@ def remove_abandoned(path: Path) -> None:
             lock = left.with_suffix(".lock")
             with suppress(UserError), locks.taken(lock, 0) as is_abandoned:
                 if not is_abandoned:
+                    is_written = True
                     continue
                 if found["kind"] == "old" and not path.exists():
                     left.rename(path)
                 else:
                     shutil.rmtree(left, ignore_errors=True)
                 lock.unlink(missing_ok=True)
+    return is_written
 
 
 def _sync_folder(folder: Path) -> None:

@@ -29,6 +29,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.transforms import functional
 from ssl_bench.transforms.augmentations import Augmentation, augment, crop_of
 from ssl_bench.transforms.loader import views
+from ssl_bench.utils.files import temporary_folder
 from ssl_bench.utils.rng import SampleRng
 
 Call = Callable[..., tuple[int, str, str]]
@@ -600,7 +601,7 @@ from ssl_bench import data
 from ssl_bench.data import prepare
 prepare._ROWS_AT_ONCE = 4
 def killed(done, total):
-    if done == 4 and list(prepare.Path(sys.argv[2]).parent.glob(".copy.tmp/*")):
+    if done == 4 and list(prepare.Path(sys.argv[2]).parent.glob(".copy.*.tmp/*")):
         os.kill(os.getpid(), signal.SIGKILL)
 prepare.prepare(data.list_images(sys.argv[1]), prepare.Path(sys.argv[2]), 256, 95, killed)
 """
@@ -617,10 +618,8 @@ prepare.prepare(data.list_images(sys.argv[1]), prepare.Path(sys.argv[2]), 256, 9
 def test_two_preparations_do_not_disturb_each_other(
     ssl_bench: Call, photographs: Path, tmp_path: Path
 ) -> None:
-    from ssl_bench.data import prepare
-
     output = tmp_path / "copy"
-    with prepare._alone(output) as temporary:
+    with temporary_folder(output) as temporary:
         (temporary / "half").touch()
         code, _, err = ssl_bench("data", "prepare", photographs, "-o", output)
         assert code == 2 and "another process" in err

@@ -198,11 +198,11 @@ def _errors(rows: dict[str, Any], spec: EncoderSpec) -> Iterator[dict[str, Any]]
 
 def _open_picture(path: Path) -> Image.Image | None:
     with suppress(Absent), reading(path):
-        with Image.open(io.BytesIO(load_bytes(path)), formats=("PNG",)) as image:
-            width, height = image.size
-            if width * height > _MOST_PIXELS or not 0.1 < width / height < 10:
-                raise Unreadable(f"{width} x {height} pixels are no pictures of ours")
-            return image.convert("RGB")
+        image = Image.open(io.BytesIO(load_bytes(path)), formats=("PNG",))
+        width, height = image.size
+        if width * height > _MOST_PIXELS or not 0.1 < width / height < 10:
+            raise Unreadable(f"{width} x {height} pixels are no pictures of ours")
+        return image.convert("RGB")
     return None
 
 
