@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +18,7 @@ from ssl_bench.data.images import UnreadableImage
 from ssl_bench.data.listing import HELD_OUT_CAVEAT, Listing, Picture, check_labels
 from ssl_bench.errors import require
 from ssl_bench.utils.files import load_json, write_json
+from ssl_bench.utils.formatting import many
 
 _AT_ONCE = 256
 _WORTH_KEEPING = 2.0
@@ -106,29 +107,23 @@ def sound(
         for each broken image.
 
     Raises:
-        UserError: as `whole` does, or images are of two ranges.
+        UserError: there are broken images and ``skip`` is false, too little is left, or images are
+            of two ranges.
     """
     found = remembered(path, listing, progress) if path else survey(listing, progress)
-    listing, broken = whole(listing, found.broken, skip)
-    depths = depth.decide(found.deep)
-    return listing, depths, tuple(depth.in_words(found.deep, depths, listing.count)), broken
-
-
-def whole(
-    listing: Listing, broken: Mapping[int, UnreadableImage], skip: bool
-) -> tuple[Listing, tuple[str, ...]]:
-    """A listing without its broken images, and one line for each of them.
-
-    Raises:
-        UserError: there are broken images and ``skip`` is false, or too little is left.
-    """
-    errors = [broken[place] for place in sorted(broken)]
+    errors = [found.broken[place] for place in sorted(found.broken)]
     images.refuse(errors, skip)
-    if not errors:
-        return listing, ()
-    left = listing.without(broken.keys())
+    if errors:
+        listing = _without(listing, found.broken)
+    depths = depth.decide(found.deep)
+    said = tuple(depth.in_words(found.deep, depths, listing.count))
+    return listing, depths, said, tuple(f"{error.name}: {error.reason}" for error in errors)
+
+
+def _without(listing: Listing, broken: Collection[int]) -> Listing:
+    left = listing.without(broken)
     in_train, in_test = left.train.labels, left.test.labels
-    count = f"{len(errors):,} broken image{'s' if errors[1:] else ''}"
+    count = many(len(broken), "broken image")
     source = f"{listing.name} without {count}"
     is_held_out = HELD_OUT_CAVEAT in listing.caveats
     said = check_labels(source, in_train, in_test, listing.classes, is_held_out)
@@ -137,4 +132,4 @@ def whole(
         f"{source}: the train split has one class left; two or more are needed",
     )
     caveats = tuple(dict.fromkeys((*listing.caveats, *said, f"{count} left out")))
-    return replace(left, caveats=caveats), tuple(f"{e.name}: {e.reason}" for e in errors)
+    return replace(left, caveats=caveats)
