@@ -353,8 +353,8 @@ def test_an_unknown_seed_is_not_invented(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     table = origins.run_table(source)
     assert sorted(row[2].text for row in table.rows) == ["-", "0"]
-    facts = [dict(each.facts) for block in origins.provenance(source) for each in block.origins]
-    assert sorted(fact["seed"] for fact in facts) == ["-", "0"]
+    told = [each for block in origins.provenance(source) for each in block["origins"]]
+    assert sorted(each["facts"]["seed"] for each in told) == ["-", "0"]
 
 
 def test_runs_whose_names_differ_in_signs_have_places_of_their_own(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_runs_whose_names_differ_in_signs_have_places_of_their_own(tmp_path: Pat
         make_run(tmp_path / "made", "mae", 0, evals=("knn",)).rename(tmp_path / name)
         shutil.rmtree(tmp_path / "made")
     blocks = origins.provenance(source_of(tmp_path))
-    assert len({each.anchor for block in blocks for each in block.origins}) == 2
+    assert len({each["anchor"] for block in blocks for each in block["origins"]}) == 2
 
 
 def test_a_legend_tells_what_it_leaves_out() -> None:

@@ -124,13 +124,13 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
             reach.
     """
     runs = index.runs.drop_duplicates("run")
-    grouped = grouping.group(runs, index.scores)
-    scores = grouped.scores
+    every, keys, duplicates, notes = grouping.group(runs, index.scores)
+    scores = every
     if at == "end":
         scores = scores[scores["step"].isna()]
     else:
         scores = scores[scores["run"].isin(runs.loc[runs["state"].isin(ENDED), "run"])]
-    notes = [*grouped.notes, *grouping.note_versions(scores)]
+    notes += grouping.note_versions(scores)
     table_keys = ["evaluated_on", "test_fingerprint", "test_images"]
     if at == "equal-time":
         scores = scores.fillna({"device": "a device that is not known"})
@@ -141,14 +141,13 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
                 f"seconds of different devices are in tables of their own: {' / '.join(names)}"
             )
     tables = tuple(
-        _table(part, runs, grouped.keys, at, at_cost)
-        for _, part in scores.groupby(table_keys, sort=False)
+        _table(part, runs, keys, at, at_cost) for _, part in scores.groupby(table_keys, sort=False)
     )
     in_tables = set(scores["run"])
-    is_shown = runs["run"].map(lambda run: grouped.duplicates.get(run, run) in in_tables)
+    is_shown = runs["run"].map(lambda run: duplicates.get(run, run) in in_tables)
     is_complete = (runs["state"] == "trained") & ~runs["error"].map(lambda e: bool(_text(e)))
     incomplete = tuple(_incomplete(row) for _, row in runs[~(is_shown & is_complete)].iterrows())
-    return Comparison(tables, grouped.scores, incomplete, tuple(notes), tuple(index.problems))
+    return Comparison(tables, every, incomplete, tuple(notes), tuple(index.problems))
 
 
 def _table(

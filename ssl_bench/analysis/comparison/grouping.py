@@ -68,26 +68,17 @@ class Score(NamedTuple):
     folder: str
 
 
-@dataclass(frozen=True)
-class Grouped:
-    """Scores with the group and the column of each.
+def group(
+    runs: pd.DataFrame, scores: pd.DataFrame
+) -> tuple[pd.DataFrame, list[str], dict[str, str], list[str]]:
+    """Assign each score to its group and column.
 
-    Attributes:
-        scores: with columns of their runs such as the device, ``key`` and ``label`` of the group,
-            and ``column``, the key of a `Column`. Each seed of a group is there once.
-        keys: of the groups, by method and then by the settings in which its groups differ.
-        duplicates: runs whose seed another run of the group has too, each with the run that
-            represents both.
+    Returns:
+        The scores with columns of their runs such as the device, ``key`` and ``label`` of the
+        group, and ``column``, the key of a `Column`; each seed of a group is there once. The keys
+        of the groups, by method and then by the settings in which its groups differ. Runs whose
+        seed another run of the group has too, each with the run that represents both. Notes.
     """
-
-    scores: pd.DataFrame
-    keys: tuple[str, ...]
-    duplicates: Mapping[str, str]
-    notes: tuple[str, ...]
-
-
-def group(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
-    """Assign each score to its group and column."""
     scores = scores.merge(runs[_OF_RUNS], on="run", how="inner")
     is_missing = scores[_NEEDED].isna()
     is_whole = ~is_missing.any(axis="columns")
@@ -127,7 +118,7 @@ def group(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
         labels |= own
     scores, duplicates, merge_notes = _merge(scores.assign(label=scores["key"].map(labels)))
     scores = scores.assign(device=scores["run"].map(runs.set_index("run")["device"]))
-    return Grouped(scores, tuple(labels), duplicates, (*notes, *merge_notes))
+    return scores, list(labels), duplicates, notes + merge_notes
 
 
 def _merge(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
