@@ -52,4 +52,4 @@ def prepare(settings: PrepareSettings) -> None:
         f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
         "smaller"
     )
-    console.print(f"data: {readable(settings.output)}", soft_wrap=True)
+    console.print(f"data: {readable(settings.output)}")

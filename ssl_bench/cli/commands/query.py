@@ -71,7 +71,7 @@ def query(settings: QuerySettings) -> None:
             first, *others = found.problems
             rest = f" (and {len(others):,} more)" if others else ""
             note = Text(plain(f"note: {first}{rest}"))
-            Console(stderr=True).print(note, style="yellow", soft_wrap=True)
+            Console(stderr=True).print(note, style="yellow")
         if settings.csv:
             with (
                 writing(settings.csv),
@@ -83,7 +83,7 @@ def query(settings: QuerySettings) -> None:
                 while answer:
                     writer.writerows(map(cell, row) for row in answer)
                     answer = fetch(_AT_ONCE)
-            console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
+            console.print(Text(f"table: {settings.csv}"))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Nothing here imports torch or reads data.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,9 +105,9 @@ def stages(config: RunConfig) -> list[Stage]:
     method = config.method
     beside = _paper_preset(method, config.settings.preset)
     shared = {name: getattr(config.settings, name) for name in _SHARED}
-    found = [_stage(method, shared | _fields(config.method_config), method, beside)]
+    found = [_stage(method, shared | vars(config.method_config), method, beside)]
     for plugin, own in config.evals.items():
-        found.append(_stage(plugin, _fields(own), method, beside))
+        found.append(_stage(plugin, vars(own), method, beside))
     return found
 
 
@@ -190,10 +189,6 @@ def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
     return "-" if value in (None, "") else str(value)
 
 
-def _fields(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
 def _paper_preset(method: Plugin, preset: str) -> str:
     """The preset itself where something is published for it, else the method's first such one."""
     candidates = (preset, *method.presets())
@@ -211,13 +206,8 @@ def _help() -> str:
 def _table(stage: Stage) -> Table:
     title = stage.title + (f", beside {stage.beside}" if stage.beside else "")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name, ratio in (
-        ("setting", None),
-        ("ours", 3),
-        ("", None),
-        ("published", 3),
-        ("source", 3),
-    ):
+    for name in ("setting", "ours", "", "published", "source"):
+        ratio = None if name in ("setting", "") else 3
         table.add_column(name, ratio=ratio, no_wrap=ratio is None, overflow="fold")
     for row in stage.rows:
         (value, source), *others = row.published or (("-", ""),)

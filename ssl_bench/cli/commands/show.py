@@ -33,7 +33,7 @@ def show(settings: ShowSettings) -> None:
     for name, evaluated in facts["evaluations"].items():
         _console.print(_as_rich(name, evaluated))
     for problem in facts["problems"]:
-        _console.print(f"note: {problem}", style="yellow", soft_wrap=True)
+        _console.print(f"note: {problem}", style="yellow")
 
 
 def describe(folder: Path) -> dict[str, Any]:

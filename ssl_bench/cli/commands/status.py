@@ -72,8 +72,7 @@ def cancel(settings: CancelSettings) -> None:
             asked += _cancel(jobs, owner.jobs_folder)
     _console.print(
         f"{many(asked, 'job')} of {sweep.folder.name} asked to end; what runs saves first, and the "
-        "same `ssl-bench sweep` resumes it",
-        soft_wrap=True,
+        "same `ssl-bench sweep` resumes it"
     )
 
 
@@ -124,12 +123,12 @@ def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Gro
         "loss": lambda each: f"{each.loss:.4f}" if each.loss is not None else "",
         "scores, or an error": _scores,
     }
+    cells = {name: [show(each) for each in shown[:rows]] for name, show in columns.items()}
+    filled = {name: column for name, column in cells.items() if any(column)}
     table = Table()
-    lines = [[show(each) for show in columns.values()] for each in shown[:rows]]
-    for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
-        if any(cells):
-            table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
-    for line in zip(*(cells for cells in zip(*lines, strict=True) if any(cells)), strict=True):
+    for name in filled:
+        table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
+    for line in zip(*filled.values(), strict=True):
         table.add_row(*line)
     title = Text(f"{sweep.name}: {summary(statuses)}", no_wrap=True, overflow="ignore")
     notes = [f"log of {each.entry.label}: {log}" for each in statuses if (log := _log(each))]
