@@ -34,7 +34,8 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """
     with suppress(Absent), reading(path):
         content = load_bytes(path, _LARGEST)
-        check_digest(path, _record_beside(path), content)
+        with suppress(Unreadable):  # a damaged record is reported where records are read
+            check_digest(path, load_json(path.with_name("scores.json")), content)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not set(names) <= set(_names(archive)):
                 return {}
@@ -71,13 +72,6 @@ def _check(archive: zipfile.ZipFile) -> None:
                 raise Unreadable(f"{entry.filename!r:.60} holds {str(dtype)!r:.60} and no numbers")
             if math.prod(shape) * dtype.itemsize != entry.file_size - member.tell():
                 raise Unreadable(f"{entry.filename!r:.60} is not of the size that it says")
-
-
-def _record_beside(path: Path) -> Any:
-    try:
-        return load_json(path.with_name("scores.json"))
-    except Unreadable:
-        return None  # a damaged record is reported where records are read
 
 
 def check_digest(path: Path, record: Any, content: bytes | None = None) -> None:

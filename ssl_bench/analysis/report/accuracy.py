@@ -183,10 +183,11 @@ def over_settings(source: Source) -> Iterator[Drawing]:
     groups = source.headlines.drop_duplicates("key")
     folders = source.runs.set_index("run")["folder"]
     for method, peers in groups.groupby("method", sort=True):
-        settings = {
-            row["key"]: _group_settings(row, Path(folders[row["run"]]))
-            for row in peers.to_dict("records")
-        }
+        settings = {}
+        for row in peers.to_dict("records"):
+            version = schema.peek(Path(folders[row["run"]]) / schema.CONFIG).get("method_version")
+            apart = {"version": version, "data": row["data_fingerprint"]}
+            settings[row["key"]] = grouping.settings_of(row) | apart
         for name in dict.fromkeys(name for each in settings.values() for name in each):
             if curves := _ablation_curves(settings, name):
                 yield _draw_ablation(source, str(method), name, curves)
@@ -228,12 +229,6 @@ def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) 
         pd.concat(rows).rename(columns={"value_of": "value"}),
         figure,
     )
-
-
-def _group_settings(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Everything that sets a group apart from others of its method."""
-    version = schema.peek(folder / schema.CONFIG).get("method_version")
-    return {**grouping.settings_of(row), "version": version, "data": row["data_fingerprint"]}
 
 
 def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> list[Curve]:

@@ -103,7 +103,9 @@ def recipe(args: Sequence[str]) -> None:
 def stages(config: RunConfig) -> list[Stage]:
     """What a run would do, stage by stage."""
     method = config.method
-    beside = _paper_preset(method, config.settings.preset)
+    # The preset itself where something is published for it, else the method's first such one.
+    presets = (config.settings.preset, *method.presets())
+    beside = next((each for each in presets if published(method, each, method).settings), "")
     shared = {name: getattr(config.settings, name) for name in _SHARED}
     found = [_stage(method, shared | vars(config.method_config), method, beside)]
     for plugin, own in config.evals.items():
@@ -189,14 +191,7 @@ def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
     return "-" if value in (None, "") else str(value)
 
 
-def _paper_preset(method: Plugin, preset: str) -> str:
-    """The preset itself where something is published for it, else the method's first such one."""
-    candidates = (preset, *method.presets())
-    return next((name for name in candidates if published(method, name, method).settings), "")
-
-
 def _help() -> str:
-    """What ``ssl-bench recipe --help`` prints."""
     presets = registry.presets()
     width = max(map(len, presets)) + 2
     lines = [line for name, note in presets.items() for line in parser.described(name, note, width)]

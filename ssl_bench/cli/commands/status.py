@@ -131,8 +131,8 @@ def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Gro
     for line in zip(*filled.values(), strict=True):
         table.add_row(*line)
     title = Text(f"{sweep.name}: {summary(statuses)}", no_wrap=True, overflow="ignore")
-    notes = [f"log of {each.entry.label}: {log}" for each in statuses if (log := _log(each))]
-    notes = notes[:_MOST_LOGS]
+    failed = [e for e in statuses if e.state == "failed" and e.log and Path(e.log).exists()]
+    notes = [f"log of {each.entry.label}: {each.log}" for each in failed[:_MOST_LOGS]]
     if rows and len(statuses) > rows:
         notes.append(f"and {len(statuses) - rows} more, which `ssl-bench status --once` shows")
     states = {each.state for each in statuses}
@@ -145,10 +145,6 @@ def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Gro
     if "failed" in states:
         notes.append("`ssl-bench sweep ... --retry-failed` tries again what failed")
     return Group(title, table, *(Text(note, overflow="fold") for note in notes))
-
-
-def _log(each: CellStatus) -> str:
-    return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
 
 
 def _progress(each: CellStatus) -> str:

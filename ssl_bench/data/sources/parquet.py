@@ -332,7 +332,10 @@ def _part(tables: list[_Table]) -> Part:
 
 def _at_any_place(tables: list[_Table]) -> Callable[[int], Picture]:
     """A function from an index to the picture, read from its place in the file."""
-    files = [_mapped(table.path) for table in tables]
+    files = []
+    for table in tables:
+        with table.path.open("rb") as file:
+            files.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     where = [
         (number, row, *span)
         for number, table in enumerate(tables)
@@ -345,11 +348,6 @@ def _at_any_place(tables: list[_Table]) -> Callable[[int], Picture]:
         return tables[number].picture(row, files[number][start:stop])
 
     return picture
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _located(table: _Table, file: mmap.mmap) -> Iterator[tuple[int, int]]:
