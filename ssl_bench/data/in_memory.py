@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -19,12 +18,10 @@ from ssl_bench.data import depth
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
-from ssl_bench.data.listing import Listing, Picture
+from ssl_bench.data.listing import Listing, Picture, Progress
 from ssl_bench.data.streaming import open_stream
 from ssl_bench.data.survey import sound
 from ssl_bench.errors import UserError
-
-Progress = Callable[[int, int], None]
 
 _LARGEST_NATIVE = 96
 _LARGEST_JPEG_CAVEAT = 64
@@ -37,7 +34,7 @@ def load(
     storage: Storage,
     skip_broken: bool,
     remembered: Path,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> Dataset:
     """Load the data set of a listing, in memory or streamed.
 
@@ -78,7 +75,7 @@ def load(
 
 
 def _decode(
-    listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress | None
+    listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress
 ) -> tuple[Split, Split]:
     """Decode both splits.
 
@@ -104,8 +101,7 @@ def _decode(
                 for picture, image_CSS in zip(batch, each(square, batch), strict=True):
                     images_NCHW[place], labels_N[place] = image_CSS, picture.label
                     place += 1
-                if progress:
-                    progress(done + place, listing.count)
+                progress(done + place, listing.count)
             done += part.count
             splits.append(Split(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N)))
     return splits[0], splits[1]

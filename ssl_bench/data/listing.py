@@ -17,6 +17,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.utils.files import readable
 
 HELD_OUT_CAVEAT = "no test split of its own: a fifth of the images is held out"
+Progress = Callable[[int, int], None]
+"""Called from time to time with how many images are done, and their total."""
 _FIFTH = 2**64 // 5
 _SHOWN, _EXTENSIONS_SHOWN = 5, 12
 
@@ -127,6 +129,10 @@ class Listing:
         first_test = bisect_left(left, self.train.count)
         train, test = left[:first_test], [p - self.train.count for p in left[first_test:]]
         return replace(self, train=self.train.subset(train), test=self.test.subset(test))
+
+
+def no_progress(done: int, total: int) -> None:
+    """Where nobody watches."""
 
 
 def counted(left_out: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from math import ceil
@@ -26,7 +26,7 @@ from PIL import Image
 from ssl_bench.data import depth
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import in_memory, is_marked, opened, to_rgb
-from ssl_bench.data.listing import Listing, Part, Picture
+from ssl_bench.data.listing import Listing, Part, Picture, Progress, no_progress
 from ssl_bench.data.sources.parquet import METADATA
 from ssl_bench.data.survey import sound
 from ssl_bench.errors import require
@@ -38,27 +38,14 @@ _ROWS_AT_ONCE = 256
 _BYTES_IN_FILE = 2**29
 
 
-@dataclass(frozen=True)
-class Written:
-    """How many images `prepare` wrote, how many of them smaller, and what it has to say.
-
-    ``broken`` has one line for each unreadable image that was left out.
-    """
-
-    count: int
-    reduced: int
-    caveats: tuple[str, ...]
-    broken: tuple[str, ...]
-
-
 def prepare(
     listing: Listing,
     output: Path,
     short_side: int,
     quality: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
     skip_broken: bool = False,
-) -> Written:
+) -> tuple[Listing, int, tuple[str, ...]]:
     """Write a listing's images as Parquet files that `parquet.find` reads.
 
     Labels, classes, splits and caveats are kept, with a new caveat if images were made smaller.
@@ -68,8 +55,11 @@ def prepare(
         output: a folder that does not exist; it appears once everything is written.
         short_side: images with a longer short side, in pixels, are made smaller.
         quality: JPEG quality of those, from 1 to 100.
-        progress: called with (images checked or written, total) from time to time.
         skip_broken: leave out images that cannot be read.
+
+    Returns:
+        What was written, how many of its images were made smaller, and one line for each broken
+        image that was left out.
 
     Raises:
         UserError: an image cannot be read, or the folder exists, cannot be written, or is being
@@ -88,10 +78,9 @@ def prepare(
             for rows in _write(temporary / split, _rows(part, make), listing, change):
                 reduced += sum(is_reduced for _, is_reduced in rows)
                 done += len(rows)
-                if progress:
-                    progress(done, listing.count)
+                progress(done, listing.count)
         temporary.rename(output)
-    return Written(done, reduced, listing.caveats, broken)
+    return listing, reduced, broken
 
 
 def _rows(part: Part, make: Callable[[Picture], _Row]) -> Iterator[list[_Row]]:
