@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.table import Table
@@ -104,16 +105,13 @@ def _asked(sql: str, found: index.Index) -> Iterator[tuple[list[str], Fetch]]:
         connection.execute(sql)
         return [column[0] for column in connection.description or ()]
 
+    def fetch(count: int) -> list[tuple[Any, ...]]:
+        rows = partial(connection.fetchmany, count)
+        return _stoppable(rows, connection.interrupt) if names else []
+
     try:
         names = _stoppable(ask, connection.interrupt)
-        yield (
-            names,
-            lambda count: (
-                _stoppable(lambda: connection.fetchmany(count), connection.interrupt)
-                if names
-                else []
-            ),
-        )
+        yield names, fetch
     except duckdb.InterruptException:
         raise KeyboardInterrupt from None
     except duckdb.OutOfMemoryException:
