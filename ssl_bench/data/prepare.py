@@ -30,7 +30,7 @@ from ssl_bench.data.listing import Listing, Part, Picture, Progress, no_progress
 from ssl_bench.data.sources.parquet import METADATA
 from ssl_bench.data.survey import sound
 from ssl_bench.errors import require
-from ssl_bench.utils.files import temporary_folder, writing
+from ssl_bench.utils.files import new_folder, writing
 
 _Row = tuple[dict[str, Any], bool]
 """A row of the files, and whether its image was made smaller."""
@@ -68,18 +68,17 @@ def prepare(
     require(
         not output.exists(), f"output {str(output)!r} exists already; another folder would work"
     )
-    with writing(output), temporary_folder(output, alone=True) as temporary:
+    with writing(output), new_folder(output, alone=True) as folder:
         listing, depths, said, broken = sound(listing, skip_broken, progress)
         listing = replace(listing, caveats=(*listing.caveats, *said))
         make = partial(_row, short_side=short_side, quality=quality, depths=depths)
         change = f"larger images reduced to a short side of {short_side} px, JPEG quality {quality}"
         done, reduced = 0, 0
         for split, part in (("train", listing.train), ("test", listing.test)):
-            for rows in _write(temporary / split, _rows(part, make), listing, change):
+            for rows in _write(folder / split, _rows(part, make), listing, change):
                 reduced += sum(is_reduced for _, is_reduced in rows)
                 done += len(rows)
                 progress(done, listing.count)
-        temporary.rename(output)
     return listing, reduced, broken
 
 

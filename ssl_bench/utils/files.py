@@ -79,14 +79,17 @@ def remove_temporary(folder: Path) -> None:
 
 
 @contextmanager
-def temporary_folder(path: Path, alone: bool = False) -> Iterator[Path]:
-    """Yield a new folder beside ``path`` for the block to rename to it; otherwise it is removed.
+def new_folder(path: Path, alone: bool = False) -> Iterator[Path]:
+    """Yield a folder beside ``path`` that takes its place once the block has succeeded.
 
-    Its name ends in ``.tmp``. The block may move an older folder to the same name with ``.old``,
-    which is removed afterwards, too. Leftovers of killed writers of ``path`` are removed first.
+    Replacing an older folder takes two renames: a process killed between them leaves that beside
+    its place, where the next one finds it. Leftovers of killed writers are removed first.
+
+    Args:
+        alone: nothing may be there, and no other process may be writing it.
 
     Raises:
-        UserError: only one process may be writing the folder, and another one is.
+        UserError: another process is writing it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     is_written = _remove_abandoned(path)
@@ -95,21 +98,29 @@ def temporary_folder(path: Path, alone: bool = False) -> Iterator[Path]:
         f"output {str(path)!r} is being written by another process; another folder would work",
     )
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    lock = new.with_suffix(".lock")
+    lock, old = new.with_suffix(".lock"), new.with_suffix(".old")
     with ExitStack() as stack:
         with suppress(UserError):  # without locks, leftovers of killed writers stay
             stack.enter_context(locks.taken(lock, 0))
         try:
             new.mkdir()
             yield new
+            if path.exists() and not alone:
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
-            shutil.rmtree(new.with_suffix(".old"), ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
             lock.unlink(missing_ok=True)
 
 
 def _remove_abandoned(path: Path) -> bool:
-    """Remove leftovers of killed writers of a `temporary_folder`; living ones hold a lock.
+    """Remove leftovers of killed writers of a `new_folder`; living ones hold a lock.
 
     An older folder that was moved away is moved back if nothing has replaced it.
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -445,9 +446,9 @@ class TestFolder:
         report.write(settings)
         killed = (
             "import os, pathlib, sys\n"
-            "from ssl_bench.utils.files import temporary_folder\n"
+            "from ssl_bench.utils.files import new_folder\n"
             "output = pathlib.Path(sys.argv[1])\n"
-            "with temporary_folder(output) as folder:\n"
+            "with new_folder(output) as folder:\n"
             "    (folder / 'index.html').touch()\n"
             "    if 'renames' in sys.argv[2]: output.rename(folder.with_suffix('.old'))\n"
             "    os.kill(os.getpid(), 9)\n"
@@ -457,13 +458,15 @@ class TestFolder:
         theirs = tmp_path / f".{output.name}.mine.tmp"
         theirs.mkdir()
         with (
-            files.temporary_folder(tmp_path / "another") as another,
-            files.temporary_folder(output) as alive,
+            suppress(KeyboardInterrupt),
+            files.new_folder(tmp_path / "another") as another,
+            files.new_folder(output) as alive,
         ):
             (alive / "half").touch()
             assert (output / "index.html").stat().st_size > 0, "the older one is back"
             report.write(settings)
             assert (alive / "half").exists() and another.exists()
+            raise KeyboardInterrupt
         assert {path.name for path in tmp_path.iterdir()} == {output.name, theirs.name}
         assert {path.name for path in output.iterdir()} >= {"index.html", "report.json"}
 

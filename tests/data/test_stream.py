@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.transforms import functional
 from ssl_bench.transforms.augmentations import Augmentation, augment, crop_of
 from ssl_bench.transforms.loader import views
-from ssl_bench.utils.files import temporary_folder
+from ssl_bench.utils.files import new_folder
 from ssl_bench.utils.rng import SampleRng
 
 Call = Callable[..., tuple[int, str, str]]
@@ -619,11 +620,12 @@ def test_two_preparations_do_not_disturb_each_other(
     ssl_bench: Call, photographs: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "copy"
-    with temporary_folder(output) as temporary:
+    with suppress(KeyboardInterrupt), new_folder(output) as temporary:
         (temporary / "half").touch()
         code, _, err = ssl_bench("data", "prepare", photographs, "-o", output)
         assert code == 2 and "another process" in err
         assert (temporary / "half").exists() and not output.exists()
+        raise KeyboardInterrupt
     assert ssl_bench("data", "prepare", photographs, "-o", output)[0] == 0
 
 

@@ -7,7 +7,6 @@ papers. ``report.json`` marks the folder as a report, the only kind of folder th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +33,7 @@ from ssl_bench.config.command_settings import ReportSettings
 from ssl_bench.errors import first_line, require
 from ssl_bench.runs import index, schema
 from ssl_bench.utils import progress
-from ssl_bench.utils.files import temporary_folder, write_json, writing
+from ssl_bench.utils.files import new_folder, write_json, writing
 
 _MARKER = "report.json"
 _MAKER = "ssl-bench report"
@@ -74,7 +73,7 @@ def write(settings: ReportSettings) -> list[str]:
         drawing.looks(methods, registry.discover("method")),
         dict.fromkeys(found.problems),
     )
-    with writing(settings.output), _replacing(output) as folder:
+    with writing(settings.output), new_folder(output) as folder:
         (folder / schema.FIGURES).mkdir()
         (folder / "tables").mkdir()
         figures, missing = _draw(source, folder / schema.FIGURES)
@@ -171,23 +170,3 @@ def _check(output: Path, shown: Path) -> None:
         not any(output.iterdir()) or schema.peek(output / _MARKER).get("made_by") == _MAKER,
         f"output {str(shown)!r} exists and is no report; name another folder with -o",
     )
-
-
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A folder that replaces the output once the block has succeeded.
-
-    This takes two renames: a process killed between them leaves the older folder beside its place,
-    where the next one finds it.
-    """
-    with temporary_folder(output) as new:
-        yield new
-        old = new.with_suffix(".old")
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
