@@ -151,11 +151,7 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
 
 
 def _table(
-    scores: pd.DataFrame,
-    runs: pd.DataFrame,
-    keys: Sequence[str],
-    at: At,
-    at_cost: float | None,
+    scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str], at: At, at_cost: float | None
 ) -> ScoreTable:
     first = scores.iloc[0]
     title = f"{first['evaluated_on']}, {int(first['test_images']):,} test images"

@@ -82,10 +82,8 @@ def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
         columns = [n for n in ("step", "epoch", "loss", "learning_rate") if n in kept[0]]
         records = pd.DataFrame([[each[name] for name in columns] for each in kept], columns=columns)
         records = records.astype(float)
-        return records.where(records.abs() < _LARGEST_LOSS).assign(
-            run=run["run"], seed=run["seed"], method=run["method"], group=run["group"],
-            label=run["label"],
-        )  # fmt: skip
+        about = run[["run", "seed", "method", "group", "label"]]
+        return records.where(records.abs() < _LARGEST_LOSS).assign(**about)
     except Absent:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -70,14 +70,10 @@ def describe(folder: Path) -> dict[str, Any]:
     evaluations = {}
     for path in schema.score_files(folder):
         record = read(path)
-        environment = mapping(record.pop("environment", None))
+        origin = _origin(mapping(record.pop("environment", None)))
         record.pop("classes", None)
         if record:
-            evaluations[path.parent.name] = {
-                "folder": str(path.parent),
-                **record,
-                **_origin(environment),
-            }
+            evaluations[path.parent.name] = {"folder": str(path.parent), **record, **origin}
     return {"run": run, "evaluations": evaluations, "problems": problems}
 
 

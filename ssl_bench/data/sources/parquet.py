@@ -160,7 +160,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _layout(path: Path, choice: str) -> _Layout:
-    """Which files belong to which split."""
     if path.is_file():
         if choice not in ("", WHOLE):
             raise UserError(f"{path} is one file, which has no splits {choice!r} to choose from")
@@ -220,20 +219,12 @@ def _table(path: Path) -> _Table:
         if label_column:
             labels = file.read(columns=[label_column]).column(label_column)
             labels_N, unlabelled = _numbers(path, label_column, labels)
-            names = _texts(
-                schema.metadata, b"huggingface", "info", "features", label_column, "names"
-            )
+            keys = ("info", "features", label_column, "names")
+            names = _texts(schema.metadata, b"huggingface", *keys)
         noted = file.metadata.metadata
         is_grey = _entry(noted, METADATA, "channels") == 1
-        return _Table(
-            path,
-            image_column,
-            labels_N,
-            names,
-            unlabelled,
-            is_grey,
-            _texts(noted, METADATA, "caveats"),
-        )
+        caveats = _texts(noted, METADATA, "caveats")
+        return _Table(path, image_column, labels_N, names, unlabelled, is_grey, caveats)
 
 
 def _column(schema: pa.Schema, choices: Sequence[str]) -> str:
@@ -308,7 +299,6 @@ def _texts(metadata: Mapping[bytes, bytes] | None, name: bytes, *keys: str) -> t
 
 
 def _images(table: _Table) -> Iterator[bytes]:
-    """The encoded images in order."""
     path, column, row = table.path, table.image_column, 0
     with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
