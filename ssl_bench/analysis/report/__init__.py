@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 
 from ssl_bench import __version__
@@ -115,7 +116,6 @@ def write(settings: ReportSettings) -> list[str]:
 
 
 def _draw(source: Source, folder: Path) -> tuple[list[Figure], list[Missing]]:
-    """Draw and save every figure that can be drawn."""
     figures: dict[str, Figure] = {}
     missing: list[Missing] = []
     with drawing.style(), progress.bar("draw", len(_FIGURES)) as bar:
@@ -124,10 +124,8 @@ def _draw(source: Source, folder: Path) -> tuple[list[Figure], list[Missing]]:
                 if isinstance(figure, Missing):
                     missing.append(figure)
                     continue
-                name, copies = figure.name, 1
-                while name in figures:
-                    copies += 1
-                    name = f"{figure.name}-{copies}"
+                copies = (f"{figure.name}-{number}" for number in count(2))
+                name = next(each for each in chain([figure.name], copies) if each not in figures)
                 for extension, content in figure.contents.items():
                     (folder / f"{name}.{extension}").write_bytes(content)
                 figures[name] = replace(figure, name=name)

@@ -199,9 +199,9 @@ def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) 
     scores = scores.assign(value_of=scores["key"].map(values))
     found = list(source.evaluations(scores))
     look = source.looks[method]
-    styles = list(
-        zip(curves, _labels(curves), drawing.shades(look.color, len(curves)), strict=True)
-    )
+    apart = grouping.differences({number: shared for number, (shared, _) in enumerate(curves)})
+    labels = map(grouping.describe, apart.values())
+    styles = list(zip(curves, labels, drawing.shades(look.color, len(curves)), strict=True))
     figure, axes = drawing.panels(len(found))
     handles, rows = {}, []
     for axis, (title, of_evaluation) in zip(axes, found, strict=True):
@@ -246,12 +246,6 @@ def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> li
         if len(unique) >= _SMALLEST_CURVE:
             curves.append((json.loads(shared), unique))
     return curves
-
-
-def _labels(curves: list[Curve]) -> list[str]:
-    """The settings that set each curve apart from the others."""
-    apart = grouping.differences({number: shared for number, (shared, _) in enumerate(curves)})
-    return [grouping.describe(each) for each in apart.values()]
 
 
 @or_missing(missing("Robustness", "robustness"))

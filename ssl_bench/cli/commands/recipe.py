@@ -5,6 +5,7 @@ Nothing here imports torch or reads data.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,10 @@ class Stage:
 def recipe(args: Sequence[str]) -> None:
     """Print a preset's recipe: ``ssl-bench recipe``."""
     if {"-h", "--help"} & set(args):
-        print(_help(), end="")
+        presets = registry.presets()
+        width = max(map(len, presets)) + 2
+        lines = [parser.described(name, note, width) for name, note in presets.items()]
+        print(_USAGE + "\n".join(itertools.chain(*lines)))
         return
     require(
         bool(args) and not args[0].startswith("-"),
@@ -189,13 +193,6 @@ def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
     if isinstance(value, tuple):
         return ", ".join(_text("", each, values) for each in value)
     return "-" if value in (None, "") else str(value)
-
-
-def _help() -> str:
-    presets = registry.presets()
-    width = max(map(len, presets)) + 2
-    lines = [line for name, note in presets.items() for line in parser.described(name, note, width)]
-    return _USAGE + "\n".join(lines) + "\n"
 
 
 def _table(stage: Stage) -> Table:
