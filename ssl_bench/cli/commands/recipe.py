@@ -94,14 +94,15 @@ def recipe(args: Sequence[str]) -> None:
     for stage in stages(flags.parse_run(["--preset", *args], "recipe")):
         console.print(_table(stage))
         if stage.sources:
-            console.print(f"tables and files of {stage.sources}")
+            console.print(f"tables and files of {stage.sources}", soft_wrap=False)
         marks = [row.mark for row in stage.rows if row.published]
-        console.print(
-            f"{marks.count(DIFFERS)} of {len(marks)} published settings differ ({DIFFERS}); of "
-            f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})\n"
-            if marks
-            else "nothing is published for this preset\n"
-        )
+        said = "nothing is published for this preset"
+        if marks:
+            said = (
+                f"{marks.count(DIFFERS)} of {len(marks)} published settings differ ({DIFFERS}); of "
+                f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})"
+            )
+        console.print(f"{said}\n", soft_wrap=False)
 
 
 def stages(config: RunConfig) -> list[Stage]:
