@@ -72,9 +72,11 @@ def load(
         found = _embedded(asked)
     else:
         from ssl_bench.data import in_memory
+        from ssl_bench.data.listing import no_progress
 
         listing, checked = list_images(source, data_dir), _folder(data_dir) / "checked"
-        found = in_memory.load(listing, read_size, storage, skip_broken, checked, progress)
+        told = progress or no_progress
+        found = in_memory.load(listing, read_size, storage, skip_broken, checked, told)
     is_native = found.size != round(read_size * 8 / 7)
     view_size = image_size or (found.size if is_native else DEFAULT_IMAGE_SIZE)
     return replace(found, view_size=view_size, source=resolved(source))
