@@ -81,9 +81,9 @@ class Config(OptimizerChoiceConfig):
     centering: Literal["mean", "sinkhorn"] = "mean"
     """What keeps the teacher from a few prototypes: a running mean, or balance in each batch."""
     teacher_temp: float = 0.04
-    """Temperature of the teacher, above 0."""
+    """Temperature of the teacher, in [0.001, 10]."""
     warmup_teacher_temp: float = 0.04
-    """Temperature of the teacher in the first epoch, above 0."""
+    """Temperature of the teacher in the first epoch, in [0.001, 10]."""
     temp_warmup: float = 0.3
     """Share of the training's epochs in which the teacher's temperature changes, in [0, 1]."""
     clip_grad: float = 3.0
@@ -104,8 +104,8 @@ class Config(OptimizerChoiceConfig):
         for name in ("head_hidden_dim", "head_bottleneck_dim", "clip_grad"):
             above(name.replace("_", " "), getattr(self, name), 0)
         above("prototypes", self.prototypes, 1)
-        above("teacher temp", self.teacher_temp, 0)
-        above("warmup teacher temp", self.warmup_teacher_temp, 0)
+        within("teacher temp", self.teacher_temp, "[0.001, 10]")
+        within("warmup teacher temp", self.warmup_teacher_temp, "[0.001, 10]")
         within("freeze last layer", self.freeze_last_layer, "[0, 10000]")
         within("momentum", self.momentum, "[0, 1]")
         within("center momentum", self.center_momentum, "[0, 1]")

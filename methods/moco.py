@@ -79,7 +79,7 @@ class Config(OptimizerChoiceConfig):
     """Keys to tell a query's own from, a multiple of the batch size; no more than images, or each
     image is among its own negatives."""
     temperature: float = 0.2
-    """Temperature of the contrastive loss, above 0."""
+    """Temperature of the contrastive loss, in [0.001, 10]."""
     momentum: float = 0.999
     """Momentum of the key encoder."""
     head: Literal["mlp", "linear"] = "mlp"
@@ -97,7 +97,7 @@ class Config(OptimizerChoiceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         above("queue size", self.queue_size, 0)
-        above("temperature", self.temperature, 0)
+        within("temperature", self.temperature, "[0.001, 10]")
         within("momentum", self.momentum, "[0, 1]")
         above("proj output dim", self.proj_output_dim, 0)
         within("crop scale", self.crop_scale, "(0, 1]")

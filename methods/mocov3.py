@@ -64,7 +64,7 @@ class Config(OptimizerConfig):
     """The defaults are the paper's for ViT-B on ImageNet."""
 
     temperature: float = 0.2
-    """Temperature of the contrastive loss, above 0."""
+    """Temperature of the contrastive loss, in [0.001, 10]."""
     momentum: float = 0.99
     """Momentum of the momentum encoder at the start; it rises to 1 along a half cosine."""
     proj_hidden_dim: int = 4096
@@ -82,7 +82,7 @@ class Config(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above("temperature", self.temperature, 0)
+        within("temperature", self.temperature, "[0.001, 10]")
         above("proj hidden dim", self.proj_hidden_dim, 0)
         above("proj output dim", self.proj_output_dim, 0)
         within("momentum", self.momentum, "[0, 1]")

@@ -49,7 +49,7 @@ class Config(OptimizerChoiceConfig):
     """The defaults are the paper's, but for the optimiser, which is for ViTs."""
 
     temperature: float = 0.1
-    """Temperature of the contrastive loss, above 0."""
+    """Temperature of the contrastive loss, in [0.001, 10]."""
     proj_layers: int = 3
     """Linear layers of the projector: 2 in the paper, 3 in SimCLR v2 and the official code."""
     proj_hidden_dim: int = 2048
@@ -65,7 +65,7 @@ class Config(OptimizerChoiceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above("temperature", self.temperature, 0)
+        within("temperature", self.temperature, "[0.001, 10]")
         above("proj layers", self.proj_layers, 0)
         above("proj hidden dim", self.proj_hidden_dim, 0)
         above("proj output dim", self.proj_output_dim, 0)

@@ -39,7 +39,7 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
+from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
@@ -65,6 +65,11 @@ class Config(OptimizerChoiceConfig):
         super().__post_init__()
         for name in ("invariance", "variance", "covariance"):
             within(name, getattr(self, name), "[0, 1000]")
+        require(
+            any((self.invariance, self.variance, self.covariance)),
+            "invariance, variance and covariance are all 0, and so would be the loss; a weight "
+            "above 0 would work",
+        )
         above("proj hidden dim", self.proj_hidden_dim, 0)
         above("proj output dim", self.proj_output_dim, 1)
         within("crop scale", self.crop_scale, "(0, 1]")

@@ -116,7 +116,11 @@ def require(condition: bool, message: str) -> None:
 
 def above(name: str, value: float, bound: float) -> None:
     """Require a finite number above a bound."""
-    require(bound < value < math.inf, f"{name} {value} is out of range; it must be above {bound:g}")
+    finite = "" if math.isfinite(value) else "finite and "
+    require(
+        bound < value < math.inf,
+        f"{name} {value} is out of range; it must be {finite}above {bound:g}",
+    )
 
 
 def within(name: str, value: float, interval: str) -> None:
