@@ -25,6 +25,7 @@ Deviations that give different numbers:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -169,6 +170,17 @@ class DINO(Method):
         self.teacher_head = frozen_copy(self.student_head)
         self.register_buffer("center_K", torch.zeros(config.prototypes))
         self.mean_K: Tensor | None = None
+
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
+        """Whether the prototypes would stay as they are to the end."""
+        frozen = config.freeze_last_layer
+        if frozen < epochs:
+            return None
+        return (
+            f"freeze last layer {frozen} leaves none of the {epochs:g} epochs to train the "
+            f"prototypes in; --freeze-last-layer {math.ceil(epochs) - 1} would work"
+        )
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two large crops, and the small ones."""

@@ -149,9 +149,10 @@ class MoCo(Method):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.keys_BD: Tensor | None = None
 
-    def refuses(self, batch_size: int, images: int) -> str | None:
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
         """Whether a queue is filled by whole batches, with keys of different images."""
-        size = self.config.queue_size
+        size = config.queue_size
         near = max(1, round(min(size, images) / batch_size)) * batch_size
         if near > images:
             near -= batch_size

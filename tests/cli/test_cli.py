@@ -661,6 +661,25 @@ def test_run_in_use_is_left_alone(run: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--method", "simclr", "--batch-size", "1"], "batch size 1 is too small for simclr"),
+        (["--batch-size", "49"], "larger than the 48 training images"),
+        (["--method", "moco", "--queue-size", "20"], "no multiple of batch size 16"),
+        (["--method", "moco", "--queue-size", "64"], "more than the 48 training images"),
+        (["--method", "dino", "--freeze-last-layer", "1"], "--freeze-last-layer 0 would work"),
+    ],
+)
+def test_a_batch_that_will_not_do_is_told_before_images_are_decoded(
+    run: Call, image_folder: Path, words: list[str], message: str
+) -> None:
+    (image_folder / "train/a/0.png").write_bytes(b"no image")
+    code, _, err = run(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
     "spoil,message",
     [
         (lambda root: (root / "train/a/0.png").write_bytes(b"no image"), "cannot read image"),
