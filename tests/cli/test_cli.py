@@ -418,6 +418,10 @@ def test_help_imports_no_torch(words: list[str]) -> None:
     "words,message",
     [
         (["--method", "mea"], "unknown method 'mea'; did you mean 'mae'?"),
+        (["--method", "mocov2"], "mean 'moco'? `ssl-bench recipe imagenet-moco-v2-resnet50`"),
+        (["--method", "MoCo_v1"], "mean 'moco'? `ssl-bench recipe imagenet-moco-v1-resnet50`"),
+        (["--method", "sigreg"], "did you mean 'lejepa'?"),
+        (["--method", "sigreg"], "did you mean 'lejepa'?"),
         (["--method", "nothing.py"], "method file 'nothing.py' does not exist"),
         (["--evals", "knn,linaer"], "unknown eval 'linaer'; did you mean 'linear'?"),
         (["--preset", "quikc"], "unknown preset 'quikc'; did you mean 'quick'?"),
