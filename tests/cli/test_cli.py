@@ -285,6 +285,14 @@ def test_eval_keeps_seeds_and_precisions_apart(ssl_bench: Call, run: Call, tmp_p
     ]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_diverged_training_is_told_what_may_help(run: Call, precision: str) -> None:
+    code, _, err = run("--base-lr", 1e30, "--evals", "none", "--precision", precision)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the loss is nan" in err
+    assert ("--precision fp32" in err) == (precision == "bf16")
+
+
 def test_diverged_finetuning_is_no_score(run: Call, tmp_path: Path) -> None:
     code, out, err = run("--evals", "knn,finetune", "--finetune-base-lr", 1e30,
                          "--finetune-epochs", 3)  # fmt: skip
