@@ -25,6 +25,7 @@ Deviations that give different numbers:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -79,9 +80,9 @@ class Config(OptimizerChoiceConfig):
     """Momentum of the centre of the teacher's logits."""
     centering: Literal["mean", "sinkhorn"] = "mean"
     """What keeps the teacher from a few prototypes: a running mean, or balance in each batch."""
-    teacher_temp: Annotated[float, "(0, inf)"] = 0.04
+    teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
     """Temperature of the teacher."""
-    warmup_teacher_temp: Annotated[float, "(0, inf)"] = 0.04
+    warmup_teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
     """Temperature of the teacher in the first epoch."""
     temp_warmup: Annotated[float, "[0, 1]"] = 0.3
     """Share of the training's epochs in which the teacher's temperature changes."""
@@ -151,6 +152,17 @@ class DINO(Method):
         self.teacher_head = frozen_copy(self.student_head)
         self.register_buffer("center_K", torch.zeros(config.prototypes))
         self.mean_K: Tensor | None = None
+
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
+        """Whether the prototypes would stay as they are to the end."""
+        frozen = config.freeze_last_layer
+        if frozen < epochs:
+            return None
+        return (
+            f"freeze last layer {frozen} leaves none of the {epochs:g} epochs to train the "
+            f"prototypes in; --freeze-last-layer {math.ceil(epochs) - 1} would work"
+        )
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two large crops, and the small ones."""

@@ -78,7 +78,7 @@ class Config(OptimizerChoiceConfig):
     queue_size: Annotated[int, "[1, inf)"] = 65536
     """Keys to tell a query's own from, a multiple of the batch size; no more than images, or each
     image is among its own negatives."""
-    temperature: Annotated[float, "(0, inf)"] = 0.2
+    temperature: Annotated[float, "[0.001, 10]"] = 0.2
     """Temperature of the contrastive loss."""
     momentum: Annotated[float, "[0, 1]"] = 0.999
     """Momentum of the key encoder."""
@@ -144,9 +144,10 @@ class MoCo(Method):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.keys_BD: Tensor | None = None
 
-    def refuses(self, batch_size: int, images: int) -> str | None:
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
         """Whether a queue is filled by whole batches, with keys of different images."""
-        size = self.config.queue_size
+        size = config.queue_size
         near = max(1, round(min(size, images) / batch_size)) * batch_size
         if near > images:
             near -= batch_size

@@ -48,7 +48,7 @@ from ssl_bench.transforms.augmentations import Augmentation
 class Config(OptimizerChoiceConfig):
     """The defaults are the paper's, but for the optimiser, which is for ViTs."""
 
-    temperature: Annotated[float, "(0, inf)"] = 0.1
+    temperature: Annotated[float, "[0.001, 10]"] = 0.1
     """Temperature of the contrastive loss."""
     proj_layers: Annotated[int, "[1, inf)"] = 3
     """Linear layers of the projector: 2 in the paper, 3 in SimCLR v2 and the official code."""

@@ -40,6 +40,7 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
+from ssl_bench.errors import require
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
@@ -60,6 +61,14 @@ class Config(OptimizerChoiceConfig):
     """Width of the compared features."""
     crop_scale: Annotated[float, "(0, 1]"] = 0.08
     """Smallest share of an image's area that a random crop keeps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            any((self.invariance, self.variance, self.covariance)),
+            "invariance, variance and covariance are all 0, and so would be the loss; a weight "
+            "above 0 would work",
+        )
 
 
 class VICReg(Method):

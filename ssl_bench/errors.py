@@ -42,10 +42,10 @@ class ToldElsewhere(BaseException):
         self.code = code
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among the choices, with the nearest one if there is any."""
+def unknown(kind: str, name: str, choices: Iterable[str], meant: str = "") -> UserError:
+    """The error for a name that is not among the choices, with the one meant, or the nearest."""
     known = sorted(choices)
-    near = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = [meant] if meant else get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
     hint = f"did you mean {near[0]!r}?" if near else f"known: {shown} (see `ssl-bench list`)"
     return UserError(f"unknown {kind} {name!r}; {hint}")
@@ -116,7 +116,7 @@ def require(condition: bool, message: str) -> None:
 
 def above(name: str, value: float, bound: float) -> None:
     """Require a finite number above a bound."""
-    require(bound < value < math.inf, f"{name} {value} is out of range; it must be above {bound:g}")
+    within(name, value, f"({bound:g}, inf)")
 
 
 def within(name: str, value: float, interval: str) -> None:
@@ -124,17 +124,11 @@ def within(name: str, value: float, interval: str) -> None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     inside = low <= value <= high
     at_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-    require(
-        inside and not at_open_end, f"{name} {value} is out of range; it must be {spelt(interval)}"
-    )
-
-
-def spelt(interval: str) -> str:
-    """An interval, as a sentence has it."""
-    low, high = interval[1:-1].split(", ")
-    if high != "inf":
-        return f"in {interval}"
-    return f"above {low}" if interval[0] == "(" else f"{low} or more"
+    told = f"in {interval}"
+    if high == math.inf:
+        told = f"above {low:g}" if interval[0] == "(" else f"{low:g} or more"
+        told = told if math.isfinite(value) else f"finite and {told}"
+    require(inside and not at_open_end, f"{name} {value} is out of range; it must be {told}")
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import require
 from ssl_bench.experiment import audit
-from ssl_bench.experiment.loading import RunData
+from ssl_bench.experiment.loading import RunData, StepCheck
 from ssl_bench.experiment.run_config import Evaluations, RunConfig, real_configs
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
@@ -64,6 +64,8 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         evals_on_the_way=real_configs(config.evals_on_the_way),
     )
     data = datasets.training
+    can_step = StepCheck(config)
+    can_step(len(data.train))
     hardware = choose(settings.precision, settings.compile)
     require(
         not (data.unlabelled and "label" in plugin.declared.columns),
@@ -77,14 +79,11 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
-    smallest = max(method.smallest_batch, 2 if collectives.has_batch_norm(method) else 1)
     require(
-        settings.batch_size >= smallest or not method.trains,
-        f"batch size {settings.batch_size} is too small for {plugin.name} on {spec.backbone}, "
-        f"which needs at least {smallest} images in a step",
+        settings.batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
+        f"batch size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
+        "images in a step",
     )
-    reason = method.refuses(settings.batch_size, len(data.train)) if method.trains else None
-    require(reason is None, reason or "")
     at_once = settings.micro_batch_size
     own = settings.batch_size // (settings.devices * settings.nodes)
     in_parts = gradients.taken_in_parts(method)
@@ -97,8 +96,6 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
         "--devices, takes less memory",
     )
-    if method.trains:
-        Schedule(len(data.train), settings.batch_size, settings.epochs)  # which refuses too few
     plan = Plan(
         method=plugin.name,
         method_version=plugin.version,
@@ -114,6 +111,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     allowed = budget.of(settings, hardware)
     if allowed and method.trains:
         plan = budget.spend(allowed, plan, method, data, hardware, settings)
+        can_step(len(data.train), plan.epochs)
     require(
         expected in ("", plan.name),
         f"this would be run {plan.name!r}, not {expected!r} as when it was submitted: the code, "

@@ -104,7 +104,8 @@ class Planner:
         found = [f"time by the pace of {'; '.join(self.paces)}"] if known else []
         if unknown:
             found.append(
-                "where the time is ?, no finished run of such a training or evaluation tells it"
+                "? is a time that is not known before something like it has finished in "
+                f"{str(self.runs_dir)!r}; after a first cell, the same command tells it"
             )
         return found
 

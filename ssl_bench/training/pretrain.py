@@ -140,7 +140,7 @@ def _train(
         progress.bar(f"pre-train {plan.method}", total) as bar,
         collectives.path_on_rank_zero(folder / schema.METRICS).open("a", encoding="utf-8") as file,
     ):
-        metrics = _Metrics(file, bar, losses)
+        metrics = _Metrics(file, bar, losses, hardware.precision)
         for step in map(schedule.step, range(start, total)):
             loss, learning_rate = trainer.take(step, metrics.next(source))
             done = step.number + 1
@@ -169,8 +169,14 @@ def _train(
 class _Metrics:
     """Writes a line of ``metrics.jsonl`` with the mean losses every few steps, and shows it."""
 
-    def __init__(self, file: IO[str], bar: progress.Bar, losses: Mapping[str, Iterable[Tensor]]):
-        self._file, self._bar = file, bar
+    def __init__(
+        self,
+        file: IO[str],
+        bar: progress.Bar,
+        losses: Mapping[str, Iterable[Tensor]],
+        precision: str,
+    ) -> None:
+        self._file, self._bar, self._precision = file, bar, precision
         self.losses = {name: list(values) for name, values in losses.items()}
         self._written, self._waited, self._steps = time.monotonic(), 0.0, 0
 
@@ -209,10 +215,11 @@ class _Metrics:
         }
         mean_loss = means.pop(gradients.TOTAL)
         bad = "".join(f", {name} is {each}" for name, each in means.items() if not isfinite(each))
+        more_precise = "" if self._precision == "fp32" else " or --precision fp32"
         require(
             isfinite(mean_loss),
             f"the loss is {mean_loss} at step {done}{bad}; a smaller --base-lr (the learning rate "
-            f"is {learning_rate:.3g} now) or --precision fp32 may help",
+            f"is {learning_rate:.3g} now){more_precise} may help",
         )
         now = time.monotonic()
         speed = self._steps * step.batch_size / (now - self._written)

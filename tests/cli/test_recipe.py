@@ -348,6 +348,15 @@ def test_quick_is_put_beside_the_methods_first_paper() -> None:
     assert all(not row.published for stage in recipe.stages(bare) for row in stage.rows)
 
 
+def test_a_preset_may_be_a_flag(ssl_bench: Call) -> None:
+    words = ("--method", "mocov3", "--epochs", "3")
+    by_flag = ssl_bench("recipe", *words, "--preset", "small")
+    assert by_flag == ssl_bench("recipe", "small", *words)
+    assert by_flag[0] == 0
+    code, _, err = ssl_bench("recipe", "quick", "--preset", "small")
+    assert (code, err.count("\n")) == (2, 1)
+
+
 def test_recipe_command_prints_tables_without_torch() -> None:
     code = (
         "import sys\nfrom ssl_bench.cli import main\n"

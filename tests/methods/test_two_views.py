@@ -454,7 +454,9 @@ def test_v1_has_a_linear_head_and_no_blur() -> None:
 def test_a_queue_takes_whole_batches_of_different_images(
     size: int, batch: int, images: int, works: int | None
 ) -> None:
-    reason = build("moco", queue_size=size).refuses(batch, images)
+    moco = registry.find("method", "moco")
+    config = moco.config(queue_size=size)
+    reason = moco.load_class().refuses(config, batch, images, epochs=1)
     assert reason is None if works is None else (str(size) in reason and f" {works} " in reason)
 
 

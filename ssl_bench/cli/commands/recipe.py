@@ -16,7 +16,7 @@ from rich.table import Table
 from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags, parser
+from ssl_bench.cli import argv, flags, parser
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Published, Recipe
@@ -84,14 +84,15 @@ def recipe(args: Sequence[str]) -> None:
         lines = [parser.described(name, note, width) for name, note in presets.items()]
         print(_USAGE + "\n".join(itertools.chain(*lines)))
         return
+    is_named = bool(args) and not args[0].startswith("-")
     require(
-        bool(args) and not args[0].startswith("-"),
+        is_named or bool(argv.peek(args, "preset")),
         "say which preset: ssl-bench recipe PRESET, one of `ssl-bench list presets`",
     )
     console = Console()
     if not (console.is_terminal or "COLUMNS" in os.environ):
         console.width = _WIDTH
-    for stage in stages(flags.parse_run(["--preset", *args], "recipe")):
+    for stage in stages(flags.parse_run(["--preset", *args] if is_named else args, "recipe")):
         console.print(_table(stage))
         if stage.sources:
             console.print(f"tables and files of {stage.sources}", soft_wrap=False)
