@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ssl_bench.api.method import Method
@@ -14,7 +15,7 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
-from ssl_bench.errors import require
+from ssl_bench.errors import is_of_memory, require
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import RunData, StepCheck
 from ssl_bench.experiment.run_config import Evaluations, RunConfig, real_configs
@@ -45,6 +46,24 @@ class Prepared:
     recipe: str
     budget: Mapping[str, Any] | None
     left_out: Sequence[str]
+
+
+@contextmanager
+def memory_noted(config: RunConfig) -> Iterator[None]:
+    """Have an error of memory name the method's flags that are set above the preset's values."""
+    try:
+        yield
+    except Exception as error:
+        if is_of_memory(error):
+            preset = config.settings.preset
+            usual = config.method.presets().get(preset, {})
+            for field in fields(config.method_config):
+                value = getattr(config.method_config, field.name)
+                size = usual.get(field.name, field.default)
+                if type(value) is type(size) is int and value > max(1, size):
+                    flag = f"--{field.name.replace('_', '-')}"
+                    error.add_note(f"{flag} ({value} now, {size} in preset {preset})")
+        raise
 
 
 def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Prepared:
