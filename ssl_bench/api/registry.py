@@ -81,7 +81,7 @@ def _unknown(kind: Kind, name: str) -> UserError:
     """The error for a name that no plugin has, be it "MoCo_v2" or that of one plugin's own flag."""
     short, plugins = _letters(name), discover(kind)
     by_letters = {_letters(own): own for own in plugins}
-    meant = by_letters.get(short) or by_letters.get(re.sub(r"v\d$", "", short), "")
+    meant = by_letters.get(short) or by_letters.get(re.sub(r"v[12]$", "", short), "")
     if not meant:
         fields = {own: dataclasses.fields(plugin.config) for own, plugin in plugins.items()}
         owners = [own for own, each in fields.items() if short in {field.name for field in each}]

@@ -200,8 +200,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         own |= _unknown_to_moco(outside, entry, own)
     # DINOv2 may count blocks within chunks of them.
     chunk = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
-    renamed = ((chunk.sub("blocks.", _replaced(name, _GATED)), leaf) for name, leaf in own.items())
-    own = _by_name(_merged_first(dict(renamed)), where)
+    renamed = [(chunk.sub("blocks.", _replaced(name, _GATED)), leaf) for name, leaf in own.items()]
+    own = _by_name(_merged_first(renamed), where)
     aside = {name: leaf for name, leaf in own.items() if _is_aside(name, leaf, where)}
     state = {name: leaf.value for name, leaf in own.items() if name not in aside}
     state, decoder = _fuse_queries_keys_values(state), {}
@@ -332,10 +332,10 @@ def _kind_of(name: str) -> str:
     return last if last in _COMPUTED else name.partition(".")[0]
 
 
-def _merged_first(own: Mapping[str, _Leaf]) -> Iterator[tuple[str, _Leaf]]:
+def _merged_first(own: Sequence[tuple[str, _Leaf]]) -> Iterator[tuple[str, _Leaf]]:
     """Weights of a Swin whose stages begin with the merging, as timm's do; official ones end so."""
-    is_last = any(name.startswith("layers.0.downsample.") for name in own)
-    for name, leaf in own.items():
+    is_last = any(name.startswith("layers.0.downsample.") for name, _ in own)
+    for name, leaf in own:
         found = re.fullmatch(r"layers\.(\d+)\.downsample\.(.+)", name) if is_last else None
         yield f"layers.{int(found[1]) + 1}.downsample.{found[2]}" if found else name, leaf
 
