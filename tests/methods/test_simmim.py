@@ -290,8 +290,8 @@ def test_other_backbones_are_refused_in_one_line(
     tmp_path: Path,
 ) -> None:
     words = ("run", "--method", "simmim", "--backbone", backbone, "--image-size", 32)
-    words += ("--batch-size", 16, "--data", image_folder, "--runs-dir", tmp_path / "runs")
-    code, _, err = ssl_bench(*words)
+    where = ("--data", image_folder, "--runs-dir", tmp_path / "runs")
+    code, _, err = ssl_bench(*words, "--batch-size", 16, *where)
     assert (code, err.count("\n")) == (2, 1), err
     assert "Vision Transformer" in err and "Swin" in err
     assert not list((tmp_path / "runs").glob("*"))
