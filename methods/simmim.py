@@ -40,12 +40,12 @@ from ssl_bench.api import (
     DataInfo,
     LogUniform,
     Method,
-    OptimizerChoiceConfig,
     OptimizerSpec,
     Step,
+    StepScheduleConfig,
     Uniform,
 )
-from ssl_bench.api.optimizers import recipe, warmup_cosine
+from ssl_bench.api.optimizers import recipe, stepped, warmup_cosine
 from ssl_bench.errors import require
 from ssl_bench.models import encoders, masking
 from ssl_bench.transforms.augmentations import Augmentation
@@ -60,7 +60,7 @@ _IMAGENET = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OptimizerChoiceConfig):
+class Config(StepScheduleConfig):
     """The defaults are the paper's for ViT-B on ImageNet, but for drop path and schedule."""
 
     base_lr: float = 5e-5
@@ -79,13 +79,6 @@ class Config(OptimizerChoiceConfig):
     of along a cosine."""
     crop_scale: Annotated[float, "(0, 1]"] = 0.67
     """Smallest share of an image's area that a random crop keeps; 1 crops nothing."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.step_schedule or self.final_lr == 0,
-            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
-        )
 
 
 class SimMIM(Method):
@@ -190,12 +183,11 @@ class SimMIM(Method):
         if not self.config.step_schedule:
             return spec
 
-        def learning_rate(step: Step) -> float:
+        def constant(step: Step) -> float:
             peak = self.config.base_lr * step.batch_size / 256
-            constant = warmup_cosine(step, peak, self.config.warmup, final=peak)
-            return constant / 10 if step.fraction >= 7 / 8 else constant
+            return warmup_cosine(step, peak, self.config.warmup, final=peak)
 
-        return replace(spec, learning_rate=learning_rate)
+        return replace(spec, learning_rate=stepped(constant, 7 / 8))
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         """Original, masked and reconstructed images."""

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from ssl_bench.api.step import Batch, Step
     from ssl_bench.config.checked import CheckedConfig
     from ssl_bench.config.finetuning_settings import FinetuningConfig
-    from ssl_bench.config.recipes import OptimizerChoiceConfig, OptimizerConfig, ProbeConfig
+    from ssl_bench.config.recipes import (
+        OptimizerChoiceConfig,
+        OptimizerConfig,
+        ProbeConfig,
+        StepScheduleConfig,
+    )
 
 __all__ = [
     "Batch",
@@ -34,6 +39,7 @@ __all__ = [
     "ProbeConfig",
     "Result",
     "Step",
+    "StepScheduleConfig",
     "Uniform",
 ]
 
@@ -44,7 +50,8 @@ HOMES = {
     "OptimizerSpec": "ssl_bench.api.optimizers",
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
     **dict.fromkeys(
-        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig"), "ssl_bench.config.recipes"
+        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig", "StepScheduleConfig"),
+        "ssl_bench.config.recipes",
     ),
     "CheckedConfig": "ssl_bench.config.checked",
     "FinetuningConfig": "ssl_bench.config.finetuning_settings",

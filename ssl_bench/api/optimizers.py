@@ -90,6 +90,11 @@ def recipe(module: nn.Module, config: OptimizerConfig, exempt: Sequence[str] = (
     return OptimizerSpec(optimizer=optimizer, learning_rate=learning_rate)
 
 
+def stepped(learning_rate: Callable[[Step], float], *at: float) -> Callable[[Step], float]:
+    """A learning rate that is divided by 10 at each of these shares of the training, in [0, 1]."""
+    return lambda step: learning_rate(step) * 0.1 ** sum(step.fraction >= share for share in at)
+
+
 def freeze(module: nn.Module, *prefixes: str) -> int:
     """Keep the parameters at or under these dotted names from being trained.
 

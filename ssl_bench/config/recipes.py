@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ssl_bench.config.checked import CheckedConfig
+from ssl_bench.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,21 @@ class OptimizerChoiceConfig(OptimizerConfig):
     """AdamW; or LARS or SGD, with momentum 0.9, which papers take for a ResNet."""
     final_lr: Annotated[float, "[0, 1]"] = 0.0
     """Where the cosine ends, as a share of the highest learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepScheduleConfig(OptimizerChoiceConfig):
+    """The same, or a learning rate that falls in steps."""
+
+    step_schedule: bool = False
+    """Divide the learning rate by 10 at some shares of the training, instead of along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.step_schedule or self.final_lr == 0,
+            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
+        )
 
 
 @dataclass(frozen=True)
