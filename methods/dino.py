@@ -59,7 +59,7 @@ class Config(OptimizerChoiceConfig):
     base_lr: float = 5e-4
     """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
     final_lr: float = 0.001
-    """Where the cosine ends, as a share of the highest learning rate, in [0, 1]."""
+    """Where the cosine ends, as a share of the highest learning rate."""
     weight_decay: float = 0.04
     """AdamW's decoupled weight decay at the start."""
     final_weight_decay: Annotated[float, "[0, 1]"] = 0.4

@@ -59,7 +59,7 @@ class Config(OptimizerChoiceConfig):
     crop_scale: Annotated[float, "(0, 1]"] = 0.08
     """Smallest share of an image's area that a random crop keeps."""
     color_strength: Annotated[float, "[0, 2]"] = 1.0
-    """Strength of the colour jitter, in [0, 2]: 1 on ImageNet, 0.5 on CIFAR."""
+    """Strength of the colour jitter: 1 on ImageNet, 0.5 on CIFAR."""
     blur: bool = True
     """Blur half of the views; off on CIFAR."""
 
