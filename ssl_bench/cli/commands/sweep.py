@@ -202,6 +202,9 @@ def _show(statuses: Sequence[CellStatus], work: Sequence[Work]) -> None:
 def _nothing(statuses: Sequence[CellStatus]) -> str:
     failed = sum(each.state == "failed" for each in statuses)
     live = sum(each.state in UNDER_WAY for each in statuses)
-    parts = [f"{many(live, 'cell')} under way"] * bool(live)
-    parts += [f"{failed} failed, which --retry-failed does again"] * bool(failed)
+    parts = []
+    if live:
+        parts.append(f"{many(live, 'cell')} under way")
+    if failed:
+        parts.append(f"{failed} failed, which --retry-failed does again")
     return "; ".join(parts) or "everything is done; `ssl-bench compare` shows it"
