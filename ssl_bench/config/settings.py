@@ -89,7 +89,8 @@ class Settings(WorkSettings):
     precision: Precision = "auto"
     """Arithmetic of training; auto takes bf16 where the hardware has it."""
     compile: Compilation = "auto"
-    """Compile the transformer blocks with torch.compile; auto does so on a GPU."""
+    """Compile the transformer blocks with torch.compile, and record the steps of a single GPU as a
+    CUDA graph; auto does so on a GPU."""
     micro_batch_size: Annotated[int | None, "[1, inf)"] = None
     """Images whose activations are kept at a time; the gradient is the whole batch's. Default: all
     on a GPU, 4,096 patches' worth on a CPU."""

@@ -32,7 +32,8 @@ class Hardware:
 
     Attributes:
         precision: "bf16" runs training under autocast.
-        compiled: whether ``torch.compile`` compiles the transformer blocks that are trained.
+        compiled: whether ``torch.compile`` compiles the transformer blocks that are trained, and
+            the steps of a single GPU are recorded (see `training.captured`).
     """
 
     device: torch.device
