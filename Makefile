@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip --disable-pip-version-check install -qq --editable
 INSTALLING = @echo "installing ssl-bench and what it needs into $(VENV): a few minutes, torch alone is gigabytes"
 
-.PHONY: demo test test-browser test-slurm bench results results-gpu lint format clean
+.PHONY: demo test test-browser test-slurm bench results results-gpu gpu-check lint format clean
 
 demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
@@ -37,6 +37,9 @@ MINUTES ?= 10
 
 results-gpu: $(VENV)/installed  ## the same on CIFAR-10 with a GPU, MINUTES at a time; repeat it until it says no more that it is not done
 	PRESET=small MINUTES=$(MINUTES) results/comparison.sh
+
+gpu-check: $(VENV)/installed-test  ## on a GPU: its tests, a step's launches, images a second, a short comparison (DATA=)
+	$(BIN)/python -m benchmarks.gpu_check --minutes $(MINUTES) --data "$(DATA)"
 
 lint: $(VENV)/installed-lint  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -293,6 +293,13 @@ def _tables(words: _Words, device: Any) -> list[_Job]:
     return _elsewhere("tables", words=words, folder=tables.folders())
 
 
+def _recorded(words: _Words, device: Any) -> list[_Job]:
+    if device.type != "cuda":
+        print("without recorded: it is of a GPU's steps", flush=True)
+        return []
+    return _elsewhere("recorded", words=words)
+
+
 _PARTS: Mapping[str, Callable[[_Words, Any], list[_Job]]] = {
     "training": _training,
     "methods": _methods,
@@ -301,6 +308,7 @@ _PARTS: Mapping[str, Callable[[_Words, Any], list[_Job]]] = {
     "loading": _loading,
     "evaluations": _evaluations,
     "tables": _tables,
+    "recorded": _recorded,
 }
 
 

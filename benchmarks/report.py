@@ -216,4 +216,5 @@ _PARTS: Mapping[str, Callable[[Mapping[str, Measured], Path], list[str]]] = {
     "loading": _elsewhere("Loading from files", "loading"),
     "evaluations": _elsewhere("Evaluations", "evaluations"),
     "tables": _elsewhere("Tables of 10,000 runs", "tables"),
+    "recorded": _elsewhere("Steps recorded as a CUDA graph", "recorded"),
 }

@@ -14,7 +14,18 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import evaluations, gate, machine, plain, report, results, rounds, training
+from benchmarks import (
+    evaluations,
+    gate,
+    gpu_check,
+    machine,
+    plain,
+    recorded,
+    report,
+    results,
+    rounds,
+    training,
+)
 from benchmarks.cases import AUGMENTED, CASES, CPU_CASES, GROWTH, METHOD_CASES, Case
 from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, ON_METHODS, ON_METHODS_FP32, step_of
 from benchmarks.results import Measured
@@ -340,3 +351,34 @@ def test_what_threads_compute_is_counted_too() -> None:
         torch.set_num_threads(1)
     kept = 16
     assert found > 3e-9 * 2 * kept * case.depth * 12 * case.width**2
+
+
+@pytest.mark.parametrize("name", ["simclr", "simclr+"])
+def test_recorded_steps_are_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "_BATCH", 2)
+    monkeypatch.setattr(recorded, "_IMAGES", 4)
+    monkeypatch.setattr(recorded, "_FIRST", 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found = recorded.measure(name, seconds=0.1)
+    assert found["images_per_second"] > 0
+    assert recorded.beside(name) == "simclr"
+    assert {recorded.beside(each) for each in recorded.NAMES} < recorded.NAMES.keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpus_check_without_one_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert gpu_check.main(["--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_piece_of_a_gpus_check_ends_in_time_and_leaves_what_it_said(tmp_path: Path) -> None:
+    slow = "import time; print('begun', flush=True); time.sleep(60)"
+    assert not gpu_check._done("slow", ["-c", slow], 3.0, tmp_path)
+    assert (tmp_path / "slow.txt").read_text() == "begun\n"
+    assert gpu_check._done("quick", ["-c", "print('done')"], 60.0, tmp_path)
+    assert not gpu_check._done("broken", ["-c", "raise SystemExit(3)"], 60.0, tmp_path)
+    shares = [share for share, _ in gpu_check.pieces("cifar10", tmp_path).values()]
+    assert sum(shares) == pytest.approx(1.0)
