@@ -86,7 +86,9 @@ class LeJEPA(Method):
             "patch_size": 14,
             "epochs": 100,
             "batch_size": 512,
+            "warmup": 1 / 100,
             "final_lr": 0.001,
+            "decay_norm_and_bias": True,
             "evals": ("linear-paper",),
         },
     }
@@ -95,7 +97,7 @@ class LeJEPA(Method):
         super().__init__(config, backbone, data)
         hidden = config.proj_hidden_dim
         width = encoders.width(backbone)
-        self.projector = mlp([width, hidden, hidden, config.proj_output_dim])
+        self.projector = mlp([width, hidden, hidden, config.proj_output_dim], last_bias=True)
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two large crops, and small ones, of the same colours."""

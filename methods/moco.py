@@ -19,7 +19,11 @@ Deviations that give the same result:
 Deviations that give different numbers:
 
 - Batch norms of a ResNet are over the whole batch, of queries or of keys, so that any number of
-  ranks trains alike; the official ones are each GPU's own, and the keys are shuffled between them.
+  ranks trains alike. The official ones are each GPU's own, and the keys are shuffled between them,
+  so that no query finds its key by their common statistics (v1, section 3.3). Here it can, as the
+  queue's keys were normalised with other batches: take a backbone with other norms (a ViT, Swin,
+  ConvNeXt) to compare MoCo v1 or v2 with others.
+- A ResNet's residual blocks start at scale 0 (timm's way) instead of 1.
 - v1 removes colour before the jitter, and always jitters; here the jitter comes first, in both.
 - v2's learning rate falls at every step instead of every epoch.
 - Images are normalised by the training split's own mean and deviation; draws are counter-based
@@ -175,9 +179,7 @@ class MoCo(Method):
         spec = recipe(self, self.config)
         if not self.config.step_schedule:
             return spec
-        base_lr = self.config.base_lr / 256
-        falling = stepped(lambda step: base_lr * step.batch_size, 0.6, 0.8)
-        return replace(spec, learning_rate=falling)
+        return replace(spec, learning_rate=stepped(self.config, 0.6, 0.8))
 
     @torch.no_grad()
     def after_optimizer_step(self, step: Step) -> None:

@@ -14,6 +14,7 @@ Deviations that give different numbers:
 - After ten crops that do not fit, the largest centred one is taken instead of the whole image after
   a hundred. The blur's kernel is as wide as its deviation needs, not a tenth of the image.
 - Draws are counter-based noise, a function of (seed, purpose, step, sample).
+- LARS has the learning rate outside of its momentum, as MAE's and MoCo v3's has, not inside.
 - A Vision Transformer is trained with AdamW, as in MoCo v3's comparison (arXiv:2104.02057, table
   4): a recipe of our own, since the paper's, LARS, is for ResNets. Warm-up is a share of the
   training instead of 10 epochs.

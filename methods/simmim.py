@@ -45,7 +45,7 @@ from ssl_bench.api import (
     StepScheduleConfig,
     Uniform,
 )
-from ssl_bench.api.optimizers import recipe, stepped, warmup_cosine
+from ssl_bench.api.optimizers import recipe, stepped
 from ssl_bench.errors import require
 from ssl_bench.models import encoders, masking
 from ssl_bench.transforms.augmentations import Augmentation
@@ -182,12 +182,7 @@ class SimMIM(Method):
         spec = replace(recipe(self, self.config, exempt), clip_norm=self.config.clip_grad)
         if not self.config.step_schedule:
             return spec
-
-        def constant(step: Step) -> float:
-            peak = self.config.base_lr * step.batch_size / 256
-            return warmup_cosine(step, peak, self.config.warmup, final=peak)
-
-        return replace(spec, learning_rate=stepped(constant, 7 / 8))
+        return replace(spec, learning_rate=stepped(self.config, 7 / 8))
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         """Original, masked and reconstructed images."""

@@ -83,8 +83,11 @@ class Method(MethodDeclarations, nn.Module):
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The scalar to minimise, or several by name: their sum is minimised, each is logged.
 
-        A function of the batch and of the method's parameters and buffers: it is called more often
-        than once in a step, to count its cost. Buffers change in `after_optimizer_step`.
+        A function of the batch, of the step and of the method's parameters, buffers and own
+        attributes: it is called more often than once in a step, to count its cost. Buffers change
+        in `after_optimizer_step`; what the loss leaves for it in an attribute is a tensor, or
+        several. On a GPU its operations are recorded and replayed (see `training.captured`): they
+        must not wait for the GPU, nor depend on what else changes in Python.
         """
         losses = [total(term) for term in self.terms(batch, step)]
         return torch.stack(losses).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,8 @@ def recipe(module: nn.Module, config: OptimizerConfig, exempt: Sequence[str] = (
         peak = config.base_lr * step.batch_size / 256
         return warmup_cosine(step, peak, config.warmup, peak * final_lr)
 
+    if name == "lars":  # which decays none of them, and whose two kinds a method may tell apart
+        config = replace(config, decay_norm_and_bias=False)
     groups = parameter_groups(module, config, exempt)
     optimizer: torch.optim.Optimizer
     if name == "adamw":
@@ -90,9 +92,19 @@ def recipe(module: nn.Module, config: OptimizerConfig, exempt: Sequence[str] = (
     return OptimizerSpec(optimizer=optimizer, learning_rate=learning_rate)
 
 
-def stepped(learning_rate: Callable[[Step], float], *at: float) -> Callable[[Step], float]:
-    """A learning rate that is divided by 10 at each of these shares of the training, in [0, 1]."""
-    return lambda step: learning_rate(step) * 0.1 ** sum(step.fraction >= share for share in at)
+def stepped(config: OptimizerConfig, *at: float) -> Callable[[Step], float]:
+    """A linear warm-up to a learning rate that is divided by 10 at each share of the training.
+
+    Args:
+        at: the shares, in [0, 1].
+    """
+
+    def learning_rate(step: Step) -> float:
+        peak = config.base_lr * step.batch_size / 256
+        level = warmup_cosine(step, peak, config.warmup, final=peak)
+        return level * 0.1 ** sum(step.fraction >= share for share in at)
+
+    return learning_rate
 
 
 def freeze(module: nn.Module, *prefixes: str) -> int:

@@ -18,7 +18,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def mlp(
-    widths: Sequence[int], last_norm: Literal["none", "plain", "scale"] = "none"
+    widths: Sequence[int],
+    last_norm: Literal["none", "plain", "scale"] = "none",
+    last_bias: bool = False,
 ) -> nn.Sequential:
     """Linear layers without bias, batch-normalised over all ranks, with ReLU between them.
 
@@ -26,6 +28,7 @@ def mlp(
         widths: from the input's to the output's.
         last_norm: what comes after the last layer: nothing, a batch norm without parameters, or one
             that scales without a shift.
+        last_bias: give the last layer a bias, which no norm after it may take away again.
     """
     layers: list[nn.Module] = []
     *hidden, last = pairwise(widths)
@@ -35,7 +38,7 @@ def mlp(
             collectives.SyncBatchNorm1d(outputs),
             nn.ReLU(inplace=True),
         ]
-    layers.append(nn.Linear(*last, bias=False))
+    layers.append(nn.Linear(*last, bias=last_bias))
     if last_norm != "none":
         norm = collectives.SyncBatchNorm1d(widths[-1], affine=last_norm == "scale")
         if last_norm == "scale":

@@ -3,8 +3,9 @@
 A small encoder's step is thousands of short operations, and a GPU is done with each before Python
 has sent the next one. They are recorded once, and replayed at every step with other images, other
 draws and the weights as they are by then. What a loss computes in Python is recorded with its
-value, so the graph is recorded anew whenever something that the loss reads of `Step` has changed;
-where that happens at every step, or recording fails, operations are sent one by one.
+value, so the graph is recorded anew whenever something that the loss reads of `Step`, or a number
+or tensor among the method's own attributes and buffers, is another one than before; where that
+happens at every step, or recording fails, operations are sent one by one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ssl_bench.utils.rng import SampleRng, StaticKeys
 _WARM_UPS = 3  # autograd, cuBLAS and compiled code set themselves up
 _LEAST_STEPS = 3  # that a recording must serve
 
+_NUMBERS = bool | int | float | str | None
+
 Losses = Mapping[str, Tensor]
 Stored = tuple[SampleRng, tuple[Tensor, ...]]
 
@@ -34,17 +37,12 @@ class Made:
     Attributes:
         losses: scalars by name.
         gradients: of each parameter that has one.
-        attributes: tensors that the loss has left in its method.
+        attributes: what the loss has left in its method: tensors, or containers of some.
     """
 
     losses: Losses
     gradients: Sequence[tuple[torch.nn.Parameter, Tensor]]
-    attributes: Mapping[str, Tensor]
-
-    def tensors(self) -> list[Tensor]:
-        """All of them, in order."""
-        gradients = [gradient for _, gradient in self.gradients]
-        return [*self.losses.values(), *gradients, *self.attributes.values()]
+    attributes: Mapping[str, Any]
 
 
 Work = Callable[[], Made]
@@ -75,19 +73,25 @@ class CapturedStep:
         self._method, self._batch_of, self._backward = method, batch_of, backward
         self._record, self._tell = record or _as_graph, tell
         self._made: Made | None = None
+        self._replay: Callable[[], None] | None = None
+        self._known: Mapping[str, Any] = {}
         self._read: Mapping[str, Any] = {}
         self._served = 0
         self.why_not = ""
 
     def prepare(self, step: Step, stored: Stored) -> None:
         """Record the step if it is another one than was recorded; draws on torch's generators."""
-        if self.why_not or (self._made and _same(step, self._read)):
+        if self.why_not:
+            return
+        changed = self._changes(step)
+        if self._made and not changed:
             return
         if self._made and self._served < _LEAST_STEPS:
-            changed = " and ".join(name for name in self._read if name not in _LASTING)
-            self._give_up(f"its loss depends on the step's {changed}")
+            self._give_up(
+                f"its loss depends on {' and '.join(changed)}, which changes at every step"
+            )
             return
-        self._made = None  # before its memory is needed again
+        self._made = self._replay = None  # before their memory is needed again
         self._served = 0
         draws, pixels = stored
         self._keys = StaticKeys(draws.samples_B.device)
@@ -97,34 +101,50 @@ class CapturedStep:
         views = tuple(self._pixels[order[id(each)]] for each in pixels)
         draws = replace(draws, samples_B=self._samples_B, keys=self._keys)
         watched = _WatchedStep(step)
+        method, before = self._method, dict(vars(self._method))
 
         def work() -> Made:
             self._keys.rewind()
-            self._method.zero_grad(set_to_none=True)
-            before = _attributes(self._method)
+            method.zero_grad(set_to_none=True)
+            vars(method).update(before)
             losses = self._backward(self._batch_of(draws, views), cast(Step, watched))
-            return Made(
-                losses,
-                [(each, each.grad) for each in self._method.parameters() if each.grad is not None],
-                {
-                    name: value
-                    for name, value in _attributes(self._method).items()
-                    if value is not before.get(name)
-                },
-            )
+            left = {k: v for k, v in vars(method).items() if v is not before.get(k)}
+            for name, value in left.items():
+                if isinstance(value, _NUMBERS):
+                    raise CannotBeRecorded(f"its loss changes {name}, a number of the method's own")
+            gradients = [(each, each.grad) for each in method.parameters() if each.grad is not None]
+            return Made(losses, gradients, left)
 
-        buffers = [(buffer, buffer.clone()) for buffer in self._method.buffers()]
-        attributes = _attributes(self._method)
+        buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
         try:
             self._made, self._replay = self._record(work)
         except CannotBeRecorded as error:
             self._give_up(str(error))
-        self._read = watched.read
         for buffer, value in buffers:  # such as the running means of batch norms
             buffer.copy_(value)
-        for name in _attributes(self._method):
-            setattr(self._method, name, attributes.get(name))
-        self._method.zero_grad(set_to_none=True)
+        for name in vars(method).keys() - before.keys():
+            delattr(method, name)
+        vars(method).update(before)
+        method.zero_grad(set_to_none=True)
+        self._read = watched.read
+        self._known = self._state()
+
+    def _changes(self, step: Step) -> list[str]:
+        """What is another one than when the step was recorded."""
+        now = self._state() if self._made else {}
+        read = [f"the step's {k}" for k, value in self._read.items() if getattr(step, k) != value]
+        return read + [name for name, value in self._known.items() if now.get(name) != value]
+
+    def _state(self) -> dict[str, Any]:
+        """The method's own numbers, and where its tensors lie, but for those that its loss sets."""
+        left = self._made.attributes if self._made else {}
+        found = {name: value for name, value in vars(self._method).items() if name not in left}
+        found |= dict(self._method.named_buffers())
+        return {
+            name: value.data_ptr() if isinstance(value, Tensor) else value
+            for name, value in found.items()
+            if isinstance(value, Tensor | _NUMBERS)
+        }
 
     def take(self, step: Step, stored: Stored) -> Losses:
         """Set the gradients of the step's losses, and return these; call `prepare` before."""
@@ -135,20 +155,17 @@ class CapturedStep:
         self._samples_B.copy_(draws.samples_B)
         for place, each in zip(self._pixels, _distinct(pixels), strict=True):
             place.copy_(each)
+        assert self._replay
         self._replay()
         self._served += 1
         for parameter, gradient in self._made.gradients:
             parameter.grad = gradient
-        for name, value in self._made.attributes.items():
-            setattr(self._method, name, value)
+        vars(self._method).update(self._made.attributes)
         return {name: loss.clone() for name, loss in self._made.losses.items()}
 
     def _give_up(self, why: str) -> None:
-        self.why_not, self._made = why, None
+        self.why_not, self._made, self._replay = why, None, None
         self._tell(f"a step cannot be recorded as a CUDA graph, and takes longer so: {why}")
-
-
-_LASTING = ("total", "per_epoch", "batch_size")
 
 
 class _WatchedStep:
@@ -163,18 +180,9 @@ class _WatchedStep:
         return value
 
 
-def _same(step: Step, read: Mapping[str, Any]) -> bool:
-    return all(getattr(step, name) == value for name, value in read.items())
-
-
 def _distinct(pixels: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor once: views of a split in memory are made of the same one."""
     return list({id(each): each for each in pixels}.values())
-
-
-def _attributes(method: Method) -> dict[str, Tensor]:
-    """The tensors that are neither parameters nor buffers."""
-    return {name: value for name, value in vars(method).items() if isinstance(value, Tensor)}
 
 
 class CannotBeRecorded(Exception):

@@ -47,7 +47,7 @@ class StaticKeys:
     What draws with it draws in the same order at every step; `fill` puts a step's keys there.
     """
 
-    def __init__(self, device: torch.device, most: int = 1024) -> None:
+    def __init__(self, device: torch.device, most: int = 2**14) -> None:
         self._table_2P = torch.zeros(2, most, dtype=torch.int64, device=device)
         self._drawn: list[tuple[int, str]] = []
 

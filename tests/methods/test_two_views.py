@@ -430,10 +430,22 @@ def test_sigreg_is_about_one_for_a_gaussian_and_grows_for_others(width: int) -> 
     ("rate", "fractions"), [(0.03, [0, 0.59]), (0.003, [0.6, 0.79]), (0.0003, [0.8, 0.999])]
 )
 def test_v1_divides_its_learning_rate_in_steps(rate: float, fractions: list[float]) -> None:
-    recipe = build("moco", base_lr=0.03, step_schedule=True).optimizer()
+    recipe = build("moco", base_lr=0.03, step_schedule=True, warmup=0.0).optimizer()
     for fraction in fractions:
         step = Step(round(1000 * fraction), 1000, 10, 256)
         assert recipe.prepare(step) == pytest.approx(rate)
+
+
+def test_v1_warms_up_where_it_is_told_to() -> None:
+    recipe = build("moco", base_lr=0.03, step_schedule=True, warmup=0.1).optimizer()
+    rates = [recipe.prepare(Step(number, 1000, 10, 256)) for number in (0, 50, 100, 599, 600)]
+    assert rates == pytest.approx([0, 0.015, 0.03, 0.03, 0.003])
+
+
+def test_lejepas_projector_ends_in_a_layer_with_bias() -> None:
+    """As torchvision's ``MLP`` in MINIMAL.md; no norm follows that would take it away."""
+    last = build("lejepa").projector[-1]
+    assert isinstance(last, torch.nn.Linear) and last.bias is not None
 
 
 def test_v1_has_a_linear_head_and_no_blur() -> None:
@@ -459,8 +471,10 @@ def test_a_queue_takes_whole_batches_of_different_images(
     assert reason is None if works is None else (str(size) in reason and f" {works} " in reason)
 
 
-def test_biases_are_slower_under_lars() -> None:
-    recipe = build("barlow-twins", optimizer="lars", base_lr=0.2).optimizer()
+@pytest.mark.parametrize("decays", [False, True])
+def test_biases_are_slower_under_lars(decays: bool) -> None:
+    how = {"optimizer": "lars", "base_lr": 0.2, "decay_norm_and_bias": decays}
+    recipe = build("barlow-twins", **how).optimizer()
     recipe.prepare(Step(50, 100, 10, 256))
     rates = {p.ndim > 1: g["lr"] for g in recipe.optimizer.param_groups for p in g["params"]}
     assert rates[False] / rates[True] == pytest.approx(0.0048 / 0.2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import helpers
 import pytest
@@ -37,10 +39,15 @@ class Recorder:
         made = work()
 
         def replay() -> None:
-            for place, value in zip(made.tensors(), work().tensors(), strict=True):
+            for place, value in zip(tensors(made), tensors(work()), strict=True):
                 place.data.copy_(value.data)
 
         return made, replay
+
+
+def tensors(made: Made) -> list[Tensor]:
+    left = [value for value in made.attributes.values() if isinstance(value, Tensor)]
+    return [*made.losses.values(), *(gradient for _, gradient in made.gradients), *left]
 
 
 def trainer(method: Method, spec: EncoderSpec, data: Dataset) -> setup.Trainer:
@@ -89,22 +96,31 @@ def test_recorded_steps_are_the_steps(plugin: Plugin, spec: EncoderSpec, tiny: D
 
 
 class _Reads(Method):
-    """A parameter whose loss depends on the step in a way of the test's."""
+    """A parameter whose loss depends on the step, or on the method, in a way of the test's."""
 
-    def __init__(self, scale: Callable[[Step], float]) -> None:
+    centre: Tensor
+
+    def __init__(self, scale: Callable[[Any, Step], float]) -> None:
         torch.nn.Module.__init__(self)
         self.weight = torch.nn.Parameter(torch.ones(()))
-        self.scale = scale
+        self.scale, self.rate = scale, 1.0
+        self.left: list[Tensor] | None = None
+        self.register_buffer("centre", torch.ones(()))
 
     def loss(self, batch: Batch, step: Step) -> Tensor:
-        return self.weight * self.scale(step)
+        self.left = [self.weight.detach() * 2]
+        return self.weight * self.scale(self, step)
+
+    def after_optimizer_step(self, step: Step) -> None:
+        assert self.left is not None
+        self.left = None
 
 
 def gradients_of(
-    scale: Callable[[Step], float], steps: int, per_epoch: int, told: list[str]
+    method: Method, steps: int, per_epoch: int, told: list[str]
 ) -> tuple[list[float], int]:
     """The gradient at each step, and how often a step was recorded."""
-    method, recorder = _Reads(scale), Recorder()
+    recorder = Recorder()
     draws = SampleRng(0, 0, torch.arange(2))
     step = CapturedStep(
         method,
@@ -118,26 +134,79 @@ def gradients_of(
         now = Step(number, steps, per_epoch, 2)
         step.prepare(now, (draws, ()))
         step.take(now, (draws, ()))
-        assert method.weight.grad is not None
-        found.append(method.weight.grad.item())
-        method.weight.grad = None
+        [gradient] = [p.grad for p in method.parameters() if p.grad is not None]
+        found.append(gradient.item())
+        method.zero_grad()
+        method.after_optimizer_step(now)
     return found, recorder.recordings
 
 
 def test_what_changes_with_the_epoch_is_recorded_anew() -> None:
     told: list[str] = []
-    found, recordings = gradients_of(lambda step: step.epoch, 12, 4, told)
+    found, recordings = gradients_of(_Reads(lambda method, step: step.epoch), 12, 4, told)
     assert found == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     assert (recordings, told) == (3, [])
 
 
 def test_what_changes_with_every_step_is_not_recorded() -> None:
     told: list[str] = []
-    found, recordings = gradients_of(lambda step: step.fraction, 4, 4, told)
+    found, recordings = gradients_of(_Reads(lambda method, step: step.fraction), 4, 4, told)
     assert found == [0, 0.25, 0.5, 0.75]
     assert recordings == 1
     [line] = told
     assert "fraction" in line
+
+
+class _Changes(_Reads):
+    """A number of its own and a buffer change now and then: the one is set, the other replaced."""
+
+    def after_optimizer_step(self, step: Step) -> None:
+        super().after_optimizer_step(step)
+        if step.number == 3:
+            self.rate = 3.0
+        if step.number == 7:
+            self.centre = self.centre * 2
+
+
+def test_what_changes_in_the_method_is_recorded_anew() -> None:
+    told: list[str] = []
+    method = _Changes(lambda method, step: method.rate * method.centre)
+    found, recordings = gradients_of(method, 12, 99, told)
+    assert found == [1, 1, 1, 1, 3, 3, 3, 3, 6, 6, 6, 6]
+    assert (recordings, told) == (3, [])
+
+
+def test_a_loss_that_counts_its_calls_is_not_recorded() -> None:
+    class Counts(_Reads):
+        def loss(self, batch: Batch, step: Step) -> Tensor:
+            self.rate += 1
+            return super().loss(batch, step)
+
+    told: list[str] = []
+    _, recordings = gradients_of(Counts(lambda method, step: 1.0), 3, 3, told)
+    assert recordings == 1
+    [line] = told
+    assert "rate" in line
+
+
+def test_what_was_recorded_before_is_gone_when_a_step_is_recorded_anew() -> None:
+    alive: list[weakref.ref[Any]] = []
+    found: list[int] = []
+
+    def record(work: Work) -> tuple[Made, Callable[[], None]]:
+        found.append(sum(each() is not None for each in alive))
+        made, replay = Recorder()(work)
+        alive.append(weakref.ref(replay))
+        return made, replay
+
+    method = _Reads(lambda method, step: step.epoch)
+    draws = SampleRng(0, 0, torch.arange(2))
+    how = lambda draws, pixels: Batch({}, draws), partial(gradients.backward, method, hardware=CPU)
+    step = CapturedStep(method, *how, print, record)
+    for number in range(12):
+        step.prepare(Step(number, 12, 4, 2), (draws, ()))
+        step.take(Step(number, 12, 4, 2), (draws, ()))
+    assert found == [0, 0, 0]
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_nevertheless(
