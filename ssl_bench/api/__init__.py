@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from ssl_bench.api.step import Batch, Step
     from ssl_bench.config.checked import CheckedConfig
     from ssl_bench.config.finetuning_settings import FinetuningConfig
-    from ssl_bench.config.recipes import OptimizerChoiceConfig, OptimizerConfig, ProbeConfig
+    from ssl_bench.config.recipes import (
+        OptimizerChoiceConfig,
+        OptimizerConfig,
+        ProbeConfig,
+        SelfDistillationConfig,
+    )
 
 __all__ = [
     "Batch",
@@ -33,6 +38,7 @@ __all__ = [
     "OptimizerSpec",
     "ProbeConfig",
     "Result",
+    "SelfDistillationConfig",
     "Step",
     "Uniform",
 ]
@@ -44,7 +50,8 @@ HOMES = {
     "OptimizerSpec": "ssl_bench.api.optimizers",
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
     **dict.fromkeys(
-        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig"), "ssl_bench.config.recipes"
+        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig", "SelfDistillationConfig"),
+        "ssl_bench.config.recipes",
     ),
     "CheckedConfig": "ssl_bench.config.checked",
     "FinetuningConfig": "ssl_bench.config.finetuning_settings",

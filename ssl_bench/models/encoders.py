@@ -165,6 +165,32 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
     return encoder.norm(encoder.blocks(tokens))
 
 
+def encode_tokens(
+    encoder: VisionTransformer,
+    images_BCHW: Tensor,
+    hidden_BL: Tensor | None = None,
+    mask_embed: Tensor | None = None,
+) -> Tensor:
+    """Prefix tokens and patches after the final norm: ``(B, T, D)``.
+
+    `keep_at_once` limits the memory for activations.
+
+    Args:
+        hidden_BL: bool, the patches whose embeddings are replaced, before they get positions.
+        mask_embed: what by, D values.
+    """
+    embedded = encoder.patch_embed(images_BCHW)
+    if hidden_BL is not None and mask_embed is not None:
+        hidden = hidden_BL.view(*embedded.shape[:-1], 1)
+        embedded = torch.where(hidden, mask_embed.view(-1).to(embedded), embedded)
+    return in_parts(partial(_encode_embedded, encoder), embedded, getattr(encoder, _AT_ONCE, None))
+
+
+def _encode_embedded(encoder: VisionTransformer, embedded: Tensor) -> Tensor:
+    tokens_BTD = encoder.norm_pre(encoder.patch_drop(encoder._pos_embed(embedded)))
+    return encoder.norm(encoder.blocks(tokens_BTD))
+
+
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     """``forward_features(images)[:, 0]``, the class token ``(B, D)``, for less work.
 
@@ -249,7 +275,7 @@ def width(encoder: nn.Module) -> int:
 def keep_at_once(root: nn.Module, images: int | None) -> None:
     """Have every encoder inside a module keep activations of at most that many images at a time.
 
-    None means all. `class_token` and `represent` obey it.
+    None means all. `class_token`, `encode_tokens` and `represent` obey it.
     """
     for module in root.modules():
         if hasattr(module, "forward_features"):
