@@ -46,7 +46,7 @@ from ssl_bench.api import (
     Step,
     Uniform,
 )
-from ssl_bench.api.optimizers import cosine, distillation_recipe, stepped
+from ssl_bench.api.optimizers import cosine, distillation_recipe, epoch_ramp
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
@@ -132,6 +132,11 @@ class DINO(Method):
         self.register_buffer("center_K", torch.zeros(prototypes))
         self.mean_K: Tensor | None = None
 
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
+        """Whether the prototypes would stay as they are to the end."""
+        return None if config.simdino else config.all_frozen(epochs)
+
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two large crops, and the small ones."""
         local_size = encoders.local_size(self.encoder, self.data.image_size)
@@ -167,7 +172,7 @@ class DINO(Method):
     def teacher_temperature(self, step: Step) -> float:
         """Changes in equal steps from epoch to epoch, then stays."""
         config = self.config
-        return stepped(step, config.warmup_teacher_temp, config.teacher_temp, config.temp_warmup)
+        return epoch_ramp(step, config.warmup_teacher_temp, config.teacher_temp, config.temp_warmup)
 
     def optimizer(self) -> OptimizerSpec:
         """AdamW, with a weight decay that rises, and each gradient clipped by itself."""

@@ -43,7 +43,7 @@ from ssl_bench.api import (
     Step,
     Uniform,
 )
-from ssl_bench.api.optimizers import cosine, distillation_recipe, stepped
+from ssl_bench.api.optimizers import cosine, distillation_recipe, epoch_ramp
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
@@ -62,9 +62,9 @@ class Config(SelfDistillationConfig):
     temp_warmup: float = 30 / 800
     local_crops: int = 10
     crop_scale: float = 0.25
-    patch_temp: Annotated[float, "(0, inf)"] = 0.07
+    patch_temp: Annotated[float, "[0.001, 10]"] = 0.07
     """Temperature of the teacher's patches."""
-    warmup_patch_temp: Annotated[float, "(0, inf)"] = 0.04
+    warmup_patch_temp: Annotated[float, "[0.001, 10]"] = 0.04
     """Temperature of the teacher's patches in the first epoch."""
     patch_center_momentum: Annotated[float, "[0, 1]"] = 0.9
     """Momentum of the centre of the teacher's logits of patches."""
@@ -129,7 +129,7 @@ class IBOT(Method):
             "batch_size": 1024,
             "warmup": 10 / 800,
             "final_lr": 1e-6 / 2e-3,
-            "evals": ("linear-paper",),
+            "evals": ("linear-paper", "finetune"),
         },
     }
 
@@ -156,6 +156,11 @@ class IBOT(Method):
         self.register_buffer("center_K", torch.zeros(config.prototypes))
         self.register_buffer("patch_center_K", torch.zeros(config.prototypes))
         self.means_2K: Tensor | None = None
+
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
+        """Whether the prototypes would stay as they are to the end."""
+        return config.all_frozen(epochs)
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two large crops, and the small ones."""
@@ -212,8 +217,8 @@ class IBOT(Method):
         patch_mean_K = in_float32(logits.forward)(patches_NLD.mean(dim=(0, 1)))
         self.means_2K = torch.stack([cls_TBK.mean(dim=(0, 1)), patch_mean_K])
         share = config.temp_warmup
-        temp = stepped(step, config.warmup_teacher_temp, config.teacher_temp, share)
-        patch_temp = stepped(step, config.warmup_patch_temp, config.patch_temp, share)
+        temp = epoch_ramp(step, config.warmup_teacher_temp, config.teacher_temp, share)
+        patch_temp = epoch_ramp(step, config.warmup_patch_temp, config.patch_temp, share)
         return (
             sharpened(cls_TBK, self.center_K, temp),
             sharpened(patches_NMK, self.patch_center_K, patch_temp),

@@ -43,7 +43,6 @@ from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
-from ssl_bench.utils import rng
 
 _KNOTS, _END = 17, 3.0
 
@@ -72,7 +71,7 @@ class Config(OptimizerChoiceConfig):
 class LeJEPA(Method):
     """An encoder with a projector, and crops of two sizes."""
 
-    version = 1
+    version = 2
     paper = "Balestriero and LeCun, arXiv 2025"
     needs = ("multi-crop",)
     encodes_in_parts = True
@@ -125,11 +124,11 @@ class LeJEPA(Method):
         views_VBD = projections.unflatten(0, features_VBD.shape[:2])
         self.watch(views_VBD[0])
         weight, count = self.config.sigreg, self.config.directions
-        generator = rng.generator(batch.rng.seed, "directions", step.number)
-        directions_DM = torch.randn(views_VBD.shape[-1], count, generator=generator)
+        rows_D = torch.arange(views_VBD.shape[-1], device=views_VBD.device)
+        directions_DM = replace(batch.rng, samples_B=rows_D).normal("directions", count)
         return {
             "agreement": (1 - weight) * disagreement(views_VBD),
-            "sigreg": weight * sigreg(views_VBD, directions_DM.to(views_VBD.device)),
+            "sigreg": weight * sigreg(views_VBD, directions_DM),
         }
 
     search_space = {
@@ -158,7 +157,8 @@ def sigreg(views_VBD: Tensor, directions_DM: Tensor) -> Tensor:
     knots_T = torch.linspace(0, _END, _KNOTS, device=views_VBD.device, dtype=views_VBD.dtype)
     normal_T = (-knots_T.square() / 2).exp()
     weights_T = torch.full_like(knots_T, 2 * _END / (_KNOTS - 1))
-    weights_T[[0, -1]] /= 2
+    weights_T[0] /= 2
+    weights_T[-1] /= 2
     angles_VBMT = (views_VBD @ directions_DM)[..., None] * knots_T
     means = torch.stack([angles_VBMT.cos().mean(dim=1), angles_VBMT.sin().mean(dim=1)])
     real_VMT, imaginary_VMT = collectives.mean_with_gradient(means)

@@ -44,15 +44,14 @@ from ssl_bench.api import (
     DataInfo,
     LogUniform,
     Method,
-    OptimizerChoiceConfig,
     OptimizerSpec,
     Step,
+    StepScheduleConfig,
     Uniform,
 )
-from ssl_bench.api.optimizers import recipe
+from ssl_bench.api.optimizers import recipe, stepped
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import require
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, mocov2_views
 
@@ -72,13 +71,13 @@ _IMAGENET = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OptimizerChoiceConfig):
+class Config(StepScheduleConfig):
     """The defaults are v2's, but for the optimiser, which is for ViTs."""
 
     queue_size: Annotated[int, "[1, inf)"] = 65536
     """Keys to tell a query's own from, a multiple of the batch size; no more than images, or each
     image is among its own negatives."""
-    temperature: Annotated[float, "(0, inf)"] = 0.2
+    temperature: Annotated[float, "[0.001, 10]"] = 0.2
     """Temperature of the contrastive loss."""
     momentum: Annotated[float, "[0, 1]"] = 0.999
     """Momentum of the key encoder."""
@@ -93,13 +92,6 @@ class Config(OptimizerChoiceConfig):
     along a cosine."""
     crop_scale: Annotated[float, "(0, 1]"] = 0.2
     """Smallest share of an image's area that a random crop keeps."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.step_schedule or self.final_lr == 0,
-            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
-        )
 
 
 class MoCo(Method):
@@ -144,9 +136,10 @@ class MoCo(Method):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.keys_BD: Tensor | None = None
 
-    def refuses(self, batch_size: int, images: int) -> str | None:
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
         """Whether a queue is filled by whole batches, with keys of different images."""
-        size = self.config.queue_size
+        size = config.queue_size
         near = max(1, round(min(size, images) / batch_size)) * batch_size
         if near > images:
             near -= batch_size
@@ -183,12 +176,8 @@ class MoCo(Method):
         if not self.config.step_schedule:
             return spec
         base_lr = self.config.base_lr / 256
-
-        def learning_rate(step: Step) -> float:
-            drops = (step.fraction >= 0.6) + (step.fraction >= 0.8)
-            return base_lr * step.batch_size * 0.1**drops
-
-        return replace(spec, learning_rate=learning_rate)
+        falling = stepped(lambda step: base_lr * step.batch_size, 0.6, 0.8)
+        return replace(spec, learning_rate=falling)
 
     @torch.no_grad()
     def after_optimizer_step(self, step: Step) -> None:

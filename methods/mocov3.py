@@ -62,7 +62,7 @@ from ssl_bench.transforms.augmentations import Augmentation, byol_views
 class Config(OptimizerConfig):
     """The defaults are the paper's for ViT-B on ImageNet."""
 
-    temperature: Annotated[float, "(0, inf)"] = 0.2
+    temperature: Annotated[float, "[0.001, 10]"] = 0.2
     """Temperature of the contrastive loss."""
     momentum: Annotated[float, "[0, 1]"] = 0.99
     """Momentum of the momentum encoder at the start; it rises to 1 along a half cosine."""

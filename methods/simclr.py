@@ -48,7 +48,7 @@ from ssl_bench.transforms.augmentations import Augmentation
 class Config(OptimizerChoiceConfig):
     """The defaults are the paper's, but for the optimiser, which is for ViTs."""
 
-    temperature: Annotated[float, "(0, inf)"] = 0.1
+    temperature: Annotated[float, "[0.001, 10]"] = 0.1
     """Temperature of the contrastive loss."""
     proj_layers: Annotated[int, "[1, inf)"] = 3
     """Linear layers of the projector: 2 in the paper, 3 in SimCLR v2 and the official code."""
@@ -59,7 +59,7 @@ class Config(OptimizerChoiceConfig):
     crop_scale: Annotated[float, "(0, 1]"] = 0.08
     """Smallest share of an image's area that a random crop keeps."""
     color_strength: Annotated[float, "[0, 2]"] = 1.0
-    """Strength of the colour jitter, in [0, 2]: 1 on ImageNet, 0.5 on CIFAR."""
+    """Strength of the colour jitter: 1 on ImageNet, 0.5 on CIFAR."""
     blur: bool = True
     """Blur half of the views; off on CIFAR."""
 

@@ -3,9 +3,10 @@
 Bardes, Ponce, LeCun: *VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
 Learning*, ICLR 2022, arXiv:2105.04906; ``main_vicreg.py``, facebookresearch/vicreg ``4e12602``.
 
-The three terms are lightly's, of all ranks' features, which carry gradient. As in the official code
-the variance's is the mean of both views' and the covariance's their sum, where the paper's
-equation 6 adds both.
+The terms are of all ranks' features, which carry gradient. Invariance and variance are lightly's;
+its covariance selects by a mask, for which a GPU's step has to wait. As in the official code the
+variance's is the mean of both views' and the covariance's their sum, where the paper's equation 6
+adds both.
 
 Deviations that give the same result: the projector's hidden layers have no bias, as the batch norm
 after each would take it away; the invariance is of all ranks' features, whose mean over ranks it
@@ -26,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from lightly.loss.vicreg_loss import covariance_loss, invariance_loss, variance_loss
+from lightly.loss.vicreg_loss import invariance_loss, variance_loss
 from torch import Tensor, nn
 
 from ssl_bench.api import (
@@ -40,6 +41,7 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
+from ssl_bench.errors import require
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
@@ -60,6 +62,14 @@ class Config(OptimizerChoiceConfig):
     """Width of the compared features."""
     crop_scale: Annotated[float, "(0, 1]"] = 0.08
     """Smallest share of an image's area that a random crop keeps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            any((self.invariance, self.variance, self.covariance)),
+            "invariance, variance and covariance are all 0, and so would be the loss; a weight "
+            "above 0 would work",
+        )
 
 
 class VICReg(Method):
@@ -132,3 +142,11 @@ def regularise(
         "variance": variance * sum(deviations) / 2,
         "covariance": covariance * sum(correlations),
     }
+
+
+def covariance_loss(features_ND: Tensor) -> Tensor:
+    """Squared covariances between different features, their sum divided by the features' number."""
+    count, width = features_ND.shape
+    centred_ND = features_ND - features_ND.mean(dim=0)
+    covariance_DD = centred_ND.T @ centred_ND / (count - 1)
+    return (covariance_DD - covariance_DD.diagonal().diag()).square().sum() / width

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         OptimizerConfig,
         ProbeConfig,
         SelfDistillationConfig,
+        StepScheduleConfig,
     )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Result",
     "SelfDistillationConfig",
     "Step",
+    "StepScheduleConfig",
     "Uniform",
 ]
 
@@ -50,7 +52,13 @@ HOMES = {
     "OptimizerSpec": "ssl_bench.api.optimizers",
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
     **dict.fromkeys(
-        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig", "SelfDistillationConfig"),
+        (
+            "OptimizerChoiceConfig",
+            "OptimizerConfig",
+            "ProbeConfig",
+            "SelfDistillationConfig",
+            "StepScheduleConfig",
+        ),
         "ssl_bench.config.recipes",
     ),
     "CheckedConfig": "ssl_bench.config.checked",

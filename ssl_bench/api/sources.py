@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,8 @@ def fingerprint(tree: ast.Module) -> str:
     return hashlib.sha256(f"{code}{renamed or ''}".encode()).hexdigest()[:16]
 
 
-def field_help(cls: type) -> dict[str, str]:
+@cache
+def field_help(cls: type) -> Mapping[str, str]:
     """The docstring under each field of a dataclass, base classes included."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):

@@ -65,11 +65,12 @@ def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
     """The flags of a dataclass, under longer names, with a preset's defaults; its own first."""
     texts, types = registry.field_help(cls), typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name, interval in intervals(cls).items():
-        if "inf" not in interval:
-            texts[name] = f"{texts.get(name, '')} In {interval}."
+    ends = {name: f" In {each}." for name, each in intervals(cls).items() if "inf" not in each}
     return [
-        Flag(prefix + n, n, cls, types[n], preset.get(n, fields[n].default), texts.get(n, ""))
+        Flag(
+            *(prefix + n, n, cls, types[n], preset.get(n, fields[n].default)),
+            help=texts.get(n, "") + ends.get(n, ""),
+        )
         for n in sorted(fields, key=lambda name: name not in cls.__annotations__)
     ]
 

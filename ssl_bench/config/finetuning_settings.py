@@ -36,7 +36,7 @@ class FinetuningConfig(OptimizerConfig):
     min_lr: Annotated[float, "[0, inf)"] = 1e-6
     """Learning rate that the head's cosine ends at."""
     warmup: float = 0.05
-    """Share of the training during which the learning rate rises linearly from zero, in [0, 1)."""
+    """Share of the training during which the learning rate rises linearly from zero."""
     layer_decay: Annotated[float, "(0, 1]"] = 0.65
     """Factor of the learning rate from each layer to the one below it."""
     pooling: Literal["avg", "cls"] = "avg"

@@ -5,10 +5,12 @@ Nothing here imports torch, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ssl_bench.config.checked import CheckedConfig
+from ssl_bench.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,21 @@ class OptimizerChoiceConfig(OptimizerConfig):
     """AdamW; or LARS or SGD, with momentum 0.9, which papers take for a ResNet."""
     final_lr: Annotated[float, "[0, 1]"] = 0.0
     """Where the cosine ends, as a share of the highest learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepScheduleConfig(OptimizerChoiceConfig):
+    """The same, or a learning rate that falls in steps."""
+
+    step_schedule: bool = False
+    """Divide the learning rate by 10 at some shares of the training, instead of along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.step_schedule or self.final_lr == 0,
+            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +83,9 @@ class SelfDistillationConfig(OptimizerChoiceConfig):
     """Momentum of the teacher at the start; it rises to 1 along a half cosine."""
     center_momentum: Annotated[float, "[0, 1]"] = 0.9
     """Momentum of the centre of the teacher's logits."""
-    teacher_temp: Annotated[float, "(0, inf)"] = 0.04
+    teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
     """Temperature of the teacher."""
-    warmup_teacher_temp: Annotated[float, "(0, inf)"] = 0.04
+    warmup_teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
     """Temperature of the teacher in the first epoch."""
     temp_warmup: Annotated[float, "[0, 1]"] = 0.3
     """Share of the training's epochs in which the teacher's temperature changes."""
@@ -81,6 +98,16 @@ class SelfDistillationConfig(OptimizerChoiceConfig):
     crop_scale: Annotated[float, "(0.05, 1]"] = 0.4
     """Smallest share of an image's area that a large crop keeps, and the largest that a small one
     does."""
+
+    def all_frozen(self, epochs: float) -> str | None:
+        """Whether the prototypes would stay as they are to the end, in words; or None."""
+        frozen = self.freeze_last_layer
+        if frozen < epochs:
+            return None
+        return (
+            f"freeze last layer {frozen} leaves none of the {epochs:g} epochs to train the "
+            f"prototypes in; --freeze-last-layer {math.ceil(epochs) - 1} would work"
+        )
 
 
 @dataclass(frozen=True)

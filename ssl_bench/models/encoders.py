@@ -1,8 +1,9 @@
 """Running encoders: patches, positions, tokens and pooled features.
 
-`represent`, `pool` and `width` take every image model of timm; what works on tokens needs a plain
-Vision Transformer. Shapes: B batch, C channels, H height, W width, L patches, K kept patches,
-P pixels in a patch (patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
+`represent`, `pool` and `width` take every image model of timm, `encode_masked` a Swin Transformer
+too; what else works on tokens needs a plain Vision Transformer. Shapes: B batch, C channels,
+H height, W width, L patches, K kept patches, P pixels in a patch (patch_size * patch_size * C),
+T tokens (prefix tokens and patches), D width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.format import Format
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -50,6 +53,11 @@ def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
     if reason is not None:
         raise UserError(reason)
     return encoder
+
+
+def is_swin(encoder: nn.Module) -> bool:
+    """Whether it is a Swin Transformer, of either version: windows of patches, merged by stages."""
+    return isinstance(encoder, SwinTransformer | SwinTransformerV2)
 
 
 def allow_other_sizes(encoder: Any) -> None:
@@ -168,27 +176,52 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
 def encode_tokens(
     encoder: VisionTransformer,
     images_BCHW: Tensor,
-    hidden_BL: Tensor | None = None,
-    mask_embed: Tensor | None = None,
+    hidden_BRC: Tensor | None = None,
+    mask_token: Tensor | None = None,
 ) -> Tensor:
-    """Prefix tokens and patches after the final norm: ``(B, T, D)``.
+    """Prefix tokens and patches after the final norm, some patches hidden: ``(B, T, D)``.
 
     `keep_at_once` limits the memory for activations.
 
     Args:
-        hidden_BL: bool, the patches whose embeddings are replaced, before they get positions.
-        mask_embed: what by, D values.
+        hidden_BRC, mask_token: as of `encode_masked`; None hides nothing.
     """
-    embedded = encoder.patch_embed(images_BCHW)
-    if hidden_BL is not None and mask_embed is not None:
-        hidden = hidden_BL.view(*embedded.shape[:-1], 1)
-        embedded = torch.where(hidden, mask_embed.view(-1).to(embedded), embedded)
-    return in_parts(partial(_encode_embedded, encoder), embedded, getattr(encoder, _AT_ONCE, None))
+    embedded = _embedded(encoder, images_BCHW, hidden_BRC, mask_token)
+
+    def encode(embedded: Tensor) -> Tensor:
+        return encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(embedded))))
+
+    return in_parts(encode, embedded, getattr(encoder, _AT_ONCE, None))
 
 
-def _encode_embedded(encoder: VisionTransformer, embedded: Tensor) -> Tensor:
-    tokens_BTD = encoder.norm_pre(encoder.patch_drop(encoder._pos_embed(embedded)))
-    return encoder.norm(encoder.blocks(tokens_BTD))
+def encode_masked(
+    encoder: Any, images_BCHW: Tensor, hidden_BRC: Tensor, mask_token: Tensor
+) -> Tensor:
+    """Encode images, some of whose patches are a mask token instead once they are embedded.
+
+    Args:
+        encoder: a plain Vision Transformer or a Swin Transformer.
+        hidden_BRC: bool, by rows and columns of patches.
+        mask_token: as wide as embedded patches.
+
+    Returns:
+        Features after the final norm, by rows and columns, without prefix tokens: ``(B, R, C, D)``.
+    """
+    if is_swin(encoder):
+        tokens = _embedded(encoder, images_BCHW, hidden_BRC, mask_token)
+        return encoder.norm(encoder.layers(tokens))
+    tokens = encode_tokens(encoder, images_BCHW, hidden_BRC, mask_token)
+    return tokens[:, encoder.num_prefix_tokens :].unflatten(1, hidden_BRC.shape[1:])
+
+
+def _embedded(
+    encoder: Any, images_BCHW: Tensor, hidden_BRC: Tensor | None, mask_token: Tensor | None
+) -> Tensor:
+    tokens = encoder.patch_embed(images_BCHW)
+    if hidden_BRC is None or mask_token is None:
+        return tokens
+    hidden = hidden_BRC.view(tokens.shape[:-1])
+    return torch.where(hidden[..., None], mask_token.view(-1).to(tokens), tokens)
 
 
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:

@@ -53,10 +53,11 @@ def grid_scores(noise: Callable[[str, int], Tensor], rows: int, columns: int) ->
     With odd sides, or a mask ratio other than 0.75, patches on the grid are kept first, and chance
     decides among equals.
     """
-    row, column = torch.arange(rows), torch.arange(columns)
-    off_grid = (row[:, None] % 2 == 1) | (column[None, :] % 2 == 1)
     scores_BL = noise("mask", rows * columns)
-    return scores_BL + off_grid.reshape(1, -1).to(scores_BL, non_blocking=True)
+    row = torch.arange(rows, device=scores_BL.device)
+    column = torch.arange(columns, device=scores_BL.device)
+    off_grid = (row[:, None] % 2 == 1) | (column[None, :] % 2 == 1)
+    return scores_BL + off_grid.reshape(1, -1)
 
 
 def block_scores(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,14 @@ def test_options_change_what_they_name(options: dict[str, Any]) -> None:
         assert found.keys() == {"dino", "koleo"} and found["dino"] == plain["dino"]
     else:
         assert found["dino"] != plain["dino"]
+
+
+def test_prototypes_are_trained_at_some_time() -> None:
+    config, refuses = DINO.config(freeze_last_layer=2), DINO.load_class().refuses
+    assert refuses(config, 8, 64, epochs=2.5) is None
+    assert refuses(config, 8, 64, epochs=math.inf) is None
+    assert "--freeze-last-layer 1 would" in refuses(config, 8, 64, epochs=2)
+    assert "--freeze-last-layer 0 would" in refuses(config, 8, 64, epochs=0.1)
 
 
 def test_temperature_rises_in_equal_steps_by_epoch() -> None:
