@@ -3,8 +3,7 @@
 Zhou, Wei, Wang, Shen, Xie, Yuille, Kong: *iBOT: Image BERT Pre-Training with Online Tokenizer*,
 ICLR 2022, arXiv:2111.07832; ``main_ibot.py``, ``loader.py`` and ``models/``, bytedance/ibot
 ``da316d8``. The teacher is what is evaluated. One head serves class tokens and patches. lightly's
-loss of patches is not taken, since it centres by the hidden patches alone, as DINOv2 does: the
-paper's centre is the mean of all the teacher's patches.
+loss of patches is not taken: it centres by the hidden ones alone, as in DINOv2, not by all.
 
 Deviations that give the same result:
 
@@ -140,11 +139,11 @@ class IBOT(Method):
         vit = encoders.require_vit(backbone, "iBOT")
         super().__init__(config, frozen_copy(vit), data)
         require(vit.cls_token is not None, "iBOT needs a Vision Transformer with a class token")
-        rows, columns = self.grid = vit.patch_embed.grid_size
+        self.grid = vit.patch_embed.grid_size
         require(
-            min(rows, columns) > 1,
-            f"iBOT hides some of an image's patches, which are {rows} x {columns} here; a smaller "
-            "--patch-size would work",
+            min(self.grid) > 1,
+            f"iBOT hides some of an image's patches, which are {self.grid[0]} x {self.grid[1]} "
+            "here; a smaller --patch-size would work",
         )
         self.student = vit
         encoders.drop_paths(vit, config.drop_path)
@@ -152,7 +151,7 @@ class IBOT(Method):
         self.teacher_head = frozen_copy(self.student_head)
         self.masked_embed = nn.Parameter(torch.zeros(1, vit.embed_dim))
         self.prefix = vit.num_prefix_tokens
-        self.most = math.ceil((config.mask_ratio + config.mask_spread) * rows * columns)
+        self.most = math.ceil((config.mask_ratio + config.mask_spread) * math.prod(self.grid))
         self.register_buffer("center_K", torch.zeros(config.prototypes))
         self.register_buffer("patch_center_K", torch.zeros(config.prototypes))
         self.means_2K: Tensor | None = None
@@ -182,9 +181,8 @@ class IBOT(Method):
             small_VBD = encoders.represent_views(self.student, views[2:])
             features_VBD = torch.cat([features_VBD, small_VBD])
         self.watch(features_VBD[0])
-        student_VBK = self.student_head(features_VBD)
         student_NMK = self.student_head(encoders.take(tokens_NTD[:, self.prefix :], index_NM))
-        cls = in_float32(between_views)(student_VBK, assigned_TBK)
+        cls = in_float32(between_views)(self.student_head(features_VBD), assigned_TBK)
         hidden_NM = hidden_NL.gather(1, index_NM)
         patches = in_float32(of_hidden_patches)(student_NMK, assigned_NMK, hidden_NM)
         return {"cls": self.config.cls_weight * cls, "patches": self.config.patch_weight * patches}
@@ -199,11 +197,10 @@ class IBOT(Method):
 
         chance_N, spread_N = noise("mask ratio", 2).unbind(1)
         ratio_N = config.mask_ratio + config.mask_spread * (2 * spread_N - 1)
-        rows, columns = self.grid
-        most_N = torch.where(chance_N < config.mask_probability, ratio_N * rows * columns, 0)
+        most_N = torch.where(chance_N < config.mask_probability, ratio_N * math.prod(self.grid), 0)
         if config.sampling == "block":
-            return masking.blocks(noise, rows, columns, most_N)
-        order_NL = masking.random_scores(noise, rows, columns).argsort(dim=1).argsort(dim=1)
+            return masking.blocks(noise, *self.grid, most_N)
+        order_NL = masking.random_scores(noise, *self.grid).argsort(dim=1).argsort(dim=1)
         return order_NL < most_N.floor()[:, None]
 
     def assign(self, large_NCHW: Tensor, index_NM: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -219,10 +216,8 @@ class IBOT(Method):
         share = config.temp_warmup
         temp = epoch_ramp(step, config.warmup_teacher_temp, config.teacher_temp, share)
         patch_temp = epoch_ramp(step, config.warmup_patch_temp, config.patch_temp, share)
-        return (
-            sharpened(cls_TBK, self.center_K, temp),
-            sharpened(patches_NMK, self.patch_center_K, patch_temp),
-        )
+        assigned_TBK = sharpened(cls_TBK, self.center_K, temp)
+        return assigned_TBK, sharpened(patches_NMK, self.patch_center_K, patch_temp)
 
     def optimizer(self) -> OptimizerSpec:
         """AdamW, with a weight decay that rises, and each gradient clipped by itself."""
