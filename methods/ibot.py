@@ -139,7 +139,7 @@ class IBOT(Method):
         vit = encoders.require_vit(backbone, "iBOT")
         super().__init__(config, frozen_copy(vit), data)
         require(vit.cls_token is not None, "iBOT needs a Vision Transformer with a class token")
-        self.grid = vit.patch_embed.grid_size
+        self.grid: tuple[int, int] = vit.patch_embed.grid_size
         require(
             min(self.grid) > 1,
             f"iBOT hides some of an image's patches, which are {self.grid[0]} x {self.grid[1]} "
