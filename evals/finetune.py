@@ -97,6 +97,13 @@ class FineTuning(Evaluation):
             }
             for size, layer_decay, head_std in (("vitb", 0.65, 2e-5), ("swinb", 0.9, 0.02))
         },
+        "imagenet-ibot-vits": {
+            "epochs": 200,
+            "base_lr": 1e-3,
+            "warmup": 20 / 200,
+            "layer_decay": 0.75,
+            "pooling": "cls",
+        },
     }
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:

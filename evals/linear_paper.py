@@ -45,6 +45,7 @@ from ssl_bench.utils.rng import SampleRng
 _IMAGES_AT_ONCE = 1024
 _SGD = {"optimizer": "sgd", "warmup": 0.0, "batch_norm": False}
 _BY_EPOCH = {**_SGD, "per_epoch": True, "cut_crop": False, "interpolation": "bilinear"}
+_DINO = {**_BY_EPOCH, "epochs": 100, "batch_size": 1024, "base_lr": 1e-3}
 _RESNET = {**_BY_EPOCH, "epochs": 100, "batch_size": 256, "pooling": "avg"}
 
 
@@ -136,7 +137,8 @@ class PaperLinearProbe(Evaluation):
         },
         "imagenet-barlow-twins-resnet50": {**_RESNET, "weight_decay": 1e-6},
         "imagenet-vicreg-resnet50": {**_RESNET, "base_lr": 0.02, "weight_decay": 1e-6},
-        "imagenet-dino-vits": {**_BY_EPOCH, "epochs": 100, "batch_size": 1024, "base_lr": 1e-3},
+        "imagenet-dino-vits": _DINO,
+        "imagenet-ibot-vits": _DINO,
         "imagenet-lejepa-vitl": {"weight_decay": 1e-6},
     }
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         OptimizerChoiceConfig,
         OptimizerConfig,
         ProbeConfig,
+        SelfDistillationConfig,
         StepScheduleConfig,
     )
 
@@ -38,6 +39,7 @@ __all__ = [
     "OptimizerSpec",
     "ProbeConfig",
     "Result",
+    "SelfDistillationConfig",
     "Step",
     "StepScheduleConfig",
     "Uniform",
@@ -50,7 +52,13 @@ HOMES = {
     "OptimizerSpec": "ssl_bench.api.optimizers",
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
     **dict.fromkeys(
-        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig", "StepScheduleConfig"),
+        (
+            "OptimizerChoiceConfig",
+            "OptimizerConfig",
+            "ProbeConfig",
+            "SelfDistillationConfig",
+            "StepScheduleConfig",
+        ),
         "ssl_bench.config.recipes",
     ),
     "CheckedConfig": "ssl_bench.config.checked",

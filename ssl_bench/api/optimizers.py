@@ -13,7 +13,11 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from ssl_bench.api.step import Step
-from ssl_bench.config.recipes import OptimizerChoiceConfig, OptimizerConfig
+from ssl_bench.config.recipes import (
+    OptimizerChoiceConfig,
+    OptimizerConfig,
+    SelfDistillationConfig,
+)
 from ssl_bench.errors import require
 
 Group = dict[str, Any]
@@ -105,6 +109,17 @@ def stepped(config: OptimizerConfig, *at: float) -> Callable[[Step], float]:
         return level * 0.1 ** sum(step.fraction >= share for share in at)
 
     return learning_rate
+
+
+def distillation_recipe(module: nn.Module, config: SelfDistillationConfig) -> OptimizerSpec:
+    """`recipe` with a weight decay that rises, and each gradient clipped by itself, as in DINO."""
+    start, end = config.weight_decay, config.final_weight_decay
+    return replace(
+        recipe(module, config),
+        weight_decay=lambda step: cosine(step.fraction, start, end),
+        clip_norm=config.clip_grad,
+        clip_each=True,
+    )
 
 
 def freeze(module: nn.Module, *prefixes: str) -> int:
@@ -245,6 +260,14 @@ def warmup_cosine(step: Step, peak: float, warmup: float, final: float = 0.0) ->
 def cosine(done: float, start: float, end: float) -> float:
     """Half a cosine from the start, where nothing is done, to the end, where all (1) is."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def epoch_ramp(step: Step, first: float, last: float, share: float) -> float:
+    """Changes in equal steps from epoch to epoch over a share of the epochs, then stays."""
+    epochs = round(share * step.total / step.per_epoch)
+    if step.epoch >= epochs:
+        return last
+    return first + (last - first) * step.epoch / max(1, epochs - 1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

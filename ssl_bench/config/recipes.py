@@ -5,6 +5,7 @@ Nothing here imports torch, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -50,6 +51,62 @@ class StepScheduleConfig(OptimizerChoiceConfig):
         require(
             not self.step_schedule or self.final_lr == 0,
             f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfDistillationConfig(OptimizerChoiceConfig):
+    """A student and its teacher, with heads of prototypes and crops of two sizes.
+
+    The defaults are the official code's of DINO, for ViT-S on ImageNet.
+    """
+
+    base_lr: float = 5e-4
+    """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
+    final_lr: float = 0.001
+    """Where the cosine ends, as a share of the highest learning rate."""
+    weight_decay: float = 0.04
+    """AdamW's decoupled weight decay at the start."""
+    final_weight_decay: Annotated[float, "[0, 1]"] = 0.4
+    """The same in the end, along a half cosine."""
+    prototypes: Annotated[int, "[2, inf)"] = 65536
+    """What features are assigned to; small data do with 2,048 to 8,192."""
+    head_hidden_dim: Annotated[int, "[1, inf)"] = 2048
+    """Hidden width of the projection head."""
+    head_bottleneck_dim: Annotated[int, "[1, inf)"] = 256
+    """Width before the prototypes."""
+    norm_last_layer: bool = True
+    """Keep the prototypes' norms fixed, which stabilises the training."""
+    freeze_last_layer: Annotated[int, "[0, 10000]"] = 1
+    """Epochs at the start in which the prototypes stay as they are."""
+    momentum: Annotated[float, "[0, 1]"] = 0.996
+    """Momentum of the teacher at the start; it rises to 1 along a half cosine."""
+    center_momentum: Annotated[float, "[0, 1]"] = 0.9
+    """Momentum of the centre of the teacher's logits."""
+    teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
+    """Temperature of the teacher."""
+    warmup_teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
+    """Temperature of the teacher in the first epoch."""
+    temp_warmup: Annotated[float, "[0, 1]"] = 0.3
+    """Share of the training's epochs in which the teacher's temperature changes."""
+    clip_grad: Annotated[float, "(0, inf)"] = 3.0
+    """Largest norm of each parameter's own gradient."""
+    drop_path: Annotated[float, "[0, 1)"] = 0.1
+    """Stochastic depth of the student's last block."""
+    local_crops: Annotated[int, "[0, 100]"] = 8
+    """Small crops beside the two large ones."""
+    crop_scale: Annotated[float, "(0.05, 1]"] = 0.4
+    """Smallest share of an image's area that a large crop keeps, and the largest that a small one
+    does."""
+
+    def all_frozen(self, epochs: float) -> str | None:
+        """Whether the prototypes would stay as they are to the end, in words; or None."""
+        frozen = self.freeze_last_layer
+        if frozen < epochs:
+            return None
+        return (
+            f"freeze last layer {frozen} leaves none of the {epochs:g} epochs to train the "
+            f"prototypes in; --freeze-last-layer {math.ceil(epochs) - 1} would work"
         )
 
 

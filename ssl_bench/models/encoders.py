@@ -173,6 +173,27 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
     return encoder.norm(encoder.blocks(tokens))
 
 
+def encode_tokens(
+    encoder: VisionTransformer,
+    images_BCHW: Tensor,
+    hidden_BRC: Tensor | None = None,
+    mask_token: Tensor | None = None,
+) -> Tensor:
+    """Prefix tokens and patches after the final norm, some patches hidden: ``(B, T, D)``.
+
+    `keep_at_once` limits the memory for activations.
+
+    Args:
+        hidden_BRC, mask_token: as of `encode_masked`; None hides nothing.
+    """
+    embedded = _embedded(encoder, images_BCHW, hidden_BRC, mask_token)
+
+    def encode(embedded: Tensor) -> Tensor:
+        return encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(embedded))))
+
+    return in_parts(encode, embedded, getattr(encoder, _AT_ONCE, None))
+
+
 def encode_masked(
     encoder: Any, images_BCHW: Tensor, hidden_BRC: Tensor, mask_token: Tensor
 ) -> Tensor:
@@ -186,13 +207,21 @@ def encode_masked(
     Returns:
         Features after the final norm, by rows and columns, without prefix tokens: ``(B, R, C, D)``.
     """
-    tokens = encoder.patch_embed(images_BCHW)
-    hidden = hidden_BRC.view(tokens.shape[:-1])
-    tokens = torch.where(hidden[..., None], mask_token.view(-1).to(tokens), tokens)
     if is_swin(encoder):
+        tokens = _embedded(encoder, images_BCHW, hidden_BRC, mask_token)
         return encoder.norm(encoder.layers(tokens))
-    tokens = encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(tokens))))
+    tokens = encode_tokens(encoder, images_BCHW, hidden_BRC, mask_token)
     return tokens[:, encoder.num_prefix_tokens :].unflatten(1, hidden_BRC.shape[1:])
+
+
+def _embedded(
+    encoder: Any, images_BCHW: Tensor, hidden_BRC: Tensor | None, mask_token: Tensor | None
+) -> Tensor:
+    tokens = encoder.patch_embed(images_BCHW)
+    if hidden_BRC is None or mask_token is None:
+        return tokens
+    hidden = hidden_BRC.view(tokens.shape[:-1])
+    return torch.where(hidden[..., None], mask_token.view(-1).to(tokens), tokens)
 
 
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
@@ -279,7 +308,7 @@ def width(encoder: nn.Module) -> int:
 def keep_at_once(root: nn.Module, images: int | None) -> None:
     """Have every encoder inside a module keep activations of at most that many images at a time.
 
-    None means all. `class_token` and `represent` obey it.
+    None means all. `class_token`, `encode_tokens` and `represent` obey it.
     """
     for module in root.modules():
         if hasattr(module, "forward_features"):

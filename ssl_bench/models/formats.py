@@ -71,7 +71,7 @@ _DECODER = re.compile(
 _HEAD = re.compile(
     r"(head|head\.fc|head_dist|classifier|pooler\.dense)\.(weight|bias)|"  # a classifier
     r"(head|predictor)\.\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)|"
-    r"(head|dino_head|ibot_head)\.(mlp|last_layer)\..+|"  # DINO's projection head
+    r"(head|dino_head|ibot_head)\.(mlp|last_layer2?)\..+|"  # projection heads of DINO and iBOT
     r"(fc|projector|projection_head|prediction_head)\..+"  # MSN's, and other people's
 )
 _EXPORTED = (
@@ -158,8 +158,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     Args:
         branch: which of several networks to take: ``base_encoder`` (default) or
             ``momentum_encoder`` of MoCo v3, ``encoder_q`` (default) or ``encoder_k`` of MoCo v1 and
-            v2, ``teacher`` (default) or ``student`` of DINO, ``target_encoder`` (default) or
-            ``encoder`` of MSN, else the entry's name, such as ``model_ema``.
+            v2, ``teacher`` (default) or ``student`` of DINO and iBOT, ``target_encoder`` (default)
+            or ``encoder`` of MSN, else the entry's name, such as ``model_ema``.
 
     Raises:
         UserError: there are no weights, no such branch, or several and none was chosen.
@@ -193,7 +193,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     elif network in ("base_encoder", "momentum_encoder"):
         kind, heads = f"MoCo v3, {network.replace('_', ' ')}", _MOCO_HEADS
     elif network in ("teacher", "student"):
-        kind = f"DINO, {network}"
+        is_ibot = any(re.search(r"\bmasked_embed$|^ibot_loss\.", name) for name in leaves)
+        kind = f"{'iBOT' if is_ibot else 'DINO'}, {network}"
     else:
         kind = _official(prefix, {*own, *(n.removeprefix(entry) for n in outside)}) or kind
     if network in _MOCO:

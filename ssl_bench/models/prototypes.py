@@ -1,4 +1,7 @@
-"""Assignments to prototypes, as a student learns them from its teacher in DINO and after it."""
+"""What a student learns from its teacher in DINO and after it: assignments to prototypes.
+
+Shapes: V views, of which the teacher has seen the first T, B images, K prototypes, D features.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_bench.config.recipes import SelfDistillationConfig
 from ssl_bench.distributed import collectives
 
 _STUDENT_TEMPERATURE = 0.1
@@ -18,18 +22,13 @@ class PrototypeHead(nn.Module):
 
     Args:
         width: of the features that it takes.
-        fixed_norms: keep every prototype at length 1.
+        prototypes: how many; 0 for none, which leaves the bottleneck.
+        config: the widths, and whether every prototype keeps its length of 1.
     """
 
-    def __init__(
-        self,
-        width: int,
-        prototypes: int,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        fixed_norms: bool = True,
-    ) -> None:
+    def __init__(self, width: int, prototypes: int, config: SelfDistillationConfig) -> None:
         super().__init__()
+        hidden, bottleneck = config.head_hidden_dim, config.head_bottleneck_dim
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden),
             nn.GELU(),
@@ -41,11 +40,24 @@ class PrototypeHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.last_layer = _NormedLinear(bottleneck, prototypes, fixed_norms)
+        self.last_layer = (
+            _NormedLinear(bottleneck, prototypes, config.norm_last_layer)
+            if prototypes
+            else nn.Identity()
+        )
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Logits: ``(..., prototypes)``."""
-        return self.last_layer(F.normalize(self.mlp(features_BD), dim=-1))
+        return self.last_layer(self.bottleneck(features_BD))
+
+    def bottleneck(self, features_BD: Tensor) -> Tensor:
+        """What prototypes are multiplied with, of length 1: ``(..., bottleneck)``."""
+        return F.normalize(self.mlp(features_BD), dim=-1)
+
+    def freeze_prototypes(self) -> None:
+        """Drop their gradients: an optimiser then does not even decay them."""
+        for parameter in self.last_layer.parameters():
+            parameter.grad = None
 
 
 class _NormedLinear(nn.Module):
@@ -83,8 +95,40 @@ def between_views(student_VBK: Tensor, teacher_TBK: Tensor) -> Tensor:
         student_VBK: logits of all views, those that the teacher has seen first.
         teacher_TBK: assignments.
     """
-    log_VBK = (student_VBK / _STUDENT_TEMPERATURE).log_softmax(dim=-1)
-    views, seen = len(student_VBK), len(teacher_TBK)
-    every = (teacher_TBK.sum(dim=0) * log_VBK.sum(dim=0)).sum(dim=-1)
-    same = (teacher_TBK * log_VBK[:seen]).sum(dim=(0, -1))
-    return -(every - same).mean() / (seen * (views - 1))
+    return -agreement((student_VBK / _STUDENT_TEMPERATURE).log_softmax(dim=-1), teacher_TBK)
+
+
+def agreement(student_VBD: Tensor, teacher_TBD: Tensor) -> Tensor:
+    """Inner product of the student's other views with each of the teacher's, mean over pairs."""
+    views, seen = len(student_VBD), len(teacher_TBD)
+    every = (teacher_TBD.sum(dim=0) * student_VBD.sum(dim=0)).sum(dim=-1)
+    same = (teacher_TBD * student_VBD[:seen]).sum(dim=(0, -1))
+    return (every - same).mean() / (seen * (views - 1))
+
+
+def of_hidden_patches(student_BMK: Tensor, teacher_BMK: Tensor, hidden_BM: Tensor) -> Tensor:
+    """Cross-entropy with the teacher of the same patches: each image's mean over its hidden ones.
+
+    Then the mean over images; one with nothing hidden counts as zero.
+
+    Args:
+        student_BMK: logits.
+        teacher_BMK: assignments.
+        hidden_BM: which of the patches are hidden.
+    """
+    log_BMK = (student_BMK / _STUDENT_TEMPERATURE).log_softmax(dim=-1)
+    loss_BM = -(teacher_BMK * log_BMK).sum(dim=-1) * hidden_BM
+    return (loss_BM.sum(dim=1) / hidden_BM.sum(dim=1).clamp(min=1)).mean()
+
+
+def coding_rate(features_TBD: Tensor, epsilon: float) -> Tensor:
+    """How much volume all ranks' features of a view take, mean over views.
+
+    (Wu et al., arXiv:2502.10385; ``simdino/main_dino.py``, RobinWu218/SimDINO ``8149fc4``, with its
+    factor, and with the covariance over all ranks.)
+    """
+    width, count = features_TBD.shape[-1], features_TBD.shape[1] * collectives.world_size()
+    moments_TDD = collectives.sum_with_gradient(features_TBD.transpose(1, 2) @ features_TBD)
+    identity_DD = torch.eye(width, device=features_TBD.device, dtype=features_TBD.dtype)
+    rates_T = torch.linalg.slogdet(identity_DD + width / (count * epsilon) * moments_TDD)[1] / 2
+    return rates_T.mean() * (width + count) / (width * count)

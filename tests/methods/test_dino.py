@@ -2,97 +2,57 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import importlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import distillation
 import helpers
 import naive
 import pytest
 import torch
-from helpers import CPU, SHAPE
+from distillation import TEMPERATURES, batch_of, bottleneck, cross_entropy, logits, views_of, waves
+from helpers import SHAPE
 from naive import Weights, under
 from torch import Tensor
 
-from ssl_bench.api import optimizers, registry
-from ssl_bench.api.step import Batch, Step
-from ssl_bench.data import Dataset, Split
-from ssl_bench.models import weights as stored
-from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.api import registry
+from ssl_bench.api.method import total
+from ssl_bench.api.step import Step
+from ssl_bench.data import Dataset
+from ssl_bench.errors import UserError
 from ssl_bench.models.prototypes import between_views, sharpened, sinkhorn
-from ssl_bench.training import pretrain, setup
-from ssl_bench.utils.rng import SampleRng
 
 DINO = registry.find("method", "dino")
-SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
-SMALL = {
-    "prototypes": 12,
-    "head_hidden_dim": 16,
-    "head_bottleneck_dim": 8,
-    "drop_path": 0.0,
-    "local_crops": 0,
-    "warmup_teacher_temp": 0.1,
-    "teacher_temp": 0.2,
-    "temp_warmup": 1.0,
-}
 
 
 def build(**changes: Any) -> Any:
-    config = DINO.config(**(SMALL | changes))
-    method: Any = setup.build_method(DINO.load_class(), config, SPEC, 3, seed=0)
-    naive.randomise(method)
-    method.encoder.load_state_dict(method.student.state_dict())
-    method.teacher_head.load_state_dict(method.student_head.state_dict())
-    return method.train()
+    return distillation.build(DINO, **changes)
 
 
-def views_of(count: int, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(count, 3, 16, 16, generator=generator) for _ in "12"]
-
-
-def batch_of(method: Any, views: list[Tensor], step: int = 0) -> Batch:
-    named = dict(zip(method.transforms(), views, strict=True))
-    return Batch(named, SampleRng(0, step, torch.arange(len(views[0]))))
-
-
-def logits(weights: Weights, images: Tensor, encoder: str, head: str) -> Tensor:
-    """Products of each image's normalised bottleneck with the prototypes: ``(B, K)``."""
-    patches = range(16)
-    rows = [
-        naive.vit(under(weights, encoder), image, 4, SHAPE["num_heads"], False, patches)[0]
-        for image in images
-    ]
-    x = torch.stack(rows)
-    mlp = under(weights, f"{head}.mlp")
-    for layer in (0, 2, 4):
-        x = naive.linear(under(mlp, str(layer)), x)
-        if layer < 4:
-            x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
-    x = x / x.norm(dim=1, keepdim=True)
-    last = under(weights, f"{head}.last_layer")
-    prototypes = last["weight_g"] * last["weight_v"] / last["weight_v"].norm(dim=1, keepdim=True)
-    return x @ prototypes.T
+def class_tokens(weights: Weights, images: Tensor) -> Tensor:
+    heads, patches = SHAPE["num_heads"], range(16)
+    return torch.stack([naive.vit(weights, each, 4, heads, False, patches)[0] for each in images])
 
 
 def reference(
-    weights: Weights, views: list[Tensor], center: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Algorithm 1: the loss, and the mean of the teacher's logits."""
-    student = [logits(weights, view, "student", "student_head") for view in views]
-    teacher = [logits(weights, view, "encoder", "teacher_head").detach() for view in views]
-    losses = []
-    for t, seen in enumerate(teacher):
-        for s, other in enumerate(student):
-            if s != t:
-                target = ((seen - center) / temperature).exp()
-                target = target / target.sum(1, keepdim=True)
-                scaled = other / 0.1
-                log = scaled - scaled.exp().sum(1, keepdim=True).log()
-                losses.append(-(target * log).sum(1).mean())
-    return torch.stack(losses).mean(), torch.cat(teacher).mean(0)
+    weights: Weights, views: list[Tensor], centers: Mapping[str, Tensor], step: int
+) -> tuple[Tensor, Weights]:
+    """Algorithm 1."""
+    student, student_head, encoder, teacher_head = (
+        under(weights, name) for name in ("student", "student_head", "encoder", "teacher_head")
+    )
+    ours = [logits(student_head, class_tokens(student, view)) for view in views]
+    theirs = [logits(teacher_head, class_tokens(encoder, view)).detach() for view in views]
+    losses = [
+        cross_entropy(seen, other, centers["center_K"], TEMPERATURES[step // 2]).mean()
+        for t, seen in enumerate(theirs)
+        for s, other in enumerate(ours)
+        if s != t
+    ]
+    return torch.stack(losses).mean(), {"center_K": torch.cat(theirs).mean(0)}
 
 
 @pytest.mark.parametrize("norm_last_layer", [True, False])
@@ -100,66 +60,9 @@ def test_training_keeps_the_official_order_of_operations(
     norm_last_layer: bool, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradients in each step; clipping, freezing, averages, centre, and temperature."""
-    epochs, batch_size, per_epoch, base_lr, clip = 2, 8, 2, 0.5, 0.05
-    method = build(
-        base_lr=base_lr,
-        warmup=0.0,
-        final_lr=0.0,
-        momentum=0.8,
-        clip_grad=clip,
-        norm_last_layer=norm_last_layer,
+    distillation.assert_trained_alike(
+        DINO, reference, tiny, tmp_path, monkeypatch, norm_last_layer=norm_last_layer
     )
-    weights = naive.weights_of(method)
-    batches = [views_of(batch_size, seed) for seed in range(epochs * per_epoch)]
-    monkeypatch.setattr(
-        setup, "batches", lambda *a: (batch_of(method, batches[d.step], d.step) for d in a[-1])
-    )
-    monkeypatch.setattr(optimizers, "adamw", lambda groups, beta2: torch.optim.SGD(groups, lr=0.0))
-    count = batch_size * per_epoch
-    data = dataclasses.replace(
-        tiny, train=Split(tiny.train.images_NCHW[:count], tiny.train.labels_N[:count])
-    )
-    plan = dataclasses.replace(helpers.plan(DINO, SPEC, data), epochs=epochs, batch_size=batch_size)
-    pretrain.pretrain(method, data, plan, tmp_path, CPU)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
-
-    center = torch.zeros(12, dtype=torch.float64)
-    total = epochs * per_epoch
-    for step, record in enumerate(records):
-        epoch, half_cosine = step // per_epoch, (1 + math.cos(math.pi * step / total)) / 2
-        views = [view.double() for view in batches[step]]
-        loss, mean = reference(weights, views, center, [0.1, 0.2][epoch])
-        loss.backward()
-        assert record["loss"] == pytest.approx(loss.item(), rel=1e-5), step
-        rate = base_lr * batch_size / 256 * half_cosine
-        decay = 0.4 + (0.04 - 0.4) * half_cosine
-        with torch.no_grad():
-            for name, weight in weights.items():
-                if weight.grad is None:
-                    continue
-                gradient = weight.grad * min(1, clip / (weight.grad.norm() + 1e-6))
-                weight.grad = None
-                if "last_layer" in name and epoch == 0:
-                    continue
-                if weight.ndim > 1:
-                    gradient = gradient + decay * weight
-                weight.sub_(rate * gradient)
-            m = 1 - 0.2 * half_cosine
-            for slow, fast in (("encoder", "student"), ("teacher_head", "student_head")):
-                for name, weight in under(weights, slow).items():
-                    weight.mul_(m).add_((1 - m) * weights[f"{fast}.{name}"])
-        center = 0.9 * center + 0.1 * mean
-    for name, parameter in method.named_parameters():
-        assert naive.relative_error(parameter, weights[name]) < 1e-5, name
-    assert naive.relative_error(method.center_K, center) < 1e-5
-    encoder, _ = stored.load(tmp_path)
-    assert torch.equal(encoder.norm.weight, method.encoder.norm.weight)
-    assert not torch.equal(encoder.norm.weight, method.student.norm.weight)
-
-
-def waves(count: int, width: int, shift: float) -> Tensor:
-    row, column = torch.meshgrid(torch.arange(count), torch.arange(width), indexing="ij")
-    return torch.sin(0.7 * (row + 1.0).double() * (column + 2) + shift).requires_grad_()
 
 
 def test_losses_are_those_of_the_official_code() -> None:
@@ -186,8 +89,6 @@ def test_sinkhorn_is_that_of_the_official_code() -> None:
 
 
 def test_koleo_is_that_of_the_official_code() -> None:
-    import importlib
-
     code = importlib.import_module(DINO.load().__name__)
     features = waves(8, 6, 0)
     loss = code.koleo(features)
@@ -238,3 +139,52 @@ def test_small_crops_reach_the_student_and_not_the_teacher() -> None:
     mean = method.mean_K
     after = method.loss(batch_of(method, [*views[:3], views[3] + 1]), helpers.FIRST_STEP)["dino"]
     assert before != after and torch.equal(mean, method.mean_K)
+
+
+def spread_views(weights: Weights, views: list[Tensor], epsilon: float) -> dict[str, Tensor]:
+    """SimDINO's two losses, with the official code's factor."""
+    ours = [
+        bottleneck(under(weights, "student_head"), class_tokens(under(weights, "student"), view))
+        for view in views
+    ]
+    theirs = [
+        bottleneck(under(weights, "teacher_head"), class_tokens(under(weights, "encoder"), view))
+        for view in views
+    ]
+    count, width = ours[0].shape
+    cosines, rates = [], []
+    for t, seen in enumerate(theirs):
+        cosines += [(seen * other).sum(1).mean() for s, other in enumerate(ours) if s != t]
+        middle = (seen + ours[t]) / 2
+        eigenvalues = torch.linalg.eigvalsh(middle.T @ middle)
+        rates.append((1 + width / (count * epsilon) * eigenvalues).log().sum() / 2)
+    factor = (width + count) / (width * count)
+    return {
+        "agreement": -torch.stack(cosines).mean(),
+        "coding rate": -factor * torch.stack(rates).mean(),
+    }
+
+
+def test_simdino_has_no_prototypes_and_the_papers_losses_and_gradients() -> None:
+    method = build(simdino=True, coding_precision=0.3)
+    assert not any("last_layer" in name for name, _ in method.named_parameters())
+    naive.randomise(method.encoder, seed=1)
+    weights, views = naive.weights_of(method), views_of(6)
+    for name in ("encoder", "teacher_head"):
+        for weight in under(weights, name).values():
+            weight.requires_grad_(False)
+    found = method.loss(batch_of(method, views), helpers.FIRST_STEP)
+    expected = spread_views(weights, [view.double() for view in views], 0.3)
+    assert found.keys() == expected.keys()
+    for name, loss in expected.items():
+        assert found[name].item() == pytest.approx(loss.item(), rel=1e-5), name
+    total(found).backward()
+    total(expected).backward()
+    assert max(naive.gradient_errors(method, weights).values()) < 1e-5
+    method.after_optimizer_step(helpers.FIRST_STEP)
+    assert method.center_K.numel() == 0
+
+
+def test_simdino_has_nothing_for_sinkhorn_to_balance() -> None:
+    with pytest.raises(UserError, match="leave --centering out"):
+        build(simdino=True, centering="sinkhorn")
