@@ -142,6 +142,16 @@ class PaperLinearProbe(Evaluation):
         "imagenet-vicreg-resnet50": {**_RESNET, "base_lr": 0.02, "weight_decay": 1e-6},
         "imagenet-dino-vits": {**_BY_EPOCH, "epochs": 100, "batch_size": 1024, "base_lr": 1e-3},
         "imagenet-lejepa-vitl": {"weight_decay": 1e-6},
+        **{
+            f"imagenet-ijepa-{size}": {
+                "epochs": 50,
+                "base_lr": 0.05,
+                "warmup": 0.0,
+                "pooling": "avg",
+                "cut_crop": False,
+            }
+            for size in ("vitb", "vith")
+        },
     }
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:

@@ -86,3 +86,52 @@ def block_scores(
         added_B = (inside_BRC & ~hidden_BRC).sum(dim=(1, 2))
         hidden_BRC |= inside_BRC & (added_B <= missing_B)[:, None, None]
     return scores_BL + hidden_BRC.flatten(1).to(scores_BL)
+
+
+def block_size(
+    fraction: float,
+    scales: tuple[float, float],
+    aspects: tuple[float, float],
+    grid: tuple[int, int],
+) -> tuple[int, int]:
+    """Height and width of a block, at that fraction of the way through both ranges (I-JEPA).
+
+    Args:
+        scales: shares of the grid's patches.
+        aspects: height over width.
+        grid: rows and columns.
+    """
+    scale, aspect = (low + fraction * (high - low) for low, high in (scales, aspects))
+    area = int(math.prod(grid) * scale)
+    sides = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    height, width = (min(max(side, 1), most) for side, most in zip(sides, grid, strict=True))
+    return height, width
+
+
+def block_patches(noise_BJ: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Patches of blocks anywhere in a grid, row by row: int64 ``(B, J / 2, height * width)``.
+
+    Args:
+        noise_BJ: uniform in [0, 1), two numbers for each block.
+    """
+    device = noise_BJ.device
+    room = torch.tensor([most - side + 1 for side, most in zip(size, grid, strict=True)])
+    corners_BN2 = (noise_BJ.unflatten(1, (-1, 2)) * room.to(device, non_blocking=True)).long()
+    row_H, column_W = (torch.arange(side, device=device) for side in size)
+    first_BN = corners_BN2[..., 0] * grid[1] + corners_BN2[..., 1]
+    return first_BN[..., None] + (row_H[:, None] * grid[1] + column_W).flatten()
+
+
+def inside_alone(noise_BL: Tensor, inside_BM: Tensor, hidden_BM: Tensor, kept: int) -> Tensor:
+    """Patches that are inside and not hidden, any of them: int64 ``(B, kept)``.
+
+    What is missing comes from outside, and at last from what is hidden.
+
+    Args:
+        noise_BL: uniform in [0, 1).
+        inside_BM, hidden_BM: patches, of which some may be there more than once.
+    """
+    nowhere_BL = torch.zeros_like(noise_BL)
+    is_inside_BL = nowhere_BL.scatter(1, inside_BM, 1.0)
+    is_hidden_BL = nowhere_BL.scatter(1, hidden_BM, 1.0)
+    return split(noise_BL - is_inside_BL + 2 * is_hidden_BL, kept)[0]

@@ -55,7 +55,7 @@ def spec(tiny: Dataset) -> EncoderSpec:
 
 
 OTHERS = ("test_resnet", "test_convnext")
-NEED_A_VIT = {"mae"}
+NEED_A_VIT = {"ijepa", "mae"}
 
 
 def on(backbone: str, spec: EncoderSpec) -> EncoderSpec:
