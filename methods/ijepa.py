@@ -119,7 +119,7 @@ class IJEPA(Method):
 
     Attributes:
         encoder: the target encoder.
-        means: mean features of each image, by where its part of the batch begins.
+        middles: features of each image's middle patch, by where its part of the batch begins.
     """
 
     version = 1
@@ -168,7 +168,7 @@ class IJEPA(Method):
         heads = self.encoder.blocks[0].attn.num_heads
         shape = config.predictor_embed_dim, config.predictor_depth, heads
         self.predictor = _Predictor(self.encoder.embed_dim, self.grid, *shape)
-        self.means: dict[int, Tensor] = {}
+        self.middles: dict[int, Tensor] = {}
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """One view: a random crop."""
@@ -181,7 +181,8 @@ class IJEPA(Method):
         context_BK, targets_BNM = self.masks(batch, step)
         features_BLD = self.target_features(images_BCHW)
         # Parts of a batch may come in any order.
-        self.means[batch.rng.samples_B.storage_offset()] = features_BLD.mean(dim=1)
+        middle = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
+        self.middles[batch.rng.samples_B.storage_offset()] = features_BLD[:, middle]
         return self.prediction_loss(images_BCHW, features_BLD, context_BK, targets_BNM)
 
     def masks(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
@@ -225,8 +226,8 @@ class IJEPA(Method):
         """Move the target encoder's parameters towards the context encoder's."""
         momentum = self.config.momentum
         follow(self.encoder, self.context_encoder, momentum + (1 - momentum) * step.fraction)
-        self.watch(torch.cat([means_BD for _, means_BD in sorted(self.means.items())]))
-        self.means.clear()
+        self.watch(torch.cat([self.middles[start] for start in sorted(self.middles)]))
+        self.middles.clear()
 
     search_space = {
         "base_lr": LogUniform(5e-5, 5e-3),
