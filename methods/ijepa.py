@@ -128,10 +128,11 @@ class IJEPA(Method):
     per_sample_loss = True
     presets = {
         "quick": {
+            "epochs": 4,
             "base_lr": 1e-3,
-            "momentum": 0.99,
             "predictor_embed_dim": 64,
             "predictor_depth": 2,
+            "crop_scale": 1.0,
         },
         "small": {"base_lr": 5e-4, "predictor_embed_dim": 96, "predictor_depth": 4},
         **{
@@ -182,7 +183,7 @@ class IJEPA(Method):
         features_BLD = self.target_features(images_BCHW)
         # Parts of a batch may come in any order.
         middle = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
-        self.middles[batch.rng.samples_B.storage_offset()] = features_BLD[:, middle]
+        self.middles[int(batch.rng.samples_B.storage_offset())] = features_BLD[:, middle]
         return self.prediction_loss(images_BCHW, features_BLD, context_BK, targets_BNM)
 
     def masks(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
