@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above
 from ssl_bench.evaluation.features import RawPixels, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.models.attention_maps import (
@@ -37,17 +37,15 @@ _IMAGES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     """Flags of attention."""
 
-    images: int = 8
-    """Test images to draw maps of: the first of each class, then the second, and so on."""
-    sample: int = 500
-    """Test images to measure entropy and distance on; the same for every run."""
+    section: ClassVar[str] = "attention"
 
-    def __post_init__(self) -> None:
-        above("attention images", self.images, 0)
-        above("attention sample", self.sample, 0)
+    images: Annotated[int, "[1, inf)"] = 8
+    """Test images to draw maps of: the first of each class, then the second, and so on."""
+    sample: Annotated[int, "[1, inf)"] = 500
+    """Test images to measure entropy and distance on; the same for every run."""
 
 
 class Attention(Evaluation):

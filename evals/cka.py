@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above
 from ssl_bench.evaluation.features import RawPixels, prepare
 from ssl_bench.evaluation.metrics import linear_cka, subset
 from ssl_bench.models import encoders
@@ -31,14 +31,13 @@ _FEWEST = 4
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     """Flags of CKA."""
 
-    images: int = 1000
-    """Test images to compare, 4 or more; the same for every run."""
+    section: ClassVar[str] = "cka"
 
-    def __post_init__(self) -> None:
-        above("cka images", self.images, _FEWEST - 1)
+    images: Annotated[int, "[4, inf)"] = 1000
+    """Test images to compare; the same for every run."""
 
 
 class CKA(Evaluation):

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from sklearn.manifold import TSNE, trustworthiness
 from threadpoolctl import threadpool_limits
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above, require
+from ssl_bench.errors import require
 from ssl_bench.evaluation.metrics import balanced_order
 from ssl_bench.utils import rng
 
@@ -31,22 +31,19 @@ _FEWEST = 4
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     """Flags of the embedding."""
 
-    images: int = 2000
+    section: ClassVar[str] = "embedding"
+
+    images: Annotated[int, "[4, inf)"] = 2000
     """Test images on the map, class-balanced, the same ones for every method."""
     pooling: Literal["cls", "avg"] = "cls"
     """What is shown: the class token, where there is one, or the mean of the patch tokens."""
-    perplexity: float = 30.0
+    perplexity: Annotated[float, "(1, inf)"] = 30.0
     """Neighbours that t-SNE attends to, roughly; no more than a third of the images."""
-    neighbors: int = 5
+    neighbors: Annotated[int, "[1, inf)"] = 5
     """Neighbours on the map that the trustworthiness looks at; less than half of the images."""
-
-    def __post_init__(self) -> None:
-        above("embedding images", self.images, _FEWEST - 1)
-        above("embedding perplexity", self.perplexity, 1)
-        above("embedding neighbors", self.neighbors, 0)
 
 
 class Embedding(Evaluation):

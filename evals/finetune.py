@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.experiment import audit
@@ -34,12 +33,8 @@ class Config(FinetuningConfig):
 
     rates: ClassVar[str] = "base lr, scratch lr for the baseline from scratch"
 
-    scratch_lr: float = 5e-4
+    scratch_lr: Annotated[float, "(0, inf)"] = 5e-4
     """The same for the baseline trained from scratch, which has no layer decay."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("finetune scratch lr", self.scratch_lr, 0)
 
 
 class FineTuning(Evaluation):
@@ -91,6 +86,16 @@ class FineTuning(Evaluation):
                 "head_std": 0.02,
             }
             for size in ("vits", "vitb")
+        },
+        **{
+            f"imagenet-simmim-{size}": {
+                "batch_size": 2048,
+                "base_lr": 6.25e-4,
+                "warmup": 20 / 100,
+                "layer_decay": layer_decay,
+                "head_std": head_std,
+            }
+            for size, layer_decay, head_std in (("vitb", 0.65, 2e-5), ("swinb", 0.9, 0.02))
         },
     }
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.collectives import sharded
-from ssl_bench.errors import above, require, within
 from ssl_bench.evaluation.metrics import accuracy, holdout
 
 _QUERIES_AT_ONCE = 512
@@ -28,21 +28,17 @@ _BANK_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     """Flags of kNN."""
 
-    neighbors: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
-    """Numbers of neighbours to choose from."""
-    temperature: float = 0.07
-    """Temperature of the votes, 1e-6 or more."""
-    validation: float = 0.1
-    """Share of the training images to choose on, in (0, 1)."""
+    section: ClassVar[str] = "knn"
 
-    def __post_init__(self) -> None:
-        within("knn temperature", self.temperature, "[1e-6, inf)")
-        within("knn validation", self.validation, "(0, 1)")
-        require(bool(self.neighbors), "knn neighbors is empty; it needs a number, such as 20")
-        above("knn neighbors", min(self.neighbors), 0)
+    neighbors: Annotated[tuple[int, ...], "[1, inf)"] = (1, 5, 10, 20, 50, 100, 200)
+    """Numbers of neighbours to choose from."""
+    temperature: Annotated[float, "[1e-6, inf)"] = 0.07
+    """Temperature of the votes."""
+    validation: Annotated[float, "(0, 1)"] = 0.1
+    """Share of the training images to choose on."""
 
 
 class KNN(Evaluation):

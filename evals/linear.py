@@ -23,7 +23,7 @@ from ssl_bench.evaluation.metrics import accuracy
 class Config(ProbeConfig):
     """Flags of the linear probe."""
 
-    name: ClassVar[str] = "linear"
+    section: ClassVar[str] = "linear"
 
 
 class LinearProbe(Evaluation):

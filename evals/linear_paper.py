@@ -24,16 +24,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result, optimizers
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result, optimizers
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import above, require
 from ssl_bench.evaluation.features import prepare
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.training import resume
@@ -49,33 +49,35 @@ _RESNET = {**_BY_EPOCH, "epochs": 100, "batch_size": 256, "pooling": "avg"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(CheckedConfig):
     """Flags of the papers' linear probe; the defaults are MAE's on ImageNet."""
 
-    epochs: int = 90
+    section: ClassVar[str] = "linear paper"
+
+    epochs: Annotated[int, "[1, inf)"] = 90
     """Passes over the training split."""
     batch_size: int = 16384
     """Images in an optimiser step."""
     optimizer: Literal["lars", "sgd"] = "lars"
     """LARS, or SGD; with momentum, either."""
-    base_lr: float = 0.1
+    base_lr: Annotated[float, "(0, inf)"] = 0.1
     """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
-    warmup: float = 10 / 90
-    """Share of the training during which the learning rate rises linearly from zero, in [0, 1)."""
+    warmup: Annotated[float, "[0, 1)"] = 10 / 90
+    """Share of the training during which the learning rate rises linearly from zero."""
     per_epoch: bool = False
     """Change the learning rate at the start of an epoch alone, instead of every step."""
-    momentum: float = 0.9
-    """The optimiser's momentum, in [0, 1)."""
-    weight_decay: float = 0.0
-    """The optimiser's weight decay, in [0, 1]."""
+    momentum: Annotated[float, "[0, 1)"] = 0.9
+    """The optimiser's momentum."""
+    weight_decay: Annotated[float, "[0, 1]"] = 0.0
+    """The optimiser's weight decay."""
     batch_norm: bool = True
     """Normalise the features by the batch's statistics first, without affine parameters."""
-    head_std: float = 0.01
-    """Standard deviation of the classifier's initial weights, at least 0."""
+    head_std: Annotated[float, "[0, inf)"] = 0.01
+    """Standard deviation of the classifier's initial weights."""
     pooling: Literal["cls", "avg"] = "cls"
     """What is classified: the class token or the mean of the patch tokens, after the norm."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    crop_scale: Annotated[float, "(0, 1]"] = 0.08
+    """Smallest share of an image's area that a random crop keeps; 1 crops nothing."""
     cut_crop: bool = True
     """Cut a crop that does not fit off at the border, instead of drawing up to ten until one
     fits."""
@@ -83,15 +85,9 @@ class Config:
     """How crops are resized."""
 
     def __post_init__(self) -> None:
-        above("linear paper epochs", self.epochs, 0)
+        super().__post_init__()
         # One image has no batch statistics.
         above("linear paper batch size", self.batch_size, int(self.batch_norm))
-        above("linear paper base lr", self.base_lr, 0)
-        within("linear paper warmup", self.warmup, "[0, 1)")
-        within("linear paper momentum", self.momentum, "[0, 1)")
-        within("linear paper weight decay", self.weight_decay, "[0, 1]")
-        within("linear paper head std", self.head_std, "[0, inf)")
-        within("linear paper crop scale", self.crop_scale, "(0, 1]")
 
 
 class PaperLinearProbe(Evaluation):

@@ -20,47 +20,38 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result
-from ssl_bench.config.recipes import probe_grid
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import UserError, above, require, within
+from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.metrics import accuracy, balanced_order, rank_in_class
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     """Flags of the low-shot probes."""
 
-    shares: tuple[float, ...] = (0.01, 0.1)
-    """Shares of the training labels to learn from, in (0, 1]; the smallest one is the headline."""
-    draws: int = 3
-    """How many times each share is drawn."""
-    folds: int = 5
-    """Parts of the drawn images, each of which is chosen on once; at least 2."""
-    steps: int = 300
-    """Steps of SGD, at least, whatever the share."""
-    batch_size: int = 256
-    """Features in a step; fewer where there are fewer."""
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """Learning rates to choose from, at the start of the cosine."""
-    weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    """Weight decays to choose from."""
+    section: ClassVar[str] = "low shot"
 
-    def __post_init__(self) -> None:
-        require(bool(self.shares), "low shot shares is empty; it needs a number, such as 0.01")
-        for share in self.shares:
-            within("low shot shares", share, "(0, 1]")
-        above("low shot draws", self.draws, 0)
-        above("low shot folds", self.folds, 1)
-        above("low shot steps", self.steps, 0)
-        above("low shot batch size", self.batch_size, 0)
-        probe_grid("low shot", self.learning_rates, self.weight_decays)
+    shares: Annotated[tuple[float, ...], "(0, 1]"] = (0.01, 0.1)
+    """Shares of the training labels to learn from; the smallest one is the headline."""
+    draws: Annotated[int, "[1, inf)"] = 3
+    """How many times each share is drawn."""
+    folds: Annotated[int, "[2, inf)"] = 5
+    """Parts of the drawn images, each of which is chosen on once; at least 2."""
+    steps: Annotated[int, "[1, inf)"] = 300
+    """Steps of SGD, at least, whatever the share."""
+    batch_size: Annotated[int, "[1, inf)"] = 256
+    """Features in a step; fewer where there are fewer."""
+    learning_rates: Annotated[tuple[float, ...], "(0, inf)"] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    """Learning rates to choose from, at the start of the cosine."""
+    weight_decays: Annotated[tuple[float, ...], "[0, 1]"] = (1e-3, 1e-2, 1e-1)
+    """Weight decays to choose from."""
 
 
 class LowShot(Evaluation):

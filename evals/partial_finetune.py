@@ -40,7 +40,7 @@ _HEADLINE = 1.0
 class Config(FinetuningConfig):
     """Flags of partial fine-tuning; the defaults are those of fine-tuning."""
 
-    name: ClassVar[str] = "partial finetune"
+    section: ClassVar[str] = "partial finetune"
 
     blocks: tuple[float, ...] = ()
     """Numbers of blocks to train, the last ones: 0 for a linear probe, 0.5 for the MLP of the last

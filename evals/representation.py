@@ -28,14 +28,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.api import Evaluation, FrozenEncoder, Result
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import above, require
+from ssl_bench.errors import require
 from ssl_bench.evaluation.features import prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.models.spread import TINY, effective_rank, spectrum
@@ -49,18 +50,16 @@ _IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     """Flags of the representation's metrics."""
 
-    images: int = 10000
-    """Test images whose features are measured, 2 or more; many times the features' number, or
-    the ranks are low for want of images."""
-    pairs: int = 2000
-    """Test images that alignment takes two views of."""
+    section: ClassVar[str] = "representation"
 
-    def __post_init__(self) -> None:
-        above("representation images", self.images, 1)
-        above("representation pairs", self.pairs, 0)
+    images: Annotated[int, "[2, inf)"] = 10000
+    """Test images whose features are measured; many times the features' number, or
+    the ranks are low for want of images."""
+    pairs: Annotated[int, "[1, inf)"] = 2000
+    """Test images that alignment takes two views of."""
 
 
 class Representation(Evaluation):

@@ -14,14 +14,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_bench.api import Evaluation, FrozenEncoder, ProbeConfig, Result
 from ssl_bench.data import Dataset
-from ssl_bench.errors import within
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.features import match_channels
 from ssl_bench.evaluation.metrics import accuracy
@@ -37,13 +36,9 @@ _IMAGES_AT_ONCE = 64
 class Config(ProbeConfig):
     """Flags of robustness."""
 
-    name: ClassVar[str] = "robustness"
-    images: int = 1000
+    section: ClassVar[str] = "robustness"
+    images: Annotated[int, "[0, inf)"] = 1000
     """Test images to corrupt, the same ones for every method; 0 for all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("robustness images", self.images, "[0, inf)")
 
 
 class Robustness(Evaluation):

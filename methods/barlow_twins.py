@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -38,7 +39,6 @@ from ssl_bench.api import (
 from ssl_bench.api.optimizers import recipe
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
@@ -50,21 +50,14 @@ _BIAS_LR = 0.0048 / 0.2
 class Config(OptimizerChoiceConfig):
     """The defaults are the paper's, but for the optimiser, which is for ViTs."""
 
-    redundancy: float = 0.0051
+    redundancy: Annotated[float, "[0, 1]"] = 0.0051
     """Weight of the correlations between different features (the paper's lambda)."""
-    proj_hidden_dim: int = 8192
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 8192
     """Hidden width of the projector."""
-    proj_output_dim: int = 8192
+    proj_output_dim: Annotated[int, "[2, inf)"] = 8192
     """Width of the compared features."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("redundancy", self.redundancy, "[0, 1]")
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 1)
-        within("crop scale", self.crop_scale, "(0, 1]")
+    crop_scale: Annotated[float, "(0, 1]"] = 0.08
+    """Smallest share of an image's area that a random crop keeps."""
 
 
 class BarlowTwins(Method):

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from lightly.loss import NegativeCosineSimilarity
@@ -44,7 +45,6 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.optimizers import cosine
 from ssl_bench.api.parts import follow, frozen_copy, in_float32, mlp
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
@@ -53,21 +53,14 @@ from ssl_bench.transforms.augmentations import Augmentation, byol_views
 class Config(OptimizerChoiceConfig):
     """The defaults are the paper's for 300 epochs, but for the optimiser, which is for ViTs."""
 
-    momentum: float = 0.99
+    momentum: Annotated[float, "[0, 1]"] = 0.99
     """Momentum of the target network at the start; it rises to 1 along a half cosine."""
-    proj_hidden_dim: int = 4096
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 4096
     """Hidden width of projector and predictor."""
-    proj_output_dim: int = 256
+    proj_output_dim: Annotated[int, "[1, inf)"] = 256
     """Width of the compared features."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("momentum", self.momentum, "[0, 1]")
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 0)
-        within("crop scale", self.crop_scale, "(0, 1]")
+    crop_scale: Annotated[float, "(0, 1]"] = 0.08
+    """Smallest share of an image's area that a random crop keeps."""
 
 
 class BYOL(Method):

@@ -25,9 +25,10 @@ Deviations that give different numbers:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from lightly.loss import KoLeoLoss
@@ -46,7 +47,6 @@ from ssl_bench.api import (
 from ssl_bench.api.optimizers import cosine, recipe
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.models.prototypes import PrototypeHead, between_views, sharpened, sinkhorn
 from ssl_bench.transforms.augmentations import Augmentation, dino_views
@@ -59,61 +59,44 @@ class Config(OptimizerChoiceConfig):
     base_lr: float = 5e-4
     """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
     final_lr: float = 0.001
-    """Where the cosine ends, as a share of the highest learning rate, in [0, 1]."""
+    """Where the cosine ends, as a share of the highest learning rate."""
     weight_decay: float = 0.04
     """AdamW's decoupled weight decay at the start."""
-    final_weight_decay: float = 0.4
+    final_weight_decay: Annotated[float, "[0, 1]"] = 0.4
     """The same in the end, along a half cosine."""
-    prototypes: int = 65536
+    prototypes: Annotated[int, "[2, inf)"] = 65536
     """What features are assigned to; small data do with 2,048 to 8,192."""
-    head_hidden_dim: int = 2048
+    head_hidden_dim: Annotated[int, "[1, inf)"] = 2048
     """Hidden width of the projection head."""
-    head_bottleneck_dim: int = 256
+    head_bottleneck_dim: Annotated[int, "[1, inf)"] = 256
     """Width before the prototypes."""
     norm_last_layer: bool = True
     """Keep the prototypes' norms fixed, which stabilises the training."""
-    freeze_last_layer: int = 1
+    freeze_last_layer: Annotated[int, "[0, 10000]"] = 1
     """Epochs at the start in which the prototypes stay as they are."""
-    momentum: float = 0.996
+    momentum: Annotated[float, "[0, 1]"] = 0.996
     """Momentum of the teacher at the start; it rises to 1 along a half cosine."""
-    center_momentum: float = 0.9
+    center_momentum: Annotated[float, "[0, 1]"] = 0.9
     """Momentum of the centre of the teacher's logits."""
     centering: Literal["mean", "sinkhorn"] = "mean"
     """What keeps the teacher from a few prototypes: a running mean, or balance in each batch."""
-    teacher_temp: float = 0.04
-    """Temperature of the teacher, above 0."""
-    warmup_teacher_temp: float = 0.04
-    """Temperature of the teacher in the first epoch, above 0."""
-    temp_warmup: float = 0.3
-    """Share of the training's epochs in which the teacher's temperature changes, in [0, 1]."""
-    clip_grad: float = 3.0
-    """Largest norm of each parameter's own gradient, above 0."""
-    drop_path: float = 0.1
-    """Stochastic depth of the student's last block, in [0, 1)."""
-    koleo: float = 0.0
+    teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
+    """Temperature of the teacher."""
+    warmup_teacher_temp: Annotated[float, "[0.001, 10]"] = 0.04
+    """Temperature of the teacher in the first epoch."""
+    temp_warmup: Annotated[float, "[0, 1]"] = 0.3
+    """Share of the training's epochs in which the teacher's temperature changes."""
+    clip_grad: Annotated[float, "(0, inf)"] = 3.0
+    """Largest norm of each parameter's own gradient."""
+    drop_path: Annotated[float, "[0, 1)"] = 0.1
+    """Stochastic depth of the student's last block."""
+    koleo: Annotated[float, "[0, 100]"] = 0.0
     """Weight of DINOv2's spreading of features; there it is 0.1."""
-    local_crops: int = 8
+    local_crops: Annotated[int, "[0, 100]"] = 8
     """Small crops beside the two large ones."""
-    crop_scale: float = 0.4
+    crop_scale: Annotated[float, "(0.05, 1]"] = 0.4
     """Smallest share of an image's area that a large crop keeps, and the largest that a small one
-    does, in (0.05, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("final weight decay", self.final_weight_decay, "[0, 1]")
-        for name in ("head_hidden_dim", "head_bottleneck_dim", "clip_grad"):
-            above(name.replace("_", " "), getattr(self, name), 0)
-        above("prototypes", self.prototypes, 1)
-        above("teacher temp", self.teacher_temp, 0)
-        above("warmup teacher temp", self.warmup_teacher_temp, 0)
-        within("freeze last layer", self.freeze_last_layer, "[0, 10000]")
-        within("momentum", self.momentum, "[0, 1]")
-        within("center momentum", self.center_momentum, "[0, 1]")
-        within("temp warmup", self.temp_warmup, "[0, 1]")
-        within("drop path", self.drop_path, "[0, 1)")
-        within("koleo", self.koleo, "[0, 100]")
-        within("local crops", self.local_crops, "[0, 100]")
-        within("crop scale", self.crop_scale, "(0.05, 1]")
+    does."""
 
 
 class DINO(Method):
@@ -169,6 +152,17 @@ class DINO(Method):
         self.teacher_head = frozen_copy(self.student_head)
         self.register_buffer("center_K", torch.zeros(config.prototypes))
         self.mean_K: Tensor | None = None
+
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
+        """Whether the prototypes would stay as they are to the end."""
+        frozen = config.freeze_last_layer
+        if frozen < epochs:
+            return None
+        return (
+            f"freeze last layer {frozen} leaves none of the {epochs:g} epochs to train the "
+            f"prototypes in; --freeze-last-layer {math.ceil(epochs) - 1} would work"
+        )
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """Two large crops, and the small ones."""

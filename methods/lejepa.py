@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,8 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
-from ssl_bench.utils import rng
 
 _KNOTS, _END = 17, 3.0
 
@@ -54,34 +53,25 @@ class Config(OptimizerChoiceConfig):
 
     base_lr: float = 2.5e-4
     """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
-    sigreg: float = 0.05
-    """Weight of the Gaussian regularisation, in [0, 1]; the views' agreement has the rest."""
-    directions: int = 1024
+    sigreg: Annotated[float, "[0, 1]"] = 0.05
+    """Weight of the Gaussian regularisation; the views' agreement has the rest."""
+    directions: Annotated[int, "[1, inf)"] = 1024
     """Random directions that the features are projected on, in every step."""
-    local_crops: int = 6
+    local_crops: Annotated[int, "[0, 100]"] = 6
     """Small crops beside the two large ones."""
-    proj_hidden_dim: int = 2048
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 2048
     """Hidden width of the projector."""
-    proj_output_dim: int = 64
+    proj_output_dim: Annotated[int, "[1, inf)"] = 64
     """Width of the compared features."""
-    crop_scale: float = 0.3
+    crop_scale: Annotated[float, "(0.05, 1]"] = 0.3
     """Smallest share of an image's area that a large crop keeps, and the largest that a small one
-    does, in (0.05, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("sigreg", self.sigreg, "[0, 1]")
-        above("directions", self.directions, 0)
-        within("local crops", self.local_crops, "[0, 100]")
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 0)
-        within("crop scale", self.crop_scale, "(0.05, 1]")
+    does."""
 
 
 class LeJEPA(Method):
     """An encoder with a projector, and crops of two sizes."""
 
-    version = 1
+    version = 2
     paper = "Balestriero and LeCun, arXiv 2025"
     needs = ("multi-crop",)
     encodes_in_parts = True
@@ -134,11 +124,11 @@ class LeJEPA(Method):
         views_VBD = projections.unflatten(0, features_VBD.shape[:2])
         self.watch(views_VBD[0])
         weight, count = self.config.sigreg, self.config.directions
-        generator = rng.generator(batch.rng.seed, "directions", step.number)
-        directions_DM = torch.randn(views_VBD.shape[-1], count, generator=generator)
+        rows_D = torch.arange(views_VBD.shape[-1], device=views_VBD.device)
+        directions_DM = replace(batch.rng, samples_B=rows_D).normal("directions", count)
         return {
             "agreement": (1 - weight) * disagreement(views_VBD),
-            "sigreg": weight * sigreg(views_VBD, directions_DM.to(views_VBD.device)),
+            "sigreg": weight * sigreg(views_VBD, directions_DM),
         }
 
     search_space = {
@@ -167,7 +157,8 @@ def sigreg(views_VBD: Tensor, directions_DM: Tensor) -> Tensor:
     knots_T = torch.linspace(0, _END, _KNOTS, device=views_VBD.device, dtype=views_VBD.dtype)
     normal_T = (-knots_T.square() / 2).exp()
     weights_T = torch.full_like(knots_T, 2 * _END / (_KNOTS - 1))
-    weights_T[[0, -1]] /= 2
+    weights_T[0] /= 2
+    weights_T[-1] /= 2
     angles_VBMT = (views_VBD @ directions_DM)[..., None] * knots_T
     means = torch.stack([angles_VBMT.cos().mean(dim=1), angles_VBMT.sin().mean(dim=1)])
     real_VMT, imaginary_VMT = collectives.mean_with_gradient(means)

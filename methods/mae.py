@@ -40,7 +40,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block
@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
 from ssl_bench.data import Split
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import require
 from ssl_bench.models import encoders, masking
 from ssl_bench.transforms.augmentations import (
     Augmentation,
@@ -63,44 +63,38 @@ from ssl_bench.utils import rng
 class Config(OptimizerConfig):
     """The defaults are the paper's for ViT-B on ImageNet."""
 
-    mask_ratio: float = 0.75
-    """Share of the patches that are hidden, in (0, 1)."""
+    mask_ratio: Annotated[float, "(0, 1)"] = 0.75
+    """Share of the patches that are hidden."""
     sampling: Literal["random", "block", "grid"] = "random"
     """Which patches are hidden: any, rectangles of them, or all but a regular grid."""
     encoder_mask_tokens: bool = False
     """Give the encoder a mask token for each hidden patch, instead of the decoder."""
     loss_target: Literal["pixels", "pca"] = "pixels"
     """What is predicted of a hidden patch: its pixels, or its largest principal components."""
-    pca_components: int = 96
+    pca_components: Annotated[int, "[1, inf)"] = 96
     """How many components the PCA target keeps; all, where a patch has no more values."""
     norm_pix_loss: bool = True
     """Predict each patch normalised by its own mean and standard deviation."""
     decoder_embed_dim: int = 512
     """Width of the decoder, a multiple of 4."""
-    decoder_depth: int = 8
+    decoder_depth: Annotated[int, "[1, inf)"] = 8
     """Transformer blocks in the decoder."""
-    decoder_heads: int = 16
+    decoder_heads: Annotated[int, "[1, inf)"] = 16
     """Attention heads in the decoder; they divide its width."""
-    crop_scale: float = 0.2
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    crop_scale: Annotated[float, "(0, 1]"] = 0.2
+    """Smallest share of an image's area that a random crop keeps; 1 crops nothing."""
     fixed_crop: bool = False
     """Crop squares of just that share of the area, instead of any size and shape above it."""
     flip: bool = True
     """Mirror half of the images."""
-    color_jitter: float = 0.0
-    """Strength of random changes of brightness, contrast and saturation, in [0, 2]; of hue, a
+    color_jitter: Annotated[float, "[0, 2]"] = 0.0
+    """Strength of random changes of brightness, contrast and saturation; of hue, a
     quarter of it."""
     beta2: float = 0.95
     """AdamW's decay of the second moment."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("mask ratio", self.mask_ratio, "(0, 1)")
-        within("crop scale", self.crop_scale, "(0, 1]")
-        within("color jitter", self.color_jitter, "[0, 2]")
-        above("pca components", self.pca_components, 0)
-        above("decoder depth", self.decoder_depth, 0)
-        above("decoder heads", self.decoder_heads, 0)
         require(
             self.decoder_embed_dim > 0
             and self.decoder_embed_dim % 4 == 0

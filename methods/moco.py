@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +44,14 @@ from ssl_bench.api import (
     DataInfo,
     LogUniform,
     Method,
-    OptimizerChoiceConfig,
     OptimizerSpec,
     Step,
+    StepScheduleConfig,
     Uniform,
 )
-from ssl_bench.api.optimizers import recipe
+from ssl_bench.api.optimizers import recipe, stepped
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, require, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, mocov2_views
 
@@ -72,39 +71,27 @@ _IMAGENET = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OptimizerChoiceConfig):
+class Config(StepScheduleConfig):
     """The defaults are v2's, but for the optimiser, which is for ViTs."""
 
-    queue_size: int = 65536
+    queue_size: Annotated[int, "[1, inf)"] = 65536
     """Keys to tell a query's own from, a multiple of the batch size; no more than images, or each
     image is among its own negatives."""
-    temperature: float = 0.2
-    """Temperature of the contrastive loss, above 0."""
-    momentum: float = 0.999
+    temperature: Annotated[float, "[0.001, 10]"] = 0.2
+    """Temperature of the contrastive loss."""
+    momentum: Annotated[float, "[0, 1]"] = 0.999
     """Momentum of the key encoder."""
     head: Literal["mlp", "linear"] = "mlp"
     """Two layers with ReLU, or v1's single one."""
-    proj_output_dim: int = 128
+    proj_output_dim: Annotated[int, "[1, inf)"] = 128
     """Width of the compared features."""
     blur: bool = True
     """Blur half of the views; off in v1."""
     step_schedule: bool = False
     """Divide the learning rate by 10 at 60 % and at 80 % of the training, as in v1, instead of
     along a cosine."""
-    crop_scale: float = 0.2
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("queue size", self.queue_size, 0)
-        above("temperature", self.temperature, 0)
-        within("momentum", self.momentum, "[0, 1]")
-        above("proj output dim", self.proj_output_dim, 0)
-        within("crop scale", self.crop_scale, "(0, 1]")
-        require(
-            not self.step_schedule or self.final_lr == 0,
-            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
-        )
+    crop_scale: Annotated[float, "(0, 1]"] = 0.2
+    """Smallest share of an image's area that a random crop keeps."""
 
 
 class MoCo(Method):
@@ -149,9 +136,10 @@ class MoCo(Method):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.keys_BD: Tensor | None = None
 
-    def refuses(self, batch_size: int, images: int) -> str | None:
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
         """Whether a queue is filled by whole batches, with keys of different images."""
-        size = self.config.queue_size
+        size = config.queue_size
         near = max(1, round(min(size, images) / batch_size)) * batch_size
         if near > images:
             near -= batch_size
@@ -188,12 +176,8 @@ class MoCo(Method):
         if not self.config.step_schedule:
             return spec
         base_lr = self.config.base_lr / 256
-
-        def learning_rate(step: Step) -> float:
-            drops = (step.fraction >= 0.6) + (step.fraction >= 0.8)
-            return base_lr * step.batch_size * 0.1**drops
-
-        return replace(spec, learning_rate=learning_rate)
+        falling = stepped(lambda step: base_lr * step.batch_size, 0.6, 0.8)
+        return replace(spec, learning_rate=falling)
 
     @torch.no_grad()
     def after_optimizer_step(self, step: Step) -> None:

@@ -44,7 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,6 @@ from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, 
 from ssl_bench.api.optimizers import cosine, freeze
 from ssl_bench.api.parts import follow, frozen_copy, in_float32, mlp
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, byol_views
 
@@ -63,30 +62,22 @@ from ssl_bench.transforms.augmentations import Augmentation, byol_views
 class Config(OptimizerConfig):
     """The defaults are the paper's for ViT-B on ImageNet."""
 
-    temperature: float = 0.2
-    """Temperature of the contrastive loss, above 0."""
-    momentum: float = 0.99
+    temperature: Annotated[float, "[0.001, 10]"] = 0.2
+    """Temperature of the contrastive loss."""
+    momentum: Annotated[float, "[0, 1]"] = 0.99
     """Momentum of the momentum encoder at the start; it rises to 1 along a half cosine."""
-    proj_hidden_dim: int = 4096
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 4096
     """Hidden width of projector and predictor."""
-    proj_output_dim: int = 256
+    proj_output_dim: Annotated[int, "[1, inf)"] = 256
     """Width of the compared features."""
     freeze_patch_embed: bool = True
     """Keep a ViT's patch projection at its random start, which stabilises the training."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
+    crop_scale: Annotated[float, "(0, 1]"] = 0.08
+    """Smallest share of an image's area that a random crop keeps."""
     weight_decay: float = 0.1
     """AdamW's decoupled weight decay."""
     decay_norm_and_bias: bool = True
     """Apply weight decay to one-dimensional parameters too."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("temperature", self.temperature, 0)
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 0)
-        within("momentum", self.momentum, "[0, 1]")
-        within("crop scale", self.crop_scale, "(0, 1]")
 
 
 class MoCoV3(Method):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,6 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.parts import in_float32, mlp
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
 
@@ -48,29 +48,20 @@ from ssl_bench.transforms.augmentations import Augmentation
 class Config(OptimizerChoiceConfig):
     """The defaults are the paper's, but for the optimiser, which is for ViTs."""
 
-    temperature: float = 0.1
-    """Temperature of the contrastive loss, above 0."""
-    proj_layers: int = 3
+    temperature: Annotated[float, "[0.001, 10]"] = 0.1
+    """Temperature of the contrastive loss."""
+    proj_layers: Annotated[int, "[1, inf)"] = 3
     """Linear layers of the projector: 2 in the paper, 3 in SimCLR v2 and the official code."""
-    proj_hidden_dim: int = 2048
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 2048
     """Hidden width of the projector; the official one is the encoder's width."""
-    proj_output_dim: int = 128
+    proj_output_dim: Annotated[int, "[1, inf)"] = 128
     """Width of the compared features."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
-    color_strength: float = 1.0
-    """Strength of the colour jitter, in [0, 2]: 1 on ImageNet, 0.5 on CIFAR."""
+    crop_scale: Annotated[float, "(0, 1]"] = 0.08
+    """Smallest share of an image's area that a random crop keeps."""
+    color_strength: Annotated[float, "[0, 2]"] = 1.0
+    """Strength of the colour jitter: 1 on ImageNet, 0.5 on CIFAR."""
     blur: bool = True
     """Blur half of the views; off on CIFAR."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("temperature", self.temperature, 0)
-        above("proj layers", self.proj_layers, 0)
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 0)
-        within("crop scale", self.crop_scale, "(0, 1]")
-        within("color strength", self.color_strength, "[0, 2]")
 
 
 class SimCLR(Method):

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
@@ -39,7 +40,6 @@ from ssl_bench.api import (
 )
 from ssl_bench.api.optimizers import recipe
 from ssl_bench.api.parts import in_float32, synchronised
-from ssl_bench.errors import above, within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, mocov2_views
 
@@ -48,23 +48,16 @@ from ssl_bench.transforms.augmentations import Augmentation, mocov2_views
 class Config(OptimizerChoiceConfig):
     """The defaults are the paper's, but for the optimiser, which is for ViTs."""
 
-    proj_hidden_dim: int = 2048
+    proj_hidden_dim: Annotated[int, "[1, inf)"] = 2048
     """Hidden width of the projector."""
-    proj_output_dim: int = 2048
+    proj_output_dim: Annotated[int, "[1, inf)"] = 2048
     """Width of the compared features."""
-    pred_hidden_dim: int = 512
+    pred_hidden_dim: Annotated[int, "[1, inf)"] = 512
     """Hidden width of the predictor, a bottleneck."""
     fix_predictor_lr: bool = True
     """Train the predictor at the highest learning rate throughout."""
-    crop_scale: float = 0.2
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("proj hidden dim", self.proj_hidden_dim, 0)
-        above("proj output dim", self.proj_output_dim, 0)
-        above("pred hidden dim", self.pred_hidden_dim, 0)
-        within("crop scale", self.crop_scale, "(0, 1]")
+    crop_scale: Annotated[float, "(0, 1]"] = 0.2
+    """Smallest share of an image's area that a random crop keeps."""
 
 
 class SimSiam(Method):

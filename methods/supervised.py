@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
-from ssl_bench.errors import within
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 
@@ -23,17 +23,12 @@ from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 class Config(OptimizerConfig):
     """Flags of supervised training."""
 
-    label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes, in [0, 1)."""
-    crop_scale: float = 0.2
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.1
+    """Share of the target that is spread over all classes."""
+    crop_scale: Annotated[float, "(0, 1]"] = 0.2
+    """Smallest share of an image's area that a random crop keeps; 1 crops nothing."""
     flip: bool = True
     """Mirror half of the images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("label smoothing", self.label_smoothing, "[0, 1)")
-        within("crop scale", self.crop_scale, "(0, 1]")
 
 
 class Supervised(Method):

@@ -16,6 +16,7 @@ _GPU = ("CUDA", "HIP")
 _MEMORY = (
     *("DefaultCPUAllocator", "out of memory", "Cannot allocate memory", "not enough memory"),
     *("std::bad_alloc", "can't start new thread", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("Storage size calculation overflowed", "Overflow when unpacking long"),
 )
 _WRITING = (
     *("PytorchStreamWriter failed", "unexpected pos", "No space left on device", "os error 28"),
@@ -42,10 +43,10 @@ class ToldElsewhere(BaseException):
         self.code = code
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among the choices, with the nearest one if there is any."""
+def unknown(kind: str, name: str, choices: Iterable[str], meant: str = "") -> UserError:
+    """The error for a name that is not among the choices, with the one meant, or the nearest."""
     known = sorted(choices)
-    near = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = [meant] if meant else get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
     hint = f"did you mean {near[0]!r}?" if near else f"known: {shown} (see `ssl-bench list`)"
     return UserError(f"unknown {kind} {name!r}; {hint}")
@@ -76,7 +77,8 @@ def told(error: BaseException) -> str | None:
     """What a person is told of an error that he can mend; None where it is a bug.
 
     Torch and safetensors have no types of their own for a full disk or memory, and are not imported
-    for that: they are known by what they say.
+    for that: they are known by what they say. The notes of an error of memory are flags that may be
+    too large.
     """
     if isinstance(error, UserError):
         return plain(" ".join(str(error).split()))
@@ -84,7 +86,8 @@ def told(error: BaseException) -> str | None:
         return "~ stands for a home folder that is not known; ./~ is a file of that name"
     if is_of_memory(error):
         of_gpu = "GPU " if any(sign in str(error) for sign in _GPU) else ""
-        return f"out of {of_gpu}memory; a smaller --batch-size or --micro-batch-size may fit"
+        noted = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
+        return f"out of {of_gpu}memory; a smaller {noted}--batch-size or --micro-batch-size may fit"
     if isinstance(error, OSError):
         hint = f"; {_MORE_ROOM}" if error.errno in _FULL else ""
         return f"{of_system(error)}{hint}"
@@ -99,7 +102,7 @@ def is_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY)
+    return isinstance(error, RuntimeError | TypeError) and any(s in str(error) for s in _MEMORY)
 
 
 def in_one_line(error: BaseException) -> str | None:
@@ -116,7 +119,7 @@ def require(condition: bool, message: str) -> None:
 
 def above(name: str, value: float, bound: float) -> None:
     """Require a finite number above a bound."""
-    require(bound < value < math.inf, f"{name} {value} is out of range; it must be above {bound:g}")
+    within(name, value, f"({bound:g}, inf)")
 
 
 def within(name: str, value: float, interval: str) -> None:
@@ -124,7 +127,11 @@ def within(name: str, value: float, interval: str) -> None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     inside = low <= value <= high
     at_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-    require(inside and not at_open_end, f"{name} {value} is out of range; it must be in {interval}")
+    told = f"in {interval}"
+    if high == math.inf:
+        told = f"above {low:g}" if interval[0] == "(" else f"{low:g} or more"
+        told = told if math.isfinite(value) else f"finite and {told}"
+    require(inside and not at_open_end, f"{name} {value} is out of range; it must be {told}")
 
 
 def first_line(error: BaseException) -> str:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from ssl_bench.api import Batch, DataInfo, Method, OptimizerConfig, Step
-from ssl_bench.errors import above
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation
 
@@ -20,14 +20,10 @@ from ssl_bench.transforms.augmentations import Augmentation
 class Config(OptimizerConfig):
     """Flags of the denoising autoencoder."""
 
-    noise: float = 0.5
+    noise: Annotated[float, "(0, inf)"] = 0.5
     """Standard deviation of the noise, in units of the pixels' own."""
     base_lr: float = 1e-3
     """Learning rate for a batch of 256."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above("noise", self.noise, 0)
 
 
 class Denoising(Method):

@@ -84,10 +84,10 @@ def linear(weights: Weights, x: Tensor) -> Tensor:
     return x @ weights["weight"].T + weights["bias"]
 
 
-def layer_norm(weights: Weights, x: Tensor) -> Tensor:
+def layer_norm(weights: Weights, x: Tensor, epsilon: float = 1e-6) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
-    return centred / (variance + 1e-6).sqrt() * weights["weight"] + weights["bias"]
+    return centred / (variance + epsilon).sqrt() * weights["weight"] + weights["bias"]
 
 
 def attention(weights: Weights, x: Tensor, heads: int) -> Tensor:

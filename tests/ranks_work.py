@@ -42,6 +42,13 @@ TUNING = {"epochs": 1, "batch_size": 11, "base_lr": 0.02, "drop_path": 0.3, "cro
 MOCO, MAE = registry.find("method", "mocov3"), registry.find("method", "mae")
 TEACHING = registry.find("method", str(Path(__file__).with_name("teacher_method.py")))
 METHODS = [*(p for p in helpers.METHODS if p.name != "random-init"), TEACHING]
+FEW = [MAE, MOCO, registry.find("method", "moco"), TEACHING]
+"""Without state, with a network that follows, with a queue, with losses of several names."""
+
+
+def methods_of(world: str) -> list[Plugin]:
+    """Who trains there: each method with both strategies, on two processes and on four."""
+    return METHODS if world in ("ddp-4", "fsdp-2") else FEW
 
 
 def steady_adamw(groups: Any, beta2: float) -> torch.optim.AdamW:
@@ -190,7 +197,7 @@ def work(rank: int, ports: list[int], folder: str) -> None:
                 tune(home, STOP_AT)
             if world == 3:
                 continue
-            for plugin in METHODS:
+            for plugin in methods_of(home.name):
                 train(plugin, home / plugin.name)
             if world == 2:
                 for plugin in (MOCO, MAE):

@@ -12,6 +12,7 @@ from helpers import METHODS
 from rich.console import Console
 
 from ssl_bench.analysis import comparison, tables
+from ssl_bench.cli import flags
 from ssl_bench.cli.commands.list import COSTS
 from ssl_bench.runs import index
 from ssl_bench.utils.files import load_json
@@ -42,6 +43,16 @@ def test_example_runs(
     assert "example-method on images" in out
     [folder] = (tmp_path / "runs").glob("example-method-*")
     assert (folder / "encoder.safetensors").exists()
+
+
+def test_declarations_are_taken(readme: str, tmp_path: Path) -> None:
+    [declarations] = re.findall(r"```python\n(    .*?)```", readme, flags=re.DOTALL)
+    source = EXAMPLE.read_text().replace("import Batch", "import LogUniform, Batch")
+    path = tmp_path / "mine.py"
+    path.write_text(source.replace("    def __init__", f"{declarations}\n    def __init__"))
+    config = flags.parse_run(["--method", str(path), "--preset", "noisy", "--evals", "none"])
+    assert (config.method_config.noise, config.settings.batch_size) == (1.0, 512)
+    assert set(config.method.search()) == {"noise", "base_lr"}
 
 
 def test_every_package_has_a_line_in_the_tree(readme: str) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ssl_bench.analysis import marks
-from ssl_bench.analysis.comparison import Comparison, Cost, Group, GroupScore, ScoreTable
+from ssl_bench.analysis.comparison import Comparison, Group, GroupScore, ScoreTable
 from ssl_bench.analysis.comparison.grouping import Column
 from ssl_bench.analysis.comparison.pairs import Pair
 from ssl_bench.analysis.comparison.statistics import Mean
@@ -67,8 +67,7 @@ def flat(comparison: Comparison) -> pd.DataFrame:
 
 def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any]:
     """A group's score, and everything known about it."""
-    cost = vars(group.cost)
-    members = [member for member in group.members if member.run in score.values]
+    seeds = {run: seed for run, seed in group.seeds.items() if run in score.values}
     return {
         "method": group.method,
         "label": group.label,
@@ -83,10 +82,10 @@ def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any
         "half_width": score.mean.half_width,
         "mark": score.mark,
         "mark_meaning": marks.meaning(score.mark),
-        "seeds": " ".join(str(member.seed) for member in members),
-        "runs": " ".join(member.run for member in members),
-        **{name: value for name, value in cost.items() if name != "devices"},
-        "device": "; ".join(group.cost.devices),
+        "seeds": " ".join(map(str, seeds.values())),
+        "runs": " ".join(seeds),
+        **group.costs,
+        "device": "; ".join(group.devices),
     }
 
 
@@ -153,7 +152,7 @@ def _side_by_side(table: ScoreTable, columns: Sequence[Column], width: int) -> I
             _add_column(shown, _text(heads[column.key]), "right")
         for row, group in enumerate(groups):
             scores = (texts[column.key][row] for column in chunk)
-            shown.add_row(_text(group.label), str(len(group.members)), *scores)
+            shown.add_row(_text(group.label), str(len(group.seeds)), *scores)
         yield shown
 
 
@@ -189,42 +188,35 @@ def _score(table: ScoreTable, group: Group, column: Column) -> Text:
     score = table.cells.get((group.key, column.key))
     if score is None or not score.mean.n:
         return Text("-" if score is None else "NaN")
-    n = f" (n={score.mean.n})" if score.mean.n != len(group.members) else ""
+    n = f" (n={score.mean.n})" if score.mean.n != len(group.seeds) else ""
     text = f"{format_mean(score.mean, column.unit)}{n}{marks.sign(score.mark)}"
     return _text(text, style="bold" if score.mark == "best" else "")
 
 
 def _cost_table(table: ScoreTable, width: int) -> RichTable:
-    devices = sorted({name for group in table.groups for name in group.cost.devices})
+    devices = sorted({name for group in table.groups for name in group.devices})
     has_runs, several = width >= _RUNS_FROM, len(devices) > 1
     numbers = {name: f"[{number}]" for number, name in enumerate(devices, start=1)}
     caption = f"of one run, on average{'; runs by the end of their names' * has_runs}"
     legend = [f"{numbers[name]} {name}" if several else name for name in devices]
-    heads: dict[str, Callable[[Cost], str]] = {
-        "images": lambda cost: count(cost.images_seen),
-        "FLOP": lambda cost: count(cost.flops),
-        "time": lambda cost: time(cost.seconds),
-        "MiB": lambda cost: whole(cost.peak_memory_mib),
-        "encoder": lambda cost: count(cost.encoder_parameters),
+    heads: dict[str, Callable[[Group], str]] = {
+        "images": lambda group: count(group.costs["images_seen"]),
+        "FLOP": lambda group: count(group.costs["flops"]),
+        "time": lambda group: time(group.costs["seconds"]),
+        "MiB": lambda group: whole(group.costs["peak_memory_mib"]),
+        "encoder": lambda group: count(group.costs["encoder_parameters"]),
     }
     if width >= _TRAINED_FROM:
-        heads["trained"] = lambda cost: count(cost.trained_parameters)
+        heads["trained"] = lambda group: count(group.costs["trained_parameters"])
     if several:
-        heads["on"] = lambda cost: "".join(numbers[name] for name in cost.devices)
-    shown = _new_table(
-        "cost of pre-training",
-        plain("\n".join([caption, *legend])),
-        **{
-            "method": "fold",
-            **dict.fromkeys(heads, "right"),
-            **({"runs": "fold"} if has_runs else {}),
-        },
-    )
+        heads["on"] = lambda group: "".join(numbers[name] for name in group.devices)
+    if has_runs:
+        heads["runs"] = lambda group: " ".join(run.rpartition("-")[2] for run in group.seeds)
+    kinds = {head: "fold" if head == "runs" else "right" for head in heads}
+    caption = plain("\n".join([caption, *legend]))
+    shown = _new_table("cost of pre-training", caption, method="fold", **kinds)
     for group in _best_groups(table):
-        cells = [_text(cell(group.cost)) for cell in heads.values()]
-        if has_runs:
-            cells.append(Text(" ".join(m.run.rpartition("-")[2] for m in group.members)))
-        shown.add_row(_text(group.label), *cells)
+        shown.add_row(_text(group.label), *(_text(show(group)) for show in heads.values()))
     return shown
 
 

@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from ssl_bench.api.optimizers import OptimizerSpec
     from ssl_bench.api.ranges import LogUniform, OneOf, Uniform
     from ssl_bench.api.step import Batch, Step
+    from ssl_bench.config.checked import CheckedConfig
     from ssl_bench.config.finetuning_settings import FinetuningConfig
-    from ssl_bench.config.recipes import OptimizerChoiceConfig, OptimizerConfig, ProbeConfig
+    from ssl_bench.config.recipes import (
+        OptimizerChoiceConfig,
+        OptimizerConfig,
+        ProbeConfig,
+        StepScheduleConfig,
+    )
 
 __all__ = [
     "Batch",
+    "CheckedConfig",
     "DataInfo",
     "Evaluation",
     "FinetuningConfig",
@@ -32,6 +39,7 @@ __all__ = [
     "ProbeConfig",
     "Result",
     "Step",
+    "StepScheduleConfig",
     "Uniform",
 ]
 
@@ -42,8 +50,10 @@ HOMES = {
     "OptimizerSpec": "ssl_bench.api.optimizers",
     **dict.fromkeys(("LogUniform", "OneOf", "Uniform"), "ssl_bench.api.ranges"),
     **dict.fromkeys(
-        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig"), "ssl_bench.config.recipes"
+        ("OptimizerChoiceConfig", "OptimizerConfig", "ProbeConfig", "StepScheduleConfig"),
+        "ssl_bench.config.recipes",
     ),
+    "CheckedConfig": "ssl_bench.config.checked",
     "FinetuningConfig": "ssl_bench.config.finetuning_settings",
 }
 """The module that defines each name."""

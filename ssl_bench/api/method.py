@@ -106,12 +106,17 @@ class Method(MethodDeclarations, nn.Module):
         """How the parameters are updated: by default as the flags of ``OptimizerConfig`` say."""
         return recipe(self, self.config)
 
-    def refuses(self, batch_size: int, images: int) -> str | None:
-        """Why it cannot be trained in steps of that many images, and what would work; or None.
+    @classmethod
+    def refuses(cls, config: Any, batch_size: int, images: int, epochs: float) -> str | None:
+        """Why nothing can be trained in this way, and what would work; or None.
+
+        Called before any image is decoded, and again when all is known.
 
         Args:
+            config: an instance of the ``Config``.
             batch_size: of all ranks.
             images: in the training split.
+            epochs: passes over them; infinite as long as a budget is still to say how many.
         """
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,11 +62,14 @@ class OptimizerSpec:
         self.optimizer.zero_grad()
 
 
-def recipe(module: nn.Module, config: OptimizerConfig) -> OptimizerSpec:
+def recipe(module: nn.Module, config: OptimizerConfig, exempt: Sequence[str] = ()) -> OptimizerSpec:
     """A linear warm-up, then half a cosine: of AdamW, down to zero, as in MAE and MoCo v3.
 
     `OptimizerChoiceConfig` says which optimiser it is instead, and where the cosine ends. LARS
     neither decays nor adapts one-dimensional parameters, whatever ``decay_norm_and_bias`` says.
+
+    Args:
+        exempt: names of further parameters without weight decay, see `parameter_groups`.
     """
     name, final_lr = "adamw", 0.0
     if isinstance(config, OptimizerChoiceConfig):
@@ -76,7 +79,7 @@ def recipe(module: nn.Module, config: OptimizerConfig) -> OptimizerSpec:
         peak = config.base_lr * step.batch_size / 256
         return warmup_cosine(step, peak, config.warmup, peak * final_lr)
 
-    groups = parameter_groups(module, config)
+    groups = parameter_groups(module, config, exempt)
     optimizer: torch.optim.Optimizer
     if name == "adamw":
         optimizer = adamw(groups, config.beta2)
@@ -85,6 +88,11 @@ def recipe(module: nn.Module, config: OptimizerConfig) -> OptimizerSpec:
     else:
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     return OptimizerSpec(optimizer=optimizer, learning_rate=learning_rate)
+
+
+def stepped(learning_rate: Callable[[Step], float], *at: float) -> Callable[[Step], float]:
+    """A learning rate that is divided by 10 at each of these shares of the training, in [0, 1]."""
+    return lambda step: learning_rate(step) * 0.1 ** sum(step.fraction >= share for share in at)
 
 
 def freeze(module: nn.Module, *prefixes: str) -> int:
@@ -108,16 +116,21 @@ def freeze(module: nn.Module, *prefixes: str) -> int:
     return len(frozen)
 
 
-def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[Group]:
+def parameter_groups(
+    module: nn.Module, config: OptimizerConfig, exempt: Sequence[str] = ()
+) -> list[Group]:
     """The trainable parameters, those of one dimension and the biases exempt from weight decay.
 
     (As ``main_pretrain.py`` of MAE calls timm; class and mask tokens are decayed.) With
     ``decay_norm_and_bias`` all are decayed, as in MoCo v3.
+
+    Args:
+        exempt: names of parameters that are exempt, too.
     """
     if config.decay_norm_and_bias:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         return [{"params": trained, "weight_decay": config.weight_decay}]
-    groups = param_groups_weight_decay(module, config.weight_decay)
+    groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=exempt)
     # Decayed ones first: that is how the optimiser states in checkpoints are numbered.
     return [group for group in reversed(groups) if group["params"]]
 

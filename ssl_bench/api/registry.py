@@ -74,7 +74,26 @@ def find(kind: Kind, name: str) -> Plugin:
         return found[name]
     if name in broken:
         raise UserError(f"{kind} {name!r} cannot be used: {broken[name]}")
-    raise unknown(kind, name, discover(kind))
+    raise _unknown(kind, name)
+
+
+def _unknown(kind: Kind, name: str) -> UserError:
+    """The error for a name that no plugin has, be it "MoCo_v2" or that of one plugin's own flag."""
+    short, plugins = _letters(name), discover(kind)
+    by_letters = {_letters(own): own for own in plugins}
+    meant = by_letters.get(short) or by_letters.get(re.sub(r"v[12]$", "", short), "")
+    if not meant:
+        fields = {own: dataclasses.fields(plugin.config) for own, plugin in plugins.items()}
+        owners = [own for own, each in fields.items() if short in {field.name for field in each}]
+        meant = owners[0] if len(owners) == 1 else ""
+    presets = plugins[meant].presets() if meant and short not in _letters(meant) else ()
+    preset = next((each for each in presets if short in _letters(each)), "")
+    hint = f" `ssl-bench recipe {preset}` shows what makes it so" if preset else ""
+    return UserError(f"{unknown(kind, name, plugins, meant)}{hint}")
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def installed(kind: Kind, name: str) -> Plugin | None:
@@ -91,7 +110,8 @@ def presets() -> dict[str, str]:
     for plugin in discover("method").values():
         for name, values in plugin.presets().items():
             sizes = [f"{key.replace('_', ' ')} {values[key]}" for key in _SIZES if key in values]
-            notes.setdefault(name, ", ".join([f"{plugin.name} as published", *sizes]))
+            of = f"{plugin.name} as published" if plugin.is_ours else plugin.name
+            notes.setdefault(name, ", ".join([of, *sizes]))
     for plugin in discover("eval").values():
         notes |= {name: "" for name in plugin.presets() if name not in notes}
     return notes

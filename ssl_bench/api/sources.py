@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ _FORMER = {
 }
 _LIGHT_MODULES = {
     "ssl_bench.errors",
+    "ssl_bench.config.checked",
     "ssl_bench.config.finetuning_settings",
     "ssl_bench.api.ranges",
     "ssl_bench.config.recipes",
@@ -54,7 +56,8 @@ def fingerprint(tree: ast.Module) -> str:
     return hashlib.sha256(f"{code}{renamed or ''}".encode()).hexdigest()[:16]
 
 
-def field_help(cls: type) -> dict[str, str]:
+@cache
+def field_help(cls: type) -> Mapping[str, str]:
     """The docstring under each field of a dataclass, base classes included."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):

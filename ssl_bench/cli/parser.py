@@ -21,6 +21,7 @@ from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import complaints, habits
 from ssl_bench.cli.argv import joined, values_told_from_flags
+from ssl_bench.config.checked import intervals
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import flag_prefix
@@ -64,8 +65,12 @@ def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
     """The flags of a dataclass, under longer names, with a preset's defaults; its own first."""
     texts, types = registry.field_help(cls), typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    ends = {name: f" In {each}." for name, each in intervals(cls).items() if "inf" not in each}
     return [
-        Flag(prefix + n, n, cls, types[n], preset.get(n, fields[n].default), texts.get(n, ""))
+        Flag(
+            *(prefix + n, n, cls, types[n], preset.get(n, fields[n].default)),
+            help=texts.get(n, "") + ends.get(n, ""),
+        )
         for n in sorted(fields, key=lambda name: name not in cls.__annotations__)
     ]
 

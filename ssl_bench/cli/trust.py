@@ -28,10 +28,10 @@ def ask(what: str, files: Sequence[Path], inside: Path, is_trusted: bool) -> Non
     )
     told = f"{what} {named}, which is no part of the installation"
     if is_trusted:
-        _console.print(f"{told}, and is run as --trust says", soft_wrap=True)
+        _console.print(f"{told}, and is run as --trust says")
         return
     if sys.stdin.isatty() and sys.stdout.isatty():
-        _console.print(f"{told}. Whatever it holds would be run. Run it? [y/N]", soft_wrap=True)
+        _console.print(f"{told}. Whatever it holds would be run. Run it? [y/N]")
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
     raise UserError(f"{told}, and is not run unasked; look into it, then --trust runs it")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from ssl_bench.config.checked import CheckedConfig
 from ssl_bench.config.settings import RunsSettings, WeightSettings
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import require
 
 At = Literal["end", "equal-images", "equal-flops", "equal-time"]
 
@@ -41,8 +42,8 @@ class ReconstructSettings(WeightSettings):
     """A run's folder or name, or anyone's weights with their decoder."""
     images: tuple[str, ...] = ()
     """Image files."""
-    mask_ratio: float | None = None
-    """Share of the patches to hide, in (0, 1). Default: the pre-training's, or 0.75."""
+    mask_ratio: Annotated[float | None, "(0, 1)"] = None
+    """Share of the patches to hide. Default: the pre-training's, or 0.75."""
     sampling: Literal["random", "block", "grid"] = "random"
     """Which patches to hide: any, rectangles of them, or all but a regular grid."""
     seed: int = 0
@@ -50,7 +51,7 @@ class ReconstructSettings(WeightSettings):
     norm_pix_loss: Literal["auto", "yes", "no"] = "auto"
     """Whether the decoder predicts normalised patches. Default: as the weights tell, or whichever
     makes its prediction better."""
-    decoder_heads: int | None = None
+    decoder_heads: Annotated[int | None, "[1, inf)"] = None
     """Attention heads of the decoder, where the weights do not tell."""
     output: Path = Path("reconstruction.png")
     """Picture to write."""
@@ -60,8 +61,6 @@ class ReconstructSettings(WeightSettings):
         require(bool(self.target), "say whose decoder: a run, or a file of weights")
         require(self.output.suffix == ".png", f"output {str(self.output)!r} must end in .png")
         require(bool(self.images), "say which images to reconstruct")
-        if self.mask_ratio is not None:
-            within("mask ratio", self.mask_ratio, "(0, 1)")
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,17 @@ class CompareSettings(RunsSettings):
     at: At = "end"
     """Where scores are read: at the end of each run, or at a cost that is equal for all, between
     the snapshots on either side of it."""
-    at_cost: float | None = None
+    at_cost: Annotated[float | None, "(0, inf)"] = None
     """That cost, in images, FLOPs or seconds of the device. Default: the largest that all reach."""
     csv: Path | None = None
     """Write all scores, not the headlines alone, to this file too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.at_cost is not None:
             require(
                 self.at != "end", "--at-cost needs --at equal-images, equal-flops or equal-time"
             )
-            above("at cost", self.at_cost, 0)
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,7 @@ class ShowSettings(RunsSettings):
     """Print JSON."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.target), "say which run to show")
 
 
@@ -142,17 +142,17 @@ class RerunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
+class PrepareSettings(CheckedConfig):
     """Write a data set once as few large files of small images, so that later runs read it fast."""
 
     source: str = ""
     """A folder of class folders, Parquet files of images, or a data set by name."""
     output: Path | None = None
     """Folder to write, which does not exist yet; `--data` takes it afterwards."""
-    short_side: int = 256
+    short_side: Annotated[int, "[1, inf)"] = 256
     """Longest short side in pixels that an image keeps; no image is enlarged, and those that are
     small enough are copied as they are."""
-    quality: int = 95
+    quality: Annotated[int, "[1, 100]"] = 95
     """JPEG quality of the images that are made smaller, from 1 to 100."""
     skip_broken: bool = False
     """Leave out images that cannot be read, and count them, instead of stopping."""
@@ -160,10 +160,9 @@ class PrepareSettings:
     """Folder for downloaded data sets."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.source), "say which data set to prepare: a folder, or a name")
         require(self.output is not None, "say which folder to write: -o FOLDER")
-        above("short side", self.short_side, 0)
-        within("quality", self.quality, "[1, 100]")
 
 
 @dataclass(frozen=True)

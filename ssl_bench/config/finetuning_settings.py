@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ssl_bench.config.recipes import OptimizerConfig
-from ssl_bench.errors import above, require, within
+from ssl_bench.errors import require
 
 # Magnitude, operations, their chance, deviation and bound of the magnitude, increasing severity.
 _RAND_AUGMENT = r"(rand(-(m\d+|n[1-9]\d*|p(0?\.\d+|[01])|mstd\d+(\.\d+)?|mmax\d+|inc[01]))*)?"
@@ -21,59 +21,47 @@ class FinetuningConfig(OptimizerConfig):
     """The recipe of a fine-tuning; the defaults are MAE's for ViT-B on ImageNet.
 
     Attributes:
-        name: what a mistake in a flag is told by: the evaluation's name.
         rates: the flags of its learning rates.
     """
 
-    name: ClassVar[str] = "finetune"
+    section: ClassVar[str] = "finetune"
     rates: ClassVar[str] = "base lr"
 
-    epochs: int = 100
+    epochs: Annotated[int, "[1, inf)"] = 100
     """Passes over the training split."""
-    batch_size: int = 1024
+    batch_size: Annotated[int, "[1, inf)"] = 1024
     """Images in an optimiser step."""
     base_lr: float = 5e-4
     """Learning rate of the head for a batch of 256."""
-    min_lr: float = 1e-6
+    min_lr: Annotated[float, "[0, inf)"] = 1e-6
     """Learning rate that the head's cosine ends at."""
     warmup: float = 0.05
-    """Share of the training during which the learning rate rises linearly from zero, in [0, 1)."""
-    layer_decay: float = 0.65
-    """Factor of the learning rate from each layer to the one below it, in (0, 1]."""
+    """Share of the training during which the learning rate rises linearly from zero."""
+    layer_decay: Annotated[float, "(0, 1]"] = 0.65
+    """Factor of the learning rate from each layer to the one below it."""
     pooling: Literal["avg", "cls"] = "avg"
     """What is classified: the mean of the patch tokens, normed anew, or the normed class token."""
-    head_std: float = 2e-5
-    """Standard deviation of the classifier's initial weights, at least 0."""
-    label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes, in [0, 1)."""
-    mixup: float = 0.8
+    head_std: Annotated[float, "[0, inf)"] = 2e-5
+    """Standard deviation of the classifier's initial weights."""
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.1
+    """Share of the target that is spread over all classes."""
+    mixup: Annotated[float, "[0, inf)"] = 0.8
     """Alpha of mixup's Beta distribution; 0 switches it off."""
-    cutmix: float = 1.0
+    cutmix: Annotated[float, "[0, inf)"] = 1.0
     """Alpha of cutmix's Beta distribution; 0 switches it off. With both, a coin decides."""
-    drop_path: float = 0.1
-    """Chance of skipping the last block, rising linearly from 0 at the first, in [0, 1)."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random crop keeps, in (0, 1]; 1 crops nothing."""
+    drop_path: Annotated[float, "[0, 1)"] = 0.1
+    """Chance of skipping the last block, rising linearly from 0 at the first."""
+    crop_scale: Annotated[float, "(0, 1]"] = 0.08
+    """Smallest share of an image's area that a random crop keeps; 1 crops nothing."""
     auto_augment: str = "rand-m9-mstd0.5-inc1"
     """RandAugment as timm writes it; an empty word switches it off."""
-    random_erasing: float = 0.25
-    """Chance of erasing a rectangle of an image, in [0, 1]."""
+    random_erasing: Annotated[float, "[0, 1]"] = 0.25
+    """Chance of erasing a rectangle of an image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(f"{self.name} epochs", self.epochs, 0)
-        above(f"{self.name} batch size", self.batch_size, 0)
-        within(f"{self.name} layer decay", self.layer_decay, "(0, 1]")
-        within(f"{self.name} label smoothing", self.label_smoothing, "[0, 1)")
-        within(f"{self.name} drop path", self.drop_path, "[0, 1)")
-        within(f"{self.name} crop scale", self.crop_scale, "(0, 1]")
-        within(f"{self.name} mixup", self.mixup, "[0, inf)")
-        within(f"{self.name} cutmix", self.cutmix, "[0, inf)")
-        within(f"{self.name} min lr", self.min_lr, "[0, inf)")
-        within(f"{self.name} head std", self.head_std, "[0, inf)")
-        within(f"{self.name} random erasing", self.random_erasing, "[0, 1]")
         require(
             bool(re.fullmatch(_RAND_AUGMENT, self.auto_augment)),
-            f"{self.name} auto augment {self.auto_augment!r} is not understood; "
+            f"{self.section} auto augment {self.auto_augment!r} is not understood; "
             "rand-m9-mstd0.5-inc1 would work, or '' for none",
         )

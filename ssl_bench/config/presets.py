@@ -33,9 +33,25 @@ BACKBONES: Mapping[str, Mapping[str, Any]] = {
         "depth": 12,
         "num_heads": 12,
     },
+    "swin_nano": {
+        "model_name": "swin_tiny_patch4_window7_224",
+        "patch_size": 2,
+        "window_size": 4,
+        "embed_dim": 32,
+        "depths": (2, 2, 2),
+        "num_heads": (2, 4, 8),
+    },
+    "swin_base_simmim": {
+        "model_name": "swin_base_patch4_window7_224",
+        "window_size": 6,
+        "embed_dim": 128,
+        "depths": (2, 2, 18, 2),
+        "num_heads": (4, 8, 16, 32),
+    },
 }
-"""Own Vision Transformers: arguments of ``timm.create_model``. The last is MoCo v3's ViT-S, which
-has twice the heads of timm's; no weight's shape shows the difference."""
+"""Own encoders: arguments of ``timm.create_model``. MoCo v3's ViT-S has twice the heads of timm's;
+no weight's shape shows the difference. The first Swin Transformer is for images of 28 to 64 pixels,
+the second is SimMIM's, for 192."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {},

@@ -6,31 +6,26 @@ Nothing here imports torch, so that ``--help`` is fast.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from ssl_bench.errors import above, require, within
+from ssl_bench.config.checked import CheckedConfig
+from ssl_bench.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(CheckedConfig):
     """The optimiser's recipe: AdamW, linear warm-up, then a cosine to zero, set every step."""
 
-    base_lr: float = 1.5e-4
+    base_lr: Annotated[float, "(0, inf)"] = 1.5e-4
     """Learning rate for a batch of 256; the one used is base_lr * batch_size / 256."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, "[0, 1]"] = 0.05
     """AdamW's decoupled weight decay."""
-    beta2: float = 0.999
+    beta2: Annotated[float, "[0, 1)"] = 0.999
     """AdamW's decay of the second moment."""
-    warmup: float = 0.1
-    """Share of the training during which the learning rate rises linearly from zero, in [0, 1)."""
+    warmup: Annotated[float, "[0, 1)"] = 0.1
+    """Share of the training during which the learning rate rises linearly from zero."""
     decay_norm_and_bias: bool = False
     """Apply weight decay to one-dimensional parameters too."""
-
-    def __post_init__(self) -> None:
-        above("base lr", self.base_lr, 0)
-        within("weight decay", self.weight_decay, "[0, 1]")
-        within("beta2", self.beta2, "[0, 1)")
-        within("warmup", self.warmup, "[0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,43 +34,37 @@ class OptimizerChoiceConfig(OptimizerConfig):
 
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
     """AdamW; or LARS or SGD, with momentum 0.9, which papers take for a ResNet."""
-    final_lr: float = 0.0
-    """Where the cosine ends, as a share of the highest learning rate, in [0, 1]."""
+    final_lr: Annotated[float, "[0, 1]"] = 0.0
+    """Where the cosine ends, as a share of the highest learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepScheduleConfig(OptimizerChoiceConfig):
+    """The same, or a learning rate that falls in steps."""
+
+    step_schedule: bool = False
+    """Divide the learning rate by 10 at some shares of the training, instead of along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("final lr", self.final_lr, "[0, 1]")
+        require(
+            not self.step_schedule or self.final_lr == 0,
+            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
+        )
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(CheckedConfig):
     """The recipe of linear probes on frozen features, see `linear_probe.fit_best`."""
 
-    name: ClassVar[str] = "probe"
-    epochs: int = 20
+    section: ClassVar[str] = "probe"
+    epochs: Annotated[int, "[1, inf)"] = 20
     """Passes over the training features."""
-    batch_size: int = 512
+    batch_size: Annotated[int, "[1, inf)"] = 512
     """Features in a step of SGD."""
-    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    learning_rates: Annotated[tuple[float, ...], "(0, inf)"] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Learning rates to choose from, at the start of the cosine."""
-    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)
+    weight_decays: Annotated[tuple[float, ...], "[0, 1]"] = (0.0, 1e-4, 1e-3)
     """Weight decays to choose from."""
-    validation: float = 0.1
-    """Share of the training images to choose on, in (0, 1)."""
-
-    def __post_init__(self) -> None:
-        above(f"{self.name} epochs", self.epochs, 0)
-        above(f"{self.name} batch size", self.batch_size, 0)
-        within(f"{self.name} validation", self.validation, "(0, 1)")
-        probe_grid(self.name, self.learning_rates, self.weight_decays)
-
-
-def probe_grid(
-    name: str, learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]
-) -> None:
-    """Require settings of linear probes that can be chosen from."""
-    require(bool(learning_rates), f"{name} learning rates is empty; try 0.1")
-    above(f"{name} learning rates", min(learning_rates), 0)
-    require(bool(weight_decays), f"{name} weight decays is empty; try 0")
-    for weight_decay in weight_decays:
-        within(f"{name} weight decays", weight_decay, "[0, 1]")
+    validation: Annotated[float, "(0, 1)"] = 0.1
+    """Share of the training images to choose on."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from ssl_bench.config.checked import CheckedConfig
 from ssl_bench.errors import UserError, above, require
 from ssl_bench.utils.formatting import seconds
 
@@ -20,7 +21,7 @@ Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunsSettings:
+class RunsSettings(CheckedConfig):
     """Where the runs are."""
 
     runs_dir: Path = Path("runs")
@@ -31,9 +32,9 @@ class RunsSettings:
 class WorkSettings(RunsSettings):
     """How a run and an evaluation of one go about their work."""
 
-    devices: int = 1
+    devices: Annotated[int, "[1, inf)"] = 1
     """Processes on each machine, one for each of its GPUs, or for a share of its cores."""
-    nodes: int = 1
+    nodes: Annotated[int, "[1, inf)"] = 1
     """Machines, whose processes Slurm has started: srun or `ssl-bench sweep`."""
     keep_features: bool = True
     """Keep extracted features in the run folder, so that an evaluation that comes later starts at
@@ -48,10 +49,6 @@ class WorkSettings(RunsSettings):
     wait: bool = False
     """Wait until another process is done with the run, instead of leaving; what it has made is
     reused."""
-
-    def __post_init__(self) -> None:
-        above("devices", self.devices, 0)
-        above("nodes", self.nodes, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +66,14 @@ class Settings(WorkSettings):
     """Data set to evaluate on, said like --data. Default: the one that is trained on."""
     backbone: str = "vit_micro"
     """One of the presets in `ssl-bench list`, or any image model of timm by name."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
-    patch_size: int | None = None
+    patch_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
     quarter of it; a backbone that is no plain Vision Transformer keeps its own."""
-    epochs: float = 8
+    epochs: Annotated[float, "(0, inf)"] = 8
     """Passes over the training split; parts of one count in whole steps."""
-    budget_flops: float | None = None
+    budget_flops: Annotated[float | None, "(0, inf)"] = None
     """Instead of --epochs: train for as many steps as these FLOPs pay for, forward and backward
     passes counted, such as 1e15."""
     budget_time: str = ""
@@ -85,7 +82,7 @@ class Settings(WorkSettings):
     only where its device has the same name and as many threads."""
     match: str = ""
     """Instead of --epochs: train under the FLOPs of this run, a folder or a part of its name."""
-    batch_size: int = 128
+    batch_size: Annotated[int, "[1, inf)"] = 128
     """Images in an optimiser step."""
     seed: int = 0
     """Seed of every random draw: weights, order, crops, masks."""
@@ -93,7 +90,7 @@ class Settings(WorkSettings):
     """Arithmetic of training; auto takes bf16 where the hardware has it."""
     compile: Compilation = "auto"
     """Compile the transformer blocks with torch.compile; auto does so on a GPU."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Annotated[int | None, "[1, inf)"] = None
     """Images whose activations are kept at a time; the gradient is the whole batch's. Default: all
     on a GPU, 4,096 patches' worth on a CPU."""
     devices: int = 1
@@ -113,8 +110,6 @@ class Settings(WorkSettings):
     """Named set of defaults; each flag given beside it wins."""
 
     def __post_init__(self) -> None:
-        above("epochs", self.epochs, 0)
-        above("batch size", self.batch_size, 0)
         super().__post_init__()
         world = self.devices * self.nodes
         require(
@@ -127,9 +122,6 @@ class Settings(WorkSettings):
             "strategy fsdp divides a model among several processes, and there is one; --devices 2 "
             "or more would work",
         )
-        for name in ("image_size", "patch_size", "micro_batch_size", "budget_flops"):
-            if getattr(self, name) is not None:
-                above(name.replace("_", " "), getattr(self, name), 0)
         if self.budget_time:
             above("budget time", self.budget_seconds, 0)
         if self.eval_every:
@@ -184,7 +176,7 @@ class WeightSettings(RunsSettings):
     backbone: str | None = None
     """Which encoder the weights are of, where they do not tell: a preset of `ssl-bench list`, or
     a Vision Transformer or ResNet of timm by name."""
-    num_heads: int | None = None
+    num_heads: Annotated[int | None, "[1, inf)"] = None
     """Attention heads of that encoder, where the weights do not tell."""
     grid: tuple[int, ...] = ()
     """Rows and columns of its patches, such as 8,6, where they are not as many."""
@@ -194,10 +186,8 @@ class WeightSettings(RunsSettings):
     own name of it, such as model_ema."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.grid) in (0, 2), f"grid {self.grid} is not two numbers such as 8,6")
-        for name in ("num_heads", "image_size", "decoder_heads"):
-            if getattr(self, name, None) is not None:
-                above(name.replace("_", " "), getattr(self, name), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +199,7 @@ class EvalSettings(WeightSettings, WorkSettings):
     weights: str = ""
     """Anyone's weights: a file (MAE's, MoCo's, DINO's, SimSiam's, Barlow Twins', VICReg's,
     timm's, torchvision's), a folder that transformers saved, timm:NAME or hf:NAME."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
     the pre-training's, or 224 for a ResNet from elsewhere, whose weights do not tell."""
     data: str | None = None
@@ -225,7 +215,6 @@ class EvalSettings(WeightSettings, WorkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        WorkSettings.__post_init__(self)
         require(
             bool(self.target) != bool(self.weights),
             "say what to evaluate: either a run or --weights FILE",

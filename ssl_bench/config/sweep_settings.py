@@ -8,23 +8,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from ssl_bench.config.checked import CheckedConfig
 from ssl_bench.config.settings import RunsSettings
-from ssl_bench.errors import UserError, above, require
+from ssl_bench.errors import UserError, require
 from ssl_bench.utils.formatting import seconds
 
 Cluster = Literal["local", "slurm", "debug"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSettings:
+class SweepSettings(CheckedConfig):
     """Flags of ``ssl-bench sweep`` that say what is to become of the cells."""
 
     cluster: Cluster = "local"
     """Where the cells run: as processes of this machine, as jobs of Slurm, or one after the other
     in this very process, to see an error happen."""
-    parallel_jobs: int | None = None
+    parallel_jobs: Annotated[int | None, "[1, inf)"] = None
     """Cells at the same time. Default: without Slurm one, or one for each GPU; with Slurm as many
     as it starts."""
     retry_failed: bool = False
@@ -35,14 +36,14 @@ class SweepSettings:
     """Every combination of the values given; or --trials of them for each method, drawn at random
     or evenly (Sobol) from the ranges that the method declares, chosen on images held out of the
     training split."""
-    trials: int | None = None
+    trials: Annotated[int | None, "[1, inf)"] = None
     """Trials of each method in a search; a longer search begins with those of a shorter one."""
     search_seed: int = 0
     """Seed of what a search draws."""
     choose_by: str = ""
     """Evaluation whose score on the held-out images chooses a method's best trial. Default: the
     first of --evals."""
-    eval_devices: int = 1
+    eval_devices: Annotated[int, "[1, inf)"] = 1
     """Devices of an evaluation's job, whatever the pre-training has."""
     profile: str = ""
     """Name of a [slurm.NAME] table in the config file, whose values win over those of [slurm]."""
@@ -51,10 +52,7 @@ class SweepSettings:
     ~/.config/ssl-bench/config.toml, where there is one."""
 
     def __post_init__(self) -> None:
-        for name in ("parallel_jobs", "trials"):
-            if getattr(self, name) is not None:
-                above(name.replace("_", " "), getattr(self, name), 0)
-        above("eval devices", self.eval_devices, 0)
+        super().__post_init__()
         if self.search == "grid":
             for name in ("trials", "choose_by"):
                 flag = name.replace("_", "-")
@@ -68,7 +66,7 @@ class SweepSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterSettings:
+class ClusterSettings(CheckedConfig):
     """What each job of a sweep asks Slurm for: flags, or keys of a ``[slurm]`` table."""
 
     partition: str = ""
@@ -80,9 +78,9 @@ class ClusterSettings:
     time: str = "4h"
     """Longest time that a job runs before it is queued again and resumes: 90m, 4h, 1d12h, or as
     Slurm has it (minutes, 1:30:00, 1-12:00:00)."""
-    gpus: int = 0
+    gpus: Annotated[int, "[0, inf)"] = 0
     """GPUs on each node."""
-    cpus: int | None = None
+    cpus: Annotated[int | None, "[1, inf)"] = None
     """CPU cores for each process. Default: the cluster's."""
     memory: str = ""
     """Memory on each node, such as 32G or 500M. Default: the cluster's."""
@@ -94,10 +92,8 @@ class ClusterSettings:
     """Any other option of sbatch as KEY=VALUE; may be given several times."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.minutes > 0, f"time {self.time!r} is no time at all; 4h would work")
-        require(self.gpus >= 0, f"gpus {self.gpus} is out of range; it must be 0 or more")
-        if self.cpus is not None:
-            above("cpus", self.cpus, 0)
         if self.memory_mib is not None:
             require(self.memory_mib > 0, f"memory {self.memory!r} is none at all; 32G would work")
         for option in self.slurm_options:

@@ -32,6 +32,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     storage: Storage = "auto",
     skip_broken: bool = False,
+    check: Callable[[int], None] | None = None,
 ) -> Dataset:
     """Load the data set that ``source`` names.
 
@@ -56,6 +57,8 @@ def load(
         skip_broken: leave out images that cannot be decoded; by default they are an error. The
             images of a streamed data set are decoded once to find them, and the result is kept in
             ``data_dir``.
+        check: called with the number of training images before any of them is decoded; it raises
+            where they are of no use.
 
     Raises:
         UserError: the source is unknown or unusable, or not suited to this ``storage``.
@@ -72,9 +75,13 @@ def load(
         found = _embedded(asked)
     else:
         from ssl_bench.data import in_memory
+        from ssl_bench.data.listing import no_progress
 
         listing, checked = list_images(source, data_dir), _folder(data_dir) / "checked"
-        found = in_memory.load(listing, read_size, storage, skip_broken, checked, progress)
+        if check:
+            check(listing.train.count)
+        told = progress or no_progress
+        found = in_memory.load(listing, read_size, storage, skip_broken, checked, told)
     is_native = found.size != round(read_size * 8 / 7)
     view_size = image_size or (found.size if is_native else DEFAULT_IMAGE_SIZE)
     return replace(found, view_size=view_size, source=resolved(source))

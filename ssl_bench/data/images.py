@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
@@ -224,13 +225,11 @@ def naming(picture: Picture, hint: str = "") -> Iterator[None]:
 
 def in_memory(picture: Picture) -> Picture:
     """The picture with its file read into memory, unless that is huge."""
-    encoded = picture.encoded
-    if not isinstance(encoded, Path):
-        return picture
+    path = picture.encoded
     with naming(picture):
-        if encoded.stat().st_size > _LARGEST_FILE:
-            return picture
-        return Picture(picture.name, encoded.read_bytes(), picture.label)
+        if isinstance(path, Path) and path.stat().st_size <= _LARGEST_FILE:
+            return replace(picture, encoded=path.read_bytes())
+    return picture
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -335,16 +334,14 @@ def jpeg_quality(image: Image.Image) -> int | None:
 
 @lru_cache
 def _nearest_quality(table: tuple[int, ...]) -> int:
-    return min(_tables(), key=lambda quality: int(np.abs(_tables()[quality] - table).sum()))
+    return 1 + int(np.abs(_tables() - table).sum(axis=1).argmin())
 
 
 @cache
-def _tables() -> dict[int, np.ndarray]:
-    """The luminance table of each quality."""
-    tables = {}
-    for quality in range(1, 101):
-        buffer = io.BytesIO()
-        Image.new("L", (1, 1)).save(buffer, "JPEG", quality=quality)
-        buffer.seek(0)
-        tables[quality] = np.array(JpegImageFile(buffer).quantization[0])
-    return tables
+def _tables() -> np.ndarray:
+    """The luminance tables of the qualities from 1 to 100: int ``(100, 64)``."""
+    files = [io.BytesIO() for _ in range(100)]
+    for quality, file in enumerate(files, 1):
+        Image.new("L", (1, 1)).save(file, "JPEG", quality=quality)
+    jpegs = [JpegImageFile(io.BytesIO(file.getvalue())) for file in files]
+    return np.array([each.quantization[0] for each in jpegs])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -19,12 +18,10 @@ from ssl_bench.data import depth
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
-from ssl_bench.data.listing import Listing, Picture
+from ssl_bench.data.listing import Listing, Picture, Progress
 from ssl_bench.data.streaming import open_stream
-from ssl_bench.data.survey import sound, whole
+from ssl_bench.data.survey import sound
 from ssl_bench.errors import UserError
-
-Progress = Callable[[int, int], None]
 
 _LARGEST_NATIVE = 96
 _LARGEST_JPEG_CAVEAT = 64
@@ -37,7 +34,7 @@ def load(
     storage: Storage,
     skip_broken: bool,
     remembered: Path,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> Dataset:
     """Load the data set of a listing, in memory or streamed.
 
@@ -65,44 +62,33 @@ def load(
         smaller = "" if native else f", and so would an image size of {fitting} or less"
         raise UserError(f"{too_much}; --storage stream would work{smaller}")
     said: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    is_native = native is not None
+    broken: tuple[str, ...] = ()
     try:
-        train, test, broken = _decode(listing, side, is_native, None, progress)
-    except _DeepImages:
-        listing, depths, said, names = sound(listing, skip_broken, progress)
-        train, test, broken = _decode(listing, side, is_native, depths, progress)
-    listing, more = whole(listing, broken, skip_broken)
-    names += more
-    if names:
-        # Perhaps only a broken image differed in size.
-        native, caveats = _native_size(listing)
-        if side != (native or round(image_size * 8 / 7)):
-            again = load(listing, image_size, "memory", skip_broken, remembered, progress)
-            return replace(again, broken=names)
+        train, test = _decode(listing, side, native is not None, None, progress)
+    except UnreadableImage:
+        listing, depths, said, broken = sound(listing, skip_broken, progress)
+        native, caveats = _native_size(listing)  # perhaps only a broken image differed in size
+        side = native or round(image_size * 8 / 7)
+        train, test = _decode(listing, side, native is not None, depths, progress)
     digest = fingerprint(train, test, listing.classes)
-    return listing.as_dataset(train, test, digest, (*said, *caveats), "in memory", names)
-
-
-class _DeepImages(Exception):
-    """There are images of more than 8 bits, whose range must first be chosen over all images."""
+    return listing.as_dataset(train, test, digest, (*said, *caveats), "in memory", broken)
 
 
 def _decode(
-    listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress | None
-) -> tuple[Split, Split, dict[int, UnreadableImage]]:
-    """Decode both splits; broken images are returned by their place in the listing instead."""
-    splits, done = [], 0
-    broken: dict[int, UnreadableImage] = {}
+    listing: Listing, side: int, native: bool, depths: Depths | None, progress: Progress
+) -> tuple[Split, Split]:
+    """Decode both splits.
 
-    def square(picture: Picture) -> np.ndarray | UnreadableImage | None:
-        try:
-            with opened(picture) as image:
-                if depths is None and depth.kind(image):
-                    return None
-                return square_CSS(image, side, listing.channels, depths)
-        except UnreadableImage as error:
-            return error
+    Raises:
+        UnreadableImage: an image is broken, or has more than 8 bits and there are no ``depths``.
+    """
+    splits, done = [], 0
+
+    def square(picture: Picture) -> np.ndarray:
+        with opened(picture) as image:
+            if depths is None and depth.kind(image):
+                raise ValueError("its range must first be chosen over all images")
+            return square_CSS(image, side, listing.channels, depths)
 
     with ThreadPoolExecutor() as pool:
         # Handing a small image to a thread takes longer than decoding it.
@@ -110,23 +96,15 @@ def _decode(
         for part in (listing.train, listing.test):
             images_NCHW = np.empty((part.count, listing.channels, side, side), np.uint8)
             labels_N = np.empty(part.count, np.int64)
-            count = 0
-            pictures = part.pictures()
+            pictures, place = part.pictures(), 0
             while batch := list(islice(pictures, _BATCH)):
-                for picture, found in zip(batch, each(square, batch), strict=True):
-                    if found is None:
-                        raise _DeepImages
-                    if isinstance(found, UnreadableImage):
-                        broken[done] = found
-                    else:
-                        images_NCHW[count], labels_N[count] = found, picture.label
-                        count += 1
-                    done += 1
-                if progress:
-                    progress(done, listing.count)
-            tensors = torch.from_numpy(images_NCHW[:count]), torch.from_numpy(labels_N[:count])
-            splits.append(Split(*tensors))
-    return splits[0], splits[1], broken
+                for picture, image_CSS in zip(batch, each(square, batch), strict=True):
+                    images_NCHW[place], labels_N[place] = image_CSS, picture.label
+                    place += 1
+                progress(done + place, listing.count)
+            done += part.count
+            splits.append(Split(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N)))
+    return splits[0], splits[1]
 
 
 def _native_size(listing: Listing) -> tuple[int | None, tuple[str, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -17,6 +16,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.utils.files import readable
 
 HELD_OUT_CAVEAT = "no test split of its own: a fifth of the images is held out"
+Progress = Callable[[int, int], None]
+"""Called from time to time with how many images are done, and their total."""
 _FIFTH = 2**64 // 5
 _SHOWN, _EXTENSIONS_SHOWN = 5, 12
 
@@ -123,10 +124,14 @@ class Listing:
 
     def without(self, places: Collection[int]) -> Listing:
         """The listing without the pictures at some places in the order of `pictures`."""
-        left = [place for place in range(self.count) if place not in places]
-        first_test = bisect_left(left, self.train.count)
-        train, test = left[:first_test], [p - self.train.count for p in left[first_test:]]
+        begin = self.train.count
+        train = [place for place in range(begin) if place not in places]
+        test = [place for place in range(self.test.count) if begin + place not in places]
         return replace(self, train=self.train.subset(train), test=self.test.subset(test))
+
+
+def no_progress(done: int, total: int) -> None:
+    """Where nobody watches."""
 
 
 def counted(left_out: Mapping[str, int]) -> str:

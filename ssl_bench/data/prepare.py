@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,38 +26,16 @@ from PIL import Image
 from ssl_bench.data import depth
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import in_memory, is_marked, opened, to_rgb
-from ssl_bench.data.listing import Listing, Part, Picture
+from ssl_bench.data.listing import Listing, Part, Picture, Progress, no_progress
 from ssl_bench.data.sources.parquet import METADATA
 from ssl_bench.data.survey import sound
 from ssl_bench.errors import require
-from ssl_bench.utils import locks
-from ssl_bench.utils.files import writing
+from ssl_bench.utils.files import new_folder, writing
 
+_Row = tuple[dict[str, Any], bool]
+"""A row of the files, and whether its image was made smaller."""
 _ROWS_AT_ONCE = 256
 _BYTES_IN_FILE = 2**29
-
-
-@dataclass(frozen=True)
-class Written:
-    """How many images `prepare` wrote, how many of them smaller, and what it has to say.
-
-    ``broken`` has one line for each unreadable image that was left out.
-    """
-
-    count: int
-    reduced: int
-    caveats: tuple[str, ...]
-    broken: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """An image as it will be stored, and whether it was made smaller."""
-
-    encoded: bytes
-    name: str
-    label: int
-    reduced: bool
 
 
 def prepare(
@@ -66,9 +43,9 @@ def prepare(
     output: Path,
     short_side: int,
     quality: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
     skip_broken: bool = False,
-) -> Written:
+) -> tuple[Listing, int, tuple[str, ...]]:
     """Write a listing's images as Parquet files that `parquet.find` reads.
 
     Labels, classes, splits and caveats are kept, with a new caveat if images were made smaller.
@@ -78,8 +55,11 @@ def prepare(
         output: a folder that does not exist; it appears once everything is written.
         short_side: images with a longer short side, in pixels, are made smaller.
         quality: JPEG quality of those, from 1 to 100.
-        progress: called with (images checked or written, total) from time to time.
         skip_broken: leave out images that cannot be read.
+
+    Returns:
+        What was written, how many of its images were made smaller, and one line for each broken
+        image that was left out.
 
     Raises:
         UserError: an image cannot be read, or the folder exists, cannot be written, or is being
@@ -88,45 +68,18 @@ def prepare(
     require(
         not output.exists(), f"output {str(output)!r} exists already; another folder would work"
     )
-    with writing(output), _alone(output) as temporary:
+    with writing(output), new_folder(output, alone=True) as folder:
         listing, depths, said, broken = sound(listing, skip_broken, progress)
         listing = replace(listing, caveats=(*listing.caveats, *said))
         make = partial(_row, short_side=short_side, quality=quality, depths=depths)
         change = f"larger images reduced to a short side of {short_side} px, JPEG quality {quality}"
         done, reduced = 0, 0
         for split, part in (("train", listing.train), ("test", listing.test)):
-            for rows in _write(temporary / split, _rows(part, make), listing, change):
-                reduced += sum(row.reduced for row in rows)
+            for rows in _write(folder / split, _rows(part, make), listing, change):
+                reduced += sum(is_reduced for _, is_reduced in rows)
                 done += len(rows)
-                if progress:
-                    progress(done, listing.count)
-        temporary.rename(output)
-    return Written(done, reduced, listing.caveats, broken)
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[Path]:
-    """A new folder to be renamed to the output, which no other process may write meanwhile.
-
-    It is removed after the block if it is still there, as are leftovers of killed processes.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lock = output.with_name(f".{output.name}.lock")
-    with locks.taken(lock, 0) as mine:
-        # A process that finished in the meantime has removed the file we locked.
-        require(
-            mine and lock.exists() and not output.exists(),
-            f"output {str(output)!r} is being written by another process; another folder would "
-            "work",
-        )
-        temporary = output.with_name(f".{output.name}.tmp")
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+                progress(done, listing.count)
+    return listing, reduced, broken
 
 
 def _rows(part: Part, make: Callable[[Picture], _Row]) -> Iterator[list[_Row]]:
@@ -150,7 +103,8 @@ def _row(picture: Picture, short_side: int, quality: int, depths: Depths) -> _Ro
             encoded = _encoded(image, "PNG")
         elif isinstance(encoded, Path) or not is_marked(image):
             encoded = _encoded(to_rgb(image), "PNG")
-        return _Row(encoded, Path(picture.name).name, picture.label, reduced)
+        stored = {"bytes": encoded, "path": Path(picture.name).name}
+        return {"image": stored, "label": picture.label}, reduced
 
 
 def _shrunk(image: Image.Image, short_side: int, depths: Depths) -> Image.Image:
@@ -192,13 +146,11 @@ def _write(
             ) as file,
         ):
             for rows in chain([first], chunks):
-                images = [{"bytes": row.encoded, "path": row.name} for row in rows]
-                labels = [row.label for row in rows]
-                file.write_table(pa.table({"image": images, "label": labels}, schema))
-                if change not in caveats and any(row.reduced for row in rows):
+                file.write_table(pa.Table.from_pylist([row for row, _ in rows], schema))
+                if change not in caveats and any(is_reduced for _, is_reduced in rows):
                     caveats.append(change)
                 yield rows
-                size += sum(len(row.encoded) for row in rows)
+                size += sum(len(row["image"]["bytes"]) for row, _ in rows)
                 if size > _BYTES_IN_FILE:
                     break
             noted = {"channels": listing.channels, "caveats": caveats}

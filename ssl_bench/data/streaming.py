@@ -35,7 +35,7 @@ from torch import Tensor
 from ssl_bench.data.dataset import Dataset, Split
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import header, naming, square_CSS
-from ssl_bench.data.listing import Listing, Picture
+from ssl_bench.data.listing import Listing, Picture, Progress
 from ssl_bench.data.survey import sound
 from ssl_bench.distributed import collectives, environment
 from ssl_bench.utils import rng
@@ -161,7 +161,7 @@ def open_stream(
     look: Callable[[Listing], tuple[int, tuple[str, ...]]],
     skip_broken: bool,
     folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress,
 ) -> Dataset:
     """The streamed data set of a listing, once all its images have been decoded at some time.
 
@@ -190,9 +190,7 @@ def open_stream(
     return listing.as_dataset(train, test, digest, caveats, "streamed from their files", broken)
 
 
-def _scanned(
-    listing: Listing, side: int, progress: Callable[[int, int], None] | None
-) -> tuple[list[Tensor], str, str]:
+def _scanned(listing: Listing, side: int, progress: Progress) -> tuple[list[Tensor], str, str]:
     """The labels of both splits, the fingerprint, and a hash of the images without labels."""
     content = hashlib.sha256()
     digest = hashlib.sha256(json.dumps(["streamed", side, *listing.classes]).encode())
@@ -208,8 +206,7 @@ def _scanned(
                     labels.append(label)
                     digest.update(b"%d " % label + identity)
                     content.update(identity)
-                if progress:
-                    progress(done + len(labels), listing.count)
+                progress(done + len(labels), listing.count)
             done += part.count
             digest.update(b"end of split")
             by_split.append(torch.tensor(labels, dtype=torch.int64))

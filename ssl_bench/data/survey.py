@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import PIL
 from ssl_bench.data import depth, images
 from ssl_bench.data.depth import Extremes
 from ssl_bench.data.images import UnreadableImage
-from ssl_bench.data.listing import HELD_OUT_CAVEAT, Listing, Picture, check_labels
+from ssl_bench.data.listing import HELD_OUT_CAVEAT, Listing, Picture, Progress, check_labels
 from ssl_bench.errors import require
 from ssl_bench.utils.files import load_json, write_json
+from ssl_bench.utils.formatting import many
 
 _AT_ONCE = 256
 _WORTH_KEEPING = 2.0
@@ -26,18 +27,14 @@ _VERSION = 1
 """Of stored surveys; raise it when other images than before count as broken."""
 
 
-@dataclass(frozen=True)
-class Survey:
-    """The errors of broken images, by their place, and the images of more than 8 bits."""
-
-    broken: Mapping[int, UnreadableImage]
-    deep: Sequence[Extremes]
+Survey = tuple[dict[int, UnreadableImage], list[Extremes]]
+"""The errors of broken images, by their place, and the images of more than 8 bits."""
 
 
-def survey(listing: Listing, progress: Callable[[int, int], None] | None = None) -> Survey:
+def survey(listing: Listing, progress: Progress) -> Survey:
     """Decode every image of a listing, in threads, and keep none."""
     broken: dict[int, UnreadableImage] = {}
-    deep = []
+    deep: list[Extremes] = []
     pictures, done = listing.pictures(), 0
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(pictures, _AT_ONCE)):
@@ -47,9 +44,8 @@ def survey(listing: Listing, progress: Callable[[int, int], None] | None = None)
                 elif found:
                     deep.append(found)
             done += len(batch)
-            if progress:
-                progress(done, listing.count)
-    return Survey(broken, deep)
+            progress(done, listing.count)
+    return broken, deep
 
 
 def _checked(picture: Picture) -> Extremes | UnreadableImage | None:
@@ -59,9 +55,7 @@ def _checked(picture: Picture) -> Extremes | UnreadableImage | None:
         return error
 
 
-def remembered(
-    path: Path, listing: Listing, progress: Callable[[int, int], None] | None = None
-) -> Survey:
+def remembered(path: Path, listing: Listing, progress: Progress) -> Survey:
     """The survey stored in a file, or else a new one, which is stored there if it took long.
 
     A file that cannot be read or written is ignored; its name is a hash of the images.
@@ -74,27 +68,24 @@ def remembered(
                 int(place): UnreadableImage(str(name), ValueError(reason))
                 for place, (name, reason) in noted["broken"].items()
             }
-            return Survey(broken, [Extremes(**each) for each in noted["deep"]])
+            return broken, [Extremes(**each) for each in noted["deep"]]
     started = time.monotonic()
-    found = survey(listing, progress)
+    broken, deep = survey(listing, progress)
     is_quick = time.monotonic() - started < _WORTH_KEEPING
-    if not is_quick and not any(each.is_refused for each in found.broken.values()):
+    if not is_quick and not any(each.is_refused for each in broken.values()):
         noted = {
             **known,
-            "broken": {str(k): (each.name, each.reason) for k, each in found.broken.items()},
-            "deep": [asdict(each) for each in found.deep],
+            "broken": {str(k): (each.name, each.reason) for k, each in broken.items()},
+            "deep": [asdict(each) for each in deep],
         }
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, noted)
-    return found
+    return broken, deep
 
 
 def sound(
-    listing: Listing,
-    skip: bool,
-    progress: Callable[[int, int], None] | None = None,
-    path: Path | None = None,
+    listing: Listing, skip: bool, progress: Progress, path: Path | None = None
 ) -> tuple[Listing, dict[str, int], tuple[str, ...], tuple[str, ...]]:
     """A listing without its broken images, all of which have been decoded at some time.
 
@@ -106,29 +97,23 @@ def sound(
         for each broken image.
 
     Raises:
-        UserError: as `whole` does, or images are of two ranges.
+        UserError: there are broken images and ``skip`` is false, too little is left, or images are
+            of two ranges.
     """
-    found = remembered(path, listing, progress) if path else survey(listing, progress)
-    listing, broken = whole(listing, found.broken, skip)
-    depths = depth.decide(found.deep)
-    return listing, depths, tuple(depth.in_words(found.deep, depths, listing.count)), broken
-
-
-def whole(
-    listing: Listing, broken: Mapping[int, UnreadableImage], skip: bool
-) -> tuple[Listing, tuple[str, ...]]:
-    """A listing without its broken images, and one line for each of them.
-
-    Raises:
-        UserError: there are broken images and ``skip`` is false, or too little is left.
-    """
+    broken, deep = remembered(path, listing, progress) if path else survey(listing, progress)
     errors = [broken[place] for place in sorted(broken)]
     images.refuse(errors, skip)
-    if not errors:
-        return listing, ()
-    left = listing.without(broken.keys())
+    if errors:
+        listing = _without(listing, broken)
+    depths = depth.decide(deep)
+    said = tuple(depth.in_words(deep, depths, listing.count))
+    return listing, depths, said, tuple(f"{error.name}: {error.reason}" for error in errors)
+
+
+def _without(listing: Listing, broken: Collection[int]) -> Listing:
+    left = listing.without(broken)
     in_train, in_test = left.train.labels, left.test.labels
-    count = f"{len(errors):,} broken image{'s' if errors[1:] else ''}"
+    count = many(len(broken), "broken image")
     source = f"{listing.name} without {count}"
     is_held_out = HELD_OUT_CAVEAT in listing.caveats
     said = check_labels(source, in_train, in_test, listing.classes, is_held_out)
@@ -137,4 +122,4 @@ def whole(
         f"{source}: the train split has one class left; two or more are needed",
     )
     caveats = tuple(dict.fromkeys((*listing.caveats, *said, f"{count} left out")))
-    return replace(left, caveats=caveats), tuple(f"{e.name}: {e.reason}" for e in errors)
+    return replace(left, caveats=caveats)

@@ -99,20 +99,16 @@ def _of_slurm(environment: Mapping[str, str]) -> DistributedEnvironment | None:
     world = int(environment["SLURM_STEP_NUM_TASKS"])
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    first_host = "".join(re.findall(r"^([^[,]*)\[?([^],-]*)", hosts)[0])  # a3 of "a[3-5,7],b"
     step = [environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
     threads = environment.get("SLURM_CPUS_PER_TASK")
     return DistributedEnvironment(
         *(int(environment["SLURM_PROCID"]), world),
         *(int(environment["SLURM_LOCALID"]), max(1, world // nodes)),
-        "127.0.0.1" if nodes == 1 else environment.get("MASTER_ADDR") or _first_host(hosts),
+        "127.0.0.1" if nodes == 1 else environment.get("MASTER_ADDR") or first_host,
         _port(environment, f"slurm {step}"),
         threads=int(threads) if threads else None,
     )
-
-
-def _first_host(hosts: str) -> str:
-    """The first of Slurm's hosts: ``a[3-5,7],b`` begins with ``a3``."""
-    return "".join(re.findall(r"^([^[,]*)\[?([^],-]*)", hosts)[0])
 
 
 def _port(environment: Mapping[str, str], job: str) -> int:

@@ -38,6 +38,7 @@ _KEY = "ssl-bench: failure"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_HEAR = 3.0
 _SECONDS_TO_END = 8.0
+_LOST_RANK = ("gloo", "NCCL", "Connection", "Socket", "Broken pipe")
 _joins = 0
 
 
@@ -178,7 +179,8 @@ class _FailureMonitor:
 
     def settle(self, error: BaseException) -> BaseException:
         """Report this rank's failure, unless another rank failed first; returns what to raise."""
-        if _is_lost_rank(error):
+        is_lost = isinstance(error, RuntimeError) and any(s in str(error) for s in _LOST_RANK)
+        if is_lost or isinstance(error, dist.DistError):
             deadline = time.monotonic() + _SECONDS_TO_HEAR
             while self._first_failure() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -254,11 +256,3 @@ class _Failure:
     def last_line(self) -> str:
         """What went wrong, without where."""
         return self.text.strip().splitlines()[-1]
-
-
-def _is_lost_rank(error: BaseException) -> bool:
-    """Whether an error means that another rank is gone."""
-    signs = ("gloo", "NCCL", "Connection", "Socket", "Broken pipe")
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    )

@@ -190,7 +190,7 @@ def train(
     with (
         resume.training(encoder.scratch, model, adamw, schedule.steps) as training,
         closing(split.read(order(training.start))) as stored,
-        progress.bar(config.name.replace("finetune", "fine-tune"), schedule.steps) as bar,
+        progress.bar(config.section.replace("finetune", "fine-tune"), schedule.steps) as bar,
     ):
         samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
         for step, (index_B, stored_BCHW) in samples:
@@ -221,7 +221,7 @@ def train(
     require(
         math.isfinite(last),
         f"fine-tuning diverged: its loss is {last}; a learning rate below {config.base_lr} "
-        f"({config.name} {config.rates}) may help",
+        f"({config.section} {config.rates}) may help",
     )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ssl_bench import data as datasets
-from ssl_bench.config.settings import Storage
+from ssl_bench.api.method import Method
+from ssl_bench.config.settings import BUDGETS, Storage
 from ssl_bench.data import Dataset
 from ssl_bench.data.listing import Listing
 from ssl_bench.data.names import resolved
 from ssl_bench.distributed import collectives
+from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import readable
 from ssl_bench.utils.terminal import Console
@@ -28,18 +33,52 @@ class RunData(NamedTuple):
     evaluation: Dataset
 
 
+@dataclass(frozen=True)
+class StepCheck:
+    """Requires that the steps of a run can be taken with so many training images.
+
+    All checks are equal, so that a cache of data sets does not tell them apart.
+
+    Raises:
+        UserError: a batch is too small or too large, or the method refuses it.
+    """
+
+    config: RunConfig = field(compare=False)
+
+    def __call__(self, images: int, epochs: float | None = None) -> None:
+        """Called before the images are decoded, and with the epochs once a budget has told them."""
+        settings, plugin = self.config.settings, self.config.method
+        method, size = plugin.load_class(), settings.batch_size
+        if method.loss is Method.loss and method.terms is Method.terms:
+            return  # it trains nothing
+        require(
+            size >= method.smallest_batch,
+            f"batch size {size} is too small for {plugin.name}, which needs at least "
+            f"{method.smallest_batch} images in a step",
+        )
+        if epochs is None:
+            has_budget = any(getattr(settings, name) for name in BUDGETS)
+            epochs = math.inf if has_budget else settings.epochs
+        Schedule(images, size, epochs)  # which refuses too few
+        method_config = plugin.real_config(self.config.method_config)
+        reason = method.refuses(method_config, size, images, epochs)
+        require(reason is None, reason or "")
+
+
 def load(
     source: str,
     image_size: int | None,
     data_dir: Path,
     storage: Storage = "auto",
     skip_broken: bool = False,
+    check: Callable[[int], None] | None = None,
 ) -> Dataset:
     """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
 
     def read() -> Dataset:
         with progress.bar(f"read {readable(source)}", 1) as bar:
-            return datasets.load(source, image_size, data_dir, bar.of, storage, skip_broken)
+            how = image_size, data_dir, bar.of, storage, skip_broken, check
+            return datasets.load(source, *how)
 
     def read_first() -> None:
         found.append(read())
@@ -56,7 +95,7 @@ def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
     """What a run is trained on, and what it is evaluated on, if it is."""
     settings = config.settings
     how = settings.data_dir, settings.storage, settings.skip_broken
-    data = read(settings.data, settings.image_size, *how)
+    data = read(settings.data, settings.image_size, *how, StepCheck(config))
     source = settings.eval_data
     is_wanted = bool(config.evals or settings.eval_every)
     if not source or not is_wanted or resolved(source) == data.source:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ssl_bench.api.method import Method
@@ -14,9 +15,9 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
-from ssl_bench.errors import require
+from ssl_bench.errors import is_of_memory, require
 from ssl_bench.experiment import audit
-from ssl_bench.experiment.loading import RunData
+from ssl_bench.experiment.loading import RunData, StepCheck
 from ssl_bench.experiment.run_config import Evaluations, RunConfig, real_configs
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
@@ -47,6 +48,24 @@ class Prepared:
     left_out: Sequence[str]
 
 
+@contextmanager
+def memory_noted(config: RunConfig) -> Iterator[None]:
+    """Have an error of memory name the method's flags that are set above the preset's values."""
+    try:
+        yield
+    except Exception as error:
+        if is_of_memory(error):
+            preset = config.settings.preset
+            usual = config.method.presets().get(preset, {})
+            for field in fields(config.method_config):
+                value = getattr(config.method_config, field.name)
+                size = usual.get(field.name, field.default)
+                if type(value) is type(size) is int and value > max(1, size):
+                    flag = f"--{field.name.replace('_', '-')}"
+                    error.add_note(f"{flag} ({value} now, {size} in preset {preset})")
+        raise
+
+
 def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Prepared:
     """Build what a run needs, without writing anything, so that whatever does not fit shows.
 
@@ -64,6 +83,8 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         evals_on_the_way=real_configs(config.evals_on_the_way),
     )
     data = datasets.training
+    can_step = StepCheck(config)
+    can_step(len(data.train))
     hardware = choose(settings.precision, settings.compile)
     require(
         not (data.unlabelled and "label" in plugin.declared.columns),
@@ -77,14 +98,11 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
-    smallest = max(method.smallest_batch, 2 if collectives.has_batch_norm(method) else 1)
     require(
-        settings.batch_size >= smallest or not method.trains,
-        f"batch size {settings.batch_size} is too small for {plugin.name} on {spec.backbone}, "
-        f"which needs at least {smallest} images in a step",
+        settings.batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
+        f"batch size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
+        "images in a step",
     )
-    reason = method.refuses(settings.batch_size, len(data.train)) if method.trains else None
-    require(reason is None, reason or "")
     at_once = settings.micro_batch_size
     own = settings.batch_size // (settings.devices * settings.nodes)
     in_parts = gradients.taken_in_parts(method)
@@ -97,8 +115,6 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
         "--devices, takes less memory",
     )
-    if method.trains:
-        Schedule(len(data.train), settings.batch_size, settings.epochs)  # which refuses too few
     plan = Plan(
         method=plugin.name,
         method_version=plugin.version,
@@ -114,6 +130,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     allowed = budget.of(settings, hardware)
     if allowed and method.trains:
         plan = budget.spend(allowed, plan, method, data, hardware, settings)
+        can_step(len(data.train), plan.epochs)
     require(
         expected in ("", plan.name),
         f"this would be run {plan.name!r}, not {expected!r} as when it was submitted: the code, "

@@ -17,7 +17,7 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment.evaluating import check_ranks, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
-from ssl_bench.experiment.preparation import Prepared, prepare_run, snapshot_steps
+from ssl_bench.experiment.preparation import Prepared, memory_noted, prepare_run, snapshot_steps
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
@@ -56,7 +56,8 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     check_ranks(settings)
     datasets = datasets or data_of(config)
     data, eval_data = datasets
-    prepared = prepare_run(config, datasets, expected)
+    with memory_noted(config):
+        prepared = prepare_run(config, datasets, expected)
     config = prepared.config
     spec, hardware = prepared.spec, prepared.hardware
     facts = {
@@ -141,7 +142,8 @@ def _trained(
     used = {"devices": ranks, "nodes": settings.nodes, "strategy": strategy.strategy()}
     hardware = prepared.hardware
     collectives.on_rank_zero(lambda: run_folder.record_environment(folder, hardware.name, used))
-    with collectives.rank_zero_only(run_folder.failures_noted(folder)):
+    noted = collectives.rank_zero_only(run_folder.failures_noted(folder))
+    with noted, memory_noted(prepared.config):
         cost = pretrain.pretrain(
             method, data, plan, folder, hardware, settings.micro_batch_size, snapshots
         )

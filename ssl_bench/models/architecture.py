@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,10 +35,28 @@ _STANDARD = {
 
 
 _OTHERS = {
-    r"^layers\.\d+\.blocks\.|^encoder\.layers\.\d+\.blocks\.": "a Swin Transformer",
-    r"relative_position|rel_pos_bias": "a BEiT or data2vec with relative positions",
+    r"^layers\.\d+\.blocks\.|^encoder\.layers\.\d+\.blocks\.": "a Swin Transformer V2",
+    r"relative_position|rel_pos_bias": "a SimMIM ViT, BEiT or data2vec with relative positions",
 }
 """Names of weights that only other transformers have."""
+_SWIN_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.\d+\.norm1\.weight")
+_SWIN_TABLE = "blocks.0.attn.relative_position_bias_table"
+_SWINS = {
+    f"swin_{size}_patch4_window{window}_{image}": {
+        "embed_dim": width,
+        "depths": depths,
+        "num_heads": tuple(width // 32 * 2**stage for stage in range(4)),
+        "window_size": window,
+    }
+    for size, width, depths in (
+        ("tiny", 96, (2, 2, 6, 2)),
+        ("small", 96, (2, 2, 18, 2)),
+        ("base", 128, (2, 2, 18, 2)),
+        ("large", 192, (2, 2, 18, 2)),
+    )
+    for window, image in ((7, 224), (12, 384))
+    if width > 96 or window == 7
+}
 _RESNETS: Mapping[tuple[int, tuple[int, ...]], str] = {
     (2, (2, 2, 2, 2)): "resnet18",
     (2, (3, 4, 6, 3)): "resnet34",
@@ -53,7 +72,8 @@ def work_out(
 ) -> tuple[EncoderSpec, tuple[int, ...] | None]:
     """The encoder that weights belong to, and its rows and columns of patches, if it has any.
 
-    The spec's images are square, with the height of the grid, or of 224 pixels for a ResNet.
+    The spec's images are square, with the height of the grid; of 224 pixels for a ResNet; for Swin
+    see `_swin`.
 
     Raises:
         UserError: they belong to no encoder of timm, are ambiguous, or contradict a hint.
@@ -61,6 +81,8 @@ def work_out(
     state = found.encoder
     if "layer1.0.conv1.weight" in state:
         return _resnet(state, where, hints), None
+    if f"layers.0.{_SWIN_TABLE}" in state:
+        return _swin(state, where, hints), None
     for pattern, family in _OTHERS.items():
         theirs = [name for name in state if re.search(pattern, name)]
         require(not theirs, f"{where} has {theirs[:1]}, as {family} has, which is not supported")
@@ -114,13 +136,53 @@ def _normalisation(
     return _IMAGENET[channels]
 
 
-def _resnet(state: Mapping[str, Tensor], where: str, hints: WeightSettings) -> EncoderSpec:
-    """The ResNet that weights belong to; whether all of them do shows as they are loaded."""
+def _swin(state: Mapping[str, Tensor], where: str, hints: WeightSettings) -> EncoderSpec:
+    """The Swin Transformer that weights belong to; whether all of them do shows as they are loaded.
+
+    Its images are of the size for which its last stage is one window, as in all published ones.
+    """
+    _means_nothing(hints, where, "a Swin Transformer")
+    counts = Counter(match[1] for name in state if (match := _SWIN_BLOCK.fullmatch(name)))
+    depths = tuple(counts[str(stage)] for stage in range(len(counts)))
+    tables = [state.get(f"layers.{stage}.{_SWIN_TABLE}") for stage in range(len(depths))]
+    projection = state["patch_embed.proj.weight"]
+    require(
+        projection.ndim == 4
+        and projection.shape[1] in _IMAGENET
+        and all(table is not None and table.ndim == 2 for table in tables),
+        f"{where} holds a Swin Transformer that lacks a stage, or takes no images of 1 or 3 "
+        "channels",
+    )
+    shapes = [table.shape for table in tables if table is not None]
+    windows = [(math.isqrt(count) + 1) // 2 for count, _ in shapes]
+    width, channels, patch_size, _ = projection.shape
+    shown = {
+        "embed_dim": width,
+        "depths": depths,
+        "num_heads": tuple(heads for _, heads in shapes),
+        "window_size": max(windows),
+    }
+    known = {**_SWINS, **BACKBONES}.items()
+    names = [name for name, own in known if shown == {key: own.get(key) for key in shown}]
+    backbone = hints.backbone or (names or [next(iter(_SWINS))])[0]
+    architecture = {} if hints.backbone or names else shown
+    image_size = windows[-1] * 2 ** (len(depths) - 1) * patch_size
+    mean, std = _normalisation(hints.backbone, channels)
+    return EncoderSpec(backbone, image_size, patch_size, channels, mean, std, architecture)
+
+
+def _means_nothing(hints: WeightSettings, where: str, family: str) -> None:
+    """Refuse hints that are about plain Vision Transformers alone."""
     for name in ("num_heads", "grid"):
         require(
             not getattr(hints, name),
-            f"{where} holds a ResNet, so --{name.replace('_', '-')} means nothing; leave it out",
+            f"{where} holds {family}, so --{name.replace('_', '-')} means nothing; leave it out",
         )
+
+
+def _resnet(state: Mapping[str, Tensor], where: str, hints: WeightSettings) -> EncoderSpec:
+    """The ResNet that weights belong to; whether all of them do shows as they are loaded."""
+    _means_nothing(hints, where, "a ResNet")
     stem = state.get("conv1.weight", state.get("conv1.0.weight"))
     require(
         stem is not None and stem.ndim == 4 and stem.shape[1] in _IMAGENET,
@@ -250,11 +312,11 @@ def _heads(
         return hints.num_heads
     known = formats.heads(found, width_depth, position_order(found.encoder["pos_embed"], grid))
     if hints.backbone:
-        preset, name = BACKBONES.get(hints.backbone), hints.backbone.partition(".")[0]
-        if not preset and name not in backbones.vit_names():
+        if backbones.timm_name(hints.backbone) not in backbones.vit_names():
             raise backbones.unknown_backbone(hints.backbone)
         with torch.device("meta"):
-            model = timm.create_model(**(preset or {"model_name": hints.backbone}))
+            preset = BACKBONES.get(hints.backbone, {"model_name": hints.backbone})
+            model = timm.create_model(**preset)
         own = model.blocks[0].attn.num_heads
         require(
             known in (None, own),
@@ -282,7 +344,7 @@ def _name(
         pooled = {"global_pool": "avg"} if architecture.get("global_pool") else {}
         return backbone, {**insisted, **pooled}
     for name, own in {**_STANDARD, **BACKBONES}.items():
-        if architecture == {key: own[key] for key in ("embed_dim", "depth", "num_heads")}:
+        if architecture == {key: own.get(key) for key in ("embed_dim", "depth", "num_heads")}:
             return name, {}
     if is_gated:
         return "vit_giant_patch14_dinov2", {"init_values": None, **architecture}

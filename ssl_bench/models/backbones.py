@@ -27,6 +27,7 @@ _COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 38
 _ARCHITECTURE = {
     *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
     *("pre_norm", "reg_tokens", "class_token", "no_embed_class", "global_pool", "fc_norm"),
+    *("depths", "window_size"),
     *("act_layer", "norm_layer", "final_norm", "proj_bias", "pool_include_prefix", "pos_embed"),
 }
 
@@ -99,7 +100,7 @@ class EncoderSpec:
     @property
     def is_vit(self) -> bool:
         """Whether the backbone is a plain Vision Transformer, see `encoders.is_vit`."""
-        return self.backbone in BACKBONES or _base(self.backbone) in vit_names()
+        return timm_name(self.backbone) in vit_names()
 
     @property
     def patches(self) -> int:
@@ -112,16 +113,16 @@ class EncoderSpec:
         own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
         sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
         if not self.is_vit:
-            taken = _sizes_taken(_base(self.backbone))
+            taken = _sizes_taken(timm_name(self.backbone))
             sizes = {name: size for name, size in sizes.items() if name in taken}
         sizes = {name: size for name, size in sizes.items() if size is not None}
         rest = {"in_chans": self.channels, "num_classes": 0}
         return {**own, **self.architecture, **sizes, **rest}
 
 
-def _base(backbone: str) -> str:
+def timm_name(backbone: str) -> str:
     """timm's name of the architecture, without the tag of the pre-trained weights."""
-    return backbone.partition(".")[0]
+    return BACKBONES.get(backbone, {"model_name": backbone})["model_name"].partition(".")[0]
 
 
 @cache
@@ -167,12 +168,12 @@ def default_patch_size(image_size: int) -> int:
 
 def check(spec: EncoderSpec) -> None:
     """Raise `UserError` if the backbone does not exist or the sizes do not fit it."""
-    if spec.backbone not in BACKBONES and not timm.is_model(_base(spec.backbone)):
+    if not timm.is_model(timm_name(spec.backbone)):
         raise unknown_backbone(spec.backbone)
     size, patch_size = spec.image_size, spec.patch_size
     if not spec.is_vit:
         require(
-            patch_size is None or "patch_size" in _sizes_taken(_base(spec.backbone)),
+            patch_size is None or "patch_size" in _sizes_taken(timm_name(spec.backbone)),
             f"patch size {patch_size}: backbone {spec.backbone!r} is not made of patches of a size "
             "to choose; leave --patch-size out",
         )
@@ -215,7 +216,7 @@ def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
 
     nearest = sorted(_COMMON_SIZES, key=lambda size: abs(size - spec.image_size))
     sizes = sorted(islice((size for size in nearest if works(size, spec.patch_size)), 3))
-    smaller = (4, 2, 1) if "patch_size" in _sizes_taken(_base(spec.backbone)) else ()
+    smaller = (4, 2, 1) if "patch_size" in _sizes_taken(timm_name(spec.backbone)) else ()
     patches = islice((size for size in smaller if works(spec.image_size, size)), 1)
     hints = [f"--image-size {', '.join(map(str, sizes))}"] if sizes else []
     hints += [f"--patch-size {size}" for size in patches]

@@ -65,15 +65,15 @@ def load_encoder(
     branch: str | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
-    """Load any pre-trained Vision Transformer or ResNet, or any backbone that a run has trained.
+    """Load any pre-trained Vision Transformer, Swin or ResNet, or what a run has trained.
 
     No code from the source is run.
 
     Args:
-        source: a file of weights (official checkpoints of MAE, MoCo, DINO, SimSiam, Barlow Twins
-            and VICReg, state dicts of timm and torchvision; PyTorch or safetensors), a run folder,
-            what ``ssl-bench export`` wrote, a folder that transformers saved, ``timm:NAME`` or
-            ``hf:NAME``.
+        source: a file of weights (official checkpoints of MAE, MoCo, DINO, SimSiam, Barlow Twins,
+            VICReg and SimMIM, state dicts of timm and torchvision; PyTorch or safetensors), a run
+            folder, what ``ssl-bench export`` wrote, a folder that transformers saved,
+            ``timm:NAME`` or ``hf:NAME``.
         backbone, num_heads, grid, branch: see `WeightSettings`; needed if weights are ambiguous.
         image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
             size whose sides are multiples of the patch size.

@@ -1,8 +1,9 @@
 """Running encoders: patches, positions, tokens and pooled features.
 
-`represent`, `pool` and `width` take every image model of timm; what works on tokens needs a plain
-Vision Transformer. Shapes: B batch, C channels, H height, W width, L patches, K kept patches,
-P pixels in a patch (patch_size * patch_size * C), T tokens (prefix tokens and patches), D width.
+`represent`, `pool` and `width` take every image model of timm, `encode_masked` a Swin Transformer
+too; what else works on tokens needs a plain Vision Transformer. Shapes: B batch, C channels,
+H height, W width, L patches, K kept patches, P pixels in a patch (patch_size * patch_size * C),
+T tokens (prefix tokens and patches), D width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.format import Format
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -50,6 +53,11 @@ def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
     if reason is not None:
         raise UserError(reason)
     return encoder
+
+
+def is_swin(encoder: nn.Module) -> bool:
+    """Whether it is a Swin Transformer, of either version: windows of patches, merged by stages."""
+    return isinstance(encoder, SwinTransformer | SwinTransformerV2)
 
 
 def allow_other_sizes(encoder: Any) -> None:
@@ -165,6 +173,28 @@ def encode_visible(encoder: VisionTransformer, patches_BLP: Tensor, keep_BK: Ten
     return encoder.norm(encoder.blocks(tokens))
 
 
+def encode_masked(
+    encoder: Any, images_BCHW: Tensor, hidden_BRC: Tensor, mask_token: Tensor
+) -> Tensor:
+    """Encode images, some of whose patches are a mask token instead once they are embedded.
+
+    Args:
+        encoder: a plain Vision Transformer or a Swin Transformer.
+        hidden_BRC: bool, by rows and columns of patches.
+        mask_token: as wide as embedded patches.
+
+    Returns:
+        Features after the final norm, by rows and columns, without prefix tokens: ``(B, R, C, D)``.
+    """
+    tokens = encoder.patch_embed(images_BCHW)
+    hidden = hidden_BRC.view(tokens.shape[:-1])
+    tokens = torch.where(hidden[..., None], mask_token.view(-1).to(tokens), tokens)
+    if is_swin(encoder):
+        return encoder.norm(encoder.layers(tokens))
+    tokens = encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(tokens))))
+    return tokens[:, encoder.num_prefix_tokens :].unflatten(1, hidden_BRC.shape[1:])
+
+
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     """``forward_features(images)[:, 0]``, the class token ``(B, D)``, for less work.
 
@@ -274,15 +304,21 @@ def in_parts(
     return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
 
 
-def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
+def block_at(
+    block: Any, tokens_BTD: Tensor, wanted: slice, attended: Tensor | None = None
+) -> Tensor:
     """``block(tokens)[:, wanted]``, with queries for the wanted tokens only.
 
     A block that is not timm's plain one computes all of its output.
+
+    Args:
+        attended: which tokens are attended to, for timm's blocks: bool ``(B, 1, 1, T)``.
     """
     attention: Any = getattr(block, "attn", None)
     gate = getattr(attention, "gate", None)
     if type(block) is not Block or type(attention) is not Attention or gate is not None:
-        return block(tokens_BTD)[:, wanted]
+        masked = {} if attended is None else {"attn_mask": attended}
+        return block(tokens_BTD, **masked)[:, wanted]
     batch, count, _ = tokens_BTD.shape
     heads = (3, attention.num_heads, attention.head_dim)
     qkv = attention.qkv(block.norm1(tokens_BTD)).view(batch, count, *heads)
@@ -290,9 +326,12 @@ def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
     q, k = attention.q_norm(q[:, :, wanted]), attention.k_norm(k)
     dropout = attention.attn_drop.p if attention.training else 0.0
     if attention.fused_attn:
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(q, k, v, attended, dropout)
     else:
-        weights = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+        weights = q * attention.scale @ k.transpose(-2, -1)
+        if attended is not None:
+            weights = weights.masked_fill(~attended, -torch.inf)
+        weights = weights.softmax(dim=-1)
         attended = attention.attn_drop(weights) @ v
     attended = attention.norm(attended.transpose(1, 2).flatten(2))
     attended = attention.proj_drop(attention.proj(attended))

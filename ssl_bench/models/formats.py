@@ -1,4 +1,4 @@
-"""Other people's names for the weights of a Vision Transformer or a ResNet, translated to timm's.
+"""Other people's names for the weights of Vision Transformers, Swin and ResNets, as timm's.
 
 Everything here works on names and tensors only; `checkpoints` reads files and builds encoders.
 """
@@ -49,26 +49,29 @@ _PAIRS = (
 """Pairs of networks in one file; first the one that the paper evaluates."""
 _MOCO = {"base_encoder", "momentum_encoder", "encoder_q", "encoder_k"}
 _NETWORKS = _MOCO | {"teacher", "student"}
-_RESNETS = (
+_OFFICIAL = (
     ("MoCo v2", r"encoder_[qk]", "fc.2.weight"),
     ("MoCo v1", r"encoder_[qk]", "fc.weight"),
     ("SimSiam", r"encoder", "predictor.3.weight"),
     ("Barlow Twins", r"backbone", "bn.running_mean"),
     ("VICReg", r"backbone", "projector.0.bias"),
+    ("SimMIM", r"encoder", "decoder.0.bias"),
 )
-"""Official files of ResNets: the method, its encoder, and a weight in or beside it that tells."""
+"""Official files: the method, its encoder, and a weight in or beside it that tells."""
 _IJEPA_PREDICTOR = "predictor.predictor_pos_embed"
 _OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
 _NUMBERS = ((), (0,))
 _QKV = ("query", "key", "value")
 _OF_TRAINING = {"mask_token", "masked_embed"}
+_COMPUTED = ("relative_position_index", "attn_mask")
+"""What a Swin Transformer stores and timm works out from its sizes."""
 
 _DECODER = re.compile(
     r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|"
     r"decoder_blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
 )
 _HEAD = re.compile(
-    r"(head|head_dist|classifier|pooler\.dense)\.(weight|bias)|"  # a classifier
+    r"(head|head\.fc|head_dist|classifier|pooler\.dense)\.(weight|bias)|"  # a classifier
     r"(head|predictor)\.\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)|"
     r"(head|dino_head|ibot_head)\.(mlp|last_layer)\..+|"  # DINO's projection head
     r"(fc|projector|projection_head|prediction_head)\..+"  # MSN's, and other people's
@@ -148,11 +151,11 @@ class _Leaf:
 def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     """Recognise who wrote a checkpoint, and sort its weights.
 
-    A Vision Transformer is found by its patch embedding, a ResNet by its first block, under any
-    prefix that its weights share: entries of the file, modules around the encoder, or both.
-    Specific knowledge covers MAE (with or without decoder), MoCo, DINO, iBOT, DINOv2, MSN, I-JEPA,
-    SimSiam, Barlow Twins, VICReg, timm, torchvision, and transformers' ViT and ViTMAE. Everything
-    else is left out, and counted.
+    A Vision Transformer or a Swin is found by its patch embedding, a ResNet by its first block,
+    under any prefix that its weights share: entries of the file, modules around the encoder, or
+    both. Specific knowledge covers MAE (with or without decoder), MoCo, DINO, iBOT, DINOv2, MSN,
+    I-JEPA, SimSiam, Barlow Twins, VICReg, SimMIM, Swin, timm, torchvision, and transformers' ViT
+    and ViTMAE. Everything else is left out, and counted.
 
     Args:
         branch: which of several networks to take: ``base_encoder`` (default) or
@@ -196,13 +199,13 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     elif _IJEPA_PREDICTOR in outside:
         kind, heads = f"I-JEPA, {prefix.rstrip('.').replace('_', ' ')}", _IJEPA_HEADS
     else:
-        kind = _official_resnet(prefix, {*own, *(n.removeprefix(entry) for n in outside)}) or kind
+        kind = _official(prefix, {*own, *(n.removeprefix(entry) for n in outside)}) or kind
     if network in _MOCO:
         own |= _unknown_to_moco(outside, entry, own)
     # DINOv2 may count blocks within chunks of them.
     chunk = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
-    renamed = ((chunk.sub("blocks.", _replaced(name, _GATED)), leaf) for name, leaf in own.items())
-    own = _by_name(renamed, where)
+    renamed = [(chunk.sub("blocks.", _replaced(name, _GATED)), leaf) for name, leaf in own.items()]
+    own = _by_name(_merged_first(renamed), where)
     aside = {name: leaf for name, leaf in own.items() if _is_aside(name, leaf, where)}
     state = {name: leaf.value for name, leaf in own.items() if name not in aside}
     state, decoder = _fuse_queries_keys_values(state), {}
@@ -221,7 +224,7 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         without_prefix="register_tokens" in state,
         left_out=_in_words(
             [(_place(name, prefix), leaf) for name, leaf in outside.items()]
-            + [(name.partition(".")[0], leaf) for name, leaf in aside.items()]
+            + [(_kind_of(name), leaf) for name, leaf in aside.items()]
         ),
     )
 
@@ -284,14 +287,14 @@ def _labels(prefixes: Sequence[str]) -> list[str]:
     return [".".join(part) or whole or "top" for part, whole in zip(parts, prefixes, strict=True)]
 
 
-def _official_resnet(prefix: str, names: Collection[str]) -> str:
-    """The method and the network of a ResNet in its authors' file; "" for any other.
+def _official(prefix: str, names: Collection[str]) -> str:
+    """The method and the network of an encoder in its authors' file; "" for any other.
 
     Args:
         names: of the weights in the encoder, and of those beside it.
     """
     network = prefix.rstrip(".").rpartition(".")[2]
-    for method, encoder, telling in _RESNETS:
+    for method, encoder, telling in _OFFICIAL:
         if re.fullmatch(encoder, network) and telling in names:
             return f"{method}, {network}"
     return ""
@@ -321,10 +324,24 @@ def _is_aside(name: str, leaf: _Leaf, where: str) -> bool:
     value = leaf.value
     if isinstance(value, Tensor):
         is_number = "." not in name and name not in _OF_ENCODER and value.shape in _NUMBERS
-        return is_number or bool(_HEAD.fullmatch(name))
+        return is_number or _kind_of(name) in _COMPUTED or bool(_HEAD.fullmatch(name))
     if isinstance(value, Left) and "tensor" in value.name:
         raise UserError(f"{where}: {leaf.key!r} holds no weights but {value.name}")
     return True
+
+
+def _kind_of(name: str) -> str:
+    """What a weight beside the encoder's is of: the first part of its name, or what it stores."""
+    last = name.rpartition(".")[2]
+    return last if last in _COMPUTED else name.partition(".")[0]
+
+
+def _merged_first(own: Sequence[tuple[str, _Leaf]]) -> Iterator[tuple[str, _Leaf]]:
+    """Weights of a Swin whose stages begin with the merging, as timm's do; official ones end so."""
+    is_last = any(name.startswith("layers.0.downsample.") for name, _ in own)
+    for name, leaf in own:
+        found = re.fullmatch(r"layers\.(\d+)\.downsample\.(.+)", name) if is_last else None
+        yield f"layers.{int(found[1]) + 1}.downsample.{found[2]}" if found else name, leaf
 
 
 def _place(name: str, prefix: str) -> str:

@@ -18,7 +18,7 @@ from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import loading
-from ssl_bench.experiment.preparation import RunData, prepare_run
+from ssl_bench.experiment.preparation import RunData, memory_noted, prepare_run
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
 from ssl_bench.runs.index import Index
@@ -104,7 +104,8 @@ class Planner:
         found = [f"time by the pace of {'; '.join(self.paces)}"] if known else []
         if unknown:
             found.append(
-                "where the time is ?, no finished run of such a training or evaluation tells it"
+                "? is a time that is not known before something like it has finished in "
+                f"{str(self.runs_dir)!r}; after a first cell, the same command tells it"
             )
         return found
 
@@ -141,7 +142,8 @@ class Planner:
         first = replace(config.settings, seed=0)
         alike = repr(replace(config, settings=first))
         if alike not in self._trainings:
-            prepared = prepare_run(config, datasets)
+            with memory_noted(config):
+                prepared = prepare_run(config, datasets)
             plan, method = prepared.plan, prepared.method
             steps = 0
             if method.trains:

@@ -121,7 +121,6 @@ def seconds_per_step(
     trial.to(hardware.device).train()
     trial.before_training(data.train, plan.seed)
     at_once = micro_batch_size or hardware.images_at_once(spec.patches)
-    trainer = setup.prepare(trial, hardware, spec, plan.seed, at_once)
     schedule = Schedule(len(data.train), plan.batch_size, 1)
     own = collectives.shard(plan.batch_size)
     steps = (
@@ -129,8 +128,10 @@ def seconds_per_step(
     )
     in_parts = gradients.taken_in_parts(trial)
     encoders.keep_at_once(trial, micro_batch_size if in_parts == "encoder" else None)
-    train, times = data.train.to(hardware.device), []
-    with closing(setup.batches(trial, train, spec, steps)) as source:
+    train = data.train.to(hardware.device)
+    trainer = setup.prepare(trial, hardware, spec, train, plan.seed, at_once)
+    times = []
+    with closing(trainer.batches(steps)) as source:
         for step in range(_STEPS):
             started = time.monotonic()
             losses, _ = trainer.take(replace(schedule.step(step), total=_STEPS), next(source))

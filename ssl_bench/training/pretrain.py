@@ -10,14 +10,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ssl_bench.api.method import Method
-from ssl_bench.api.step import Batch, Step
-from ssl_bench.data import Dataset
+from ssl_bench.api.step import Step
+from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware, peak_memory_mib
 from ssl_bench.errors import require
@@ -34,6 +34,7 @@ from ssl_bench.utils.signals import defer_signals, error_of
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _RECORDS_PER_RUN = 250
 _STEPS_BETWEEN_RECORDS = 50
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _train(
     state = training_state.read(folder)
     start, seconds_before = state.get("step", 0), state.get("seconds", 0.0)
     losses = {name: values.to(hardware.device) for name, values in state.get("losses", {}).items()}
-    trainer = _restored(training, state)
+    trainer = _restored(training, train, state)
     del state
     _check_snapshots(folder, snapshot_steps, start)
     share = collectives.shard(plan.batch_size)
@@ -136,11 +137,11 @@ def _train(
     pause = SECONDS_BETWEEN_CHECKPOINTS
 
     with (
-        closing(setup.batches(method, train, plan.encoder, samples)) as source,
+        closing(trainer.batches(samples)) as source,
         progress.bar(f"pre-train {plan.method}", total) as bar,
         collectives.path_on_rank_zero(folder / schema.METRICS).open("a", encoding="utf-8") as file,
     ):
-        metrics = _Metrics(file, bar, losses)
+        metrics = _Metrics(file, bar, losses, hardware.precision)
         for step in map(schedule.step, range(start, total)):
             loss, learning_rate = trainer.take(step, metrics.next(source))
             done = step.number + 1
@@ -169,12 +170,18 @@ def _train(
 class _Metrics:
     """Writes a line of ``metrics.jsonl`` with the mean losses every few steps, and shows it."""
 
-    def __init__(self, file: IO[str], bar: progress.Bar, losses: Mapping[str, Iterable[Tensor]]):
-        self._file, self._bar = file, bar
+    def __init__(
+        self,
+        file: IO[str],
+        bar: progress.Bar,
+        losses: Mapping[str, Iterable[Tensor]],
+        precision: str,
+    ) -> None:
+        self._file, self._bar, self._precision = file, bar, precision
         self.losses = {name: list(values) for name, values in losses.items()}
         self._written, self._waited, self._steps = time.monotonic(), 0.0, 0
 
-    def next(self, source: Iterator[Batch]) -> Batch:
+    def next(self, source: Iterator[T]) -> T:
         """The next batch, for which the training has to wait."""
         before = time.monotonic()
         batch = next(source)
@@ -209,10 +216,11 @@ class _Metrics:
         }
         mean_loss = means.pop(gradients.TOTAL)
         bad = "".join(f", {name} is {each}" for name, each in means.items() if not isfinite(each))
+        more_precise = "" if self._precision == "fp32" else " or --precision fp32"
         require(
             isfinite(mean_loss),
             f"the loss is {mean_loss} at step {done}{bad}; a smaller --base-lr (the learning rate "
-            f"is {learning_rate:.3g} now) or --precision fp32 may help",
+            f"is {learning_rate:.3g} now){more_precise} may help",
         )
         now = time.monotonic()
         speed = self._steps * step.batch_size / (now - self._written)
@@ -301,13 +309,13 @@ def _snapshot(training: Training, steps: int, seconds: float) -> None:
     weights.save(training.method.encoder, training.plan.encoder, home)
 
 
-def _restored(training: Training, state: Mapping[str, Any]) -> setup.Trainer:
+def _restored(training: Training, train: Split, state: Mapping[str, Any]) -> setup.Trainer:
     """The method ready to be trained, as it was at the checkpoint, if there is one."""
     path, plan, method = training.folder / schema.CHECKPOINT, training.plan, training.method
     with resume.readable(path):
         if state:
             method.load_state_dict(state["method"])
-    how = plan.encoder, plan.seed, training.images_at_once
+    how = plan.encoder, train, plan.seed, training.images_at_once
     trainer = setup.prepare(method, training.hardware, *how)
     with resume.readable(path):
         if state:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from ssl_bench.models import backbones, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import flops, gradients
+from ssl_bench.training.captured import CapturedStep, Stored
+from ssl_bench.transforms import loader
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
-from ssl_bench.transforms.loader import views
-from ssl_bench.utils import rng
+from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
 
 
@@ -58,14 +60,21 @@ def batches(
 
     Close it where it is not iterated to its end. Steps have one row per sample, on the CPU.
     """
+    recipes = tuple(method.transforms().values())
+    with closing(loader.stored(train, recipes, steps)) as found:
+        for draws, pixels in found:
+            yield as_batch(method, train, spec, draws, pixels)
+
+
+def as_batch(
+    method: Method, train: Split, spec: EncoderSpec, draws: SampleRng, pixels: Sequence[Tensor]
+) -> Batch:
+    """A batch of the draws and of what is stored of its images (see `loader.stored`)."""
     transforms = method.transforms()
-    with closing(views(train, tuple(transforms.values()), steps)) as found:
-        for step_rng, unnormalized in found:
-            normalized = (normalize(view, spec.mean, spec.std, True) for view in unnormalized)
-            named = dict(zip(transforms, normalized, strict=True))
-            has_labels = "label" in method.columns
-            labels_B = train.labels_N[step_rng.samples_B] if has_labels else None
-            yield Batch(named, step_rng, labels_B)
+    views = loader.finished(train, tuple(transforms.values()), draws, pixels)
+    normalized = (normalize(view, spec.mean, spec.std, True) for view in views)
+    labels_B = train.labels_N[draws.samples_B] if "label" in method.columns else None
+    return Batch(dict(zip(transforms, normalized, strict=True)), draws, labels_B)
 
 
 @dataclass(frozen=True)
@@ -74,26 +83,49 @@ class Trainer:
 
     method: Method
     hardware: Hardware
+    spec: EncoderSpec
+    train: Split
     seed: int
     images_at_once: int | None
     replica: Replica | None
     optimizer: OptimizerSpec
+    captured: CapturedStep | None
 
-    def take(self, step: Step, batch: Batch) -> tuple[Mapping[str, Tensor], float]:
+    def batches(self, steps: Iterable[SampleRng]) -> Generator[Batch | Stored]:
+        """What `take` takes for the samples of each step; to be used as `setup.batches` is."""
+        if not self.captured:
+            return batches(self.method, self.train, self.spec, steps)
+        return loader.stored(self.train, tuple(self.method.transforms().values()), steps)
+
+    def take(self, step: Step, batch: Batch | Stored) -> tuple[Mapping[str, Tensor], float]:
         """Take a step: the losses of `gradients.backward`, and the learning rate."""
         learning_rate = self.optimizer.prepare(step)
+        if self.captured and not isinstance(batch, Batch):
+            self.captured.prepare(step, batch)
         rank = collectives.rank()  # each has dropout of its own
         torch.manual_seed(rng.key(self.seed, "dropout", step.number, *([rank] if rank else [])))
-        how = self.hardware, self.images_at_once, self.replica
-        losses = gradients.backward(self.method, batch, step, *how)
+        if isinstance(batch, Batch):
+            losses = self._backward(batch, step)
+        else:
+            assert self.captured
+            losses = self.captured.take(step, batch)
         self.method.before_optimizer_step(step)
         self.optimizer.update()
         self.method.after_optimizer_step(step)
         return losses, learning_rate
 
+    def _backward(self, batch: Batch, step: Step) -> Mapping[str, Tensor]:
+        how = self.hardware, self.images_at_once, self.replica
+        return gradients.backward(self.method, batch, step, *how)
+
 
 def prepare(
-    method: Method, hardware: Hardware, spec: EncoderSpec, seed: int, images_at_once: int | None
+    method: Method,
+    hardware: Hardware,
+    spec: EncoderSpec,
+    train: Split,
+    seed: int,
+    images_at_once: int | None,
 ) -> Trainer:
     """Compile a method, wrap it for several ranks, which may replace parameters; its optimiser."""
     if hardware.compiled:
@@ -101,7 +133,16 @@ def prepare(
     replica: Replica | None = None
     if collectives.world_size() > 1:
         replica = strategy.wrap(method, flops.terms_of_step(method, spec))
-    return Trainer(method, hardware, seed, images_at_once, replica, method.optimizer())
+    captured = None
+    if hardware.compiled and hardware.device.type == "cuda" and not replica:
+        captured = CapturedStep(
+            method,
+            partial(as_batch, method, train, spec),
+            partial(gradients.backward, method, hardware=hardware, images_at_once=images_at_once),
+            progress.console.print,
+        )
+    how = spec, train, seed, images_at_once, replica
+    return Trainer(method, hardware, *how, method.optimizer(), captured)
 
 
 def compile_blocks(method: Method) -> None:
@@ -109,11 +150,17 @@ def compile_blocks(method: Method) -> None:
 
     A block of which only some tokens are wanted (`encoders.block_at`) is not called, and so runs
     as it is.
+
+    Inductor would choose among its kernels by timing them: not the same ones each time, which sum
+    in other orders.
     """
+    import torch._inductor  # which takes a second
+
+    options = {"deterministic": True} if "deterministic" in torch._inductor.list_options() else {}
     torch.compiler.reset()  # what other trainings of this process compiled
     for module in method.modules():
         if isinstance(module, Block):
-            module.compile(dynamic=False)
+            module.compile(dynamic=False, options=options)
 
 
 def restore(method: Method, folder: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -241,11 +241,19 @@ def normalize(
 
     Images are float32 in [0, 1]; to overwrite them spares the memory for others.
     """
-    values_2C11 = torch.tensor([[-m / s for m, s in zip(mean, std, strict=True)],
-                                [1 / s for s in std]])[..., None, None]  # fmt: skip
-    shift_C11, scale_C11 = values_2C11.to(images_BCHW.device, non_blocking=True)
+    shift_C11, scale_C11 = _shift_and_scale(tuple(mean), tuple(std), images_BCHW.device)
     out = images_BCHW if in_place else torch.empty(images_BCHW.shape, device=images_BCHW.device)
     return torch.addcmul(shift_C11, images_BCHW, scale_C11, out=out)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _shift_and_scale(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> Tensor:
+    """What to add and to multiply with in order to `normalize`: ``(2, C, 1, 1)``."""
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    return torch.tensor([shift, [1 / s for s in std]], device=device)[..., None, None]
 
 
 def random_crop_boxes(

@@ -34,10 +34,10 @@ def views(
 ) -> Generator[tuple[SampleRng, tuple[Tensor, ...]]]:
     """One view by each recipe of the samples of each step, beside its draws.
 
-    A function of the images and the draws alone. A streamed split's next two steps are got ready
-    in threads meanwhile; an image is decoded once for all of its views.
+    A function of the images and the draws alone. What is yielded is where the split's labels are.
 
-    Steps have one row per sample, on the CPU; what is yielded is where the split's labels are.
+    Args:
+        steps: see `stored`.
 
     Yields:
         The draws, and for each recipe float32 ``(B, C, size, size)`` in [0, 1], not normalised.
@@ -45,25 +45,50 @@ def views(
     Raises:
         UserError: an image cannot be read.
     """
+    with closing(stored(split, recipes, steps)) as ready:
+        for draws, pixels in ready:
+            yield draws, finished(split, recipes, draws, pixels)
+
+
+def stored(
+    split: Split, recipes: Sequence[Augmentation], steps: Iterable[SampleRng]
+) -> Generator[tuple[SampleRng, tuple[Tensor, ...]]]:
+    """What `finished` makes the views of each step of.
+
+    A streamed split's next two steps are got ready in threads meanwhile; an image is decoded once
+    for all of its views. What was yielded is overwritten once the next one is asked for.
+
+    Args:
+        steps: with one row per sample, on the CPU.
+
+    Yields:
+        The draws, and for each recipe uint8 ``(B, C, H, W)``, where the split's labels are.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
     device = split.labels_N.device
-    finish: Callable[..., Tensor] = _finished if isinstance(split, StreamedSplit) else augment
     spare: list[list[Tensor]] = []
     if isinstance(split, StreamedSplit):
         pinned = device.type == "cuda"
         jobs = (_job(split, recipes, draws, spare, pinned) for draws in steps)
-        stored = ahead(jobs, split.workers)
+        prepared = ahead(jobs, split.workers)
     else:
-        stored = ((draws, [split.images(draws.samples_B)] * len(recipes)) for draws in steps)
-    with closing(stored) as ready:
+        prepared = ((draws, [split.images(draws.samples_B)] * len(recipes)) for draws in steps)
+    with closing(prepared) as ready:
         for draws, pixels in ready:
-            draws = draws.to(device)
-            scopes = zip(pixels, _scopes(recipes, draws), strict=True)
-            yield (
-                draws,
-                tuple(finish(view.to(device, non_blocking=True), *scope) for view, scope in scopes),
-            )
+            yield draws.to(device), tuple(view.to(device, non_blocking=True) for view in pixels)
             if isinstance(split, StreamedSplit) and device.type == "cpu":
                 spare.append(pixels)
+
+
+def finished(
+    split: Split, recipes: Sequence[Augmentation], draws: SampleRng, pixels: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The views, float32 in [0, 1], of what is `stored`; nothing here waits for a device."""
+    finish: Callable[..., Tensor] = _finished if isinstance(split, StreamedSplit) else augment
+    scopes = zip(pixels, _scopes(recipes, draws), strict=True)
+    return tuple(finish(view, *scope) for view, scope in scopes)
 
 
 def _scopes(

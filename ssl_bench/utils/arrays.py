@@ -6,16 +6,16 @@ import hashlib
 import io
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.utils.files import Absent, Unreadable, load_bytes, load_json, sha256_of
+from ssl_bench.errors import require
+from ssl_bench.utils.files import Absent, Unreadable, load_bytes, load_json, reading, sha256_of
 
 _LARGEST = 2**30
 """Bytes of all arrays of a file: features of 33 blocks, 1280 wide, of 2,000 images are a sixth."""
@@ -32,9 +32,10 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         UserError: it cannot be read, does not match the digest in the record beside it, or holds
             something other than numbers.
     """
-    with _reading(path):
+    with suppress(Absent), reading(path):
         content = load_bytes(path, _LARGEST)
-        check_digest(path, _record_beside(path), content)
+        with suppress(Unreadable):  # a damaged record is reported where records are read
+            check_digest(path, load_json(path.with_name("scores.json")), content)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not set(names) <= set(_names(archive)):
                 return {}
@@ -50,23 +51,9 @@ def names(path: Path) -> frozenset[str]:
     Raises:
         UserError: it cannot be read.
     """
-    with _reading(path):
+    with suppress(Absent), reading(path):
         return frozenset(_names(zipfile.ZipFile(io.BytesIO(load_bytes(path, _LARGEST)))))
     return frozenset()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Skip the rest of the block if the file is absent; turn other errors into `UserError`."""
-    try:
-        yield
-    except Absent:
-        pass
-    except UserError:
-        raise
-    # One wrong byte may raise zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
-    except Exception as error:
-        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:
@@ -85,13 +72,6 @@ def _check(archive: zipfile.ZipFile) -> None:
                 raise Unreadable(f"{entry.filename!r:.60} holds {str(dtype)!r:.60} and no numbers")
             if math.prod(shape) * dtype.itemsize != entry.file_size - member.tell():
                 raise Unreadable(f"{entry.filename!r:.60} is not of the size that it says")
-
-
-def _record_beside(path: Path) -> Any:
-    try:
-        return load_json(path.with_name("scores.json"))
-    except Unreadable:
-        return None  # a damaged record is reported where records are read
 
 
 def check_digest(path: Path, record: Any, content: bytes | None = None) -> None:

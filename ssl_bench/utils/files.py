@@ -79,33 +79,55 @@ def remove_temporary(folder: Path) -> None:
 
 
 @contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``path`` for the block to rename to it; otherwise it is removed.
+def new_folder(path: Path, alone: bool = False) -> Iterator[Path]:
+    """Yield a folder beside ``path`` that takes its place once the block has succeeded.
 
-    Its name ends in ``.tmp``. The block may move an older folder to the same name with ``.old``,
-    which is removed afterwards, too. Leftovers of killed writers of ``path`` are removed first.
+    Replacing an older folder takes two renames: a process killed between them leaves that beside
+    its place, where the next one finds it. Leftovers of killed writers are removed first.
+
+    Args:
+        alone: nothing may be there, and no other process may be writing it.
+
+    Raises:
+        UserError: another process is writing it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
+    is_written = _remove_abandoned(path)
+    require(
+        not (alone and is_written),
+        f"output {str(path)!r} is being written by another process; another folder would work",
+    )
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    lock = new.with_suffix(".lock")
+    lock, old = new.with_suffix(".lock"), new.with_suffix(".old")
     with ExitStack() as stack:
         with suppress(UserError):  # without locks, leftovers of killed writers stay
             stack.enter_context(locks.taken(lock, 0))
         try:
             new.mkdir()
             yield new
+            if path.exists() and not alone:
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
-            shutil.rmtree(new.with_suffix(".old"), ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
             lock.unlink(missing_ok=True)
 
 
-def remove_abandoned(path: Path) -> None:
-    """Remove leftovers of killed writers of a `temporary_folder`; living ones hold a lock.
+def _remove_abandoned(path: Path) -> bool:
+    """Remove leftovers of killed writers of a `new_folder`; living ones hold a lock.
 
     An older folder that was moved away is moved back if nothing has replaced it.
+
+    Returns:
+        Whether there is a living writer.
     """
+    is_written = False
     with suppress(OSError):
         for left in list(path.parent.iterdir()):
             found = _TEMPORARY_FOLDER.fullmatch(left.name)
@@ -114,12 +136,14 @@ def remove_abandoned(path: Path) -> None:
             lock = left.with_suffix(".lock")
             with suppress(UserError), locks.taken(lock, 0) as is_abandoned:
                 if not is_abandoned:
+                    is_written = True
                     continue
                 if found["kind"] == "old" and not path.exists():
                     left.rename(path)
                 else:
                     shutil.rmtree(left, ignore_errors=True)
                 lock.unlink(missing_ok=True)
+    return is_written
 
 
 def _sync_folder(folder: Path) -> None:
@@ -147,6 +171,20 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise UserError(f"cannot write {str(path)!r}: {reason}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn any error from reading a file, but not `Absent`, into a `UserError`.
+
+    One wrong byte may raise zlib.error, BadZipFile, NotImplementedError, MemoryError, ...
+    """
+    try:
+        yield
+    except (UserError, Absent):
+        raise
+    except Exception as error:
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def readable(path: str | Path) -> str:

@@ -45,7 +45,7 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
             note = f"waiting for another process, which works in {str(folder)!r}"
             from ssl_bench.utils import progress  # rich takes 0.1 s to import
 
-            progress.console.print(note, soft_wrap=True)
+            progress.console.print(note)
             _try(descriptor, folder, math.inf)
         yield
 

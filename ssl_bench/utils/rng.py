@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -36,6 +36,39 @@ def permutation(count: int, *coordinates: str | int) -> Tensor:
     return torch.randperm(count, generator=generator(*coordinates))
 
 
+def _halves(bases: Sequence[int]) -> Tensor:
+    """The lower and the upper 32 bits of some keys: int64 ``(2, P)``, on the CPU."""
+    return torch.tensor([[base & _MASK_32 for base in bases], [base >> 32 for base in bases]])
+
+
+class StaticKeys:
+    """The keys of a step's draws, where a recorded sequence of operations finds them again.
+
+    What draws with it draws in the same order at every step; `fill` puts a step's keys there.
+    """
+
+    def __init__(self, device: torch.device, most: int = 1024) -> None:
+        self._table_2P = torch.zeros(2, most, dtype=torch.int64, device=device)
+        self._drawn: list[tuple[int, str]] = []
+
+    def rewind(self) -> None:
+        """Begin to draw from the first key again."""
+        self._drawn.clear()
+
+    def take(self, seed: int, purposes: Sequence[str]) -> Tensor:
+        """The place of the keys for these purposes: int64 ``(2, P)``."""
+        first = len(self._drawn)
+        self._drawn += [(seed, purpose) for purpose in purposes]
+        place_2P = self._table_2P[:, first : len(self._drawn)]
+        assert place_2P.shape[1] == len(purposes), "a step draws more often than there are keys"
+        return place_2P
+
+    def fill(self, step: int) -> None:
+        """Put the keys of a step in their places."""
+        bases = [key(seed, purpose, step) for seed, purpose in self._drawn]
+        self._table_2P[:, : len(bases)].copy_(_halves(bases), non_blocking=True)
+
+
 @dataclass(frozen=True)
 class SampleRng:
     """Random numbers for one batch; each row belongs to one sample of the data set.
@@ -46,16 +79,18 @@ class SampleRng:
         samples_B: int64 indices of the samples in the whole data set, on the device for the
             numbers.
         scope: prefix of every purpose, so that two views of a sample differ.
+        keys: where to find the keys of the draws, instead of making them for the step.
     """
 
     seed: int
     step: int
     samples_B: Tensor
     scope: str = ""
+    keys: StaticKeys | None = None
 
     def within(self, scope: str) -> SampleRng:
         """The same coordinates with a longer prefix of the purpose."""
-        return SampleRng(self.seed, self.step, self.samples_B, f"{self.scope}{scope}/")
+        return replace(self, scope=f"{self.scope}{scope}/")
 
     def rows(self, which: slice) -> SampleRng:
         """The numbers of some of the samples."""
@@ -83,9 +118,12 @@ class SampleRng:
 
     def _bits(self, counts: Mapping[str, int]) -> Tensor:
         """32 random bits each, as int64 ``(B, N)``, with the purposes' columns side by side."""
-        bases = [key(self.seed, self.scope + purpose, self.step) for purpose in counts]
-        halves = torch.tensor([[base & _MASK_32 for base in bases], [base >> 32 for base in bases]])
-        low_P, high_P = halves.to(self.samples_B.device, non_blocking=True)
+        purposes = [self.scope + purpose for purpose in counts]
+        if self.keys:
+            low_P, high_P = self.keys.take(self.seed, purposes)
+        else:
+            halves = _halves([key(self.seed, purpose, self.step) for purpose in purposes])
+            low_P, high_P = halves.to(self.samples_B.device, non_blocking=True)
         row_BP = _mix(_mix((self.samples_B.long() & _MASK_32)[:, None] ^ low_P) + high_P)
         columns = list(counts.values())
         rows = zip(row_BP.split(1, dim=1), columns, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import rich.console
 from rich.segment import Segment
+from rich.text import Text
 
 from ssl_bench.utils.formatting import plain
 
@@ -20,6 +21,11 @@ class Console(rich.console.Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "highlight": False, **options})
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Rich's print; lines of text are left to the terminal to wrap."""
+        is_text = all(isinstance(each, str | Text) for each in objects)
+        super().print(*objects, **{"soft_wrap": is_text, **options})
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
         """Rich's segments without control characters."""

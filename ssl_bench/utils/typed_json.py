@@ -15,6 +15,7 @@ from ssl_bench.utils.files import Unreadable, load_json
 
 T = TypeVar("T")
 _LARGEST = 10**30
+_hints = cache(typing.get_type_hints)
 
 
 def read(path: Path, cls: type[T], **known: Any) -> T:
@@ -77,8 +78,3 @@ def _dataclass(cls: Any, value: Any, where: str) -> Any:
         if name not in value and not has_default:
             raise Unreadable(f"{where} has no {name!r}")
     return cls(**{name: of(hints[name], each, f"{name!r}") for name, each in value.items()})
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -353,8 +354,8 @@ def test_an_unknown_seed_is_not_invented(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     table = origins.run_table(source)
     assert sorted(row[2].text for row in table.rows) == ["-", "0"]
-    facts = [dict(each.facts) for block in origins.provenance(source) for each in block.origins]
-    assert sorted(fact["seed"] for fact in facts) == ["-", "0"]
+    told = [each for block in origins.provenance(source) for each in block["origins"]]
+    assert sorted(each["facts"]["seed"] for each in told) == ["-", "0"]
 
 
 def test_runs_whose_names_differ_in_signs_have_places_of_their_own(tmp_path: Path) -> None:
@@ -362,7 +363,7 @@ def test_runs_whose_names_differ_in_signs_have_places_of_their_own(tmp_path: Pat
         make_run(tmp_path / "made", "mae", 0, evals=("knn",)).rename(tmp_path / name)
         shutil.rmtree(tmp_path / "made")
     blocks = origins.provenance(source_of(tmp_path))
-    assert len({each.anchor for block in blocks for each in block.origins}) == 2
+    assert len({each["anchor"] for block in blocks for each in block["origins"]}) == 2
 
 
 def test_a_legend_tells_what_it_leaves_out() -> None:
@@ -445,9 +446,9 @@ class TestFolder:
         report.write(settings)
         killed = (
             "import os, pathlib, sys\n"
-            "from ssl_bench.utils.files import temporary_folder\n"
+            "from ssl_bench.utils.files import new_folder\n"
             "output = pathlib.Path(sys.argv[1])\n"
-            "with temporary_folder(output) as folder:\n"
+            "with new_folder(output) as folder:\n"
             "    (folder / 'index.html').touch()\n"
             "    if 'renames' in sys.argv[2]: output.rename(folder.with_suffix('.old'))\n"
             "    os.kill(os.getpid(), 9)\n"
@@ -457,13 +458,15 @@ class TestFolder:
         theirs = tmp_path / f".{output.name}.mine.tmp"
         theirs.mkdir()
         with (
-            files.temporary_folder(tmp_path / "another") as another,
-            files.temporary_folder(output) as alive,
+            suppress(KeyboardInterrupt),
+            files.new_folder(tmp_path / "another") as another,
+            files.new_folder(output) as alive,
         ):
             (alive / "half").touch()
             assert (output / "index.html").stat().st_size > 0, "the older one is back"
             report.write(settings)
             assert (alive / "half").exists() and another.exists()
+            raise KeyboardInterrupt
         assert {path.name for path in tmp_path.iterdir()} == {output.name, theirs.name}
         assert {path.name for path in output.iterdir()} >= {"index.html", "report.json"}
 

@@ -54,8 +54,8 @@ def spec(tiny: Dataset) -> EncoderSpec:
     return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
 
 
-OTHERS = ("test_resnet", "test_convnext")
-NEED_A_VIT = {"ijepa", "mae"}
+OTHERS = ("test_resnet", "test_convnext", "swin_nano")
+NEED_A_VIT = {"ijepa", "mae", "simmim"}
 
 
 def on(backbone: str, spec: EncoderSpec) -> EncoderSpec:
@@ -400,13 +400,17 @@ def test_what_is_drawn_from_the_ranges_makes_a_config(plugin: Plugin) -> None:
     """`ssl-bench sweep --search` may come upon any value of ``search_space``."""
     base = small(plugin)
     shares = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
-    for name, range_ in plugin.search().items():
-        ends = range_.values if isinstance(range_, OneOf) else (range_.low, range_.high)
-        drawn = [*map(range_.at, (0.0, *shares, 1 - 2**-53))]
-        kind = type(getattr(base, name))
-        assert all(isinstance(value, kind) for value in drawn) or kind is type(None), name
-        for value in (*ends, *drawn):
+    drawn = {
+        name: [*map(range_.at, (0.0, 1 - 2**-53, *shares))]
+        for name, range_ in plugin.search().items()
+    }
+    for name, values in drawn.items():
+        range_, kind = plugin.search()[name], type(getattr(base, name))
+        assert all(isinstance(value, kind) for value in values) or kind is type(None), name
+        for value in range_.values if isinstance(range_, OneOf) else (range_.low, range_.high):
             dataclasses.replace(base, **{name: value})
-            flag = f"--{name.replace('_', '-')}={text_of(value)}"
-            run = flags.parse_run(["--method", plugin.name, flag])
-            assert getattr(run.method_config, name) == value
+    for at in range(8 if drawn else 0):
+        trial = {name: values[at] for name, values in drawn.items()}
+        words = [f"--{name.replace('_', '-')}={text_of(value)}" for name, value in trial.items()]
+        config = flags.parse_run(["--method", plugin.name, *words]).method_config
+        assert {name: getattr(config, name) for name in trial} == trial

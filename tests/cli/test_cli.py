@@ -285,6 +285,14 @@ def test_eval_keeps_seeds_and_precisions_apart(ssl_bench: Call, run: Call, tmp_p
     ]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_diverged_training_is_told_what_may_help(run: Call, precision: str) -> None:
+    code, _, err = run("--base-lr", 1e30, "--evals", "none", "--precision", precision)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the loss is nan" in err
+    assert ("--precision fp32" in err) == (precision == "bf16")
+
+
 def test_diverged_finetuning_is_no_score(run: Call, tmp_path: Path) -> None:
     code, out, err = run("--evals", "knn,finetune", "--finetune-base-lr", 1e30,
                          "--finetune-epochs", 3)  # fmt: skip
@@ -418,6 +426,10 @@ def test_help_imports_no_torch(words: list[str]) -> None:
     "words,message",
     [
         (["--method", "mea"], "unknown method 'mea'; did you mean 'mae'?"),
+        (["--method", "mocov2"], "mean 'moco'? `ssl-bench recipe imagenet-moco-v2-resnet50`"),
+        (["--method", "MoCo_v1"], "mean 'moco'? `ssl-bench recipe imagenet-moco-v1-resnet50`"),
+        (["--method", "sigreg"], "did you mean 'lejepa'?"),
+        (["--method", "sigreg"], "did you mean 'lejepa'?"),
         (["--method", "nothing.py"], "method file 'nothing.py' does not exist"),
         (["--evals", "knn,linaer"], "unknown eval 'linaer'; did you mean 'linear'?"),
         (["--preset", "quikc"], "unknown preset 'quikc'; did you mean 'quick'?"),
@@ -461,6 +473,11 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--patch-size", "0"], "patch size 0"),
         (["--decoder-embed-dim", "30"], "decoder embed dim 30"),
         (["--base-lr", "0"], "base lr 0.0"),
+        (["--base-lr", "inf"], "base lr inf is out of range; it must be finite and above 0"),
+        (["--method", "simclr", "--temperature", "1e-9"], "in [0.001, 10]"),
+        (["--method", "dino", "--teacher-temp", "100"], "in [0.001, 10]"),
+        (["--method", "vicreg", "--invariance", "0", "--variance", "0", "--covariance", "0"],
+         "a weight above 0 would work"),
         (["--linear-epochs", "0"], "linear epochs 0"),
         (["--finetune-layer-decay", "2"], "finetune layer decay 2.0"),
         (["--knn-temperature", "0"], "knn temperature 0.0"),
@@ -653,6 +670,25 @@ def test_run_in_use_is_left_alone(run: Call, tmp_path: Path) -> None:
         code, _, err = run("--evals", "none")
     assert code == 2
     assert "in use" in err
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--method", "simclr", "--batch-size", "1"], "batch size 1 is too small for simclr"),
+        (["--batch-size", "49"], "larger than the 48 training images"),
+        (["--method", "moco", "--queue-size", "20"], "no multiple of batch size 16"),
+        (["--method", "moco", "--queue-size", "64"], "more than the 48 training images"),
+        (["--method", "dino", "--freeze-last-layer", "1"], "--freeze-last-layer 0 would work"),
+    ],
+)
+def test_a_batch_that_will_not_do_is_told_before_images_are_decoded(
+    run: Call, image_folder: Path, words: list[str], message: str
+) -> None:
+    (image_folder / "train/a/0.png").write_bytes(b"no image")
+    code, _, err = run(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import method_costs
 import pytest
-from helpers import METHODS
+from helpers import EXAMPLE_METHOD, METHODS
 
 from ssl_bench.api import registry
 from ssl_bench.cli.commands.list import COSTS
@@ -51,6 +51,21 @@ def test_a_method_of_somebody_else_has_no_cost(
     assert code == 0, err
     [row] = [line for line in out.splitlines() if line.startswith("mae")]
     assert row.split()[-2:] == ["-", "-"]
+
+
+def test_presets_of_somebody_else_are_not_called_published(
+    tmp_path: Path, ssl_bench: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = EXAMPLE_METHOD.read_text().replace(
+        "    def __init__", '    presets = {"long": {"epochs": 9.0}}\n\n    def __init__', 1
+    )
+    (tmp_path / "mine.py").write_text(code)
+    mine = registry.Plugin("method", "mine", tmp_path / "mine.py", "")
+    found = registry.discover("method") | {"mine": mine}
+    monkeypatch.setattr(registry, "discover", lambda kind: found if kind == "method" else {})
+    _, out, err = ssl_bench("list", "presets")
+    [row] = [line for line in out.splitlines() if "long" in line]
+    assert row.split() == ["long", "mine,", "epochs", "9.0"], err
 
 
 def test_no_torch_is_imported() -> None:

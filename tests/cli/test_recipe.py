@@ -76,7 +76,7 @@ def test_a_papers_preset_brings_its_method_and_evaluations(
     request = flags.parse_run(["--preset", preset])
     assert request.method == method
     assert request.settings.method == method.name
-    expected = ["linear-paper", "finetune"] if preset in TUNED else ["linear-paper"]
+    expected = list(method.presets()[preset]["evals"])
     assert [plugin.name for plugin in request.evals] == expected
     chosen = flags.parse_run(["--preset", preset, "--evals", "knn"])
     assert [plugin.name for plugin in chosen.evals] == ["knn"]
@@ -169,7 +169,9 @@ def test_no_published_setting_is_missed_by_its_preset(preset: str) -> None:
     different = {name for name in different if " " not in name} - {"precision"}
     assert different == UNLIKE.get(preset, set())
     warmups = [row for (_, name), row in found.items() if name == "warmup"]
-    assert len(warmups) == 3 or preset not in TUNED
+    assert len(warmups) == 1 + len(PAPERS[preset].presets()[preset]["evals"]) or (
+        preset not in TUNED
+    )
     assert all(row.ours.endswith(" epochs") and not row.mark for row in warmups)
 
 
@@ -290,14 +292,16 @@ def test_where_paper_and_code_disagree_both_are_shown() -> None:
 
 @pytest.mark.parametrize("preset", TUNED)
 def test_fine_tuning_quotes_the_view_for_testing_of_its_own_source(preset: str) -> None:
-    """MoCo v3 fine-tunes as DeiT does, and nothing of it is quoted from MAE alone."""
+    """MoCo v3 fine-tunes as DeiT does, SimMIM by itself, and neither is quoted from MAE alone."""
     found = {name: row for (stage, name), row in rows(preset).items() if stage == "finetune"}
     [(_, source)] = found["view for testing"].published
-    is_mae = PAPERS[preset].name == "mae"
-    assert source == f"{'util/' if is_mae else 'DeiT '}datasets.py: 256 for 224"
+    method = PAPERS[preset].name
+    files = {"mae": "util/datasets.py", "mocov3": "DeiT datasets.py", "simmim": "data_finetune.py"}
+    assert source == f"{files[method]}: 256 for 224"
     sources = [source for row in found.values() for _, source in row.published]
-    assert is_mae or not [each for each in sources if "MAE" in each and "DeiT" not in each
-                          and "torch" not in each]  # fmt: skip
+    of_mae = [source for source in sources if "MAE" in source]
+    assert method == "mae" or all("DeiT" in each or "torch" in each for each in of_mae)
+    assert method != "simmim" or not of_mae
 
 
 def test_recipe_has_a_help_of_its_own(ssl_bench: Call) -> None:
@@ -342,6 +346,15 @@ def test_quick_is_put_beside_the_methods_first_paper() -> None:
     assert recipe.stages(other)[0].beside == "imagenet-mocov3-vits"
     bare = flags.parse_run(["--preset", "quick", "--method", "supervised"], "recipe")
     assert all(not row.published for stage in recipe.stages(bare) for row in stage.rows)
+
+
+def test_a_preset_may_be_a_flag(ssl_bench: Call) -> None:
+    words = ("--method", "mocov3", "--epochs", "3")
+    by_flag = ssl_bench("recipe", *words, "--preset", "small")
+    assert by_flag == ssl_bench("recipe", "small", *words)
+    assert by_flag[0] == 0
+    code, _, err = ssl_bench("recipe", "quick", "--preset", "small")
+    assert (code, err.count("\n")) == (2, 1)
 
 
 def test_recipe_command_prints_tables_without_torch() -> None:
@@ -415,6 +428,7 @@ class TestAudit:
             patch_size=None if is_resnet else 4,
         )
         narrow = {"proj_hidden_dim": 32, "proj_output_dim": 32, "queue_size": 256}
+        narrow |= {"mask_patch_size": 0}  # a photograph's squares are larger than these images
         config = dataclasses.replace(
             request.method_config,
             **{k: v for k, v in narrow.items() if hasattr(request.method_config, k)},

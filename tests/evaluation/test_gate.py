@@ -134,7 +134,7 @@ def test_what_has_no_better_direction_may_have_a_sign(tiny: Dataset) -> None:
 def test_whole_numbers_keep_their_values(values: list[int]) -> None:
     found = gate._array("a", torch.tensor(values), "mine")
     assert found.tolist() == values
-    small = all(abs(value) < 2**31 for value in values)
+    small = all(-(2**31) <= value < 2**31 for value in values)
     assert found.dtype == (np.int32 if small else np.int64)
 
 

@@ -100,7 +100,7 @@ def test_comments_imports_and_moves_are_no_change(checkout: Path) -> None:
 _NO_NUMBERS = (
     *("errors", "runs", "api.registry", "api.plugins", "api.sources", "api.ranges", "papers"),
     *("api.declarations", "experiment", "analysis", "distributed.environment", "utils"),
-    *("distributed.launcher", "data.names"),
+    *("distributed.launcher", "data.names", "config.checked"),
 )
 """What code that makes numbers imports, and what makes none."""
 

@@ -523,6 +523,15 @@ def test_want_of_room_is_told_in_one_line(
     assert run("--epochs", 1)[0] == 0
 
 
+@pytest.mark.parametrize("size", [10**12, 10**17, 10**20])
+def test_want_of_memory_names_what_is_set_too_high(run: Call, size: int) -> None:
+    words = ("--method", "simclr", "--proj-hidden-dim", size, "--proj-output-dim", 64)
+    code, _, err = run(*words)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert f"a smaller --proj-hidden-dim ({size} now, 512 in preset quick)" in err
+    assert "--proj-output-dim" not in err
+
+
 @pytest.mark.parametrize(
     ("error", "hint"),
     [

@@ -208,6 +208,14 @@ def test_options_change_what_they_name(options: dict[str, Any]) -> None:
         assert found["dino"] != plain["dino"]
 
 
+def test_prototypes_are_trained_at_some_time() -> None:
+    config, refuses = DINO.config(freeze_last_layer=2), DINO.load_class().refuses
+    assert refuses(config, 8, 64, epochs=2.5) is None
+    assert refuses(config, 8, 64, epochs=math.inf) is None
+    assert "--freeze-last-layer 1 would" in refuses(config, 8, 64, epochs=2)
+    assert "--freeze-last-layer 0 would" in refuses(config, 8, 64, epochs=0.1)
+
+
 def test_temperature_rises_in_equal_steps_by_epoch() -> None:
     method = build(warmup_teacher_temp=0.04, teacher_temp=0.07, temp_warmup=0.5)
     found = [method.teacher_temperature(Step(4 * epoch + 3, 40, 4, 8)) for epoch in range(10)]

@@ -26,7 +26,6 @@ from ssl_bench.models import masking
 from ssl_bench.models import weights as stored
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
-from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
 
 IJEPA = registry.find("method", "ijepa")
@@ -55,13 +54,9 @@ def at(step: int) -> Step:
     return Step(step, 1000, 100, 24)
 
 
-def masks_of(batch: Batch, step: int, rows: int, kept: int, blocks: int = 4) -> Masks:
+def masks_of(batch: Batch, rows: int, kept: int, blocks: int = 4) -> Masks:
     """Context and target patches of each image, from the same random numbers, one at a time."""
     patches = rows * rows
-    first, second = torch.rand(2, generator=rng.generator(0, "block sizes", step)).tolist()
-    area, aspect = int(patches * (0.15 + 0.05 * first)), 0.75 + 0.75 * first
-    target = [round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)]
-    context = [round(int(patches * (0.85 + 0.15 * second)) ** 0.5)] * 2
 
     def inside(noise: Sequence[float], size: Sequence[int]) -> list[int]:
         size = [max(1, min(side, rows)) for side in size]
@@ -70,12 +65,24 @@ def masks_of(batch: Batch, step: int, rows: int, kept: int, blocks: int = 4) -> 
         return [r * rows + c for r in row for c in column]
 
     found = []
-    drawn = batch.rng.uniforms({"targets": 2 * blocks, "context": 2, "patches": patches})
+    drawn = batch.rng.uniforms({"targets": 1 + 2 * blocks, "context": 3, "patches": patches})
     for where, around, order in zip(*(noise.tolist() for noise in drawn.values()), strict=True):
-        targets = [inside(where[2 * n : 2 * n + 2], target) for n in range(blocks)]
-        block, hidden = inside(around, context), {patch for each in targets for patch in each}
+        first, second = ((math.floor(1024 * noise[0]) + 0.5) / 1024 for noise in (where, around))
+        area, aspect = int(patches * (0.15 + 0.05 * first)), 0.75 + 0.75 * first
+        target = [round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)]
+        context = [round(int(patches * (0.85 + 0.15 * second)) ** 0.5)] * 2
+        targets = [inside(where[2 * n + 1 : 2 * n + 3], target) for n in range(blocks)]
+        block, hidden = inside(around[1:], context), {patch for each in targets for patch in each}
         chosen = sorted(range(patches), key=lambda p: (p in hidden, p not in block, order[p]))
         found.append((chosen[:kept], targets))
+    return found
+
+
+def masks_by(method: Any, batch: Batch) -> Masks:
+    """The same from the method, without what fills blocks up."""
+    found = []
+    for context, targets, is_own in zip(*method.masks(batch.rng.uniform), strict=True):
+        found.append((context.tolist(), [target[is_own].tolist() for target in targets]))
     return found
 
 
@@ -85,9 +92,9 @@ def reference(weights: Weights, images: Tensor, masks: Masks, rows: int, start: 
     Args:
         start: tokens before those of the patches.
     """
-    predictor, errors = under(weights, "predictor"), []
+    predictor, losses = under(weights, "predictor"), []
     for image, (context, targets) in zip(images, masks, strict=True):
-        everything = range(rows * rows)
+        everything, errors = range(rows * rows), []
         encoder = under(weights, "encoder")
         features = naive.vit(encoder, image, PATCH, HEADS, False, everything)[start:].detach()
         own = under(weights, "context_encoder")
@@ -108,18 +115,19 @@ def reference(weights: Weights, images: Tensor, masks: Masks, rows: int, start: 
                 wanted = wanted / (wanted.square().mean() + 1e-5).sqrt()
                 error = (predicted - wanted).abs()
                 errors.append(torch.where(error < 1, error**2 / 2, error - 0.5).mean())
-    return torch.stack(errors).mean()
+        losses.append(torch.stack(errors).mean())
+    return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("architecture", [{}, GAP], ids=["class-token", "no-class-token"])
 def test_loss_and_every_gradient_are_those_of_the_paper(architecture: dict[str, Any]) -> None:
-    method = build(5, architecture)
+    method = build(6, architecture)
     naive.randomise(method)
-    weights, batch = naive.weights_of(method), batch_of(3, 5 * PATCH)
-    context_BK, targets_BNM = method.masks(batch, at(0))
-    masks = list(zip(context_BK.tolist(), targets_BNM.tolist(), strict=True))
+    weights, batch = naive.weights_of(method), batch_of(3, 6 * PATCH)
+    masks = masks_by(method, batch)
+    assert len({len(targets[0]) for _, targets in masks}) > 1  # blocks are filled up
     start = 0 if architecture else 1
-    expected = reference(weights, batch.views["image"].double(), masks, 5, start)
+    expected = reference(weights, batch.views["image"].double(), masks, 6, start)
     expected.backward()
     loss = method.loss(batch, at(0))
     loss.backward()
@@ -154,7 +162,7 @@ def test_training_keeps_the_official_order_of_operations(
     assert len(records) == total
     for step, record in enumerate(records):
         images = batches[step].views["image"].double()
-        loss = reference(weights, images, masks_of(batches[step], step, 4, 4), 4, 1)
+        loss = reference(weights, images, masks_of(batches[step], 4, 4), 4, 1)
         loss.backward()
         assert record["loss"] == pytest.approx(loss.item(), rel=1e-5), step
         half_cosine = (1 + math.cos(math.pi * step / total)) / 2
@@ -179,38 +187,23 @@ def test_training_keeps_the_official_order_of_operations(
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 6, 7, 8, 14])
 def test_masks_are_those_of_one_image_at_a_time(rows: int) -> None:
-    method, batch = build(rows), batch_of(32, PATCH)
-    for step in range(5):
-        context_BK, targets_BNM = method.masks(batch, at(step))
-        for (context, targets), ours, theirs in zip(
-            masks_of(batch, step, rows, max(1, rows * rows // 4)),
-            context_BK.tolist(),
-            targets_BNM.tolist(),
-            strict=True,
-        ):
-            assert (ours, theirs) == (context, targets)
+    method, batch = build(rows), batch_of(100, PATCH)
+    assert masks_by(method, batch) == masks_of(batch, rows, max(1, rows * rows // 4))
 
 
 def test_every_patch_is_seen_and_wanted_and_contexts_hold_no_target() -> None:
-    method, batch = build(14), batch_of(512, PATCH)
-    context_BK, targets_BNM = method.masks(batch, at(0))
-    assert context_BK.unique().tolist() == targets_BNM.unique().tolist() == list(range(196))
-    leaks = [
-        set(c) & set(t)
-        for c, t in zip(context_BK.tolist(), targets_BNM.flatten(1).tolist(), strict=True)
-    ]
-    assert not any(leaks)
+    found = masks_by(build(14), batch_of(512, PATCH))
+    seen = {patch for context, _ in found for patch in context}
+    wanted = {patch for _, targets in found for target in targets for patch in target}
+    assert seen == wanted == set(range(196))
+    assert not any(set(context) & set().union(*targets) for context, targets in found)
 
 
 def test_masks_depend_on_image_and_step_alone() -> None:
-    method, batch = build(8), batch_of(12, PATCH)
-    whole = method.masks(batch, at(3))
-    parts = [method.masks(part, at(3)) for part in batch.split(5)]
-    assert all(
-        torch.equal(a, torch.cat(b)) for a, b in zip(whole, zip(*parts, strict=True), strict=True)
-    )
-    sizes = {method.masks(batch, at(step))[1].shape for step in range(20)}
-    assert sizes == {(12, 4, 9), (12, 4, 12)}
+    method, batch = build(8), batch_of(12, PATCH, step=3)
+    parts = [masks_by(method, part) for part in batch.split(5)]
+    assert masks_by(method, batch) == [masks for part in parts for masks in part]
+    assert masks_by(method, batch) != masks_by(method, batch_of(12, PATCH, step=4))
 
 
 OFFICIAL_SIZES = {
@@ -224,13 +217,10 @@ OFFICIAL_SIZES = {
 
 @pytest.mark.parametrize("rows", OFFICIAL_SIZES)
 def test_target_blocks_are_as_large_as_the_official_ones(rows: int) -> None:
-    sizes = Counter(
-        masking.block_size((n + 0.5) / 2000, (0.15, 0.2), (0.75, 1.5), (rows, rows))
-        for n in range(2000)
-    )
+    sizes = Counter(masking.block_sizes((0.15, 0.2), (0.75, 1.5), (rows, rows)))
     assert sizes.keys() == OFFICIAL_SIZES[rows].keys()
     for size, percent in OFFICIAL_SIZES[rows].items():
-        assert sizes[size] / 20 == pytest.approx(percent, abs=3), size
+        assert 100 * sizes[size] / sizes.total() == pytest.approx(percent, abs=3), size
 
 
 def test_what_is_watched_does_not_depend_on_the_order_of_parts() -> None:
@@ -241,7 +231,7 @@ def test_what_is_watched_does_not_depend_on_the_order_of_parts() -> None:
         method.after_optimizer_step(Step(0, 1, 1, 7))
         features_BLD = method.target_features(batch.views["image"])
         torch.testing.assert_close(method.watched_BD, features_BLD[:, 10])
-        assert not method.middles
+        assert not [name for name in vars(method) if name.startswith("middle_")]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +248,7 @@ def test_what_is_watched_does_not_depend_on_the_order_of_parts() -> None:
 def test_bad_input_gets_one_line(
     flags: tuple[object, ...], named: str, ssl_bench: Call, image_folder: Path, tmp_path: Path
 ) -> None:
-    where = ("--data", image_folder, "--runs-dir", tmp_path, "--evals", "none")
+    where = ("--data", image_folder, "--batch-size", 8, "--runs-dir", tmp_path, "--evals", "none")
     code, _, err = ssl_bench("run", "--method", "ijepa", *where, *flags)
     assert code == 2 and named in err and err.strip().count("\n") == 0
 

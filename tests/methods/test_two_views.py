@@ -25,7 +25,6 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.models import spread
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
-from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
 
 HEADS = SHAPE["num_heads"]
@@ -183,8 +182,8 @@ def moco_of(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) ->
 def lejepa(weights: Weights, views: Sequence[Tensor], state: State, step: int) -> Tensor:
     """Agreement with the mean of the two large views, and the test of each view's Gaussianity."""
     features = head(under(weights, "projector"), tokens(under(weights, "encoder"), cat(views)))
-    generator = rng.generator(0, "directions", step)
-    directions = torch.randn(features.shape[1], 16, generator=generator).double()
+    draws = SampleRng(0, step, torch.arange(features.shape[1]))
+    directions = draws.normal("directions", 16).double()
     split = features.chunk(len(views))
     middle = (split[0] + split[1]) / 2
     agreement = torch.stack([(view - middle).square().mean() for view in split]).mean()
@@ -454,7 +453,9 @@ def test_v1_has_a_linear_head_and_no_blur() -> None:
 def test_a_queue_takes_whole_batches_of_different_images(
     size: int, batch: int, images: int, works: int | None
 ) -> None:
-    reason = build("moco", queue_size=size).refuses(batch, images)
+    moco = registry.find("method", "moco")
+    config = moco.config(queue_size=size)
+    reason = moco.load_class().refuses(config, batch, images, epochs=1)
     assert reason is None if works is None else (str(size) in reason and f" {works} " in reason)
 
 

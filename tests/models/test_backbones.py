@@ -184,7 +184,10 @@ def test_a_classifier_of_pooled_features_starts_from_the_encoder() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "method"),
-    [(SWIN, "mocov3"), ("resnet18", "mocov3"), ("convnext_atto", "supervised")],
+    [
+        *((SWIN, "mocov3"), ("resnet18", "mocov3"), ("convnext_atto", "supervised")),
+        *(("swin_nano", method) for method in ("supervised", "simclr", "simmim")),
+    ],
 )
 def test_the_best_known_ones_from_training_to_export(
     backbone: str,

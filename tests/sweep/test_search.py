@@ -239,7 +239,7 @@ def test_a_range_of_no_flag_is_an_error_that_names_the_file(tmp_path: Path) -> N
 def test_the_ranges_are_no_part_of_a_methods_code(tmp_path: Path) -> None:
     """What is searched later changes no name of a run folder."""
     text = EXAMPLE_METHOD.read_text()
-    line = "from ssl_bench.errors import above"
+    line = "from ssl_bench.models import encoders"
     assert line in text
     searched = text.replace(line, f"from ssl_bench.api.ranges import Uniform\n{line}")
     searched += '\n    search_space = {"noise": Uniform(0.1, 1.0)}\n'
@@ -249,7 +249,7 @@ def test_the_ranges_are_no_part_of_a_methods_code(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(content)
         hashes.add(registry.find("method", str(tmp_path / f"{name}.py")).fingerprint)
     assert len(hashes) == 1
-    changed = text.replace("noise: float = 0.5", "noise: float = 0.6")
+    changed = text.replace('"(0, inf)"] = 0.5', '"(0, inf)"] = 0.6')
     assert changed != text
     (tmp_path / "d.py").write_text(changed)
     assert registry.find("method", str(tmp_path / "d.py")).fingerprint not in hashes

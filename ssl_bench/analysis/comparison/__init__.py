@@ -33,41 +33,23 @@ _SIZES = ("peak_memory_mib", "encoder_parameters", "trained_parameters")
 
 
 @dataclass(frozen=True)
-class Member:
-    """A run of a group."""
-
-    run: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The mean cost of a group's pre-trainings; None where it was not measured."""
-
-    images_seen: float | None
-    flops: float | None
-    seconds: float | None
-    peak_memory_mib: float | None
-    encoder_parameters: float | None
-    trained_parameters: float | None
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Group:
     """Runs that differ only in the seed and were evaluated alike: one row.
 
     Attributes:
         key: the same in every table.
         label: the method, and the settings in which its groups differ.
-        cost: up to the point where the table reads the scores.
+        seeds: by run, in ascending order.
+        costs: means over the pre-trainings, up to the point where the table reads the scores, and
+            sizes; None where they were not measured.
     """
 
     key: str
     label: str
     method: str
-    members: tuple[Member, ...]
-    cost: Cost
+    seeds: Mapping[str, int]
+    costs: Mapping[str, float | None]
+    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -121,9 +103,10 @@ class IncompleteRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tables, and everything that is not in them."""
+    """The tables, and everything that is not in them; ``scores`` are as `grouping.group` says."""
 
     tables: tuple[ScoreTable, ...]
+    scores: pd.DataFrame
     incomplete: tuple[IncompleteRun, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
@@ -141,35 +124,34 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
             reach.
     """
     runs = index.runs.drop_duplicates("run")
-    grouped = grouping.group(runs, index.scores)
-    scores = grouped.scores
+    every, keys, duplicates, notes = grouping.group(runs, index.scores)
+    scores = every
     if at == "end":
         scores = scores[scores["step"].isna()]
     else:
         scores = scores[scores["run"].isin(runs.loc[runs["state"].isin(ENDED), "run"])]
-    notes = [*grouped.notes, *grouping.note_versions(scores)]
+    notes += grouping.note_versions(scores)
     table_keys = ["evaluated_on", "test_fingerprint", "test_images"]
     if at == "equal-time":
-        scores, reasons = grouping.add_device(scores, runs)
+        scores = scores.fillna({"device": "a device that is not known"})
         table_keys.append("device")
-        notes += reasons
+        names = sorted(scores["device"].unique())
+        if len(names) > 1:
+            notes.append(
+                f"seconds of different devices are in tables of their own: {' / '.join(names)}"
+            )
     tables = tuple(
-        _table(part, runs, grouped.keys, at, at_cost)
-        for _, part in scores.groupby(table_keys, sort=False)
+        _table(part, runs, keys, at, at_cost) for _, part in scores.groupby(table_keys, sort=False)
     )
     in_tables = set(scores["run"])
-    is_shown = runs["run"].map(lambda run: grouped.duplicates.get(run, run) in in_tables)
+    is_shown = runs["run"].map(lambda run: duplicates.get(run, run) in in_tables)
     is_complete = (runs["state"] == "trained") & ~runs["error"].map(lambda e: bool(_text(e)))
     incomplete = tuple(_incomplete(row) for _, row in runs[~(is_shown & is_complete)].iterrows())
-    return Comparison(tables, incomplete, tuple(notes), tuple(index.problems))
+    return Comparison(tables, every, incomplete, tuple(notes), tuple(index.problems))
 
 
 def _table(
-    scores: pd.DataFrame,
-    runs: pd.DataFrame,
-    keys: Sequence[str],
-    at: At,
-    at_cost: float | None,
+    scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str], at: At, at_cost: float | None
 ) -> ScoreTable:
     first = scores.iloc[0]
     title = f"{first['evaluated_on']}, {int(first['test_images']):,} test images"
@@ -206,13 +188,13 @@ def _table(
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
-    devices = sorted({device for group in groups for device in group.cost.devices})
+    devices = sorted({device for group in groups for device in group.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
     notes += [
         f"{group.label}: its runs were on different devices, so that it has no mean time or memory"
         for group in groups
-        if len(group.cost.devices) > 1
+        if len(group.devices) > 1
     ]
     of_table = runs[runs["run"].isin(shown["run"])]
     notes += [
@@ -251,10 +233,9 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
             key=key,
             label=rows[0]["label"],
             method=rows[0]["method"],
-            members=tuple(Member(row["run"], int(row["seed"])) for row in rows),
-            cost=Cost(
-                **costs[key], devices=tuple(sorted({_text(row["device"]) for row in rows} - {""}))
-            ),
+            seeds={row["run"]: int(row["seed"]) for row in rows},
+            costs=costs[key],
+            devices=tuple(sorted({_text(row["device"]) for row in rows} - {""})),
         )
         for key in keys
         if (rows := by_key.get(key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -94,13 +95,10 @@ def _describe_annealing(rows: pd.DataFrame, axis: str, cost: float) -> str:
 
 def _interpolate(points: list[Point], axis: str, cost: float) -> Point | None:
     """A curve's score and costs at a cost; None outside its range."""
-
-    def order(point: Point) -> tuple[float, float]:
-        return point[axis], math.inf if math.isnan(point["step"]) else point["step"]
-
-    # Among points of one cost the end of the training comes last, and is the one kept.
+    # Among points of one cost the end of the training, without a step, is the one kept.
     known = [point for point in points if not math.isnan(point[axis])]
-    by_cost = {point[axis]: point for point in sorted(known, key=order)}
+    known.sort(key=lambda point: (point[axis], math.isnan(point["step"]), point["step"]))
+    by_cost = {point[axis]: point for point in known}
     if not by_cost:
         return None
     last = by_cost[max(by_cost)]
@@ -109,11 +107,10 @@ def _interpolate(points: list[Point], axis: str, cost: float) -> Point | None:
     same = [other for other in by_cost if math.isclose(other, cost, rel_tol=SAME)]
     if same:
         return by_cost[min(same, key=lambda other: abs(other - cost))]
-    before = [other for other in by_cost if other < cost]
-    after = [other for other in by_cost if other > cost]
-    if not before or not after:
+    place = bisect([*by_cost], cost)
+    if not 0 < place < len(by_cost):
         return None
-    left, right = by_cost[before[-1]], by_cost[after[0]]
+    left, right = list(by_cost.values())[place - 1 : place + 1]
     fraction = (cost - left[axis]) / (right[axis] - left[axis])
     return last | {
         name: left[name] + fraction * (right[name] - left[name]) for name in (*COSTS, "value")

@@ -68,26 +68,17 @@ class Score(NamedTuple):
     folder: str
 
 
-@dataclass(frozen=True)
-class Grouped:
-    """Scores with the group and the column of each.
+def group(
+    runs: pd.DataFrame, scores: pd.DataFrame
+) -> tuple[pd.DataFrame, list[str], dict[str, str], list[str]]:
+    """Assign each score to its group and column.
 
-    Attributes:
-        scores: with the columns of their runs, ``key`` and ``label`` of the group, and ``column``,
-            the key of a `Column`. Each seed of a group is there once.
-        keys: of the groups, by method and then by the settings in which its groups differ.
-        duplicates: runs whose seed another run of the group has too, each with the run that
-            represents both.
+    Returns:
+        The scores with columns of their runs such as the device, ``key`` and ``label`` of the
+        group, and ``column``, the key of a `Column`; each seed of a group is there once. The keys
+        of the groups, by method and then by the settings in which its groups differ. Runs whose
+        seed another run of the group has too, each with the run that represents both. Notes.
     """
-
-    scores: pd.DataFrame
-    keys: tuple[str, ...]
-    duplicates: Mapping[str, str]
-    notes: tuple[str, ...]
-
-
-def group(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
-    """Assign each score to its group and column."""
     scores = scores.merge(runs[_OF_RUNS], on="run", how="inner")
     is_missing = scores[_NEEDED].isna()
     is_whole = ~is_missing.any(axis="columns")
@@ -110,9 +101,9 @@ def group(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
     groups = scores.drop_duplicates("key").set_index("key")[[*_SETTINGS, "group", "method"]]
     for method, peers in groups.groupby("method"):
         rows = peers.to_dict("index")
-        differing = _differences({key: settings_of(row) for key, row in rows.items()})
+        differing = differences({key: settings_of(row) for key, row in rows.items()})
         keys = sorted(differing, key=lambda key: (_order(differing[key]), key))
-        own = {key: f"{method} {_describe(differing[key])}".rstrip() for key in keys}
+        own = {key: f"{method} {describe(differing[key])}".rstrip() for key in keys}
         times = Counter(own.values())
         ambiguous = [key for key in own if times[own[key]] > 1]
         for key in ambiguous:
@@ -126,7 +117,8 @@ def group(runs: pd.DataFrame, scores: pd.DataFrame) -> Grouped:
             )
         labels |= own
     scores, duplicates, merge_notes = _merge(scores.assign(label=scores["key"].map(labels)))
-    return Grouped(scores, tuple(labels), duplicates, (*notes, *merge_notes))
+    scores = scores.assign(device=scores["run"].map(runs.set_index("run")["device"]))
+    return scores, list(labels), duplicates, notes + merge_notes
 
 
 def _merge(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
@@ -185,15 +177,6 @@ def note_versions(scores: pd.DataFrame) -> list[str]:
     return notes
 
 
-def add_device(scores: pd.DataFrame, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Add each run's device: seconds on one device cannot be compared with those on another."""
-    devices = runs.set_index("run")["device"].fillna("a device that is not known")
-    scores = scores.assign(device=scores["run"].map(devices))
-    names = " / ".join(sorted(scores["device"].unique()))
-    note = f"seconds of different devices are in tables of their own: {names}"
-    return scores, [note] * (scores["device"].nunique() > 1)
-
-
 def columns(scores: pd.DataFrame) -> tuple[tuple[Column, ...], list[str]]:
     """The columns of a table, headlines first, and why an evaluation has several."""
     found: list[Column] = []
@@ -232,9 +215,9 @@ def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
     known = {protocol: config for protocol, config in configs.items() if isinstance(config, dict)}
     if len(known) < len(configs):
         return hashes, f"{' / '.join(hashes)} (what differs cannot be read)"
-    differing = _differences(known)
+    differing = differences(known)
     names = dict.fromkeys(name for each in differing.values() for name in each)
-    variants = {protocol: _describe(settings) for protocol, settings in differing.items()}
+    variants = {protocol: describe(settings) for protocol, settings in differing.items()}
     reason = "; ".join(
         f"{name} {' / '.join(_format(config.get(name)) for config in known.values())}"
         for name in names
@@ -265,7 +248,7 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(peers: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+def differences(peers: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
     """For each peer, its settings that are not the same in all of them."""
     names = dict.fromkeys(name for each in peers.values() for name in each)
     apart = [n for n in names if len({_format(each.get(n)) for each in peers.values()}) > 1]
@@ -274,7 +257,8 @@ def _differences(peers: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, 
     }
 
 
-def _describe(settings: Mapping[str, Any]) -> str:
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings as a label: ``mask_ratio=0.5, epochs=8``."""
     return ", ".join(f"{name}={_format(value)}" for name, value in settings.items())
 
 

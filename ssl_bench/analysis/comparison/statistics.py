@@ -45,6 +45,12 @@ class Mean:
     mean: float
     half_width: float | None
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of the interval; NaN where there is none."""
+        half = math.nan if self.half_width is None else self.half_width
+        return self.mean - half, self.mean + half
+
 
 @dataclass(frozen=True)
 class Difference:

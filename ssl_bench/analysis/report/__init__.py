@@ -7,9 +7,9 @@ papers. ``report.json`` marks the folder as a report, the only kind of folder th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 
 from ssl_bench import __version__
@@ -34,7 +34,7 @@ from ssl_bench.config.command_settings import ReportSettings
 from ssl_bench.errors import first_line, require
 from ssl_bench.runs import index, schema
 from ssl_bench.utils import progress
-from ssl_bench.utils.files import temporary_folder, write_json, writing
+from ssl_bench.utils.files import new_folder, write_json, writing
 
 _MARKER = "report.json"
 _MAKER = "ssl-bench report"
@@ -74,7 +74,7 @@ def write(settings: ReportSettings) -> list[str]:
         drawing.looks(methods, registry.discover("method")),
         dict.fromkeys(found.problems),
     )
-    with writing(settings.output), _replacing(output) as folder:
+    with writing(settings.output), new_folder(output) as folder:
         (folder / schema.FIGURES).mkdir()
         (folder / "tables").mkdir()
         figures, missing = _draw(source, folder / schema.FIGURES)
@@ -116,7 +116,6 @@ def write(settings: ReportSettings) -> list[str]:
 
 
 def _draw(source: Source, folder: Path) -> tuple[list[Figure], list[Missing]]:
-    """Draw and save every figure that can be drawn."""
     figures: dict[str, Figure] = {}
     missing: list[Missing] = []
     with drawing.style(), progress.bar("draw", len(_FIGURES)) as bar:
@@ -125,10 +124,8 @@ def _draw(source: Source, folder: Path) -> tuple[list[Figure], list[Missing]]:
                 if isinstance(figure, Missing):
                     missing.append(figure)
                     continue
-                name, copies = figure.name, 1
-                while name in figures:
-                    copies += 1
-                    name = f"{figure.name}-{copies}"
+                copies = (f"{figure.name}-{number}" for number in count(2))
+                name = next(each for each in chain([figure.name], copies) if each not in figures)
                 for extension, content in figure.contents.items():
                     (folder / f"{name}.{extension}").write_bytes(content)
                 figures[name] = replace(figure, name=name)
@@ -171,23 +168,3 @@ def _check(output: Path, shown: Path) -> None:
         not any(output.iterdir()) or schema.peek(output / _MARKER).get("made_by") == _MAKER,
         f"output {str(shown)!r} exists and is no report; name another folder with -o",
     )
-
-
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A folder that replaces the output once the block has succeeded.
-
-    This takes two renames: a process killed between them leaves the older folder beside its place,
-    where the next one finds it.
-    """
-    with temporary_folder(output) as new:
-        yield new
-        old = new.with_suffix(".old")
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise

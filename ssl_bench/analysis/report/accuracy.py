@@ -15,15 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ssl_bench.analysis.comparison import grouping
+from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import encoder, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, missing, or_missing
-from ssl_bench.analysis.report.source import (
-    Source,
-    mean_and_interval,
-    mean_curve,
-    slug,
-)
+from ssl_bench.analysis.report.source import Source, mean_curve, slug
 from ssl_bench.runs import schema
 
 _SERIES = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<x>\d+(?:\.\d+)?)(?P<unit_of_x>pct)?")
@@ -151,13 +147,15 @@ def _draw_groups(
     for label, group in scores.groupby("label", sort=False):
         method, y = group["method"].iloc[0], labels.index(str(label))
         look = source.looks[method]
-        mean, low, high, n = mean_and_interval(group["value"])
+        mean = mean_interval(group["value"])
+        low, high = mean.interval
         if low == low:
             axis.plot([low, high], [y, y], color=look.color, linewidth=2.2, alpha=0.55)
         axis.plot(group["value"], [y] * len(group), ".", color=look.color, alpha=0.6, ms=4)
-        axis.plot(mean, y, look.marker, color=look.color, ms=6.5, mec="white", mew=0.7)
-        shared = {"evaluation": name, "group": label, "method": method, "mean": mean, "low": low,
-                  "high": high, "n": n, "unit": group["unit"].iloc[0]}  # fmt: skip
+        axis.plot(mean.mean, y, look.marker, color=look.color, ms=6.5, mec="white", mew=0.7)
+        shared = {"evaluation": name, "group": label, "method": method, "mean": mean.mean,
+                  "low": low, "high": high, "n": mean.n,
+                  "unit": group["unit"].iloc[0]}  # fmt: skip
         rows += [shared | run for run in group[["run", "seed", "value"]].to_dict("records")]
     return rows
 
@@ -185,10 +183,11 @@ def over_settings(source: Source) -> Iterator[Drawing]:
     groups = source.headlines.drop_duplicates("key")
     folders = source.runs.set_index("run")["folder"]
     for method, peers in groups.groupby("method", sort=True):
-        settings = {
-            row["key"]: _group_settings(row, Path(folders[row["run"]]))
-            for row in peers.to_dict("records")
-        }
+        settings = {}
+        for row in peers.to_dict("records"):
+            version = schema.peek(Path(folders[row["run"]]) / schema.CONFIG).get("method_version")
+            apart = {"version": version, "data": row["data_fingerprint"]}
+            settings[row["key"]] = grouping.settings_of(row) | apart
         for name in dict.fromkeys(name for each in settings.values() for name in each):
             if curves := _ablation_curves(settings, name):
                 yield _draw_ablation(source, str(method), name, curves)
@@ -200,9 +199,9 @@ def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) 
     scores = scores.assign(value_of=scores["key"].map(values))
     found = list(source.evaluations(scores))
     look = source.looks[method]
-    styles = list(
-        zip(curves, _labels(curves), drawing.shades(look.color, len(curves)), strict=True)
-    )
+    apart = grouping.differences({number: shared for number, (shared, _) in enumerate(curves)})
+    labels = map(grouping.describe, apart.values())
+    styles = list(zip(curves, labels, drawing.shades(look.color, len(curves)), strict=True))
     figure, axes = drawing.panels(len(found))
     handles, rows = {}, []
     for axis, (title, of_evaluation) in zip(axes, found, strict=True):
@@ -232,12 +231,6 @@ def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) 
     )
 
 
-def _group_settings(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Everything that sets a group apart from others of its method."""
-    version = schema.peek(folder / schema.CONFIG).get("method_version")
-    return {**grouping.settings_of(row), "version": version, "data": row["data_fingerprint"]}
-
-
 def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> list[Curve]:
     """The curves over one setting, without groups of the same settings: those are ambiguous."""
     alike: dict[str, dict[str, float]] = {}
@@ -253,14 +246,6 @@ def _ablation_curves(settings: Mapping[str, Mapping[str, Any]], name: str) -> li
         if len(unique) >= _SMALLEST_CURVE:
             curves.append((json.loads(shared), unique))
     return curves
-
-
-def _labels(curves: list[Curve]) -> list[str]:
-    """The settings that set each curve apart from the others."""
-    settings = [shared for shared, _ in curves]
-    names = dict.fromkeys(name for each in settings for name in each)
-    apart = [n for n in names if len({json.dumps(each.get(n)) for each in settings}) > 1]
-    return [", ".join(f"{n}={each[n]}" for n in apart if n in each) for each in settings]
 
 
 @or_missing(missing("Robustness", "robustness"))

@@ -9,10 +9,11 @@ import pandas as pd
 
 from ssl_bench.analysis.comparison import ENDED
 from ssl_bench.analysis.comparison.curves import SAME
+from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing
-from ssl_bench.analysis.report.source import Source, mean_and_interval, slug
+from ssl_bench.analysis.report.source import Source, slug
 
 _COSTS = {"flops": "FLOPs", "images_seen": "images seen", "seconds": "device-seconds"}
 
@@ -114,8 +115,9 @@ def pareto(costs: pd.Series, values: pd.Series, is_higher_better: bool) -> np.nd
 def _means(scores: pd.DataFrame, cost: str) -> pd.DataFrame:
     """Mean over the seeds at each step; the final encoders come last."""
     rows = [
-        (step, pd.to_numeric(group[cost]).mean(), *mean_and_interval(group["value"]),
+        (step, pd.to_numeric(group[cost]).mean(), mean.mean, *mean.interval, mean.n,
          " ".join(sorted(group["run"])))
         for step, group in scores.groupby(scores["step"].astype(float), sort=True, dropna=False)
+        for mean in [mean_interval(group["value"])]
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["step", cost, "mean", "low", "high", "n", "runs"])

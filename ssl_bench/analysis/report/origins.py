@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -22,36 +21,14 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """A run's provenance; ``facts`` are titles and texts, ``anchor`` is its name on the page."""
-
-    anchor: str
-    run: str
-    state: str
-    folder: str
-    command: str
-    facts: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The runs of a group, and their settings."""
-
-    anchor: str
-    label: str
-    settings: Mapping[str, str]
-    origins: Sequence[Origin]
-
-
 def run_table(source: Source) -> Table:
     """Every run with its state, failed and unfinished ones included."""
     notes = {run.run: run.why for run in source.comparison.incomplete}
     links = {
-        member.run: anchor(group.key)
+        run: anchor(group.key)
         for table in source.comparison.tables
         for group in table.groups
-        for member in group.members
+        for run in group.seeds
     }
     rows = []
     for _, run in source.runs.iterrows():
@@ -80,8 +57,8 @@ def run_table(source: Source) -> Table:
     )
 
 
-def provenance(source: Source) -> list[Provenance]:
-    """The runs of each group; those of no group come last."""
+def provenance(source: Source) -> list[dict[str, Any]]:
+    """The runs of each group with their settings, for the page; those of no group come last."""
     runs = {row["run"]: row for _, row in source.runs.iterrows()}
     evaluations = _evaluations(source)
     groups: dict[str, Group] = {}
@@ -90,18 +67,20 @@ def provenance(source: Source) -> list[Provenance]:
             groups.setdefault(group.key, group)
     shown: set[str] = set()
 
-    def block(name: str, label: str, rows: Sequence[pd.Series]) -> Provenance:
+    def block(name: str, label: str, rows: Sequence[pd.Series]) -> dict[str, Any]:
         origins = []
         for row in rows:
             # Evaluated in two precisions, a run is in two groups, but a page has each anchor once.
             own = "" if row["run"] in shown else _anchor(row["run"])
             shown.add(row["run"])
-            origins.append(_origin(source, row, evaluations.get(row["run"], ()), own))
+            facts = _facts(source, row, evaluations.get(row["run"], ()))
+            told = {name: _text(row[name]) for name in ("run", "state", "folder", "command")}
+            origins.append({"anchor": own, "told": told, "facts": facts})
         settings = grouping.parse(rows[0]["settings"]) if rows else {}
-        return Provenance(name, label, {k: str(v) for k, v in settings.items()}, origins)
+        return {"anchor": name, "label": label, "settings": settings, "origins": origins}
 
     blocks = [
-        block(anchor(key), group.label, [runs[m.run] for m in group.members if m.run in runs])
+        block(anchor(key), group.label, [runs[run] for run in group.seeds if run in runs])
         for key, group in groups.items()
     ]
     left = [row for name, row in runs.items() if name not in shown]
@@ -110,17 +89,16 @@ def provenance(source: Source) -> list[Provenance]:
     return blocks
 
 
-def provenance_table(blocks: Sequence[Provenance]) -> pd.DataFrame:
+def provenance_table(blocks: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A row for each run, for a CSV file."""
     return pd.DataFrame(
-        {"group": block.label, "run": o.run, "state": o.state, "folder": o.folder,
-         "command": o.command, **o.facts}
+        {"group": block["label"], **origin["told"], **origin["facts"]}
         for block in blocks
-        for o in block.origins
-    )  # fmt: skip
+        for origin in block["origins"]
+    )
 
 
-def _origin(source: Source, row: pd.Series, evaluations: Sequence[str], anchor: str) -> Origin:
+def _facts(source: Source, row: pd.Series, evaluations: Sequence[str]) -> dict[str, str]:
     path = source.file(row, schema.ENVIRONMENT)
     nothing: dict[str, Any] = {}
     environment = source.tried(lambda: schema.load_object(path), nothing) if path else nothing
@@ -143,14 +121,7 @@ def _origin(source: Source, row: pd.Series, evaluations: Sequence[str], anchor: 
         "evaluations": ", ".join(evaluations),
         "error": _text(row["error"]),
     }
-    return Origin(
-        anchor,
-        str(row["run"]),
-        str(row["state"]),
-        _text(row["folder"]),
-        _text(row["command"]),
-        {title: text for title, text in facts.items() if text},
-    )
+    return {title: text for title, text in facts.items() if text}
 
 
 def _evaluations(source: Source) -> dict[str, list[str]]:

@@ -9,10 +9,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 
-from ssl_bench.analysis.comparison import Comparison, grouping
+from ssl_bench.analysis.comparison import Comparison
 from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report.drawing import Look, shades
 from ssl_bench.errors import UserError
@@ -53,10 +52,10 @@ class Source:
             key=runs["group"],
         )
         labels = {
-            member.run: group.label
+            run: group.label
             for table in self.comparison.tables
             for group in table.groups
-            for member in group.members
+            for run in group.seeds
         }
         fallback = runs["method"].astype(str) + " [" + runs["group"].fillna("?").str[:8] + "]"
         names = [labels.get(run, other) for run, other in zip(runs["run"], fallback, strict=True)]
@@ -65,11 +64,8 @@ class Source:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Every score that is a number, with its group and the settings of its run."""
-        runs = self.index.runs.drop_duplicates("run")
-        scores = grouping.group(runs, self.index.scores).scores
-        devices = runs.set_index("run")["device"]
+        scores = self.comparison.scores
         scores = scores.assign(
-            device=scores["run"].map(devices),
             seed=scores["seed"].astype(int),
             is_headline=scores["is_headline"].astype(bool),
         )
@@ -180,16 +176,10 @@ class Source:
                 yield str(label), color, look, group
 
 
-def mean_and_interval(values: pd.Series) -> tuple[float, float, float, int]:
-    """Mean, the ends of its 95 % interval over seeds (NaN for one value), and n."""
-    mean = mean_interval(values)
-    half = np.nan if mean.half_width is None else mean.half_width
-    return mean.mean, mean.mean - half, mean.mean + half, mean.n
-
-
 def mean_curve(scores: pd.DataFrame, x: str) -> pd.DataFrame:
     """Mean and interval of ``value`` at each x: columns x, mean, low, high and n."""
-    rows = [(at, *mean_and_interval(part["value"])) for at, part in scores.groupby(x, sort=True)]
+    groups = [(at, mean_interval(part["value"])) for at, part in scores.groupby(x, sort=True)]
+    rows = [(at, mean.mean, *mean.interval, mean.n) for at, mean in groups]
     return pd.DataFrame(rows, columns=[x, "mean", "low", "high", "n"])
 
 

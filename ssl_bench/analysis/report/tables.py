@@ -233,20 +233,16 @@ def _score(score: GroupScore | None, unit: str, link: str) -> Cell:
 
 
 def _csv_row(table: ScoreTable, group: Group, column: Column, score: GroupScore) -> dict[str, Any]:
-    mean = score.mean
-    half_width = math.nan if mean.half_width is None else mean.half_width
-    flat = {**flat_score(group, column, score), **vars(table)}
+    flat = {**flat_score(group, column, score), **vars(table), "runs": " ".join(group.seeds)}
     flat |= {"group": flat["label"], "devices": flat["device"]}
-    flat |= {"low": mean.mean - half_width, "high": mean.mean + half_width}
-    flat["runs"] = " ".join(member.run for member in group.members)
+    flat["low"], flat["high"] = score.mean.interval
     return {name: flat[name] for name in _CSV}
 
 
 def _costs(group: Group) -> list[Cell]:
-    link, seeds = anchor(group.key), ", ".join(str(member.seed) for member in group.members)
-    *costs, devices = vars(group.cost).values()
+    link, seeds = anchor(group.key), ", ".join(map(str, group.seeds.values()))
     return [
-        Cell(str(len(group.members)), len(group.members), link, hint=f"seeds {seeds}"),
-        *(number_cell(cost, link=link) for cost in costs),
-        text_cell("; ".join(devices), link),
+        Cell(str(len(group.seeds)), len(group.seeds), link, hint=f"seeds {seeds}"),
+        *(number_cell(cost, link=link) for cost in group.costs.values()),
+        text_cell("; ".join(group.devices), link),
     ]

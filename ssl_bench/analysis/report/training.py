@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ssl_bench.experiment.figures import to_pixels
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import setup
-from ssl_bench.utils.files import Absent, Unreadable, load_bytes, parse_json
+from ssl_bench.utils.files import Absent, Unreadable, load_bytes, parse_json, reading
 
 _POINTS = 300
 _RATIOS = (0.5, 0.75, 0.9)
@@ -81,10 +82,8 @@ def _metrics(source: Source, run: pd.Series) -> pd.DataFrame | None:
         columns = [n for n in ("step", "epoch", "loss", "learning_rate") if n in kept[0]]
         records = pd.DataFrame([[each[name] for name in columns] for each in kept], columns=columns)
         records = records.astype(float)
-        return records.where(records.abs() < _LARGEST_LOSS).assign(
-            run=run["run"], seed=run["seed"], method=run["method"], group=run["group"],
-            label=run["label"],
-        )  # fmt: skip
+        about = run[["run", "seed", "method", "group", "label"]]
+        return records.where(records.abs() < _LARGEST_LOSS).assign(**about)
     except Absent:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -195,23 +194,21 @@ def _errors(rows: dict[str, Any], spec: EncoderSpec) -> Iterator[dict[str, Any]]
             yield shown
 
 
+def _open_picture(path: Path) -> Image.Image | None:
+    with suppress(Absent), reading(path):
+        image = Image.open(io.BytesIO(load_bytes(path)), formats=("PNG",))
+        width, height = image.size
+        if width * height > _MOST_PIXELS or not 0.1 < width / height < 10:
+            raise Unreadable(f"{width} x {height} pixels are no pictures of ours")
+        return image.convert("RGB")
+    return None
+
+
 def _stored_picture(source: Source, run: pd.Series) -> Drawing | None:
     """The picture that the run itself made at the end of its training."""
     path = source.file(run, "figures/pictures.png")
-    try:
-        content = load_bytes(path) if path else b""
-        if not content:
-            return None
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            width, height = image.size
-            if width * height > _MOST_PIXELS or not 0.1 < width / height < 10:
-                raise Unreadable(f"{width} x {height} pixels are no pictures of ours")
-            pixels = image.convert("RGB")
-    except Absent:
-        return None
-    # Pillow raises many kinds of errors for a damaged file.
-    except Exception as error:
-        source.problem(f"{str(path)!r} cannot be read: {first_line(error)}")
+    pixels = source.tried(lambda: _open_picture(path), None) if path else None
+    if pixels is None:
         return None
     figure = Figure(figsize=(7, 7 * pixels.height / pixels.width))
     axis = figure.add_axes((0, 0, 1, 1))

@@ -48,16 +48,13 @@ def parse(args: Sequence[str]) -> Study | None:
 def _varied(ablation: Ablation) -> list[str]:
     """The fields of the method's ``Config`` that an ablation varies."""
     args = [ablation.flag, *" ".join(ablation.cells.values()).split()]
-    names = _flag_names(args)
-    return [name.replace("-", "_") for name in names]
+    return [name.replace("-", "_") for name in _flag_names(args)]
 
 
 def _find(method: Plugin, name: str) -> Ablation:
     known = method.ablations()
     if not known:
-        others = [
-            plugin.name for plugin in registry.discover("method").values() if plugin.ablations()
-        ]
+        others = [name for name, each in registry.discover("method").items() if each.ablations()]
         raise UserError(f"method {method.name!r} has no ablations; {', '.join(others)} have some")
     names = ", ".join(known)
     require(bool(name), f"say which ablation of {method.name}: {names}")
@@ -66,18 +63,9 @@ def _find(method: Plugin, name: str) -> Ablation:
 
 
 def _cells(
-    name: str,
-    ablation: Ablation,
-    settings: AblateSettings,
-    common: Sequence[str],
-    run: RunConfig,
+    name: str, ablation: Ablation, settings: AblateSettings, common: Sequence[str], run: RunConfig
 ) -> list[AblationCell]:
-    """The cells of an ablation: each value with each seed.
-
-    Args:
-        common: arguments of ``ssl-bench run`` that go into every cell.
-        run: what they alone make.
-    """
+    """Each value with each seed; ``run`` is what the arguments that all cells share make alone."""
     values = _values(name, ablation, settings.values)
     varied = {flag for args in values.values() for flag in _flag_names(args)}
     given = set(_flag_names(common))
@@ -90,9 +78,11 @@ def _cells(
     require(run.settings.evals != ("none",), "an ablation needs --evals to measure")
     if not run.settings.evals:
         common = [*common, "--evals", ",".join(ablation.paper)]
+        run = run.with_values({"evals": tuple(ablation.paper)})
+    offered = [flag for flag in flags.offer(common).flags if flag.option[2:] in varied]
     cells = []
     for value, args in values.items():
-        config = flags.parse_run([*common, *args])
+        config = run.with_values(parser.values_of("ablate", offered, args, ""))
         for seed in dict.fromkeys(settings.seeds or [config.settings.seed]):
             whole = [*common, *args, *(["--seed", str(seed)] if settings.seeds else [])]
             cells.append(AblationCell(value, config.with_values({"seed": seed}), whole))

@@ -19,11 +19,11 @@ def compare(settings: CompareSettings) -> None:
     for table in tables.as_rich(compared, console.width):
         console.print(table)
     for note in tables.notes(compared):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+        console.print(f"note: {note}", style="yellow")
     if settings.csv:
         with writing(settings.csv), atomic(settings.csv) as path:
             path.write_bytes(tables.as_csv(tables.flat(compared)))
-        console.print(f"table: {settings.csv}", soft_wrap=True)
+        console.print(f"table: {settings.csv}")
 
 
 def report(settings: ReportSettings) -> None:

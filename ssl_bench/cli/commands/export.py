@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from ssl_bench.models import checkpoints, encoders, formats, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.checkpoints import Checkpoint
 from ssl_bench.runs import run_folder, schema
-from ssl_bench.utils.files import atomic, writing
+from ssl_bench.utils.files import atomic, write_json, writing
 from ssl_bench.utils.terminal import Console
 
 _PLAIN = re.compile(
@@ -49,13 +48,10 @@ def export(settings: ExportSettings) -> None:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         note = write(checkpoint, output)
-    console = Console()
-    for about in checkpoint.notes:
-        console.print(about, soft_wrap=True)
-    console.print(f"written: {output}", soft_wrap=True)
-    console.print(note, soft_wrap=True)
     if unseen:
-        console.print(f"{unseen}: the encoder is written, and a decoder only if it is like MAE's")
+        unseen += ": the encoder is written, and a decoder only if it is like MAE's"
+    for line in filter(None, (*checkpoint.notes, f"written: {output}", note, unseen)):
+        Console().print(line)
 
 
 def to_timm(checkpoint: Checkpoint, output: Path) -> str:
@@ -157,9 +153,8 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
     output.mkdir(exist_ok=True)
     with atomic(output / "model.safetensors") as path:
         save_file(formats.to_transformers(state, decoder), path, metadata={"format": "pt"})
-    for name, content in (("preprocessor_config.json", processor), ("config.json", config)):
-        with atomic(output / name) as path:
-            path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json(output / "preprocessor_config.json", processor)
+    write_json(output / "config.json", config)
     kind = config["architectures"][0]
     return f"load it with transformers.{kind}.from_pretrained({str(output)!r})"
 
@@ -182,11 +177,9 @@ def _plain(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
 
 def _decoder(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """MAE's decoder, if that is what came with the encoder."""
-    others, settings = checkpoint.decoder, checkpoint.settings
+    decoder, settings = checkpoint.decoder, checkpoint.settings
     is_known = "decoder_heads" in settings and not settings.get("encoder_mask_tokens")
-    if not formats.is_mae_decoder(others) or not is_known:
-        return {}
-    return dict(others)
+    return dict(decoder) if is_known and formats.is_mae_decoder(decoder) else {}
 
 
 _FORMATS: Mapping[str, tuple[str, Callable[[Checkpoint, Path], str]]] = {

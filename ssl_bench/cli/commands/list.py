@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -73,7 +74,11 @@ def _plugins(kind: registry.Kind) -> Rows:
 
 def _backbones(is_detailed: bool) -> Rows:
     own = [
-        (name, f"{spec['embed_dim']} wide, {spec['depth']} blocks, {spec['num_heads']} heads")
+        (
+            name,
+            f"{spec['embed_dim']} wide, {_of_stages(spec, 'depth')} blocks, "
+            f"{_of_stages(spec, 'num_heads')} heads",
+        )
         for name, spec in BACKBONES.items()
     ]
     if not is_detailed:
@@ -84,6 +89,12 @@ def _backbones(is_detailed: bool) -> Rows:
     examples = "vit_base_patch16_224, swin_tiny_patch4_window7_224, convnext_atto, resnet18"
     names = 'python -c "import timm; print(*timm.list_models())" names them'
     return [*own, ("any of timm", f"{count:,} image models, such as {examples}; {names}")]
+
+
+def _of_stages(spec: Mapping[str, Any], name: str) -> str:
+    """A number of a backbone's, or those of a Swin Transformer's stages: "2 + 2 + 2"."""
+    value = spec.get(name, spec.get(f"{name}s"))
+    return " + ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 _KINDS: dict[str, Callable[[bool], Rows]] = {

@@ -37,19 +37,14 @@ def prepare(settings: PrepareSettings) -> None:
     listing = datasets.list_images(settings.source, settings.data_dir)
     say_images(listing)
     with progress.bar(f"prepare {readable(settings.source)}", 1) as bar:
-        written = write(
-            listing,
-            settings.output,
-            settings.short_side,
-            settings.quality,
-            bar.of,
+        written, reduced, broken = write(
+            *(listing, settings.output, settings.short_side, settings.quality, bar.of),
             settings.skip_broken,
         )
     left_out = counted(listing.left_out)
-    for each in (*written.caveats, *filter(None, [left_out]), *first_broken(written.broken)):
+    for each in (*written.caveats, *filter(None, [left_out]), *first_broken(broken)):
         note(f"{listing.name}: {each}")
     console.print(
-        f"{written.count - written.reduced:,} images copied as they are, {written.reduced:,} made "
-        "smaller"
+        f"{written.count - reduced:,} images copied as they are, {reduced:,} made smaller"
     )
-    console.print(f"data: {readable(settings.output)}", soft_wrap=True)
+    console.print(f"data: {readable(settings.output)}")

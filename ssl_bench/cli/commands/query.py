@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.table import Table
@@ -71,7 +72,7 @@ def query(settings: QuerySettings) -> None:
             first, *others = found.problems
             rest = f" (and {len(others):,} more)" if others else ""
             note = Text(plain(f"note: {first}{rest}"))
-            Console(stderr=True).print(note, style="yellow", soft_wrap=True)
+            Console(stderr=True).print(note, style="yellow")
         if settings.csv:
             with (
                 writing(settings.csv),
@@ -83,7 +84,7 @@ def query(settings: QuerySettings) -> None:
                 while answer:
                     writer.writerows(map(cell, row) for row in answer)
                     answer = fetch(_AT_ONCE)
-            console.print(Text(f"table: {settings.csv}"), soft_wrap=True)
+            console.print(Text(f"table: {settings.csv}"))
 
 
 @contextmanager
@@ -104,16 +105,13 @@ def _asked(sql: str, found: index.Index) -> Iterator[tuple[list[str], Fetch]]:
         connection.execute(sql)
         return [column[0] for column in connection.description or ()]
 
+    def fetch(count: int) -> list[tuple[Any, ...]]:
+        rows = partial(connection.fetchmany, count)
+        return _stoppable(rows, connection.interrupt) if names else []
+
     try:
         names = _stoppable(ask, connection.interrupt)
-        yield (
-            names,
-            lambda count: (
-                _stoppable(lambda: connection.fetchmany(count), connection.interrupt)
-                if names
-                else []
-            ),
-        )
+        yield names, fetch
     except duckdb.InterruptException:
         raise KeyboardInterrupt from None
     except duckdb.OutOfMemoryException:

@@ -5,7 +5,7 @@ Nothing here imports torch or reads data.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from rich.table import Table
 from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags, parser
+from ssl_bench.cli import argv, flags, parser
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Published, Recipe
@@ -79,36 +79,43 @@ class Stage:
 def recipe(args: Sequence[str]) -> None:
     """Print a preset's recipe: ``ssl-bench recipe``."""
     if {"-h", "--help"} & set(args):
-        print(_help(), end="")
+        presets = registry.presets()
+        width = max(map(len, presets)) + 2
+        lines = [parser.described(name, note, width) for name, note in presets.items()]
+        print(_USAGE + "\n".join(itertools.chain(*lines)))
         return
+    is_named = bool(args) and not args[0].startswith("-")
     require(
-        bool(args) and not args[0].startswith("-"),
+        is_named or bool(argv.peek(args, "preset")),
         "say which preset: ssl-bench recipe PRESET, one of `ssl-bench list presets`",
     )
     console = Console()
     if not (console.is_terminal or "COLUMNS" in os.environ):
         console.width = _WIDTH
-    for stage in stages(flags.parse_run(["--preset", *args], "recipe")):
+    for stage in stages(flags.parse_run(["--preset", *args] if is_named else args, "recipe")):
         console.print(_table(stage))
         if stage.sources:
-            console.print(f"tables and files of {stage.sources}")
+            console.print(f"tables and files of {stage.sources}", soft_wrap=False)
         marks = [row.mark for row in stage.rows if row.published]
-        console.print(
-            f"{marks.count(DIFFERS)} of {len(marks)} published settings differ ({DIFFERS}); of "
-            f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})\n"
-            if marks
-            else "nothing is published for this preset\n"
-        )
+        said = "nothing is published for this preset"
+        if marks:
+            said = (
+                f"{marks.count(DIFFERS)} of {len(marks)} published settings differ ({DIFFERS}); of "
+                f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})"
+            )
+        console.print(f"{said}\n", soft_wrap=False)
 
 
 def stages(config: RunConfig) -> list[Stage]:
     """What a run would do, stage by stage."""
     method = config.method
-    beside = _paper_preset(method, config.settings.preset)
+    # The preset itself where something is published for it, else the method's first such one.
+    presets = (config.settings.preset, *method.presets())
+    beside = next((each for each in presets if published(method, each, method).settings), "")
     shared = {name: getattr(config.settings, name) for name in _SHARED}
-    found = [_stage(method, shared | _fields(config.method_config), method, beside)]
+    found = [_stage(method, shared | vars(config.method_config), method, beside)]
     for plugin, own in config.evals.items():
-        found.append(_stage(plugin, _fields(own), method, beside))
+        found.append(_stage(plugin, vars(own), method, beside))
     return found
 
 
@@ -190,34 +197,11 @@ def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
     return "-" if value in (None, "") else str(value)
 
 
-def _fields(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
-def _paper_preset(method: Plugin, preset: str) -> str:
-    """The preset itself where something is published for it, else the method's first such one."""
-    candidates = (preset, *method.presets())
-    return next((name for name in candidates if published(method, name, method).settings), "")
-
-
-def _help() -> str:
-    """What ``ssl-bench recipe --help`` prints."""
-    presets = registry.presets()
-    width = max(map(len, presets)) + 2
-    lines = [line for name, note in presets.items() for line in parser.described(name, note, width)]
-    return _USAGE + "\n".join(lines) + "\n"
-
-
 def _table(stage: Stage) -> Table:
     title = stage.title + (f", beside {stage.beside}" if stage.beside else "")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name, ratio in (
-        ("setting", None),
-        ("ours", 3),
-        ("", None),
-        ("published", 3),
-        ("source", 3),
-    ):
+    for name in ("setting", "ours", "", "published", "source"):
+        ratio = None if name in ("setting", "") else 3
         table.add_column(name, ratio=ratio, no_wrap=ratio is None, overflow="fold")
     for row in stage.rows:
         (value, source), *others = row.published or (("-", ""),)

@@ -65,13 +65,9 @@ def _restore(
 ) -> tuple[Method, Batch, str]:
     """The pre-training method with its weights, its batch, and what had to be worked out."""
     plugin, shown = _method_of(checkpoint, source)
-    given: dict[str, Any] = {"sampling": settings.sampling}
-    if settings.mask_ratio is not None:
-        given["mask_ratio"] = settings.mask_ratio
-    if settings.decoder_heads is not None:
-        given["decoder_heads"] = settings.decoder_heads
-    if settings.norm_pix_loss != "auto":
-        given["norm_pix_loss"] = settings.norm_pix_loss == "yes"
+    asked = {name: getattr(settings, name) for name in ("sampling", "mask_ratio", "decoder_heads")}
+    asked["norm_pix_loss"] = {"yes": True, "no": False}.get(settings.norm_pix_loss)
+    given = {name: value for name, value in asked.items() if value is not None}
     known = {**shown, **checkpoint.settings, **given}
     require(
         "decoder_heads" in known,

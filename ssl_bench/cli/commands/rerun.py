@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from ssl_bench import CORE_VERSION
 from ssl_bench.api import registry
@@ -49,18 +49,17 @@ def rerun(settings: RerunSettings) -> int:
     wanted = config.settings
     if wanted.runs_dir.exists():
         note = f"the repetition in {wanted.runs_dir} was interrupted, and is resumed"
-        _console.print(note, soft_wrap=True)
+        _console.print(note)
     datasets = loading.data_of(config)
     for note in (*changes(folder, config, datasets.training.fingerprint), *left_out):
-        _console.print(f"note: {note}", style="yellow", soft_wrap=True)
+        _console.print(f"note: {note}", style="yellow")
     again = running.run(config, datasets)
     outcome = outcomes(folder, again.folder)
     verdicts = {row["same"] for row in outcome}
     same = True in verdicts and False not in verdicts
     write_json(again.folder / _OUTCOME, {"of": str(folder), "same": same, "parts": outcome})
-    table = Table(title=f"{folder.name}, and again")
-    for title in ("what", "before", "again", ""):
-        table.add_column(title, overflow="fold")
+    headers = [Column(title, overflow="fold") for title in ("what", "before", "again", "")]
+    table = Table(*headers, title=f"{folder.name}, and again")
     for row in outcome:
         verdict = {True: "the same", False: "differs: ", None: "cannot tell: "}[row["same"]]
         verdict += row["difference"]
@@ -69,7 +68,7 @@ def rerun(settings: RerunSettings) -> int:
     verdict = "came out the same" if same else "did NOT come out the same"
     if verdicts == {None}:
         verdict = "nothing of it could be compared"
-    _console.print(f"{verdict}: {folder.name}", soft_wrap=True)
+    _console.print(f"{verdict}: {folder.name}")
     return int(not same)
 
 
@@ -264,9 +263,8 @@ def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
     rows = [_compared_weights(folder, again)]
     for path in schema.score_files(again):
         record, which = schema.load_object(path), path.parent.name
-        before = mapping(
-            schema.load_object(folder / schema.EVALS / which / schema.SCORES).get("scores")
-        )
+        record_before = schema.load_object(folder / schema.EVALS / which / schema.SCORES)
+        before = mapping(record_before.get("scores"))
         if not before:
             rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
             continue
@@ -319,13 +317,8 @@ def _compared_predictions(before: Path, again: Path) -> list[dict[str, Any]]:
 
 
 def _row(what: str, before: str, again: str, difference: str) -> dict[str, Any]:
-    return {
-        "what": what,
-        "before": before,
-        "again": again,
-        "same": not difference,
-        "difference": difference,
-    }
+    same = not difference
+    return dict(what=what, before=before, again=again, same=same, difference=difference)
 
 
 def _unknown(what: str, why: str) -> dict[str, Any]:

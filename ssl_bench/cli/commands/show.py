@@ -33,7 +33,7 @@ def show(settings: ShowSettings) -> None:
     for name, evaluated in facts["evaluations"].items():
         _console.print(_as_rich(name, evaluated))
     for problem in facts["problems"]:
-        _console.print(f"note: {problem}", style="yellow", soft_wrap=True)
+        _console.print(f"note: {problem}", style="yellow")
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -70,14 +70,10 @@ def describe(folder: Path) -> dict[str, Any]:
     evaluations = {}
     for path in schema.score_files(folder):
         record = read(path)
-        environment = mapping(record.pop("environment", None))
+        origin = _origin(mapping(record.pop("environment", None)))
         record.pop("classes", None)
         if record:
-            evaluations[path.parent.name] = {
-                "folder": str(path.parent),
-                **record,
-                **_origin(environment),
-            }
+            evaluations[path.parent.name] = {"folder": str(path.parent), **record, **origin}
     return {"run": run, "evaluations": evaluations, "problems": problems}
 
 

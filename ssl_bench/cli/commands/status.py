@@ -72,8 +72,7 @@ def cancel(settings: CancelSettings) -> None:
             asked += _cancel(jobs, owner.jobs_folder)
     _console.print(
         f"{many(asked, 'job')} of {sweep.folder.name} asked to end; what runs saves first, and the "
-        "same `ssl-bench sweep` resumes it",
-        soft_wrap=True,
+        "same `ssl-bench sweep` resumes it"
     )
 
 
@@ -124,16 +123,16 @@ def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Gro
         "loss": lambda each: f"{each.loss:.4f}" if each.loss is not None else "",
         "scores, or an error": _scores,
     }
+    cells = {name: [show(each) for each in shown[:rows]] for name, show in columns.items()}
+    filled = {name: column for name, column in cells.items() if any(column)}
     table = Table()
-    lines = [[show(each) for show in columns.values()] for each in shown[:rows]]
-    for name, cells in zip(columns, zip(*lines, strict=True), strict=True):
-        if any(cells):
-            table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
-    for line in zip(*(cells for cells in zip(*lines, strict=True) if any(cells)), strict=True):
+    for name in filled:
+        table.add_column(name, overflow="fold", no_wrap=name in _SHORT)
+    for line in zip(*filled.values(), strict=True):
         table.add_row(*line)
     title = Text(f"{sweep.name}: {summary(statuses)}", no_wrap=True, overflow="ignore")
-    notes = [f"log of {each.entry.label}: {log}" for each in statuses if (log := _log(each))]
-    notes = notes[:_MOST_LOGS]
+    failed = [e for e in statuses if e.state == "failed" and e.log and Path(e.log).exists()]
+    notes = [f"log of {each.entry.label}: {each.log}" for each in failed[:_MOST_LOGS]]
     if rows and len(statuses) > rows:
         notes.append(f"and {len(statuses) - rows} more, which `ssl-bench status --once` shows")
     states = {each.state for each in statuses}
@@ -146,10 +145,6 @@ def _show(sweep: Sweep, statuses: Sequence[CellStatus], rows: int | None) -> Gro
     if "failed" in states:
         notes.append("`ssl-bench sweep ... --retry-failed` tries again what failed")
     return Group(title, table, *(Text(note, overflow="fold") for note in notes))
-
-
-def _log(each: CellStatus) -> str:
-    return each.log if each.state == "failed" and each.log and Path(each.log).exists() else ""
 
 
 def _progress(each: CellStatus) -> str:

@@ -82,11 +82,11 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
             sweep = replace(sweep, entries=(*sweep.entries, *planner.entries(finals)))
             statuses = statuses_of(sweep, [*sweeps, sweep])
         work = work_of(statuses, settings.retry_failed)
-        _console.print(f"{sweep.name}: {status.summary(statuses)}", soft_wrap=True)
+        _console.print(f"{sweep.name}: {status.summary(statuses)}")
         if work:
             _show(statuses, work)
         for note in (*opening_notes, *notes, *planner.notes(work)):
-            _console.print(f"note: {note}", soft_wrap=True)
+            _console.print(f"note: {note}")
         if settings.dry_run or not work:
             why = "as --dry-run asks" if settings.dry_run else _nothing(statuses)
             _console.print(f"nothing is submitted: {why}")
@@ -98,10 +98,7 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
         _submit(sweep, work, wanted)
         return bool(wanted.finals) and not finals
     which = sweep.name + sweep.place
-    _console.print(
-        f"`ssl-bench status {which}` follows it, `ssl-bench cancel {which}` ends it",
-        soft_wrap=True,
-    )
+    _console.print(f"`ssl-bench status {which}` follows it, `ssl-bench cancel {which}` ends it")
     return False
 
 
@@ -173,8 +170,8 @@ def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
 def _show(statuses: Sequence[CellStatus], work: Sequence[Work]) -> None:
     """The cells, what becomes of each, and what that may cost."""
     table = Table()
-    for name, justify in (("cell", "left"), ("state", "left"), ("to do", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("cell", "state", "to do"):
+        table.add_column(name, overflow="fold")
     for name in ("images", "FLOPs", "device time"):
         table.add_column(name, justify="right")
     to_do = {each.entry.run: each for each in work}

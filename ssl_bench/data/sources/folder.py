@@ -22,7 +22,6 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_bench.data.images import extensions
@@ -36,12 +35,8 @@ from ssl_bench.utils.formatting import many
 _FOREIGN = "__MACOSX"
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The folder of the train split, and candidates for the test split, best first."""
-
-    train: Path
-    tests: tuple[Path, ...] = ()
+_Layout = Sequence[Path]
+"""The folder of the train split, then candidates for the test split, best first."""
 
 
 def find(root: Path, choice: str = "") -> Listing:
@@ -52,11 +47,11 @@ def find(root: Path, choice: str = "") -> Listing:
             lacks a class of the test split, or a split is empty.
     """
     outer = _chosen(root, choice) if choice else _by_name(root)
-    layout = _unwrapped(outer)
+    train, *candidates = _unwrapped(outer)
     others: Counter[str] = Counter()
-    files, unlabelled = _by_class(layout.train, others)
+    files, unlabelled = _by_class(train, others)
     is_flat = "" in files
-    tests = {str(test.relative_to(root)): test for test in layout.tests}
+    tests = {str(test.relative_to(root)): test for test in candidates}
 
     def why_unlabelled(name: str) -> str:
         inside = {folder.name for folder in _folders(tests[name])}
@@ -66,9 +61,9 @@ def find(root: Path, choice: str = "") -> Listing:
             return unlabelled
         return f"only {min(inside)!r}, which train lacks" if inside else "no class folders"
 
-    add = f"add {next(iter(layout.tests), root)}/CLASS/IMAGE or a folder val"
+    add = f"add {[*candidates, root][0]}/CLASS/IMAGE or a folder val"
     name, caveats = splits.tested_on(
-        root, outer.train.name, layout.train, list(tests), unlabelled, why_unlabelled, add
+        root, outer[0].name, train, list(tests), unlabelled, why_unlabelled, add
     )
     test = tests.get(name)
     if test and not is_flat and (extra := {each.name for each in _folders(test)} - files.keys()):
@@ -87,9 +82,9 @@ def find(root: Path, choice: str = "") -> Listing:
         tested,
         classes=tuple(map(readable, classes)),
         unlabelled=unlabelled,
-        splits=(_named(root, layout.train), _named(root, test) if test else ""),
-        left_out=list(_left_out(root, outer.train, layout.train, test)),
-        key=lambda picture: os.fsencode(picture.encoded.relative_to(layout.train)),
+        splits=(_named(root, train), _named(root, test) if test else ""),
+        left_out=list(_left_out(root, outer[0], train, test)),
+        key=lambda picture: os.fsencode(picture.encoded.relative_to(train)),
         caveats=caveats,
         others=others,
     )
@@ -97,10 +92,9 @@ def find(root: Path, choice: str = "") -> Listing:
 
 def _chosen(root: Path, choice: str) -> _Layout:
     if choice == WHOLE:
-        return _Layout(root)
+        return [root]
     known = [folder.name for folder in _folders(root)]
-    train, *test = splits.chosen(root, choice, known, "folder")
-    return _Layout(root / train, tuple(root / name for name in test))
+    return [root / name for name in splits.chosen(root, choice, known, "folder")]
 
 
 def _by_name(root: Path) -> _Layout:
@@ -115,7 +109,7 @@ def _by_name(root: Path) -> _Layout:
         has_classes = bool(_folders(train))
         alone = not others and (roles.are_plain or _share_names([train, *candidates]))
         if (has_classes and (alone or roles.are_plain)) or (alone and roles.are_plain):
-            return _Layout(train, tuple(candidates))
+            return [train, *candidates]
     elif roles.are_plain and not others and (len(trains), bool(tests)) in ((1, False), (0, True)):
         present = " and ".join([*trains, *tests])
         missing = "neither test nor val" if trains else "no train folder"
@@ -128,7 +122,7 @@ def _by_name(root: Path) -> _Layout:
         if len(folders) == 1 and not _has_images(root):
             return _inside(root, next(iter(folders.values())))
         if not _share_names(list(folders.values())):
-            return _Layout(root)
+            return [root]
     raise splits.asked(
         root,
         trains or others,
@@ -142,11 +136,11 @@ def _inside(root: Path, only: Path) -> _Layout:
     """The layout of a folder that contains only one folder."""
     inner = _folders(only)
     if _has_images(only) or not inner:
-        return _Layout(root)
+        return [root]
     if len(inner) == 1:
         return _inside(root, inner[0])
     layout = _by_name(only)
-    if layout.tests:
+    if len(layout) > 1:
         return layout
     raise UserError(
         f"{root} has one folder, {only}, which has more; --data {shlex.quote(str(only))} takes "
@@ -157,10 +151,8 @@ def _inside(root: Path, only: Path) -> _Layout:
 
 def _unwrapped(layout: _Layout) -> _Layout:
     """The layout with its splits moved one folder deeper, if that is where their classes are."""
-    folders = (layout.train, *layout.tests)
-    inner = [_wrapped(folder) for folder in folders]
-    is_wrapped = layout.tests and inner[0] != layout.train
-    return _Layout(inner[0], tuple(inner[1:])) if is_wrapped and _share_names(folders) else layout
+    inner = [_wrapped(folder) for folder in layout]
+    return inner if inner[0] != layout[0] and _share_names(layout) else layout
 
 
 def _wrapped(folder: Path) -> Path:

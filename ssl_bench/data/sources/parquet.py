@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import splits
 from ssl_bench.data.sources.folder import image_files
-from ssl_bench.errors import UserError, first_line
-from ssl_bench.utils.files import readable
+from ssl_bench.errors import UserError
+from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
 _IMAGE_COLUMNS = ("image", "img")
@@ -161,7 +160,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _layout(path: Path, choice: str) -> _Layout:
-    """Which files belong to which split."""
     if path.is_file():
         if choice not in ("", WHOLE):
             raise UserError(f"{path} is one file, which has no splits {choice!r} to choose from")
@@ -208,19 +206,8 @@ def _group(file: Path) -> tuple[str, splits.Meaning | None]:
     return str(file.with_name(stem) if stem else file.parent), None
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn any error about a file into a `UserError` that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow may raise anything on broken or odd columns
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
-
-
 def _table(path: Path) -> _Table:
-    with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
+    with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         schema = file.schema_arrow
         image_column, label_column = (
             _column(schema, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
@@ -232,20 +219,12 @@ def _table(path: Path) -> _Table:
         if label_column:
             labels = file.read(columns=[label_column]).column(label_column)
             labels_N, unlabelled = _numbers(path, label_column, labels)
-            names = _texts(
-                schema.metadata, b"huggingface", "info", "features", label_column, "names"
-            )
+            keys = ("info", "features", label_column, "names")
+            names = _texts(schema.metadata, b"huggingface", *keys)
         noted = file.metadata.metadata
         is_grey = _entry(noted, METADATA, "channels") == 1
-        return _Table(
-            path,
-            image_column,
-            labels_N,
-            names,
-            unlabelled,
-            is_grey,
-            _texts(noted, METADATA, "caveats"),
-        )
+        caveats = _texts(noted, METADATA, "caveats")
+        return _Table(path, image_column, labels_N, names, unlabelled, is_grey, caveats)
 
 
 def _column(schema: pa.Schema, choices: Sequence[str]) -> str:
@@ -320,9 +299,8 @@ def _texts(metadata: Mapping[bytes, bytes] | None, name: bytes, *keys: str) -> t
 
 
 def _images(table: _Table) -> Iterator[bytes]:
-    """The encoded images in order."""
     path, column, row = table.path, table.image_column, 0
-    with _reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
+    with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
             for image in batch.column(0).to_pylist():
                 encoded = image.get("bytes") if isinstance(image, dict) else image
@@ -344,7 +322,10 @@ def _part(tables: list[_Table]) -> Part:
 
 def _at_any_place(tables: list[_Table]) -> Callable[[int], Picture]:
     """A function from an index to the picture, read from its place in the file."""
-    files = [_mapped(table.path) for table in tables]
+    files = []
+    for table in tables:
+        with table.path.open("rb") as file:
+            files.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     where = [
         (number, row, *span)
         for number, table in enumerate(tables)
@@ -357,11 +338,6 @@ def _at_any_place(tables: list[_Table]) -> Callable[[int], Picture]:
         return tables[number].picture(row, files[number][start:stop])
 
     return picture
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _located(table: _Table, file: mmap.mmap) -> Iterator[tuple[int, int]]:

@@ -78,11 +78,8 @@ class Roles:
         kinds: dict[str, list[str]] = {"train": [], "test": [], "val": [], "unclear": [], "": []}
         for name, said in meanings.items():
             kinds[said.kind if said else ""].append(name)
-        self.trains, self.tests, self.others = (
-            kinds["train"],
-            kinds["test"] + kinds["val"],
-            kinds[""],
-        )
+        self.trains, self.others = kinds["train"], kinds[""]
+        self.tests = kinds["test"] + kinds["val"]
         self.rests = {name: said.rest for name, said in meanings.items() if said}
         self.is_one_test = len(kinds["test"] or kinds["val"]) == 1 and not kinds["unclear"]
         self.are_told_apart = self.is_one_test and len(self.trains) == 1

@@ -1,0 +1,206 @@
+"""A step as one CUDA graph: its views, its losses and their gradients in a single launch.
+
+A small encoder's step is thousands of short operations, and a GPU is done with each before Python
+has sent the next one. They are recorded once, and replayed at every step with other images, other
+draws and the weights as they are by then. What a loss computes in Python is recorded with its
+value, so the graph is recorded anew whenever something that the loss reads of `Step` has changed;
+where that happens at every step, or recording fails, operations are sent one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ssl_bench.api.method import Method
+from ssl_bench.api.step import Batch, Step
+from ssl_bench.utils.rng import SampleRng, StaticKeys
+
+_WARM_UPS = 3  # autograd, cuBLAS and compiled code set themselves up
+_LEAST_STEPS = 3  # that a recording must serve
+
+Losses = Mapping[str, Tensor]
+Stored = tuple[SampleRng, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a step leaves behind: always in the same memory, once it is recorded.
+
+    Attributes:
+        losses: scalars by name.
+        gradients: of each parameter that has one.
+        attributes: tensors that the loss has left in its method.
+    """
+
+    losses: Losses
+    gradients: Sequence[tuple[torch.nn.Parameter, Tensor]]
+    attributes: Mapping[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order."""
+        gradients = [gradient for _, gradient in self.gradients]
+        return [*self.losses.values(), *gradients, *self.attributes.values()]
+
+
+Work = Callable[[], Made]
+Record = Callable[[Work], tuple[Made, Callable[[], None]]]
+
+
+class CapturedStep:
+    """The losses and gradients of any step, from a recording.
+
+    Args:
+        batch_of: makes a batch of its draws and of what is stored of its images.
+        backward: adds the gradients of a batch's losses to the parameters' and returns the losses.
+        record: records work, whose memory it then fills at each replay.
+        tell: is told why a step cannot be recorded.
+
+    Attributes:
+        why_not: why steps are not recorded any more; "" where they are.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        batch_of: Callable[[SampleRng, Sequence[Tensor]], Batch],
+        backward: Callable[[Batch, Step], Losses],
+        tell: Callable[[str], None],
+        record: Record | None = None,
+    ) -> None:
+        self._method, self._batch_of, self._backward = method, batch_of, backward
+        self._record, self._tell = record or _as_graph, tell
+        self._made: Made | None = None
+        self._read: Mapping[str, Any] = {}
+        self._served = 0
+        self.why_not = ""
+
+    def prepare(self, step: Step, stored: Stored) -> None:
+        """Record the step if it is another one than was recorded; draws on torch's generators."""
+        if self.why_not or (self._made and _same(step, self._read)):
+            return
+        if self._made and self._served < _LEAST_STEPS:
+            changed = " and ".join(name for name in self._read if name not in _LASTING)
+            self._give_up(f"its loss depends on the step's {changed}")
+            return
+        self._made = None  # before its memory is needed again
+        self._served = 0
+        draws, pixels = stored
+        self._keys = StaticKeys(draws.samples_B.device)
+        self._samples_B = draws.samples_B.clone()
+        self._pixels = [each.clone() for each in _distinct(pixels)]
+        order = {id(each): number for number, each in enumerate(_distinct(pixels))}
+        views = tuple(self._pixels[order[id(each)]] for each in pixels)
+        draws = replace(draws, samples_B=self._samples_B, keys=self._keys)
+        watched = _WatchedStep(step)
+
+        def work() -> Made:
+            self._keys.rewind()
+            self._method.zero_grad(set_to_none=True)
+            before = _attributes(self._method)
+            losses = self._backward(self._batch_of(draws, views), cast(Step, watched))
+            return Made(
+                losses,
+                [(each, each.grad) for each in self._method.parameters() if each.grad is not None],
+                {
+                    name: value
+                    for name, value in _attributes(self._method).items()
+                    if value is not before.get(name)
+                },
+            )
+
+        buffers = [(buffer, buffer.clone()) for buffer in self._method.buffers()]
+        attributes = _attributes(self._method)
+        try:
+            self._made, self._replay = self._record(work)
+        except CannotBeRecorded as error:
+            self._give_up(str(error))
+        self._read = watched.read
+        for buffer, value in buffers:  # such as the running means of batch norms
+            buffer.copy_(value)
+        for name in _attributes(self._method):
+            setattr(self._method, name, attributes.get(name))
+        self._method.zero_grad(set_to_none=True)
+
+    def take(self, step: Step, stored: Stored) -> Losses:
+        """Set the gradients of the step's losses, and return these; call `prepare` before."""
+        draws, pixels = stored
+        if not self._made:
+            return self._backward(self._batch_of(draws, pixels), step)
+        self._keys.fill(draws.step)
+        self._samples_B.copy_(draws.samples_B)
+        for place, each in zip(self._pixels, _distinct(pixels), strict=True):
+            place.copy_(each)
+        self._replay()
+        self._served += 1
+        for parameter, gradient in self._made.gradients:
+            parameter.grad = gradient
+        for name, value in self._made.attributes.items():
+            setattr(self._method, name, value)
+        return {name: loss.clone() for name, loss in self._made.losses.items()}
+
+    def _give_up(self, why: str) -> None:
+        self.why_not, self._made = why, None
+        self._tell(f"a step cannot be recorded as a CUDA graph, and takes longer so: {why}")
+
+
+_LASTING = ("total", "per_epoch", "batch_size")
+
+
+class _WatchedStep:
+    """A step that remembers what was read of it."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.read: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.read[name] = getattr(self._step, name)
+        return value
+
+
+def _same(step: Step, read: Mapping[str, Any]) -> bool:
+    return all(getattr(step, name) == value for name, value in read.items())
+
+
+def _distinct(pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor once: views of a split in memory are made of the same one."""
+    return list({id(each): each for each in pixels}.values())
+
+
+def _attributes(method: Method) -> dict[str, Tensor]:
+    """The tensors that are neither parameters nor buffers."""
+    return {name: value for name, value in vars(method).items() if isinstance(value, Tensor)}
+
+
+class CannotBeRecorded(Exception):
+    """Work is not the same operations each time; the text says why."""
+
+
+def _as_graph(work: Work) -> tuple[Made, Callable[[], None]]:
+    """Record work as a CUDA graph.
+
+    Raises:
+        CannotBeRecorded: it waits for the GPU, or copies something there from the CPU.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Threads that decode images may allocate memory meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            made = work()
+    except RuntimeError as error:
+        first: BaseException = error
+        while first.__context__:  # what went wrong, and not that the recording had to end
+            first = first.__context__
+        raise CannotBeRecorded(str(first).partition("\n")[0]) from error
+    return made, graph.replay

@@ -1,0 +1,181 @@
+"""A recorded step, replayed with other images and draws, is the step itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import helpers
+import pytest
+import torch
+from helpers import BATCH, CPU
+from torch import Tensor
+
+from ssl_bench.api.method import Method
+from ssl_bench.api.registry import Plugin
+from ssl_bench.api.step import Batch, Step
+from ssl_bench.data import Dataset
+from ssl_bench.distributed.device import choose
+from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.training import gradients, setup
+from ssl_bench.training.captured import CannotBeRecorded, CapturedStep, Made, Record, Work
+from ssl_bench.training.schedule import Schedule
+from ssl_bench.utils.rng import SampleRng
+
+_TRAINED = [p for p in helpers.METHODS if p.name != "random-init"]
+
+
+@dataclass
+class Recorder:
+    """Does the recorded work again, into the memory of the recording, as a CUDA graph does."""
+
+    recordings: int = 0
+
+    def __call__(self, work: Work) -> tuple[Made, Callable[[], None]]:
+        self.recordings += 1
+        made = work()
+
+        def replay() -> None:
+            for place, value in zip(made.tensors(), work().tensors(), strict=True):
+                place.data.copy_(value.data)
+
+        return made, replay
+
+
+def trainer(method: Method, spec: EncoderSpec, data: Dataset) -> setup.Trainer:
+    return setup.prepare(method, CPU, spec, data.train, 0, None)
+
+
+def captured(each: setup.Trainer, record: Record | None, told: list[str]) -> setup.Trainer:
+    """The same, by recordings."""
+    step = CapturedStep(
+        each.method,
+        partial(setup.as_batch, each.method, each.train, each.spec),
+        partial(gradients.backward, each.method, hardware=each.hardware),
+        told.append,
+        record,
+    )
+    return replace(each, captured=step)
+
+
+def trained(
+    each: setup.Trainer, steps: int
+) -> Iterator[tuple[dict[str, float], dict[str, Tensor]]]:
+    """The losses and the state after each step of two epochs or more."""
+    schedule = Schedule(len(each.train), BATCH, 2)
+    samples = [SampleRng(0, step, schedule.batch(step, 0, "order")) for step in range(steps)]
+    for number, batch in enumerate(each.batches(samples)):
+        losses, _ = each.take(replace(schedule.step(number), total=steps), batch)
+        state = {name: value.clone() for name, value in each.method.state_dict().items()}
+        yield {name: loss.item() for name, loss in losses.items()}, state
+
+
+@pytest.mark.parametrize("plugin", _TRAINED, ids=helpers.named)
+def test_recorded_steps_are_the_steps(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
+    told: list[str] = []
+    recorder = Recorder()
+    ours = trained(
+        captured(trainer(helpers.build(plugin, spec).train(), spec, tiny), recorder, told), 5
+    )
+    for (loss, state), (expected_loss, expected) in zip(
+        ours, trained(trainer(helpers.build(plugin, spec).train(), spec, tiny), 5), strict=True
+    ):
+        assert loss == expected_loss
+        assert state.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(state[name], value), name
+    assert recorder.recordings and not told
+
+
+class _Reads(Method):
+    """A parameter whose loss depends on the step in a way of the test's."""
+
+    def __init__(self, scale: Callable[[Step], float]) -> None:
+        torch.nn.Module.__init__(self)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.scale = scale
+
+    def loss(self, batch: Batch, step: Step) -> Tensor:
+        return self.weight * self.scale(step)
+
+
+def gradients_of(
+    scale: Callable[[Step], float], steps: int, per_epoch: int, told: list[str]
+) -> tuple[list[float], int]:
+    """The gradient at each step, and how often a step was recorded."""
+    method, recorder = _Reads(scale), Recorder()
+    draws = SampleRng(0, 0, torch.arange(2))
+    step = CapturedStep(
+        method,
+        lambda draws, pixels: Batch({}, draws),
+        partial(gradients.backward, method, hardware=CPU),
+        told.append,
+        recorder,
+    )
+    found = []
+    for number in range(steps):
+        now = Step(number, steps, per_epoch, 2)
+        step.prepare(now, (draws, ()))
+        step.take(now, (draws, ()))
+        assert method.weight.grad is not None
+        found.append(method.weight.grad.item())
+        method.weight.grad = None
+    return found, recorder.recordings
+
+
+def test_what_changes_with_the_epoch_is_recorded_anew() -> None:
+    told: list[str] = []
+    found, recordings = gradients_of(lambda step: step.epoch, 12, 4, told)
+    assert found == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert (recordings, told) == (3, [])
+
+
+def test_what_changes_with_every_step_is_not_recorded() -> None:
+    told: list[str] = []
+    found, recordings = gradients_of(lambda step: step.fraction, 4, 4, told)
+    assert found == [0, 0.25, 0.5, 0.75]
+    assert recordings == 1
+    [line] = told
+    assert "fraction" in line
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_nevertheless(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    def refuse(work: Work) -> tuple[Made, Callable[[], None]]:
+        work()
+        raise CannotBeRecorded("it waits for the device")
+
+    [plugin] = [p for p in helpers.METHODS if p.name == "moco"]
+    told: list[str] = []
+    each = captured(trainer(helpers.build(plugin, spec).train(), spec, tiny), refuse, told)
+    expected = trained(trainer(helpers.build(plugin, spec).train(), spec, tiny), 3)
+    assert [loss for loss, _ in trained(each, 3)] == [loss for loss, _ in expected]
+    [line] = told
+    assert "it waits for the device" in line
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("plugin", _TRAINED, ids=helpers.named)
+def test_a_graph_of_a_step_is_the_step(
+    plugin: Plugin, precision: str, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    hardware = replace(choose(precision), compiled=False)  # type: ignore[arg-type]
+    data = replace(tiny, train=tiny.train.to(hardware.device))
+    told: list[str] = []
+
+    def fresh() -> setup.Trainer:
+        method = helpers.build(plugin, spec).to(hardware.device).train()
+        return setup.prepare(method, hardware, spec, data.train, 0, None)
+
+    ours = trained(captured(fresh(), None, told), 8)
+    for (loss, state), (expected_loss, expected) in zip(ours, trained(fresh(), 8), strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-3 if precision == "fp32" else 2e-2)
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-3)
+    assert not told
