@@ -140,6 +140,16 @@ class PaperLinearProbe(Evaluation):
         "imagenet-dino-vits": _DINO,
         "imagenet-ibot-vits": _DINO,
         "imagenet-lejepa-vitl": {"weight_decay": 1e-6},
+        **{
+            f"imagenet-ijepa-{size}": {
+                "epochs": 50,
+                "base_lr": 0.05,
+                "warmup": 0.0,
+                "pooling": "avg",
+                "cut_crop": False,
+            }
+            for size in ("vitb", "vith")
+        },
     }
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:

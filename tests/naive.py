@@ -146,9 +146,9 @@ def cut(image: Tensor, size: int) -> list[tuple[int, int, Tensor]]:
 def vit(
     weights: Weights, image: Tensor, size: int, heads: int, row_first: bool, kept: Sequence[int]
 ) -> Tensor:
-    """Class token and kept patches of one image after the final norm: ``(1 + K, D)``."""
+    """Class token, if any, and kept patches of an image after the final norm: ``(1 + K, D)``."""
     kernel, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
-    tokens = [weights["cls_token"][0, 0]]
+    tokens = [weights["cls_token"][0, 0]] if "cls_token" in weights else []
     patches = cut(image, size)
     for index in kept:
         row, column, pixels = patches[index]

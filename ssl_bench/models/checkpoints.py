@@ -19,7 +19,7 @@ from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.formats import Weights
 from ssl_bench.utils.files import checked_name, load_json
 
-_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
+_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers", "ijepa")
 _FLAGS = {
     "norm_pix_loss": "norm_pix_loss",
     "decoder_num_attention_heads": "decoder_heads",
@@ -238,7 +238,7 @@ def _from_hub(name: str) -> Checkpoint:
 
 
 def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
-    """Read what transformers' ``save_pretrained`` wrote: ViT, ViTMAE or DINOv2."""
+    """Read what transformers' ``save_pretrained`` wrote: ViT, ViTMAE, DINOv2 or I-JEPA."""
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")

@@ -333,15 +333,21 @@ def in_parts(
     return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
 
 
-def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
+def block_at(
+    block: Any, tokens_BTD: Tensor, wanted: slice, attended: Tensor | None = None
+) -> Tensor:
     """``block(tokens)[:, wanted]``, with queries for the wanted tokens only.
 
     A block that is not timm's plain one computes all of its output.
+
+    Args:
+        attended: which tokens are attended to, for timm's blocks: bool ``(B, 1, 1, T)``.
     """
     attention: Any = getattr(block, "attn", None)
     gate = getattr(attention, "gate", None)
     if type(block) is not Block or type(attention) is not Attention or gate is not None:
-        return block(tokens_BTD)[:, wanted]
+        masked = {} if attended is None else {"attn_mask": attended}
+        return block(tokens_BTD, **masked)[:, wanted]
     batch, count, _ = tokens_BTD.shape
     heads = (3, attention.num_heads, attention.head_dim)
     qkv = attention.qkv(block.norm1(tokens_BTD)).view(batch, count, *heads)
@@ -349,9 +355,12 @@ def block_at(block: Any, tokens_BTD: Tensor, wanted: slice) -> Tensor:
     q, k = attention.q_norm(q[:, :, wanted]), attention.k_norm(k)
     dropout = attention.attn_drop.p if attention.training else 0.0
     if attention.fused_attn:
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(q, k, v, attended, dropout)
     else:
-        weights = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+        weights = q * attention.scale @ k.transpose(-2, -1)
+        if attended is not None:
+            weights = weights.masked_fill(~attended, -torch.inf)
+        weights = weights.softmax(dim=-1)
         attended = attention.attn_drop(weights) @ v
     attended = attention.norm(attended.transpose(1, 2).flatten(2))
     attended = attention.proj_drop(attention.proj(attended))

@@ -26,6 +26,7 @@ _VIT_HEADS = {
 }
 _MAE_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 _MOCO_HEADS = {(384, 12): 12, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
+_IJEPA_HEADS = {**_VIT_HEADS, (1408, 40): 16}
 
 # Wrappers that training code puts around modules, and that leave their names in those of weights.
 _WRAPPERS = re.compile(
@@ -57,6 +58,7 @@ _OFFICIAL = (
     ("SimMIM", r"encoder", "decoder.0.bias"),
 )
 """Official files: the method, its encoder, and a weight in or beside it that tells."""
+_IJEPA_PREDICTOR = "predictor.predictor_pos_embed"
 _OF_ENCODER = {"cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token"}
 _NUMBERS = ((), (0,))
 _QKV = ("query", "key", "value")
@@ -152,14 +154,14 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     A Vision Transformer or a Swin is found by its patch embedding, a ResNet by its first block,
     under any prefix that its weights share: entries of the file, modules around the encoder, or
     both. Specific knowledge covers MAE (with or without decoder), MoCo, DINO, iBOT, DINOv2, MSN,
-    SimSiam, Barlow Twins, VICReg, SimMIM, Swin, timm, torchvision, and transformers' ViT and
-    ViTMAE. Everything else is left out, and counted.
+    I-JEPA, SimSiam, Barlow Twins, VICReg, SimMIM, Swin, timm, torchvision, and transformers' ViT
+    and ViTMAE. Everything else is left out, and counted.
 
     Args:
         branch: which of several networks to take: ``base_encoder`` (default) or
             ``momentum_encoder`` of MoCo v3, ``encoder_q`` (default) or ``encoder_k`` of MoCo v1 and
             v2, ``teacher`` (default) or ``student`` of DINO and iBOT, ``target_encoder`` (default)
-            or ``encoder`` of MSN, else the entry's name, such as ``model_ema``.
+            or ``encoder`` of MSN and I-JEPA, else the entry's name, such as ``model_ema``.
 
     Raises:
         UserError: there are no weights, no such branch, or several and none was chosen.
@@ -195,6 +197,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     elif network in ("teacher", "student"):
         is_ibot = any(re.search(r"\bmasked_embed$|^ibot_loss\.", name) for name in leaves)
         kind = f"{'iBOT' if is_ibot else 'DINO'}, {network}"
+    elif _IJEPA_PREDICTOR in outside:
+        kind, heads = f"I-JEPA, {prefix.rstrip('.').replace('_', ' ')}", _IJEPA_HEADS
     else:
         kind = _official(prefix, {*own, *(n.removeprefix(entry) for n in outside)}) or kind
     if network in _MOCO:

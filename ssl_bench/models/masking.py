@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench.errors import require, within
 
 _BLOCK_ATTEMPTS = 32
 _BLOCKS_ATTEMPTS, _MISSES = 64, 10
+_BLOCK_SIZES = 1024  # so that a multiple of 2^-24 times it is exact
 
 
 def count_kept(patches: int, mask_ratio: float) -> int:
@@ -126,3 +127,123 @@ def blocks(noise: Callable[[str, int], Tensor], rows: int, columns: int, most_B:
         hidden_BRC |= inside_BRC & fits_B[:, None, None]
         misses_B = torch.where(fits_B, 0, misses_B + 1)
     return hidden_BRC.flatten(1)
+
+
+class MultiBlocks(nn.Module):
+    """I-JEPA's masks: target blocks, and a context of patches in a large block and in no target.
+
+    An image's target blocks are of one size. One number tells both their scale and their aspect
+    ratio, as in the official code.
+
+    Args:
+        grid: rows and columns.
+        targets: target blocks in an image.
+        target_scales: smallest and largest share of the grid's patches in one of them.
+        context_scale: smallest share in the context block, which is a square.
+        context_ratio: share of the grid's patches in the context.
+    """
+
+    target_sizes_S2: Tensor
+    context_sizes_S2: Tensor
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        targets: int,
+        target_scales: tuple[float, float],
+        context_scale: float,
+        context_ratio: float,
+    ) -> None:
+        super().__init__()
+        patches = math.prod(grid)
+        require(
+            patches > 1, "an image of one patch has no context; a smaller patch size would work"
+        )
+        self.grid, self.targets = grid, targets
+        self.kept = max(1, int(patches * context_ratio))
+        target_sizes = block_sizes(target_scales, (0.75, 1.5), grid)
+        context_sizes = block_sizes((context_scale, 1.0), (1.0, 1.0), grid)
+        self.most_in_target = max(map(math.prod, target_sizes))
+        self.most_in_context = max(map(math.prod, context_sizes))
+        self.register_buffer("target_sizes_S2", torch.tensor(target_sizes), persistent=False)
+        self.register_buffer("context_sizes_S2", torch.tensor(context_sizes), persistent=False)
+
+    def forward(self, noise: Callable[[str, int], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches of the context and of each target block, and which of the latter are no filling.
+
+        Returns:
+            int64 ``(B, kept)`` and ``(B, targets, M)``, bool ``(B, M)``.
+        """
+        targets_BNM, is_own_BM = block_patches(
+            noise("targets", 1 + 2 * self.targets),
+            self.target_sizes_S2,
+            self.most_in_target,
+            self.grid,
+        )
+        around_B1M, _ = block_patches(
+            noise("context", 3), self.context_sizes_S2, self.most_in_context, self.grid
+        )
+        noise_BL = noise("patches", math.prod(self.grid))
+        inside_BM, hidden_BM = around_B1M.flatten(1), targets_BNM.flatten(1)
+        return inside_alone(noise_BL, inside_BM, hidden_BM, self.kept), targets_BNM, is_own_BM
+
+
+def block_sizes(
+    scales: tuple[float, float], aspects: tuple[float, float], grid: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Heights and widths of blocks, at 1,024 equal steps through both ranges at once (I-JEPA).
+
+    Args:
+        scales: shares of the grid's patches.
+        aspects: height over width.
+        grid: rows and columns.
+    """
+    sizes = []
+    for number in range(_BLOCK_SIZES):
+        fraction = (number + 0.5) / _BLOCK_SIZES
+        scale, aspect = (low + fraction * (high - low) for low, high in (scales, aspects))
+        area = int(math.prod(grid) * scale)
+        sides = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        height, width = (min(max(side, 1), most) for side, most in zip(sides, grid, strict=True))
+        sizes.append((height, width))
+    return sizes
+
+
+def block_patches(
+    noise_BJ: Tensor, sizes_S2: Tensor, most: int, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Blocks anywhere in a grid, all of an image's of one size, drawn for each image.
+
+    Args:
+        noise_BJ: uniform in [0, 1): one number for the size, then two for each block.
+        sizes_S2: heights and widths to choose from.
+        most: patches in the largest of them.
+
+    Returns:
+        The patches, row by row, repeating the first of a block to fill it up: int64
+        ``(B, (J - 1) / 2, most)``. Which of them do not repeat it: bool ``(B, most)``.
+    """
+    size_B = (noise_BJ[:, 0] * len(sizes_S2)).long()
+    height_B1, width_B1 = sizes_S2[size_B].split(1, dim=1)
+    top_BN = (noise_BJ[:, 1::2] * (grid[0] - height_B1 + 1)).long()
+    left_BN = (noise_BJ[:, 2::2] * (grid[1] - width_B1 + 1)).long()
+    slot_M = torch.arange(most, device=noise_BJ.device)
+    is_own_BM = slot_M < height_B1 * width_B1
+    slot_BM = slot_M * is_own_BM
+    within_BM = slot_BM // width_B1 * grid[1] + slot_BM % width_B1
+    return (top_BN * grid[1] + left_BN)[..., None] + within_BM[:, None], is_own_BM
+
+
+def inside_alone(noise_BL: Tensor, inside_BM: Tensor, hidden_BM: Tensor, kept: int) -> Tensor:
+    """Patches that are inside and not hidden, any of them: int64 ``(B, kept)``.
+
+    What is missing comes from outside, and at last from what is hidden.
+
+    Args:
+        noise_BL: uniform in [0, 1).
+        inside_BM, hidden_BM: patches, of which some may be there more than once.
+    """
+    nowhere_BL = torch.zeros_like(noise_BL)
+    is_inside_BL = nowhere_BL.scatter(1, inside_BM, 1.0)
+    is_hidden_BL = nowhere_BL.scatter(1, hidden_BM, 1.0)
+    return split(noise_BL - is_inside_BL + 2 * is_hidden_BL, kept)[0]

@@ -274,6 +274,43 @@ class TestPrefixes:
             with pytest.raises(UserError, match="holds several networks"):
                 load_encoder(tmp_path / "x.pth", num_heads=3)
 
+    def test_ijepa(self, tmp_path: Path) -> None:
+        """As ``src/train.py`` saves it, whose ViT-Ti, like the others, has no class token."""
+        how = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+        models = {name: vit(192, 12, 3, **how) for name in ("encoder", "target_encoder")}
+        layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        blocks = [f"{block}.{layer}" for block in range(12) for layer in layers]
+        both = [f"{name}.{kind}" for name in blocks for kind in ("weight", "bias")]
+        around = [f"{name}.{kind}" for name in ("norm", "proj") for kind in ("weight", "bias")]
+        own = {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", *around[:2]}
+        own |= {f"blocks.{name}" for name in both}
+        content: dict[str, Any] = {}
+        for shift, (name, model) in enumerate(models.items()):
+            encoders.fix_positions(model)
+            model.patch_embed.proj.bias.data.add_(shift)
+            state = model.state_dict()
+            assert state.keys() == own
+            content[name] = {f"module.{key}": tensor for key, tensor in state.items()}
+        of_predictor = ["mask_token", "predictor_pos_embed"]
+        of_predictor += [f"predictor_embed.{kind}" for kind in ("weight", "bias")]
+        of_predictor += [f"predictor_{key}" for key in around]
+        of_predictor += [f"predictor_blocks.{key}" for key in both]
+        content["predictor"] = {f"module.{key}": torch.ones(1, 16, 4) for key in of_predictor}
+        content |= {"opt": {"state": {}, "param_groups": []}, "scaler": {"scale": 1.0}}
+        content |= {"epoch": 300, "loss": 0.2, "batch_size": 128, "world_size": 16, "lr": 1e-3}
+        torch.save(content, tmp_path / "jepa-ep300.pth.tar")
+        path = tmp_path / "jepa-ep300.pth.tar"
+        assert_same_features(path, models["target_encoder"])
+        assert_same_features(path, models["encoder"], branch="encoder")
+        kind, *_, told = read(str(path), WeightSettings()).notes
+        assert "I-JEPA, target encoder" in kind and "'num_heads': 4" not in kind
+        assert f"encoder (tensors: {len(own)})" in told
+        assert f"predictor (tensors: {len(of_predictor)})" in told
+        content["target_encoder"]["module.blocks.0.attn.surplus"] = torch.ones(2)
+        torch.save(content, path)
+        with pytest.raises(UserError, match="surplus"):
+            load_encoder(path)
+
     def test_eval_and_export_say_what_is_left_out(
         self, ssl_bench: Call, image_folder: Path, tmp_path: Path
     ) -> None:
@@ -373,7 +410,7 @@ class TestDinov2:
         torch.save(state | {"mask_token": torch.zeros(1, 48)}, tmp_path / "x.pth")
         self.assert_same(tmp_path / "x.pth", model)
 
-    @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+    @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "IJepa"])
     def test_of_transformers(self, kind: str, tmp_path: Path) -> None:
         import transformers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -171,11 +172,13 @@ def test_a_block_at_some_tokens_is_the_block_there(name: str, fused: bool) -> No
         timm.layers.set_fused_attn(False)
     images = torch.randn(3, 3, 16, 16)
     trained = [p for p in encoder.parameters() if p.requires_grad]
-    for wanted in (slice(0, 1), slice(5, None)):
+    some = torch.arange(17).expand(3, 1, 1, 17) < 12
+    for wanted, attended in itertools.product((slice(0, 1), slice(5, None)), (None, some)):
         tokens = torch.randn(3, 17, encoder.embed_dim)
         block = encoder.blocks[-1]
         torch.testing.assert_close(
-            encoders.block_at(block, tokens, wanted), block(tokens)[:, wanted]
+            encoders.block_at(block, tokens, wanted, attended),
+            block(tokens, attn_mask=attended)[:, wanted],
         )
     if encoder.cls_token is None:
         return
