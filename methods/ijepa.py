@@ -57,8 +57,6 @@ from ssl_bench.errors import require
 from ssl_bench.models import encoders, masking
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 
-_MIDDLE = "middle_"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(OptimizerChoiceConfig):
@@ -155,11 +153,9 @@ class IJEPA(Method):
         images_BCHW = batch.views["image"]
         context_BK, *targets = self.masks(batch.rng.uniform)
         features_BLD = self.target_features(images_BCHW)
-        # Parts of a batch may come in any order.
-        middle = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
-        part = batch.rng.samples_B.storage_offset()
-        setattr(self, f"{_MIDDLE}{part:09d}", features_BLD[:, middle])
-
+        if batch.part == 0:
+            middle = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
+            self.watch(features_BLD[:, middle])
         patches_BLP = encoders.patchify(images_BCHW, self.patch_size)
         context_BTD = encoders.encode_visible(self.context_encoder, patches_BLP, context_BK)
         predicted = self.predictor(context_BTD[:, self.prefix :], context_BK, *targets)
@@ -183,9 +179,6 @@ class IJEPA(Method):
         """Move the target encoder's parameters towards the context encoder's."""
         momentum = self.config.momentum
         follow(self.encoder, self.context_encoder, momentum + (1 - momentum) * step.fraction)
-        parts = sorted(name for name in vars(self) if name.startswith(_MIDDLE))
-        middles = [vars(self).pop(name) for name in parts]
-        self.watch(torch.cat([each_BD for each_BD in middles if each_BD is not None]))
 
     search_space = {
         "base_lr": LogUniform(5e-5, 5e-3),

@@ -46,21 +46,25 @@ class Batch:
         views: by the names of the method's transforms: normalised float32 ``(B, C, size, size)``.
         rng: the step's random numbers, for masks and the like.
         labels_B: int64 class indices where the method's ``columns`` ask for "label", else None.
+        part: which part of the step's images these are, where they are taken in parts, in any
+            order; from 0.
     """
 
     views: Mapping[str, Tensor]
     rng: SampleRng
     labels_B: Tensor | None = None
+    part: int = 0
 
     def __len__(self) -> int:
         return len(self.rng.samples_B)
 
     def split(self, parts: int) -> Iterator[Batch]:
         """The batch in that many parts of nearly equal size."""
-        for part in torch.arange(len(self)).tensor_split(parts):
+        for number, part in enumerate(torch.arange(len(self)).tensor_split(parts)):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             yield Batch(
                 {name: view[rows] for name, view in self.views.items()},
                 self.rng.rows(rows),
                 None if self.labels_B is None else self.labels_B[rows],
+                number,
             )
