@@ -97,6 +97,7 @@ class FineTuning(Evaluation):
             }
             for size, layer_decay, head_std in (("vitb", 0.65, 2e-5), ("swinb", 0.9, 0.02))
         },
+        "imagenet-beit-kmeans-vitb": {"base_lr": 1e-3, "warmup": 20 / 100},
     }
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
