@@ -9,12 +9,7 @@ was trained on other images than those compared here, 250 million of them, and t
 a pickle, whose code would have to be run. Here a token is the number of the nearest of K centres:
 of a k-means of the training images' own patches, or of the codebook in a file of the user's.
 
-Deviations that give the same result:
-
-- Every image hides as many patches as any other, so the mean over the batch's hidden patches is
-  that over its images.
-
-Deviations that give different numbers:
+Deviations, which all give different numbers:
 
 - The tokens, as above. They are of the same view that the encoder gets, at its own size instead of
   at half of it. The k-means is of distinct patches of unaugmented images, each counted once: blank
@@ -23,9 +18,10 @@ Deviations that give different numbers:
   official code hides 66 to 75 of 196. Blocks on other grids have the same share of it at least.
 - A plain Vision Transformer has every method's fixed absolute positions and Xavier initialisation.
   timm's ``beit_*`` has a table of relative positions for each block, as the official fine-tuning
-  has it, where the pre-training shares one among all.
-- Warm-up begins at zero instead of at a millionth. Images are normalised by the training split's
-  own mean and deviation; draws are counter-based noise.
+  has it, where the pre-training shares one among all; its patches start from PyTorch's default.
+- Colours change after the crop instead of before it. Warm-up begins at zero instead of at a
+  millionth. Images are normalised by the training split's own mean and deviation; draws are
+  counter-based noise.
 """
 
 from __future__ import annotations
@@ -136,6 +132,8 @@ class BEiTKMeans(Method):
             "evals": ("finetune",),
         },
     }
+
+    codebook_KP: Tensor
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         entries_KP = None
