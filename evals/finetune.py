@@ -104,6 +104,7 @@ class FineTuning(Evaluation):
             "layer_decay": 0.75,
             "pooling": "cls",
         },
+        "imagenet-beit-kmeans-vitb": {"base_lr": 1e-3, "warmup": 20 / 100},
     }
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:

@@ -40,6 +40,7 @@ _SHORT = {
     "directions": 16,
     "prototypes": 64,
     "head_hidden_dim": 32,
+    "codebook_size": 32,
 }
 
 

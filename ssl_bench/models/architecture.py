@@ -36,11 +36,14 @@ _STANDARD = {
 
 _OTHERS = {
     r"^layers\.\d+\.blocks\.|^encoder\.layers\.\d+\.blocks\.": "a Swin Transformer V2",
-    r"relative_position|rel_pos_bias": "a SimMIM ViT, BEiT or data2vec with relative positions",
 }
 """Names of weights that only other transformers have."""
 _SWIN_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.\d+\.norm1\.weight")
-_SWIN_TABLE = "blocks.0.attn.relative_position_bias_table"
+_TABLE = "blocks.0.attn.relative_position_bias_table"
+_BEITS = {
+    "beit_base_patch16_224": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "beit_large_patch16_224": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
 _SWINS = {
     f"swin_{size}_patch4_window{window}_{image}": {
         "embed_dim": width,
@@ -73,7 +76,7 @@ def work_out(
     """The encoder that weights belong to, and its rows and columns of patches, if it has any.
 
     The spec's images are square, with the height of the grid; of 224 pixels for a ResNet; for Swin
-    see `_swin`.
+    see `_swin`, and `_beit` for BEiT.
 
     Raises:
         UserError: they belong to no encoder of timm, are ambiguous, or contradict a hint.
@@ -81,8 +84,10 @@ def work_out(
     state = found.encoder
     if "layer1.0.conv1.weight" in state:
         return _resnet(state, where, hints), None
-    if f"layers.0.{_SWIN_TABLE}" in state:
+    if f"layers.0.{_TABLE}" in state:
         return _swin(state, where, hints), None
+    if _TABLE in state:
+        return _beit(found, where, hints), None
     for pattern, family in _OTHERS.items():
         theirs = [name for name in state if re.search(pattern, name)]
         require(not theirs, f"{where} has {theirs[:1]}, as {family} has, which is not supported")
@@ -144,7 +149,7 @@ def _swin(state: Mapping[str, Tensor], where: str, hints: WeightSettings) -> Enc
     _means_nothing(hints, where, "a Swin Transformer")
     counts = Counter(match[1] for name in state if (match := _SWIN_BLOCK.fullmatch(name)))
     depths = tuple(counts[str(stage)] for stage in range(len(counts)))
-    tables = [state.get(f"layers.{stage}.{_SWIN_TABLE}") for stage in range(len(depths))]
+    tables = [state.get(f"layers.{stage}.{_TABLE}") for stage in range(len(depths))]
     projection = state["patch_embed.proj.weight"]
     require(
         projection.ndim == 4
@@ -168,6 +173,43 @@ def _swin(state: Mapping[str, Tensor], where: str, hints: WeightSettings) -> Enc
     architecture = {} if hints.backbone or names else shown
     image_size = windows[-1] * 2 ** (len(depths) - 1) * patch_size
     mean, std = _normalisation(hints.backbone, channels)
+    return EncoderSpec(backbone, image_size, patch_size, channels, mean, std, architecture)
+
+
+def _beit(found: Weights, where: str, hints: WeightSettings) -> EncoderSpec:
+    """The BEiT that weights belong to; whether all of them do shows as they are loaded.
+
+    SimMIM's Vision Transformers and data2vec's are BEiTs. Images are square, and normalised as in
+    the authors' files: those of BEiT have a mean and a deviation of 0.5, SimMIM's ImageNet's.
+    """
+    _means_nothing(hints, where, "a BEiT")
+    state, table = found.encoder, found.encoder[_TABLE]
+    projection = state["patch_embed.proj.weight"]
+    side = (math.isqrt(max(0, table.shape[0] - 3)) + 1) // 2
+    require(
+        projection.ndim == 4
+        and projection.shape[1] in _IMAGENET
+        and table.ndim == 2
+        and table.shape[0] == (2 * side - 1) ** 2 + 3,
+        f"{where} holds a BEiT that takes no square images of 1 or 3 channels: its patches are of "
+        f"shape {tuple(projection.shape)}, its relative positions of shape {tuple(table.shape)}",
+    )
+    _, channels, patch_size, _ = projection.shape
+    shown = _architecture(state, where)
+    sizes = {"embed_dim": shown["embed_dim"], "depth": shown["depth"], "num_heads": table.shape[1]}
+    names = [name for name, own in _BEITS.items() if own == sizes]
+    backbone = hints.backbone or (names or [next(iter(_BEITS))])[0]
+    architecture: dict[str, Any] = {} if hints.backbone or names else sizes
+    if "mlp_ratio" in shown:
+        architecture["mlp_ratio"] = shown["mlp_ratio"]
+    if "norm.weight" in state:
+        architecture["global_pool"] = "token"
+    if "blocks.0.gamma_1" not in state:
+        architecture["init_values"] = None
+    halves = ((0.5,) * channels, (0.5,) * channels)
+    is_of_imagenet = hints.backbone or found.kind.startswith("SimMIM")
+    mean, std = _normalisation(hints.backbone, channels) if is_of_imagenet else halves
+    image_size = side * patch_size
     return EncoderSpec(backbone, image_size, patch_size, channels, mean, std, architecture)
 
 

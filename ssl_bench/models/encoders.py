@@ -1,9 +1,9 @@
 """Running encoders: patches, positions, tokens and pooled features.
 
 `represent`, `pool` and `width` take every image model of timm, `encode_masked` a Swin Transformer
-too; what else works on tokens needs a plain Vision Transformer. Shapes: B batch, C channels,
-H height, W width, L patches, K kept patches, P pixels in a patch (patch_size * patch_size * C),
-T tokens (prefix tokens and patches), D width.
+and a BEiT too; what else works on tokens needs a plain Vision Transformer. Shapes: B batch,
+C channels, H height, W width, L patches, K kept patches, P pixels in a patch (patch_size *
+patch_size * C), T tokens (prefix tokens and patches), D width.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.format import Format
+from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -58,6 +59,11 @@ def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
 def is_swin(encoder: nn.Module) -> bool:
     """Whether it is a Swin Transformer, of either version: windows of patches, merged by stages."""
     return isinstance(encoder, SwinTransformer | SwinTransformerV2)
+
+
+def is_beit(encoder: nn.Module) -> bool:
+    """Whether it is BEiT's Vision Transformer: layer scales, and relative positions as a bias."""
+    return isinstance(encoder, Beit)
 
 
 def allow_other_sizes(encoder: Any) -> None:
@@ -200,7 +206,7 @@ def encode_masked(
     """Encode images, some of whose patches are a mask token instead once they are embedded.
 
     Args:
-        encoder: a plain Vision Transformer or a Swin Transformer.
+        encoder: a plain Vision Transformer, BEiT's or a Swin Transformer.
         hidden_BRC: bool, by rows and columns of patches.
         mask_token: as wide as embedded patches.
 
@@ -210,7 +216,10 @@ def encode_masked(
     if is_swin(encoder):
         tokens = _embedded(encoder, images_BCHW, hidden_BRC, mask_token)
         return encoder.norm(encoder.layers(tokens))
-    tokens = encode_tokens(encoder, images_BCHW, hidden_BRC, mask_token)
+    if is_beit(encoder):
+        tokens = _beit_blocks(encoder, _embedded(encoder, images_BCHW, hidden_BRC, mask_token))
+    else:
+        tokens = encode_tokens(encoder, images_BCHW, hidden_BRC, mask_token)
     return tokens[:, encoder.num_prefix_tokens :].unflatten(1, hidden_BRC.shape[1:])
 
 
@@ -222,6 +231,21 @@ def _embedded(
         return tokens
     hidden = hidden_BRC.view(tokens.shape[:-1])
     return torch.where(hidden[..., None], mask_token.view(-1).to(tokens), tokens)
+
+
+def _beit_blocks(encoder: Any, tokens_BLD: Tensor) -> Tensor:
+    """A BEiT's class token and embedded patches, after the final norm: ``(B, 1 + L, D)``.
+
+    The norm is the one that it has for tokens or, in its place, for their mean.
+    """
+    prefix = encoder.cls_token.to(tokens_BLD).expand(len(tokens_BLD), -1, -1)
+    tokens = torch.cat([prefix, tokens_BLD], dim=1)
+    if encoder.pos_embed is not None:
+        tokens = tokens + encoder.pos_embed
+    shared = encoder.rel_pos_bias() if encoder.rel_pos_bias is not None else None
+    for block in encoder.blocks:
+        tokens = block(tokens, shared_rel_pos_bias=shared)
+    return encoder.fc_norm(encoder.norm(tokens))
 
 
 def class_token(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
@@ -289,8 +313,8 @@ def represent_views(encoder: nn.Module, views: Iterable[Tensor]) -> Tensor:
 
 
 def drop_paths(encoder: Any, rate: float) -> None:
-    """Give the blocks of a Vision Transformer stochastic depth, from 0 in the first to the rate."""
-    blocks = list(encoder.blocks) if is_vit(encoder) else []
+    """Give a Vision Transformer's or a BEiT's blocks stochastic depth, from 0 to the rate."""
+    blocks = list(encoder.blocks) if is_vit(encoder) or is_beit(encoder) else []
     for index, block in enumerate(blocks):
         share = rate * index / max(1, len(blocks) - 1)
         block.drop_path1 = DropPath(share) if share else nn.Identity()

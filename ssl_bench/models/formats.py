@@ -1,4 +1,4 @@
-"""Other people's names for the weights of Vision Transformers, Swin and ResNets, as timm's.
+"""Other people's names for the weights of Vision Transformers, BEiT, Swin and ResNets, as timm's.
 
 Everything here works on names and tensors only; `checkpoints` reads files and builds encoders.
 """
@@ -64,7 +64,8 @@ _NUMBERS = ((), (0,))
 _QKV = ("query", "key", "value")
 _OF_TRAINING = {"mask_token", "masked_embed"}
 _COMPUTED = ("relative_position_index", "attn_mask")
-"""What a Swin Transformer stores and timm works out from its sizes."""
+"""What a Swin Transformer or a BEiT stores and timm works out from its sizes."""
+_TABLE = "relative_position_bias_table"
 
 _DECODER = re.compile(
     r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|"
@@ -72,6 +73,7 @@ _DECODER = re.compile(
 )
 _HEAD = re.compile(
     r"(head|head\.fc|head_dist|classifier|pooler\.dense)\.(weight|bias)|"  # a classifier
+    r"lm_head\.(weight|bias)|"  # BEiT's
     r"(head|predictor)\.\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)|"
     r"(head|dino_head|ibot_head)\.(mlp|last_layer2?)\..+|"  # projection heads of DINO and iBOT
     r"(fc|projector|projection_head|prediction_head)\..+"  # MSN's, and other people's
@@ -154,8 +156,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     A Vision Transformer or a Swin is found by its patch embedding, a ResNet by its first block,
     under any prefix that its weights share: entries of the file, modules around the encoder, or
     both. Specific knowledge covers MAE (with or without decoder), MoCo, DINO, iBOT, DINOv2, MSN,
-    I-JEPA, SimSiam, Barlow Twins, VICReg, SimMIM, Swin, timm, torchvision, and transformers' ViT
-    and ViTMAE. Everything else is left out, and counted.
+    I-JEPA, SimSiam, Barlow Twins, VICReg, SimMIM, BEiT, Swin, timm, torchvision, and transformers'
+    ViT and ViTMAE. Everything else is left out, and counted.
 
     Args:
         branch: which of several networks to take: ``base_encoder`` (default) or
@@ -217,8 +219,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         require(not lacking, f"{where} holds a decoder that lacks {lacking[:1]}")
     aside |= {name: own[name] for name in _OF_TRAINING if state.pop(name, None) is not None}
     return Weights(
-        kind=kind or "timm's names",
-        encoder=_with_batch_counts(_with_registers(state)),
+        kind=kind or ("BEiT" if "lm_head.weight" in aside else "timm's names"),
+        encoder=_with_batch_counts(_with_registers(_with_own_tables(state))),
         decoder=decoder,
         heads=heads,
         origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
@@ -360,6 +362,19 @@ def _in_words(left_out: Iterable[tuple[str, _Leaf]]) -> str:
     parts = [f"{place} (tensors: {count})" if count else place for place, count in tensors.items()]
     more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return f"left out: {', '.join(parts[:_SHOWN])}{more}" if parts else ""
+
+
+def _with_own_tables(state: State) -> State:
+    """A BEiT whose blocks share a table of relative positions, with one for each of them.
+
+    So it is fine-tuned, too (``run_class_finetuning.py``, microsoft/unilm ``768a3c8``).
+    """
+    shared = f"rel_pos_bias.{_TABLE}"
+    if shared not in state:
+        return state
+    blocks = {match[0] for name in state if (match := re.match(r"blocks\.\d+\.", name))}
+    own = {f"{block}attn.{_TABLE}": state[shared].clone() for block in blocks}
+    return {**own, **{name: value for name, value in state.items() if name != shared}}
 
 
 def _with_registers(state: State) -> State:

@@ -137,20 +137,3 @@ def test_what_does_not_fit_is_refused_in_one_line(
     with pytest.raises(UserError, match=message) as raised:
         load_encoder(tmp_path / "simmim.pth", **hints)
     assert "\n" not in str(raised.value)
-
-
-def test_simmims_vit_is_refused_in_words(tmp_path: Path) -> None:
-    """Its attention has relative positions, layer scales, and biases apart from the matrix."""
-    vit = foreign_weights.vit(depth=1)
-    state = {f"encoder.{name}": value for name, value in vit.state_dict().items()}
-    del state["encoder.pos_embed"], state["encoder.blocks.0.attn.qkv.bias"]
-    block = "encoder.blocks.0."
-    state |= {f"{block}{name}": torch.ones(48) for name in ("gamma_1", "gamma_2")}
-    state |= {f"{block}attn.{name}_bias": torch.ones(48) for name in ("q", "v")}
-    state["encoder.rel_pos_bias.relative_position_bias_table"] = torch.ones(7 * 7 + 3, 3)
-    state["encoder.rel_pos_bias.relative_position_index"] = torch.ones(17, 17, dtype=torch.int64)
-    state["encoder.mask_token"] = torch.ones(1, 1, 48)
-    state |= {"decoder.0.weight": torch.ones(192, 48, 1, 1), "decoder.0.bias": torch.ones(192)}
-    torch.save({"model": state}, tmp_path / "simmim.pth")
-    with pytest.raises(UserError, match=r"SimMIM ViT.*not supported"):
-        load_encoder(tmp_path / "simmim.pth")
