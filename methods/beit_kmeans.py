@@ -77,7 +77,7 @@ class Config(OptimizerChoiceConfig):
     and pixel by pixel, colours side by side, in [0, 1]."""
     tokenizer_hash: str = ""
     """Of that codebook; the run notes it, and is refused if it is another."""
-    codebook_size: Annotated[int, "[2, inf)"] = 8192
+    codebook_size: Annotated[int, "[2, 65536]"] = 8192
     """How many tokens there are; those of --tokenizer, if there is one."""
     mask_ratio: Annotated[float, "(0, 1)"] = 0.4
     """Share of the patches that are hidden, in rectangles."""
