@@ -195,20 +195,19 @@ def autocast(contestant: Contestant, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class _Given:
-    """Mask noise instead of draws."""
+    """Mask noise instead of draws, and torch's own normal numbers."""
 
     noise: Tensor
-    seed: int = 0
-
-    @property
-    def samples_B(self) -> Tensor:
-        return torch.arange(len(self.noise), device=self.noise.device)
+    samples_B: Tensor
 
     def rows(self, which: slice) -> _Given:
-        return _Given(self.noise[which])
+        return _Given(self.noise[which], self.samples_B[which])
 
     def uniform(self, purpose: str, count: int) -> Tensor:
         return self.noise
+
+    def normal(self, purpose: str, count: int) -> Tensor:
+        return torch.randn(len(self.samples_B), count).to(self.samples_B.device)
 
 
 class _Ours(Model):
@@ -263,7 +262,7 @@ class _Ours(Model):
             setup.compile_blocks(self.method)
 
         def backward(views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
-            given: Any = _Given(noise)
+            given: Any = _Given(noise, torch.arange(len(noise), device=noise.device))
             batch = Batch(dict(zip(self.method.transforms(), views, strict=False)), given)
             step = Step(0, 2, 2, len(noise))
             return gradients.backward(self.method, batch, step, hardware, at_once)["loss"]

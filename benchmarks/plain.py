@@ -136,6 +136,10 @@ class Views(nn.Module):
             case "moco":
                 layers = nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, out)
                 return nn.Sequential(*layers), nn.Identity()
+            case "lejepa":
+                projector = mlp([width, hidden, hidden, out], False)
+                projector[-1] = nn.Linear(hidden, out)
+                return projector, nn.Identity()
         is_simclr = case.method == "simclr"
         return mlp([width, hidden, hidden, out], is_simclr, scale=is_simclr), nn.Identity()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,7 @@ def resolved(text: str) -> str:
 
 
 def _exists(place: str) -> bool:
-    return Path(place).expanduser().exists()
+    return os.path.exists(os.path.expanduser(place))  # False of what is too long to be a path
 
 
 def names() -> dict[str, str]:

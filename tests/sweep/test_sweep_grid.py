@@ -356,6 +356,11 @@ def test_toml_and_flags_agree(
     assert requests(sweep(path).cells) == requests(sweep(*words).cells)
 
 
+def test_a_list_may_be_longer_than_a_path() -> None:
+    seeds = ["0", *["1"] * 3000]
+    assert len(sweep("--seed", ",".join(seeds)).cells) == len(sweep("--seed", "0,1").cells)
+
+
 def test_the_command_line_wins_over_the_file() -> None:
     path = written(FILE)
     found = sweep(path, "--mask-ratio", "0.9", "--parallel-jobs", "5", "--no-flip")
@@ -425,7 +430,7 @@ def test_combinations_that_are_no_grid() -> None:
         ("cells = 3", "'cells' is one table or more, each under [[cells]]"),
         ("cells = []", "'cells' is one table or more"),
         ("[[cells]]\nmask-ratoi = 1", "key 'mask-ratoi' in [[cells]] 1: unknown flag"),
-        ('method = "mocov3"\n[[cells]]\nmask-ratio = 0.5', "method 'mae' has it, 'mocov3' does no"),
+        ('method = "mocov3"\n[[cells]]\ndecoder-depth = 2', "'mae' has it, 'mocov3' does not"),
         ('partition = "gpu"', "key 'partition' belongs into the table [slurm]"),
         ("slurm = 3", "'slurm' is a table"),
         ("[slurm]\npartitoin = 3", "[slurm] has an unknown key 'partitoin'"),
