@@ -76,6 +76,7 @@ class CapturedStep:
         self._replay: Callable[[], None] | None = None
         self._known: Mapping[str, Any] = {}
         self._read: Mapping[str, Any] = {}
+        self._holders: Sequence[torch.nn.Module] = ()
         self._served = 0
         self.why_not = ""
 
@@ -96,9 +97,9 @@ class CapturedStep:
         draws, pixels = stored
         self._keys = StaticKeys(draws.samples_B.device)
         self._samples_B = draws.samples_B.clone()
-        self._pixels = [each.clone() for each in _distinct(pixels)]
-        order = {id(each): number for number, each in enumerate(_distinct(pixels))}
-        views = tuple(self._pixels[order[id(each)]] for each in pixels)
+        copies = {id(each): each.clone() for each in _distinct(pixels)}
+        self._pixels = list(copies.values())
+        views = tuple(copies[id(each)] for each in pixels)
         draws = replace(draws, samples_B=self._samples_B, keys=self._keys)
         watched = _WatchedStep(step)
         method, before = self._method, dict(vars(self._method))
@@ -127,6 +128,7 @@ class CapturedStep:
         vars(method).update(before)
         method.zero_grad(set_to_none=True)
         self._read = watched.read
+        self._holders = [module for module in method.modules() if module._buffers]
         self._known = self._state()
 
     def _changes(self, step: Step) -> list[str]:
@@ -139,7 +141,8 @@ class CapturedStep:
         """The method's own numbers, and where its tensors lie, but for those that its loss sets."""
         left = self._made.attributes if self._made else {}
         found = {name: value for name, value in vars(self._method).items() if name not in left}
-        found |= dict(self._method.named_buffers())
+        for number, module in enumerate(self._holders):  # found once: modules are many
+            found |= {f"{name} ({number})": value for name, value in module._buffers.items()}
         return {
             name: value.data_ptr() if isinstance(value, Tensor) else value
             for name, value in found.items()
