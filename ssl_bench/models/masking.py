@@ -73,19 +73,15 @@ def block_scores(
     smallest = max(1, round(16 / 196 * rows * columns))
     scores_BL = noise("mask", rows * columns)
     uniform_BA4 = noise("block", _BLOCK_ATTEMPTS * 4).reshape(-1, _BLOCK_ATTEMPTS, 4)
-    row = torch.arange(rows, device=scores_BL.device)[None, :, None]
-    column = torch.arange(columns, device=scores_BL.device)[None, None, :]
-    hidden_BRC = torch.zeros(len(scores_BL), rows, columns, dtype=torch.bool, device=row.device)
+    shape = len(scores_BL), rows, columns
+    hidden_BRC = torch.zeros(shape, dtype=torch.bool, device=scores_BL.device)
     for area_B, aspect_B, top_B, left_B in uniform_BA4.permute(1, 2, 0):
         missing_B = masked - hidden_BRC.sum(dim=(1, 2))
         area = smallest + area_B * (missing_B - smallest).clamp(min=0)
         aspect = torch.exp((2 * aspect_B - 1) * math.log(1 / 0.3))
         height = (area * aspect).sqrt().round().clamp(1, rows)
         width = (area / aspect).sqrt().round().clamp(1, columns)
-        top = (top_B * (rows - height + 1)).floor()[:, None, None]
-        left = (left_B * (columns - width + 1)).floor()[:, None, None]
-        inside_BRC = (row >= top) & (row < top + height[:, None, None])
-        inside_BRC = inside_BRC & (column >= left) & (column < left + width[:, None, None])
+        inside_BRC = _rectangles(height, width, top_B, left_B, rows, columns)
         added_B = (inside_BRC & ~hidden_BRC).sum(dim=(1, 2))
         hidden_BRC |= inside_BRC & (added_B <= missing_B)[:, None, None]
     return scores_BL + hidden_BRC.flatten(1).to(scores_BL)
@@ -104,9 +100,7 @@ def blocks(noise: Callable[[str, int], Tensor], rows: int, columns: int, most_B:
     """
     smallest = (min(rows, columns) // 3) ** 2
     uniform_BA4 = noise("block", _BLOCKS_ATTEMPTS * 4).unflatten(1, (_BLOCKS_ATTEMPTS, 4))
-    row = torch.arange(rows, device=most_B.device)[None, :, None]
-    column = torch.arange(columns, device=most_B.device)[None, None, :]
-    hidden_BRC = torch.zeros(len(most_B), rows, columns, dtype=torch.bool, device=row.device)
+    hidden_BRC = torch.zeros(len(most_B), rows, columns, dtype=torch.bool, device=most_B.device)
     misses_B = torch.zeros_like(most_B)
     for area_B, aspect_B, top_B, left_B in uniform_BA4.permute(1, 2, 0):
         missing_B = most_B - hidden_BRC.sum(dim=(1, 2))
@@ -117,16 +111,29 @@ def blocks(noise: Callable[[str, int], Tensor], rows: int, columns: int, most_B:
         area = (smallest + area_B * (missing_B - smallest)).clamp(min=0)
         aspect = torch.exp((2 * aspect_B - 1) * math.log(1 / 0.3))
         height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-        top = (top_B * (rows - height + 1)).floor()[:, None, None]
-        left = (left_B * (columns - width + 1)).floor()[:, None, None]
-        inside_BRC = (row >= top) & (row < top + height[:, None, None])
-        inside_BRC = inside_BRC & (column >= left) & (column < left + width[:, None, None])
+        inside_BRC = _rectangles(height, width, top_B, left_B, rows, columns)
         added_B = (inside_BRC & ~hidden_BRC).sum(dim=(1, 2))
         fits_B = (height < rows) & (width < columns) & (added_B > 0) & (added_B <= missing_B)
         fits_B &= wanted_B
         hidden_BRC |= inside_BRC & fits_B[:, None, None]
         misses_B = torch.where(fits_B, 0, misses_B + 1)
     return hidden_BRC.flatten(1)
+
+
+def _rectangles(
+    height_B: Tensor, width_B: Tensor, top_B: Tensor, left_B: Tensor, rows: int, columns: int
+) -> Tensor:
+    """The patches of a rectangle of each image: bool ``(B, rows, columns)``.
+
+    Args:
+        top_B, left_B: uniform in [0, 1): where it lies, of all places where it fits.
+    """
+    row = torch.arange(rows, device=top_B.device)[None, :, None]
+    column = torch.arange(columns, device=top_B.device)[None, None, :]
+    top = (top_B * (rows - height_B + 1)).floor()[:, None, None]
+    left = (left_B * (columns - width_B + 1)).floor()[:, None, None]
+    inside_BRC = (row >= top) & (row < top + height_B[:, None, None])
+    return inside_BRC & (column >= left) & (column < left + width_B[:, None, None])
 
 
 class MultiBlocks(nn.Module):
