@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from ssl_bench.errors import UserError, require
 
 _AT_ONCE = "images_at_once"
+_Dropout = nn.modules.dropout._DropoutNd
 _VIT = "vit_tiny_patch16_224 would work"
 
 
@@ -319,6 +320,15 @@ def drop_paths(encoder: Any, rate: float) -> None:
         share = rate * index / max(1, len(blocks) - 1)
         block.drop_path1 = DropPath(share) if share else nn.Identity()
         block.drop_path2 = DropPath(share) if share else nn.Identity()
+
+
+def drops(root: nn.Module) -> bool:
+    """Whether a module in training mode drops anything by chance: numbers, or whole branches."""
+    return any(
+        module.training and (module.p if isinstance(module, _Dropout) else module.drop_prob) > 0
+        for module in root.modules()
+        if isinstance(module, DropPath | _Dropout)
+    )
 
 
 def width(encoder: nn.Module) -> int:
