@@ -138,7 +138,10 @@ class IBOT(Method):
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         vit = encoders.require_vit(backbone, "iBOT")
         super().__init__(config, frozen_copy(vit), data)
-        require(vit.cls_token is not None, "iBOT needs a Vision Transformer with a class token")
+        require(
+            vit.cls_token is not None,
+            "iBOT needs a Vision Transformer with a class token; vit_tiny_patch16_224 would work",
+        )
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         require(
             min(self.grid) > 1,

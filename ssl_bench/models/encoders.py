@@ -295,7 +295,7 @@ def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
     def encode(images_BCHW: Tensor) -> Tensor:
         features = model.forward_features(images_BCHW)
         if is_vit(model):
-            return features.mean(dim=1)
+            return model.fc_norm(features[:, model.num_prefix_tokens :].mean(dim=1))
         pooled = pool(model, features)
         return pooled.get("cls", pooled["avg"])
 

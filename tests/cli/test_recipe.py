@@ -363,6 +363,14 @@ def test_a_preset_may_be_a_flag(ssl_bench: Call) -> None:
     assert (code, err.count("\n")) == (2, 1)
 
 
+def test_a_method_stands_for_its_papers_preset(ssl_bench: Call) -> None:
+    assert ssl_bench("recipe", "dino") == ssl_bench("recipe", "imagenet-dino-vits")
+    by_method = ssl_bench("recipe", "ijepa", "--epochs", "3")
+    assert by_method == ssl_bench("recipe", "imagenet-ijepa-vitb", "--epochs", "3")
+    code, _, err = ssl_bench("recipe", "supervised")
+    assert (code, err.count("\n")) == (2, 1) and "'supervised'" in err
+
+
 def test_recipe_command_prints_tables_without_torch() -> None:
     code = (
         "import sys\nfrom ssl_bench.cli import main\n"

@@ -69,6 +69,18 @@ def test_a_class_token_stands_for_the_image_and_is_not_in_the_mean(backbone: str
     torch.testing.assert_close(found["avg"], tokens[:, -patches:].mean(dim=1))
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_without_a_class_token_the_patches_stand_for_the_image(registers: int) -> None:
+    shape = {"embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": False}
+    shape |= {"reg_tokens": registers, "global_pool": "avg"}  # whose norm comes after the mean
+    spec = EncoderSpec("vit_tiny_patch16_224", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, shape)
+    encoder = backbones.build(spec, seed=0).eval()
+    torch.nn.init.constant_(encoder.fc_norm.weight, 3.0)
+    with torch.no_grad():
+        pooled = encoders.pool(encoder, encoder.forward_features(images(spec)))
+        torch.testing.assert_close(encoders.represent(encoder, images(spec)), pooled["avg"])
+
+
 @pytest.mark.parametrize("backbone", SMALL)
 def test_weights_start_as_timm_has_them_under_the_seed(backbone: str) -> None:
     ours = backbones.build(spec_of(backbone), seed=3).state_dict()

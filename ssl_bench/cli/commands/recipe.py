@@ -17,6 +17,7 @@ from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import argv, flags, parser
+from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Published, Recipe
@@ -92,7 +93,9 @@ def recipe(args: Sequence[str]) -> None:
     console = Console()
     if not (console.is_terminal or "COLUMNS" in os.environ):
         console.width = _WIDTH
-    for stage in stages(flags.parse_run(["--preset", *args] if is_named else args, "recipe")):
+    if is_named:
+        args = ["--preset", _preset(args[0]), *args[1:]]
+    for stage in stages(flags.parse_run(args, "recipe")):
         console.print(_table(stage))
         if stage.sources:
             console.print(f"tables and files of {stage.sources}", soft_wrap=False)
@@ -104,6 +107,13 @@ def recipe(args: Sequence[str]) -> None:
                 f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})"
             )
         console.print(f"{said}\n", soft_wrap=False)
+
+
+def _preset(name: str) -> str:
+    """The name itself, or of a method's the first preset that it brings beside everyone's."""
+    method = None if name in registry.presets() else registry.discover("method").get(name)
+    own = [each for each in method.presets() if each not in PRESET_NOTES] if method else []
+    return own[0] if own else name
 
 
 def stages(config: RunConfig) -> list[Stage]:
