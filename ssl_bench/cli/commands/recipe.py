@@ -31,7 +31,7 @@ usage: ssl-bench recipe PRESET [FLAGS OF ssl-bench run]
 
 Show every setting of a preset, changed by what flags are given, beside the published one and where
 that is written. A preset for which nothing is published stands beside its method's first one for
-which something is.
+which something is. A method's name stands for the first preset that it brings of its own.
 
 marks:
   {DIFFERS:<4}ours is none of the published settings
@@ -110,7 +110,7 @@ def recipe(args: Sequence[str]) -> None:
 
 
 def _preset(name: str) -> str:
-    """The name itself, or of a method's the first preset that it brings beside everyone's."""
+    """The name itself, or for a method's the first preset that it brings of its own."""
     method = None if name in registry.presets() else registry.discover("method").get(name)
     own = [each for each in method.presets() if each not in PRESET_NOTES] if method else []
     return own[0] if own else name
