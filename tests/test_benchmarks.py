@@ -35,8 +35,9 @@ CPU = torch.device("cpu")
 SMALL = {
     "mae": Case("mae", 48, 2, 3, 16, 4, 4, decoder=(32, 1, 4)),
     "mocov3": Case("mocov3", 48, 2, 3, 16, 4, 4, projector=(64, 32)),
-    **{case.method: Case(case.method, 48, 2, 3, 16, 4, 4, projector=(64, 32))
-       for case in METHOD_CASES.values()},
+    **{case.method: replace(
+           case, width=48, depth=2, image_size=16, batch_size=4, projector=(64, 32)
+       ) for case in METHOD_CASES.values()},
 }  # fmt: skip
 RUNNABLE = [
     name for name, each in CONTESTANTS.items() if not each.compile and not each.obstacle(CPU)
