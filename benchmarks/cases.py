@@ -106,10 +106,10 @@ METHOD_CASES: Mapping[str, Case] = {
         "simsiam": {"projector": (2048, 2048)},
         "moco": {"projector": (192, 128)},
         "lejepa": {"projector": (2048, 64)},
-        "dino": {"projector": (2048, 4096), "batch_size": 64},
-        "ibot": {"projector": (2048, 4096), "batch_size": 64, "mask_ratio": 0.3},
-        "ijepa": {"decoder": (96, 4, 3)},
-        "simmim": {"mask_ratio": 0.6},
+        "dino": {"projector": (2048, 4096), "batch_size": 16},
+        "ibot": {"projector": (2048, 4096), "batch_size": 16, "mask_ratio": 0.3},
+        "ijepa": {"decoder": (96, 4, 3), "batch_size": 32},
+        "simmim": {"mask_ratio": 0.6, "batch_size": 32},
     }.items()
 }
 GPU_CASES: Mapping[str, Case] = {
