@@ -20,6 +20,7 @@ from lightly.models.modules import (
     heads,
 )
 from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+from lightly.transforms.ijepa_transform import IJEPATransform
 from torch import Tensor, nn
 
 from benchmarks import masks, plain, plain_teachers
@@ -258,7 +259,7 @@ def transform(case: Case) -> Any:
         case "mae" | "simmim":
             return transforms.MAETransform(**own)
         case "ijepa":
-            return transforms.IJEPATransform(**own)
+            return IJEPATransform(**own)
         case "simclr":
             return transforms.SimCLRTransform(**own)
         case "vicreg":
