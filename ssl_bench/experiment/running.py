@@ -24,6 +24,7 @@ from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan, is_trained
 from ssl_bench.training import budget, pretrain, setup
 from ssl_bench.utils.files import make_inside
+from ssl_bench.utils.formatting import many
 
 _IMAGES_IN_PICTURE = 10
 
@@ -166,13 +167,12 @@ def _announce(
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
     count = (spec.image_size // spec.patch_size) ** 2 if spec.patch_size else 0
     patches = f" in {count} patches of {spec.patch_size} px" if count else ""
-    epochs = "epoch" if plan.epochs == 1 else "epochs"
     console.print(f"{plan.method} on ", end="")
     say_images(data)
     console.print(
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px{patches}; "
-        f"{plan.epochs:.4g} {epochs} of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{many(plan.epochs, 'epoch')} of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )
@@ -184,7 +184,7 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
     """The loss curve, and whatever pictures the method has of the first test images."""
     from ssl_bench.experiment import figures  # a second that the first step need not wait for
 
-    title = f"{plan.method} on {plan.data}, {plan.epochs:.4g} epochs, seed {plan.seed}"
+    title = f"{plan.method} on {plan.data}, {many(plan.epochs, 'epoch')}, seed {plan.seed}"
     if (folder / schema.METRICS).exists() and not (folder / "figures/loss.png").exists():
         make_inside(folder, folder / schema.FIGURES)
         figures.loss_curve(folder / schema.METRICS, title, folder / "figures/loss.png")

@@ -80,9 +80,10 @@ def whole(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:,.0f}"
 
 
-def many(number: int, thing: str) -> str:
-    """A count of things: "1 cell", "1,200 cells"."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
+def many(number: float, thing: str) -> str:
+    """A count of things: "1 cell", "1,200 cells", "0.25 epochs"."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:,.4g}"
+    return f"{text} {thing}{'s' * (number != 1)}"
 
 
 def plain(text: str) -> str:

@@ -21,6 +21,7 @@ from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Published, Recipe
+from ssl_bench.utils.formatting import many
 from ssl_bench.utils.terminal import Console
 
 DIFFERS, DISPUTED = "!=", "~"
@@ -197,7 +198,7 @@ def _fixed(entries: Sequence[Published], values: Mapping[str, Any]) -> str:
 def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
     """A value for a reader: a warm-up in epochs, which papers count it in, not as a share."""
     if name == "warmup":
-        return f"{round(value * values['epochs'], 3):g} epochs"
+        return many(round(value * values["epochs"], 3), "epoch")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
