@@ -103,6 +103,7 @@ class _WandB:
     def __init__(self, folder: Path, config: Mapping[str, Any], sent: Sent) -> None:
         import wandb
 
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{SECONDS_TO_FINISH:g}")
         sent.run = sent.run or secrets.token_hex(4)
         self._image = wandb.Image
         self._run = wandb.init(
@@ -112,7 +113,7 @@ class _WandB:
             notes=f"run folder: {config['run_folder']}",
             config=dict(config),
             resume="allow",
-            settings=wandb.Settings(console="off", finish_timeout=SECONDS_TO_FINISH),
+            settings=wandb.Settings(console="off"),
         )
         # Its own steps only ever grow, and evaluations on the way belong to steps that are past.
         self._run.define_metric("*", step_metric="step")
