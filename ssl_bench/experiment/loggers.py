@@ -117,7 +117,9 @@ class _WandB:
         )
         # Its own steps only ever grow, and evaluations on the way belong to steps that are past.
         self._run.define_metric("*", step_metric="step")
-        self._row = max(sent.step + len(sent.files), self._run.step)
+        if self._run.resumed:  # what the server has; a killed process may not have sent all
+            sent.step = min(sent.step, self._run.step - 1)
+        self._row = max(sent.step + len(sent.files), self._run.step - 1)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         self._row = max(self._row + 1, step)
