@@ -18,6 +18,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 Compilation = Literal["auto", "on", "off"]
 Storage = Literal["auto", "memory", "stream"]
 Strategy = Literal["auto", "ddp", "fsdp"]
+LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""What ``log`` may name: packages of the same names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,10 @@ class Settings(WorkSettings):
     0.5, or every share of the training, such as 20%."""
     eval_every_with: tuple[str, ...] = ("knn",)
     """Evaluations of --eval-every, separated by commas."""
+    log: tuple[str, ...] = ()
+    """Log the run, its scores and its pictures to tensorboard, wandb, mlflow or trackio, or to
+    several, separated by commas. Each has to be installed, and has its settings in environment
+    variables of its own, such as WANDB_MODE=offline."""
     preset: str = "quick"
     """Named set of defaults; each flag given beside it wins."""
 
@@ -123,6 +129,8 @@ class Settings(WorkSettings):
             "strategy fsdp divides a model among several processes, and there is one; --devices 2 "
             "or more would work",
         )
+        for name in self.log:
+            require(name in LOGGERS, f"log {name!r} is no logger; {', '.join(LOGGERS)} would work")
         if self.budget_time:
             above("budget time", self.budget_seconds, 0)
         if self.eval_every:

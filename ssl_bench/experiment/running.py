@@ -15,6 +15,7 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
+from ssl_bench.experiment import log_follower, loggers
 from ssl_bench.experiment.evaluating import check_ranks, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
 from ssl_bench.experiment.preparation import Prepared, memory_noted, prepare_run, snapshot_steps
@@ -55,6 +56,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     """
     settings, plugin = config.settings, config.method
     check_ranks(settings)
+    loggers.check(settings.log)
     datasets = datasets or data_of(config)
     data, eval_data = datasets
     with memory_noted(config):
@@ -89,7 +91,10 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     for line in prepared.left_out:
         note(line)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
-    with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
+    with (
+        collectives.rank_zero_only(run_folder.locked(folder, settings.wait)),
+        collectives.rank_zero_only(log_follower.following(folder, settings.log)),
+    ):
         snapshots = snapshot_steps(settings, plan, prepared.method, data)
         method = _trained(prepared, data, plan, folder, settings, snapshots)
         collectives.on_rank_zero(lambda: _draw(method, data, plan, spec, folder))

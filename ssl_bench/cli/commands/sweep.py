@@ -15,6 +15,7 @@ from ssl_bench.cli import sweep_args
 from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.errors import require
+from ssl_bench.experiment import loggers
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep import manifest, search
 from ssl_bench.sweep.backends import clusters, slurm
@@ -34,6 +35,7 @@ _console = Console()
 def main(args: Sequence[str]) -> None:
     """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``."""
     wanted = sweep_args.parse(args)
+    loggers.check([name for cell in wanted.cells for name in cell.config.settings.log])
     planner = Planner(wanted.settings, wanted.resources, wanted.runs_dir)
     entries = planner.entries(wanted.cells)
     while _is_more(args, wanted, planner, entries):
