@@ -70,7 +70,7 @@ def write(settings: ReportSettings) -> list[str]:
     methods = found.runs["method"].fillna(UNKNOWN)
     source = Source(
         found,
-        comparison.compare(found),
+        comparison.compare(found, settings=settings),
         drawing.looks(methods, registry.discover("method")),
         dict.fromkeys(found.problems),
     )
