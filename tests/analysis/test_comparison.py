@@ -415,7 +415,15 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
     [scores], [tests] = main_tables(source), pair_tables(source)
     empty = dataclasses.replace(tests, name="runs", rows=())
     nothing = dict.fromkeys(("pairs", "missing", "provenance", "notes", "problems"), ())
-    content = {"title": "", "facts": {}, "tables": (scores,), "further": {}, "runs": empty}
+    content = {
+        "title": "",
+        "facts": {},
+        "answers": [],
+        "lead": None,
+        "tables": (scores,),
+        "further": {},
+        "runs": empty,
+    }
     content |= {"figures": {}, **nothing}
     html = re.sub(r"<style>.*?</style>|<script>.*", "", page.render(content), flags=re.DOTALL)
     for text in (
