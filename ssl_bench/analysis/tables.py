@@ -122,7 +122,7 @@ def _score_tables(table: ScoreTable, width: int) -> Iterator[RichTable]:
     parts.append([column for column in table.headlines if units[column.unit] == 1])
     shown = [each for part in parts if part for each in _side_by_side(table, part, width)]
     has_intervals = any(score.mean.half_width is not None for score in table.cells.values())
-    interval = ["mean ± half of its 95 % t interval over seeds"] * has_intervals
+    interval = [f"mean ± half of its 95 % t interval over {table.interval_over}"] * has_intervals
     shown[-1].caption = "\n".join([*interval, *marks.legend(table)])
     yield from shown
 
@@ -237,11 +237,9 @@ def _pair_table(table: ScoreTable) -> RichTable:
         pairs = [each for each in [*pairs, *reversed_] if each[1] == best.get(each[0].column)]
         pairs.sort(key=lambda each: table.headlines.index(each[0].column))
         title = "differences to the best mean"
-    tested = sum(pair.p_adjusted is not None for pair in table.pairs)
-    corrected = f"; p of Holm's correction for {tested} test{'s' * (tested > 1)}" * bool(tested)
     shown = _new_table(
         title,
-        f"difference and its own 95 % interval{corrected}",
+        marks.corrected(table),
         evaluation="fold", pair="fold", difference="right", p="right", verdict="fold",
     )  # fmt: skip
     names = {group.key: group.label for group in table.groups}
@@ -254,13 +252,13 @@ def _pair_table(table: ScoreTable) -> RichTable:
             _text(f"{names[first]} -\n{names[second]}"),
             _difference(pair, sign),
             "-" if pair.p_adjusted is None else share(pair.p_adjusted),
-            _text(_verdict(pair)),
+            _text(_verdict(pair, sign)),
         )
     return shown
 
 
 def _difference(pair: Pair, sign: int) -> str:
-    unit, interval = pair.column.unit, pair.difference.interval
+    unit, interval = pair.column.unit, pair.interval
     text = digits(sign * pair.difference.difference, unit, "+")
     if interval:
         low, high = sorted(sign * end for end in interval)
@@ -268,12 +266,10 @@ def _difference(pair: Pair, sign: int) -> str:
     return text
 
 
-def _verdict(pair: Pair) -> str:
-    if pair.p_adjusted is None:
-        return "not tested"
-    if pair.is_of_single_runs:
-        return f"{'differs, these two runs' if pair.is_significant else 'tie'}\nMcNemar"
-    return f"{'significant' if pair.is_significant else 'tie'}\n{pair.test}"
+def _verdict(pair: Pair, sign: int) -> str:
+    turned = {"better": "worse", "worse": "better"}
+    verdict = turned.get(pair.verdict, pair.verdict) if sign < 0 else pair.verdict
+    return f"{verdict}\n{pair.test}" if verdict != pair.test else verdict
 
 
 def _text(text: str, style: str = "") -> Text:

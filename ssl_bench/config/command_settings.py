@@ -63,8 +63,23 @@ class ReconstructSettings(WeightSettings):
         require(bool(self.images), "say which images to reconstruct")
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerdictSettings(CheckedConfig):
+    """How differences over seeds are judged."""
+
+    family: Literal["column", "table"] = "column"
+    """Tests that one correction covers: those of each evaluation, or of all of a table."""
+    pairing: Literal["auto", "always", "never"] = "auto"
+    """Whether runs of one seed are compared with each other: where five and more shared seeds show
+    a correlation, wherever two methods have the same seeds, or never."""
+    margin: Annotated[float, "(0, inf)"] = 0.5
+    """Points of accuracy within which two methods are called equivalent."""
+    interval: Literal["seeds", "seeds+images"] = "seeds"
+    """What the interval of a mean counts: other seeds, or other seeds and other test images."""
+
+
 @dataclass(frozen=True)
-class CompareSettings(RunsSettings):
+class CompareSettings(VerdictSettings, RunsSettings):
     """Show runs side by side."""
 
     runs: tuple[str, ...] = ()
@@ -98,7 +113,7 @@ class QuerySettings(RunsSettings):
 
 
 @dataclass(frozen=True)
-class ReportSettings(RunsSettings):
+class ReportSettings(VerdictSettings, RunsSettings):
     """Write a page with tables and figures of runs, and the files for a paper."""
 
     runs: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
 Runs that differ only in the seed form a group, which is a row. A column holds one score of one
 evaluation under one protocol, and a table covers one version of a data set. Results that are not
-comparable are kept apart, and a note says why. The headline scores are tested in pairs, with Holm's
-correction over the whole table; the other scores are shown but not tested.
+comparable are kept apart, and a note says why. The headline scores are tested in pairs (see
+`pairs`); the other scores are shown but not tested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
-from ssl_bench.config.command_settings import At
+from ssl_bench.config.command_settings import At, VerdictSettings
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
@@ -70,6 +70,8 @@ class ScoreTable:
         columns: headline scores first.
         cells: by the keys of group and column; absent where there is no score.
         pairs: headline scores of all groups, a before b in the order of the rows.
+        interval_over: what the intervals of means count, in words.
+        family: what one correction covers.
     """
 
     evaluated_on: str
@@ -81,6 +83,8 @@ class ScoreTable:
     cells: Mapping[tuple[str, str], GroupScore]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
+    interval_over: str = "seeds"
+    family: str = "column"
 
     @property
     def headlines(self) -> tuple[Column, ...]:
@@ -112,7 +116,12 @@ class Comparison:
     problems: tuple[str, ...]
 
 
-def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Comparison:
+def compare(
+    index: Index,
+    at: At = "end",
+    at_cost: float | None = None,
+    settings: VerdictSettings | None = None,
+) -> Comparison:
     """Compare everything in an index.
 
     An evaluation in another precision, or with another seed than the run's, makes a group of its
@@ -122,7 +131,9 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
         at: read the scores at the "end" of each run, or at a cost that is equal for all.
         at_cost: that cost, in images, FLOPs or seconds. Default: the largest that all ended runs
             reach.
+        settings: how differences are judged.
     """
+    settings = settings or VerdictSettings()
     runs = index.runs.drop_duplicates("run")
     every, keys, duplicates, notes = grouping.group(runs, index.scores)
     scores = every
@@ -141,7 +152,8 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
                 f"seconds of different devices are in tables of their own: {' / '.join(names)}"
             )
     tables = tuple(
-        _table(part, runs, keys, at, at_cost) for _, part in scores.groupby(table_keys, sort=False)
+        _table(part, runs, keys, at, at_cost, settings)
+        for _, part in scores.groupby(table_keys, sort=False)
     )
     in_tables = set(scores["run"])
     is_shown = runs["run"].map(lambda run: duplicates.get(run, run) in in_tables)
@@ -151,7 +163,12 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
 
 
 def _table(
-    scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str], at: At, at_cost: float | None
+    scores: pd.DataFrame,
+    runs: pd.DataFrame,
+    keys: Sequence[str],
+    at: At,
+    at_cost: float | None,
+    settings: VerdictSettings,
 ) -> ScoreTable:
     first = scores.iloc[0]
     title = f"{first['evaluated_on']}, {int(first['test_images']):,} test images"
@@ -178,13 +195,24 @@ def _table(
         )
     else:
         labels = {group.key: group.label for group in groups}
-        tested, untested = pairs.test_pairs([*labels], columns, by_cell, labels, at == "end")
+        tested, untested = pairs.test_pairs(
+            [*labels], columns, by_cell, labels, at == "end", settings
+        )
         notes += untested
+        for column in columns:
+            of_column = [pair for pair in tested if pair.column == column]
+            if any(pair.verdict == "undecided" for pair in of_column):
+                notes += filter(None, [pairs.what_would_decide(column, by_cell)])
     cells = {}
     for column in columns:
         keys = [group.key for group in groups if (group.key, column.key) in by_cell]
         values = {key: {s.run: s.value for s in by_cell[key, column.key]} for key in keys}
         means = {key: statistics.mean_interval([*values[key].values()]) for key in keys}
+        if settings.interval == "seeds+images" and column.is_headline and at == "end":
+            for key in keys:
+                right_SN = pairs.right_answers(by_cell[key, column.key], notes)
+                if right_SN is not None:
+                    means[key] = statistics.mean_over_seeds_and_images(right_SN)
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
@@ -212,6 +240,8 @@ def _table(
         cells=cells,
         pairs=tested,
         notes=(*notes, *column_notes, *sorted(data_notes)),
+        interval_over=settings.interval.replace("+", " and test "),
+        family=settings.family,
     )
 
 

@@ -20,6 +20,8 @@ _NEEDED = [
 ]
 _SETTINGS = ["settings", "pretrained_on", "data_fingerprint", "eval_precision", "eval_seed"]
 _VERSION = ["test_fingerprint", "test_images"]
+_LONGEST_LABEL = 48
+"""Longer ones are replaced by letters, which a note explains."""
 _OF_RUNS = ["run", "group", "method", "settings", "pretrained_on", "data_fingerprint", "seed"]
 
 
@@ -104,6 +106,9 @@ def group(
         differing = differences({key: settings_of(row) for key, row in rows.items()})
         keys = sorted(differing, key=lambda key: (_order(differing[key]), key))
         own = {key: f"{method} {describe(differing[key])}".rstrip() for key in keys}
+        if max(map(len, own.values())) > _LONGEST_LABEL:
+            long, own = own, {key: f"{method} {_letters(n)}" for n, key in enumerate(keys)}
+            notes += [f"{own[key]}: {long[key].removeprefix(f'{method} ')}" for key in keys]
         times = Counter(own.values())
         ambiguous = [key for key in own if times[own[key]] > 1]
         for key in ambiguous:
@@ -153,6 +158,12 @@ def _merge(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str
             )
     merged = both.drop_duplicates(place)[scores.columns]
     return pd.concat([scores.drop(both.index), merged]).sort_index(), duplicates, notes
+
+
+def _letters(number: int) -> str:
+    """A, B, ... Z, AA, AB, ..."""
+    more, last = divmod(number, 26)
+    return (_letters(more - 1) if more else "") + chr(ord("A") + last)
 
 
 def _order(settings: Mapping[str, Any]) -> list[Any]:

@@ -11,8 +11,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ssl_bench.analysis.comparison.pairs import LEVEL, read_predictions
-from ssl_bench.analysis.comparison.statistics import Difference, difference, holm, mcnemar
+from ssl_bench.analysis.comparison.pairs import read_predictions
+from ssl_bench.analysis.comparison.statistics import (
+    LEVEL,
+    Difference,
+    difference,
+    holm,
+    mcnemar,
+)
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, or_missing

@@ -15,7 +15,7 @@ console = Console()
 def compare(settings: CompareSettings) -> None:
     """Show runs side by side: ``ssl-bench compare``."""
     found = index.load(settings.runs_dir, settings.runs)
-    compared = comparison.compare(found, settings.at, settings.at_cost)
+    compared = comparison.compare(found, settings.at, settings.at_cost, settings)
     for table in tables.as_rich(compared, console.width):
         console.print(table)
     for note in tables.notes(compared):
