@@ -88,7 +88,8 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     for line in prepared.left_out:
         note(line)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
-    with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
+    recorded = run_folder.recorded_as(config.command())
+    with recorded, collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
         snapshots = snapshot_steps(settings, plan, prepared.method, data)
         method = _trained(prepared, data, plan, folder, settings, snapshots)
         collectives.on_rank_zero(lambda: _draw(method, data, plan, spec, folder))

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -27,6 +27,7 @@ _PACKAGES = (
     *("scikit-learn", "scipy"),
 )
 _noting_failures: list[Path] = []
+_command: list[str] = []
 
 
 def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -127,10 +128,22 @@ def note_failure(reason: str) -> None:
             write_json(folder / schema.FAILED, {"error": reason, "at": now})
 
 
+@contextmanager
+def recorded_as(command: Sequence[str]) -> Iterator[None]:
+    """Have `environment` name this command, and not how the process was started: a job of a sweep
+    or a notebook is none that a person could type."""
+    before = [*_command]
+    _command[:] = command
+    try:
+        yield
+    finally:
+        _command[:] = before
+
+
 def environment(device: str) -> dict[str, Any]:
     """The origin of numbers: command, code, packages and machine."""
     return {
-        "command": ["ssl-bench", *sys.argv[1:]],
+        "command": [*_command] or ["ssl-bench", *sys.argv[1:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": _code_version(),
         "python": platform.python_version(),
