@@ -83,7 +83,7 @@ def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any
         "mark": score.mark,
         "mark_meaning": marks.meaning(score.mark),
         "seeds": " ".join(map(str, seeds.values())),
-        "runs": " ".join(seeds),
+        "runs": "" if group.is_baseline else " ".join(seeds),
         **group.costs,
         "device": "; ".join(group.devices),
     }
@@ -116,7 +116,10 @@ def _add_column(table: RichTable, name: str | Text, kind: str) -> None:
 
 
 def _score_tables(table: ScoreTable, width: int) -> Iterator[RichTable]:
-    """The headline scores: those of one unit beside each other, the others after them."""
+    """The headline scores: those of one unit beside each other, the others after them.
+
+    Baselines stand below the runs.
+    """
     units = Counter(column.unit for column in table.headlines)
     parts = [[c for c in table.headlines if c.unit == unit] for unit in units if units[unit] > 1]
     parts.append([column for column in table.headlines if units[column.unit] == 1])
@@ -151,8 +154,11 @@ def _side_by_side(table: ScoreTable, columns: Sequence[Column], width: int) -> I
         for column in chunk:
             _add_column(shown, _text(heads[column.key]), "right")
         for row, group in enumerate(groups):
+            if group.is_baseline and row and not groups[row - 1].is_baseline:
+                shown.add_section()
             scores = (texts[column.key][row] for column in chunk)
-            shown.add_row(_text(group.label), str(len(group.seeds)), *scores)
+            runs = "-" if group.is_baseline else str(len(group.seeds))
+            shown.add_row(_text(group.label), runs, *scores)
         yield shown
 
 
@@ -171,7 +177,7 @@ def _best_groups(table: ScoreTable) -> Sequence[Group]:
         return table.groups
     means = _means(table, table.headlines[0])
     best = set(sorted(means, key=lambda key: -means[key])[:_MOST_ROWS])
-    return [group for group in table.groups if group.key in best]
+    return [group for group in table.groups if group.key in best or group.is_baseline]
 
 
 def _head(column: Column, with_unit: bool) -> str:
@@ -216,6 +222,8 @@ def _cost_table(table: ScoreTable, width: int) -> RichTable:
     caption = plain("\n".join([caption, *legend]))
     shown = _new_table("cost of pre-training", caption, method="fold", **kinds)
     for group in _best_groups(table):
+        if group.is_baseline:
+            continue
         shown.add_row(_text(group.label), *(_text(show(group)) for show in heads.values()))
     return shown
 
@@ -245,7 +253,7 @@ def _pair_table(table: ScoreTable) -> RichTable:
         evaluation="fold", pair="fold", difference="right", p="right", verdict="fold",
     )  # fmt: skip
     names = {group.key: group.label for group in table.groups}
-    if len({group.method for group in table.groups}) == 1:
+    if len({group.method for group in table.groups if not group.is_baseline}) == 1:
         shared = table.groups[0].method
         names = {key: name.removeprefix(shared).strip() or name for key, name in names.items()}
     for pair, first, second, sign in pairs:

@@ -24,6 +24,10 @@ from ssl_bench.models import encoders
 from ssl_bench.utils import rng
 
 _MOST_PATCHES = 2**16
+_WELL_KNOWN = (
+    *("convnext_tiny", "regnety_032", "beit_base_patch16_224", "deit_small_patch16_224"),
+    *("swin_tiny_patch4_window7_224", "resnet50", "vit_small_patch16_224"),
+)
 _COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
 _ARCHITECTURE = {
     *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
@@ -150,7 +154,8 @@ def _sizes_of(kind: type[Any]) -> frozenset[str]:
 def unknown_backbone(name: str) -> UserError:
     """The error for an unknown backbone; suggests the nearest name, if there is one."""
     names = sorted([*BACKBONES, *timm.list_models()])
-    beginnings = {each[: len(name)]: each for each in reversed(names)}
+    # Of several that begin like this one, the best known, or else the first.
+    beginnings = {each[: len(name)]: each for each in (*reversed(names), *_WELL_KNOWN)}
     near = get_close_matches(name.lower(), beginnings, n=1, cutoff=0.6)
     hint = (
         f"{', '.join(BACKBONES)} and every image model of timm are known, such as "

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.comparison import curves, grouping, pairs, statistics
+from ssl_bench.analysis.comparison import baselines, curves, grouping, pairs, statistics
 from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
@@ -42,6 +42,8 @@ class Group:
         seeds: by run, in ascending order.
         costs: means over the pre-trainings, up to the point where the table reads the scores, and
             sizes; None where they were not measured.
+        is_baseline: whether it is what the evaluations have beside the runs, such as raw pixels;
+            its runs are names for them alone, and it is not tested.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Group:
     seeds: Mapping[str, int]
     costs: Mapping[str, float | None]
     devices: tuple[str, ...]
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,10 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
             notes.append(
                 f"seconds of different devices are in tables of their own: {' / '.join(names)}"
             )
+    versions = grouping.versions(scores)
     tables = tuple(
-        _table(part, runs, keys, at, at_cost) for _, part in scores.groupby(table_keys, sort=False)
+        _table(part, runs, keys, at, at_cost, versions)
+        for _, part in scores.groupby(table_keys, sort=False)
     )
     in_tables = set(scores["run"])
     is_shown = runs["run"].map(lambda run: duplicates.get(run, run) in in_tables)
@@ -151,10 +156,16 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
 
 
 def _table(
-    scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str], at: At, at_cost: float | None
+    scores: pd.DataFrame,
+    runs: pd.DataFrame,
+    keys: Sequence[str],
+    at: At,
+    at_cost: float | None,
+    versions: Mapping[str, str],
 ) -> ScoreTable:
     first = scores.iloc[0]
-    title = f"{first['evaluated_on']}, {int(first['test_images']):,} test images"
+    version = versions[first["test_fingerprint"]]
+    title = f"{first['evaluated_on']}{version}, {int(first['test_images']):,} test images"
     notes: list[str] = []
     data_notes = {f"{first['evaluated_on']}: {note}" for note in scores["note"].dropna() if note}
     columns, column_notes = grouping.columns(scores)
@@ -167,6 +178,7 @@ def _table(
         costs = shown.drop_duplicates("run").set_index("run")
         scores = scores.assign(**{name: scores["run"].map(costs[name]) for name in COSTS})
     groups = _groups(scores, runs, keys)
+    beside, beside_cells = _beside(scores)
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in shown[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
@@ -188,6 +200,9 @@ def _table(
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
+        if column.is_headline and column.better != "neither":
+            what = f"{column.title}{version}"
+            notes += _ahead(what, column, groups, beside, {**cells, **beside_cells})
     devices = sorted({device for group in groups for device in group.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
@@ -207,9 +222,9 @@ def _table(
         test_fingerprint=first["test_fingerprint"],
         test_images=int(first["test_images"]),
         title=title,
-        groups=groups,
+        groups=(*groups, *beside),
         columns=columns,
-        cells=cells,
+        cells={**cells, **beside_cells},
         pairs=tested,
         notes=(*notes, *column_notes, *sorted(data_notes)),
     )
@@ -240,6 +255,47 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
         for key in keys
         if (rows := by_key.get(key))
     )
+
+
+def _beside(
+    scores: pd.DataFrame,
+) -> tuple[tuple[Group, ...], dict[tuple[str, str], GroupScore]]:
+    """The baselines of these scores as groups, and their cells."""
+    groups, cells = [], {}
+    for label, values in baselines.found(scores).items():
+        key = f"baseline {label}"
+        runs = {f"{label} seed {seed}": seed for seed in sorted({seed for seed, _ in values})}
+        costs = dict.fromkeys((*COSTS, *_SIZES))
+        groups.append(Group(key, label, label, runs, costs, (), is_baseline=True))
+        for column in dict.fromkeys(column for _, column in values):
+            of_runs = {f"{label} seed {s}": v for (s, c), v in values.items() if c == column}
+            cells[key, column] = GroupScore(statistics.mean_interval([*of_runs.values()]), of_runs)
+    return tuple(groups), cells
+
+
+def _ahead(
+    what: str,
+    column: Column,
+    groups: Sequence[Group],
+    beside: Sequence[Group],
+    cells: Mapping[tuple[str, str], GroupScore],
+) -> list[str]:
+    """A line for each baseline that is ahead of every run."""
+
+    def means(of: Sequence[Group]) -> dict[str, float]:
+        known = {each.label: cells.get((each.key, column.key)) for each in of}
+        return {label: score.mean.mean for label, score in known.items() if score and score.mean.n}
+
+    of_runs = means(groups)
+    if not of_runs:
+        return []
+    best = max(of_runs, key=lambda label: column.sign * of_runs[label])
+    return [
+        f"{what}: {label} ({mean:.2f}) is ahead of every run, the best of which is {best} "
+        f"({of_runs[best]:.2f})"
+        for label, mean in means(beside).items()
+        if column.sign * mean > column.sign * of_runs[best]
+    ]
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:
