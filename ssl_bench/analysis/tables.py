@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,33 @@ def flat(comparison: Comparison) -> pd.DataFrame:
         for column in table.columns
         if (score := table.cells.get((group.key, column.key)))
     )  # fmt: skip
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """What `flat` has, pairs, runs to know of and notes; numbers that are none are null."""
+    rows = json.loads(flat(comparison).to_json(orient="records"))
+    pairs = [
+        {
+            "read": table.title,
+            "evaluation": pair.column.title,
+            "a": table.label(pair.a),
+            "b": table.label(pair.b),
+            "difference": pair.difference.difference,
+            "interval": pair.difference.interval,
+            "p_holm": pair.p_adjusted,
+            "test": pair.test,
+            "is_significant": pair.is_significant,
+        }
+        for table in comparison.tables
+        for pair in table.pairs
+    ]
+    incomplete = [vars(run) for run in comparison.incomplete]
+    return {
+        "scores": rows,
+        "pairs": json.loads(pd.DataFrame(pairs).to_json(orient="records")),
+        "incomplete": incomplete,
+        "notes": notes(comparison),
+    }
 
 
 def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +29,7 @@ _PACKAGES = (
 )
 _noting_failures: list[Path] = []
 _command: list[str] = []
+_SHOWN = 12
 
 
 def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -175,6 +177,8 @@ def record_environment(folder: Path, device: str, devices: Mapping[str, Any] | N
 def find(runs_dir: Path, names: list[str]) -> list[Path]:
     """Run folders by path or by name under ``runs_dir``; all of them when no name is given.
 
+    A name with ``*``, ``?`` or ``[`` stands for all that match it.
+
     Raises:
         UserError: there is no such run, or none at all.
     """
@@ -183,7 +187,18 @@ def find(runs_dir: Path, names: list[str]) -> list[Path]:
         if not folders:
             raise UserError(f"no run in {str(runs_dir)!r}; `ssl-bench run` makes one")
         return folders
-    return [_find_one(runs_dir, name) for name in names]
+    return [folder for name in names for folder in _matching(runs_dir, name)]
+
+
+def _matching(runs_dir: Path, name: str) -> list[Path]:
+    """The folder that a name stands for, or those that a pattern does."""
+    if not set("*?[") & set(name) or Path(name).exists():
+        return [_find_one(runs_dir, name)]
+    folders = find(runs_dir, [])
+    found = [path for path in folders if fnmatchcase(path.name, name)]
+    names = ", ".join(path.name for path in folders[:_SHOWN]) + ", ..." * (len(folders) > _SHOWN)
+    require(bool(found), f"no run in {str(runs_dir)!r} matches {name!r}; runs there: {names}")
+    return found
 
 
 def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:

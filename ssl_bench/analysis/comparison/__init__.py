@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -22,6 +22,7 @@ from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.config.command_settings import At
+from ssl_bench.errors import require
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
@@ -113,6 +114,71 @@ class Comparison:
     incomplete: tuple[IncompleteRun, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
+
+
+def select(
+    index: Index, methods: Collection[str], data: Collection[str], evals: Collection[str]
+) -> Index:
+    """The runs of these methods, and their scores of these evaluations on these data sets.
+
+    Runs without such a score are left out, too. What is empty selects everything.
+
+    Raises:
+        UserError: one of them is not there, or nothing is left.
+    """
+    runs, scores = index.runs, index.scores
+    for wanted, frame, column, what in (
+        (methods, runs, "method", "method"),
+        (data, scores, "evaluated_on", "data set"),
+        (evals, scores, "eval", "evaluation"),
+    ):
+        known = sorted(set(frame[column].dropna().astype(str)))
+        for name in wanted:
+            require(
+                name in known, f"no run has {what} {name!r}; they have {', '.join(known) or 'none'}"
+            )
+    if methods:
+        runs = runs[runs["method"].isin(methods)]
+    for wanted, column in ((data, "evaluated_on"), (evals, "eval")):
+        if wanted:
+            scores = scores[scores[column].isin(wanted)]
+            runs = runs[runs["run"].isin(scores["run"])]
+    scores = scores[scores["run"].isin(runs["run"])]
+    require(len(runs) > 0, "no run is of all that was asked for")
+    return Index(runs, scores, index.problems)
+
+
+def ordered(comparison: Comparison, by: str) -> Comparison:
+    """The same with the rows of each table by an evaluation, the best first, or by a cost.
+
+    Raises:
+        UserError: no table has it.
+    """
+    if not by:
+        return comparison
+    costs = {"images": "images_seen", **{name: name for name in (*COSTS, *_SIZES)}}
+    heads = {column.evaluation for table in comparison.tables for column in table.headlines}
+    require(
+        by in heads or by in costs,
+        f"sort {by!r}: rows can be sorted by {', '.join(sorted(heads))}, images, flops or seconds",
+    )
+
+    def place(table: ScoreTable, group: Group) -> tuple[bool, bool, float]:
+        value = group.costs[costs[by]] if by not in heads else None
+        for column in table.headlines:
+            score = table.cells.get((group.key, column.key))
+            if column.evaluation == by and score and score.mean.n:
+                value = -column.sign * score.mean.mean
+                break
+        return group.is_baseline, value is None, value or 0.0
+
+    return replace(
+        comparison,
+        tables=tuple(
+            replace(t, groups=tuple(sorted(t.groups, key=lambda group, t=t: place(t, group))))
+            for t in comparison.tables
+        ),
+    )
 
 
 def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Comparison:
