@@ -182,11 +182,12 @@ def _side_by_side(table: ScoreTable, columns: Sequence[Column], width: int) -> I
         for column in chunk:
             _add_column(shown, _text(heads[column.key]), "right")
         for row, group in enumerate(groups):
-            if group.is_baseline and row and not groups[row - 1].is_baseline:
-                shown.add_section()
-            scores = (texts[column.key][row] for column in chunk)
+            scores = [texts[column.key][row] for column in chunk]
+            if group.is_baseline and all(str(score) == "-" for score in scores):
+                continue
             runs = "-" if group.is_baseline else str(len(group.seeds))
-            shown.add_row(_text(group.label), runs, *scores)
+            is_last_run = [each.is_baseline for each in groups[row : row + 2]] == [False, True]
+            shown.add_row(_text(group.label), runs, *scores, end_section=is_last_run)
         yield shown
 
 

@@ -111,6 +111,14 @@ def every_flag(
     for kind in kinds:
         sources += [(each.config, flag_prefix(each)) for each in registry.discover(kind).values()]
     unique = {flag.name: flag for cls, prefix in sources for flag in flags_with(cls, prefix, {})}
+    choices = {
+        name: tuple[choices[name], ...]  # type: ignore[misc]
+        if name in unique
+        and typing.get_origin(unique[name].type) is tuple
+        and typing.get_origin(choices[name]) is not tuple
+        else choices[name]
+        for name in choices
+    }
     # Of no default, or it would be a choice called None.
     shown = [
         replace(flag, default=dataclasses.MISSING)

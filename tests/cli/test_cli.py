@@ -279,7 +279,8 @@ def test_eval_keeps_seeds_and_precisions_apart(ssl_bench: Call, run: Call, tmp_p
     assert len(list(folder.glob("evals/knn-*/scores.json"))) == 3
     code, _, err = ssl_bench("compare", *runs_dir, "--csv", csv)
     assert code == 0, err
-    assert sorted(pd.read_csv(csv)["label"]) == [
+    table = pd.read_csv(csv)
+    assert sorted(table.loc[table["method"] == "mae", "label"]) == [
         "mae evaluated_in=bf16",
         "mae evaluated_in=fp32",
         "mae evaluated_in=fp32, evaluated_with_seed=1",
@@ -411,6 +412,7 @@ def test_completion_offers_methods_and_runs(ssl_bench: Call, tmp_path: Path) -> 
 
     assert offered("show", "m") == ["mae-x", "moco-y"]
     assert offered("run", "--match", "mo") == ["moco-y"]
+    assert offered("compare", "--method", "moc") == ["moco", "mocov3"]
     assert offered("eval", "--runs-dir", "other", "ma") == ["mae-z"]
     assert offered("run", "--method", "moco") == ["moco", "mocov3"]
     assert "mae-x" not in offered("run", "m")

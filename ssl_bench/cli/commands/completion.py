@@ -28,6 +28,8 @@ _RUNS = """\
         folder = words[words.index("--runs-dir") + 1] if "--runs-dir" in words[:-1] else "runs"
         named = os.path.join(glob.escape(folder), glob.escape(start) + "*", "config.json")
         found = glob.glob(named)
+        if found:  # rather than files
+            completions = [each for each in completions if not each.startswith("__TYRO")]
         completions += sorted(os.path.basename(os.path.dirname(path)) for path in found)
 """
 """Goes into tyro's script, which is Python inside: the names of runs, as they are then."""
