@@ -29,7 +29,9 @@ def legend(table: ScoreTable) -> list[str]:
     """The meaning of the marks that a table has, and what single runs do not tell."""
     marks = {cell.mark for cell in table.cells.values()}
     lines = [f"{sign} {meaning}" for mark, (sign, meaning) in _MARKS.items() if mark in marks]
-    if table.pairs and any(len(group.seeds) == 1 for group in table.groups):
+    if table.pairs and any(
+        len(group.seeds) == 1 for group in table.groups if not group.is_baseline
+    ):
         lines.append("single runs have no mark: other seeds may differ")
     return lines
 

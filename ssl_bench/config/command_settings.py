@@ -78,12 +78,29 @@ class VerdictSettings(CheckedConfig):
     """What the interval of a mean counts: other seeds, or other seeds and other test images."""
 
 
-@dataclass(frozen=True)
-class CompareSettings(VerdictSettings, RunsSettings):
-    """Show runs side by side."""
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings(RunsSettings):
+    """Which runs and which of their scores."""
 
     runs: tuple[str, ...] = ()
-    """Run folders, or parts of their names. Default: all."""
+    """Run folders, parts of their names, or patterns such as 'mae-*'. Default: all."""
+    method: tuple[str, ...] = ()
+    """Only runs of these methods, separated by commas."""
+    data: tuple[str, ...] = ()
+    """Only scores on these data sets, by the names that tables have, separated by commas."""
+    evals: tuple[str, ...] = ()
+    """Only these evaluations, separated by commas."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(VerdictSettings, SelectionSettings):
+    """Show runs side by side."""
+
+    sort: str = ""
+    """Order rows by an evaluation, the best first, or by a cost, the lowest first: images, flops,
+    seconds. Default: by method and settings."""
+    json: bool = False
+    """Print everything as JSON, and no tables."""
     at: At = "end"
     """Where scores are read: at the end of each run, or at a cost that is equal for all, between
     the snapshots on either side of it."""

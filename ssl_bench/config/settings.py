@@ -71,8 +71,9 @@ class Settings(WorkSettings):
     image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
     patch_size: Annotated[int | None, "[1, inf)"] = None
-    """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
-    quarter of it; a backbone that is no plain Vision Transformer keeps its own."""
+    """Height and width of a patch in pixels. Default: that in the backbone's name, or the divisor
+    of the image size nearest to a quarter of it and to 16 at most; a backbone that is no plain
+    Vision Transformer keeps its own."""
     epochs: Annotated[float, "(0, inf)"] = 8
     """Passes over the training split; parts of one count in whole steps."""
     budget_flops: Annotated[float | None, "(0, inf)"] = None

@@ -22,6 +22,7 @@ matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
+_INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
 
 
@@ -48,10 +49,14 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
     """
     count = len(next(iter(rows.values())))
     inches = max(1.0, spec.image_size / _DOTS_PER_INCH)
+    longest = max(len(line) for name in rows for line in name.split("\n"))
+    width = max(count * inches + _INCHES_OF_LETTER * longest, _NARROWEST)
+    title = textwrap.fill(title, int(width / (1.1 * _INCHES_OF_LETTER)))
+    height = len(rows) * inches * 1.08 + 0.22 * (1 + title.count("\n")) + 0.1
     figure, axes = plt.subplots(
         len(rows),
         count,
-        figsize=(count * inches, len(rows) * inches * 1.08 + 0.3),
+        figsize=(width, height),
         squeeze=False,
         layout="constrained",
     )
@@ -60,7 +65,7 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
         for axis, image in zip(row_axes, pixels, strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[], frame_on=False)
-        row_axes[0].set_ylabel(name)
+        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize="medium")
     _save(figure, output)
 

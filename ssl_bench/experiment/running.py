@@ -92,6 +92,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
         note(line)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     with (
+        run_folder.recorded_as(config.command()),
         collectives.rank_zero_only(run_folder.locked(folder, settings.wait)),
         collectives.rank_zero_only(log_follower.following(folder, settings.log)),
     ):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 console = Console(stderr=True)
 _SECONDS_BETWEEN_LINES = 20.0
+_BAR_FROM = 110
+"""Columns of a terminal that has room for the bar itself, too."""
 
 
 class Bar:
@@ -59,15 +61,25 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    def whole(width: int) -> Column:
+        """A column that is never cut, however narrow the terminal."""
+        return Column(no_wrap=True, min_width=width)
+
+    def cut(ratio: int | None = None, largest: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=largest)
+
+    is_wide, third = console.width >= _BAR_FROM, console.width // 3
+    done = max(11, 2 * len(str(total)) + 1)
+    columns = [
+        TextColumn("{task.description}", markup=False, table_column=cut(largest=third)),
+        *([BarColumn(bar_width=None)] * is_wide),
+        MofNCompleteColumn(table_column=whole(done)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=cut(None if is_wide else 1)),
+        *([TimeElapsedColumn()] * is_wide),
+        TextColumn("left", table_column=whole(4)),
+        TimeRemainingColumn(table_column=whole(7)),
+    ]
     with Progress(*columns, console=console, expand=True, transient=True) as progress:
         yield Bar(title, total, progress)

@@ -857,3 +857,90 @@ def test_a_copy_that_lost_its_cost_does_not_stand_for_the_run(results: Results) 
     [group] = table.groups
     assert [*group.seeds] == [whole]
     assert group.costs["images_seen"] == 1000
+
+
+def beside(**values: float) -> str:
+    """Baselines of an evaluation, as the index has them."""
+    return json.dumps({name.replace("_", " "): {"top1": value} for name, value in values.items()})
+
+
+def test_baselines_are_rows_that_nothing_is_tested_against(results: Results) -> None:
+    for method in ("mae", "mocov3"):
+        for seed in (0, 1):
+            run = results.run(method, seed, settings={"backbone": "vit", "image_size": 32})
+            results.score(
+                run, 20.0 + seed, baselines=beside(raw_pixels=45.0, random_init=9.0 + seed)
+            )
+    compared = results.compare()
+    [table] = compared.tables
+    assert [(g.label, g.is_baseline) for g in table.groups] == [
+        ("mae", False), ("mocov3", False), ("raw pixels", True), ("random init", True),
+    ]  # fmt: skip
+    cells = {g.label: table.cells[g.key, table.columns[0].key] for g in table.groups}
+    assert cells["raw pixels"].mean.mean == 45 and cells["raw pixels"].mean.n == 2
+    assert cells["random init"].mean.mean == 9.5
+    assert {pair.a for pair in table.pairs} | {pair.b for pair in table.pairs} == {
+        group.key for group in table.groups if not group.is_baseline
+    }
+    [note] = [note for note in tables.notes(compared) if "ahead" in note]
+    assert "raw pixels (45.00)" in note and "random" not in note
+    text = shown(compared)
+    assert "raw pixels" in text and "45.00" in text
+    flat = tables.flat(compared)
+    assert not flat.loc[flat["method"] == "raw pixels", "runs"].any()
+    [page] = main_tables(source_of(compared))
+    assert [row[0].text for row in page.rows][2:] == ["raw pixels", "random init"]
+    assert not page.rows[2][0].link
+
+
+def test_baselines_of_several_encoders_are_told_apart(results: Results) -> None:
+    for size, random in ((32, 10.0), (64, 20.0)):
+        settings = {"backbone": "vit", "image_size": 96, "patch_size": size}
+        run = results.run("mae", settings=settings)
+        results.score(run, 30.0, baselines=beside(raw_pixels=45.0, random_init=random))
+    labels = [group.label for group in results.table().groups if group.is_baseline]
+    assert labels == ["raw pixels", "random init patch_size=32", "random init patch_size=64"]
+
+
+def test_two_sizes_of_one_folder_have_two_titles(results: Results) -> None:
+    for size in (32, 64):
+        run = results.run("mae", settings={"image_size": size})
+        results.score(run, 20.0, test_fingerprint=f"ff{size}")
+    titles = [table.title for table in results.compare().tables]
+    assert titles == ["data at 32 px, 100 test images", "data at 64 px, 100 test images"]
+    results.score(results.run("moco", settings={"image_size": 64}), 20.0, test_fingerprint="gg")
+    titles = [table.title for table in results.compare().tables]
+    assert len(set(titles)) == 3 and "data at 64 px (version gg), 100 test images" in titles
+
+
+def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
+    for method, knn, data in (("mae", 10.0, "a"), ("moco", 30.0, "a"), ("dino", 20.0, "b")):
+        run = results.run(method)
+        results.score(run, knn, evaluated_on=data)
+        results.score(run, 100 - knn, eval="linear", evaluated_on=data)
+    index = Index(pd.DataFrame(results.runs), pd.DataFrame(results.scores), ())
+    only = comparison.select(index, ("mae", "moco"), ("a",), ("knn",))
+    assert set(only.runs["method"]) == {"mae", "moco"} and set(only.scores["eval"]) == {"knn"}
+    assert set(comparison.select(index, (), ("b",), ()).runs["method"]) == {"dino"}
+    for wanted in ((("mea",), (), ()), ((), ("c",), ()), ((), (), ("kn",)), (("mae",), ("b",), ())):
+        with pytest.raises(UserError):
+            comparison.select(index, *wanted)
+    compared = results.compare()
+
+    def order(by: str) -> list[str]:
+        [first, *_] = comparison.ordered(compared, by).tables
+        return [group.label for group in first.groups]
+
+    assert order("knn") == ["moco", "mae"] and order("linear") == ["mae", "moco"]
+    with pytest.raises(UserError, match="knn, linear"):
+        order("accuracy")
+
+
+def test_everything_is_there_as_json(results: Results) -> None:
+    results.seeds("mae", [20.0, 21.0])
+    results.seeds("moco", [30.0, float("nan")])
+    text = json.dumps(tables.as_json(results.compare()), allow_nan=False)
+    content = json.loads(text)
+    assert {row["method"]: row["n"] for row in content["scores"]} == {"mae": 2, "moco": 1}
+    assert [pair["evaluation"] for pair in content["pairs"]] == ["knn"]
+    assert {"incomplete", "notes"} <= content.keys()

@@ -498,6 +498,21 @@ class TestFolder:
         assert not [line for line in lines if "cannot be drawn" in line]
 
 
+def test_long_names_are_folded_and_groups_of_a_method_are_told_apart(runs_dir: Path) -> None:
+    found = index.load(runs_dir)
+    methods = sorted(set(found.runs["method"].dropna()))
+    source = Source(found, comparison.compare(found), drawing.looks(methods, []))
+    with drawing.style():
+        [first, *_] = (d for d in accuracy.by_evaluation(source) if isinstance(d, Drawing))
+        axis = first.figure.axes[0]
+        shown = [" ".join(label.get_text().split()) for label in axis.get_yticklabels()]
+    labels = [label for label in source.labels if " ".join(label.split()) in shown]
+    assert len(labels) == len(shown) and not any("…" in label for label in shown)
+    rows = {line.get_ydata()[0]: line for line in axis.lines if line.get_markersize() == 6.5}
+    looks = [(line.get_color(), line.get_marker()) for line in rows.values()]
+    assert len(set(looks)) == len(looks) > 2
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

@@ -104,6 +104,35 @@ def test_images_may_be_of_common_sizes(backbone: str, size: int) -> None:
     assert features.shape == (2, encoders.width(encoder))
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "expected"),
+    [
+        ("vit_micro", 28, 7),
+        ("vit_micro", 32, 8),
+        ("vit_micro", 64, 16),
+        ("vit_micro", 96, 16),
+        ("vit_micro", 224, 16),
+        ("vit_micro", 8, 2),
+        ("vit_tiny_patch16_224", 224, 16),
+        ("vit_base_patch32_224", 224, 32),
+        ("vit_small_patch8_224", 224, 8),
+        ("vit_base_patch14_dinov2", 518, 14),
+        ("vit_tiny_patch16_224", 32, 8),  # 2 x 2 patches would be too few
+        ("vit_tiny_patch16_224", 100, 20),  # which 16 does not divide
+    ],
+)
+def test_patches_are_as_the_name_says_or_suit_the_images(
+    backbone: str, size: int, expected: int
+) -> None:
+    assert backbones.default_patch_size(backbone, size) == expected
+
+
+@pytest.mark.parametrize(("size", "hint"), [(37, "36 or 40"), (41, "40 or 44"), (5, "4 or 8")])
+def test_images_that_no_patch_divides_are_refused(size: int, hint: str) -> None:
+    with pytest.raises(UserError, match=f"{size} has no divisor.* --image-size {hint} would"):
+        backbones.default_patch_size("vit_tiny_patch16_224", size)
+
+
 def test_nothing_is_dropped_at_random_unless_it_is_asked_for() -> None:
     with torch.device("meta"):
         plain = backbones.build(spec_of(SWIN), seed=0)

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.comparison import curves, grouping, pairs, statistics
+from ssl_bench.analysis.comparison import baselines, curves, grouping, pairs, statistics
 from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.config.command_settings import At, VerdictSettings
+from ssl_bench.errors import require
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
@@ -42,6 +43,8 @@ class Group:
         seeds: by run, in ascending order.
         costs: means over the pre-trainings, up to the point where the table reads the scores, and
             sizes; None where they were not measured.
+        is_baseline: whether it is what the evaluations have beside the runs, such as raw pixels;
+            its runs are names for them alone, and it is not tested.
     """
 
     key: str
@@ -50,6 +53,7 @@ class Group:
     seeds: Mapping[str, int]
     costs: Mapping[str, float | None]
     devices: tuple[str, ...]
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,71 @@ class Comparison:
     problems: tuple[str, ...]
 
 
+def select(
+    index: Index, methods: Collection[str], data: Collection[str], evals: Collection[str]
+) -> Index:
+    """The runs of these methods, and their scores of these evaluations on these data sets.
+
+    Runs without such a score are left out, too. What is empty selects everything.
+
+    Raises:
+        UserError: one of them is not there, or nothing is left.
+    """
+    runs, scores = index.runs, index.scores
+    for wanted, frame, column, what in (
+        (methods, runs, "method", "method"),
+        (data, scores, "evaluated_on", "data set"),
+        (evals, scores, "eval", "evaluation"),
+    ):
+        known = sorted(set(frame[column].dropna().astype(str)))
+        for name in wanted:
+            require(
+                name in known, f"no run has {what} {name!r}; they have {', '.join(known) or 'none'}"
+            )
+    if methods:
+        runs = runs[runs["method"].isin(methods)]
+    for wanted, column in ((data, "evaluated_on"), (evals, "eval")):
+        if wanted:
+            scores = scores[scores[column].isin(wanted)]
+            runs = runs[runs["run"].isin(scores["run"])]
+    scores = scores[scores["run"].isin(runs["run"])]
+    require(len(runs) > 0, "no run is of all that was asked for")
+    return Index(runs, scores, index.problems)
+
+
+def ordered(comparison: Comparison, by: str) -> Comparison:
+    """The same with the rows of each table by an evaluation, the best first, or by a cost.
+
+    Raises:
+        UserError: no table has it.
+    """
+    if not by:
+        return comparison
+    costs = {"images": "images_seen", **{name: name for name in (*COSTS, *_SIZES)}}
+    heads = {column.evaluation for table in comparison.tables for column in table.headlines}
+    require(
+        by in heads or by in costs,
+        f"sort {by!r}: rows can be sorted by {', '.join(sorted(heads))}, images, flops or seconds",
+    )
+
+    def place(table: ScoreTable, group: Group) -> tuple[bool, bool, float]:
+        value = group.costs[costs[by]] if by not in heads else None
+        for column in table.headlines:
+            score = table.cells.get((group.key, column.key))
+            if column.evaluation == by and score and score.mean.n:
+                value = -column.sign * score.mean.mean
+                break
+        return group.is_baseline, value is None, value or 0.0
+
+    return replace(
+        comparison,
+        tables=tuple(
+            replace(t, groups=tuple(sorted(t.groups, key=lambda group, t=t: place(t, group))))
+            for t in comparison.tables
+        ),
+    )
+
+
 def compare(
     index: Index,
     at: At = "end",
@@ -151,8 +220,9 @@ def compare(
             notes.append(
                 f"seconds of different devices are in tables of their own: {' / '.join(names)}"
             )
+    versions = grouping.versions(scores)
     tables = tuple(
-        _table(part, runs, keys, at, at_cost, settings)
+        _table(part, runs, keys, at, at_cost, versions, settings)
         for _, part in scores.groupby(table_keys, sort=False)
     )
     in_tables = set(scores["run"])
@@ -168,10 +238,12 @@ def _table(
     keys: Sequence[str],
     at: At,
     at_cost: float | None,
+    versions: Mapping[str, str],
     settings: VerdictSettings,
 ) -> ScoreTable:
     first = scores.iloc[0]
-    title = f"{first['evaluated_on']}, {int(first['test_images']):,} test images"
+    version = versions[first["test_fingerprint"]]
+    title = f"{first['evaluated_on']}{version}, {int(first['test_images']):,} test images"
     notes: list[str] = []
     data_notes = {f"{first['evaluated_on']}: {note}" for note in scores["note"].dropna() if note}
     columns, column_notes = grouping.columns(scores)
@@ -184,6 +256,7 @@ def _table(
         costs = shown.drop_duplicates("run").set_index("run")
         scores = scores.assign(**{name: scores["run"].map(costs[name]) for name in COSTS})
     groups = _groups(scores, runs, keys)
+    beside, beside_cells = _beside(scores)
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in shown[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
@@ -216,6 +289,9 @@ def _table(
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
+        if column.is_headline and column.better != "neither":
+            what = f"{column.title}{version}"
+            notes += _ahead(what, column, groups, beside, {**cells, **beside_cells})
     devices = sorted({device for group in groups for device in group.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
@@ -235,9 +311,9 @@ def _table(
         test_fingerprint=first["test_fingerprint"],
         test_images=int(first["test_images"]),
         title=title,
-        groups=groups,
+        groups=(*groups, *beside),
         columns=columns,
-        cells=cells,
+        cells={**cells, **beside_cells},
         pairs=tested,
         notes=(*notes, *column_notes, *sorted(data_notes)),
         interval_over=settings.interval.replace("+", " and test "),
@@ -270,6 +346,47 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
         for key in keys
         if (rows := by_key.get(key))
     )
+
+
+def _beside(
+    scores: pd.DataFrame,
+) -> tuple[tuple[Group, ...], dict[tuple[str, str], GroupScore]]:
+    """The baselines of these scores as groups, and their cells."""
+    groups, cells = [], {}
+    for label, values in baselines.found(scores).items():
+        key = f"baseline {label}"
+        runs = {f"{label} seed {seed}": seed for seed in sorted({seed for seed, _ in values})}
+        costs = dict.fromkeys((*COSTS, *_SIZES))
+        groups.append(Group(key, label, label, runs, costs, (), is_baseline=True))
+        for column in dict.fromkeys(column for _, column in values):
+            of_runs = {f"{label} seed {s}": v for (s, c), v in values.items() if c == column}
+            cells[key, column] = GroupScore(statistics.mean_interval([*of_runs.values()]), of_runs)
+    return tuple(groups), cells
+
+
+def _ahead(
+    what: str,
+    column: Column,
+    groups: Sequence[Group],
+    beside: Sequence[Group],
+    cells: Mapping[tuple[str, str], GroupScore],
+) -> list[str]:
+    """A line for each baseline that is ahead of every run."""
+
+    def means(of: Sequence[Group]) -> dict[str, float]:
+        known = {each.label: cells.get((each.key, column.key)) for each in of}
+        return {label: score.mean.mean for label, score in known.items() if score and score.mean.n}
+
+    of_runs = means(groups)
+    if not of_runs:
+        return []
+    best = max(of_runs, key=lambda label: column.sign * of_runs[label])
+    return [
+        f"{what}: {label} ({mean:.2f}) is ahead of every run, the best of which is {best} "
+        f"({of_runs[best]:.2f})"
+        for label, mean in means(beside).items()
+        if column.sign * mean > column.sign * of_runs[best]
+    ]
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:

@@ -174,17 +174,39 @@ def _order(settings: Mapping[str, Any]) -> list[Any]:
     ]
 
 
+def versions(scores: pd.DataFrame) -> dict[str, str]:
+    """What tells a data set's versions apart in a title, by fingerprint; "" where there is one.
+
+    The size of the images, or else the beginning of the fingerprint.
+    """
+    told: dict[str, str] = {}
+    for _, part in scores.groupby("evaluated_on", sort=False):
+        sizes: dict[str, str] = {}
+        for fingerprint, of_version in part.groupby("test_fingerprint", sort=False):
+            seen = {parse(text).get("image_size") for text in of_version["settings"].unique()}
+            known = sorted({size for size in seen if schema.is_number(size)})
+            sizes[str(fingerprint)] = f" at {' and '.join(map(str, known))} px" if known else ""
+        times = Counter(sizes.values())
+        for fingerprint, size in sizes.items():
+            is_told = size and times[size] == 1
+            several = "" if is_told else f" (version {fingerprint[:8]})"
+            told[fingerprint] = f"{size}{several}" if len(sizes) > 1 else ""
+    return told
+
+
 def note_versions(scores: pd.DataFrame) -> list[str]:
     """Why one data set has several tables."""
     notes = []
+    told = versions(scores)
     for data, part in scores.groupby("evaluated_on", sort=False):
-        versions = part.drop_duplicates(_VERSION)
-        if len(versions) > 1:
+        of_data = part.drop_duplicates(_VERSION)
+        if len(of_data) > 1:
             each = " / ".join(
-                f"{fingerprint[:8]} with {int(images):,} test images"
-                for fingerprint, images in versions[_VERSION].to_numpy()
+                f"{fingerprint[:8]}{told[fingerprint].partition(' (')[0]} with {int(images):,} "
+                "test images"
+                for fingerprint, images in of_data[_VERSION].to_numpy()
             )
-            notes.append(f"{data} in {len(versions)} versions, in tables of their own: {each}")
+            notes.append(f"{data} in {len(of_data)} versions, in tables of their own: {each}")
     return notes
 
 

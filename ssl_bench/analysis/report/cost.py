@@ -53,7 +53,7 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                 curve = _means(group, cost)
                 points.append(curve.assign(evaluation=name, group=label))
                 for free in curve[curve[cost] == 0].itertuples():
-                    handles[drawing.shorten(label, 44)] = axis.axhline(
+                    handles[drawing.fold(label, 44)] = axis.axhline(
                         free.mean, color=color, linestyle=look.line, linewidth=1.1
                     )
                     if free.low == free.low:
@@ -71,7 +71,7 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
                 half = (curve["high"] - curve["mean"]).fillna(0)
                 axis.errorbar(curve[cost], curve["mean"], half, color=color, linestyle="none",
                               capsize=2, elinewidth=1)  # fmt: skip
-                handles[drawing.shorten(label, 44)] = handle
+                handles[drawing.fold(label, 44)] = handle
             together = pd.concat(points)
             is_higher_better = of_evaluation["better"].iloc[0] == "higher"
             front = pareto(together[cost], together["mean"], is_higher_better)
@@ -85,7 +85,7 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
             paid = together.loc[together[cost] > 0, cost]
             if len(paid) and paid.min() > paid.max() * (1 - SAME):
                 axis.set_xlim(0.8 * paid.mean(), 1.2 * paid.mean())
-            axis.set(title=drawing.shorten(name.replace(f" on {data}", ""), 34), xlabel=words)
+            axis.set(title=drawing.fold(name.replace(f" on {data}", ""), 34), xlabel=words)
             axis.set_ylabel(of_evaluation["unit"].iloc[0])
             axis.margins(x=0.12, y=0.12)
             rows.append(together)

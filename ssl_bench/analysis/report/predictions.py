@@ -132,7 +132,7 @@ def _draw_matrices(
         )  # fmt: skip
         axis.tick_params(axis="x", rotation=90)
         axis.tick_params(axis="y", rotation=0)
-        axis.set(title=drawing.shorten(label, 40), xlabel="predicted", ylabel="true")
+        axis.set(title=drawing.fold(label, 34), xlabel="predicted", ylabel="true")
         for true, predicted in np.argwhere(counts):
             taken = names[predicted] if predicted < len(names) else "none"
             rows.append((label, names[true], taken, counts[true, predicted]))

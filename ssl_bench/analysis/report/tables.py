@@ -208,7 +208,7 @@ def _scores(table: ScoreTable, columns: Sequence[Column]) -> tuple[list[list[Cel
     """A row for each group, with its label and its scores, and the numbers for a CSV file."""
     rows, data = [], []
     for group in table.groups:
-        link = anchor(group.key)
+        link = "" if group.is_baseline else anchor(group.key)
         row = [text_cell(group.label, link)]
         for column in columns:
             score = table.cells.get((group.key, column.key))
@@ -235,6 +235,8 @@ def _csv_row(table: ScoreTable, group: Group, column: Column, score: GroupScore)
 
 
 def _costs(group: Group) -> list[Cell]:
+    if group.is_baseline:
+        return [Cell("-")] * len(_COSTS)
     link, seeds = anchor(group.key), ", ".join(map(str, group.seeds.values()))
     return [
         Cell(str(len(group.seeds)), len(group.seeds), link, hint=f"seeds {seeds}"),

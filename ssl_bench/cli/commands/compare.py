@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ssl_bench.analysis import comparison, tables
 from ssl_bench.config.command_settings import CompareSettings, ReportSettings
 from ssl_bench.runs import index
@@ -15,14 +17,20 @@ console = Console()
 def compare(settings: CompareSettings) -> None:
     """Show runs side by side: ``ssl-bench compare``."""
     found = index.load(settings.runs_dir, settings.runs)
+    found = comparison.select(found, settings.method, settings.data, settings.evals)
     compared = comparison.compare(found, settings.at, settings.at_cost, settings)
+    compared = comparison.ordered(compared, settings.sort)
+    if settings.csv:
+        with writing(settings.csv), atomic(settings.csv) as path:
+            path.write_bytes(tables.as_csv(tables.flat(compared)))
+    if settings.json:
+        print(json.dumps(tables.as_json(compared), indent=1))
+        return
     for table in tables.as_rich(compared, console.width):
         console.print(table)
     for note in tables.notes(compared):
         console.print(f"note: {note}", style="yellow")
     if settings.csv:
-        with writing(settings.csv), atomic(settings.csv) as path:
-            path.write_bytes(tables.as_csv(tables.flat(compared)))
         console.print(f"table: {settings.csv}")
 
 

@@ -89,6 +89,8 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
             _show(statuses, work)
         for note in (*opening_notes, *notes, *planner.notes(work)):
             _console.print(f"note: {note}")
+        if settings.dry_run and work and settings.cluster == "slurm":
+            _preview(sweep, work, wanted)
         if settings.dry_run or not work:
             why = "as --dry-run asks" if settings.dry_run else _nothing(statuses)
             _console.print(f"nothing is submitted: {why}")
@@ -155,6 +157,15 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
         raise problem
     how = "did" if settings.cluster == "debug" else "submitted"
     _console.print(f"{how} {many(len(noted), 'job')} for {many(len(work), 'cell')}")
+
+
+def _preview(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
+    """What sbatch would be given."""
+    cells = [[_job(each.entry, stage, wanted.settings) for stage in each.stages] for each in work]
+    asked = wanted.resources, sweep.jobs_folder.absolute(), sweep.name
+    for words, text in slurm.previews(cells, *asked, wanted.settings.parallel_jobs):
+        _console.print(words, highlight=False, soft_wrap=True)
+        _console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:
