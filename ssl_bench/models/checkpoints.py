@@ -82,7 +82,8 @@ def load_encoder(
         A timm model in eval mode, whose ``forward_features`` maps normalised float32
         ``(B, C, H, W)`` images to features after the final norm; those of a ViT are tokens
         ``(B, prefix + L, D)``, prefix tokens first, with position embeddings interpolated as in
-        `backbones.resize`. Its ``spec`` attribute says how to normalise images.
+        `backbones.resize`. Its ``spec`` attribute says how to normalise images, and so does its
+        ``pretrained_cfg``, of which ``timm.data.create_transform`` makes a transform.
 
     Raises:
         UserError: the source cannot be read, is ambiguous, holds no encoder of timm, or has a
@@ -97,7 +98,12 @@ def load_encoder(
         backbones.resize(encoder, image_size)
     elif encoders.is_vit(encoder):
         encoders.allow_other_sizes(encoder)
-    encoder.spec = checkpoint.spec
+    encoder.spec = spec = checkpoint.spec
+    told = spec.pretrained_cfg()
+    if image_size is not None:
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        told["input_size"] = (spec.channels, *sides)
+    encoder.pretrained_cfg = encoder.default_cfg = {**encoder.pretrained_cfg, **told}
     return encoder.eval()
 
 
