@@ -26,6 +26,15 @@ _FLAGS = {
     "mask_ratio": "mask_ratio",
 }
 """Settings of transformers' ViTMAE, and the flags that they are here."""
+_OF_MODEL = (
+    "architecture",
+    "fixed_input_size",
+    "pool_size",
+    "crop_mode",
+    "first_conv",
+    "classifier",
+)
+"""What timm's ``pretrained_cfg`` says of a model and not of the weights that it has for it."""
 _HINTS = ("backbone", "num_heads", "grid", "branch")
 _log = logging.getLogger(__name__)
 
@@ -103,7 +112,8 @@ def load_encoder(
     if image_size is not None:
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         told["input_size"] = (spec.channels, *sides)
-    encoder.pretrained_cfg = encoder.default_cfg = {**encoder.pretrained_cfg, **told}
+    of_model = {name: encoder.pretrained_cfg.get(name) for name in _OF_MODEL}
+    encoder.pretrained_cfg = encoder.default_cfg = of_model | told
     return encoder.eval()
 
 

@@ -158,7 +158,9 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
     write_json(output / "config.json", config)
     where = repr(str(output))
     if not decoder:
-        return f"load it with transformers.AutoModel.from_pretrained({where}, add_pooling_layer=False)"
+        return (
+            f"load it with transformers.AutoModel.from_pretrained({where}, add_pooling_layer=False)"
+        )
     # Without the ratio it would hide patches from the encoder, as in pre-training.
     return (
         f"load it with transformers.AutoModel.from_pretrained({where}, mask_ratio=0.0)\n"
