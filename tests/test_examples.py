@@ -20,6 +20,7 @@ def test_first_comparison(
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # which the command line has set here
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = {cell.source: cell for cell in notebook.cells if cell.cell_type == "code"}
