@@ -39,19 +39,15 @@ def sentences(table: ScoreTable) -> Iterator[tuple[str, str]]:
     """For each tested evaluation its title, and what is decided in it."""
     for column in table.headlines:
         pairs = [pair for pair in table.pairs if pair.column == column]
-        known = {
-            group: column.sign * score.mean.mean
+        known = [
+            (group, column.sign * score.mean.mean)
             for group in table.groups
             if (score := table.cells.get((group.key, column.key))) and score.mean.n
-        }
-        means = {group.key: mean for group, mean in known.items() if not group.is_baseline}
+        ]
+        means = {group.key: mean for group, mean in known if not group.is_baseline}
         if pairs and len(means) > 1:
             top = max(means, key=lambda key: means[key])
-            ahead = [
-                group.key
-                for group, mean in known.items()
-                if group.is_baseline and mean > means[top]
-            ]
+            ahead = [g.key for g, mean in known if g.is_baseline and mean > means[top]]
             above = f" Above all of them: {_names(table, column, ahead)}." if ahead else ""
             yield column.title, _sentence(table, column, top, _beside(pairs, top)) + above
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need not be here
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
@@ -26,13 +25,26 @@ _INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
 
 
+@contextmanager
+def _default_style() -> Iterator[None]:
+    """matplotlib's own settings: a person's may ask for LaTeX, which need not be here."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def _subplots(rows: int, columns: int, figsize: tuple[float, float], **options: Any) -> Any:
+    """pyplot's ``subplots`` without pyplot, whose backend is the person's, as in a notebook."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+@_default_style()
 def loss_curve(metrics: Path, title: str, output: Path) -> None:
     """The training loss and the learning rate by epoch, from a run's ``metrics.jsonl``."""
-    records = pd.read_json(metrics, lines=True)
+    records = index.load_metrics(metrics)
     with sns.axes_style("whitegrid"):
-        figure, (top, bottom) = plt.subplots(
-            2, 1, figsize=(6, 4.5), sharex=True, height_ratios=(3, 1), layout="constrained"
-        )
+        figure, (top, bottom) = _subplots(2, 1, figsize=(6, 4.5), sharex=True, height_ratios=(3, 1))
         sns.lineplot(records, x="epoch", y="loss", ax=top)
         sns.lineplot(records, x="epoch", y="learning_rate", ax=bottom, color="0.4")
     top.set(title=title, ylabel="training loss")
@@ -40,6 +52,7 @@ def loss_curve(metrics: Path, title: str, output: Path) -> None:
     _save(figure, output)
 
 
+@_default_style()
 def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path) -> None:
     """Rows of images under their titles.
 
@@ -53,12 +66,11 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
     width = max(count * inches + _INCHES_OF_LETTER * longest, _NARROWEST)
     title = textwrap.fill(title, int(width / (1.1 * _INCHES_OF_LETTER)))
     height = len(rows) * inches * 1.08 + 0.22 * (1 + title.count("\n")) + 0.1
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         len(rows),
         count,
         figsize=(width, height),
         squeeze=False,
-        layout="constrained",
     )
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         pixels = to_pixels(images, spec)
@@ -70,6 +82,7 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
     _save(figure, output)
 
 
+@_default_style()
 def ablation(
     scores: pd.DataFrame,
     title: str,
@@ -98,13 +111,12 @@ def ablation(
     place = dict(zip(labels, places, strict=True))
     line, paper_line, apart = ("-", "--", 0.0) if is_numeric else ("none", "none", 0.06)
     with sns.axes_style("white"):
-        figure, rows = plt.subplots(
+        figure, rows = _subplots(
             len(evaluations),
             1,
             figsize=(7, 2.6 * len(evaluations) + 1),
             sharex=True,
             squeeze=False,
-            layout="constrained",
         )
     for left, evaluation in zip(rows[:, 0], evaluations, strict=True):
         here = scores[scores["evaluation"] == evaluation]
@@ -171,8 +183,7 @@ def to_pixels(images_BCHW: Tensor, spec: EncoderSpec) -> np.ndarray:
     return np.broadcast_to(images, (*images.shape[:3], 3)) if spec.channels == 1 else images
 
 
-def _save(figure: plt.Figure, output: Path) -> None:
+def _save(figure: Figure, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic(output) as path:
         figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
-    plt.close(figure)

@@ -124,6 +124,19 @@ class EncoderSpec:
         rest = {"in_chans": self.channels, "num_classes": 0}
         return {**own, **self.architecture, **sizes, **rest}
 
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How images are made ready, in the words of timm's ``pretrained_cfg``.
+
+        A larger image is resized and cropped as in `augmentations.evaluation_view`.
+        """
+        return {
+            "input_size": (self.channels, self.image_size, self.image_size),
+            "mean": tuple(self.mean),
+            "std": tuple(self.std),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+        }
+
 
 def timm_name(backbone: str) -> str:
     """timm's name of the architecture, without the tag of the pre-trained weights."""

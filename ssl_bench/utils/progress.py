@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, an occasional line elsewhere."""
+"""Progress of long work: a live bar on a terminal or in a notebook, elsewhere a line at times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ssl_bench.utils.terminal import Console
+from ssl_bench.utils.terminal import Console, in_notebook
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -50,7 +50,7 @@ class Bar:
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Bar]:
     """A progress bar for ``total`` steps of work."""
-    if not console.is_terminal:
+    if not (console.is_terminal or in_notebook()):
         yield Bar(title, total, None)
         return
     from rich.progress import (  # which --help need not wait for
@@ -81,5 +81,10 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         TextColumn("left", table_column=whole(4)),
         TimeRemainingColumn(table_column=whole(7)),
     ]
-    with Progress(*columns, console=console, expand=True, transient=True) as progress:
+    kind: type[Progress] = Progress
+    if in_notebook():
+        from ssl_bench.utils.notebook_progress import NotebookProgress
+
+        kind = NotebookProgress
+    with kind(*columns, console=console, expand=True, transient=True) as progress:
         yield Bar(title, total, progress)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.table import Table
 
@@ -32,14 +33,22 @@ from ssl_bench.utils.terminal import Console
 _console = Console()
 
 
-def main(args: Sequence[str]) -> None:
-    """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``."""
+def main(args: Sequence[str]) -> list[Path]:
+    """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``.
+
+    Returns:
+        The run folders of the cells; of a search those of its final runs, or of the trials.
+    """
     wanted = sweep_args.parse(args)
     loggers.check([name for cell in wanted.cells for name in cell.config.settings.log])
     planner = Planner(wanted.settings, wanted.resources, wanted.runs_dir)
     entries = planner.entries(wanted.cells)
     while _is_more(args, wanted, planner, entries):
         pass
+    stored = manifest.read(wanted.runs_dir / "sweeps" / manifest.name_of(entries)).entries
+    known = stored or entries
+    finals = [entry for entry in known if not entry.trial]
+    return [wanted.runs_dir / entry.run for entry in finals or known]
 
 
 def work_of(statuses: Sequence[CellStatus], retry_failed: bool) -> list[Work]:
