@@ -76,10 +76,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "a": table.label(pair.a),
             "b": table.label(pair.b),
             "difference": pair.difference.difference,
-            "interval": pair.difference.interval,
-            "p_holm": pair.p_adjusted,
+            "interval": pair.interval,
+            "p": pair.difference.p,
+            "p_adjusted": pair.p_adjusted,
             "test": pair.test,
-            "is_significant": pair.is_significant,
+            "verdict": pair.verdict,
         }
         for table in comparison.tables
         for pair in table.pairs

@@ -319,7 +319,7 @@ def test_what_costs_nothing_is_a_line_and_counts_for_the_front(tmp_path: Path) -
     going = make_run(tmp_path, "going", 0, evals=("knn",))
     (going / "encoder.json").unlink()
     drawn = figures(cost.against_cost(source_of(tmp_path)))
-    assert len(drawn) == 3
+    assert len(drawn) == 1
     for each in drawn:
         assert {name.split()[0] for name in each.data["group"]} == {"mae", "free"}
         assert set(each.data.loc[each.data["on_front"], "group"]) == {"free"}
@@ -503,8 +503,8 @@ def test_long_names_are_folded_and_groups_of_a_method_are_told_apart(runs_dir: P
     methods = sorted(set(found.runs["method"].dropna()))
     source = Source(found, comparison.compare(found), drawing.looks(methods, []))
     with drawing.style():
-        [first, *_] = (d for d in accuracy.by_evaluation(source) if isinstance(d, Drawing))
-        axis = first.figure.axes[0]
+        drawn = [d for d in accuracy.by_evaluation(source) if isinstance(d, Drawing)]
+        axis = max((d.figure.axes[0] for d in drawn), key=lambda each: len(each.get_yticks()))
         shown = [" ".join(label.get_text().split()) for label in axis.get_yticklabels()]
     labels = [label for label in source.labels if " ".join(label.split()) in shown]
     assert len(labels) == len(shown) and not any("…" in label for label in shown)

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ssl_bench.experiment import figures
 from ssl_bench.models.backbones import EncoderSpec
@@ -26,7 +27,7 @@ def test_every_text_of_a_picture_is_inside_of_it(
     title = "mae_visualize_vit_large.pth, mask ratio 0.75, seed 0"
     figures.picture_rows(rows, spec, title, tmp_path / "picture.png")
     [figure] = seen
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     texts = [axis.yaxis.label for axis in figure.axes if axis.get_ylabel()]
     assert len(texts) == 2 and figure.get_suptitle().replace("\n", " ") == title
     for text in (*texts, figure._suptitle):  # type: ignore[attr-defined]
