@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 LOCAL_CROPS, QUEUE = 6, 65536
 """Of LeJEPA and of MoCo, as their papers have them; DINO and iBOT get as many crops."""
@@ -96,21 +97,21 @@ CPU_CASES: Mapping[str, Case] = {
     "mocov3-s8-96": Case("mocov3", 384, 12, 6, 96, 8, 32),
 }
 _TI4 = Case("", 192, 12, 3, 32, 4, 128)
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "simclr": {"projector": (2048, 128)},
+    "vicreg": {"projector": (2048, 2048)},
+    "barlow-twins": {"projector": (2048, 2048)},
+    "byol": {"projector": (1024, 256)},
+    "simsiam": {"projector": (2048, 2048)},
+    "moco": {"projector": (192, 128)},
+    "lejepa": {"projector": (2048, 64)},
+    "dino": {"projector": (2048, 4096), "batch_size": 16},
+    "ibot": {"projector": (2048, 4096), "batch_size": 16, "mask_ratio": 0.3},
+    "ijepa": {"decoder": (96, 4, 3), "batch_size": 32},
+    "simmim": {"mask_ratio": 0.6, "batch_size": 32},
+}
 METHOD_CASES: Mapping[str, Case] = {
-    f"{method}-ti4-32": replace(_TI4, method=method, **own)
-    for method, own in {
-        "simclr": {"projector": (2048, 128)},
-        "vicreg": {"projector": (2048, 2048)},
-        "barlow-twins": {"projector": (2048, 2048)},
-        "byol": {"projector": (1024, 256)},
-        "simsiam": {"projector": (2048, 2048)},
-        "moco": {"projector": (192, 128)},
-        "lejepa": {"projector": (2048, 64)},
-        "dino": {"projector": (2048, 4096), "batch_size": 16},
-        "ibot": {"projector": (2048, 4096), "batch_size": 16, "mask_ratio": 0.3},
-        "ijepa": {"decoder": (96, 4, 3), "batch_size": 32},
-        "simmim": {"mask_ratio": 0.6, "batch_size": 32},
-    }.items()
+    f"{method}-ti4-32": replace(_TI4, method=method, **own) for method, own in _OWN.items()
 }
 GPU_CASES: Mapping[str, Case] = {
     "gpu-mae-ti4-32": Case("mae", 192, 12, 3, 32, 4, 2048),
