@@ -110,6 +110,11 @@ class Settings(WorkSettings):
     """Evaluations of --eval-every, separated by commas."""
     preset: str = "quick"
     """Named set of defaults; each flag given beside it wins."""
+    name: str = ""
+    """What you call the run: other commands find it so, too. It changes nothing else."""
+    tags: tuple[str, ...] = ()
+    """Words of yours for the run, separated by commas; `ssl-bench compare --tags` chooses by
+    them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

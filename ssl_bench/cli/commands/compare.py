@@ -17,7 +17,9 @@ console = Console()
 def compare(settings: CompareSettings) -> None:
     """Show runs side by side: ``ssl-bench compare``."""
     found = index.load(settings.runs_dir, settings.runs)
-    found = comparison.select(found, settings.method, settings.data, settings.evals)
+    found = comparison.select(
+        *(found, settings.method, settings.data, settings.evals, settings.tags)
+    )
     compared = comparison.compare(found, settings.at, settings.at_cost)
     compared = comparison.ordered(compared, settings.sort)
     if settings.csv:
