@@ -23,8 +23,10 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
         "epochs",
         "no run is overwritten; with another --runs-dir it is trained again",
     ),
+    ("run_name exp exp_name experiment experiment_name", "name", ""),
+    ("tag label labels", "tags", ""),
     (
-        "name run_name exp exp_name experiment experiment_name tag",
+        "run_name exp exp_name experiment experiment_name",
         "runs_dir",
         "a run is named by its settings; --runs-dir chooses the folder it goes into",
     ),

@@ -90,6 +90,8 @@ class SelectionSettings(RunsSettings):
     """Only scores on these data sets, by the names that tables have, separated by commas."""
     evals: tuple[str, ...] = ()
     """Only these evaluations, separated by commas."""
+    tags: tuple[str, ...] = ()
+    """Only runs with one of these tags, separated by commas."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,11 @@ class Settings(WorkSettings):
     variables of its own, such as WANDB_MODE=offline."""
     preset: str = "quick"
     """Named set of defaults; each flag given beside it wins."""
+    name: str = ""
+    """What you call the run: other commands find it so, too. It changes nothing else."""
+    tags: tuple[str, ...] = ()
+    """Words of yours for the run, separated by commas; `ssl-bench compare --tags` chooses by
+    them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

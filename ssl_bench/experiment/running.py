@@ -81,7 +81,9 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     def create() -> tuple[Plan, Path]:
         with budget.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
             content = {**config.to_json(), **asdict(plan), "identity": plan.identity, **facts}
-            return plan, run_folder.create(settings.runs_dir, plan.name, content)
+            folder = run_folder.create(settings.runs_dir, plan.name, content)
+            run_folder.call(folder, settings.name, settings.tags)
+            return plan, folder
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)

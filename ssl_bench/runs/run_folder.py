@@ -195,7 +195,11 @@ def _matching(runs_dir: Path, name: str) -> list[Path]:
     if not set("*?[") & set(name) or Path(name).exists():
         return [_find_one(runs_dir, name)]
     folders = find(runs_dir, [])
-    found = [path for path in folders if fnmatchcase(path.name, name)]
+    found = [
+        path
+        for path in folders
+        if fnmatchcase(path.name, name) or fnmatchcase(name_given(path), name)
+    ]
     names = ", ".join(path.name for path in folders[:_SHOWN]) + ", ..." * (len(folders) > _SHOWN)
     require(bool(found), f"no run in {str(runs_dir)!r} matches {name!r}; runs there: {names}")
     return found
@@ -241,7 +245,25 @@ def _find_one(runs_dir: Path, name: str) -> Path:
         f"file {name!r} does not exist",
     )
     known = {path.name: path for path in find(runs_dir, [])}
+    if not any(name in each for each in known):
+        called = {path.name: path for path in known.values() if name_given(path) == name}
+        if called:
+            return called[the_one("run", "", called, str(runs_dir))]
     return known[the_one("run", name, known, str(runs_dir))]
+
+
+def name_given(folder: Path) -> str:
+    """What its user calls a run; "" where it has no such name."""
+    return str(mapping(schema.peek(folder / schema.CONFIG).get("settings")).get("name") or "")
+
+
+def call(folder: Path, name: str, tags: Sequence[str]) -> None:
+    """Note what the user calls a run that is there already, where that is said anew."""
+    content = schema.peek(folder / schema.CONFIG)
+    settings = mapping(content.get("settings"))
+    said = {n: v for n, v in (("name", name), ("tags", list(tags))) if v}
+    if settings and any(settings.get(n) != v for n, v in said.items()):
+        write_json(folder / schema.CONFIG, {**content, "settings": settings | said})
 
 
 def preset_of(runs_dir: Path, name: str) -> str | None:

@@ -40,6 +40,8 @@ options = st.fixed_dictionaries(
         "--wait": st.just(None),
         "--no-flip": st.just(None),
         "--no-keep-features": st.just(None),
+        "--name": st.just("my run"),
+        "--tags": st.sampled_from(["a", "a,b c"]),
     },
 )
 

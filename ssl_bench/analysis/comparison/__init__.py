@@ -8,6 +8,7 @@ comparable are kept apart, and a note says why. The headline scores are tested i
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -121,11 +122,16 @@ class Comparison:
 
 
 def select(
-    index: Index, methods: Collection[str], data: Collection[str], evals: Collection[str]
+    index: Index,
+    methods: Collection[str],
+    data: Collection[str],
+    evals: Collection[str],
+    tags: Collection[str] = (),
 ) -> Index:
     """The runs of these methods, and their scores of these evaluations on these data sets.
 
-    Runs without such a score are left out, too. What is empty selects everything.
+    Runs without such a score, and without any of the tags, are left out, too. What is empty selects
+    everything.
 
     Raises:
         UserError: one of them is not there, or nothing is left.
@@ -143,6 +149,15 @@ def select(
             )
     if methods:
         runs = runs[runs["method"].isin(methods)]
+    if tags:
+        have = {text: json.loads(text) for text in runs["tags"].dropna().unique()}
+        known = sorted({str(tag) for each in have.values() for tag in each})
+        for tag in tags:
+            require(
+                tag in known, f"no run has tag {tag!r}; their tags: {', '.join(known) or 'none'}"
+            )
+        wanted_texts = [text for text, each in have.items() if {*tags} & {*map(str, each)}]
+        runs = runs[runs["tags"].isin(wanted_texts)]
     for wanted, column in ((data, "evaluated_on"), (evals, "eval")):
         if wanted:
             scores = scores[scores[column].isin(wanted)]

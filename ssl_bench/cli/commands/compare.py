@@ -35,7 +35,9 @@ def compare(settings: CompareSettings) -> None:
 def compared(settings: CompareSettings) -> Comparison:
     """The comparison that these settings ask for."""
     found = index.load(settings.runs_dir, settings.runs)
-    found = comparison.select(found, settings.method, settings.data, settings.evals)
+    found = comparison.select(
+        *(found, settings.method, settings.data, settings.evals, settings.tags)
+    )
     compared = comparison.compare(found, settings.at, settings.at_cost, settings)
     return comparison.ordered(compared, settings.sort)
 
