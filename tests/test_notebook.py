@@ -37,6 +37,11 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         yield {"data": write_images(home / "images"), **SMALL}
 
 
+@pytest.fixture(scope="module")
+def mae(there: dict[str, Any]) -> Run:
+    return ssl_bench.run(method="mae", mask_ratio=0.5, **there)
+
+
 def test_import_is_fast_and_offers_every_name() -> None:
     code = (
         "import sys, ssl_bench\n"
@@ -72,10 +77,6 @@ def test_keywords_are_flags(given: dict[str, Any], args: list[str]) -> None:
 
 class TestRun:
     """A run of a second."""
-
-    @pytest.fixture(scope="class")
-    def mae(self, there: dict[str, Any]) -> Run:
-        return ssl_bench.run(method="mae", mask_ratio=0.5, **there)
 
     def test_it_is_the_run_of_the_command_line(
         self, mae: Run, there: dict[str, Any], ssl_bench: Call
@@ -117,7 +118,7 @@ class TestRun:
             assert mae.plot_loss(ax=axes) is axes
             assert matplotlib.rcParams["axes.titlesize"] == 3.0
         assert len(axes.lines) == 2
-        assert list(axes.lines[0].get_ydata()) == list(mae.metrics["loss"])
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), mae.metrics["loss"])
 
     def test_its_features_are_its_encoders(self, mae: Run, there: dict[str, Any]) -> None:
         values, labels = mae.features("test")
@@ -152,7 +153,8 @@ def test_a_sweep_gives_its_runs(there: dict[str, Any], monkeypatch: pytest.Monke
     assert list(runs.cost["images_seen"]) == [48, 48]
     assert runs.pictures().height == sum(each.pictures().height for each in runs)
     assert list(runs.features("train")) == [each.name for each in runs]
-    assert len(runs.plot_loss().get_legend().texts) == 2
+    legend = runs.plot_loss().get_legend()
+    assert legend and len(legend.texts) == 2
     monkeypatch.setattr(running, "run", pytest.fail)  # everything is done
     assert [each.folder for each in ssl_bench.sweep(method="mae", seed=1, **settings)] == [
         runs[0].folder
