@@ -83,7 +83,8 @@ class SimMIM(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.case, self.encoder = case, self.network(case)
+        self.case = case
+        self.encoder: Any = self.network(case)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, case.width))
         self.projector = nn.Linear(case.width, 3 * case.patch_size**2)
 

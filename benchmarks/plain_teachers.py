@@ -38,13 +38,20 @@ class Head(nn.Module):
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a newer function, whose weights have other names
-            self.last_layer = nn.utils.weight_norm(nn.Linear(_BOTTLENECK, prototypes, bias=False))
-        self.last_layer.weight_g.data.fill_(1)
-        self.last_layer.weight_g.requires_grad_(False)
+            linear = nn.Linear(_BOTTLENECK, prototypes, bias=False)
+            self.last_layer = nn.utils.weight_norm(linear)
+        gain = dict(self.last_layer.named_parameters())["weight_g"]
+        nn.init.ones_(gain).requires_grad_(False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits of the prototypes: ``(..., K)``."""
         return self.last_layer(F.normalize(self.mlp(features), dim=-1))
+
+
+def _vit(case: Case) -> nn.Module:
+    vit: Any = plain.encoder(case)
+    vit.pos_embed.requires_grad_(False)
+    return vit
 
 
 class Crops(nn.Module):
@@ -56,17 +63,15 @@ class Crops(nn.Module):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
-        self.encoder = self.network(case)
+        self.encoder: Any = self.network(case)
         self.projector = self.head(case)
-        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.momentum_encoder: Any = copy.deepcopy(self.encoder).requires_grad_(False)
         self.momentum_projector = self.head(case).requires_grad_(False)
         self.start(case)
 
     def network(self, case: Case) -> nn.Module:
         """The encoder."""
-        vit = plain.encoder(case)
-        vit.pos_embed.requires_grad_(False)
-        return vit
+        return _vit(case)
 
     def head(self, case: Case) -> nn.Module:
         """The projector."""
@@ -148,11 +153,13 @@ class IJEPA(nn.Module):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
-        self.encoder = self.network(case)
-        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.encoder: Any = self.network(case)
+        self.momentum_encoder: Any = copy.deepcopy(self.encoder).requires_grad_(False)
         self.predictor = self.narrow(case)
 
-    network = Crops.network
+    def network(self, case: Case) -> nn.Module:
+        """The encoder."""
+        return _vit(case)
 
     def narrow(self, case: Case) -> nn.Module:
         """The predictor."""

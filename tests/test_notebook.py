@@ -118,7 +118,7 @@ class TestRun:
             assert mae.plot_loss(ax=axes) is axes
             assert matplotlib.rcParams["axes.titlesize"] == 3.0
         assert len(axes.lines) == 2
-        np.testing.assert_array_equal(axes.lines[0].get_ydata(), mae.metrics["loss"])
+        np.testing.assert_array_equal(np.asarray(axes.lines[0].get_ydata()), mae.metrics["loss"])
 
     def test_its_features_are_its_encoders(self, mae: Run, there: dict[str, Any]) -> None:
         values, labels = mae.features("test")
@@ -154,7 +154,7 @@ def test_a_sweep_gives_its_runs(there: dict[str, Any], monkeypatch: pytest.Monke
     assert runs.pictures().height == sum(each.pictures().height for each in runs)
     assert list(runs.features("train")) == [each.name for each in runs]
     legend = runs.plot_loss().get_legend()
-    assert legend and len(legend.texts) == 2
+    assert legend is not None and len(legend.texts) == 2
     monkeypatch.setattr(running, "run", pytest.fail)  # everything is done
     assert [each.folder for each in ssl_bench.sweep(method="mae", seed=1, **settings)] == [
         runs[0].folder

@@ -112,7 +112,7 @@ def every_flag(
         sources += [(each.config, flag_prefix(each)) for each in registry.discover(kind).values()]
     unique = {flag.name: flag for cls, prefix in sources for flag in flags_with(cls, prefix, {})}
     choices = {
-        name: tuple[choices[name], ...]  # type: ignore[misc]
+        name: tuple[choices[name], ...]  # type: ignore[valid-type]
         if name in unique
         and typing.get_origin(unique[name].type) is tuple
         and typing.get_origin(choices[name]) is not tuple

@@ -74,7 +74,7 @@ class RunConfig:
     def command(self) -> list[str]:
         """The ``ssl-bench run`` that makes this run: what differs from its preset, as flags."""
         preset = self.settings.preset
-        of_method = self.method.presets().get(preset, {})
+        of_method = dict(self.method.presets().get(preset, {}))
         defaults: dict[str, Any] = dict(PRESETS.get(preset, {})) | of_method
         defaults = _fields(Settings()) | defaults | {"preset": Settings.preset}
         given = {"method": "", **_fields(self.settings)}  # which is to come first

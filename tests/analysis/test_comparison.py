@@ -281,7 +281,8 @@ def test_no_lower_mean_is_marked_where_a_higher_one_is_not(results: Results) -> 
     assert marks(table) == dict.fromkeys("abc", "undecided")
     by_labels = {(table.label(p.a), table.label(p.b)): p for p in table.pairs}
     pair = by_labels["a", "b"]
-    assert pair.verdict == "undecided" and pair.interval[0] < 0 < pair.interval[1]
+    assert pair.verdict == "undecided" and pair.interval is not None
+    assert pair.interval[0] < 0 < pair.interval[1]
 
 
 def test_one_correction_can_cover_a_whole_table(results: Results) -> None:
@@ -294,7 +295,7 @@ def test_one_correction_can_cover_a_whole_table(results: Results) -> None:
         results.table(settings=VerdictSettings(family=family)) for family in ("table", "column")
     )
     for one, all_ in zip(usual.pairs, strict.pairs, strict=True):
-        assert one.p_adjusted == one.difference.p
+        assert one.p_adjusted is not None and one.p_adjusted == one.difference.p
         assert all_.p_adjusted == pytest.approx(min(1.0, 3 * one.p_adjusted))
 
 
@@ -415,7 +416,7 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
     [scores], [tests] = main_tables(source), pair_tables(source)
     empty = dataclasses.replace(tests, name="runs", rows=())
     nothing = dict.fromkeys(("pairs", "missing", "provenance", "notes", "problems"), ())
-    content = {
+    content: dict[str, Any] = {
         "title": "",
         "facts": {},
         "answers": [],
@@ -822,7 +823,7 @@ def test_marks_intervals_and_means_agree(groups: list[list[float]], family: str)
     values = {str(number): scores for number, scores in enumerate(groups)}
     found = decided(values, family=family)
     for pair in found:
-        if pair.p_adjusted is not None:
+        if pair.p_adjusted is not None and pair.interval is not None:
             low, high = pair.interval
             assert (low > 1e-9 or high < -1e-9) <= (pair.better is not None)
             assert pair.better is None or low >= 0 or high <= 0

@@ -504,11 +504,13 @@ def test_long_names_are_folded_and_groups_of_a_method_are_told_apart(runs_dir: P
     source = Source(found, comparison.compare(found), drawing.looks(methods, []))
     with drawing.style():
         drawn = [d for d in accuracy.by_evaluation(source) if isinstance(d, Drawing)]
-        axis = max((d.figure.axes[0] for d in drawn), key=lambda each: len(each.get_yticks()))
+        axis = max((d.figure.axes[0] for d in drawn), key=lambda each: len(each.get_yticklabels()))
         shown = [" ".join(label.get_text().split()) for label in axis.get_yticklabels()]
     labels = [label for label in source.labels if " ".join(label.split()) in shown]
     assert len(labels) == len(shown) and not any("…" in label for label in shown)
-    rows = {line.get_ydata()[0]: line for line in axis.lines if line.get_markersize() == 6.5}
+    rows = {
+        np.asarray(line.get_ydata())[0]: line for line in axis.lines if line.get_markersize() == 6.5
+    }
     looks = [(line.get_color(), line.get_marker()) for line in rows.values()]
     assert len(set(looks)) == len(looks) > 2
 

@@ -111,8 +111,10 @@ def test_an_interval_leaves_out_zero_where_p_is_below_its_level(
     a: list[float], b: list[float], level: float
 ) -> None:
     ours = statistics.difference(by_seed(a), by_seed(b))
-    assume(ours.error is not None and abs(ours.p - level) > 1e-6)
-    low, high = ours.interval_at(level)
+    interval = ours.interval_at(level)
+    assume(ours.error is not None and ours.p is not None and abs(ours.p - level) > 1e-6)
+    assert interval is not None and ours.p is not None
+    low, high = interval
     assert (low > 0 or high < 0) == (ours.p < level)
     assert (low + high) / 2 == pytest.approx(ours.difference, abs=1e-6)
     assert ours.interval_at(0.05) == pytest.approx(ours.interval)

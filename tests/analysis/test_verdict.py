@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from test_comparison import Results, source_of
@@ -17,7 +19,7 @@ def results() -> Results:
     return Results()
 
 
-def score(results: Results, method: str, center: float, wide: float = 1.0, **values: str) -> None:
+def score(results: Results, method: str, center: float, wide: float = 1.0, **values: Any) -> None:
     for seed, noise in enumerate(TIGHT):
         found = [
             row["run"] for row in results.runs if (row["method"], row["seed"]) == (method, seed)

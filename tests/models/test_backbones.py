@@ -71,7 +71,7 @@ def test_a_class_token_stands_for_the_image_and_is_not_in_the_mean(backbone: str
 
 @pytest.mark.parametrize("registers", [0, 4])
 def test_without_a_class_token_the_patches_stand_for_the_image(registers: int) -> None:
-    shape = {"embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": False}
+    shape: dict[str, Any] = {"embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": False}
     shape |= {"reg_tokens": registers, "global_pool": "avg"}  # whose norm comes after the mean
     spec = EncoderSpec("vit_tiny_patch16_224", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, shape)
     encoder = backbones.build(spec, seed=0).eval()

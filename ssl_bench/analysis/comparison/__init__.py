@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -194,8 +195,8 @@ def ordered(comparison: Comparison, by: str) -> Comparison:
     return replace(
         comparison,
         tables=tuple(
-            replace(t, groups=tuple(sorted(t.groups, key=lambda group, t=t: place(t, group))))
-            for t in comparison.tables
+            replace(table, groups=tuple(sorted(table.groups, key=partial(place, table))))
+            for table in comparison.tables
         ),
     )
 

@@ -30,7 +30,7 @@ def found(scores: pd.DataFrame) -> dict[str, Values]:
         encoder["evaluated_in"] = row.eval_precision
         seed = int(row.seed if pd.isna(row.eval_seed) else row.eval_seed)
         for label, values in grouping.parse(row.baselines).items():
-            value = schema.mapping(values).get(row.score)
+            value: Any = schema.mapping(values).get(row.score)
             if schema.is_number(value) and math.isfinite(value):
                 which = label, schema.digest(encoder)
                 encoders[which] = encoder

@@ -183,7 +183,7 @@ def versions(scores: pd.DataFrame) -> dict[str, str]:
     for _, part in scores.groupby("evaluated_on", sort=False):
         sizes: dict[str, str] = {}
         for fingerprint, of_version in part.groupby("test_fingerprint", sort=False):
-            seen = {parse(text).get("image_size") for text in of_version["settings"].unique()}
+            seen: set[Any] = {parse(t).get("image_size") for t in of_version["settings"].unique()}
             known = sorted({size for size in seen if schema.is_number(size)})
             sizes[str(fingerprint)] = f" at {' and '.join(map(str, known))} px" if known else ""
         times = Counter(sizes.values())

@@ -109,7 +109,7 @@ def previews(
             alike = [job for job in of_stage if (job.nodes, job.devices) == (nodes, devices)]
             dependency = "aftercorr:JOB" if waits else ""
             asked = _parameters(settings, dependency, limit, alike[0])
-            several = {"map_count": len(alike)} if len(alike) > 1 else {}
+            several: dict[str, Any] = {"map_count": len(alike)} if len(alike) > 1 else {}
             command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
             text = _make_sbatch_string(
                 command, folder, job_name=f"{name}-{stage}", **asked, **several
