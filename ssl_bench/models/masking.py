@@ -143,6 +143,31 @@ def blocks(noise: Callable[[str, int], Tensor], rows: int, columns: int, most_B:
     return hidden_BRC.flatten(1)
 
 
+def visible_block_scores(
+    noise: Callable[[str, int], Tensor], rows: int, columns: int, count: int, size: int
+) -> Tensor:
+    """Squares stay visible (data2vec 2.0; ``data_utils.py``, facebookresearch/fairseq).
+
+    Their centres are any patches, so that they may overlap and reach beyond the grid. Of too many
+    patches inside of them any are hidden, and of too few outside any stay visible.
+
+    Args:
+        count: squares in an image.
+        size: their side, in patches.
+    """
+    scores_BL = noise("mask", rows * columns)
+    centre_BN = (noise("block", count) * (rows * columns)).long()
+    patch_L = torch.arange(rows * columns, device=scores_BL.device)
+    inside_BNL = torch.ones(1, dtype=torch.bool, device=scores_BL.device)
+    for centre, patch in (
+        (centre_BN // columns, patch_L // columns),
+        (centre_BN % columns, patch_L % columns),
+    ):
+        first = (centre - size // 2)[..., None]
+        inside_BNL = inside_BNL & (patch >= first) & (patch < first + size)
+    return scores_BL - inside_BNL.any(dim=1).to(scores_BL)
+
+
 def _rectangles(
     height_B: Tensor, width_B: Tensor, top_B: Tensor, left_B: Tensor, rows: int, columns: int
 ) -> Tensor:
