@@ -117,7 +117,7 @@ class Data2Vec(Method):
     per_sample_loss = True
     presets = {
         "quick": {
-            "epochs": 4,
+            "epochs": 2,
             "base_lr": 2e-3,
             "masks": 4,
             "mask_ratio": 0.6,
@@ -226,7 +226,7 @@ class Data2Vec(Method):
 
     search_space = {
         "base_lr": LogUniform(1e-4, 1e-2),
-        "momentum": Uniform(0.98, 0.9999),
+        "momentum": Uniform(0.98, 0.999),
         "mask_ratio": Uniform(0.5, 0.9),
         "cls_weight": LogUniform(0.01, 10.0),
         "crop_scale": Uniform(0.2, 1.0),
