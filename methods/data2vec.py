@@ -32,7 +32,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +153,8 @@ class Data2Vec(Method):
             self.encoder.cls_token is not None or not config.cls_weight,
             "data2vec's loss of class tokens needs one; --cls-weight 0 would work",
         )
-        self.teacher = frozen_copy(self.encoder)
+        self.teacher: Any = frozen_copy(self.encoder)
+        self.teacher.blocks.used_in_parts = True
         embed, self.prefix = self.encoder.patch_embed, self.encoder.num_prefix_tokens
         self.patch_size, self.grid = embed.patch_size[0], embed.grid_size
         self.kept = masking.count_kept(math.prod(self.grid), config.mask_ratio)

@@ -210,7 +210,10 @@ def encode_tokens(
 
 
 def feed_forward_outputs(encoder: VisionTransformer, images_BCHW: Tensor) -> list[Tensor]:
-    """What the feed-forward layer of each plain block adds to the tokens: ``(B, T, D)`` each."""
+    """What the feed-forward layer of each plain block adds to the tokens: ``(B, T, D)`` each.
+
+    No block is called, which ``encoder.blocks.used_in_parts`` has to say (`strategy.shard`).
+    """
     tokens_BTD = encoder.norm_pre(encoder._pos_embed(encoder.patch_embed(images_BCHW)))
     added = []
     for block in encoder.blocks:
