@@ -105,6 +105,13 @@ class FineTuning(Evaluation):
             "pooling": "cls",
         },
         "imagenet-beit-kmeans-vitb": {"base_lr": 1e-3, "warmup": 20 / 100},
+        "imagenet-data2vec-vitb": {
+            "batch_size": 512,
+            "warmup": 16_000 / 250_200,
+            "beta2": 0.95,
+            "head_std": 0.02,
+            "mixup": 0.7,
+        },
     }
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:

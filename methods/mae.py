@@ -33,6 +33,10 @@ crops or colour jitter. Where the paper (table 1, figure 6) leaves them open, th
   evaluation, not whitened, because coefficients of equal weight would no longer favour what is
   large.
 - Fixed-size crops are squares; the jitter's hue is a quarter of its other strengths, as in MoCo v2.
+
+Of what Pixio (Yang et al., arXiv:2512.15715) changes, cells of 4 x 4 patches that are hidden whole
+(``--mask-cell 4``) and 32 blocks in the decoder (``--decoder-depth 32``) are options. Its several
+class tokens are none: a model of timm has one, beside registers that no evaluation reads.
 """
 
 from __future__ import annotations
@@ -67,6 +71,8 @@ class Config(OptimizerConfig):
     """Share of the patches that are hidden."""
     sampling: Literal["random", "block", "grid"] = "random"
     """Which patches are hidden: any, rectangles of them, or all but a regular grid."""
+    mask_cell: Annotated[int, "[1, inf)"] = 1
+    """Side, in patches, of the squares that are hidden or kept whole; Pixio's is 4."""
     encoder_mask_tokens: bool = False
     """Give the encoder a mask token for each hidden patch, instead of the decoder."""
     loss_target: Literal["pixels", "pca"] = "pixels"
@@ -149,6 +155,7 @@ class MAE(Method):
         },
     }
 
+    cells_UN: Tensor
     pca_mean_P: Tensor
     pca_basis_PK: Tensor
 
@@ -158,7 +165,11 @@ class MAE(Method):
         width = config.decoder_embed_dim
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.grid = encoder.patch_embed.grid_size
-        self.kept = masking.count_kept(encoder.patch_embed.num_patches, config.mask_ratio)
+        cells_UN = masking.cells(self.grid, config.mask_cell)
+        self.register_buffer("cells_UN", cells_UN, persistent=False)
+        each = "patch" if config.mask_cell == 1 else "cell"
+        self.kept_cells = masking.count_kept(len(cells_UN), config.mask_ratio, each)
+        self.kept = self.kept_cells * config.mask_cell**2
         self.prefix = encoder.num_prefix_tokens
         rows, columns = self.grid
         positions_TD = encoders.sincos_2d(width, rows, columns, self.prefix)
@@ -243,24 +254,26 @@ class MAE(Method):
         """Indices of the kept and of the hidden patches: int64 ``(B, K)`` and ``(B, M)``.
 
         Args:
-            noise: uniform in [0, 1): float ``(B, L)``, whose K smallest values are kept where
-                sampling is random; or its source, a function of a purpose and a count, like
-                `SampleRng.uniform`, which block sampling needs, as it draws more than that.
+            noise: uniform in [0, 1): float ``(B, L)``, or a number for each cell, whose smallest
+                values are kept where sampling is random; or its source, a function of a purpose
+                and a count, like `SampleRng.uniform`, which block sampling needs, as it draws more
+                than that.
         """
         require(
             callable(noise) or self.config.sampling != "block",
             "block sampling draws more than a number for each patch; give it the noise's source",
         )
         source = noise if callable(noise) else lambda purpose, count: noise
-        rows, columns = self.grid
+        rows, columns = (side // self.config.mask_cell for side in self.grid)
         if self.config.sampling == "random":
-            scores_BL = masking.random_scores(source, rows, columns)
+            scores_BU = masking.random_scores(source, rows, columns)
         elif self.config.sampling == "grid":
-            scores_BL = masking.grid_scores(source, rows, columns)
+            scores_BU = masking.grid_scores(source, rows, columns)
         else:
-            hidden = rows * columns - self.kept
-            scores_BL = masking.block_scores(source, rows, columns, hidden)
-        return masking.split(scores_BL, self.kept)
+            hidden = rows * columns - self.kept_cells
+            scores_BU = masking.block_scores(source, rows, columns, hidden)
+        keep_BU, hidden_BU = masking.split(scores_BU, self.kept_cells)
+        return self.cells_UN[keep_BU].flatten(1), self.cells_UN[hidden_BU].flatten(1)
 
     def predict(self, patches_BLP: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
         """The hidden patches' `target`, decoded from the visible ones."""

@@ -83,13 +83,13 @@ def shard(method: nn.Module, mesh: Any) -> nn.Module:
     """Shard a method: each transformer block by itself, and the rest together.
 
     The last block of a stack belongs to the rest, as parts of it may be used without calling it
-    (`encoders.block_at`).
+    (`encoders.block_at`), and so does a stack that says ``used_in_parts``, all of it.
     """
     from torch.distributed.fsdp import fully_shard
 
     devices = mesh["data_parallel"]
     for stack in list(method.modules()):
-        blocks = list(stack.children())
+        blocks = [] if getattr(stack, "used_in_parts", False) else list(stack.children())
         if isinstance(stack, nn.Sequential | nn.ModuleList) and all(
             isinstance(block, Block) for block in blocks
         ):

@@ -57,6 +57,15 @@ def require_vit(encoder: nn.Module, what: str) -> VisionTransformer:
     return encoder
 
 
+def require_plain_blocks(encoder: nn.Module, what: str) -> VisionTransformer:
+    """The encoder, or `UserError` if it is no plain Vision Transformer of timm's plain blocks."""
+    vit = require_vit(encoder, what)
+    other = next((block for block in vit.blocks if type(block) is not Block), None)
+    if other is not None:
+        raise UserError(f"{what} needs timm's plain blocks, not a {type(other).__name__}; {_VIT}")
+    return vit
+
+
 def is_swin(encoder: nn.Module) -> bool:
     """Whether it is a Swin Transformer, of either version: windows of patches, merged by stages."""
     return isinstance(encoder, SwinTransformer | SwinTransformerV2)
@@ -199,6 +208,21 @@ def encode_tokens(
         return encoder.norm(encoder.blocks(encoder.norm_pre(encoder._pos_embed(embedded))))
 
     return in_parts(encode, embedded, getattr(encoder, _AT_ONCE, None))
+
+
+def feed_forward_outputs(encoder: VisionTransformer, images_BCHW: Tensor) -> list[Tensor]:
+    """What the feed-forward layer of each plain block adds to the tokens: ``(B, T, D)`` each.
+
+    No block is called, which ``encoder.blocks.used_in_parts`` has to say (`strategy.shard`).
+    """
+    tokens_BTD = encoder.norm_pre(encoder._pos_embed(encoder.patch_embed(images_BCHW)))
+    added = []
+    for block in encoder.blocks:
+        attended = block.attn(block.norm1(tokens_BTD))
+        tokens_BTD = tokens_BTD + block.drop_path1(block.ls1(attended))
+        added.append(block.ls2(block.mlp(block.norm2(tokens_BTD))))
+        tokens_BTD = tokens_BTD + block.drop_path2(added[-1])
+    return added
 
 
 def encode_masked(

@@ -173,6 +173,11 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     require(bool(tensors), f"{where} holds no weights but {_listed(content)}")
     found = {m[1]: leaf for name, leaf in leaves.items() if (m := _FIRST.fullmatch(name))}
     require(
+        not any("modality_encoders.IMAGE." in name for name in leaves),
+        f"{where} is data2vec 2.0's: its blocks have their norms after each sum, as no Vision "
+        "Transformer of timm has, so that it cannot be loaded",
+    )
+    require(
         bool(found),
         f"{where} holds no Vision Transformer and no ResNet under known names: its first key is "
         f"{tensors[0].key!r}, 'patch_embed.proj.weight' is missing, and so is "

@@ -19,8 +19,11 @@ _BLOCKS_ATTEMPTS, _MISSES = 64, 10
 _BLOCK_SIZES = 1024  # so that a multiple of 2^-24 times it is exact
 
 
-def count_kept(patches: int, mask_ratio: float) -> int:
+def count_kept(patches: int, mask_ratio: float, each: str = "patch") -> int:
     """How many of the patches stay visible: ``int(patches * (1 - mask_ratio))``, as MAE has it.
+
+    Args:
+        each: what one of them is called.
 
     Raises:
         UserError: the ratio is outside (0, 1), or leaves no patch visible.
@@ -30,10 +33,10 @@ def count_kept(patches: int, mask_ratio: float) -> int:
     require(patches > 1, "an image of one patch cannot be masked; a smaller patch size would work")
     require(
         kept > 0,
-        f"mask ratio {mask_ratio} leaves no patch visible of {patches}; "
+        f"mask ratio {mask_ratio} leaves no {each} visible of {patches}; "
         f"up to {math.floor(100 * (1 - 1 / patches)) / 100:g} would work",
     )
-    require(kept < patches, f"mask ratio {mask_ratio} hides no patch of {patches}; try 0.75")
+    require(kept < patches, f"mask ratio {mask_ratio} hides no {each} of {patches}; try 0.75")
     return kept
 
 
@@ -41,6 +44,26 @@ def split(scores_BL: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Indices of the visible and of the masked patches: int64 ``(B, kept)``, ``(B, L - kept)``."""
     order_BL = scores_BL.argsort(dim=1, stable=True)
     return order_BL[:, :kept], order_BL[:, kept:]
+
+
+def cells(grid: tuple[int, int], size: int) -> Tensor:
+    """The patches of each of a grid's square cells, both row by row: int64 ``(U, size * size)``.
+
+    Args:
+        grid: rows and columns of patches.
+        size: side of a cell, in patches.
+
+    Raises:
+        UserError: there is no whole number of cells, or but one.
+    """
+    fits = [each for each in range(1, max(grid)) if grid[0] % each == grid[1] % each == 0]
+    require(
+        size in fits or math.prod(grid) == 1,  # which nothing can be hidden of
+        f"mask cell {size}: {grid[0]} x {grid[1]} patches cannot be divided into several squares "
+        f"of so many by so many; {', '.join(map(str, fits))} would work",
+    )
+    patches_RC = torch.arange(math.prod(grid)).view(grid)
+    return patches_RC.unfold(0, size, size).unfold(1, size, size).flatten(2).flatten(0, 1)
 
 
 def random_scores(noise: Callable[[str, int], Tensor], rows: int, columns: int) -> Tensor:
@@ -119,6 +142,31 @@ def blocks(noise: Callable[[str, int], Tensor], rows: int, columns: int, most_B:
         hidden_BRC |= inside_BRC & fits_B[:, None, None]
         misses_B = torch.where(fits_B, 0, misses_B + 1)
     return hidden_BRC.flatten(1)
+
+
+def visible_block_scores(
+    noise: Callable[[str, int], Tensor], rows: int, columns: int, count: int, size: int
+) -> Tensor:
+    """Squares stay visible (data2vec 2.0; ``data_utils.py``, facebookresearch/fairseq).
+
+    Their centres are any patches, so that they may overlap and reach beyond the grid. Of too many
+    patches inside of them any are hidden, and of too few outside any stay visible.
+
+    Args:
+        count: squares in an image.
+        size: their side, in patches.
+    """
+    scores_BL = noise("mask", rows * columns)
+    centre_BN = (noise("block", count) * (rows * columns)).long()
+    patch_L = torch.arange(rows * columns, device=scores_BL.device)
+    inside_BNL = torch.ones(1, dtype=torch.bool, device=scores_BL.device)
+    for centre, patch in (
+        (centre_BN // columns, patch_L // columns),
+        (centre_BN % columns, patch_L % columns),
+    ):
+        first = (centre - size // 2)[..., None]
+        inside_BNL = inside_BNL & (patch >= first) & (patch < first + size)
+    return scores_BL - inside_BNL.any(dim=1).to(scores_BL)
 
 
 def _rectangles(

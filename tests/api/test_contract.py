@@ -55,7 +55,7 @@ def spec(tiny: Dataset) -> EncoderSpec:
 
 
 OTHERS = ("test_resnet", "test_convnext", "swin_nano")
-NEED_A_VIT = {"beit-kmeans", "ibot", "ijepa", "mae", "simmim"}
+NEED_A_VIT = {"beit-kmeans", "data2vec", "ibot", "ijepa", "mae", "simmim"}
 
 
 def on(backbone: str, spec: EncoderSpec) -> EncoderSpec:

@@ -298,6 +298,7 @@ def test_fine_tuning_quotes_the_view_for_testing_of_its_own_source(preset: str) 
     method = PAPERS[preset].name
     files = {
         "beit-kmeans": "datasets.py",
+        "data2vec": "mae_finetuning_image_dataset.py",
         "ibot": "run_class_finetuning.py",
         "mae": "util/datasets.py",
         "mocov3": "DeiT datasets.py",

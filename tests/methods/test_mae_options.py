@@ -19,7 +19,7 @@ from ssl_bench.api.method import Batch
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models import encoders
+from ssl_bench.models import encoders, masking
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
@@ -270,7 +270,66 @@ def test_block_noise_must_be_a_source(spec: EncoderSpec, tiny: Dataset) -> None:
     assert torch.equal(loss, method.loss(batch, helpers.FIRST_STEP))
 
 
-@pytest.mark.parametrize("change", [{"color_jitter": 2.1}, {"pca_components": 0}])
+@pytest.mark.parametrize("change", [{"color_jitter": 2.1}, {"pca_components": 0}, {"mask_cell": 0}])
 def test_impossible_options_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="out of range"):
         MAE.config(**change)
+
+
+def cells_of(rows: int, columns: int, size: int) -> list[set[int]]:
+    """The patches of each cell, one at a time."""
+    return [
+        {(top + y) * columns + left + x for y in range(size) for x in range(size)}
+        for top in range(0, rows, size)
+        for left in range(0, columns, size)
+    ]
+
+
+@pytest.mark.parametrize("grid,size", [((8, 8), 4), ((8, 8), 2), ((6, 9), 3), ((16, 16), 4)])
+def test_cells_are_squares_of_patches(grid: tuple[int, int], size: int) -> None:
+    assert list(map(set, masking.cells(grid, size).tolist())) == cells_of(*grid, size)
+
+
+@pytest.mark.parametrize("sampling", ["random", "grid", "block"])
+@pytest.mark.parametrize("cell,ratio,kept", [(2, 0.75, 1), (2, 0.5, 2), (1, 0.75, 4)])
+def test_cells_are_hidden_whole_and_as_many_in_each_image(
+    spec: EncoderSpec, sampling: str, cell: int, ratio: float, kept: int
+) -> None:
+    method = build(spec, mask_cell=cell, mask_ratio=ratio, sampling=sampling)
+    keep, hidden = method.mask(SampleRng(0, 3, torch.arange(300)).uniform)
+    seen: set[int] = set()
+    for visible, masked in zip(keep.tolist(), hidden.tolist(), strict=True):
+        assert sorted(visible + masked) == list(range(16))
+        whole = [each for each in cells_of(4, 4, cell) if each & set(visible)]
+        assert len(whole) == kept and set().union(*whole) == set(visible)
+        seen |= set(visible)
+    assert len(seen) == (kept * cell**2 if sampling == "grid" and ratio == 0.75 else 16)
+
+
+def test_cells_are_chosen_by_the_numbers_that_patches_would_be(spec: EncoderSpec) -> None:
+    """As the same draws choose among as many patches; and the loss is of what they hide."""
+    method = build(spec, mask_cell=2)
+    noise = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    keep, hidden = method.mask(noise)
+    for visible, numbers in zip(keep.tolist(), noise.tolist(), strict=True):
+        assert set(visible) == cells_of(4, 4, 2)[naive.random_order(numbers, 2, 2)[0]]
+    images = torch.randn(50, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    patches = encoders.patchify(images, 4)
+    target = method.target(encoders.take(patches, hidden))
+    expected = (method.predict(patches, keep, hidden) - target).square().mean()
+    assert torch.equal(method.reconstruction_loss(images, noise), expected)
+
+
+@pytest.mark.parametrize(
+    ("cell", "ratio", "named"),
+    [
+        (3, 0.75, "mask cell 3.*1, 2 would"),
+        (4, 0.75, "1, 2 would"),
+        (2, 0.9, "no cell .* of 4; up"),
+    ],
+)
+def test_cells_that_do_not_fit_are_refused(
+    spec: EncoderSpec, cell: int, ratio: float, named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        build(spec, mask_cell=cell, mask_ratio=ratio)
