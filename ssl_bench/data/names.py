@@ -22,7 +22,7 @@ class TorchvisionSet:
 
     ``unnamed_classes`` is the number of classes, if torchvision does not name them. Of a data set
     of masks ``mask_classes`` names the classes, and ``mask_values`` the class of each value that is
-    not its own class.
+    not its own class. ``unlabelled`` says why labels are not read, if so.
     """
 
     class_name: str
@@ -33,6 +33,7 @@ class TorchvisionSet:
     unnamed_classes: int = 0
     mask_classes: tuple[str, ...] = ()
     mask_values: Mapping[int, int] = field(default_factory=dict)
+    unlabelled: str = ""
 
 
 def _by_split(
@@ -77,6 +78,13 @@ TORCHVISION = {
         "SVHN", "house numbers, 32 px, 73,257 + 26,032 (needs scipy)", unnamed_classes=10
     ),
     "stl10": _by_split("STL10", "10 kinds of things, 96 px, the labelled 5,000 + 8,000"),
+    "stl10-unlabelled": TorchvisionSet(
+        "STL10",
+        "without labels, 96 px, 100,000 + 8,000; --eval-data stl10 evaluates on labels",
+        {"split": "unlabeled"},
+        {"split": "test"},
+        unlabelled="it is for pre-training; stl10 has them",
+    ),
     "imagenette": _by_split(
         "Imagenette", "10 ImageNet classes, photos, 9,469 + 3,925", test="val", size="320px"
     ),

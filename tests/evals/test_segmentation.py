@@ -55,7 +55,7 @@ def test_mean_iou_is_the_naive_one_and_scikit_learns(seed: int, classes: int) ->
     theirs = jaccard_score(true[known], found[known], average="macro")
     assert ours == pytest.approx(100 * theirs)
     low, high = dense.interval(counts, seed)
-    assert low <= high and 0 <= low and high <= 100
+    assert low <= high and low >= 0 and high <= 100
     assert (low, high) == dense.interval(counts, seed)
 
 

@@ -25,10 +25,10 @@ def find(name: str, data_dir: Path) -> Listing:
     """
     known = TORCHVISION[name]
     train, test = _build(name, data_dir, known.train), _build(name, data_dir, known.test)
-    if known.mask_classes:
-        parts = _part(name, train), _part(name, test)
-        no_labels = "it has masks instead"
-        return Listing(name, *parts, (), unlabelled=no_labels, mask_classes=known.mask_classes)
+    if known.mask_classes or known.unlabelled:
+        parts, masks = (_part(name, train), _part(name, test)), known.mask_classes
+        unlabelled = known.unlabelled or "it has masks instead"
+        return Listing(name, *parts, (), unlabelled=unlabelled, mask_classes=masks)
     # Imagenette's classes are tuples of synonyms.
     classes = [c if isinstance(c, str) else c[0] for c in getattr(train, "classes", ())]
     return Listing(
@@ -70,7 +70,7 @@ def _part(name: str, dataset: Any) -> Part:
             values = TORCHVISION[name].mask_values
             mask = label.point([values.get(value, value) for value in range(256)])
             return Picture(shown, image, 0, mask)
-        return Picture(shown, image, label)
+        return Picture(shown, image, 0 if TORCHVISION[name].unlabelled else label)
 
     count = len(dataset)
     return Part(count, lambda: map(picture, range(count)), lambda: picture)
