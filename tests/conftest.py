@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 import timm.layers
 import torch
-from helpers import make_images, write_images
+from helpers import make_images, with_masks, write_images
 from hypothesis import settings
 
 from ssl_bench.data import Dataset
@@ -28,10 +28,13 @@ timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each
 
 @pytest.fixture(scope="session")
 def tiny() -> Dataset:
-    """120 + 40 images of 16 x 16 pixels in three classes."""
+    """120 + 40 images of 16 x 16 pixels in three classes; masks have them right of the middle."""
     train, test = make_images(120, 3, 16, 3, seed=1), make_images(40, 3, 16, 3, seed=2)
     classes = ("a", "b", "c")
-    return Dataset("tiny", train, test, classes, fingerprint(train, test, classes), "", 16)
+    digest = fingerprint(train, test, classes)
+    train, test = with_masks(train), with_masks(test)
+    named = ("background", *classes)
+    return Dataset("tiny", train, test, classes, digest, "", 16, mask_classes=named)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.api.step import Step
 from ssl_bench.cli import flags
 from ssl_bench.data import Dataset, Split, listing
+from ssl_bench.data.masks import IGNORED
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
@@ -57,6 +58,15 @@ def make_images(count: int, classes: int, size: int, channels: int, seed: int) -
     noise = generator.normal(0, 40, (count, channels, size, size))
     images = (0.5 * patterns[labels] + 64 + noise).clip(0, 255).astype(np.uint8)
     return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def with_masks(split: Split) -> Split:
+    """The same images; left of the middle is class 0, right of it their own, the top is ignored."""
+    images_NCHW = split.images_NCHW
+    masks_NSS = torch.zeros(len(split), *images_NCHW.shape[2:], dtype=torch.uint8)
+    masks_NSS[:, :, masks_NSS.shape[2] // 2 :] = 1 + split.labels_N[:, None, None]
+    masks_NSS[:, 0] = IGNORED
+    return dataclasses.replace(split, masks_NSS=masks_NSS)
 
 
 def write_images(folder: Path) -> Path:

@@ -30,7 +30,7 @@ HOOKS = {
 }
 """The public functions of `method.Method` and `evaluation.Evaluation`, which are called."""
 Presets = Mapping[str, Mapping[str, Any]]
-COLUMNS = frozenset({"image", "label"})
+COLUMNS = frozenset({"image", "label", "mask"})
 """What a data set may have of each sample."""
 
 
@@ -77,7 +77,8 @@ class EvaluationDeclarations:
         presets: the flags that each preset sets: fields of the evaluation's ``Config``.
         is_default: whether it is run without being asked for.
         sharded: whether every rank calls it at once, instead of rank 0 alone, see `runner`.
-        columns: what it reads of the data; one that reads no labels runs without them, too.
+        columns: what it reads of the data: "image", "label" and "mask", the class of each pixel.
+            One that reads no labels runs without them, too.
     """
 
     version: ClassVar[int] = 1

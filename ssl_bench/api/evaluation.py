@@ -45,6 +45,9 @@ class FrozenEncoder(Protocol):
     def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         """Features of a batch of normalised images by pooling: float32 ``(B, D)`` each."""
 
+    def patches(self, images_BCHW: Tensor) -> Tensor:
+        """Features of the patches of a batch of normalised images: float32 ``(B, R, C, D)``."""
+
     def trainable_copy(self, **overrides: Any) -> Any:
         """The encoder again, a `Backbone` to be trained; overrides go to ``timm.create_model``."""
 

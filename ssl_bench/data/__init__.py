@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 from ssl_bench.config.settings import Storage
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
-from ssl_bench.data.names import EMBEDDED, TORCHVISION, VALIDATION, Source, names, parse, resolved
+from ssl_bench.data.names import (
+    CANVASES,
+    EMBEDDED,
+    TORCHVISION,
+    VALIDATION,
+    WHOLE,
+    Source,
+    names,
+    parse,
+    resolved,
+)
 from ssl_bench.errors import UserError, require, unknown
 
 if TYPE_CHECKING:
@@ -66,10 +76,10 @@ def load(
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
-    if asked.place == EMBEDDED:
+    if asked.place in (EMBEDDED, CANVASES):
         require(
             storage != "stream",
-            f"data set {EMBEDDED!r} cannot be streamed, as it lies in one file; "
+            f"data set {asked.place!r} cannot be streamed, as it lies in one file; "
             "--storage memory would work",
         )
         found = _embedded(asked)
@@ -89,16 +99,23 @@ def load(
 
 def _embedded(asked: Source) -> Dataset:
     from ssl_bench.data import embedded, holdout
+    from ssl_bench.data.embedded import canvases
 
     _refuse_choice(asked)
-    name, note, train = asked.place, "", Split(*embedded.read("train"))
+    has_masks = asked.place == CANVASES
+    read = canvases.read if has_masks else lambda split: Split(*embedded.read(split))
+    name, note, train = asked.place, "", read("train")
     if asked.is_validation:
         name, note = holdout.name(name), holdout.NOTE
         train, test = holdout.of_split(train)
     else:
-        test = Split(*embedded.read("test"))
-    digest = fingerprint(train, test, embedded.CLASSES)
-    return Dataset(name, train, test, embedded.CLASSES, digest, note, train.side)
+        test = read("test")
+    classes = () if has_masks else embedded.CLASSES
+    mask_classes = canvases.CLASSES if has_masks else ()
+    digest = fingerprint(train, test, (*classes, *mask_classes))
+    found = Dataset(name, train, test, classes, digest, note, train.side)
+    unlabelled = "several garments in each image" if has_masks else ""
+    return replace(found, mask_classes=mask_classes, unlabelled=unlabelled)
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:
@@ -128,10 +145,12 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         if os.sep in place or "/" in place or path.suffix:
             raise UserError(f"no such folder or file: {place}")
         raise unknown("data set", place, names())
-    from ssl_bench.data.sources import folder, parquet
+    from ssl_bench.data.sources import folder, pairs, parquet
 
     if parquet.is_here(path):
         return parquet.find(path, asked.choice)
+    if asked.choice != WHOLE and pairs.is_here(path):
+        return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
     raise UserError(f"{place} is neither a folder nor a .parquet file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,10 +24,12 @@ class Split:
     Attributes:
         images_NCHW: uint8 ``(N, C, S, S)``, in [0, 255], on the CPU.
         labels_N: int64 ``(N,)``, indices into the data set's classes.
+        masks_NSS: uint8 ``(N, S, S)``, the class of each pixel, 255 where none counts, or None.
     """
 
     images_NCHW: Tensor
     labels_N: Tensor
+    masks_NSS: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -46,6 +48,16 @@ class Split:
         """The images at these indices: uint8 ``(B, C, S, S)``, on the labels' device."""
         images_BCSS = self.images_NCHW[index_B.to(self.images_NCHW.device, non_blocking=True)]
         return images_BCSS.to(self.labels_N.device, non_blocking=True)
+
+    def masks(self, index_B: Tensor) -> Tensor:
+        """The masks of the images at these indices: uint8 ``(B, S, S)``, on the CPU."""
+        assert self.masks_NSS is not None
+        return self.masks_NSS[index_B.cpu()]
+
+    def subset(self, places: Sequence[int]) -> Split:
+        """The images at some places."""
+        masks = None if self.masks_NSS is None else self.masks_NSS[places]
+        return Split(self.images_NCHW[places], self.labels_N[places], masks)
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; close it if you stop early."""
@@ -71,9 +83,8 @@ class Split:
         fits = device.type != "cuda" or self.images_NCHW.nbytes <= (
             torch.cuda.mem_get_info(device)[0] // 2
         )
-        return Split(
-            self.images_NCHW.to(device) if fits else self.images_NCHW, self.labels_N.to(device)
-        )
+        images_NCHW = self.images_NCHW.to(device) if fits else self.images_NCHW
+        return Split(images_NCHW, self.labels_N.to(device), self.masks_NSS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +106,7 @@ class Dataset:
         notes: how the source was understood, to be shown once.
         unlabelled: why there are no labels (all are 0 then), or "".
         source: the source, valid in any working directory.
+        mask_classes: names of the classes in the masks; empty without masks.
     """
 
     name: str
@@ -110,6 +122,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     unlabelled: str = ""
     source: str = ""
+    mask_classes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -149,10 +162,12 @@ class Dataset:
 
 
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
-    """16 hexadecimal digits of the SHA-256 of pixels, labels and class names."""
+    """16 hexadecimal digits of the SHA-256 of pixels, labels, masks and class names."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for split in (train, test):
         digest.update(repr(tuple(split.images_NCHW.shape)).encode())
         digest.update(split.images_NCHW.flatten().numpy().data)
         digest.update(split.labels_N.numpy().astype("<i8").data)
+        if split.masks_NSS is not None:
+            digest.update(split.masks_NSS.numpy().data)
     return digest.hexdigest()[:16]

@@ -37,10 +37,7 @@ def of_listing(listing: Listing) -> Listing:
 def of_split(train: Split) -> tuple[Split, Split]:
     """Divide a split in memory into the part to train on and the part held out."""
     first, second = _places(train.labels_N.tolist())
-    return (
-        Split(train.images_NCHW[first], train.labels_N[first]),
-        Split(train.images_NCHW[second], train.labels_N[second]),
-    )
+    return train.subset(first), train.subset(second)
 
 
 def name(of: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ssl_bench.config.settings import Storage
-from ssl_bench.data import depth
+from ssl_bench.data import depth, masks
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS
@@ -70,7 +70,7 @@ def load(
         native, caveats = _native_size(listing)  # perhaps only a broken image differed in size
         side = native or round(image_size * 8 / 7)
         train, test = _decode(listing, side, native is not None, depths, progress)
-    digest = fingerprint(train, test, listing.classes)
+    digest = fingerprint(train, test, (*listing.classes, *listing.mask_classes))
     return listing.as_dataset(train, test, digest, (*said, *caveats), "in memory", broken)
 
 
@@ -84,11 +84,12 @@ def _decode(
     """
     splits, done = [], 0
 
-    def square(picture: Picture) -> np.ndarray:
+    def squares(picture: Picture) -> tuple[np.ndarray, np.ndarray | None]:
         with opened(picture) as image:
             if depths is None and depth.kind(image):
                 raise ValueError("its range must first be chosen over all images")
-            return square_CSS(image, side, listing.channels, depths)
+            mask_SS = masks.square_SS(picture, side) if listing.mask_classes else None
+            return square_CSS(image, side, listing.channels, depths), mask_SS
 
     with ThreadPoolExecutor() as pool:
         # Handing a small image to a thread takes longer than decoding it.
@@ -96,14 +97,20 @@ def _decode(
         for part in (listing.train, listing.test):
             images_NCHW = np.empty((part.count, listing.channels, side, side), np.uint8)
             labels_N = np.empty(part.count, np.int64)
+            masks_NSS = np.empty((part.count if listing.mask_classes else 0, side, side), np.uint8)
             pictures, place = part.pictures(), 0
             while batch := list(islice(pictures, _BATCH)):
-                for picture, image_CSS in zip(batch, each(square, batch), strict=True):
+                for picture, (image_CSS, mask_SS) in zip(batch, each(squares, batch), strict=True):
                     images_NCHW[place], labels_N[place] = image_CSS, picture.label
+                    if mask_SS is not None:
+                        masks_NSS[place] = mask_SS
                     place += 1
                 progress(done + place, listing.count)
             done += part.count
-            splits.append(Split(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N)))
+            split = Split(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N))
+            if listing.mask_classes:
+                split = replace(split, masks_NSS=torch.from_numpy(masks_NSS))
+            splits.append(split)
     return splits[0], splits[1]
 
 

@@ -26,12 +26,14 @@ _SHOWN, _EXTENSIONS_SHOWN = 5, 12
 class Picture:
     """One image as it is stored: a file, the bytes of a file, or a decoded image; and its label.
 
-    The name is for messages; the label is 0 if the ``Listing`` has no classes.
+    The name is for messages; the label is 0 if the ``Listing`` has no classes. The mask, stored in
+    one of the same ways, is an image of the class of each pixel, see `masks`.
     """
 
     name: str
     encoded: Path | bytes | Image.Image
     label: int
+    mask: Path | bytes | Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Listing:
         left_out: how many files are not images, by extension.
         notes: how the source was understood, to be shown once.
         unlabelled: why there are no labels, or "".
+        mask_classes: names of the classes in the pictures' masks; empty without masks.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Listing:
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unlabelled: str = ""
+    mask_classes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -120,6 +124,7 @@ class Listing:
         return Dataset(
             *(self.name, train, test, self.classes, fingerprint, note, train.side, storage),
             *(broken, left_out, self.notes, self.unlabelled),
+            mask_classes=self.mask_classes,
         )
 
     def without(self, places: Collection[int]) -> Listing:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 EMBEDDED = "fashion-mnist"
+CANVASES = "fashion-canvases"
 VALIDATION = "@validation"
 """After a name or path: only the training images, in two parts (see `holdout`)."""
 WHOLE = "whole"
@@ -19,7 +20,9 @@ WHOLE = "whole"
 class TorchvisionSet:
     """A data set of torchvision, and the constructor's arguments for its two labelled splits.
 
-    ``unnamed_classes`` is the number of classes, if torchvision does not name them.
+    ``unnamed_classes`` is the number of classes, if torchvision does not name them. Of a data set
+    of masks ``mask_classes`` names the classes, and ``mask_values`` the class of each value that is
+    not its own class. ``unlabelled`` says why labels are not read, if so.
     """
 
     class_name: str
@@ -28,6 +31,9 @@ class TorchvisionSet:
     test: Mapping[str, Any] = field(default_factory=lambda: {"train": False})
     channels: int = 3
     unnamed_classes: int = 0
+    mask_classes: tuple[str, ...] = ()
+    mask_values: Mapping[int, int] = field(default_factory=dict)
+    unlabelled: str = ""
 
 
 def _by_split(
@@ -36,12 +42,30 @@ def _by_split(
     train: str = "train",
     test: str = "test",
     unnamed_classes: int = 0,
+    mask_classes: tuple[str, ...] = (),
+    mask_values: Mapping[int, int] | None = None,
     **more: str,
 ) -> TorchvisionSet:
     arguments = {"split": train, **more}, {"split": test, **more}
-    return TorchvisionSet(class_name, about, *arguments, unnamed_classes=unnamed_classes)
+    masks = mask_classes, mask_values or {}
+    return TorchvisionSet(class_name, about, *arguments, 3, unnamed_classes, *masks)
 
 
+_VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
+    *(
+        "cow",
+        "dining table",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "potted plant",
+        "sheep",
+        "sofa",
+    ),
+    *("train", "tv/monitor"),
+)
 TORCHVISION = {
     "mnist": TorchvisionSet("MNIST", "digits, 28 px grey, 60,000 + 10,000", channels=1),
     "kmnist": TorchvisionSet("KMNIST", "Japanese letters, 28 px grey, 60,000 + 10,000", channels=1),
@@ -54,6 +78,13 @@ TORCHVISION = {
         "SVHN", "house numbers, 32 px, 73,257 + 26,032 (needs scipy)", unnamed_classes=10
     ),
     "stl10": _by_split("STL10", "10 kinds of things, 96 px, the labelled 5,000 + 8,000"),
+    "stl10-unlabelled": TorchvisionSet(
+        "STL10",
+        "without labels, 96 px, 100,000 + 8,000; --eval-data stl10 evaluates on labels",
+        {"split": "unlabeled"},
+        {"split": "test"},
+        unlabelled="it is for pre-training; stl10 has them",
+    ),
     "imagenette": _by_split(
         "Imagenette", "10 ImageNet classes, photos, 9,469 + 3,925", test="val", size="320px"
     ),
@@ -68,6 +99,21 @@ TORCHVISION = {
     "dtd": _by_split("DTD", "47 textures, photos, first partition, 1,880 + 1,880"),
     "gtsrb": _by_split("GTSRB", "43 German traffic signs, 26,640 + 12,630", unnamed_classes=43),
     "country211": _by_split("Country211", "211 countries, photos, 31,650 + 21,100"),
+    "voc-masks": TorchvisionSet(
+        "VOCSegmentation",
+        "with masks: 20 kinds of things, photos, 1,464 + 1,449",
+        {"image_set": "train", "year": "2012"},
+        {"image_set": "val", "year": "2012"},
+        mask_classes=_VOC,
+    ),
+    "oxford-iiit-pet-masks": _by_split(
+        "OxfordIIITPet",
+        "with masks: pet or background, photos, 3,680 + 3,669",
+        train="trainval",
+        target_types="segmentation",
+        mask_classes=("background", "pet"),
+        mask_values={1: 1, 2: 0, 3: 255},  # pet, background, border
+    ),
 }
 
 
@@ -88,7 +134,7 @@ def parse(text: str) -> Source:
     if not _exists(place):
         ends = [at for at, letter in enumerate(place) if letter == "@" and at]
         for at in reversed(ends):
-            if place[:at] in (EMBEDDED, *TORCHVISION) or _exists(place[:at]):
+            if place[:at] in (EMBEDDED, CANVASES, *TORCHVISION) or _exists(place[:at]):
                 return Source(place[:at], place[at + 1 :], is_validation)
     return Source(place, "", is_validation)
 
@@ -111,5 +157,8 @@ def _exists(place: str) -> bool:
 
 def names() -> dict[str, str]:
     """Every data set that `--data` takes by name, with one line about it."""
-    embedded = {EMBEDDED: "clothing, 28 px grey, 60,000 + 10,000; inside the package, no download"}
+    embedded = {
+        EMBEDDED: "clothing, 28 px grey, 60,000 + 10,000; inside the package, no download",
+        CANVASES: f"with masks: garments of {EMBEDDED} on canvases, 56 px grey, 2,000 + 1,000",
+    }
     return embedded | {name: known.about for name, known in TORCHVISION.items()}

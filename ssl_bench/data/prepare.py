@@ -65,6 +65,7 @@ def prepare(
         UserError: an image cannot be read, or the folder exists, cannot be written, or is being
             written by another process.
     """
+    require(not listing.mask_classes, f"{listing.name} has masks, which a copy would not have")
     require(
         not output.exists(), f"output {str(output)!r} exists already; another folder would work"
     )

@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssl_bench.data import masks
 from ssl_bench.data.dataset import Dataset, Split
 from ssl_bench.data.depth import Depths
 from ssl_bench.data.images import header, naming, square_CSS
@@ -63,6 +64,7 @@ class StreamedSplit(Split):
     """
 
     images_NCHW: Tensor = field(init=False, repr=False)
+    masks_NSS: None = field(init=False, repr=False, default=None)
     picture: Callable[[int], Picture]
     shape_CSS: tuple[int, int, int]
     workers: int = field(default_factory=cores)
@@ -82,6 +84,13 @@ class StreamedSplit(Split):
         """The squares of the images at these indices: uint8 ``(B, C, S, S)`` on the CPU."""
         [images_BCSS] = self.read([index_B])
         return images_BCSS
+
+    def masks(self, index_B: Tensor) -> Tensor:
+        """The masks of the images at these indices: uint8 ``(B, S, S)``, on the CPU."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            pictures = map(self.picture, index_B.tolist())
+            squares = pool.map(partial(masks.square_SS, side=self.side), pictures)
+            return torch.from_numpy(np.stack([*squares]))
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; the next two are decoded in advance.
@@ -193,7 +202,9 @@ def open_stream(
 def _scanned(listing: Listing, side: int, progress: Progress) -> tuple[list[Tensor], str, str]:
     """The labels of both splits, the fingerprint, and a hash of the images without labels."""
     content = hashlib.sha256()
-    digest = hashlib.sha256(json.dumps(["streamed", side, *listing.classes]).encode())
+    digest = hashlib.sha256(
+        json.dumps(["streamed", side, *listing.classes, *listing.mask_classes]).encode()
+    )
     by_split: list[Tensor] = []
     done = 0
     with ThreadPoolExecutor(cores()) as pool:
@@ -214,7 +225,11 @@ def _scanned(listing: Listing, side: int, progress: Progress) -> tuple[list[Tens
 
 
 def _identity(picture: Picture) -> tuple[int, bytes]:
-    """The label, and a 32-byte hash of the image's length and bytes."""
+    """The label, and a 32-byte hash of the image's length and bytes, and of its mask's."""
+    if picture.mask is not None:
+        parts = [replace(picture, mask=None, encoded=e) for e in (picture.encoded, picture.mask)]
+        whole = b"".join(_identity(part)[1] for part in parts)
+        return picture.label, hashlib.sha256(whole).digest()
     encoded = picture.encoded
     if isinstance(encoded, Image.Image):
         content = encoded.mode.encode() + np.asarray(encoded).data.tobytes()

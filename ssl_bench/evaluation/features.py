@@ -139,6 +139,15 @@ class Encoder:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @torch.no_grad()
+    def patches(self, images_BCHW: Tensor) -> Tensor:
+        """Frozen features of the patches of a batch: float32 ``(B, R, C, D)``, on its device.
+
+        Those of `encoders.feature_map`, after the final norm; images are as for `encode`.
+        """
+        with self.hardware.autocast():
+            return encoders.feature_map(self._module, self._module.forward_features(images_BCHW))
+
+    @torch.no_grad()
     def _encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         with self.hardware.autocast():
             return encoders.pool(self._module, self._module.forward_features(images_BCHW))
@@ -209,6 +218,17 @@ class RawPixels:
     def encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         """``pixels``: a batch of normalised images, flat, float32 ``(B, C * H * W)``."""
         return {"pixels": images_BCHW.flatten(1)}
+
+    def patches(self, images_BCHW: Tensor) -> Tensor:
+        """The pixels of each patch, ``(B, R, C, patch_size * patch_size * C)``.
+
+        For an encoder without patches, squares of at most 16 pixels a side.
+        """
+        size = images_BCHW.shape[-1]
+        side = self.spec.patch_size if self.spec.is_vit else None
+        side = side or max(each for each in range(1, 17) if size % each == 0)
+        grid = size // side, size // side
+        return encoders.patchify(images_BCHW, side).unflatten(1, grid)
 
 
 def prepare(

@@ -72,11 +72,15 @@ class Probes:
         rows_N = torch.arange(len(features_ND)) if rows_N is None else rows_N
         parts = []
         for rows_B in rows_N.to(features_ND.device).split(_IMAGES_AT_ONCE):
-            inputs_BD = self.scaler(features_ND, rows_B)
-            logits_GCB = _logits(inputs_BD, self.weights_GCD, self.biases_GC1)
+            logits_GCB = self.logits(features_ND, rows_B)
             is_number_GB = logits_GCB.isfinite().all(dim=1)
             parts.append(logits_GCB.argmax(dim=1).where(is_number_GB, -1).cpu())
         return torch.cat(parts, dim=1)
+
+    def logits(self, features_ND: Tensor, rows_B: Tensor) -> Tensor:
+        """Every probe's logits for the images in those rows: ``(G, C, B)``."""
+        inputs_BD = self.scaler(features_ND, rows_B)
+        return _logits(inputs_BD, self.weights_GCD, self.biases_GC1)
 
 
 @dataclass(frozen=True)

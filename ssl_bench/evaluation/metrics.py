@@ -20,10 +20,14 @@ def holdout(data: Dataset, share: float) -> tuple[Tensor, Tensor]:
 
     The ``share`` to choose on is in (0, 1); each side gets one image at least.
     """
-    count = len(data.train)
-    held_out = min(max(1, round(share * count)), count - 1)
-    order = rng.permutation(count, "holdout", data.fingerprint)
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    return held_out(len(data.train), share, data.fingerprint)
+
+
+def held_out(count: int, share: float, fingerprint: str) -> tuple[Tensor, Tensor]:
+    """Split that many images as `holdout` does: int64 indices to fit on and to choose on."""
+    chosen_on = min(max(1, round(share * count)), count - 1)
+    order = rng.permutation(count, "holdout", fingerprint)
+    return order[chosen_on:].sort().values, order[:chosen_on].sort().values
 
 
 def subset(images: int, count: int, fingerprint: str) -> Tensor:

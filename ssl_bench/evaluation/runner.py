@@ -149,6 +149,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     def store(found: Any) -> Record:
         """Write what was found, if it passes the gate; its record."""
         result = gate.admit(found, plugin.name, data)
+        has_masks = "mask" in plugin.declared.columns
         make_inside(folder.parent.parent, folder)
         files: dict[str, Mapping[str, np.ndarray]] = {}
         if result.predictions_N is not None:
@@ -170,7 +171,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
             "data_source": data.source,
             "note": data.note,
             "seed": encoder.seed,
-            "classes": list(data.classes),
+            "classes": list(data.mask_classes if has_masks else data.classes),
             "scores": result.scores,
             "unit": result.unit,
             "better": result.better,

@@ -128,8 +128,15 @@ def beside_baselines(
             gains = dict.fromkeys(others, "")
         cells = (digits(others[n], unit) + gains[n] if n in others else "-" for n in labels)
         name = f"{record['eval']}\n{unit}" if is_mixed else record["eval"]
-        table.add_row(name, digits(score, unit), *cells)
+        table.add_row(name, digits(score, unit) + _interval(record["scores"], unit), *cells)
     return table
+
+
+def _interval(scores: Mapping[str, float], unit: str) -> str:
+    """The interval of the headline, where the evaluation gives one: " [29.80, 32.60]"."""
+    name = next(iter(scores))
+    ends = [scores[end] for end in (f"{name}_low", f"{name}_high") if end in scores]
+    return f" [{', '.join(digits(end, unit) for end in ends)}]" if len(ends) == 2 else ""
 
 
 def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:

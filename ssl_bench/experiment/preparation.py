@@ -13,6 +13,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
+from ssl_bench.data.names import CANVASES
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import is_of_memory, require
@@ -181,28 +182,33 @@ def _with_labels(config: RunConfig, data: Dataset) -> tuple[RunConfig, list[str]
 def with_labels(
     evals: Evaluations, data: Dataset, by_name: bool, way_out: str
 ) -> tuple[dict[Plugin, Any], list[str]]:
-    """The evaluations that the data have what it takes for, and a line about the others.
+    """The evaluations that the data have what it takes for, and lines about the others.
 
     Args:
         by_name: whether somebody asked for these evaluations on these data.
         way_out: the flag that evaluates on other data.
 
     Raises:
-        UserError: somebody did, and they need labels that are not there.
+        UserError: somebody did, and they need labels or masks that are not there.
     """
-    kept = {
-        plugin: config
-        for plugin, config in evals.items()
-        if not (data.unlabelled and "label" in plugin.declared.columns)
-    }
-    if len(kept) == len(evals):
-        return kept, []
-    names = ", ".join(plugin.name for plugin in evals if plugin not in kept)
-    reason = (
-        f"data {data.name!r} has no labels ({data.unlabelled}), which evaluations need: {names}"
-    )
-    require(not by_name, f"{reason}; {way_out} would work")
-    return kept, [f"left out: {reason}; {way_out} evaluates on other data"]
+    kept, lines = dict(evals), []
+    for column, why in _missing(data).items():
+        lacking = [plugin for plugin in kept if column in plugin.declared.columns]
+        if not lacking:
+            continue
+        names = ", ".join(plugin.name for plugin in lacking)
+        reason = f"data {data.name!r} has no {column}s{why}, which evaluations need: {names}"
+        way = way_out.replace("LABELLED", CANVASES) if column == "mask" else way_out
+        require(not by_name, f"{reason}; {way} would work")
+        kept = {plugin: config for plugin, config in kept.items() if plugin not in lacking}
+        lines.append(f"left out: {reason}; {way} evaluates on other data")
+    return kept, lines
+
+
+def _missing(data: Dataset) -> dict[str, str]:
+    """The columns that the data lack, and why in brackets."""
+    labels = {"label": f" ({data.unlabelled})"} if data.unlabelled else {}
+    return labels | ({} if data.mask_classes else {"mask": ""})
 
 
 def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:

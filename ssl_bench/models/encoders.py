@@ -307,6 +307,28 @@ def pool(encoder: nn.Module, features: Any) -> dict[str, Tensor]:
     return {**pooled, "cls": tokens_BTD[:, 0]} if has_class_token else pooled
 
 
+def feature_map(encoder: nn.Module, features: Any) -> Tensor:
+    """The output of ``forward_features`` by rows and columns: float32 ``(B, R, C, D)``.
+
+    Patch tokens, of a Vision Transformer or alike; of others, such as Swin Transformers and
+    convolutional networks, what they compute last.
+
+    Raises:
+        UserError: the encoder keeps no rows and columns.
+    """
+    model: Any = encoder
+    if isinstance(features, Tensor) and features.dim() == 4:
+        is_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        return (features if is_last else features.permute(0, 2, 3, 1)).float()
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    if isinstance(features, Tensor) and features.dim() == 3 and grid:
+        patches_BLD = features[:, prefix:]
+        if patches_BLD.shape[1] == math.prod(grid):
+            return patches_BLD.unflatten(1, grid).float()
+    raise UserError(f"a {type(encoder).__name__} gives no features by rows and columns; {_VIT}")
+
+
 def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
     """One vector per image, ``(B, width)``: the class token, or else pooled features.
 

@@ -224,14 +224,31 @@ def evaluation_view(images_BCHW: Tensor, size: int) -> Tensor:
     From uint8 in [0, 255] to float32 ``(B, C, size, size)`` in [0, 1].
     """
     views = functional.to_float(images_BCHW)
-    height, width = views.shape[2:]
-    short = min(height, width)
-    target = size if short <= size else round(size * 8 / 7)
-    if short != target:
-        height, width = height * target // short, width * target // short
+    height, width = _resized(views.shape[2:], size)
+    if (height, width) != views.shape[2:]:
         views = F.interpolate(views, (height, width), mode="bicubic", antialias=True).clamp_(0, 1)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return views[:, :, top : top + size, left : left + size]
+
+
+def mask_view(masks_BHW: Tensor, size: int) -> Tensor:
+    """The part of masks that `evaluation_view` shows, each pixel's class that of the nearest.
+
+    Whole numbers below 2^24 of any type; int64 ``(B, size, size)``.
+    """
+    height, width = _resized(masks_BHW.shape[1:], size)
+    views_B1HW = masks_BHW[:, None].float()
+    views_B1HW = F.interpolate(views_B1HW, (height, width), mode="nearest-exact")
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return views_B1HW[:, 0, top : top + size, left : left + size].long()
+
+
+def _resized(sides: Sequence[int], size: int) -> tuple[int, int]:
+    """Height and width of images of these sides before the centre of that size is cut out."""
+    height, width = sides
+    short = min(height, width)
+    target = size if short <= size else round(size * 8 / 7)
+    return height * target // short, width * target // short
 
 
 def normalize(

@@ -928,6 +928,26 @@ def test_imagenette(tmp_path: Path) -> None:
     assert loaded.classes == ("tench", "parachute")
 
 
+def test_stl10_with_and_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    home = tmp_path / "stl10_binary"
+    home.mkdir()
+    (home / "class_names.txt").write_text("airplane\nbird\n")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2), ("unlabeled", 6)):
+        pixels = rng.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)
+        (home / f"{split}_X.bin").write_bytes(pixels.tobytes())
+        (home / f"{split}_y.bin").write_bytes(bytes(1 + n % 2 for n in range(count)))
+    labelled = data.load("stl10", data_dir=tmp_path)
+    assert labelled.train.labels_N.tolist() == [0, 1, 0, 1] and not labelled.unlabelled
+    plain = data.load("stl10-unlabelled", data_dir=tmp_path)
+    assert (len(plain.train), len(plain.test), plain.classes) == (6, 2, ())
+    assert "stl10" in plain.unlabelled and plain.train.labels_N.tolist() == [0] * 6
+    assert same(plain.test.images_NCHW, labelled.test.images_NCHW)
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "food101", "dtd"])
 def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def refuse(*args: object, **kwargs: object) -> None:

@@ -19,7 +19,7 @@ from ssl_bench.api import optimizers, registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import finetuning, linear_probe
+from ssl_bench.evaluation import finetuning, linear_probe, neighbors
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, match_channels, prepare
 from ssl_bench.evaluation.metrics import accuracy, holdout
 from ssl_bench.models import backbones
@@ -68,8 +68,8 @@ def test_knn_equals_the_naive_vote(seed: int, k: int, temperature: float) -> Non
     expected = [naive_knn(bank[rows], labels[rows], query, k, temperature) for query in queries]
     for chunk in (64, 5):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(knn, "_QUERIES_AT_ONCE", chunk)
-            patch.setattr(knn, "_BANK_AT_ONCE", chunk)
+            patch.setattr(neighbors, "_QUERIES_AT_ONCE", chunk)
+            patch.setattr(neighbors, "_BANK_AT_ONCE", chunk)
             ours = knn._predict(bank, labels, rows, queries, config, 3)[k]
         assert ours.tolist() == expected
 

@@ -48,6 +48,7 @@ _FIGURES: tuple[Draw, ...] = (
     training.curves,
     training.reconstructions,
     representations.attention,
+    representations.segmentations,
     representations.embeddings,
     representations.similarities,
     accuracy.by_corruption,

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import left_out, measured
@@ -26,9 +27,16 @@ _GROUPS = 6
 _RUNS = 24
 _NAMED_CLASSES = 20
 _POINTS = 4000
-_SAME_LENGTH = (("images", "attention", "rollout"), ("points", "labels", "index"))
+_SAME_LENGTH = (
+    ("images", "attention", "rollout"),
+    ("images", "masks", "predictions"),
+    ("points", "labels", "index"),
+)
 """Arrays that have a row for each image."""
-_LARGEST_SIDE = {"images": 2048, "attention": 256, "rollout": 256}
+_LARGEST_SIDE = {
+    **{"images": 2048, "masks": 2048, "predictions": 2048},
+    **{"attention": 256, "rollout": 256},
+}
 """Pixels or patches, of arrays that are drawn as pictures."""
 _MOST_CLASSES, _MOST_BLOCKS, _WIDEST_BLOCK, _MOST_ROWS = 5000, 128, 8192, 100_000
 """No encoder has larger ones."""
@@ -84,6 +92,66 @@ def attention(source: Source) -> Iterator[Drawing]:
             figure,
             is_picture=True,
         )
+
+
+@or_missing(missing("Segmentation", "segmentation"))
+def segmentations(source: Source) -> Iterator[Drawing]:
+    """Test images, their masks, and what each method predicts, one row for each."""
+    names = ("images", "masks", "predictions")
+    for number, (title, found) in enumerate(_comparable(source, names)):
+        first = found[0][1]
+        images, true = first["images"][:_IMAGES], first["masks"][:_IMAGES]
+        alike = [(row, a) for row, a in found if np.array_equal(a["masks"][:_IMAGES], true)]
+        alike = alike[:_GROUPS]
+        cut = left_out(len(found) - len(alike), "method is", "methods are")
+        classes = source.classes(found[0][0]["folder"])
+        labels = [drawing.shorten(row["label"], 26) for row, _ in alike]
+        rows = ["image", "mask", *labels]
+        figure, axes = drawing.picture_grid(rows, len(images), 1.5)
+        for axis, image in zip(axes[0], images.transpose(0, 2, 3, 1), strict=True):
+            axis.imshow(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
+        drawn = [true, *(a["predictions"][:_IMAGES] for _, a in alike)]
+        palette = np.array(sns.color_palette("husl", max(1, len(classes) - 1)))
+        colors = np.ones((256, 3))  # white where nothing counts
+        colors[: len(palette) + 1] = [(0, 0, 0), *palette]
+        for row_axes, masks in zip(axes[1:], drawn, strict=True):
+            for axis, mask in zip(row_axes, masks, strict=True):
+                axis.imshow(colors[mask], interpolation="nearest")
+        seen = sorted({int(each) for masks in drawn for each in np.unique(masks)} - {255})
+        if len(seen) <= _NAMED_CLASSES:
+            drawing.legend(
+                figure,
+                {
+                    drawing.shorten(classes[each] if each < len(classes) else str(each), 20): Patch(
+                        facecolor=colors[each]
+                    )
+                    for each in seen
+                },
+            )
+        frame = pd.DataFrame([row for row, _ in alike])
+        yield Drawing(
+            f"segmentation-{slug(title)}-{number}",
+            "Segmentation",
+            f"Predictions beside masks: {title}",
+            f"{measured(source, frame, len(images))} Black is class 0; white does not "
+            f"count.{cut}",
+            f"Masks of {len(images)} images, and those that {len(alike)} encoders lead to.",
+            pd.DataFrame(
+                [
+                    (row["run"], image, classes[k] if k < len(classes) else k, (p == k).sum(),
+                     (t == k).sum(), ((p == k) & (t == k)).sum())
+                    for row, a in alike
+                    for image, (p, t) in enumerate(
+                        zip(a["predictions"][:_IMAGES], true, strict=True)
+                    )
+                    for k in np.union1d(p, t).tolist()
+                    if k != 255
+                ],
+                columns=["run", "image", "class", "predicted", "true", "both"],
+            ),
+            figure,
+            is_picture=True,
+        )  # fmt: skip
 
 
 @or_missing(missing("2-D embeddings", "embedding"))
@@ -214,6 +282,12 @@ def _is_drawable(source: Source, folder: str, arrays: Mapping[str, np.ndarray]) 
     for names in _SAME_LENGTH:
         if len({shapes[name][:1] for name in names if name in shapes}) > 1:
             wrong.append(" and ".join(names))
+    if "masks" in arrays:
+        wrong += [
+            name
+            for name in ("masks", "predictions")
+            if arrays[name].dtype != np.uint8 or shapes[name] != shapes["masks"]
+        ]
     if "points" in arrays:
         if shapes["points"][1:] != (2,) or shapes["points"][0] > _MOST_ROWS:
             wrong.append("points")

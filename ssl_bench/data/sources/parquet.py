@@ -3,7 +3,8 @@
 Columns: ``image`` (or ``img``), a struct ``{bytes, path}`` or plain bytes, and an integer
 ``label`` (or ``labels``, ``fine_label``). Class names come from the Hugging Face schema
 metadata, else they are "0", "1", ... Files that `prepare` wrote also give the number of channels
-and caveats. Without a label column, or if all labels are -1 or missing, there are no labels.
+and caveats. Without a label column, or if all labels are -1 or missing, there are no labels. A
+column ``mask`` (or ``annotation``, ``segmentation_mask``) of images holds masks, see `masks`.
 
 Files in a folder or one level below, or else in split folders two levels below, belong to the split
 that their own or their folder's name indicates (see `splits`). The validation files are the test
@@ -22,6 +23,7 @@ import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssl_bench.data import masks
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import splits
 from ssl_bench.data.sources.folder import image_files
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_MASK_COLUMNS = ("mask", "annotation", "segmentation_mask")
 _ROWS_AT_ONCE = 256
 _UNNAMED_CLASSES = 1000
 METADATA = b"ssl_bench"
@@ -58,9 +62,15 @@ class _Table:
     unlabelled: str
     is_grey: bool
     caveats: tuple[str, ...]
+    mask_column: str = ""
 
-    def picture(self, row: int, encoded: bytes) -> Picture:
-        return Picture(f"{readable(self.path)} row {row}", encoded, int(self.labels_N[row]))
+    @property
+    def columns(self) -> list[str]:
+        return [self.image_column, self.mask_column][: 2 if self.mask_column else 1]
+
+    def picture(self, row: int, encoded: bytes, mask: bytes | None = None) -> Picture:
+        name = f"{readable(self.path)} row {row}"
+        return Picture(name, encoded, int(self.labels_N[row]), mask)
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ def find(path: Path, choice: str = "") -> Listing:
     if path.is_dir() and (beside := len(image_files(path)[0])):
         left_out.append(many(beside, "image file"))
     train_name = shown(layout.trains) if path.is_dir() else path.name
-    return assembled(
+    listing = assembled(
         path,
         _part(train_tables),
         _part(test_tables) if test_name else None,
@@ -147,6 +157,12 @@ def find(path: Path, choice: str = "") -> Listing:
         caveats=(*dict.fromkeys(note for table in tables for note in table.caveats), *caveats),
         channels=1 if all(table.is_grey for table in tables) else 3,
     )
+    masked = [table for table in tables if table.mask_column]
+    if not masked:
+        return listing
+    bare = next((table for table in tables if not table.mask_column), None)
+    require(bare is None, f"{bare and bare.path} has no masks, and {masked[0].path.name} some")
+    return masks.surveyed(listing, path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -224,7 +240,16 @@ def _table(path: Path) -> _Table:
         noted = file.metadata.metadata
         is_grey = _entry(noted, METADATA, "channels") == 1
         caveats = _texts(noted, METADATA, "caveats")
-        return _Table(path, image_column, labels_N, names, unlabelled, is_grey, caveats)
+        mask_column = _column(schema, _MASK_COLUMNS)
+        if mask_column and not _holds_images(schema.field(mask_column).type):
+            mask_column = ""
+        told = names, unlabelled, is_grey, caveats, mask_column
+        return _Table(path, image_column, labels_N, *told)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _column(schema: pa.Schema, choices: Sequence[str]) -> str:
@@ -298,8 +323,8 @@ def _texts(metadata: Mapping[bytes, bytes] | None, name: bytes, *keys: str) -> t
     return tuple(found) if is_of_texts else ()
 
 
-def _images(table: _Table) -> Iterator[bytes]:
-    path, column, row = table.path, table.image_column, 0
+def _images(table: _Table, column: str) -> Iterator[bytes]:
+    path, row = table.path, 0
     with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
             for image in batch.column(0).to_pylist():
@@ -313,8 +338,9 @@ def _images(table: _Table) -> Iterator[bytes]:
 def _part(tables: list[_Table]) -> Part:
     def pictures() -> Iterator[Picture]:
         for table in tables:
-            for row, encoded in enumerate(_images(table)):
-                yield table.picture(row, encoded)
+            cells = zip(*(_images(table, column) for column in table.columns), strict=True)
+            for row, encoded in enumerate(cells):
+                yield table.picture(row, *encoded)
 
     labels = [label for table in tables for label in table.labels_N.tolist()]
     return Part(len(labels), pictures, lambda: _at_any_place(tables), labels)
@@ -327,23 +353,28 @@ def _at_any_place(tables: list[_Table]) -> Callable[[int], Picture]:
         with table.path.open("rb") as file:
             files.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     where = [
-        (number, row, *span)
+        (number, row, *chain.from_iterable(spans))
         for number, table in enumerate(tables)
-        for row, span in enumerate(_located(table, files[number]))
+        for row, spans in enumerate(
+            zip(*(_located(table, files[number], each) for each in table.columns), strict=True)
+        )
     ]
-    where_N4 = np.array(where, np.int64).reshape(-1, 4)
+    where_NP = np.array(where, np.int64).reshape(len(where), -1)
 
     def picture(index: int) -> Picture:
-        number, row, start, stop = where_N4[index].tolist()
-        return tables[number].picture(row, files[number][start:stop])
+        number, row, *ends = where_NP[index].tolist()
+        cells = [
+            files[number][start:stop] for start, stop in zip(ends[::2], ends[1::2], strict=True)
+        ]
+        return tables[number].picture(row, *cells)
 
     return picture
 
 
-def _located(table: _Table, file: mmap.mmap) -> Iterator[tuple[int, int]]:
+def _located(table: _Table, file: mmap.mmap, column: str) -> Iterator[tuple[int, int]]:
     """Where each image starts and stops in the file, unless they are stored compressed."""
     stop = 0
-    for row, encoded in enumerate(_images(table)):
+    for row, encoded in enumerate(_images(table, column)):
         # Within a page, an image follows on the four bytes of its length.
         start = stop + 4
         if file[start : start + len(encoded)] != encoded:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torchvision import datasets
 
 from ssl_bench.data.listing import Listing, Part, Picture
@@ -23,6 +25,10 @@ def find(name: str, data_dir: Path) -> Listing:
     """
     known = TORCHVISION[name]
     train, test = _build(name, data_dir, known.train), _build(name, data_dir, known.test)
+    if known.mask_classes or known.unlabelled:
+        parts, masks = (_part(name, train), _part(name, test)), known.mask_classes
+        unlabelled = known.unlabelled or "it has masks instead"
+        return Listing(name, *parts, (), unlabelled=unlabelled, mask_classes=masks)
     # Imagenette's classes are tuples of synonyms.
     classes = [c if isinstance(c, str) else c[0] for c in getattr(train, "classes", ())]
     return Listing(
@@ -40,6 +46,8 @@ def _build(name: str, data_dir: Path, arguments: Mapping[str, Any]) -> Any:
     loader = {"loader": Path} if "loader" in inspect.signature(build).parameters else {}
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError, RuntimeError):  # some unpack what they have downloaded each time
+            return build(root=data_dir, download=False, **loader, **arguments)
         return build(root=data_dir, download=True, **loader, **arguments)
     except ImportError as error:
         raise UserError(
@@ -57,7 +65,12 @@ def _build(name: str, data_dir: Path, arguments: Mapping[str, Any]) -> Any:
 def _part(name: str, dataset: Any) -> Part:
     def picture(index: int) -> Picture:
         image, label = dataset[index]
-        return Picture(f"{image if isinstance(image, Path) else f'{name} {index}'}", image, label)
+        shown = f"{image if isinstance(image, Path) else f'{name} {index}'}"
+        if isinstance(label, Image.Image):
+            values = TORCHVISION[name].mask_values
+            mask = label.point([values.get(value, value) for value in range(256)])
+            return Picture(shown, image, 0, mask)
+        return Picture(shown, image, 0 if TORCHVISION[name].unlabelled else label)
 
     count = len(dataset)
     return Part(count, lambda: map(picture, range(count)), lambda: picture)

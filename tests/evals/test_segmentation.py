@@ -1,0 +1,191 @@
+"""Segmentation: its arithmetic against naive versions, and what it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import jaccard_score
+
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset, Split
+from ssl_bench.data.masks import IGNORED
+from ssl_bench.evaluation import dense
+from ssl_bench.evaluation.features import Encoder, RawPixels
+from ssl_bench.models import backbones, encoders
+from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.transforms.augmentations import evaluation_view, mask_view
+
+NAMES = ("segmentation", "segmentation-knn")
+OTHERS = ("test_resnet", "test_convnext", "swin_nano", "beit_base_patch16_224")
+
+
+def naive_miou(found: torch.Tensor, true: torch.Tensor, classes: int) -> float:
+    scores = []
+    pairs = [
+        (a, b)
+        for a, b in zip(found.flatten().tolist(), true.flatten().tolist(), strict=True)
+        if b != IGNORED
+    ]
+    for each in range(classes):
+        both = sum(a == b == each for a, b in pairs)
+        either = sum(each in pair for pair in pairs)
+        scores += [both / either] if either else []
+    return 100 * sum(scores) / len(scores)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 1000), st.integers(2, 5))
+def test_mean_iou_is_the_naive_one_and_scikit_learns(seed: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randint(classes, (3, 20), generator=generator)
+    true = torch.randint(classes, (3, 20), generator=generator)
+    true[torch.rand(3, 20, generator=generator) < 0.2] = IGNORED
+    counts = dense.overlaps(found, true, classes + 1)  # one class occurs nowhere
+    ours = dense.mean_iou(counts.sum(dim=0)).item()
+    assert ours == pytest.approx(naive_miou(found, true, classes + 1))
+    known = true != IGNORED
+    theirs = jaccard_score(true[known], found[known], average="macro")
+    assert ours == pytest.approx(100 * theirs)
+    low, high = dense.interval(counts, seed)
+    assert low <= high and low >= 0 and high <= 100
+    assert (low, high) == dense.interval(counts, seed)
+
+
+def test_an_interval_narrows_with_more_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, true = torch.randint(2, (2, 400, 50), generator=generator)
+    few, many = (dense.interval(dense.overlaps(found[:n], true[:n], 2), "test") for n in (25, 400))
+    middle = dense.mean_iou(dense.overlaps(found, true, 2).sum(dim=0)).item()
+    assert many[0] < middle < many[1]
+    ratio = (few[1] - few[0]) / (many[1] - many[0])
+    assert 2 < ratio < 8, "a sixteenth of the images is four times as wide"
+
+
+def test_a_patch_has_the_most_frequent_class_of_its_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(4, (5, 12, 12), generator=generator)
+    masks[torch.rand(masks.shape, generator=generator) < 0.3] = IGNORED
+    masks[0, :4, :4] = IGNORED
+    ours = dense.patch_labels(masks, (3, 3), 4)
+    assert ours[0, 0, 0] == IGNORED
+    for image, row, column in np.ndindex(5, 3, 3):
+        cell = masks[image, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        counts = [int((cell == each).sum()) for each in range(4)]
+        if max(counts):
+            assert ours[image, row, column] == counts.index(max(counts))
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (20, 20), (32, 32), (9, 9)])
+def test_a_mask_is_seen_where_its_image_is(sides: tuple[int, int]) -> None:
+    masks = torch.zeros(1, *sides, dtype=torch.uint8)
+    masks[:, sides[0] // 3 :, sides[1] // 2 :] = 1
+    seen = mask_view(masks, 16)
+    image = evaluation_view(255 * masks[:, None], 16)[:, 0]
+    assert seen.shape == (1, 16, 16)
+    assert ((image > 0.5) == seen.bool()).double().mean() > 0.93
+
+
+@pytest.mark.parametrize("backbone", ["vit_micro", *OTHERS])
+def test_every_kind_of_backbone_has_a_map(backbone: str, spec: EncoderSpec) -> None:
+    """What is at a place of the map depends on the image there, and not on its mirror image's."""
+    is_small = backbone == "vit_micro"
+    size, patch = (16, 4) if is_small else (64, 16 if "beit" in backbone else None)
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2} if "beit" in backbone else {}
+    spec = dataclasses.replace(
+        spec, backbone=backbone, image_size=size, patch_size=patch, architecture={}
+    )
+    encoder = Encoder(backbones.build(spec, 0, **small), spec, CPU, seed=0)
+    images = torch.zeros(2, 3, size, size)
+    images[1, :, : size // 4, -size // 4 :] = 3  # above, on the right
+    blank, seen = encoder.patches(images)
+    assert blank.shape[:2] == (seen.shape[0], seen.shape[0]) and len(blank) > 1
+    change = (seen - blank).norm(dim=-1)
+    if not encoders.is_vit(encoder._module):
+        change = change[:, 0].sum() < change[:, -1].sum(), change[0].sum() > change[-1].sum()
+        assert all(change)
+    pixels = RawPixels(spec, CPU, 0).patches(images)
+    assert pixels.shape[:3] == (2, pixels.shape[1], pixels.shape[1])
+    assert pixels[1, 0, -1].min() == 3 and pixels[1, -1, 0].max() == 0
+
+
+def separable(count: int, seed: int) -> Split:
+    """Squares of three colours on black; their class is their colour."""
+    generator = np.random.default_rng(seed)
+    images = np.zeros((count, 3, 16, 16), np.uint8)
+    masks = np.zeros((count, 16, 16), np.uint8)
+    for image, mask in zip(images, masks, strict=True):
+        for kind in generator.permutation(3)[:2]:
+            row, column = 4 * generator.integers(0, 3, 2)
+            image[:, row : row + 8, column : column + 8] = 0
+            image[kind, row : row + 8, column : column + 8] = 250
+            mask[row : row + 8, column : column + 8] = 1 + kind
+    return Split(
+        torch.from_numpy(images), torch.zeros(count, dtype=torch.int64), torch.from_numpy(masks)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_separable_is_segmented(name: str, spec: EncoderSpec) -> None:
+    classes = ("nothing", "red", "green", "blue")
+    data = Dataset("squares", separable(100, 0), separable(40, 1), (), "f", "", 16)
+    data = dataclasses.replace(data, mask_classes=classes, unlabelled="masks")
+    plugin = registry.find("eval", name)
+    evaluation = plugin.load_class()(plugin.config(validation=0.2))
+    pixels = evaluation.evaluate(RawPixels(spec, CPU, 0), data)
+    assert pixels.scores["pixel_accuracy"] > 90
+    assert pixels.scores["miou"] > 75, "corners are lost to the interpolation alone"
+    low, high = pixels.scores["miou_low"], pixels.scores["miou_high"]
+    assert low < pixels.scores["miou"] < high < low + 15
+    assert [f"iou {each}" for each in classes] == [each for each in pixels.scores if "iou " in each]
+    arrays = pixels.arrays
+    assert arrays["masks"].shape == arrays["predictions"].shape == (8, 16, 16)
+    assert torch.equal(arrays["images"], data.test.images_NCHW[:8])
+    again = dense.mean_iou(arrays["overlaps"].sum(dim=0)).item()
+    assert again == pytest.approx(pixels.scores["miou"])
+    blind = dataclasses.replace(data, train=dataclasses.replace(
+        data.train, masks_NSS=data.train.masks_NSS.flip(0)))  # fmt: skip
+    assert evaluation.evaluate(RawPixels(spec, CPU, 0), blind).scores["miou"] < 50
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_row_and_column_are_refused(name: str, spec: EncoderSpec, tiny: Dataset) -> None:
+    spec = dataclasses.replace(spec, backbone="test_resnet", patch_size=None)
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=0)
+    plugin = registry.find("eval", name)
+    reason = plugin.load_class()(plugin.config()).supports(encoder, tiny)
+    assert reason and "16 px" in reason
+
+
+def test_a_run_is_segmented_and_drawn(ssl_bench, tmp_path: Path, image_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    from PIL import Image
+
+    folder = tmp_path / "pairs"
+    for path in image_folder.rglob("*.png"):
+        split = path.parents[1].name
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+        image = Image.open(path)
+        image.save(folder / split / "images" / f"{path.parent.name}{path.name}")
+        mask = np.zeros((16, 16), np.uint8)
+        mask[:, 8:] = 1 + (path.parent.name == "b")
+        Image.fromarray(mask).save(folder / split / "masks" / f"{path.parent.name}{path.name}")
+    runs = ("--runs-dir", tmp_path / "runs")
+    how = ("--epochs", 1, "--batch-size", 16, "--backbone", "vit_nano", "--precision", "fp32")
+    code, _, err = ssl_bench("run", "--data", image_folder, "--evals", "segmentation", *how, *runs)
+    assert code == 2 and "no masks" in err and "fashion-canvases" in err
+    assert len(err.splitlines()) == 1
+    evals = ("--evals", "segmentation,segmentation-knn")
+    code, out, err = ssl_bench("run", "--data", folder, *evals, *how, *runs)
+    assert code == 0, err
+    assert "mIoU" in out and "[" in out and "random init" in out
+    code, _, err = ssl_bench("report", *runs, "-o", tmp_path / "report")
+    assert code == 0, err
+    drawn = {path.stem for path in (tmp_path / "report").rglob("segmentation-*.png")}
+    assert len(drawn) == 2, drawn
