@@ -102,7 +102,7 @@ def _grouped(flags: Sequence[Flag], plugins: Sequence[Plugin]) -> dict[str, list
         if flag.owner in evals:
             rest.setdefault(f"{_EVALUATION} {evals[flag.owner].name}", []).append(flag)
         elif flag.owner in methods:
-            groups[_METHOD if _is_own(flag) else _TRAINING].append(flag)
+            groups[_METHOD if is_own(flag) else _TRAINING].append(flag)
         else:
             groups.setdefault(named.get(flag.name, _MACHINE), []).append(flag)
     machine = {_MACHINE: groups.pop(_MACHINE, [])}
@@ -120,7 +120,7 @@ def _mattering(groups: dict[str, list[Flag]], plugins: Sequence[Plugin]) -> dict
     return {title: each for title, each in chosen.items() if each}
 
 
-def _is_own(flag: Flag) -> bool:
+def is_own(flag: Flag) -> bool:
     """Whether a flag is none that its owner has from a base class."""
     bases = [each for each in flag.owner.__mro__[1:] if dataclasses.is_dataclass(each)]
     return not any(flag.field in each.__dataclass_fields__ for each in bases)
