@@ -172,8 +172,9 @@ def methods_table(methods: Sequence[Plugin]) -> str:
     ]
     return (
         "# Methods\n\nEach is one file in `methods/`, on any backbone that meets its needs. The "
-        "cost is that of a training image in FLOPs, MAE's being 1, counted with `--preset quick`, as "
-        "`ssl-bench list methods` shows it. [Your own](../own-method.md) is one file, too.\n\n"
+        "cost is that of a training image in FLOPs, MAE's being 1, counted with `--preset quick`; "
+        "`ssl-bench list methods` shows it, too. [Your own](../own-method.md) is one file. "
+        "A training whose features become alike is reported to have collapsed.\n\n"
         + table(("`--method`", "paper", "needs", "cost"), rows)
     )
 
