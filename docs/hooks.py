@@ -53,7 +53,7 @@ SOURCES = {
 FIGURES = {
     "accuracy-": "Each method under each evaluation; a point is a run, a bar a 95 % interval.",
     "cost-": "Accuracy over what the pre-training cost so far, and where each run ended.",
-    "scores-": "The scores of one evaluation against those of another.",
+    "scores-": "Evaluations that count no right answers.",
     "training": "Losses during the pre-trainings.",
     "curve-low-shot": "Linear probes on few labels.",
     "curve-partial-finetune": "Fine-tuning the last blocks alone.",
@@ -305,7 +305,7 @@ def _settings(plugin: Plugin) -> Iterator[str]:
     yield "## Settings"
     yield "Defaults are those of the `Config`; a preset may set others, and a flag wins over both."
     groups = {"### Its own": [flag for flag in found if is_own(flag)]}
-    groups["### Of what it shares with others"] = [flag for flag in found if not is_own(flag)]
+    groups["### What it shares with others"] = [flag for flag in found if not is_own(flag)]
     for title, members in groups.items():
         if not members:
             continue
