@@ -106,7 +106,7 @@ def test_the_site_is_built_without_torch(tmp_path: Path) -> None:
         "try: cli(sys.argv[1:])\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    command = [sys.executable, "-c", code, "build", "--strict", "-q", "-d", tmp_path / "site"]
+    command = [sys.executable, "-c", code, "build", "--strict", "-q", "-d", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     home = (tmp_path / "site" / "index.html").read_text()
