@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip --disable-pip-version-check install -qq --editable
 INSTALLING = @echo "installing ssl-bench and what it needs into $(VENV): a few minutes, torch alone is gigabytes"
 
-.PHONY: demo test test-browser test-slurm bench verdicts results results-gpu gpu-check lint format clean
+.PHONY: demo test test-browser test-slurm bench verdicts results results-gpu gpu-check docs lint format clean
 
 demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
@@ -44,6 +44,9 @@ results-gpu: $(VENV)/installed  ## the same on CIFAR-10 with a GPU, MINUTES at a
 gpu-check: $(VENV)/installed-test  ## on a GPU: its tests, a step's launches, images a second, a short comparison (DATA=)
 	$(BIN)/python -m benchmarks.gpu_check --minutes $(MINUTES) --data "$(DATA)"
 
+docs: $(VENV)/installed-docs  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(VENV)/installed-lint  ## check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,6 +72,11 @@ $(VENV)/installed: $(BIN)/python pyproject.toml
 $(VENV)/installed-test: $(BIN)/python pyproject.toml
 	$(INSTALLING)
 	$(INSTALL) '.[test]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: $(BIN)/python pyproject.toml
+	$(INSTALLING)
+	$(INSTALL) '.[docs]'
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-lint: $(BIN)/python pyproject.toml

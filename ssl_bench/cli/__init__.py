@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ssl_bench import __version__
+from ssl_bench.cli.argv import HELP
 from ssl_bench.cli.commands import COMMANDS, RESUMING
 from ssl_bench.errors import ToldElsewhere, in_one_line, unknown
 from ssl_bench.utils import signals, streams
@@ -27,7 +28,8 @@ Which self-supervised method is better, on your data, under your budget?
 commands:
 {commands}
 
-`ssl-bench COMMAND --help` shows a command's flags, `ssl-bench --version` the version.
+`ssl-bench COMMAND --help` shows the flags of a command that matter most, `--help-all` every one,
+`ssl-bench --version` the version.
 
 examples:
   ssl-bench run --method mae --mask-ratio 0.75
@@ -83,7 +85,7 @@ def _told(args: Sequence[str]) -> int:
 
 
 def _do(args: Sequence[str]) -> int:
-    if not args or args[0] in ("-h", "--help", "help"):
+    if not args or args[0] in {*HELP, "help"}:
         lines = (f"  {name:<11} {command.purpose}" for name, command in COMMANDS.items())
         print(_USAGE.format(commands="\n".join(lines)), end="")
     elif args[0] == "--version":

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from ssl_bench.errors import require
 
 _SHORT = ("-h", "-o")
+HELP = frozenset({"-h", "--help", "--help-all"})
 
 
 def by_flag(args: Iterable[str]) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli.argv import peek
+from ssl_bench.cli.argv import HELP, peek
 from ssl_bench.cli.parser import Flag, flags_with, values_of
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import BUDGETS, ConfigFileSettings, EvalSettings, Settings
@@ -35,7 +35,7 @@ def parse_run(args: Sequence[str], command: str = "run") -> RunConfig:
         "`ssl-bench run --config FILE` runs what a run's config.json, or a file like it, describes."
     )
     shown = list(offered.flags)
-    if command == "run" and {"-h", "--help"} & set(args):  # with it, another parser reads the flags
+    if command == "run" and HELP & set(args):  # with it, another parser reads the flags
         of_file = flags_with(ConfigFileSettings, "", {"config": None})
         shown += [flag for flag in of_file if flag.name == "config"]
     return offered.run_config(values_of(command, shown, args, about, offered.everyone))

@@ -9,18 +9,15 @@ import contextlib
 import dataclasses
 import io
 import re
-import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Optional, TypeVar
 
-import tyro
-
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import complaints, habits
-from ssl_bench.cli.argv import joined, values_told_from_flags
+from ssl_bench.cli import complaints, habits, help_text
+from ssl_bench.cli.argv import HELP, joined, values_told_from_flags
 from ssl_bench.config.checked import intervals
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.errors import UserError, require
@@ -60,6 +57,16 @@ class Flag:
         """As a person writes it."""
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def metavar(self) -> str:
+        """What its values are called where they stand without it; "" where they do not."""
+        return _POSITIONAL.get(self.name, "")
+
+    @property
+    def short(self) -> list[str]:
+        """Other names of it."""
+        return _SHORT.get(self.name, [])
+
 
 def flags_with(cls: type, prefix: str, preset: Mapping[str, Any]) -> list[Flag]:
     """The flags of a dataclass, under longer names, with a preset's defaults; its own first."""
@@ -88,12 +95,6 @@ def parse(command: str, cls: type[T], args: Sequence[str]) -> T:
 def read(flag: Flag, text: str) -> Any:
     """The value of a flag that is given alone."""
     return values_of("run", [flag], joined([(flag.option, text)]), "")[flag.name]
-
-
-def described(name: str, text: str, width: int = 18) -> list[str]:
-    """Lines of help: a name in so many columns, and beside it what it means."""
-    whole = f"  {name:<{width}}{text}".rstrip()
-    return textwrap.wrap(whole, 100, subsequent_indent=" " * (2 + width))
 
 
 def every_flag(
@@ -141,13 +142,9 @@ def values_of(
     Args:
         everyone: the plugins that have flags here, for what is said of a flag that is not known.
     """
-    if any(arg in ("-h", "--help") for arg in args):
-        tyro.cli(
-            _as_dataclass(command, flags),
-            prog=f"ssl-bench {command}",
-            description=description,
-            args=["--help"],
-        )
+    if HELP & set(args):
+        print(help_text.text(command, flags, description, everyone, "--help-all" in args), end="")
+        raise SystemExit(0)
     given = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
     for arg in given:
         require(
@@ -156,6 +153,8 @@ def values_of(
         )
     taking = {flag.option for flag in flags if flag.type is not bool}
     args = values_told_from_flags(args, taking)
+    import tyro  # which help does without
+
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
@@ -195,8 +194,10 @@ def _sequence(flag: Flag) -> Any:
 
     For a plain ``tuple[int, ...]`` tyro would import typeguard, which takes 0.2 s.
     """
+    import tyro
+
     [item, *_] = typing.get_args(flag.type)
-    is_positional = flag.name in _POSITIONAL
+    is_positional = bool(flag.metavar)
 
     def read(args: list[str]) -> tuple[Any, ...]:
         texts = args if is_positional else args[0].split(",")
@@ -221,23 +222,18 @@ def _sequence(flag: Flag) -> Any:
 def _as_dataclass(
     command: str, flags: Iterable[Flag], choices: Mapping[str, Any] | None = None
 ) -> Any:
+    import tyro
+
     fields: list[Any] = []
     for flag in flags:
-        is_positional = flag.name in _POSITIONAL
+        is_positional = bool(flag.metavar)
         is_sequence = typing.get_origin(flag.type) is tuple
         value_type = _sequence(flag) if is_sequence else flag.type
         value_type = (choices or {}).get(flag.name, value_type)
         if flag.default is None:  # not X | None, which takes tyro an import of 0.2 s
             value_type = Optional[value_type]  # noqa: UP045
-        metavar = _POSITIONAL.get(flag.name, "A,B,..." if is_sequence else None)
-        # A default that is nothing says nothing.
-        hint = "" if is_positional or flag.default in (None, "", ()) else None
-        argument = tyro.conf.arg(
-            help=flag.help,
-            metavar=metavar,
-            help_behavior_hint=hint,
-            aliases=_SHORT.get(flag.name),
-        )
+        metavar = flag.metavar or ("A,B,..." if is_sequence else None)
+        argument = tyro.conf.arg(help=flag.help, metavar=metavar, aliases=flag.short or None)
         type_: Any = Annotated[value_type, argument]
         if is_positional:
             type_ = tyro.conf.Positional[type_]  # type: ignore[misc]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import flags, parser
-from ssl_bench.cli.argv import by_flag, joined
+from ssl_bench.cli import flags, help_text, parser
+from ssl_bench.cli.argv import HELP, by_flag, joined
 from ssl_bench.config.command_settings import AblateSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import RunConfig
@@ -19,7 +19,6 @@ from ssl_bench.papers import Ablation
 from ssl_bench.sweep.ablation import AblationCell, Study, as_number
 
 _OWN = tuple(f"--{field.name}" for field in dataclasses.fields(AblateSettings))
-_HELP = ("-h", "--help")
 
 
 def ablate(args: Sequence[str]) -> None:
@@ -33,9 +32,9 @@ def ablate(args: Sequence[str]) -> None:
 
 def parse(args: Sequence[str]) -> Study | None:
     """What a command line asks for; ``None`` where that is help, which is printed."""
-    name, own, common = _split([arg for arg in args if arg not in _HELP])
+    name, own, common = _split([arg for arg in args if arg not in HELP])
     settings, run = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
-    if set(args) & set(_HELP):
+    if set(args) & HELP:
         print(_help(run.method), end="")
         return None
     ablation = _find(run.method, name)
@@ -130,11 +129,11 @@ def _help(method: Plugin) -> str:
     for name, ablation in method.ablations().items():
         values = map(as_number, ablation.values)
         text = f"{ablation.title} ({ablation.source}): {', '.join(values)}. {ablation.note}"
-        lines += parser.described(name, text)
+        lines += help_text.described(name, text)
     lines += ["", "flags:"]
     for name, text in registry.field_help(AblateSettings).items():
-        lines += parser.described(f"--{name}", text)
-    lines += parser.described(
+        lines += help_text.described(f"--{name}", text)
+    lines += help_text.described(
         "...",
         "any flag of `ssl-bench run`, for every cell; --evals defaults to those of the preset, or "
         "else of the paper",

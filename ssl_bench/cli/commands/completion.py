@@ -12,6 +12,7 @@ import tyro
 from ssl_bench import data
 from ssl_bench.api import registry
 from ssl_bench.cli import parser
+from ssl_bench.cli.argv import HELP
 from ssl_bench.cli.commands import COMMANDS
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.errors import require
@@ -45,7 +46,7 @@ Print a script that completes commands, flags and names in that shell.
 
 def show(args: Sequence[str]) -> None:
     """Print the completion script of a shell."""
-    if {"-h", "--help"} & set(args):
+    if HELP & set(args):
         print(_HELP, end="")
         return
     require(len(args) == 1, f"say which shell: ssl-bench completion {'|'.join(_SHELLS)}")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ssl_bench import data
 from ssl_bench.api import registry
+from ssl_bench.cli.argv import HELP
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.config.settings import Settings
 from ssl_bench.errors import unknown
@@ -25,7 +26,7 @@ _PATHS = "a folder of class folders or of images, or Parquet files with an image
 def show(args: Sequence[str]) -> None:
     """Print the kinds asked for, or all."""
     for arg in args:
-        if arg in ("-h", "--help"):
+        if arg in HELP:
             print(f"usage: ssl-bench list [{'] ['.join(_KINDS)}]")
             return
         if arg not in _KINDS:

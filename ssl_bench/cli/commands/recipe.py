@@ -16,7 +16,7 @@ from rich.table import Table
 from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli import argv, flags, parser
+from ssl_bench.cli import argv, flags, help_text
 from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
@@ -80,10 +80,10 @@ class Stage:
 
 def recipe(args: Sequence[str]) -> None:
     """Print a preset's recipe: ``ssl-bench recipe``."""
-    if {"-h", "--help"} & set(args):
+    if argv.HELP & set(args):
         presets = registry.presets()
         width = max(map(len, presets)) + 2
-        lines = [parser.described(name, note, width) for name, note in presets.items()]
+        lines = [help_text.described(name, note, width) for name, note in presets.items()]
         print(_USAGE + "\n".join(itertools.chain(*lines)))
         return
     is_named = bool(args) and not args[0].startswith("-")

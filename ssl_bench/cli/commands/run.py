@@ -51,7 +51,7 @@ def evaluate(args: Sequence[str]) -> int:
 
 def data(args: Sequence[str]) -> None:
     """``ssl-bench data prepare``."""
-    if args[:1] != ["prepare"] and not {"-h", "--help"} & set(args):
+    if args[:1] != ["prepare"] and not argv.HELP & set(args):
         raise UserError("say what to do with data: ssl-bench data prepare SOURCE -o FOLDER")
     from ssl_bench.config.command_settings import PrepareSettings
 
@@ -64,7 +64,7 @@ def data(args: Sequence[str]) -> None:
 def _from_file(args: Sequence[str]) -> RunConfig:
     from ssl_bench.cli import trust
 
-    if not {"-h", "--help"} & set(args):
+    if not argv.HELP & set(args):
         argv.peek(args, "config")  # complains where it has no value
         known = parser.flags_of(ConfigFileSettings)
         for flag, *_ in argv.by_flag(args):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections.abc import Sequence
 
-from ssl_bench.cli import parser
+from ssl_bench.cli import help_text, parser
+from ssl_bench.cli.argv import HELP
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 
 _RULES = """\
@@ -51,7 +54,7 @@ A search gives each method the same number of trials on a tenth of the training 
 
 def sweep(args: Sequence[str]) -> None:
     """Do a sweep, or print the help."""
-    if {"-h", "--help"} & set(args):
+    if HELP & set(args):
         print(text(), end="")
         return
     from ssl_bench.cli.commands import sweep
@@ -62,14 +65,13 @@ def sweep(args: Sequence[str]) -> None:
 def text() -> str:
     """The whole help."""
     lines = [_RULES, "flags:", *_flags(SweepSettings), "", "flags of jobs under Slurm:"]
-    lines += [*_flags(ClusterSettings), "", "flags of runs: `ssl-bench run --help`"]
+    lines += [*_flags(ClusterSettings), "", "flags of runs: `ssl-bench run --help-all`"]
     return "\n".join(lines) + "\n"
 
 
 def _flags(cls: type) -> list[str]:
     lines = []
     for flag in parser.flags_of(cls).values():
-        is_told = flag.default in (None, "", (), False) or "Default" in flag.help
-        default = "" if is_told else f" Default: {flag.default}."
-        lines += parser.described(flag.option, flag.help + default)
+        is_repeated = typing.get_origin(flag.type) is tuple
+        lines += help_text.entry(dataclasses.replace(flag, type=str) if is_repeated else flag)
     return lines
