@@ -112,7 +112,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """In the place of W&B."""
     tool = Recorder()
     monkeypatch.setattr(loggers, "check", lambda names: None)
-    monkeypatch.setitem(TOOLS, "wandb", tool)  # type: ignore[arg-type]
+    monkeypatch.setitem(TOOLS, "wandb", tool)
     yield tool
 
 
@@ -240,7 +240,7 @@ def test_a_logger_that_does_not_open_ends_no_run(
     def refuse(*_: object) -> None:
         raise RuntimeError("not logged in\nand a long story")
 
-    monkeypatch.setitem(TOOLS, "wandb", refuse)  # type: ignore[arg-type]
+    monkeypatch.setitem(TOOLS, "wandb", refuse)
     with log_follower.following(folder, ["wandb"]):
         train(folder, 1, 1)
     told = capsys.readouterr().out
