@@ -156,7 +156,8 @@ class Data2Vec(Method):
         self.teacher: Any = frozen_copy(self.encoder)
         self.teacher.blocks.used_in_parts = True
         embed, self.prefix = self.encoder.patch_embed, self.encoder.num_prefix_tokens
-        self.patch_size, self.grid = embed.patch_size[0], embed.grid_size
+        self.patch_size = embed.patch_size[0]
+        self.grid: tuple[int, int] = embed.grid_size
         self.kept = masking.count_kept(math.prod(self.grid), config.mask_ratio)
         share = 1 - config.mask_ratio + config.block_surplus
         self.blocks = max(1, int(math.prod(self.grid) * share / config.block_size**2))
@@ -203,8 +204,9 @@ class Data2Vec(Method):
         def noise(purpose: str, numbers: int) -> Tensor:
             return batch.rng.uniform(purpose, count * numbers).view(-1, numbers)
 
-        how = self.blocks, self.config.block_size
-        return masking.split(masking.visible_block_scores(noise, *self.grid, *how), self.kept)
+        size = self.config.block_size
+        scores_NL = masking.visible_block_scores(noise, *self.grid, self.blocks, size)
+        return masking.split(scores_NL, self.kept)
 
     def predict(self, visible_NKD: Tensor, visible_NK: Tensor, batch: Batch) -> Tensor:
         """The features of all patches, from those of the visible ones: ``(N, L, D)``."""
@@ -267,7 +269,7 @@ class _Decoder(nn.Module):
     def forward(self, x_NDRC: Tensor) -> Tensor:
         """Features by rows and columns to predictions for each patch: ``(N, L, D)``."""
         for convolution in self.blocks:
-            normed = F.layer_norm(convolution(x_NDRC).movedim(1, -1), convolution.weight.shape[:1])
-            new_NDRC = F.gelu(normed).movedim(-1, 1)
+            new_NRCD = convolution(x_NDRC).movedim(1, -1)
+            new_NDRC = F.gelu(F.layer_norm(new_NRCD, new_NRCD.shape[-1:])).movedim(-1, 1)
             x_NDRC = new_NDRC + x_NDRC if new_NDRC.shape == x_NDRC.shape else new_NDRC
         return self.proj(x_NDRC.flatten(2).transpose(1, 2))

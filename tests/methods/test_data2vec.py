@@ -222,12 +222,12 @@ def test_training_keeps_the_official_order_of_operations(
         rate = base_lr * batch_size / 256 * (1 + math.cos(math.pi * step / steps)) / 2
         momentum = [0.85, 0.9, 0.9, 0.9][step]
         with torch.no_grad():
-            trained = [weight for weight in weights.values() if weight.grad is not None]
-            norm = math.sqrt(sum(weight.grad.square().sum().item() for weight in trained))
+            trained = [(each, each.grad) for each in weights.values() if each.grad is not None]
+            norm = torch.stack([gradient.norm() for _, gradient in trained]).norm().item()
             clipped += norm > clip
-            for weight in trained:
+            for weight, gradient in trained:
                 decayed = 0.05 * weight if weight.ndim > 1 else 0
-                weight.sub_(rate * (weight.grad * min(1, clip / (norm + 1e-6)) + decayed))
+                weight.sub_(rate * (gradient * min(1, clip / (norm + 1e-6)) + decayed))
                 weight.grad = None
             for name, weight in under(weights, "teacher").items():
                 weight.mul_(momentum).add_((1 - momentum) * weights[f"encoder.{name}"])
