@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 LOCAL_CROPS, QUEUE = 6, 65536
-"""Of LeJEPA and of MoCo, as their papers have them."""
+"""Of LeJEPA and of MoCo, as their papers have them; DINO and iBOT get as many crops."""
+_MULTI_CROP = ("lejepa", "dino", "ibot")
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,11 @@ class Case:
         width, depth, heads: of the encoder, a plain ViT with a class token.
         image_size, patch_size: in pixels.
         batch_size: images in a step.
-        decoder: width, blocks and heads of MAE's decoder.
-        projector: hidden and output width of the heads of all but MAE. MoCo's hidden width is the
-            encoder's, that of SimSiam's predictor a quarter.
-        mask_ratio: of MAE.
+        decoder: width, blocks and heads of MAE's decoder, and of I-JEPA's predictor.
+        projector: hidden and output width of the heads of methods that compare views. MoCo's hidden
+            width is the encoder's, that of SimSiam's predictor a quarter; what DINO and iBOT put
+            out are prototypes.
+        mask_ratio: of MAE, SimMIM and iBOT.
     """
 
     method: str
@@ -41,18 +44,32 @@ class Case:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def takes_one_view(self) -> bool:
+        """Whether the method compares no views of an image."""
+        return self.method in ("mae", "ijepa", "simmim")
+
+    @property
+    def noise(self) -> int:
+        """How many random numbers of an image make its masks."""
+        return 2 + 64 * 4 if self.method == "ibot" else self.patches
+
+    @property
     def view_sizes(self) -> tuple[int, ...]:
-        """In pixels; LeJEPA's small crops are 96 of 224, rounded up to whole patches."""
+        """In pixels; small crops are 96 of 224, rounded up to whole patches."""
         small = -(-self.image_size * 96 // (224 * self.patch_size)) * self.patch_size
-        return (self.image_size,) * 2 + (small,) * (LOCAL_CROPS if self.method == "lejepa" else 0)
+        return (self.image_size,) * 2 + (small,) * (LOCAL_CROPS * (self.method in _MULTI_CROP))
 
     def words(self) -> str:
         """What it is, for a reader."""
         own = f"mask ratio {self.mask_ratio:g}"
-        if self.method != "mae":
+        if self.method == "ijepa":
+            own = f"a predictor of {self.decoder[0]} x {self.decoder[1]}"
+        elif not self.takes_one_view:
             heads = f"heads of {self.projector[0]} and {self.projector[1]}"
             if self.method == "moco":
                 heads = f"a head of {self.projector[1]}, {QUEUE:,} keys"
+            if self.method == "ibot":
+                heads += f", {own}"
             large, small = 2, len(self.view_sizes) - 2
             own = f"{large} views, {small} small ones, {heads}" if small else f"two views, {heads}"
         return (
@@ -79,17 +96,22 @@ CPU_CASES: Mapping[str, Case] = {
     "mocov3-ti4-32": Case("mocov3", 192, 12, 3, 32, 4, 128),
     "mocov3-s8-96": Case("mocov3", 384, 12, 6, 96, 8, 32),
 }
+_TI4 = Case("", 192, 12, 3, 32, 4, 128)
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "simclr": {"projector": (2048, 128)},
+    "vicreg": {"projector": (2048, 2048)},
+    "barlow-twins": {"projector": (2048, 2048)},
+    "byol": {"projector": (1024, 256)},
+    "simsiam": {"projector": (2048, 2048)},
+    "moco": {"projector": (192, 128)},
+    "lejepa": {"projector": (2048, 64)},
+    "dino": {"projector": (2048, 4096), "batch_size": 16},
+    "ibot": {"projector": (2048, 4096), "batch_size": 16, "mask_ratio": 0.3},
+    "ijepa": {"decoder": (96, 4, 3), "batch_size": 32},
+    "simmim": {"mask_ratio": 0.6, "batch_size": 32},
+}
 METHOD_CASES: Mapping[str, Case] = {
-    f"{method}-ti4-32": Case(method, 192, 12, 3, 32, 4, 128, projector=projector)
-    for method, projector in {
-        "simclr": (2048, 128),
-        "vicreg": (2048, 2048),
-        "barlow-twins": (2048, 2048),
-        "byol": (1024, 256),
-        "simsiam": (2048, 2048),
-        "moco": (192, 128),
-        "lejepa": (2048, 64),
-    }.items()
+    f"{method}-ti4-32": replace(_TI4, method=method, **own) for method, own in _OWN.items()
 }
 GPU_CASES: Mapping[str, Case] = {
     "gpu-mae-ti4-32": Case("mae", 192, 12, 3, 32, 4, 2048),

@@ -15,7 +15,7 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
-from benchmarks import plain
+from benchmarks import masks, plain, plain_teachers
 from benchmarks.cases import LOCAL_CROPS, QUEUE, Case
 
 _IMAGES = 2048
@@ -66,6 +66,7 @@ class Model(nn.Module):
         """What `plain` calls a weight."""
         name = re.sub(r"^(target|key)_", "momentum_", name.removeprefix("method."))
         name = re.sub(r"^(momentum_)?head\.", r"\1projector.", name)
+        name = re.sub(r"^((momentum_)?projector)\.mlp\.", r"\1.", name)
         return re.sub(r"^(\w+)\.layers\.", r"\1.", name).replace("queue_KD", "queue")
 
 
@@ -193,21 +194,19 @@ def autocast(contestant: Contestant, device: torch.device) -> Any:
     return torch.autocast(device.type, dtype)
 
 
-@dataclass(frozen=True)
-class _Given:
-    """Mask noise instead of draws, and torch's own normal numbers."""
-
-    noise: Tensor
-    samples_B: Tensor
-
-    def rows(self, which: slice) -> _Given:
-        return _Given(self.noise[which], self.samples_B[which])
-
-    def uniform(self, purpose: str, count: int) -> Tensor:
-        return self.noise
-
-    def normal(self, purpose: str, count: int) -> Tensor:
-        return torch.randn(len(self.samples_B), count).to(self.samples_B.device)
+_TEACHERS_FIRST = {
+    "encoder": "momentum_encoder",
+    "student_head": "projector",
+    "student": "encoder",
+    "teacher_head": "momentum_projector",
+    "masked_embed": "mask_token",
+}
+_OUR_NAMES = {
+    "DINO": _TEACHERS_FIRST,
+    "IBOT": _TEACHERS_FIRST,
+    "IJEPA": {"encoder": "momentum_encoder", "context_encoder": "encoder"},
+}
+"""What `plain` calls the networks of methods whose encoder is the teacher."""
 
 
 class _Ours(Model):
@@ -236,6 +235,14 @@ class _Ours(Model):
             "proj_hidden_dim": case.projector[0],
             "proj_output_dim": case.projector[1],
             "pred_hidden_dim": case.projector[0] // 4,
+            "head_hidden_dim": case.projector[0],
+            "prototypes": case.projector[1],
+            "norm_last_layer": True,
+            "teacher_temp": 0.04,
+            "patch_temp": 0.04,
+            "predictor_embed_dim": case.decoder[0],
+            "predictor_depth": case.decoder[1],
+            "drop_path": 0.0,
             "local_crops": LOCAL_CROPS,
             "queue_size": QUEUE,
         }
@@ -243,8 +250,12 @@ class _Ours(Model):
         own = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in settings.items() if name in own})
         self.method = setup.build_method(plugin.load_class(), config, spec, 10, 0)
-
         self.patches = case.patches
+
+    def plain_name(self, name: str) -> str:
+        for ours, plains in _OUR_NAMES.get(type(self.method).__name__, {}).items():
+            name = re.sub(rf"^method\.{ours}", plains, name)
+        return super().plain_name(name)
 
     def backward_function(
         self, contestant: Contestant, device: torch.device, images_at_once: int | None
@@ -262,7 +273,7 @@ class _Ours(Model):
             setup.compile_blocks(self.method)
 
         def backward(views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
-            given: Any = _Given(noise, torch.arange(len(noise), device=noise.device))
+            given: Any = masks.Given(noise, torch.arange(len(noise), device=noise.device))
             batch = Batch(dict(zip(self.method.transforms(), views, strict=False)), given)
             step = Step(0, 2, 2, len(noise))
             return gradients.backward(self.method, batch, step, hardware, at_once)["loss"]
@@ -278,35 +289,52 @@ class _Ours(Model):
         self.method.after_optimizer_step(Step(0, 2, 2, 1))
 
 
+_METHODS: Mapping[str, Any] = {
+    "mae": plain.MAE,
+    "simmim": plain.SimMIM,
+    "ijepa": plain_teachers.IJEPA,
+    "dino": plain_teachers.Crops,
+    "ibot": plain_teachers.Crops,
+}
+"""Those that take noise; the others are `plain.Views`."""
+
+
 class _Plain(Model):
     """Plain PyTorch's."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.method = plain.MAE(case) if case.method == "mae" else plain.Views(case)
-        self.is_mae = case.method == "mae"
+        self.case = case
+        self.method = self.build(case)
+
+    def build(self, case: Case) -> nn.Module:
+        """The method."""
+        return _METHODS.get(case.method, plain.Views)(case)
 
     def loss(self, views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
-        return self.method(views[0], noise) if self.is_mae else self.method(*views)
+        if self.case.method not in _METHODS:
+            return self.method(*views)
+        few = views[:1] if self.case.takes_one_view else views
+        return self.method(*few, noise=noise)
 
     def update(self) -> None:
-        if not self.is_mae:
+        if hasattr(self.method, "update"):
             self.method.update()
 
 
 class _Lightly(_Plain):
     """lightly's modules, put together as its examples do."""
 
-    def __init__(self, case: Case) -> None:
-        nn.Module.__init__(self)
+    def build(self, case: Case) -> nn.Module:
         from benchmarks import with_lightly
 
-        self.is_mae = case.method == "mae"
-        self.method = with_lightly.MAE(case) if self.is_mae else with_lightly.Views(case)
+        return with_lightly.build(case)
 
     def plain_name(self, name: str) -> str:
-        name = re.sub(r"^encoder\.vit\.", "encoder.", super().plain_name(name))
-        return re.sub(r"^decoder\.", "", name)
+        name = re.sub(r"^(momentum_)?encoder\.vit\.", r"\1encoder.", super().plain_name(name))
+        name = re.sub(r"^predictor\.decoder\.(?!mask)", "predictor.predictor_", name)
+        name = re.sub(r"^predictor\.decoder\.", "predictor.", name)
+        return re.sub(r"^(decoder|encoder(?=\.mask_token))\.", "", name)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
         """Also take a queue, which is no part of its state; biases that only it has become zero."""
@@ -351,7 +379,7 @@ def in_memory(case: Case, device: torch.device) -> Batches:
         for index_B in order.split(case.batch_size):
             if len(index_B) == case.batch_size:
                 batch = setup.make_batch(method, split, spec, 0, step, index_B)
-                yield tuple(batch.views.values()), batch.rng.uniform("mask", case.patches)
+                yield tuple(batch.views.values()), batch.rng.uniform("mask", case.noise)
                 step += 1
 
 
@@ -361,7 +389,7 @@ def one_batch(case: Case, device: torch.device) -> Batches:
         torch.randn(case.batch_size, 3, size, size, device=device) for size in case.view_sizes
     )
     while True:
-        yield views, torch.rand(case.batch_size, case.patches, device=device)
+        yield views, torch.rand(case.batch_size, case.noise, device=device)
 
 
 class _Pictures(torch.utils.data.Dataset):
@@ -396,7 +424,7 @@ def loaded(transform_of: Callable[[Case], Any]) -> Callable[[Case, torch.device]
         )
         while True:
             for views in loader:
-                noise = torch.rand(case.batch_size, case.patches, device=device)
+                noise = torch.rand(case.batch_size, case.noise, device=device)
                 yield tuple(view.to(device, non_blocking=True) for view in views), noise
 
     return batches

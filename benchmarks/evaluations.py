@@ -120,7 +120,7 @@ def _setting() -> tuple[Any, Any]:
     from ssl_bench.models.backbones import EncoderSpec
 
     images, size = data.load("fashion-mnist"), 28
-    patch_size = backbones.default_patch_size(size)
+    patch_size = backbones.default_patch_size(Settings().backbone, size)
     spec = EncoderSpec(
         Settings().backbone, size, patch_size, images.channels, images.mean, images.std
     )

@@ -100,7 +100,7 @@ def _inputs(case: Case) -> tuple[tuple[Tensor, ...], Tensor]:
     colours = 2 * torch.randn(case.batch_size, 3, 1, 1, generator=generator)
     shapes = [(case.batch_size, 3, size, size) for size in case.view_sizes]
     views = tuple(colours + torch.randn(shape, generator=generator) for shape in shapes)
-    return views, torch.rand(case.batch_size, case.patches, generator=generator)
+    return views, torch.rand(case.batch_size, case.noise, generator=generator)
 
 
 def _weights(case: Case) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ torchvision in a ``DataLoader``.
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch import Tensor, nn
 
 from benchmarks.cases import LOCAL_CROPS, QUEUE, Case
 
-_NORM = partial(nn.LayerNorm, eps=1e-6)
+_CROP_SCALES = {"mae": 0.2, "ijepa": 0.3, "simmim": 0.67}
+"""Smallest share of an image's area in a crop, of methods that take one view."""
+NORM = partial(nn.LayerNorm, eps=1e-6)
+"""What every Vision Transformer here norms with."""
 
 
 def encoder(case: Case) -> VisionTransformer:
@@ -30,7 +34,7 @@ def encoder(case: Case) -> VisionTransformer:
         depth=case.depth,
         num_heads=case.heads,
         num_classes=0,
-        norm_layer=_NORM,
+        norm_layer=NORM,
         dynamic_img_size=len({*case.view_sizes}) > 1,
     )
 
@@ -49,9 +53,9 @@ class MAE(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, width), requires_grad=False)
         self.decoder_blocks = nn.Sequential(
-            *(Block(width, heads, qkv_bias=True, norm_layer=_NORM) for _ in range(depth))
+            *(Block(width, heads, qkv_bias=True, norm_layer=NORM) for _ in range(depth))
         )
-        self.decoder_norm = _NORM(width)
+        self.decoder_norm = NORM(width)
         self.decoder_pred = nn.Linear(width, 3 * case.patch_size**2)
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -72,6 +76,43 @@ class MAE(nn.Module):
         decoded = self.decoder_norm(self.decoder_blocks(full[:, self.first :]))
         prediction = self.decoder_pred(decoded)[:, 1 - self.first :]
         return masked_error(prediction, images, restore >= keep, self.case)
+
+
+class SimMIM(nn.Module):
+    """SimMIM on a Vision Transformer whose patches are as large as the squares that are hidden."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        self.encoder: Any = self.network(case)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, case.width))
+        self.projector = nn.Linear(case.width, 3 * case.patch_size**2)
+
+    def network(self, case: Case) -> nn.Module:
+        """The encoder."""
+        vit = encoder(case)
+        vit.pos_embed.requires_grad_(False)
+        return vit
+
+    def hide(self, noise: Tensor) -> Tensor:
+        """Indices of the patches that are hidden."""
+        count = noise.shape[1]
+        return noise.argsort(dim=1)[:, count - math.ceil(count * self.case.mask_ratio) :]
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The loss of images ``(B, 3, H, W)`` under mask noise ``(B, L)``."""
+        vit: Any = self.encoder
+        tokens = vit.patch_embed(images)
+        hidden = torch.zeros_like(noise).scatter(1, self.hide(noise), 1.0)
+        tokens = tokens * (1 - hidden[..., None]) + self.mask_token * hidden[..., None]
+        pixels = self.projector(vit.norm(vit.blocks(vit._pos_embed(tokens)))[:, 1:])
+        size, side = self.case.patch_size, self.case.image_size // self.case.patch_size
+        pixels = pixels.reshape(len(images), side, side, size, size, 3)
+        predicted = torch.einsum("nhwpqc->nchpwq", pixels).reshape(images.shape)
+        mask = hidden.reshape(-1, 1, side, side).repeat_interleave(size, 2)
+        mask = mask.repeat_interleave(size, 3)
+        error = (predicted.float() - images).abs() * mask
+        return error.sum() / (mask.sum() + 1e-5) / 3
 
 
 def masked_error(prediction: Tensor, images: Tensor, hidden: Tensor, case: Case) -> Tensor:
@@ -204,13 +245,14 @@ class Views(nn.Module):
         """Move the momentum networks, if there are any."""
         if not self.has_momentum:
             return
-        pairs = (
-            (self.momentum_encoder, self.encoder),
-            (self.momentum_projector, self.projector),
-        )
-        for slow, fast in pairs:
-            for theirs, ours in zip(slow.parameters(), fast.parameters(), strict=True):
-                theirs.data = theirs.data * momentum + ours.data * (1 - momentum)
+        follow(self.momentum_encoder, self.encoder, momentum)
+        follow(self.momentum_projector, self.projector, momentum)
+
+
+def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """Move a network's parameters towards another's."""
+    for theirs, ours in zip(slow.parameters(), fast.parameters(), strict=True):
+        theirs.data = theirs.data * momentum + ours.data * (1 - momentum)
 
 
 def contrast(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
@@ -278,11 +320,13 @@ def transforms(case: Case) -> Any:
     from torchvision import transforms as T
 
     normalize = T.Normalize([0.5] * 3, [0.25] * 3)
-    if case.method == "mae":
+    if case.method in _CROP_SCALES:
+        bicubic = {"interpolation": T.InterpolationMode.BICUBIC} if case.method == "mae" else {}
         crop = T.RandomResizedCrop(
-            case.image_size, scale=(0.2, 1.0), interpolation=T.InterpolationMode.BICUBIC
+            case.image_size, scale=(_CROP_SCALES[case.method], 1.0), **bicubic
         )
-        return T.Compose([crop, T.RandomHorizontalFlip(), T.ToTensor(), normalize])
+        flip = T.RandomHorizontalFlip(0.0 if case.method == "ijepa" else 0.5)
+        return T.Compose([crop, flip, T.ToTensor(), normalize])
 
     def view(
         blur: float,
@@ -313,6 +357,11 @@ def transforms(case: Case) -> Any:
         case "lejepa":
             small = view(0.5, 0.2, scale=(0.05, 0.3), size=case.view_sizes[-1])
             views = [view(0.5, 0.2, scale=(0.3, 1.0))] * 2 + [small] * LOCAL_CROPS
+        case "dino" | "ibot":
+            share = 0.25 if case.method == "ibot" else 0.4
+            small = view(0.5, scale=(0.05, share), size=case.view_sizes[-1])
+            large = [view(1.0, scale=(share, 1.0)), view(0.1, 0.2, scale=(share, 1.0))]
+            views = large + [small] * LOCAL_CROPS
     return lambda image: tuple(one(image) for one in views)
 
 

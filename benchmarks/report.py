@@ -28,9 +28,11 @@ own step, as torch counts them, at its speed; the share is of the rate at which 
 nothing but the step's matrix products, one after the other. Where two times to the first step are
 given, the second one found compiled code of the round before."""
 _ABOUT_METHODS = """\
-Whole training steps, as above, of other methods: beside lightly's modules for each of them, which
-it has for all, as they are shipped, and beside plain PyTorch. Where the processor has no bf16,
-everybody trains in fp32."""
+Whole training steps, as above, of other methods: beside lightly's modules for each of them, as they
+are shipped, and beside plain PyTorch. Where the processor has no bf16, everybody trains in fp32.
+BEiT is missing, for lightly has none. Masks are the same for all. lightly's iBOT does less: its
+centre of patches is that of the hidden ones, as in DINOv2, so that its teacher's head sees no
+others, where the paper's is that of all patches."""
 _ABOUT_GROWTH = """\
 Milliseconds an image of whole training steps, and peak memory in MiB, as one thing grows and all
 else stays: a ViT-Ti/4 at 32 pixels, 128 images a step for MAE and 64 for MoCo v3, three quarters of

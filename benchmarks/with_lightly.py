@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from lightly import loss, transforms
 from lightly.models import utils
-from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM, heads
+from lightly.models.modules import (
+    IJEPAPredictorTIMM,
+    MAEDecoderTIMM,
+    MaskedVisionTransformerTIMM,
+    heads,
+)
 from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+from lightly.transforms.ijepa_transform import IJEPATransform
 from torch import Tensor, nn
 
-from benchmarks import plain
+from benchmarks import masks, plain, plain_teachers
 from benchmarks.cases import LOCAL_CROPS, QUEUE, Case
 
 _STATISTICS = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -131,12 +137,129 @@ class Views(plain.Views):
             utils.update_momentum(self.projector, self.momentum_projector, m=momentum)
 
 
+def _masked_vit(case: Case, mask_token: nn.Parameter | None = None) -> MaskedVisionTransformerTIMM:
+    encoder = MaskedVisionTransformerTIMM(vit=plain.encoder(case), mask_token=mask_token)
+    encoder.vit.pos_embed.requires_grad_(False)
+    return encoder
+
+
+class SimMIM(plain.SimMIM):
+    """lightly's masked Vision Transformer; the head sees hidden patches alone."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        del self.mask_token  # the encoder has it
+
+    def network(self, case: Case) -> nn.Module:
+        """The encoder."""
+        return _masked_vit(case)
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The loss of images ``(B, 3, H, W)`` under mask noise ``(B, L)``."""
+        hidden = self.hide(noise)
+        tokens = self.encoder.encode(images=images, idx_mask=hidden + 1)
+        predicted = self.projector(utils.get_at_index(tokens, hidden + 1))
+        target = utils.get_at_index(utils.patchify(images, self.case.patch_size), hidden)
+        return nn.functional.l1_loss(predicted.float(), target)
+
+
+class Crops(plain_teachers.Crops):
+    """lightly's heads and losses; its centre of patches is that of the hidden ones alone."""
+
+    def network(self, case: Case) -> nn.Module:
+        """The encoder."""
+        return _masked_vit(case, nn.Parameter(torch.zeros(1, case.width)))
+
+    def head(self, case: Case) -> nn.Module:
+        """The projector."""
+        hidden, prototypes = case.projector
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return heads.DINOProjectionHead(case.width, hidden, 256, prototypes)
+
+    def start(self, case: Case) -> None:
+        """Make the losses."""
+        self.loss = loss.DINOLoss(case.projector[1])
+        self.patch_loss = loss.IBOTPatchLoss(case.projector[1])
+
+    def ibot(self, views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
+        """With masks; heads see no patch but the hidden ones."""
+        large, small = torch.cat(views[:2]), torch.cat(views[2:])
+        hidden = masks.hidden_patches(self.case, noise)
+        mask = nn.functional.pad(hidden, (1, 0))
+        with torch.no_grad():
+            tokens = self.tokens(self.momentum_encoder, large)
+            teacher = self.momentum_projector(tokens[:, 0])
+            teacher_patches = self.momentum_projector(tokens[mask])
+        tokens = self.encoder.encode(large, mask=mask)
+        small_tokens = self.tokens(self.encoder, small)[:, 0]
+        student = [self.projector(each) for each in (tokens[:, 0], small_tokens)]
+        side = self.case.image_size // self.case.patch_size
+        patches = self.patch_loss(
+            teacher_patches, self.projector(tokens[mask]), hidden.unflatten(1, (side, side))
+        )
+        return self.between_views(torch.cat(student), teacher) + patches
+
+    def tokens(self, encoder: Any, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """After the last norm, the class token first."""
+        return encoder.encode(images)
+
+    def between_views(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Cross-entropy of pairs of two different views."""
+        views = student.chunk(len(self.case.view_sizes))
+        return self.loss(list(teacher.chunk(2)), list(views))
+
+    def update(self, momentum: float = 0.99) -> None:
+        """Move the teacher."""
+        utils.update_momentum(self.encoder, self.momentum_encoder, m=momentum)
+        utils.update_momentum(self.projector, self.momentum_projector, m=momentum)
+
+
+class IJEPA(plain_teachers.IJEPA):
+    """lightly's predictor, and its masked Vision Transformer as both encoders."""
+
+    def network(self, case: Case) -> nn.Module:
+        """The encoder."""
+        return _masked_vit(case)
+
+    def narrow(self, case: Case) -> nn.Module:
+        """The predictor."""
+        width, depth, heads = case.decoder
+        return IJEPAPredictorTIMM(case.patches, depth, case.width, width, heads)
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The loss of images ``(B, 3, H, W)`` under mask noise ``(B, L)``."""
+        context, targets = masks.blocks(self.case, noise)
+        with torch.no_grad():
+            features = self.momentum_encoder.encode(images)[:, 1:].float()
+            features = nn.functional.layer_norm(features, features.shape[-1:])
+            wanted = utils.apply_masks(features, targets)
+        kept = nn.functional.pad(context + 1, (1, 0))  # the class token is first, and always kept
+        seen = self.encoder.encode(images, idx_keep=kept)[:, 1:]
+        predicted = self.predictor(seen, [context], targets)
+        return nn.functional.smooth_l1_loss(predicted.float(), wanted)
+
+    def update(self, momentum: float = 0.99) -> None:
+        """Move the target encoder."""
+        utils.update_momentum(self.encoder, self.momentum_encoder, m=momentum)
+
+
+def build(case: Case) -> nn.Module:
+    """The case's method."""
+    own: dict[str, Any] = {
+        "mae": MAE, "simmim": SimMIM, "ijepa": IJEPA, "dino": Crops, "ibot": Crops
+    }  # fmt: skip
+    return own.get(case.method, Views)(case)
+
+
 def transform(case: Case) -> Any:
     """lightly's views of an image; it has no transform of MoCo v3, so that is `plain`'s."""
     own: dict[str, Any] = {"input_size": case.image_size, "normalize": _STATISTICS}
     match case.method:
-        case "mae":
+        case "mae" | "simmim":
             return transforms.MAETransform(**own)
+        case "ijepa":
+            return IJEPATransform(**own)
         case "simclr":
             return transforms.SimCLRTransform(**own)
         case "vicreg":
@@ -148,14 +271,20 @@ def transform(case: Case) -> Any:
             return transforms.SimSiamTransform(**own)
         case "moco":
             return transforms.MoCoV2Transform(**own)
-        case "lejepa":
+        case "lejepa" | "dino" | "ibot":
+            crops: dict[str, Any] = {
+                "global_crop_size": case.image_size,
+                "local_crop_size": case.view_sizes[-1],
+                "n_local_views": LOCAL_CROPS,
+                "normalize": _STATISTICS,
+            }
+            if case.method != "lejepa":
+                is_dino = case.method == "dino"
+                return (transforms.DINOTransform if is_dino else transforms.IBOTTransform)(**crops)
             return transforms.DINOTransform(
-                global_crop_size=case.image_size,
+                **crops,
                 global_crop_scale=(0.3, 1.0),
-                local_crop_size=case.view_sizes[-1],
                 local_crop_scale=(0.05, 0.3),
-                n_local_views=LOCAL_CROPS,
                 gaussian_blur=(0.5, 0.5, 0.5),
-                normalize=_STATISTICS,
             )
     return plain.transforms(case)

@@ -15,7 +15,8 @@ Deviations, which all give different numbers:
   at half of it. The k-means is of distinct patches of unaugmented images, each counted once: blank
   ones would otherwise take much of the codebook.
 - Where blocks hide too few patches, as no further one fits, the rest is drawn patch by patch; the
-  official code hides 66 to 75 of 196. Blocks on other grids have the same share of it at least.
+  official code hides 66 to 75 of 196. A block that is as long as the grid may stay, and a longer
+  one is cut to it, where others are drawn there. Other grids' blocks have the same smallest share.
 - A plain Vision Transformer has every method's fixed absolute positions and Xavier initialisation.
   timm's ``beit_*`` has a table of relative positions for each block, as the official fine-tuning
   has it, where the pre-training shares one among all; its patches start from PyTorch's default.

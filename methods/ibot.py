@@ -7,9 +7,10 @@ loss of patches is not taken: it centres by the hidden ones alone, as in DINOv2,
 
 Deviations that give the same result:
 
-- Only as many patches of an image as may be hidden at most are multiplied with the prototypes: the
-  official loss multiplies the others by zero. What the centre takes of them is the product of their
-  mean bottleneck with the prototypes, which is the mean of their products.
+- Only hidden patches are multiplied with the prototypes, or, where shapes are fixed, as many of an
+  image as may be hidden at most: the official loss multiplies the others by zero. What the centre
+  takes of them is the product of their mean bottleneck with the prototypes, which is the mean of
+  their products.
 - The centres move at the end of a step, after the loss.
 
 Deviations that give different numbers:
@@ -92,7 +93,7 @@ class Config(SelfDistillationConfig):
 class IBOT(Method):
     """A student, a teacher, and a head of prototypes for each; what the student sees is masked.
 
-    Shapes: N large crops, both of each image, L patches, of which M may be hidden.
+    Shapes: N large crops, both of each image, of L patches; P patches in all are compared.
 
     Attributes:
         encoder: the teacher's.
@@ -138,7 +139,10 @@ class IBOT(Method):
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         vit = encoders.require_vit(backbone, "iBOT")
         super().__init__(config, frozen_copy(vit), data)
-        require(vit.cls_token is not None, "iBOT needs a Vision Transformer with a class token")
+        require(
+            vit.cls_token is not None,
+            "iBOT needs a Vision Transformer with a class token; vit_tiny_patch16_224 would work",
+        )
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         require(
             min(self.grid) > 1,
@@ -172,19 +176,18 @@ class IBOT(Method):
         views = list(batch.views.values())
         large_NCHW = torch.cat(views[:2])
         hidden_NL = self.hide(batch)
-        index_NM = hidden_NL.int().argsort(dim=1, descending=True, stable=True)[:, : self.most]
+        index_P = self.compared(hidden_NL)
         with torch.no_grad():
-            assigned_TBK, assigned_NMK = self.assign(large_NCHW, index_NM, step)
+            assigned_TBK, assigned_PK = self.assign(large_NCHW, index_P, step)
         tokens_NTD = encoders.encode_tokens(self.student, large_NCHW, hidden_NL, self.masked_embed)
         features_VBD = tokens_NTD[:, 0].unflatten(0, (2, -1))
         if views[2:]:
             small_VBD = encoders.represent_views(self.student, views[2:])
             features_VBD = torch.cat([features_VBD, small_VBD])
         self.watch(features_VBD[0])
-        student_NMK = self.student_head(encoders.take(tokens_NTD[:, self.prefix :], index_NM))
+        student_PK = self.student_head(tokens_NTD[:, self.prefix :].flatten(0, 1)[index_P])
         cls = in_float32(between_views)(self.student_head(features_VBD), assigned_TBK)
-        hidden_NM = hidden_NL.gather(1, index_NM)
-        patches = in_float32(of_hidden_patches)(student_NMK, assigned_NMK, hidden_NM)
+        patches = in_float32(of_hidden_patches)(student_PK, assigned_PK, hidden_NL, index_P)
         return {"cls": self.config.cls_weight * cls, "patches": self.config.patch_weight * patches}
 
     def hide(self, batch: Batch) -> Tensor:
@@ -203,21 +206,29 @@ class IBOT(Method):
         order_NL = masking.random_scores(noise, *self.grid).argsort(dim=1).argsort(dim=1)
         return order_NL < most_N.floor()[:, None]
 
-    def assign(self, large_NCHW: Tensor, index_NM: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def compared(self, hidden_NL: Tensor) -> Tensor:
+        """Patches among which all hidden ones are, as indices into ``(N * L)``."""
+        if hidden_NL.device.type == "cpu" and not self.fixed_shapes:
+            return hidden_NL.flatten().nonzero()[:, 0]
+        order_NL = hidden_NL.int().argsort(dim=1, descending=True, stable=True)
+        first_N1 = torch.arange(0, hidden_NL.numel(), hidden_NL.shape[1], device=order_NL.device)
+        return (order_NL[:, : self.most] + first_N1[:, None]).flatten()
+
+    def assign(self, large_NCHW: Tensor, index_P: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The teacher's assignments of its views, ``(2, B, K)``, and of some of their patches."""
         config, logits = self.config, self.teacher_head.last_layer
         tokens_NTD = encoders.encode_tokens(self.encoder, large_NCHW)
         bottleneck_NTD = self.teacher_head.bottleneck(tokens_NTD).float()
         patches_NLD = bottleneck_NTD[:, self.prefix :]
         cls_TBK = logits(bottleneck_NTD[:, 0]).float().unflatten(0, (2, -1))
-        patches_NMK = logits(encoders.take(patches_NLD, index_NM)).float()
+        patches_PK = logits(patches_NLD.flatten(0, 1)[index_P]).float()
         patch_mean_K = in_float32(logits.forward)(patches_NLD.mean(dim=(0, 1)))
         self.means_2K = torch.stack([cls_TBK.mean(dim=(0, 1)), patch_mean_K])
         share = config.temp_warmup
         temp = epoch_ramp(step, config.warmup_teacher_temp, config.teacher_temp, share)
         patch_temp = epoch_ramp(step, config.warmup_patch_temp, config.patch_temp, share)
         assigned_TBK = sharpened(cls_TBK, self.center_K, temp)
-        return assigned_TBK, sharpened(patches_NMK, self.patch_center_K, patch_temp)
+        return assigned_TBK, sharpened(patches_PK, self.patch_center_K, patch_temp)
 
     def optimizer(self) -> OptimizerSpec:
         """AdamW, with a weight decay that rises, and each gradient clipped by itself."""

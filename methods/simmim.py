@@ -136,7 +136,8 @@ class SimMIM(Method):
         require(
             self.kept > 0,
             f"mask ratio {config.mask_ratio} hides all {squares} squares of {self.mask_size} px; "
-            f"up to {(squares - 1) / squares:.2g} would work, or a smaller --mask-patch-size",
+            f"up to {math.floor(100 * (1 - 1 / squares)) / 100:g} would work, or a smaller "
+            "--mask-patch-size",
         )
         self.mask_token = nn.Parameter(torch.empty(1, 1, patches.proj.out_channels))
         nn.init.trunc_normal_(self.mask_token, std=0.02)

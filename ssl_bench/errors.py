@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from ssl_bench.utils.formatting import plain
@@ -29,6 +30,10 @@ class UserError(Exception):
 
     The message says what was wrong, gives the value, and says what would work.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {told(self)}"]
 
 
 class ToldElsewhere(BaseException):
@@ -109,6 +114,20 @@ def in_one_line(error: BaseException) -> str | None:
     """What is `told` of an error, as the command line tells it."""
     message = told(error)
     return None if message is None else f"ssl-bench: {message}"
+
+
+@contextmanager
+def as_user_error() -> Iterator[None]:
+    """Raise whatever a person can mend, such as a full disk, as `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = told(error)
+        if message is None:
+            raise
+        raise UserError(message) from error
 
 
 def require(condition: bool, message: str) -> None:

@@ -24,8 +24,9 @@ def of(name: str) -> int:
     """FLOPs for each image of a step of that method."""
     run = flags.parse_run(["--method", name])
     config = run.method.real_config(run.method_config)
-    patch_size = backbones.default_patch_size(_SIZE)
-    spec = EncoderSpec(run.settings.backbone, _SIZE, patch_size, _CHANNELS, (0.5,), (0.5,))
+    backbone = run.settings.backbone
+    patch_size = backbones.default_patch_size(backbone, _SIZE)
+    spec = EncoderSpec(backbone, _SIZE, patch_size, _CHANNELS, (0.5,), (0.5,))
     method = setup.build_method(run.method.load_class(), config, spec, _CLASSES, 0)
     return round(flops.of_step(method, spec, run.settings.batch_size) / run.settings.batch_size)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm.layers
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks import __main__ as command
@@ -25,6 +26,7 @@ from benchmarks import (
     results,
     rounds,
     training,
+    with_lightly,
 )
 from benchmarks.cases import AUGMENTED, CASES, CPU_CASES, GROWTH, METHOD_CASES, Case
 from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, ON_METHODS, ON_METHODS_FP32, step_of
@@ -35,8 +37,9 @@ CPU = torch.device("cpu")
 SMALL = {
     "mae": Case("mae", 48, 2, 3, 16, 4, 4, decoder=(32, 1, 4)),
     "mocov3": Case("mocov3", 48, 2, 3, 16, 4, 4, projector=(64, 32)),
-    **{case.method: Case(case.method, 48, 2, 3, 16, 4, 4, projector=(64, 32))
-       for case in METHOD_CASES.values()},
+    **{case.method: replace(
+           case, width=48, depth=2, image_size=16, batch_size=4, projector=(64, 32)
+       ) for case in METHOD_CASES.values()},
 }  # fmt: skip
 RUNNABLE = [
     name for name, each in CONTESTANTS.items() if not each.compile and not each.obstacle(CPU)
@@ -104,6 +107,17 @@ def test_a_step_trains(method: str, name: str) -> None:
     step = step_of(CONTESTANTS[name], SMALL[method], CPU)
     losses = [step().item() for _ in range(3)]
     assert len(set(losses)) == 3 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("name", ["plain", "lightly"])
+@pytest.mark.parametrize("method", SMALL)
+def test_others_views_have_the_cases_sizes(method: str, name: str) -> None:
+    case = SMALL[method]
+    picture = Image.new("RGB", (16, 16))
+    transform = (plain.transforms if name == "plain" else with_lightly.transform)(case)(picture)
+    views = list(transform) if isinstance(transform, list | tuple) else [transform]
+    sizes = case.view_sizes[: 1 if case.takes_one_view else None]
+    assert [tuple(view.shape) for view in views] == [(3, size, size) for size in sizes]
 
 
 def test_a_training_is_measured() -> None:

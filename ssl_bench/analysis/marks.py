@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ssl_bench.analysis.comparison import ScoreTable
-from ssl_bench.analysis.comparison.pairs import LEVEL
+from ssl_bench.analysis.comparison.statistics import LEVEL
 
 _MARKS = {
-    "best": ("*", f"significantly better than all others in its column (corrected p < {LEVEL:g})"),
-    "single": (
-        "†",
-        f"better than all others in its column, but of single runs (corrected p < {LEVEL:g})",
+    "best": (
+        "*",
+        f"better than each of the others in its column (p < {LEVEL:g})",
     ),
-    "tied": ("~", "cannot be told apart from the best mean of its column"),
+    "equivalent": ("≈", "as good as the best mean of its column, within the margin"),
+    "undecided": ("~", "not decided against the best mean of its column"),
 }
 
 
@@ -26,9 +26,22 @@ def meaning(mark: str) -> str:
 
 
 def legend(table: ScoreTable) -> list[str]:
-    """The meaning of the marks that a table has, and a warning where single runs are compared."""
+    """The meaning of the marks that a table has, and what single runs do not tell."""
     marks = {cell.mark for cell in table.cells.values()}
     lines = [f"{sign} {meaning}" for mark, (sign, meaning) in _MARKS.items() if mark in marks]
-    if any(pair.is_of_single_runs for pair in table.pairs):
-        lines.append("one run a side: that tells of these runs, not of other seeds")
+    if table.pairs and any(
+        len(group.seeds) == 1 for group in table.groups if not group.is_baseline
+    ):
+        lines.append("single runs have no mark: other seeds may differ")
     return lines
+
+
+def corrected(table: ScoreTable) -> str:
+    """What the pairs' intervals and p values are, in a sentence."""
+    if all(pair.p_adjusted is None for pair in table.pairs):
+        return "difference and its 95 % interval over test images"
+    return (
+        "difference, and the interval at the level of its test, which leaves out zero where the "
+        f"difference is decided; p by Holm's correction over a {table.family}, of a group that "
+        "beats all others its own"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,34 @@ def flat(comparison: Comparison) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """What `flat` has, pairs, runs to know of and notes; numbers that are none are null."""
+    rows = json.loads(flat(comparison).to_json(orient="records"))
+    pairs = [
+        {
+            "read": table.title,
+            "evaluation": pair.column.title,
+            "a": table.label(pair.a),
+            "b": table.label(pair.b),
+            "difference": pair.difference.difference,
+            "interval": pair.interval,
+            "p": pair.difference.p,
+            "p_adjusted": pair.p_adjusted,
+            "test": pair.test,
+            "verdict": pair.verdict,
+        }
+        for table in comparison.tables
+        for pair in table.pairs
+    ]
+    incomplete = [vars(run) for run in comparison.incomplete]
+    return {
+        "scores": rows,
+        "pairs": json.loads(pd.DataFrame(pairs).to_json(orient="records")),
+        "incomplete": incomplete,
+        "notes": notes(comparison),
+    }
+
+
 def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any]:
     """A group's score, and everything known about it."""
     seeds = {run: seed for run, seed in group.seeds.items() if run in score.values}
@@ -83,7 +112,7 @@ def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any
         "mark": score.mark,
         "mark_meaning": marks.meaning(score.mark),
         "seeds": " ".join(map(str, seeds.values())),
-        "runs": " ".join(seeds),
+        "runs": "" if group.is_baseline else " ".join(seeds),
         **group.costs,
         "device": "; ".join(group.devices),
     }
@@ -116,13 +145,16 @@ def _add_column(table: RichTable, name: str | Text, kind: str) -> None:
 
 
 def _score_tables(table: ScoreTable, width: int) -> Iterator[RichTable]:
-    """The headline scores: those of one unit beside each other, the others after them."""
+    """The headline scores: those of one unit beside each other, the others after them.
+
+    Baselines stand below the runs.
+    """
     units = Counter(column.unit for column in table.headlines)
     parts = [[c for c in table.headlines if c.unit == unit] for unit in units if units[unit] > 1]
     parts.append([column for column in table.headlines if units[column.unit] == 1])
     shown = [each for part in parts if part for each in _side_by_side(table, part, width)]
     has_intervals = any(score.mean.half_width is not None for score in table.cells.values())
-    interval = ["mean ± half of its 95 % t interval over seeds"] * has_intervals
+    interval = [f"mean ± half of its 95 % t interval over {table.interval_over}"] * has_intervals
     shown[-1].caption = "\n".join([*interval, *marks.legend(table)])
     yield from shown
 
@@ -151,8 +183,12 @@ def _side_by_side(table: ScoreTable, columns: Sequence[Column], width: int) -> I
         for column in chunk:
             _add_column(shown, _text(heads[column.key]), "right")
         for row, group in enumerate(groups):
-            scores = (texts[column.key][row] for column in chunk)
-            shown.add_row(_text(group.label), str(len(group.seeds)), *scores)
+            scores = [texts[column.key][row] for column in chunk]
+            if group.is_baseline and all(str(score) == "-" for score in scores):
+                continue
+            runs = "-" if group.is_baseline else str(len(group.seeds))
+            is_last_run = [each.is_baseline for each in groups[row : row + 2]] == [False, True]
+            shown.add_row(_text(group.label), runs, *scores, end_section=is_last_run)
         yield shown
 
 
@@ -171,7 +207,7 @@ def _best_groups(table: ScoreTable) -> Sequence[Group]:
         return table.groups
     means = _means(table, table.headlines[0])
     best = set(sorted(means, key=lambda key: -means[key])[:_MOST_ROWS])
-    return [group for group in table.groups if group.key in best]
+    return [group for group in table.groups if group.key in best or group.is_baseline]
 
 
 def _head(column: Column, with_unit: bool) -> str:
@@ -216,6 +252,8 @@ def _cost_table(table: ScoreTable, width: int) -> RichTable:
     caption = plain("\n".join([caption, *legend]))
     shown = _new_table("cost of pre-training", caption, method="fold", **kinds)
     for group in _best_groups(table):
+        if group.is_baseline:
+            continue
         shown.add_row(_text(group.label), *(_text(show(group)) for show in heads.values()))
     return shown
 
@@ -237,15 +275,13 @@ def _pair_table(table: ScoreTable) -> RichTable:
         pairs = [each for each in [*pairs, *reversed_] if each[1] == best.get(each[0].column)]
         pairs.sort(key=lambda each: table.headlines.index(each[0].column))
         title = "differences to the best mean"
-    tested = sum(pair.p_adjusted is not None for pair in table.pairs)
-    corrected = f"; p of Holm's correction for {tested} test{'s' * (tested > 1)}" * bool(tested)
     shown = _new_table(
         title,
-        f"difference and its own 95 % interval{corrected}",
+        marks.corrected(table),
         evaluation="fold", pair="fold", difference="right", p="right", verdict="fold",
     )  # fmt: skip
     names = {group.key: group.label for group in table.groups}
-    if len({group.method for group in table.groups}) == 1:
+    if len({group.method for group in table.groups if not group.is_baseline}) == 1:
         shared = table.groups[0].method
         names = {key: name.removeprefix(shared).strip() or name for key, name in names.items()}
     for pair, first, second, sign in pairs:
@@ -254,13 +290,13 @@ def _pair_table(table: ScoreTable) -> RichTable:
             _text(f"{names[first]} -\n{names[second]}"),
             _difference(pair, sign),
             "-" if pair.p_adjusted is None else share(pair.p_adjusted),
-            _text(_verdict(pair)),
+            _text(_verdict(pair, sign)),
         )
     return shown
 
 
 def _difference(pair: Pair, sign: int) -> str:
-    unit, interval = pair.column.unit, pair.difference.interval
+    unit, interval = pair.column.unit, pair.interval
     text = digits(sign * pair.difference.difference, unit, "+")
     if interval:
         low, high = sorted(sign * end for end in interval)
@@ -268,12 +304,10 @@ def _difference(pair: Pair, sign: int) -> str:
     return text
 
 
-def _verdict(pair: Pair) -> str:
-    if pair.p_adjusted is None:
-        return "not tested"
-    if pair.is_of_single_runs:
-        return f"{'differs, these two runs' if pair.is_significant else 'tie'}\nMcNemar"
-    return f"{'significant' if pair.is_significant else 'tie'}\n{pair.test}"
+def _verdict(pair: Pair, sign: int) -> str:
+    turned = {"better": "worse", "worse": "better"}
+    verdict = turned.get(pair.verdict, pair.verdict) if sign < 0 else pair.verdict
+    return f"{verdict}\n{pair.test}" if verdict != pair.test else verdict
 
 
 def _text(text: str, style: str = "") -> Text:

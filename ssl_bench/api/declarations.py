@@ -45,8 +45,9 @@ class MethodDeclarations:
         search_space: the range that ``ssl-bench sweep --search`` draws a field of the ``Config``
             from.
         per_sample_loss: whether the loss of a batch is the mean of its images' own losses, a
-            function of the batch and the parameters that changes neither buffers nor torch's own
-            random numbers, so that parts of a batch may be computed at the same time.
+            function of the batch and the parameters that changes neither buffers nor, but for
+            dropout and stochastic depth, torch's own random numbers, so that parts of a batch may
+            be computed at the same time.
         encodes_in_parts: whether a method whose loss is not per sample keeps the activations of as
             many images at a time as its encoders' ``images_at_once`` says: `encoders.class_token`
             does, and `encoders.in_parts` helps.

@@ -61,10 +61,13 @@ class Method(MethodDeclarations, nn.Module):
         encoder: what evaluations receive, snapshots keep and exports write: the backbone, or its
             teacher. A method that trains nothing has no parameter that requires a gradient.
         watched_BD: this rank's latest features of `watch`.
+        fixed_shapes: whether shapes may not depend on the data even on a CPU: a step's cost, which
+            is counted then, stands for every step's.
     """
 
     encoder: Any
     watched_BD: Tensor | None = None
+    fixed_shapes = False
 
     def __init__(self, config: Any, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__()

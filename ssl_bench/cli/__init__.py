@@ -18,9 +18,6 @@ from ssl_bench.utils.signals import Interrupted
 # OpenMP threads that wait by spinning starve each other when two processes share the cores: each
 # ran at a fortieth of its speed. Spinning less makes that a seventh (results/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-# Figures are drawn into files. A notebook hands on its own backend, which matplotlib may not even
-# find here, and would complain of when the first figure is drawn: after the pre-training.
-os.environ["MPLBACKEND"] = "Agg"
 
 _USAGE = """\
 usage: ssl-bench COMMAND [FLAGS]
@@ -52,6 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
         stopped by SIGTERM, SIGUSR2 or SIGHUP.
     """
     args = list(sys.argv[1:] if args is None else args)
+    # Figures are drawn into files. A notebook hands on its own backend, which matplotlib may not
+    # even find here, and would complain of when the first figure is drawn: after the pre-training.
+    os.environ["MPLBACKEND"] = "Agg"
     with streams.lenient() as output:
         code = _told(args)
         output.flush()

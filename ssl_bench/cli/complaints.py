@@ -60,6 +60,22 @@ def _several(flag: str, text: str) -> str:
     return f"; `ssl-bench sweep {flag} {values}` makes a run of each" if is_several else ""
 
 
+def refuse_several(arg: str, types: Mapping[str, Any], args: Sequence[str]) -> None:
+    """Reject values that are separated by spaces, where commas would do: ``--evals knn linear``.
+
+    Args:
+        arg: an argument that no flag takes.
+        types: of the flags there are, by the flags.
+    """
+    for flag, *values in by_flag(args):
+        if arg in values[1:] and typing.get_origin(types.get(flag)) is tuple:
+            together = ",".join(each.strip(",") for each in values)
+            raise UserError(
+                f"unexpected argument {arg!r}; several values are separated by commas: "
+                f"{flag} {together}"
+            )
+
+
 def _written_out(number: type, text: str) -> str:
     """The number that is meant by "1e3" or "2k", where that is one."""
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d{1,2})?)\s*([kmgt]?)\s*", text, re.IGNORECASE)

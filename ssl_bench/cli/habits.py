@@ -23,8 +23,10 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
         "epochs",
         "no run is overwritten; with another --runs-dir it is trained again",
     ),
+    ("run_name exp exp_name experiment experiment_name", "name", ""),
+    ("tag label labels", "tags", ""),
     (
-        "name run_name exp exp_name experiment experiment_name tag",
+        "run_name exp exp_name experiment experiment_name",
         "runs_dir",
         "a run is named by its settings; --runs-dir chooses the folder it goes into",
     ),
@@ -43,6 +45,12 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
         "batch bs b batchsize train_batch_size",
         "batch_size",
         "--batch-size, of all devices together",
+    ),
+    (
+        "lr learning_rate blr max_lr peak_lr",
+        "finetune_base_lr",
+        "--finetune-base-lr is fine-tuning's; the linear probe tries each of "
+        "--linear-learning-rates",
     ),
     ("wd decay l2", "weight_decay", ""),
     ("arch model architecture net network encoder", "backbone", ""),
@@ -87,6 +95,7 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
         "budget_time",
         "--budget-time 1h30m, or --budget-flops 1e15",
     ),
+    ("seeds", "dry_run", "--seed takes several: --seed 0,1,2 or --seed 0..4"),
     ("seeds", "epochs", "a run has one seed; `ssl-bench sweep --seed 0..4` makes a run of each"),
     ("eval evaluate evaluation evaluations probe", "evals", ""),
     ("mask mask_rate masking_ratio", "mask_ratio", ""),
@@ -106,9 +115,19 @@ _SIZES: Mapping[str, str] = {
 }  # fmt: skip
 _PATCHES = {"huge": 14}
 _BACKBONE = re.compile(
-    r"(vit|deit)[-_ ]?(tiny|small|base|large|huge|ti|t|s|b|l|h)"
+    r"(?:dino(?:v2)?_)?(vit|deit)[-_ ]?(tiny|small|base|large|huge|ti|t|s|b|l|h)"
     r"(?:[-_/ ]*(?:patch|p)?[-_/ ]?(\d+))?(?:[-_ ]\d+)?"
 )
+_ALIASES: tuple[tuple[str, str], ...] = (
+    (r"swin[-_ ]?(tiny|small|base|large|t|s|b|l)", "swin_{}_patch4_window7_224"),
+    (r"swin[-_ ]?v2[-_ ]?(tiny|small|base|t|s|b)", "swinv2_{}_window8_256"),
+    (r"beit[-_ ]?(base|large|b|l)(?:[-_/ ]?16)?", "beit_{}_patch16_224"),
+    (r"convnext[-_ ]?(tiny|small|base|large|t|s|b|l)", "convnext_{}"),
+    (r"resnet[-_ ]?(18|34|50|101|152)", "resnet{}"),
+    (r"wide[-_ ]?resnet[-_ ]?(50|101)(?:[-_ ]?2)?", "wide_resnet{}_2"),
+    (r"efficientnet[-_ ]?b([0-7])", "efficientnet_b{}"),
+)
+"""What torchvision, papers and people call the models of timm, and timm's name of each."""
 
 
 def advice(name: str, known: Collection[str]) -> str:
@@ -125,11 +144,16 @@ def advice(name: str, known: Collection[str]) -> str:
 
 
 def backbone(name: str) -> tuple[str, int | None] | None:
-    """timm's name of the plain Vision Transformer that "vit_tiny" or "ViT-B/16" stands for.
+    """timm's name of the model that "vit_tiny", "ViT-B/16", "swin_t" or "ResNet-50" stands for.
 
-    With it the patch size that the name gives, which here is a flag of its own; None without one.
+    With it the patch size that a plain Vision Transformer's name gives, which here is a flag of its
+    own; None without one.
     """
-    found = _BACKBONE.fullmatch(name.strip().lower())
+    plain = name.strip().lower()
+    for pattern, of_timm in _ALIASES:
+        if found := re.fullmatch(pattern, plain):
+            return of_timm.format(_SIZES.get(found[1], found[1])), None
+    found = _BACKBONE.fullmatch(plain)
     if not found:
         return None
     family, size = found[1], _SIZES[found[2]]

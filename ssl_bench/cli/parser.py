@@ -12,7 +12,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Optional, TypeVar
 
 import tyro
@@ -111,7 +111,22 @@ def every_flag(
     for kind in kinds:
         sources += [(each.config, flag_prefix(each)) for each in registry.discover(kind).values()]
     unique = {flag.name: flag for cls, prefix in sources for flag in flags_with(cls, prefix, {})}
-    return _as_dataclass(command, unique.values(), choices)
+    choices = {
+        name: tuple[choices[name], ...]  # type: ignore[valid-type]
+        if name in unique
+        and typing.get_origin(unique[name].type) is tuple
+        and typing.get_origin(choices[name]) is not tuple
+        else choices[name]
+        for name in choices
+    }
+    # Of no default, or it would be a choice called None.
+    shown = [
+        replace(flag, default=dataclasses.MISSING)
+        if flag.name in choices and flag.default is None
+        else flag
+        for flag in unique.values()
+    ]
+    return _as_dataclass(command, shown, choices)
 
 
 def values_of(
@@ -154,6 +169,7 @@ def values_of(
             complaints.refuse_no_number({flag.name: flag.type for flag in flags}, args)
             raise UserError(complaints.without_box(output.getvalue() + errors.getvalue())) from None
     if rest:
+        complaints.refuse_several(rest[0], {flag.option: flag.type for flag in flags}, args)
         complaints.refuse(rest[0], [flag.name for flag in flags], everyone)
     values = {flag.name: getattr(parsed, flag.name) for flag in flags}
     if values.get("backbone"):

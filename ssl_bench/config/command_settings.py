@@ -63,12 +63,46 @@ class ReconstructSettings(WeightSettings):
         require(bool(self.images), "say which images to reconstruct")
 
 
-@dataclass(frozen=True)
-class CompareSettings(RunsSettings):
-    """Show runs side by side."""
+@dataclass(frozen=True, kw_only=True)
+class VerdictSettings(CheckedConfig):
+    """How differences over seeds are judged."""
+
+    family: Literal["column", "table"] = "column"
+    """Tests that one correction covers: those of each evaluation, or of all of a table."""
+    pairing: Literal["auto", "always", "never"] = "auto"
+    """Whether runs of one seed are compared with each other: where five and more shared seeds show
+    a correlation, wherever two methods have the same seeds, or never."""
+    margin: Annotated[float, "(0, inf)"] = 0.5
+    """Points of accuracy within which two methods are called equivalent."""
+    interval: Literal["seeds", "seeds+images"] = "seeds"
+    """What the interval of a mean counts: other seeds, or other seeds and other test images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings(RunsSettings):
+    """Which runs and which of their scores."""
 
     runs: tuple[str, ...] = ()
-    """Run folders, or parts of their names. Default: all."""
+    """Run folders, parts of their names, or patterns such as 'mae-*'. Default: all."""
+    method: tuple[str, ...] = ()
+    """Only runs of these methods, separated by commas."""
+    data: tuple[str, ...] = ()
+    """Only scores on these data sets, by the names that tables have, separated by commas."""
+    evals: tuple[str, ...] = ()
+    """Only these evaluations, separated by commas."""
+    tags: tuple[str, ...] = ()
+    """Only runs with one of these tags, separated by commas."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(VerdictSettings, SelectionSettings):
+    """Show runs side by side."""
+
+    sort: str = ""
+    """Order rows by an evaluation, the best first, or by a cost, the lowest first: images, flops,
+    seconds. Default: by method and settings."""
+    json: bool = False
+    """Print everything as JSON, and no tables."""
     at: At = "end"
     """Where scores are read: at the end of each run, or at a cost that is equal for all, between
     the snapshots on either side of it."""
@@ -98,7 +132,7 @@ class QuerySettings(RunsSettings):
 
 
 @dataclass(frozen=True)
-class ReportSettings(RunsSettings):
+class ReportSettings(VerdictSettings, RunsSettings):
     """Write a page with tables and figures of runs, and the files for a paper."""
 
     runs: tuple[str, ...] = ()

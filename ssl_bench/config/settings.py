@@ -18,6 +18,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 Compilation = Literal["auto", "on", "off"]
 Storage = Literal["auto", "memory", "stream"]
 Strategy = Literal["auto", "ddp", "fsdp"]
+LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""What ``log`` may name: packages of the same names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,9 @@ class Settings(WorkSettings):
     image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
     patch_size: Annotated[int | None, "[1, inf)"] = None
-    """Height and width of a patch in pixels. Default: the divisor of the image size nearest to a
-    quarter of it; a backbone that is no plain Vision Transformer keeps its own."""
+    """Height and width of a patch in pixels. Default: that in the backbone's name, or the divisor
+    of the image size nearest to a quarter of it and to 16 at most; a backbone that is no plain
+    Vision Transformer keeps its own."""
     epochs: Annotated[float, "(0, inf)"] = 8
     """Passes over the training split; parts of one count in whole steps."""
     budget_flops: Annotated[float | None, "(0, inf)"] = None
@@ -107,8 +110,17 @@ class Settings(WorkSettings):
     0.5, or every share of the training, such as 20%."""
     eval_every_with: tuple[str, ...] = ("knn",)
     """Evaluations of --eval-every, separated by commas."""
+    log: tuple[str, ...] = ()
+    """Log the run, its scores and its pictures to tensorboard, wandb, mlflow or trackio, or to
+    several, separated by commas. Each has to be installed, and has its settings in environment
+    variables of its own, such as WANDB_MODE=offline."""
     preset: str = "quick"
     """Named set of defaults; each flag given beside it wins."""
+    name: str = ""
+    """What you call the run: other commands find it so, too. It changes nothing else."""
+    tags: tuple[str, ...] = ()
+    """Words of yours for the run, separated by commas; `ssl-bench compare --tags` chooses by
+    them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,6 +135,8 @@ class Settings(WorkSettings):
             "strategy fsdp divides a model among several processes, and there is one; --devices 2 "
             "or more would work",
         )
+        for name in self.log:
+            require(name in LOGGERS, f"log {name!r} is no logger; {', '.join(LOGGERS)} would work")
         if self.budget_time:
             above("budget time", self.budget_seconds, 0)
         if self.eval_every:

@@ -31,7 +31,7 @@ class SweepSettings(CheckedConfig):
     retry_failed: bool = False
     """Do the cells again that failed."""
     dry_run: bool = False
-    """Show the cells and their cost, start nothing."""
+    """Show the cells and their cost, for Slurm also what sbatch would be given; start nothing."""
     search: Literal["grid", "random", "sobol"] = "grid"
     """Every combination of the values given; or --trials of them for each method, drawn at random
     or evenly (Sobol) from the ranges that the method declares, chosen on images held out of the

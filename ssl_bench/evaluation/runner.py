@@ -88,6 +88,19 @@ def evaluate_run(
         yield record
 
 
+def frozen_encoder(folder: Path, data: Dataset, seed: int, hardware: Hardware) -> Encoder:
+    """The encoder in a folder, with the features of these data that evaluations have kept there.
+
+    Others that it extracts are not kept.
+
+    Raises:
+        UserError: the folder holds no readable encoder.
+    """
+    module, spec = weights.load(folder)
+    encoders = _Encoders(spec, data, seed, hardware, folder.parent, keep_features=False)
+    return encoders.frozen(module, folder)
+
+
 def in_words(record: Record) -> str:
     """An evaluation's headline in a few words."""
     headline = next(iter(record["scores"].values()))

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from ssl_bench.config.settings import EvalSettings, Settings
+from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import choose
 from ssl_bench.errors import require
@@ -39,10 +40,7 @@ def evaluate(config: EvalConfig) -> Path:
     check_ranks(settings)
     hardware = choose(settings.precision)
     folder, plan = collectives.on_rank_zero(lambda: _evaluated(settings))
-    data_source = settings.data or plan.get("eval_data_source") or plan["data_source"]
-    size = plan["encoder"]["image_size"]
-    skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
-    data = load(data_source, size, settings.data_dir, settings.storage, skip)
+    data = data_of(settings, plan)
     evals, _ = with_labels(
         real_configs(config.evals), data, by_name=True, way_out="--data LABELLED"
     )
@@ -60,6 +58,15 @@ def evaluate(config: EvalConfig) -> Path:
         shown(plan["method"], plan["data"], found)
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
+
+
+def data_of(settings: EvalSettings, plan: Mapping[str, Any]) -> Dataset:
+    """What a run is evaluated on: the settings' data, else its own, at its image size."""
+    source = settings.data or plan.get("eval_data_source") or plan["data_source"]
+    _say_data(settings, settings.weights or settings.target, source)
+    size = plan["encoder"]["image_size"]
+    skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
+    return load(source, size, settings.data_dir, settings.storage, skip)
 
 
 def check_ranks(settings: Settings | EvalSettings) -> None:

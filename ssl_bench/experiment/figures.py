@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-matplotlib.rcdefaults()  # a person's matplotlibrc may ask for LaTeX, which need not be here
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
+_INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
 
 
+@contextmanager
+def _default_style() -> Iterator[None]:
+    """matplotlib's own settings: a person's may ask for LaTeX, which need not be here."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def _subplots(rows: int, columns: int, figsize: tuple[float, float], **options: Any) -> Any:
+    """pyplot's ``subplots`` without pyplot, whose backend is the person's, as in a notebook."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+@_default_style()
 def loss_curve(metrics: Path, title: str, output: Path) -> None:
     """The training loss and the learning rate by epoch, from a run's ``metrics.jsonl``."""
-    records = pd.read_json(metrics, lines=True)
+    records = index.load_metrics(metrics)
     with sns.axes_style("whitegrid"):
-        figure, (top, bottom) = plt.subplots(
-            2, 1, figsize=(6, 4.5), sharex=True, height_ratios=(3, 1), layout="constrained"
-        )
+        figure, (top, bottom) = _subplots(2, 1, figsize=(6, 4.5), sharex=True, height_ratios=(3, 1))
         sns.lineplot(records, x="epoch", y="loss", ax=top)
         sns.lineplot(records, x="epoch", y="learning_rate", ax=bottom, color="0.4")
     top.set(title=title, ylabel="training loss")
@@ -39,6 +52,7 @@ def loss_curve(metrics: Path, title: str, output: Path) -> None:
     _save(figure, output)
 
 
+@_default_style()
 def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path) -> None:
     """Rows of images under their titles.
 
@@ -48,23 +62,27 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
     """
     count = len(next(iter(rows.values())))
     inches = max(1.0, spec.image_size / _DOTS_PER_INCH)
-    figure, axes = plt.subplots(
+    longest = max(len(line) for name in rows for line in name.split("\n"))
+    width = max(count * inches + _INCHES_OF_LETTER * longest, _NARROWEST)
+    title = textwrap.fill(title, int(width / (1.1 * _INCHES_OF_LETTER)))
+    height = len(rows) * inches * 1.08 + 0.22 * (1 + title.count("\n")) + 0.1
+    figure, axes = _subplots(
         len(rows),
         count,
-        figsize=(count * inches, len(rows) * inches * 1.08 + 0.3),
+        figsize=(width, height),
         squeeze=False,
-        layout="constrained",
     )
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         pixels = to_pixels(images, spec)
         for axis, image in zip(row_axes, pixels, strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[], frame_on=False)
-        row_axes[0].set_ylabel(name)
+        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize="medium")
     _save(figure, output)
 
 
+@_default_style()
 def ablation(
     scores: pd.DataFrame,
     title: str,
@@ -93,13 +111,12 @@ def ablation(
     place = dict(zip(labels, places, strict=True))
     line, paper_line, apart = ("-", "--", 0.0) if is_numeric else ("none", "none", 0.06)
     with sns.axes_style("white"):
-        figure, rows = plt.subplots(
+        figure, rows = _subplots(
             len(evaluations),
             1,
             figsize=(7, 2.6 * len(evaluations) + 1),
             sharex=True,
             squeeze=False,
-            layout="constrained",
         )
     for left, evaluation in zip(rows[:, 0], evaluations, strict=True):
         here = scores[scores["evaluation"] == evaluation]
@@ -166,8 +183,7 @@ def to_pixels(images_BCHW: Tensor, spec: EncoderSpec) -> np.ndarray:
     return np.broadcast_to(images, (*images.shape[:3], 3)) if spec.channels == 1 else images
 
 
-def _save(figure: plt.Figure, output: Path) -> None:
+def _save(figure: Figure, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic(output) as path:
         figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
-    plt.close(figure)

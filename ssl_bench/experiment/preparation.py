@@ -246,7 +246,13 @@ def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) 
         settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std
     )
     if spec.is_vit:
-        return replace(spec, patch_size=patch_size or backbones.default_patch_size(data.view_size))
+        require(
+            patch_size != 1,
+            f"patch size 1 makes a patch of each of {data.view_size**2:,} pixels; 2 or more would "
+            "work, as would leaving --patch-size out",
+        )
+        default = backbones.default_patch_size
+        return replace(spec, patch_size=patch_size or default(spec.backbone, data.view_size))
     # A preset's patches are those of its own backbone.
     is_of_preset = patch_size == {**PRESETS.get(settings.preset, {}), **preset}.get("patch_size")
     return replace(spec, patch_size=None) if is_of_preset else spec

@@ -15,6 +15,7 @@ from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Kind, Plugin
+from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils import typed_json
@@ -69,6 +70,20 @@ class RunConfig:
             evals=_from_json(stored.evals),
             evals_on_the_way=_from_json(stored.evals_on_the_way),
         )
+
+    def command(self) -> list[str]:
+        """The ``ssl-bench run`` that makes this run: what differs from its preset, as flags."""
+        preset = self.settings.preset
+        of_method = dict(self.method.presets().get(preset, {}))
+        defaults: dict[str, Any] = dict(PRESETS.get(preset, {})) | of_method
+        defaults = _fields(Settings()) | defaults | {"preset": Settings.preset}
+        given = {"method": "", **_fields(self.settings)}  # which is to come first
+        given["method"] = self.method.source or self.method.name
+        args = _changed(given, defaults | {"method": "", "wait": self.settings.wait})
+        args += _changed(_fields(self.method_config), _defaults(self.method, preset))
+        for plugin, own in {**self.evals_on_the_way, **self.evals}.items():
+            args += _changed(_fields(own), _defaults(plugin, preset), flag_prefix(plugin))
+        return ["ssl-bench", "run", *args]
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
         """The same run with other values of some flags, by the names of their fields.
@@ -218,6 +233,26 @@ def _own(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, An
 
 def _fields(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+
+
+def _defaults(plugin: Plugin, preset: str) -> dict[str, Any]:
+    return _fields(plugin.checked_config(_own(plugin.config, plugin.presets().get(preset, {}))))
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The flags of those values that are not the default."""
+    args = []
+    for name, value in values.items():
+        option = f"{prefix}{name}".replace("_", "-")
+        if value == defaults[name]:
+            continue
+        if isinstance(value, bool):
+            args.append(f"--{'' if value else 'no-'}{option}")
+        elif (text := text_of(value)).startswith("-"):
+            args.append(f"--{option}={text}")
+        else:
+            args += [f"--{option}", text]
+    return args
 
 
 def _plain(config: Any) -> dict[str, Any]:

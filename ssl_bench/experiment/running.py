@@ -15,6 +15,7 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
+from ssl_bench.experiment import log_follower, loggers
 from ssl_bench.experiment.evaluating import check_ranks, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
 from ssl_bench.experiment.preparation import Prepared, memory_noted, prepare_run, snapshot_steps
@@ -24,6 +25,7 @@ from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan, is_trained
 from ssl_bench.training import budget, pretrain, setup
 from ssl_bench.utils.files import make_inside
+from ssl_bench.utils.formatting import many
 
 _IMAGES_IN_PICTURE = 10
 
@@ -54,6 +56,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     """
     settings, plugin = config.settings, config.method
     check_ranks(settings)
+    loggers.check(settings.log)
     datasets = datasets or data_of(config)
     data, eval_data = datasets
     with memory_noted(config):
@@ -78,7 +81,9 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     def create() -> tuple[Plan, Path]:
         with budget.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
             content = {**config.to_json(), **asdict(plan), "identity": plan.identity, **facts}
-            return plan, run_folder.create(settings.runs_dir, plan.name, content)
+            folder = run_folder.create(settings.runs_dir, plan.name, content)
+            run_folder.call(folder, settings.name, settings.tags)
+            return plan, folder
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
@@ -88,7 +93,11 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     for line in prepared.left_out:
         note(line)
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
-    with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
+    with (
+        run_folder.recorded_as(config.command()),
+        collectives.rank_zero_only(run_folder.locked(folder, settings.wait)),
+        collectives.rank_zero_only(log_follower.following(folder, settings.log)),
+    ):
         snapshots = snapshot_steps(settings, plan, prepared.method, data)
         method = _trained(prepared, data, plan, folder, settings, snapshots)
         collectives.on_rank_zero(lambda: _draw(method, data, plan, spec, folder))
@@ -166,13 +175,12 @@ def _announce(
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
     count = (spec.image_size // spec.patch_size) ** 2 if spec.patch_size else 0
     patches = f" in {count} patches of {spec.patch_size} px" if count else ""
-    epochs = "epoch" if plan.epochs == 1 else "epochs"
     console.print(f"{plan.method} on ", end="")
     say_images(data)
     console.print(
         f"images {data.storage}\n"
         f"{spec.backbone}, {spec.image_size} px{patches}; "
-        f"{plan.epochs:.4g} {epochs} of batch {plan.batch_size}, seed {plan.seed}\n"
+        f"{many(plan.epochs, 'epoch')} of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"
     )
@@ -184,7 +192,7 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
     """The loss curve, and whatever pictures the method has of the first test images."""
     from ssl_bench.experiment import figures  # a second that the first step need not wait for
 
-    title = f"{plan.method} on {plan.data}, {plan.epochs:.4g} epochs, seed {plan.seed}"
+    title = f"{plan.method} on {plan.data}, {many(plan.epochs, 'epoch')}, seed {plan.seed}"
     if (folder / schema.METRICS).exists() and not (folder / "figures/loss.png").exists():
         make_inside(folder, folder / schema.FIGURES)
         figures.loss_curve(folder / schema.METRICS, title, folder / "figures/loss.png")

@@ -355,6 +355,11 @@ def _heads(
     known = formats.heads(found, width_depth, position_order(found.encoder["pos_embed"], grid))
     if hints.backbone:
         if backbones.timm_name(hints.backbone) not in backbones.vit_names():
+            require(
+                not timm.is_model(backbones.timm_name(hints.backbone)),
+                f"{where} ({found.kind}) is a plain Vision Transformer, and backbone "
+                f"{hints.backbone!r} is none; one such as vit_small_patch16_224 would work",
+            )
             raise backbones.unknown_backbone(hints.backbone)
         with torch.device("meta"):
             preset = BACKBONES.get(hints.backbone, {"model_name": hints.backbone})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,6 +24,10 @@ from ssl_bench.models import encoders
 from ssl_bench.utils import rng
 
 _MOST_PATCHES = 2**16
+_WELL_KNOWN = (
+    *("convnext_tiny", "regnety_032", "beit_base_patch16_224", "deit_small_patch16_224"),
+    *("swin_tiny_patch4_window7_224", "resnet50", "vit_small_patch16_224"),
+)
 _COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
 _ARCHITECTURE = {
     *("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values"),
@@ -119,6 +124,19 @@ class EncoderSpec:
         rest = {"in_chans": self.channels, "num_classes": 0}
         return {**own, **self.architecture, **sizes, **rest}
 
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How images are made ready, in the words of timm's ``pretrained_cfg``.
+
+        A larger image is resized and cropped as in `augmentations.evaluation_view`.
+        """
+        return {
+            "input_size": (self.channels, self.image_size, self.image_size),
+            "mean": tuple(self.mean),
+            "std": tuple(self.std),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+        }
+
 
 def timm_name(backbone: str) -> str:
     """timm's name of the architecture, without the tag of the pre-trained weights."""
@@ -149,7 +167,8 @@ def _sizes_of(kind: type[Any]) -> frozenset[str]:
 def unknown_backbone(name: str) -> UserError:
     """The error for an unknown backbone; suggests the nearest name, if there is one."""
     names = sorted([*BACKBONES, *timm.list_models()])
-    beginnings = {each[: len(name)]: each for each in reversed(names)}
+    # Of several that begin like this one, the best known, or else the first.
+    beginnings = {each[: len(name)]: each for each in (*reversed(names), *_WELL_KNOWN)}
     near = get_close_matches(name.lower(), beginnings, n=1, cutoff=0.6)
     hint = (
         f"{', '.join(BACKBONES)} and every image model of timm are known, such as "
@@ -160,10 +179,37 @@ def unknown_backbone(name: str) -> UserError:
     return UserError(f"unknown backbone {name!r}; {hint}")
 
 
-def default_patch_size(image_size: int) -> int:
-    """The divisor of the image size nearest to a quarter of it."""
-    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
-    return min(divisors, key=lambda size: abs(size - image_size / 4))
+def default_patch_size(backbone: str, image_size: int) -> int:
+    """The patch size in the backbone's name, or one that suits the images.
+
+    The name's, such as 16 of ``vit_tiny_patch16_224``, if it divides the images into four by four
+    patches or more; else the divisor of the image size nearest to a quarter of it, but at most to
+    the name's or 16, and within a factor of two.
+
+    Raises:
+        UserError: there is no such divisor.
+    """
+    found = re.search(r"_patch(\d+)", backbone)
+    usual = int(found[1]) if found else 16
+    if found and image_size % usual == 0 and image_size >= 4 * usual:
+        return usual
+    best = _suitable_patch_size(image_size, usual)
+    if best is None:
+        sizes = range(max(1, image_size // 2), 2 * image_size + 8)
+        fits = [size for size in sizes if size % 4 == 0 and _suitable_patch_size(size, usual)]
+        near = sorted(sorted(fits, key=lambda size: abs(size - image_size))[:2])
+        raise UserError(
+            f"image size {image_size} has no divisor that would do as a patch size; --image-size "
+            f"{' or '.join(map(str, near))} would work, or a --patch-size that divides it"
+        )
+    return best
+
+
+def _suitable_patch_size(image_size: int, usual: int) -> int | None:
+    wanted = min(image_size / 4, usual)
+    sides = range(2, int(min(2 * wanted, image_size / 2)) + 1)
+    fits = [side for side in sides if image_size % side == 0 and side >= wanted / 2]
+    return min(fits, key=lambda side: abs(side - wanted), default=None)
 
 
 def check(spec: EncoderSpec) -> None:
@@ -184,11 +230,14 @@ def check(spec: EncoderSpec) -> None:
         if problem:
             raise UserError(_with_sizes_that_work(spec, problem))
     elif patch_size is not None and size % patch_size:
-        fits = [each for each in range(1, size) if size % each == 0]
-        near = sorted(fits, key=lambda each: abs(each - patch_size))[:3]
+        sides = sorted(range(2, size), key=lambda each: abs(each - patch_size))
+        near = sorted([each for each in sides if size % each == 0][:3])
+        below = size // patch_size * patch_size
+        sizes = " or ".join(str(each) for each in (below, below + patch_size) if each)
+        others = f" or --patch-size {', '.join(map(str, near))}" if near else ""
         raise UserError(
             f"image size {size} is not divisible by patch size {patch_size}; "
-            f"patch sizes that divide it: {', '.join(map(str, sorted(near)))}"
+            f"--image-size {sizes}{others} would work"
         )
 
 

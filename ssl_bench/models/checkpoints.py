@@ -26,6 +26,15 @@ _FLAGS = {
     "mask_ratio": "mask_ratio",
 }
 """Settings of transformers' ViTMAE, and the flags that they are here."""
+_OF_MODEL = (
+    "architecture",
+    "fixed_input_size",
+    "pool_size",
+    "crop_mode",
+    "first_conv",
+    "classifier",
+)
+"""What timm's ``pretrained_cfg`` says of a model and not of the weights that it has for it."""
 _HINTS = ("backbone", "num_heads", "grid", "branch")
 _log = logging.getLogger(__name__)
 
@@ -82,7 +91,8 @@ def load_encoder(
         A timm model in eval mode, whose ``forward_features`` maps normalised float32
         ``(B, C, H, W)`` images to features after the final norm; those of a ViT are tokens
         ``(B, prefix + L, D)``, prefix tokens first, with position embeddings interpolated as in
-        `backbones.resize`. Its ``spec`` attribute says how to normalise images.
+        `backbones.resize`. Its ``spec`` attribute says how to normalise images, and so does its
+        ``pretrained_cfg``, of which ``timm.data.create_transform`` makes a transform.
 
     Raises:
         UserError: the source cannot be read, is ambiguous, holds no encoder of timm, or has a
@@ -97,7 +107,13 @@ def load_encoder(
         backbones.resize(encoder, image_size)
     elif encoders.is_vit(encoder):
         encoders.allow_other_sizes(encoder)
-    encoder.spec = checkpoint.spec
+    encoder.spec = spec = checkpoint.spec
+    told = spec.pretrained_cfg()
+    if image_size is not None:
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        told["input_size"] = (spec.channels, *sides)
+    of_model = {name: encoder.pretrained_cfg.get(name) for name in _OF_MODEL}
+    encoder.pretrained_cfg = encoder.default_cfg = of_model | told
     return encoder.eval()
 
 

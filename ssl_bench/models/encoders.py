@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from ssl_bench.errors import UserError, require
 
 _AT_ONCE = "images_at_once"
+_Dropout = nn.modules.dropout._DropoutNd
 _VIT = "vit_tiny_patch16_224 would work"
 
 
@@ -316,7 +317,7 @@ def represent(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
     def encode(images_BCHW: Tensor) -> Tensor:
         features = model.forward_features(images_BCHW)
         if is_vit(model):
-            return features.mean(dim=1)
+            return model.fc_norm(features[:, model.num_prefix_tokens :].mean(dim=1))
         pooled = pool(model, features)
         return pooled.get("cls", pooled["avg"])
 
@@ -341,6 +342,15 @@ def drop_paths(encoder: Any, rate: float) -> None:
         share = rate * index / max(1, len(blocks) - 1)
         block.drop_path1 = DropPath(share) if share else nn.Identity()
         block.drop_path2 = DropPath(share) if share else nn.Identity()
+
+
+def drops(root: nn.Module) -> bool:
+    """Whether a module in training mode drops anything by chance: numbers, or whole branches."""
+    return any(
+        module.training and (module.p if isinstance(module, _Dropout) else module.drop_prob) > 0
+        for module in root.modules()
+        if isinstance(module, DropPath | _Dropout)
+    )
 
 
 def width(encoder: nn.Module) -> int:

@@ -67,8 +67,9 @@ def block_scores(
     """Rectangles are hidden until ``masked`` patches are (BEiT, algorithm 1; MAE, figure 6).
 
     Their aspect ratio is log-uniform in [0.3, 1/0.3], and they have at least 16 patches of a
-    14 x 14 grid, or the same fraction of another grid. One that would hide too many is skipped;
-    what is missing after 32 attempts is drawn patch by patch, so every image hides equally many.
+    14 x 14 grid, or the same fraction of another grid. One that is longer than the grid is cut to
+    it, and one that would hide too many is skipped; what is missing after 32 attempts is drawn
+    patch by patch, so every image hides equally many.
     """
     smallest = max(1, round(16 / 196 * rows * columns))
     scores_BL = noise("mask", rows * columns)

@@ -106,19 +106,23 @@ def agreement(student_VBD: Tensor, teacher_TBD: Tensor) -> Tensor:
     return (every - same).mean() / (seen * (views - 1))
 
 
-def of_hidden_patches(student_BMK: Tensor, teacher_BMK: Tensor, hidden_BM: Tensor) -> Tensor:
+def of_hidden_patches(
+    student_PK: Tensor, teacher_PK: Tensor, hidden_BL: Tensor, index_P: Tensor
+) -> Tensor:
     """Cross-entropy with the teacher of the same patches: each image's mean over its hidden ones.
 
     Then the mean over images; one with nothing hidden counts as zero.
 
     Args:
-        student_BMK: logits.
-        teacher_BMK: assignments.
-        hidden_BM: which of the patches are hidden.
+        student_PK: logits of some patches, among which all hidden ones are.
+        teacher_PK: assignments of the same.
+        hidden_BL: which of all patches are hidden.
+        index_P: which of ``(B * L)`` patches they are.
     """
-    log_BMK = (student_BMK / _STUDENT_TEMPERATURE).log_softmax(dim=-1)
-    loss_BM = -(teacher_BMK * log_BMK).sum(dim=-1) * hidden_BM
-    return (loss_BM.sum(dim=1) / hidden_BM.sum(dim=1).clamp(min=1)).mean()
+    log_PK = (student_PK / _STUDENT_TEMPERATURE).log_softmax(dim=-1)
+    weight_BL = hidden_BL.to(log_PK)
+    weight_BL = weight_BL / weight_BL.sum(dim=1, keepdim=True).clamp(min=1) / len(weight_BL)
+    return -(teacher_PK * log_PK).sum(dim=-1) @ weight_BL.flatten()[index_P]
 
 
 def coding_rate(features_TBD: Tensor, epsilon: float) -> Tensor:

@@ -9,6 +9,7 @@ missing, damaged, of another version or read-only, the folders are read.
 from __future__ import annotations
 
 import inspect
+import io
 import itertools
 import os
 import time
@@ -25,9 +26,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssl_bench.errors import UserError, first_line
 from ssl_bench.runs import run_folder, run_records, schema
 from ssl_bench.utils import progress
-from ssl_bench.utils.files import atomic, load_bytes
+from ssl_bench.utils.files import Absent, Unreadable, atomic, load_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +113,25 @@ def load_arrow(runs_dir: Path, names: Sequence[str] = ()) -> Index:
         wanted = old | settled
         _save_cache(runs_dir, _take(everything, [wanted[name] for name in sorted(wanted)]))
     return _assemble(_take(everything, [rows[folder] for folder in present]), present)
+
+
+def load_metrics(path: Path) -> pd.DataFrame:
+    """The records of a training: step, epoch, loss, learning rate and whatever else was measured.
+
+    Without a line that another process may be writing. What trains nothing has no records.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    import pandas as pd
+
+    try:
+        content = load_bytes(path, _LARGEST)
+        return pd.read_json(io.BytesIO(content[: content.rfind(b"\n") + 1]), lines=True)
+    except Absent:
+        return pd.DataFrame(columns=["step", "epoch", "loss", "learning_rate"])
+    except (Unreadable, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def _folders(runs_dir: Path, names: Sequence[str]) -> dict[str, str | None]:

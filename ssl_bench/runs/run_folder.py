@@ -7,9 +7,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,8 @@ _PACKAGES = (
     *("scikit-learn", "scipy"),
 )
 _noting_failures: list[Path] = []
+_command: list[str] = []
+_SHOWN = 12
 
 
 def create(runs_dir: Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -127,10 +130,22 @@ def note_failure(reason: str) -> None:
             write_json(folder / schema.FAILED, {"error": reason, "at": now})
 
 
+@contextmanager
+def recorded_as(command: Sequence[str]) -> Iterator[None]:
+    """Have `environment` name this command, and not how the process was started: a job of a sweep
+    or a notebook is none that a person could type."""
+    before = [*_command]
+    _command[:] = command
+    try:
+        yield
+    finally:
+        _command[:] = before
+
+
 def environment(device: str) -> dict[str, Any]:
     """The origin of numbers: command, code, packages and machine."""
     return {
-        "command": ["ssl-bench", *sys.argv[1:]],
+        "command": [*_command] or ["ssl-bench", *sys.argv[1:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": _code_version(),
         "python": platform.python_version(),
@@ -162,6 +177,8 @@ def record_environment(folder: Path, device: str, devices: Mapping[str, Any] | N
 def find(runs_dir: Path, names: list[str]) -> list[Path]:
     """Run folders by path or by name under ``runs_dir``; all of them when no name is given.
 
+    A name with ``*``, ``?`` or ``[`` stands for all that match it.
+
     Raises:
         UserError: there is no such run, or none at all.
     """
@@ -170,7 +187,22 @@ def find(runs_dir: Path, names: list[str]) -> list[Path]:
         if not folders:
             raise UserError(f"no run in {str(runs_dir)!r}; `ssl-bench run` makes one")
         return folders
-    return [_find_one(runs_dir, name) for name in names]
+    return [folder for name in names for folder in _matching(runs_dir, name)]
+
+
+def _matching(runs_dir: Path, name: str) -> list[Path]:
+    """The folder that a name stands for, or those that a pattern does."""
+    if not set("*?[") & set(name) or Path(name).exists():
+        return [_find_one(runs_dir, name)]
+    folders = find(runs_dir, [])
+    found = [
+        path
+        for path in folders
+        if fnmatchcase(path.name, name) or fnmatchcase(name_given(path), name)
+    ]
+    names = ", ".join(path.name for path in folders[:_SHOWN]) + ", ..." * (len(folders) > _SHOWN)
+    require(bool(found), f"no run in {str(runs_dir)!r} matches {name!r}; runs there: {names}")
+    return found
 
 
 def find_trained(runs_dir: Path, name: str, wait: bool = False) -> Path:
@@ -213,7 +245,25 @@ def _find_one(runs_dir: Path, name: str) -> Path:
         f"file {name!r} does not exist",
     )
     known = {path.name: path for path in find(runs_dir, [])}
+    if not any(name in each for each in known):
+        called = {path.name: path for path in known.values() if name_given(path) == name}
+        if called:
+            return called[the_one("run", "", called, str(runs_dir))]
     return known[the_one("run", name, known, str(runs_dir))]
+
+
+def name_given(folder: Path) -> str:
+    """What its user calls a run; "" where it has no such name."""
+    return str(mapping(schema.peek(folder / schema.CONFIG).get("settings")).get("name") or "")
+
+
+def call(folder: Path, name: str, tags: Sequence[str]) -> None:
+    """Note what the user calls a run that is there already, where that is said anew."""
+    content = schema.peek(folder / schema.CONFIG)
+    settings = mapping(content.get("settings"))
+    said = {n: v for n, v in (("name", name), ("tags", list(tags))) if v}
+    if settings and any(settings.get(n) != v for n, v in said.items()):
+        write_json(folder / schema.CONFIG, {**content, "settings": settings | said})
 
 
 def preset_of(runs_dir: Path, name: str) -> str | None:

@@ -54,6 +54,8 @@ RUN_COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "dirty": ("bool", "whether files differed from that commit"),
     "started": ("text", "last start, ISO 8601, UTC"),
     "command": ("text", "command of that start"),
+    "name": ("text", "what its user calls it"),
+    "tags": ("json", "its user's words for it"),
 }
 """Columns of ``runs``: kind and meaning."""
 
@@ -271,6 +273,7 @@ def _run(reader: _Reader, plan: Row, cost: Row, names: Sequence[str]) -> Row:
     last = reader.json(schema.METRICS, names, schema.last_record) or {}
     code = mapping(environment.get("code"))
     command = environment.get("command")
+    given = mapping(plan.get("settings"))
     without_seed = {name: value for name, value in plan.items() if name != "seed"}
     if "method" not in plan and not reader.problems:
         reader.problems.append("config.json names no method: no run, or a baseline that runs share")
@@ -295,6 +298,8 @@ def _run(reader: _Reader, plan: Row, cost: Row, names: Sequence[str]) -> Row:
         "dirty": code.get("dirty"),
         "started": environment.get("started"),
         "command": shlex.join(map(str, command)) if isinstance(command, list) else None,
+        "name": given.get("name") or None,
+        "tags": given.get("tags") or None,
     }
     return reader.row(RUN_COLUMNS, values)
 

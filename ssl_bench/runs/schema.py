@@ -16,6 +16,7 @@ writes one uses this module.
     unfinished/          checkpoints of evaluations that train, until they are done
     features/            the encoder's features of each split, for later evaluations
     figures/             PNG files
+    tensorboard/         its event files; there, and in wandb/, mlflow/ and trackio/, what they have
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from ssl_bench.papers import Ablation
 from ssl_bench.runs import schema
 from ssl_bench.sweep.ablation import AblationCell, Study, as_number
 from ssl_bench.utils.files import atomic, checked_name, write_json
-from ssl_bench.utils.formatting import cell
+from ssl_bench.utils.formatting import cell, many
 
 _STD, _PAPER = " std", " of the paper"
 _LINE = 100
@@ -179,7 +179,7 @@ def setting(plans: Sequence[Mapping[str, Any]], constant: Sequence[str]) -> str:
         "/".join(
             str(first["encoder"][n]) for n in ("backbone", "patch_size") if first["encoder"][n]
         ),
-        f"{first['epochs']:.4g} epochs",
+        many(first["epochs"], "epoch"),
         first["data"],
         f"batch {first['batch_size']}",
         *(f"{name.replace('_', ' ')} {text_of(config[name])}" for name in constant),

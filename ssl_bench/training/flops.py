@@ -94,6 +94,7 @@ def trial_step(
 ) -> tuple[Method, Batch]:
     """A copy of a method, and a batch of noise for it, all of one label, on the CPU."""
     trial = copy.deepcopy(method).cpu().train()
+    trial.fixed_shapes = True
     for module in trial.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]

@@ -1,7 +1,8 @@
 """The gradient of a batch's loss: part by part where the loss allows it, on a CPU by all cores.
 
 A thread with a part of its own does not wait for the others at the end of every operation, and what
-it computes stays in its core's cache.
+it computes stays in its core's cache. Dropout and stochastic depth draw from random numbers that
+threads would share, in the order in which they happen to get there: with these, parts take turns.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
+from ssl_bench.models import encoders
 
 TOTAL = "loss"
 _MOST_THREADS = 8  # each holds a copy of the gradient
@@ -50,7 +52,7 @@ def backward(
     """Add the gradient of the batch's loss to the parameters'.
 
     The result depends on ``images_at_once`` and the number of threads in its rounding alone, and
-    not at all on which thread is faster.
+    not at all on which thread is faster. Dropout and stochastic depth are drawn part by part.
 
     Args:
         batch: this rank's share of it, where there are several.
@@ -66,7 +68,8 @@ def backward(
         images_at_once = len(batch)
     count = max(1, math.ceil(len(batch) / images_at_once))
     threads = 1
-    if count > 1 and hardware.device.type == "cpu" and not replica:
+    is_free = hardware.device.type == "cpu" and not replica and not encoders.drops(method)
+    if count > 1 and is_free:
         threads = min(_MOST_THREADS, torch.get_num_threads(), len(batch))
         count = min(len(batch), threads * math.ceil(count / threads))  # as many for each
     parts = list(batch.split(count)) if count > 1 else [batch]

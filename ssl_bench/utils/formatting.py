@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _NOTHING = "-"
@@ -80,9 +81,16 @@ def whole(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:,.0f}"
 
 
-def many(number: int, thing: str) -> str:
-    """A count of things: "1 cell", "1,200 cells"."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
+def many(number: float, thing: str) -> str:
+    """A count of things: "1 cell", "1,200 cells", "0.25 epochs"."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:,.4g}"
+    return f"{text} {thing}{'s' * (number != 1)}"
+
+
+def listed(items: Iterable[Any]) -> str:
+    """Items in a sentence: one, two and three."""
+    *first, last = [str(item) for item in items if str(item)] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def plain(text: str) -> str:

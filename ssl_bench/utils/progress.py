@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, an occasional line elsewhere."""
+"""Progress of long work: a live bar on a terminal or in a notebook, elsewhere a line at times."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ssl_bench.utils.terminal import Console
+from ssl_bench.utils.terminal import Console, in_notebook
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 console = Console(stderr=True)
 _SECONDS_BETWEEN_LINES = 20.0
+_BAR_FROM = 110
+"""Columns of a terminal that has room for the bar itself, too."""
 
 
 class Bar:
@@ -48,7 +50,7 @@ class Bar:
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Bar]:
     """A progress bar for ``total`` steps of work."""
-    if not console.is_terminal:
+    if not (console.is_terminal or in_notebook()):
         yield Bar(title, total, None)
         return
     from rich.progress import (  # which --help need not wait for
@@ -59,15 +61,30 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, expand=True, transient=True) as progress:
+    def whole(width: int) -> Column:
+        """A column that is never cut, however narrow the terminal."""
+        return Column(no_wrap=True, min_width=width)
+
+    def cut(ratio: int | None = None, largest: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=largest)
+
+    is_wide, third = console.width >= _BAR_FROM, console.width // 3
+    done = max(11, 2 * len(str(total)) + 1)
+    columns = [
+        TextColumn("{task.description}", markup=False, table_column=cut(largest=third)),
+        *([BarColumn(bar_width=None)] * is_wide),
+        MofNCompleteColumn(table_column=whole(done)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=cut(None if is_wide else 1)),
+        *([TimeElapsedColumn()] * is_wide),
+        TextColumn("left", table_column=whole(4)),
+        TimeRemainingColumn(table_column=whole(7)),
+    ]
+    kind: type[Progress] = Progress
+    if in_notebook():
+        from ssl_bench.utils.notebook_progress import NotebookProgress
+
+        kind = NotebookProgress
+    with kind(*columns, console=console, expand=True, transient=True) as progress:
         yield Bar(title, total, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,12 @@ from rich.text import Text
 from ssl_bench.utils.formatting import plain
 
 
+def in_notebook() -> bool:
+    """Whether a notebook runs this, which can show more than text."""
+    ipython: Any = sys.modules.get("IPython")
+    return hasattr(ipython and ipython.get_ipython(), "kernel")
+
+
 class Console(rich.console.Console):
     """Rich's console without markup, which prints only visible characters.
 
@@ -20,7 +27,9 @@ class Console(rich.console.Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "highlight": False, **options})
+        # In a notebook rich would make an output of HTML of every line.
+        plain_text = {"markup": False, "highlight": False, "force_jupyter": False}
+        super().__init__(**{**plain_text, **options})
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Rich's print; lines of text are left to the terminal to wrap."""

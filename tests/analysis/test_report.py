@@ -319,7 +319,7 @@ def test_what_costs_nothing_is_a_line_and_counts_for_the_front(tmp_path: Path) -
     going = make_run(tmp_path, "going", 0, evals=("knn",))
     (going / "encoder.json").unlink()
     drawn = figures(cost.against_cost(source_of(tmp_path)))
-    assert len(drawn) == 3
+    assert len(drawn) == 1
     for each in drawn:
         assert {name.split()[0] for name in each.data["group"]} == {"mae", "free"}
         assert set(each.data.loc[each.data["on_front"], "group"]) == {"free"}
@@ -496,6 +496,23 @@ class TestFolder:
         lines = report.write(ReportSettings(output=output, runs_dir=tmp_path / "runs"))
         assert "No run has a score yet" in (output / "index.html").read_text()
         assert not [line for line in lines if "cannot be drawn" in line]
+
+
+def test_long_names_are_folded_and_groups_of_a_method_are_told_apart(runs_dir: Path) -> None:
+    found = index.load(runs_dir)
+    methods = sorted(set(found.runs["method"].dropna()))
+    source = Source(found, comparison.compare(found), drawing.looks(methods, []))
+    with drawing.style():
+        drawn = [d for d in accuracy.by_evaluation(source) if isinstance(d, Drawing)]
+        axis = max((d.figure.axes[0] for d in drawn), key=lambda each: len(each.get_yticklabels()))
+        shown = [" ".join(label.get_text().split()) for label in axis.get_yticklabels()]
+    labels = [label for label in source.labels if " ".join(label.split()) in shown]
+    assert len(labels) == len(shown) and not any("…" in label for label in shown)
+    rows = {
+        np.asarray(line.get_ydata())[0]: line for line in axis.lines if line.get_markersize() == 6.5
+    }
+    looks = [(line.get_color(), line.get_marker()) for line in rows.values()]
+    assert len(set(looks)) == len(looks) > 2
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

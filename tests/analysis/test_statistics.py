@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.weightstats import DescrStatsW
+from statsmodels.stats.power import TTestIndPower
+from statsmodels.stats.weightstats import DescrStatsW, ttost_ind
 
 from ssl_bench.analysis.comparison import statistics
 from ssl_bench.errors import UserError
@@ -49,26 +50,22 @@ def test_equal_values_have_no_interval() -> None:
     assert statistics.mean_interval([80.10, 80.11]).half_width is not None
 
 
-def test_seeds_without_a_partner_are_counted() -> None:
-    ours = statistics.difference({0: 1.0, 1: 2.0, 2: 4.0}, {1: 5.0, 2: 6.5, 8: 1.0})
-    assert (ours.test, ours.n, ours.unpaired) == ("paired t", 2, 2)
-    assert statistics.difference({0: 1.0, 1: 2.0}, {1: 5.0, 2: 6.0}).unpaired == 0, "Welch"
-
-
 def test_nan_is_left_out() -> None:
     assert statistics.mean_interval([1.0, math.nan]) == statistics.Mean(1, 1.0, None)
     a, b = {0: 1.0, 1: 2.0, 2: 4.0, 3: math.nan}, {0: 0.0, 1: 2.0, 2: 1.0, 3: 9.0}
     ours = statistics.difference(a, b)
-    assert (ours.test, ours.n) == ("paired t", 3)
-    del a[3], b[3]
+    assert (ours.test, ours.n) == ("Welch t", 3)
+    del a[3]
     assert ours.p == statistics.difference(a, b).p
+    del b[3]
+    assert statistics.difference(a, b, "always").test == "paired t"
 
 
 @given(many, st.data())
 def test_paired_t_test(a: list[float], data: st.DataObject) -> None:
     b = data.draw(st.lists(scores, min_size=len(a), max_size=len(a)))
     assume(np.ptp(np.subtract(a, b)) > 1e-6)
-    ours = statistics.difference(by_seed(a), by_seed(b))
+    ours = statistics.difference(by_seed(a), by_seed(b), "always")
     reference = stats.ttest_rel(a, b)
     interval = reference.confidence_interval(0.95)
     assert ours.test == "paired t"
@@ -78,9 +75,9 @@ def test_paired_t_test(a: list[float], data: st.DataObject) -> None:
 
 @pytest.mark.filterwarnings("ignore:Precision loss")
 @given(many, many)
-def test_groups_without_common_seeds_get_welchs_test(a: list[float], b: list[float]) -> None:
+def test_welchs_test(a: list[float], b: list[float]) -> None:
     assume(np.ptp(a) > 1e-3 or np.ptp(b) > 1e-3)
-    ours = statistics.difference(by_seed(a), by_seed(b, first=100))
+    ours = statistics.difference(by_seed(a), by_seed(b), "never")
     reference = stats.ttest_ind(a, b, equal_var=False)
     interval = reference.confidence_interval(0.95)
     assert ours.test == "Welch t"
@@ -88,10 +85,84 @@ def test_groups_without_common_seeds_get_welchs_test(a: list[float], b: list[flo
     assert ours.interval == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-6)
 
 
-def test_only_shared_seeds_are_paired() -> None:
+def test_seeds_are_paired_only_where_both_sides_have_the_same() -> None:
+    """Else runs would be thrown away, and the difference would not be that of the means shown."""
     a, b = {0: 1.0, 1: 3.0, 2: 4.5}, {1: 1.0, 2: 2.0, 7: 50.0}
-    ours = statistics.difference(a, b)
-    assert (ours.test, ours.n, ours.difference) == ("paired t", 2, 2.25)
+    ours = statistics.difference(a, b, "always")
+    assert (ours.test, ours.n) == ("Welch t", 3)
+    assert ours.difference == pytest.approx(np.mean([*a.values()]) - np.mean([*b.values()]))
+
+
+@pytest.mark.parametrize(
+    "seeds,shared,expected", [(8, 1.0, "paired t"), (8, 0.0, "Welch t"), (4, 1.0, "Welch t")]
+)
+def test_pairs_have_to_show_a_correlation(seeds: int, shared: float, expected: str) -> None:
+    generator = np.random.default_rng(3)
+    common = generator.normal(0, 1, seeds)
+    a, b = (by_seed(80 + shared * common + generator.normal(0, 0.1, seeds)) for _ in range(2))
+    assert statistics.difference(a, b).test == expected
+    assert statistics.difference(a, b, "never").test == "Welch t"
+    flipped = {seed: -value for seed, value in b.items()}
+    assert statistics.difference(a, flipped).test == "Welch t", "a negative one is none"
+
+
+@given(many, many, st.floats(0.001, 0.9))
+def test_an_interval_leaves_out_zero_where_p_is_below_its_level(
+    a: list[float], b: list[float], level: float
+) -> None:
+    ours = statistics.difference(by_seed(a), by_seed(b))
+    interval = ours.interval_at(level)
+    assume(ours.error is not None and ours.p is not None and abs(ours.p - level) > 1e-6)
+    assert interval is not None and ours.p is not None
+    low, high = interval
+    assert (low > 0 or high < 0) == (ours.p < level)
+    assert (low + high) / 2 == pytest.approx(ours.difference, abs=1e-6)
+    assert ours.interval_at(0.05) == pytest.approx(ours.interval)
+
+
+@given(many, many, st.floats(0.01, 5))
+def test_equivalence_against_statsmodels(a: list[float], b: list[float], margin: float) -> None:
+    assume(np.ptp(a) > 1e-3 or np.ptp(b) > 1e-3)
+    reference = ttost_ind(a, b, -margin, margin, usevar="unequal")[0]
+    ours = statistics.difference(by_seed(a), by_seed(b, first=100)).p_within(margin)
+    assert ours == pytest.approx(reference, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("lead,spread", [(1.0, 0.3), (1.0, 0.8), (0.5, 1.0), (2.0, 0.9)])
+def test_seeds_needed_against_statsmodels(lead: float, spread: float) -> None:
+    found = TTestIndPower().solve_power(lead / spread, alpha=0.05, power=0.8)
+    assert statistics.seeds_needed(lead, spread) == max(2, math.ceil(found))
+
+
+def test_a_lead_that_no_number_of_seeds_shows() -> None:
+    assert statistics.seeds_needed(0.01, 5.0) is None
+
+
+def test_intervals_over_seeds_and_images_cover_the_true_mean() -> None:
+    """Images differ in difficulty, seeds in skill: new ones of both are within it in 95 %."""
+    generator = np.random.default_rng(0)
+    covered = alone = 0
+    for _ in range(600):
+        skill, ease = generator.normal(0, 0.04, 5), generator.normal(0, 0.2, 400)
+        chance = np.clip(0.7 + skill[:, None] + ease, 0, 1)
+        right_SN = generator.random((5, 400)) < chance
+        both = statistics.mean_over_seeds_and_images(right_SN)
+        seeds = statistics.mean_interval(100 * right_SN.mean(axis=1))
+        assert both.mean == pytest.approx(seeds.mean) and both.n == 5
+        low, high = both.interval
+        covered += low <= 69.54 <= high  # the mean of the clipped chances
+        low, high = seeds.interval
+        alone += low <= 69.54 <= high
+    assert 0.92 < covered / 600 < 0.99
+    assert alone < covered
+
+
+def test_of_one_run_the_images_alone_are_counted() -> None:
+    right_SN = (np.arange(1000) < 800)[None]
+    ours = statistics.mean_over_seeds_and_images(right_SN)
+    assert (ours.n, ours.mean) == (1, 80.0)
+    assert ours.half_width == pytest.approx(1.96 * 100 * math.sqrt(0.16 / 1000), rel=0.01)
+    assert statistics.mean_over_seeds_and_images(np.ones((2, 9), bool)).half_width is None
 
 
 @pytest.mark.parametrize("a,b", [([1.0], [2.0]), ([1.0], [2.0, 3.0]), ([], [1.0, 2.0])])
@@ -101,9 +172,11 @@ def test_too_few_values_are_not_tested(a: list[float], b: list[float]) -> None:
 
 
 def test_no_spread_is_no_evidence() -> None:
-    same = statistics.difference(by_seed([80.0, 81.0]), by_seed([80.0, 81.0]))
+    same = statistics.difference(by_seed([80.0, 81.0]), by_seed([80.0, 81.0]), "always")
     assert (same.p, same.interval) == (1.0, (0.0, 0.0))
-    shifted = statistics.difference(by_seed([80.1, 81.1, 82.1]), by_seed([80.0, 81.0, 82.0]))
+    shifted = statistics.difference(
+        by_seed([80.1, 81.1, 82.1]), by_seed([80.0, 81.0, 82.0]), "always"
+    )
     assert shifted.difference == pytest.approx(0.1)
     assert (shifted.p, shifted.interval) == (None, None)
     apart = statistics.difference(by_seed([80.0, 80.0]), by_seed([81.0, 81.0], first=5))
@@ -145,42 +218,6 @@ def test_holm(count: int) -> None:
 def test_holm_does_not_count_what_was_not_tested() -> None:
     assert statistics.holm([0.01, None, 0.04]) == [0.02, None, 0.04]
     assert statistics.holm([]) == []
-
-
-def false_alarms(gains: list[float], seeds: int, tables: int = 2000) -> tuple[float, float]:
-    """Groups whose true means are apart by the gains, all pairs of them in a table.
-
-    Returns:
-        Share of the tables with a false alarm, and of the true differences that are found.
-    """
-    generator = np.random.default_rng(0)
-    pairs = [(i, j) for i in range(len(gains)) for j in range(i)]
-    alarms, found, true = 0, 0, 0
-    for _ in range(tables):
-        shared = generator.normal(0, 1, seeds)  # what a seed does to all methods alike
-        values = [by_seed(80 + gain + shared + generator.normal(0, 0.3, seeds)) for gain in gains]
-        ps = [statistics.difference(values[i], values[j]).p for i, j in pairs]
-        verdicts = [p is not None and p < 0.05 for p in statistics.holm(ps)]
-        is_true = [gains[i] != gains[j] for i, j in pairs]
-        alarms += any(v and not t for v, t in zip(verdicts, is_true, strict=True))
-        found += sum(v and t for v, t in zip(verdicts, is_true, strict=True))
-        true += sum(is_true)
-    return alarms / tables, found / max(true, 1)
-
-
-@pytest.mark.parametrize("gains", [[0.0] * 2, [0.0] * 4, [0.0, 0.0, 0.0, 5.0]])
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_false_alarms_in_a_table_stay_at_five_percent(gains: list[float], seeds: int) -> None:
-    alarms, _ = false_alarms(gains, seeds)
-    error = math.sqrt(0.05 * 0.95 / 2000)
-    assert alarms < 0.05 + 3 * error
-    if len(gains) == 2:
-        assert alarms > 0.05 - 3 * error
-
-
-def test_large_differences_are_found() -> None:
-    _, found = false_alarms([0.0, 2.0, 4.0], seeds=5, tables=300)
-    assert found > 0.95
 
 
 def test_mcnemars_false_alarms_and_power() -> None:

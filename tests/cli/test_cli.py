@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -278,7 +279,8 @@ def test_eval_keeps_seeds_and_precisions_apart(ssl_bench: Call, run: Call, tmp_p
     assert len(list(folder.glob("evals/knn-*/scores.json"))) == 3
     code, _, err = ssl_bench("compare", *runs_dir, "--csv", csv)
     assert code == 0, err
-    assert sorted(pd.read_csv(csv)["label"]) == [
+    table = pd.read_csv(csv)
+    assert sorted(table.loc[table["method"] == "mae", "label"]) == [
         "mae evaluated_in=bf16",
         "mae evaluated_in=fp32",
         "mae evaluated_in=fp32, evaluated_with_seed=1",
@@ -388,6 +390,32 @@ def test_completion_knows_flags_and_names(ssl_bench: Call, shell: str) -> None:
         assert word in out
     for word in ("sweep", "--search-seed", "--parallel-jobs", "--slurm-options", "sobol"):
         assert word in out
+    [spec] = (line for line in out.splitlines() if line.startswith("COMPLETION_SPEC"))
+    assert "'None'" not in spec
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+def test_completion_offers_methods_and_runs(ssl_bench: Call, tmp_path: Path) -> None:
+    script = tmp_path / "completion.bash"
+    script.write_text(ssl_bench("completion", "bash")[1])
+    for folder in ("runs/mae-x", "runs/moco-y", "runs/.index", "other/mae-z"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").touch()
+
+    def offered(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in ("ssl-bench", *words))
+        ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _tyro_ssl_bench"
+        ask = f'source {script}; {ask}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True)
+        assert not done.stderr
+        return done.stdout.split()
+
+    assert offered("show", "m") == ["mae-x", "moco-y"]
+    assert offered("run", "--match", "mo") == ["moco-y"]
+    assert offered("compare", "--method", "moc") == ["moco", "mocov3"]
+    assert offered("eval", "--runs-dir", "other", "ma") == ["mae-z"]
+    assert offered("run", "--method", "moco") == ["moco", "mocov3"]
+    assert "mae-x" not in offered("run", "m")
 
 
 @pytest.mark.parametrize(
@@ -446,7 +474,9 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--epochs", "0"], "epochs 0"),
         (["--seed", "1", "--seed", "2"], "flag '--seed' is given 2 times"),
         (["--evals", ","], "--evals needs a value"),
-        (["--evals", "knn", "linear"], "'linear'"),
+        (["--evals", "knn", "linear"], "--evals knn,linear"),
+        (["--seeds", "0,1"], "`ssl-bench sweep --seed"),
+        (["--seed", "0,1,2"], "`ssl-bench sweep --seed 0,1,2`"),
         (["--method", "mocov3", "--batch-size", "1"], "batch size 1 is too small for mocov3"),
         (["--patch-size", "16"], "an image of one patch cannot be masked"),
         (["--mask-ratio", "1e-17"], "hides no patch"),
@@ -471,6 +501,9 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--mask-ratio", "0.99"], "leaves no patch visible of 16"),
         (["--image-size", "18", "--patch-size", "4"], "18 is not divisible by patch size 4"),
         (["--patch-size", "0"], "patch size 0"),
+        (["--patch-size", "1"], "patch size 1 makes a patch of each of 256 pixels"),
+        (["--image-size", "37"], "--image-size 36 or 40 would work"),
+        (["--image-size", "37", "--patch-size", "16"], "--image-size 32 or 48 would work"),
         (["--decoder-embed-dim", "30"], "decoder embed dim 30"),
         (["--base-lr", "0"], "base lr 0.0"),
         (["--base-lr", "inf"], "base lr inf is out of range; it must be finite and above 0"),
@@ -484,7 +517,8 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--precision", "fp8"], "fp8"),
         (["--resume"], "the same command resumes"),
         (["--resume", "runs/x"], "leave it out"),
-        (["--name", "mine"], "--runs-dir"),
+        (["--run-name", "mine"], "--name does it here"),
+        (["--tag", "mine"], "--tags does it here"),
         (["--num-workers", "8"], "a thread for each core"),
         (["-j", "8"], "a thread for each core"),
         (["--lr", "0.1"], "--base-lr"),
@@ -575,12 +609,25 @@ def test_other_commands_complain_in_one_line_too(
     ("name", "meant"),
     [("vit_tiny", "vit_tiny_patch16_224"), ("ViT-S", "vit_small_patch16_224"),
      ("vit_huge", "vit_huge_patch14_224"), ("deit_small", "deit_small_patch16_224"),
-     ("vit_nano", "vit_nano"), ("vit_base_patch16_384", "vit_base_patch16_384")],
+     ("vit_nano", "vit_nano"), ("vit_base_patch16_384", "vit_base_patch16_384"),
+     ("swin_tiny", "swin_tiny_patch4_window7_224"), ("swin_t", "swin_tiny_patch4_window7_224"),
+     ("swin_nano", "swin_nano"), ("ResNet-50", "resnet50"), ("resnet18", "resnet18"),
+     ("convnext_t", "convnext_tiny"), ("beit_base", "beit_base_patch16_224"),
+     ("dino_vits", "vit_small_patch16_224"), ("wide_resnet50", "wide_resnet50_2")],
 )  # fmt: skip
 def test_a_backbone_may_be_called_as_people_call_it(name: str, meant: str) -> None:
     """Then the run has the same folder as under timm's name."""
     assert flags.parse_run(["--backbone", name]) == flags.parse_run(["--backbone", meant])
     assert flags.parse_run(["--backbone", name]).settings.backbone == meant
+
+
+def test_what_people_call_a_backbone_is_one_of_timm() -> None:
+    for pattern, of_timm in habits._ALIASES:
+        sizes = re.findall(r"\w+", pattern.split("(")[1].split(")")[0].replace("[0-7]", "0"))
+        for size in sizes or ["0"]:
+            name = pattern.split("(")[0].replace("[-_ ]?", "_") + size
+            found = habits.backbone(name)
+            assert found and timm.is_model(found[0]), (name, of_timm, found)
 
 
 def test_advice_names_flags_that_are_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from foreign_weights import decoder, features, images, moco_state, vit
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
@@ -47,10 +49,19 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).norm() / theirs.norm() < 1e-5
 
 
+def executed(printed: str) -> list[Any]:
+    """What the lines that say how to load something give."""
+    lines = re.findall(r"^.*\bwith ((?:timm|transformers)\..*\))$", printed, re.MULTILINE)
+    return [eval(line, {"timm": timm, "transformers": transformers}).eval() for line in lines]
+
+
 def test_timm_loads_it_with_the_arguments_that_are_told(moco: Checkpoint, tmp_path: Path) -> None:
     note = export.to_timm(moco, tmp_path / "encoder.safetensors")
-    loaded: Any = eval(note.removeprefix("load it with "), {"timm": timm})
-    assert_close(features(moco.encoder, images()), features(loaded.eval(), images()))
+    [loaded] = executed(note)
+    assert_close(features(moco.encoder, images()), features(loaded, images()))
+    told = loaded.pretrained_cfg
+    assert (told["mean"], told["std"]) == (moco.spec.mean, moco.spec.std)
+    assert told["input_size"] == (3, 32, 32)
 
 
 class OfficialFinetuning(VisionTransformer):
@@ -219,6 +230,35 @@ class TestCommands:
             assert "predicts normalised patches" in out
             drawn.append(picture.read_bytes())
         assert len(drawn[0]) > 5000
+
+    def test_the_printed_lines_load_what_was_written(
+        self, run: Path, ssl_bench: Call, image_folder: Path, tmp_path: Path
+    ) -> None:
+        ours = load_encoder(run)
+        expected = features(ours, images(16, 16))
+        flags = ("--epochs", 1, "--batch-size", 16, "--backbone", "vit_nano", "--evals", "none")
+        data = ("--data", image_folder, "--runs-dir", run.parent)
+        assert ssl_bench("run", "--method", "random-init", *data, *flags)[0] == 0
+        [untrained] = run.parent.glob("random-init-*")
+
+        [loaded] = executed(ssl_bench("export", run, "--output", tmp_path / "it.safetensors")[1])
+        assert_close(features(loaded, images(16, 16)), expected)
+        told = timm.data.resolve_model_data_config(loaded)
+        assert told["mean"] == ours.spec.mean != (0.5, 0.5, 0.5)
+        assert (told["std"], told["input_size"]) == (ours.spec.std, (3, 16, 16))
+
+        out = ssl_bench("export", run, "--format", "hf", "--output", tmp_path / "mae")[1]
+        encoder, autoencoder = executed(out)
+        with torch.no_grad():
+            theirs = encoder(images(16, 16)).last_hidden_state
+            assert autoencoder(images(16, 16)).loss.isfinite()
+        assert_close(theirs[:, 0], expected[:, 0])
+
+        out = ssl_bench("export", untrained, "--format", "hf", "--output", tmp_path / "vit")[1]
+        [encoder] = executed(out)
+        with torch.no_grad():
+            theirs = encoder(images(16, 16)).last_hidden_state
+        assert_close(theirs, features(load_encoder(untrained), images(16, 16)))
 
     def test_reconstruction_follows_its_flags(
         self, run: Path, ssl_bench: Call, image_folder: Path, tmp_path: Path

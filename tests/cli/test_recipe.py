@@ -172,7 +172,7 @@ def test_no_published_setting_is_missed_by_its_preset(preset: str) -> None:
     assert len(warmups) == 1 + len(PAPERS[preset].presets()[preset]["evals"]) or (
         preset not in TUNED
     )
-    assert all(row.ours.endswith(" epochs") and not row.mark for row in warmups)
+    assert all(row.ours.endswith((" epoch", " epochs")) and not row.mark for row in warmups)
 
 
 @pytest.mark.parametrize("kind", ["method", "eval"])
@@ -361,6 +361,14 @@ def test_a_preset_may_be_a_flag(ssl_bench: Call) -> None:
     assert by_flag[0] == 0
     code, _, err = ssl_bench("recipe", "quick", "--preset", "small")
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_method_stands_for_its_papers_preset(ssl_bench: Call) -> None:
+    assert ssl_bench("recipe", "dino") == ssl_bench("recipe", "imagenet-dino-vits")
+    by_method = ssl_bench("recipe", "ijepa", "--epochs", "3")
+    assert by_method == ssl_bench("recipe", "imagenet-ijepa-vitb", "--epochs", "3")
+    code, _, err = ssl_bench("recipe", "supervised")
+    assert (code, err.count("\n")) == (2, 1) and "'supervised'" in err
 
 
 def test_recipe_command_prints_tables_without_torch() -> None:

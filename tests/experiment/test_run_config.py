@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
 from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.sweep import jobs
+from ssl_bench.utils.files import load_json
 
 Call = Callable[..., tuple[int, str, str]]
 SHORT = ("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--evals", "knn")
@@ -37,6 +40,8 @@ options = st.fixed_dictionaries(
         "--wait": st.just(None),
         "--no-flip": st.just(None),
         "--no-keep-features": st.just(None),
+        "--name": st.just("my run"),
+        "--tags": st.sampled_from(["a", "a,b c"]),
     },
 )
 
@@ -61,6 +66,31 @@ def test_values_that_are_put_in_make_the_run_of_the_same_arguments(given_: dict[
         values |= {f"{prefix}_{name}": value for name, value in vars(config).items()}
     preset = ["--preset", wanted.settings.preset]
     assert flags.parse_run(["--method", "mae", *preset]).with_values(values) == wanted
+
+
+@settings(max_examples=20)
+@given(options)
+def test_the_command_of_a_config_makes_it_again(given_: dict[str, Any]) -> None:
+    pairs = ([name] if value is None else [name, value] for name, value in given_.items())
+    config = flags.parse_run(["--method", "mae", *(word for pair in pairs for word in pair)])
+    program, name, *args = config.command()
+    assert (program, name) == ("ssl-bench", "run") and "--wait" not in args
+    assert flags.parse_run(args) == config.with_values({"wait": False})
+
+
+def test_a_job_records_a_command_that_a_person_can_type(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = str(tmp_path / "runs")
+    args = ["--data", str(image_folder), *map(str, SHORT), "--mask-ratio", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["jobs.py", "mae-images-seed0", "config.json"])
+    jobs.perform(flags.parse_run([*args, "--runs-dir", runs]))
+    [folder] = (path.parent for path in Path(runs).glob("*/config.json"))
+    [scores] = folder.glob("evals/*/scores.json")
+    recorded = load_json(folder / "environment.json")["command"]
+    assert load_json(scores)["environment"]["command"] == recorded
+    assert recorded[:4] == ["ssl-bench", "run", "--method", "mae"]
+    assert flags.parse_run(recorded[2:]) == flags.parse_run([*args, "--runs-dir", runs])
 
 
 def test_a_value_that_is_put_in_is_checked() -> None:

@@ -173,9 +173,8 @@ def test_losses_are_those_of_the_official_code() -> None:
     cls = between_views(
         torch.cat([large, small]).view(4, 4, 6), sharpened(teacher.view(2, 4, 6), center, 0.04)
     )
-    of_patches = of_hidden_patches(
-        patches.view(8, 9, 6), sharpened(teacher_patches.view(8, 9, 6), center, 0.04), hidden
-    )
+    assigned = sharpened(teacher_patches, center, 0.04)
+    of_patches = of_hidden_patches(patches, assigned, hidden, torch.arange(72))
     assert cls.item() == pytest.approx(4.46482426, rel=1e-8)
     assert of_patches.item() == pytest.approx(0.05365330244, rel=1e-8)
     (cls + of_patches).backward()
@@ -212,6 +211,35 @@ def test_half_of_the_crops_hide_what_the_ratio_says(sampling: str) -> None:
     every = build(sampling=sampling, mask_probability=1.0, mask_spread=0.0, mask_ratio=0.5)
     hidden = every.hide(batch_of(every, views_of(50)))
     assert hidden.any(1).all() and hidden.sum(1).max() <= 8 == every.most
+
+
+def test_what_shapes_depend_on_changes_neither_loss_nor_gradients() -> None:
+    """Where they are fixed, patches are compared that are not hidden, and count for nothing."""
+    found = []
+    for is_fixed in (False, True):
+        method = build()
+        naive.randomise(method)
+        method.fixed_shapes = is_fixed
+        batch = batch_of(method, views_of(6))
+        compared = method.compared(method.hide(batch))
+        losses = method.loss(batch, helpers.FIRST_STEP)
+        sum(losses.values()).backward()
+        gradients = [p.grad for p in method.parameters() if p.grad is not None]
+        found.append((len(compared), losses, gradients, method.hide(batch).sum()))
+    (own, losses, gradients, hidden), (fixed, same_losses, same_gradients, _) = found
+    assert own == hidden > 0 and fixed == 12 * method.most > own
+    torch.testing.assert_close(losses, same_losses)
+    torch.testing.assert_close(gradients, same_gradients)
+
+
+def test_a_batch_with_nothing_hidden_trains() -> None:
+    method = build()
+    method.hide = lambda batch: torch.zeros(8, PATCHES, dtype=torch.bool)
+    losses = method.loss(batch_of(method, views_of(4)), helpers.FIRST_STEP)
+    assert losses["patches"] == 0
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in method.student_head.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_masks_depend_on_the_sample_alone() -> None:

@@ -69,6 +69,18 @@ def test_a_class_token_stands_for_the_image_and_is_not_in_the_mean(backbone: str
     torch.testing.assert_close(found["avg"], tokens[:, -patches:].mean(dim=1))
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_without_a_class_token_the_patches_stand_for_the_image(registers: int) -> None:
+    shape: dict[str, Any] = {"embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": False}
+    shape |= {"reg_tokens": registers, "global_pool": "avg"}  # whose norm comes after the mean
+    spec = EncoderSpec("vit_tiny_patch16_224", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, shape)
+    encoder = backbones.build(spec, seed=0).eval()
+    torch.nn.init.constant_(encoder.fc_norm.weight, 3.0)
+    with torch.no_grad():
+        pooled = encoders.pool(encoder, encoder.forward_features(images(spec)))
+        torch.testing.assert_close(encoders.represent(encoder, images(spec)), pooled["avg"])
+
+
 @pytest.mark.parametrize("backbone", SMALL)
 def test_weights_start_as_timm_has_them_under_the_seed(backbone: str) -> None:
     ours = backbones.build(spec_of(backbone), seed=3).state_dict()
@@ -90,6 +102,35 @@ def test_images_may_be_of_common_sizes(backbone: str, size: int) -> None:
         encoder = backbones.build(spec, seed=0)
         features = encoders.represent(encoder, torch.zeros(2, 1, size, size))
     assert features.shape == (2, encoders.width(encoder))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "expected"),
+    [
+        ("vit_micro", 28, 7),
+        ("vit_micro", 32, 8),
+        ("vit_micro", 64, 16),
+        ("vit_micro", 96, 16),
+        ("vit_micro", 224, 16),
+        ("vit_micro", 8, 2),
+        ("vit_tiny_patch16_224", 224, 16),
+        ("vit_base_patch32_224", 224, 32),
+        ("vit_small_patch8_224", 224, 8),
+        ("vit_base_patch14_dinov2", 518, 14),
+        ("vit_tiny_patch16_224", 32, 8),  # 2 x 2 patches would be too few
+        ("vit_tiny_patch16_224", 100, 20),  # which 16 does not divide
+    ],
+)
+def test_patches_are_as_the_name_says_or_suit_the_images(
+    backbone: str, size: int, expected: int
+) -> None:
+    assert backbones.default_patch_size(backbone, size) == expected
+
+
+@pytest.mark.parametrize(("size", "hint"), [(37, "36 or 40"), (41, "40 or 44"), (5, "4 or 8")])
+def test_images_that_no_patch_divides_are_refused(size: int, hint: str) -> None:
+    with pytest.raises(UserError, match=f"{size} has no divisor.* --image-size {hint} would"):
+        backbones.default_patch_size("vit_tiny_patch16_224", size)
 
 
 def test_nothing_is_dropped_at_random_unless_it_is_asked_for() -> None:

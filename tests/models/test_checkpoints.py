@@ -367,7 +367,7 @@ class TestDinov2:
         loaded.load_state_dict(checkpoint_filter_fn(dict(state), loaded))
         pictures = images(56, 56)
         for hints in ({}, {"backbone": "vit_small_patch14_reg4_dinov2"}):
-            ours = load_encoder(path, **hints)  # type: ignore[arg-type]
+            ours = load_encoder(path, **hints)
             torch.testing.assert_close(
                 features(ours, pictures), features(loaded, pictures), rtol=1e-4, atol=1e-4
             )

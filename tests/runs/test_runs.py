@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import ssl_bench as package
 from ssl_bench.api import registry
 from ssl_bench.errors import UserError, above, unknown, within
-from ssl_bench.runs import run_folder
+from ssl_bench.runs import index, run_folder
 from ssl_bench.runs.schema import Plan
 from ssl_bench.utils.files import atomic, write_json
 
@@ -394,3 +395,22 @@ class TestCheckout:
             f"ssl_bench/analysis/report/page.{ending}" for ending in ("css", "html.j2", "js")
         }
         assert names == wanted
+
+
+def test_a_run_is_found_by_its_users_name_and_by_patterns(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name, called in (("mae-a", "best so far"), ("mae-b", ""), ("moco-c", "other")):
+        settings = {"name": called, "tags": []}
+        run_folder.create(runs, name, {"method": "mae", "settings": settings})
+    found = lambda *names: [path.name for path in run_folder.find(runs, [*names])]  # noqa: E731
+    assert found("mae-*") == ["mae-a", "mae-b"]
+    assert found("best so far", "moco-c") == ["mae-a", "moco-c"]
+    assert found("best*") == ["mae-a"]
+    for name in ("x*", "nobody"):
+        with pytest.raises(UserError, match=re.escape(repr(name))):
+            found(name)
+    run_folder.call(runs / "mae-b", "later", ["small"])
+    assert found("later") == ["mae-b"]
+    run_folder.call(runs / "mae-b", "", ())
+    row = index.load(runs, ["mae-b"]).runs.iloc[0]
+    assert (row["name"], row["tags"]) == ("later", '["small"]')

@@ -202,6 +202,25 @@ def test_a_job_asks_for_its_share_of_a_node(
         assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (devices, 6)
 
 
+def test_what_sbatch_would_be_given_is_known_without_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    node = ClusterSettings(gpus=4, memory="32G", time="2h", partition="gpu", setup=("module load",))
+    cells = [
+        [Job(stored(), f"mae-{n}", "pretrain", devices=4), Job(stored(), f"mae-{n}", "evaluate")]
+        for n in range(3)
+    ]
+    (first, script), (second, later) = slurm.previews(cells, node, tmp_path, "sweep-x", limit=2)
+    for word in ("pretrain: 3 jobs", "partition gpu", "2 h 00 min", "4 GPUs", "memory 32768M"):
+        assert word in first
+    for line in ("--partition=gpu", "--time=120", "--gpus-per-node=4", "--array=0-2%2"):
+        assert f"#SBATCH {line}\n" in script
+    assert "module load" in script and "dependency" not in script
+    assert "1 GPU on" in second and "--dependency=aftercorr:" in later
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_jobs_of_the_folder_are_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,10 @@ import torch
 from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.models import encoders
@@ -61,6 +63,26 @@ def test_loss_and_gradients_are_the_whole_batchs(
     for name, gradient in grads.items():
         assert (our_grads[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6 * largest, name
     assert our_kept < kept / 2
+
+
+@pytest.mark.parametrize("layer", [DropPath(0.5), nn.Dropout(0.5)], ids=["drop-path", "dropout"])
+def test_what_is_dropped_does_not_depend_on_the_faster_thread(
+    layer: nn.Module, spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads would share torch's own random numbers."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    method = helpers.build(registry.find("method", "mae"), spec)
+    method.encoder.blocks[-1].drop_path1 = layer
+    batch = setup.make_batch(method.train(), tiny.train, spec, 0, 0, torch.arange(_BATCH))
+
+    def loss() -> float:
+        torch.manual_seed(0)
+        return gradients.backward(method, batch, helpers.FIRST_STEP, CPU, 2)["loss"].item()
+
+    first = loss()
+    assert {loss() for _ in range(20)} == {first}
+    layer.eval()
+    assert loss() != first
 
 
 @given(count=st.integers(1, 9), at_once=st.none() | st.integers(1, 10))

@@ -2,26 +2,29 @@
 
 Runs that differ only in the seed form a group, which is a row. A column holds one score of one
 evaluation under one protocol, and a table covers one version of a data set. Results that are not
-comparable are kept apart, and a note says why. The headline scores are tested in pairs, with Holm's
-correction over the whole table; the other scores are shown but not tested.
+comparable are kept apart, and a note says why. The headline scores are tested in pairs (see
+`pairs`); the other scores are shown but not tested.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.comparison import curves, grouping, pairs, statistics
+from ssl_bench.analysis.comparison import baselines, curves, grouping, pairs, statistics
 from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
-from ssl_bench.config.command_settings import At
+from ssl_bench.config.command_settings import At, VerdictSettings
+from ssl_bench.errors import require
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
@@ -42,6 +45,8 @@ class Group:
         seeds: by run, in ascending order.
         costs: means over the pre-trainings, up to the point where the table reads the scores, and
             sizes; None where they were not measured.
+        is_baseline: whether it is what the evaluations have beside the runs, such as raw pixels;
+            its runs are names for them alone, and it is not tested.
     """
 
     key: str
@@ -50,6 +55,7 @@ class Group:
     seeds: Mapping[str, int]
     costs: Mapping[str, float | None]
     devices: tuple[str, ...]
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class ScoreTable:
         columns: headline scores first.
         cells: by the keys of group and column; absent where there is no score.
         pairs: headline scores of all groups, a before b in the order of the rows.
+        interval_over: what the intervals of means count, in words.
+        family: what one correction covers.
     """
 
     evaluated_on: str
@@ -81,6 +89,8 @@ class ScoreTable:
     cells: Mapping[tuple[str, str], GroupScore]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
+    interval_over: str = "seeds"
+    family: str = "column"
 
     @property
     def headlines(self) -> tuple[Column, ...]:
@@ -112,7 +122,91 @@ class Comparison:
     problems: tuple[str, ...]
 
 
-def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Comparison:
+def select(
+    index: Index,
+    methods: Collection[str],
+    data: Collection[str],
+    evals: Collection[str],
+    tags: Collection[str] = (),
+) -> Index:
+    """The runs of these methods, and their scores of these evaluations on these data sets.
+
+    Runs without such a score, and without any of the tags, are left out, too. What is empty selects
+    everything.
+
+    Raises:
+        UserError: one of them is not there, or nothing is left.
+    """
+    runs, scores = index.runs, index.scores
+    for wanted, frame, column, what in (
+        (methods, runs, "method", "method"),
+        (data, scores, "evaluated_on", "data set"),
+        (evals, scores, "eval", "evaluation"),
+    ):
+        known = sorted(set(frame[column].dropna().astype(str)))
+        for name in wanted:
+            require(
+                name in known, f"no run has {what} {name!r}; they have {', '.join(known) or 'none'}"
+            )
+    if methods:
+        runs = runs[runs["method"].isin(methods)]
+    if tags:
+        have = {text: json.loads(text) for text in runs["tags"].dropna().unique()}
+        known = sorted({str(tag) for each in have.values() for tag in each})
+        for tag in tags:
+            require(
+                tag in known, f"no run has tag {tag!r}; their tags: {', '.join(known) or 'none'}"
+            )
+        wanted_texts = [text for text, each in have.items() if {*tags} & {*map(str, each)}]
+        runs = runs[runs["tags"].isin(wanted_texts)]
+    for wanted, column in ((data, "evaluated_on"), (evals, "eval")):
+        if wanted:
+            scores = scores[scores[column].isin(wanted)]
+            runs = runs[runs["run"].isin(scores["run"])]
+    scores = scores[scores["run"].isin(runs["run"])]
+    require(len(runs) > 0, "no run is of all that was asked for")
+    return Index(runs, scores, index.problems)
+
+
+def ordered(comparison: Comparison, by: str) -> Comparison:
+    """The same with the rows of each table by an evaluation, the best first, or by a cost.
+
+    Raises:
+        UserError: no table has it.
+    """
+    if not by:
+        return comparison
+    costs = {"images": "images_seen", **{name: name for name in (*COSTS, *_SIZES)}}
+    heads = {column.evaluation for table in comparison.tables for column in table.headlines}
+    require(
+        by in heads or by in costs,
+        f"sort {by!r}: rows can be sorted by {', '.join(sorted(heads))}, images, flops or seconds",
+    )
+
+    def place(table: ScoreTable, group: Group) -> tuple[bool, bool, float]:
+        value = group.costs[costs[by]] if by not in heads else None
+        for column in table.headlines:
+            score = table.cells.get((group.key, column.key))
+            if column.evaluation == by and score and score.mean.n:
+                value = -column.sign * score.mean.mean
+                break
+        return group.is_baseline, value is None, value or 0.0
+
+    return replace(
+        comparison,
+        tables=tuple(
+            replace(table, groups=tuple(sorted(table.groups, key=partial(place, table))))
+            for table in comparison.tables
+        ),
+    )
+
+
+def compare(
+    index: Index,
+    at: At = "end",
+    at_cost: float | None = None,
+    settings: VerdictSettings | None = None,
+) -> Comparison:
     """Compare everything in an index.
 
     An evaluation in another precision, or with another seed than the run's, makes a group of its
@@ -122,7 +216,9 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
         at: read the scores at the "end" of each run, or at a cost that is equal for all.
         at_cost: that cost, in images, FLOPs or seconds. Default: the largest that all ended runs
             reach.
+        settings: how differences are judged.
     """
+    settings = settings or VerdictSettings()
     runs = index.runs.drop_duplicates("run")
     every, keys, duplicates, notes = grouping.group(runs, index.scores)
     scores = every
@@ -140,8 +236,10 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
             notes.append(
                 f"seconds of different devices are in tables of their own: {' / '.join(names)}"
             )
+    versions = grouping.versions(scores)
     tables = tuple(
-        _table(part, runs, keys, at, at_cost) for _, part in scores.groupby(table_keys, sort=False)
+        _table(part, runs, keys, at, at_cost, versions, settings)
+        for _, part in scores.groupby(table_keys, sort=False)
     )
     in_tables = set(scores["run"])
     is_shown = runs["run"].map(lambda run: duplicates.get(run, run) in in_tables)
@@ -151,10 +249,17 @@ def compare(index: Index, at: At = "end", at_cost: float | None = None) -> Compa
 
 
 def _table(
-    scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str], at: At, at_cost: float | None
+    scores: pd.DataFrame,
+    runs: pd.DataFrame,
+    keys: Sequence[str],
+    at: At,
+    at_cost: float | None,
+    versions: Mapping[str, str],
+    settings: VerdictSettings,
 ) -> ScoreTable:
     first = scores.iloc[0]
-    title = f"{first['evaluated_on']}, {int(first['test_images']):,} test images"
+    version = versions[first["test_fingerprint"]]
+    title = f"{first['evaluated_on']}{version}, {int(first['test_images']):,} test images"
     notes: list[str] = []
     data_notes = {f"{first['evaluated_on']}: {note}" for note in scores["note"].dropna() if note}
     columns, column_notes = grouping.columns(scores)
@@ -167,6 +272,7 @@ def _table(
         costs = shown.drop_duplicates("run").set_index("run")
         scores = scores.assign(**{name: scores["run"].map(costs[name]) for name in COSTS})
     groups = _groups(scores, runs, keys)
+    beside, beside_cells = _beside(scores)
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in shown[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
@@ -178,16 +284,30 @@ def _table(
         )
     else:
         labels = {group.key: group.label for group in groups}
-        tested, untested = pairs.test_pairs([*labels], columns, by_cell, labels, at == "end")
+        tested, untested = pairs.test_pairs(
+            [*labels], columns, by_cell, labels, at == "end", settings
+        )
         notes += untested
+        for column in columns:
+            of_column = [pair for pair in tested if pair.column == column]
+            if any(pair.verdict == "undecided" for pair in of_column):
+                notes += filter(None, [pairs.what_would_decide(column, by_cell)])
     cells = {}
     for column in columns:
         keys = [group.key for group in groups if (group.key, column.key) in by_cell]
         values = {key: {s.run: s.value for s in by_cell[key, column.key]} for key in keys}
         means = {key: statistics.mean_interval([*values[key].values()]) for key in keys}
+        if settings.interval == "seeds+images" and column.is_headline and at == "end":
+            for key in keys:
+                right_SN = pairs.right_answers(by_cell[key, column.key], notes)
+                if right_SN is not None:
+                    means[key] = statistics.mean_over_seeds_and_images(right_SN)
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
+        if column.is_headline and column.better != "neither":
+            what = f"{column.title}{version}"
+            notes += _ahead(what, column, groups, beside, {**cells, **beside_cells})
     devices = sorted({device for group in groups for device in group.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
@@ -207,11 +327,13 @@ def _table(
         test_fingerprint=first["test_fingerprint"],
         test_images=int(first["test_images"]),
         title=title,
-        groups=groups,
+        groups=(*groups, *beside),
         columns=columns,
-        cells=cells,
+        cells={**cells, **beside_cells},
         pairs=tested,
         notes=(*notes, *column_notes, *sorted(data_notes)),
+        interval_over=settings.interval.replace("+", " and test "),
+        family=settings.family,
     )
 
 
@@ -240,6 +362,47 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
         for key in keys
         if (rows := by_key.get(key))
     )
+
+
+def _beside(
+    scores: pd.DataFrame,
+) -> tuple[tuple[Group, ...], dict[tuple[str, str], GroupScore]]:
+    """The baselines of these scores as groups, and their cells."""
+    groups, cells = [], {}
+    for label, values in baselines.found(scores).items():
+        key = f"baseline {label}"
+        runs = {f"{label} seed {seed}": seed for seed in sorted({seed for seed, _ in values})}
+        costs = dict.fromkeys((*COSTS, *_SIZES))
+        groups.append(Group(key, label, label, runs, costs, (), is_baseline=True))
+        for column in dict.fromkeys(column for _, column in values):
+            of_runs = {f"{label} seed {s}": v for (s, c), v in values.items() if c == column}
+            cells[key, column] = GroupScore(statistics.mean_interval([*of_runs.values()]), of_runs)
+    return tuple(groups), cells
+
+
+def _ahead(
+    what: str,
+    column: Column,
+    groups: Sequence[Group],
+    beside: Sequence[Group],
+    cells: Mapping[tuple[str, str], GroupScore],
+) -> list[str]:
+    """A line for each baseline that is ahead of every run."""
+
+    def means(of: Sequence[Group]) -> dict[str, float]:
+        known = {each.label: cells.get((each.key, column.key)) for each in of}
+        return {label: score.mean.mean for label, score in known.items() if score and score.mean.n}
+
+    of_runs = means(groups)
+    if not of_runs:
+        return []
+    best = max(of_runs, key=lambda label: column.sign * of_runs[label])
+    return [
+        f"{what}: {label} ({mean:.2f}) is ahead of every run, the best of which is {best} "
+        f"({of_runs[best]:.2f})"
+        for label, mean in means(beside).items()
+        if column.sign * mean > column.sign * of_runs[best]
+    ]
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:

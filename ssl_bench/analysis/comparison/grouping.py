@@ -20,6 +20,8 @@ _NEEDED = [
 ]
 _SETTINGS = ["settings", "pretrained_on", "data_fingerprint", "eval_precision", "eval_seed"]
 _VERSION = ["test_fingerprint", "test_images"]
+_LONGEST_LABEL = 48
+"""Longer ones are replaced by letters, which a note explains."""
 _OF_RUNS = ["run", "group", "method", "settings", "pretrained_on", "data_fingerprint", "seed"]
 
 
@@ -104,6 +106,9 @@ def group(
         differing = differences({key: settings_of(row) for key, row in rows.items()})
         keys = sorted(differing, key=lambda key: (_order(differing[key]), key))
         own = {key: f"{method} {describe(differing[key])}".rstrip() for key in keys}
+        if max(map(len, own.values())) > _LONGEST_LABEL:
+            long, own = own, {key: f"{method} {_letters(n)}" for n, key in enumerate(keys)}
+            notes += [f"{own[key]}: {long[key].removeprefix(f'{method} ')}" for key in keys]
         times = Counter(own.values())
         ambiguous = [key for key in own if times[own[key]] > 1]
         for key in ambiguous:
@@ -155,6 +160,12 @@ def _merge(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], list[str
     return pd.concat([scores.drop(both.index), merged]).sort_index(), duplicates, notes
 
 
+def _letters(number: int) -> str:
+    """A, B, ... Z, AA, AB, ..."""
+    more, last = divmod(number, 26)
+    return (_letters(more - 1) if more else "") + chr(ord("A") + last)
+
+
 def _order(settings: Mapping[str, Any]) -> list[Any]:
     """What to sort groups by; numbers sort as numbers."""
     return [
@@ -163,17 +174,39 @@ def _order(settings: Mapping[str, Any]) -> list[Any]:
     ]
 
 
+def versions(scores: pd.DataFrame) -> dict[str, str]:
+    """What tells a data set's versions apart in a title, by fingerprint; "" where there is one.
+
+    The size of the images, or else the beginning of the fingerprint.
+    """
+    told: dict[str, str] = {}
+    for _, part in scores.groupby("evaluated_on", sort=False):
+        sizes: dict[str, str] = {}
+        for fingerprint, of_version in part.groupby("test_fingerprint", sort=False):
+            seen: set[Any] = {parse(t).get("image_size") for t in of_version["settings"].unique()}
+            known = sorted({size for size in seen if schema.is_number(size)})
+            sizes[str(fingerprint)] = f" at {' and '.join(map(str, known))} px" if known else ""
+        times = Counter(sizes.values())
+        for fingerprint, size in sizes.items():
+            is_told = size and times[size] == 1
+            several = "" if is_told else f" (version {fingerprint[:8]})"
+            told[fingerprint] = f"{size}{several}" if len(sizes) > 1 else ""
+    return told
+
+
 def note_versions(scores: pd.DataFrame) -> list[str]:
     """Why one data set has several tables."""
     notes = []
+    told = versions(scores)
     for data, part in scores.groupby("evaluated_on", sort=False):
-        versions = part.drop_duplicates(_VERSION)
-        if len(versions) > 1:
+        of_data = part.drop_duplicates(_VERSION)
+        if len(of_data) > 1:
             each = " / ".join(
-                f"{fingerprint[:8]} with {int(images):,} test images"
-                for fingerprint, images in versions[_VERSION].to_numpy()
+                f"{fingerprint[:8]}{told[fingerprint].partition(' (')[0]} with {int(images):,} "
+                "test images"
+                for fingerprint, images in of_data[_VERSION].to_numpy()
             )
-            notes.append(f"{data} in {len(versions)} versions, in tables of their own: {each}")
+            notes.append(f"{data} in {len(of_data)} versions, in tables of their own: {each}")
     return notes
 
 

@@ -1,14 +1,24 @@
-"""Which differences in a column are significant, and which group is the best.
+"""Which differences in a column are decided, and which group is the best.
 
-Tested over seeds where there are several, else over the test images of one pair of runs.
+Two claims, each with its own guard against chance:
+
+- *This group is better than all others of its column*: every other group is worse by a test of its
+  own. That all of them are is an intersection of claims, which needs no correction (Berger,
+  Technometrics 24, 1982).
+- *This pair differs*: Holm's correction over all pairs of the column, or of the table.
+
+Beside the best mean, a group counts as worse only if all groups of lower means do, so that no mark
+contradicts the means. Each interval is that of its pair's own corrected level: it leaves out zero
+exactly where the pair is decided.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,17 +26,18 @@ import numpy as np
 
 from ssl_bench.analysis.comparison import statistics
 from ssl_bench.analysis.comparison.grouping import Column, Score
-from ssl_bench.analysis.comparison.statistics import Difference
+from ssl_bench.analysis.comparison.statistics import LEVEL, Difference
+from ssl_bench.config.command_settings import VerdictSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.runs import schema
 from ssl_bench.utils import arrays
 
-LEVEL = 0.05
 _ROUNDING = 0.006
 """How far a stored score, of two decimals, may be from the accuracy of its predictions."""
-Mark = Literal["best", "single", "tied", ""]
-"""What a score is in its column: significantly better than all others ("single": but of single
-runs, so that other seeds may differ), not distinguishable from the best mean, or neither."""
+Mark = Literal["best", "equivalent", "undecided", ""]
+"""What a score is in its column: better than all others, as good as the best mean within the
+margin, not decided against it, or none of these."""
+Verdict = Literal["better", "worse", "equivalent", "undecided", "not tested"]
 
 
 @dataclass(frozen=True)
@@ -34,41 +45,34 @@ class Pair:
     """The difference of group ``a`` to group ``b`` in a column.
 
     Attributes:
-        p_adjusted: by Holm's correction over the table; None where there was no test.
+        verdict: what a is.
+        p_adjusted: corrected; below the level where the pair is decided. None without a test over
+            seeds.
+        interval: at the pair's corrected level, so that it agrees with the verdict; 95 % over the
+            test images for two runs. None where the spread is not known.
     """
 
     column: Column
     a: str
     b: str
     difference: Difference
+    verdict: Verdict
     p_adjusted: float | None
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the corrected p value is below the level."""
-        return self.p_adjusted is not None and self.p_adjusted < LEVEL
-
-    @property
-    def is_of_single_runs(self) -> bool:
-        """Whether the test compares two runs, and says nothing about other seeds."""
-        return self.difference.test == "McNemar"
+    interval: tuple[float, float] | None
 
     @property
     def better(self) -> str | None:
-        """The key of the group that is significantly better; None for a tie."""
-        if not self.is_significant:
-            return None
-        return self.a if self.difference.difference * self.column.sign > 0 else self.b
+        """The key of the group that is better; None where that is not decided."""
+        return {"better": self.a, "worse": self.b}.get(self.verdict)
 
     @property
     def test(self) -> str:
         """The test in words."""
-        n, unpaired = self.difference.n, self.difference.unpaired
-        rest = f" ({unpaired} more without a partner)" if unpaired else ""
+        n = self.difference.n
         return {
-            "paired t": f"paired t, {n} seeds{rest}",
+            "paired t": f"paired t, {n} seeds",
             "Welch t": f"Welch t, {n} seeds or more",
-            "McNemar": "McNemar, one pair of runs",
+            "McNemar": "one run a side: only these two, over test images",
             "none": "not tested",
         }[self.difference.test]
 
@@ -79,18 +83,20 @@ def test_pairs(
     cells: Mapping[tuple[str, str], Sequence[Score]],
     labels: Mapping[str, str],
     has_predictions: bool,
+    settings: VerdictSettings | None = None,
 ) -> tuple[tuple[Pair, ...], list[str]]:
-    """Test all pairs of groups in the headline columns, corrected over all of them together.
+    """Test all pairs of groups in the headline columns.
 
     Args:
         keys: of the groups, in order.
         cells: the scores of each run, by the keys of group and column.
-        has_predictions: whether the scores follow from stored predictions, for McNemar's test.
+        has_predictions: whether the scores follow from stored predictions, for two single runs.
 
     Returns:
         The pairs, and why some could not be tested.
     """
-    found: list[tuple[Column, str, str, Difference]] = []
+    settings = settings or VerdictSettings()
+    found: list[Pair] = []
     notes: dict[str, None] = {}
     for column in columns:
         if not column.is_headline or column.better == "neither":
@@ -103,7 +109,7 @@ def test_pairs(
             if has_predictions and len(scores) == 1 and len(present) > 1
         }
         for a, b in itertools.combinations(present, 2):
-            difference = statistics.difference(values[a], values[b])
+            difference = statistics.difference(values[a], values[b], settings.pairing)
             first, second = answers.get(a), answers.get(b)
             if difference.test == "none" and first and second:
                 (right_a, labels_a), (right_b, labels_b) = first, second
@@ -115,32 +121,137 @@ def test_pairs(
                         "or in another order, so their predictions are not compared"
                     )
                     notes[note] = None
-            found.append((column, a, b, difference))
-    adjusted = statistics.holm([difference.p for *_, difference in found])
-    return tuple(Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)), list(notes)
+            found.append(Pair(column, a, b, difference, "not tested", None, difference.interval))
+    families: dict[str, list[Pair]] = defaultdict(list)
+    for pair in found:
+        families[pair.column.key if settings.family == "column" else ""].append(pair)
+    decided: dict[tuple[str, str, str], Pair] = {}
+    for family in families.values():
+        over_seeds = [p.difference.p if p.difference.test != "McNemar" else None for p in family]
+        apart = statistics.holm(over_seeds)
+        alike = statistics.holm([p.difference.p_within(settings.margin) for p in family])
+        by_column: dict[Column, list[tuple[Pair, float | None, float | None]]] = defaultdict(list)
+        for pair, p, p_alike in zip(family, apart, alike, strict=True):
+            by_column[pair.column].append((pair, p, p_alike))
+        for column, tested in by_column.items():
+            means, diverged = _means(column, cells)
+            corrected = [(pair, p) for pair, p, _ in tested]
+            adjusted = _adjusted(corrected, means, diverged, is_strict=settings.family == "table")
+            for (pair, _, p_alike), p in zip(tested, adjusted, strict=True):
+                done = _decide(pair, p, p_alike, diverged)
+                decided[pair.column.key, pair.a, pair.b] = done
+    return tuple(decided[p.column.key, p.a, p.b] for p in found), list(notes)
+
+
+def _means(
+    column: Column, cells: Mapping[tuple[str, str], Sequence[Score]]
+) -> tuple[dict[str, float], set[str]]:
+    """The means in a column, so that more is better, and the groups that have a diverged run."""
+    values = {key: [s.value for s in scores] for (key, name), scores in cells.items()
+              if name == column.key}  # fmt: skip
+    known = {key: [v for v in each if not math.isnan(v)] for key, each in values.items()}
+    means = {key: column.sign * float(np.mean(each)) for key, each in known.items() if each}
+    return means, {key for key in values if len(known[key]) < len(values[key])}
+
+
+def _adjusted(
+    tested: Sequence[tuple[Pair, float | None]],
+    means: Mapping[str, float],
+    diverged: set[str],
+    is_strict: bool,
+) -> list[float | None]:
+    """Corrected p values of a column's pairs; those with the best mean as the module says."""
+    adjusted = [p for _, p in tested]
+    top = max(means, key=lambda key: means[key], default="")
+    at = {
+        pair.b if pair.a == top else pair.a: index
+        for index, (pair, _) in enumerate(tested)
+        if top in (pair.a, pair.b)
+    }
+    own = [tested[index][0].difference.p for index in at.values()]
+    is_whole = all(adjusted[index] is not None for index in at.values())
+    if is_whole and not is_strict and top not in diverged and all(p < LEVEL for p in own if p):
+        for index, p in zip(at.values(), own, strict=True):
+            adjusted[index] = p
+    largest = 0.0
+    for key in sorted(at.keys() & means.keys(), key=lambda key: means[key]):
+        p = adjusted[at[key]]
+        if p is not None:
+            largest = adjusted[at[key]] = max(largest, p)
+    return adjusted
+
+
+def _decide(pair: Pair, p: float | None, p_alike: float | None, diverged: set[str]) -> Pair:
+    """The pair with its verdict, and with the interval that the corrected p value goes with."""
+    difference = pair.difference
+    if p is None or difference.p is None:
+        is_of_two = difference.test == "McNemar"
+        return replace(pair, verdict="undecided" if is_of_two else "not tested")
+    verdict: Verdict = "undecided"
+    gain = difference.difference * pair.column.sign
+    if p < LEVEL and (pair.a if gain > 0 else pair.b) not in diverged:
+        verdict = "better" if gain > 0 else "worse"
+    elif (
+        pair.column.unit.endswith("(%)")
+        and not diverged & {pair.a, pair.b}
+        and p_alike is not None
+        and p_alike < LEVEL
+    ):
+        verdict = "equivalent"
+    interval = difference.interval_at(LEVEL * difference.p / p if p else LEVEL)
+    return replace(pair, verdict=verdict, p_adjusted=p, interval=interval)
 
 
 def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, Mark]:
-    """The groups that are best in a column, or cannot be told apart from the best mean.
+    """The best group of a column, or those that are not decided against the best mean.
 
-    A paired test may contradict the means, which are over all seeds: then no group is best. A group
-    that was not tested against the best mean gets no mark.
+    Single runs get no mark, since other seeds may differ.
 
     Args:
         means: by the group's key, without NaN.
         pairs: at least those of the column.
     """
-    pairs = [pair for pair in pairs if pair.column == column]
-    if not pairs or len(means) < 2:
+    if len(means) < 2:
         return {}
     top = max(means, key=lambda key: column.sign * means[key])
-    against = {p.b if p.a == top else p.a: p for p in pairs if top in (p.a, p.b)}
-    won = [pair for pair in against.values() if pair.better == top]
-    if len(won) == len(means) - 1:
-        return {top: "single" if any(pair.is_of_single_runs for pair in won) else "best"}
-    tested = [key for key in means if key in against and against[key].p_adjusted is not None]
-    level = [key for key in tested if against[key] not in won]
-    return dict.fromkeys([top, *level], "tied") if level else {}
+    beside = {
+        pair.b if pair.a == top else pair.a: pair
+        for pair in pairs
+        if pair.column == column and top in (pair.a, pair.b)
+    }
+    if means.keys() - {top} <= beside.keys() and all(p.better == top for p in beside.values()):
+        return {top: "best"}
+    found: dict[str, Mark] = {}
+    for key, pair in beside.items():
+        if key in means and pair.p_adjusted is not None and pair.better != top:
+            found[key] = "equivalent" if pair.verdict == "equivalent" else "undecided"
+    if found:
+        found[top] = "equivalent" if {*found.values()} == {"equivalent"} else "undecided"
+    return found
+
+
+def what_would_decide(
+    column: Column, cells: Mapping[tuple[str, str], Sequence[Score]], lead: float = 1.0
+) -> str | None:
+    """How many seeds would show a lead at the spread of a column; None where it has none."""
+    values = [
+        [s.value for s in scores if not math.isnan(s.value)]
+        for (_, name), scores in cells.items()
+        if name == column.key
+    ]
+    variances = [float(np.var(each, ddof=1)) for each in values if len(each) > 1]
+    if (
+        not column.unit.endswith("(%)")
+        or not variances
+        or not (spread := np.mean(variances) ** 0.5)
+    ):
+        return None
+    needed = statistics.seeds_needed(lead, float(spread))
+    seeds = f"{needed} seeds each" if needed else "not even 1,000 seeds each"
+    return (
+        f"{column.title}: at the spread seen here ({spread:.2f} over seeds), {seeds} would show a "
+        f"lead of {lead:g} point with a probability of 80 %"
+    )
 
 
 def read_predictions(folder: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -159,6 +270,19 @@ def read_predictions(folder: str) -> tuple[np.ndarray, np.ndarray] | None:
         f"{folder!r}: predictions and labels do not fit together",
     )
     return predictions_N, labels_N
+
+
+def right_answers(scores: Sequence[Score], notes: list[str]) -> np.ndarray | None:
+    """Whether each run has each test image right: bool ``(S, N)``; None if that is not known."""
+    told: dict[str, None] = {}
+    found = [_answers(score, told) for score in scores]
+    notes += told
+    whole = [each for each in found if each]
+    if len(whole) < len(found) or any(
+        not np.array_equal(labels, whole[0][1]) for _, labels in whole
+    ):
+        return None
+    return np.stack([right for right, _ in whole])
 
 
 def _answers(score: Score, notes: dict[str, None]) -> tuple[np.ndarray, np.ndarray] | None:

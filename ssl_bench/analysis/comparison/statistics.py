@@ -1,7 +1,8 @@
 """Intervals, tests of a difference, and correction for many tests.
 
 Seeds are the unit: a score's spread over seeds is what another run of the same settings would show.
-Where each side has one run, McNemar's test compares these two runs on their test images only.
+The test images can be counted beside them (`mean_over_seeds_and_images`), since another test split
+would give other scores, too.
 
 What cannot be known is None, never a number that looks like knowledge:
 
@@ -31,7 +32,11 @@ from scipy import special
 from ssl_bench.errors import require
 
 CONFIDENCE = 0.95
+LEVEL = 0.05
+Pairing = Literal["auto", "always", "never"]
 _ROUNDING = 1e-12
+_FEWEST_PAIRS = 5
+"""Shared seeds from which on their correlation may be looked at."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,37 @@ class Difference:
     Attributes:
         test: "none" where there are too few values.
         n: pairs of seeds, smaller number of seeds (Welch), or test images (McNemar).
-        difference: in the values' unit; for McNemar in percent of the test images.
+        difference: of the two means, in the values' unit; for McNemar in percent of the images.
         interval: 95 %; None where the spread is not known.
         p: two-sided, not corrected; None where there is no test.
-        unpaired: values left out of a paired test because the other side lacks their seed.
+        error: standard error of the difference over seeds; None where the spread is not known.
+        freedom: degrees of freedom of the t distribution.
     """
 
     test: Literal["paired t", "Welch t", "McNemar", "none"]
     n: int
     difference: float
-    interval: tuple[float, float] | None
-    p: float | None
-    unpaired: int = 0
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    error: float | None = None
+    freedom: float = 1.0
+
+    def interval_at(self, level: float) -> tuple[float, float] | None:
+        """The interval over seeds that leaves out zero exactly where p is below the level."""
+        if self.error is None:
+            return self.interval
+        half_width = _quantile(self.freedom, level) * self.error
+        return self.difference - half_width, self.difference + half_width
+
+    def p_within(self, margin: float) -> float | None:
+        """The p value of the two one-sided tests that show a difference below the margin.
+
+        Schuirmann: *A Comparison of the Two One-Sided Tests Procedure and the Power Approach*,
+        J. Pharmacokinet. Biopharm. 15, 1987. None where the spread is not known.
+        """
+        if self.error is None:
+            return None
+        return float(special.stdtr(self.freedom, (abs(self.difference) - margin) / self.error))
 
 
 def mean_interval(values: Iterable[float]) -> Mean:
@@ -82,30 +106,64 @@ def mean_interval(values: Iterable[float]) -> Mean:
     return Mean(n, mean, _quantile(n - 1) * error if has_spread else None)
 
 
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
-    """Test the difference of two means over seeds.
+def mean_over_seeds_and_images(right_SN: np.ndarray) -> Mean:
+    """Mean accuracy, and half of the interval that other seeds and other test images would give.
 
-    Paired by seed, since runs of one seed share their random draws, if at least two seeds are
-    shared (the others are then left out); else Welch's test, if both have two values.
+    Variances of seeds, images and what is left add up; they are estimated from the mean squares of
+    a crossed layout without repetitions, the degrees of freedom after Satterthwaite. Of one run,
+    the spread over images alone is known.
+
+    Args:
+        right_SN: bool ``(S, N)``, whether each seed's run is right on each image.
+
+    Returns:
+        The mean in percent; ``n`` is the number of seeds.
+    """
+    right_SN = 100.0 * np.asarray(right_SN)
+    seeds, images = right_SN.shape
+    mean, mean_S, mean_N = float(right_SN.mean()), right_SN.mean(axis=1), right_SN.mean(axis=0)
+    if images < 2:
+        return Mean(seeds, mean, None)
+    of_images = seeds * float(mean_N.var(ddof=1))
+    squares, freedoms = [of_images], [images - 1.0]
+    if seeds > 1:
+        of_seeds = images * float(mean_S.var(ddof=1))
+        rest = right_SN - mean_S[:, None] - mean_N + mean
+        free = (seeds - 1.0) * (images - 1.0)
+        squares += [of_seeds, -float((rest**2).sum()) / free]
+        freedoms += [seeds - 1.0, free]
+    total = max(sum(squares), max(squares))
+    if total <= _ROUNDING * abs(mean):
+        return Mean(seeds, mean, None)
+    freedom = total**2 / sum(each**2 / free for each, free in zip(squares, freedoms, strict=True))
+    return Mean(seeds, mean, _quantile(freedom) * math.sqrt(total / (seeds * images)))
+
+
+def difference(
+    a: Mapping[int, float], b: Mapping[int, float], pairing: Pairing = "auto"
+) -> Difference:
+    """Test the difference of two means over seeds, by Welch's test.
+
+    Runs of one seed share random draws, which rarely makes their scores alike, and a paired test
+    has half of the degrees of freedom. So seeds are paired only where both sides have the same
+    ones, and on request ("always") or where at least five show a correlation (p < 0.05, "auto").
     """
     known_a, known_b = (
         {seed: value for seed, value in each.items() if not math.isnan(value)} for each in (a, b)
     )
-    seeds = sorted(known_a.keys() & known_b.keys())
-    test: Literal["paired t", "Welch t"] = "paired t" if len(seeds) > 1 else "Welch t"
-    if test == "paired t":
-        known_a, known_b = ({seed: each[seed] for seed in seeds} for each in (known_a, known_b))
-    values_a, values_b = (np.array(list(each.values())) for each in (known_a, known_b))
+    seeds = sorted(known_a)
+    values_a, values_b = (np.array([each[s] for s in sorted(each)]) for each in (known_a, known_b))
     n = min(len(values_a), len(values_b))
     mean = float(values_a.mean() - values_b.mean()) if n else math.nan
     if n < 2:
-        return Difference("none", n, mean, None, None)
+        return Difference("none", n, mean)
+    test: Literal["paired t", "Welch t"] = "Welch t"
+    if seeds == sorted(known_b) and pairing != "never":
+        test = "paired t" if pairing == "always" or _correlate(values_a, values_b) else test
     if test == "paired t":
-        unpaired, freedom = len(a.keys() ^ b.keys()), n - 1.0
-        differences = values_a - values_b
-        mean, variance = float(differences.mean()), float(differences.var(ddof=1)) / n
+        freedom = n - 1.0
+        variance = float((values_a - values_b).var(ddof=1)) / n
     else:
-        unpaired = 0
         variance_a, variance_b = (float(v.var(ddof=1)) / len(v) for v in (values_a, values_b))
         variance = variance_a + variance_b
         # Welch-Satterthwaite.
@@ -113,14 +171,49 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
         freedom = variance**2 / spread if spread > 0 else 1.0
     error = math.sqrt(variance)
     rounding = _ROUNDING * float(np.abs(values_a).max() + np.abs(values_b).max())
-    interval, p = None, None
     if error > rounding:
         half_width = _quantile(freedom) * error
-        interval = (mean - half_width, mean + half_width)
         p = 2.0 * float(special.stdtr(freedom, -abs(mean) / error))
-    elif abs(mean) <= rounding:
-        mean, interval, p = 0.0, (0.0, 0.0), 1.0
-    return Difference(test, n, mean, interval, p, unpaired)
+        return Difference(test, n, mean, (mean - half_width, mean + half_width), p, error, freedom)
+    if abs(mean) <= rounding:
+        return Difference(test, n, 0.0, (0.0, 0.0), 1.0)
+    return Difference(test, n, mean)
+
+
+def _correlate(values_a: np.ndarray, values_b: np.ndarray) -> bool:
+    """Whether enough pairs of values rise together, by a one-sided test."""
+    n = len(values_a)
+    if n < _FEWEST_PAIRS or min(np.ptp(values_a), np.ptp(values_b)) == 0:
+        return False
+    r = float(np.clip(np.corrcoef(values_a, values_b)[0, 1], -1, 1))
+    return r >= 1 or float(special.stdtr(n - 2, -r * math.sqrt((n - 2) / (1 - r * r)))) < LEVEL
+
+
+def seeds_needed(lead: float, spread: float, power: float = 0.8) -> int | None:
+    """Seeds on each side that show a lead with this probability, by a t test at the level.
+
+    Args:
+        lead: the true difference, in the unit of the scores, above 0.
+        spread: standard deviation over seeds, above 0.
+
+    Returns:
+        At least 2; None where a thousand would not do.
+    """
+    low, high = 1, 1000
+    if not _power(lead / spread, high) >= power:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _power(lead / spread, middle) >= power else (middle, high)
+    return high
+
+
+def _power(effect: float, seeds: int) -> float:
+    """Probability that a t test shows a difference of so many standard deviations."""
+    freedom = 2.0 * seeds - 2
+    shift = min(effect * math.sqrt(seeds / 2), 1e3)
+    found = 1 - float(special.nctdtr(freedom, shift, _quantile(freedom)))
+    return found if found == found else 1.0  # NaN so far out in the tail
 
 
 def mcnemar(right_a_N: np.ndarray, right_b_N: np.ndarray) -> Difference:
@@ -171,5 +264,6 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 @cache
-def _quantile(freedom: float) -> float:
-    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
+def _quantile(freedom: float, level: float = LEVEL) -> float:
+    """The value that t exceeds, in either direction, in that share of cases."""
+    return -float(special.stdtrit(freedom, level / 2))

@@ -13,7 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from ssl_bench import __version__
-from ssl_bench.analysis import comparison
+from ssl_bench.analysis import comparison, verdict
 from ssl_bench.analysis.report import (
     accuracy,
     cost,
@@ -39,6 +39,7 @@ from ssl_bench.utils.files import new_folder, write_json, writing
 _MARKER = "report.json"
 _MAKER = "ssl-bench report"
 Draw = Callable[[Source], Drawings]
+_LEADING = ("Accuracy against cost", "Accuracy")
 _FIGURES: tuple[Draw, ...] = (
     accuracy.by_evaluation,
     accuracy.within_evaluations,
@@ -71,7 +72,7 @@ def write(settings: ReportSettings) -> list[str]:
     methods = found.runs["method"].fillna(UNKNOWN)
     source = Source(
         found,
-        comparison.compare(found),
+        comparison.compare(found, settings=settings),
         drawing.looks(methods, registry.discover("method")),
         dict.fromkeys(found.problems),
     )
@@ -82,6 +83,7 @@ def write(settings: ReportSettings) -> list[str]:
         by_theme: dict[str, list[Figure]] = {}
         for figure in figures:
             by_theme.setdefault(figure.drawing.theme, []).append(figure)
+        lead = _lead(by_theme)
         scores, pairs = list(tables.main_tables(source)), list(tables.pair_tables(source))
         further, runs = dict(tables.further_tables(source)), origins.run_table(source)
         for table in (*scores, *further.values(), *pairs, runs):
@@ -95,6 +97,11 @@ def write(settings: ReportSettings) -> list[str]:
         content = {
             "title": settings.title,
             "facts": _facts(source),
+            "answers": [
+                (table.title, verdict.summary(table), list(verdict.sentences(table)))
+                for table in source.comparison.tables
+            ],
+            "lead": lead,
             "tables": scores,
             "further": further,
             "pairs": pairs,
@@ -132,6 +139,17 @@ def _draw(source: Source, folder: Path) -> tuple[list[Figure], list[Missing]]:
                 figures[name] = replace(figure, name=name)
             bar.of(number, len(_FIGURES))
     return [*figures.values()], missing
+
+
+def _lead(by_theme: dict[str, list[Figure]]) -> Figure | None:
+    """The figure to open with, taken from the others."""
+    for theme in _LEADING:
+        if of_theme := by_theme.get(theme):
+            lead = of_theme.pop(0)
+            if not of_theme:
+                del by_theme[theme]
+            return lead
+    return None
 
 
 def _rendered(source: Source, draw: Draw) -> Iterator[Figure | Missing]:

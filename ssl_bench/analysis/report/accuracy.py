@@ -47,7 +47,9 @@ def by_evaluation(source: Source) -> Iterator[Drawing]:
         labels = labels[:_MOST_GROUPS]
         scores = scores[scores["label"].isin(labels)]
         found = list(source.evaluations(scores))
-        figure, axes = drawing.panels(len(found), 3, 3.1, 1.0 + 0.26 * len(labels), sharey=True)
+        folded = {label: drawing.fold(label, 44) for label in labels}
+        row = 0.26 + 0.14 * max(text.count("\n") for text in folded.values())
+        figure, axes = drawing.panels(len(found), 3, 3.1, 1.1 + row * len(labels), sharey=True)
         rows = []
         baselines = [_baselines(of_evaluation) for _, of_evaluation in found]
         names = sorted({each for of_panel in baselines for each in of_panel})
@@ -66,11 +68,11 @@ def by_evaluation(source: Source) -> Iterator[Drawing]:
             for baseline, line in lines.items():
                 if baseline in of_panel:
                     axis.axvline(of_panel[baseline], zorder=1, linestyle=line, **style)
-            axis.set_title(drawing.shorten(name.replace(f" on {data}", ""), 34))
+            axis.set_title(drawing.fold(name.replace(f" on {data}", ""), 34))
             axis.set_xlabel(of_evaluation["unit"].iloc[0])
             axis.margins(x=0.12)
             axis.grid(axis="y", visible=False)
-        axes[0].set_yticks(range(len(labels)), [drawing.shorten(label, 44) for label in labels])
+        axes[0].set_yticks(range(len(labels)), [folded[label] for label in labels])
         axes[0].set_ylim(len(labels) - 0.4, -0.6)
         drawing.legend(figure, handles)
         cut = f" {left_out} more groups do not fit; name fewer runs." if left_out else ""
@@ -118,7 +120,7 @@ def _draw_series(
     rows = []
     for label, color, look, group in source.styled_groups(scores):
         means = mean_curve(group, "x")
-        handles[drawing.shorten(label, 40)] = drawing.draw_curve(axis, means, color, look, group)
+        handles[drawing.fold(label, 44)] = drawing.draw_curve(axis, means, color, look, group)
         rows.append(means.assign(group=label))
     xs = sorted(scores["x"].unique())
     if xs[0] > 0 and xs[-1] / xs[0] >= 10:
@@ -144,15 +146,14 @@ def _draw_groups(
 ) -> list[dict[str, Any]]:
     """Draw a row for each group: its interval, its mean and its runs. Returns the numbers."""
     rows = []
-    for label, group in scores.groupby("label", sort=False):
-        method, y = group["method"].iloc[0], labels.index(str(label))
-        look = source.looks[method]
+    for label, color, look, group in source.styled_groups(scores):
+        method, y = group["method"].iloc[0], labels.index(label)
         mean = mean_interval(group["value"])
         low, high = mean.interval
         if low == low:
-            axis.plot([low, high], [y, y], color=look.color, linewidth=2.2, alpha=0.55)
-        axis.plot(group["value"], [y] * len(group), ".", color=look.color, alpha=0.6, ms=4)
-        axis.plot(mean.mean, y, look.marker, color=look.color, ms=6.5, mec="white", mew=0.7)
+            axis.plot([low, high], [y, y], color=color, linewidth=2.2, alpha=0.55)
+        axis.plot(group["value"], [y] * len(group), ".", color=color, alpha=0.6, ms=4)
+        axis.plot(mean.mean, y, look.marker, color=color, ms=6.5, mec="white", mew=0.7)
         shared = {"evaluation": name, "group": label, "method": method, "mean": mean.mean,
                   "low": low, "high": high, "n": mean.n,
                   "unit": group["unit"].iloc[0]}  # fmt: skip
@@ -210,12 +211,10 @@ def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) 
             if part.empty:
                 continue
             means = mean_curve(part, "value_of")
-            handles[drawing.shorten(label, 60)] = drawing.draw_curve(axis, means, color, look, part)
+            handles[drawing.fold(label, 60)] = drawing.draw_curve(axis, means, color, look, part)
             rows.append(means.assign(evaluation=title, method=method, setting=name, curve=label))
         drawing.scale(axis, values.values())
-        axis.set(
-            title=drawing.shorten(title, 38), xlabel=name, ylabel=of_evaluation["unit"].iloc[0]
-        )
+        axis.set(title=drawing.fold(title, 34), xlabel=name, ylabel=of_evaluation["unit"].iloc[0])
     if len(curves) > 1:
         drawing.legend(figure, handles)
     return Drawing(
@@ -293,7 +292,7 @@ def _draw_corruptions(
             by = group.groupby("severity")["accuracy"].mean()
             [handle] = axis.plot(by.index, by, color=color, marker=look.marker, markersize=3.5,
                                  linestyle=look.line)  # fmt: skip
-            handles[drawing.shorten(label, 40)] = handle
+            handles[drawing.fold(label, 44)] = handle
         axis.set_title(drawing.shorten(str(kind).replace("_", " "), 24), fontsize=8.5)
         axis.set_xticks(sorted(frame["severity"].unique()))
     figure.supxlabel("severity", fontsize=9)

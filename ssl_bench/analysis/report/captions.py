@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from ssl_bench.analysis.comparison import grouping
 from ssl_bench.analysis.report.source import Source
-from ssl_bench.utils.formatting import count, many
+from ssl_bench.utils.formatting import count, listed, many
 
 
 def measured(source: Source, scores: pd.DataFrame, shown: int | None = None) -> str:
@@ -88,9 +88,3 @@ def _range(values: pd.Series, unit: str) -> str:
 def left_out(number: int, one: str, several: str) -> str:
     """A sentence on what did not fit ("run is", "runs are"); "" where everything did."""
     return f" {number} more {one if number == 1 else several} not shown." if number > 0 else ""
-
-
-def listed(items: Iterable[Any]) -> str:
-    """Items in a sentence: one, two and three."""
-    *first, last = [str(item) for item in items if str(item)] or [""]
-    return f"{', '.join(first)} and {last}" if first else last

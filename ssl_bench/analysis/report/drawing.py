@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -212,9 +213,10 @@ def legend(figure: mpl.Figure, handles: Mapping[str, Any]) -> None:
         handles = dict(list(handles.items())[:_MOST_NAMES])
         handles[f"… and {left_out} more"] = Line2D([], [], linestyle="none")
     if handles:
-        inches = 0.55 + 0.085 * max(map(len, handles))
+        lines = [name.split("\n") for name in handles]
+        inches = 0.55 + 0.085 * max(len(line) for each in lines for line in each)
         columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
-        rows = math.ceil(len(handles) / columns)
+        rows = math.ceil(len(handles) / columns) * max(map(len, lines))
         figure.set_figheight(figure.get_figheight() + 0.18 * rows)
         figure.legend(
             list(handles.values()),
@@ -244,6 +246,11 @@ def shorten(text: str, length: int = 28) -> str:
     """The text in one line of at most that many characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def fold(text: str, length: int) -> str:
+    """All of the text, in lines of at most that many characters, such as a panel has room for."""
+    return "\n".join(textwrap.wrap(" ".join(text.split()), length))
 
 
 def draw_curve(axis: Axes, curve: pd.DataFrame, color: Any, look: Look, runs: pd.DataFrame) -> Any:

@@ -64,7 +64,8 @@ def provenance(source: Source) -> list[dict[str, Any]]:
     groups: dict[str, Group] = {}
     for table in source.comparison.tables:
         for group in table.groups:
-            groups.setdefault(group.key, group)
+            if not group.is_baseline:
+                groups.setdefault(group.key, group)
     shown: set[str] = set()
 
     def block(name: str, label: str, rows: Sequence[pd.Series]) -> dict[str, Any]:

@@ -11,8 +11,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ssl_bench.analysis.comparison.pairs import LEVEL, read_predictions
-from ssl_bench.analysis.comparison.statistics import Difference, difference, holm, mcnemar
+from ssl_bench.analysis.comparison.pairs import read_predictions
+from ssl_bench.analysis.comparison.statistics import (
+    LEVEL,
+    Difference,
+    difference,
+    holm,
+    mcnemar,
+)
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, or_missing
@@ -126,7 +132,7 @@ def _draw_matrices(
         )  # fmt: skip
         axis.tick_params(axis="x", rotation=90)
         axis.tick_params(axis="y", rotation=0)
-        axis.set(title=drawing.shorten(label, 40), xlabel="predicted", ylabel="true")
+        axis.set(title=drawing.fold(label, 34), xlabel="predicted", ylabel="true")
         for true, predicted in np.argwhere(counts):
             taken = names[predicted] if predicted < len(names) else "none"
             rows.append((label, names[true], taken, counts[true, predicted]))
@@ -213,9 +219,8 @@ def _compare(
     )  # fmt: skip
     if len(right_a) == len(right_b) == 1:
         return mcnemar(*right_a.values(), *right_b.values())
-    return difference(
-        *(
-            {seed: 100 * float(right.mean()) for seed, right in by_seed.items()}
-            for by_seed in (right_a, right_b)
-        )
+    accuracies = (
+        {seed: 100 * float(right.mean()) for seed, right in by_seed.items()}
+        for by_seed in (right_a, right_b)
     )
+    return difference(next(accuracies), next(accuracies))

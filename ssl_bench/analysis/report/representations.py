@@ -63,7 +63,7 @@ def attention(source: Source) -> Iterator[Drawing]:
         maps = [(row, k, m.mean(axis=1) if m.ndim == 4 else m) for row, k, m in found_maps]
         pixels = images.transpose(0, 2, 3, 1)
         pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
-        labels = [f"{drawing.shorten(row['label'], 26)}\n{kind}" for row, kind, _ in maps]
+        labels = [f"{drawing.fold(row['label'], 26)}\n{kind}" for row, kind, _ in maps]
         figure, axes = drawing.picture_grid(["image", *labels], len(images), 1.5)
         for axis, image in zip(axes[0], pixels, strict=True):
             axis.imshow(image)
@@ -179,7 +179,7 @@ def embeddings(source: Source) -> Iterator[Drawing]:
                 )  # fmt: skip
                 name = names[label] if label < len(names) else str(label)
                 handles[drawing.shorten(name, 20)] = dots
-            axis.set(title=drawing.shorten(row["label"], 36), xticks=[], yticks=[])
+            axis.set(title=drawing.fold(row["label"], 32), xticks=[], yticks=[])
             axis.set_aspect("equal", adjustable="datalim")
             axis.grid(visible=False)
             index = {"index": arrays["index"]} if "index" in arrays else {}

@@ -13,7 +13,6 @@ import pandas as pd
 from ssl_bench.analysis import marks
 from ssl_bench.analysis.comparison import Group, GroupScore, ScoreTable
 from ssl_bench.analysis.comparison.grouping import Column
-from ssl_bench.analysis.comparison.pairs import LEVEL
 from ssl_bench.analysis.report.captions import partial
 from ssl_bench.analysis.report.source import Source, slug
 from ssl_bench.analysis.tables import flat_score, format_mean
@@ -125,7 +124,8 @@ def main_tables(source: Source) -> Iterator[Table]:
         yield Table(
             name=_name("scores", table),
             title=table.title,
-            caption=f"{unit}Mean ± half of the 95 % t interval over seeds, in brackets how many; "
+            caption=f"{unit}Mean ± half of the 95 % t interval over {table.interval_over}, "
+            "in brackets how many runs; "
             "of one run, or of equal scores, none is known. Cost is that of the pre-training, "
             f"the mean over seeds.{f' {legend}.' if legend else ''}",
             columns=("method", *heads, *_COSTS),
@@ -163,13 +163,10 @@ def pair_tables(source: Source) -> Iterator[Table]:
         rows, data = [], []
         for pair in table.pairs:
             found, a, b = pair.difference, table.label(pair.a), table.label(pair.b)
-            low, high = found.interval or (math.nan, math.nan)
+            low, high = pair.interval or (math.nan, math.nan)
             unit = "%" if found.test == "McNemar" else pair.column.unit
             interval = f"{digits(low, unit, '+')} to {digits(high, unit, '+')}"
-            verdict = "tie" if pair.p_adjusted is not None else "not tested"
-            if pair.better:
-                verdict = f"{table.label(pair.better)} is better"
-                verdict += ", of these two runs" * pair.is_of_single_runs
+            verdict = f"{table.label(pair.better)} is better" if pair.better else pair.verdict
             ps = [Cell("-" if p is None else share(p), p) for p in (found.p, pair.p_adjusted)]
             rows.append(
                 (
@@ -177,7 +174,7 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     text_cell(a, anchor(pair.a)),
                     text_cell(b, anchor(pair.b)),
                     Cell(digits(found.difference, unit, "+"), known(found.difference)),
-                    Cell(interval if found.interval else "-", known(low)),
+                    Cell(interval if pair.interval else "-", known(low)),
                     *ps,
                     text_cell(pair.test),
                     text_cell(verdict),
@@ -185,17 +182,15 @@ def pair_tables(source: Source) -> Iterator[Table]:
             )
             data.append(
                 {"evaluation": pair.column.title, "a": a, "b": b, "difference": found.difference,
-                 "low": low, "high": high, "p": found.p, "p_holm": pair.p_adjusted,
+                 "low": low, "high": high, "p": found.p, "p_adjusted": pair.p_adjusted,
                  "test": found.test, "n": found.n, "verdict": verdict}
             )  # fmt: skip
         yield Table(
             name=_name("pairs", table),
             title=f"Pairs: {table.title}",
-            caption="Difference of a to b with its 95 % interval. Holm's correction is over all "
-            f"tests of this table; below {LEVEL:g} a difference is called significant. "
-            "McNemar's test speaks of that pair of runs only, not of other seeds.",
+            caption=f"a less b: {marks.corrected(table)}.",
             columns=(
-                *("evaluation", "a", "b", "difference", "95 % interval", "p", "p (Holm)"),
+                *("evaluation", "a", "b", "difference", "interval", "p", "p (corrected)"),
                 *("test", "verdict"),
             ),
             numeric=frozenset({3, 4, 5, 6}),
@@ -213,7 +208,7 @@ def _scores(table: ScoreTable, columns: Sequence[Column]) -> tuple[list[list[Cel
     """A row for each group, with its label and its scores, and the numbers for a CSV file."""
     rows, data = [], []
     for group in table.groups:
-        link = anchor(group.key)
+        link = "" if group.is_baseline else anchor(group.key)
         row = [text_cell(group.label, link)]
         for column in columns:
             score = table.cells.get((group.key, column.key))
@@ -240,6 +235,8 @@ def _csv_row(table: ScoreTable, group: Group, column: Column, score: GroupScore)
 
 
 def _costs(group: Group) -> list[Cell]:
+    if group.is_baseline:
+        return [Cell("-")] * len(_COSTS)
     link, seeds = anchor(group.key), ", ".join(map(str, group.seeds.values()))
     return [
         Cell(str(len(group.seeds)), len(group.seeds), link, hint=f"seeds {seeds}"),

@@ -53,7 +53,7 @@ def curves(source: Source) -> Iterator[Drawing]:
             for _, run in group.groupby("run", sort=False):
                 [handle] = axis.plot(run["epoch"], run["loss"], color=color, linewidth=1.1,
                                      alpha=0.85)  # fmt: skip
-            handles[drawing.shorten(label, 44)] = handle
+            handles[drawing.fold(label, 44)] = handle
         axis.set(title=drawing.shorten(method), xlabel="epoch", ylabel="training loss")
     if len(handles) > len(methods):
         drawing.legend(figure, handles)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ class Command:
         """The dataclasses whose fields are its flags."""
         paths = (each.split(":") for each in self.settings)
         return [getattr(importlib.import_module(f"ssl_bench.config.{m}"), n) for m, n in paths]
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether names of runs are given to it, without a flag."""
+        names = {field.name for cls in self.classes for field in fields(cls)}
+        return bool(names & {"target", "runs"})
 
     @property
     def purpose(self) -> str:

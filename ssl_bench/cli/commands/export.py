@@ -65,6 +65,7 @@ def to_timm(checkpoint: Checkpoint, output: Path) -> str:
     weights.export(checkpoint.encoder, spec, output)
     arguments = checkpoint.spec.timm_arguments()
     name = arguments.pop("model_name")
+    arguments["pretrained_cfg_overlay"] = spec.pretrained_cfg()
     rest = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return f"load it with timm.create_model({name!r}, checkpoint_path={str(output)!r}{rest})"
 
@@ -155,8 +156,16 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
         save_file(formats.to_transformers(state, decoder), path, metadata={"format": "pt"})
     write_json(output / "preprocessor_config.json", processor)
     write_json(output / "config.json", config)
-    kind = config["architectures"][0]
-    return f"load it with transformers.{kind}.from_pretrained({str(output)!r})"
+    where = repr(str(output))
+    if not decoder:
+        return (
+            f"load it with transformers.AutoModel.from_pretrained({where}, add_pooling_layer=False)"
+        )
+    # Without the ratio it would hide patches from the encoder, as in pre-training.
+    return (
+        f"load it with transformers.AutoModel.from_pretrained({where}, mask_ratio=0.0)\n"
+        f"and its decoder with transformers.AutoModelForPreTraining.from_pretrained({where})"
+    )
 
 
 def _plain(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:

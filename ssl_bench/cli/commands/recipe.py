@@ -17,9 +17,11 @@ from ssl_bench import papers
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import argv, flags, parser
+from ssl_bench.config.presets import PRESET_NOTES
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Published, Recipe
+from ssl_bench.utils.formatting import many
 from ssl_bench.utils.terminal import Console
 
 DIFFERS, DISPUTED = "!=", "~"
@@ -30,7 +32,7 @@ usage: ssl-bench recipe PRESET [FLAGS OF ssl-bench run]
 
 Show every setting of a preset, changed by what flags are given, beside the published one and where
 that is written. A preset for which nothing is published stands beside its method's first one for
-which something is.
+which something is. A method's name stands for the first preset that it brings of its own.
 
 marks:
   {DIFFERS:<4}ours is none of the published settings
@@ -92,7 +94,9 @@ def recipe(args: Sequence[str]) -> None:
     console = Console()
     if not (console.is_terminal or "COLUMNS" in os.environ):
         console.width = _WIDTH
-    for stage in stages(flags.parse_run(["--preset", *args] if is_named else args, "recipe")):
+    if is_named:
+        args = ["--preset", _preset(args[0]), *args[1:]]
+    for stage in stages(flags.parse_run(args, "recipe")):
         console.print(_table(stage))
         if stage.sources:
             console.print(f"tables and files of {stage.sources}", soft_wrap=False)
@@ -104,6 +108,13 @@ def recipe(args: Sequence[str]) -> None:
                 f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})"
             )
         console.print(f"{said}\n", soft_wrap=False)
+
+
+def _preset(name: str) -> str:
+    """The name itself, or for a method's the first preset that it brings of its own."""
+    method = None if name in registry.presets() else registry.discover("method").get(name)
+    own = [each for each in method.presets() if each not in PRESET_NOTES] if method else []
+    return own[0] if own else name
 
 
 def stages(config: RunConfig) -> list[Stage]:
@@ -187,7 +198,7 @@ def _fixed(entries: Sequence[Published], values: Mapping[str, Any]) -> str:
 def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
     """A value for a reader: a warm-up in epochs, which papers count it in, not as a share."""
     if name == "warmup":
-        return f"{round(value * values['epochs'], 3):g} epochs"
+        return many(round(value * values["epochs"], 3), "epoch")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -149,6 +149,7 @@ def _config(
         strategy="auto",
         evals=tuple(each.source or each.name for each in evals) or ("none",),
         eval_every="",
+        log=(),
         runs_dir=_place(folder, settings.runs_dir, plan["precision"]),
         data_dir=settings.data_dir,
         wait=False,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from ssl_bench.cli import sweep_args
 from ssl_bench.cli.commands import status
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.errors import require
+from ssl_bench.experiment import loggers
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep import manifest, search
 from ssl_bench.sweep.backends import clusters, slurm
@@ -31,13 +33,22 @@ from ssl_bench.utils.terminal import Console
 _console = Console()
 
 
-def main(args: Sequence[str]) -> None:
-    """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``."""
+def main(args: Sequence[str]) -> list[Path]:
+    """Show the cells and what they may cost, submit what is not done: ``ssl-bench sweep``.
+
+    Returns:
+        The run folders of the cells; of a search those of its final runs, or of the trials.
+    """
     wanted = sweep_args.parse(args)
+    loggers.check([name for cell in wanted.cells for name in cell.config.settings.log])
     planner = Planner(wanted.settings, wanted.resources, wanted.runs_dir)
     entries = planner.entries(wanted.cells)
     while _is_more(args, wanted, planner, entries):
         pass
+    stored = manifest.read(wanted.runs_dir / "sweeps" / manifest.name_of(entries)).entries
+    known = stored or entries
+    finals = [entry for entry in known if not entry.trial]
+    return [wanted.runs_dir / entry.run for entry in finals or known]
 
 
 def work_of(statuses: Sequence[CellStatus], retry_failed: bool) -> list[Work]:
@@ -87,6 +98,8 @@ def _is_more(args: Sequence[str], wanted: Grid, planner: Planner, entries: Seque
             _show(statuses, work)
         for note in (*opening_notes, *notes, *planner.notes(work)):
             _console.print(f"note: {note}")
+        if settings.dry_run and work and settings.cluster == "slurm":
+            _preview(sweep, work, wanted)
         if settings.dry_run or not work:
             why = "as --dry-run asks" if settings.dry_run else _nothing(statuses)
             _console.print(f"nothing is submitted: {why}")
@@ -153,6 +166,15 @@ def _submit(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
         raise problem
     how = "did" if settings.cluster == "debug" else "submitted"
     _console.print(f"{how} {many(len(noted), 'job')} for {many(len(work), 'cell')}")
+
+
+def _preview(sweep: Sweep, work: Sequence[Work], wanted: Grid) -> None:
+    """What sbatch would be given."""
+    cells = [[_job(each.entry, stage, wanted.settings) for stage in each.stages] for each in work]
+    asked = wanted.resources, sweep.jobs_folder.absolute(), sweep.name
+    for words, text in slurm.previews(cells, *asked, wanted.settings.parallel_jobs):
+        _console.print(words, highlight=False, soft_wrap=True)
+        _console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _job(entry: Entry, stage: Stage, settings: SweepSettings) -> Job:

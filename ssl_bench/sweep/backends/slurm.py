@@ -6,17 +6,22 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import _make_sbatch_string
 
 from ssl_bench.config.sweep_settings import ClusterSettings
 from ssl_bench.errors import UserError, first_line
 from ssl_bench.sweep.backends import slurm_queue
 from ssl_bench.sweep.jobs import Job, failure_noted, text_of_log
+from ssl_bench.utils.formatting import many
+from ssl_bench.utils.formatting import time as duration
 
 ID = "[0-9]{1,18}(?:_[0-9]{1,9})?"
 """Of a job, or of one of an array."""
@@ -88,6 +93,40 @@ def submit_cells(
     return ids
 
 
+def previews(
+    cells: Sequence[Sequence[Job]],
+    settings: ClusterSettings,
+    folder: Path,
+    name: str,
+    limit: int | None = None,
+) -> Iterator[tuple[str, str]]:
+    """What `submit_cells` would hand to sbatch, for jobs that wait for no other sweep's: each
+    stage in a few words, and the text of its script. Slurm need not be here."""
+    for stage in dict.fromkeys(job.stage for cell in cells for job in cell):
+        of_stage = [job for cell in cells for job in cell if job.stage == stage]
+        waits = any(cell[0].stage != stage for cell in cells if stage in {j.stage for j in cell})
+        for nodes, devices in sorted({(job.nodes, job.devices) for job in of_stage}):
+            alike = [job for job in of_stage if (job.nodes, job.devices) == (nodes, devices)]
+            dependency = "aftercorr:JOB" if waits else ""
+            asked = _parameters(settings, dependency, limit, alike[0])
+            several: dict[str, Any] = {"map_count": len(alike)} if len(alike) > 1 else {}
+            command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+            text = _make_sbatch_string(
+                command, folder, job_name=f"{name}-{stage}", **asked, **several
+            )
+            words = [
+                many(len(alike), "job"),
+                f"partition {settings.partition or '(the default)'}",
+                f"time {duration(60 * settings.minutes)}",
+                f"{many(nodes, 'node')} with {devices} process{'es' * (devices > 1)}",
+                f"{many(asked.get('gpus_per_node', 0), 'GPU')} on each",
+                *([f"memory {asked['mem']}"] if "mem" in asked else []),
+                *([f"account {settings.account}"] if settings.account else []),
+                *(["each after the same cell's stage before"] if waits else []),
+            ]
+            yield f"{stage}: {', '.join(words)}", text
+
+
 def ids_in(folder: Path) -> list[str]:
     """The jobs that were submitted, by the files that submitit has written for them."""
     found = (re.fullmatch(rf"({ID})_submitted\.pkl", path.name) for path in folder.glob("*.pkl"))
@@ -130,8 +169,17 @@ def _batches(
 def _executor(
     settings: ClusterSettings, folder: Path, dependency: str, limit: int | None, job: Job
 ) -> submitit.SlurmExecutor:
-    """What submits jobs like this one: a job with fewer processes than a node has GPUs asks for no
-    more than its share of a node."""
+    """What submits jobs like this one."""
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=_MOST_REQUEUES)
+    executor.update_parameters(**_parameters(settings, dependency, limit, job))
+    return executor
+
+
+def _parameters(
+    settings: ClusterSettings, dependency: str, limit: int | None, job: Job
+) -> dict[str, Any]:
+    """What is asked of Slurm for jobs like this one: a job with fewer processes than a node has
+    GPUs asks for no more than its share of a node."""
     gpus = min(settings.gpus, job.devices)
     share = gpus / settings.gpus if settings.gpus else 1.0
     memory = settings.memory_mib
@@ -149,18 +197,16 @@ def _executor(
     }
     options = {"requeue": True, "kill-on-invalid-dep": "yes"}
     options |= dict(option.split("=", 1) for option in settings.slurm_options)
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=_MOST_REQUEUES)
-    executor.update_parameters(
-        time=settings.minutes,
-        nodes=job.nodes,
-        ntasks_per_node=job.devices,
-        signal_delay_s=_notice(settings.minutes),
+    return {
+        "time": settings.minutes,
+        "nodes": job.nodes,
+        "ntasks_per_node": job.devices,
+        "signal_delay_s": _notice(settings.minutes),
         # One process that fails ends the others, which would wait for it.
-        srun_args=["--kill-on-bad-exit=1"],
-        additional_parameters=options,
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "additional_parameters": options,
         **{name: value for name, value in asked.items() if value},
-    )
-    return executor
+    }
 
 
 def _notice(minutes: int) -> int:

@@ -1,0 +1,47 @@
+"""The baselines that evaluations show beside an encoder, as rows beside the runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from ssl_bench.analysis.comparison import grouping
+from ssl_bench.runs import schema
+
+_ENCODER = ("backbone", "image_size", "patch_size")
+Values = dict[tuple[int, str], float]
+"""A baseline's scores, by seed and column."""
+
+
+def found(scores: pd.DataFrame) -> dict[str, Values]:
+    """Each baseline of these scores, by a label that says what tells those of one name apart.
+
+    Runs with the same encoder have the same baselines; those that come out equal for several
+    encoders, as raw pixels do, are one.
+    """
+    every: dict[tuple[str, str], Values] = {}
+    encoders: dict[tuple[str, str], dict[str, Any]] = {}
+    names = ["baselines", "score", "column", "settings", "seed", "eval_seed", "eval_precision"]
+    for row in scores[names].itertuples(index=False):
+        told = grouping.parse(row.settings)
+        encoder = {name: told[name] for name in _ENCODER if name in told}
+        encoder["evaluated_in"] = row.eval_precision
+        seed = int(row.seed if pd.isna(row.eval_seed) else row.eval_seed)
+        for label, values in grouping.parse(row.baselines).items():
+            value: Any = schema.mapping(values).get(row.score)
+            if schema.is_number(value) and math.isfinite(value):
+                which = label, schema.digest(encoder)
+                encoders[which] = encoder
+                every.setdefault(which, {}).setdefault((seed, row.column), float(value))
+    merged: dict[str, Values] = {}
+    for label in dict.fromkeys(label for label, _ in every):
+        kept: dict[tuple[str, str], Values] = {}
+        for which, values in every.items():
+            if which[0] == label and values not in kept.values():
+                kept[which] = values
+        apart = grouping.differences({which: encoders[which] for which in kept})
+        for which, values in kept.items():
+            merged[f"{label} {grouping.describe(apart[which])}".rstrip()] = values
+    return merged

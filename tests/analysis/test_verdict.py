@@ -1,0 +1,86 @@
+"""The comparison in sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from test_comparison import Results, source_of
+
+from ssl_bench.analysis import verdict
+from ssl_bench.analysis.report import cost
+
+TIGHT = np.array([0.0, 0.1, -0.1, 0.05])
+
+
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
+def score(results: Results, method: str, center: float, wide: float = 1.0, **values: Any) -> None:
+    for seed, noise in enumerate(TIGHT):
+        found = [
+            row["run"] for row in results.runs if (row["method"], row["seed"]) == (method, seed)
+        ]
+        run = found[0] if found else results.run(method, seed)
+        results.score(run, center + wide * noise, **values)
+
+
+def test_the_best_is_named_with_its_lead(results: Results) -> None:
+    for method, center in (("a", 90.0), ("b", 80.0), ("c", 85.0)):
+        score(results, method, center)
+    table = results.table()
+    [(title, sentence)] = verdict.sentences(table)
+    assert title == "knn"
+    assert sentence.startswith("a (90.01) is better than each of the other 2, c being the nearest")
+    assert "by 5.00 (4." in sentence
+    assert verdict.summary(table) == "a is better than each of the others in knn."
+
+
+def test_a_lower_score_that_is_better_leads_by_a_positive_number(results: Results) -> None:
+    for method, center in (("a", 9.0), ("b", 5.0)):
+        score(results, method, center, unit="error (%)", better="lower")
+    [(_, sentence)] = verdict.sentences(results.table())
+    assert sentence.startswith("b (5.01) is better than a") and "by 4.00 (3." in sentence
+
+
+def test_what_is_open_is_said(results: Results) -> None:
+    score(results, "a", 80.0, wide=9)
+    score(results, "b", 80.3, wide=9)
+    score(results, "c", 10.0)
+    table = results.table()
+    [(_, sentence)] = verdict.sentences(table)
+    assert "its lead over a (80.11) is not decided" in sentence and "1 other is worse" in sentence
+    assert verdict.summary(table) == "no method is better than each of the others in knn."
+
+
+def test_several_evaluations_are_summed_up(results: Results) -> None:
+    for method, knn, linear in (("a", 90.0, 70.0), ("b", 80.0, 70.01)):
+        score(results, method, knn)
+        score(results, method, linear, eval="linear", wide=20)
+    summary = verdict.summary(results.table())
+    assert summary == "a is better than each of the others in knn; in linear no method is."
+
+
+def test_one_group_has_no_verdict(results: Results) -> None:
+    score(results, "a", 80.0)
+    table = results.table()
+    assert (verdict.summary(table), list(verdict.sentences(table))) == ("", [])
+
+
+def test_long_labels_become_letters_that_a_note_explains(results: Results) -> None:
+    for ratio in (0.5, 0.75):
+        settings = {"mask_ratio": ratio, "another_setting": f"the-value-of-{ratio}"}
+        results.seeds("mae", [80.0], **settings)
+    compared = results.compare()
+    assert [group.label for group in compared.tables[0].groups] == ["mae A", "mae B"]
+    assert any(n.startswith("mae A: ") and "mask_ratio=0.5" in n for n in compared.notes)
+
+
+def test_points_at_one_cost_are_not_drawn_over_it(results: Results) -> None:
+    for method in "ab":
+        score(results, method, 80.0)
+    source = source_of(results.compare())
+    assert list(cost.against_cost(source)) == []

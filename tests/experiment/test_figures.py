@@ -1,0 +1,36 @@
+"""Pictures of a run: no word of theirs is cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from ssl_bench.experiment import figures
+from ssl_bench.models.backbones import EncoderSpec
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_every_text_of_a_picture_is_inside_of_it(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = EncoderSpec("vit_micro", 28, 7, 1, (0.5,), (0.25,))
+    rows = {
+        name: torch.zeros(count, 1, 28, 28)
+        for name in ("original", "reconstructed\n(own mean, std)")
+    }
+    seen: list[matplotlib.figure.Figure] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, output: seen.append(figure))
+    title = "mae_visualize_vit_large.pth, mask ratio 0.75, seed 0"
+    figures.picture_rows(rows, spec, title, tmp_path / "picture.png")
+    [figure] = seen
+    FigureCanvasAgg(figure).draw()
+    texts = [axis.yaxis.label for axis in figure.axes if axis.get_ylabel()]
+    assert len(texts) == 2 and figure.get_suptitle().replace("\n", " ") == title
+    for text in (*texts, figure._suptitle):  # type: ignore[attr-defined]
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0, text
+        assert box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, text
