@@ -171,9 +171,21 @@ class Source:
         """Each group's label, color (a shade of its method's), look and scores."""
         for method, of_method in scores.groupby("method", sort=True):
             look = self.looks[str(method)]
-            groups = sorted(of_method.groupby("label"), key=lambda g: self.labels[str(g[0])])
-            for (label, group), color in zip(groups, shades(look.color, len(groups)), strict=True):
-                yield str(label), color, look, group
+            for label, group in sorted(
+                of_method.groupby("label"), key=lambda each: self.labels[str(each[0])]
+            ):
+                yield str(label), self._colors[str(method), str(label)], look, group
+
+    @cached_property
+    def _colors(self) -> dict[tuple[str, str], tuple[float, float, float]]:
+        """A shade for each group of a method, the same in every panel and figure."""
+        pairs = pd.concat([self.runs[["method", "label"]], self.scores[["method", "label"]]])
+        found = {}
+        for method, peers in pairs.astype(str).drop_duplicates().groupby("method"):
+            labels = sorted(peers["label"], key=lambda label: self.labels.get(label, 0))
+            colors = shades(self.looks[str(method)].color, len(labels))
+            found |= {(str(method), n): color for n, color in zip(labels, colors, strict=True)}
+        return found
 
 
 def mean_curve(scores: pd.DataFrame, x: str) -> pd.DataFrame:
