@@ -334,7 +334,8 @@ class _Lightly(_Plain):
         name = re.sub(r"^(momentum_)?encoder\.vit\.", r"\1encoder.", super().plain_name(name))
         name = re.sub(r"^predictor\.decoder\.(?!mask)", "predictor.predictor_", name)
         name = re.sub(r"^predictor\.decoder\.", "predictor.", name)
-        return re.sub(r"^(decoder|encoder(?=\.mask_token))\.", "", name)
+        token = "decoder" if hasattr(self.method, "decoder") else r"encoder(?=\.mask_token)"
+        return re.sub(rf"^{token}\.", "", name)
 
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
         """Also take a queue, which is no part of its state; biases that only it has become zero."""

@@ -211,7 +211,7 @@ def test_captions_say_what_was_held_constant(ablate: Call, tmp_path: Path) -> No
     assert code == 0, err
     [ours] = re.findall(r"ours: .*?seed 0", " ".join(out.split()))
     told = (
-        "vit_nano/4", "1 epochs", "images", "batch 16", "mask ratio 0.75", "sampling random",
+        "vit_nano/4", "1 epoch", "images", "batch 16", "mask ratio 0.75", "sampling random",
         "decoder depth 1", "decoder embed dim 64", "encoder mask tokens no", "crop scale 1",
     )  # fmt: skip
     assert all(f"{each}, " in ours for each in told), ours

@@ -430,7 +430,7 @@ def test_combinations_that_are_no_grid() -> None:
         ("cells = 3", "'cells' is one table or more, each under [[cells]]"),
         ("cells = []", "'cells' is one table or more"),
         ("[[cells]]\nmask-ratoi = 1", "key 'mask-ratoi' in [[cells]] 1: unknown flag"),
-        ('method = "mocov3"\n[[cells]]\ndecoder-depth = 2', "'mae' has it, 'mocov3' does not"),
+        ('method = "mocov3"\n[[cells]]\nmask-cell = 2', "'mae' has it, 'mocov3' does not"),
         ('partition = "gpu"', "key 'partition' belongs into the table [slurm]"),
         ("slurm = 3", "'slurm' is a table"),
         ("[slurm]\npartitoin = 3", "[slurm] has an unknown key 'partitoin'"),
