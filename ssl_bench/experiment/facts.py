@@ -7,7 +7,8 @@ such as ``"blur of a view"``: ``ssl-bench recipe`` compares these texts with pub
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -184,7 +185,8 @@ def _crops(view: Augmentation) -> bool:
 
 
 _VIEWS: Mapping[str, tuple[Callable[[Augmentation], str], Callable[[Augmentation], Any]]] = {
-    "area of a crop": (lambda v: _range(*v.crop_scale) if v.crop_scale else _NO_CROP, lambda v: True),
+    "area of a crop": (
+        lambda v: _range(*v.crop_scale) if v.crop_scale else _NO_CROP, lambda v: True),
     "shape of a crop": (
         lambda v: _range(*v.crop_ratio) if _crops(v) else _NO_CROP, lambda v: True),
     "tries for a crop": (lambda v: _tries(v) if _crops(v) else _NO_CROP, lambda v: True),
@@ -251,9 +253,7 @@ def _course(values: Sequence[float], per_epoch: int) -> str:
         is_straight = all(map(_close, shares, ramp))
         parts.append(f"{'linear' if is_straight else 'rising'} from {start:g}")
     parts.append(_falls(shares[peak:], peak))
-    inside = (
-        a != b for i, (a, b) in enumerate(zip(values, values[1:], strict=False), 1) if i % per_epoch
-    )
+    inside = (a != b for i, (a, b) in enumerate(pairwise(values), 1) if i % per_epoch)
     parts += [] if parts == ["constant"] else ["by step" if any(inside) else "by epoch"]
     return ", ".join(parts)
 
