@@ -379,7 +379,7 @@ def _recipes(plugin: Plugin) -> Iterator[str]:
     yield "## Beside the paper"
     yield (
         f"`{recipe.DIFFERS}` marks what is none of the published settings, `{recipe.DISPUTED}` "
-        "what the sources disagree on."
+        f"what the sources disagree on, `{recipe.UNCOMPARED}` what was not compared."
     )
     for name in named:
         stage = recipe.stages(flags.parse_run(["--preset", name, "--method", plugin.name]))[0]

@@ -19,7 +19,8 @@ Each file belongs to a method or an evaluation: ``mae.toml`` in this folder to `
 
 A stage is the pre-training, under the method's name, or an evaluation: a method's file holds its
 paper's evaluations, an evaluation's file what several papers have in common. A longer prefix
-overrides a shorter one. A name with a space is no flag but something that the code fixes.
+overrides a shorter one. A name with a space is no flag but something that the code fixes: where
+``experiment.facts`` tells it of a method under that name, the published text is compared with it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Published:
     Attributes:
         value: in the flag's unit, except that a warm-up is written out: "40 epochs".
         source: the table or section of the paper, or the file of the official code.
-        ours: what this project does instead, where no flag can change it.
+        ours: what this project does instead, as stated, where neither a flag nor an object tells.
         unless: values of flags, any one of which makes this setting irrelevant.
     """
 

@@ -1,6 +1,7 @@
 """``ssl-bench recipe PRESET``: every setting beside the published one, with its source.
 
-Nothing here imports torch or reads data.
+What no flag is named after is read off the method's own views, optimiser and modules, which are
+built without weights (`experiment.facts`); no data are read and nothing is trained.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -18,13 +20,14 @@ from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import argv, flags, help_text
 from ssl_bench.config.presets import PRESET_NOTES
-from ssl_bench.errors import require
+from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.papers import Published, Recipe
 from ssl_bench.utils.formatting import many
 from ssl_bench.utils.terminal import Console
 
-DIFFERS, DISPUTED = "!=", "~"
+DIFFERS, DISPUTED, UNCOMPARED = "!=", "~", "?"
+NOT_CHECKED = "not checked"
 _SHARED = ("backbone", "image_size", "patch_size", "epochs", "batch_size", "precision")
 _WIDTH = 120
 _USAGE = f"""\
@@ -37,6 +40,7 @@ which something is. A method's name stands for the first preset that it brings o
 marks:
   {DIFFERS:<4}ours is none of the published settings
   {DISPUTED:<4}the sources disagree, and ours is one of them
+  {UNCOMPARED:<4}not compared: ours is as we state it, or not checked
 
 presets:
 """
@@ -50,15 +54,22 @@ class Row:
         name: the flag without its hyphens, or, with a space in it, what no flag changes.
         ours: what this project does.
         published: what others did, and where that is written; more than one where they disagree.
+        basis: whether ours was read off a flag or an object, is only stated, or is not known.
     """
 
     name: str
     ours: str
     published: tuple[tuple[str, str], ...]
+    basis: Literal["compared", "stated", "not checked"] = "compared"
 
     @property
     def mark(self) -> str:
-        """Nothing where all that is published is like ours, "~" where some is, else "!="."""
+        """Nothing where all that is published is like ours, "~" where some is, else "!=".
+
+        What was not compared is "?", whatever it says.
+        """
+        if self.basis != "compared":
+            return UNCOMPARED
         same = [value == self.ours for value, _ in self.published]
         return "" if all(same) else DISPUTED if any(same) else DIFFERS
 
@@ -76,6 +87,21 @@ class Stage:
     beside: str
     sources: str
     rows: tuple[Row, ...]
+
+    @property
+    def summary(self) -> str:
+        """How much of what is published was compared, and how it came out."""
+        rows = [row for row in self.rows if row.published]
+        if not rows:
+            return "nothing is published for this preset"
+        marks = [row.mark for row in rows]
+        bases = [row.basis for row in rows]
+        return (
+            f"{bases.count('compared')} of {len(rows)} published settings were compared: "
+            f"{marks.count(DIFFERS)} differ ({DIFFERS}), of {marks.count(DISPUTED)} the sources "
+            f"disagree and one is taken ({DISPUTED}); {bases.count('stated')} are stated and "
+            f"{bases.count('not checked')} not checked ({UNCOMPARED})"
+        )
 
 
 def recipe(args: Sequence[str]) -> None:
@@ -100,14 +126,7 @@ def recipe(args: Sequence[str]) -> None:
         console.print(_table(stage))
         if stage.sources:
             console.print(f"tables and files of {stage.sources}", soft_wrap=False)
-        marks = [row.mark for row in stage.rows if row.published]
-        said = "nothing is published for this preset"
-        if marks:
-            said = (
-                f"{marks.count(DIFFERS)} of {len(marks)} published settings differ ({DIFFERS}); of "
-                f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED})"
-            )
-        console.print(f"{said}\n", soft_wrap=False)
+        console.print(f"{stage.summary}\n", soft_wrap=False)
 
 
 def _preset(name: str) -> str:
@@ -124,7 +143,8 @@ def stages(config: RunConfig) -> list[Stage]:
     presets = (config.settings.preset, *method.presets())
     beside = next((each for each in presets if published(method, each, method).settings), "")
     shared = {name: getattr(config.settings, name) for name in _SHARED}
-    found = [_stage(method, shared | vars(config.method_config), method, beside)]
+    values = shared | vars(config.method_config)
+    found = [_stage(method, values, method, beside, _facts(config) if beside else {})]
     for plugin, own in config.evals.items():
         found.append(_stage(plugin, vars(own), method, beside))
     return found
@@ -151,11 +171,27 @@ def published(plugin: Plugin, preset: str, method: Plugin) -> Recipe:
     return papers.recipe_of(found, plugin.name, preset)
 
 
-def _stage(plugin: Plugin, values: Mapping[str, Any], method: Plugin, beside: str) -> Stage:
+def _facts(config: RunConfig) -> Mapping[str, str]:
+    """What the configured method does; nothing where it cannot be built, which a run will say."""
+    from ssl_bench.experiment import facts
+
+    try:
+        return facts.of_run(config)
+    except UserError:
+        return {}
+
+
+def _stage(
+    plugin: Plugin,
+    values: Mapping[str, Any],
+    method: Plugin,
+    beside: str,
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> Stage:
     quoted = published(plugin, beside, method) if beside else Recipe()
     title = f"{'pre-training' if plugin.kind == 'method' else 'evaluation'}: {plugin.name}"
     _check_names(title, quoted.settings, values)
-    rows = tuple(_rows(values, quoted.settings))
+    rows = tuple(_rows(values, quoted.settings, facts))
     return Stage(title, beside if quoted.settings else "", quoted.sources, rows)
 
 
@@ -174,25 +210,37 @@ def _check_names(
 
 
 def _rows(
-    values: Mapping[str, Any], published: Mapping[str, tuple[Published, ...]]
+    values: Mapping[str, Any],
+    published: Mapping[str, tuple[Published, ...]],
+    facts: Mapping[str, str],
 ) -> Iterator[Row]:
     """The settings in their own order, then what no flag changes."""
-    texts = {name: _text(name, value, values) for name, value in values.items()}
-    for name in dict.fromkeys([*values, *published]):
+    known = {name: _text(name, value, values) for name, value in values.items()} | facts
+    for name in dict.fromkeys([*values, *published, *facts]):
         entries = published.get(name, ())
         sources = tuple((_text("", each.value, values), each.source) for each in entries)
-        yield Row(name, texts.get(name) or _fixed(entries, values), sources)
+        if name in known:
+            yield Row(name, known[name], sources)
+        else:
+            yield _underived(name, entries, sources, values)
         if name == "base_lr" and "batch_size" in values:
             rate = values["base_lr"] * values["batch_size"] / 256
             yield Row("peak lr", f"{rate:g} = base lr x batch size / 256", ())
 
 
-def _fixed(entries: Sequence[Published], values: Mapping[str, Any]) -> str:
-    """What is done that no flag is named after: where nothing is said of it, the same."""
+def _underived(
+    name: str,
+    entries: Sequence[Published],
+    sources: tuple[tuple[str, str], ...],
+    values: Mapping[str, Any],
+) -> Row:
+    """A row about what neither a flag nor an object tells: never counted as equal."""
     [entry, *_] = entries
-    if any(values[name] == value for name, value in entry.unless.items()):
-        return "not used"
-    return entry.ours or _text("", entry.value, values)
+    if any(values[flag] == value for flag, value in entry.unless.items()):
+        return Row(name, "not used", sources)
+    if entry.ours:
+        return Row(name, entry.ours, sources, "stated")
+    return Row(name, NOT_CHECKED, sources, "not checked")
 
 
 def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:

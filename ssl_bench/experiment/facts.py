@@ -1,0 +1,286 @@
+"""What a configured method does that no flag is named after, read off the objects that do it.
+
+Its views, its optimiser and its modules, each fact as a short text under a name with a space in it,
+such as ``"blur of a view"``: ``ssl-bench recipe`` compares these texts with published ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from ssl_bench.api.method import Method
+from ssl_bench.api.optimizers import OptimizerSpec, cosine
+from ssl_bench.api.step import Step
+from ssl_bench.experiment.run_config import RunConfig
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.training import setup
+from ssl_bench.transforms import augmentations
+from ssl_bench.transforms.augmentations import Augmentation
+
+_CHANNELS, _CLASSES, _SMALL = 3, 1000, 32
+_STEPS, _STEPS_PER_EPOCH = 400, 20
+_NO_CROP = "not used"
+
+
+def of_run(config: RunConfig) -> dict[str, str]:
+    """The facts of a run's method, around a backbone without weights and without any data.
+
+    Raises:
+        UserError: there is no such backbone, or the method cannot be built around it.
+    """
+    settings = config.settings
+    size = settings.image_size or _SMALL
+    mean = (0.5,) * _CHANNELS
+    spec = EncoderSpec(settings.backbone, size, settings.patch_size, _CHANNELS, mean, mean)
+    if spec.is_vit and not spec.patch_size:
+        patch_size = backbones.default_patch_size(spec.backbone, size)
+        spec = EncoderSpec(settings.backbone, size, patch_size, _CHANNELS, mean, mean)
+    method = _built(config, spec)
+    if not method.trains:
+        return {}
+    found = of_views(method.transforms())
+    if not settings.image_size:  # the data's, which nobody has read
+        del found["views of an image"]
+    found |= of_optimizer(method, method.optimizer())
+    return (
+        found
+        | of_schedules(method.optimizer(), settings.epochs, settings.batch_size)
+        | of_modules(method)
+    )
+
+
+def of_views(views: Mapping[str, Augmentation]) -> dict[str, str]:
+    """How views are made; where they are not made alike, of each by its name."""
+    sizes = [view.size for view in views.values()]
+    counts = (f"{sizes.count(size)} of {size} px" for size in dict.fromkeys(sizes))
+    found = {"views of an image": ", ".join(counts)}
+    for name, (says, applies) in _VIEWS.items():
+        texts = {each: says(view) for each, view in views.items() if applies(view)}
+        if texts:
+            found[name] = _together(texts)
+    return found
+
+
+def of_optimizer(method: Method, spec: OptimizerSpec) -> dict[str, str]:
+    """Kind and constants of the optimiser, and what weight decay and clipping reach."""
+    optimizer = spec.optimizer
+    groups = optimizer.param_groups
+    found = {"kind of optimiser": type(optimizer).__name__}
+    for name, key in _CONSTANTS.items():
+        values = [group[key] for group in groups if key in group]
+        if values and values[0] is not None:
+            found[name] = _several(map(_numbers, values))
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    decays: dict[bool, list[float]] = {True: [], False: []}
+    scales: dict[bool, list[float]] = {True: [], False: []}
+    undecayed = set()
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)].rpartition(".")[2]
+            is_weight = parameter.ndim > 1 and name != "bias"
+            decays[is_weight].append(group["weight_decay"])
+            scales[is_weight].append(group.get("lr_scale", 1.0))
+            if is_weight and group["weight_decay"] == 0:
+                undecayed.add(name)
+    found["weight decay of norms and biases"] = (
+        _several(f"{each:g}" if each else "none" for each in decays[False]) or "none"
+    )
+    found["weights without decay"] = ", ".join(sorted(undecayed)) or "none"
+    found["learning rate of norms and biases"] = (
+        _several("that of weights" if each == 1 else f"{each:g} of it" for each in scales[False])
+        or "that of weights"
+    )
+    norm = spec.clip_norm
+    whose = "each parameter's own norm" if spec.clip_each else "norm of all parameters"
+    found["gradient clipping"] = "none" if norm is None else f"{whose}, {norm:g}"
+    return found
+
+
+def of_schedules(spec: OptimizerSpec, epochs: float, batch_size: int) -> dict[str, str]:
+    """How learning rate and weight decay change in a training of that many epochs."""
+    per_epoch = max(_STEPS_PER_EPOCH, math.ceil(_STEPS / epochs))
+    total = max(1, round(per_epoch * epochs))
+    steps = [Step(number, total, per_epoch, batch_size) for number in range(total)]
+    rates = [spec.learning_rate(step) for step in steps]
+    found = {"learning rate's course": _course(rates, per_epoch)}
+    if spec.weight_decay:
+        decays = [spec.weight_decay(step) for step in steps]
+        found["weight decay's course"] = f"{decays[0]:g}, {_falls(decays)}"
+    else:
+        found["weight decay's course"] = "constant"
+    return found
+
+
+def of_modules(method: Method) -> dict[str, str]:
+    """Constants of norms and of dropout, and the layers of what follows the encoder."""
+    norms: dict[str, list[str]] = {}
+    rates = set()
+    for module in method.modules():
+        if isinstance(module, nn.LayerNorm):
+            norms.setdefault("layer norms", []).append(f"{module.eps:g}")
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            norms.setdefault("batch norms", []).append(
+                f"{module.eps:g}, momentum {module.momentum:g}"
+            )
+        elif isinstance(module, DropPath):
+            rates.add(float(module.drop_prob or 0))
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
+            rates.add(float(module.p))
+    found = {f"epsilon of {kind}": _several(each) for kind, each in norms.items()}
+    top = max(rates, default=0.0)
+    found["drop path and dropout"] = f"up to {top:g}" if top else "none"
+    for name, child in method.named_children():
+        layers = [*child] if isinstance(child, nn.Sequential) else []
+        trained = any(parameter.requires_grad for parameter in child.parameters())
+        if (
+            trained
+            and child is not method.encoder
+            and any(isinstance(x, nn.Linear) for x in layers)
+        ):
+            found[f"layers of the {name.replace('_', ' ')}"] = ", ".join(map(_layer, layers))
+    return found
+
+
+def _built(config: RunConfig, spec: EncoderSpec) -> Method:
+    plugin = config.method
+    own = plugin.real_config(config.method_config)
+    how = plugin.load_class(), own, spec, _CLASSES, config.settings.seed
+    try:
+        with torch.device("meta"):
+            return setup.build_method(*how)
+    except (NotImplementedError, RuntimeError):  # it looks at values while it is built
+        return setup.build_method(*how)
+
+
+def _jitter(view: Augmentation) -> str:
+    if not (any(view.jitter) and view.jitter_probability):
+        return "none"
+    return f"({', '.join(f'{each:g}' for each in view.jitter)}) p {view.jitter_probability:g}"
+
+
+def _chance(probability: float) -> str:
+    return f"p {probability:g}" if probability else "none"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.4g} to {high:.4g}"
+
+
+def _tries(view: Augmentation) -> str:
+    if view.cut_crop:
+        return "1, cut off at the border"
+    return f"up to {augmentations._CROP_ATTEMPTS}, then the largest in the centre"
+
+
+def _crops(view: Augmentation) -> bool:
+    return view.crop_scale is not None
+
+
+_VIEWS: Mapping[str, tuple[Callable[[Augmentation], str], Callable[[Augmentation], Any]]] = {
+    "area of a crop": (
+        lambda v: _range(*v.crop_scale) if v.crop_scale else _NO_CROP, lambda v: True),
+    "shape of a crop": (
+        lambda v: _range(*v.crop_ratio) if _crops(v) else _NO_CROP, lambda v: True),
+    "tries for a crop": (lambda v: _tries(v) if _crops(v) else _NO_CROP, lambda v: True),
+    "interpolation of a crop": (
+        lambda v: v.interpolation if _crops(v) else _NO_CROP, lambda v: True),
+    "flip of a view": (lambda v: _chance(v.flip), lambda v: True),
+    "colour jitter of a view": (_jitter, lambda v: True),
+    "grey views": (lambda v: _chance(v.grayscale), lambda v: True),
+    "blur of a view": (lambda v: _chance(v.blur), lambda v: True),
+    "deviation of the blur": (lambda v: _range(*v.blur_sigma), lambda v: v.blur),
+    "solarisation of a view": (lambda v: _chance(v.solarize), lambda v: True),
+    "threshold of the solarisation": (
+        lambda v: f"{v.solarize_threshold * 255:g} of 255", lambda v: v.solarize),
+}  # fmt: skip
+_CONSTANTS = {
+    "optimiser's betas": "betas",
+    "optimiser's epsilon": "eps",
+    "optimiser's momentum": "momentum",
+    "LARS trust coefficient": "trust",
+}
+
+
+def _together(texts: Mapping[str, str]) -> str:
+    """One text for all views where they agree; views that are numbered and alike count as one."""
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    families: dict[str, set[str]] = {}
+    for name, text in texts.items():
+        families.setdefault(name.rpartition("_")[0], set()).add(text)
+    shown = {}
+    for name, text in texts.items():
+        family = name.rpartition("_")[0]
+        shown[family if family and len(families[family]) == 1 else name] = text
+    return "; ".join(f"{name}: {text}" for name, text in shown.items())
+
+
+def _several(texts: Any) -> str:
+    return " or ".join(sorted(set(texts)))
+
+
+def _numbers(value: Any) -> str:
+    return ", ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _layer(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Linear):
+        return f"linear {layer.out_features}{'' if layer.bias is not None else ' without bias'}"
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
+        affine = layer.weight is not None
+        shifts = affine and layer.bias is not None and layer.bias.requires_grad
+        return "norm" + ("" if shifts else " without shift" if affine else " without affine")
+    return type(layer).__name__
+
+
+def _course(values: Sequence[float], per_epoch: int) -> str:
+    """In shares of the highest value: how it rises to it, how it falls, and when it changes."""
+    top = max(values)
+    shares = [value / top for value in values]
+    peak = values.index(top)
+    parts = []
+    if peak:
+        start = shares[0]
+        ramp = (start + (1 - start) * number / peak for number in range(peak))
+        is_straight = all(map(_close, shares, ramp))
+        parts.append(f"{'linear' if is_straight else 'rising'} from {start:g}")
+    parts.append(_falls(shares[peak:], peak))
+    inside = (a != b for i, (a, b) in enumerate(pairwise(values), 1) if i % per_epoch)
+    parts += [] if parts == ["constant"] else ["by step" if any(inside) else "by epoch"]
+    return ", ".join(parts)
+
+
+def _falls(values: Sequence[float], before: int = 0) -> str:
+    """What a course does after its start, which is the first of the values."""
+    count = len(values)
+    if all(_close(value, values[0]) for value in values):
+        return "constant"
+    for name, curve in _CURVES.items():
+        # The end is what comes after the last step.
+        share = curve((count - 1) / count, 0.0, 1.0)
+        end = values[0] + (values[-1] - values[0]) / share
+        if all(_close(v, curve(i / count, values[0], end)) for i, v in enumerate(values)):
+            return f"{name} to {round(end, 6) + 0.0:g}"
+    drops = [i for i in range(1, count) if not _close(values[i], values[i - 1])]
+    if len(drops) > 5:
+        return "other"
+    total = before + count
+    return ", ".join(f"{values[i]:.3g} at {100 * (before + i) / total:.3g} %" for i in drops)
+
+
+_CURVES: Mapping[str, Callable[[float, float, float], float]] = {
+    "cosine": cosine,
+    "linear": lambda done, start, end: start + (end - start) * done,
+}
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
