@@ -10,15 +10,15 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ssl_bench.api import registry
-from ssl_bench.config.presets import PRESETS
+from ssl_bench.config.presets import PRESETS, shared_defaults
 from ssl_bench.config.settings import BUDGETS, Settings
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.training.schedule import whole_epochs
 from ssl_bench.utils.formatting import digits, listed, seconds
 
 FEW_STEPS = 500
-"""Fewer say little about a method: MAE's features after 450 steps on 2,000 images were hardly better
-than an untrained encoder's (docs/tutorial.md), after 777 clearly (results/fashion-mnist)."""
+"""Fewer say little about a method: MAE's features were hardly better than an untrained encoder's
+after 450 steps on 2,000 images (docs/tutorial.md), clearly after 777 (results/fashion-mnist)."""
 _TIMES = ("10m", "1h", "8h")
 _WORDS = {
     "random init": ("an untrained encoder", "is"),
@@ -82,7 +82,7 @@ def next_commands(config: RunConfig, epochs: float, name: str) -> dict[str, str]
     longer = replace(config, settings=replace(settings, **length, epochs=whole_epochs(4 * epochs)))
     rival = registry.find("method", "mae" if config.method.name == "mocov3" else "mocov3")
     preset = settings.preset if settings.preset in PRESETS else Settings.preset
-    of_rival = {**PRESETS[preset], **rival.presets().get(preset, {})}
+    of_rival = shared_defaults(preset, rival.presets().get(preset, {}))
     own = {field.name for field in fields(rival.config)}
     length |= {"match": name, "epochs": of_rival.get("epochs", Settings.epochs)}
     other = RunConfig(

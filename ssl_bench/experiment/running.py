@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssl_bench.api.method import Method
+from ssl_bench.config.presets import SIZED_FOR
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.data.names import resolved
@@ -90,6 +91,13 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
+    if prepared.budget is None and plan.epochs not in (0, config.epochs_on()):
+        usual = many(config.epochs_on(), "epoch")
+        console.print(
+            f"{many(plan.epochs, 'epoch')}, for as many steps as {usual} "
+            f"of {SIZED_FOR:,} images take; --epochs says otherwise",
+            soft_wrap=True,
+        )
     if eval_data is not data:
         console.print("evaluated on ", end="")
         say_images(eval_data)

@@ -124,6 +124,7 @@ def stages(config: RunConfig) -> list[Stage]:
     presets = (config.settings.preset, *method.presets())
     beside = next((each for each in presets if published(method, each, method).settings), "")
     shared = {name: getattr(config.settings, name) for name in _SHARED}
+    shared["epochs"] = config.epochs_on()
     found = [_stage(method, shared | vars(config.method_config), method, beside)]
     for plugin, own in config.evals.items():
         found.append(_stage(plugin, vars(own), method, beside))
