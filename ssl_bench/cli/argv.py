@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from ssl_bench.errors import require
 
 _SHORT = ("-h", "-o")
+_ALONE = {"--watch": "10"}
+"""Flags that may go without their value, and what they mean then."""
 HELP = frozenset({"-h", "--help", "--help-all"})
 
 
@@ -52,7 +54,10 @@ def values_told_from_flags(args: Sequence[str], taking: set[str]) -> list[str]:
         taking: flags that take a value.
     """
     found: list[str] = []
-    for arg in args:
+    for arg, following in itertools.pairwise([*args, "--"]):
+        if arg in _ALONE and (following.startswith("--") or following in _SHORT):
+            found.append(f"{arg}={_ALONE[arg]}")
+            continue
         is_value = arg.startswith("-") and not (_is_flag(arg) or arg in _SHORT)
         if found and found[-1] in taking and is_value:
             found[-1] += f"={arg}"

@@ -16,7 +16,7 @@ from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli.argv import HELP, peek
 from ssl_bench.cli.parser import Flag, flags_with, values_of
-from ssl_bench.config.presets import PRESETS
+from ssl_bench.config.presets import PRESETS, shared_defaults
 from ssl_bench.config.settings import BUDGETS, ConfigFileSettings, EvalSettings, Settings
 from ssl_bench.errors import UserError, require, unknown
 from ssl_bench.experiment.run_config import EvalConfig, RunConfig, evaluations, flag_prefix
@@ -116,9 +116,9 @@ def _offer(args: Sequence[str], base: type, method: Plugin | None, preset: str) 
     if preset not in known:
         raise unknown("preset", preset, known)
     own = {plugin: plugin.presets().get(preset, {}) for plugin in everyone}
-    shared = dict(PRESETS.get(preset, {}))
+    shared = shared_defaults(preset, own[method] if method else {})
     if method:
-        shared |= {**own[method], "method": method.name}
+        shared["method"] = method.name
 
     flags = flags_with(base, "", shared | {"preset": preset})
     if method:

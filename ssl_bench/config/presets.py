@@ -64,6 +64,25 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Flags that a preset sets; a method's or an evaluation's own ``presets`` may add to each."""
 
+SIZED_BY_STEPS = "quick"
+"""The preset whose epochs are meant for `SIZED_FOR` images: fewer of them get more epochs."""
+SIZED_FOR = 60_000
+DEFAULT_EPOCHS = 8
+"""Where a preset has none."""
+
+
+def shared_defaults(preset: str, of_method: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset sets of the flags that all methods share, and of a method's own.
+
+    Args:
+        of_method: what the method's own ``presets`` have for it.
+    """
+    found = {**PRESETS.get(preset, {}), **of_method}
+    if preset == SIZED_BY_STEPS:
+        found.pop("epochs", None)  # until it is known how many images there are
+    return found
+
+
 PRESET_NOTES: Mapping[str, str] = {
     "quick": "minutes on two CPU cores; tuned on the embedded Fashion-MNIST",
     "small": "ViT-Ti/4, 200 epochs: small images on a GPU",

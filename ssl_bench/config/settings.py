@@ -74,8 +74,9 @@ class Settings(WorkSettings):
     """Height and width of a patch in pixels. Default: that in the backbone's name, or the divisor
     of the image size nearest to a quarter of it and to 16 at most; a backbone that is no plain
     Vision Transformer keeps its own."""
-    epochs: Annotated[float, "(0, inf)"] = 8
-    """Passes over the training split; parts of one count in whole steps."""
+    epochs: Annotated[float | None, "(0, inf)"] = None
+    """Passes over the training split; parts of one count in whole steps. Default: the preset's, or
+    8. Those of quick are for 60,000 images, and fewer images get more passes, for as many steps."""
     budget_flops: Annotated[float | None, "(0, inf)"] = None
     """Instead of --epochs: train for as many steps as these FLOPs pay for, forward and backward
     passes counted, such as 1e15."""
@@ -140,7 +141,7 @@ class Settings(WorkSettings):
         if self.budget_time:
             above("budget time", self.budget_seconds, 0)
         if self.eval_every:
-            self.epochs_between(self.epochs)
+            self.epochs_between(1)
         given = [name for name in BUDGETS if getattr(self, name)]
         require(
             len(given) < 2,

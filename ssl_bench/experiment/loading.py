@@ -58,7 +58,7 @@ class StepCheck:
         )
         if epochs is None:
             has_budget = any(getattr(settings, name) for name in BUDGETS)
-            epochs = math.inf if has_budget else settings.epochs
+            epochs = math.inf if has_budget else self.config.epochs_on(images)
         Schedule(images, size, epochs)  # which refuses too few
         method_config = plugin.real_config(self.config.method_config)
         reason = method.refuses(method_config, size, images, epochs)

@@ -15,7 +15,13 @@ from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Kind, Plugin
-from ssl_bench.config.presets import PRESETS
+from ssl_bench.config.presets import (
+    DEFAULT_EPOCHS,
+    PRESETS,
+    SIZED_BY_STEPS,
+    SIZED_FOR,
+    shared_defaults,
+)
 from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils import typed_json
@@ -71,11 +77,25 @@ class RunConfig:
             evals_on_the_way=_from_json(stored.evals_on_the_way),
         )
 
+    def epochs_on(self, images: int = SIZED_FOR) -> float:
+        """How many passes over so many training images the run makes, where no budget says so.
+
+        The default preset makes as many steps with few images as with `SIZED_FOR`.
+        """
+        settings = self.settings
+        if settings.epochs is not None:
+            return settings.epochs
+        of_preset = {**PRESETS.get(settings.preset, {})}
+        of_preset |= self.method.presets().get(settings.preset, {})
+        usual = of_preset.get("epochs", DEFAULT_EPOCHS)
+        if settings.preset != SIZED_BY_STEPS:
+            return usual
+        return max(usual, usual * SIZED_FOR // max(1, images))
+
     def command(self) -> list[str]:
         """The ``ssl-bench run`` that makes this run: what differs from its preset, as flags."""
         preset = self.settings.preset
-        of_method = dict(self.method.presets().get(preset, {}))
-        defaults: dict[str, Any] = dict(PRESETS.get(preset, {})) | of_method
+        defaults = shared_defaults(preset, self.method.presets().get(preset, {}))
         defaults = _fields(Settings()) | defaults | {"preset": Settings.preset}
         given = {"method": "", **_fields(self.settings)}  # which is to come first
         given["method"] = self.method.source or self.method.name

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssl_bench.api.method import Method
+from ssl_bench.config.presets import SIZED_FOR
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
 from ssl_bench.data.names import resolved
@@ -15,7 +16,7 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
-from ssl_bench.experiment import log_follower, loggers
+from ssl_bench.experiment import conclusion, log_follower, loggers
 from ssl_bench.experiment.evaluating import check_ranks, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
 from ssl_bench.experiment.preparation import Prepared, memory_noted, prepare_run, snapshot_steps
@@ -24,6 +25,7 @@ from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan, is_trained
 from ssl_bench.training import budget, pretrain, setup
+from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils.files import make_inside
 from ssl_bench.utils.formatting import many
 
@@ -37,10 +39,12 @@ class Run:
     Attributes:
         folder: the run folder.
         records: each evaluation asked for, as in its ``scores.json``.
+        conclusion: what it shows, in sentences, and what to do next.
     """
 
     folder: Path
     records: Sequence[runner.Record]
+    conclusion: Sequence[str] = ()
 
 
 def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") -> Run:
@@ -87,11 +91,22 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
 
     plan, folder = collectives.on_rank_zero(create)
     _announce(plan, spec, data, hardware, settings)
+    if prepared.budget is None and plan.epochs not in (0, config.epochs_on()):
+        usual = many(config.epochs_on(), "epoch")
+        console.print(
+            f"{many(plan.epochs, 'epoch')}, for as many steps as {usual} "
+            f"of {SIZED_FOR:,} images take; --epochs says otherwise",
+            soft_wrap=True,
+        )
     if eval_data is not data:
         console.print("evaluated on ", end="")
         say_images(eval_data)
     for line in prepared.left_out:
         note(line)
+    if plan.epochs:
+        steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps
+        if steps < conclusion.FEW_STEPS:
+            note(conclusion.few(steps))
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     with (
         run_folder.recorded_as(config.command()),
@@ -117,7 +132,25 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
                 ):
                     console.print(f"step {step:,}: {runner.in_words(record)}")
     console.print(f"run folder: {folder}", soft_wrap=True)
-    return Run(folder, records)
+    return Run(folder, records, _conclusion(config, plan, data, folder, records))
+
+
+def _conclusion(
+    config: RunConfig, plan: Plan, data: Dataset, folder: Path, records: Sequence[runner.Record]
+) -> list[str]:
+    if not plan.epochs:
+        return []
+    steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps
+    cost = schema.peek(folder / schema.COST)
+    seconds = cost.get("seconds")  # of all devices together
+    pace = steps * cost.get("devices", 1) / seconds if seconds else None
+    return [
+        " ".join(conclusion.sentences(plan.method, records, steps, pace)),
+        *(
+            f"{what}: `{command}`"
+            for what, command in conclusion.next_commands(config, plan.epochs, plan.name).items()
+        ),
+    ]
 
 
 def _trained(

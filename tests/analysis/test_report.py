@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from html.parser import HTMLParser
@@ -39,6 +41,7 @@ from ssl_bench.analysis.report import (
 from ssl_bench.analysis.report.drawing import Drawing
 from ssl_bench.analysis.report.source import Source
 from ssl_bench.analysis.report.tables import Cell, Table
+from ssl_bench.cli import parser
 from ssl_bench.config.command_settings import ReportSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
@@ -647,3 +650,47 @@ class TestBrowser:
             with page.expect_download() as download:
                 link.click()
             assert download.value.path().stat().st_size > 0
+
+
+def test_a_watched_report_is_written_again_when_runs_change(tmp_path: Path) -> None:
+    def written() -> bytes | None:
+        return page.read_bytes() if page.exists() else None
+
+    def wait_for_another(than: bytes | None) -> bytes:
+        for _ in range(600):
+            if process.poll() is not None:
+                pytest.fail(f"it ended: {process.communicate()}")
+            if (now := written()) not in (None, than):
+                assert now
+                return now
+            time.sleep(0.1)
+        pytest.fail("the page was not written again")
+
+    runs, page = tmp_path / "runs", tmp_path / "report" / "index.html"
+    make_run(runs, "mae", 0, evals=("knn",))
+    args = ["report", "--runs-dir", str(runs), "-o", str(page.parent), "--watch", "0.2"]
+    process = subprocess.Popen([sys.executable, "-m", "ssl_bench", *args], stderr=subprocess.PIPE)
+    try:
+        first = wait_for_another(None)
+        assert b'http-equiv="refresh" content="1"' in first
+        time.sleep(1)
+        assert written() == first  # nothing has changed
+        make_run(runs, "newcomer", 0, evals=("knn",))
+        while b"newcomer" not in (first := wait_for_another(first)):
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and b"Traceback" not in err
+
+
+def test_watch_goes_without_seconds() -> None:
+    def parsed(*args: str) -> ReportSettings:
+        return parser.parse("report", ReportSettings, args)
+
+    assert parsed("mae").watch is None
+    assert parsed("mae", "--watch").watch == parsed("--watch", "-o", "a").watch == 10
+    assert parsed("--watch", "0.5").watch == 0.5
+    with pytest.raises(UserError, match="watch"):
+        parsed("--watch", "0")

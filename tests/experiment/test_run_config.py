@@ -218,3 +218,27 @@ def test_a_config_of_another_type_of_file_is_refused() -> None:
     with pytest.raises(UserError, match=r"method\.txt"):
         RunConfig.from_json(content)
     assert registry.find("method", "mae")
+
+
+@pytest.mark.parametrize(
+    ("args", "images", "epochs"),
+    [
+        ("", 60_000, 8),
+        ("", 54_000, 8),  # with a tenth held out
+        ("", 1_000_000, 8),
+        ("", 3_000, 160),
+        ("--method mocov3", 60_000, 2),
+        ("--method mocov3", 3_000, 40),
+        ("--epochs 8", 3_000, 8),
+        ("--method mocov3 --epochs 0.5", 3_000, 0.5),
+        ("--preset small", 3_000, 200),
+    ],
+)
+def test_few_images_get_more_passes_unless_epochs_are_given(
+    args: str, images: int, epochs: float
+) -> None:
+    config = flags.parse_run(args.split())
+    assert config.epochs_on(images) == epochs
+    again = RunConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert again.epochs_on(images) == epochs
+    assert flags.parse_run(config.command()[2:]).epochs_on(images) == epochs

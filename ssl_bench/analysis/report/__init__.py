@@ -6,7 +6,10 @@ papers. ``report.json`` marks the folder as a report, the only kind of folder th
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -96,6 +99,7 @@ def write(settings: ReportSettings) -> list[str]:
         (folder / "tables" / "provenance.csv").write_bytes(of_runs)
         content = {
             "title": settings.title,
+            "reload": math.ceil(settings.watch) if settings.watch else None,
             "facts": _facts(source),
             "answers": [
                 (table.title, verdict.summary(table), list(verdict.sentences(table)))
@@ -121,6 +125,32 @@ def write(settings: ReportSettings) -> list[str]:
         f"report: {settings.output / 'index.html'} ({len(source.runs)} runs, "
         f"{len(figures)} figures)",
     ]
+
+
+def watch(settings: ReportSettings) -> Iterator[list[str]]:
+    """Write the report again whenever the runs have changed, without end: what `write` tells.
+
+    Raises:
+        UserError: as of `write`.
+    """
+    assert settings.watch
+    shown: object = None
+    while True:
+        now = _state(settings.runs_dir)  # before they are read, so that no change is missed
+        if now != shown:
+            yield write(settings)
+            shown = now
+        time.sleep(settings.watch)
+
+
+def _state(runs_dir: Path) -> frozenset[tuple[str, int]]:
+    """What changes when a run begins, ends or fails, or is evaluated."""
+    names = (schema.CONFIG, schema.ENCODER, schema.FAILED, f"**/{schema.EVALS}/*/{schema.SCORES}")
+    found = set()
+    for path in chain.from_iterable(runs_dir.glob(f"*/{name}") for name in names):
+        with suppress(OSError):  # it has gone meanwhile
+            found.add((str(path), path.stat().st_mtime_ns))
+    return frozenset(found)
 
 
 def _draw(source: Source, folder: Path) -> tuple[list[Figure], list[Missing]]:

@@ -46,5 +46,6 @@ def report(settings: ReportSettings) -> None:
     """Write the page, and say what was written: ``ssl-bench report``."""
     from ssl_bench.analysis import report
 
-    for line in report.write(settings):
-        print(plain(line))
+    for lines in report.watch(settings) if settings.watch else [report.write(settings)]:
+        for line in lines:
+            print(plain(line), flush=True)

@@ -22,7 +22,8 @@ def run(args: Sequence[str]) -> int:
     def work() -> None:
         from ssl_bench.experiment import running
 
-        running.run(config)
+        for line in running.run(config).conclusion:
+            running.console.print(line)
 
     settings = config.settings
     return launcher.on_devices(
