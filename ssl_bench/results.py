@@ -177,7 +177,7 @@ class Run(_Results):
 
             folder = run_folder.find_trained(self.folder.parent, str(self.folder))
             plan = schema.load_plan(folder)
-            dataset = evaluating.data_of(EvalSettings(target=str(folder), data=data), plan)
+            [dataset, *_] = evaluating.data_of(EvalSettings(target=str(folder), data=data), plan)
             hardware = choose(plan.get("precision", "auto"))
             encoder = runner.frozen_encoder(folder, dataset, plan["seed"], hardware)
             images = dataset.train if split == "train" else dataset.test

@@ -65,7 +65,8 @@ class Settings(WorkSettings):
     out, and @whole says that there are none; @validation in the end takes a tenth of the training
     images in place of the test images, to choose settings on."""
     eval_data: str | None = None
-    """Data set to evaluate on, said like --data. Default: the one that is trained on."""
+    """Data set to evaluate on, said like --data, or several, separated by commas. Default: the one
+    that is trained on."""
     backbone: str = "vit_micro"
     """One of the presets in `ssl-bench list`, or any image model of timm by name."""
     image_size: Annotated[int | None, "[1, inf)"] = None
@@ -219,7 +220,8 @@ class EvalSettings(WeightSettings, WorkSettings):
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
     the pre-training's, or 224 for a ResNet from elsewhere, whose weights do not tell."""
     data: str | None = None
-    """Data set to evaluate on. Default: the run's --eval-data, or else what it was trained on."""
+    """Data set to evaluate on, or several, separated by commas. Default: the run's --eval-data, or
+    else what it was trained on."""
     seed: int | None = None
     """Seed of the evaluations' draws. Default: the run's."""
     precision: Precision = "auto"

@@ -144,6 +144,13 @@ def base(text: str) -> str:
     return parse(text).place
 
 
+def several(text: str) -> tuple[str, ...]:
+    """The sources in a list separated by commas, each once; a path that exists is a single one."""
+    if "," not in text or _exists(base(text)):
+        return (text,)
+    return tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+
+
 def resolved(text: str) -> str:
     """The source with its path made absolute."""
     place = base(text)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from rich.table import Table
 
 from ssl_bench.config.settings import EvalSettings, Settings
 from ssl_bench.data import Dataset
+from ssl_bench.data.names import several
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import choose
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import console, load, note, say_images
-from ssl_bench.experiment.preparation import with_labels
+from ssl_bench.experiment.preparation import with_labels_of_each
 from ssl_bench.experiment.run_config import EvalConfig, real_configs
 from ssl_bench.models import backbones, checkpoints, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
@@ -40,33 +42,42 @@ def evaluate(config: EvalConfig) -> Path:
     check_ranks(settings)
     hardware = choose(settings.precision)
     folder, plan = collectives.on_rank_zero(lambda: _evaluated(settings))
-    data = data_of(settings, plan)
-    evals, _ = with_labels(
-        real_configs(config.evals), data, by_name=True, way_out="--data LABELLED"
+    datasets = data_of(settings, plan)
+    wanted, lacking = with_labels_of_each(
+        real_configs(config.evals), datasets, by_name=True, way_out="--data LABELLED"
     )
-    say_images(data)
+    for data in datasets:
+        say_images(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
-    evals, left_out, recipe = audit.evaluations(spec, evals, data, seed, hardware)
-    for line in left_out:
+    audits = [
+        audit.evaluations(spec, evals, data, seed, hardware)
+        for evals, data in zip(wanted, datasets, strict=True)
+    ]
+    for line in dict.fromkeys(chain(lacking, *(left_out for _, left_out, _ in audits))):
         note(line)
-    if recipe:
+    if recipe := dict.fromkeys(chain.from_iterable(told for *_, told in audits)):
         console.print(f"recipe: {'; '.join(recipe)}", soft_wrap=True)
     with collectives.rank_zero_only(run_folder.locked(folder, settings.wait)):
-        keep = settings.keep_features
-        found = runner.evaluate_run(folder, evals, data, seed, hardware, folder.parent, keep)
-        shown(plan["method"], plan["data"], found)
+        how = seed, hardware, folder.parent, settings.keep_features
+        found = (
+            runner.evaluate_run(folder, evals, data, *how)
+            for (evals, *_), data in zip(audits, datasets, strict=True)
+        )
+        shown(plan["method"], plan["data"], chain.from_iterable(found))
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
 
 
-def data_of(settings: EvalSettings, plan: Mapping[str, Any]) -> Dataset:
+def data_of(settings: EvalSettings, plan: Mapping[str, Any]) -> list[Dataset]:
     """What a run is evaluated on: the settings' data, else its own, at its image size."""
     source = settings.data or plan.get("eval_data_source") or plan["data_source"]
     _say_data(settings, settings.weights or settings.target, source)
     size = plan["encoder"]["image_size"]
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
-    return load(source, size, settings.data_dir, settings.storage, skip)
+    sources = several(source)
+    require(bool(sources), f"data {source!r} names no data set")
+    return [load(each, size, settings.data_dir, settings.storage, skip) for each in sources]
 
 
 def check_ranks(settings: Settings | EvalSettings) -> None:
@@ -83,7 +94,7 @@ def check_ranks(settings: Settings | EvalSettings) -> None:
 
 
 def shown(
-    method: str, pretrained_on: str | None, found: Iterator[runner.Record]
+    method: str, pretrained_on: str | None, found: Iterable[runner.Record]
 ) -> list[runner.Record]:
     """The records, shown beside their baselines; after an error, those found before it."""
     records = []
@@ -113,9 +124,12 @@ def beside_baselines(
     is_mixed = len(set(units)) > 1
     what = "" if is_mixed else f"{units[0]}, "
     caption = f"{what}{tested} test images, one seed (gain over the baseline)"
-    data = records[0]["data"]
+    sets = list(dict.fromkeys(record["data"] for record in records))
+    data, are_several = ", ".join(sets), len(sets) > 1
     origin = "" if pretrained_on in (None, data) else f", pre-trained on {pretrained_on}, evaluated"
     table = Table(title=f"{method}{origin} on {data}", caption="\n".join([caption, *notes]))
+    if are_several:
+        table.add_column("data")
     table.add_column("evaluation")
     table.add_column(method, justify="right", style="bold")
     for label in labels:
@@ -128,7 +142,8 @@ def beside_baselines(
             gains = dict.fromkeys(others, "")
         cells = (digits(others[n], unit) + gains[n] if n in others else "-" for n in labels)
         name = f"{record['eval']}\n{unit}" if is_mixed else record["eval"]
-        table.add_row(name, digits(score, unit) + _interval(record["scores"], unit), *cells)
+        of = (record["data"],) if are_several else ()
+        table.add_row(*of, name, digits(score, unit) + _interval(record["scores"], unit), *cells)
     return table
 
 

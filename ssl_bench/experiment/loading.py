@@ -13,7 +13,7 @@ from ssl_bench.api.method import Method
 from ssl_bench.config.settings import BUDGETS, Storage
 from ssl_bench.data import Dataset
 from ssl_bench.data.listing import Listing
-from ssl_bench.data.names import resolved
+from ssl_bench.data.names import resolved, several
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
@@ -30,7 +30,7 @@ class RunData(NamedTuple):
     """What a run is trained on, and what it is evaluated on: the same, but for ``--eval-data``."""
 
     training: Dataset
-    evaluation: Dataset
+    evaluations: Sequence[Dataset]
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,14 @@ def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
     settings = config.settings
     how = settings.data_dir, settings.storage, settings.skip_broken
     data = read(settings.data, settings.image_size, *how, StepCheck(config))
-    source = settings.eval_data
-    is_wanted = bool(config.evals or settings.eval_every)
-    if not source or not is_wanted or resolved(source) == data.source:
-        return RunData(data, data)
-    return RunData(data, read(source, data.view_size, *how))
+    if not settings.eval_data or not (config.evals or settings.eval_every):
+        return RunData(data, [data])
+    found = [
+        data if resolved(source) == data.source else read(source, data.view_size, *how)
+        for source in several(settings.eval_data)
+    ]
+    require(bool(found), f"eval data {settings.eval_data!r} names no data set")
+    return RunData(data, found)
 
 
 def say_images(data: Dataset | Listing) -> None:

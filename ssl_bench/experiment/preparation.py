@@ -28,11 +28,21 @@ from ssl_bench.training.schedule import Schedule, whole_epochs
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """A data set to evaluate on, and the evaluations there, at the end and on the way."""
+
+    data: Dataset
+    evals: Evaluations
+    on_the_way: Evaluations
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A run that may begin.
 
     Attributes:
         config: with each plugin's real ``Config``, and those evaluations that are possible.
+        evaluated: which of them are, on each data set.
         method: around a fresh encoder.
         recipe: what the audit found, for a person to read.
         budget: what the training may cost, as `budget.of` has it.
@@ -40,6 +50,7 @@ class Prepared:
     """
 
     config: RunConfig
+    evaluated: Sequence[Evaluated]
     plan: Plan
     spec: EncoderSpec
     method: Method
@@ -92,7 +103,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         f"method {plugin.name} learns from labels, and data {data.name!r} has none "
         f"({data.unlabelled}); a method that reads none would work, such as mae",
     )
-    config, unlabelled = _with_labels(config, datasets.evaluation)
+    wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
@@ -144,24 +155,45 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
             "forward pass of the encoder, which the FLOPs leave out, and what comes after the "
             f"encoder keeps those of all {own}"
         )
-    where = datasets.evaluation, settings.seed, hardware
-    evals, left_out, told = audit.evaluations(spec, config.evals, *where)
-    on_the_way, others, told_too = audit.evaluations(spec, config.evals_on_the_way, *where)
-    recipe += dict.fromkeys([*told, *(told_too if settings.eval_every else ())])
+    evaluated, left_out, told = [], list[str](), list[str]()
+    for each in wanted:
+        where = each.data, settings.seed, hardware
+        evals, not_there, of_end = audit.evaluations(spec, each.evals, *where)
+        on_the_way, others, of_way = audit.evaluations(spec, each.on_the_way, *where)
+        evaluated.append(Evaluated(each.data, evals, on_the_way))
+        left_out += [*not_there, *others]
+        told += [*of_end, *(of_way if settings.eval_every else ())]
+    recipe += dict.fromkeys(told)
     return Prepared(
-        config=replace(config, evals=evals, evals_on_the_way=on_the_way),
+        config=replace(
+            config,
+            evals=_somewhere(config.evals, [each.evals for each in evaluated]),
+            evals_on_the_way=_somewhere(
+                config.evals_on_the_way, [each.on_the_way for each in evaluated]
+            ),
+        ),
+        evaluated=evaluated,
         plan=plan,
         spec=spec,
         method=method,
         hardware=hardware,
         recipe="; ".join(recipe),
         budget=allowed,
-        left_out=tuple(dict.fromkeys([*unlabelled, *left_out, *others])),
+        left_out=tuple(dict.fromkeys([*unlabelled, *left_out])),
     )
 
 
-def _with_labels(config: RunConfig, data: Dataset) -> tuple[RunConfig, list[str]]:
-    """The config without those default evaluations that need labels where there are none.
+def _somewhere(wanted: Evaluations, found: Sequence[Evaluations]) -> Evaluations:
+    """The evaluations that are possible on some of the data."""
+    return {
+        plugin: config for plugin, config in wanted.items() if any(plugin in each for each in found)
+    }
+
+
+def _with_labels(
+    config: RunConfig, datasets: Sequence[Dataset]
+) -> tuple[list[Evaluated], list[str]]:
+    """The evaluations on each data set, without default ones that need labels where there are none.
 
     Raises:
         UserError: evaluations that need labels were asked for, or data to evaluate on.
@@ -169,14 +201,33 @@ def _with_labels(config: RunConfig, data: Dataset) -> tuple[RunConfig, list[str]
     settings = config.settings
     of_preset = config.method.presets().get(settings.preset, {}).get("evals", ())
     by_name = settings.evals not in ((), of_preset) or bool(settings.eval_data)
-    evals, left_out = with_labels(config.evals, data, by_name, "--eval-data LABELLED")
-    on_the_way = config.evals_on_the_way
+    evals, left_out = with_labels_of_each(config.evals, datasets, by_name, "--eval-data LABELLED")
+    ways = [config.evals_on_the_way for _ in datasets]
     if settings.eval_every:
         way_out = "--eval-data LABELLED, or others in --eval-every-with,"
-        with_labels(on_the_way, data, True, way_out)
-    elif data.unlabelled:  # of no use, and never asked for
-        on_the_way = {}
-    return replace(config, evals=evals, evals_on_the_way=on_the_way), left_out
+        ways, _ = with_labels_of_each(config.evals_on_the_way, datasets, True, way_out)
+    else:  # those that are of no use were never asked for
+        ways = [{} if data.unlabelled else way for data, way in zip(datasets, ways, strict=True)]
+    return [Evaluated(*each) for each in zip(datasets, evals, ways, strict=True)], left_out
+
+
+def with_labels_of_each(
+    evals: Evaluations, datasets: Sequence[Dataset], by_name: bool, way_out: str
+) -> tuple[list[Evaluations], list[str]]:
+    """`with_labels` of several data sets, where each evaluation needs only one that suits it.
+
+    Raises:
+        UserError: an evaluation that was asked for suits none of the data, or data suit none.
+    """
+    is_one = len(datasets) == 1
+    found = [with_labels(evals, data, by_name and is_one, way_out) for data in datasets]
+    kept: list[Evaluations] = [own for own, _ in found]
+    for own, lines in found:
+        require(is_one or not evals or bool(own), "; ".join(lines))
+    told = [line for _, lines in found for line in lines]
+    suited = _somewhere(evals, kept)
+    require(is_one or not by_name or len(suited) == len(evals), "; ".join(told))
+    return kept, told
 
 
 def with_labels(

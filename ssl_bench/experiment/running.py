@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from ssl_bench.api.method import Method
 from ssl_bench.config.presets import SIZED_FOR
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import resolved
+from ssl_bench.data.names import resolved, several
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
@@ -62,17 +63,18 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
     check_ranks(settings)
     loggers.check(settings.log)
     datasets = datasets or data_of(config)
-    data, eval_data = datasets
+    data = datasets.training
     with memory_noted(config):
         prepared = prepare_run(config, datasets, expected)
     config = prepared.config
     spec, hardware = prepared.spec, prepared.hardware
+    eval_source = ",".join(map(resolved, several(settings.eval_data or "")))
     facts = {
         "preset": settings.preset,
         "budget": prepared.budget,
         "method_code": plugin.fingerprint,
         "data_source": data.source,
-        **({"eval_data_source": resolved(settings.eval_data)} if settings.eval_data else {}),
+        **({"eval_data_source": eval_source} if eval_source else {}),
         **({"skip_broken": True, "broken": data.broken} if settings.skip_broken else {}),
     }
     names = collectives.gather_objects(prepared.plan.name)
@@ -98,9 +100,10 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
             f"of {SIZED_FOR:,} images take; --epochs says otherwise",
             soft_wrap=True,
         )
-    if eval_data is not data:
-        console.print("evaluated on ", end="")
-        say_images(eval_data)
+    for eval_data in datasets.evaluations:
+        if eval_data is not data or len(datasets.evaluations) > 1:
+            console.print("evaluated on ", end="")
+            say_images(eval_data)
     for line in prepared.left_out:
         note(line)
     if plan.epochs:
@@ -117,20 +120,20 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
         method = _trained(prepared, data, plan, folder, settings, snapshots)
         collectives.on_rank_zero(lambda: _draw(method, data, plan, spec, folder))
         with collectives.rank_zero_only(run_folder.failures_noted(folder)):
-            found = runner.evaluate_run(
-                *(folder, config.evals, eval_data, plan.seed, hardware),
-                settings.runs_dir,
-                settings.keep_features,
+            where = plan.seed, hardware, settings.runs_dir
+            found = (
+                runner.evaluate_run(folder, each.evals, each.data, *where, settings.keep_features)
+                for each in prepared.evaluated
             )
-            records = shown(plan.method, plan.data, found)
+            records = shown(plan.method, plan.data, chain.from_iterable(found))
             for step in snapshots:
                 home = pretrain.snapshot_folder(folder, step)
-                for record in runner.evaluate_run(
-                    *(home, config.evals_on_the_way, eval_data, plan.seed, hardware),
-                    settings.runs_dir,
-                    keep_features=False,
-                ):
-                    console.print(f"step {step:,}: {runner.in_words(record)}")
+                for each in prepared.evaluated:
+                    on = f"{each.data.name}: " if len(prepared.evaluated) > 1 else ""
+                    for record in runner.evaluate_run(
+                        home, each.on_the_way, each.data, *where, keep_features=False
+                    ):
+                        console.print(f"step {step:,}: {on}{runner.in_words(record)}")
     console.print(f"run folder: {folder}", soft_wrap=True)
     return Run(folder, records, _conclusion(config, plan, data, folder, records))
 

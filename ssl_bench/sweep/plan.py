@@ -6,19 +6,17 @@ FLOPs are counted, and the time is what earlier runs took.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from ssl_bench.api.registry import Plugin
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import loading
-from ssl_bench.experiment.preparation import RunData, memory_noted, prepare_run
+from ssl_bench.experiment.preparation import Evaluated, RunData, memory_noted, prepare_run
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
 from ssl_bench.runs.index import Index
@@ -39,7 +37,7 @@ class _Training:
     steps: int
     flops: int
     seconds: float | None
-    evals: Mapping[Plugin, Any]
+    evaluated: Sequence[Evaluated]
 
 
 @dataclass(frozen=True)
@@ -118,22 +116,27 @@ class Planner:
         )
         datasets = loading.data_of(config, self._load)
         training = self._training(config, datasets)
-        data = datasets.evaluation
         plan = replace(training.plan, seed=settings.seed)
-        names = [plugin.name for plugin in training.evals]
+        evals: dict[str, str] = {}
+        seconds: list[float | None] = []
+        for each in training.evaluated:
+            data = each.data
+            seconds.append(
+                _evaluation_seconds([p.name for p in each.evals], data.name, self._index)
+            )
+            for plugin, own in each.evals.items():
+                name = f"{plugin.name} on {data.name}" if plugin.name in evals else plugin.name
+                evals[name] = runner.folder_name(plugin, own, data, plan.seed, plan.precision)
         return Entry(
             label=cell.label,
             config=config.to_json(),
             run=plan.name,
-            evals={
-                plugin.name: runner.folder_name(plugin, own, data, plan.seed, plan.precision)
-                for plugin, own in training.evals.items()
-            },
+            evals=evals,
             steps=training.steps,
             batch_size=plan.batch_size,
             flops=training.flops,
             pretrain_seconds=training.seconds,
-            eval_seconds=_evaluation_seconds(names, data.name, self._index),
+            eval_seconds=None if None in seconds else sum(filter(None, seconds)),
             trial=cell.trial is not None,
         )
 
@@ -155,7 +158,7 @@ class Planner:
             if pace:
                 self.paces[pace.basis] = None
             seconds = counted / pace.rate if pace else None if counted else 0.0
-            self._trainings[alike] = _Training(plan, steps, counted, seconds, prepared.config.evals)
+            self._trainings[alike] = _Training(plan, steps, counted, seconds, prepared.evaluated)
         return self._trainings[alike]
 
     def _complete(self, config: RunConfig) -> RunConfig:

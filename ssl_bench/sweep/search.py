@@ -18,7 +18,7 @@ from ssl_bench.api import registry
 from ssl_bench.api.ranges import OneOf, Range
 from ssl_bench.config.settings import Settings
 from ssl_bench.config.sweep_settings import SweepSettings
-from ssl_bench.data.names import VALIDATION
+from ssl_bench.data.names import VALIDATION, several
 from ssl_bench.errors import UserError, require
 from ssl_bench.runs import schema
 from ssl_bench.sweep.grid import Cell, Final, Grid, Part, label_of, possible, refuse_too_many
@@ -64,7 +64,7 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
                 f"{flag} {data}: a search holds images out by itself; "
                 f"{flag} {data.removesuffix(VALIDATION)} would work",
             )
-            held_out[name] = data + VALIDATION
+            held_out[name] = ",".join(each + VALIDATION for each in several(data))
         evals = [plugin.source or plugin.name for plugin in base.evals]
         require(
             bool(settings.choose_by or evals), "a search needs --choose-by or --evals to choose by"

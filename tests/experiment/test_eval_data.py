@@ -12,6 +12,7 @@ from helpers import write_images
 from PIL import Image
 
 from ssl_bench.cli import sweep_args
+from ssl_bench.data.names import several
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -151,6 +152,63 @@ def test_data_that_cannot_be_evaluated_on_are_refused_first(
     code, _, err = run("--eval-data", tmp_path / kind)
     assert code == 2 and kind in err and len(err.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_several_data_sets_stand_in_one_table(
+    ssl_bench: Call, run: Call, tmp_path: Path, image_folder: Path, grey: Path
+) -> None:
+    runs, both = ("--runs-dir", tmp_path / "runs"), f"{image_folder},{grey}"
+    code, out, err = run("--evals", "knn", "--eval-every", "50%", "--eval-data", both)
+    assert code == 0 and "12 or 24 test images" in " ".join(out.split()), err
+    rows = [line for line in out.splitlines() if "│" in line and " knn" in line]
+    assert [any(name in row for row in rows) for name in ("images", "grey")] == [True, True]
+    [folder] = (tmp_path / "runs").glob("mae-*")
+    for home in (folder, folder / "snapshots"):
+        found = {each["data"]: each for each in records(home)}
+        assert set(found) == {"images", "grey"}
+        assert len({each["protocol"] for each in found.values()}) == 2
+    code, out, err = ssl_bench("compare", *runs)
+    tables = " ".join(out.split())
+    assert code == 0 and "images, 12 test images" in tables and "grey, 24 test images" in tables
+
+    before = sorted(folder.glob("evals/*/scores.json"))
+    assert ssl_bench("run", "--config", folder / "config.json")[0] == 0
+    assert sorted(folder.glob("evals/*/scores.json")) == before
+    code, out, err = ssl_bench("rerun", folder, *runs)
+    assert code == 0 and "knn on grey" in out and "knn on images" in out, out + err
+    code, _, err = ssl_bench("eval", folder, "--evals", "linear", *runs)
+    assert code == 0, err
+    code, _, err = ssl_bench("eval", folder, "--evals", "linear", "--data", both, *runs)
+    assert code == 0, err
+    linear = [each["data"] for each in records(folder) if each["eval"] == "linear"]
+    assert sorted(linear) == ["grey", "images"]
+
+
+def test_one_of_several_that_cannot_be_read_stops_before_training(
+    run: Call, tmp_path: Path, grey: Path, unlabelled: Path
+) -> None:
+    for other in (tmp_path / "missing", unlabelled):
+        code, _, err = run("--evals", "knn", "--eval-data", f"{grey},{other}")
+        assert code == 2 and other.name in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_of_several_gets_the_evaluations_that_it_allows(
+    run: Call, tmp_path: Path, grey: Path, unlabelled: Path
+) -> None:
+    evals = ("--evals", "knn,representation", "--representation-images", 8)
+    code, out, err = run(*evals, "--eval-data", f"{unlabelled},{grey}")
+    assert code == 0 and "left out" in out, err
+    found = sorted((each["data"], each["eval"]) for each in records(tmp_path / "runs"))
+    runs = [each for each in found if each[1] == "knn"]
+    assert {data for data, _ in runs} == {"grey"}
+    assert ("flat", "representation") in found and ("grey", "representation") in found
+
+
+def test_a_path_with_a_comma_is_one_data_set(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    assert several(f"{tmp_path}/a,b@whole") == (f"{tmp_path}/a,b@whole",)
+    assert several("mnist, usps@validation,,mnist") == ("mnist", "usps@validation")
 
 
 def test_data_that_nothing_is_evaluated_on_are_named(run: Call, grey: Path) -> None:

@@ -19,6 +19,7 @@ from ssl_bench.cli import trust
 from ssl_bench.cli.commands.show import text
 from ssl_bench.config.command_settings import RerunSettings
 from ssl_bench.config.settings import Precision
+from ssl_bench.data.names import several
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
@@ -105,19 +106,19 @@ def _config(
     trust.ask(f"run {folder.name!r} was made with", sorted(files), folder, settings.trust)
     evals: dict[Plugin, Any] = {}
     left_out = []
-    eval_source, eval_fingerprint = _evaluated_on(plan, [record for _, record in records])
+    eval_source, eval_fingerprints = _evaluated_on(plan, [record for _, record in records])
     for name, record in records:
         plugin = plugin_of[name]
-        own = (record["data_fingerprint"], record["seed"], record["precision"])
-        if own != (eval_fingerprint, plan["seed"], plan["precision"]):
+        is_alike = (record["seed"], record["precision"]) == (plan["seed"], plan["precision"])
+        if not is_alike or record["data_fingerprint"] not in eval_fingerprints:
             left_out.append(f"{name} is left out: its data, seed or precision differ")
-        elif plugin in evals:
+        elif evals.get(plugin, own := plugin.config_of(record["config"])) != own:
             left_out.append(
                 f"{name} is left out: {plugin.name} is there under another protocol, and a run has "
                 "one"
             )
         else:
-            evals[plugin] = plugin.config_of(record["config"])
+            evals[plugin] = own
     snapshots = len(list(folder.glob("snapshots/*/encoder.json")))
     if snapshots:
         left_out.append(f"{snapshots} encoders on the way are left out; the last one is repeated")
@@ -159,20 +160,23 @@ def _config(
 
 def _evaluated_on(
     plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
-) -> tuple[str | None, str]:
-    """``--eval-data`` and the fingerprint of the data that evaluations are repeated on.
+) -> tuple[str | None, set[str]]:
+    """``--eval-data`` and the fingerprints of the data that evaluations are repeated on.
 
     That is what the run itself was evaluated on, as far as it was.
     """
     asked = plan.get("eval_data_source")
-    own = [each for each in records if asked and each.get("data_source") == asked]
+    sources = several(asked) if asked else ()
+    own = [each for each in records if each.get("data_source") in sources]
+    if own and len(sources) > 1:
+        return asked, {each["data_fingerprint"] for each in own}
     own += [each for each in records if each["data_fingerprint"] == plan["data_fingerprint"]]
     first = next(iter([*own, *records]), {})
     found = first.get("data_fingerprint", plan["data_fingerprint"])
     source = first.get("data_source")
     if found == plan["data_fingerprint"] or not isinstance(source, str):
-        return None, plan["data_fingerprint"]
-    return source, found
+        return None, {plan["data_fingerprint"]}
+    return source, {found}
 
 
 def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
@@ -262,19 +266,22 @@ def outcomes(folder: Path, again: Path) -> list[dict[str, Any]]:
         that cannot be told), and the ``difference``.
     """
     rows = [_compared_weights(folder, again)]
-    for path in schema.score_files(again):
-        record, which = schema.load_object(path), path.parent.name
+    found = [(path, schema.load_object(path)) for path in schema.score_files(again)]
+    are_several = len({record["data"] for _, record in found}) > 1
+    for path, record in found:
+        which = path.parent.name
+        name = f"{record['eval']} on {record['data']}" if are_several else record["eval"]
         record_before = schema.load_object(folder / schema.EVALS / which / schema.SCORES)
         before = mapping(record_before.get("scores"))
         if not before:
-            rows.append(_unknown(record["eval"], f"protocol {record['protocol']} is new"))
+            rows.append(_unknown(name, f"protocol {record['protocol']} is new"))
             continue
         for score, value in record["scores"].items():
             was = before.get(score, math.nan)
             was = was if isinstance(was, int | float) else math.nan
             is_same = was == value or (was != was and value != value)
             apart = "" if is_same else f"{value - was:+.4g}"
-            rows.append(_row(f"{record['eval']} {score}", f"{was:.4f}", f"{value:.4f}", apart))
+            rows.append(_row(f"{name} {score}", f"{was:.4f}", f"{value:.4f}", apart))
         rows += _compared_predictions(folder / schema.EVALS / which, again / schema.EVALS / which)
     return rows
 
