@@ -20,7 +20,6 @@ from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 
 KNN = registry.find("eval", "knn")
-LINEAR = registry.find("eval", "linear")
 FINETUNE = registry.find("eval", "finetune")
 BOTH = pytest.mark.parametrize(
     "name,config", [("linear", {"batch_size": 32, "epochs": 20}), ("knn", {})]
@@ -50,7 +49,7 @@ def evaluate(name: str, config: dict[str, Any], encoder: Given, data: Dataset) -
 def test_what_fits_only_the_images_it_was_fitted_on_is_not_chosen(
     name: str, config: dict[str, Any], tiny: Dataset
 ) -> None:
-    """One pooling knows those by heart, or by their own noise; the other is right of four in five."""
+    """One pooling knows those by heart, or by their noise; the other is mostly right."""
     labels_N, (fit_N, held_out_N) = tiny.train.labels_N, holdout(tiny, 0.1)
     generator = torch.Generator().manual_seed(0)
     by_heart = 5 * torch.randn(len(labels_N), 3, generator=generator)
@@ -71,7 +70,7 @@ def test_what_fits_only_the_images_it_was_fitted_on_is_not_chosen(
 @BOTH
 def test_held_out_images_count_in_the_end(name: str, config: dict[str, Any], tiny: Dataset) -> None:
     """They alone are of the third class."""
-    fit_N, held_out_N = holdout(tiny, 0.1)
+    _, held_out_N = holdout(tiny, 0.1)
     labels_N = tiny.train.labels_N % 2
     labels_N[held_out_N] = 2
     data = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, labels_N=labels_N))
@@ -121,16 +120,16 @@ def test_finetuning_trains_in_training_mode_and_predicts_in_evaluation_mode(
 
 
 def test_mixup_and_cutmix_have_alphas_of_their_own() -> None:
-    """A tiny one leaves shares near 0 or 1, a large one halves."""
-    config = FINETUNE.config(mixup=1e-3, cutmix=1e3)
+    """A large one halves, a small one leaves shares near 0 or 1."""
+    config = FINETUNE.config(mixup=1e3, cutmix=0.05)
     images = torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)])
-    halves = 0
+    pasted = []
     for step in range(40):
         mixed, soft = finetuning.mix(images, torch.eye(2), config, 0, step)
         share = soft[0, 0].item()
-        if not 0.01 < share < 0.99:
-            continue
-        halves += 0.4 < share
-        is_pure = (mixed == 0) | (mixed == 1)
-        assert is_pure.all(), "cutmix pastes, and mixup would blend"
-    assert 10 < halves < 30
+        if ((mixed == 0) | (mixed == 1)).all():
+            pasted.append(share)
+        else:
+            assert 0.4 < share < 0.6
+    assert 10 < len(pasted) < 30
+    assert sum(not 0.1 < share < 0.9 for share in pasted) > len(pasted) / 2

