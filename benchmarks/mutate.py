@@ -1,11 +1,11 @@
 """Would the tests notice? ``make mutate`` breaks the code in small ways, and runs the tests on it.
 
-``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in the checkout
-itself, and is noticed if its tests fail there, which pass without it. Results are added to
+``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and is noticed if its tests fail there, which pass without it. Results are added to
 ``results/mutations/mutations.csv`` one by one, so that a later call goes on where this one stopped;
 a mutation whose entry has changed is tried anew, and one that has gone is left out.
 """
 
+# ruff: noqa: E501
 # Processes of the copy are forked from one that has imported this module: it must import nothing of
 # ours, which would be the checkout's.
 from __future__ import annotations
