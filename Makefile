@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip --disable-pip-version-check install -qq --editable
 INSTALLING = @echo "installing ssl-bench and what it needs into $(VENV): a few minutes, torch alone is gigabytes"
 
-.PHONY: demo test test-browser test-slurm bench verdicts results results-gpu gpu-check docs lint format clean
+.PHONY: demo test test-browser test-slurm bench verdicts mutate results results-gpu gpu-check docs lint format clean
 
 demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
@@ -32,6 +32,9 @@ bench: $(VENV)/installed  ## measure speed and memory beside other people's code
 
 verdicts: $(VENV)/installed  ## how often comparisons raise false alarms and find true leads, by simulation
 	$(BIN)/python -m benchmarks.verdicts
+
+mutate: $(VENV)/installed-test  ## would the tests notice? MINUTES at a time; repeat it until nothing is left
+	$(BIN)/python -m benchmarks.mutate --minutes $(MINUTES)
 
 results: $(VENV)/installed  ## the comparison under results/: four methods at equal cost, three seeds
 	results/comparison.sh

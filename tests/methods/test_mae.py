@@ -20,6 +20,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.models import encoders, masking
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
+from ssl_bench.transforms.augmentations import augment
 from ssl_bench.utils.rng import SampleRng
 
 MAE = registry.find("method", "mae")
@@ -252,3 +253,39 @@ def test_block_masks_come_from_rectangles() -> None:
     masked_by_blocks = (scores >= 1).sum(dim=1)
     assert (masked_by_blocks <= 98).all()
     assert masked_by_blocks.float().mean() > 80
+
+
+def test_a_patch_is_normalised_by_its_unbiased_variance_plus_a_millionth(spec: EncoderSpec) -> None:
+    """Small variances tell the epsilon."""
+    patches = 1e-3 * torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0)) + 0.5
+    wide = patches.double()
+    expected = (wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, keepdim=True) + 1e-6).sqrt()
+    ours = build(spec, norm_pix_loss=True).target(patches)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_a_picture_gives_each_patch_its_mean_and_deviation_back(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    """Of a decoder that predicts one deviation above the mean everywhere."""
+    method, batch = build(spec, norm_pix_loss=True), batch_of(tiny, spec)
+    with torch.no_grad():
+        method.decoder_pred.weight.zero_()
+        method.decoder_pred.bias.fill_(1.0)
+        rows = method.pictures(batch)
+    [reconstructed] = [rows[name] for name in rows if name.startswith("reconstructed")]
+    is_hidden = rows["masked"].isnan()
+    patches = encoders.patchify(batch.views["image"], 4)
+    expected = patches.mean(-1, keepdim=True) + patches.std(-1, keepdim=True)
+    wanted = encoders.unpatchify(expected.expand_as(patches), 4, 4)
+    torch.testing.assert_close(reconstructed[is_hidden], wanted[is_hidden], rtol=1e-4, atol=1e-4)
+
+
+def test_half_of_the_views_are_mirrored(spec: EncoderSpec, tiny: Dataset) -> None:
+    images = tiny.train.images_NCHW
+    [recipe] = build(spec, crop_scale=1.0).transforms().values()
+    views = augment(images, recipe, SampleRng(0, 0, torch.arange(len(images))))
+    mirrored = (views == (images / 255).flip(-1)).flatten(1).all(1)
+    straight = (views == images / 255).flatten(1).all(1)
+    assert (mirrored ^ straight).all()
+    assert 0.35 < mirrored.float().mean() < 0.65

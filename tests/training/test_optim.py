@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 from ssl_bench.api import optimizers
+from ssl_bench.api.step import Step
 from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
@@ -196,3 +197,20 @@ def test_freeze_takes_whole_names_and_says_what_matches_nothing(spec: EncoderSpe
         with pytest.raises(UserError, match=f"nothing to freeze under '{wrong}'.*blocks"):
             optimizers.freeze(encoder, "norm", wrong)
     assert encoder.norm.weight.requires_grad
+
+
+def test_adamw_is_the_papers(spec: EncoderSpec) -> None:
+    """Whose epsilon and first decay are torch's defaults, as in the official codes."""
+    [group] = optimizers.adamw([{"params": [torch.nn.Parameter(torch.ones(2))]}], 0.95).param_groups
+    assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.9, 0.95), 1e-8, False)
+
+
+@pytest.mark.parametrize("epochs,steps", [(1.34, 13), (1.36, 14), (0.01, 1), (2, 20)])
+def test_steps_are_the_nearest_whole_number(epochs: float, steps: int) -> None:
+    assert Schedule(105, 10, epochs).steps == steps
+
+
+@pytest.mark.parametrize("warmup,steps", [(0.14, 1), (0.16, 2)])
+def test_steps_of_the_warmup_are_the_nearest_whole_number(warmup: float, steps: int) -> None:
+    rates = [optimizers.warmup_cosine(Step(n, 10, 10, 1), 1.0, warmup) for n in range(4)]
+    assert rates.index(max(rates)) == steps

@@ -1,0 +1,261 @@
+"""Would the tests notice? ``make mutate`` breaks the code in small ways, and runs the tests on it.
+
+``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and is noticed if its tests fail there, which pass without it. Results are added to
+``results/mutations/mutations.csv`` one by one, so that a later call goes on where this one stopped;
+a mutation whose entry has changed is tried anew, and one that has gone is left out.
+"""
+
+# ruff: noqa: E501
+# Processes of the copy are forked from one that has imported this module: it must import nothing of
+# ours, which would be the checkout's.
+from __future__ import annotations
+
+import argparse
+import compileall
+import csv
+import hashlib
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from py_compile import PycInvalidationMode
+
+ROOT = Path(__file__).parents[1]
+TABLE = Path(__file__).with_name("mutations.toml")
+OUTPUT = ROOT / "results/mutations"
+_PRELOADED = ("torch", "timm", "scipy.stats", "pandas", "hypothesis", "pytest", "PIL.Image")
+_FIELDS = ("key", "result", "seconds", "file", "old", "new")
+_PATIENCE = 240.0
+"""Seconds after which a mutation that hangs its tests counts as noticed."""
+Row = dict[str, str]
+
+
+class TableError(Exception):
+    """The table of mutations is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of one place in a file, and the tests that should fail for it.
+
+    Attributes:
+        tests: what pytest is asked to run.
+        why: why no test can notice it; "" where one should.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    why: str = ""
+
+    @property
+    def key(self) -> str:
+        """Tells it from others, and from what it was before its entry changed."""
+        told = "\0".join((self.file, self.old, self.new, *self.tests))
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+    def applied(self, root: Path) -> str:
+        """The text of the changed file.
+
+        Raises:
+            TableError: the old text is not there exactly once.
+        """
+        text = (root / self.file).read_text("utf-8")
+        if (found := text.count(self.old)) != 1:
+            raise TableError(f"{self.file} has {self.old!r} {found} times; once would work")
+        return text.replace(self.old, self.new)
+
+
+def load(table: Path = TABLE, root: Path = ROOT) -> list[Mutation]:
+    """The mutations of a table.
+
+    Raises:
+        TableError: an entry names what is not there, or changes nothing.
+    """
+    groups = tomllib.loads(table.read_text("utf-8"))["group"]
+    mutations = [
+        Mutation(group["file"], old, new, tuple(group["tests"]), *why)
+        for group in groups
+        for old, new, *why in group["changes"]
+    ]
+    for mutation in mutations:
+        for name in (mutation.file, *(test.split("::")[0] for test in mutation.tests)):
+            if not (root / name).is_file():
+                raise TableError(f"there is no file {name!r}")
+        if mutation.applied(root) == (root / mutation.file).read_text("utf-8"):
+            raise TableError(f"{mutation.file}: {mutation.old!r} is changed into itself")
+    if len({mutation.key for mutation in mutations}) < len(mutations):
+        raise TableError("a mutation is there twice")
+    return mutations
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Try mutations until the time is up; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutate", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="stop after about so many")
+    parser.add_argument("--only", default="", help="files whose name contains this")
+    parser.add_argument("--survived", action="store_true", help="try those again that survived")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    asked = parser.parse_args(args)
+    try:
+        mutations = load(asked.table, asked.root)
+        _try(mutations, asked)
+    except TableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
+    """Try what has no result yet, and write the report."""
+    end = time.monotonic() + 60 * asked.minutes
+    path = asked.output / "mutations.csv"
+    asked.output.mkdir(parents=True, exist_ok=True)
+    done = _results(path)
+    again = {key for key, row in done.items() if asked.survived and row["result"] == "survived"}
+    todo = [m for m in mutations if asked.only in m.file and (m.key not in done or m.key in again)]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        _copy(asked.root, copy)
+        passes: dict[tuple[str, ...], bool] = {}
+        for number, mutation in enumerate(todo, 1):
+            if time.monotonic() > end:
+                print(f"{len(todo) - number + 1} are left; the same command goes on with them")
+                break
+            if mutation.tests not in passes:
+                passes[mutation.tests] = _passes(copy, mutation.tests)
+            if not passes[mutation.tests]:
+                raise TableError(f"{' '.join(mutation.tests)}: fails without a mutation")
+            started, target = time.monotonic(), copy / mutation.file
+            text = target.read_text("utf-8")
+            target.write_text(mutation.applied(copy), "utf-8")
+            survived = _passes(copy, mutation.tests)
+            target.write_text(text, "utf-8")
+            row = {
+                "key": mutation.key,
+                "result": "survived" if survived else "noticed",
+                "seconds": f"{time.monotonic() - started:.1f}",
+                "file": mutation.file,
+                "old": mutation.old,
+                "new": mutation.new,
+            }
+            _append(path, row)
+            print(f"{number}/{len(todo)} {row['result']}: {mutation.file}: {mutation.old!r} -> "
+                  f"{mutation.new!r}", flush=True)  # fmt: skip
+    done = _results(path)
+    (asked.output / "README.md").write_text(report(mutations, done), "utf-8")
+
+
+def _copy(root: Path, copy: Path) -> None:
+    """Copy the files of a checkout that git knows or would add, with compiled ones beside them."""
+    listed = [
+        "git",
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
+    for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split(
+        "\0"
+    ):
+        if name and os.path.lexists(root / name):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, copy / name, follow_symlinks=False)
+    # By time and size, a mutation could pass for what was compiled before it.
+    compileall.compile_dir(copy, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+
+
+def _passes(copy: Path, tests: Sequence[str]) -> bool:
+    """Whether tests pass in a copy, in a process that begins with other people's code imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.mutate", *_PRELOADED])
+    process = context.Process(target=_run, args=(str(copy), list(tests)))
+    process.start()
+    process.join(_PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode == 0
+
+
+def _run(copy: str, tests: Sequence[str]) -> None:
+    """In a process of its own: run tests in the copy, with its code alone."""
+    os.chdir(copy)
+    sys.path[:] = [copy, *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    os.environ["PYTHONPATH"] = copy
+    sys.dont_write_bytecode = True
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    import pytest
+
+    quick = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+    sys.exit(int(pytest.main([*quick, *tests])))
+
+
+def _append(path: Path, row: Row) -> None:
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _FIELDS, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _results(path: Path) -> dict[str, Row]:
+    """The last result of each mutation, by its key."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["key"]: row for row in csv.DictReader(file)}
+
+
+def report(mutations: Sequence[Mutation], done: dict[str, Row]) -> str:
+    """The score, and those that survived, as Markdown."""
+    tried = [m for m in mutations if m.key in done]
+    survived = [m for m in tried if done[m.key]["result"] == "survived"]
+    open_ = [m for m in survived if not m.why]
+    count = len(tried) - len(survived)
+    share = f" ({100 * count / len(tried):.1f} %)" if tried else ""
+    lines = [
+        "# Would the tests notice?",
+        "",
+        f"Of {len(mutations)} small mutations of the code ([the table](../../benchmarks/mutations.toml)), "
+        f"{len(tried)} were tried; {count}{share} were noticed by a test. {len(open_)} of those that "
+        "survived have no reason to. `make mutate` tries the rest, and `mutations.csv` has each result.",
+    ]  # fmt: skip
+    for title, those in (
+        ("Survived for a reason", [m for m in survived if m.why]),
+        ("Survived", open_),
+    ):
+        if those:
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                "| file | from | to | why |",
+                "| --- | --- | --- | --- |",
+            ]
+        for m in those:
+            cells = (m.file, f"`{m.old}`", f"`{m.new}`", m.why)
+            lines.append(
+                f"| {' | '.join(c.replace('|', chr(92) + '|').replace(chr(10), ' ') for c in cells)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

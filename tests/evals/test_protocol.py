@@ -1,0 +1,135 @@
+"""What makes an evaluation honest: who is chosen on, who is fitted on, and in which mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CPU
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset, Split
+from ssl_bench.evaluation import finetuning, linear_probe
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.evaluation.metrics import holdout
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
+
+KNN = registry.find("eval", "knn")
+FINETUNE = registry.find("eval", "finetune")
+BOTH = pytest.mark.parametrize(
+    "name,config", [("linear", {"batch_size": 32, "epochs": 20}), ("knn", {})]
+)
+
+
+class Given:
+    """An encoder whose features are given."""
+
+    def __init__(self, features: dict[Split, dict[str, Tensor]]) -> None:
+        self._features, self.seed, self.hardware = features, 0, CPU
+
+    def features(self, split: Split) -> dict[str, Tensor]:
+        return self._features[split]
+
+
+def one_hot(labels_N: Tensor) -> Tensor:
+    return F.one_hot(labels_N, 3).float()
+
+
+def evaluate(name: str, config: dict[str, Any], encoder: Given, data: Dataset) -> Any:
+    plugin = registry.find("eval", name)
+    return plugin.load_class()(plugin.config(**config)).evaluate(encoder, data)
+
+
+@BOTH
+def test_what_fits_only_the_images_it_was_fitted_on_is_not_chosen(
+    name: str, config: dict[str, Any], tiny: Dataset
+) -> None:
+    """One pooling knows those by heart, or by their noise; the other is mostly right."""
+    labels_N, (fit_N, held_out_N) = tiny.train.labels_N, holdout(tiny, 0.1)
+    generator = torch.Generator().manual_seed(0)
+    by_heart = 5 * torch.randn(len(labels_N), 3, generator=generator)
+    if name == "linear":
+        by_heart[fit_N] = one_hot(labels_N[fit_N])
+    partly = labels_N.clone()
+    for rows_N in (fit_N, held_out_N):
+        wrong_N = rows_N[::5]
+        partly[wrong_N] = (partly[wrong_N] + 1) % 3
+    test = one_hot(tiny.test.labels_N)
+    features = {"by heart": by_heart, "partly": one_hot(partly)}
+    encoder = Given({tiny.train: features, tiny.test: {"by heart": test, "partly": test}})
+    result = evaluate(name, config, encoder, tiny)
+    assert result.chosen["pooling"] == "partly"
+    assert result.chosen["validation_top1"] == pytest.approx(75)
+
+
+@BOTH
+def test_held_out_images_count_in_the_end(name: str, config: dict[str, Any], tiny: Dataset) -> None:
+    """They alone are of the third class."""
+    _, held_out_N = holdout(tiny, 0.1)
+    labels_N = tiny.train.labels_N % 2
+    labels_N[held_out_N] = 2
+    data = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, labels_N=labels_N))
+    features = {
+        data.train: {"avg": one_hot(labels_N)},
+        data.test: {"avg": one_hot(data.test.labels_N)},
+    }
+    assert evaluate(name, config, Given(features), data).scores["top1"] == 100
+
+
+def test_a_probe_is_blind_to_all_that_it_is_not_fitted_on(tiny: Dataset) -> None:
+    """Their mean and deviation included."""
+    features = torch.randn(120, 5, generator=torch.Generator().manual_seed(0))
+    fit_N, held_out_N = holdout(tiny, 0.1)
+    changed = features.index_fill(0, held_out_N, 1e3)
+    how = tiny.train.labels_N, fit_N, 3, [(0.1, 0.0)], 2, 32, 0
+    first, second = linear_probe.train(features, *how), linear_probe.train(changed, *how)
+    for ours, theirs in zip(
+        dataclasses.astuple(first)[1:], dataclasses.astuple(second)[1:], strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(first.predict(features), second.predict(features))
+
+
+def test_knn_is_the_published_one_by_default() -> None:
+    """Wu et al., arXiv:1805.01978, section 3.4, and DINO's ``eval_knn.py``."""
+    config = KNN.config()
+    assert config.temperature == 0.07
+    assert {10, 20, 100, 200} <= {*config.neighbors}
+
+
+def test_finetuning_trains_in_training_mode_and_predicts_in_evaluation_mode(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[tuple[bool, bool]] = []
+    forward = finetuning.Classifier.forward
+
+    def record(model: finetuning.Classifier, images_BCHW: Tensor) -> Tensor:
+        modes.append((model.training, model.encoder.training))
+        return forward(model, images_BCHW)
+
+    monkeypatch.setattr(finetuning.Classifier, "forward", record)
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=0)
+    config = FINETUNE.config(epochs=1, batch_size=40, auto_augment="")
+    FINETUNE.load_class()(config).evaluate(encoder, tiny)
+    assert modes == 3 * [(True, True)] + [(False, False)]
+
+
+def test_mixup_and_cutmix_have_alphas_of_their_own() -> None:
+    """A large one halves, a small one leaves shares near 0 or 1."""
+    config = FINETUNE.config(mixup=1e3, cutmix=0.05)
+    images = torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)])
+    pasted = []
+    for step in range(40):
+        mixed, soft = finetuning.mix(images, torch.eye(2), config, 0, step)
+        share = soft[0, 0].item()
+        if ((mixed == 0) | (mixed == 1)).all():
+            pasted.append(share)
+        else:
+            assert 0.4 < share < 0.6
+    assert 10 < len(pasted) < 30
+    assert sum(not 0.1 < share < 0.9 for share in pasted) > 4
