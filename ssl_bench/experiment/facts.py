@@ -52,7 +52,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
     found |= of_optimizer(method, method.optimizer())
     return (
         found
-        | of_schedules(method.optimizer(), settings.epochs, settings.batch_size)
+        | of_schedules(method.optimizer(), config.epochs_on(), settings.batch_size)
         | of_modules(method)
     )
 

@@ -335,7 +335,7 @@ class TestCommands:
 def test_pixels_are_normalised_alike_after_a_way_through_mae(
     mae: Checkpoint, tmp_path: Path
 ) -> None:
-    own = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    own: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     spec = dataclasses.replace(mae.spec, **own)
     export.to_mae(dataclasses.replace(mae, spec=spec), tmp_path / "own.pth")
     back = read(str(tmp_path / "own.pth"), WeightSettings())

@@ -41,7 +41,7 @@ def test_grey_comes_before_the_blur_and_the_blur_before_solarisation() -> None:
 
 
 def test_every_order_of_the_jitter_is_as_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
-    orders = []
+    orders: list[tuple[int, ...]] = []
 
     def record(images_BCHW: Tensor, *parameters: Tensor) -> Tensor:
         orders.extend(map(tuple, parameters[-1].tolist()))
@@ -98,8 +98,8 @@ def test_views_are_those_of_the_published_table(plugin: Plugin, spec: EncoderSpe
             if found := re.search(
                 r"blur p ([\d.]+) and ([\d.]+), solarise p ([\d.]+) and ([\d.]+)", text
             ):
-                own = *(view.blur for view in made[:2]), *(view.solarize for view in made[:2])
-                assert own == tuple(map(float, found.groups())), name
+                chances = *(view.blur for view in made[:2]), *(view.solarize for view in made[:2])
+                assert chances == tuple(map(float, found.groups())), name
             if found := re.search(r"deviation ([\d.]+) to ([\d.]+)", text):
                 low, high = map(float, found.groups())
                 assert {view.blur_sigma for view in made} == {(low, high)}, name

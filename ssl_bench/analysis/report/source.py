@@ -180,7 +180,7 @@ class Source:
     def _colors(self) -> dict[tuple[str, str], tuple[float, float, float]]:
         """A shade for each group of a method, the same in every panel and figure."""
         pairs = pd.concat([self.runs[["method", "label"]], self.scores[["method", "label"]]])
-        found = {}
+        found: dict[tuple[str, str], tuple[float, float, float]] = {}
         for method, peers in pairs.astype(str).drop_duplicates().groupby("method"):
             labels = sorted(peers["label"], key=lambda label: self.labels.get(label, 0))
             colors = shades(self.looks[str(method)].color, len(labels))

@@ -216,7 +216,7 @@ def _rows(
     facts: Mapping[str, str],
 ) -> Iterator[Row]:
     """The settings in their own order, then what no flag changes."""
-    known = {name: _text(name, value, values) for name, value in values.items()} | facts
+    known = {name: _text(name, value, values) for name, value in values.items()} | {**facts}
     for name in dict.fromkeys([*values, *published, *facts]):
         entries = published.get(name, ())
         sources = tuple((_text("", each.value, values), each.source) for each in entries)
