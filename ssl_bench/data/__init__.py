@@ -16,6 +16,7 @@ from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.names import (
     CANVASES,
     EMBEDDED,
+    HUGGING_FACE,
     TORCHVISION,
     VALIDATION,
     WHOLE,
@@ -141,6 +142,10 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         _refuse_choice(asked)
         return torchvision_sets.find(place, _folder(data_dir))
     path = Path(place).expanduser()
+    if place.startswith(HUGGING_FACE) and not path.exists():
+        from ssl_bench.data.sources import hugging_face
+
+        return hugging_face.find(place, asked.choice, _folder(data_dir))
     if not path.exists():
         if os.sep in place or "/" in place or path.suffix:
             raise UserError(f"no such folder or file: {place}")

@@ -12,6 +12,8 @@ EMBEDDED = "fashion-mnist"
 CANVASES = "fashion-canvases"
 VALIDATION = "@validation"
 """After a name or path: only the training images, in two parts (see `holdout`)."""
+HUGGING_FACE = "hf:"
+"""Before the name of a data set of the Hugging Face Hub."""
 WHOLE = "whole"
 """After a path and an @: all images as one, without splits."""
 
@@ -134,7 +136,8 @@ def parse(text: str) -> Source:
     if not _exists(place):
         ends = [at for at, letter in enumerate(place) if letter == "@" and at]
         for at in reversed(ends):
-            if place[:at] in (EMBEDDED, CANVASES, *TORCHVISION) or _exists(place[:at]):
+            is_name = place[:at] in (EMBEDDED, CANVASES, *TORCHVISION)
+            if is_name or place.startswith(HUGGING_FACE) or _exists(place[:at]):
                 return Source(place[:at], place[at + 1 :], is_validation)
     return Source(place, "", is_validation)
 
