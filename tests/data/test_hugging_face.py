@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -28,9 +28,21 @@ class FakeSplit:
 
     _fingerprint = "1"
 
-    def to_parquet(self, path: Path, **how: Any) -> None:
-        images = [{"bytes": png(number), "path": None} for number in range(8)]
-        pq.write_table(pa.table({"image": images, "label": [0, 1] * 4}), path, **how)
+    @property
+    def table(self) -> pa.Table:
+        images = [{"bytes": png(number), "path": "a"} for number in range(8)]
+        return pa.table({"image": images, "label": [0, 1] * 4})
+
+    @property
+    def features(self) -> SimpleNamespace:
+        return SimpleNamespace(arrow_schema=self.table.schema)
+
+    def with_format(self, kind: str) -> FakeSplit:
+        assert kind == "arrow"
+        return self
+
+    def iter(self, rows: int) -> Iterator[pa.Table]:
+        yield from (self.table.slice(start, 5) for start in (0, 5))
 
 
 def test_a_name_is_read_as_parquet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,7 +52,8 @@ def test_a_name_is_read_as_parquet(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         asked.append(args)
         return {"train": FakeSplit(), "test": FakeSplit()}
 
-    fake = SimpleNamespace(__version__="4.0.0", load_dataset=load_dataset)
+    whole = SimpleNamespace(embed_table_storage=lambda table: table)
+    fake = SimpleNamespace(__version__="4.0.0", load_dataset=load_dataset, table=whole)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     for storage in ("memory", "stream"):
         found = data.load("hf:some/tiny:small", None, tmp_path, storage=storage)  # type: ignore[arg-type]
@@ -71,7 +84,9 @@ def test_what_does_not_work_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_real_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     kinds = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
-    rows = {"img": [{"bytes": png(n), "path": None} for n in range(8)], "label": [0, 1] * 4}
+    (tmp_path / "a.png").write_bytes(png(7))
+    rows = {"img": [{"bytes": png(n), "path": None} for n in range(7)], "label": [0, 1] * 4}
+    rows["img"].append({"bytes": None, "path": str(tmp_path / "a.png")})
     split = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
     both = datasets.DatasetDict({"train": split, "test": split})
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: both)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from ssl_bench.data.listing import Listing
 from ssl_bench.data.names import HUGGING_FACE
@@ -19,6 +22,9 @@ from ssl_bench.utils.files import new_folder, writing
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+-]+)?")
 _WITHOUT_CODE = 4
+
+
+_ROWS = 500
 
 
 def find(place: str, choice: str, data_dir: Path) -> Listing:
@@ -55,8 +61,14 @@ def find(place: str, choice: str, data_dir: Path) -> Listing:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with writing(folder), new_folder(folder, alone=True) as output:
-            for split in found:
-                # Neither compressed nor as a dictionary, so that it can be streamed.
-                how = {"compression": "none", "use_dictionary": False}
-                found[split].to_parquet(output / f"{split}-00000.parquet", **how)
+            for split, images in found.items():
+                _write(images, output / f"{split}-00000.parquet", datasets.table)
     return parquet.find(folder, choice)
+
+
+def _write(images: Any, path: Path, tables: Any) -> None:
+    """Neither compressed nor as a dictionary, so that it can be streamed; with all files inside."""
+    schema = images.features.arrow_schema
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for rows in images.with_format("arrow").iter(_ROWS):
+            writer.write_table(tables.embed_table_storage(rows).cast(schema))
