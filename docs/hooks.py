@@ -5,7 +5,7 @@ There is a page for each method and each evaluation, made of its docstring, its 
 without another line. README, CHANGELOG and the like are pages, too. A link from any page to another
 file of the repository, such as a figure under ``results/``, is to a copy of that file.
 
-Nothing here imports torch.
+Recipes show what methods do, which builds each of them on no device.
 """
 
 from __future__ import annotations

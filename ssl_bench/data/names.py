@@ -148,9 +148,12 @@ def base(text: str) -> str:
 
 
 def several(text: str) -> tuple[str, ...]:
-    """The sources in a list separated by commas, each once; a path that exists is a single one."""
+    """The sources in a list separated by commas, each once; a path that exists is a single one.
+
+    There is none in an empty text.
+    """
     if "," not in text or _exists(base(text)):
-        return (text,)
+        return (text,) if text else ()
     return tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
 
 

@@ -56,7 +56,7 @@ def test_a_name_is_read_as_parquet(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     fake = SimpleNamespace(__version__="4.0.0", load_dataset=load_dataset, table=whole)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     for storage in ("memory", "stream"):
-        found = data.load("hf:some/tiny:small", None, tmp_path, storage=storage)  # type: ignore[arg-type]
+        found = data.load("hf:some/tiny:small", None, tmp_path, storage=storage)
         assert (len(found.train), len(found.test), len(found.classes)) == (8, 8, 2)
         assert found.name == "some-tiny-small" and found.source == "hf:some/tiny:small"
     assert asked == [("some/tiny", "small")] * 2
@@ -85,8 +85,9 @@ def test_the_real_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     datasets = pytest.importorskip("datasets")
     kinds = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
     (tmp_path / "a.png").write_bytes(png(7))
-    rows = {"img": [{"bytes": png(n), "path": None} for n in range(7)], "label": [0, 1] * 4}
-    rows["img"].append({"bytes": None, "path": str(tmp_path / "a.png")})
+    pictures = [{"bytes": png(n), "path": None} for n in range(7)]
+    on_disk = {"bytes": None, "path": str(tmp_path / "a.png")}
+    rows = {"img": [*pictures, on_disk], "label": [0, 1] * 4}
     split = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
     both = datasets.DatasetDict({"train": split, "test": split})
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: both)

@@ -97,14 +97,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(named_there)
 
 
-def test_the_site_is_built_without_torch(tmp_path: Path) -> None:
+def test_the_site_is_built(tmp_path: Path) -> None:
     """As ``make docs`` does it, where MkDocs is there: a broken link ends it."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
     code = (
         "import sys\nfrom mkdocs.__main__ import cli\n"
         "try: cli(sys.argv[1:])\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
-        "assert 'torch' not in sys.modules\n"
     )
     command = [sys.executable, "-c", code, "build", "--strict", "-q", "-d", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
