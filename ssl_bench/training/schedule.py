@@ -32,7 +32,7 @@ class Schedule:
         require(
             self.batch_size <= self.images,
             f"batch size {self.batch_size} is larger than the {self.images} training images; "
-            f"at most {self.images} would work",
+            f"--batch-size {self.images} or less would work",
         )
 
     @property
