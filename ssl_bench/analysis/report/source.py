@@ -180,6 +180,7 @@ class Source:
     def _colors(self) -> dict[tuple[str, str], tuple[float, float, float]]:
         """A shade for each group of a method, the same in every panel and figure."""
         pairs = pd.concat([self.runs[["method", "label"]], self.scores[["method", "label"]]])
+        pairs = pairs[pairs["method"].isin(self.looks)]
         found: dict[tuple[str, str], tuple[float, float, float]] = {}
         for method, peers in pairs.astype(str).drop_duplicates().groupby("method"):
             labels = sorted(peers["label"], key=lambda label: self.labels.get(label, 0))
