@@ -76,8 +76,8 @@ class Settings(WorkSettings):
     of the image size nearest to a quarter of it and to 16 at most; a backbone that is no plain
     Vision Transformer keeps its own."""
     epochs: Annotated[float | None, "(0, inf)"] = None
-    """Passes over the training split; parts of one count in whole steps. Default: the preset's, or
-    8. Those of quick are for 60,000 images, and fewer images get more passes, for as many steps."""
+    """Passes over the training split; parts of one count in whole steps. Those of quick, 8 unless
+    the method says otherwise, are for 60,000 images: fewer get more passes, for as many steps."""
     budget_flops: Annotated[float | None, "(0, inf)"] = None
     """Instead of --epochs: train for as many steps as these FLOPs pay for, forward and backward
     passes counted, such as 1e15."""
