@@ -1,11 +1,11 @@
 """Would the tests notice? ``make mutate`` breaks the code in small ways, and runs the tests on it.
 
-``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and is noticed if its tests fail there, which pass without it. Results are added to
+``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and
+is noticed if its tests fail there, which pass without it. Results are added to
 ``results/mutations/mutations.csv`` one by one, so that a later call goes on where this one stopped;
 a mutation whose entry has changed is tried anew, and one that has gone is left out.
 """
 
-# ruff: noqa: E501
 # Processes of the copy are forked from one that has imported this module: it must import nothing of
 # ours, which would be the checkout's.
 from __future__ import annotations
@@ -130,7 +130,9 @@ def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
         passes: dict[tuple[str, ...], bool] = {}
         for number, mutation in enumerate(todo, 1):
             if time.monotonic() > end:
-                print(f"{len(todo) - number + 1} are left; the same command goes on with them")
+                print(
+                    f"{len(todo) - number + 1} mutations are left; run the command again to go on"
+                )
                 break
             if mutation.tests not in passes:
                 passes[mutation.tests] = _passes(copy, mutation.tests)
@@ -158,19 +160,10 @@ def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
 
 def _copy(root: Path, copy: Path) -> None:
     """Copy the files of a checkout that git knows or would add, with compiled ones beside them."""
-    listed = [
-        "git",
-        "-C",
-        str(root),
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]
-    for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split(
-        "\0"
-    ):
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others"]
+    command.append("--exclude-standard")
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for name in listed.split("\0"):
         if name and os.path.lexists(root / name):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, copy / name, follow_symlinks=False)
@@ -233,9 +226,10 @@ def report(mutations: Sequence[Mutation], done: dict[str, Row]) -> str:
     lines = [
         "# Would the tests notice?",
         "",
-        f"Of {len(mutations)} small mutations of the code ([the table](../../benchmarks/mutations.toml)), "
-        f"{len(tried)} were tried; {count}{share} were noticed by a test. {len(open_)} of those that "
-        "survived have no reason to. `make mutate` tries the rest, and `mutations.csv` has each result.",
+        f"Of {len(mutations)} small mutations of the code "
+        f"([the table](../../benchmarks/mutations.toml)), {len(tried)} were tried; {count}{share} "
+        f"were noticed by a test. {len(open_)} of those that survived have no reason to. "
+        "`make mutate` tries the rest, and `mutations.csv` has each result.",
     ]  # fmt: skip
     for title, those in (
         ("Survived for a reason", [m for m in survived if m.why]),
@@ -251,9 +245,8 @@ def report(mutations: Sequence[Mutation], done: dict[str, Row]) -> str:
             ]
         for m in those:
             cells = (m.file, f"`{m.old}`", f"`{m.new}`", m.why)
-            lines.append(
-                f"| {' | '.join(c.replace('|', chr(92) + '|').replace(chr(10), ' ') for c in cells)} |"
-            )
+            plain = (cell.replace("|", chr(92) + "|").replace("\n", " ") for cell in cells)
+            lines.append(f"| {' | '.join(plain)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,8 +2,8 @@
 
 Keyword arguments are the flags of the command line: ``mask_ratio=0.75`` is ``--mask-ratio 0.75``,
 ``evals=["knn", "linear"]`` is ``--evals knn,linear``, ``keep_features=False`` is
-``--no-keep-features``, and None leaves a flag at its default. They are read and checked by the same
-code, so that a run is the same run, in the same folder, whoever asks for it.
+``--no-keep-features``, and None leaves a flag at its default. The command line's own code reads and
+checks them, so Python and the command line share runs and their folders.
 
 Whatever a person can mend raises `UserError`, whose message is one line.
 """

@@ -12,6 +12,7 @@ from typing import Any
 from ssl_bench.api import registry
 from ssl_bench.config.presets import PRESETS, shared_defaults
 from ssl_bench.config.settings import BUDGETS, Settings
+from ssl_bench.experiment.evaluating import headline
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.training.schedule import whole_epochs
 from ssl_bench.utils.formatting import digits, listed, seconds
@@ -121,12 +122,12 @@ def _gains(records: Sequence[Mapping[str, Any]]) -> tuple[_Gains, _Gains, _Gains
     ahead, behind, alike = (defaultdict[str, list[str]](list) for _ in range(3))
     for record in records:
         sign = {"higher": 1, "lower": -1}.get(record.get("better", "higher"), 0)
-        score = _headline(record["scores"])
+        score = headline(record["scores"])
         for label, scores in record["baselines"].items():
-            gain = score - _headline(scores)
+            gain = score - headline(scores)
             if not sign or math.isnan(gain):
                 continue
-            chance = _chance(score, _headline(scores), record)
+            chance = _chance(score, headline(scores), record)
             kind = alike if abs(gain) <= chance else ahead if sign * gain > 0 else behind
             kind[label].append(f"{record['eval']} ({digits(gain, record['unit'], '+')})")
     return ahead, behind, alike
@@ -138,10 +139,6 @@ def _chance(one: float, other: float, record: Mapping[str, Any]) -> float:
         return 0.0
     variances = (each * (100 - each) for each in (one, other))
     return 1.96 * math.sqrt(max(0.0, sum(variances)) / record["test_images"])
-
-
-def _headline(scores: Mapping[str, float]) -> float:
-    return next(iter(scores.values()))
 
 
 def _words(label: str) -> tuple[str, str]:

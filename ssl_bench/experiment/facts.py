@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -42,17 +43,18 @@ def of_run(config: RunConfig) -> dict[str, str]:
     spec = EncoderSpec(settings.backbone, size, settings.patch_size, _CHANNELS, mean, mean)
     if spec.is_vit and not spec.patch_size:
         patch_size = backbones.default_patch_size(spec.backbone, size)
-        spec = EncoderSpec(settings.backbone, size, patch_size, _CHANNELS, mean, mean)
+        spec = replace(spec, patch_size=patch_size)
     method = _built(config, spec)
     if not method.trains:
         return {}
     found = of_views(method.transforms())
     if not settings.image_size:  # the data's, which nobody has read
         del found["views of an image"]
-    found |= of_optimizer(method, method.optimizer())
+    optimizer = method.optimizer()
     return (
         found
-        | of_schedules(method.optimizer(), config.epochs_on(), settings.batch_size)
+        | of_optimizer(method, optimizer)
+        | of_schedules(optimizer, config.epochs_on(), settings.batch_size)
         | of_modules(method)
     )
 

@@ -60,7 +60,7 @@ class _Follower:
             self._tool = TOOLS[name](folder, config, self._sent)
             self._thread.start()
         except Exception as error:
-            note(f"--log {name}: {first_line(error)}; the run goes on without it")
+            note(f"--log {name}: {first_line(error)}; the run continues without this logger")
 
     def finish(self, failed: bool) -> None:
         """Send the rest."""

@@ -106,10 +106,9 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
             say_images(eval_data)
     for line in prepared.left_out:
         note(line)
-    if plan.epochs:
-        steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps
-        if steps < conclusion.FEW_STEPS:
-            note(conclusion.few(steps))
+    steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps if plan.epochs else 0
+    if 0 < steps < conclusion.FEW_STEPS:
+        note(conclusion.few(steps))
     console.print(f"recipe: {prepared.recipe}", soft_wrap=True)
     with (
         run_folder.recorded_as(config.command()),
@@ -135,15 +134,12 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
                     ):
                         console.print(f"step {step:,}: {on}{runner.in_words(record)}")
     console.print(f"run folder: {folder}", soft_wrap=True)
-    return Run(folder, records, _conclusion(config, plan, data, folder, records))
+    return Run(folder, records, _conclusion(config, plan, steps, folder, records) if steps else [])
 
 
 def _conclusion(
-    config: RunConfig, plan: Plan, data: Dataset, folder: Path, records: Sequence[runner.Record]
+    config: RunConfig, plan: Plan, steps: int, folder: Path, records: Sequence[runner.Record]
 ) -> list[str]:
-    if not plan.epochs:
-        return []
-    steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps
     cost = schema.peek(folder / schema.COST)
     seconds = cost.get("seconds")  # of all devices together
     pace = steps * cost.get("devices", 1) / seconds if seconds else None

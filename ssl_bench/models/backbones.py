@@ -125,7 +125,7 @@ class EncoderSpec:
         return {**own, **self.architecture, **sizes, **rest}
 
     def pretrained_cfg(self) -> dict[str, Any]:
-        """How images are made ready, in the words of timm's ``pretrained_cfg``.
+        """How images are preprocessed, as entries of timm's ``pretrained_cfg``.
 
         A larger image is resized and cropped as in `augmentations.evaluation_view`.
         """

@@ -421,6 +421,7 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
         "facts": {},
         "answers": [],
         "lead": None,
+        "reload": None,
         "tables": (scores,),
         "further": {},
         "runs": empty,

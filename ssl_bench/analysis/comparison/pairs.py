@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -122,25 +122,37 @@ def test_pairs(
                     )
                     notes[note] = None
             found.append(Pair(column, a, b, difference, "not tested", None, difference.interval))
-    families: dict[str, list[Pair]] = defaultdict(list)
-    for pair in found:
-        families[pair.column.key if settings.family == "column" else ""].append(pair)
-    decided: dict[tuple[str, str, str], Pair] = {}
-    for family in families.values():
-        over_seeds = [p.difference.p if p.difference.test != "McNemar" else None for p in family]
-        apart = statistics.holm(over_seeds)
-        alike = statistics.holm([p.difference.p_within(settings.margin) for p in family])
-        by_column: dict[Column, list[tuple[Pair, float | None, float | None]]] = defaultdict(list)
-        for pair, p, p_alike in zip(family, apart, alike, strict=True):
-            by_column[pair.column].append((pair, p, p_alike))
-        for column, tested in by_column.items():
-            means, diverged = _means(column, cells)
-            corrected = [(pair, p) for pair, p, _ in tested]
-            adjusted = _adjusted(corrected, means, diverged, is_strict=settings.family == "table")
-            for (pair, _, p_alike), p in zip(tested, adjusted, strict=True):
-                done = _decide(pair, p, p_alike, diverged)
-                decided[pair.column.key, pair.a, pair.b] = done
-    return tuple(decided[p.column.key, p.a, p.b] for p in found), list(notes)
+    apart = _holm(found, settings.family, lambda d: None if d.test == "McNemar" else d.p)
+    alike = _holm(found, settings.family, lambda d: d.p_within(settings.margin))
+    decided: list[Pair] = []
+    for column, group in itertools.groupby(
+        zip(found, apart, alike, strict=True), key=lambda each: each[0].column
+    ):
+        tested = list(group)
+        means, diverged = _means(column, cells)
+        adjusted = _adjusted(
+            [(pair, p) for pair, p, _ in tested], means, diverged, settings.family == "table"
+        )
+        decided += [
+            _decide(pair, p, p_alike, diverged)
+            for (pair, _, p_alike), p in zip(tested, adjusted, strict=True)
+        ]
+    return tuple(decided), list(notes)
+
+
+def _holm(
+    found: Sequence[Pair], family: str, p_of: Callable[[Difference], float | None]
+) -> list[float | None]:
+    """Holm's correction within each column, or over the whole table."""
+    families: dict[str, list[int]] = defaultdict(list)
+    for index, pair in enumerate(found):
+        families[pair.column.key if family == "column" else ""].append(index)
+    adjusted: list[float | None] = [None] * len(found)
+    for members in families.values():
+        corrected = statistics.holm([p_of(found[index].difference) for index in members])
+        for index, p in zip(members, corrected, strict=True):
+            adjusted[index] = p
+    return adjusted
 
 
 def _means(

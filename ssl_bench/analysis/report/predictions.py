@@ -219,8 +219,8 @@ def _compare(
     )  # fmt: skip
     if len(right_a) == len(right_b) == 1:
         return mcnemar(*right_a.values(), *right_b.values())
-    accuracies = (
+    accuracies_a, accuracies_b = (
         {seed: 100 * float(right.mean()) for seed, right in by_seed.items()}
         for by_seed in (right_a, right_b)
     )
-    return difference(next(accuracies), next(accuracies))
+    return difference(accuracies_a, accuracies_b)

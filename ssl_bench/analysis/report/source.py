@@ -170,23 +170,21 @@ class Source:
     ) -> Iterator[tuple[str, tuple[float, float, float], Look, pd.DataFrame]]:
         """Each group's label, color (a shade of its method's), look and scores."""
         for method, of_method in scores.groupby("method", sort=True):
-            look = self.looks[str(method)]
+            look, labels = self.looks[str(method)], self._labels_of[str(method)]
+            colors = dict(zip(labels, shades(look.color, len(labels)), strict=True))
             for label, group in sorted(
                 of_method.groupby("label"), key=lambda each: self.labels[str(each[0])]
             ):
-                yield str(label), self._colors[str(method), str(label)], look, group
+                yield str(label), colors[str(label)], look, group
 
     @cached_property
-    def _colors(self) -> dict[tuple[str, str], tuple[float, float, float]]:
-        """A shade for each group of a method, the same in every panel and figure."""
+    def _labels_of(self) -> dict[str, list[str]]:
+        """The labels of a method's groups, so that each has one shade in every figure."""
         pairs = pd.concat([self.runs[["method", "label"]], self.scores[["method", "label"]]])
-        pairs = pairs[pairs["method"].isin(self.looks)]
-        found: dict[tuple[str, str], tuple[float, float, float]] = {}
-        for method, peers in pairs.astype(str).drop_duplicates().groupby("method"):
-            labels = sorted(peers["label"], key=lambda label: self.labels.get(label, 0))
-            colors = shades(self.looks[str(method)].color, len(labels))
-            found |= {(str(method), n): color for n, color in zip(labels, colors, strict=True)}
-        return found
+        return {
+            str(method): sorted(peers["label"], key=lambda label: self.labels.get(label, 0))
+            for method, peers in pairs.astype(str).drop_duplicates().groupby("method")
+        }
 
 
 def mean_curve(scores: pd.DataFrame, x: str) -> pd.DataFrame:
