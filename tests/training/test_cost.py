@@ -277,7 +277,7 @@ print(peak_memory_mib(cpu.device))
         (["--eval-every", "0.01"], "less than a step"),
         (["--eval-every", "-1"], "eval every -1"),
         (["--eval-every", "often"], "eval every 'often'"),
-        (["--eval-every", "1%"], "less than a step"),
+        (["--epochs", "1", "--eval-every", "1%"], "less than a step"),
         (["--eval-every-with", "k-nn"], "did you mean 'knn'?"),
     ],
 )
