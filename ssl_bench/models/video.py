@@ -57,7 +57,7 @@ def sinusoids(count: int, width: int) -> Tensor:
     width)`` (Vaswani et al., arXiv:1706.03762, section 3.5), as VideoMAE has them.
     """
     column_D = torch.arange(width)
-    frequency_D = 10000.0 ** (-2.0 * (column_D // 2) / width).double()
+    frequency_D = 10000.0 ** -(2 * (column_D // 2).double() / width)
     angle_TD = torch.arange(count, dtype=torch.float64)[:, None] * frequency_D
     return torch.where(column_D % 2 == 0, angle_TD.sin(), angle_TD.cos()).float()
 
