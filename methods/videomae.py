@@ -103,6 +103,8 @@ class VideoMAE(Method):
     per_sample_loss = True
     presets = {
         "quick": {
+            "data": "fashion-motions",
+            "epochs": 4,
             "mask_ratio": 0.75,
             "decoder_embed_dim": 64,
             "decoder_depth": 1,
