@@ -639,20 +639,25 @@ LONG = [
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("sql", LONG)
 def test_a_long_query_heeds_signals(sql: str, number: signal.Signals, place: Place) -> None:
+    # A background job of a shell ignores SIGINT, and so would its children.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     ready = "import duckdb; from ssl_bench.cli.commands import query; print(flush=True)"
-    code = f"{ready}\nfrom ssl_bench.cli import entry; entry()"
+    code = f"{heeds}\n{ready}\nfrom ssl_bench.cli import entry; entry()"
     words = [sys.executable, "-c", code, "query", sql, "--runs-dir", str(place.runs_dir)]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None and child.stderr is not None
-    child.stdout.readline()
-    time.sleep(1.5)
-    assert child.poll() is None
-    started = time.monotonic()
-    child.send_signal(number)
-    said = child.stderr.readline()
-    assert time.monotonic() - started < 5  # a second, on a machine with nothing else to do
-    assert child.wait(timeout=10) == 128 + number
-    assert said.startswith("ssl-bench: ")
+    try:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.readline()
+        time.sleep(1.5)
+        assert child.poll() is None
+        started = time.monotonic()
+        child.send_signal(number)
+        said = child.stderr.readline()
+        assert time.monotonic() - started < 5  # a second, on a machine with nothing else to do
+        assert child.wait(timeout=10) == 128 + number
+        assert said.startswith("ssl-bench: ")
+    finally:
+        child.kill()
 
 
 def test_a_linked_folder_of_the_users_own_is_read(
