@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ssl_bench.config.checked import CheckedConfig
+from ssl_bench.config.presets import DEFAULT_BATCH
 from ssl_bench.errors import UserError, above, require
 from ssl_bench.utils.formatting import seconds
 
@@ -87,8 +88,9 @@ class Settings(WorkSettings):
     only where its device has the same name and as many threads."""
     match: str = ""
     """Instead of --epochs: train under the FLOPs of this run, a folder or a part of its name."""
-    batch_size: Annotated[int, "[1, inf)"] = 128
-    """Images in an optimiser step."""
+    batch_size: Annotated[int | None, "[1, inf)"] = None
+    """Images in an optimiser step. Default: the preset's, or else 128; of fewer training images,
+    the largest power of two that they fill."""
     seed: int = 0
     """Seed of every random draw: weights, order, crops, masks."""
     precision: Precision = "auto"
@@ -126,11 +128,11 @@ class Settings(WorkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        world = self.devices * self.nodes
+        world, size = self.devices * self.nodes, self.batch_size or DEFAULT_BATCH
         require(
-            self.batch_size % world == 0,
-            f"batch size {self.batch_size} cannot be divided among {world} processes; "
-            f"{max(1, round(self.batch_size / world)) * world} could",
+            size % world == 0,
+            f"batch size {size} cannot be divided among {world} processes; "
+            f"{max(1, round(size / world)) * world} could",
         )
         require(
             self.strategy != "fsdp" or world > 1,

@@ -48,7 +48,7 @@ class StepCheck:
     def __call__(self, images: int, epochs: float | None = None) -> None:
         """Called before the images are decoded, and with the epochs once a budget has told them."""
         settings, plugin = self.config.settings, self.config.method
-        method, size = plugin.load_class(), settings.batch_size
+        method, size = plugin.load_class(), self.config.batch_on(images)
         if method.loss is Method.loss and method.terms is Method.terms:
             return  # it trains nothing
         require(

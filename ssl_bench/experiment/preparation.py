@@ -107,16 +107,17 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
+    batch_size = config.batch_on(len(data.train))
     method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
     require(
-        settings.batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
+        batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
         f"batch size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
         "images in a step",
     )
     at_once = settings.micro_batch_size
-    own = settings.batch_size // (settings.devices * settings.nodes)
+    own = batch_size // (settings.devices * settings.nodes)
     in_parts = gradients.taken_in_parts(method)
     could_be = method.per_sample_loss or method.encodes_in_parts
     backbone, loss = f"backbone {spec.backbone} has batch norms over", f"the loss of {plugin.name}"
@@ -124,7 +125,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     require(
         at_once is None or at_once >= own or bool(in_parts) or not method.trains,
         f"micro batch size {at_once}: {reason} all images of a batch, "
-        f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
+        f"which cannot be split; a smaller --batch-size than {batch_size}, or more "
         "--devices, takes less memory",
     )
     plan = Plan(
@@ -135,7 +136,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         data_fingerprint=data.fingerprint,
         encoder=spec,
         epochs=whole_epochs(config.epochs_on(len(data.train))) if method.trains else 0,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         seed=settings.seed,
         precision=hardware.precision,
     )

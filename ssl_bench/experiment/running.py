@@ -100,6 +100,12 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
             f"of {SIZED_FOR:,} images take; --epochs says otherwise",
             soft_wrap=True,
         )
+    if plan.epochs and plan.batch_size != config.batch_on():
+        console.print(
+            f"batches of {plan.batch_size} instead of {config.batch_on()}, as there are "
+            f"{len(data.train):,} training images; --batch-size says otherwise",
+            soft_wrap=True,
+        )
     for eval_data in datasets.evaluations:
         if eval_data is not data or len(datasets.evaluations) > 1:
             console.print("evaluated on ", end="")
