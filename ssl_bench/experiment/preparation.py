@@ -105,7 +105,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     )
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
-        unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
+        unlabelled.append(f"--eval-data {settings.eval_data!r} is not used: nothing is evaluated")
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
     batch_size = config.batch_on(len(data.train))
     method = setup.build_method(
@@ -113,7 +113,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     )
     require(
         batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
-        f"batch size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
+        f"--batch-size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
         "images in a step",
     )
     at_once = settings.micro_batch_size
@@ -124,7 +124,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     reason = backbone if could_be else f"{loss} depends on"
     require(
         at_once is None or at_once >= own or bool(in_parts) or not method.trains,
-        f"micro batch size {at_once}: {reason} all images of a batch, "
+        f"--micro-batch-size {at_once}: {reason} all images of a batch, "
         f"which cannot be split; a smaller --batch-size than {batch_size}, or more "
         "--devices, takes less memory",
     )
@@ -276,8 +276,8 @@ def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset
     between = epochs * schedule.steps_per_epoch
     require(
         between >= 1,
-        f"eval every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which takes "
-        f"{1 / schedule.steps_per_epoch:.2g} epochs",
+        f"--eval-every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which "
+        f"takes {1 / schedule.steps_per_epoch:.2g} epochs",
     )
     steps = (round(number * between) for number in itertools.count(1))
     return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
@@ -300,8 +300,8 @@ def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) 
     if spec.is_vit:
         require(
             patch_size != 1,
-            f"patch size 1 makes a patch of each of {data.view_size**2:,} pixels; 2 or more would "
-            "work, as would leaving --patch-size out",
+            f"--patch-size 1 makes a patch of each of {data.view_size**2:,} pixels; 2 or more "
+            "would work, as would leaving --patch-size out",
         )
         default = backbones.default_patch_size
         return replace(spec, patch_size=patch_size or default(spec.backbone, data.view_size))
