@@ -30,7 +30,7 @@ def of(name: str) -> int:
     patch_size = backbones.default_patch_size(backbone, size)
     spec = EncoderSpec(backbone, size, patch_size, _CHANNELS, (0.5,), (0.5,), frames=frames)
     method = setup.build_method(run.method.load_class(), config, spec, _CLASSES, 0)
-    return round(flops.of_step(method, spec, run.settings.batch_size) / run.settings.batch_size)
+    return round(flops.of_step(method, spec, run.batch_on()) / run.batch_on())
 
 
 if __name__ == "__main__":
