@@ -42,6 +42,8 @@ class MethodDeclarations:
             that changes numbers.
         presets: the flags that each preset sets: fields of the method's ``Config`` and of
             `settings.Settings`.
+        tuned: how a preset's values were tuned, in words, by its name; of a preset that is not
+            here they are published ones, or guesses.
         search_space: the range that ``ssl-bench sweep --search`` draws a field of the ``Config``
             from.
         per_sample_loss: whether the loss of a batch is the mean of its images' own losses, a
@@ -60,6 +62,7 @@ class MethodDeclarations:
 
     version: ClassVar[int] = 1
     presets: ClassVar[Presets] = {}
+    tuned: ClassVar[Mapping[str, str]] = {}
     search_space: ClassVar[Mapping[str, Range]] = {}
     per_sample_loss: ClassVar[bool] = False
     encodes_in_parts: ClassVar[bool] = False

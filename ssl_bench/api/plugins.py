@@ -34,7 +34,7 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.papers import Ablation
 
-_ENTRIES: Mapping[str, Any] = {"presets": Mapping, "search_space": Range}
+_ENTRIES: Mapping[str, Any] = {"presets": Mapping, "tuned": str, "search_space": Range}
 _STORED_TYPES = (bool, int, float, str, tuple)
 
 
