@@ -79,6 +79,8 @@ class EvaluationDeclarations:
         version: part of the identity of all that the evaluation finds, as for a method.
         presets: the flags that each preset sets: fields of the evaluation's ``Config``.
         is_default: whether it is run without being asked for.
+        search_space: the range that the evaluation itself draws a field of the ``Config`` from, if
+            it is asked to try several.
         sharded: whether every rank calls it at once, instead of rank 0 alone, see `runner`.
         columns: what it reads of the data: "image", "label" and "mask", the class of each pixel.
             One that reads no labels runs without them, too.
@@ -87,6 +89,7 @@ class EvaluationDeclarations:
     version: ClassVar[int] = 1
     columns: ClassVar[frozenset[str]] = frozenset({"image", "label"})
     presets: ClassVar[Presets] = {}
+    search_space: ClassVar[Mapping[str, Range]] = {}
     is_default: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
 

@@ -8,14 +8,12 @@ depend on which other flags are drawn either.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.api import registry
-from ssl_bench.api.ranges import OneOf, Range
+from ssl_bench.api.ranges import OneOf, Range, draw
 from ssl_bench.config.chosen import ChosenBy
 from ssl_bench.config.settings import BUDGETS, Settings
 from ssl_bench.config.sweep_settings import SweepSettings
@@ -178,36 +176,6 @@ def _best(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> CellSta
     return max(done, key=lambda each: sign * each.scores[choose_by])
 
 
-def draw(
-    how: str, space: Mapping[str, Range], count: int, *coordinates: str | int
-) -> list[dict[str, Any]]:
-    """Values from ranges: so many trials, with a value for each name.
-
-    Args:
-        how: "random", or "sobol" for a scrambled Sobol sequence, which spreads evenly.
-        coordinates: what the draws are a function of, besides the names, the trial's number and,
-            for Sobol, the number of names.
-    """
-    names = sorted(space)
-    rows: Any
-    if how == "sobol":
-        import numpy as np
-        from scipy.stats import qmc
-
-        seed = np.random.default_rng(_key(*coordinates))
-        # A power of two, as the sequence wants it; what comes first does not depend on it.
-        rows = qmc.Sobol(len(names), scramble=True, seed=seed).random_base2(
-            (count - 1).bit_length()
-        )
-    else:  # each a function of the coordinates, the trial and the name alone
-        rows = (
-            [(_key(*coordinates, trial, name) >> 11) / 2**53 for name in names]
-            for trial in range(count)
-        )
-    rows = itertools.islice(rows, count)
-    return [{name: space[name].at(u) for name, u in zip(names, row, strict=True)} for row in rows]
-
-
 def _drawn(part: Part, settings: SweepSettings) -> list[dict[str, Any]]:
     """What each trial draws, by flag; one trial without anything where nothing is to be drawn."""
     method, space = part.config.method, _space(part)
@@ -244,9 +212,3 @@ def _typed(type_: Any, value: Any, where: str) -> Any:
         return typed_json.of(type_, list(value) if isinstance(value, tuple) else value, where)
     except Unreadable as error:
         raise UserError(f"{error}, which is no value for it") from None
-
-
-def _key(*coordinates: str | int) -> int:
-    """A 64-bit integer for names and numbers, the same on every machine."""
-    digest = hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

@@ -1011,3 +1011,12 @@ def test_seeds_whose_settings_came_about_otherwise_are_no_equals(results: Result
         is_odd = row["method"] == "a" and row["seed"] == 3
         row["chosen_by"] = by() if is_odd else by(trials=8)
     assert "best" not in marks(results.table()).values()
+
+
+def test_one_command_reads_at_all_three_costs(results: Results) -> None:
+    results.seeds("a", (80, 81))
+    results.seeds("b", (70, 71))
+    titles = [table.title for table in results.compare(at="equal-costs").tables]
+    assert len(titles) == 3
+    for title, words in zip(titles, ("images seen", "FLOPs", "s of the device"), strict=True):
+        assert words in title

@@ -694,3 +694,38 @@ def test_watch_goes_without_seconds() -> None:
     assert parsed("--watch", "0.5").watch == 0.5
     with pytest.raises(UserError, match="watch"):
         parsed("--watch", "0")
+
+
+def test_crossings_are_read_between_budgets_and_not_beyond() -> None:
+    def curve(*points: tuple[float, float]) -> pd.DataFrame:
+        return pd.DataFrame(points, columns=["flops", "mean"])
+
+    rising, flat = curve((1, 70), (16, 90)), curve((1, 80), (16, 80))
+    assert cost.crossings(rising, flat, "flops") == pytest.approx([4])
+    assert cost.crossings(flat, rising, "flops") == pytest.approx([4])
+    assert cost.crossings(rising, curve((8, 80), (64, 80)), "flops") == []
+    assert cost.crossings(rising, curve((1, 60), (4, 70), (16, 95)), "flops") != []
+    assert cost.crossings(rising, flat.iloc[:1], "flops") == []
+    assert cost.crossings(curve((1, 70), (2, 70)), curve((4, 80), (8, 60)), "flops") == []
+
+
+def test_budgets_show_where_methods_change_places(tmp_path: Path) -> None:
+    tops = {"mae": (60.0, 70.0, 90.0), "byol": (70.0, 72.0, 74.0)}
+    for method, values in tops.items():
+        for number, value in enumerate(values):
+            for seed in (0, 1):
+                folder = make_run(tmp_path, method, seed, evals=("knn",))
+                shutil.rmtree(folder / "snapshots")
+                change(folder / "config.json", epochs=4**number, seed=seed)
+                spent = {"images_seen": 100 * 4**number, "flops": 4.0**number * 1e9}
+                change(folder / "cost.json", **spent, seconds=4.0**number)
+                change(folder / "evals" / f"knn-beef-seed{seed}-fp32" / "scores.json",
+                       scores={"top1": value + seed})  # fmt: skip
+                folder.rename(tmp_path / f"{method}-{number}-{seed}")
+    [drawn] = figures(cost.over_budgets(source_of(tmp_path)))
+    assert len(drawn.figure.axes) == 3
+    assert "byol and mae at" in drawn.caption
+    assert set(drawn.data["cost"]) == {"flops", "images_seen", "seconds"}
+    assert list(drawn.data["n"]) == [2] * 18
+    make_run(tmp_path / "one", "mae", 0, evals=("knn",))
+    assert figures(cost.over_budgets(source_of(tmp_path / "one"))) == []

@@ -234,12 +234,20 @@ def compare(
     own, whose label says so.
 
     Args:
-        at: read the scores at the "end" of each run, or at a cost that is equal for all.
+        at: read the scores at the "end" of each run, or at a cost that is equal for all; with
+            "equal-costs" at each kind of cost, in tables of their own.
         at_cost: that cost, in images, FLOPs or seconds. Default: the largest that all ended runs
             reach.
         settings: how differences are judged.
     """
     settings = settings or VerdictSettings()
+    if at == "equal-costs":
+        first, *others = (compare(index, each, None, settings) for each in curves.AXES)
+        return replace(
+            first,
+            tables=(*first.tables, *(table for each in others for table in each.tables)),
+            notes=(*dict.fromkeys([*first.notes, *(n for each in others for n in each.notes)]),),
+        )
     runs = index.runs.drop_duplicates("run")
     every, keys, duplicates, notes = grouping.group(runs, index.scores)
     scores = every

@@ -47,6 +47,7 @@ _FIGURES: tuple[Draw, ...] = (
     accuracy.by_evaluation,
     accuracy.within_evaluations,
     cost.against_cost,
+    cost.over_budgets,
     accuracy.over_settings,
     training.curves,
     training.reconstructions,
