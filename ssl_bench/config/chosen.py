@@ -28,6 +28,7 @@ class ChosenBy:
         search_seed: of the draws.
         judged_on: the data whose held-out images judged them.
         judged_by: the evaluation that did.
+        scores: of the trials, by that evaluation, in their order.
         flops: of all trials' pre-training.
         config: the method's settings that were chosen; with others, the search does not count.
     """
@@ -41,6 +42,7 @@ class ChosenBy:
     search_seed: int = 0
     judged_on: str = ""
     judged_by: str = ""
+    scores: tuple[float, ...] = ()
     flops: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 

@@ -144,7 +144,12 @@ def best_on_all_images(
             config = final.configs[trials.index(best)]
             flops = sum(each.entry.flops for each in done)
             config = config.chosen_by_search(
-                dataclasses.replace(final.search, trials=len(done), flops=flops)
+                dataclasses.replace(
+                    final.search,
+                    trials=len(done),
+                    flops=flops,
+                    scores=tuple(each.scores[final.choose_by] for each in done),
+                )
             )
             label = f"{final.method}, best of {len(trials)} trials"
             cells += [

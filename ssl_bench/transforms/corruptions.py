@@ -148,7 +148,7 @@ def motion_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
 
 def zoom_blur(images_BCHW: Tensor, level: int, noise: Noise) -> Tensor:
     """A camera that moves forwards: the mean of the image and growing magnifications of it."""
-    most, step = ((10, 1), (15, 1), (20, 2), (24, 2), (30, 3))[level]
+    most, step = ((11, 1), (15, 1), (20, 2), (24, 2), (30, 3))[level]
     total_BCHW = images_BCHW.clone()
     zooms = [1 + percent / 100 for percent in range(0, most + 1, step)]
     for zoom in zooms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -36,6 +37,7 @@ from ssl_bench.analysis.report import (
     origins,
     predictions,
     representations,
+    searching,
     training,
 )
 from ssl_bench.analysis.report.drawing import Drawing
@@ -729,3 +731,26 @@ def test_budgets_show_where_methods_change_places(tmp_path: Path) -> None:
     assert list(drawn.data["n"]) == [2] * 18
     make_run(tmp_path / "one", "mae", 0, evals=("knn",))
     assert figures(cost.over_budgets(source_of(tmp_path / "one"))) == []
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=7))
+def test_the_expected_best_of_k_is_a_mean_over_all_subsets(scores: list[int]) -> None:
+    ours = searching.expected_best(scores)
+    for k, best in enumerate(ours, 1):
+        subsets = [max(each) for each in itertools.combinations(scores, k)]
+        assert best == pytest.approx(sum(subsets) / len(subsets))
+
+
+def test_what_more_trials_find_is_drawn_for_each_method(tmp_path: Path) -> None:
+    for method, scores in {"mae": [60.0, 80.0, 70.0], "byol": [50.0, 50.5, 55.0]}.items():
+        folder = make_run(tmp_path, method, 0, evals=("knn",))
+        known = {"trials": 3, "judged_by": "linear", "judged_on": "tiny@validation",
+                 "scores": scores, "flops": 10**12}  # fmt: skip
+        change(folder / "config.json", chosen_by=known)
+    [drawn] = figures(searching.best_of_trials(source_of(tmp_path)))
+    assert list(drawn.data.loc[drawn.data["method"] == "mae", "best"]) == pytest.approx(
+        [70, (80 + 70 + 80) / 3, 80]
+    )
+    change(folder / "config.json", chosen_by={"trials": 3, "scores": ["x"]})
+    [drawn] = figures(searching.best_of_trials(source_of(tmp_path)))
+    assert set(drawn.data["method"]) == {"mae"}

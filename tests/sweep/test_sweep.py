@@ -132,6 +132,7 @@ def test_the_best_trial_by_held_out_images_is_run_on_all(
         assert (chosen_by["trials"], chosen_by["judged_by"]) == (2, "knn")
         assert chosen_by["judged_on"].endswith("@validation")
         assert chosen_by["config"] == plan["method_config"]
+        assert chosen_by["scores"] == [trial["scores"]["knn"] for trial in trials]  # type: ignore[index]
         costs = [tmp_path / "runs" / str(cell["run"]) / "cost.json" for cell in trials]
         assert chosen_by["flops"] == sum(load_json(path)["flops"] for path in costs)
 

@@ -26,6 +26,7 @@ from ssl_bench.analysis.report import (
     page,
     predictions,
     representations,
+    searching,
     tables,
     training,
 )
@@ -49,6 +50,7 @@ _FIGURES: tuple[Draw, ...] = (
     cost.against_cost,
     cost.over_budgets,
     accuracy.over_settings,
+    searching.best_of_trials,
     training.curves,
     training.reconstructions,
     representations.attention,
