@@ -1021,7 +1021,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("storage", ["memory", "stream"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_photographs_in_torchvisions_layout(tmp_path: Path, name: str, storage: str) -> None:
+def test_photographs_in_torchvisions_layout(tmp_path: Path, name: str, storage: Storage) -> None:
     lay_out, counts, classes = LAYOUTS[name]
     lay_out(tmp_path)
     found = data.load(name, 14, data_dir=tmp_path, storage=storage)
