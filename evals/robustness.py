@@ -58,6 +58,8 @@ class Robustness(Evaluation):
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether the images are large enough to be corrupted."""
         size = encoder.spec.image_size
+        if encoder.spec.frames > 1:
+            return "its corruptions are of single images, not of clips; --frames 1 would work"
         if size < SMALLEST_SIDE:
             return (
                 f"it takes images of {SMALLEST_SIDE} pixels or more, not {size}; a larger "

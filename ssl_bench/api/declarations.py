@@ -30,7 +30,7 @@ HOOKS = {
 }
 """The public functions of `method.Method` and `evaluation.Evaluation`, which are called."""
 Presets = Mapping[str, Mapping[str, Any]]
-COLUMNS = frozenset({"image", "label", "mask"})
+COLUMNS = frozenset({"image", "label", "mask", "clip"})
 """What a data set may have of each sample."""
 
 
@@ -54,8 +54,8 @@ class MethodDeclarations:
             many images at a time as its encoders' ``images_at_once`` says: `encoders.class_token`
             does, and `encoders.in_parts` helps.
         smallest_batch: images that a step needs at least.
-        columns: what a method reads of the data: "image", and "label" for a supervised baseline.
-            What is not asked for is not in its batches.
+        columns: what a method reads of the data: "image", "clip" or either of them, and "label"
+            for a supervised baseline. What is not asked for is not in its batches.
         paper: who published it, where and when.
         needs: what it takes beyond a backbone and single views, in words, such as "pairs".
     """

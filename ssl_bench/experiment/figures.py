@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
+_STRIPS = 3
 _INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
 
@@ -59,12 +60,16 @@ def loss_curve(metrics: Path, title: str, output: Path) -> None:
 
 @_default_style()
 def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path) -> None:
-    """Rows of images under their titles.
+    """Rows of images under their titles; of strips of frames each is a row of its own.
 
     Args:
         rows: normalised float ``(B, C, H, W)`` by title; NaN pixels are drawn grey.
         spec: whose mean and standard deviation undo the normalisation.
     """
+    if spec.frames > 1:
+        count = min(_STRIPS, len(next(iter(rows.values()))))
+        _strips({name: to_pixels(each[:count], spec) for name, each in rows.items()}, title, output)
+        return
     count = len(next(iter(rows.values())))
     inches = max(1.0, spec.image_size / _DOTS_PER_INCH)
     longest = max(len(line) for name in rows for line in name.split("\n"))
@@ -83,6 +88,24 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[], frame_on=False)
         row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, output)
+
+
+def _strips(rows: Mapping[str, np.ndarray], title: str, output: Path) -> None:
+    """Strips ``(B, H, W, 3)`` in [0, 1] below each other: the first of each title, and so on."""
+    count, height, width, _ = next(iter(rows.values())).shape
+    high = max(0.6, height / _DOTS_PER_INCH)
+    letters = _INCHES_OF_LETTER * max(len(line) for name in rows for line in name.split("\n"))
+    wide = high * width / height + letters
+    title = textwrap.fill(title, int(wide / (1.1 * _INCHES_OF_LETTER)))
+    size = wide, count * len(rows) * high * 1.15 + 0.22 * (1 + title.count("\n")) + 0.1
+    figure, axes = _subplots(count * len(rows), 1, figsize=size, squeeze=False)
+    for number, axis in enumerate(axes[:, 0]):
+        name = [*rows][number % len(rows)]
+        axis.imshow(rows[name][number // len(rows)], interpolation="nearest")
+        axis.set(xticks=[], yticks=[], frame_on=False)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize="medium")
     _save(figure, output)
 

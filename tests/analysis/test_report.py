@@ -231,7 +231,9 @@ def test_what_is_wrong_is_named_and_the_rest_is_shown(written: Written) -> None:
 
 
 def test_what_is_missing_names_the_command(written: Written) -> None:
-    assert any("ssl-bench eval RUN --evals partial-finetune" in line for line in written.lines)
+    [line] = [line for line in written.lines if "not drawn" in line]
+    part = written.html.partition('id="missing"')[2].partition("</section>")[0]
+    assert f"{part.count('<li>')} figures" in line
     assert "--evals partial-finetune</code>" in written.html
 
 
@@ -276,6 +278,23 @@ def test_captions_tell_how_many_images_were_measured(written: Written, runs_dir:
         assert f"features of 20 of the {IMAGES} test images of tiny." in drawn.caption
     assert f"{IMAGES} test images of tiny (robustness on 20 of them)." in written.html
     assert "robustness is measured on 20 of the test images" in written.html
+
+
+def test_figures_name_a_size_of_the_data_as_tables_do(tmp_path: Path) -> None:
+    make_run(tmp_path, "mae", 0, 0.5, evals=("knn",))
+    source = source_of(tmp_path)
+    scores = source.comparison.scores
+    sizes = {"aa": 32, "bb": 64}
+    several = pd.concat(
+        scores.assign(test_fingerprint=digest, settings=json.dumps({"image_size": size}))
+        for digest, size in sizes.items()
+    )
+    source = Source(
+        source.index, dataclasses.replace(source.comparison, scores=several), source.looks
+    )
+    titles = [title for title, _ in source.evaluations(source.headlines)]
+    assert [title.endswith(f"tiny at {size} px") for title, size in
+            zip(titles, sizes.values(), strict=True)] == [True, True]  # fmt: skip
 
 
 def test_a_curve_is_of_groups_that_differ_in_nothing_else(tmp_path: Path) -> None:

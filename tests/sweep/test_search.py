@@ -209,7 +209,7 @@ def test_a_presets_data_are_held_out_of_too() -> None:
         (["--trials", 0], "trials 0 is out of range"),
         (["--trials", 5001, "--method", "mae,mocov3"], "a sweep of 10,002 cells"),
         ([], "needs a number of trials for each method, such as --trials 16"),
-        (["--trials", 2, "--mask-ratio", "1.5,2"], "is impossible: mask ratio"),
+        (["--trials", 2, "--mask-ratio", "1.5,2"], "is impossible: --mask-ratio"),
     ],
 )
 def test_mistakes_in_a_search(words: list[object], said: str) -> None:
