@@ -32,12 +32,15 @@ class FrozenEncoder(Protocol):
         seed: of every draw of the evaluation.
         scratch: where a long training of the evaluation keeps its state, see `resume.training`;
             None for nowhere.
+        text: the `text.TextEncoder` that was pre-trained with it, which may be the encoder itself;
+            None where it was pre-trained without captions.
     """
 
     spec: EncoderSpec
     hardware: Hardware
     seed: int
     scratch: EvalCheckpoint | None
+    text: Any
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Features of a split's images by pooling: float32 ``(N, D)`` each, extracted once."""

@@ -20,6 +20,7 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Split
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import TextSpec
 from ssl_bench.transforms.augmentations import Augmentation
 
 Loss = Tensor | Mapping[str, Tensor]
@@ -34,6 +35,7 @@ class DataInfo:
         channels: 1 or 3.
         mean, std: what the views are normalised with, by channel.
         num_classes: 0 without labels.
+        text: vocabulary and sizes, where the method reads captions.
     """
 
     image_size: int
@@ -41,11 +43,12 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    text: TextSpec | None = None
 
     @classmethod
     def of(cls, spec: EncoderSpec, num_classes: int) -> DataInfo:
         """The data that an encoder takes."""
-        return cls(spec.image_size, spec.channels, spec.mean, spec.std, num_classes)
+        return cls(spec.image_size, spec.channels, spec.mean, spec.std, num_classes, spec.text)
 
 
 class Method(MethodDeclarations, nn.Module):

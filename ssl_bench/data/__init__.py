@@ -15,6 +15,7 @@ from ssl_bench.config.settings import Storage
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.names import (
     CANVASES,
+    CAPTIONS,
     EMBEDDED,
     HUGGING_FACE,
     TORCHVISION,
@@ -77,7 +78,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size}; it must be 1 or more pixels")
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
-    if asked.place in (EMBEDDED, CANVASES):
+    if asked.place in (EMBEDDED, CANVASES, CAPTIONS):
         require(
             storage != "stream",
             f"data set {asked.place!r} cannot be streamed, as it lies in one file; "
@@ -100,18 +101,19 @@ def load(
 
 def _embedded(asked: Source) -> Dataset:
     from ssl_bench.data import embedded, holdout
-    from ssl_bench.data.embedded import canvases
+    from ssl_bench.data.embedded import canvases, scenes
 
     _refuse_choice(asked)
-    has_masks = asked.place == CANVASES
-    read = canvases.read if has_masks else lambda split: Split(*embedded.read(split))
+    has_masks, has_captions = asked.place == CANVASES, asked.place == CAPTIONS
+    own = {CANVASES: canvases.read, CAPTIONS: scenes.read}
+    read = own.get(asked.place, lambda split: Split(*embedded.read(split)))
     name, note, train = asked.place, "", read("train")
     if asked.is_validation:
         name, note = holdout.name(name), holdout.NOTE
         train, test = holdout.of_split(train)
     else:
         test = read("test")
-    classes = () if has_masks else embedded.CLASSES
+    classes = () if has_masks else scenes.CLASSES if has_captions else embedded.CLASSES
     mask_classes = canvases.CLASSES if has_masks else ()
     digest = fingerprint(train, test, (*classes, *mask_classes))
     found = Dataset(name, train, test, classes, digest, note, train.side)

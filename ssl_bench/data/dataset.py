@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,13 @@ class Split:
         images_NCHW: uint8 ``(N, C, S, S)``, in [0, 255], on the CPU.
         labels_N: int64 ``(N,)``, indices into the data set's classes.
         masks_NSS: uint8 ``(N, S, S)``, the class of each pixel, 255 where none counts, or None.
+        captions: one or several texts of each image, or None.
     """
 
     images_NCHW: Tensor
     labels_N: Tensor
     masks_NSS: Tensor | None = None
+    captions: tuple[tuple[str, ...], ...] | None = field(default=None, kw_only=True, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -54,10 +56,17 @@ class Split:
         assert self.masks_NSS is not None
         return self.masks_NSS[index_B.cpu()]
 
+    @property
+    def first_captions(self) -> tuple[str, ...]:
+        """The first text of each image, which stands for it where only one is taken."""
+        assert self.captions is not None
+        return tuple(each[0] for each in self.captions)
+
     def subset(self, places: Sequence[int]) -> Split:
         """The images at some places."""
         masks = None if self.masks_NSS is None else self.masks_NSS[places]
-        return Split(self.images_NCHW[places], self.labels_N[places], masks)
+        texts = self.captions and tuple(self.captions[place] for place in places)
+        return Split(self.images_NCHW[places], self.labels_N[places], masks, captions=texts)
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; close it if you stop early."""
@@ -84,7 +93,7 @@ class Split:
             torch.cuda.mem_get_info(device)[0] // 2
         )
         images_NCHW = self.images_NCHW.to(device) if fits else self.images_NCHW
-        return Split(images_NCHW, self.labels_N.to(device), self.masks_NSS)
+        return replace(self, images_NCHW=images_NCHW, labels_N=self.labels_N.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +171,7 @@ class Dataset:
 
 
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
-    """16 hexadecimal digits of the SHA-256 of pixels, labels, masks and class names."""
+    """16 hexadecimal digits of the SHA-256 of pixels, labels, masks, captions and class names."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for split in (train, test):
         digest.update(repr(tuple(split.images_NCHW.shape)).encode())
@@ -170,4 +179,6 @@ def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
         digest.update(split.labels_N.numpy().astype("<i8").data)
         if split.masks_NSS is not None:
             digest.update(split.masks_NSS.numpy().data)
+        if split.captions is not None:
+            digest.update(json.dumps(split.captions).encode())
     return digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ each, with features extracted, queries answered and batches divided by all of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ def evaluate_run(
         if "baselines" not in record:
             record["baselines"] = {}
             for label, (name, baseline_config) in kind(config).baselines().items():
+                if name == "pixels" and spec.is_text:
+                    continue
                 baseline, home = encoders.baseline(name)
                 if kind(baseline_config).supports(baseline, data) is not None:
                     continue
@@ -249,6 +251,8 @@ class _Encoders:
         """A baseline, "pixels" or "random", and its folder."""
         if kind not in self._made:
             spec, data, seed = self.spec, self.data, self.seed
+            if not spec.is_text:  # what belongs to it changes nothing in an untrained encoder
+                spec = replace(spec, text=None)
             config = {
                 "baseline": kind,
                 "data": data.name,

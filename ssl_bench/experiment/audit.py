@@ -75,6 +75,8 @@ def evaluations(
         for plugin, config in evals.items():
             evaluation = plugin.load_class()(config)
             reason = evaluation.supports(encoder, data)
+            if spec.is_text and "image" in plugin.declared.columns:
+                reason = "it takes images, and the encoder reads captions"
             if reason is not None:
                 left_out.append(f"evaluation {plugin.name!r} is left out: {reason}")
                 continue

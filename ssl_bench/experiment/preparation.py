@@ -12,15 +12,15 @@ from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import Settings
-from ssl_bench.data import Dataset
-from ssl_bench.data.names import CANVASES
+from ssl_bench.data import Dataset, Split
+from ssl_bench.data.names import CANVASES, CAPTIONS
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import is_of_memory, require
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import RunData, StepCheck
 from ssl_bench.experiment.run_config import Evaluations, RunConfig, real_configs
-from ssl_bench.models import backbones
+from ssl_bench.models import backbones, encoders, text
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget, gradients, setup
@@ -106,7 +106,16 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
+    lacking = sorted(_missing(data).keys() & plugin.declared.columns & {"caption"})
+    require(
+        not lacking,
+        f"method {plugin.name} learns from captions, and data {data.name!r} has none; --data "
+        f"{CAPTIONS} would work, or a method that reads images alone, such as mae",
+    )
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
+    if "caption" in plugin.declared.columns:
+        is_text = "image" not in plugin.declared.columns
+        spec = with_text(spec, config.method_config, data.train, is_text)
     method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
@@ -240,7 +249,7 @@ def with_labels(
         way_out: the flag that evaluates on other data.
 
     Raises:
-        UserError: somebody did, and they need labels or masks that are not there.
+        UserError: somebody did, and they need labels, masks or captions that are not there.
     """
     kept, lines = dict(evals), []
     for column, why in _missing(data).items():
@@ -249,7 +258,8 @@ def with_labels(
             continue
         names = ", ".join(plugin.name for plugin in lacking)
         reason = f"data {data.name!r} has no {column}s{why}, which evaluations need: {names}"
-        way = way_out.replace("LABELLED", CANVASES) if column == "mask" else way_out
+        other = {"mask": CANVASES, "caption": CAPTIONS}.get(column, "LABELLED")
+        way = way_out.replace("LABELLED", other)
         require(not by_name, f"{reason}; {way} would work")
         kept = {plugin: config for plugin, config in kept.items() if plugin not in lacking}
         lines.append(f"left out: {reason}; {way} evaluates on other data")
@@ -259,7 +269,8 @@ def with_labels(
 def _missing(data: Dataset) -> dict[str, str]:
     """The columns that the data lack, and why in brackets."""
     labels = {"label": f" ({data.unlabelled})"} if data.unlabelled else {}
-    return labels | ({} if data.mask_classes else {"mask": ""})
+    masks = {} if data.mask_classes else {"mask": ""}
+    return labels | masks | ({"caption": ""} if data.train.captions is None else {})
 
 
 def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
@@ -280,6 +291,21 @@ def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset
     )
     steps = (round(number * between) for number in itertools.count(1))
     return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
+
+
+def with_text(spec: EncoderSpec, config: Any, train: Split, is_text: bool) -> EncoderSpec:
+    """The spec with the text encoder that a method's ``Config`` asks for, for these captions.
+
+    Args:
+        is_text: whether it is the encoder itself, instead of belonging to the images'.
+    """
+    assert train.captions is not None
+    texts = [text for each in train.captions for text in each]
+    if not is_text:
+        width = encoders.width(backbones.empty(spec))
+        return replace(spec, text=text.spec_of(config, texts, width))
+    own = text.spec_of(config, texts)
+    return replace(spec, backbone=text.BERT, patch_size=None, text=own)
 
 
 def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) -> EncoderSpec:

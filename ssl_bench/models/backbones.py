@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.models import encoders
+from ssl_bench.models import encoders, text
+from ssl_bench.models.text import TextSpec
 from ssl_bench.utils import rng
 
 _MOST_PATCHES = 2**16
@@ -55,13 +56,16 @@ class EncoderSpec:
     """Everything needed to build an encoder again with ``timm.create_model``.
 
     Attributes:
-        backbone: a name of `BACKBONES` or any image model of timm.
+        backbone: a name of `BACKBONES` or any image model of timm; `text.BERT` for an encoder of
+            captions, which ``text`` describes.
         image_size: height = width in pixels.
         patch_size: height = width of a patch; None for the backbone's default, or if it has none.
         channels: 1 or 3.
         mean, std: per channel, of pixels in [0, 1]; images are normalised with them.
         architecture: arguments of ``timm.create_model`` that differ from the backbone's own.
         norm_eps: epsilon of the layer norms.
+        text: what is pre-trained with captions: the encoder itself, or what belongs to an image
+            encoder; None without.
     """
 
     backbone: str
@@ -72,6 +76,7 @@ class EncoderSpec:
     std: tuple[float, ...]
     architecture: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float = 1e-6
+    text: TextSpec | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> EncoderSpec:
@@ -82,7 +87,10 @@ class EncoderSpec:
             KeyError, TypeError: an entry is missing or has the wrong type.
         """
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        own = known.get("text")
+        known["text"] = TextSpec.of(own) if own else None
         spec = cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        require(spec.text is not None or not spec.is_text, "an encoder of captions lacks its text")
         surplus = sorted(set(spec.architecture) - _ARCHITECTURE)
         require(not surplus, f"an encoder's architecture has no {', '.join(surplus)}")
         sizes = (spec.image_size, 16 if spec.patch_size is None else spec.patch_size, spec.channels)
@@ -103,18 +111,27 @@ class EncoderSpec:
         return spec
 
     @property
+    def is_text(self) -> bool:
+        """Whether the encoder reads captions instead of images."""
+        return self.backbone == text.BERT
+
+    @property
     def is_vit(self) -> bool:
         """Whether the backbone is a plain Vision Transformer, see `encoders.is_vit`."""
         return timm_name(self.backbone) in vit_names()
 
     @property
     def patches(self) -> int:
-        """Patches in an image; for other backbones those of a ViT/16, as a measure of size."""
+        """Patches in an image, or tokens in a text; for other backbones those of a ViT/16."""
+        if self.is_text and self.text:
+            return self.text.max_tokens
         size = self.patch_size if self.is_vit and self.patch_size else 16
         return max(1, self.image_size // size) ** 2
 
     def timm_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``timm.create_model``, the model's name included."""
+        if self.is_text:
+            return {}
         own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
         sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
         if not self.is_vit:
@@ -321,8 +338,14 @@ def empty(spec: EncoderSpec, **overrides: Any) -> Any:
         return _create(spec, overrides)
 
 
-def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Backbone:
-    """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for."""
+def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Any:
+    """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for.
+
+    Of a spec of captions, a `text.TextEncoder`.
+    """
+    if spec.is_text:
+        assert spec.text
+        return text.TextEncoder(spec.text)
     check(spec)
     asked = {name: value for name, value in overrides.items() if value or name != "drop_path_rate"}
     try:

@@ -20,7 +20,7 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
-from ssl_bench.models import backbones, encoders, weights
+from ssl_bench.models import backbones, encoders, text, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import flops, gradients
@@ -74,7 +74,13 @@ def as_batch(
     views = loader.finished(train, tuple(transforms.values()), draws, pixels)
     normalized = (normalize(view, spec.mean, spec.std, True) for view in views)
     labels_B = train.labels_N[draws.samples_B] if "label" in method.columns else None
-    return Batch(dict(zip(transforms, normalized, strict=True)), draws, labels_B)
+    captions_BL = None
+    if method.data.text and "caption" in method.columns:
+        captions_BL = text.tokens_of(train.captions, method.data.text, train.labels_N.device).draw(
+            draws
+        )
+    named = dict(zip(transforms, normalized, strict=True))
+    return Batch(named, draws, labels_B, captions_BL=captions_BL)
 
 
 @dataclass(frozen=True)
