@@ -42,6 +42,10 @@ _SHORT = {
     "prototypes": 64,
     "head_hidden_dim": 32,
     "codebook_size": 32,
+    "text_depth": 2,
+    "text_width": 32,
+    "text_heads": 2,
+    "fusion_depth": 1,
 }
 
 
@@ -57,7 +61,20 @@ def make_images(count: int, classes: int, size: int, channels: int, seed: int) -
     labels = np.arange(count) % classes
     noise = generator.normal(0, 40, (count, channels, size, size))
     images = (0.5 * patterns[labels] + 64 + noise).clip(0, 255).astype(np.uint8)
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    captions = tuple(captions_of(label) for label in labels.tolist())
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), captions=captions)
+
+
+def captions_of(label: int) -> tuple[str, ...]:
+    """Two texts of an image of that class."""
+    word = ("one", "two", "three", "four", "five")[label % 5]
+    return f"an image of class {word}", f"Class {word}: easy to learn!"
+
+
+def with_text(plugin: Plugin, spec: EncoderSpec) -> EncoderSpec:
+    """The spec with a text encoder for the captions of `make_images`, if the method reads any."""
+    texts = [captions_of(label) for label in range(5)]
+    return setup.with_text(spec, plugin.load_class(), small(plugin), texts)
 
 
 def with_masks(split: Split) -> Split:
@@ -101,7 +118,7 @@ def step_to(fraction: float) -> Step:
 
 
 def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
-    return setup.build_method(plugin.load_class(), small(plugin), spec, 3, seed)
+    return setup.build_method(plugin.load_class(), small(plugin), with_text(plugin, spec), 3, seed)
 
 
 def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:
@@ -111,7 +128,7 @@ def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Pla
         small(plugin),
         data.name,
         data.fingerprint,
-        spec,
+        with_text(plugin, spec),
         EPOCHS,
         BATCH,
         seed,

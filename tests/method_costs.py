@@ -12,6 +12,7 @@ import json
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands.list import COSTS
+from ssl_bench.data.embedded import scenes
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import flops, setup
@@ -27,7 +28,9 @@ def of(name: str) -> int:
     backbone = run.settings.backbone
     patch_size = backbones.default_patch_size(backbone, _SIZE)
     spec = EncoderSpec(backbone, _SIZE, patch_size, _CHANNELS, (0.5,), (0.5,))
-    method = setup.build_method(run.method.load_class(), config, spec, _CLASSES, 0)
+    kind = run.method.load_class()
+    spec = setup.with_text(spec, kind, config, scenes.read("train").captions or ())
+    method = setup.build_method(kind, config, spec, _CLASSES, 0)
     return round(flops.of_step(method, spec, run.settings.batch_size) / run.settings.batch_size)
 
 

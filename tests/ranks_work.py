@@ -69,7 +69,8 @@ def build(plugin: Plugin) -> Method:
     config = helpers.small(plugin)
     names = {field.name for field in dataclasses.fields(config)}
     config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
-    return setup.build_method(plugin.load_class(), config, SPEC, 3, seed=0)
+    spec = helpers.with_text(plugin, SPEC)
+    return setup.build_method(plugin.load_class(), config, spec, 3, seed=0)
 
 
 def train(plugin: Plugin, folder: Path, **options: Any) -> Any:

@@ -63,19 +63,22 @@ class Method(MethodDeclarations, nn.Module):
     Attributes:
         encoder: what evaluations receive, snapshots keep and exports write: the backbone, or its
             teacher. A method that trains nothing has no parameter that requires a gradient.
+        text_side: what evaluations receive beside an encoder of images: a `text.ImageText`, or None
+            where it is pre-trained without captions.
         watched_BD: this rank's latest features of `watch`.
         fixed_shapes: whether shapes may not depend on the data even on a CPU: a step's cost, which
             is counted then, stands for every step's.
     """
 
     encoder: Any
+    text_side: Any
     watched_BD: Tensor | None = None
     fixed_shapes = False
 
     def __init__(self, config: Any, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__()
         self.config, self.data = config, data
-        self.encoder = backbone
+        self.encoder, self.text_side = backbone, None
 
     @property
     def trains(self) -> bool:

@@ -33,8 +33,8 @@ class OptimizerConfig(CheckedConfig):
 class TextConfig(OptimizerConfig):
     """The same for a method that reads captions: its tokenizer and its text encoder."""
 
-    text_width: Annotated[int | None, "[1, inf)"] = None
-    """Width of the text encoder. Default: the image encoder's, or 128 where there is none."""
+    text_width: Annotated[int, "[0, inf)"] = 0
+    """Width of the text encoder; 0 takes the image encoder's, or 128 where there is none."""
     text_depth: Annotated[int, "[1, inf)"] = 6
     """Layers that read text alone."""
     text_heads: Annotated[int, "[1, inf)"] = 4

@@ -20,6 +20,7 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
 from ssl_bench.models import backbones, encoders, text, weights
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import ImageText
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils import progress
@@ -88,7 +89,8 @@ class Encoder:
         hardware: where evaluations compute.
         seed: of its pre-training; an evaluation's own draws use it too.
         scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
-        text: the `text.TextEncoder` that was pre-trained with it, which may be itself, or None.
+        pair: the `text.ImageText` that was pre-trained with it, or None.
+        text: the `text.TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
     scratch: EvalCheckpoint | None = None
@@ -100,12 +102,17 @@ class Encoder:
         hardware: Hardware,
         seed: int,
         kept: FeatureCache | None = None,
+        pair: ImageText | None = None,
     ) -> None:
         self._module: Any = module.to(hardware.device).eval().requires_grad_(False)
         self._features: dict[Split, Mapping[str, Tensor]] = {}
         self._kept = kept
         self.spec, self.hardware, self.seed = spec, hardware, seed
-        self.text = self._module if spec.is_text else None
+        self.pair: Any = None
+        self.text: Any = self._module if spec.is_text else None
+        if pair is not None:
+            self.pair = pair.to(hardware.device).eval().requires_grad_(False)
+            self.text = self.pair.text
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once.
@@ -150,6 +157,12 @@ class Encoder:
         """
         with self.hardware.autocast():
             return encoders.feature_map(self._module, self._module.forward_features(images_BCHW))
+
+    @torch.no_grad()
+    def tokens(self, images_BCHW: Tensor) -> Tensor:
+        """Frozen tokens of a batch after the final norm: float32 ``(B, T, D)``, on its device."""
+        with self.hardware.autocast():
+            return self._module.forward_features(images_BCHW).float()
 
     @torch.no_grad()
     def _encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
@@ -217,7 +230,7 @@ class RawPixels:
     """The baseline without an encoder: the image's own pixels as its features."""
 
     scratch: EvalCheckpoint | None = None
-    text = None
+    pair = text = None
 
     def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
         self.spec, self.hardware, self.seed = spec, hardware, seed

@@ -29,6 +29,7 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import backbones, encoders
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import ImageText
 
 _SHOWN = 3
 
@@ -71,7 +72,8 @@ def evaluations(
     left_out, recipe = [], []
     nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
     with nowhere.device:
-        encoder = Encoder(backbones.build(spec, seed), spec, nowhere, seed)
+        pair = ImageText(spec.text) if spec.text and not spec.is_text else None
+        encoder = Encoder(backbones.build(spec, seed), spec, nowhere, seed, pair=pair)
         for plugin, config in evals.items():
             evaluation = plugin.load_class()(config)
             reason = evaluation.supports(encoder, data)

@@ -12,7 +12,7 @@ from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import Settings
-from ssl_bench.data import Dataset, Split
+from ssl_bench.data import Dataset
 from ssl_bench.data.names import CANVASES, CAPTIONS
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
@@ -20,7 +20,7 @@ from ssl_bench.errors import is_of_memory, require
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import RunData, StepCheck
 from ssl_bench.experiment.run_config import Evaluations, RunConfig, real_configs
-from ssl_bench.models import backbones, encoders, text
+from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget, gradients, setup
@@ -106,19 +106,21 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
-    lacking = sorted(_missing(data).keys() & plugin.declared.columns & {"caption"})
+    kind = plugin.load_class()
     require(
-        not lacking,
+        data.train.captions is not None or "caption" not in kind.columns,
         f"method {plugin.name} learns from captions, and data {data.name!r} has none; --data "
         f"{CAPTIONS} would work, or a method that reads images alone, such as mae",
     )
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
-    if "caption" in plugin.declared.columns:
-        is_text = "image" not in plugin.declared.columns
-        spec = with_text(spec, config.method_config, data.train, is_text)
-    method = setup.build_method(
-        plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
+    spec = setup.with_text(spec, kind, config.method_config, data.train.captions or ())
+    usual = {**PRESETS.get(settings.preset, {})}.get("backbone", Settings.backbone)
+    require(
+        not spec.is_text or settings.backbone == usual,
+        f"backbone {settings.backbone!r} reads images, and method {plugin.name} captions alone; "
+        "--text-width, --text-depth and --text-heads say how large its encoder is",
     )
+    method = setup.build_method(kind, config.method_config, spec, len(data.classes), settings.seed)
     require(
         settings.batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
         f"batch size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
@@ -291,21 +293,6 @@ def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset
     )
     steps = (round(number * between) for number in itertools.count(1))
     return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
-
-
-def with_text(spec: EncoderSpec, config: Any, train: Split, is_text: bool) -> EncoderSpec:
-    """The spec with the text encoder that a method's ``Config`` asks for, for these captions.
-
-    Args:
-        is_text: whether it is the encoder itself, instead of belonging to the images'.
-    """
-    assert train.captions is not None
-    texts = [text for each in train.captions for text in each]
-    if not is_text:
-        width = encoders.width(backbones.empty(spec))
-        return replace(spec, text=text.spec_of(config, texts, width))
-    own = text.spec_of(config, texts)
-    return replace(spec, backbone=text.BERT, patch_size=None, text=own)
 
 
 def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) -> EncoderSpec:

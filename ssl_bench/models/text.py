@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ BERT = "bert"
 """The backbone of an `EncoderSpec` that reads captions instead of images."""
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _IGNORED = -100
+_OF_PAIRS = ("fusion_depth", "embed_dim", "matches")
 _WIDTH = 128
 _TOKENS = 8
 """Texts are padded to a multiple of so many tokens."""
@@ -51,6 +52,7 @@ class TextSpec:
         image_width: of the image's tokens; 0 without such layers.
         embed_dim: of the space that images and texts are compared in; 0 for none.
         dropout: probability, in training.
+        matches: whether a head tells if a text and an image belong together.
     """
 
     vocabulary: str
@@ -63,6 +65,7 @@ class TextSpec:
     image_width: int = 0
     embed_dim: int = 0
     dropout: float = 0.0
+    matches: bool = False
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> TextSpec:
@@ -219,7 +222,6 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
         vocabulary, lowercase = learn_vocabulary(texts, config.vocabulary_size), True
     longest = 2 + max(map(len, _encoded(texts, vocabulary, lowercase)), default=0)
     require(longest > 2, "the training captions hold no words")
-    own = {"fusion_depth", "embed_dim"} & {field.name for field in fields(config)}
     return TextSpec(
         vocabulary,
         lowercase,
@@ -229,7 +231,7 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
         config.text_heads,
         image_width=image_width,
         dropout=config.text_dropout,
-        **{name: getattr(config, name) for name in own},
+        **{name: getattr(config, name) for name in _OF_PAIRS if hasattr(config, name)},
     )
 
 
@@ -438,6 +440,63 @@ class TextEncoder(nn.Module):
         hidden_BLD, seen_BL1 = hidden_BLD.float(), self.seen(ids_BL)[..., None]
         mean_BD = (hidden_BLD * seen_BL1).sum(dim=1) / seen_BL1.sum(dim=1)
         return {"avg": mean_BD, "cls": hidden_BLD[:, 0]}
+
+
+def attended(encoder: TextEncoder, hidden_BLD: Tensor, ids_BL: Tensor, image_BSD: Tensor) -> Tensor:
+    """How far [CLS] attends to each token of an image, in the last layer: ``(B, S)``, sums of 1.
+
+    The mean over the heads.
+
+    Args:
+        hidden_BLD: of the encoder's layers that read text alone.
+    """
+    seen_BL = encoder.seen(ids_BL)
+    for layer in encoder.fusion[:-1]:
+        hidden_BLD = layer(hidden_BLD, seen_BL, image_BSD)
+    last = encoder.fusion[-1]
+    own_BLD = last.attention(hidden_BLD, hidden_BLD, seen_BL)
+    query_BLD = last.attention_norm(hidden_BLD + own_BLD)
+    return last.cross_attention.weights(query_BLD[:, :1], image_BSD, None).mean(dim=1)[:, 0]
+
+
+class ImageText(nn.Module):
+    """What belongs to an image encoder that was pre-trained with captions.
+
+    Attributes:
+        text: reads captions, alone and beside an image.
+        image_proj, text_proj: from class tokens to the space that images and texts are compared in.
+        match: from a fused [CLS] to logits that its text and its image belong together.
+    """
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.text = TextEncoder(spec)
+        if spec.embed_dim:
+            self.image_proj = nn.Linear(spec.image_width, spec.embed_dim)
+            self.text_proj = nn.Linear(spec.width, spec.embed_dim)
+        if spec.matches:
+            self.match = nn.Linear(spec.width, 2)
+
+    def embed_images(self, class_token_BD: Tensor) -> Tensor:
+        """Where images are in the common space: float32 ``(B, embed_dim)`` of length 1."""
+        return F.normalize(self.image_proj(class_token_BD).float(), dim=1)
+
+    def embed_texts(self, hidden_BLD: Tensor) -> Tensor:
+        """Where texts are, of their hidden states: float32 ``(B, embed_dim)`` of length 1."""
+        return F.normalize(self.text_proj(hidden_BLD[:, 0]).float(), dim=1)
+
+    def matching(self, hidden_BLD: Tensor, ids_BL: Tensor, image_BSD: Tensor) -> Tensor:
+        """Logits that a text and an image do not belong together, and that they do: ``(B, 2)``."""
+        return self.match(self.text.fuse(hidden_BLD, ids_BL, image_BSD)[:, 0]).float()
+
+
+def why_no_pair(pair: ImageText | None) -> str | None:
+    """Why images and texts cannot be compared, or None where they can."""
+    if pair is None:
+        return "it compares images with texts, and the encoder was not pre-trained with captions"
+    if not pair.text.spec.embed_dim:
+        return "it compares images with texts, which no loss of the pre-training did"
+    return None
 
 
 def _initialise(module: nn.Module) -> None:
