@@ -275,7 +275,7 @@ class ALBEF(Method):
         loss = text.masked_loss(logits_BLV, masked.targets_BL)
         if self.config.alpha:
             with torch.no_grad():
-                soft_BLV = logits(self.slow_side, slow_BSD).float().softmax(dim=-1)
+                soft_BLV = text.wide(logits(self.slow_side, slow_BSD)).softmax(dim=-1)
             soft = text.masked_loss(logits_BLV, masked.targets_BL, soft_BLV)
             loss = (1 - self.share) * loss + self.share * soft
         hidden = collectives.mean(text.count_hidden(masked.targets_BL)).clamp_min(1)
@@ -358,7 +358,7 @@ def hard_negatives(similarity_BN: Tensor, first: int, uniform_B1: Tensor) -> Ten
         similarity_BN: logits; a row's own column comes at ``first`` plus its number.
         uniform_B1: a number in [0, 1) for each row, which decides.
     """
-    share_BN = similarity_BN.float().softmax(dim=1) + _LEAST_SHARE
+    share_BN = text.wide(similarity_BN).softmax(dim=1) + _LEAST_SHARE
     rows_B = torch.arange(len(share_BN), device=share_BN.device)
     share_BN[rows_B, first + rows_B] = 0.0
     ends_BN = share_BN.double().cumsum(dim=1)

@@ -313,13 +313,18 @@ def masked_loss(logits_BLV: Tensor, targets_BL: Tensor, soft_BLV: Tensor | None 
     """
     if soft_BLV is None:
         return F.cross_entropy(
-            logits_BLV.float().flatten(0, 1),
+            wide(logits_BLV).flatten(0, 1),
             targets_BL.flatten(),
             ignore_index=_IGNORED,
             reduction="sum",
         )
-    each_BL = -(soft_BLV * logits_BLV.float().log_softmax(dim=-1)).sum(dim=-1)
+    each_BL = -(soft_BLV * wide(logits_BLV).log_softmax(dim=-1)).sum(dim=-1)
     return each_BL.where(targets_BL != _IGNORED, 0.0).sum()
+
+
+def wide(numbers: Tensor) -> Tensor:
+    """The same in float32 at least."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def count_hidden(targets_BL: Tensor) -> Tensor:
@@ -437,7 +442,7 @@ class TextEncoder(nn.Module):
 
     def pool(self, hidden_BLD: Tensor, ids_BL: Tensor) -> dict[str, Tensor]:
         """A vector of each text: ``avg``, its tokens' mean, and ``cls``; float32 ``(B, D)``."""
-        hidden_BLD, seen_BL1 = hidden_BLD.float(), self.seen(ids_BL)[..., None]
+        hidden_BLD, seen_BL1 = wide(hidden_BLD), self.seen(ids_BL)[..., None]
         mean_BD = (hidden_BLD * seen_BL1).sum(dim=1) / seen_BL1.sum(dim=1)
         return {"avg": mean_BD, "cls": hidden_BLD[:, 0]}
 
@@ -479,15 +484,15 @@ class ImageText(nn.Module):
 
     def embed_images(self, class_token_BD: Tensor) -> Tensor:
         """Where images are in the common space: float32 ``(B, embed_dim)`` of length 1."""
-        return F.normalize(self.image_proj(class_token_BD).float(), dim=1)
+        return F.normalize(wide(self.image_proj(class_token_BD)), dim=1)
 
     def embed_texts(self, hidden_BLD: Tensor) -> Tensor:
         """Where texts are, of their hidden states: float32 ``(B, embed_dim)`` of length 1."""
-        return F.normalize(self.text_proj(hidden_BLD[:, 0]).float(), dim=1)
+        return F.normalize(wide(self.text_proj(hidden_BLD[:, 0])), dim=1)
 
     def matching(self, hidden_BLD: Tensor, ids_BL: Tensor, image_BSD: Tensor) -> Tensor:
         """Logits that a text and an image do not belong together, and that they do: ``(B, 2)``."""
-        return self.match(self.text.fuse(hidden_BLD, ids_BL, image_BSD)[:, 0]).float()
+        return wide(self.match(self.text.fuse(hidden_BLD, ids_BL, image_BSD)[:, 0]))
 
 
 def why_no_pair(pair: ImageText | None) -> str | None:
