@@ -88,7 +88,7 @@ class Config(CheckedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         # One image has no batch statistics.
-        above("linear paper batch size", self.batch_size, int(self.batch_norm))
+        above("--linear-paper-batch-size", self.batch_size, int(self.batch_norm))
 
 
 class PaperLinearProbe(Evaluation):

@@ -85,7 +85,7 @@ class Config(SelfDistillationConfig):
         super().__post_init__()
         require(
             self.mask_spread <= self.mask_ratio < 1 - self.mask_spread,
-            f"mask ratio {self.mask_ratio} with mask spread {self.mask_spread} leaves [0, 1); "
+            f"--mask-ratio {self.mask_ratio} with mask spread {self.mask_spread} leaves [0, 1); "
             f"a mask spread of {min(self.mask_ratio, 1 - self.mask_ratio) / 2:.2g} would work",
         )
 

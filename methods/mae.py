@@ -105,7 +105,7 @@ class Config(OptimizerConfig):
             self.decoder_embed_dim > 0
             and self.decoder_embed_dim % 4 == 0
             and self.decoder_embed_dim % self.decoder_heads == 0,
-            f"decoder embed dim {self.decoder_embed_dim} must be a multiple of 4 and of the "
+            f"--decoder-embed-dim {self.decoder_embed_dim} must be a multiple of 4 and of the "
             f"{self.decoder_heads} decoder heads",
         )
 

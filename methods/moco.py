@@ -149,10 +149,10 @@ class MoCo(Method):
             near -= batch_size
         would = f"--queue-size {near} would work"
         if size % batch_size:
-            return f"queue size {size} is no multiple of batch size {batch_size}; {would}"
+            return f"--queue-size {size} is no multiple of batch size {batch_size}; {would}"
         if size > images:
             return (
-                f"queue size {size} is more than the {images:,} training images, so that each "
+                f"--queue-size {size} is more than the {images:,} training images, so that each "
                 f"would be among its own negatives; {would}"
             )
         return None

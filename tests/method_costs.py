@@ -31,7 +31,7 @@ def of(name: str) -> int:
     kind = run.method.load_class()
     spec = setup.with_text(spec, kind, config, scenes.read("train").captions or ())
     method = setup.build_method(kind, config, spec, _CLASSES, 0)
-    return round(flops.of_step(method, spec, run.settings.batch_size) / run.settings.batch_size)
+    return round(flops.of_step(method, spec, run.batch_on()) / run.batch_on())
 
 
 if __name__ == "__main__":

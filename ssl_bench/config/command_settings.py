@@ -59,7 +59,7 @@ class ReconstructSettings(WeightSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.target), "say whose decoder: a run, or a file of weights")
-        require(self.output.suffix == ".png", f"output {str(self.output)!r} must end in .png")
+        require(self.output.suffix == ".png", f"--output {str(self.output)!r} must end in .png")
         require(bool(self.images), "say which images to reconstruct")
 
 

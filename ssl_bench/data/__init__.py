@@ -48,9 +48,9 @@ def load(
 ) -> Dataset:
     """Load the data set that ``source`` names.
 
-    A source is a known name (see ``names``) or a path: a folder of images, a folder of Parquet
-    files, or one ``.parquet`` file, as described in the modules ``folder`` and ``parquet``. Write
-    ``./mnist`` for a folder with a known name.
+    A source is a known name (see ``names``) or a path: a folder of images, or Parquet or tar
+    files, one or a folder of them, as described in the modules ``folder``, ``parquet`` and
+    ``tars``. Write ``./mnist`` for a folder with a known name.
 
     ``@validation`` at the end takes only the training images, a part of them as the test split (see
     ``holdout``). ``@whole``, ``@TRAIN`` or ``@TRAIN+TEST`` after a path, before ``@validation``,
@@ -76,7 +76,7 @@ def load(
         UserError: the source is unknown or unusable, or not suited to this ``storage``.
     """
     if image_size is not None and image_size < 1:
-        raise UserError(f"image size {image_size}; it must be 1 or more pixels")
+        raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
     if asked.place in (EMBEDDED, CANVASES, CAPTIONS):
         require(
@@ -148,19 +148,21 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         from ssl_bench.data.sources import hugging_face
 
         return hugging_face.find(place, asked.choice, _folder(data_dir))
+    from ssl_bench.data.sources import folder, pairs, parquet, tars
+
+    if path.exists() and parquet.is_here(path):
+        return parquet.find(path, asked.choice)
+    if tars.is_here(place):
+        return tars.find(path, asked.choice)
     if not path.exists():
         if os.sep in place or "/" in place or path.suffix:
             raise UserError(f"no such folder or file: {place}")
         raise unknown("data set", place, names())
-    from ssl_bench.data.sources import folder, pairs, parquet
-
-    if parquet.is_here(path):
-        return parquet.find(path, asked.choice)
     if asked.choice != WHOLE and pairs.is_here(path):
         return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
-    raise UserError(f"{place} is neither a folder nor a .parquet file")
+    raise UserError(f"{place} is neither a folder nor a .parquet or .tar file")
 
 
 def _refuse_choice(asked: Source) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ssl_bench.errors import require
 
 EMBEDDED = "fashion-mnist"
 CANVASES = "fashion-canvases"
@@ -17,6 +20,9 @@ HUGGING_FACE = "hf:"
 """Before the name of a data set of the Hugging Face Hub."""
 WHOLE = "whole"
 """After a path and an @: all images as one, without splits."""
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_FILES = 100_000
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,30 @@ def base(text: str) -> str:
     return parse(text).place
 
 
+def expanded(place: str) -> list[str]:
+    """The paths that ``shard-{000..010}.tar`` stands for; any other path stands for itself.
+
+    Raises:
+        UserError: a range is empty, or there are too many.
+    """
+    found = _RANGE.search(place)
+    if not found or os.path.exists(os.path.expanduser(place)):
+        return [place]
+    first, last = int(found[1]), int(found[2])
+    require(
+        0 <= last - first < _MOST_FILES,
+        f"{place}: {found[0]} is a range of {max(0, last - first + 1):,} files; 1 to "
+        f"{_MOST_FILES:,} would work",
+    )
+    width = len(found[1])
+    begin, end = place[: found.start()], place[found.end() :]
+    return [
+        each
+        for number in range(first, last + 1)
+        for each in expanded(f"{begin}{number:0{width}}{end}")
+    ]
+
+
 def several(text: str) -> tuple[str, ...]:
     """The sources in a list separated by commas, each once; a path that exists is a single one.
 
@@ -161,12 +191,12 @@ def several(text: str) -> tuple[str, ...]:
 def resolved(text: str) -> str:
     """The source with its path made absolute."""
     place = base(text)
-    path = Path(place).expanduser()
-    return f"{path.resolve()}{text[len(place) :]}" if path.exists() else text
+    return f"{Path(place).expanduser().resolve()}{text[len(place) :]}" if _exists(place) else text
 
 
 def _exists(place: str) -> bool:
-    return os.path.exists(os.path.expanduser(place))  # False of what is too long to be a path
+    # False of what is too long to be a path.
+    return any(os.path.exists(os.path.expanduser(each)) for each in expanded(place))
 
 
 def names() -> dict[str, str]:

@@ -20,7 +20,7 @@ from ssl_bench.distributed.device import choose
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
-from ssl_bench.experiment.loading import console, load, note, say_images
+from ssl_bench.experiment.loading import console, load, note, note_coarse, say_images
 from ssl_bench.experiment.preparation import with_labels_of_each
 from ssl_bench.experiment.run_config import EvalConfig, real_configs
 from ssl_bench.models import backbones, checkpoints, encoders, weights
@@ -48,6 +48,7 @@ def evaluate(config: EvalConfig) -> Path:
     )
     for data in datasets:
         say_images(data)
+        note_coarse(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
     audits = [
@@ -88,7 +89,7 @@ def check_ranks(settings: Settings | EvalSettings) -> None:
     """
     require(
         collectives.world_size() == settings.devices * settings.nodes,
-        f"devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
+        f"--devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
         "`ssl-bench eval` work on several; 1 would work here",
     )
 

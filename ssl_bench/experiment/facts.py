@@ -54,7 +54,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
     return (
         found
         | of_optimizer(method, optimizer)
-        | of_schedules(optimizer, config.epochs_on(), settings.batch_size)
+        | of_schedules(optimizer, config.epochs_on(), config.batch_on())
         | of_modules(method)
     )
 

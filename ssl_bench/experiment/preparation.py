@@ -105,7 +105,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     )
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
-        unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
+        unlabelled.append(f"--eval-data {settings.eval_data!r} is not used: nothing is evaluated")
     kind = plugin.load_class()
     require(
         data.train.captions is not None or "caption" not in kind.columns,
@@ -117,25 +117,26 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     usual = {**PRESETS.get(settings.preset, {})}.get("backbone", Settings.backbone)
     require(
         not spec.is_text or settings.backbone == usual,
-        f"backbone {settings.backbone!r} reads images, and method {plugin.name} captions alone; "
+        f"--backbone {settings.backbone!r} reads images, and method {plugin.name} captions alone; "
         "--text-width, --text-depth and --text-heads say how large its encoder is",
     )
+    batch_size = config.batch_on(len(data.train))
     method = setup.build_method(kind, config.method_config, spec, len(data.classes), settings.seed)
     require(
-        settings.batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
-        f"batch size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
+        batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
+        f"--batch-size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
         "images in a step",
     )
     at_once = settings.micro_batch_size
-    own = settings.batch_size // (settings.devices * settings.nodes)
+    own = batch_size // (settings.devices * settings.nodes)
     in_parts = gradients.taken_in_parts(method)
     could_be = method.per_sample_loss or method.encodes_in_parts
     backbone, loss = f"backbone {spec.backbone} has batch norms over", f"the loss of {plugin.name}"
     reason = backbone if could_be else f"{loss} depends on"
     require(
         at_once is None or at_once >= own or bool(in_parts) or not method.trains,
-        f"micro batch size {at_once}: {reason} all images of a batch, "
-        f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
+        f"--micro-batch-size {at_once}: {reason} all images of a batch, "
+        f"which cannot be split; a smaller --batch-size than {batch_size}, or more "
         "--devices, takes less memory",
     )
     plan = Plan(
@@ -146,7 +147,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         data_fingerprint=data.fingerprint,
         encoder=spec,
         epochs=whole_epochs(config.epochs_on(len(data.train))) if method.trains else 0,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         seed=settings.seed,
         precision=hardware.precision,
     )
@@ -288,8 +289,8 @@ def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset
     between = epochs * schedule.steps_per_epoch
     require(
         between >= 1,
-        f"eval every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which takes "
-        f"{1 / schedule.steps_per_epoch:.2g} epochs",
+        f"--eval-every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which "
+        f"takes {1 / schedule.steps_per_epoch:.2g} epochs",
     )
     steps = (round(number * between) for number in itertools.count(1))
     return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
@@ -312,8 +313,8 @@ def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) 
     if spec.is_vit:
         require(
             patch_size != 1,
-            f"patch size 1 makes a patch of each of {data.view_size**2:,} pixels; 2 or more would "
-            "work, as would leaving --patch-size out",
+            f"--patch-size 1 makes a patch of each of {data.view_size**2:,} pixels; 2 or more "
+            "would work, as would leaving --patch-size out",
         )
         default = backbones.default_patch_size
         return replace(spec, patch_size=patch_size or default(spec.backbone, data.view_size))

@@ -16,6 +16,7 @@ from typing import Any
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Kind, Plugin
 from ssl_bench.config.presets import (
+    DEFAULT_BATCH,
     DEFAULT_EPOCHS,
     PRESETS,
     SIZED_BY_STEPS,
@@ -90,7 +91,17 @@ class RunConfig:
         usual = of_preset.get("epochs", DEFAULT_EPOCHS)
         if settings.preset != SIZED_BY_STEPS:
             return usual
-        return max(usual, usual * SIZED_FOR // max(1, images))
+        # A batch made smaller by few images must not make more steps.
+        sized = usual * SIZED_FOR * self.batch_on(images)
+        return max(usual, sized // (max(1, images) * self.batch_on()))
+
+    def batch_on(self, images: int = SIZED_FOR) -> int:
+        """How many images a step takes, where there are so many to train on."""
+        settings = self.settings
+        if settings.batch_size is not None:
+            return settings.batch_size
+        most = 1 << max(0, images.bit_length() - 1)  # a power of two, which processes can divide
+        return max(settings.devices * settings.nodes, min(DEFAULT_BATCH, most))
 
     def command(self) -> list[str]:
         """The ``ssl-bench run`` that makes this run: what differs from its preset, as flags."""

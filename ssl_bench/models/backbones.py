@@ -216,7 +216,7 @@ def default_patch_size(backbone: str, image_size: int) -> int:
         fits = [size for size in sizes if size % 4 == 0 and _suitable_patch_size(size, usual)]
         near = sorted(sorted(fits, key=lambda size: abs(size - image_size))[:2])
         raise UserError(
-            f"image size {image_size} has no divisor that would do as a patch size; --image-size "
+            f"--image-size {image_size} has no divisor that would do as a patch size; --image-size "
             f"{' or '.join(map(str, near))} would work, or a --patch-size that divides it"
         )
     return best
@@ -237,8 +237,8 @@ def check(spec: EncoderSpec) -> None:
     if not spec.is_vit:
         require(
             patch_size is None or "patch_size" in _sizes_taken(timm_name(spec.backbone)),
-            f"patch size {patch_size}: backbone {spec.backbone!r} is not made of patches of a size "
-            "to choose; leave --patch-size out",
+            f"--patch-size {patch_size}: backbone {spec.backbone!r} is not made of patches of a "
+            "size to choose; leave --patch-size out",
         )
         given = (spec.backbone, size, patch_size, spec.channels)
         problem = _problem(*given)
@@ -253,7 +253,7 @@ def check(spec: EncoderSpec) -> None:
         sizes = " or ".join(str(each) for each in (below, below + patch_size) if each)
         others = f" or --patch-size {', '.join(map(str, near))}" if near else ""
         raise UserError(
-            f"image size {size} is not divisible by patch size {patch_size}; "
+            f"--image-size {size} is not divisible by patch size {patch_size}; "
             f"--image-size {sizes}{others} would work"
         )
 
@@ -293,7 +293,7 @@ def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
 def _does_not_fit(spec: EncoderSpec, problem: str) -> str:
     patches = f" and {spec.patch_size} px patches" if spec.patch_size else ""
     return (
-        f"backbone {spec.backbone!r} cannot be built with {spec.image_size} px images in "
+        f"--backbone {spec.backbone!r} cannot be built with {spec.image_size} px images in "
         f"{spec.channels} channels{patches}: {problem}"
     )
 
@@ -387,7 +387,7 @@ def resize(encoder: Backbone, image_size: int | tuple[int, int]) -> None:
     for side in (height, width):
         require(
             side > 0 and side % patch_size == 0,
-            f"image size {side} is not a multiple of the {patch_size} px patches; "
+            f"--image-size {side} is not a multiple of the {patch_size} px patches; "
             f"{max(1, round(side / patch_size)) * patch_size} would work",
         )
     encoder.set_input_size(img_size=(height, width))

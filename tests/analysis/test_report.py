@@ -229,7 +229,9 @@ def test_what_is_wrong_is_named_and_the_rest_is_shown(written: Written) -> None:
 
 
 def test_what_is_missing_names_the_command(written: Written) -> None:
-    assert any("ssl-bench eval RUN --evals partial-finetune" in line for line in written.lines)
+    [line] = [line for line in written.lines if "not drawn" in line]
+    part = written.html.partition('id="missing"')[2].partition("</section>")[0]
+    assert f"{part.count('<li>')} figures" in line
     assert "--evals partial-finetune</code>" in written.html
 
 

@@ -180,11 +180,11 @@ def test_known_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "images.zip").write_bytes(b"")
-    assert "neither a folder nor a .parquet file" in message(tmp_path / "images.zip")
+    assert "neither a folder nor a .parquet" in message(tmp_path / "images.zip")
 
 
 def test_image_size_must_be_positive() -> None:
-    assert "image size 0" in message("fashion-mnist", image_size=0)
+    assert "--image-size 0" in message("fashion-mnist", image_size=0)
 
 
 # ---- conversion to RGB

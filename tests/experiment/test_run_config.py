@@ -242,3 +242,28 @@ def test_few_images_get_more_passes_unless_epochs_are_given(
     again = RunConfig.from_json(json.loads(json.dumps(config.to_json())))
     assert again.epochs_on(images) == epochs
     assert flags.parse_run(config.command()[2:]).epochs_on(images) == epochs
+
+
+@pytest.mark.parametrize(
+    ("args", "images", "size"),
+    [
+        ("", 60_000, 128),
+        ("", 128, 128),
+        ("", 127, 64),
+        ("", 5, 4),
+        ("--devices 4", 3, 4),  # which the schedule then refuses
+        ("--batch-size 128", 100, 128),
+        ("--preset small", 100, 256),
+    ],
+)
+def test_a_batch_that_nobody_asked_for_fits_few_images(args: str, images: int, size: int) -> None:
+    config = flags.parse_run(args.split())
+    assert config.batch_on(images) == size
+    assert flags.parse_run(config.command()[2:]).batch_on(images) == size
+
+
+def test_smaller_batches_make_no_more_steps() -> None:
+    config = flags.parse_run([])
+    steps = {images: config.epochs_on(images) * (images // config.batch_on(images))
+             for images in (64, 128, 60_000)}  # fmt: skip
+    assert max(steps.values()) <= 1.01 * min(steps.values())

@@ -313,10 +313,10 @@ def test_a_killed_ablation_goes_on(
 @pytest.mark.parametrize(
     "words,complaint",
     [
-        (("mask-ratio", "--values", "0.5,0.99"), "mask ratio 0.99 leaves no patch visible of 16"),
+        (("mask-ratio", "--values", "0.5,0.99"), "--mask-ratio 0.99 leaves no patch visible of 16"),
         (("mask-ratio", "--values", "0.5,x"), "--mask-ratio"),
-        (("mask-ratio", "--values", "0.5,1"), "mask ratio 1.0 is out of range"),
-        (("decoder-width", "--values", "32,30"), "decoder embed dim 30 must be a multiple of 4"),
+        (("mask-ratio", "--values", "0.5,1"), "--mask-ratio 1.0 is out of range"),
+        (("decoder-width", "--values", "32,30"), "--decoder-embed-dim 30 must be a multiple of 4"),
         (("decoder-depth", "--values", "1.5"), "--decoder-depth"),
         (("target", "--values", "dVAE"), "it has pixels, normalised, PCA"),
         (("target", "--no-norm-pix-loss"), "sets --norm-pix-loss itself"),

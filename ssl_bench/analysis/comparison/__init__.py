@@ -24,7 +24,7 @@ from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.config.command_settings import At, VerdictSettings
-from ssl_bench.errors import require
+from ssl_bench.errors import no_choice, require
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
@@ -178,10 +178,8 @@ def ordered(comparison: Comparison, by: str) -> Comparison:
         return comparison
     costs = {"images": "images_seen", **{name: name for name in (*COSTS, *_SIZES)}}
     heads = {column.evaluation for table in comparison.tables for column in table.headlines}
-    require(
-        by in heads or by in costs,
-        f"sort {by!r}: rows can be sorted by {', '.join(sorted(heads))}, images, flops or seconds",
-    )
+    if by not in heads and by not in costs:
+        raise no_choice("--sort", by, [*sorted(heads), "images", "flops", "seconds"])
 
     def place(table: ScoreTable, group: Group) -> tuple[bool, bool, float]:
         value = group.costs[costs[by]] if by not in heads else None
