@@ -115,14 +115,16 @@ class ALBEF(Method):
     smallest_batch = 2
     presets = {
         "quick": {
-            "epochs": 2,
+            "epochs": 1,
             "data": "fashion-captions",
             "evals": ("retrieval", "zero-shot", "masked-words", "linear", "knn"),
-            "base_lr": 5e-4,
+            "base_lr": 1e-3,
+            "text_width": 64,
             "text_depth": 2,
             "fusion_depth": 2,
             "text_dropout": 0.0,
             "proj_output_dim": 64,
+            "momentum": 0.99,
             "queue_size": 1024,
             "crop_scale": 1.0,
         },
