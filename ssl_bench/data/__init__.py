@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_bench.config.settings import Storage
-from ssl_bench.data.dataset import Dataset, Split, fingerprint
+from ssl_bench.data.dataset import NO_CAPTIONS, Dataset, Split, fingerprint
 from ssl_bench.data.names import (
     CANVASES,
     CAPTIONS,
@@ -118,7 +118,8 @@ def _embedded(asked: Source) -> Dataset:
     digest = fingerprint(train, test, (*classes, *mask_classes))
     found = Dataset(name, train, test, classes, digest, note, train.side)
     unlabelled = "several garments in each image" if has_masks else ""
-    return replace(found, mask_classes=mask_classes, unlabelled=unlabelled)
+    uncaptioned = "" if has_captions else NO_CAPTIONS
+    return replace(found, mask_classes=mask_classes, unlabelled=unlabelled, uncaptioned=uncaptioned)
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:
@@ -148,7 +149,7 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         from ssl_bench.data.sources import hugging_face
 
         return hugging_face.find(place, asked.choice, _folder(data_dir))
-    from ssl_bench.data.sources import folder, pairs, parquet, tars
+    from ssl_bench.data.sources import captions, folder, pairs, parquet, tars
 
     if path.exists() and parquet.is_here(path):
         return parquet.find(path, asked.choice)
@@ -158,11 +159,13 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         if os.sep in place or "/" in place or path.suffix:
             raise UserError(f"no such folder or file: {place}")
         raise unknown("data set", place, names())
+    if captions.is_here(path):
+        return captions.find(path, asked.choice)
     if asked.choice != WHOLE and pairs.is_here(path):
         return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
-    raise UserError(f"{place} is neither a folder nor a .parquet or .tar file")
+    raise UserError(f"{place} is neither a folder nor a .parquet, .tar, .csv or .jsonl file")
 
 
 def _refuse_choice(asked: Source) -> None:

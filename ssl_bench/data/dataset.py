@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NO_CAPTIONS = "it has images alone"
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images as squares of one size, and their labels.
@@ -116,6 +119,7 @@ class Dataset:
         unlabelled: why there are no labels (all are 0 then), or "".
         source: the source, valid in any working directory.
         mask_classes: names of the classes in the masks; empty without masks.
+        uncaptioned: why the splits have no captions, where they have none.
     """
 
     name: str
@@ -132,6 +136,7 @@ class Dataset:
     unlabelled: str = ""
     source: str = ""
     mask_classes: tuple[str, ...] = ()
+    uncaptioned: str = NO_CAPTIONS
 
     @property
     def channels(self) -> int:

@@ -109,8 +109,9 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     kind = plugin.load_class()
     require(
         data.train.captions is not None or "caption" not in kind.columns,
-        f"method {plugin.name} learns from captions, and data {data.name!r} has none; --data "
-        f"{CAPTIONS} would work, or a method that reads images alone, such as mae",
+        f"method {plugin.name} learns from captions, and data {data.name!r} has none "
+        f"({data.uncaptioned}); --data {CAPTIONS} would work, or a method that reads images alone, "
+        "such as mae",
     )
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
     spec = setup.with_text(spec, kind, config.method_config, data.train.captions or ())
@@ -273,7 +274,8 @@ def _missing(data: Dataset) -> dict[str, str]:
     """The columns that the data lack, and why in brackets."""
     labels = {"label": f" ({data.unlabelled})"} if data.unlabelled else {}
     masks = {} if data.mask_classes else {"mask": ""}
-    return labels | masks | ({"caption": ""} if data.train.captions is None else {})
+    captions = {"caption": f" ({data.uncaptioned})"} if data.train.captions is None else {}
+    return labels | masks | captions
 
 
 def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
