@@ -138,6 +138,7 @@ class ALBEF(Method):
             "crop_scale": 1.0,
         },
         "albef-vitb16": {
+            "data": "./captions",
             "backbone": "vit_base_patch16_224",
             "image_size": 256,
             "epochs": 30,
@@ -145,6 +146,8 @@ class ALBEF(Method):
             "text_heads": 12,
             "max_tokens": 25,
             "warmup": 1 / 30,
+            "patch_size": 16,
+            "precision": "fp32",
             "evals": ("retrieval",),
         },
     }

@@ -52,7 +52,26 @@ class BERT(Method):
             "text_dropout": 0.0,
             "data": "fashion-captions",
             "evals": ("masked-words", "linear", "knn"),
-        }
+        },
+        "small": {
+            "data": "fashion-captions",
+            "evals": ("masked-words", "linear", "knn"),
+            "base_lr": 5e-4,
+        },
+        "bert-base": {
+            "data": "./captions",
+            "epochs": 40,
+            "batch_size": 256,
+            "base_lr": 1e-4,
+            "weight_decay": 0.01,
+            "warmup": 0.01,
+            "text_width": 768,
+            "text_depth": 12,
+            "text_heads": 12,
+            "max_tokens": 512,
+            "vocabulary_size": 30000,
+            "evals": ("masked-words",),
+        },
     }
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:

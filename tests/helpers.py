@@ -46,6 +46,8 @@ _SHORT = {
     "text_width": 32,
     "text_heads": 2,
     "fusion_depth": 1,
+    "rerank": 4,
+    "resamples": 20,
 }
 
 
