@@ -73,18 +73,16 @@ class Retrieval(Evaluation):
         by_image_NM, by_text_MN = score_NM.cpu(), score_NM.T.contiguous().cpu()
         if self.config.rerank and pair.text.spec.matches:
             hidden_MLD = torch.cat(hidden)
-            for scores, is_of_text in ((by_image_NM, False), (by_text_MN, True)):
-                _rerank(scores, is_of_text, self.config.rerank, encoder, data, hidden_MLD, ids_ML)
+            for score_QA, is_of_text in ((by_image_NM, False), (by_text_MN, True)):
+                _rerank(score_QA, is_of_text, self.config.rerank, encoder, data, hidden_MLD, ids_ML)
         hits_N3 = _hits(by_image_NM, is_right_NM)
         hits_M3 = _hits(by_text_MN, is_right_NM.T)
-        scores = {"mean_r1": _mean_r1(hits_N3, hits_M3)}
-        scores |= dict(
-            zip(
-                ("mean_r1_low", "mean_r1_high"),
-                _interval(hits_N3, hits_M3, image_M, self.config.resamples, data.fingerprint),
-                strict=True,
-            )
-        )
+        low, high = _interval(hits_N3, hits_M3, image_M, self.config.resamples, data.fingerprint)
+        scores = {
+            "mean_r1": _mean_r1(hits_N3, hits_M3),
+            "mean_r1_low": low,
+            "mean_r1_high": high,
+        }
         for name, hits in (("text_of_image", hits_N3), ("image_of_text", hits_M3)):
             scores |= {
                 f"{name}_r{rank}": 100 * share

@@ -458,7 +458,7 @@ def attended(encoder: TextEncoder, hidden_BLD: Tensor, ids_BL: Tensor, image_BSD
     seen_BL = encoder.seen(ids_BL)
     for layer in encoder.fusion[:-1]:
         hidden_BLD = layer(hidden_BLD, seen_BL, image_BSD)
-    last = encoder.fusion[-1]
+    last: Any = encoder.fusion[-1]
     own_BLD = last.attention(hidden_BLD, hidden_BLD, seen_BL)
     query_BLD = last.attention_norm(hidden_BLD + own_BLD)
     return last.cross_attention.weights(query_BLD[:, :1], image_BSD, None).mean(dim=1)[:, 0]

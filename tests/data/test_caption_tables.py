@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def told(found: data.Dataset) -> dict[bytes, tuple[str, ...]]:
     }
 
 
-def expected(folder: Path, captions: list[tuple[str, ...]]) -> dict[bytes, tuple[str, ...]]:
+def expected(folder: Path, captions: Sequence[tuple[str, ...]]) -> dict[bytes, tuple[str, ...]]:
     split = make_images(COUNT, 3, 16, 3, seed=1)
     return {
         image.numpy().tobytes(): own for image, own in zip(split.images_NCHW, captions, strict=True)

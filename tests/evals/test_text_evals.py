@@ -15,7 +15,7 @@ from helpers import CPU, make_images
 from torch import Tensor
 
 from ssl_bench.api import registry
-from ssl_bench.data import Dataset
+from ssl_bench.data import Dataset, load
 from ssl_bench.evals import retrieval
 from ssl_bench.evaluation.features import Encoder, prepare
 from ssl_bench.models import text
@@ -205,3 +205,48 @@ def test_an_encoder_without_a_text_side_is_left_out(ssl_bench: Command, tmp_path
     )
     assert code == 2
     assert "captions" in err and err.count("\n") == 1
+
+
+def test_an_encoder_of_captions_is_exported_with_its_vocabulary(
+    tmp_path: Path, ssl_bench: Command, image_folder: Path
+) -> None:
+    import ssl_bench as package
+
+    rows = [
+        json.dumps({"image": str(path.relative_to(image_folder)), "caption": f"a thing {number}"})
+        for number, path in enumerate(sorted(image_folder.rglob("*.png")))
+    ]
+    (image_folder / "captions.jsonl").write_text("\n".join(rows))
+    code, _, err = ssl_bench(
+        *("run", "--method", "bert", "--data", image_folder, "--epochs", 1, "--batch-size", 12),
+        *("--text-width", 16, "--evals", "masked-words", "--runs-dir", tmp_path / "runs"),
+    )
+    assert code == 0, err
+    [folder] = (tmp_path / "runs").glob("bert-*")
+    output = tmp_path / "bert.safetensors"
+    code, out, err = ssl_bench("export", folder, "--output", output)
+    assert code == 0, err
+    assert "load_encoder" in out
+    encoder: Any = package.load_encoder(str(output))
+    ids = text.tokenize(["a thing 3"], encoder.spec)
+    assert encoder.spec.words[ids[0, 2]] == "thing"
+    whole: Any = package.load_encoder(str(folder))
+    torch.testing.assert_close(encoder(ids), whole(ids))
+    code, _, err = ssl_bench("export", folder, "--format", "hf", "--output", tmp_path / "hf")
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_a_prepared_copy_keeps_the_captions(
+    tmp_path: Path, ssl_bench: Command, image_folder: Path
+) -> None:
+    rows = [
+        json.dumps({"image": str(path.relative_to(image_folder)), "caption": [f"a {n}", f"b {n}"]})
+        for n, path in enumerate(sorted(image_folder.rglob("*.png")))
+    ]
+    (image_folder / "captions.jsonl").write_text("\n".join(rows))
+    output = tmp_path / "copy"
+    code, _, err = ssl_bench("data", "prepare", image_folder, "-o", output)
+    assert code == 0, err
+    ours, theirs = (load(str(each)) for each in (image_folder, output))
+    assert ours.test.captions and ours.test.captions == theirs.test.captions
+    assert ours.train.captions == theirs.train.captions
