@@ -17,8 +17,9 @@ from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import flops, setup
 
-_SIZE, _CHANNELS, _CLASSES = 28, 1, 10
-"""Of the embedded images."""
+_CHANNELS, _CLASSES = 1, 10
+_IMAGES, _CLIPS = (28, 1), (32, 8)
+"""Pixels a side and frames of the embedded images, and of the embedded clips."""
 
 
 def of(name: str) -> int:
@@ -26,8 +27,10 @@ def of(name: str) -> int:
     run = flags.parse_run(["--method", name])
     config = run.method.real_config(run.method_config)
     backbone = run.settings.backbone
-    patch_size = backbones.default_patch_size(backbone, _SIZE)
-    spec = EncoderSpec(backbone, _SIZE, patch_size, _CHANNELS, (0.5,), (0.5,))
+    columns = run.method.declared.columns
+    size, frames = _CLIPS if "clip" in columns and "image" not in columns else _IMAGES
+    patch_size = backbones.default_patch_size(backbone, size)
+    spec = EncoderSpec(backbone, size, patch_size, _CHANNELS, (0.5,), (0.5,), frames=frames)
     kind = run.method.load_class()
     spec = setup.with_text(spec, kind, config, scenes.read("train").captions or ())
     method = setup.build_method(kind, config, spec, _CLASSES, 0)

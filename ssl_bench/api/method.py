@@ -32,9 +32,10 @@ class DataInfo:
 
     Attributes:
         image_size: height and width of the images, in pixels.
-        channels: 1 or 3.
+        channels: 1 or 3, of each frame of a clip.
         mean, std: what the views are normalised with, by channel.
         num_classes: 0 without labels.
+        frames: of each clip; 1 for images.
         text: vocabulary and sizes, where the method reads captions.
     """
 
@@ -43,12 +44,14 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    frames: int = 1
     text: TextSpec | None = None
 
     @classmethod
     def of(cls, spec: EncoderSpec, num_classes: int) -> DataInfo:
         """The data that an encoder takes."""
-        return cls(spec.image_size, spec.channels, spec.mean, spec.std, num_classes, spec.text)
+        how = spec.image_size, spec.channels, spec.mean, spec.std
+        return cls(*how, num_classes, spec.frames, spec.text)
 
 
 class Method(MethodDeclarations, nn.Module):

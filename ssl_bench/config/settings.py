@@ -72,6 +72,11 @@ class Settings(WorkSettings):
     """One of the presets in `ssl-bench list`, or any image model of timm by name."""
     image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
+    frames: Annotated[int | None, "[1, inf)"] = None
+    """Frames of a clip, an even number; 1 makes images of video, the middle frame of each clip.
+    Default: the data's own."""
+    stride: Annotated[int | None, "[1, inf)"] = None
+    """From one frame of a clip to the next, in frames of the video. Default: the data's own."""
     patch_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of a patch in pixels. Default: that in the backbone's name, or the divisor
     of the image size nearest to a quarter of it and to 16 at most; a backbone that is no plain

@@ -6,7 +6,7 @@ Importing this package does not import torch; loading a data set does.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from ssl_bench.data.names import (
     CAPTIONS,
     EMBEDDED,
     HUGGING_FACE,
+    MOTIONS,
     TORCHVISION,
     VALIDATION,
     WHOLE,
@@ -45,6 +46,8 @@ def load(
     storage: Storage = "auto",
     skip_broken: bool = False,
     check: Callable[[int], None] | None = None,
+    frames: int | None = None,
+    stride: int | None = None,
 ) -> Dataset:
     """Load the data set that ``source`` names.
 
@@ -71,6 +74,9 @@ def load(
             ``data_dir``.
         check: called with the number of training images before any of them is decoded; it raises
             where they are of no use.
+        frames: of each clip, where the source has video; 1 makes images of its clips, the middle
+            frame of each. Default: the source's own. Of no effect on images.
+        stride: from one frame of a clip to the next, in frames of the video. Default: likewise.
 
     Raises:
         UserError: the source is unknown or unusable, or not suited to this ``storage``.
@@ -78,13 +84,13 @@ def load(
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
-    if asked.place in (EMBEDDED, CANVASES, CAPTIONS):
+    if asked.place in (EMBEDDED, CANVASES, MOTIONS, CAPTIONS):
         require(
             storage != "stream",
             f"data set {asked.place!r} cannot be streamed, as it lies in one file; "
             "--storage memory would work",
         )
-        found = _embedded(asked)
+        found = _embedded(asked, frames, stride)
     else:
         from ssl_bench.data import in_memory
         from ssl_bench.data.listing import no_progress
@@ -99,21 +105,32 @@ def load(
     return replace(found, view_size=view_size, source=resolved(source))
 
 
-def _embedded(asked: Source) -> Dataset:
-    from ssl_bench.data import embedded, holdout
-    from ssl_bench.data.embedded import canvases, scenes
+def _embedded(asked: Source, frames: int | None, stride: int | None) -> Dataset:
+    from ssl_bench.data import embedded, holdout, sampling
+    from ssl_bench.data.embedded import canvases, motions, scenes
 
     _refuse_choice(asked)
     has_masks, has_captions = asked.place == CANVASES, asked.place == CAPTIONS
-    own = {CANVASES: canvases.read, CAPTIONS: scenes.read}
-    read = own.get(asked.place, lambda split: Split(*embedded.read(split)))
+    clips = sampling.chosen(motions.USUAL, frames, stride)
+    sources: Mapping[str, Callable[[str], Split]] = {
+        EMBEDDED: lambda split: Split(*embedded.read(split)),
+        CANVASES: canvases.read,
+        MOTIONS: lambda split: motions.read(split, clips),
+        CAPTIONS: scenes.read,
+    }
+    read = sources[asked.place]
     name, note, train = asked.place, "", read("train")
     if asked.is_validation:
         name, note = holdout.name(name), holdout.NOTE
         train, test = holdout.of_split(train)
     else:
         test = read("test")
-    classes = () if has_masks else scenes.CLASSES if has_captions else embedded.CLASSES
+    classes = {
+        EMBEDDED: embedded.CLASSES,
+        CANVASES: (),
+        MOTIONS: motions.CLASSES,
+        CAPTIONS: scenes.CLASSES,
+    }[asked.place]
     mask_classes = canvases.CLASSES if has_masks else ()
     digest = fingerprint(train, test, (*classes, *mask_classes))
     found = Dataset(name, train, test, classes, digest, note, train.side)

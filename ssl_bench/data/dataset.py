@@ -21,19 +21,24 @@ NO_CAPTIONS = "it has images alone"
 class Split:
     """Images as squares of one size, and their labels.
 
+    A clip is an image whose channels are those of its frames, one frame after the other: what is
+    done to an image is done to all frames of a clip alike.
+
     Here the images are decoded in memory. Code that must also work with a
     `streaming.StreamedSplit` asks for images by index and does not touch ``images_NCHW``.
 
     Attributes:
-        images_NCHW: uint8 ``(N, C, S, S)``, in [0, 255], on the CPU.
+        images_NCHW: uint8 ``(N, frames * C, S, S)``, in [0, 255], on the CPU.
         labels_N: int64 ``(N,)``, indices into the data set's classes.
         masks_NSS: uint8 ``(N, S, S)``, the class of each pixel, 255 where none counts, or None.
+        frames: of each clip; 1 for images.
         captions: one or several texts of each image, or None.
     """
 
     images_NCHW: Tensor
     labels_N: Tensor
     masks_NSS: Tensor | None = None
+    frames: int = field(default=1, kw_only=True)
     captions: tuple[tuple[str, ...], ...] | None = field(default=None, kw_only=True, repr=False)
 
     def __len__(self) -> int:
@@ -42,7 +47,7 @@ class Split:
     @property
     def channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
-        return self.images_NCHW.shape[1]
+        return self.images_NCHW.shape[1] // self.frames
 
     @property
     def side(self) -> int:
@@ -50,7 +55,7 @@ class Split:
         return self.images_NCHW.shape[2]
 
     def images(self, index_B: Tensor) -> Tensor:
-        """The images at these indices: uint8 ``(B, C, S, S)``, on the labels' device."""
+        """The images at these indices: uint8 ``(B, frames * C, S, S)``, where the labels are."""
         images_BCSS = self.images_NCHW[index_B.to(self.images_NCHW.device, non_blocking=True)]
         return images_BCSS.to(self.labels_N.device, non_blocking=True)
 
@@ -69,7 +74,10 @@ class Split:
         """The images at some places."""
         masks = None if self.masks_NSS is None else self.masks_NSS[places]
         texts = self.captions and tuple(self.captions[place] for place in places)
-        return Split(self.images_NCHW[places], self.labels_N[places], masks, captions=texts)
+        images_NCHW, labels_N = self.images_NCHW[places], self.labels_N[places]
+        return replace(
+            self, images_NCHW=images_NCHW, labels_N=labels_N, masks_NSS=masks, captions=texts
+        )
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; close it if you stop early."""
@@ -144,6 +152,11 @@ class Dataset:
         return self.train.channels
 
     @property
+    def frames(self) -> int:
+        """Frames of each clip; 1 for images."""
+        return self.train.frames
+
+    @property
     def size(self) -> int:
         """Height and width of the stored images, in pixels."""
         return self.train.side
@@ -166,7 +179,7 @@ class Dataset:
         counts_CV = torch.zeros(self.channels, 256, dtype=torch.float64)
         for chunk_NCHW in self.train.sample():
             for channel in range(self.channels):
-                pixels = chunk_NCHW[:, channel].flatten()
+                pixels = chunk_NCHW[:, channel :: self.channels].flatten()
                 counts_CV[channel] += torch.bincount(pixels, minlength=256)
         values_V = torch.arange(256, dtype=torch.float64) / 255
         share_CV = counts_CV / counts_CV.sum(dim=1, keepdim=True)

@@ -75,12 +75,14 @@ def load(
     storage: Storage = "auto",
     skip_broken: bool = False,
     check: Callable[[int], None] | None = None,
+    frames: int | None = None,
+    stride: int | None = None,
 ) -> Dataset:
     """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
 
     def read() -> Dataset:
         with progress.bar(f"read {readable(source)}", 1) as bar:
-            how = image_size, data_dir, bar.of, storage, skip_broken, check
+            how = image_size, data_dir, bar.of, storage, skip_broken, check, frames, stride
             return datasets.load(source, *how)
 
     def read_first() -> None:
@@ -98,11 +100,14 @@ def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
     """What a run is trained on, and what it is evaluated on, if it is."""
     settings = config.settings
     how = settings.data_dir, settings.storage, settings.skip_broken
-    data = read(settings.data, settings.image_size, *how, StepCheck(config))
+    check, clips = StepCheck(config), (settings.frames, settings.stride)
+    data = read(settings.data, settings.image_size, *how, check, *clips)
     if not settings.eval_data or not (config.evals or settings.eval_every):
         return RunData(data, [data])
     found = [
-        data if resolved(source) == data.source else read(source, data.view_size, *how)
+        data
+        if resolved(source) == data.source
+        else read(source, data.view_size, *how, None, data.frames, settings.stride)
         for source in several(settings.eval_data)
     ]
     require(bool(found), f"--eval-data {settings.eval_data!r} names no data set")
@@ -112,8 +117,10 @@ def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
 def say_images(data: Dataset | Listing) -> None:
     """What is in a data set, and how it was understood."""
     labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
+    frames = getattr(data, "frames", 1)
+    what = f"clips of {frames} frames" if frames > 1 else "images"
     console.print(
-        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test {what}, {labels}",
         soft_wrap=True,
     )
     for line in data.notes:

@@ -13,7 +13,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import CANVASES, CAPTIONS
+from ssl_bench.data.names import CANVASES, CAPTIONS, MOTIONS
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import is_of_memory, require
@@ -103,6 +103,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         f"method {plugin.name} learns from labels, and data {data.name!r} has none "
         f"({data.unlabelled}); a method that reads none would work, such as mae",
     )
+    _check_clips(settings, plugin, data)
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"--eval-data {settings.eval_data!r} is not used: nothing is evaluated")
@@ -193,6 +194,32 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         recipe="; ".join(recipe),
         budget=allowed,
         left_out=tuple(dict.fromkeys([*unlabelled, *left_out])),
+    )
+
+
+def _check_clips(settings: Settings, plugin: Plugin, data: Dataset) -> None:
+    """Require clips of a method that learns from them, and images of one that does not.
+
+    Raises:
+        UserError: it is the other way round, or frames are asked for of single images.
+    """
+    columns = plugin.declared.columns
+    require(
+        data.frames > 1 or settings.frames in (None, 1),
+        f"frames {settings.frames}: data {data.name!r} has single images, no video; leave --frames "
+        "out",
+    )
+    require(
+        data.frames == 1 or "clip" in columns,
+        f"method {plugin.name} learns from images, and data {data.name!r} has clips of "
+        f"{data.frames} frames; --frames 1 would take the middle frame of each",
+    )
+    require(
+        data.frames > 1 or "clip" not in columns or "image" in columns,
+        f"method {plugin.name} learns from clips, and data {data.name!r} has single images"
+        + (
+            " at --frames 1; 2 or more would work" if settings.frames else f"; {MOTIONS} would work"
+        ),
     )
 
 
@@ -310,7 +337,8 @@ def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) 
     )
     patch_size = settings.patch_size
     spec = EncoderSpec(
-        settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std
+        *(settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std),
+        frames=data.frames,
     )
     if spec.is_vit:
         require(

@@ -86,7 +86,8 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
 
     def create() -> tuple[Plan, Path]:
         with budget.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
-            content = {**config.to_json(), **asdict(plan), "identity": plan.identity, **facts}
+            found = {**asdict(plan), "encoder": spec.to_json(), "identity": plan.identity}
+            content = {**config.to_json(), **found, **facts}
             folder = run_folder.create(settings.runs_dir, plan.name, content)
             run_folder.call(folder, settings.name, settings.tags)
             return plan, folder
@@ -214,8 +215,8 @@ def _announce(
 ) -> None:
     ranks = settings.devices * settings.nodes
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
-    count = (spec.image_size // spec.patch_size) ** 2 if spec.patch_size else 0
-    patches = f" in {count} patches of {spec.patch_size} px" if count else ""
+    kind = "patches" if spec.frames == 1 else "tubelets of 2 frames and"
+    patches = f" in {spec.patches} {kind} of {spec.patch_size} px" if spec.patch_size else ""
     console.print(f"{plan.method} on ", end="")
     say_images(data)
     encoder = f"{spec.backbone}, {spec.image_size} px{patches}"

@@ -19,17 +19,22 @@ _BLOCKS_ATTEMPTS, _MISSES = 64, 10
 _BLOCK_SIZES = 1024  # so that a multiple of 2^-24 times it is exact
 
 
-def count_kept(patches: int, mask_ratio: float, each: str = "patch") -> int:
+def count_kept(
+    patches: int, mask_ratio: float, each: str = "patch", hides_fewer: bool = False
+) -> int:
     """How many of the patches stay visible: ``int(patches * (1 - mask_ratio))``, as MAE has it.
 
     Args:
         each: what one of them is called.
+        hides_fewer: hide ``int(patches * mask_ratio)`` of them instead, as VideoMAE does.
 
     Raises:
         UserError: the ratio is outside (0, 1), or leaves no patch visible.
     """
     within("--mask-ratio", mask_ratio, "(0, 1)")
     kept = int(patches * (1 - mask_ratio))
+    if hides_fewer:
+        kept = patches - int(patches * mask_ratio)
     require(patches > 1, "an image of one patch cannot be masked; a smaller patch size would work")
     require(
         kept > 0,

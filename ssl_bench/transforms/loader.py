@@ -69,6 +69,7 @@ def stored(
     """
     device = split.labels_N.device
     spare: list[list[Tensor]] = []
+    prepared: Iterator[tuple[SampleRng, list[Tensor]]]
     if not recipes:  # no image is looked at
         prepared = ((draws, []) for draws in steps)
     elif isinstance(split, StreamedSplit):

@@ -20,6 +20,7 @@ from helpers import (
     METHODS,
     SHAPE,
     build,
+    fitting,
     named,
     plan,
     small,
@@ -55,7 +56,7 @@ def spec(tiny: Dataset) -> EncoderSpec:
 
 
 OTHERS = ("test_resnet", "test_convnext", "swin_nano")
-NEED_A_VIT = {"albef", "beit-kmeans", "data2vec", "ibot", "ijepa", "mae", "simmim"}
+NEED_A_VIT = {"albef", "beit-kmeans", "data2vec", "ibot", "ijepa", "mae", "simmim", "videomae"}
 
 
 def on(backbone: str, spec: EncoderSpec) -> EncoderSpec:
@@ -124,7 +125,7 @@ def test_flags_are_read_without_importing_the_plugin(plugin: Plugin) -> None:
 def test_gradients_reach_every_trainable_parameter_and_no_other(
     plugin: Plugin, backbone: str, spec: EncoderSpec, tiny: Dataset
 ) -> None:
-    spec = on(backbone, spec)
+    spec, tiny = fitting(plugin, on(backbone, spec), tiny)
     method = built(plugin, spec)
     trainable = [name for name, p in method.named_parameters() if p.requires_grad]
     if not trainable:
@@ -153,6 +154,7 @@ def test_gradients_reach_every_trainable_parameter_and_no_other(
 def test_same_seed_same_weights_and_another_seed_others(
     plugin: Plugin, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
+    spec, tiny = fitting(plugin, spec, tiny)
     first = train(plugin, spec, tiny, tmp_path / "first")
     assert weights(first) == weights(train(plugin, spec, tiny, tmp_path / "second"))
     assert weights(first) != weights(train(plugin, spec, tiny, tmp_path / "third", seed=1))
@@ -172,7 +174,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = on(backbone, spec)
+    spec, tiny = fitting(plugin, on(backbone, spec), tiny)
     built(plugin, spec)
     whole = train(plugin, spec, tiny, tmp_path / "whole")
     if not (whole / "metrics.jsonl").exists():
@@ -212,6 +214,7 @@ def _losses(folder: Path) -> list[tuple[int, float]]:
 def test_a_sample_is_seen_alike_whatever_the_batch(
     plugin: Plugin, spec: EncoderSpec, tiny: Dataset
 ) -> None:
+    spec, tiny = fitting(plugin, spec, tiny)
     method = build(plugin, spec)
     if not method.trains:
         pytest.skip("trains nothing")
@@ -223,8 +226,9 @@ def test_a_sample_is_seen_alike_whatever_the_batch(
 
 @pytest.mark.parametrize("plugin", METHODS, ids=named)
 def test_pictures_are_rows_of_images(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
+    spec, tiny = fitting(plugin, spec, tiny)
     rows = setup.pictures(build(plugin, spec), tiny, spec, seed=0, count=3)
-    assert all(images.shape == (3, 3, 16, 16) for images in rows.values())
+    assert all(images.shape == (3, 3, 16, 16 * spec.frames) for images in rows.values())
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +333,7 @@ def test_gradient_of_a_batch_does_not_depend_on_its_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    spec = on(backbone, spec)
+    spec, tiny = fitting(plugin, on(backbone, spec), tiny)
     method = built(plugin, spec).train()
     if not method.trains:
         pytest.skip("trains nothing")
@@ -369,6 +373,7 @@ def test_gradients_in_bf16_are_those_in_fp32_but_for_rounding(
     plugin: Plugin, spec: EncoderSpec, tiny: Dataset
 ) -> None:
     """The loss to 1 %, and of all gradients that matter the direction."""
+    spec, tiny = fitting(plugin, spec, tiny)
     losses, gradients_of = [], []
     for precision in ("fp32", "bf16"):
         method = build(plugin, dataclasses.replace(spec, architecture={"depth": 2})).train()
@@ -399,6 +404,7 @@ def test_compiled_blocks_compute_the_same(
 ) -> None:
     """Traced and differentiated as for any backend; generating code would take a minute."""
     compiled = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    spec, tiny = fitting(plugin, spec, tiny)
     gradients_of = []
     for is_compiled in (False, True):
         method = build(plugin, dataclasses.replace(spec, architecture={"depth": 2})).train()
