@@ -84,7 +84,7 @@ class Config(OptimizerChoiceConfig):
         super().__post_init__()
         require(
             self.decoder_embed_dim % self.decoder_heads == 0,
-            f"decoder embed dim {self.decoder_embed_dim} must be a multiple of the "
+            f"--decoder-embed-dim {self.decoder_embed_dim} must be a multiple of the "
             f"{self.decoder_heads} decoder heads",
         )
 
