@@ -21,7 +21,7 @@ from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning, linear_probe, neighbors
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, match_channels, prepare
-from ssl_bench.evaluation.metrics import accuracy, holdout
+from ssl_bench.evaluation.metrics import accuracy, held_out, holdout
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.timm_augment import rand_augment
@@ -95,6 +95,22 @@ def test_holdout_is_a_partition_that_depends_on_the_data_alone(tiny: Dataset) ->
     assert torch.equal(holdout(tiny, 0.25)[1], held_out)
     other = dataclasses.replace(tiny, fingerprint="another")
     assert not torch.equal(holdout(other, 0.25)[1], held_out)
+
+
+@pytest.mark.parametrize(
+    "count,share,expected", [(29, 0.1, 3), (24, 0.1, 2), (3, 0.1, 1), (2, 0.9, 1)]
+)
+def test_the_share_to_choose_on_is_the_nearest_whole_number(
+    count: int, share: float, expected: int
+) -> None:
+    fit, chosen_on = held_out(count, share, "data")
+    assert (len(fit), len(chosen_on)) == (count - expected, expected)
+
+
+def test_raw_pixels_are_the_evaluation_view(tiny: Dataset, spec: EncoderSpec) -> None:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    expected = ((tiny.test.images_NCHW / 255 - mean) / std).flatten(1)
+    torch.testing.assert_close(RawPixels(spec, CPU, 0).features(tiny.test)["pixels"], expected)
 
 
 def test_accuracy_is_in_percent() -> None:

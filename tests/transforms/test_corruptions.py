@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from ssl_bench.api import registry
@@ -108,6 +111,51 @@ def test_noise_has_the_moments_it_says() -> None:
     impulse = corrupt(grey, "impulse_noise", 5, 0, samples)
     assert (impulse == 0).double().mean().item() == pytest.approx(0.135, abs=5e-3)
     assert (impulse == 1).double().mean().item() == pytest.approx(0.135, abs=5e-3)
+
+
+def test_strengths_are_the_published_ones() -> None:
+    """Of ImageNet-C's code, for what does not depend on the side: five severities each."""
+    samples, image = torch.arange(2), photographs(40)[:2].clamp(0, 1)
+    grey = torch.full((2, 3, 60, 60), 0.5)
+
+    def found(kind: str, images: Tensor) -> list[Tensor]:
+        return [corrupt(images, kind, severity, 0, samples) for severity in SEVERITIES]
+
+    for corrupted, std in zip(found("gaussian_noise", grey), (8, 12, 18, 26, 38), strict=True):
+        inside = torch.special.erf(torch.tensor(0.2 / (std / 100) / 2**0.5)).item()
+        assert ((corrupted - 0.5).abs() < 0.2).double().mean() == pytest.approx(inside, abs=0.01)
+    for corrupted, photons in zip(found("shot_noise", grey), (60, 25, 12, 5, 3), strict=True):
+        torch.testing.assert_close((corrupted * photons).round() / photons, corrupted.clamp(0, 1))
+    for corrupted, share in zip(found("impulse_noise", grey), (3, 6, 9, 17, 27), strict=True):
+        for value in (0, 1):
+            hit = (corrupted == value).double().mean().item()
+            assert hit == pytest.approx(share / 200, abs=0.006)
+    middle = image.mean((2, 3), keepdim=True)
+    for corrupted, kept in zip(found("contrast", image), (0.4, 0.3, 0.2, 0.1, 0.05), strict=True):
+        torch.testing.assert_close(corrupted, middle + kept * (image - middle))
+    for corrupted, more in zip(found("brightness", image), (0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
+        torch.testing.assert_close(corrupted.amax(1), (image.amax(1) + more).clamp(max=1))
+    rough = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    for corrupted, share in zip(found("pixelate", rough), (0.6, 0.5, 0.4, 0.3, 0.25), strict=True):
+        assert torch.linalg.matrix_rank(corrupted[0, 0].double(), atol=1e-4) == round(40 * share)
+    for corrupted, quality in zip(
+        found("jpeg_compression", image), (25, 18, 15, 10, 7), strict=True
+    ):
+        buffer, pixels = io.BytesIO(), (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+        expected = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
+        torch.testing.assert_close(corrupted[0], expected)
+
+
+def test_a_zoom_ends_at_the_largest_magnification() -> None:
+    """A point at a distance from the middle becomes a line, which ends so much further away."""
+    point = torch.zeros(1, 1, 101, 101)
+    point[..., 50, 75] = 1
+    for severity, most in zip(SEVERITIES, (0.11, 0.16, 0.21, 0.26, 0.33), strict=True):
+        line = corrupt(point, "zoom_blur", severity, 0, torch.arange(1))[0, 0, 50]
+        reached = line.nonzero()[:, 0]
+        assert reached.min() >= 74
+        assert reached.max().item() == pytest.approx(50 + 25 * (1 + most), abs=1.01)
 
 
 BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform", "pixelate")

@@ -1,0 +1,115 @@
+"""What each step of a pre-training sees: which images, drawn how, in which mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from teacher_method import Config, Teaching
+from torch import Tensor
+
+from ssl_bench.api import Batch, Step
+from ssl_bench.data import Dataset
+from ssl_bench.models import weights
+from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.training import pretrain, setup
+from ssl_bench.transforms.augmentations import augment, normalize
+from ssl_bench.utils import rng
+
+EPOCHS, BATCH = 2, 40
+
+
+class Noting(Teaching):
+    """Notes what it is given, and what the parameters are around each update."""
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.batches: list[Batch] = []
+        self.seeds: list[int] = []
+        self.modes: list[bool] = []
+        self.moved: list[bool] = []
+        self.held: Tensor | None = None
+
+    def loss(self, batch: Batch, step: Step) -> Any:
+        if len(batch) == BATCH:  # not what counts the cost of a step
+            self.batches.append(batch)
+            self.seeds.append(torch.initial_seed())
+            self.modes.append(self.student.training)
+        return super().loss(batch, step)
+
+    def before_optimizer_step(self, step: Step) -> None:
+        super().before_optimizer_step(step)
+        self.held = self.student.norm.weight.detach().clone()
+
+    def after_optimizer_step(self, step: Step) -> None:
+        super().after_optimizer_step(step)
+        assert self.held is not None
+        self.moved.append(not torch.equal(self.held, self.student.norm.weight))
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tiny: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Noting, EncoderSpec, Path]:
+    spec = EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, helpers.SHAPE)
+    method: Any = setup.build_method(Noting, Config(), spec, 3, seed=0)
+    folder = tmp_path_factory.mktemp("steps")
+    what = helpers.plan(helpers.METHODS[0], spec, tiny)
+    what = dataclasses.replace(what, epochs=EPOCHS, batch_size=BATCH)
+    method.eval()
+    pretrain.pretrain(method, tiny, what, folder, helpers.CPU)
+    return method, spec, folder
+
+
+def test_images_come_in_an_order_of_each_epochs_own(
+    trained: tuple[Noting, EncoderSpec, Path],
+) -> None:
+    seen = [batch.rng.samples_B for batch in trained[0].batches]
+    assert len(seen) == 6
+    for epoch in range(EPOCHS):
+        expected = rng.permutation(120, 0, "order", epoch)
+        assert torch.equal(torch.cat(seen[3 * epoch : 3 * epoch + 3]), expected)
+
+
+def test_draws_are_of_seed_step_and_image(
+    trained: tuple[Noting, EncoderSpec, Path], tiny: Dataset
+) -> None:
+    """And views are normalised by the training images' own mean and deviation."""
+    method, spec, _ = trained
+    for number, batch in enumerate(method.batches):
+        assert (batch.rng.seed, batch.rng.step) == (0, number)
+    last = method.batches[-1]
+    images = tiny.train.images_NCHW[last.rng.samples_B]
+    for view, (name, recipe) in enumerate(method.transforms().items()):
+        expected = augment(images, recipe, last.rng.within(f"view{view}"))
+        expected = normalize(expected, spec.mean, spec.std)
+        torch.testing.assert_close(last.views[name], expected)
+
+
+def test_each_step_drops_other_things_in_training_mode(
+    trained: tuple[Noting, EncoderSpec, Path],
+) -> None:
+    method = trained[0]
+    assert len(set(method.seeds)) == 6
+    assert all(method.modes)
+
+
+def test_parameters_move_between_the_hooks(trained: tuple[Noting, EncoderSpec, Path]) -> None:
+    assert trained[0].moved == [True] * 6
+
+
+def test_costs_are_those_of_all_steps(trained: tuple[Noting, EncoderSpec, Path]) -> None:
+    cost = pretrain.schema.load_object(trained[2] / "cost.json")
+    assert (cost["steps"], cost["images_seen"]) == (6, 240)
+    assert cost["flops"] == 6 * cost["flops_per_step"] > 0
+
+
+def test_what_is_written_is_the_encoder(trained: tuple[Noting, EncoderSpec, Path]) -> None:
+    method, _, folder = trained
+    written, _ = weights.load(folder)
+    expected = method.encoder.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in written.state_dict().items())
