@@ -3,7 +3,8 @@
 ``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and
 is noticed if its tests fail there, which pass without it. Results are added to
 ``results/mutations/mutations.csv`` one by one, so that a later call goes on where this one stopped;
-a mutation whose entry has changed is tried anew, and one that has gone is left out.
+a mutation that has changed is tried anew, one that has gone is left out, and ``--survived`` tries
+those again for which there are other tests now.
 """
 
 # Processes of the copy are forked from one that has imported this module: it must import nothing of
@@ -65,8 +66,7 @@ class Mutation:
     @property
     def key(self) -> str:
         """Tells it from others, and from what it was before its entry changed."""
-        told = "\0".join((self.file, self.old, self.new, *self.tests))
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        return hashlib.sha256("\0".join((self.file, self.old, self.new)).encode()).hexdigest()[:12]
 
     def applied(self, root: Path) -> str:
         """The text of the changed file.
@@ -107,7 +107,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Try mutations until the time is up; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutate", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="stop after about so many")
-    parser.add_argument("--only", default="", help="files whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="files with one of these in the name"
+    )
     parser.add_argument("--survived", action="store_true", help="try those again that survived")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
@@ -129,7 +131,12 @@ def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
     asked.output.mkdir(parents=True, exist_ok=True)
     done = _results(path)
     again = {key for key, row in done.items() if asked.survived and row["result"] == "survived"}
-    todo = [m for m in mutations if asked.only in m.file and (m.key not in done or m.key in again)]
+    todo = [
+        mutation
+        for mutation in mutations
+        if any(part in mutation.file for part in asked.only)
+        and (mutation.key not in done or mutation.key in again)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         _copy(asked.root, copy)

@@ -634,6 +634,26 @@ class TestLinearPaper:
         assert start.weight.std().item() == pytest.approx(0.3, rel=0.1)
         assert not start.bias.any()
 
+    def test_images_are_classified_by_the_statistics_of_the_training(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not by those of the test images; MAE's norm adds 1e-6 and learns nothing."""
+        code, probes = PAPER.load(), []
+        build = code._probe
+        monkeypatch.setattr(code, "_probe", lambda *how: probes.append(build(*how)) or probes[0])
+        config = PAPER.config(epochs=5, batch_size=40, base_lr=3.0, pooling="avg", crop_scale=1.0)
+        split = dataclasses.replace(tiny.test, images_NCHW=tiny.test.images_NCHW // 2)
+        data, pixels = dataclasses.replace(tiny, test=split), Pixels(spec)
+        result = PAPER.load_class()(config).evaluate(pixels, data)
+        [(norm, head)] = probes
+        assert norm.weight is None and norm.eps == 1e-6
+        inputs = pixels.features(split)["avg"] - norm.running_mean
+        logits = inputs / (norm.running_var + 1e-6).sqrt() @ head.weight.T + head.bias
+        assert torch.equal(result.predictions_N, logits.argmax(dim=1))
+        own = (inputs - inputs.mean(0)) / (inputs.std(0, correction=0) + 1e-6)
+        other = (own @ head.weight.T + head.bias).argmax(dim=1)
+        assert not torch.equal(result.predictions_N, other)
+
     def test_each_epoch_sees_other_views_and_the_batch_shrinks_to_the_data(
         self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -140,12 +140,15 @@ def test_neighbours_are_chosen_on_held_out_patches_and_the_bank_is_all(
         return votes(features, labels, rows, queries, *rest)
 
     monkeypatch.setattr(neighbors, "votes", note)
+    of_patches, tried = dense.patch_iou, []
+    monkeypatch.setattr(dense, "patch_iou", lambda *of: tried.append(of_patches(*of)) or tried[-1])
     plugin = registry.find("eval", "segmentation-knn")
     config = plugin.config(validation=0.25, train_images=0, neighbors=(1, 3, 1000))
     result = plugin.load_class()(config).evaluate(pixels, tiny)
     assert banks[0] == {*patches.fit_P.tolist()} and asked[0] == len(patches.held_out_P)
     assert all(bank == {*patches.known_P.tolist()} for bank in banks[1:]) and len(banks) > 1
-    assert result.chosen["neighbors"] < 1000, "as many as that outvote the small classes"
+    assert len({*tried}) > 1 and result.chosen["validation_miou"] == max(tried)
+    assert result.chosen["neighbors"] == (1, 3, 1000)[tried.index(max(tried))]
 
 
 def test_a_patch_has_the_most_frequent_class_of_its_pixels() -> None:

@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+import naive
 import pytest
 import timm
 import torch
@@ -118,6 +119,7 @@ def test_initial_weights_are_xavier_uniform(spec: EncoderSpec) -> None:
     bound = math.sqrt(6 / (kernel[0].numel() + len(kernel)))
     assert 0.95 * bound < kernel.abs().max() <= bound
     assert not encoder.pos_embed.requires_grad
+    naive.assert_normal(encoder.cls_token.detach(), 0.02)
 
 
 def test_saved_weights_load_with_timm(spec: EncoderSpec, tmp_path: Path) -> None:
