@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from ssl_bench.api.method import total
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models.prototypes import between_views, sharpened, sinkhorn
+from ssl_bench.models.prototypes import PrototypeHead, between_views, sharpened, sinkhorn
 
 DINO = registry.find("method", "dino")
 
@@ -115,6 +116,23 @@ def test_prototypes_are_trained_at_some_time() -> None:
     assert refuses(config, 8, 64, epochs=math.inf) is None
     assert "--freeze-last-layer 1 would" in refuses(config, 8, 64, epochs=2)
     assert "--freeze-last-layer 0 would" in refuses(config, 8, 64, epochs=0.1)
+
+
+@pytest.mark.parametrize("keeps_norms", [False, True])
+def test_heads_start_as_in_the_official_code(keeps_norms: bool) -> None:
+    """``DINOHead``: normal of 0.02, cut at 2, no bias; prototypes of length 1, fixed if asked."""
+    config = build().config
+    changes = {"head_hidden_dim": 256, "head_bottleneck_dim": 64, "norm_last_layer": keeps_norms}
+    head = PrototypeHead(96, 128, dataclasses.replace(config, **changes))
+    for layer in head.mlp:
+        if isinstance(layer, torch.nn.Linear):
+            naive.assert_normal(layer.weight.detach(), 0.02)
+            assert not layer.bias.any()
+        else:
+            assert isinstance(layer, torch.nn.GELU)
+    assert head.last_layer.weight_g.requires_grad is not keeps_norms
+    unit = torch.eye(64)
+    torch.testing.assert_close(head.last_layer(unit).norm(dim=0), torch.ones(128))
 
 
 def test_temperature_rises_in_equal_steps_by_epoch() -> None:

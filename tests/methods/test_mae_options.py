@@ -309,7 +309,9 @@ def cells_of(rows: int, columns: int, size: int) -> list[set[int]]:
 
 @pytest.mark.parametrize("grid,size", [((8, 8), 4), ((8, 8), 2), ((6, 9), 3), ((16, 16), 4)])
 def test_cells_are_squares_of_patches(grid: tuple[int, int], size: int) -> None:
-    assert list(map(set, masking.cells(grid, size).tolist())) == cells_of(*grid, size)
+    cells = masking.cells(grid, size)
+    assert list(map(set, cells.tolist())) == cells_of(*grid, size)
+    assert (cells.diff(dim=1) > 0).all(), "row by row"
 
 
 @pytest.mark.parametrize("sampling", ["random", "grid", "block"])
