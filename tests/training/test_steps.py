@@ -108,6 +108,23 @@ def test_costs_are_those_of_all_steps(trained: tuple[Noting, EncoderSpec, Path])
     assert cost["flops"] == 6 * cost["flops_per_step"] > 0
 
 
+def test_pictures_are_of_the_first_test_image_of_each_class_in_evaluation_mode(
+    tiny: Dataset, trained: tuple[Noting, EncoderSpec, Path]
+) -> None:
+    class Drawing(Noting):
+        def pictures(self, batch: Batch) -> dict[str, Tensor]:
+            self.modes.append(self.training)
+            return {"seen": batch.views["global"]}
+
+    method: Any = setup.build_method(Drawing, Config(), trained[1], 3, seed=0)
+    labels_N = torch.tensor([2, 2, 0] + [1] * 37)
+    data = dataclasses.replace(tiny, test=dataclasses.replace(tiny.test, labels_N=labels_N))
+    seen = setup.pictures(method.train(), data, trained[1], seed=0, count=8)["seen"]
+    expected = normalize(tiny.test.images_NCHW[[2, 3, 0]] / 255, tiny.mean, tiny.std)
+    torch.testing.assert_close(seen, expected)
+    assert method.modes == [False]
+
+
 def test_what_is_written_is_the_encoder(trained: tuple[Noting, EncoderSpec, Path]) -> None:
     method, _, folder = trained
     written, _ = weights.load(folder)
