@@ -432,9 +432,10 @@ class TestFinetune:
         with torch.no_grad():
             tokens = encoder.blocks(encoder._pos_embed(encoder.patch_embed(images)))
             model = finetuning.Classifier(encoder, 3).eval()
+            assert model.head.weight.std() < 1e-4
+            model.head.weight.normal_()
             expected = model.head(model.fc_norm(tokens[:, 1:].mean(1)))
             torch.testing.assert_close(model(images), expected)
-        assert model.head.weight.std() < 1e-4
 
     def test_scratch_baseline_has_its_own_rate_and_no_layer_decay(self) -> None:
         config = self.config(base_lr=1e-3, scratch_lr=3e-3, layer_decay=0.5)

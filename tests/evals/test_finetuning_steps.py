@@ -6,10 +6,13 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CPU, SHAPE
+from scipy.stats import ks_2samp
+from timm.data.mixup import cutmix_bbox_and_lam
 from timm.layers import DropPath
 from torch import Tensor
 
@@ -147,6 +150,31 @@ def test_a_classifier_starts_near_zero_with_a_norm_of_its_own(seen: Seen) -> Non
 def test_a_cut_is_timms(center: float, share: float, expected: tuple[int, int]) -> None:
     """``rand_bbox``: half of the whole pixels on either side of a pixel, cut off at the borders."""
     assert finetuning._span(center, share, 16) == expected
+
+
+def test_cuts_are_as_large_as_timms() -> None:
+    """Cut off at the borders included."""
+    config, images = FINETUNE.config(mixup=0.0), torch.zeros(2, 1, 32, 32)
+    images[1] = 1
+    ours, theirs = [], []
+    state = np.random.get_state()
+    np.random.seed(0)
+    for step in range(1200):
+        mixed, _ = finetuning.mix(images, torch.eye(2), config, 0, step)
+        ours.append(mixed[0].mean().item())
+        lam = np.random.beta(1.0, 1.0)
+        (top, bottom, left, right), _ = cutmix_bbox_and_lam((2, 1, 32, 32), lam)
+        theirs.append((bottom - top) * (right - left) / 32**2)
+    np.random.set_state(state)
+    assert ks_2samp(ours, theirs).pvalue > 0.01
+
+
+def test_the_last_block_is_skipped_as_often_as_asked(tiny: Dataset, spec: EncoderSpec) -> None:
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=0)
+    blocks = finetuning.classifier(encoder, 3, FINETUNE.config(drop_path=0.3)).encoder.blocks
+    assert isinstance(blocks[-1].drop_path1, DropPath)
+    assert blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
+    assert not isinstance(blocks[0].drop_path1, DropPath)
 
 
 def test_what_several_ranks_drop_has_the_same_mean() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,49 @@ def test_pictures_are_of_the_first_test_image_of_each_class_in_evaluation_mode(
     expected = normalize(tiny.test.images_NCHW[[2, 3, 0]] / 255, tiny.mean, tiny.std)
     torch.testing.assert_close(seen, expected)
     assert method.modes == [False]
+
+
+def records(
+    data: Dataset, spec: EncoderSpec, folder: Path, stops_at: int | None = None
+) -> list[dict[str, Any]]:
+    """The losses that a training notes, or goes on to note."""
+    folder.mkdir(exist_ok=True)
+    method: Any = setup.build_method(Teaching, Config(), spec, 3, seed=0)
+    after = method.after_optimizer_step
+
+    def dies(step: Step) -> None:
+        after(step)
+        if step.number == stops_at:
+            raise KeyboardInterrupt
+
+    method.after_optimizer_step = dies
+    what = helpers.plan(helpers.METHODS[0], spec, data)
+    what = dataclasses.replace(what, epochs=EPOCHS, batch_size=BATCH)
+    with contextlib.suppress(KeyboardInterrupt):
+        pretrain.pretrain(method, data, what, folder, helpers.CPU)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [{"step": each["step"], "loss": each["loss"], **each["losses"]} for each in lines]
+
+
+def test_records_are_means_since_the_last_one_whatever_came_between(
+    tiny: Dataset,
+    trained: tuple[Noting, EncoderSpec, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = trained[1]
+    each = records(tiny, spec, tmp_path / "each")
+    assert [record["step"] for record in each] == [1, 2, 3, 4, 5, 6]
+    monkeypatch.setattr(pretrain, "_RECORDS_PER_RUN", 2)
+    some = records(tiny, spec, tmp_path / "some")
+    assert [record["step"] for record in some] == [3, 6]
+    for record, of in zip(some, (each[:3], each[3:]), strict=True):
+        for name in record.keys() - {"step"}:
+            mean = sum(step[name] for step in of) / 3
+            assert record[name] == pytest.approx(mean, rel=1e-5), name
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    records(tiny, spec, tmp_path / "two", stops_at=4)
+    assert records(tiny, spec, tmp_path / "two") == some
 
 
 def test_what_is_written_is_the_encoder(trained: tuple[Noting, EncoderSpec, Path]) -> None:
