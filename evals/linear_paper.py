@@ -34,7 +34,7 @@ from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result, opti
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require
-from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.features import flip_of, prepare
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.training import resume
 from ssl_bench.training.schedule import Schedule
@@ -88,7 +88,7 @@ class Config(CheckedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         # One image has no batch statistics.
-        above("linear paper batch size", self.batch_size, int(self.batch_norm))
+        above("--linear-paper-batch-size", self.batch_size, int(self.batch_norm))
 
 
 class PaperLinearProbe(Evaluation):
@@ -219,7 +219,7 @@ def _augmented_features(
         stored: this rank's images of those at the next indices, in parts.
     """
     recipe = replace(
-        crop_and_flip(encoder.spec.image_size, config.crop_scale, flip=0.5),
+        crop_and_flip(encoder.spec.image_size, config.crop_scale, flip_of(encoder.spec)),
         interpolation=config.interpolation,
         cut_crop=config.cut_crop,
     )
@@ -241,7 +241,7 @@ def _own_parts(index_B: Tensor) -> tuple[Tensor, ...]:
 def _width(encoder: FrozenEncoder, config: Config) -> int:
     """How many features the encoder gives."""
     spec, device = encoder.spec, encoder.hardware.device
-    blank = torch.zeros(1, spec.channels, spec.image_size, spec.image_size, device=device)
+    blank = torch.zeros(1, spec.input_channels, spec.image_size, spec.image_size, device=device)
     features = encoder.encode(blank)
     require(
         config.pooling in features,

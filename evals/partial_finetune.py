@@ -51,7 +51,7 @@ class Config(FinetuningConfig):
         for blocks in self.blocks:
             require(
                 blocks == _HALF or (blocks >= 0 and float(blocks).is_integer()),
-                f"partial finetune blocks {blocks:g} is neither a whole number nor 0.5; "
+                f"--partial-finetune-blocks {blocks:g} is neither a whole number nor 0.5; "
                 "0,0.5,1,2 would work",
             )
 
@@ -144,7 +144,7 @@ def _numbers(config: Config, depth: int) -> list[float]:
     numbers = list(dict.fromkeys(config.blocks or default))
     require(
         max(numbers) <= depth,
-        f"partial finetune blocks {max(numbers):g} is more than this encoder has; "
+        f"--partial-finetune-blocks {max(numbers):g} is more than this encoder has; "
         f"at most {depth} would work",
     )
     return numbers

@@ -100,9 +100,9 @@ class Config(OptimizerChoiceConfig):
         super().__post_init__()
         require(
             self.momentum <= self.final_momentum,
-            f"momentum {self.momentum} is above final momentum {self.final_momentum}",
+            f"--momentum {self.momentum} is above final momentum {self.final_momentum}",
         )
-        require(self.decoder_kernel % 2 == 1, f"decoder kernel {self.decoder_kernel} is not odd")
+        require(self.decoder_kernel % 2 == 1, f"--decoder-kernel {self.decoder_kernel} is not odd")
 
 
 class Data2Vec(Method):
@@ -257,7 +257,7 @@ class _Decoder(nn.Module):
         fits = [each for each in range(1, groups + 1) if width % each == inner % each == 0]
         require(
             fits[-1] == groups,
-            f"decoder groups {groups} must divide decoder embed dim {inner} and the encoder's "
+            f"--decoder-groups {groups} must divide decoder embed dim {inner} and the encoder's "
             f"{width}; {fits[-1]} would work",
         )
         kernel = config.decoder_kernel

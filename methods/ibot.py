@@ -85,7 +85,7 @@ class Config(SelfDistillationConfig):
         super().__post_init__()
         require(
             self.mask_spread <= self.mask_ratio < 1 - self.mask_spread,
-            f"mask ratio {self.mask_ratio} with mask spread {self.mask_spread} leaves [0, 1); "
+            f"--mask-ratio {self.mask_ratio} with mask spread {self.mask_spread} leaves [0, 1); "
             f"a mask spread of {min(self.mask_ratio, 1 - self.mask_ratio) / 2:.2g} would work",
         )
 
@@ -257,5 +257,5 @@ class IBOT(Method):
         "momentum": Uniform(0.98, 0.9995),
         "patch_temp": Uniform(0.02, 0.08),
         "mask_ratio": Uniform(0.2, 0.5),
-        "crop_scale": Uniform(0.14, 0.5),
+        "crop_scale": Uniform(0.14, 1.0),
     }

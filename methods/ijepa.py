@@ -92,7 +92,7 @@ class Config(OptimizerChoiceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.min_target_scale, self.max_target_scale
-        require(low <= high, f"min target scale {low} is above max target scale {high}")
+        require(low <= high, f"--min-target-scale {low} is above max target scale {high}")
 
 
 class IJEPA(Method):
@@ -211,7 +211,7 @@ class _Predictor(nn.Module):
         step = math.lcm(4, heads)
         require(
             width % step == 0,
-            f"predictor embed dim {width} must be a multiple of 4 and of the encoder's {heads} "
+            f"--predictor-embed-dim {width} must be a multiple of 4 and of the encoder's {heads} "
             f"attention heads; {math.ceil(width / step) * step} would work",
         )
         layer_norm = partial(nn.LayerNorm, eps=1e-6)

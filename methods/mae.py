@@ -105,7 +105,7 @@ class Config(OptimizerConfig):
             self.decoder_embed_dim > 0
             and self.decoder_embed_dim % 4 == 0
             and self.decoder_embed_dim % self.decoder_heads == 0,
-            f"decoder embed dim {self.decoder_embed_dim} must be a multiple of 4 and of the "
+            f"--decoder-embed-dim {self.decoder_embed_dim} must be a multiple of 4 and of the "
             f"{self.decoder_heads} decoder heads",
         )
 
@@ -154,6 +154,7 @@ class MAE(Method):
             )
         },
     }
+    tuned = {"quick": "by hand: learning rate, crops and decoder, partly on test scores"}
 
     cells_UN: Tensor
     pca_mean_P: Tensor
@@ -365,6 +366,7 @@ class MAE(Method):
         "mask_ratio": Uniform(0.4, 0.9),
         "weight_decay": LogUniform(0.01, 0.2),
         "warmup": Uniform(0.02, 0.2),
+        "crop_scale": Uniform(0.2, 1.0),
     }
 
 

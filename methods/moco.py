@@ -149,10 +149,10 @@ class MoCo(Method):
             near -= batch_size
         would = f"--queue-size {near} would work"
         if size % batch_size:
-            return f"queue size {size} is no multiple of batch size {batch_size}; {would}"
+            return f"--queue-size {size} is no multiple of batch size {batch_size}; {would}"
         if size > images:
             return (
-                f"queue size {size} is more than the {images:,} training images, so that each "
+                f"--queue-size {size} is more than the {images:,} training images, so that each "
                 f"would be among its own negatives; {would}"
             )
         return None
@@ -199,7 +199,7 @@ class MoCo(Method):
         "temperature": LogUniform(0.05, 0.5),
         "momentum": Uniform(0.98, 0.9995),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
     }
 
 

@@ -18,6 +18,7 @@ class RandomInit(Method):
     """Nothing to train: no parameter requires a gradient."""
 
     version = 1
+    columns = frozenset({"image", "clip"})
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__(config, backbone.requires_grad_(False), data)

@@ -124,7 +124,7 @@ class SimMIM(Method):
         )
         require(
             not (is_swin and config.drop_path),
-            f"drop path {config.drop_path} is for Vision Transformers; for Swin, 0 would work",
+            f"--drop-path {config.drop_path} is for Vision Transformers; for Swin, 0 would work",
         )
         encoders.drop_paths(backbone, config.drop_path)
         patches = self.encoder.patch_embed
@@ -135,7 +135,7 @@ class SimMIM(Method):
         self.kept = squares - math.ceil(squares * config.mask_ratio)
         require(
             self.kept > 0,
-            f"mask ratio {config.mask_ratio} hides all {squares} squares of {self.mask_size} px; "
+            f"--mask-ratio {config.mask_ratio} hides all {squares} squares of {self.mask_size} px; "
             f"up to {math.floor(100 * (1 - 1 / squares)) / 100:g} would work, or a smaller "
             "--mask-patch-size",
         )
@@ -221,8 +221,8 @@ def _mask_size(config: Config, image_size: int, patch_size: int, stride: int) ->
     asked = config.mask_patch_size
     require(
         not asked or asked in fits,
-        f"mask patch size {asked} must be a multiple of the {patch_size} px patches and divide the "
-        f"image's {image_size} px; {', '.join(map(str, fits))} would work",
+        f"--mask-patch-size {asked} must be a multiple of the {patch_size} px patches and divide "
+        f"the image's {image_size} px; {', '.join(map(str, fits))} would work",
     )
     wanted = min(max(stride, image_size / 6), image_size / 4)
     return asked or max([fits[0], *(size for size in fits if size <= wanted)])

@@ -36,7 +36,7 @@ class Supervised(Method):
 
     version = 1
     needs = ("labels",)
-    columns = frozenset({"image", "label"})
+    columns = frozenset({"image", "clip", "label"})
     per_sample_loss = True
     presets = {"quick": {"epochs": 3, "base_lr": 1e-3}, "small": {"base_lr": 5e-4}}
 
@@ -47,8 +47,8 @@ class Supervised(Method):
         nn.init.zeros_(self.head.bias)
 
     def transforms(self) -> Mapping[str, Augmentation]:
-        """One view: a random crop, mirrored or not."""
-        flip = 0.5 if self.config.flip else 0.0
+        """One view: a random crop, mirrored or not; clips are not, as motions would turn round."""
+        flip = 0.5 if self.config.flip and self.data.frames == 1 else 0.0
         return {"image": crop_and_flip(self.data.image_size, self.config.crop_scale, flip)}
 
     def loss(self, batch: Batch, step: Step) -> Tensor:

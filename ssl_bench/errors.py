@@ -57,6 +57,14 @@ def unknown(kind: str, name: str, choices: Iterable[str], meant: str = "") -> Us
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
+def no_choice(flag: str, value: str, choices: Iterable[str]) -> UserError:
+    """The error for a flag's value that is none of its few choices, all of which are told."""
+    known = [*choices]
+    near = get_close_matches(value.lower(), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return UserError(f"{flag} {value!r} is none of {', '.join(known)}{hint}")
+
+
 def the_one(kind: str, name: str, known: Iterable[str], where: str) -> str:
     """The known name that is this one, or else the only one that it is a part of.
 

@@ -60,6 +60,23 @@ def make_images(count: int, classes: int, size: int, channels: int, seed: int) -
     return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
 
+def as_clips(data: Dataset, frames: int = 4) -> Dataset:
+    """The same images moving to the right, a pixel a frame."""
+
+    def moving(split: Split) -> Split:
+        shifted = [split.images_NCHW.roll(frame, dims=-1) for frame in range(frames)]
+        return dataclasses.replace(split, images_NCHW=torch.cat(shifted, dim=1), frames=frames)
+
+    return dataclasses.replace(data, train=moving(data.train), test=moving(data.test))
+
+
+def fitting(plugin: Plugin, spec: EncoderSpec, data: Dataset) -> tuple[EncoderSpec, Dataset]:
+    """The spec and the data, of clips where the method learns from nothing else."""
+    if "image" in plugin.declared.columns:
+        return spec, data
+    return dataclasses.replace(spec, frames=4), as_clips(data)
+
+
 def with_masks(split: Split) -> Split:
     """The same images; left of the middle is class 0, right of it their own, the top is ignored."""
     images_NCHW = split.images_NCHW

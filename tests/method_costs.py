@@ -16,8 +16,9 @@ from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import flops, setup
 
-_SIZE, _CHANNELS, _CLASSES = 28, 1, 10
-"""Of the embedded images."""
+_CHANNELS, _CLASSES = 1, 10
+_IMAGES, _CLIPS = (28, 1), (32, 8)
+"""Pixels a side and frames of the embedded images, and of the embedded clips."""
 
 
 def of(name: str) -> int:
@@ -25,10 +26,11 @@ def of(name: str) -> int:
     run = flags.parse_run(["--method", name])
     config = run.method.real_config(run.method_config)
     backbone = run.settings.backbone
-    patch_size = backbones.default_patch_size(backbone, _SIZE)
-    spec = EncoderSpec(backbone, _SIZE, patch_size, _CHANNELS, (0.5,), (0.5,))
+    size, frames = _IMAGES if "image" in run.method.declared.columns else _CLIPS
+    patch_size = backbones.default_patch_size(backbone, size)
+    spec = EncoderSpec(backbone, size, patch_size, _CHANNELS, (0.5,), (0.5,), frames=frames)
     method = setup.build_method(run.method.load_class(), config, spec, _CLASSES, 0)
-    return round(flops.of_step(method, spec, run.settings.batch_size) / run.settings.batch_size)
+    return round(flops.of_step(method, spec, run.batch_on()) / run.batch_on())
 
 
 if __name__ == "__main__":

@@ -69,16 +69,18 @@ def build(plugin: Plugin) -> Method:
     config = helpers.small(plugin)
     names = {field.name for field in dataclasses.fields(config)}
     config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
-    return setup.build_method(plugin.load_class(), config, SPEC, 3, seed=0)
+    spec, _ = helpers.fitting(plugin, SPEC, data())
+    return setup.build_method(plugin.load_class(), config, spec, 3, seed=0)
 
 
 def train(plugin: Plugin, folder: Path, **options: Any) -> Any:
     """A short training in this process, one of the ranks or the only one."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan = helpers.plan(plugin, SPEC, data())
+    spec, dataset = helpers.fitting(plugin, SPEC, data())
+    plan = helpers.plan(plugin, spec, dataset)
     method = build(plugin)
     with mock.patch.object(optimizers, "adamw", steady_adamw):
-        cost = pretrain.pretrain(method, data(), plan, folder, CPU, **options)
+        cost = pretrain.pretrain(method, dataset, plan, folder, CPU, **options)
     if strategy.strategy() == "ddp":
         states = collectives.gather_objects(weights.digest(method))
         assert len(set(states)) == 1, f"ranks differ after {plugin.name}"

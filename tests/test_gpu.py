@@ -28,6 +28,7 @@ def test_methods_train(
     plugin: Plugin, precision: str, spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
     hardware = choose(precision)  # type: ignore[arg-type]
+    spec, tiny = helpers.fitting(plugin, spec, tiny)
     method = helpers.build(plugin, spec)
     pretrain.pretrain(method, tiny, helpers.plan(plugin, spec, tiny), tmp_path, hardware)
     assert (tmp_path / "encoder.json").exists()

@@ -225,7 +225,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (lambda: ssl_bench.run(help=True), "--help"),
         (lambda: ssl_bench.run(data="nowhere/"), "nowhere/"),
         (lambda: ssl_bench.run(devices=2), "devices 2"),
-        (lambda: ssl_bench.sweep(mask_ratio=[0.5, 2]), "mask ratio 2"),
+        (lambda: ssl_bench.sweep(mask_ratio=[0.5, 2]), "--mask-ratio 2"),
         (lambda: ssl_bench.sweep("grid.yaml"), "grid.yaml"),
         (lambda: ssl_bench.compare(), "no run"),
         (lambda: ssl_bench.compare([]), "no runs to compare"),

@@ -31,9 +31,10 @@ class DataInfo:
 
     Attributes:
         image_size: height and width of the images, in pixels.
-        channels: 1 or 3.
+        channels: 1 or 3, of each frame of a clip.
         mean, std: what the views are normalised with, by channel.
         num_classes: 0 without labels.
+        frames: of each clip; 1 for images.
     """
 
     image_size: int
@@ -41,11 +42,13 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    frames: int = 1
 
     @classmethod
     def of(cls, spec: EncoderSpec, num_classes: int) -> DataInfo:
         """The data that an encoder takes."""
-        return cls(spec.image_size, spec.channels, spec.mean, spec.std, num_classes)
+        how = spec.image_size, spec.channels, spec.mean, spec.std
+        return cls(*how, num_classes, spec.frames)
 
 
 class Method(MethodDeclarations, nn.Module):

@@ -43,7 +43,8 @@ class Batch:
     """The images of a step, on this rank.
 
     Attributes:
-        views: by the names of the method's transforms: normalised float32 ``(B, C, size, size)``.
+        views: by the names of the method's transforms: normalised float32 ``(B, C, size, size)``,
+            of a clip ``(B, frames * C, size, size)``.
         rng: the step's random numbers, for masks and the like.
         labels_B: int64 class indices where the method's ``columns`` ask for "label", else None.
         part: which part of the step's images these are, where they are taken in parts, in any

@@ -7,13 +7,13 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import habits
 from ssl_bench.cli.argv import by_flag
-from ssl_bench.errors import UserError, require
+from ssl_bench.errors import UserError, no_choice, require
 
 
 def without_box(message: str) -> str:
@@ -53,6 +53,20 @@ def refuse_no_number(types: Mapping[str, Any], args: Sequence[str]) -> None:
                 require(is_none, f"{flag} {text!r} is not {wanted}{hint}")
 
 
+def refuse_no_choice(types: Mapping[str, Any], args: Sequence[str]) -> None:
+    """Reject values that are none of a flag's few choices, in better words than tyro's.
+
+    Args:
+        types: of the flags there are, by their fields' names.
+    """
+    for flag, *values in by_flag(args):
+        type_ = types.get(flag[2:].replace("-", "_"))
+        kinds = [type_, *get_args(type_)]
+        known = [c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
+        if known and values and values[0] not in known:
+            raise no_choice(flag, values[0], known)
+
+
 def _several(flag: str, text: str) -> str:
     """What to do with several values, where a run takes one."""
     is_several = re.fullmatch(r"\s*[\d.e+-]+(\s*(,|\.\.)\s*[\d.e+-]+)+\s*", text)
@@ -87,18 +101,28 @@ def _written_out(number: type, text: str) -> str:
     return f"; {value:g} would work"
 
 
-def refuse(arg: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
-    """Complain about an argument that no flag takes.
+def refuse(args: Sequence[str], names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
+    """Complain about arguments that no flag takes, of which the first decides what is said.
 
     Args:
         names: of the flags there are.
         everyone: the plugins that they are of.
     """
-    name = arg.lstrip("-").partition("=")[0].replace("-", "_")
-    habit = habits.advice(name, names)
-    if not arg.startswith("--"):
-        hint = habit if habit and arg.startswith("-") else "flags start with --, see --help"
-        raise UserError(f"unexpected argument {arg!r}; {hint}")
+    if not args[0].startswith("--"):
+        habit = habits.advice(args[0].lstrip("-"), names) if args[0].startswith("-") else ""
+        hint = habit or "flags start with --, see --help"
+        raise UserError(f"unexpected argument {args[0]!r}; {hint}")
+    flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    hints = {flag: _meant(flag, names, everyone) for flag in flags}
+    if len(hints) == 1:
+        raise UserError(f"unknown flag {flags[0]!r}; {hints[flags[0]]}")
+    every = ", ".join(f"{flag!r} ({hint})" for flag, hint in hints.items())
+    raise UserError(f"unknown flags {every}")
+
+
+def _meant(flag: str, names: Sequence[str], everyone: Sequence[Plugin]) -> str:
+    """What a flag that nobody takes may be meant for."""
+    name = flag[2:].replace("-", "_")
     owners = [
         plugin.name
         for plugin in registry.discover("method").values()
@@ -108,11 +132,7 @@ def refuse(arg: str, names: Sequence[str], everyone: Sequence[Plugin]) -> NoRetu
     method = next((plugin.name for plugin in everyone if plugin.kind == "method"), None)
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     if owners and method:
-        hint = f"method {owners[0]!r} has it, {method!r} does not"
-    elif habit:
-        hint = habit
-    elif near:
-        hint = f"did you mean --{near[0].replace('_', '-')}?"
-    else:
-        hint = "see --help"
-    raise UserError(f"unknown flag {arg.partition('=')[0]!r}; {hint}")
+        return f"method {owners[0]!r} has it, {method!r} does not"
+    if habit := habits.advice(name, names):
+        return habit
+    return f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"

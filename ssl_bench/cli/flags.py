@@ -54,7 +54,7 @@ def method_of(args: Sequence[str]) -> Plugin:
     method = registry.find("method", name)
     require(
         not owners or preset in method.presets(),
-        f"preset {preset!r} belongs to another method than {method.name!r}; "
+        f"--preset {preset!r} belongs to another method than {method.name!r}; "
         f"--method {' or '.join(owners)} would work",
     )
     return method

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _MANY = 40
 """Flags of which the shorter help shows a choice."""
-_OWN = 3
+_OWN = 2
 """Flags that the shorter help shows of a method's own: the first ones in its ``Config``."""
 _MATTERING = (
-    "method preset backbone patch_size target weights config epochs budget_flops budget_time "
-    "batch_size base_lr seed data eval_data image_size evals devices runs_dir"
+    "method preset backbone patch_size target weights config epochs budget_time "
+    "match batch_size base_lr seed data eval_data image_size evals devices log runs_dir"
 )
 _GROUPS = {
     "method and encoder": "method preset config target weights backbone patch_size num_heads grid "

@@ -165,11 +165,13 @@ def values_of(
                 return_unknown_args=True,
             )
         except SystemExit:
-            complaints.refuse_no_number({flag.name: flag.type for flag in flags}, args)
+            types = {flag.name: flag.type for flag in flags}
+            complaints.refuse_no_number(types, args)
+            complaints.refuse_no_choice(types, args)
             raise UserError(complaints.without_box(output.getvalue() + errors.getvalue())) from None
     if rest:
         complaints.refuse_several(rest[0], {flag.option: flag.type for flag in flags}, args)
-        complaints.refuse(rest[0], [flag.name for flag in flags], everyone)
+        complaints.refuse(rest, [flag.name for flag in flags], everyone)
     values = {flag.name: getattr(parsed, flag.name) for flag in flags}
     if values.get("backbone"):
         values["backbone"] = _backbone(values["backbone"])
@@ -183,8 +185,8 @@ def _backbone(name: str) -> str:
     own, patch_size = meant
     if patch_size is not None and not re.fullmatch(r"(vit|deit)_\w+_patch\d+_\d+", name):
         raise UserError(
-            f"backbone {name!r}: patches have a flag of their own; --backbone {own} --patch-size "
-            f"{patch_size} would work"
+            f"--backbone {name!r}: patches have a flag of their own; --backbone {own} "
+            f"--patch-size {patch_size} would work"
         )
     return name if patch_size is not None else own
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from functools import cache
@@ -17,10 +18,10 @@ class CheckedConfig:
     default keeps its interval.
 
     Attributes:
-        section: what a mistake is told by, before the field: an evaluation's name.
+        section: what the flags of its fields begin with: an evaluation's name.
 
     Raises:
-        UserError: a value is outside, or there is none of several.
+        UserError: that names the flag: a value is outside, or there is none of several.
     """
 
     section: ClassVar[str] = ""
@@ -28,12 +29,17 @@ class CheckedConfig:
     def __post_init__(self) -> None:
         cls: type = type(self)
         for field, interval in intervals(cls).items():
-            told = f"{self.section} {field}".strip().replace("_", " ")
+            told = f"--{flag_of(self.section, field)}"
             value = getattr(self, field)
             require(value != (), f"{told} is empty; a number in {interval} would work")
             for each in value if isinstance(value, tuple) else (value,):
                 if each is not None:
                     within(told, each, interval)
+
+
+def flag_of(section: str, field: str) -> str:
+    """The flag of a field, without its hyphens in front."""
+    return re.sub("[ _]", "-", f"{section} {field}".strip())
 
 
 @cache

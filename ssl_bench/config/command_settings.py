@@ -13,7 +13,7 @@ from ssl_bench.config.checked import CheckedConfig
 from ssl_bench.config.settings import RunsSettings, WeightSettings
 from ssl_bench.errors import require
 
-At = Literal["end", "equal-images", "equal-flops", "equal-time"]
+At = Literal["end", "equal-images", "equal-flops", "equal-time", "equal-costs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class ReconstructSettings(WeightSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.target), "say whose decoder: a run, or a file of weights")
-        require(self.output.suffix == ".png", f"output {str(self.output)!r} must end in .png")
+        require(self.output.suffix == ".png", f"--output {str(self.output)!r} must end in .png")
         require(bool(self.images), "say which images to reconstruct")
 
 
@@ -105,7 +105,7 @@ class CompareSettings(VerdictSettings, SelectionSettings):
     """Print everything as JSON, and no tables."""
     at: At = "end"
     """Where scores are read: at the end of each run, or at a cost that is equal for all, between
-    the snapshots on either side of it."""
+    the snapshots on either side of it; equal-costs reads them at each of the three."""
     at_cost: Annotated[float | None, "(0, inf)"] = None
     """That cost, in images, FLOPs or seconds of the device. Default: the largest that all reach."""
     csv: Path | None = None
@@ -115,7 +115,8 @@ class CompareSettings(VerdictSettings, SelectionSettings):
         super().__post_init__()
         if self.at_cost is not None:
             require(
-                self.at != "end", "--at-cost needs --at equal-images, equal-flops or equal-time"
+                self.at not in ("end", "equal-costs"),
+                "--at-cost needs --at equal-images, equal-flops or equal-time",
             )
 
 

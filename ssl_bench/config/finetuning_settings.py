@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from ssl_bench.config.checked import flag_of
 from ssl_bench.config.recipes import OptimizerConfig
 from ssl_bench.errors import require
 
@@ -62,6 +63,6 @@ class FinetuningConfig(OptimizerConfig):
         super().__post_init__()
         require(
             bool(re.fullmatch(_RAND_AUGMENT, self.auto_augment)),
-            f"{self.section} auto augment {self.auto_augment!r} is not understood; "
+            f"--{flag_of(self.section, 'auto_augment')} {self.auto_augment!r} is not understood; "
             "rand-m9-mstd0.5-inc1 would work, or '' for none",
         )

@@ -69,6 +69,8 @@ SIZED_BY_STEPS = "quick"
 SIZED_FOR = 60_000
 DEFAULT_EPOCHS = 8
 """Where a preset has none."""
+DEFAULT_BATCH = 128
+"""Images in a step where a preset does not say."""
 
 
 def shared_defaults(preset: str, of_method: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class StepScheduleConfig(OptimizerChoiceConfig):
         super().__post_init__()
         require(
             not self.step_schedule or self.final_lr == 0,
-            f"final lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
+            f"--final-lr {self.final_lr} is where a cosine ends, and --step-schedule has none",
         )
 
 
@@ -105,7 +105,7 @@ class SelfDistillationConfig(OptimizerChoiceConfig):
         if frozen < epochs:
             return None
         return (
-            f"freeze last layer {frozen} leaves none of the {epochs:g} epochs to train the "
+            f"--freeze-last-layer {frozen} leaves none of the {epochs:g} epochs to train the "
             f"prototypes in; --freeze-last-layer {math.ceil(epochs) - 1} would work"
         )
 

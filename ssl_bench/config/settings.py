@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ssl_bench.config.checked import CheckedConfig
-from ssl_bench.errors import UserError, above, require
+from ssl_bench.config.presets import DEFAULT_BATCH
+from ssl_bench.errors import UserError, above, no_choice, require
 from ssl_bench.utils.formatting import seconds
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -71,6 +72,11 @@ class Settings(WorkSettings):
     """One of the presets in `ssl-bench list`, or any image model of timm by name."""
     image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of the images in pixels. Default: the data's own size, or 64."""
+    frames: Annotated[int | None, "[1, inf)"] = None
+    """Frames of a clip, an even number; 1 makes images of video, the middle frame of each clip.
+    Default: the data's own."""
+    stride: Annotated[int | None, "[1, inf)"] = None
+    """From one frame of a clip to the next, in frames of the video. Default: the data's own."""
     patch_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width of a patch in pixels. Default: that in the backbone's name, or the divisor
     of the image size nearest to a quarter of it and to 16 at most; a backbone that is no plain
@@ -87,8 +93,9 @@ class Settings(WorkSettings):
     only where its device has the same name and as many threads."""
     match: str = ""
     """Instead of --epochs: train under the FLOPs of this run, a folder or a part of its name."""
-    batch_size: Annotated[int, "[1, inf)"] = 128
-    """Images in an optimiser step."""
+    batch_size: Annotated[int | None, "[1, inf)"] = None
+    """Images in an optimiser step. Default: the preset's, or else 128; of fewer training images,
+    the largest power of two that they fill."""
     seed: int = 0
     """Seed of every random draw: weights, order, crops, masks."""
     precision: Precision = "auto"
@@ -126,11 +133,11 @@ class Settings(WorkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        world = self.devices * self.nodes
+        world, size = self.devices * self.nodes, self.batch_size or DEFAULT_BATCH
         require(
-            self.batch_size % world == 0,
-            f"batch size {self.batch_size} cannot be divided among {world} processes; "
-            f"{max(1, round(self.batch_size / world)) * world} could",
+            size % world == 0,
+            f"--batch-size {size} cannot be divided among {world} processes; "
+            f"{max(1, round(size / world)) * world} could",
         )
         require(
             self.strategy != "fsdp" or world > 1,
@@ -138,9 +145,10 @@ class Settings(WorkSettings):
             "or more would work",
         )
         for name in self.log:
-            require(name in LOGGERS, f"log {name!r} is no logger; {', '.join(LOGGERS)} would work")
+            if name not in LOGGERS:
+                raise no_choice("--log", name, LOGGERS)
         if self.budget_time:
-            above("budget time", self.budget_seconds, 0)
+            above("--budget-time", self.budget_seconds, 0)
         if self.eval_every:
             self.epochs_between(1)
         given = [name for name in BUDGETS if getattr(self, name)]
@@ -159,11 +167,11 @@ class Settings(WorkSettings):
             return float(text)
         found = seconds(text)
         if found is None:
-            raise UserError(f"budget time {text!r} is no time such as 90s, 10m or 1h30m")
+            raise UserError(f"--budget-time {text!r} is no time such as 90s, 10m or 1h30m")
         first, _, second = text.partition(":")
         require(
             not (first.isdigit() and second.isdigit()),
-            f"budget time {text!r} can be read in two ways; {first}m{second}s or "
+            f"--budget-time {text!r} can be read in two ways; {first}m{second}s or "
             f"{first}h{second}m would work",
         )
         return found
@@ -175,10 +183,10 @@ class Settings(WorkSettings):
             number = float(text.removesuffix("%"))
         except ValueError:
             raise UserError(
-                f"eval every {text!r} is neither a number of epochs such as 0.5 nor a share of the "
-                "training such as 20%"
+                f"--eval-every {text!r} is neither a number of epochs such as 0.5 nor a share of "
+                "the training such as 20%"
             ) from None
-        above("eval every", number, 0)
+        above("--eval-every", number, 0)
         return number / 100 * epochs if text.endswith("%") else number
 
 
@@ -204,7 +212,7 @@ class WeightSettings(RunsSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.grid) in (0, 2), f"grid {self.grid} is not two numbers such as 8,6")
+        require(len(self.grid) in (0, 2), f"--grid {self.grid} is not two numbers such as 8,6")
 
 
 @dataclass(frozen=True, kw_only=True)

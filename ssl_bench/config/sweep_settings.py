@@ -93,14 +93,14 @@ class ClusterSettings(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.minutes > 0, f"time {self.time!r} is no time at all; 4h would work")
+        require(self.minutes > 0, f"--time {self.time!r} is no time at all; 4h would work")
         if self.memory_mib is not None:
-            require(self.memory_mib > 0, f"memory {self.memory!r} is none at all; 32G would work")
+            require(self.memory_mib > 0, f"--memory {self.memory!r} is none at all; 32G would work")
         for option in self.slurm_options:
             key, equals, _ = option.partition("=")
             require(
                 bool(equals and re.fullmatch(r"[a-z][a-z0-9-_]*", key)),
-                f"slurm option {option!r} is not KEY=VALUE, such as exclude=node7",
+                f"--slurm-options {option!r} is not KEY=VALUE, such as exclude=node7",
             )
 
     @property
@@ -108,8 +108,8 @@ class ClusterSettings(CheckedConfig):
         """What ``time`` says, rounded up."""
         found = seconds(self.time)
         if found is None:
-            raise UserError(f"time {self.time!r} is no time such as 90m, 4h or 1-12:00:00")
-        require(found < 1e9, f"time {self.time!r} is longer than any job; 4h would work")
+            raise UserError(f"--time {self.time!r} is no time such as 90m, 4h or 1-12:00:00")
+        require(found < 1e9, f"--time {self.time!r} is longer than any job; 4h would work")
         return -int(-found // 60)
 
     @property
@@ -119,7 +119,7 @@ class ClusterSettings(CheckedConfig):
             return None
         found = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)(?:i?B)?\s*", self.memory, re.IGNORECASE)
         if not found:
-            raise UserError(f"memory {self.memory!r} is no size such as 32G or 500M")
+            raise UserError(f"--memory {self.memory!r} is no size such as 32G or 500M")
         kib = int(found[1]) * 1024 ** "KMGT".index(found[2].upper() or "M")
         return -(-kib // 1024)
 

@@ -6,7 +6,7 @@ Importing this package does not import torch; loading a data set does.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from ssl_bench.data.names import (
     CANVASES,
     EMBEDDED,
     HUGGING_FACE,
+    MOTIONS,
     TORCHVISION,
     VALIDATION,
     WHOLE,
@@ -44,12 +45,14 @@ def load(
     storage: Storage = "auto",
     skip_broken: bool = False,
     check: Callable[[int], None] | None = None,
+    frames: int | None = None,
+    stride: int | None = None,
 ) -> Dataset:
     """Load the data set that ``source`` names.
 
-    A source is a known name (see ``names``) or a path: a folder of images, a folder of Parquet
-    files, or one ``.parquet`` file, as described in the modules ``folder`` and ``parquet``. Write
-    ``./mnist`` for a folder with a known name.
+    A source is a known name (see ``names``) or a path: a folder of images, or Parquet or tar
+    files, one or a folder of them, as described in the modules ``folder``, ``parquet`` and
+    ``tars``. Write ``./mnist`` for a folder with a known name.
 
     ``@validation`` at the end takes only the training images, a part of them as the test split (see
     ``holdout``). ``@whole``, ``@TRAIN`` or ``@TRAIN+TEST`` after a path, before ``@validation``,
@@ -70,20 +73,23 @@ def load(
             ``data_dir``.
         check: called with the number of training images before any of them is decoded; it raises
             where they are of no use.
+        frames: of each clip, where the source has video; 1 makes images of its clips, the middle
+            frame of each. Default: the source's own. Of no effect on images.
+        stride: from one frame of a clip to the next, in frames of the video. Default: likewise.
 
     Raises:
         UserError: the source is unknown or unusable, or not suited to this ``storage``.
     """
     if image_size is not None and image_size < 1:
-        raise UserError(f"image size {image_size}; it must be 1 or more pixels")
+        raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
-    if asked.place in (EMBEDDED, CANVASES):
+    if asked.place in (EMBEDDED, CANVASES, MOTIONS):
         require(
             storage != "stream",
             f"data set {asked.place!r} cannot be streamed, as it lies in one file; "
             "--storage memory would work",
         )
-        found = _embedded(asked)
+        found = _embedded(asked, frames, stride)
     else:
         from ssl_bench.data import in_memory
         from ssl_bench.data.listing import no_progress
@@ -98,20 +104,26 @@ def load(
     return replace(found, view_size=view_size, source=resolved(source))
 
 
-def _embedded(asked: Source) -> Dataset:
-    from ssl_bench.data import embedded, holdout
-    from ssl_bench.data.embedded import canvases
+def _embedded(asked: Source, frames: int | None, stride: int | None) -> Dataset:
+    from ssl_bench.data import embedded, holdout, sampling
+    from ssl_bench.data.embedded import canvases, motions
 
     _refuse_choice(asked)
     has_masks = asked.place == CANVASES
-    read = canvases.read if has_masks else lambda split: Split(*embedded.read(split))
+    clips = sampling.chosen(motions.USUAL, frames, stride)
+    sources: Mapping[str, Callable[[str], Split]] = {
+        EMBEDDED: lambda split: Split(*embedded.read(split)),
+        CANVASES: canvases.read,
+        MOTIONS: lambda split: motions.read(split, clips),
+    }
+    read = sources[asked.place]
     name, note, train = asked.place, "", read("train")
     if asked.is_validation:
         name, note = holdout.name(name), holdout.NOTE
         train, test = holdout.of_split(train)
     else:
         test = read("test")
-    classes = () if has_masks else embedded.CLASSES
+    classes = {EMBEDDED: embedded.CLASSES, CANVASES: (), MOTIONS: motions.CLASSES}[asked.place]
     mask_classes = canvases.CLASSES if has_masks else ()
     digest = fingerprint(train, test, (*classes, *mask_classes))
     found = Dataset(name, train, test, classes, digest, note, train.side)
@@ -146,19 +158,21 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         from ssl_bench.data.sources import hugging_face
 
         return hugging_face.find(place, asked.choice, _folder(data_dir))
+    from ssl_bench.data.sources import folder, pairs, parquet, tars
+
+    if path.exists() and parquet.is_here(path):
+        return parquet.find(path, asked.choice)
+    if tars.is_here(place):
+        return tars.find(path, asked.choice)
     if not path.exists():
         if os.sep in place or "/" in place or path.suffix:
             raise UserError(f"no such folder or file: {place}")
         raise unknown("data set", place, names())
-    from ssl_bench.data.sources import folder, pairs, parquet
-
-    if parquet.is_here(path):
-        return parquet.find(path, asked.choice)
     if asked.choice != WHOLE and pairs.is_here(path):
         return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
-    raise UserError(f"{place} is neither a folder nor a .parquet file")
+    raise UserError(f"{place} is neither a folder nor a .parquet or .tar file")
 
 
 def _refuse_choice(asked: Source) -> None:

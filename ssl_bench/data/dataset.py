@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,18 +18,23 @@ if TYPE_CHECKING:
 class Split:
     """Images as squares of one size, and their labels.
 
+    A clip is an image whose channels are those of its frames, one frame after the other: what is
+    done to an image is done to all frames of a clip alike.
+
     Here the images are decoded in memory. Code that must also work with a
     `streaming.StreamedSplit` asks for images by index and does not touch ``images_NCHW``.
 
     Attributes:
-        images_NCHW: uint8 ``(N, C, S, S)``, in [0, 255], on the CPU.
+        images_NCHW: uint8 ``(N, frames * C, S, S)``, in [0, 255], on the CPU.
         labels_N: int64 ``(N,)``, indices into the data set's classes.
         masks_NSS: uint8 ``(N, S, S)``, the class of each pixel, 255 where none counts, or None.
+        frames: of each clip; 1 for images.
     """
 
     images_NCHW: Tensor
     labels_N: Tensor
     masks_NSS: Tensor | None = None
+    frames: int = field(default=1, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -37,7 +42,7 @@ class Split:
     @property
     def channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
-        return self.images_NCHW.shape[1]
+        return self.images_NCHW.shape[1] // self.frames
 
     @property
     def side(self) -> int:
@@ -45,7 +50,7 @@ class Split:
         return self.images_NCHW.shape[2]
 
     def images(self, index_B: Tensor) -> Tensor:
-        """The images at these indices: uint8 ``(B, C, S, S)``, on the labels' device."""
+        """The images at these indices: uint8 ``(B, frames * C, S, S)``, where the labels are."""
         images_BCSS = self.images_NCHW[index_B.to(self.images_NCHW.device, non_blocking=True)]
         return images_BCSS.to(self.labels_N.device, non_blocking=True)
 
@@ -57,7 +62,8 @@ class Split:
     def subset(self, places: Sequence[int]) -> Split:
         """The images at some places."""
         masks = None if self.masks_NSS is None else self.masks_NSS[places]
-        return Split(self.images_NCHW[places], self.labels_N[places], masks)
+        images_NCHW, labels_N = self.images_NCHW[places], self.labels_N[places]
+        return replace(self, images_NCHW=images_NCHW, labels_N=labels_N, masks_NSS=masks)
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; close it if you stop early."""
@@ -84,7 +90,7 @@ class Split:
             torch.cuda.mem_get_info(device)[0] // 2
         )
         images_NCHW = self.images_NCHW.to(device) if fits else self.images_NCHW
-        return Split(images_NCHW, self.labels_N.to(device), self.masks_NSS)
+        return replace(self, images_NCHW=images_NCHW, labels_N=self.labels_N.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +136,11 @@ class Dataset:
         return self.train.channels
 
     @property
+    def frames(self) -> int:
+        """Frames of each clip; 1 for images."""
+        return self.train.frames
+
+    @property
     def size(self) -> int:
         """Height and width of the stored images, in pixels."""
         return self.train.side
@@ -152,7 +163,7 @@ class Dataset:
         counts_CV = torch.zeros(self.channels, 256, dtype=torch.float64)
         for chunk_NCHW in self.train.sample():
             for channel in range(self.channels):
-                pixels = chunk_NCHW[:, channel].flatten()
+                pixels = chunk_NCHW[:, channel :: self.channels].flatten()
                 counts_CV[channel] += torch.bincount(pixels, minlength=256)
         values_V = torch.arange(256, dtype=torch.float64) / 255
         share_CV = counts_CV / counts_CV.sum(dim=1, keepdim=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from ssl_bench.data.images import opened, upright_size
 from ssl_bench.data.listing import Listing, Part, Picture, shown
 from ssl_bench.errors import UserError, require
-from ssl_bench.utils.files import readable
+from ssl_bench.utils.files import readable, reading
 
 IGNORED = 255
 """The class of pixels that do not count."""
@@ -79,6 +79,15 @@ def surveyed(listing: Listing, source: Path | str, names: tuple[str, ...] = ()) 
         of = shown(names[label] for label in alone)
         caveats = (*caveats, f"in test masks alone: class {of}")
     return replace(listing, mask_classes=names, caveats=caveats)
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """The names of the classes in a file, one a line; none if there is no such file."""
+    if not path.exists():
+        return ()
+    with reading(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return tuple(readable(line.strip()) for line in lines if line.strip())
 
 
 def _classes(part: Part) -> set[int]:

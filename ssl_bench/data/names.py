@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.errors import require
+
 EMBEDDED = "fashion-mnist"
 CANVASES = "fashion-canvases"
+MOTIONS = "fashion-motions"
 VALIDATION = "@validation"
 """After a name or path: only the training images, in two parts (see `holdout`)."""
 HUGGING_FACE = "hf:"
 """Before the name of a data set of the Hugging Face Hub."""
 WHOLE = "whole"
 """After a path and an @: all images as one, without splits."""
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_FILES = 100_000
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def parse(text: str) -> Source:
     if not _exists(place):
         ends = [at for at, letter in enumerate(place) if letter == "@" and at]
         for at in reversed(ends):
-            is_name = place[:at] in (EMBEDDED, CANVASES, *TORCHVISION)
+            is_name = place[:at] in (EMBEDDED, CANVASES, MOTIONS, *TORCHVISION)
             if is_name or place.startswith(HUGGING_FACE) or _exists(place[:at]):
                 return Source(place[:at], place[at + 1 :], is_validation)
     return Source(place, "", is_validation)
@@ -145,6 +152,30 @@ def parse(text: str) -> Source:
 def base(text: str) -> str:
     """The name or path of a data set, without anything after an @."""
     return parse(text).place
+
+
+def expanded(place: str) -> list[str]:
+    """The paths that ``shard-{000..010}.tar`` stands for; any other path stands for itself.
+
+    Raises:
+        UserError: a range is empty, or there are too many.
+    """
+    found = _RANGE.search(place)
+    if not found or os.path.exists(os.path.expanduser(place)):
+        return [place]
+    first, last = int(found[1]), int(found[2])
+    require(
+        0 <= last - first < _MOST_FILES,
+        f"{place}: {found[0]} is a range of {max(0, last - first + 1):,} files; 1 to "
+        f"{_MOST_FILES:,} would work",
+    )
+    width = len(found[1])
+    begin, end = place[: found.start()], place[found.end() :]
+    return [
+        each
+        for number in range(first, last + 1)
+        for each in expanded(f"{begin}{number:0{width}}{end}")
+    ]
 
 
 def several(text: str) -> tuple[str, ...]:
@@ -160,12 +191,12 @@ def several(text: str) -> tuple[str, ...]:
 def resolved(text: str) -> str:
     """The source with its path made absolute."""
     place = base(text)
-    path = Path(place).expanduser()
-    return f"{path.resolve()}{text[len(place) :]}" if path.exists() else text
+    return f"{Path(place).expanduser().resolve()}{text[len(place) :]}" if _exists(place) else text
 
 
 def _exists(place: str) -> bool:
-    return os.path.exists(os.path.expanduser(place))  # False of what is too long to be a path
+    # False of what is too long to be a path.
+    return any(os.path.exists(os.path.expanduser(each)) for each in expanded(place))
 
 
 def names() -> dict[str, str]:
@@ -173,5 +204,6 @@ def names() -> dict[str, str]:
     embedded = {
         EMBEDDED: "clothing, 28 px grey, 60,000 + 10,000; inside the package, no download",
         CANVASES: f"with masks: garments of {EMBEDDED} on canvases, 56 px grey, 2,000 + 1,000",
+        MOTIONS: f"clips: garments of {EMBEDDED} in 10 kinds of motion, 32 px grey, 6,000 + 2,000",
     }
     return embedded | {name: known.about for name, known in TORCHVISION.items()}

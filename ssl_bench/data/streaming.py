@@ -92,6 +92,14 @@ class StreamedSplit(Split):
             squares = pool.map(partial(masks.square_SS, side=self.side), pictures)
             return torch.from_numpy(np.stack([*squares]))
 
+    def subset(self, places: Sequence[int]) -> StreamedSplit:
+        """The images at some places."""
+        return replace(
+            self,
+            labels_N=self.labels_N[torch.tensor(places)],
+            picture=lambda index: self.picture(places[index]),
+        )
+
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; the next two are decoded in advance.
 

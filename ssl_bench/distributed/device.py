@@ -21,6 +21,7 @@ import torch
 from ssl_bench.config.settings import Compilation, Precision
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError, require
+from ssl_bench.utils.formatting import many
 
 _PATCHES_AT_ONCE = 4096
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
@@ -88,11 +89,11 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
     if precision == "auto":
         precision = "bf16" if collectives.broadcast(has_bf16) else "fp32"
     if precision == "bf16" and on_gpu and not has_bf16:
-        raise UserError("precision 'bf16' is not supported by this GPU; fp32 would work")
+        raise UserError("--precision 'bf16' is not supported by this GPU; fp32 would work")
     has_compiler = find_spec("triton") if on_gpu else shutil.which(os.environ.get("CXX", "g++"))
     require(
         bool(has_compiler) or compilation != "on",
-        f"compile 'on' needs {'triton' if on_gpu else 'a C++ compiler'}, which is not here; "
+        f"--compile 'on' needs {'triton' if on_gpu else 'a C++ compiler'}, which is not here; "
         "--compile off would work",
     )
     compiled = on_gpu and bool(has_compiler) if compilation == "auto" else compilation == "on"
@@ -143,4 +144,4 @@ def _cpu_info() -> str:
 def _cpu_name() -> str:
     model = re.search(r"model name\s*:\s*(.*\S)", _cpu_info())
     name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {many(torch.get_num_threads(), 'thread')}"

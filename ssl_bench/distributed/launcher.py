@@ -59,7 +59,7 @@ def on_devices(
     if found is None:
         require(
             nodes == 1,
-            f"nodes {nodes}: processes on several machines are started by Slurm, such as by "
+            f"--nodes {nodes}: processes on several machines are started by Slurm, such as by "
             f"srun --nodes {nodes} --ntasks-per-node {devices} ssl-bench ..., or by a sweep; here "
             "--nodes 1 would work",
         )

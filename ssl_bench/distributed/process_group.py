@@ -145,7 +145,7 @@ def _device(environment: DistributedEnvironment) -> torch.device:
     is_bound = count == 1 and environment.parent is None  # Slurm may show each rank only its GPU
     require(
         is_bound or environment.local_world <= count,
-        f"devices {environment.local_world}: this machine has {count} GPU{'s' * (count > 1)}; at "
+        f"--devices {environment.local_world}: this machine has {count} GPU{'s' * (count > 1)}; at "
         f"most --devices {count} would work",
     )
     device = torch.device("cuda", 0 if is_bound else environment.local_rank)

@@ -60,7 +60,7 @@ class Patches:
 def why_unsupported(encoder: FrozenEncoder) -> str | None:
     """Why an encoder's features have no rows and columns, or None; see `Evaluation.supports`."""
     size = encoder.spec.image_size
-    blank = torch.zeros(1, encoder.spec.channels, size, size, device=encoder.hardware.device)
+    blank = torch.zeros(1, encoder.spec.input_channels, size, size, device=encoder.hardware.device)
     try:
         _, rows, columns, _ = encoder.patches(blank).shape
     except UserError as error:

@@ -20,6 +20,7 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
 from ssl_bench.models import backbones, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.video import as_clips, as_frames
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils import progress
@@ -204,7 +205,7 @@ class RawPixels:
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """``pixels``: values of the evaluation view, ``(N, C * H * W)``; many, cheap, not kept."""
-        width = self.spec.channels * self.spec.image_size**2
+        width = self.spec.input_channels * self.spec.image_size**2
         pixels_ND = torch.empty(len(split), width, device=self.hardware.device)
         done = 0
         for images in split.chunks(_PIXELS_AT_ONCE):
@@ -243,7 +244,12 @@ def prepare(
     """
     images_BCHW = images_BCHW.to(hardware.device)
     views = view(images_BCHW) if view else evaluation_view(images_BCHW, spec.image_size)
-    return normalize(match_channels(views, spec.channels), spec.mean, spec.std)
+    return normalize(match_channels(views, spec.channels, spec.frames), spec.mean, spec.std)
+
+
+def flip_of(spec: EncoderSpec) -> float:
+    """The chance to mirror a training image; clips are not, as motions would turn round."""
+    return 0.5 if spec.frames == 1 else 0.0
 
 
 def share_of(split: Split, size: int) -> Iterator[Tensor]:
@@ -258,10 +264,18 @@ def _everywhere(fact: bool) -> bool:
     return collectives.largest(not fact) == 0
 
 
-def match_channels(images_BCHW: Tensor, channels: int) -> Tensor:
-    """Grey images repeated to three channels, or colour ones reduced to luma (ITU-R 601-2)."""
-    if images_BCHW.shape[1] == channels:
+def match_channels(images_BCHW: Tensor, channels: int, frames: int = 1) -> Tensor:
+    """Grey images repeated to three channels, or colour ones reduced to luma (ITU-R 601-2).
+
+    Where clips are wanted, each frame of a clip, and an image becomes a clip that stands still.
+    """
+    if images_BCHW.shape[1] == frames * channels:
         return images_BCHW
+    if frames > 1:
+        is_clip = images_BCHW.shape[1] % frames == 0
+        frames_NCHW = as_frames(images_BCHW, frames) if is_clip else images_BCHW
+        matched_NCHW = match_channels(frames_NCHW, channels)
+        return as_clips(matched_NCHW, frames) if is_clip else matched_NCHW.repeat(1, frames, 1, 1)
     if channels == 3:
         return images_BCHW.expand(-1, 3, -1, -1)
     weights = images_BCHW.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)

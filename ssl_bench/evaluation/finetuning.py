@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -27,16 +28,21 @@ from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.config.finetuning_settings import FinetuningConfig
 from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import require
-from ssl_bench.evaluation.features import prepare, share_of
+from ssl_bench.errors import UserError, require
+from ssl_bench.evaluation.features import flip_of, prepare, share_of
 from ssl_bench.models import encoders
 from ssl_bench.models.backbones import Backbone
+from ssl_bench.models.video import as_clips, as_frames
 from ssl_bench.training import resume
 from ssl_bench.training.schedule import Schedule
 from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
+
+
+class Diverged(UserError):
+    """A fine-tuning whose loss became no number."""
 
 
 class Classifier(nn.Module):
@@ -159,7 +165,7 @@ def train(
     A batch larger than the split shrinks to it. Input, hardware and seed are the encoder's.
 
     Raises:
-        UserError: the loss is no number at the end.
+        Diverged: the loss is no number at the end.
     """
     hardware, seed, classes = encoder.hardware, encoder.seed, model.head.out_features
     adamw = optimizer(model, config)
@@ -218,11 +224,11 @@ def train(
                 bar.update(step + 1, f"loss {loss.item():.4f}")
             training.after_step(step + 1, loss)
     last = training.last_loss
-    require(
-        math.isfinite(last),
-        f"fine-tuning diverged: its loss is {last}; a learning rate below {config.base_lr} "
-        f"({config.section} {config.rates}) may help",
-    )
+    if not math.isfinite(last):
+        raise Diverged(
+            f"fine-tuning diverged: its loss is {last}; a learning rate below {config.base_lr} "
+            f"({config.section} {config.rates}) may help"
+        )
 
 
 @torch.no_grad()
@@ -242,13 +248,17 @@ def training_views(
 ) -> Tensor:
     """Crop, flip, RandAugment and normalise uint8 images, erase in some: ``(B, C, S, S)``."""
     spec = encoder.spec
-    recipe = crop_and_flip(spec.image_size, config.crop_scale, flip=0.5)
+    recipe = crop_and_flip(spec.image_size, config.crop_scale, flip_of(spec))
 
     def view(images_BCHW: Tensor) -> Tensor:
         views_BCHW = augment(images_BCHW, recipe, step_draws)
-        if config.auto_augment:
-            views_BCHW = rand_augment(views_BCHW, config.auto_augment, spec.mean, step_draws)
-        return views_BCHW
+        if not config.auto_augment:
+            return views_BCHW
+        # Alike in all frames of a clip, since draws are a function of the sample.
+        frames = spec.frames if views_BCHW.shape[1] % spec.frames == 0 else 1
+        samples_N = step_draws.samples_B.repeat_interleave(frames)
+        how = config.auto_augment, spec.mean, replace(step_draws, samples_B=samples_N)
+        return as_clips(rand_augment(as_frames(views_BCHW, frames), *how), frames)
 
     views_BCHW = prepare(images_BCHW, spec, encoder.hardware, view)
     if config.random_erasing:

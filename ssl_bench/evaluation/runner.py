@@ -234,7 +234,7 @@ class _Encoders:
         made_from = {
             "core_version": CORE_VERSION,
             "weights": weights.digest(module),
-            "encoder": asdict(self.spec),
+            "encoder": self.spec.to_json(),
             "data": data.fingerprint,
             "precision": hardware.precision,
             "device": hardware.device.type,
@@ -253,7 +253,7 @@ class _Encoders:
                 "baseline": kind,
                 "data": data.name,
                 "data_fingerprint": data.fingerprint,
-                "encoder": asdict(spec),
+                "encoder": spec.to_json(),
                 "seed": seed,
             }
             sparse = {**config, "encoder": schema.non_defaults(spec)}

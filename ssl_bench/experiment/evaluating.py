@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ssl_bench.distributed.device import choose
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import audit
-from ssl_bench.experiment.loading import console, load, note, say_images
+from ssl_bench.experiment.loading import console, load, note, note_coarse, say_images
 from ssl_bench.experiment.preparation import with_labels_of_each
 from ssl_bench.experiment.run_config import EvalConfig, real_configs
 from ssl_bench.models import backbones, checkpoints, encoders, weights
@@ -48,6 +47,7 @@ def evaluate(config: EvalConfig) -> Path:
     )
     for data in datasets:
         say_images(data)
+        note_coarse(data)
     seed = plan["seed"] if settings.seed is None else settings.seed
     spec = EncoderSpec.of(plan["encoder"])
     audits = [
@@ -73,11 +73,13 @@ def data_of(settings: EvalSettings, plan: Mapping[str, Any]) -> list[Dataset]:
     """What a run is evaluated on: the settings' data, else its own, at its image size."""
     source = settings.data or plan.get("eval_data_source") or plan["data_source"]
     _say_data(settings, settings.weights or settings.target, source)
-    size = plan["encoder"]["image_size"]
+    spec = EncoderSpec.of(plan["encoder"])
+    stride = schema.mapping(plan.get("settings")).get("stride")
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     sources = several(source)
     require(bool(sources), f"data {source!r} names no data set")
-    return [load(each, size, settings.data_dir, settings.storage, skip) for each in sources]
+    how = settings.data_dir, settings.storage, skip, None, spec.frames, stride
+    return [load(each, spec.image_size, *how) for each in sources]
 
 
 def check_ranks(settings: Settings | EvalSettings) -> None:
@@ -88,7 +90,7 @@ def check_ranks(settings: Settings | EvalSettings) -> None:
     """
     require(
         collectives.world_size() == settings.devices * settings.nodes,
-        f"devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
+        f"--devices {settings.devices} and nodes {settings.nodes}: only `ssl-bench run` and "
         "`ssl-bench eval` work on several; 1 would work here",
     )
 
@@ -209,7 +211,7 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     identity = {
         "method": f"{name} at {spec.image_size} px" if plan else name,
         "weights_sha256": weights.digest(encoder),
-        "encoder": asdict(spec),
+        "encoder": spec.to_json(),
     }
     nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
     # The seeds of a run at another image size belong together, like those of the run.

@@ -26,7 +26,7 @@ from ssl_bench.training import setup
 from ssl_bench.transforms import augmentations
 from ssl_bench.transforms.augmentations import Augmentation
 
-_CHANNELS, _CLASSES, _SMALL = 3, 1000, 32
+_CHANNELS, _CLASSES, _SMALL, _FRAMES = 3, 1000, 32, 8
 _STEPS, _STEPS_PER_EPOCH = 400, 20
 _NO_CROP = "not used"
 
@@ -40,7 +40,10 @@ def of_run(config: RunConfig) -> dict[str, str]:
     settings = config.settings
     size = settings.image_size or _SMALL
     mean = (0.5,) * _CHANNELS
-    spec = EncoderSpec(settings.backbone, size, settings.patch_size, _CHANNELS, mean, mean)
+    frames = settings.frames or (1 if "image" in config.method.declared.columns else _FRAMES)
+    spec = EncoderSpec(
+        settings.backbone, size, settings.patch_size, _CHANNELS, mean, mean, frames=frames
+    )
     if spec.is_vit and not spec.patch_size:
         patch_size = backbones.default_patch_size(spec.backbone, size)
         spec = replace(spec, patch_size=patch_size)
@@ -54,7 +57,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
     return (
         found
         | of_optimizer(method, optimizer)
-        | of_schedules(optimizer, config.epochs_on(), settings.batch_size)
+        | of_schedules(optimizer, config.epochs_on(), config.batch_on())
         | of_modules(method)
     )
 

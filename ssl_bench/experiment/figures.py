@@ -6,21 +6,27 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic
 
+if TYPE_CHECKING:
+    from pandas.core.groupby import SeriesGroupBy
+
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
+_STRIPS = 3
 _INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
 
@@ -54,12 +60,16 @@ def loss_curve(metrics: Path, title: str, output: Path) -> None:
 
 @_default_style()
 def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path) -> None:
-    """Rows of images under their titles.
+    """Rows of images under their titles; of strips of frames each is a row of its own.
 
     Args:
         rows: normalised float ``(B, C, H, W)`` by title; NaN pixels are drawn grey.
         spec: whose mean and standard deviation undo the normalisation.
     """
+    if spec.frames > 1:
+        count = min(_STRIPS, len(next(iter(rows.values()))))
+        _strips({name: to_pixels(each[:count], spec) for name, each in rows.items()}, title, output)
+        return
     count = len(next(iter(rows.values())))
     inches = max(1.0, spec.image_size / _DOTS_PER_INCH)
     longest = max(len(line) for name in rows for line in name.split("\n"))
@@ -82,6 +92,24 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
     _save(figure, output)
 
 
+def _strips(rows: Mapping[str, np.ndarray], title: str, output: Path) -> None:
+    """Strips ``(B, H, W, 3)`` in [0, 1] below each other: the first of each title, and so on."""
+    count, height, width, _ = next(iter(rows.values())).shape
+    high = max(0.6, height / _DOTS_PER_INCH)
+    letters = _INCHES_OF_LETTER * max(len(line) for name in rows for line in name.split("\n"))
+    wide = high * width / height + letters
+    title = textwrap.fill(title, int(wide / (1.1 * _INCHES_OF_LETTER)))
+    size = wide, count * len(rows) * high * 1.15 + 0.22 * (1 + title.count("\n")) + 0.1
+    figure, axes = _subplots(count * len(rows), 1, figsize=size, squeeze=False)
+    for number, axis in enumerate(axes[:, 0]):
+        name = [*rows][number % len(rows)]
+        axis.imshow(rows[name][number // len(rows)], interpolation="nearest")
+        axis.set(xticks=[], yticks=[], frame_on=False)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, output)
+
+
 @_default_style()
 def ablation(
     scores: pd.DataFrame,
@@ -91,11 +119,12 @@ def ablation(
     note: str,
     is_numeric: bool,
     output: Path,
+    ours_at: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Our scores over the values of an ablation, the paper's beside them on an axis of their own.
 
-    One panel for each evaluation. Several runs of a value are drawn as their mean and standard
-    deviation, and each as a dot.
+    One panel for each evaluation. Several runs of a value are drawn as their mean and its 95 % t
+    interval, and each as a dot.
 
     Args:
         scores: what `ablation_results.collect` returns.
@@ -104,11 +133,13 @@ def ablation(
         note: to stand above the legend, or "".
         is_numeric: whether values are numbers, to be joined by a line; on a logarithmic axis, if
             they are counts.
+        ours_at: where our scores of a value stand, if not at the value itself.
     """
     evaluations = list(scores.loc[scores["source"] == "ours", "evaluation"].unique())
     labels = list(scores["value"].unique())
     places = [float(label) for label in labels] if is_numeric else list(range(len(labels)))
     place = dict(zip(labels, places, strict=True))
+    our_place = place | {**ours_at}
     line, paper_line, apart = ("-", "--", 0.0) if is_numeric else ("none", "none", 0.06)
     with sns.axes_style("white"):
         figure, rows = _subplots(
@@ -139,16 +170,16 @@ def ablation(
             left.patch.set_visible(False)
         groups = ours.groupby("value", sort=False)["score"]
         left.errorbar(
-            groups.mean().index.map(place) - apart,
+            groups.mean().index.map(our_place) - apart,
             groups.mean(),
-            groups.std().fillna(0),
+            half_widths(groups).fillna(0),
             color=_OURS,
             linestyle=line,
             marker="o",
             capsize=3,
             label=legend[0],
         )
-        at = ours["value"].map(place) - apart
+        at = ours["value"].map(our_place) - apart
         left.plot(at, ours["score"], ".", color=_OURS, alpha=0.4)
         left.set_title(evaluation, loc="left", fontsize="medium")
         left.set_ylabel("ours: top-1 (%)", color=_OURS)
@@ -173,6 +204,12 @@ def ablation(
     )
     figure.suptitle(title)
     _save(figure, output)
+
+
+def half_widths(groups: SeriesGroupBy) -> pd.Series:
+    """Half of each group's 95 % t interval; NaN where it has one number."""
+    freedoms = groups.count() - 1
+    return groups.sem() * stats.t.ppf(0.975, freedoms.where(freedoms > 0))
 
 
 def to_pixels(images_BCHW: Tensor, spec: EncoderSpec) -> np.ndarray:

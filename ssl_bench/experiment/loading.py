@@ -20,9 +20,12 @@ from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import readable
+from ssl_bench.utils.formatting import many
 from ssl_bench.utils.terminal import Console
 
 _BROKEN_SHOWN = 10
+_COARSE = 100
+"""Fewer test images make coarse scores."""
 console = Console()
 
 
@@ -48,12 +51,12 @@ class StepCheck:
     def __call__(self, images: int, epochs: float | None = None) -> None:
         """Called before the images are decoded, and with the epochs once a budget has told them."""
         settings, plugin = self.config.settings, self.config.method
-        method, size = plugin.load_class(), settings.batch_size
+        method, size = plugin.load_class(), self.config.batch_on(images)
         if method.loss is Method.loss and method.terms is Method.terms:
             return  # it trains nothing
         require(
             size >= method.smallest_batch,
-            f"batch size {size} is too small for {plugin.name}, which needs at least "
+            f"--batch-size {size} is too small for {plugin.name}, which needs at least "
             f"{method.smallest_batch} images in a step",
         )
         if epochs is None:
@@ -72,12 +75,14 @@ def load(
     storage: Storage = "auto",
     skip_broken: bool = False,
     check: Callable[[int], None] | None = None,
+    frames: int | None = None,
+    stride: int | None = None,
 ) -> Dataset:
     """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
 
     def read() -> Dataset:
         with progress.bar(f"read {readable(source)}", 1) as bar:
-            how = image_size, data_dir, bar.of, storage, skip_broken, check
+            how = image_size, data_dir, bar.of, storage, skip_broken, check, frames, stride
             return datasets.load(source, *how)
 
     def read_first() -> None:
@@ -95,22 +100,27 @@ def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
     """What a run is trained on, and what it is evaluated on, if it is."""
     settings = config.settings
     how = settings.data_dir, settings.storage, settings.skip_broken
-    data = read(settings.data, settings.image_size, *how, StepCheck(config))
+    check, clips = StepCheck(config), (settings.frames, settings.stride)
+    data = read(settings.data, settings.image_size, *how, check, *clips)
     if not settings.eval_data or not (config.evals or settings.eval_every):
         return RunData(data, [data])
     found = [
-        data if resolved(source) == data.source else read(source, data.view_size, *how)
+        data
+        if resolved(source) == data.source
+        else read(source, data.view_size, *how, None, data.frames, settings.stride)
         for source in several(settings.eval_data)
     ]
-    require(bool(found), f"eval data {settings.eval_data!r} names no data set")
+    require(bool(found), f"--eval-data {settings.eval_data!r} names no data set")
     return RunData(data, found)
 
 
 def say_images(data: Dataset | Listing) -> None:
     """What is in a data set, and how it was understood."""
     labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
+    frames = getattr(data, "frames", 1)
+    what = f"clips of {frames} frames" if frames > 1 else "images"
     console.print(
-        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {labels}",
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test {what}, {labels}",
         soft_wrap=True,
     )
     for line in data.notes:
@@ -120,6 +130,17 @@ def say_images(data: Dataset | Listing) -> None:
 def note(text: str) -> None:
     """Show a note to the user."""
     console.print(f"note: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def note_coarse(data: Dataset) -> None:
+    """Warn that scores of few test images can be of few values."""
+    count = len(data.test)
+    if count < _COARSE:
+        note(
+            f"{data.name}: {many(count, 'test image')}, of which each is {100 / count:.2g} points "
+            f"of accuracy: scores are coarse, and differences mostly chance; {_COARSE} or more "
+            "would tell more"
+        )
 
 
 def first_broken(broken: Sequence[str]) -> Iterator[str]:

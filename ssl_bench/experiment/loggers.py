@@ -47,7 +47,8 @@ def check(names: Sequence[str]) -> None:
         spec = find_spec(name)
         require(
             bool(spec and spec.origin),  # a folder here that has its name has none
-            f"--log {name} needs a package that is not installed; run: pip install {name}",
+            f"--log {name} needs a package that is not installed; "
+            f"run: pip install 'ssl-bench[{name}]'",
         )
 
 

@@ -13,7 +13,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import CANVASES
+from ssl_bench.data.names import CANVASES, MOTIONS
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import is_of_memory, require
@@ -103,28 +103,30 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         f"method {plugin.name} learns from labels, and data {data.name!r} has none "
         f"({data.unlabelled}); a method that reads none would work, such as mae",
     )
+    _check_clips(settings, plugin, data)
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
-        unlabelled.append(f"eval data {settings.eval_data!r} is not used: nothing is evaluated")
+        unlabelled.append(f"--eval-data {settings.eval_data!r} is not used: nothing is evaluated")
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
+    batch_size = config.batch_on(len(data.train))
     method = setup.build_method(
         plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
     )
     require(
-        settings.batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
-        f"batch size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
+        batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
+        f"--batch-size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
         "images in a step",
     )
     at_once = settings.micro_batch_size
-    own = settings.batch_size // (settings.devices * settings.nodes)
+    own = batch_size // (settings.devices * settings.nodes)
     in_parts = gradients.taken_in_parts(method)
     could_be = method.per_sample_loss or method.encodes_in_parts
     backbone, loss = f"backbone {spec.backbone} has batch norms over", f"the loss of {plugin.name}"
     reason = backbone if could_be else f"{loss} depends on"
     require(
         at_once is None or at_once >= own or bool(in_parts) or not method.trains,
-        f"micro batch size {at_once}: {reason} all images of a batch, "
-        f"which cannot be split; a smaller --batch-size than {settings.batch_size}, or more "
+        f"--micro-batch-size {at_once}: {reason} all images of a batch, "
+        f"which cannot be split; a smaller --batch-size than {batch_size}, or more "
         "--devices, takes less memory",
     )
     plan = Plan(
@@ -135,7 +137,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         data_fingerprint=data.fingerprint,
         encoder=spec,
         epochs=whole_epochs(config.epochs_on(len(data.train))) if method.trains else 0,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         seed=settings.seed,
         precision=hardware.precision,
     )
@@ -180,6 +182,32 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         recipe="; ".join(recipe),
         budget=allowed,
         left_out=tuple(dict.fromkeys([*unlabelled, *left_out])),
+    )
+
+
+def _check_clips(settings: Settings, plugin: Plugin, data: Dataset) -> None:
+    """Require clips of a method that learns from them, and images of one that does not.
+
+    Raises:
+        UserError: it is the other way round, or frames are asked for of single images.
+    """
+    columns = plugin.declared.columns
+    require(
+        data.frames > 1 or settings.frames in (None, 1),
+        f"frames {settings.frames}: data {data.name!r} has single images, no video; leave --frames "
+        "out",
+    )
+    require(
+        data.frames == 1 or "clip" in columns,
+        f"method {plugin.name} learns from images, and data {data.name!r} has clips of "
+        f"{data.frames} frames; --frames 1 would take the middle frame of each",
+    )
+    require(
+        data.frames > 1 or "image" in columns,
+        f"method {plugin.name} learns from clips, and data {data.name!r} has single images"
+        + (
+            " at --frames 1; 2 or more would work" if settings.frames else f"; {MOTIONS} would work"
+        ),
     )
 
 
@@ -275,8 +303,8 @@ def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset
     between = epochs * schedule.steps_per_epoch
     require(
         between >= 1,
-        f"eval every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which takes "
-        f"{1 / schedule.steps_per_epoch:.2g} epochs",
+        f"--eval-every {settings.eval_every} is {epochs:.2g} epochs, less than a step, which "
+        f"takes {1 / schedule.steps_per_epoch:.2g} epochs",
     )
     steps = (round(number * between) for number in itertools.count(1))
     return list(itertools.takewhile(lambda step: step < schedule.steps, steps))
@@ -294,13 +322,14 @@ def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) 
     )
     patch_size = settings.patch_size
     spec = EncoderSpec(
-        settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std
+        *(settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std),
+        frames=data.frames,
     )
     if spec.is_vit:
         require(
             patch_size != 1,
-            f"patch size 1 makes a patch of each of {data.view_size**2:,} pixels; 2 or more would "
-            "work, as would leaving --patch-size out",
+            f"--patch-size 1 makes a patch of each of {data.view_size**2:,} pixels; 2 or more "
+            "would work, as would leaving --patch-size out",
         )
         default = backbones.default_patch_size
         return replace(spec, patch_size=patch_size or default(spec.backbone, data.view_size))

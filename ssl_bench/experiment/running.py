@@ -19,7 +19,7 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import conclusion, log_follower, loggers
 from ssl_bench.experiment.evaluating import check_ranks, shown
-from ssl_bench.experiment.loading import RunData, console, data_of, note, say_images
+from ssl_bench.experiment.loading import RunData, console, data_of, note, note_coarse, say_images
 from ssl_bench.experiment.preparation import Prepared, memory_noted, prepare_run, snapshot_steps
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models.backbones import EncoderSpec
@@ -86,7 +86,8 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
 
     def create() -> tuple[Plan, Path]:
         with budget.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
-            content = {**config.to_json(), **asdict(plan), "identity": plan.identity, **facts}
+            found = {**asdict(plan), "encoder": spec.to_json(), "identity": plan.identity}
+            content = {**config.to_json(), **found, **facts}
             folder = run_folder.create(settings.runs_dir, plan.name, content)
             run_folder.call(folder, settings.name, settings.tags)
             return plan, folder
@@ -100,12 +101,21 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
             f"of {SIZED_FOR:,} images take; --epochs says otherwise",
             soft_wrap=True,
         )
+    if plan.epochs and plan.batch_size != config.batch_on():
+        console.print(
+            f"batches of {plan.batch_size} instead of {config.batch_on()}, as there are "
+            f"{len(data.train):,} training images; --batch-size says otherwise",
+            soft_wrap=True,
+        )
     for eval_data in datasets.evaluations:
         if eval_data is not data or len(datasets.evaluations) > 1:
             console.print("evaluated on ", end="")
             say_images(eval_data)
     for line in prepared.left_out:
         note(line)
+    for each in prepared.evaluated:
+        if each.evals or each.on_the_way:
+            note_coarse(each.data)
     steps = Schedule(len(data.train), plan.batch_size, plan.epochs).steps if plan.epochs else 0
     if 0 < steps < conclusion.FEW_STEPS:
         note(conclusion.few(steps))
@@ -205,8 +215,8 @@ def _announce(
 ) -> None:
     ranks = settings.devices * settings.nodes
     machines = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
-    count = (spec.image_size // spec.patch_size) ** 2 if spec.patch_size else 0
-    patches = f" in {count} patches of {spec.patch_size} px" if count else ""
+    kind = "patches" if spec.frames == 1 else "tubelets of 2 frames and"
+    patches = f" in {spec.patches} {kind} of {spec.patch_size} px" if spec.patch_size else ""
     console.print(f"{plan.method} on ", end="")
     say_images(data)
     console.print(

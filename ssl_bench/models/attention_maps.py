@@ -52,6 +52,8 @@ def why_unreadable(encoder: VisionTransformer) -> str | None:
     reason = encoders.why_no_vit(encoder)
     if reason is not None:
         return reason
+    if encoders.is_video(encoder):
+        return "attention maps are of images, and this encoder takes clips; --frames 1 would work"
     for block in encoder.blocks:
         kind = type(getattr(block, "attn", None))
         if kind is not Attention:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from math import isfinite
 from typing import Any
@@ -21,6 +21,7 @@ from ssl_bench.config.presets import BACKBONES
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.models import encoders
+from ssl_bench.models.video import TUBELET, TubeletEmbed
 from ssl_bench.utils import rng
 
 _MOST_PATCHES = 2**16
@@ -62,6 +63,7 @@ class EncoderSpec:
         mean, std: per channel, of pixels in [0, 1]; images are normalised with them.
         architecture: arguments of ``timm.create_model`` that differ from the backbone's own.
         norm_eps: epsilon of the layer norms.
+        frames: of the clips it takes, see `video`; 1 for images.
     """
 
     backbone: str
@@ -72,6 +74,7 @@ class EncoderSpec:
     std: tuple[float, ...]
     architecture: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float = 1e-6
+    frames: int = 1
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> EncoderSpec:
@@ -87,8 +90,12 @@ class EncoderSpec:
         require(not surplus, f"an encoder's architecture has no {', '.join(surplus)}")
         sizes = (spec.image_size, 16 if spec.patch_size is None else spec.patch_size, spec.channels)
         require(
+            type(spec.frames) is int and (spec.frames == 1 or spec.frames > 0 == spec.frames % 2),
+            f"no encoder has clips of {spec.frames!r:.20} frames",
+        )
+        require(
             all(type(size) is int and size > 0 for size in sizes)
-            and (sizes[0] // sizes[1]) ** 2 <= _MOST_PATCHES,
+            and (sizes[0] // sizes[1]) ** 2 * spec.frames <= _MOST_PATCHES,
             f"no encoder has images of {sizes[0]!r:.20} pixels in {sizes[2]!r:.20} channels and "
             f"patches of {sizes[1]!r:.20}",
         )
@@ -102,6 +109,11 @@ class EncoderSpec:
         )
         return spec
 
+    def to_json(self) -> dict[str, Any]:
+        """What `of` takes, which of an encoder of images says nothing of frames."""
+        found = asdict(self)
+        return found if self.frames > 1 else {k: v for k, v in found.items() if k != "frames"}
+
     @property
     def is_vit(self) -> bool:
         """Whether the backbone is a plain Vision Transformer, see `encoders.is_vit`."""
@@ -109,9 +121,18 @@ class EncoderSpec:
 
     @property
     def patches(self) -> int:
-        """Patches in an image; for other backbones those of a ViT/16, as a measure of size."""
+        """Patches in an image, or tubelets in a clip.
+
+        For other backbones those of a ViT/16, as a measure of size.
+        """
         size = self.patch_size if self.is_vit and self.patch_size else 16
-        return max(1, self.image_size // size) ** 2
+        pairs = max(1, self.frames // TUBELET)
+        return max(1, self.image_size // size) ** 2 * pairs
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of what it takes: those of all frames."""
+        return self.frames * self.channels
 
     def timm_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``timm.create_model``, the model's name included."""
@@ -121,7 +142,9 @@ class EncoderSpec:
             taken = _sizes_taken(timm_name(self.backbone))
             sizes = {name: size for name, size in sizes.items() if name in taken}
         sizes = {name: size for name, size in sizes.items() if size is not None}
-        rest = {"in_chans": self.channels, "num_classes": 0}
+        rest: dict[str, Any] = {"in_chans": self.input_channels, "num_classes": 0}
+        if self.frames > 1:
+            rest |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
         return {**own, **self.architecture, **sizes, **rest}
 
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -199,7 +222,7 @@ def default_patch_size(backbone: str, image_size: int) -> int:
         fits = [size for size in sizes if size % 4 == 0 and _suitable_patch_size(size, usual)]
         near = sorted(sorted(fits, key=lambda size: abs(size - image_size))[:2])
         raise UserError(
-            f"image size {image_size} has no divisor that would do as a patch size; --image-size "
+            f"--image-size {image_size} has no divisor that would do as a patch size; --image-size "
             f"{' or '.join(map(str, near))} would work, or a --patch-size that divides it"
         )
     return best
@@ -217,11 +240,21 @@ def check(spec: EncoderSpec) -> None:
     if not timm.is_model(timm_name(spec.backbone)):
         raise unknown_backbone(spec.backbone)
     size, patch_size = spec.image_size, spec.patch_size
+    require(
+        spec.frames == 1 or spec.frames % TUBELET == 0,
+        f"clips of {spec.frames} frames cannot be divided into pairs; --frames "
+        f"{spec.frames - 1} or {spec.frames + 1} would work",
+    )
+    require(
+        spec.frames == 1 or spec.is_vit,
+        f"clips need a plain Vision Transformer, not {spec.backbone!r}; vit_tiny_patch16_224 would "
+        "work, or --frames 1",
+    )
     if not spec.is_vit:
         require(
             patch_size is None or "patch_size" in _sizes_taken(timm_name(spec.backbone)),
-            f"patch size {patch_size}: backbone {spec.backbone!r} is not made of patches of a size "
-            "to choose; leave --patch-size out",
+            f"--patch-size {patch_size}: backbone {spec.backbone!r} is not made of patches of a "
+            "size to choose; leave --patch-size out",
         )
         given = (spec.backbone, size, patch_size, spec.channels)
         problem = _problem(*given)
@@ -236,7 +269,7 @@ def check(spec: EncoderSpec) -> None:
         sizes = " or ".join(str(each) for each in (below, below + patch_size) if each)
         others = f" or --patch-size {', '.join(map(str, near))}" if near else ""
         raise UserError(
-            f"image size {size} is not divisible by patch size {patch_size}; "
+            f"--image-size {size} is not divisible by patch size {patch_size}; "
             f"--image-size {sizes}{others} would work"
         )
 
@@ -276,7 +309,7 @@ def _with_sizes_that_work(spec: EncoderSpec, problem: str) -> str:
 def _does_not_fit(spec: EncoderSpec, problem: str) -> str:
     patches = f" and {spec.patch_size} px patches" if spec.patch_size else ""
     return (
-        f"backbone {spec.backbone!r} cannot be built with {spec.image_size} px images in "
+        f"--backbone {spec.backbone!r} cannot be built with {spec.image_size} px images in "
         f"{spec.channels} channels{patches}: {problem}"
     )
 
@@ -287,8 +320,8 @@ def build(spec: EncoderSpec, seed: int, **overrides: Any) -> Any:
     All methods start from the same weights, and may initialise some of them again. A plain Vision
     Transformer gets Xavier-uniform linear layers and patch embedding, zero biases, a class token
     from N(0, 0.02), and fixed sin-cos position embeddings if it has absolute ones (MAE, appendix
-    A.1; ``models_mae.py``, facebookresearch/mae ``efb2a80``). Other backbones keep timm's
-    initialisation.
+    A.1; ``models_mae.py``, facebookresearch/mae ``efb2a80``), which of clips are VideoMAE's, see
+    `video.sinusoids`. Other backbones keep timm's initialisation.
 
     Args:
         overrides: further arguments of ``timm.create_model``, e.g. ``drop_path_rate``.
@@ -325,6 +358,8 @@ def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Backbone:
     """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for."""
     check(spec)
     asked = {name: value for name, value in overrides.items() if value or name != "drop_path_rate"}
+    if spec.frames > 1:
+        asked["embed_layer"] = partial(TubeletEmbed, spec.frames)
     try:
         encoder = timm.create_model(**{**spec.timm_arguments(), **asked})
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
@@ -359,12 +394,17 @@ def resize(encoder: Backbone, image_size: int | tuple[int, int]) -> None:
             f"{image_size}; without --image-size it would work",
         )
         return
+    require(
+        type(encoder.patch_embed) is not TubeletEmbed,
+        f"an encoder of clips takes frames of the size it was made for alone, not of {image_size}; "
+        "without --image-size it would work",
+    )
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     patch_size = encoder.patch_embed.patch_size[0]
     for side in (height, width):
         require(
             side > 0 and side % patch_size == 0,
-            f"image size {side} is not a multiple of the {patch_size} px patches; "
+            f"--image-size {side} is not a multiple of the {patch_size} px patches; "
             f"{max(1, round(side / patch_size)) * patch_size} would work",
         )
     encoder.set_input_size(img_size=(height, width))

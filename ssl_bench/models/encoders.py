@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssl_bench.errors import UserError, require
+from ssl_bench.models.video import TubeletEmbed, sinusoids
 
 _AT_ONCE = "images_at_once"
 _Dropout = nn.modules.dropout._DropoutNd
@@ -37,7 +38,7 @@ def is_vit(encoder: nn.Module) -> bool:
     """Whether it is a plain Vision Transformer: a grid of patches, prefix tokens and blocks."""
     return (
         isinstance(encoder, VisionTransformer)
-        and type(encoder.patch_embed) is PatchEmbed
+        and type(encoder.patch_embed) in (PatchEmbed, TubeletEmbed)
         and not hasattr(encoder, "dist_token")
     )
 
@@ -66,6 +67,11 @@ def require_plain_blocks(encoder: nn.Module, what: str) -> VisionTransformer:
     return vit
 
 
+def is_video(encoder: Any) -> bool:
+    """Whether it takes clips, see `video`."""
+    return type(getattr(encoder, "patch_embed", None)) is TubeletEmbed
+
+
 def is_swin(encoder: nn.Module) -> bool:
     """Whether it is a Swin Transformer, of either version: windows of patches, merged by stages."""
     return isinstance(encoder, SwinTransformer | SwinTransformerV2)
@@ -78,7 +84,7 @@ def is_beit(encoder: nn.Module) -> bool:
 
 def allow_other_sizes(encoder: Any) -> None:
     """Let an encoder also take images of other sizes, for which a ViT interpolates positions."""
-    if not isinstance(encoder, VisionTransformer):
+    if not isinstance(encoder, VisionTransformer) or is_video(encoder):
         return
     encoder.dynamic_img_size = True
     patches = encoder.patch_embed
@@ -106,8 +112,16 @@ def initialise_linear(root: nn.Module) -> None:
 
 
 def fix_positions(encoder: VisionTransformer, first: Literal["column", "row"] = "column") -> None:
-    """Set absolute position embeddings, if the encoder has any, to the fixed sin-cos table."""
+    """Set absolute position embeddings, if the encoder has any, to the fixed sin-cos table.
+
+    That of an encoder of clips knows a token's place in the row of all tokens alone.
+    """
     if encoder.pos_embed is None:
+        return
+    if is_video(encoder):
+        table_TD = sinusoids(encoder.pos_embed.shape[1], encoder.embed_dim)
+        encoder.pos_embed.data.copy_(table_TD[None])
+        encoder.pos_embed.requires_grad_(False)
         return
     prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     rows, columns = encoder.patch_embed.grid_size
@@ -310,8 +324,8 @@ def pool(encoder: nn.Module, features: Any) -> dict[str, Tensor]:
 def feature_map(encoder: nn.Module, features: Any) -> Tensor:
     """The output of ``forward_features`` by rows and columns: float32 ``(B, R, C, D)``.
 
-    Patch tokens, of a Vision Transformer or alike; of others, such as Swin Transformers and
-    convolutional networks, what they compute last.
+    Patch tokens, of a Vision Transformer or alike, in a clip their mean over time; of others, such
+    as Swin Transformers and convolutional networks, what they compute last.
 
     Raises:
         UserError: the encoder keeps no rows and columns.
@@ -326,6 +340,8 @@ def feature_map(encoder: nn.Module, features: Any) -> Tensor:
         patches_BLD = features[:, prefix:]
         if patches_BLD.shape[1] == math.prod(grid):
             return patches_BLD.unflatten(1, grid).float()
+        if is_video(model):
+            return patches_BLD.unflatten(1, (-1, *grid)).float().mean(dim=1)
     raise UserError(f"a {type(encoder).__name__} gives no features by rows and columns; {_VIT}")
 
 

@@ -19,24 +19,29 @@ _BLOCKS_ATTEMPTS, _MISSES = 64, 10
 _BLOCK_SIZES = 1024  # so that a multiple of 2^-24 times it is exact
 
 
-def count_kept(patches: int, mask_ratio: float, each: str = "patch") -> int:
+def count_kept(
+    patches: int, mask_ratio: float, each: str = "patch", hides_fewer: bool = False
+) -> int:
     """How many of the patches stay visible: ``int(patches * (1 - mask_ratio))``, as MAE has it.
 
     Args:
         each: what one of them is called.
+        hides_fewer: hide ``int(patches * mask_ratio)`` of them instead, as VideoMAE does.
 
     Raises:
         UserError: the ratio is outside (0, 1), or leaves no patch visible.
     """
-    within("mask ratio", mask_ratio, "(0, 1)")
+    within("--mask-ratio", mask_ratio, "(0, 1)")
     kept = int(patches * (1 - mask_ratio))
+    if hides_fewer:
+        kept = patches - int(patches * mask_ratio)
     require(patches > 1, "an image of one patch cannot be masked; a smaller patch size would work")
     require(
         kept > 0,
-        f"mask ratio {mask_ratio} leaves no {each} visible of {patches}; "
+        f"--mask-ratio {mask_ratio} leaves no {each} visible of {patches}; "
         f"up to {math.floor(100 * (1 - 1 / patches)) / 100:g} would work",
     )
-    require(kept < patches, f"mask ratio {mask_ratio} hides no {each} of {patches}; try 0.75")
+    require(kept < patches, f"--mask-ratio {mask_ratio} hides no {each} of {patches}; try 0.75")
     return kept
 
 
@@ -59,7 +64,7 @@ def cells(grid: tuple[int, int], size: int) -> Tensor:
     fits = [each for each in range(1, max(grid)) if grid[0] % each == grid[1] % each == 0]
     require(
         size in fits or math.prod(grid) == 1,  # which nothing can be hidden of
-        f"mask cell {size}: {grid[0]} x {grid[1]} patches cannot be divided into several squares "
+        f"--mask-cell {size}: {grid[0]} x {grid[1]} patches cannot be divided into several squares "
         f"of so many by so many; {', '.join(map(str, fits))} would work",
     )
     patches_RC = torch.arange(math.prod(grid)).view(grid)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
     if collectives.rank() != 0:
         return
     write(folder / "encoder.safetensors", state, _text(spec))
-    write_json(folder / "encoder.json", {**asdict(spec), "timm": spec.timm_arguments()})
+    write_json(folder / "encoder.json", {**spec.to_json(), "timm": spec.timm_arguments()})
 
 
 def export(encoder: nn.Module, spec: EncoderSpec, path: Path) -> None:
@@ -79,7 +78,7 @@ def _built(spec: EncoderSpec, state: Mapping[str, Tensor], path: Path) -> Any:
 
 
 def _text(spec: EncoderSpec) -> str:
-    return json.dumps(asdict(spec), sort_keys=True)
+    return json.dumps(spec.to_json(), sort_keys=True)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:

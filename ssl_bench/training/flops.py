@@ -101,7 +101,7 @@ def trial_step(
     views = {
         name: torch.randn(
             batch_size,
-            spec.channels,
+            spec.input_channels,
             transform.size,
             transform.size,
             generator=rng.generator("count", number),

@@ -31,7 +31,7 @@ class Schedule:
     def __post_init__(self) -> None:
         require(
             self.batch_size <= self.images,
-            f"batch size {self.batch_size} is larger than the {self.images} training images; "
+            f"--batch-size {self.batch_size} is larger than the {self.images} training images; "
             f"--batch-size {self.images} or less would work",
         )
 

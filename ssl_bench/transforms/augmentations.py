@@ -256,9 +256,12 @@ def normalize(
 ) -> Tensor:
     """Subtract each channel's mean and divide by its standard deviation, in units of [0, 1].
 
-    Images are float32 in [0, 1]; to overwrite them spares the memory for others.
+    Those of a clip are repeated for each frame. Images are float32 in [0, 1]; to overwrite them
+    spares the memory for others.
     """
-    shift_C11, scale_C11 = _shift_and_scale(tuple(mean), tuple(std), images_BCHW.device)
+    frames = images_BCHW.shape[1] // len(mean)
+    moments = tuple(mean) * frames, tuple(std) * frames
+    shift_C11, scale_C11 = _shift_and_scale(*moments, images_BCHW.device)
     out = images_BCHW if in_place else torch.empty(images_BCHW.shape, device=images_BCHW.device)
     return torch.addcmul(shift_C11, images_BCHW, scale_C11, out=out)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 import rich.console
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from ssl_bench.utils.formatting import plain
@@ -17,6 +19,12 @@ def in_notebook() -> bool:
     """Whether a notebook runs this, which can show more than text."""
     ipython: Any = sys.modules.get("IPython")
     return hasattr(ipython and ipython.get_ipython(), "kernel")
+
+
+def _without_caption(table: Table) -> Table:
+    bare = copy.copy(table)
+    bare.caption = None
+    return bare
 
 
 class Console(rich.console.Console):
@@ -32,9 +40,16 @@ class Console(rich.console.Console):
         super().__init__(**{**plain_text, **options})
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Rich's print; lines of text are left to the terminal to wrap."""
+        """Rich's print; lines of text are left to the terminal to wrap.
+
+        A table's caption has the width of the terminal, and not of a table that may be narrow.
+        """
         is_text = all(isinstance(each, str | Text) for each in objects)
-        super().print(*objects, **{"soft_wrap": is_text, **options})
+        captions = [each.caption for each in objects if isinstance(each, Table) and each.caption]
+        bare = (_without_caption(each) if isinstance(each, Table) else each for each in objects)
+        super().print(*bare, **{"soft_wrap": is_text, **options})
+        for caption in captions:
+            super().print(Text(str(caption), style="table.caption"))
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
         """Rich's segments without control characters."""

@@ -481,43 +481,46 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--evals", "knn", "linear"], "--evals knn,linear"),
         (["--seeds", "0,1"], "`ssl-bench sweep --seed"),
         (["--seed", "0,1,2"], "`ssl-bench sweep --seed 0,1,2`"),
-        (["--method", "mocov3", "--batch-size", "1"], "batch size 1 is too small for mocov3"),
+        (["--method", "mocov3", "--batch-size", "1"], "--batch-size 1 is too small for mocov3"),
         (["--patch-size", "16"], "an image of one patch cannot be masked"),
         (["--mask-ratio", "1e-17"], "hides no patch"),
-        (["--linear-weight-decays", "0,5"], "linear weight decays 5.0"),
+        (["--linear-weight-decays", "0,5"], "--linear-weight-decays 5.0"),
         (["--epochs"], "--epochs"),
-        (["--sampling", "spiral"], "'random', 'block', 'grid'"),
-        (["--batch-size", "0"], "batch size 0"),
-        (["--micro-batch-size", "0"], "micro batch size 0"),
+        (["--sampling", "spiral"], "--sampling 'spiral' is none of random, block, grid"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--micro-batch-size", "0"], "--micro-batch-size 0"),
         (["--method", f"{EXAMPLE_METHOD}", "--batch-size", "16",
           "--micro-batch-size", "8"], "cannot be split"),
         (["--devices", "0"], "devices 0"),
         (["--nodes", "0"], "nodes 0"),
-        (["--devices", "3", "--batch-size", "16"], "batch size 16 cannot be divided among 3"),
+        (["--devices", "3", "--batch-size", "16"], "--batch-size 16 cannot be divided among 3"),
         (["--nodes", "2", "--batch-size", "16"], "started by Slurm, such as by srun --nodes 2"),
         (["--strategy", "fsdp"], "--devices 2 or more would work"),
-        (["--strategy", "dp"], "'ddp', 'fsdp'"),
+        (["--strategy", "dp"], "--strategy 'dp' is none of auto, ddp, fsdp; did you mean ddp?"),
+        (["--log", "tensorbord"], "did you mean tensorboard?"),
+        (["--epoch", "3", "--dataset", "x", "--foo"],
+         "'--epoch' (--epochs does it here), '--dataset' (--data does it here), '--foo' (see"),
         (["--compile", "perhaps"], "perhaps"),
-        (["--batch-size", "1000"], "batch size 1000 is larger than the 48 training images"),
-        (["--mask-ratio", "0"], "mask ratio 0.0"),
-        (["--mask-ratio", "1"], "mask ratio 1.0"),
+        (["--batch-size", "1000"], "--batch-size 1000 is larger than the 48 training images"),
+        (["--mask-ratio", "0"], "--mask-ratio 0.0"),
+        (["--mask-ratio", "1"], "--mask-ratio 1.0"),
         (["--mask-ratio", "1.5"], "(0, 1)"),
         (["--mask-ratio", "0.99"], "leaves no patch visible of 16"),
         (["--image-size", "18", "--patch-size", "4"], "18 is not divisible by patch size 4"),
-        (["--patch-size", "0"], "patch size 0"),
-        (["--patch-size", "1"], "patch size 1 makes a patch of each of 256 pixels"),
+        (["--patch-size", "0"], "--patch-size 0"),
+        (["--patch-size", "1"], "--patch-size 1 makes a patch of each of 256 pixels"),
         (["--image-size", "37"], "--image-size 36 or 40 would work"),
         (["--image-size", "37", "--patch-size", "16"], "--image-size 32 or 48 would work"),
-        (["--decoder-embed-dim", "30"], "decoder embed dim 30"),
-        (["--base-lr", "0"], "base lr 0.0"),
-        (["--base-lr", "inf"], "base lr inf is out of range; it must be finite and above 0"),
+        (["--decoder-embed-dim", "30"], "--decoder-embed-dim 30"),
+        (["--base-lr", "0"], "--base-lr 0.0"),
+        (["--base-lr", "inf"], "--base-lr inf is out of range; it must be finite and above 0"),
         (["--method", "simclr", "--temperature", "1e-9"], "in [0.001, 10]"),
         (["--method", "dino", "--teacher-temp", "100"], "in [0.001, 10]"),
         (["--method", "vicreg", "--invariance", "0", "--variance", "0", "--covariance", "0"],
          "a weight above 0 would work"),
-        (["--linear-epochs", "0"], "linear epochs 0"),
-        (["--finetune-layer-decay", "2"], "finetune layer decay 2.0"),
-        (["--knn-temperature", "0"], "knn temperature 0.0"),
+        (["--linear-epochs", "0"], "--linear-epochs 0"),
+        (["--finetune-layer-decay", "2"], "--finetune-layer-decay 2.0"),
+        (["--knn-temperature", "0"], "--knn-temperature 0.0"),
         (["--precision", "fp8"], "fp8"),
         (["--resume"], "the same command resumes"),
         (["--resume", "runs/x"], "leave it out"),
@@ -582,14 +585,16 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
         (["compare"], "no run in"),
         (["compare", "--runs-dri", "x"], "did you mean --runs-dir?"),
         (["compare", "--at-cost", "5"], "--at-cost needs --at"),
-        (["compare", "--at", "equal-images", "--at-cost", "0"], "at cost 0"),
-        (["compare", "--at", "equal-luck"], "'equal-images', 'equal-flops', 'equal-time'"),
+        (["compare", "--at", "equal-images", "--at-cost", "0"], "--at-cost 0"),
+        (["compare", "--at", "equal-luck"], "end, equal-images, equal-flops, equal-time"),
         (["compare", "--resume"], "unknown flag '--resume'"),
         (["eval", "x", "--checkpoint", "y.pth"], "--weights does it here"),
         (["eval", "x", "--seeds", "1"], "did you mean --seed"),
         (["report", "--out", "x"], "--output"),
         (["status", "--output", "x"], "--runs-dir"),
         (["sweep", "--paralel-jobs", "3"], "did you mean --parallel-jobs?"),
+        (["sweep", "--workers", "3", "--foo", "4"], "'--foo'"),
+        (["compare", "--interval", "seed"], "did you mean seeds?"),
         (["sweep", "--workers", "3"], "a thread for each core"),
         (["sweep", "--data=--help", "--dry-run"], "--help"),
         (["sweep", "--cluster=--help"], "--help"),
@@ -726,7 +731,7 @@ def test_run_in_use_is_left_alone(run: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["--method", "simclr", "--batch-size", "1"], "batch size 1 is too small for simclr"),
+        (["--method", "simclr", "--batch-size", "1"], "--batch-size 1 is too small for simclr"),
         (["--batch-size", "49"], "larger than the 48 training images"),
         (["--method", "moco", "--queue-size", "20"], "no multiple of batch size 16"),
         (["--method", "moco", "--queue-size", "64"], "more than the 48 training images"),
@@ -762,3 +767,19 @@ def test_bad_images_are_named(
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_tiny_folder_gets_smaller_batches_and_a_warning(
+    ssl_bench: Call, image_folder: Path, tmp_path: Path
+) -> None:
+    runs, data = ("--runs-dir", tmp_path / "runs"), ("--data", image_folder)
+    quick = ("--epochs", 1, "--backbone", "vit_nano", "--evals", "knn")
+    code, out, err = ssl_bench("run", *runs, *data, *quick)
+    assert code == 0, err
+    [told] = [line for line in out.splitlines() if "--batch-size" in line]
+    assert "32" in told and "48" in told
+    [coarse] = [line for line in out.splitlines() if "12 test images" in line and "note" in line]
+    assert "8.3 points" in coarse
+    assert load_json(only_run(tmp_path) / "config.json")["batch_size"] == 32
+    code, out, _ = ssl_bench("eval", only_run(tmp_path), "--evals", "knn", *runs)
+    assert code == 0 and coarse in out.splitlines()

@@ -346,7 +346,7 @@ class TestCommands:
             (("reconstruct", run), "which images"),
             (("reconstruct", run, "nope.png", *out), "image 'nope.png' does not exist"),
             (("reconstruct", run, tmp_path / "broken.png", *out), "cannot read image"),
-            (("reconstruct", run, picture, "--mask-ratio", 1.2, *out), "mask ratio 1.2"),
+            (("reconstruct", run, picture, "--mask-ratio", 1.2, *out), "--mask-ratio 1.2"),
             (("reconstruct", run, picture, "--mask-ratio", 0.99, *out), "leaves no patch"),
             (("reconstruct", run, picture, "--decoder-heads", 5, *out), "5 decoder heads"),
             (("reconstruct", tmp_path / "moco.pth", picture, "--num-heads", 3), "no decoder"),

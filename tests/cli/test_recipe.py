@@ -394,13 +394,13 @@ def test_recipe_command_prints_tables_without_pandas() -> None:
         (["recipe", "--epochs", "3"], "say which preset"),
         (["recipe", "imagenet-mae-vitx"], "did you mean 'imagenet-mae-vit"),
         (["recipe", "imagenet-mae-vitb", "--mask-rato", "1"], "did you mean --mask-ratio?"),
-        (["recipe", "imagenet-mae-vitb", "--mask-ratio", "2"], "mask ratio 2.0"),
+        (["recipe", "imagenet-mae-vitb", "--mask-ratio", "2"], "--mask-ratio 2.0"),
         (["recipe", "imagenet-mae-vitb", "--method", "mocov3"], "--method mae would work"),
         (["run", "--preset", "imagenet-mocov3-vits", "--method", "mae"], "--method mocov3 would"),
         (["run", "--preset", "imagenet-mae-vitb"], "no such folder or file: ./imagenet"),
-        ([*RUN, "linear-paper", "--linear-paper-batch-size", "1"], "linear paper batch size 1"),
-        ([*RUN, "finetune", "--finetune-random-erasing", "2"], "finetune random erasing 2.0"),
-        ([*RUN, "finetune", "--finetune-min-lr", "-1"], "finetune min lr -1"),
+        ([*RUN, "linear-paper", "--linear-paper-batch-size", "1"], "--linear-paper-batch-size 1"),
+        ([*RUN, "finetune", "--finetune-random-erasing", "2"], "--finetune-random-erasing 2.0"),
+        ([*RUN, "finetune", "--finetune-min-lr", "-1"], "--finetune-min-lr -1"),
     ],
 )  # fmt: skip
 def test_mistakes_get_one_line(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
+from ssl_bench.api.ranges import LogUniform, Uniform
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
@@ -696,3 +697,52 @@ class TestLinearPaper:
                 call(encoder)
         result = PAPER.load_class()(PAPER.config(epochs=1, pooling="avg")).evaluate(encoder, tiny)
         assert result.predictions_N.shape == (40,)
+
+
+@pytest.fixture(scope="module")
+def micro(tiny: Dataset) -> Encoder:
+    shape = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    spec = EncoderSpec("vit_micro", 16, 8, 3, tiny.mean, tiny.std, shape)
+    return Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
+
+
+SHORT_TUNING = {"epochs": 1, "batch_size": 24, "auto_augment": "", "warmup": 0.0, "mixup": 0.0}
+
+
+def test_trials_of_fine_tuning_are_judged_on_held_out_training_images(
+    micro: Encoder, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The given rate learns nothing; whichever is drawn is better, whatever the test labels are."""
+    config = FINETUNE.config(**SHORT_TUNING, base_lr=1e-9, trials=3)
+    evaluation = FINETUNE.load_class()(config)
+    trained: list[int] = []
+    train = finetuning.train
+
+    def counted(model: Any, encoder: Any, split: Split, config: Any) -> None:
+        trained.append(len(split))
+        train(model, encoder, split, config)
+
+    monkeypatch.setattr(finetuning, "train", counted)
+    found = evaluation.evaluate(micro, tiny)
+    whole = len(tiny.train)
+    assert trained == [whole - whole // 10] * 3 + [whole]
+    space = FINETUNE.search()
+    for name in ("base_lr", "crop_scale"):
+        range_ = space[name]
+        assert isinstance(range_, LogUniform | Uniform)
+        assert range_.low <= found.chosen[name] <= range_.high
+    assert found.chosen["base_lr"] > 1e-4
+    other = dataclasses.replace(
+        tiny, test=dataclasses.replace(tiny.test, labels_N=tiny.test.labels_N.flip(0))
+    )
+    assert evaluation.evaluate(micro, other).chosen == found.chosen
+
+
+def test_a_trial_that_diverges_is_not_taken(micro: Encoder, tiny: Dataset) -> None:
+    mad = FINETUNE.config(**SHORT_TUNING, base_lr=1e30)
+    with pytest.raises(finetuning.Diverged):
+        FINETUNE.load_class()(mad).evaluate(micro, tiny)
+    found = FINETUNE.load_class()(dataclasses.replace(mad, trials=2)).evaluate(micro, tiny)
+    assert found.chosen["base_lr"] < 1
+    with pytest.raises(finetuning.Diverged, match="all 1 trials"):
+        FINETUNE.load_class()(dataclasses.replace(mad, trials=1)).evaluate(micro, tiny)

@@ -133,7 +133,7 @@ def test_a_missing_package_is_one_line_before_anything_is_made(
     find = importlib.util.find_spec
     monkeypatch.setattr(loggers, "find_spec", lambda n: None if n == "wandb" else find(n))
     code, _, err = run("--log", "wandb")
-    assert code == 2 and len(err.splitlines()) == 1 and "pip install wandb" in err
+    assert code == 2 and len(err.splitlines()) == 1 and "pip install 'ssl-bench[wandb]'" in err
     assert not (tmp_path / "runs").exists()
 
 
@@ -143,7 +143,7 @@ def test_a_sweep_asks_for_the_packages_before_its_jobs(
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     runs = ("--runs-dir", tmp_path / "runs")
     code, _, err = ssl_bench("sweep", "--seed", "0,1", "--log", "mlflow,trackio", *runs)
-    assert code == 2 and "pip install mlflow" in err
+    assert code == 2 and "pip install 'ssl-bench[mlflow]'" in err
     assert not (tmp_path / "runs").exists()
 
 

@@ -347,7 +347,7 @@ def test_cells_are_chosen_by_the_numbers_that_patches_would_be(spec: EncoderSpec
 @pytest.mark.parametrize(
     ("cell", "ratio", "named"),
     [
-        (3, 0.75, "mask cell 3.*1, 2 would"),
+        (3, 0.75, "--mask-cell 3.*1, 2 would"),
         (4, 0.75, "1, 2 would"),
         (2, 0.9, "no cell .* of 4; up"),
     ],

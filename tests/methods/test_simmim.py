@@ -265,11 +265,11 @@ def test_pictures_keep_what_is_seen(spec: EncoderSpec) -> None:
 @pytest.mark.parametrize(
     ("spec", "changes", "message"),
     [
-        (VIT, {"mask_patch_size": 6}, r"mask patch size 6 .* 4 px patches .* 16 px; 4, 8 would"),
+        (VIT, {"mask_patch_size": 6}, r"--mask-patch-size 6 .* 4 px patches .* 16 px; 4, 8 would"),
         (VIT, {"mask_patch_size": 16}, "4, 8 would work"),
         (VIT, {"mask_patch_size": 8, "mask_ratio": 0.8}, r"hides all 4 squares .* up to 0.75"),
         (VIT, {"mask_patch_size": 4, "mask_ratio": 0.99}, r"hides all 16 squares .* up to 0.93 "),
-        (SWIN, {"drop_path": 0.1}, "drop path 0.1 is for Vision Transformers"),
+        (SWIN, {"drop_path": 0.1}, "--drop-path 0.1 is for Vision Transformers"),
         (VIT, {"step_schedule": True, "final_lr": 0.1}, "--step-schedule has none"),
         (VIT, {"clip_grad": 0.0}, "clip grad"),
         (VIT, {"mask_ratio": 1.0}, "mask ratio"),

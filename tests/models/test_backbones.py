@@ -272,5 +272,5 @@ def test_batches_are_not_divided_under_batch_norms(
         *("run", "--method", method, *words, "--data", image_folder, "--runs-dir", tmp_path / "r")
     )
     assert (code, err.count("\n")) == (2, 1)
-    assert "micro batch size 4" in err and "test_resnet" in err
+    assert "--micro-batch-size 4" in err and "test_resnet" in err
     assert not list((tmp_path / "r").glob("*"))

@@ -746,7 +746,7 @@ class TestResolution:
             features(ours, images(384, 384))
 
     def test_size_that_patches_do_not_fill_is_refused(self, file: Path) -> None:
-        with pytest.raises(UserError, match="image size 100 is not a multiple of the 16 px"):
+        with pytest.raises(UserError, match="--image-size 100 is not a multiple of the 16 px"):
             load_encoder(file, num_heads=3, image_size=100)
 
     def test_eval_at_another_size(

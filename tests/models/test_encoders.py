@@ -144,11 +144,11 @@ def test_saved_weights_load_with_timm(spec: EncoderSpec, tmp_path: Path) -> None
     [
         ({"backbone": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
         ({"backbone": "resnet50x"}, "did you mean 'resnet50"),
-        ({"backbone": "resnet50"}, "patch size 4.*--patch-size"),
+        ({"backbone": "resnet50"}, "--patch-size 4.*--patch-size"),
         ({"backbone": "inception_v3", "patch_size": None}, "16 px.*--image-size 96, "),
         ({"backbone": "cait_xxs24_224", "channels": 5, "image_size": 0}, "cannot be built"),
-        ({"patch_size": 5}, "image size 16 is not divisible by patch size 5.*4"),
-        ({"patch_size": 32}, "image size 16 is not divisible by patch size 32"),
+        ({"patch_size": 5}, "--image-size 16 is not divisible by patch size 5.*4"),
+        ({"patch_size": 32}, "--image-size 16 is not divisible by patch size 32"),
     ],
 )
 def test_what_cannot_be_built_is_said(

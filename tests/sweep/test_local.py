@@ -313,7 +313,7 @@ def test_cells_here_and_now(
     ids = clusters.submit(cells, "debug", tmp_path / "jobs")
     found = clusters.states([each for stages in ids for each in stages], tmp_path / "jobs")
     assert list(found.values()) == ["done", "done", "failed", "cancelled", "failed"]
-    assert "mask ratio 2" in capsys.readouterr().err
+    assert "--mask-ratio 2" in capsys.readouterr().err
     assert "not 'mae-images-seed0-00000000'" in clusters.failure(ids[2][0], tmp_path / "jobs")[0]
     assert list((tmp_path / "runs").glob("*/evals/knn-*/scores.json"))
 

@@ -84,7 +84,7 @@ def test_epochs_and_purposes_have_orders_of_their_own() -> None:
 
 
 def test_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(UserError, match="batch size 64 is larger than the 10 training images"):
+    with pytest.raises(UserError, match="--batch-size 64 is larger than the 10 training images"):
         Schedule(10, 64, 1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from ssl_bench.analysis.report import (
     page,
     predictions,
     representations,
+    searching,
     tables,
     training,
 )
@@ -38,6 +39,7 @@ from ssl_bench.errors import first_line, require
 from ssl_bench.runs import index, schema
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import new_folder, write_json, writing
+from ssl_bench.utils.formatting import many
 
 _MARKER = "report.json"
 _MAKER = "ssl-bench report"
@@ -47,7 +49,9 @@ _FIGURES: tuple[Draw, ...] = (
     accuracy.by_evaluation,
     accuracy.within_evaluations,
     cost.against_cost,
+    cost.over_budgets,
     accuracy.over_settings,
+    searching.best_of_trials,
     training.curves,
     training.reconstructions,
     representations.attention,
@@ -121,10 +125,17 @@ def write(settings: ReportSettings) -> list[str]:
         write_json(folder / _MARKER, {"made_by": _MAKER, "version": __version__, "at": made})
     return [
         *(f"problem: {line}" for line in source.problems),
-        *(f"not drawn: {each}" for each in missing),
+        *_not_drawn(missing),
         f"report: {settings.output / 'index.html'} ({len(source.runs)} runs, "
         f"{len(figures)} figures)",
     ]
+
+
+def _not_drawn(missing: Sequence[Missing]) -> list[str]:
+    """The one figure that is missing, or how many are."""
+    if len(missing) < 2:
+        return [f"not drawn: {each}" for each in missing]
+    return [f"not drawn: {many(len(missing), 'figure')}; the page says why, and what makes them"]
 
 
 def watch(settings: ReportSettings) -> Iterator[list[str]]:

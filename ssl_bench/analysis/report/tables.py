@@ -20,14 +20,14 @@ from ssl_bench.utils.formatting import count, digits, share
 
 _COSTS = (
     *("runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)"),
-    *("encoder parameters", "trained parameters", "device"),
+    *("encoder parameters", "trained parameters", "settings chosen by", "device"),
 )
 _TABLE = ("evaluated_on", "test_fingerprint", "test_images")
 _CSV = (
     *(*_TABLE, "group", "method", "evaluation"),
     *("protocol", "score", "unit", "mean", "low", "high", "n", "mark", "mark_meaning"),
     *("images_seen", "flops", "seconds", "peak_memory_mib", "encoder_parameters"),
-    *("trained_parameters", "devices", "runs"),
+    *("trained_parameters", "settings_chosen_by", "devices", "runs"),
 )
 
 
@@ -129,7 +129,7 @@ def main_tables(source: Source) -> Iterator[Table]:
             "of one run, or of equal scores, none is known. Cost is that of the pre-training, "
             f"the mean over seeds.{f' {legend}.' if legend else ''}",
             columns=("method", *heads, *_COSTS),
-            numeric=frozenset(range(1, len(heads) + len(_COSTS))),
+            numeric=frozenset(range(1, len(heads) + len(_COSTS) - 1)),
             rows=tuple(map(tuple, rows)),
             data=data,
             notes=(*parts, *table.notes),
@@ -241,5 +241,6 @@ def _costs(group: Group) -> list[Cell]:
     return [
         Cell(str(len(group.seeds)), len(group.seeds), link, hint=f"seeds {seeds}"),
         *(number_cell(cost, link=link) for cost in group.costs.values()),
+        text_cell(group.chosen_by, link),
         text_cell("; ".join(group.devices), link),
     ]

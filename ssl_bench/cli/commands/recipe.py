@@ -143,7 +143,7 @@ def stages(config: RunConfig) -> list[Stage]:
     presets = (config.settings.preset, *method.presets())
     beside = next((each for each in presets if published(method, each, method).settings), "")
     shared = {name: getattr(config.settings, name) for name in _SHARED}
-    shared["epochs"] = config.epochs_on()
+    shared |= {"epochs": config.epochs_on(), "batch_size": config.batch_on()}
     values = shared | vars(config.method_config)
     found = [_stage(method, values, method, beside, _facts(config) if beside else {})]
     for plugin, own in config.evals.items():

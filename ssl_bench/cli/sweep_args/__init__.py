@@ -80,7 +80,8 @@ def parse(args: Sequence[str]) -> Grid:
     nodes = max(cell.config.settings.nodes for cell in cells)
     require(
         nodes == 1 or settings.cluster == "slurm",
-        f"nodes {nodes}: the {settings.cluster} cluster is this machine; --cluster slurm has more",
+        f"--nodes {nodes}: the {settings.cluster} cluster is this machine; --cluster slurm has "
+        "more",
     )
     return Grid(tuple(cells), settings, folders.pop(), tuple(finals), resources)
 
@@ -205,6 +206,7 @@ def _merged(*layers: Layer) -> Layer:
 def _refuse_unknown(layer: Layer, methods: Sequence[_Method]) -> None:
     """Complain about a flag that none of the methods has, or about a method that is not there."""
     by_name = {method.plugin.name: method for method in methods}
+    plugins, unknown = [each.plugin for each in methods], list[str]()
     for (scope, name), given in layer.items():
         where = f"{given.where}: " if given.where else ""
         flag = name.replace("_", "-")
@@ -214,10 +216,16 @@ def _refuse_unknown(layer: Layer, methods: Sequence[_Method]) -> None:
         meant = [by_name[scope]] if scope else methods
         if scope and name == "method":
             raise UserError(f"{where or f'--{scope}.method: '}a method has no method")
-        names = [each for method in meant for each in method.flags]
-        if name not in names:
-            try:
-                own = [] if scope or given.where else [*toml.OWN, *toml.RESOURCES]
-                complaints.refuse(f"--{flag}", [*names, *own], [each.plugin for each in meant])
-            except UserError as error:
-                raise UserError(f"{where}{error}") from None
+        if any(name in method.flags for method in meant):
+            continue
+        if not scope and not given.where:
+            unknown.append(f"--{flag}")
+            continue
+        try:
+            names = [each for method in meant for each in method.flags]
+            complaints.refuse([f"--{flag}"], names, [each.plugin for each in meant])
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
+    if unknown:
+        names = [each for method in methods for each in method.flags]
+        complaints.refuse(unknown, [*names, *toml.OWN, *toml.RESOURCES], plugins)

@@ -18,7 +18,7 @@ from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.sources import splits
 from ssl_bench.data.sources.folder import image_files
 from ssl_bench.errors import UserError, require
-from ssl_bench.utils.files import readable, reading
+from ssl_bench.utils.files import readable
 from ssl_bench.utils.formatting import many
 
 _IMAGES, _MASKS = "images", "masks"
@@ -61,7 +61,7 @@ def find(root: Path, choice: str = "") -> Listing:
         key=lambda picture: os.fsencode(picture.encoded.relative_to(groups[train][0])),
         others=others,
     )
-    return masks.surveyed(listing, root, _names(root / masks.CLASSES))
+    return masks.surveyed(listing, root, masks.class_names(root / masks.CLASSES))
 
 
 def _groups(root: Path) -> _Groups:
@@ -103,12 +103,3 @@ def _part(folders: tuple[Path, Path], left_out: list[str], others: Counter[str])
         lambda: pictures.__getitem__,
         [0] * len(pictures),
     )
-
-
-def _names(path: Path) -> tuple[str, ...]:
-    """The names of the classes in a file, one a line; none if there is no such file."""
-    if not path.exists():
-        return ()
-    with reading(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return tuple(readable(line.strip()) for line in lines if line.strip())

@@ -33,9 +33,9 @@ import pyarrow.parquet as pq
 
 from ssl_bench.data import masks
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
-from ssl_bench.data.names import WHOLE
-from ssl_bench.data.sources import splits
+from ssl_bench.data.sources import shards, splits
 from ssl_bench.data.sources.folder import image_files
+from ssl_bench.data.sources.shards import Layout
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
@@ -44,7 +44,6 @@ _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _MASK_COLUMNS = ("mask", "annotation", "segmentation_mask")
 _ROWS_AT_ONCE = 256
-_UNNAMED_CLASSES = 1000
 METADATA = b"ssl_bench"
 
 
@@ -73,18 +72,6 @@ class _Table:
         return Picture(name, encoded, int(self.labels_N[row]), mask)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Groups of files by name, and which are train and candidate test splits, best first."""
-
-    groups: Mapping[str, list[Path]]
-    trains: Sequence[str]
-    tests: Sequence[str] = ()
-
-    def tables(self, names: Sequence[str]) -> list[_Table]:
-        return [_table(file) for file in sorted(f for name in names for f in self.groups[name])]
-
-
 def is_here(path: Path) -> bool:
     """Whether ``path`` is a Parquet file or a folder of them.
 
@@ -92,7 +79,7 @@ def is_here(path: Path) -> bool:
     """
     if path.is_file():
         return path.suffix == ".parquet"
-    files = _files(path)
+    files = shards.below(path, ".parquet")
     return any(map(_may_hold_images, files)) or (bool(files) and not image_files(path)[0])
 
 
@@ -112,12 +99,13 @@ def find(path: Path, choice: str = "") -> Listing:
         UserError: the layout is ambiguous, a file is unreadable or has no image column, a label
             is not a class, only some images have labels, or a split is empty.
     """
-    layout = _layout(path, choice)
-    train_tables, test_tables = layout.tables(layout.trains), list[_Table]()
+    files = [path] if path.is_file() else shards.below(path, ".parquet")
+    layout = shards.layout(path, path, files, choice)
+    train_tables, test_tables = _tables(layout, layout.trains), list[_Table]()
     unlabelled = _unlabelled(train_tables)
 
     def why_unlabelled(name: str) -> str:
-        test_tables[:] = layout.tables([name])
+        test_tables[:] = _tables(layout, [name])
         return _unlabelled(test_tables)
 
     train, place = layout.trains[0], train_tables[0].path
@@ -128,20 +116,17 @@ def find(path: Path, choice: str = "") -> Listing:
     names = {table.class_names for table in tables} - {()}
     if len(names) > 1:
         raise UserError(f"{path}: its files name different classes, or in a different order")
-    classes = _classes(path, tables, next(iter(names), ()))
-    labels = np.unique(np.concatenate([table.labels_N for table in tables]))
+    every = [table.labels_N for table in tables]
+    largest = max((int(each_N.max(initial=-1)) for each_N in every), default=-1)
+    classes = shards.class_names(path, next(iter(names), ()), largest, sum(map(len, every)))
+    labels = np.unique(np.concatenate(every))
     if not unlabelled and len(labels) == 1:
         unlabelled = f"only class {shown([classes[labels[0]]])}"
     if unlabelled:
         classes = ()
         for table in tables:
             table.labels_N[:] = 0
-    used = {*layout.trains, test_name}
-    left_out = [
-        f"{shown([name])} ({many(len(files), 'file')})"
-        for name, files in layout.groups.items()
-        if name not in used
-    ]
+    left_out = layout.left_out([*layout.trains, test_name])
     if path.is_dir() and (beside := len(image_files(path)[0])):
         left_out.append(many(beside, "image file"))
     train_name = shown(layout.trains) if path.is_dir() else path.name
@@ -165,61 +150,8 @@ def find(path: Path, choice: str = "") -> Listing:
     return masks.surveyed(listing, path)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files in a folder or one level below, or else in split folders two levels below."""
-    found = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
-    if not found:
-        # Searching every folder there would list all images of other kinds of data sets.
-        inner = [path for path in folder.glob("*/*/") if splits.meaning(path.name)]
-        found = [path for each in inner for path in each.glob("*.parquet")]
-    return sorted(p for p in found if not any(n[0] == "." for n in p.relative_to(folder).parts))
-
-
-def _layout(path: Path, choice: str) -> _Layout:
-    if path.is_file():
-        if choice not in ("", WHOLE):
-            raise UserError(f"{path} is one file, which has no splits {choice!r} to choose from")
-        return _Layout({path.name: [path]}, [path.name])
-    groups: dict[str, list[Path]] = {}
-    meanings: dict[str, splits.Meaning | None] = {}
-    for file in _files(path):
-        name, meanings[name] = _group(file.relative_to(path))
-        groups.setdefault(name, []).append(file)
-    if choice == WHOLE:
-        return _Layout(groups, list(groups))
-    if choice:
-        train, *test = splits.chosen(path, choice, groups, "files")
-        return _Layout(groups, [train], test)
-    roles = splits.Roles(meanings)
-    trains, tests, others = roles.trains, roles.tests, roles.others
-    if not roles.rests:
-        return _Layout(groups, others)
-    if roles.are_told_apart or (len(roles.rests) == len(trains) == 1):
-        return _Layout(groups, trains, tests)
-    if not trains and roles.are_plain:
-        if not others:
-            found = ", ".join(file.name for file in _files(path))
-            raise UserError(f"{path} has no train*.parquet (it has {found})")
-        if roles.is_one_test:
-            return _Layout(groups, others, tests)
-    raise splits.asked(
-        path,
-        trains or others or tests,
-        tests,
-        f"it has the files {shown(groups)}",
-        "all files together, of which a fifth is held out",
-    )
-
-
-def _group(file: Path) -> tuple[str, splits.Meaning | None]:
-    """The name of a file's group, and what its (relative) path says about a split."""
-    stem = splits.without_shard(file.stem)
-    if said := splits.meaning(stem):
-        return str(file.with_name(stem)), said
-    for folder in file.parents[:-1]:
-        if said := splits.meaning(folder.name):
-            return str(folder), said
-    return str(file.with_name(stem) if stem else file.parent), None
+def _tables(layout: Layout, names: Sequence[str]) -> list[_Table]:
+    return [_table(file) for file in layout.files(names)]
 
 
 def _table(path: Path) -> _Table:
@@ -287,22 +219,6 @@ def _unlabelled(tables: Sequence[_Table]) -> str:
             f"{without[0].path} has {without[0].unlabelled}, and {other.path.name} some"
         )
     return without[0].unlabelled if without else ""
-
-
-def _classes(path: Path, tables: Sequence[_Table], names: tuple[str, ...]) -> tuple[str, ...]:
-    """The class name of each possible label."""
-    largest = max((int(table.labels_N.max(initial=-1)) for table in tables), default=-1)
-    if names:
-        if largest >= len(names):
-            raise UserError(f"{path}: label {largest}, but only {len(names)} class names")
-        return names
-    count = sum(len(table.labels_N) for table in tables)
-    if largest >= max(_UNNAMED_CLASSES, count):
-        raise UserError(
-            f"{path}: label {largest:,} among {count:,} images, whose classes have no names; "
-            "labels must be 0, 1, 2, ... without large gaps"
-        )
-    return tuple(str(label) for label in range(largest + 1))
 
 
 def _entry(metadata: Mapping[bytes, bytes] | None, name: bytes, *keys: str) -> Any:

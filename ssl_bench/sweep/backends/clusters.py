@@ -70,7 +70,7 @@ def submit(
     if cluster == "local":
         every = [job for stages in cells for job in stages]
         nodes, devices = (max(getattr(job, name) for job in every) for name in ("nodes", "devices"))
-        require(nodes == 1, f"nodes {nodes}: the local cluster is this machine; 1 would work")
+        require(nodes == 1, f"--nodes {nodes}: the local cluster is this machine; 1 would work")
         return local.submit(cells, folder, limit, devices, workers_folder=workers_folder)
     return slurm.submit_cells(cells, settings or ClusterSettings(), folder, name, limit, after)
 
