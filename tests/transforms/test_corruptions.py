@@ -130,30 +130,28 @@ def test_strengths_are_the_published_ones() -> None:
     def found(kind: str, images: Tensor) -> list[Tensor]:
         return [corrupt(images, kind, severity, 0, samples) for severity in SEVERITIES]
 
-    for corrupted, std in zip(found("gaussian_noise", grey), (8, 12, 18, 26, 38), strict=True):
+    for made, std in zip(found("gaussian_noise", grey), (8, 12, 18, 26, 38), strict=True):
         inside = torch.special.erf(torch.tensor(0.2 / (std / 100) / 2**0.5)).item()
-        assert ((corrupted - 0.5).abs() < 0.2).double().mean() == pytest.approx(inside, abs=0.01)
-    for corrupted, photons in zip(found("shot_noise", grey), (60, 25, 12, 5, 3), strict=True):
-        torch.testing.assert_close((corrupted * photons).round() / photons, corrupted.clamp(0, 1))
-    for corrupted, share in zip(found("impulse_noise", grey), (3, 6, 9, 17, 27), strict=True):
+        assert ((made - 0.5).abs() < 0.2).double().mean() == pytest.approx(inside, abs=0.01)
+    for made, photons in zip(found("shot_noise", grey), (60, 25, 12, 5, 3), strict=True):
+        torch.testing.assert_close((made * photons).round() / photons, made.clamp(0, 1))
+    for made, share in zip(found("impulse_noise", grey), (3, 6, 9, 17, 27), strict=True):
         for value in (0, 1):
-            hit = (corrupted == value).double().mean().item()
+            hit = (made == value).double().mean().item()
             assert hit == pytest.approx(share / 200, abs=0.006)
     middle = image.mean((2, 3), keepdim=True)
-    for corrupted, kept in zip(found("contrast", image), (0.4, 0.3, 0.2, 0.1, 0.05), strict=True):
-        torch.testing.assert_close(corrupted, middle + kept * (image - middle))
-    for corrupted, more in zip(found("brightness", image), (0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
-        torch.testing.assert_close(corrupted.amax(1), (image.amax(1) + more).clamp(max=1))
+    for made, kept in zip(found("contrast", image), (0.4, 0.3, 0.2, 0.1, 0.05), strict=True):
+        torch.testing.assert_close(made, middle + kept * (image - middle))
+    for made, more in zip(found("brightness", image), (0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
+        torch.testing.assert_close(made.amax(1), (image.amax(1) + more).clamp(max=1))
     rough = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    for corrupted, share in zip(found("pixelate", rough), (0.6, 0.5, 0.4, 0.3, 0.25), strict=True):
-        assert torch.linalg.matrix_rank(corrupted[0, 0].double(), atol=1e-4) == round(40 * share)
-    for corrupted, quality in zip(
-        found("jpeg_compression", image), (25, 18, 15, 10, 7), strict=True
-    ):
+    for made, share in zip(found("pixelate", rough), (0.6, 0.5, 0.4, 0.3, 0.25), strict=True):
+        assert torch.linalg.matrix_rank(made[0, 0].double(), atol=1e-4) == round(40 * share)
+    for made, quality in zip(found("jpeg_compression", image), (25, 18, 15, 10, 7), strict=True):
         buffer, pixels = io.BytesIO(), (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
         expected = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
-        torch.testing.assert_close(corrupted[0], expected)
+        torch.testing.assert_close(made[0], expected)
 
 
 GOLDEN = {
@@ -180,8 +178,8 @@ GOLDEN = {
 def test_each_kind_is_what_scores_were_made_with(kind: str) -> None:
     """Snow, frost, fog and the like are our own: no paper says what another strength would be."""
     images = photographs(32)
-    corrupted = corrupt(images, kind, 3, 0, torch.arange(12))
-    found = corrupted.mean().item(), (corrupted - images).square().mean().sqrt().item()
+    made = corrupt(images, kind, 3, 0, torch.arange(12))
+    found = made.mean().item(), (made - images).square().mean().sqrt().item()
     assert found == pytest.approx(GOLDEN[kind], abs=2e-4)
 
 
