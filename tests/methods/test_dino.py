@@ -24,6 +24,7 @@ from ssl_bench.api.method import total
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
+from ssl_bench.models import encoders
 from ssl_bench.models.prototypes import PrototypeHead, between_views, sharpened, sinkhorn
 
 DINO = registry.find("method", "dino")
@@ -108,6 +109,24 @@ def test_options_change_what_they_name(options: dict[str, Any]) -> None:
         assert found.keys() == {"dino", "koleo"} and found["dino"] == plain["dino"]
     else:
         assert found["dino"] != plain["dino"]
+
+
+def test_koleo_spreads_the_large_crops_alone() -> None:
+    method = build(koleo=0.3, local_crops=2)
+    views = [torch.randn(4, 3, size, size) for size in (16, 16, 8, 8)]
+    found = method.loss(batch_of(method, views), helpers.FIRST_STEP)["koleo"]
+    code = importlib.import_module(DINO.load().__name__)
+    large = [encoders.represent(method.student, view) for view in views[:2]]
+    expected = 0.3 * (code.koleo(large[0]) + code.koleo(large[1]))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_balanced_assignments_are_of_both_views_at_the_teachers_temperature() -> None:
+    method = build(centering="sinkhorn")
+    teacher = waves(8, 64, 0.3).detach().unflatten(0, (2, 4))
+    temperature = method.teacher_temperature(helpers.FIRST_STEP)
+    expected = sinkhorn(teacher.flatten(0, 1), temperature).unflatten(0, (2, 4))
+    torch.testing.assert_close(method.assign(teacher, helpers.FIRST_STEP), expected)
 
 
 def test_prototypes_are_trained_at_some_time() -> None:
