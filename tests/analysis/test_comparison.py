@@ -944,7 +944,7 @@ def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
     assert order("knn") == ["moco", "mae"] and order("linear") == ["mae", "moco"]
     with pytest.raises(UserError, match="knn, linear"):
         order("accuracy")
-    with pytest.raises(UserError, match="--sort 'knm'.*did you mean knn"):
+    with pytest.raises(UserError, match=r"--sort 'knm'.*did you mean knn"):
         order("knm")
 
 
