@@ -341,6 +341,9 @@ def _presets(plugin: Plugin) -> Iterator[str]:
         for name, values in presets.items()
     )  # fmt: skip
     yield table(("`--preset`", "sets"), rows)
+    if plugin.kind == "method":
+        for name, how in plugin.declared.tuned.items():
+            yield f"`{name}` was tuned {how}."
 
 
 def _search_space(plugin: Plugin) -> Iterator[str]:

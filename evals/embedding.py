@@ -50,6 +50,7 @@ class Embedding(Evaluation):
     """A map of the features in two dimensions."""
 
     version = 1
+    columns = frozenset({"label"})
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there are enough images for neighbours."""

@@ -6,6 +6,8 @@ tokens and a fresh norm after it, layer-wise learning-rate decay, RandAugment, r
 mixup and cutmix, label smoothing, drop path. With ``pooling`` "cls" and no layer decay, that of
 DeiT (Touvron et al., arXiv:2012.12877; ``main.py``, facebookresearch/deit), which MoCo v3
 fine-tunes by. The last epoch is evaluated, on the test split, once.
+With ``trials``, learning rate and crops are chosen for each encoder on held-out training images,
+which belongs to the protocol: the same number for every method, and for the baseline.
 
 Deviations from the official codes. The last epoch is reported instead of the best, which is chosen
 on the test split. A batch larger than the training split shrinks to it, so that small data work.
@@ -19,13 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from torch import Tensor
 
 from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
-from ssl_bench.data import Dataset
+from ssl_bench.api.ranges import LogUniform, Uniform, draw
+from ssl_bench.data import Dataset, Split
 from ssl_bench.evaluation import finetuning
-from ssl_bench.evaluation.metrics import accuracy
+from ssl_bench.evaluation.metrics import accuracy, holdout
 from ssl_bench.experiment import audit
+
+HELD_OUT = 0.1
+"""Share of the training images that trials are judged on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,9 @@ class Config(FinetuningConfig):
 
     scratch_lr: Annotated[float, "(0, inf)"] = 5e-4
     """The same for the baseline trained from scratch, which has no layer decay."""
+    trials: Annotated[int, "[0, inf)"] = 0
+    """Learning rates and crops to try, each on nine tenths of the training images, the given ones
+    first; what is best on the last tenth trains on all. 0 takes the given ones untried."""
 
 
 class FineTuning(Evaluation):
@@ -44,6 +55,7 @@ class FineTuning(Evaluation):
     version = 1
     is_default = True
     sharded = True
+    search_space = {"base_lr": LogUniform(2e-4, 2e-2), "crop_scale": Uniform(0.08, 1.0)}
     presets = {
         "quick": {
             "epochs": 2,
@@ -139,7 +151,42 @@ class FineTuning(Evaluation):
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Fine-tune on the training split, classify the test split."""
-        model = finetuning.classifier(encoder, len(data.classes), self.config)
-        finetuning.train(model, encoder, data.train, self.config)
-        predictions_N = finetuning.predict(model, encoder, data.test)
-        return Result({"top1": accuracy(predictions_N, data.test.labels_N)}, predictions_N)
+        config, chosen = self._best(encoder, data) if self.config.trials else (self.config, {})
+        predictions_N = _trained(encoder, data, data.train, data.test, config)
+        top = accuracy(predictions_N, data.test.labels_N)
+        return Result({"top1": top}, predictions_N, chosen=chosen)
+
+    def _best(self, encoder: FrozenEncoder, data: Dataset) -> tuple[Config, dict[str, Any]]:
+        """The best of the trials on held-out training images, and what is worth telling of it.
+
+        The draws are the same for every method, encoder and seed. A trial that diverges is the
+        worst.
+
+        Raises:
+            UserError: all of them diverge.
+        """
+        rows = draw("sobol", self.search_space, self.config.trials - 1, "finetune")
+        configs = [self.config, *(replace(self.config, **row) for row in rows)]
+        fit_N, held_out_N = holdout(data, HELD_OUT)
+        fit, held_out = data.train.subset(fit_N.tolist()), data.train.subset(held_out_N.tolist())
+        tops = []
+        for config in configs:
+            try:
+                predictions_N = _trained(encoder, data, fit, held_out, config)
+                tops.append(accuracy(predictions_N, held_out.labels_N))
+            except finetuning.Diverged:
+                tops.append(-1.0)
+        best = max(range(len(configs)), key=tops.__getitem__)
+        if tops[best] < 0:
+            raise finetuning.Diverged(f"all {len(configs)} trials of fine-tuning diverged")
+        drawn = {name: getattr(configs[best], name) for name in self.search_space}
+        return configs[best], {**drawn, "validation_top1": tops[best]}
+
+
+def _trained(
+    encoder: FrozenEncoder, data: Dataset, train: Split, test: Split, config: Config
+) -> Tensor:
+    """Fine-tune on one split, and predict the classes of another: int64 ``(N,)``."""
+    model = finetuning.classifier(encoder, len(data.classes), config)
+    finetuning.train(model, encoder, train, config)
+    return finetuning.predict(model, encoder, test)

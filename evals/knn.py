@@ -41,6 +41,7 @@ class KNN(Evaluation):
     """The vote of the nearest training images."""
 
     version = 1
+    columns = frozenset({"label"})
     is_default = True
     sharded = True
 

@@ -30,6 +30,7 @@ class LinearProbe(Evaluation):
     """A linear classifier on features that are extracted once."""
 
     version = 1
+    columns = frozenset({"label"})
     is_default = True
     sharded = True
 

@@ -58,6 +58,7 @@ class LowShot(Evaluation):
     """Linear probes on a few labels."""
 
     version = 1
+    columns = frozenset({"label"})
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether each share holds two labels of each class."""

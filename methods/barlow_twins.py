@@ -130,5 +130,5 @@ class BarlowTwins(Method):
         "base_lr": LogUniform(5e-5, 5e-3),
         "redundancy": LogUniform(1e-3, 0.05),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
     }

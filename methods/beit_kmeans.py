@@ -257,5 +257,6 @@ class BEiTKMeans(Method):
         "base_lr": LogUniform(5e-5, 5e-3),
         "mask_ratio": Uniform(0.25, 0.75),
         "codebook_size": OneOf((256, 512, 1024, 2048)),
+        "crop_scale": Uniform(0.08, 1.0),
         "weight_decay": LogUniform(0.01, 0.2),
     }

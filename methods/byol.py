@@ -125,7 +125,7 @@ class BYOL(Method):
         "base_lr": LogUniform(5e-5, 5e-3),
         "momentum": Uniform(0.97, 0.999),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
     }
 
 

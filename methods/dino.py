@@ -198,7 +198,7 @@ class DINO(Method):
         "momentum": Uniform(0.98, 0.9995),
         "teacher_temp": Uniform(0.02, 0.08),
         "final_weight_decay": LogUniform(0.04, 0.5),
-        "crop_scale": Uniform(0.14, 0.5),
+        "crop_scale": Uniform(0.14, 1.0),
     }
 
 

@@ -257,5 +257,5 @@ class IBOT(Method):
         "momentum": Uniform(0.98, 0.9995),
         "patch_temp": Uniform(0.02, 0.08),
         "mask_ratio": Uniform(0.2, 0.5),
-        "crop_scale": Uniform(0.14, 0.5),
+        "crop_scale": Uniform(0.14, 1.0),
     }

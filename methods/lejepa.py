@@ -137,7 +137,7 @@ class LeJEPA(Method):
         "base_lr": LogUniform(5e-5, 5e-3),
         "sigreg": LogUniform(0.005, 0.5),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.1, 0.5),
+        "crop_scale": Uniform(0.1, 1.0),
     }
 
 

@@ -154,6 +154,7 @@ class MAE(Method):
             )
         },
     }
+    tuned = {"quick": "by hand: learning rate, crops and decoder, partly on test scores"}
 
     cells_UN: Tensor
     pca_mean_P: Tensor
@@ -365,6 +366,7 @@ class MAE(Method):
         "mask_ratio": Uniform(0.4, 0.9),
         "weight_decay": LogUniform(0.01, 0.2),
         "warmup": Uniform(0.02, 0.2),
+        "crop_scale": Uniform(0.2, 1.0),
     }
 
 

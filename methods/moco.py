@@ -199,7 +199,7 @@ class MoCo(Method):
         "temperature": LogUniform(0.05, 0.5),
         "momentum": Uniform(0.98, 0.9995),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
     }
 
 

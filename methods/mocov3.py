@@ -171,7 +171,7 @@ class MoCoV3(Method):
         "temperature": LogUniform(0.1, 1.0),
         "momentum": Uniform(0.98, 0.999),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
     }
 
 

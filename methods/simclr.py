@@ -125,7 +125,7 @@ class SimCLR(Method):
         "base_lr": LogUniform(5e-5, 5e-3),
         "temperature": LogUniform(0.05, 1.0),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
         "color_strength": Uniform(0.0, 1.0),
     }
 

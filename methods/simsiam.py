@@ -131,7 +131,7 @@ class SimSiam(Method):
     search_space = {
         "base_lr": LogUniform(5e-5, 5e-3),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
     }
 
 

@@ -122,7 +122,7 @@ class VICReg(Method):
         "invariance": LogUniform(1.0, 100.0),
         "variance": LogUniform(1.0, 100.0),
         "weight_decay": LogUniform(0.01, 0.3),
-        "crop_scale": Uniform(0.08, 0.5),
+        "crop_scale": Uniform(0.08, 1.0),
     }
 
 

@@ -292,4 +292,5 @@ class VideoMAE(Method):
         "mask_ratio": Uniform(0.6, 0.9),
         "weight_decay": LogUniform(0.01, 0.2),
         "warmup": Uniform(0.02, 0.2),
+        "crop_scale": Uniform(0.2, 1.0),
     }

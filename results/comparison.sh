@@ -1,32 +1,42 @@
 #!/usr/bin/env bash
-# MAE, MoCo v3, supervised training and no training at all under the same FLOPs, several seeds each:
-# runs, then the report. What is done is not done again: the same command goes on where it stopped.
+# Every method of the suite under the same protocol: the same encoder, as many trials on held-out
+# images for each, the same FLOPs, several seeds; then three budgets, MAE's mask ratio, the report.
+# What is done is not done again: the same command goes on where it stopped.
 #
-#   results/comparison.sh                              the embedded images: an hour on two CPU cores
-#   PRESET=small MINUTES=10 results/comparison.sh      for a GPU, ten minutes at a time: ViT-Ti/4 on
-#                                                      CIFAR-10, and MAE's mask ratio
+#   MINUTES=10 results/comparison.sh       the embedded images: about 12 hours on two CPU cores
+#   PRESET=small results/comparison.sh     for a GPU: ViT-Ti/4 on CIFAR-10
+#   COUNT=1 results/comparison.sh          say what is to come and what it costs, and do nothing
 #
-# DATA (a name or a path), PRESET, BUDGET (FLOPs), SEEDS and RUNS (a folder) overrule, and FLAGS goes
-# into every run. After MINUTES it stops with exit code 75. All but weights, features and CKA's arrays
-# is copied to results/, from where `ssl-bench compare` and `show` read it.
+# DATA (a name or a path), METHODS, PRESET, TRIALS, BUDGET and OTHER_BUDGETS (FLOPs), SEEDS (of the
+# methods in MORE: MORE_SEEDS), TUNINGS (trials of fine-tuning) and RUNS (a folder) overrule, and
+# FLAGS goes into every run. After MINUTES it stops with exit code 75. All but weights, features and
+# CKA's arrays is copied to results/, from where `ssl-bench compare` and `show` read it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
-PRESET=${PRESET:-quick}
-SEEDS=${SEEDS:-0 1 2}
+PRESET=${PRESET:-quick} TRIALS=${TRIALS:-8} TUNINGS=${TUNINGS:-3}
+SEEDS=${SEEDS:-0..2} MORE_SEEDS=${MORE_SEEDS:-0..4}
+MORE=${MORE:-mae mocov3 supervised random-init}
+IN_BUDGETS=${IN_BUDGETS:-mae mocov3 dino supervised}
 MINUTES=${MINUTES:-1000000}
 case $PRESET in
-    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} ;;
+    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-5e12,8e13}
+        EPOCHS=4 ;;
     small) # an evaluation cannot go on from its middle, so none may take longer than a piece
-        DATA=${DATA:-cifar10} BUDGET=${BUDGET:-5.5e16}
-        FLAGS=${FLAGS:---finetune-epochs 50 --partial-finetune-epochs 5}
+        DATA=${DATA:-cifar10} BUDGET=${BUDGET:-1e16} OTHER_BUDGETS=${OTHER_BUDGETS:-2.5e15,4e16}
+        EPOCHS=200 FLAGS=${FLAGS:---finetune-epochs 50}
         ;;
     *)
         echo "PRESET is quick or small, not '$PRESET'" >&2
         exit 2
         ;;
 esac
+# Methods that learn from single images, whatever files there are, the untrained encoder among them.
+METHODS=${METHODS:-$(python -c '
+from ssl_bench.api import registry
+print(*(name for name, plugin in registry.discover("method").items()
+        if plugin.declared.columns <= {"image", "label"}))')}
 read -ra FLAGS <<< "${FLAGS:-}"
 NAME=$(basename "$DATA")
 RUNS=${RUNS:-runs/comparison-$NAME}
@@ -42,34 +52,55 @@ bench() {
     exit 75
 }
 
-cell() { # method, seed, evaluations, further flags
-    local flags=(--method "$1" --seed "$2" --evals "$3" --data "$DATA" --preset "$PRESET" "${@:4}")
-    [[ $1 == random-init ]] || flags+=(--budget-flops "$BUDGET")
-    bench run "${flags[@]}" --runs-dir "$RUNS" "${FLAGS[@]}"
+seeds_of() { [[ " $MORE " == *" $1 "* ]] && echo "$MORE_SEEDS" || echo "$SEEDS"; }
+
+sweep() { # method, seeds, evaluations, further flags; one after the other, in this very process
+    local done
+    done="$RUNS/.done/$(printf '%s ' "$@" "$DATA" "$PRESET" "${FLAGS[@]}" | cksum | tr ' ' -)"
+    [[ -e $done ]] && return # planning it again takes longer than looking
+    bench sweep --cluster debug --method "$1" --seed "$2" --evals "$3" --data "$DATA" \
+        --preset "$PRESET" --runs-dir "$RUNS" "${@:4}" "${FLAGS[@]}" ${COUNT:+--dry-run}
+    [[ -n ${COUNT:-} ]] || { mkdir -p "${done%/*}" && touch "$done"; }
 }
 
-for seed in $SEEDS; do
-    for method in mae mocov3 supervised random-init; do
-        cell $method "$seed" knn,linear,finetune --eval-every 20% --eval-every-with knn
-    done
-done
-for seed in $SEEDS; do
-    for method in mae mocov3 supervised random-init; do
-        cell $method "$seed" low-shot,robustness,representation,cka,attention,embedding
-    done
-done
-for method in mae mocov3; do
-    cell $method "${SEEDS%% *}" partial-finetune
-done
-if [[ $PRESET == small ]]; then
-    bench ablate mask-ratio --method mae --data "$DATA" --preset small --epochs 200 \
-        --evals knn,linear --runs-dir "$RUNS-mask-ratio" "${FLAGS[@]}"
-fi
+compared() { # method, seeds, evaluations, budgets (trials have the first), further flags
+    if [[ $1 == random-init ]]; then
+        sweep "$1" "$2" "$3" "${@:5}"
+    else
+        sweep "$1" "$2" "$3" "${@:5}" --budget-flops "$4" \
+            --search sobol --trials "$TRIALS" --choose-by linear
+    fi
+}
 
-bench compare --runs-dir "$RUNS"
-bench report --runs-dir "$RUNS" -o "$RUNS/report"
-rm -rf "results/$NAME"
-mkdir -p "results/$NAME"
-tar -C "$RUNS" --exclude='*.safetensors' --exclude='checkpoint.pt' --exclude='.lock' \
-    --exclude='features' --exclude='.index' --exclude='cka-*/arrays.npz' \
-    --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "results/$NAME" -xf -
+for method in $METHODS; do
+    compared "$method" "$(seeds_of "$method")" knn,linear "$BUDGET"
+done
+for method in $METHODS; do
+    compared "$method" "$(seeds_of "$method")" finetune "$BUDGET" --finetune-trials "$TUNINGS"
+done
+for method in $METHODS; do
+    compared "$method" "$(seeds_of "$method")" \
+        low-shot,robustness,representation,cka,attention,embedding "$BUDGET"
+done
+for method in $IN_BUDGETS; do
+    [[ " $METHODS " == *" $method "* ]] || continue
+    compared "$method" "$SEEDS" knn,linear "$BUDGET,$OTHER_BUDGETS"
+done
+if [[ " $METHODS " == *" mae "* && -z ${COUNT:-} ]]; then
+    bench ablate mask-ratio --method mae --data "$DATA" --preset "$PRESET" --epochs $EPOCHS \
+        --seeds 0,1,2 --evals linear,finetune --runs-dir "$RUNS-mask-ratio" "${FLAGS[@]}"
+fi
+[[ -z ${COUNT:-} ]] || exit 0
+
+# Trials are on data of another name, and stay out of the tables.
+bench compare "*-$NAME-seed*" --runs-dir "$RUNS"
+bench report "*-$NAME-seed*" --runs-dir "$RUNS" -o "$RUNS/report"
+rm -rf "results/$NAME" results/mask-ratio
+for from in "$RUNS:results/$NAME" "$RUNS-mask-ratio:results/mask-ratio"; do
+    [[ -d ${from%%:*} ]] || continue
+    mkdir -p "${from##*:}"
+    tar -C "${from%%:*}" --exclude='*.safetensors' --exclude='checkpoint.pt' --exclude='.lock' \
+        --exclude='features' --exclude='.index' --exclude='.done' --exclude='cka-*/arrays.npz' --exclude='jobs' \
+        --exclude='*-validation-seed*/figures' --exclude='*-validation-seed*/evals/*/predictions.npz' \
+        --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "${from##*:}" -xf -
+done

@@ -42,6 +42,12 @@ _SHORT = {
     "prototypes": 64,
     "head_hidden_dim": 32,
     "codebook_size": 32,
+    "text_depth": 2,
+    "text_width": 32,
+    "text_heads": 2,
+    "fusion_depth": 1,
+    "rerank": 4,
+    "resamples": 20,
 }
 
 
@@ -57,7 +63,20 @@ def make_images(count: int, classes: int, size: int, channels: int, seed: int) -
     labels = np.arange(count) % classes
     noise = generator.normal(0, 40, (count, channels, size, size))
     images = (0.5 * patterns[labels] + 64 + noise).clip(0, 255).astype(np.uint8)
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    captions = tuple(captions_of(label) for label in labels.tolist())
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), captions=captions)
+
+
+def captions_of(label: int) -> tuple[str, ...]:
+    """Two texts of an image of that class."""
+    word = ("one", "two", "three", "four", "five")[label % 5]
+    return f"an image of class {word}", f"Class {word}: easy to learn!"
+
+
+def with_text(plugin: Plugin, spec: EncoderSpec) -> EncoderSpec:
+    """The spec with a text encoder for the captions of `make_images`, if the method reads any."""
+    texts = [captions_of(label) for label in range(5)]
+    return setup.with_text(spec, plugin.load_class(), small(plugin), texts)
 
 
 def as_clips(data: Dataset, frames: int = 4) -> Dataset:
@@ -72,7 +91,8 @@ def as_clips(data: Dataset, frames: int = 4) -> Dataset:
 
 def fitting(plugin: Plugin, spec: EncoderSpec, data: Dataset) -> tuple[EncoderSpec, Dataset]:
     """The spec and the data, of clips where the method learns from nothing else."""
-    if "image" in plugin.declared.columns:
+    columns = plugin.declared.columns
+    if "clip" not in columns or "image" in columns:
         return spec, data
     return dataclasses.replace(spec, frames=4), as_clips(data)
 
@@ -118,7 +138,7 @@ def step_to(fraction: float) -> Step:
 
 
 def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
-    return setup.build_method(plugin.load_class(), small(plugin), spec, 3, seed)
+    return setup.build_method(plugin.load_class(), small(plugin), with_text(plugin, spec), 3, seed)
 
 
 def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:
@@ -128,7 +148,7 @@ def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Pla
         small(plugin),
         data.name,
         data.fingerprint,
-        spec,
+        with_text(plugin, spec),
         EPOCHS,
         BATCH,
         seed,

@@ -12,6 +12,7 @@ import json
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands.list import COSTS
+from ssl_bench.data.embedded import scenes
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import flops, setup
@@ -26,10 +27,13 @@ def of(name: str) -> int:
     run = flags.parse_run(["--method", name])
     config = run.method.real_config(run.method_config)
     backbone = run.settings.backbone
-    size, frames = _IMAGES if "image" in run.method.declared.columns else _CLIPS
+    columns = run.method.declared.columns
+    size, frames = _CLIPS if "clip" in columns and "image" not in columns else _IMAGES
     patch_size = backbones.default_patch_size(backbone, size)
     spec = EncoderSpec(backbone, size, patch_size, _CHANNELS, (0.5,), (0.5,), frames=frames)
-    method = setup.build_method(run.method.load_class(), config, spec, _CLASSES, 0)
+    kind = run.method.load_class()
+    spec = setup.with_text(spec, kind, config, scenes.read("train").captions or ())
+    method = setup.build_method(kind, config, spec, _CLASSES, 0)
     return round(flops.of_step(method, spec, run.batch_on()) / run.batch_on())
 
 

@@ -70,6 +70,7 @@ def build(plugin: Plugin) -> Method:
     names = {field.name for field in dataclasses.fields(config)}
     config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
     spec, _ = helpers.fitting(plugin, SPEC, data())
+    spec = helpers.with_text(plugin, spec)
     return setup.build_method(plugin.load_class(), config, spec, 3, seed=0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssl_bench.analysis.comparison import ScoreTable
 from ssl_bench.analysis.comparison.statistics import LEVEL
+from ssl_bench.config import chosen
 
 _MARKS = {
     "best": (
@@ -33,7 +34,17 @@ def legend(table: ScoreTable) -> list[str]:
         len(group.seeds) == 1 for group in table.groups if not group.is_baseline
     ):
         lines.append("single runs have no mark: other seeds may differ")
-    return lines
+    return [*lines, *filter(None, [settings(table)])]
+
+
+def settings(table: ScoreTable) -> str:
+    """How the settings of a table's methods were chosen; "" where none has told."""
+    ways = table.chosen_by
+    if {*ways} <= {chosen.NOT_RECORDED}:
+        return ""
+    if len(ways) == 1:
+        return f"settings of all: {next(iter(ways))}"
+    return "settings: " + "; ".join(f"{way} ({', '.join(who)})" for way, who in ways.items())
 
 
 def corrected(table: ScoreTable) -> str:

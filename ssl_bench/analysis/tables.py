@@ -114,6 +114,7 @@ def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any
         "seeds": " ".join(map(str, seeds.values())),
         "runs": "" if group.is_baseline else " ".join(seeds),
         **group.costs,
+        "settings_chosen_by": group.chosen_by,
         "device": "; ".join(group.devices),
     }
 

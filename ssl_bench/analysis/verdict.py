@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from ssl_bench.analysis.comparison import ScoreTable
+from ssl_bench.analysis.comparison import ScoreTable, tuned_alike
 from ssl_bench.analysis.comparison.grouping import Column
 from ssl_bench.analysis.comparison.pairs import Pair
 from ssl_bench.utils.formatting import digits, listed, many
@@ -27,7 +27,11 @@ def summary(table: ScoreTable) -> str:
         for label, columns in sorted(won.items(), key=lambda item: -len(item[1]))
     ]
     open_ = len(tested) - sum(map(len, won.values()))
-    if open_ == len(tested):
+    if open_ == len(tested) and not tuned_alike(table.groups):
+        parts.append(
+            f"no method is called the best in {_any_of(tested)}: settings were not chosen alike"
+        )
+    elif open_ == len(tested):
         parts.append(f"no method is better than each of the others in {_any_of(tested)}")
     elif open_:
         rest = [c.title for c in tested if all(c.title not in names for names in won.values())]

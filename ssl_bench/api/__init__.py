@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ProbeConfig,
         SelfDistillationConfig,
         StepScheduleConfig,
+        TextConfig,
     )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "SelfDistillationConfig",
     "Step",
     "StepScheduleConfig",
+    "TextConfig",
     "Uniform",
 ]
 
@@ -58,6 +60,7 @@ HOMES = {
             "ProbeConfig",
             "SelfDistillationConfig",
             "StepScheduleConfig",
+            "TextConfig",
         ),
         "ssl_bench.config.recipes",
     ),

@@ -30,7 +30,7 @@ HOOKS = {
 }
 """The public functions of `method.Method` and `evaluation.Evaluation`, which are called."""
 Presets = Mapping[str, Mapping[str, Any]]
-COLUMNS = frozenset({"image", "label", "mask", "clip"})
+COLUMNS = frozenset({"image", "label", "mask", "clip", "caption"})
 """What a data set may have of each sample."""
 
 
@@ -42,6 +42,8 @@ class MethodDeclarations:
             that changes numbers.
         presets: the flags that each preset sets: fields of the method's ``Config`` and of
             `settings.Settings`.
+        tuned: how a preset's values were tuned, in words, by its name; of a preset that is not
+            here they are published ones, or guesses.
         search_space: the range that ``ssl-bench sweep --search`` draws a field of the ``Config``
             from.
         per_sample_loss: whether the loss of a batch is the mean of its images' own losses, a
@@ -52,14 +54,17 @@ class MethodDeclarations:
             many images at a time as its encoders' ``images_at_once`` says: `encoders.class_token`
             does, and `encoders.in_parts` helps.
         smallest_batch: images that a step needs at least.
-        columns: what a method reads of the data: "image", "clip" or either of them, and "label"
-            for a supervised baseline. What is not asked for is not in its batches.
+        columns: what a method reads of the data: "image", "clip" or either of them, "label" for a
+            supervised baseline, "caption". What is not asked for is not in its batches; without
+            "image" and "clip" its encoder is one of captions, and with "caption" its ``Config`` is
+            a `recipes.TextConfig`.
         paper: who published it, where and when.
         needs: what it takes beyond a backbone and single views, in words, such as "pairs".
     """
 
     version: ClassVar[int] = 1
     presets: ClassVar[Presets] = {}
+    tuned: ClassVar[Mapping[str, str]] = {}
     search_space: ClassVar[Mapping[str, Range]] = {}
     per_sample_loss: ClassVar[bool] = False
     encodes_in_parts: ClassVar[bool] = False
@@ -76,14 +81,18 @@ class EvaluationDeclarations:
         version: part of the identity of all that the evaluation finds, as for a method.
         presets: the flags that each preset sets: fields of the evaluation's ``Config``.
         is_default: whether it is run without being asked for.
+        search_space: the range that the evaluation itself draws a field of the ``Config`` from, if
+            it is asked to try several.
         sharded: whether every rank calls it at once, instead of rank 0 alone, see `runner`.
-        columns: what it reads of the data: "image", "label" and "mask", the class of each pixel.
-            One that reads no labels runs without them, too.
+        columns: what it reads of the data: "image", "label", "caption" and "mask", the class of
+            each pixel. One that reads no labels runs without them, too, and one that reads no
+            images itself, but takes features, with an encoder of captions.
     """
 
     version: ClassVar[int] = 1
     columns: ClassVar[frozenset[str]] = frozenset({"image", "label"})
     presets: ClassVar[Presets] = {}
+    search_space: ClassVar[Mapping[str, Range]] = {}
     is_default: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
 

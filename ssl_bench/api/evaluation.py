@@ -32,12 +32,16 @@ class FrozenEncoder(Protocol):
         seed: of every draw of the evaluation.
         scratch: where a long training of the evaluation keeps its state, see `resume.training`;
             None for nowhere.
+        pair: the `text.ImageText` that was pre-trained with an encoder of images, or None.
+        text: the `text.TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
     spec: EncoderSpec
     hardware: Hardware
     seed: int
     scratch: EvalCheckpoint | None
+    pair: Any
+    text: Any
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Features of a split's images by pooling: float32 ``(N, D)`` each, extracted once."""
@@ -47,6 +51,9 @@ class FrozenEncoder(Protocol):
 
     def patches(self, images_BCHW: Tensor) -> Tensor:
         """Features of the patches of a batch of normalised images: float32 ``(B, R, C, D)``."""
+
+    def tokens(self, images_BCHW: Tensor) -> Tensor:
+        """Tokens of a batch of normalised images, where there are any: float32 ``(B, T, D)``."""
 
     def trainable_copy(self, **overrides: Any) -> Any:
         """The encoder again, a `Backbone` to be trained; overrides go to ``timm.create_model``."""

@@ -20,6 +20,7 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Split
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import TextSpec
 from ssl_bench.transforms.augmentations import Augmentation
 
 Loss = Tensor | Mapping[str, Tensor]
@@ -35,6 +36,7 @@ class DataInfo:
         mean, std: what the views are normalised with, by channel.
         num_classes: 0 without labels.
         frames: of each clip; 1 for images.
+        text: vocabulary and sizes, where the method reads captions.
     """
 
     image_size: int
@@ -43,12 +45,13 @@ class DataInfo:
     std: tuple[float, ...]
     num_classes: int
     frames: int = 1
+    text: TextSpec | None = None
 
     @classmethod
     def of(cls, spec: EncoderSpec, num_classes: int) -> DataInfo:
         """The data that an encoder takes."""
         how = spec.image_size, spec.channels, spec.mean, spec.std
-        return cls(*how, num_classes, spec.frames)
+        return cls(*how, num_classes, spec.frames, spec.text)
 
 
 class Method(MethodDeclarations, nn.Module):
@@ -63,19 +66,22 @@ class Method(MethodDeclarations, nn.Module):
     Attributes:
         encoder: what evaluations receive, snapshots keep and exports write: the backbone, or its
             teacher. A method that trains nothing has no parameter that requires a gradient.
+        text_side: what evaluations receive beside an encoder of images: a `text.ImageText`, or None
+            where it is pre-trained without captions.
         watched_BD: this rank's latest features of `watch`.
         fixed_shapes: whether shapes may not depend on the data even on a CPU: a step's cost, which
             is counted then, stands for every step's.
     """
 
     encoder: Any
+    text_side: Any
     watched_BD: Tensor | None = None
     fixed_shapes = False
 
     def __init__(self, config: Any, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__()
         self.config, self.data = config, data
-        self.encoder = backbone
+        self.encoder, self.text_side = backbone, None
 
     @property
     def trains(self) -> bool:

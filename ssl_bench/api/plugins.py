@@ -34,7 +34,7 @@ from ssl_bench.config.settings import Settings
 from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.papers import Ablation
 
-_ENTRIES: Mapping[str, Any] = {"presets": Mapping, "search_space": Range}
+_ENTRIES: Mapping[str, Any] = {"presets": Mapping, "tuned": str, "search_space": Range}
 _STORED_TYPES = (bool, int, float, str, tuple)
 
 
@@ -185,7 +185,7 @@ class Plugin:
         return papers.read(self.paper_file).ablations
 
     def search(self) -> Mapping[str, Range]:
-        """The range that a search draws each of the method's flags from, by the field's name."""
+        """The range that a search draws each of its flags from, by the field's name."""
         return self.declared.search_space
 
     @property
@@ -304,7 +304,7 @@ def _check_fields(plugin: Plugin, config: type, declared: Any) -> None:
     said = [(f"preset {name!r}", each) for name, each in vars(declared).get("presets", {}).items()]
     if plugin.kind == "method":
         known |= {field.name for field in dataclasses.fields(Settings)}
-        said.append(("search_space", vars(declared).get("search_space", {})))
+    said.append(("search_space", vars(declared).get("search_space", {})))
     for where, values in said:
         for name in values:
             if name not in known:

@@ -1,8 +1,11 @@
-"""Ranges that a method's settings are drawn from in ``ssl-bench sweep --search``."""
+"""Ranges that settings are drawn from: a method's in ``ssl-bench sweep --search``."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,3 +86,39 @@ class OneOf:
 
 Range = Uniform | LogUniform | OneOf
 """What a method's ``search_space`` gives for a flag."""
+
+
+def draw(
+    how: str, space: Mapping[str, Range], count: int, *coordinates: str | int
+) -> list[dict[str, Any]]:
+    """Values from ranges: so many trials, with a value for each name.
+
+    Args:
+        how: "random", or "sobol" for a scrambled Sobol sequence, which spreads evenly.
+        coordinates: what the draws are a function of, besides the names, the trial's number and,
+            for Sobol, the number of names.
+    """
+    names = sorted(space)
+    rows: Any
+    if how == "sobol":
+        import numpy as np
+        from scipy.stats import qmc
+
+        seed = np.random.default_rng(_key(*coordinates))
+        # A power of two, as the sequence wants it; what comes first does not depend on it.
+        rows = qmc.Sobol(len(names), scramble=True, seed=seed).random_base2(
+            (count - 1).bit_length()
+        )
+    else:  # each a function of the coordinates, the trial and the name alone
+        rows = (
+            [(_key(*coordinates, trial, name) >> 11) / 2**53 for name in names]
+            for trial in range(count)
+        )
+    rows = itertools.islice(rows, count)
+    return [{name: space[name].at(u) for name, u in zip(names, row, strict=True)} for row in rows]
+
+
+def _key(*coordinates: str | int) -> int:
+    """A 64-bit integer for names and numbers, the same on every machine."""
+    digest = hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

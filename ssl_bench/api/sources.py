@@ -23,7 +23,7 @@ DECLARATIONS: Mapping[Kind, type] = {
     "eval": EvaluationDeclarations,
 }
 _NO_CODE = {
-    *("version", "columns", "presets", "search_space", "encodes_in_parts"),
+    *("version", "columns", "presets", "tuned", "search_space", "encodes_in_parts"),
     *("is_default", "sharded"),
 }
 """Declared attributes that change no number that is computed."""

@@ -47,6 +47,8 @@ class Batch:
             of a clip ``(B, frames * C, size, size)``.
         rng: the step's random numbers, for masks and the like.
         labels_B: int64 class indices where the method's ``columns`` ask for "label", else None.
+        captions_BL: int64 ids of the tokens of one of each image's captions, where they ask for
+            "caption", else None; see `text.tokenize`.
         part: which part of the step's images these are, where they are taken in parts, in any
             order; from 0.
     """
@@ -55,6 +57,7 @@ class Batch:
     rng: SampleRng
     labels_B: Tensor | None = None
     part: int = 0
+    captions_BL: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rng.samples_B)
@@ -68,4 +71,5 @@ class Batch:
                 self.rng.rows(rows),
                 None if self.labels_B is None else self.labels_B[rows],
                 number,
+                None if self.captions_BL is None else self.captions_BL[rows],
             )

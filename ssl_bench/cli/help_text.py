@@ -24,7 +24,7 @@ _MANY = 40
 _OWN = 2
 """Flags that the shorter help shows of a method's own: the first ones in its ``Config``."""
 _MATTERING = (
-    "method preset backbone patch_size target weights epochs budget_flops budget_time "
+    "method preset backbone patch_size target weights config epochs budget_time "
     "match batch_size base_lr seed data eval_data image_size evals devices log runs_dir"
 )
 _GROUPS = {

@@ -13,7 +13,7 @@ from ssl_bench.config.checked import CheckedConfig
 from ssl_bench.config.settings import RunsSettings, WeightSettings
 from ssl_bench.errors import require
 
-At = Literal["end", "equal-images", "equal-flops", "equal-time"]
+At = Literal["end", "equal-images", "equal-flops", "equal-time", "equal-costs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class CompareSettings(VerdictSettings, SelectionSettings):
     """Print everything as JSON, and no tables."""
     at: At = "end"
     """Where scores are read: at the end of each run, or at a cost that is equal for all, between
-    the snapshots on either side of it."""
+    the snapshots on either side of it; equal-costs reads them at each of the three."""
     at_cost: Annotated[float | None, "(0, inf)"] = None
     """That cost, in images, FLOPs or seconds of the device. Default: the largest that all reach."""
     csv: Path | None = None
@@ -115,7 +115,8 @@ class CompareSettings(VerdictSettings, SelectionSettings):
         super().__post_init__()
         if self.at_cost is not None:
             require(
-                self.at != "end", "--at-cost needs --at equal-images, equal-flops or equal-time"
+                self.at not in ("end", "equal-costs"),
+                "--at-cost needs --at equal-images, equal-flops or equal-time",
             )
 
 
@@ -183,7 +184,7 @@ class PrepareSettings(CheckedConfig):
     """Write a data set once as few large files of small images, so that later runs read it fast."""
 
     source: str = ""
-    """A folder of class folders, Parquet files of images, or a data set by name."""
+    """A folder of class folders, Parquet or tar files of images, or a data set by name."""
     output: Path | None = None
     """Folder to write, which does not exist yet; `--data` takes it afterwards."""
     short_side: Annotated[int, "[1, inf)"] = 256

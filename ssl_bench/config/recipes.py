@@ -30,6 +30,29 @@ class OptimizerConfig(CheckedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig(OptimizerConfig):
+    """The same for a method that reads captions: its tokenizer and its text encoder."""
+
+    text_width: Annotated[int, "[0, inf)"] = 0
+    """Width of the text encoder; 0 takes the image encoder's, or 128 where there is none."""
+    text_depth: Annotated[int, "[1, inf)"] = 6
+    """Layers that read text alone."""
+    text_heads: Annotated[int, "[1, inf)"] = 4
+    """Attention heads of the text encoder."""
+    text_dropout: Annotated[float, "[0, 1)"] = 0.1
+    """Dropout of the text encoder, with draws of its own on each device."""
+    max_tokens: Annotated[int, "[3, inf)"] = 64
+    """Where longer captions are cut, in tokens."""
+    vocabulary_size: Annotated[int, "[6, inf)"] = 8192
+    """Words of the vocabulary that is learned from the training captions, where no tokenizer is
+    given."""
+    tokenizer: str = ""
+    """A tokenizer to take instead: BERT's vocab.txt, or a tokenizer.json of WordPiece."""
+    mask_share: Annotated[float, "(0, 1)"] = 0.15
+    """Share of the tokens that are hidden and predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerChoiceConfig(OptimizerConfig):
     """The same schedule for an optimiser of one's choice."""
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_bench.config.settings import Storage
-from ssl_bench.data.dataset import Dataset, Split, fingerprint
+from ssl_bench.data.dataset import NO_CAPTIONS, Dataset, Split, fingerprint
 from ssl_bench.data.names import (
     CANVASES,
+    CAPTIONS,
     EMBEDDED,
     HUGGING_FACE,
     MOTIONS,
@@ -83,7 +84,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
-    if asked.place in (EMBEDDED, CANVASES, MOTIONS):
+    if asked.place in (EMBEDDED, CANVASES, MOTIONS, CAPTIONS):
         require(
             storage != "stream",
             f"data set {asked.place!r} cannot be streamed, as it lies in one file; "
@@ -116,15 +117,16 @@ def load(
 
 def _embedded(asked: Source, frames: int | None, stride: int | None) -> Dataset:
     from ssl_bench.data import embedded, holdout, sampling
-    from ssl_bench.data.embedded import canvases, motions
+    from ssl_bench.data.embedded import canvases, motions, scenes
 
     _refuse_choice(asked)
-    has_masks = asked.place == CANVASES
+    has_masks, has_captions = asked.place == CANVASES, asked.place == CAPTIONS
     clips = sampling.chosen(motions.USUAL, frames, stride)
     sources: Mapping[str, Callable[[str], Split]] = {
         EMBEDDED: lambda split: Split(*embedded.read(split)),
         CANVASES: canvases.read,
         MOTIONS: lambda split: motions.read(split, clips),
+        CAPTIONS: scenes.read,
     }
     read = sources[asked.place]
     name, note, train = asked.place, "", read("train")
@@ -133,12 +135,18 @@ def _embedded(asked: Source, frames: int | None, stride: int | None) -> Dataset:
         train, test = holdout.of_split(train)
     else:
         test = read("test")
-    classes = {EMBEDDED: embedded.CLASSES, CANVASES: (), MOTIONS: motions.CLASSES}[asked.place]
+    classes = {
+        EMBEDDED: embedded.CLASSES,
+        CANVASES: (),
+        MOTIONS: motions.CLASSES,
+        CAPTIONS: scenes.CLASSES,
+    }[asked.place]
     mask_classes = canvases.CLASSES if has_masks else ()
     digest = fingerprint(train, test, (*classes, *mask_classes))
     found = Dataset(name, train, test, classes, digest, note, train.side)
     unlabelled = "several garments in each image" if has_masks else ""
-    return replace(found, mask_classes=mask_classes, unlabelled=unlabelled)
+    uncaptioned = "" if has_captions else NO_CAPTIONS
+    return replace(found, mask_classes=mask_classes, unlabelled=unlabelled, uncaptioned=uncaptioned)
 
 
 def list_images(source: str, data_dir: Path | None = None) -> Listing:
@@ -189,7 +197,7 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         from ssl_bench.data.sources import hugging_face
 
         return hugging_face.find(place, asked.choice, _folder(data_dir))
-    from ssl_bench.data.sources import folder, pairs, parquet, tars
+    from ssl_bench.data.sources import captions, folder, pairs, parquet, tars
 
     if path.exists() and parquet.is_here(path):
         return parquet.find(path, asked.choice)
@@ -199,11 +207,13 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         if os.sep in place or "/" in place or path.suffix:
             raise UserError(f"no such folder or file: {place}")
         raise unknown("data set", place, names())
+    if captions.is_here(path):
+        return captions.find(path, asked.choice)
     if asked.choice != WHOLE and pairs.is_here(path):
         return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
-    raise UserError(f"{place} is neither a folder nor a .parquet or .tar file")
+    raise UserError(f"{place} is neither a folder nor a .parquet, .tar, .csv or .jsonl file")
 
 
 def _refuse_choice(asked: Source) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ssl_bench.utils.rng import SampleRng
 
 
+NO_CAPTIONS = "it has images alone"
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images as squares of one size, and their labels.
@@ -31,12 +34,14 @@ class Split:
         labels_N: int64 ``(N,)``, indices into the data set's classes.
         masks_NSS: uint8 ``(N, S, S)``, the class of each pixel, 255 where none counts, or None.
         frames: of each clip; 1 for images.
+        captions: one or several texts of each image, or None.
     """
 
     images_NCHW: Tensor
     labels_N: Tensor
     masks_NSS: Tensor | None = None
     frames: int = field(default=1, kw_only=True)
+    captions: tuple[tuple[str, ...], ...] | None = field(default=None, kw_only=True, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -65,11 +70,20 @@ class Split:
         assert self.masks_NSS is not None
         return self.masks_NSS[index_B.cpu()]
 
+    @property
+    def first_captions(self) -> tuple[str, ...]:
+        """The first text of each image, which stands for it where only one is taken."""
+        assert self.captions is not None
+        return tuple(each[0] for each in self.captions)
+
     def subset(self, places: Sequence[int]) -> Split:
         """The images at some places."""
         masks = None if self.masks_NSS is None else self.masks_NSS[places]
+        texts = self.captions and tuple(self.captions[place] for place in places)
         images_NCHW, labels_N = self.images_NCHW[places], self.labels_N[places]
-        return replace(self, images_NCHW=images_NCHW, labels_N=labels_N, masks_NSS=masks)
+        return replace(
+            self, images_NCHW=images_NCHW, labels_N=labels_N, masks_NSS=masks, captions=texts
+        )
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; close it if you stop early."""
@@ -119,6 +133,7 @@ class Dataset:
         unlabelled: why there are no labels (all are 0 then), or "".
         source: the source, valid in any working directory.
         mask_classes: names of the classes in the masks; empty without masks.
+        uncaptioned: why the splits have no captions, where they have none.
     """
 
     name: str
@@ -135,6 +150,7 @@ class Dataset:
     unlabelled: str = ""
     source: str = ""
     mask_classes: tuple[str, ...] = ()
+    uncaptioned: str = NO_CAPTIONS
 
     @property
     def channels(self) -> int:
@@ -179,7 +195,7 @@ class Dataset:
 
 
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
-    """16 hexadecimal digits of the SHA-256 of pixels, labels, masks and class names."""
+    """16 hexadecimal digits of the SHA-256 of pixels, labels, masks, captions and class names."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for split in (train, test):
         digest.update(repr(tuple(split.images_NCHW.shape)).encode())
@@ -187,4 +203,6 @@ def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
         digest.update(split.labels_N.numpy().astype("<i8").data)
         if split.masks_NSS is not None:
             digest.update(split.masks_NSS.numpy().data)
+        if split.captions is not None:
+            digest.update(json.dumps(split.captions).encode())
     return digest.hexdigest()[:16]

@@ -98,16 +98,20 @@ def _decode(
             images_NCHW = np.empty((part.count, listing.channels, side, side), np.uint8)
             labels_N = np.empty(part.count, np.int64)
             masks_NSS = np.empty((part.count if listing.mask_classes else 0, side, side), np.uint8)
-            pictures, place = part.pictures(), 0
+            pictures, place, texts = part.pictures(), 0, list[tuple[str, ...]]()
             while batch := list(islice(pictures, _BATCH)):
                 for picture, (image_CSS, mask_SS) in zip(batch, each(squares, batch), strict=True):
                     images_NCHW[place], labels_N[place] = image_CSS, picture.label
+                    texts.append(picture.captions)
                     if mask_SS is not None:
                         masks_NSS[place] = mask_SS
                     place += 1
                 progress(done + place, listing.count)
             done += part.count
-            split = Split(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N))
+            captions = None if listing.uncaptioned else tuple(texts)
+            split = Split(
+                torch.from_numpy(images_NCHW), torch.from_numpy(labels_N), captions=captions
+            )
             if listing.mask_classes:
                 split = replace(split, masks_NSS=torch.from_numpy(masks_NSS))
             splits.append(split)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ssl_bench.data.dataset import Dataset, Split
+from ssl_bench.data.dataset import NO_CAPTIONS, Dataset, Split
 from ssl_bench.errors import UserError
 from ssl_bench.utils.files import readable
 
@@ -27,13 +27,15 @@ class Picture:
     """One image as it is stored: a file, the bytes of a file, or a decoded image; and its label.
 
     The name is for messages; the label is 0 if the ``Listing`` has no classes. The mask, stored in
-    one of the same ways, is an image of the class of each pixel, see `masks`.
+    one of the same ways, is an image of the class of each pixel, see `masks`. The captions are
+    there where the ``Listing`` has some.
     """
 
     name: str
     encoded: Path | bytes | Image.Image
     label: int
     mask: Path | bytes | Image.Image | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Listing:
         notes: how the source was understood, to be shown once.
         unlabelled: why there are no labels, or "".
         mask_classes: names of the classes in the pictures' masks; empty without masks.
+        uncaptioned: why not every picture has captions, or "".
     """
 
     name: str
@@ -100,6 +103,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     unlabelled: str = ""
     mask_classes: tuple[str, ...] = ()
+    uncaptioned: str = NO_CAPTIONS
 
     @property
     def count(self) -> int:
@@ -125,6 +129,7 @@ class Listing:
             *(self.name, train, test, self.classes, fingerprint, note, train.side, storage),
             *(broken, left_out, self.notes, self.unlabelled),
             mask_classes=self.mask_classes,
+            uncaptioned=self.uncaptioned,
         )
 
     def without(self, places: Collection[int]) -> Listing:

@@ -13,6 +13,7 @@ from ssl_bench.errors import require
 
 EMBEDDED = "fashion-mnist"
 CANVASES = "fashion-canvases"
+CAPTIONS = "fashion-captions"
 MOTIONS = "fashion-motions"
 VALIDATION = "@validation"
 """After a name or path: only the training images, in two parts (see `holdout`)."""
@@ -143,7 +144,7 @@ def parse(text: str) -> Source:
     if not _exists(place):
         ends = [at for at, letter in enumerate(place) if letter == "@" and at]
         for at in reversed(ends):
-            is_name = place[:at] in (EMBEDDED, CANVASES, MOTIONS, *TORCHVISION)
+            is_name = place[:at] in (EMBEDDED, CANVASES, MOTIONS, CAPTIONS, *TORCHVISION)
             if is_name or place.startswith(HUGGING_FACE) or _exists(place[:at]):
                 return Source(place[:at], place[at + 1 :], is_validation)
     return Source(place, "", is_validation)
@@ -205,5 +206,6 @@ def names() -> dict[str, str]:
         EMBEDDED: "clothing, 28 px grey, 60,000 + 10,000; inside the package, no download",
         CANVASES: f"with masks: garments of {EMBEDDED} on canvases, 56 px grey, 2,000 + 1,000",
         MOTIONS: f"clips: garments of {EMBEDDED} in 10 kinds of motion, 32 px grey, 6,000 + 2,000",
+        CAPTIONS: f"with captions: garments of {EMBEDDED} in scenes, 56 px grey, 10,000 + 1,000",
     }
     return embedded | {name: known.about for name, known in TORCHVISION.items()}

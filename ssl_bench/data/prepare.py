@@ -48,8 +48,8 @@ def prepare(
 ) -> tuple[Listing, int, tuple[str, ...]]:
     """Write a listing's images as Parquet files that `parquet.find` reads.
 
-    Labels, classes, splits and caveats are kept, with a new caveat if images were made smaller.
-    Nothing is written before all images have been checked.
+    Labels, classes, captions, splits and caveats are kept, with a new caveat if images were made
+    smaller. Nothing is written before all images have been checked.
 
     Args:
         output: a folder that does not exist; it appears once everything is written.
@@ -105,7 +105,8 @@ def _row(picture: Picture, short_side: int, quality: int, depths: Depths) -> _Ro
         elif isinstance(encoded, Path) or not is_marked(image):
             encoded = _encoded(to_rgb(image), "PNG")
         stored = {"bytes": encoded, "path": Path(picture.name).name}
-        return {"image": stored, "label": picture.label}, reduced
+        row = {"image": stored, "label": picture.label, "captions": list(picture.captions)}
+        return row, reduced
 
 
 def _shrunk(image: Image.Image, short_side: int, depths: Depths) -> Image.Image:
@@ -130,8 +131,11 @@ def _write(
     names = {"names": list(listing.classes), "_type": "ClassLabel"}
     features = {"image": {"_type": "Image"}, "label": names}
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {"image": image, "label": pa.int64()}
+    if not listing.uncaptioned:
+        columns["captions"] = pa.list_(pa.string())
     schema = pa.schema(
-        {"image": image, "label": pa.int64()},
+        columns,
         {"huggingface": json.dumps({"info": {"features": features}})},
     )
     number = 0

@@ -92,6 +92,14 @@ class StreamedSplit(Split):
             squares = pool.map(partial(masks.square_SS, side=self.side), pictures)
             return torch.from_numpy(np.stack([*squares]))
 
+    def subset(self, places: Sequence[int]) -> StreamedSplit:
+        """The images at some places."""
+        return replace(
+            self,
+            labels_N=self.labels_N[torch.tensor(places)],
+            picture=lambda index: self.picture(places[index]),
+        )
+
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; the next two are decoded in advance.
 
@@ -183,45 +191,63 @@ def open_stream(
         UserError: an image cannot be read, or the source has no random access.
     """
     side, noticed = look(listing)
-    labels, digest, content = _scanned(listing, side, progress)
+    labels, captions, digest, content = _scanned(listing, side, progress)
     path = folder / f"{content}.json"
     listing, depths, said, broken = sound(listing, skip_broken, progress, path)
     if broken:
         side, noticed = look(listing)
-        labels, digest, _ = _scanned(listing, side, progress)
+        labels, captions, digest, _ = _scanned(listing, side, progress)
     if unusual := [(kind, bits) for kind, bits in sorted(depths.items()) if bits != 16]:
         digest = hashlib.sha256(json.dumps([digest, unusual]).encode()).hexdigest()[:16]
     train, test = (
-        StreamedSplit(labels_N, part.open(), (listing.channels, side, side), depths=depths)
-        for labels_N, part in zip(labels, (listing.train, listing.test), strict=True)
+        StreamedSplit(
+            *(labels_N, part.open(), (listing.channels, side, side)),
+            depths=depths,
+            captions=None if listing.uncaptioned else texts,
+        )
+        for labels_N, texts, part in zip(
+            labels, captions, (listing.train, listing.test), strict=True
+        )
     )
     caveats = (*said, *noticed)
     return listing.as_dataset(train, test, digest, caveats, "streamed from their files", broken)
 
 
-def _scanned(listing: Listing, side: int, progress: Progress) -> tuple[list[Tensor], str, str]:
-    """The labels of both splits, the fingerprint, and a hash of the images without labels."""
+def _scanned(
+    listing: Listing, side: int, progress: Progress
+) -> tuple[list[Tensor], list[tuple[tuple[str, ...], ...]], str, str]:
+    """Labels and captions of both splits, the fingerprint, and a hash of the images alone."""
     content = hashlib.sha256()
     digest = hashlib.sha256(
         json.dumps(["streamed", side, *listing.classes, *listing.mask_classes]).encode()
     )
-    by_split: list[Tensor] = []
+    by_split, captions = list[Tensor](), list[tuple[tuple[str, ...], ...]]()
     done = 0
     with ThreadPoolExecutor(cores()) as pool:
         for part in (listing.train, listing.test):
             picture = part.open()
-            labels: list[int] = []
+            labels, texts = list[int](), list[tuple[str, ...]]()
             for numbers in torch.arange(part.count).split(_SCANNED_AT_ONCE):
                 pictures = map(picture, numbers.tolist())
-                for label, identity in pool.map(_identity, pictures):
+                for label, own, identity in pool.map(_scan, pictures):
                     labels.append(label)
+                    texts.append(own)
                     digest.update(b"%d " % label + identity)
                     content.update(identity)
                 progress(done + len(labels), listing.count)
             done += part.count
             digest.update(b"end of split")
             by_split.append(torch.tensor(labels, dtype=torch.int64))
-    return by_split, digest.hexdigest()[:16], content.hexdigest()
+            captions.append(tuple(texts))
+    if not listing.uncaptioned:
+        digest.update(json.dumps(captions).encode())
+    return by_split, captions, digest.hexdigest()[:16], content.hexdigest()
+
+
+def _scan(picture: Picture) -> tuple[int, tuple[str, ...], bytes]:
+    """The label, the captions and `_identity`'s hash."""
+    label, identity = _identity(picture)
+    return label, picture.captions, identity
 
 
 def _identity(picture: Picture) -> tuple[int, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
-from ssl_bench.models import backbones, encoders, weights
+from ssl_bench.models import backbones, encoders, text, weights
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import ImageText
 from ssl_bench.models.video import as_clips, as_frames
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
@@ -89,6 +90,8 @@ class Encoder:
         hardware: where evaluations compute.
         seed: of its pre-training; an evaluation's own draws use it too.
         scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
+        pair: the `text.ImageText` that was pre-trained with it, or None.
+        text: the `text.TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
     scratch: EvalCheckpoint | None = None
@@ -100,14 +103,22 @@ class Encoder:
         hardware: Hardware,
         seed: int,
         kept: FeatureCache | None = None,
+        pair: ImageText | None = None,
     ) -> None:
         self._module: Any = module.to(hardware.device).eval().requires_grad_(False)
         self._features: dict[Split, Mapping[str, Tensor]] = {}
         self._kept = kept
         self.spec, self.hardware, self.seed = spec, hardware, seed
+        self.pair: Any = None
+        self.text: Any = self._module if spec.is_text else None
+        if pair is not None:
+            self.pair = pair.to(hardware.device).eval().requires_grad_(False)
+            self.text = self.pair.text
 
     def features(self, split: Split) -> Mapping[str, Tensor]:
         """Frozen features of all images by pooling: float32 ``(N, D)`` each, extracted once.
+
+        Those of the first caption of each, where the encoder reads captions.
 
         They stay in memory only where they are not on disk.
 
@@ -149,6 +160,12 @@ class Encoder:
             return encoders.feature_map(self._module, self._module.forward_features(images_BCHW))
 
     @torch.no_grad()
+    def tokens(self, images_BCHW: Tensor) -> Tensor:
+        """Frozen tokens of a batch after the final norm: float32 ``(B, T, D)``, on its device."""
+        with self.hardware.autocast():
+            return self._module.forward_features(images_BCHW).float()
+
+    @torch.no_grad()
     def _encode(self, images_BCHW: Tensor) -> Mapping[str, Tensor]:
         with self.hardware.autocast():
             return encoders.pool(self._module, self._module.forward_features(images_BCHW))
@@ -172,18 +189,33 @@ class Encoder:
         features: dict[str, Tensor] = {}
         with progress.bar("features", sum(len(chunks[number]) for number in own)) as bar:
             done = 0
-            for place, images in enumerate(split.read(chunks[number] for number in own)):
-                part = self._encode(prepare(images, self.spec, self.hardware))
+            for place, part in enumerate(self._encoded(split, [chunks[n] for n in own])):
                 for name, rows_BD in part.items():
                     if name not in features:
                         features[name] = rows_BD.new_zeros(len(own), at_once, rows_BD.shape[1])
-                    features[name][place, : len(images)] = rows_BD
-                done += len(images)
+                    features[name][place, : len(rows_BD)] = rows_BD
+                done += len(chunks[own[place]])
                 bar.update(done)
         return {
             name: collectives.gather_shards(each, len(chunks)).flatten(0, 1)[: len(split)]
             for name, each in features.items()
         }
+
+    def _encoded(self, split: Split, indices: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor]]:
+        """Features of a few images at a time; of their first captions for an encoder of these."""
+        if not self.spec.is_text:
+            for images in split.read(indices):
+                yield self._encode(prepare(images, self.spec, self.hardware))
+            return
+        assert self.text is not None
+        ids_NL = text.tokenize(split.first_captions, self.text.spec)
+        for index_B in indices:
+            yield self._encode_text(ids_NL[index_B].to(self.hardware.device))
+
+    @torch.no_grad()
+    def _encode_text(self, ids_BL: Tensor) -> Mapping[str, Tensor]:
+        with self.hardware.autocast():
+            return self._module.pool(self._module(ids_BL), ids_BL)
 
     def trainable_copy(self, **overrides: Any) -> Any:
         """The encoder again, a `Backbone`, all of its parameters trainable.
@@ -199,6 +231,7 @@ class RawPixels:
     """The baseline without an encoder: the image's own pixels as its features."""
 
     scratch: EvalCheckpoint | None = None
+    pair = text = None
 
     def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:
         self.spec, self.hardware, self.seed = spec, hardware, seed

@@ -28,7 +28,7 @@ from ssl_bench.api.evaluation import FrozenEncoder
 from ssl_bench.config.finetuning_settings import FinetuningConfig
 from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
-from ssl_bench.errors import require
+from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation.features import flip_of, prepare, share_of
 from ssl_bench.models import encoders
 from ssl_bench.models.backbones import Backbone
@@ -39,6 +39,10 @@ from ssl_bench.transforms.augmentations import augment, crop_and_flip
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
+
+
+class Diverged(UserError):
+    """A fine-tuning whose loss became no number."""
 
 
 class Classifier(nn.Module):
@@ -161,7 +165,7 @@ def train(
     A batch larger than the split shrinks to it. Input, hardware and seed are the encoder's.
 
     Raises:
-        UserError: the loss is no number at the end.
+        Diverged: the loss is no number at the end.
     """
     hardware, seed, classes = encoder.hardware, encoder.seed, model.head.out_features
     adamw = optimizer(model, config)
@@ -220,11 +224,11 @@ def train(
                 bar.update(step + 1, f"loss {loss.item():.4f}")
             training.after_step(step + 1, loss)
     last = training.last_loss
-    require(
-        math.isfinite(last),
-        f"fine-tuning diverged: its loss is {last}; a learning rate below {config.base_lr} "
-        f"({config.section} {config.rates}) may help",
-    )
+    if not math.isfinite(last):
+        raise Diverged(
+            f"fine-tuning diverged: its loss is {last}; a learning rate below {config.base_lr} "
+            f"({config.section} {config.rates}) may help"
+        )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ each, with features extracted, queries answered and batches divided by all of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ssl_bench.evaluation import gate
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels
 from ssl_bench.models import backbones, weights
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import ImageText
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils import progress
@@ -69,13 +70,16 @@ def evaluate_run(
     """
     module, spec = collectives.on_rank_zero(lambda: weights.load(folder))
     encoders = _Encoders(spec, data, seed, hardware, runs_dir, keep_features)
-    encoder = encoders.frozen(module, folder)
+    pair = collectives.on_rank_zero(lambda: weights.load_text_side(folder, spec))
+    encoder = encoders.frozen(module, folder, pair)
     for plugin, config in evals.items():
         kind = plugin.load_class()
         record = _evaluate(plugin, config, encoder, data, folder)
         if "baselines" not in record:
             record["baselines"] = {}
             for label, (name, baseline_config) in kind(config).baselines().items():
+                if name == "pixels" and spec.is_text:
+                    continue
                 baseline, home = encoders.baseline(name)
                 if kind(baseline_config).supports(baseline, data) is not None:
                     continue
@@ -227,7 +231,7 @@ class _Encoders:
     keep_features: bool
     _made: dict[str, tuple[Any, Path]] = field(default_factory=dict)
 
-    def frozen(self, module: nn.Module, home: Path) -> Encoder:
+    def frozen(self, module: nn.Module, home: Path, pair: ImageText | None = None) -> Encoder:
         """The encoder with these weights; its features are kept in its folder."""
         data, hardware = self.data, self.hardware
         # The processor, its threads and the library decide how sums are rounded.
@@ -243,12 +247,14 @@ class _Encoders:
         }
         splits = {data.train: "train", data.test: "test"}
         kept = FeatureCache(home / schema.FEATURES, made_from, splits, self.keep_features)
-        return Encoder(module, self.spec, hardware, self.seed, kept)
+        return Encoder(module, self.spec, hardware, self.seed, kept, pair)
 
     def baseline(self, kind: str) -> tuple[Any, Path]:
         """A baseline, "pixels" or "random", and its folder."""
         if kind not in self._made:
             spec, data, seed = self.spec, self.data, self.seed
+            if not spec.is_text:  # what belongs to it changes nothing in an untrained encoder
+                spec = replace(spec, text=None)
             config = {
                 "baseline": kind,
                 "data": data.name,

@@ -29,6 +29,7 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import backbones, encoders
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import ImageText
 
 _SHOWN = 3
 
@@ -71,10 +72,13 @@ def evaluations(
     left_out, recipe = [], []
     nowhere = replace(hardware, device=torch.device("meta"), precision="fp32")
     with nowhere.device:
-        encoder = Encoder(backbones.build(spec, seed), spec, nowhere, seed)
+        pair = ImageText(spec.text) if spec.text and not spec.is_text else None
+        encoder = Encoder(backbones.build(spec, seed), spec, nowhere, seed, pair=pair)
         for plugin, config in evals.items():
             evaluation = plugin.load_class()(config)
             reason = evaluation.supports(encoder, data)
+            if spec.is_text and "image" in plugin.declared.columns:
+                reason = "it takes images, and the encoder reads captions"
             if reason is not None:
                 left_out.append(f"evaluation {plugin.name!r} is left out: {reason}")
                 continue

@@ -93,8 +93,9 @@ def next_commands(config: RunConfig, epochs: float, name: str) -> dict[str, str]
         config.evals,
         config.evals_on_the_way,
     )
+    more = {"more seeds": shlex.join(["ssl-bench", "sweep", *seeds, "--seed", "0..4"])}
     return {
-        "more seeds": shlex.join(["ssl-bench", "sweep", *seeds, "--seed", "0..4"]),
+        **({} if config.search else more),  # its own sweep has them, with what has chosen
         "four times as long": shlex.join(longer.command()),
         "another method at the same cost": shlex.join(other.command()),
     }

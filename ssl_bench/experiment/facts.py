@@ -40,7 +40,8 @@ def of_run(config: RunConfig) -> dict[str, str]:
     settings = config.settings
     size = settings.image_size or _SMALL
     mean = (0.5,) * _CHANNELS
-    frames = settings.frames or (1 if "image" in config.method.declared.columns else _FRAMES)
+    columns = config.method.declared.columns
+    frames = settings.frames or (1 if "clip" not in columns or "image" in columns else _FRAMES)
     spec = EncoderSpec(
         settings.backbone, size, settings.patch_size, _CHANNELS, mean, mean, frames=frames
     )
@@ -52,7 +53,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
         return {}
     found = of_views(method.transforms())
     if not settings.image_size:  # the data's, which nobody has read
-        del found["views of an image"]
+        found.pop("views of an image", None)
     optimizer = method.optimizer()
     return (
         found
@@ -64,6 +65,8 @@ def of_run(config: RunConfig) -> dict[str, str]:
 
 def of_views(views: Mapping[str, Augmentation]) -> dict[str, str]:
     """How views are made; where they are not made alike, of each by its name."""
+    if not views:
+        return {}
     sizes = [view.size for view in views.values()]
     counts = (f"{sizes.count(size)} of {size} px" for size in dict.fromkeys(sizes))
     found = {"views of an image": ", ".join(counts)}
@@ -156,8 +159,9 @@ def of_modules(method: Method) -> dict[str, str]:
 
 def _built(config: RunConfig, spec: EncoderSpec) -> Method:
     plugin = config.method
-    own = plugin.real_config(config.method_config)
-    how = plugin.load_class(), own, spec, _CLASSES, config.settings.seed
+    own, kind = plugin.real_config(config.method_config), plugin.load_class()
+    spec = setup.with_text(spec, kind, own, [["any text"]])
+    how = kind, own, spec, _CLASSES, config.settings.seed
     try:
         with torch.device("meta"):
             return setup.build_method(*how)

@@ -6,18 +6,23 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic
+
+if TYPE_CHECKING:
+    from pandas.core.groupby import SeriesGroupBy
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
@@ -114,11 +119,12 @@ def ablation(
     note: str,
     is_numeric: bool,
     output: Path,
+    ours_at: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Our scores over the values of an ablation, the paper's beside them on an axis of their own.
 
-    One panel for each evaluation. Several runs of a value are drawn as their mean and standard
-    deviation, and each as a dot.
+    One panel for each evaluation. Several runs of a value are drawn as their mean and its 95 % t
+    interval, and each as a dot.
 
     Args:
         scores: what `ablation_results.collect` returns.
@@ -127,11 +133,13 @@ def ablation(
         note: to stand above the legend, or "".
         is_numeric: whether values are numbers, to be joined by a line; on a logarithmic axis, if
             they are counts.
+        ours_at: where our scores of a value stand, if not at the value itself.
     """
     evaluations = list(scores.loc[scores["source"] == "ours", "evaluation"].unique())
     labels = list(scores["value"].unique())
     places = [float(label) for label in labels] if is_numeric else list(range(len(labels)))
     place = dict(zip(labels, places, strict=True))
+    our_place = place | {**ours_at}
     line, paper_line, apart = ("-", "--", 0.0) if is_numeric else ("none", "none", 0.06)
     with sns.axes_style("white"):
         figure, rows = _subplots(
@@ -162,16 +170,16 @@ def ablation(
             left.patch.set_visible(False)
         groups = ours.groupby("value", sort=False)["score"]
         left.errorbar(
-            groups.mean().index.map(place) - apart,
+            groups.mean().index.map(our_place) - apart,
             groups.mean(),
-            groups.std().fillna(0),
+            half_widths(groups).fillna(0),
             color=_OURS,
             linestyle=line,
             marker="o",
             capsize=3,
             label=legend[0],
         )
-        at = ours["value"].map(place) - apart
+        at = ours["value"].map(our_place) - apart
         left.plot(at, ours["score"], ".", color=_OURS, alpha=0.4)
         left.set_title(evaluation, loc="left", fontsize="medium")
         left.set_ylabel("ours: top-1 (%)", color=_OURS)
@@ -196,6 +204,12 @@ def ablation(
     )
     figure.suptitle(title)
     _save(figure, output)
+
+
+def half_widths(groups: SeriesGroupBy) -> pd.Series:
+    """Half of each group's 95 % t interval; NaN where it has one number."""
+    freedoms = groups.count() - 1
+    return groups.sem() * stats.t.ppf(0.975, freedoms.where(freedoms > 0))
 
 
 def to_pixels(images_BCHW: Tensor, spec: EncoderSpec) -> np.ndarray:

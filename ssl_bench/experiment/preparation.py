@@ -13,7 +13,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.config.presets import PRESETS
 from ssl_bench.config.settings import Settings
 from ssl_bench.data import Dataset
-from ssl_bench.data.names import CANVASES, MOTIONS
+from ssl_bench.data.names import CANVASES, CAPTIONS, MOTIONS
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.errors import is_of_memory, require
@@ -107,11 +107,23 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"--eval-data {settings.eval_data!r} is not used: nothing is evaluated")
-    spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
-    batch_size = config.batch_on(len(data.train))
-    method = setup.build_method(
-        plugin.load_class(), config.method_config, spec, len(data.classes), settings.seed
+    kind = plugin.load_class()
+    require(
+        data.train.captions is not None or "caption" not in kind.columns,
+        f"method {plugin.name} learns from captions, and data {data.name!r} has none "
+        f"({data.uncaptioned}); --data {CAPTIONS} would work, or a method that reads images alone, "
+        "such as mae",
     )
+    spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
+    spec = setup.with_text(spec, kind, config.method_config, data.train.captions or ())
+    usual = {**PRESETS.get(settings.preset, {})}.get("backbone", Settings.backbone)
+    require(
+        not spec.is_text or settings.backbone == usual,
+        f"--backbone {settings.backbone!r} reads images, and method {plugin.name} captions alone; "
+        "--text-width, --text-depth and --text-heads say how large its encoder is",
+    )
+    batch_size = config.batch_on(len(data.train))
+    method = setup.build_method(kind, config.method_config, spec, len(data.classes), settings.seed)
     require(
         batch_size > 1 or not (method.trains and collectives.has_batch_norm(method)),
         f"--batch-size 1 is too small for {plugin.name} on {spec.backbone}, which needs at least 2 "
@@ -203,7 +215,7 @@ def _check_clips(settings: Settings, plugin: Plugin, data: Dataset) -> None:
         f"{data.frames} frames; --frames 1 would take the middle frame of each",
     )
     require(
-        data.frames > 1 or "image" in columns,
+        data.frames > 1 or "clip" not in columns or "image" in columns,
         f"method {plugin.name} learns from clips, and data {data.name!r} has single images"
         + (
             " at --frames 1; 2 or more would work" if settings.frames else f"; {MOTIONS} would work"
@@ -268,7 +280,7 @@ def with_labels(
         way_out: the flag that evaluates on other data.
 
     Raises:
-        UserError: somebody did, and they need labels or masks that are not there.
+        UserError: somebody did, and they need labels, masks or captions that are not there.
     """
     kept, lines = dict(evals), []
     for column, why in _missing(data).items():
@@ -277,7 +289,8 @@ def with_labels(
             continue
         names = ", ".join(plugin.name for plugin in lacking)
         reason = f"data {data.name!r} has no {column}s{why}, which evaluations need: {names}"
-        way = way_out.replace("LABELLED", CANVASES) if column == "mask" else way_out
+        other = {"mask": CANVASES, "caption": CAPTIONS}.get(column, "LABELLED")
+        way = way_out.replace("LABELLED", other)
         require(not by_name, f"{reason}; {way} would work")
         kept = {plugin: config for plugin, config in kept.items() if plugin not in lacking}
         lines.append(f"left out: {reason}; {way} evaluates on other data")
@@ -287,7 +300,9 @@ def with_labels(
 def _missing(data: Dataset) -> dict[str, str]:
     """The columns that the data lack, and why in brackets."""
     labels = {"label": f" ({data.unlabelled})"} if data.unlabelled else {}
-    return labels | ({} if data.mask_classes else {"mask": ""})
+    masks = {} if data.mask_classes else {"mask": ""}
+    captions = {"caption": f" ({data.uncaptioned})"} if data.train.captions is None else {}
+    return labels | masks | captions
 
 
 def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Kind, Plugin
+from ssl_bench.config.chosen import ChosenBy
 from ssl_bench.config.presets import (
     DEFAULT_BATCH,
     DEFAULT_EPOCHS,
@@ -40,6 +41,7 @@ class RunConfig:
         settings: those that belong to no plugin.
         method_config: the method's ``Config``.
         evals_on_the_way: of ``--eval-every``.
+        search: what has chosen the method's settings, if a search did.
     """
 
     settings: Settings
@@ -47,6 +49,7 @@ class RunConfig:
     method_config: Any
     evals: Evaluations
     evals_on_the_way: Evaluations
+    search: ChosenBy | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Names and values of JSON; `from_json` takes them, and ignores what lies beside them."""
@@ -57,7 +60,24 @@ class RunConfig:
             "settings": _plain(self.settings),
             "evals": _to_json(self.evals),
             "evals_on_the_way": _to_json(self.evals_on_the_way),
+            "chosen_by": self.chosen_by,
         }
+
+    @property
+    def chosen_by(self) -> dict[str, Any]:
+        """How the method's settings were chosen, as JSON; empty where it has none to choose.
+
+        A search's choice that was changed since is nobody's but the user's own.
+        """
+        config, preset = _plain(self.method_config), self.settings.preset
+        if not config:
+            return {}
+        if self.search and self.search.config == config:
+            return _plain(self.search)
+        usual = json.loads(json.dumps(_defaults(self.method, preset), default=str))
+        flags = [name for name in usual if config[name] != usual[name]]
+        tuned = self.method.declared.tuned.get(preset, "")
+        return {"preset": preset, "tuned": tuned, "flags": flags}
 
     @classmethod
     def from_json(cls, content: Any) -> RunConfig:
@@ -76,7 +96,12 @@ class RunConfig:
             method_config=method.config_of(stored.method_config),
             evals=_from_json(stored.evals),
             evals_on_the_way=_from_json(stored.evals_on_the_way),
+            search=search_of(content),
         )
+
+    def chosen_by_search(self, search: ChosenBy) -> RunConfig:
+        """The same run, whose settings that search has chosen."""
+        return replace(self, search=replace(search, config=_plain(self.method_config)))
 
     def epochs_on(self, images: int = SIZED_FOR) -> float:
         """How many passes over so many training images the run makes, where no budget says so.
@@ -148,6 +173,7 @@ class RunConfig:
             config_of(self.method),
             {plugin: config_of(plugin) for plugin in evals},
             {plugin: config_of(plugin) for plugin in on_the_way},
+            self.search,
         )
 
 
@@ -169,6 +195,7 @@ class _Content:
     settings: Settings
     evals: Mapping[str, _Evaluation]
     evals_on_the_way: Mapping[str, _Evaluation]
+    chosen_by: ChosenBy = field(default_factory=ChosenBy)
 
 
 @dataclass(frozen=True)
@@ -184,6 +211,16 @@ def settings_of(content: Any) -> Settings:
         UserError: something is missing, of another type, or out of range.
     """
     return _stored(content).settings
+
+
+def search_of(content: Any) -> ChosenBy | None:
+    """The search that has chosen a run's settings, in what `RunConfig.to_json` made.
+
+    Raises:
+        UserError: something is missing, of another type, or out of range.
+    """
+    chosen_by = _stored(content).chosen_by
+    return chosen_by if chosen_by.trials else None
 
 
 def load(path: Path, allow: Callable[[Sequence[Path]], None]) -> RunConfig:

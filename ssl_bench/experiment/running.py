@@ -219,9 +219,14 @@ def _announce(
     patches = f" in {spec.patches} {kind} of {spec.patch_size} px" if spec.patch_size else ""
     console.print(f"{plan.method} on ", end="")
     say_images(data)
+    encoder = f"{spec.backbone}, {spec.image_size} px{patches}"
+    if spec.text:
+        what = spec.backbone if spec.is_text else f"{encoder}, and text"
+        words = f"{len(spec.text.words):,} words, texts of {spec.text.max_tokens} tokens"
+        encoder = f"{what} in {spec.text.depth} layers of {spec.text.width}, {words}"
     console.print(
         f"images {data.storage}\n"
-        f"{spec.backbone}, {spec.image_size} px{patches}; "
+        f"{encoder}; "
         f"{many(plan.epochs, 'epoch')} of batch {plan.batch_size}, seed {plan.seed}\n"
         f"{f'{ranks} processes{machines} ({strategy.strategy()}), each ' if ranks > 1 else ''}"
         f"{hardware.name}, {hardware.precision}{', compiled' if hardware.compiled else ''}"

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.models import encoders
+from ssl_bench.models import encoders, text
+from ssl_bench.models.text import TextSpec
 from ssl_bench.models.video import TUBELET, TubeletEmbed
 from ssl_bench.utils import rng
 
@@ -56,7 +57,8 @@ class EncoderSpec:
     """Everything needed to build an encoder again with ``timm.create_model``.
 
     Attributes:
-        backbone: a name of `BACKBONES` or any image model of timm.
+        backbone: a name of `BACKBONES` or any image model of timm; `text.BERT` for an encoder of
+            captions, which ``text`` describes.
         image_size: height = width in pixels.
         patch_size: height = width of a patch; None for the backbone's default, or if it has none.
         channels: 1 or 3.
@@ -64,6 +66,8 @@ class EncoderSpec:
         architecture: arguments of ``timm.create_model`` that differ from the backbone's own.
         norm_eps: epsilon of the layer norms.
         frames: of the clips it takes, see `video`; 1 for images.
+        text: what is pre-trained with captions: the encoder itself, or what belongs to an image
+            encoder; None without.
     """
 
     backbone: str
@@ -75,6 +79,7 @@ class EncoderSpec:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float = 1e-6
     frames: int = 1
+    text: TextSpec | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> EncoderSpec:
@@ -85,7 +90,10 @@ class EncoderSpec:
             KeyError, TypeError: an entry is missing or has the wrong type.
         """
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        own = known.get("text")
+        known["text"] = TextSpec.of(own) if own else None
         spec = cls(**known | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        require(spec.text is not None or not spec.is_text, "an encoder of captions lacks its text")
         surplus = sorted(set(spec.architecture) - _ARCHITECTURE)
         require(not surplus, f"an encoder's architecture has no {', '.join(surplus)}")
         sizes = (spec.image_size, 16 if spec.patch_size is None else spec.patch_size, spec.channels)
@@ -110,9 +118,15 @@ class EncoderSpec:
         return spec
 
     def to_json(self) -> dict[str, Any]:
-        """What `of` takes, which of an encoder of images says nothing of frames."""
+        """What `of` takes, which of an encoder of images says nothing of frames and text."""
         found = asdict(self)
-        return found if self.frames > 1 else {k: v for k, v in found.items() if k != "frames"}
+        has = {"frames": self.frames > 1, "text": self.text is not None}
+        return {name: value for name, value in found.items() if has.get(name, True)}
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the encoder reads captions instead of images."""
+        return self.backbone == text.BERT
 
     @property
     def is_vit(self) -> bool:
@@ -121,10 +135,12 @@ class EncoderSpec:
 
     @property
     def patches(self) -> int:
-        """Patches in an image, or tubelets in a clip.
+        """Patches in an image, tubelets in a clip, or tokens in a text.
 
         For other backbones those of a ViT/16, as a measure of size.
         """
+        if self.is_text and self.text:
+            return self.text.max_tokens
         size = self.patch_size if self.is_vit and self.patch_size else 16
         pairs = max(1, self.frames // TUBELET)
         return max(1, self.image_size // size) ** 2 * pairs
@@ -136,6 +152,8 @@ class EncoderSpec:
 
     def timm_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``timm.create_model``, the model's name included."""
+        if self.is_text:
+            return {}
         own = BACKBONES.get(self.backbone, {"model_name": self.backbone})
         sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
         if not self.is_vit:
@@ -354,8 +372,14 @@ def empty(spec: EncoderSpec, **overrides: Any) -> Any:
         return _create(spec, overrides)
 
 
-def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Backbone:
-    """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for."""
+def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Any:
+    """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for.
+
+    Of a spec of captions, a `text.TextEncoder`.
+    """
+    if spec.is_text:
+        assert spec.text
+        return text.TextEncoder(spec.text)
     check(spec)
     asked = {name: value for name, value in overrides.items() if value or name != "drop_path_rate"}
     if spec.frames > 1:

@@ -92,7 +92,8 @@ def load_encoder(
         ``(B, C, H, W)`` images to features after the final norm; those of a ViT are tokens
         ``(B, prefix + L, D)``, prefix tokens first, with position embeddings interpolated as in
         `backbones.resize`. Its ``spec`` attribute says how to normalise images, and so does its
-        ``pretrained_cfg``, of which ``timm.data.create_transform`` makes a transform.
+        ``pretrained_cfg``, of which ``timm.data.create_transform`` makes a transform. Of an encoder
+        of captions a `text.TextEncoder`, whose ``spec`` tells how texts become ids.
 
     Raises:
         UserError: the source cannot be read, is ambiguous, holds no encoder of timm, or has a
@@ -103,6 +104,8 @@ def load_encoder(
     for note in checkpoint.notes:
         _log.info("%s: %s", source, note)
     encoder: Any = checkpoint.encoder
+    if checkpoint.spec.is_text:
+        return encoder.eval()
     if image_size is not None:
         backbones.resize(encoder, image_size)
     elif encoders.is_vit(encoder):

@@ -18,9 +18,13 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.errors import UserError, first_line, is_of_memory, require
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text import ImageText
 from ssl_bench.utils import pickled
 from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
+METHOD_WEIGHTS = "method.safetensors"
+TEXT_SIDE = "text_side"
+"""The name of a `text.ImageText` among the weights of a method."""
 _SEAL = "ssl_bench"
 _COUNT = "num_batches_tracked"
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError)
@@ -62,13 +66,32 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
         text = load_json(folder / "encoder.json")
         weights, made_from = read_sealed(folder / "encoder.safetensors")
         spec = EncoderSpec.of(text)
+        is_of_spec = made_from is None or EncoderSpec.of(json.loads(made_from)) == spec
     except _DAMAGE as error:
         raise UserError(f"{folder} holds no readable encoder: {first_line(error)}") from error
     require(
-        made_from in (None, _text(spec)),
+        is_of_spec,
         f"{folder}: encoder.json is not as it was written with encoder.safetensors",
     )
     return _built(spec, weights, folder / "encoder.safetensors"), spec
+
+
+def load_text_side(folder: Path, spec: EncoderSpec) -> ImageText | None:
+    """What was pre-trained beside an encoder of images to read captions; None without.
+
+    Raises:
+        UserError: the weights of the method are damaged, or do not fit.
+    """
+    path = folder / METHOD_WEIGHTS
+    if spec.text is None or spec.is_text or not path.exists():
+        return None
+    start = f"{TEXT_SIDE}."
+    state = {
+        name.removeprefix(start): t for name, t in read(path).items() if name.startswith(start)
+    }
+    side = ImageText(spec.text)
+    load_strictly(side, state, repr(str(path)), what="text encoder")
+    return side
 
 
 def _built(spec: EncoderSpec, state: Mapping[str, Tensor], path: Path) -> Any:

@@ -87,6 +87,7 @@ class Ablation:
         note: a caveat for the comparison.
         share_of_patches: whether the flag is the fraction of patches to hide; several fractions may
             hide the same number.
+        settings: the paper's own, by the names of flags, to tell what is otherwise here.
     """
 
     title: str
@@ -98,6 +99,7 @@ class Ablation:
     cells: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     share_of_patches: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def non_defaults(config: Any) -> Any:
         value = getattr(config, field.name)
         default = field.default if field.default_factory is MISSING else field.default_factory()
         if value != default:
-            found[field.name] = value
+            found[field.name] = non_defaults(value)
     return found
 
 

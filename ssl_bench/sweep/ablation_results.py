@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ssl_bench.sweep.ablation import AblationCell, Study, as_number
 from ssl_bench.utils.files import atomic, checked_name, write_json
 from ssl_bench.utils.formatting import cell, many
 
-_STD, _PAPER = " std", " of the paper"
+_HALF, _STD, _PAPER = " half width", " std", " of the paper"
 _LINE = 100
 
 
@@ -39,6 +40,7 @@ def run(study: Study) -> Path:
         UserError: a cell cannot be run; nothing has been trained then.
     """
     ablation = study.ablation
+    study, shares, joined = _joined(study, _patches(study.cells))
     finished = _run_in_turn(study.cells)
     scores = collect(ablation, study.cells, finished)
     table = tabulate(scores)
@@ -59,7 +61,8 @@ def run(study: Study) -> Path:
     tested = f", evaluated on {', '.join(sorted(elsewhere))}" if elsewhere else ""
     ours = f"ours: {setting(plans, study.constant)}{tested}"
     paper = f"paper ({ablation.source}): {ablation.setting}"
-    note = " ".join(filter(None, (ablation.note, _same_share(study, plans))))
+    told = (ablation.note, joined, differing(ablation.settings, plans[0]))
+    note = " ".join(filter(None, told))
     figures.ablation(
         scores,
         title,
@@ -68,6 +71,7 @@ def run(study: Study) -> Path:
         note,
         is_numeric=bool(ablation.flag),
         output=folder / "figure.png",
+        ours_at=shares,
     )
     console.print(_as_rich(table, title))
     for line in filter(None, (ours, paper, note)):
@@ -76,21 +80,68 @@ def run(study: Study) -> Path:
     return folder
 
 
+def _patches(cells: Sequence[AblationCell]) -> int:
+    """How many patches an image has in these cells, 0 where it has none.
+
+    Raises:
+        UserError: a cell is impossible, and nothing has been trained.
+    """
+    load = lru_cache(maxsize=2)(loading.load)
+    prepared = [prepare_run(each.config, loading.data_of(each.config, load)) for each in cells]
+    return prepared[0].spec.patches if prepared[0].spec.is_vit else 0
+
+
+def _joined(study: Study, patches: int) -> tuple[Study, dict[str, float], str]:
+    """The study without cells that would train as another one does, shares apart in name alone.
+
+    Returns:
+        The study; the share that each value really hides; what was joined, for a reader.
+    """
+    if not (study.ablation.share_of_patches and patches):
+        return study, {}, ""
+    kept = {each.value: masking.count_kept(patches, float(each.value)) for each in study.cells}
+    shares = {value: 1 - number / patches for value, number in kept.items()}
+    groups: dict[int, list[str]] = {}
+    for value, number in kept.items():
+        groups.setdefault(number, []).append(value)
+    run_as = {n: min(g, key=lambda v: abs(float(v) - shares[v])) for n, g in groups.items()}
+    lines = [
+        f"Of {patches} patches, {', '.join(group[:-1])} and {group[-1]} leave {number} visible: "
+        f"one training, run as {run_as[number]}."
+        for number, group in groups.items()
+        if len(group) > 1
+    ]
+    if any(abs(float(value) - share) > 1e-9 for value, share in shares.items()):
+        lines.append("Ours stand at the share that is really hidden.")
+    cells = [each for each in study.cells if each.value in run_as.values()]
+    return replace(study, cells=cells), shares, " ".join(lines)
+
+
+def differing(paper: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """What of the paper's settings is otherwise in a run, the paper's in brackets; "" if nothing.
+
+    Args:
+        plan: of the run.
+    """
+    ours = {**plan["encoder"], **plan["method_config"], **plan}
+    parts = [
+        f"{name.replace('_', ' ')} {text_of(ours[name])} ({text_of(value)})"
+        for name, value in paper.items()
+        if ours.get(name) != value
+    ]
+    return f"Unlike the paper: {', '.join(parts)}." if parts else ""
+
+
 def _run_in_turn(cells: Sequence[AblationCell]) -> list[Run]:
-    """Run one cell after the other, once all of them are known to be possible.
+    """Run one cell after the other, once `_patches` has found all of them possible.
 
     Each is what ``ssl-bench run`` makes of the same settings, run folder included: what is done is
     reused, and what was interrupted is resumed.
 
     Returns:
         The run of each cell, in their order.
-
-    Raises:
-        UserError: a cell is impossible, and nothing has been trained.
     """
     load = lru_cache(maxsize=2)(loading.load)
-    for each in cells:
-        prepare_run(each.config, loading.data_of(each.config, load))
     finished = []
     for number, each in enumerate(cells, start=1):
         console.rule(f"cell {number} of {len(cells)}")
@@ -128,7 +179,9 @@ def collect(
 
 
 def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row for each value: how many runs, and each evaluation's mean, std and paper."""
+    """One row for each value: how many runs, and of each evaluation our mean, half of its 95 % t
+    interval, the standard deviation over runs, and the paper's.
+    """
     ours, paper = (scores[scores["source"] == source] for source in ("ours", "paper"))
     table = pd.DataFrame(index=pd.Index(scores["value"].unique(), name="value"))
     first = ours["evaluation"].iloc[0]
@@ -138,6 +191,7 @@ def tabulate(scores: pd.DataFrame) -> pd.DataFrame:
         groups = ours[ours["evaluation"] == evaluation].groupby("value")["score"]
         known = paper[paper["evaluation"] == evaluation].set_index("value")["score"]
         table[evaluation] = groups.mean().round(4)
+        table[evaluation + _HALF] = figures.half_widths(groups).round(4)
         table[evaluation + _STD] = groups.std().round(4)
         table[evaluation + _PAPER] = known
     return table
@@ -188,29 +242,6 @@ def setting(plans: Sequence[Mapping[str, Any]], constant: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
-def same_share(labels: Iterable[str], patches: int) -> str:
-    """Which shares of the patches hide the same number, for a reader; "" where none do."""
-    groups: dict[int, list[str]] = {}
-    for label in dict.fromkeys(labels):
-        groups.setdefault(masking.count_kept(patches, float(label)), []).append(label)
-    return " ".join(
-        f"Of {patches} patches, {', '.join(group[:-1])} and {group[-1]} leave {kept} visible: "
-        f"one training under {len(group)} names."
-        for kept, group in groups.items()
-        if len(group) > 1
-    )
-
-
-def _same_share(study: Study, plans: Sequence[Mapping[str, Any]]) -> str:
-    if not study.ablation.share_of_patches:
-        return ""
-    encoder = plans[0]["encoder"]
-    if not encoder["patch_size"]:
-        return ""
-    patches = (encoder["image_size"] // encoder["patch_size"]) ** 2
-    return same_share([cell.value for cell in study.cells], patches)
-
-
 def _as_rich(table: pd.DataFrame, title: str) -> Table:
     shown = Table(title=title)
     shown.add_column("value")
@@ -219,14 +250,14 @@ def _as_rich(table: pd.DataFrame, title: str) -> Table:
         for evaluation in evaluations:
             shown.add_column(f"{who}\n{evaluation}", justify="right")
     for value, row in table.iterrows():
-        ours = [_score(row[name], row[name + _STD]) for name in evaluations]
+        ours = [_score(row[name], row[name + _HALF]) for name in evaluations]
         paper = [_score(row[name + _PAPER], digits=1) for name in evaluations]
         shown.add_row(str(value), *ours, *paper)
     return shown
 
 
-def _score(mean: float, std: float = math.nan, digits: int = 2) -> str:
+def _score(mean: float, half: float = math.nan, digits: int = 2) -> str:
     if math.isnan(mean):
         return "-"
-    spread = "" if math.isnan(std) else f" ± {std:.{digits}f}"
+    spread = "" if math.isnan(half) else f" ± {half:.{digits}f}"
     return f"{mean:.{digits}f}{spread}"

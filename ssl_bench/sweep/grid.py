@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.config.chosen import ChosenBy
 from ssl_bench.config.sweep_settings import ClusterSettings, SweepSettings
 from ssl_bench.errors import UserError, require
 from ssl_bench.experiment.run_config import RunConfig, text_of
@@ -68,6 +69,8 @@ class Final:
         configs: for each trial what would be run with its settings, the seed aside.
         seeds: of the runs.
         choose_by: evaluation whose headline chooses the best trial.
+        search: what is known of the search before it is over.
+        lengths: flags of the lengths of the trainings, each of which is run with each seed.
     """
 
     method: str
@@ -75,6 +78,8 @@ class Final:
     configs: tuple[RunConfig, ...]
     seeds: tuple[int, ...]
     choose_by: str
+    search: ChosenBy
+    lengths: tuple[Mapping[str, Any], ...] = ({},)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ depend on which other flags are drawn either.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.api import registry
-from ssl_bench.api.ranges import OneOf, Range
-from ssl_bench.config.settings import Settings
+from ssl_bench.api.ranges import OneOf, Range, draw
+from ssl_bench.config.chosen import ChosenBy
+from ssl_bench.config.settings import BUDGETS, Settings
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.data.names import VALIDATION, several
 from ssl_bench.errors import UserError, require
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
 
 _DATA = ("data", "eval_data")
 """Flags that name data, of which trials hold images out."""
+_LENGTHS = ("epochs", *BUDGETS)
+"""Flags of the training's length. Trials, which are judged at equal lengths, take the first value
+of several; what has won is run under each."""
 _ONE_ONLY = (*_DATA, "evals", "preset")
 """Flags that trials, which are compared with each other, must share."""
 
@@ -37,7 +39,8 @@ _ONE_ONLY = (*_DATA, "evals", "preset")
 def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], list[Final]]:
     """The trials of each method, and what to run once they are done.
 
-    One value given for a flag fixes it, and of several each trial draws one.
+    One value given for a flag fixes it, and of several each trial draws one; but of seeds and of
+    lengths trials take the first, and the runs after them take all.
 
     Raises:
         UserError: there is nothing to draw, or what is given fits no search.
@@ -54,7 +57,7 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
                 f"--{name.replace('_', '-')} has several values; the trials of a search share one",
             )
     for part in parts:
-        fixed = {n: v[0] for n, v in part.given.items() if len(v) == 1 or n == "seed"}
+        fixed = {n: v[0] for n, v in part.given.items() if len(v) == 1 or n in ("seed", *_LENGTHS)}
         base = part.config.with_values(fixed)
         held_out: dict[str, str] = {}
         for name in filter(lambda name: getattr(base.settings, name), _DATA):
@@ -81,8 +84,30 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
         places = tuple(range(len(cells), len(cells) + len(found)))
         cells += [Cell(config, label, drawn[label][0]) for label, config in found]
         configs = tuple(part.config.with_values(fixed | drawn[label][1]) for label, _ in found)
-        seeds = tuple(part.given.get("seed") or (Settings.seed,))
-        finals.append(Final(part.method, places, configs, seeds, choose_by))
+        finals.append(
+            Final(
+                method=part.method,
+                trials=places,
+                configs=configs,
+                seeds=tuple(part.given.get("seed") or (Settings.seed,)),
+                choose_by=choose_by,
+                search=ChosenBy(
+                    preset=base.settings.preset,
+                    space={name: str(each) for name, each in sorted(_space(part).items())},
+                    draws=settings.search,
+                    search_seed=settings.search_seed,
+                    judged_on=held_out["data"],
+                    judged_by=choose_by,
+                ),
+                lengths=tuple(
+                    {name: value}
+                    for name in _LENGTHS
+                    if len(part.given.get(name, ())) > 1
+                    for value in part.given[name]
+                )
+                or ({},),
+            )
+        )
     return cells, finals
 
 
@@ -117,8 +142,24 @@ def best_on_all_images(
         else:
             best = _best(done, final.choose_by, wanted.runs_dir)
             config = final.configs[trials.index(best)]
-            label = f"{final.method}, best of {len(trials)} trials, seed"
-            cells += [Cell(config.with_values({"seed": s}), f"{label} {s}") for s in final.seeds]
+            flops = sum(each.entry.flops for each in done)
+            config = config.chosen_by_search(
+                dataclasses.replace(
+                    final.search,
+                    trials=len(done),
+                    flops=flops,
+                    scores=tuple(each.scores[final.choose_by] for each in done),
+                )
+            )
+            label = f"{final.method}, best of {len(trials)} trials"
+            cells += [
+                Cell(
+                    config.with_values({**length, "seed": seed}),
+                    label_of(label, {**length, "seed": seed}),
+                )
+                for length in final.lengths
+                for seed in final.seeds
+            ]
             failed = len(trials) - len(done)
             aside = f"; {failed} of its {len(trials)} trials failed" if failed else ""
             notes.append(
@@ -140,42 +181,9 @@ def _best(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> CellSta
     return max(done, key=lambda each: sign * each.scores[choose_by])
 
 
-def draw(
-    how: str, space: Mapping[str, Range], count: int, *coordinates: str | int
-) -> list[dict[str, Any]]:
-    """Values from ranges: so many trials, with a value for each name.
-
-    Args:
-        how: "random", or "sobol" for a scrambled Sobol sequence, which spreads evenly.
-        coordinates: what the draws are a function of, besides the names, the trial's number and,
-            for Sobol, the number of names.
-    """
-    names = sorted(space)
-    rows: Any
-    if how == "sobol":
-        import numpy as np
-        from scipy.stats import qmc
-
-        seed = np.random.default_rng(_key(*coordinates))
-        # A power of two, as the sequence wants it; what comes first does not depend on it.
-        rows = qmc.Sobol(len(names), scramble=True, seed=seed).random_base2(
-            (count - 1).bit_length()
-        )
-    else:  # each a function of the coordinates, the trial and the name alone
-        rows = (
-            [(_key(*coordinates, trial, name) >> 11) / 2**53 for name in names]
-            for trial in range(count)
-        )
-    rows = itertools.islice(rows, count)
-    return [{name: space[name].at(u) for name, u in zip(names, row, strict=True)} for row in rows]
-
-
 def _drawn(part: Part, settings: SweepSettings) -> list[dict[str, Any]]:
     """What each trial draws, by flag; one trial without anything where nothing is to be drawn."""
-    method, several = part.config.method, {n: tuple(v) for n, v in part.given.items() if len(v) > 1}
-    several.pop("seed", None)
-    space: dict[str, Range] = {n: r for n, r in method.search().items() if n not in part.given}
-    space |= {name: OneOf(values) for name, values in several.items()}
+    method, space = part.config.method, _space(part)
     if not space:
         if not method.search() and dataclasses.fields(method.config):
             raise UserError(
@@ -187,10 +195,18 @@ def _drawn(part: Part, settings: SweepSettings) -> list[dict[str, Any]]:
     assert settings.trials is not None
     rows = draw(settings.search, space, settings.trials, settings.search_seed, method.name)
     for row in rows:
-        for name in row.keys() - several.keys():
+        for name in row.keys() - part.given.keys():
             where = f"search_space in {method.path}: {name}"
             row[name] = _typed(part.types[name], row[name], where)
     return rows
+
+
+def _space(part: Part) -> dict[str, Range]:
+    """What each trial draws from, by flag."""
+    ranges = part.config.method.search()
+    space: dict[str, Range] = {n: r for n, r in ranges.items() if n not in part.given}
+    several = {n: v for n, v in part.given.items() if len(v) > 1 and n not in ("seed", *_LENGTHS)}
+    return space | {name: OneOf(tuple(values)) for name, values in several.items()}
 
 
 def _typed(type_: Any, value: Any, where: str) -> Any:
@@ -201,9 +217,3 @@ def _typed(type_: Any, value: Any, where: str) -> Any:
         return typed_json.of(type_, list(value) if isinstance(value, tuple) else value, where)
     except Unreadable as error:
         raise UserError(f"{error}, which is no value for it") from None
-
-
-def _key(*coordinates: str | int) -> int:
-    """A 64-bit integer for names and numbers, the same on every machine."""
-    digest = hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

@@ -306,6 +306,11 @@ def _snapshot(training: Training, steps: int, seconds: float) -> None:
     if collectives.rank() == 0:
         make_inside(training.folder, home)
         write_json(home / schema.COST, training.cost(steps, seconds))
+    if training.method.text_side is not None:
+        own = training.method.text_side.state_dict(prefix=f"{weights.TEXT_SIDE}.")
+        own = strategy.full_state(own)
+        if collectives.rank() == 0:
+            weights.write(home / schema.METHOD_WEIGHTS, own)
     weights.save(training.method.encoder, training.plan.encoder, home)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
-from ssl_bench.models import backbones, encoders, weights
+from ssl_bench.models import backbones, encoders, text, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import flops, gradients
@@ -43,6 +44,25 @@ def build_method(
         for module in method.modules():
             encoders.allow_other_sizes(module)
     return method
+
+
+def with_text(
+    spec: EncoderSpec, kind: type[Method], config: Any, captions: Iterable[Iterable[str]]
+) -> EncoderSpec:
+    """The spec with the text encoder of a method that reads captions; it is all that is encoded
+    where the method reads no images. Unchanged for other methods.
+
+    Args:
+        captions: of the training split, from which the vocabulary is learned.
+    """
+    if "caption" not in kind.columns:
+        return spec
+    texts = list(chain.from_iterable(captions))
+    if "image" in kind.columns:
+        width = encoders.width(backbones.empty(spec))
+        return replace(spec, text=text.spec_of(config, texts, width))
+    own = text.spec_of(config, texts)
+    return replace(spec, backbone=text.BERT, patch_size=None, architecture={}, text=own)
 
 
 def make_batch(
@@ -74,7 +94,13 @@ def as_batch(
     views = loader.finished(train, tuple(transforms.values()), draws, pixels)
     normalized = (normalize(view, spec.mean, spec.std, True) for view in views)
     labels_B = train.labels_N[draws.samples_B] if "label" in method.columns else None
-    return Batch(dict(zip(transforms, normalized, strict=True)), draws, labels_B)
+    captions_BL = None
+    if method.data.text and "caption" in method.columns:
+        captions_BL = text.tokens_of(train.captions, method.data.text, train.labels_N.device).draw(
+            draws
+        )
+    named = dict(zip(transforms, normalized, strict=True))
+    return Batch(named, draws, labels_B, captions_BL=captions_BL)
 
 
 @dataclass(frozen=True)
@@ -185,8 +211,14 @@ def pictures(
     view_BCHW = normalize(
         evaluation_view(data.test.images(index_B), spec.image_size), spec.mean, spec.std
     )
+    captions_BL = None
+    if method.data.text:
+        texts = data.test.first_captions
+        captions_BL = text.tokenize([texts[index] for index in index_B.tolist()], method.data.text)
     batch = Batch(
-        dict.fromkeys(method.transforms(), view_BCHW), SampleRng(seed, 0, index_B, "pictures/")
+        dict.fromkeys(method.transforms(), view_BCHW),
+        SampleRng(seed, 0, index_B, "pictures/"),
+        captions_BL=captions_BL,
     )
     # What was compiled for the device of the training need not compile on the CPU.
     with torch.compiler.set_stance("force_eager"):

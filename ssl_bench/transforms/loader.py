@@ -69,7 +69,10 @@ def stored(
     """
     device = split.labels_N.device
     spare: list[list[Tensor]] = []
-    if isinstance(split, StreamedSplit):
+    prepared: Iterator[tuple[SampleRng, list[Tensor]]]
+    if not recipes:  # no image is looked at
+        prepared = ((draws, []) for draws in steps)
+    elif isinstance(split, StreamedSplit):
         pinned = device.type == "cuda"
         jobs = (_job(split, recipes, draws, spare, pinned) for draws in steps)
         prepared = ahead(jobs, split.workers)

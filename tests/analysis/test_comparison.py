@@ -261,6 +261,14 @@ def test_equivalent_is_said_of_what_is_within_the_margin(results: Results) -> No
     assert "≈" in shown(results.compare())
 
 
+def test_a_margin_of_points_says_nothing_of_other_units(results: Results) -> None:
+    for method in ("a", "b"):
+        for seed, value in enumerate((0.80, 0.81, 0.82, 0.79)):
+            run = results.run(method, seed)
+            results.score(run, value + (method == "b") * 0.001, unit="mean error", better="lower")
+    assert [pair.verdict for pair in results.table().pairs] == ["undecided"]
+
+
 def test_what_would_decide_is_said(results: Results) -> None:
     results.seeds("a", [80.0, 82.0, 81.0])
     results.seeds("b", [81.0, 81.5, 80.9])
@@ -936,6 +944,8 @@ def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
     assert order("knn") == ["moco", "mae"] and order("linear") == ["mae", "moco"]
     with pytest.raises(UserError, match="knn, linear"):
         order("accuracy")
+    with pytest.raises(UserError, match=r"--sort 'knm'.*did you mean knn"):
+        order("knm")
 
 
 def test_everything_is_there_as_json(results: Results) -> None:
@@ -946,3 +956,77 @@ def test_everything_is_there_as_json(results: Results) -> None:
     assert {row["method"]: row["n"] for row in content["scores"]} == {"mae": 2, "moco": 1}
     assert [pair["evaluation"] for pair in content["pairs"]] == ["knn"]
     assert {"incomplete", "notes"} <= content.keys()
+
+
+def by(trials: int = 0, flags: tuple[str, ...] = (), tuned: str = "") -> str:
+    """How a run stores who chose its settings."""
+    search = {"trials": trials, "judged_by": "linear"} if trials else {}
+    return json.dumps({"preset": "quick", "tuned": tuned, "flags": [*flags], **search})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "mark"),
+    [
+        (by(trials=8), by(trials=8), "best"),
+        (by(trials=8), by(trials=4), ""),
+        (by(trials=8), by(), ""),
+        (by(), by(), "best"),
+        (by(tuned="by hand"), by(), ""),
+        (by(flags=("base_lr",)), by(), ""),
+        (by(), None, ""),
+        (None, None, "best"),
+        (by(trials=8), "{}", "best"),
+    ],
+)
+def test_only_what_is_tuned_alike_gets_a_star(
+    results: Results, ours: str | None, theirs: str | None, mark: str
+) -> None:
+    results.seeds("a", 80 + NOISE[:4])
+    results.seeds("b", 70 + NOISE[4:8])
+    for row in results.runs:
+        row["chosen_by"] = ours if row["method"] == "a" else theirs
+    table = results.table()
+    assert marks(table) == {"a": mark, "b": ""}
+    assert any("not chosen alike" in note for note in table.notes) == (not mark)
+    [pair] = table.pairs
+    assert pair.verdict == "better"
+
+
+def test_rows_of_one_method_are_what_is_compared(results: Results) -> None:
+    results.seeds("a", 80 + NOISE[:4], ratio=0.75)
+    results.seeds("a", 70 + NOISE[4:8], ratio=0.5)
+    for row in results.runs:
+        row["chosen_by"] = by(flags=("ratio",) if "0.5" in row["settings"] else ())
+    assert [*marks(results.table()).values()].count("best") == 1
+
+
+def test_how_settings_were_chosen_is_told_everywhere(results: Results) -> None:
+    results.seeds("a", 80 + NOISE[:3])
+    results.seeds("b", 70 + NOISE[3:6])
+    for row in results.runs:
+        row["chosen_by"] = by(tuned="by hand") if row["method"] == "a" else by(trials=8)
+    compared = results.compare()
+    a, b = "preset, tuned by hand", "8 trials, held-out linear"
+    assert f"settings: {a} (a); {b} (b)" in " ".join(shown(compared, 160).split())
+    frame = tables.flat(compared)
+    assert dict(zip(frame["label"], frame["settings_chosen_by"], strict=True)) == {"a": a, "b": b}
+    [main] = main_tables(source_of(compared))
+    assert a in exports.as_latex(main) and b in exports.as_markdown(main)
+
+
+def test_seeds_whose_settings_came_about_otherwise_are_no_equals(results: Results) -> None:
+    results.seeds("a", 80 + NOISE[:4])
+    results.seeds("b", 70 + NOISE[4:8])
+    for row in results.runs:
+        is_odd = row["method"] == "a" and row["seed"] == 3
+        row["chosen_by"] = by() if is_odd else by(trials=8)
+    assert "best" not in marks(results.table()).values()
+
+
+def test_one_command_reads_at_all_three_costs(results: Results) -> None:
+    results.seeds("a", (80, 81))
+    results.seeds("b", (70, 71))
+    titles = [table.title for table in results.compare(at="equal-costs").tables]
+    assert len(titles) == 3
+    for title, words in zip(titles, ("images seen", "FLOPs", "s of the device"), strict=True):
+        assert words in title

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -36,6 +37,7 @@ from ssl_bench.analysis.report import (
     origins,
     predictions,
     representations,
+    searching,
     training,
 )
 from ssl_bench.analysis.report.drawing import Drawing
@@ -276,6 +278,23 @@ def test_captions_tell_how_many_images_were_measured(written: Written, runs_dir:
         assert f"features of 20 of the {IMAGES} test images of tiny." in drawn.caption
     assert f"{IMAGES} test images of tiny (robustness on 20 of them)." in written.html
     assert "robustness is measured on 20 of the test images" in written.html
+
+
+def test_figures_name_a_size_of_the_data_as_tables_do(tmp_path: Path) -> None:
+    make_run(tmp_path, "mae", 0, 0.5, evals=("knn",))
+    source = source_of(tmp_path)
+    scores = source.comparison.scores
+    sizes = {"aa": 32, "bb": 64}
+    several = pd.concat(
+        scores.assign(test_fingerprint=digest, settings=json.dumps({"image_size": size}))
+        for digest, size in sizes.items()
+    )
+    source = Source(
+        source.index, dataclasses.replace(source.comparison, scores=several), source.looks
+    )
+    titles = [title for title, _ in source.evaluations(source.headlines)]
+    assert [title.endswith(f"tiny at {size} px") for title, size in
+            zip(titles, sizes.values(), strict=True)] == [True, True]  # fmt: skip
 
 
 def test_a_curve_is_of_groups_that_differ_in_nothing_else(tmp_path: Path) -> None:
@@ -696,3 +715,61 @@ def test_watch_goes_without_seconds() -> None:
     assert parsed("--watch", "0.5").watch == 0.5
     with pytest.raises(UserError, match="watch"):
         parsed("--watch", "0")
+
+
+def test_crossings_are_read_between_budgets_and_not_beyond() -> None:
+    def curve(*points: tuple[float, float]) -> pd.DataFrame:
+        return pd.DataFrame(points, columns=["flops", "mean"])
+
+    rising, flat = curve((1, 70), (16, 90)), curve((1, 80), (16, 80))
+    assert cost.crossings(rising, flat, "flops") == pytest.approx([4])
+    assert cost.crossings(flat, rising, "flops") == pytest.approx([4])
+    assert cost.crossings(rising, curve((8, 80), (64, 80)), "flops") == []
+    assert cost.crossings(rising, curve((1, 60), (4, 70), (16, 95)), "flops") != []
+    assert cost.crossings(rising, flat.iloc[:1], "flops") == []
+    assert cost.crossings(curve((1, 70), (2, 70)), curve((4, 80), (8, 60)), "flops") == []
+
+
+def test_budgets_show_where_methods_change_places(tmp_path: Path) -> None:
+    tops = {"mae": (60.0, 70.0, 90.0), "byol": (70.0, 72.0, 74.0)}
+    for method, values in tops.items():
+        for number, value in enumerate(values):
+            for seed in (0, 1):
+                folder = make_run(tmp_path, method, seed, evals=("knn",))
+                shutil.rmtree(folder / "snapshots")
+                change(folder / "config.json", epochs=4**number, seed=seed)
+                spent = {"images_seen": 100 * 4**number, "flops": 4.0**number * 1e9}
+                change(folder / "cost.json", **spent, seconds=4.0**number)
+                change(folder / "evals" / f"knn-beef-seed{seed}-fp32" / "scores.json",
+                       scores={"top1": value + seed})  # fmt: skip
+                folder.rename(tmp_path / f"{method}-{number}-{seed}")
+    [drawn] = figures(cost.over_budgets(source_of(tmp_path)))
+    assert len(drawn.figure.axes) == 3
+    assert "byol and mae at" in drawn.caption
+    assert set(drawn.data["cost"]) == {"flops", "images_seen", "seconds"}
+    assert list(drawn.data["n"]) == [2] * 18
+    make_run(tmp_path / "one", "mae", 0, evals=("knn",))
+    assert figures(cost.over_budgets(source_of(tmp_path / "one"))) == []
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=7))
+def test_the_expected_best_of_k_is_a_mean_over_all_subsets(scores: list[int]) -> None:
+    ours = searching.expected_best(scores)
+    for k, best in enumerate(ours, 1):
+        subsets = [max(each) for each in itertools.combinations(scores, k)]
+        assert best == pytest.approx(sum(subsets) / len(subsets))
+
+
+def test_what_more_trials_find_is_drawn_for_each_method(tmp_path: Path) -> None:
+    for method, scores in {"mae": [60.0, 80.0, 70.0], "byol": [50.0, 50.5, 55.0]}.items():
+        folder = make_run(tmp_path, method, 0, evals=("knn",))
+        known = {"trials": 3, "judged_by": "linear", "judged_on": "tiny@validation",
+                 "scores": scores, "flops": 10**12}  # fmt: skip
+        change(folder / "config.json", chosen_by=known)
+    [drawn] = figures(searching.best_of_trials(source_of(tmp_path)))
+    assert list(drawn.data.loc[drawn.data["method"] == "mae", "best"]) == pytest.approx(
+        [70, (80 + 70 + 80) / 3, 80]
+    )
+    change(folder / "config.json", chosen_by={"trials": 3, "scores": ["x"]})
+    [drawn] = figures(searching.best_of_trials(source_of(tmp_path)))
+    assert set(drawn.data["method"]) == {"mae"}

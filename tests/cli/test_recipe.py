@@ -399,7 +399,7 @@ def test_recipe_command_prints_tables_without_pandas() -> None:
         (["run", "--preset", "imagenet-mocov3-vits", "--method", "mae"], "--method mocov3 would"),
         (["run", "--preset", "imagenet-mae-vitb"], "no such folder or file: ./imagenet"),
         ([*RUN, "linear-paper", "--linear-paper-batch-size", "1"], "--linear-paper-batch-size 1"),
-        ([*RUN, "finetune", "--finetune-random-erasing", "2"], "finetune random erasing 2.0"),
+        ([*RUN, "finetune", "--finetune-random-erasing", "2"], "--finetune-random-erasing 2.0"),
         ([*RUN, "finetune", "--finetune-min-lr", "-1"], "--finetune-min-lr -1"),
     ],
 )  # fmt: skip

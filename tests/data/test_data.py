@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.io
 import torch
 from helpers import ROOT, held_out
 from hypothesis import given
@@ -444,6 +445,12 @@ def test_short_side_is_resized_and_the_centre_kept() -> None:
     assert square.shape == (3, 50, 50) and square.dtype == np.uint8
     # Only the blue middle third is left, but for the filter's reach at the two edges.
     assert (square[:, :, 2:-2] == np.array([0, 0, 255])[:, None, None]).all()
+
+
+def test_squares_are_resized_bicubically() -> None:
+    image = noise(0, 40, 40)
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert (square_CSS(image, 16, 3) == expected).all()
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
@@ -948,7 +955,104 @@ def test_stl10_with_and_without_labels(tmp_path: Path, monkeypatch: pytest.Monke
     assert same(plain.test.images_NCHW, labelled.test.images_NCHW)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "food101", "dtd"])
+def jpeg(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise(seed, 40, 30).save(path)
+
+
+def dtd(root: Path) -> Path:
+    home = root / "dtd" / "dtd"
+    (home / "labels").mkdir(parents=True)
+    for number, split in enumerate(("train", "val", "test")):
+        names = [f"{kind}/{kind}_{number}{index}.jpg" for kind in KINDS for index in range(2)]
+        (home / "labels" / f"{split}1.txt").write_text("".join(f"{name}\n" for name in names))
+        for seed, name in enumerate(names):
+            jpeg(home / "images" / name, 10 * number + seed)
+    return home / "labels/train1.txt"
+
+
+def flowers102(root: Path) -> Path:
+    home = root / "flowers-102"
+    for number in range(1, 9):
+        jpeg(home / "jpg" / f"image_{number:05}.jpg", number)
+    labels = {"labels": np.array([1, 2, 1, 2, 1, 2, 1, 2])}
+    scipy.io.savemat(home / "imagelabels.mat", labels)
+    splits = {"trnid": [1, 2, 3, 4], "valid": [5], "tstid": [6, 7, 8]}
+    scipy.io.savemat(home / "setid.mat", {name: np.array(ids) for name, ids in splits.items()})
+    return home / "imagelabels.mat"
+
+
+def food101(root: Path) -> Path:
+    home = root / "food-101"
+    (home / "meta").mkdir(parents=True)
+    for number, split in enumerate(("train", "test")):
+        names = {kind: [f"{kind}/{number}{index}" for index in range(2)] for kind in KINDS}
+        (home / "meta" / f"{split}.json").write_text(json.dumps(names))
+        for seed, name in enumerate(each for every in names.values() for each in every):
+            jpeg(home / "images" / f"{name}.jpg", 10 * number + seed)
+    return home / "meta/train.json"
+
+
+def oxford_iiit_pet(root: Path) -> Path:
+    home = root / "oxford-iiit-pet"
+    (home / "annotations").mkdir(parents=True)
+    for number, split in enumerate(("trainval", "test")):
+        names = [(f"Some_{kind}_{number}{index}", label)
+                 for label, kind in enumerate(KINDS, 1) for index in range(2)]  # fmt: skip
+        lines = "".join(f"{name} {label} 1 1\n" for name, label in names)
+        (home / "annotations" / f"{split}.txt").write_text(lines)
+        for seed, (name, _) in enumerate(names):
+            jpeg(home / "images" / f"{name}.jpg", 10 * number + seed)
+    return home / "annotations/trainval.txt"
+
+
+KINDS = ("banded", "dotted")
+LAYOUTS = {
+    "dtd": (dtd, (4, 4), KINDS),
+    "flowers102": (flowers102, (4, 3), ("pink primrose", "hard-leaved pocket orchid")),
+    "food101": (food101, (4, 4), KINDS),
+    "oxford-iiit-pet": (oxford_iiit_pet, (4, 4), ("Some Banded", "Some Dotted")),
+}
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flowers102 without the check sums of its real files."""
+    from torchvision import datasets
+
+    names = {name: (file, None) for name, (file, _) in datasets.Flowers102._file_dict.items()}
+    monkeypatch.setattr(datasets.Flowers102, "_file_dict", names)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_photographs_in_torchvisions_layout(tmp_path: Path, name: str, storage: Storage) -> None:
+    lay_out, counts, classes = LAYOUTS[name]
+    lay_out(tmp_path)
+    found = data.load(name, 14, data_dir=tmp_path, storage=storage)
+    assert (len(found.train), len(found.test)) == counts
+    assert found.classes[:2] == classes and found.channels == 3
+    expected = [0, 1, 0, 1] if name == "flowers102" else [0, 0, 1, 1]
+    assert found.train.labels_N.tolist() == expected
+    assert found.train.images(torch.arange(4)).shape == (4, 3, 16, 16)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["dtd", "food101", "oxford-iiit-pet"])
+def test_damaged_files_of_torchvisions_get_one_line(tmp_path: Path, name: str) -> None:
+    LAYOUTS[name][0](tmp_path).write_text("no such thing\n")
+    with pytest.raises(UserError, match=f"'{name}' in .* is damaged"):
+        data.load(name, data_dir=tmp_path)
+
+
+def test_splits_of_other_classes_are_refused(tmp_path: Path) -> None:
+    dtd(tmp_path).write_text("dotted/dotted_00.jpg\n")
+    with pytest.raises(UserError, match="name 1 and 2 classes"):
+        data.load("dtd", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "stl10-unlabelled", *LAYOUTS])
 def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("network is unreachable")

@@ -665,3 +665,11 @@ def test_a_damaged_parquet_file_is_named(photographs: Path, tmp_path: Path) -> N
     for storage in ("memory", "stream"):
         with pytest.raises(UserError, match=f"{path.name}' cannot be read"):
             data.load(str(tmp_path / "copy"), 28, storage=storage)
+
+
+def test_a_part_of_a_streamed_split_has_its_images_and_labels() -> None:
+    whole = split_of([encoded(photograph(seed, 48, 40)) for seed in range(6)])
+    part = whole.subset([4, 1])
+    assert len(part) == 2
+    assert torch.equal(part.labels_N, whole.labels_N[[4, 1]])
+    assert torch.equal(part.images(torch.tensor([0, 1])), whole.images(torch.tensor([4, 1])))

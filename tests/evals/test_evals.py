@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
+from ssl_bench.api.ranges import LogUniform, Uniform
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning, linear_probe, neighbors
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, match_channels, prepare
-from ssl_bench.evaluation.metrics import accuracy, holdout
+from ssl_bench.evaluation.metrics import accuracy, held_out, holdout
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.timm_augment import rand_augment
@@ -95,6 +96,22 @@ def test_holdout_is_a_partition_that_depends_on_the_data_alone(tiny: Dataset) ->
     assert torch.equal(holdout(tiny, 0.25)[1], held_out)
     other = dataclasses.replace(tiny, fingerprint="another")
     assert not torch.equal(holdout(other, 0.25)[1], held_out)
+
+
+@pytest.mark.parametrize(
+    "count,share,expected", [(29, 0.1, 3), (24, 0.1, 2), (3, 0.1, 1), (2, 0.9, 1)]
+)
+def test_the_share_to_choose_on_is_the_nearest_whole_number(
+    count: int, share: float, expected: int
+) -> None:
+    fit, chosen_on = held_out(count, share, "data")
+    assert (len(fit), len(chosen_on)) == (count - expected, expected)
+
+
+def test_raw_pixels_are_the_evaluation_view(tiny: Dataset, spec: EncoderSpec) -> None:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    expected = ((tiny.test.images_NCHW / 255 - mean) / std).flatten(1)
+    torch.testing.assert_close(RawPixels(spec, CPU, 0).features(tiny.test)["pixels"], expected)
 
 
 def test_accuracy_is_in_percent() -> None:
@@ -188,7 +205,7 @@ def test_linear_is_blind_to_the_scale_of_the_features(tiny: Dataset, spec: Encod
 
 
 def test_features_are_the_tokens_after_the_norm(tiny: Dataset, spec: EncoderSpec) -> None:
-    module = backbones.build(spec, seed=0).eval()
+    module = backbones.build(spec, seed=0, drop_path_rate=0.5).train()
     encoder = Encoder(module, spec, CPU, seed=0)
     images = tiny.test.images_NCHW.float() / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
@@ -416,9 +433,10 @@ class TestFinetune:
         with torch.no_grad():
             tokens = encoder.blocks(encoder._pos_embed(encoder.patch_embed(images)))
             model = finetuning.Classifier(encoder, 3).eval()
+            assert model.head.weight.std() < 1e-4
+            model.head.weight.normal_()
             expected = model.head(model.fc_norm(tokens[:, 1:].mean(1)))
             torch.testing.assert_close(model(images), expected)
-        assert model.head.weight.std() < 1e-4
 
     def test_scratch_baseline_has_its_own_rate_and_no_layer_decay(self) -> None:
         config = self.config(base_lr=1e-3, scratch_lr=3e-3, layer_decay=0.5)
@@ -618,6 +636,26 @@ class TestLinearPaper:
         assert start.weight.std().item() == pytest.approx(0.3, rel=0.1)
         assert not start.bias.any()
 
+    def test_images_are_classified_by_the_statistics_of_the_training(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not by those of the test images; MAE's norm adds 1e-6 and learns nothing."""
+        code, probes = PAPER.load(), []
+        build = code._probe
+        monkeypatch.setattr(code, "_probe", lambda *how: probes.append(build(*how)) or probes[0])
+        config = PAPER.config(epochs=5, batch_size=40, base_lr=3.0, pooling="avg", crop_scale=1.0)
+        split = dataclasses.replace(tiny.test, images_NCHW=tiny.test.images_NCHW // 2)
+        data, pixels = dataclasses.replace(tiny, test=split), Pixels(spec)
+        result = PAPER.load_class()(config).evaluate(pixels, data)
+        [(norm, head)] = probes
+        assert norm.weight is None and norm.eps == 1e-6
+        inputs = pixels.features(split)["avg"] - norm.running_mean
+        logits = inputs / (norm.running_var + 1e-6).sqrt() @ head.weight.T + head.bias
+        assert torch.equal(result.predictions_N, logits.argmax(dim=1))
+        own = (inputs - inputs.mean(0)) / (inputs.std(0, correction=0) + 1e-6)
+        other = (own @ head.weight.T + head.bias).argmax(dim=1)
+        assert not torch.equal(result.predictions_N, other)
+
     def test_each_epoch_sees_other_views_and_the_batch_shrinks_to_the_data(
         self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -659,3 +697,52 @@ class TestLinearPaper:
                 call(encoder)
         result = PAPER.load_class()(PAPER.config(epochs=1, pooling="avg")).evaluate(encoder, tiny)
         assert result.predictions_N.shape == (40,)
+
+
+@pytest.fixture(scope="module")
+def micro(tiny: Dataset) -> Encoder:
+    shape = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    spec = EncoderSpec("vit_micro", 16, 8, 3, tiny.mean, tiny.std, shape)
+    return Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
+
+
+SHORT_TUNING = {"epochs": 1, "batch_size": 24, "auto_augment": "", "warmup": 0.0, "mixup": 0.0}
+
+
+def test_trials_of_fine_tuning_are_judged_on_held_out_training_images(
+    micro: Encoder, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The given rate learns nothing; whichever is drawn is better, whatever the test labels are."""
+    config = FINETUNE.config(**SHORT_TUNING, base_lr=1e-9, trials=3)
+    evaluation = FINETUNE.load_class()(config)
+    trained: list[int] = []
+    train = finetuning.train
+
+    def counted(model: Any, encoder: Any, split: Split, config: Any) -> None:
+        trained.append(len(split))
+        train(model, encoder, split, config)
+
+    monkeypatch.setattr(finetuning, "train", counted)
+    found = evaluation.evaluate(micro, tiny)
+    whole = len(tiny.train)
+    assert trained == [whole - whole // 10] * 3 + [whole]
+    space = FINETUNE.search()
+    for name in ("base_lr", "crop_scale"):
+        range_ = space[name]
+        assert isinstance(range_, LogUniform | Uniform)
+        assert range_.low <= found.chosen[name] <= range_.high
+    assert found.chosen["base_lr"] > 1e-4
+    other = dataclasses.replace(
+        tiny, test=dataclasses.replace(tiny.test, labels_N=tiny.test.labels_N.flip(0))
+    )
+    assert evaluation.evaluate(micro, other).chosen == found.chosen
+
+
+def test_a_trial_that_diverges_is_not_taken(micro: Encoder, tiny: Dataset) -> None:
+    mad = FINETUNE.config(**SHORT_TUNING, base_lr=1e30)
+    with pytest.raises(finetuning.Diverged):
+        FINETUNE.load_class()(mad).evaluate(micro, tiny)
+    found = FINETUNE.load_class()(dataclasses.replace(mad, trials=2)).evaluate(micro, tiny)
+    assert found.chosen["base_lr"] < 1
+    with pytest.raises(finetuning.Diverged, match="all 1 trials"):
+        FINETUNE.load_class()(dataclasses.replace(mad, trials=1)).evaluate(micro, tiny)

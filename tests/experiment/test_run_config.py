@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
+from ssl_bench.config import chosen
+from ssl_bench.config.chosen import ChosenBy
 from ssl_bench.errors import UserError
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.sweep import jobs
@@ -267,3 +269,44 @@ def test_smaller_batches_make_no_more_steps() -> None:
     steps = {images: config.epochs_on(images) * (images // config.batch_on(images))
              for images in (64, 128, 60_000)}  # fmt: skip
     assert max(steps.values()) <= 1.01 * min(steps.values())
+
+
+SEARCH = ChosenBy(trials=8, judged_by="linear", space={"base_lr": "1e-3 to 1e-2"})
+
+
+def test_a_searchs_choice_is_carried_by_all_that_changes_no_setting_of_the_method() -> None:
+    config = flags.parse_run(["--method", "mae", "--base-lr", "3e-3"]).chosen_by_search(SEARCH)
+    again = RunConfig.from_json(json.loads(json.dumps(config.to_json())))
+    for each in (config, again, again.with_values({"seed": 3, "budget_flops": 1e9})):
+        assert (each.chosen_by["trials"], each.chosen_by["judged_by"]) == (8, "linear")
+    assert again == config
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_choice_that_was_changed_is_no_longer_the_searchs(by_hand: bool) -> None:
+    config = flags.parse_run(["--method", "mae"]).chosen_by_search(SEARCH)
+    if by_hand:
+        content = json.loads(json.dumps(config.to_json()))
+        content["method_config"]["mask_ratio"] = 0.5
+        config = RunConfig.from_json(content)
+    else:
+        config = config.with_values({"mask_ratio": 0.5})
+    assert "trials" not in config.chosen_by
+    assert config.chosen_by["flags"] == ["mask_ratio"]
+    assert chosen.in_words(config.chosen_by) == "set by hand"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "preset, tuned by hand"),
+        (["--method", "mocov3"], "preset, not tuned"),
+        (["--preset", "small"], "preset, not tuned"),
+        (["--batch-size", "64", "--epochs", "3", "--seed", "5"], "preset, tuned by hand"),
+        (["--base-lr", "1e-3"], "set by hand"),
+        (["--method", "random-init"], ""),
+    ],
+)
+def test_a_preset_says_how_it_came_about(words: list[str], said: str) -> None:
+    assert chosen.in_words(flags.parse_run(words).chosen_by) == said
+    assert chosen.in_words(None) == "not recorded"

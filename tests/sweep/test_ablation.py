@@ -22,7 +22,7 @@ from ssl_bench.experiment import figures, loading
 from ssl_bench.experiment.preparation import prepare_run
 from ssl_bench.experiment.running import Run
 from ssl_bench.sweep import ablation, ablation_results
-from ssl_bench.sweep.ablation import AblationCell
+from ssl_bench.sweep.ablation import AblationCell, Study
 from ssl_bench.training import pretrain
 from ssl_bench.utils.files import load_json
 
@@ -189,21 +189,45 @@ def test_a_value_is_passed_on_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "patches,groups",
+    ("patches", "joined"),
     [
-        (16, {"0.7 and 0.75": 4}),
-        (4, {"0.1 and 0.2": 3, "0.3, 0.4 and 0.5": 2, "0.6, 0.7 and 0.75": 1}),
+        (16, {"0.75": ["0.7", "0.75"]}),
+        (4, {"0.2": ["0.1", "0.2"], "0.5": ["0.3", "0.4", "0.5"], "0.75": ["0.6", "0.7", "0.75"]}),
         (196, {}),
     ],
 )
-def test_only_shares_that_hide_as_much_are_said_to_be_one_training(
-    patches: int, groups: dict[str, int]
+def test_shares_that_hide_as_much_are_one_training(
+    patches: int, joined: dict[str, list[str]]
 ) -> None:
+    """The one whose name is nearest to what is really hidden is run, and drawn there."""
     labels = ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.75"]
-    note = ablation_results.same_share(labels, patches)
-    assert note.count("leave") == len(groups)
-    for group, kept in groups.items():
-        assert f"Of {patches} patches, {group} leave {kept} visible: one training" in note
+    cells = [AblationCell(label, CONFIG) for label in labels for _ in range(2)]
+    study = Study("mae", "mask-ratio", MAE.ablations()["mask-ratio"], cells, (), Path("runs"))
+    kept, shares, note = ablation_results._joined(study, patches)
+    dropped = {label for group in joined.values() for label in group} - joined.keys()
+    assert [cell.value for cell in kept.cells] == [
+        label for label in labels for _ in range(2) if label not in dropped
+    ]
+    for label in labels:
+        assert shares[label] * patches == pytest.approx(round(shares[label] * patches))
+        assert 0 <= shares[label] - float(label) < 1 / patches + 1e-9
+    assert note.count("one training") == len(joined)
+    for name in joined:
+        assert f"one training, run as {name}." in note
+
+
+def test_what_differs_from_the_paper_is_told(tmp_path: Path) -> None:
+    plan = {"data": "images", "epochs": 800, "batch_size": 64, "encoder": {"backbone": "vit_nano"},
+            "method_config": {"decoder_depth": 1, "sampling": "random"}}  # fmt: skip
+    paper = {"data": "ImageNet-1k", "epochs": 800, "batch_size": 4096, "decoder_depth": 8,
+             "sampling": "random", "backbone": "vit_large_patch16_224"}  # fmt: skip
+    assert ablation_results.differing(paper, plan) == (
+        "Unlike the paper: data images (ImageNet-1k), batch size 64 (4096), decoder depth 1 (8), "
+        "backbone vit_nano (vit_large_patch16_224)."
+    )
+    assert ablation_results.differing({"epochs": 800}, plan) == ""
+    known = MAE.ablations()["mask-ratio"].settings
+    assert known.keys() <= {*vars(CONFIG.settings), *vars(CONFIG.method_config)}
 
 
 def test_captions_say_what_was_held_constant(ablate: Call, tmp_path: Path) -> None:
@@ -225,7 +249,9 @@ def test_captions_say_what_was_held_constant(ablate: Call, tmp_path: Path) -> No
     out = " ".join(out.split())
     [ours] = re.findall(r"ours: .*?seed 0", out)
     assert "norm pix loss yes, " in ours and "mask ratio" not in ours
-    assert "Of 16 patches, 0.7 and 0.75 leave 4 visible: one training under 2 names." in out
+    assert "Of 16 patches, 0.7 and 0.75 leave 4 visible: one training, run as 0.75." in out
+    assert "Unlike the paper: data images (ImageNet-1k)" in out
+    assert len(run_names(tmp_path)) == 2, "0.75 and the target's, and no second one of 0.7"
 
 
 def test_no_setting_tells_what_is_varied() -> None:
@@ -278,6 +304,10 @@ def test_numbers_are_those_of_the_runs(ablate: Call, tmp_path: Path) -> None:
         row = table.loc[float(value)]
         assert row["runs"] == 2
         assert row["linear"] == pytest.approx(sum(scores) / 2, abs=1e-3)
+        t = 12.7062
+        assert row["linear half width"] == pytest.approx(
+            t * abs(scores[0] - scores[1]) / 2, abs=1e-2
+        )
         assert row["linear std"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5, abs=1e-3)
     assert table.loc[0.75, "linear of the paper"] == 73.5
     assert table["linear"].count() == 2
@@ -409,6 +439,10 @@ def test_figure_shows_both_sides_on_axes_of_their_own(
     assert sorted(ys(left.lines[-1])) == ours
     means = [sum(ours[at : at + 2]) / 2 for at in range(0, len(ours), 2)]
     assert sorted(ys(left.lines[0])) == means
+    bars: Any = left.containers[0]
+    [whiskers] = bars.lines[2]
+    heights = [float(segment[1, 1] - segment[0, 1]) for segment in whiskers.get_segments()]
+    assert heights == pytest.approx([12.7062] * len(values), rel=1e-4)
     assert ys(right.lines[0]) == list(known.paper["linear"])
     labels = [label.get_text() for label in left.get_xticklabels()]
     assert set(values) <= set(labels)

@@ -209,7 +209,7 @@ def test_a_presets_data_are_held_out_of_too() -> None:
         (["--trials", 0], "trials 0 is out of range"),
         (["--trials", 5001, "--method", "mae,mocov3"], "a sweep of 10,002 cells"),
         ([], "needs a number of trials for each method, such as --trials 16"),
-        (["--trials", 2, "--mask-ratio", "1.5,2"], "is impossible: mask ratio"),
+        (["--trials", 2, "--mask-ratio", "1.5,2"], "is impossible: --mask-ratio"),
     ],
 )
 def test_mistakes_in_a_search(words: list[object], said: str) -> None:
@@ -263,3 +263,36 @@ def test_a_presets_own_values_lie_in_the_ranges(method: str, preset: str) -> Non
     for name, range_ in plugin.search().items():
         if isinstance(range_, Uniform | LogUniform):
             assert range_.low <= getattr(config, name) <= range_.high, name
+
+
+def test_trials_take_the_first_length_and_what_has_won_runs_under_each() -> None:
+    words = ("--search", "sobol", "--trials", 3, "--budget-flops", "2e10,5e9,8e10", "--seed", "0,1")
+    found = sweep(*words)
+    assert {cell.config.settings.budget_flops for cell in found.cells} == {2e10}
+    assert len(found.cells) == 3
+    [final] = found.finals
+    assert [*final.lengths] == [{"budget_flops": each} for each in (2e10, 5e9, 8e10)]
+    assert "budget_flops" not in final.search.space
+
+
+def test_a_search_knows_what_it_draws_and_where_it_judges() -> None:
+    words = ("--search", "sobol", "--trials", 3, "--search-seed", 7, "--mask-ratio", 0.6)
+    [final] = sweep(*words, "--flip", "yes,no", "--evals", "linear").finals
+    known = final.search
+    assert known.space.keys() == {*registry.find("method", "mae").search(), "flip"} - {"mask_ratio"}
+    assert (known.draws, known.search_seed, known.judged_by) == ("sobol", 7, "linear")
+    assert known.judged_on == "fashion-mnist@validation"
+
+
+LEARN = [each for each in METHODS if dataclasses.fields(each.config)]
+
+
+@pytest.mark.parametrize("plugin", LEARN, ids=lambda plugin: plugin.name)
+def test_every_method_is_searched_in_the_same_roles(plugin: Plugin) -> None:
+    """Who may switch crops off, or take ten times the learning rate, is not a question of luck."""
+    space = plugin.search()
+    rate, crops = space["base_lr"], space["crop_scale"]
+    assert isinstance(rate, LogUniform) and isinstance(crops, Uniform)
+    assert rate.high / rate.low >= 50 and 1e-3 <= rate.high <= 1e-2
+    assert crops.low <= 0.2 and crops.high == 1
+    assert len(space) >= 3

@@ -127,6 +127,14 @@ def test_the_best_trial_by_held_out_images_is_run_on_all(
     best = max((0, 1), key=lambda k: trials[k]["scores"]["knn"])  # type: ignore[index]
     assert [plan["method_config"] for plan in plans[2:]] == [plans[best]["method_config"]] * 2
     assert [plan["seed"] for plan in plans[2:]] == [0, 1]
+    for plan in plans[2:]:
+        chosen_by = plan["chosen_by"]
+        assert (chosen_by["trials"], chosen_by["judged_by"]) == (2, "knn")
+        assert chosen_by["judged_on"].endswith("@validation")
+        assert chosen_by["config"] == plan["method_config"]
+        assert chosen_by["scores"] == [trial["scores"]["knn"] for trial in trials]  # type: ignore[index]
+        costs = [tmp_path / "runs" / str(cell["run"]) / "cost.json" for cell in trials]
+        assert chosen_by["flops"] == sum(load_json(path)["flops"] for path in costs)
 
 
 @pytest.mark.parametrize(

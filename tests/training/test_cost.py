@@ -265,8 +265,8 @@ print(peak_memory_mib(cpu.device))
     ("words", "message"),
     [
         (["--budget-flops", "1"], "less than the"),
-        (["--budget-flops", "0"], "budget flops 0"),
-        (["--budget-flops", "inf"], "budget flops inf"),
+        (["--budget-flops", "0"], "--budget-flops 0"),
+        (["--budget-flops", "inf"], "--budget-flops inf"),
         (["--budget-time", "soon"], "'soon' is no time such as 90s"),
         (["--budget-time", "1:30"], "1m30s or 1h30m would work"),
         (["--budget-time", "0s"], "--budget-time 0"),

@@ -8,6 +8,7 @@ comparable are kept apart, and a note says why. The headline scores are tested i
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -23,6 +24,7 @@ from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
+from ssl_bench.config import chosen
 from ssl_bench.config.command_settings import At, VerdictSettings
 from ssl_bench.errors import no_choice, require
 from ssl_bench.runs.index import Index
@@ -45,6 +47,7 @@ class Group:
         seeds: by run, in ascending order.
         costs: means over the pre-trainings, up to the point where the table reads the scores, and
             sizes; None where they were not measured.
+        chosen_by: how its settings were chosen, as `chosen.in_words` has it.
         is_baseline: whether it is what the evaluations have beside the runs, such as raw pixels;
             its runs are names for them alone, and it is not tested.
     """
@@ -55,7 +58,16 @@ class Group:
     seeds: Mapping[str, int]
     costs: Mapping[str, float | None]
     devices: tuple[str, ...]
+    chosen_by: str = ""
     is_baseline: bool = False
+
+    def is_tuned_like(self, other: Group) -> bool:
+        """Whether a lead over the other may be the method's own, and not that of its tuning.
+
+        Rows of one method differ in the very settings that are compared.
+        """
+        ways = self.chosen_by, other.chosen_by
+        return "" in ways or len({*ways}) == 1 or self.method == other.method
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,15 @@ class ScoreTable:
     def headlines(self) -> tuple[Column, ...]:
         """The columns that are tested."""
         return tuple(column for column in self.columns if column.is_headline)
+
+    @property
+    def chosen_by(self) -> dict[str, list[str]]:
+        """The methods whose settings were chosen in the same way, by that way in words."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for group in self.groups:
+            if group.chosen_by and group.method not in found[group.chosen_by]:
+                found[group.chosen_by].append(group.method)
+        return dict(found)
 
     def label(self, key: str) -> str:
         """A group's label by its key."""
@@ -211,12 +232,20 @@ def compare(
     own, whose label says so.
 
     Args:
-        at: read the scores at the "end" of each run, or at a cost that is equal for all.
+        at: read the scores at the "end" of each run, or at a cost that is equal for all; with
+            "equal-costs" at each kind of cost, in tables of their own.
         at_cost: that cost, in images, FLOPs or seconds. Default: the largest that all ended runs
             reach.
         settings: how differences are judged.
     """
     settings = settings or VerdictSettings()
+    if at == "equal-costs":
+        first, *others = (compare(index, each, None, settings) for each in curves.AXES)
+        return replace(
+            first,
+            tables=(*first.tables, *(table for each in others for table in each.tables)),
+            notes=(*dict.fromkeys([*first.notes, *(n for each in others for n in each.notes)]),),
+        )
     runs = index.runs.drop_duplicates("run")
     every, keys, duplicates, notes = grouping.group(runs, index.scores)
     scores = every
@@ -301,11 +330,18 @@ def _table(
                 if right_SN is not None:
                     means[key] = statistics.mean_over_seeds_and_images(right_SN)
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
+        if not tuned_alike([group for group in groups if group.key in means]):
+            marks = {key: mark for key, mark in marks.items() if mark != "best"}
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
         if column.is_headline and column.better != "neither":
             what = f"{column.title}{version}"
             notes += _ahead(what, column, groups, beside, {**cells, **beside_cells})
+    if not tuned_alike(groups):
+        notes.append(
+            "settings were not chosen alike, so that a lead may be that of the tuning: where rows "
+            "of a column differ in it, none is called the best"
+        )
     devices = sorted({device for group in groups for device in group.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
@@ -335,11 +371,16 @@ def _table(
     )
 
 
+def tuned_alike(groups: Sequence[Group]) -> bool:
+    """Whether no group's settings were chosen in another way than those of another method."""
+    return all(a.is_tuned_like(b) for a, b in itertools.combinations(groups, 2))
+
+
 def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tuple[Group, ...]:
     """The rows of a table, in the order of the keys, with the mean costs of their runs."""
     names = ["key", "label", "method", "run", "seed", *COSTS]
     members = scores.drop_duplicates(["key", "run"]).sort_values("seed")[names]
-    members = members.merge(runs[["run", "device", *_SIZES]], on="run")
+    members = members.merge(runs[["run", "device", "chosen_by", *_SIZES]], on="run")
     numbers = members[[*COSTS, *_SIZES]].apply(pd.to_numeric, errors="coerce")
     means = numbers.groupby(members["key"]).mean()
     means.loc[members.groupby("key")["device"].nunique() > 1, list(_DEVICE_COSTS)] = math.nan
@@ -356,6 +397,7 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
             seeds={row["run"]: int(row["seed"]) for row in rows},
             costs=costs[key],
             devices=tuple(sorted({_text(row["device"]) for row in rows} - {""})),
+            chosen_by=" / ".join(sorted({_chosen(row["chosen_by"]) for row in rows})),
         )
         for key in keys
         if (rows := by_key.get(key))
@@ -401,6 +443,10 @@ def _ahead(
         for label, mean in means(beside).items()
         if column.sign * mean > column.sign * of_runs[best]
     ]
+
+
+def _chosen(text: Any) -> str:
+    return chosen.in_words(grouping.parse(text) if isinstance(text, str) else None)
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:

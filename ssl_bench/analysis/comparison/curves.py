@@ -17,7 +17,7 @@ COSTS = ("images_seen", "flops", "seconds")
 SAME = 0.01
 """Costs within this fraction of each other are equal: trainings end at whole steps."""
 _CURVE = ["key", "run", "eval", "protocol", "score"]
-AXES: Mapping[str, tuple[str, str]] = {
+AXES: Mapping[At, tuple[str, str]] = {
     "equal-images": ("images_seen", "{:,.0f} images seen"),
     "equal-flops": ("flops", "{:.4g} FLOPs"),
     "equal-time": ("seconds", "{:.3g} s of the device"),

@@ -26,6 +26,7 @@ from ssl_bench.analysis.report import (
     page,
     predictions,
     representations,
+    searching,
     tables,
     training,
 )
@@ -48,7 +49,9 @@ _FIGURES: tuple[Draw, ...] = (
     accuracy.by_evaluation,
     accuracy.within_evaluations,
     cost.against_cost,
+    cost.over_budgets,
     accuracy.over_settings,
+    searching.best_of_trials,
     training.curves,
     training.reconstructions,
     representations.attention,

@@ -1,19 +1,23 @@
-"""Figures of accuracy against cost, at the snapshots and at the end."""
+"""Figures of accuracy against cost, at the snapshots and at the end, and under several budgets."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ssl_bench.analysis.comparison import ENDED
+from ssl_bench.analysis.comparison import ENDED, grouping
 from ssl_bench.analysis.comparison.curves import SAME
 from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing
 from ssl_bench.analysis.report.source import Source, slug
+from ssl_bench.utils.formatting import count
 
 _COSTS = {"flops": "FLOPs", "images_seen": "images seen", "seconds": "device-seconds"}
 
@@ -105,6 +109,111 @@ def _panels(source: Source, scores: pd.DataFrame, cost: str, words: str) -> Iter
             pd.concat(rows),
             figure,
         )
+
+
+def over_budgets(source: Source) -> Iterator[Drawing]:
+    """What each method reaches under budgets of several sizes, over each kind of cost.
+
+    Each point is the end of trainings of their own, whose learning rates were annealed for that
+    budget, unlike the encoders on the way of one long training.
+    """
+    scores = source.headlines[source.headlines["better"] != "neither"]
+    costs = [cost for cost in _COSTS if pd.to_numeric(scores[cost], errors="coerce").notna().any()]
+    settings = scores["settings"].map(_but_length)
+    scores = scores.assign(
+        family=scores["method"].astype(str) + settings,
+        **{cost: pd.to_numeric(scores[cost], errors="coerce") for cost in costs},
+    )
+    for title, of_evaluation in source.evaluations(scores):
+        budgets = of_evaluation.groupby("family")["key"].nunique()
+        several = of_evaluation[of_evaluation["family"].isin(budgets[budgets > 1].index)]
+        if several.empty:
+            continue
+        names: dict[str, str] = {}
+        for method, peers in several.groupby("method"):
+            known = {each: json.loads(each.removeprefix(method)) for each in peers["family"]}
+            differing = grouping.differences(known)
+            names |= {key: f"{method} {grouping.describe(differing[key])}".strip() for key in known}
+        figure, axes = drawing.panels(len(costs))
+        handles: dict[str, Any] = {}
+        rows, crossed = [], []
+        for axis, cost in zip(axes, costs, strict=True):
+            curves = {}
+            for (method, family), of_family in several.groupby(["method", "family"], sort=True):
+                curve = _ends(of_family, cost)
+                look, name = source.looks[str(method)], names[str(family)]
+                handles[name] = drawing.draw_curve(
+                    axis, curve, look.color, look, of_family[of_family[cost] > 0]
+                )
+                curves[str(family)] = name, curve
+                rows.append(curve.rename(columns={cost: "at"}).assign(cost=cost, method=name))
+            for label, mean in _free(source, of_evaluation).items():
+                handles[label] = axis.axhline(mean, color=drawing.INK, linewidth=0.9, linestyle=":")
+            for (one, first), (other, second) in combinations(curves.values(), 2):
+                places = crossings(first, second, cost)
+                crossed += [f"{one} and {other} at {count(x)} {_COSTS[cost]}" for x in places]
+            drawing.scale(axis, several[cost])
+            axis.set(xlabel=_COSTS[cost], ylabel=of_evaluation["unit"].iloc[0])
+        drawing.legend(figure, handles)
+        told = f"means change places: {'; '.join(crossed)}" if crossed else "no means change places"
+        yield Drawing(
+            f"budgets-{slug(title)}",
+            "Accuracy against cost",
+            f"{title} under {int(budgets.max())} budgets",
+            f"{measured(source, several)} Each point is the mean over seeds at the end of "
+            "trainings that were planned for that budget, with its 95 % t interval; small dots are "
+            "single runs, and dotted lines cost nothing. Panels read the same runs at equal "
+            f"{', '.join(_COSTS[cost] for cost in costs)}. Between the points, {told}.",
+            f"{title} of {several['method'].nunique()} methods under several budgets.",
+            pd.concat(rows),
+            figure,
+        )
+
+
+def _but_length(settings: str) -> str:
+    """A run's settings without the length of its training, as text."""
+    known = {n: v for n, v in grouping.parse(settings).items() if n != "epochs"}
+    return json.dumps(known, sort_keys=True)
+
+
+def _ends(scores: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The mean of each group at its mean cost, in ascending order."""
+    groups = [
+        (part[cost].mean(), mean_interval(part["value"])) for _, part in scores.groupby("key")
+    ]
+    rows = [(at, mean.mean, *mean.interval, mean.n) for at, mean in groups if at > 0]
+    return pd.DataFrame(rows, columns=[cost, "mean", "low", "high", "n"]).sort_values(cost)
+
+
+def _free(source: Source, scores: pd.DataFrame) -> dict[str, float]:
+    """The mean of each baseline of an evaluation, by its name."""
+    first = scores.iloc[0]
+    found = {}
+    for table in source.comparison.tables:
+        for group in filter(lambda group: group.is_baseline, table.groups):
+            score = table.cells.get((group.key, first["column"]))
+            if score and score.mean.n and table.test_fingerprint == first["test_fingerprint"]:
+                found[group.label] = score.mean.mean
+    return found
+
+
+def crossings(first: pd.DataFrame, second: pd.DataFrame, cost: str) -> list[float]:
+    """The costs at which two curves of means change places, linear in the logarithm of the cost.
+
+    Only where both are known: nothing is read beyond the points of either.
+    """
+    ends = [np.log(curve[cost].to_numpy(float)) for curve in (first, second)]
+    means = [curve["mean"].to_numpy(float) for curve in (first, second)]
+    if any(len(each) < 2 for each in ends):
+        return []
+    low, high = max(each[0] for each in ends), min(each[-1] for each in ends)
+    at = np.unique(np.clip(np.concatenate(ends), low, high)) if low <= high else np.empty(0)
+    ahead = np.interp(at, ends[0], means[0]) - np.interp(at, ends[1], means[1])
+    return [
+        float(np.exp(at[i] + (at[i + 1] - at[i]) * ahead[i] / (ahead[i] - ahead[i + 1])))
+        for i in range(len(at) - 1)
+        if ahead[i] * ahead[i + 1] < 0
+    ]
 
 
 def pareto(costs: pd.Series, values: pd.Series, is_higher_better: bool) -> np.ndarray:

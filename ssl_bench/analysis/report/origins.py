@@ -10,9 +10,10 @@ import pandas as pd
 from ssl_bench.analysis.comparison import Group, grouping
 from ssl_bench.analysis.report.source import Source, slug
 from ssl_bench.analysis.report.tables import Cell, Table, anchor, known, number_cell, text_cell
+from ssl_bench.config import chosen
 from ssl_bench.runs import schema
 from ssl_bench.runs.schema import digest, mapping
-from ssl_bench.utils.formatting import plain
+from ssl_bench.utils.formatting import count, plain
 
 _LONGEST = 20_000
 _COLUMNS = (
@@ -106,6 +107,7 @@ def _facts(source: Source, row: pd.Series, evaluations: Sequence[str]) -> dict[s
     packages = mapping(environment.get("packages"))
     facts = {
         "seed": "-" if pd.isna(row["seed"]) else str(row["seed"]),
+        "settings chosen by": _chosen(row["chosen_by"]),
         "code": _commit(row),
         "started": _text(row["started"]),
         "device": _text(row["device"]) or _text(environment.get("device")),
@@ -144,6 +146,28 @@ def _anchor(run: str) -> str:
 
 def _text(value: Any) -> str:
     return plain(value[:_LONGEST]) if isinstance(value, str) else ""
+
+
+def _chosen(text: Any) -> str:
+    """How a run's settings were chosen, in full."""
+    if not isinstance(text, str):
+        return chosen.NOT_RECORDED
+    record = grouping.parse(text)
+    told = {name: value for name, value in record.items() if name != "config" and value}
+    return "; ".join(
+        [
+            chosen.in_words(record),
+            *(f"{name.replace('_', ' ')} {_plain(v)}" for name, v in told.items()),
+        ]
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return _text(value) if isinstance(value, str) else count(value)
 
 
 def _whole(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from ssl_bench.analysis.comparison import Comparison
+from ssl_bench.analysis.comparison import Comparison, grouping
 from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report.drawing import Look, shades
 from ssl_bench.errors import UserError
@@ -159,11 +159,10 @@ class Source:
             for table in self.comparison.tables
             for column in table.columns
         }
-        versions = self.finals.groupby("evaluated_on")["test_fingerprint"].nunique()
+        versions = grouping.versions(self.finals)
         for (data, fingerprint, _, name, protocol), part in scores.groupby(_COLUMN, sort=False):
-            version = f", version {fingerprint[:8]}" if versions.get(data, 1) > 1 else ""
             title = f"{name} {variants.get((name, protocol), protocol)}".rstrip()
-            yield f"{title} on {data}{version}", part
+            yield f"{title} on {data}{versions.get(str(fingerprint), '')}", part
 
     def styled_groups(
         self, scores: pd.DataFrame

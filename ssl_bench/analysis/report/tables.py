@@ -20,14 +20,14 @@ from ssl_bench.utils.formatting import count, digits, share
 
 _COSTS = (
     *("runs", "images seen", "FLOPs", "device-seconds", "peak memory (MiB)"),
-    *("encoder parameters", "trained parameters", "device"),
+    *("encoder parameters", "trained parameters", "settings chosen by", "device"),
 )
 _TABLE = ("evaluated_on", "test_fingerprint", "test_images")
 _CSV = (
     *(*_TABLE, "group", "method", "evaluation"),
     *("protocol", "score", "unit", "mean", "low", "high", "n", "mark", "mark_meaning"),
     *("images_seen", "flops", "seconds", "peak_memory_mib", "encoder_parameters"),
-    *("trained_parameters", "devices", "runs"),
+    *("trained_parameters", "settings_chosen_by", "devices", "runs"),
 )
 
 
@@ -129,7 +129,7 @@ def main_tables(source: Source) -> Iterator[Table]:
             "of one run, or of equal scores, none is known. Cost is that of the pre-training, "
             f"the mean over seeds.{f' {legend}.' if legend else ''}",
             columns=("method", *heads, *_COSTS),
-            numeric=frozenset(range(1, len(heads) + len(_COSTS))),
+            numeric=frozenset(range(1, len(heads) + len(_COSTS) - 1)),
             rows=tuple(map(tuple, rows)),
             data=data,
             notes=(*parts, *table.notes),
@@ -173,11 +173,11 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     text_cell(pair.column.title),
                     text_cell(a, anchor(pair.a)),
                     text_cell(b, anchor(pair.b)),
+                    text_cell(verdict),
                     Cell(digits(found.difference, unit, "+"), known(found.difference)),
                     Cell(interval if pair.interval else "-", known(low)),
                     *ps,
                     text_cell(pair.test),
-                    text_cell(verdict),
                 )
             )
             data.append(
@@ -190,10 +190,10 @@ def pair_tables(source: Source) -> Iterator[Table]:
             title=f"Pairs: {table.title}",
             caption=f"a less b: {marks.corrected(table)}.",
             columns=(
-                *("evaluation", "a", "b", "difference", "interval", "p", "p (corrected)"),
-                *("test", "verdict"),
+                *("evaluation", "a", "b", "verdict", "difference", "interval"),
+                *("p", "p (corrected)", "test"),
             ),
-            numeric=frozenset({3, 4, 5, 6}),
+            numeric=frozenset({4, 5, 6, 7}),
             rows=tuple(rows),
             data=pd.DataFrame(data),
         )
@@ -241,5 +241,6 @@ def _costs(group: Group) -> list[Cell]:
     return [
         Cell(str(len(group.seeds)), len(group.seeds), link, hint=f"seeds {seeds}"),
         *(number_cell(cost, link=link) for cost in group.costs.values()),
+        text_cell(group.chosen_by, link),
         text_cell("; ".join(group.devices), link),
     ]

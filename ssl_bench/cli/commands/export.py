@@ -68,6 +68,8 @@ def to_timm(checkpoint: Checkpoint, output: Path) -> str:
         "which no argument changes; --format hf can say so",
     )
     weights.export(checkpoint.encoder, spec, output)
+    if spec.is_text:
+        return f"it reads captions; load it with ssl_bench.load_encoder({str(output)!r})"
     arguments = checkpoint.spec.timm_arguments()
     name = arguments.pop("model_name")
     arguments["pretrained_cfg_overlay"] = spec.pretrained_cfg()

@@ -155,7 +155,8 @@ def _config(
         data_dir=settings.data_dir,
         wait=False,
     )
-    return RunConfig(again, method, method.config_of(plan["method_config"]), evals, {}), left_out
+    own = method.config_of(plan["method_config"])
+    return RunConfig(again, method, own, evals, {}, run_config.search_of(plan)), left_out
 
 
 def _evaluated_on(

@@ -13,6 +13,9 @@ folder without test files, a fifth of the images is held out by a hash of their 
 rows never moves others between splits and copies of an image stay together. An ambiguous folder is
 refused until ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` after its name says how to read it.
 
+A column ``caption``, ``captions`` or ``text`` of texts, or of lists of texts, holds captions, if no
+row is without.
+
 Streaming needs random access to rows, so images must be stored neither compressed nor as a
 dictionary; `prepare` writes such files.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_bench.data import masks
+from ssl_bench.data.dataset import NO_CAPTIONS
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
-from ssl_bench.data.sources import shards, splits
+from ssl_bench.data.sources import captions, shards, splits
 from ssl_bench.data.sources.folder import image_files
 from ssl_bench.data.sources.shards import Layout
 from ssl_bench.errors import UserError, require
@@ -43,6 +47,7 @@ from ssl_bench.utils.formatting import many
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _MASK_COLUMNS = ("mask", "annotation", "segmentation_mask")
+_CAPTION_COLUMNS = ("caption", "captions", "text")
 _ROWS_AT_ONCE = 256
 METADATA = b"ssl_bench"
 
@@ -62,6 +67,8 @@ class _Table:
     is_grey: bool
     caveats: tuple[str, ...]
     mask_column: str = ""
+    captions: tuple[tuple[str, ...], ...] = ()
+    uncaptioned: str = NO_CAPTIONS
 
     @property
     def columns(self) -> list[str]:
@@ -69,7 +76,8 @@ class _Table:
 
     def picture(self, row: int, encoded: bytes, mask: bytes | None = None) -> Picture:
         name = f"{readable(self.path)} row {row}"
-        return Picture(name, encoded, int(self.labels_N[row]), mask)
+        texts = self.captions[row] if self.captions else ()
+        return Picture(name, encoded, int(self.labels_N[row]), mask, texts)
 
 
 def is_here(path: Path) -> bool:
@@ -142,6 +150,8 @@ def find(path: Path, choice: str = "") -> Listing:
         caveats=(*dict.fromkeys(note for table in tables for note in table.caveats), *caveats),
         channels=1 if all(table.is_grey for table in tables) else 3,
     )
+    uncaptioned = next((f"{t.path.name}: {t.uncaptioned}" for t in tables if t.uncaptioned), "")
+    listing = replace(listing, uncaptioned=uncaptioned)
     masked = [table for table in tables if table.mask_column]
     if not masked:
         return listing
@@ -175,8 +185,17 @@ def _table(path: Path) -> _Table:
         mask_column = _column(schema, _MASK_COLUMNS)
         if mask_column and not _holds_images(schema.field(mask_column).type):
             mask_column = ""
-        told = names, unlabelled, is_grey, caveats, mask_column
+        told = names, unlabelled, is_grey, caveats, mask_column, *_captions(file)
         return _Table(path, image_column, labels_N, *told)
+
+
+def _captions(file: pq.ParquetFile) -> tuple[tuple[tuple[str, ...], ...], str]:
+    """The captions of each row, and why not every row has any, or ""."""
+    column = _column(file.schema_arrow, _CAPTION_COLUMNS)
+    if not column:
+        return (), f"no caption column; {_expected(file.schema_arrow, _CAPTION_COLUMNS)}"
+    values = file.read(columns=[column]).column(column).to_pylist()
+    return captions.cleaned(values, column)
 
 
 def _holds_images(kind: pa.DataType) -> bool:

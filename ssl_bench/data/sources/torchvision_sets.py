@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from ssl_bench.data.listing import Listing, Part, Picture
 from ssl_bench.data.names import EMBEDDED, TORCHVISION
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, first_line, require
 
 
 def find(name: str, data_dir: Path) -> Listing:
@@ -29,8 +29,14 @@ def find(name: str, data_dir: Path) -> Listing:
         parts, masks = (_part(name, train), _part(name, test)), known.mask_classes
         unlabelled = known.unlabelled or "it has masks instead"
         return Listing(name, *parts, (), unlabelled=unlabelled, mask_classes=masks)
+    named = [getattr(each, "classes", ()) for each in (train, test)]
+    require(
+        named[0] == named[1],
+        f"data set {name!r} in {data_dir} is not whole: its splits name {len(named[0])} and "
+        f"{len(named[1])} classes, which are not the same; a copy of all its files would work",
+    )
     # Imagenette's classes are tuples of synonyms.
-    classes = [c if isinstance(c, str) else c[0] for c in getattr(train, "classes", ())]
+    classes = [c if isinstance(c, str) else c[0] for c in named[0]]
     return Listing(
         name=name,
         train=_part(name, train),
@@ -52,6 +58,11 @@ def _build(name: str, data_dir: Path, arguments: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise UserError(
             f"data set {name!r} needs {error.name}; run: pip install {error.name}"
+        ) from error
+    except (ValueError, LookupError) as error:
+        raise UserError(
+            f"data set {name!r} in {data_dir} is damaged ({first_line(error)}); another copy of "
+            "its files would work"
         ) from error
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

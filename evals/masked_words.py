@@ -1,0 +1,113 @@
+"""Masked words: how many hidden words of the test captions an encoder predicts.
+
+Each word of a test image's first caption is hidden alone, the special tokens excepted, and counts
+where the most probable word of the vocabulary is the right one (Devlin et al., arXiv:1810.04805,
+section 3.1, whose task is that of the pre-training). Nothing is drawn, nothing is chosen, and
+nothing is trained: it needs an encoder that was pre-trained so.
+
+An encoder of images with a text encoder beside it looks at the caption's image, too, and the second
+score is what it guesses beside the image of the next caption: the difference is what it sees.
+
+The lower bound ``frequent`` always names the most frequent word of the training captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
+from ssl_bench.data import Dataset
+from ssl_bench.evaluation.features import prepare
+from ssl_bench.evaluation.metrics import subset
+from ssl_bench.models import text
+from ssl_bench.utils import progress
+
+_TEXTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Config(CheckedConfig):
+    """Flags of the masked words."""
+
+    section: ClassVar[str] = "masked words"
+
+    images: Annotated[int, "[1, inf)"] = 1000
+    """Test images, the same ones for every method, the words of whose captions are hidden."""
+
+
+class MaskedWords(Evaluation):
+    """The hidden words of the test captions, one at a time."""
+
+    version = 1
+    columns = frozenset({"caption"})
+
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether the encoder predicts words."""
+        if encoder.text is None:
+            return "it predicts words, and the encoder was pre-trained without captions"
+        return None
+
+    def baselines(self) -> Mapping[str, tuple[str, Config]]:
+        """What to show beside an encoder's score."""
+        return {"random init": ("random", self.config)}
+
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Predict each word of the captions; the share of right ones, in percent."""
+        spec = encoder.text.spec
+        index_N = subset(len(data.test), self.config.images, data.fingerprint)
+        texts = data.test.first_captions
+        ids_NL = text.tokenize([texts[index] for index in index_N.tolist()], spec)
+        place_W2 = _words(ids_NL, spec)
+        # With an image of its own, and with the next caption's.
+        shifts = (0, 1) if encoder.pair is not None else (0,)
+        right = dict.fromkeys(shifts, 0)
+        done = 0
+        with progress.bar("hidden words", len(place_W2)) as bar:
+            for part_B2 in place_W2.split(_TEXTS_AT_ONCE):
+                rows_B, columns_B = part_B2.unbind(1)
+                for shift in shifts:
+                    other_B = index_N[(rows_B + shift) % len(index_N)]
+                    found_B = _predict(encoder, ids_NL[rows_B], columns_B, data, other_B)
+                    right[shift] += int((found_B == ids_NL[rows_B, columns_B]).sum())
+                done += len(part_B2)
+                bar.update(done)
+        train_NL = text.tokenize(data.train.first_captions, spec)
+        counts_V = train_NL[tuple(_words(train_NL, spec).T)].bincount(minlength=len(spec.words))
+        words_W = ids_NL[tuple(place_W2.T)]
+        scores = {"accuracy": 100 * right[0] / len(place_W2)}
+        if encoder.pair is not None:
+            scores["accuracy_wrong_image"] = 100 * right[1] / len(place_W2)
+        scores["frequent"] = 100 * (words_W == counts_V.argmax()).double().mean().item()
+        return Result(scores, unit="hidden words (%)")
+
+
+def _words(ids_NL: Tensor, spec: text.TextSpec) -> Tensor:
+    """The text and the place of each token that is no special one: int64 ``(W, 2)``."""
+    special = torch.tensor([spec.id(each) for each in (text.PAD, text.CLS, text.SEP)])
+    return (~torch.isin(ids_NL, special)).nonzero()
+
+
+@torch.no_grad()
+def _predict(
+    encoder: FrozenEncoder, ids_BL: Tensor, column_B: Tensor, data: Dataset, image_B: Tensor
+) -> Tensor:
+    """The word at one place of each text, hidden there, as the encoder guesses it: ``(B,)``.
+
+    Args:
+        image_B: test images, for an encoder that looks at one.
+    """
+    reader, place = encoder.text, (torch.arange(len(ids_BL)), column_B)
+    hidden_BL = ids_BL.clone()
+    hidden_BL[place] = reader.spec.id(text.MASK)
+    hidden_BL = hidden_BL.to(encoder.hardware.device)
+    with encoder.hardware.autocast():
+        states_BLD = reader(hidden_BL)
+        if encoder.pair is not None:
+            views_BCHW = prepare(data.test.images(image_B), encoder.spec, encoder.hardware)
+            states_BLD = reader.fuse(states_BLD, hidden_BL, encoder.tokens(views_BCHW))
+        return reader.predict(states_BLD).argmax(dim=-1).cpu()[place]

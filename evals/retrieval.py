@@ -1,0 +1,186 @@
+"""Retrieval: find an image's captions among all test captions, and a caption's image.
+
+Li et al., *Align before Fuse*, arXiv:2107.07651, section 5; ``Retrieval.py``, salesforce/ALBEF
+``b9727e4``. Pairs are ranked by the cosine of the contrast; the best few of each query are then
+ranked anew by the head that was trained to match them, where there is one. R@1, 5 and 10 are the
+shares of queries whose answer is among as many, in percent; of an image any of its captions counts.
+The headline is the mean of the two R@1, with a 95 % percentile bootstrap interval over test images.
+
+Two images with a caption in common answer each other's query: it cannot tell them apart.
+
+Nothing is chosen; ``chance`` is the mean R@1 of a random ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
+from ssl_bench.data import Dataset
+from ssl_bench.evaluation.features import prepare
+from ssl_bench.models import text
+from ssl_bench.utils import progress, rng
+
+_AT_ONCE = 256
+_RANKS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Config(CheckedConfig):
+    """Flags of the retrieval."""
+
+    section: ClassVar[str] = "retrieval"
+
+    rerank: Annotated[int, "[0, inf)"] = 16
+    """Best answers to each query that the matching head ranks anew; 0 leaves it out."""
+    resamples: Annotated[int, "[1, inf)"] = 1000
+    """Bootstrap samples of the interval."""
+
+
+class Retrieval(Evaluation):
+    """Images and captions ranked by how well they fit each other."""
+
+    version = 1
+    columns = frozenset({"image", "caption"})
+
+    def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
+        """Whether images and texts are compared."""
+        return text.why_no_pair(encoder.pair)
+
+    def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
+        """Rank all pairs of the test split.
+
+        Arrays: ``found``, the best ten images of each caption, int64 ``(M, 10)``.
+        """
+        pair, device = encoder.pair, encoder.hardware.device
+        captions = data.test.captions
+        assert captions is not None
+        texts = [each for own in captions for each in own]
+        image_M = torch.repeat_interleave(
+            torch.arange(len(captions)), torch.tensor([len(own) for own in captions])
+        )
+        is_right_NM = _answers(captions, texts, image_M)
+        ids_ML = text.tokenize(texts, pair.text.spec)
+        image_ND = _images(encoder, data)
+        hidden = [_hidden(encoder, ids_BL.to(device)) for ids_BL in ids_ML.split(_AT_ONCE)]
+        text_MD = torch.cat([pair.embed_texts(each) for each in hidden])
+        score_NM = image_ND @ text_MD.T
+        by_image_NM, by_text_MN = score_NM.cpu(), score_NM.T.contiguous().cpu()
+        if self.config.rerank and pair.text.spec.matches:
+            hidden_MLD = torch.cat(hidden)
+            for score_QA, is_of_text in ((by_image_NM, False), (by_text_MN, True)):
+                _rerank(score_QA, is_of_text, self.config.rerank, encoder, data, hidden_MLD, ids_ML)
+        hits_N3 = _hits(by_image_NM, is_right_NM)
+        hits_M3 = _hits(by_text_MN, is_right_NM.T)
+        low, high = _interval(hits_N3, hits_M3, image_M, self.config.resamples, data.fingerprint)
+        scores = {
+            "mean_r1": _mean_r1(hits_N3, hits_M3),
+            "mean_r1_low": low,
+            "mean_r1_high": high,
+        }
+        for name, hits in (("text_of_image", hits_N3), ("image_of_text", hits_M3)):
+            scores |= {
+                f"{name}_r{rank}": 100 * share
+                for rank, share in zip(_RANKS, hits.mean(dim=0).tolist(), strict=True)
+            }
+        share = is_right_NM.double().mean()
+        scores["chance"] = 100 * share.item()
+        return Result(
+            scores,
+            arrays={"found": by_text_MN.topk(min(10, len(captions)), dim=1).indices},
+            unit="R@1, both ways (%)",
+        )
+
+
+def _answers(captions: Sequence[Sequence[str]], texts: Sequence[str], image_M: Tensor) -> Tensor:
+    """Which text is right for which image, bool ``(N, M)``: its own, and any that is the same."""
+    known = {each: number for number, each in enumerate(dict.fromkeys(texts))}
+    text_M = torch.tensor([known[each] for each in texts])
+    has_NT = torch.zeros(len(captions), len(known), dtype=torch.bool)
+    has_NT[image_M, text_M] = True
+    return has_NT[:, text_M]
+
+
+def _images(encoder: FrozenEncoder, data: Dataset) -> Tensor:
+    """The test images in the common space: float32 ``(N, E)``."""
+    with torch.no_grad():
+        return encoder.pair.embed_images(encoder.features(data.test)["cls"])
+
+
+@torch.no_grad()
+def _hidden(encoder: FrozenEncoder, ids_BL: Tensor) -> Tensor:
+    with encoder.hardware.autocast():
+        return encoder.text(ids_BL).float()
+
+
+@torch.no_grad()
+def _rerank(
+    score_QA: Tensor,
+    is_of_text: bool,
+    most: int,
+    encoder: FrozenEncoder,
+    data: Dataset,
+    hidden_MLD: Tensor,
+    ids_ML: Tensor,
+) -> None:
+    """Put the best answers of each query first, in the order of the matching head's logits.
+
+    Args:
+        score_QA: of each query's answers, changed in place.
+        is_of_text: whether captions are the queries, and images the answers.
+    """
+    most = min(most, score_QA.shape[1])
+    best_QK = score_QA.topk(most, dim=1).indices
+    query_P = torch.arange(len(score_QA)).repeat_interleave(most)
+    answer_P = best_QK.flatten()
+    found = []
+    direction = "images of texts" if is_of_text else "texts of images"
+    with progress.bar(f"match {direction}", len(query_P)) as bar:
+        for pairs_B in torch.arange(len(query_P)).split(_AT_ONCE):
+            queries_B, answers_B = query_P[pairs_B], answer_P[pairs_B]
+            texts_B, images_B = (queries_B, answers_B) if is_of_text else (answers_B, queries_B)
+            different_I, place_B = images_B.unique(return_inverse=True)
+            views_ICHW = prepare(data.test.images(different_I), encoder.spec, encoder.hardware)
+            image_BSD = encoder.tokens(views_ICHW)[place_B.to(encoder.hardware.device)]
+            on = image_BSD.device
+            with encoder.hardware.autocast():
+                logits_BC = encoder.pair.matching(
+                    hidden_MLD[texts_B.to(on)], ids_ML[texts_B].to(on), image_BSD
+                )
+            found.append((logits_BC[:, 1] - logits_BC[:, 0]).float().cpu())
+            bar.update(int(pairs_B[-1]) + 1)
+    logits_QK = torch.cat(found).view_as(best_QK)
+    # Above all that was not ranked anew; cosines are no larger than 1.
+    score_QA.scatter_(1, best_QK, 2 + logits_QK.sigmoid())
+
+
+def _hits(score_QA: Tensor, is_right_QA: Tensor) -> Tensor:
+    """Whether a right answer is among the best 1, 5 and 10 of each query: float64 ``(Q, 3)``."""
+    best_QK = score_QA.topk(min(max(_RANKS), score_QA.shape[1]), dim=1).indices
+    right_QK = is_right_QA.gather(1, best_QK)
+    return torch.stack([right_QK[:, :rank].any(dim=1) for rank in _RANKS], dim=1).double()
+
+
+def _mean_r1(hits_N3: Tensor, hits_M3: Tensor) -> float:
+    return 50 * (hits_N3[:, 0].mean() + hits_M3[:, 0].mean()).item()
+
+
+def _interval(
+    hits_N3: Tensor, hits_M3: Tensor, image_M: Tensor, resamples: int, fingerprint: str
+) -> tuple[float, float]:
+    """The 95 % interval of the headline over samples of images, each with all of its captions."""
+    count = len(hits_N3)
+    generator = rng.generator("retrieval", fingerprint)
+    right_N = torch.zeros(count, dtype=torch.float64).index_add(0, image_M, hits_M3[:, 0])
+    texts_N = image_M.bincount(minlength=count).double()
+    drawn_RN = torch.randint(count, (resamples, count), generator=generator)
+    of_images_R = hits_N3[:, 0][drawn_RN].mean(dim=1)
+    of_texts_R = right_N[drawn_RN].sum(dim=1) / texts_N[drawn_RN].sum(dim=1)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = (50 * (of_images_R + of_texts_R)).quantile(ends).tolist()
+    return low, high

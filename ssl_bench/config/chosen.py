@@ -1,0 +1,68 @@
+"""How the settings of a run's method were chosen: by a search, by a preset, or by hand.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+NOT_RECORDED = "not recorded"
+"""What is known of a run without a record."""
+
+
+@dataclass(frozen=True)
+class ChosenBy:
+    """How the settings of a run's method were chosen.
+
+    Attributes:
+        preset: whose values are taken where nothing else is said.
+        tuned: how the method's own values in that preset were tuned, in the words of its class; ""
+            where they were not.
+        flags: the method's settings that are neither the preset's nor a search's.
+        trials: of the search, the number that were judged; 0 without a search.
+        space: what each of them drew, by flag: the range in words.
+        draws: "random" or "sobol".
+        search_seed: of the draws.
+        judged_on: the data whose held-out images judged them.
+        judged_by: the evaluation that did.
+        scores: of the trials, by that evaluation, in their order.
+        flops: of all trials' pre-training.
+        config: the method's settings that were chosen; with others, the search does not count.
+    """
+
+    preset: str = ""
+    tuned: str = ""
+    flags: tuple[str, ...] = ()
+    trials: int = 0
+    space: Mapping[str, str] = field(default_factory=dict)
+    draws: str = ""
+    search_seed: int = 0
+    judged_on: str = ""
+    judged_by: str = ""
+    scores: tuple[float, ...] = ()
+    flops: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def in_words(record: Mapping[str, Any] | None) -> str:
+    """How settings were chosen, for a table: equal for those that were tuned alike.
+
+    Args:
+        record: a `ChosenBy` as a run has stored it. An empty one is of a method without settings.
+
+    Returns:
+        "" where there was nothing to choose.
+    """
+    if record is None:
+        return NOT_RECORDED
+    if record.get("trials"):
+        trials, judge = record["trials"], record.get("judged_by")
+        return f"{trials} {'trial' if trials == 1 else 'trials'}, held-out {judge}"
+    if not record:
+        return ""
+    if record.get("flags"):
+        return "set by hand"
+    return f"preset, {'tuned by hand' if record.get('tuned') else 'not tuned'}"

@@ -1,0 +1,167 @@
+"""A table of captions beside a folder of images: CSV, TSV or JSON lines.
+
+One row for each caption, or, in JSON lines, for each image with a list of captions: the image's
+path from the table's folder (``file_name``, ``filepath``, ``image``, ``image_path``, ``file``) and
+a text (``caption``, ``captions``, ``text``, ``title``); a column ``split`` may say which split it
+is of. Rows of one image are its captions. The table is what ``--data`` names, or ``metadata`` or
+``captions`` with one of these endings in a folder. Without splits, a fifth of the images is held
+out, by a hash of the path. Images that no row names are left out and counted; there are no labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
+from ssl_bench.data.names import WHOLE
+from ssl_bench.data.sources import splits
+from ssl_bench.data.sources.folder import image_files
+from ssl_bench.errors import UserError, require
+from ssl_bench.utils.files import readable, reading
+from ssl_bench.utils.formatting import many
+
+_ENDINGS = (".csv", ".tsv", ".jsonl")
+_NAMES = ("metadata", "captions")
+_IMAGE = ("file_name", "filepath", "image", "image_path", "file")
+_TEXT = ("caption", "captions", "text", "title")
+_SPLIT = "split"
+
+
+def is_here(path: Path) -> bool:
+    """Whether it is such a table, or a folder with one."""
+    return _table(path) is not None
+
+
+def _table(path: Path) -> Path | None:
+    if path.is_file():
+        return path if path.suffix in _ENDINGS else None
+    known = (path / f"{name}{ending}" for name in _NAMES for ending in _ENDINGS)
+    found = next((each for each in known if each.is_file()), None)
+    if found is None:
+        return None
+    with reading(found):
+        first = next(_rows(found), {})
+    return found if _column(first, _IMAGE) and _column(first, _TEXT) else None
+
+
+def find(root: Path, choice: str = "") -> Listing:
+    """The images that the table names, with their captions.
+
+    Raises:
+        UserError: the table cannot be read or names images that are not there, or its splits are
+            ambiguous.
+    """
+    table = _table(root)
+    assert table is not None
+    texts: dict[str, dict[Path, list[Any]]] = {}
+    with reading(table):
+        for number, row in enumerate(_rows(table), 1):
+            name, text = _column(row, _IMAGE), _column(row, _TEXT)
+            require(
+                bool(name and text) and isinstance(row[name], str),
+                f"row {number} of {readable(table)} has no image and caption; "
+                f"{' or '.join(_IMAGE)} and {' or '.join(_TEXT)} are expected",
+            )
+            split = "" if choice == WHOLE else str(row.get(_SPLIT) or "")
+            own = texts.setdefault(split, {}).setdefault(table.parent / row[name], [])
+            own += row[text] if isinstance(row[text], list) else [row[text]]
+    require(bool(texts), f"{readable(table)} has no rows")
+    train, tests = _roles(root, choice, texts)
+    wanted = [train, *tests[:1]]
+    left_out = [f"split {shown([name])}" for name in texts if name not in wanted]
+    parts, reasons = [], []
+    for name in wanted:
+        captions, why = cleaned(list(texts[name].values()), "captions", list(texts[name]))
+        parts.append(_part(list(texts[name]), captions))
+        reasons.append(why)
+    named = {path for own in texts.values() for path in own}
+    if unnamed := len(set(image_files(table.parent)[0]) - named):
+        left_out.append(f"{many(unnamed, 'image')} that {readable(table.name)} does not name")
+    listing = assembled(
+        root,
+        *(parts[0], parts[1] if tests else None),
+        classes=(),
+        unlabelled="it has captions instead of class folders",
+        splits=(shown([train or "all images"]), shown(tests[:1])),
+        left_out=left_out,
+        key=lambda picture: os.fsencode(picture.encoded.relative_to(table.parent)),
+    )
+    return replace(listing, uncaptioned=next(filter(None, reasons), ""))
+
+
+def _roles(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[str]]:
+    """The training split and the test splits, the first of which counts; none to hold some out."""
+    if choice and choice != WHOLE:
+        train, *tests = splits.chosen(root, choice, list(known), "split")
+        return train, tests
+    if len(known) == 1:
+        return next(iter(known)), []
+    roles = splits.Roles({name: splits.meaning(name) for name in known})
+    if not roles.are_told_apart or roles.others:
+        what = f"its rows have the splits {shown(known)}"
+        raise splits.asked(root, roles.trains, roles.tests, what, "all of its rows")
+    return roles.trains[0], roles.tests
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        if table.suffix != ".jsonl":
+            yield from csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
+            return
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            require(isinstance(row, dict), f"line {number} of {readable(table)} is no object")
+            yield row
+
+
+def _column(row: Mapping[str, Any], choices: Sequence[str]) -> str:
+    return next((name for name in choices if name in row), "")
+
+
+def cleaned(
+    values: Sequence[Any], column: str, names: Sequence[Any] = ()
+) -> tuple[tuple[tuple[str, ...], ...], str]:
+    """The texts of each image without the empty ones, and why not every image has one, or "".
+
+    Args:
+        values: a text or a list of texts for each image; anything else is none.
+        column: where they come from.
+        names: of the images, for the message; their rows without.
+    """
+    found = [
+        tuple(
+            text.strip()
+            for text in (value if isinstance(value, list) else [value])
+            if isinstance(text, str) and text.strip()
+        )
+        for value in values
+    ]
+    empty = [place for place, own in enumerate(found) if not own]
+    if not empty:
+        return tuple(found), ""
+    where = readable(names[empty[0]]) if names else f"row {empty[0]}"
+    more = f", and {len(empty) - 1:,} more have none" if empty[1:] else ""
+    return (), f"{column} of {where}: no text{more}"
+
+
+def _part(paths: Sequence[Path], captions: Sequence[tuple[str, ...]]) -> Part:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        more = f", and {len(missing) - 1:,} more are not there" if missing[1:] else ""
+        raise UserError(f"image {readable(missing[0])} is not there{more}")
+    own = captions or [()] * len(paths)
+    pictures = [
+        Picture(readable(path), path, 0, None, texts)
+        for path, texts in zip(paths, own, strict=True)
+    ]
+    return Part(
+        len(pictures), lambda: iter(pictures), lambda: pictures.__getitem__, [0] * len(pictures)
+    )

@@ -1,0 +1,173 @@
+"""Captions of a user's own: in Parquet, and in tables beside a folder of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import make_images
+from PIL import Image
+
+from ssl_bench import data
+from ssl_bench.errors import UserError
+
+COUNT = 30
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    images = make_images(COUNT, 3, 16, 3, seed=1).images_NCHW.permute(0, 2, 3, 1).numpy()
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number:02}.png")
+    return tmp_path
+
+
+def rows(count: int = COUNT) -> list[dict[str, Any]]:
+    return [
+        {"image": f"images/{number:02}.png", "caption": f"picture, {number}"}
+        for number in range(count)
+    ]
+
+
+def write_csv(path: Path, content: list[dict[str, Any]]) -> Path:
+    lines = [",".join(content[0])]
+    lines += [",".join(json.dumps(value) for value in row.values()) for row in content]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_lines(path: Path, content: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return path
+
+
+def write_parquet(path: Path, folder: Path, captions: list[Any]) -> Path:
+    encoded = [(folder / row["image"]).read_bytes() for row in rows()]
+    table = pa.table({"image": [{"bytes": each, "path": None} for each in encoded]})
+    kind = pa.list_(pa.string()) if any(isinstance(c, list) for c in captions) else pa.string()
+    table = table.append_column("caption", pa.array(captions, kind))
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    return path
+
+
+def told(found: data.Dataset) -> dict[bytes, tuple[str, ...]]:
+    """The captions of each image."""
+    assert found.train.captions is not None and found.test.captions is not None
+    return {
+        split.images_NCHW[index].numpy().tobytes(): own
+        for split in (found.train, found.test)
+        for index, own in enumerate(split.captions or ())
+    }
+
+
+def expected(folder: Path, captions: Sequence[tuple[str, ...]]) -> dict[bytes, tuple[str, ...]]:
+    split = make_images(COUNT, 3, 16, 3, seed=1)
+    return {
+        image.numpy().tobytes(): own for image, own in zip(split.images_NCHW, captions, strict=True)
+    }
+
+
+@pytest.mark.parametrize("write", [write_csv, write_lines])
+def test_a_table_beside_images(folder: Path, write: Callable[..., Path]) -> None:
+    ending = ".csv" if write is write_csv else ".jsonl"
+    path = write(folder / f"table{ending}", rows())
+    singles = [(f"picture, {number}",) for number in range(COUNT)]
+    found = data.load(str(path))
+    assert told(found) == expected(folder, singles)
+    assert len(found.test) and found.unlabelled
+    path.rename(folder / f"captions{ending}")
+    assert told(data.load(str(folder))) == told(found)
+
+
+def test_rows_of_an_image_are_its_captions(folder: Path) -> None:
+    again = [{**row, "caption": row["caption"].upper()} for row in rows()]
+    found = data.load(str(write_csv(folder / "captions.csv", [*rows(), *again])))
+    pairs = [(f"picture, {number}", f"PICTURE, {number}") for number in range(COUNT)]
+    assert told(found) == expected(folder, pairs)
+    lists = [{**row, "caption": list(pair)} for row, pair in zip(rows(), pairs, strict=True)]
+    path = write_lines(folder / "lists.jsonl", lists)
+    assert told(data.load(str(path))) == told(found)
+
+
+def test_rows_say_their_splits(folder: Path) -> None:
+    content = [{**row, "split": "test" if n < 4 else "train"} for n, row in enumerate(rows())]
+    path = write_csv(folder / "captions.csv", content)
+    found = data.load(str(path))
+    assert (len(found.train), len(found.test)) == (COUNT - 4, 4)
+    assert found.test.captions == tuple((f"picture, {number}",) for number in range(4))
+    assert len(data.load(f"{path}@train").test) < 10
+    three = [{**row, "split": "abc"[n % 3]} for n, row in enumerate(rows())]
+    path = write_csv(folder / "captions.csv", three)
+    with pytest.raises(UserError, match="@whole"):
+        data.load(str(path))
+    assert len(data.load(f"{path}@a+b").train) == 10
+    whole = data.load(f"{path}@whole")
+    assert len(whole.train) + len(whole.test) == COUNT
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+@pytest.mark.parametrize("several", [False, True])
+def test_parquet_with_captions(folder: Path, several: bool, storage: Any, tmp_path: Path) -> None:
+    captions: list[Any] = [f"picture, {number}" for number in range(COUNT)]
+    if several:
+        captions = [[each, f" {each}!", ""] for each in captions]
+    path = write_parquet(folder / "pairs.parquet", folder, captions)
+    found = data.load(str(path), storage=storage, data_dir=tmp_path / "kept")
+    assert found.train.captions is not None and found.test.captions is not None
+    every = sorted([*found.train.captions, *found.test.captions])
+    own = [(each[0], each[0] + "!") if several else (each,) for each in captions]
+    assert every == sorted(own)
+    if storage == "memory":
+        assert told(found) == expected(folder, own)
+    other = write_parquet(folder / "other.parquet", folder, captions[::-1])
+    changed = data.load(str(other), storage=storage, data_dir=tmp_path / "kept")
+    assert changed.fingerprint != found.fingerprint
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_an_empty_caption_leaves_data_without_captions(folder: Path, empty: str | None) -> None:
+    captions = [f"picture {number}" for number in range(COUNT)]
+    captions[7:8] = [empty]  # type: ignore[list-item]
+    found = data.load(str(write_parquet(folder / "pairs.parquet", folder, captions)))
+    assert found.train.captions is None and found.test.captions is None
+    assert "row 7" in found.uncaptioned
+
+
+def test_an_image_without_text_is_named(
+    folder: Path, ssl_bench: Callable[..., tuple[int, str, str]]
+) -> None:
+    content = rows()
+    content[5]["caption"] = " "
+    path = write_csv(folder / "captions.csv", content)
+    code, _, err = ssl_bench("run", "--method", "bert", "--data", path, "--epochs", 1)
+    assert code == 2
+    assert "05.png" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("image,caption\nimages/00.png,a\nnowhere.png,b\n", "nowhere.png"),
+        ("picture,words\nimages/00.png,a\n", "row 1"),
+        ("image,caption\n", "no rows"),
+        ("image,caption\n\x00\xff", "table.csv"),
+    ],
+)
+def test_a_table_that_is_none(folder: Path, content: str, expected: str) -> None:
+    path = folder / "table.csv"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        data.load(str(path))
+    assert expected in str(caught.value)
+
+
+def test_images_that_no_row_names_are_counted(folder: Path) -> None:
+    found = data.load(str(write_csv(folder / "captions.csv", rows(20))))
+    assert len(found.train) + len(found.test) == 20
+    assert any("10 images" in note for note in found.notes)

@@ -1,0 +1,252 @@
+"""Retrieval, zero-shot classification and hidden words: against plain counting, and as commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from helpers import CPU, make_images
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset, load
+from ssl_bench.evals import retrieval
+from ssl_bench.evaluation.features import Encoder, prepare
+from ssl_bench.models import text
+from ssl_bench.models.backbones import EncoderSpec
+
+Command = Callable[..., tuple[int, str, str]]
+SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, helpers.SHAPE)
+ALBEF, BERT = (registry.find("method", name) for name in ("albef", "bert"))
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    train, test = make_images(60, 3, 16, 3, seed=1), make_images(14, 3, 16, 3, seed=2)
+    captions = tuple((f"word {number % 9}", f"text {number}") for number in range(14))
+    test = dataclasses.replace(test, captions=captions)
+    return Dataset("tiny", train, test, ("one", "two", "three"), "fingerprint", "", 16)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    method = helpers.build(ALBEF, SPEC)
+    spec = helpers.with_text(ALBEF, SPEC)
+    return Encoder(method.encoder, spec, CPU, seed=0, pair=method.text_side)
+
+
+def run(name: str, encoder: Encoder, data: Dataset, **config: Any) -> Any:
+    plugin = registry.find("eval", name)
+    return plugin.load_class()(plugin.load().Config(**config)).evaluate(encoder, data)
+
+
+def parts(encoder: Encoder, data: Dataset) -> tuple[Tensor, Tensor, list[str]]:
+    """Test images and all of their captions in the common space."""
+    views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
+    images = encoder.pair.embed_images(encoder.tokens(views)[:, 0])
+    texts = [each for own in data.test.captions or () for each in own]
+    ids = text.tokenize(texts, encoder.text.spec)
+    return images, encoder.pair.embed_texts(encoder.text(ids)), texts
+
+
+def test_recalls_are_counted(encoder: Encoder, data: Dataset) -> None:
+    images, words, texts = parts(encoder, data)
+    captions = data.test.captions or ()
+    expected = {}
+    for rank in (1, 5, 10):
+        right = 0
+        for image, own in zip(images, captions, strict=True):
+            order = (words @ image).argsort(descending=True).tolist()
+            right += any(texts[place] in own for place in order[:rank])
+        expected[f"text_of_image_r{rank}"] = 100 * right / 14
+        right = 0
+        for word, caption in zip(words, texts, strict=True):
+            order = (images @ word).argsort(descending=True).tolist()
+            right += any(caption in captions[place] for place in order[:rank])
+        expected[f"image_of_text_r{rank}"] = 100 * right / 28
+    result = run("retrieval", encoder, data, rerank=0, resamples=200)
+    for name, score in expected.items():
+        assert result.scores[name] == pytest.approx(score), name
+    mean = (expected["text_of_image_r1"] + expected["image_of_text_r1"]) / 2
+    assert next(iter(result.scores.items())) == ("mean_r1", pytest.approx(mean))
+    assert result.scores["mean_r1_low"] <= mean <= result.scores["mean_r1_high"]
+    assert result.scores["mean_r1_low"] < result.scores["mean_r1_high"]
+    same = sum(a in own for own in captions for a in texts)
+    assert result.scores["chance"] == pytest.approx(100 * same / (14 * 28))
+
+
+def test_the_best_are_ranked_anew_by_the_matching_head(encoder: Encoder, data: Dataset) -> None:
+    images, words, texts = parts(encoder, data)
+    captions = data.test.captions or ()
+    views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
+    tokens = encoder.tokens(views)
+    ids = text.tokenize(texts, encoder.text.spec)
+    right = 0
+    for place, caption in enumerate(texts):
+        best = (images @ words[place]).topk(3).indices.tolist()
+        own = ids[place : place + 1]
+        logits = [
+            encoder.pair.matching(encoder.text(own), own, tokens[image : image + 1])[0]
+            for image in best
+        ]
+        first = best[int(torch.stack([each[1] - each[0] for each in logits]).argmax())]
+        right += caption in captions[first]
+    found = run("retrieval", encoder, data, rerank=3, resamples=1)
+    assert found.scores["image_of_text_r1"] == pytest.approx(100 * right / 28)
+
+
+def test_ranks_that_are_perfect_and_ranks_that_are_not() -> None:
+    is_right = torch.eye(12, dtype=torch.bool)
+    assert retrieval._hits(torch.eye(12), is_right).all()
+    hits = retrieval._hits(torch.eye(12), is_right.roll(1, 1))
+    assert not hits[:, 0].any() and hits[:, 2].any()
+
+
+def test_zero_shot_is_the_nearest_sentence(encoder: Encoder, data: Dataset) -> None:
+    images, _, _ = parts(encoder, data)
+    templates = ("a {}", "class {}: easy")
+    means = []
+    for name in data.classes:
+        sentences = [template.format(name) for template in templates]
+        ids = text.tokenize(sentences, encoder.text.spec)
+        means.append(encoder.pair.embed_texts(encoder.text(ids)).mean(dim=0))
+    found = run("zero-shot", encoder, data, templates=templates)
+    cosine = torch.nn.functional.normalize(torch.stack(means), dim=1) @ images.T
+    assert found.predictions_N.tolist() == cosine.argmax(dim=0).tolist()
+
+
+def test_hidden_words_are_counted(data: Dataset) -> None:
+    method, spec = helpers.build(BERT, SPEC), helpers.with_text(BERT, SPEC)
+    encoder = Encoder(method.encoder, spec, CPU, seed=0)
+    own, right, count = encoder.text.spec, 0, 0
+    for captions in data.test.captions or ():
+        [ids] = text.tokenize(captions[:1], own)
+        for place, word in enumerate(ids.tolist()):
+            if own.words[word] in (text.PAD, text.CLS, text.SEP):
+                continue
+            hidden = ids.clone()
+            hidden[place] = own.id(text.MASK)
+            logits = encoder.text.predict(encoder.text(hidden[None]))[0, place]
+            right, count = right + int(logits.argmax() == word), count + 1
+    found = run("masked-words", encoder, data)
+    assert found.scores["accuracy"] == pytest.approx(100 * right / count)
+
+
+def test_features_of_an_encoder_of_captions_are_those_of_the_first(data: Dataset) -> None:
+    method, spec = helpers.build(BERT, SPEC), helpers.with_text(BERT, SPEC)
+    encoder = Encoder(method.encoder, spec, CPU, seed=0)
+    found = encoder.features(data.test)
+    other = tuple((each[0], "another") for each in data.test.captions or ())
+    again = encoder.features(dataclasses.replace(data.test, captions=other))
+    torch.testing.assert_close(found["avg"], again["avg"])
+    ids = text.tokenize([data.test.first_captions[3]], encoder.text.spec)
+    states, seen = encoder.text(ids)[0], encoder.text.seen(ids)[0]
+    torch.testing.assert_close(found["cls"][3], states[0])
+    torch.testing.assert_close(found["avg"][3], states[seen].mean(dim=0))
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}"])
+def test_a_template_without_a_place_is_refused(template: str, ssl_bench: Command) -> None:
+    words = ("--evals", "zero-shot", "--zero-shot-templates", template)
+    code, _, err = ssl_bench("run", "--method", "albef", *words)
+    assert code == 2 and "{}" in err and err.count("\n") == 1
+
+
+def test_commands(image_folder: Path, tmp_path: Path, ssl_bench: Command) -> None:
+    """A table of captions is pre-trained on, and its run evaluated again from its folder."""
+    files = sorted((image_folder / "train").rglob("*.png"))
+    lines = [
+        json.dumps(
+            {
+                "image": str(path.relative_to(image_folder)),
+                "caption": f"{path.parent.name} {number}",
+                "split": "train" if number % 4 else "test",
+            }
+        )
+        for number, path in enumerate(files)
+    ]
+    (image_folder / "captions.jsonl").write_text("\n".join(lines))
+    runs = ("--runs-dir", tmp_path / "runs")
+    small = ("--text-width", 16, "--text-heads", 2, "--backbone", "vit_nano", "--precision", "fp32")
+    evals = "retrieval,masked-words"
+    code, _, err = ssl_bench(
+        *("run", "--method", "albef", "--data", image_folder, "--epochs", 1, "--batch-size", 12),
+        *("--queue-size", 24, "--evals", evals, *small, *runs),
+    )
+    assert code == 0, err
+    [folder] = [each for each in (tmp_path / "runs").glob("albef-*")]
+    assert (folder / "figures" / "pictures.png").exists()
+    before = scores(folder)
+    assert set(before) == {"retrieval", "masked-words"}
+    for each in (folder / "evals").iterdir():
+        each.joinpath("scores.json").unlink()
+    code, _, err = ssl_bench("eval", folder, "--evals", evals, *runs)
+    assert code == 0, err
+    assert scores(folder) == before
+    code, _, err = ssl_bench("eval", folder, "--evals", "retrieval", "--data", "fashion-mnist")
+    assert code == 2 and "captions" in err
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    records = [json.loads(path.read_text()) for path in folder.glob("evals/*/scores.json")]
+    return {record["eval"]: record["scores"] for record in records}
+
+
+def test_an_encoder_without_a_text_side_is_left_out(ssl_bench: Command, tmp_path: Path) -> None:
+    code, _, err = ssl_bench(
+        *("run", "--method", "random-init", "--data", "fashion-captions"),
+        *("--evals", "retrieval", "--runs-dir", tmp_path),
+    )
+    assert code == 2
+    assert "captions" in err and err.count("\n") == 1
+
+
+def test_an_encoder_of_captions_is_exported_with_its_vocabulary(
+    tmp_path: Path, ssl_bench: Command, image_folder: Path
+) -> None:
+    import ssl_bench as package
+
+    rows = [
+        json.dumps({"image": str(path.relative_to(image_folder)), "caption": f"a thing {number}"})
+        for number, path in enumerate(sorted(image_folder.rglob("*.png")))
+    ]
+    (image_folder / "captions.jsonl").write_text("\n".join(rows))
+    code, _, err = ssl_bench(
+        *("run", "--method", "bert", "--data", image_folder, "--epochs", 1, "--batch-size", 12),
+        *("--text-width", 16, "--evals", "masked-words", "--runs-dir", tmp_path / "runs"),
+    )
+    assert code == 0, err
+    [folder] = (tmp_path / "runs").glob("bert-*")
+    output = tmp_path / "bert.safetensors"
+    code, out, err = ssl_bench("export", folder, "--output", output)
+    assert code == 0, err
+    assert "load_encoder" in out
+    encoder: Any = package.load_encoder(str(output))
+    ids = text.tokenize(["a thing 3"], encoder.spec)
+    assert encoder.spec.words[ids[0, 2]] == "thing"
+    whole: Any = package.load_encoder(str(folder))
+    torch.testing.assert_close(encoder(ids), whole(ids))
+    code, _, err = ssl_bench("export", folder, "--format", "hf", "--output", tmp_path / "hf")
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_a_prepared_copy_keeps_the_captions(
+    tmp_path: Path, ssl_bench: Command, image_folder: Path
+) -> None:
+    rows = [
+        json.dumps({"image": str(path.relative_to(image_folder)), "caption": [f"a {n}", f"b {n}"]})
+        for n, path in enumerate(sorted(image_folder.rglob("*.png")))
+    ]
+    (image_folder / "captions.jsonl").write_text("\n".join(rows))
+    output = tmp_path / "copy"
+    code, _, err = ssl_bench("data", "prepare", image_folder, "-o", output)
+    assert code == 0, err
+    ours, theirs = (load(str(each)) for each in (image_folder, output))
+    assert ours.test.captions and ours.test.captions == theirs.test.captions
+    assert ours.train.captions == theirs.train.captions
