@@ -36,8 +36,8 @@ verdicts: $(VENV)/installed  ## how often comparisons raise false alarms and fin
 mutate: $(VENV)/installed-test  ## would the tests notice? MINUTES at a time; repeat it until nothing is left
 	$(BIN)/python -m benchmarks.mutate --minutes $(MINUTES)
 
-results: $(VENV)/installed  ## the comparison under results/: four methods at equal cost, three seeds
-	results/comparison.sh
+results: $(VENV)/installed  ## the comparison under results/, every method tuned alike, MINUTES at a time; repeat it until it says no more that it is not done
+	MINUTES=$(MINUTES) results/comparison.sh
 
 MINUTES ?= 10
 

@@ -3,7 +3,8 @@
 ``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and
 is noticed if its tests fail there, which pass without it. Results are added to
 ``results/mutations/mutations.csv`` one by one, so that a later call goes on where this one stopped;
-a mutation whose entry has changed is tried anew, and one that has gone is left out.
+a mutation that has changed is tried anew, one that has gone is left out, and ``--survived`` tries
+those again for which there are other tests now.
 """
 
 # Processes of the copy are forked from one that has imported this module: it must import nothing of
@@ -14,6 +15,7 @@ import argparse
 import compileall
 import csv
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -26,11 +28,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_name("mutations.toml")
 OUTPUT = ROOT / "results/mutations"
-_PRELOADED = ("torch", "timm", "scipy.stats", "pandas", "hypothesis", "pytest", "PIL.Image")
+_PRELOADED = (
+    *("torch", "timm", "timm.data.auto_augment", "lightly.loss", "lightly.models.modules.heads"),
+    *("scipy.stats", "sklearn.manifold", "statsmodels.api", "pandas", "safetensors.torch"),
+    *("hypothesis", "pytest", "PIL.Image", "rich.progress", "rich.table", "huggingface_hub"),
+)
 _FIELDS = ("key", "result", "seconds", "file", "old", "new")
 _PATIENCE = 240.0
 """Seconds after which a mutation that hangs its tests counts as noticed."""
@@ -59,8 +66,7 @@ class Mutation:
     @property
     def key(self) -> str:
         """Tells it from others, and from what it was before its entry changed."""
-        told = "\0".join((self.file, self.old, self.new, *self.tests))
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        return hashlib.sha256("\0".join((self.file, self.old, self.new)).encode()).hexdigest()[:12]
 
     def applied(self, root: Path) -> str:
         """The text of the changed file.
@@ -101,7 +107,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Try mutations until the time is up; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutate", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="stop after about so many")
-    parser.add_argument("--only", default="", help="files whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="files with one of these in the name"
+    )
     parser.add_argument("--survived", action="store_true", help="try those again that survived")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
@@ -123,7 +131,12 @@ def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
     asked.output.mkdir(parents=True, exist_ok=True)
     done = _results(path)
     again = {key for key, row in done.items() if asked.survived and row["result"] == "survived"}
-    todo = [m for m in mutations if asked.only in m.file and (m.key not in done or m.key in again)]
+    todo = [
+        mutation
+        for mutation in mutations
+        if any(part in mutation.file for part in asked.only)
+        and (mutation.key not in done or mutation.key in again)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         _copy(asked.root, copy)
@@ -135,7 +148,7 @@ def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
                 )
                 break
             if mutation.tests not in passes:
-                passes[mutation.tests] = _passes(copy, mutation.tests)
+                passes[mutation.tests] = _passes(copy, mutation.tests, is_first=True)
             if not passes[mutation.tests]:
                 raise TableError(f"{' '.join(mutation.tests)}: fails without a mutation")
             started, target = time.monotonic(), copy / mutation.file
@@ -171,11 +184,15 @@ def _copy(root: Path, copy: Path) -> None:
     compileall.compile_dir(copy, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
 
 
-def _passes(copy: Path, tests: Sequence[str]) -> bool:
-    """Whether tests pass in a copy, in a process that begins with other people's code imported."""
+def _passes(copy: Path, tests: Sequence[str], is_first: bool = False) -> bool:
+    """Whether tests pass in a copy, in a process that begins with other people's code imported.
+
+    The first time, without a mutation, bytecode is kept, and how long each test takes is noted, so
+    that the quickest come first afterwards.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.mutate", *_PRELOADED])
-    process = context.Process(target=_run, args=(str(copy), list(tests)))
+    context.set_forkserver_preload([*_PRELOADED])
+    process = context.Process(target=_run, args=(copy, list(tests), is_first))
     process.start()
     process.join(_PATIENCE)
     if process.is_alive():
@@ -184,19 +201,39 @@ def _passes(copy: Path, tests: Sequence[str]) -> bool:
     return process.exitcode == 0
 
 
-def _run(copy: str, tests: Sequence[str]) -> None:
+def _run(copy: Path, tests: Sequence[str], is_first: bool) -> None:
     """In a process of its own: run tests in the copy, with its code alone."""
     os.chdir(copy)
-    sys.path[:] = [copy, *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
-    os.environ["PYTHONPATH"] = copy
-    sys.dont_write_bytecode = True
+    sys.path[:] = [str(copy), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    os.environ["PYTHONPATH"] = str(copy)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and some take a second
+    sys.dont_write_bytecode = not is_first
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
     import pytest
 
     quick = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
-    sys.exit(int(pytest.main([*quick, *tests])))
+    order = _QuickestFirst(copy.with_name("seconds.json"))
+    code = int(pytest.main([*quick, *tests], [order]))
+    if is_first:
+        order.path.write_text(json.dumps(order.seconds))
+    sys.exit(code)
+
+
+class _QuickestFirst:
+    """What orders tests by the seconds that they took before, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call":
+            self.seconds[report.nodeid] = report.duration
 
 
 def _append(path: Path, row: Row) -> None:

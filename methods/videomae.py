@@ -84,7 +84,7 @@ class Config(OptimizerChoiceConfig):
         super().__post_init__()
         require(
             self.decoder_embed_dim % self.decoder_heads == 0,
-            f"decoder embed dim {self.decoder_embed_dim} must be a multiple of the "
+            f"--decoder-embed-dim {self.decoder_embed_dim} must be a multiple of the "
             f"{self.decoder_heads} decoder heads",
         )
 
@@ -292,4 +292,5 @@ class VideoMAE(Method):
         "mask_ratio": Uniform(0.6, 0.9),
         "weight_decay": LogUniform(0.01, 0.2),
         "warmup": Uniform(0.02, 0.2),
+        "crop_scale": Uniform(0.2, 1.0),
     }

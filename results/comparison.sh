@@ -3,7 +3,7 @@
 # images for each, the same FLOPs, several seeds; then three budgets, MAE's mask ratio, the report.
 # What is done is not done again: the same command goes on where it stopped.
 #
-#   MINUTES=10 results/comparison.sh       the embedded images: about 11 hours on two CPU cores
+#   MINUTES=10 results/comparison.sh       the embedded images: about 12 hours on two CPU cores
 #   PRESET=small results/comparison.sh     for a GPU: ViT-Ti/4 on CIFAR-10
 #   COUNT=1 results/comparison.sh          say what is to come and what it costs, and do nothing
 #
@@ -18,7 +18,7 @@ PATH="$PWD/.venv/bin:$PATH"
 PRESET=${PRESET:-quick} TRIALS=${TRIALS:-8} TUNINGS=${TUNINGS:-3}
 SEEDS=${SEEDS:-0..2} MORE_SEEDS=${MORE_SEEDS:-0..4}
 MORE=${MORE:-mae mocov3 supervised random-init}
-IN_BUDGETS=${IN_BUDGETS:-mae mocov3 simclr dino supervised}
+IN_BUDGETS=${IN_BUDGETS:-mae mocov3 dino supervised}
 MINUTES=${MINUTES:-1000000}
 case $PRESET in
     quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-5e12,8e13}
@@ -55,31 +55,36 @@ bench() {
 seeds_of() { [[ " $MORE " == *" $1 "* ]] && echo "$MORE_SEEDS" || echo "$SEEDS"; }
 
 sweep() { # method, seeds, evaluations, further flags; one after the other, in this very process
+    local done
+    done="$RUNS/.done/$(printf '%s ' "$@" "$DATA" "$PRESET" "${FLAGS[@]}" | cksum | tr ' ' -)"
+    [[ -e $done ]] && return # planning it again takes longer than looking
     bench sweep --cluster debug --method "$1" --seed "$2" --evals "$3" --data "$DATA" \
         --preset "$PRESET" --runs-dir "$RUNS" "${@:4}" "${FLAGS[@]}" ${COUNT:+--dry-run}
+    [[ -n ${COUNT:-} ]] || { mkdir -p "${done%/*}" && touch "$done"; }
 }
 
-compared() { # method, evaluations, budgets (trials have the first), further flags
+compared() { # method, seeds, evaluations, budgets (trials have the first), further flags
     if [[ $1 == random-init ]]; then
-        sweep "$1" "$(seeds_of "$1")" "$2" "${@:4}"
+        sweep "$1" "$2" "$3" "${@:5}"
     else
-        sweep "$1" "$(seeds_of "$1")" "$2" "${@:4}" --budget-flops "$3" \
+        sweep "$1" "$2" "$3" "${@:5}" --budget-flops "$4" \
             --search sobol --trials "$TRIALS" --choose-by linear
     fi
 }
 
 for method in $METHODS; do
-    compared "$method" knn,linear "$BUDGET"
+    compared "$method" "$(seeds_of "$method")" knn,linear "$BUDGET"
 done
 for method in $METHODS; do
-    compared "$method" finetune "$BUDGET" --finetune-trials "$TUNINGS"
+    compared "$method" "$(seeds_of "$method")" finetune "$BUDGET" --finetune-trials "$TUNINGS"
 done
 for method in $METHODS; do
-    compared "$method" low-shot,robustness,representation,cka,attention,embedding "$BUDGET"
+    compared "$method" "$(seeds_of "$method")" \
+        low-shot,robustness,representation,cka,attention,embedding "$BUDGET"
 done
 for method in $IN_BUDGETS; do
     [[ " $METHODS " == *" $method "* ]] || continue
-    compared "$method" knn,linear "$BUDGET,$OTHER_BUDGETS"
+    compared "$method" "$SEEDS" knn,linear "$BUDGET,$OTHER_BUDGETS"
 done
 if [[ " $METHODS " == *" mae "* && -z ${COUNT:-} ]]; then
     bench ablate mask-ratio --method mae --data "$DATA" --preset "$PRESET" --epochs $EPOCHS \
@@ -95,7 +100,7 @@ for from in "$RUNS:results/$NAME" "$RUNS-mask-ratio:results/mask-ratio"; do
     [[ -d ${from%%:*} ]] || continue
     mkdir -p "${from##*:}"
     tar -C "${from%%:*}" --exclude='*.safetensors' --exclude='checkpoint.pt' --exclude='.lock' \
-        --exclude='features' --exclude='.index' --exclude='cka-*/arrays.npz' --exclude='jobs' \
+        --exclude='features' --exclude='.index' --exclude='.done' --exclude='cka-*/arrays.npz' --exclude='jobs' \
         --exclude='*-validation-seed*/figures' --exclude='*-validation-seed*/evals/*/predictions.npz' \
         --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "${from##*:}" -xf -
 done

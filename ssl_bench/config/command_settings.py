@@ -184,7 +184,7 @@ class PrepareSettings(CheckedConfig):
     """Write a data set once as few large files of small images, so that later runs read it fast."""
 
     source: str = ""
-    """A folder of class folders, Parquet files of images, or a data set by name."""
+    """A folder of class folders, Parquet or tar files of images, or a data set by name."""
     output: Path | None = None
     """Folder to write, which does not exist yet; `--data` takes it afterwards."""
     short_side: Annotated[int, "[1, inf)"] = 256

@@ -61,10 +61,10 @@ class Settings(WorkSettings):
     method: str = "mae"
     """Name of a method (see `ssl-bench list`), or the path of a Python file that defines one."""
     data: str = "fashion-mnist"
-    """Name of a data set, a folder of class folders, or Parquet files of images. After a path,
-    @TRAIN+TEST names the folders or files that are the splits, @TRAIN one of which a fifth is held
-    out, and @whole says that there are none; @validation in the end takes a tenth of the training
-    images in place of the test images, to choose settings on."""
+    """Name of a data set, a folder of class folders, or Parquet or tar files of images. After a
+    path, @TRAIN+TEST names the folders or files that are the splits, @TRAIN one of which a fifth is
+    held out, and @whole says that there are none; @validation in the end takes a tenth of the
+    training images in place of the test images, to choose settings on."""
     eval_data: str | None = None
     """Data set to evaluate on, said like --data, or several, separated by commas. Default: the one
     that is trained on."""

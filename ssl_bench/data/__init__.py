@@ -91,6 +91,16 @@ def load(
             "--storage memory would work",
         )
         found = _embedded(asked, frames, stride)
+    elif _is_video(asked.place, frames):
+        from ssl_bench.data import clips, sampling
+        from ssl_bench.data.listing import no_progress
+
+        listing = list_videos(source)
+        if check:
+            check(listing.train.count)
+        chosen = sampling.chosen(clips.USUAL, frames, stride)
+        how = read_size, chosen, storage, skip_broken, progress or no_progress
+        found = clips.load(listing, *how)
     else:
         from ssl_bench.data import in_memory
         from ssl_bench.data.listing import no_progress
@@ -152,6 +162,27 @@ def list_images(source: str, data_dir: Path | None = None) -> Listing:
 
         return holdout.of_listing(listing)
     return listing
+
+
+def _is_video(place: str, frames: int | None) -> bool:
+    from ssl_bench.data.sources import videos
+
+    path = Path(place).expanduser()
+    return path.is_dir() and videos.is_here(path, frames)
+
+
+def list_videos(source: str) -> Listing:
+    """List the videos of a folder, as `load` does.
+
+    Raises:
+        UserError: its layout is ambiguous, or it has none of some class or split.
+    """
+    from ssl_bench.data import holdout
+    from ssl_bench.data.sources import videos
+
+    asked = parse(source)
+    listing = videos.find(Path(asked.place).expanduser(), asked.choice)
+    return holdout.of_listing(listing) if asked.is_validation else listing
 
 
 def _listed(asked: Source, data_dir: Path | None) -> Listing:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ssl_bench.utils.rng import SampleRng
+
 
 NO_CAPTIONS = "it has images alone"
 
@@ -58,6 +60,10 @@ class Split:
         """The images at these indices: uint8 ``(B, frames * C, S, S)``, where the labels are."""
         images_BCSS = self.images_NCHW[index_B.to(self.images_NCHW.device, non_blocking=True)]
         return images_BCSS.to(self.labels_N.device, non_blocking=True)
+
+    def drawn(self, draws: SampleRng) -> Tensor:
+        """`images` of the samples of a training step, of which a video may give any clip."""
+        return self.images(draws.samples_B)
 
     def masks(self, index_B: Tensor) -> Tensor:
         """The masks of the images at these indices: uint8 ``(B, S, S)``, on the CPU."""

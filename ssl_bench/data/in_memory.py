@@ -46,7 +46,7 @@ def load(
     native, caveats = _native_size(listing)
     side = native or round(image_size * 8 / 7)
     # By total, not by free memory: the same command must find the same run again.
-    too_large = _too_much(listing.count, listing.channels, side, _total_memory(), "memory")
+    too_large = _too_much(listing.count, listing.channels, side, total_memory(), "memory")
     if storage == "stream" or (too_large and storage == "auto"):
         why = "as asked" if storage == "stream" else f"as {too_large}"
 
@@ -150,7 +150,7 @@ def _too_much(count: int, channels: int, side: int, room: int, what: str) -> str
     )
 
 
-def _total_memory() -> int:
+def total_memory() -> int:
     """Total memory in bytes, of the machine or the control group, whichever is less."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:

@@ -206,8 +206,8 @@ def _check_clips(settings: Settings, plugin: Plugin, data: Dataset) -> None:
     columns = plugin.declared.columns
     require(
         data.frames > 1 or settings.frames in (None, 1),
-        f"frames {settings.frames}: data {data.name!r} has single images, no video; leave --frames "
-        "out",
+        f"--frames {settings.frames}: data {data.name!r} has single images, no video; leave "
+        "--frames out",
     )
     require(
         data.frames == 1 or "clip" in columns,

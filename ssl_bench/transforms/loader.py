@@ -77,7 +77,7 @@ def stored(
         jobs = (_job(split, recipes, draws, spare, pinned) for draws in steps)
         prepared = ahead(jobs, split.workers)
     else:
-        prepared = ((draws, [split.images(draws.samples_B)] * len(recipes)) for draws in steps)
+        prepared = ((draws, [split.drawn(draws)] * len(recipes)) for draws in steps)
     with closing(prepared) as ready:
         for draws, pixels in ready:
             yield draws.to(device), tuple(view.to(device, non_blocking=True) for view in pixels)

@@ -261,6 +261,14 @@ def test_equivalent_is_said_of_what_is_within_the_margin(results: Results) -> No
     assert "≈" in shown(results.compare())
 
 
+def test_a_margin_of_points_says_nothing_of_other_units(results: Results) -> None:
+    for method in ("a", "b"):
+        for seed, value in enumerate((0.80, 0.81, 0.82, 0.79)):
+            run = results.run(method, seed)
+            results.score(run, value + (method == "b") * 0.001, unit="mean error", better="lower")
+    assert [pair.verdict for pair in results.table().pairs] == ["undecided"]
+
+
 def test_what_would_decide_is_said(results: Results) -> None:
     results.seeds("a", [80.0, 82.0, 81.0])
     results.seeds("b", [81.0, 81.5, 80.9])
@@ -936,6 +944,8 @@ def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
     assert order("knn") == ["moco", "mae"] and order("linear") == ["mae", "moco"]
     with pytest.raises(UserError, match="knn, linear"):
         order("accuracy")
+    with pytest.raises(UserError, match="--sort 'knm'.*did you mean knn"):
+        order("knm")
 
 
 def test_everything_is_there_as_json(results: Results) -> None:

@@ -106,6 +106,20 @@ def test_pairs_have_to_show_a_correlation(seeds: int, shared: float, expected: s
     assert statistics.difference(a, flipped).test == "Welch t", "a negative one is none"
 
 
+@pytest.mark.parametrize("seeds", [4, 5, 6, 9])
+def test_a_correlation_is_shown_where_scipy_has_it_below_five_percent(seeds: int) -> None:
+    generator = np.random.default_rng(seeds)
+    paired = 0
+    for _ in range(150):
+        common = generator.normal(0, 1, seeds)
+        a, b = (common + generator.normal(0, 0.8, seeds) for _ in range(2))
+        shows = seeds >= 5 and stats.pearsonr(a, b, alternative="greater").pvalue < 0.05
+        found = statistics.difference(by_seed(a), by_seed(b)).test
+        assert found == ("paired t" if shows else "Welch t")
+        paired += shows
+    assert seeds == 4 or 20 < paired < 130
+
+
 @given(many, many, st.floats(0.001, 0.9))
 def test_an_interval_leaves_out_zero_where_p_is_below_its_level(
     a: list[float], b: list[float], level: float
@@ -155,6 +169,30 @@ def test_intervals_over_seeds_and_images_cover_the_true_mean() -> None:
         alone += low <= 69.54 <= high
     assert 0.92 < covered / 600 < 0.99
     assert alone < covered
+
+
+def test_variances_of_seeds_and_images_are_those_of_a_crossed_layout() -> None:
+    """Mean squares summed number by number; seeds + images - rest, freedom by Satterthwaite."""
+    generator = np.random.default_rng(1)
+    skill, ease = np.array([[0.2], [0.5], [0.7], [0.9]]), generator.uniform(-0.3, 0.3, 30)
+    right = generator.random((4, 30)) < skill + ease
+    seeds, images, mean = 4, 30, 100 * right.mean()
+    by_seeds, by_images = 100 * right.mean(axis=1), 100 * right.mean(axis=0)
+    square_s = images * sum((each - mean) ** 2 for each in by_seeds) / (seeds - 1)
+    square_i = seeds * sum((each - mean) ** 2 for each in by_images) / (images - 1)
+    rest = sum(
+        (100 * right[s, i] - by_seeds[s] - by_images[i] + mean) ** 2
+        for s in range(seeds)
+        for i in range(images)
+    )
+    square_r = rest / ((seeds - 1) * (images - 1))
+    total = square_s + square_i - square_r
+    parts = (
+        (square_s, seeds - 1), (square_i, images - 1), (square_r, (seeds - 1) * (images - 1))
+    )  # fmt: skip
+    freedom = total**2 / sum(square**2 / free for square, free in parts)
+    expected = stats.t.ppf(0.975, freedom) * math.sqrt(total / (seeds * images))
+    assert statistics.mean_over_seeds_and_images(right).half_width == pytest.approx(expected)
 
 
 def test_of_one_run_the_images_alone_are_counted() -> None:

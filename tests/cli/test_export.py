@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders
 from ssl_bench.models.checkpoints import Checkpoint, read
+from ssl_bench.transforms.augmentations import normalize
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -116,6 +118,35 @@ def test_transformers_loads_the_encoder(moco: Checkpoint, tmp_path: Path) -> Non
         expected = theirs.eval()(images()).last_hidden_state
     assert_close(features(moco.encoder, images()), expected)
     assert_close(features(load_encoder(tmp_path / "hf"), images()), expected)
+
+
+def test_transformers_prepares_images_as_we_do(mae: Checkpoint, tmp_path: Path) -> None:
+    """Of the encoder's size: scaled to [0, 1] and normalised; of another, resized bicubically."""
+    from transformers import ViTImageProcessor
+
+    own: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    spec = dataclasses.replace(mae.spec, **own)
+    export.to_transformers(dataclasses.replace(mae, spec=spec), tmp_path / "hf")
+    processor = ViTImageProcessor.from_pretrained(tmp_path / "hf")
+    size, generator = spec.image_size, torch.Generator().manual_seed(0)
+    for side in (size, 2 * size):
+        pixels = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=generator)
+        image = Image.fromarray(pixels.numpy())
+        resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+        expected = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None] / 255
+        found = processor(image, return_tensors="pt")["pixel_values"]
+        expected = normalize(expected, *own.values())
+        # torchvision rounds in other places than Pillow.
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_transformers_is_told_what_norms_add(mae: Checkpoint, tmp_path: Path) -> None:
+    for added in (1e-6, 1e-3):
+        spec = dataclasses.replace(mae.spec, norm_eps=added)
+        export.to_transformers(dataclasses.replace(mae, spec=spec), tmp_path / str(added))
+        told = json.loads((tmp_path / str(added) / "config.json").read_text())
+        assert told["layer_norm_eps"] == added
+        assert read(str(tmp_path / str(added)), WeightSettings()).spec.norm_eps == added
 
 
 def test_transformers_loads_the_whole_autoencoder(mae: Checkpoint, tmp_path: Path) -> None:

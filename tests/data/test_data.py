@@ -447,6 +447,12 @@ def test_short_side_is_resized_and_the_centre_kept() -> None:
     assert (square[:, :, 2:-2] == np.array([0, 0, 255])[:, None, None]).all()
 
 
+def test_squares_are_resized_bicubically() -> None:
+    image = noise(0, 40, 40)
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert (square_CSS(image, 16, 3) == expected).all()
+
+
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
 def test_any_shape_becomes_the_square(width: int, height: int, side: int) -> None:
     assert square_CSS(Image.new("RGB", (width, height)), side, 3).shape == (3, side, side)

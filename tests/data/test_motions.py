@@ -143,7 +143,7 @@ def test_an_encoder_of_images_says_nothing_of_frames(spec: EncoderSpec) -> None:
     "words,named",
     [
         (["--method", "mae", "--data", NAME], "--frames 1"),
-        (["--method", "videomae"], NAME),
+        (["--method", "videomae", "--data", "fashion-mnist"], NAME),
         (["--method", "videomae", "--data", NAME, "--frames", 1], "--frames 1"),
         (["--method", "videomae", "--data", NAME, "--frames", 7], "--frames 6 or 8"),
         (["--method", "mae", "--frames", 8], "frames 8"),

@@ -260,7 +260,7 @@ def test_streamed_split_says_what_it_has_not() -> None:
 def test_what_does_not_fit_is_streamed(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = data.load(str(photographs), 28)
     assert whole.storage == "in memory"
-    monkeypatch.setattr(in_memory, "_total_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
+    monkeypatch.setattr(in_memory, "total_memory", lambda: 2 * 40 * 3 * 32**2 - 2)
     apart = data.load(str(photographs), 28)
     assert apart.storage.startswith("streamed from their files, as 40 images of 32 x 32 pixels")
     assert "more than half of the" in apart.storage

@@ -28,6 +28,7 @@ KINDS: list[dict[str, Any]] = [
     {"class_token": False, "global_pool": "avg"},
     {"reg_tokens": 2},
     {"init_values": 0.1},
+    {"pre_norm": True},
 ]
 
 

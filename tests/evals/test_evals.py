@@ -22,7 +22,7 @@ from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning, linear_probe, neighbors
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, match_channels, prepare
-from ssl_bench.evaluation.metrics import accuracy, holdout
+from ssl_bench.evaluation.metrics import accuracy, held_out, holdout
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.timm_augment import rand_augment
@@ -96,6 +96,22 @@ def test_holdout_is_a_partition_that_depends_on_the_data_alone(tiny: Dataset) ->
     assert torch.equal(holdout(tiny, 0.25)[1], held_out)
     other = dataclasses.replace(tiny, fingerprint="another")
     assert not torch.equal(holdout(other, 0.25)[1], held_out)
+
+
+@pytest.mark.parametrize(
+    "count,share,expected", [(29, 0.1, 3), (24, 0.1, 2), (3, 0.1, 1), (2, 0.9, 1)]
+)
+def test_the_share_to_choose_on_is_the_nearest_whole_number(
+    count: int, share: float, expected: int
+) -> None:
+    fit, chosen_on = held_out(count, share, "data")
+    assert (len(fit), len(chosen_on)) == (count - expected, expected)
+
+
+def test_raw_pixels_are_the_evaluation_view(tiny: Dataset, spec: EncoderSpec) -> None:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    expected = ((tiny.test.images_NCHW / 255 - mean) / std).flatten(1)
+    torch.testing.assert_close(RawPixels(spec, CPU, 0).features(tiny.test)["pixels"], expected)
 
 
 def test_accuracy_is_in_percent() -> None:
@@ -189,7 +205,7 @@ def test_linear_is_blind_to_the_scale_of_the_features(tiny: Dataset, spec: Encod
 
 
 def test_features_are_the_tokens_after_the_norm(tiny: Dataset, spec: EncoderSpec) -> None:
-    module = backbones.build(spec, seed=0).eval()
+    module = backbones.build(spec, seed=0, drop_path_rate=0.5).train()
     encoder = Encoder(module, spec, CPU, seed=0)
     images = tiny.test.images_NCHW.float() / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
@@ -417,9 +433,10 @@ class TestFinetune:
         with torch.no_grad():
             tokens = encoder.blocks(encoder._pos_embed(encoder.patch_embed(images)))
             model = finetuning.Classifier(encoder, 3).eval()
+            assert model.head.weight.std() < 1e-4
+            model.head.weight.normal_()
             expected = model.head(model.fc_norm(tokens[:, 1:].mean(1)))
             torch.testing.assert_close(model(images), expected)
-        assert model.head.weight.std() < 1e-4
 
     def test_scratch_baseline_has_its_own_rate_and_no_layer_decay(self) -> None:
         config = self.config(base_lr=1e-3, scratch_lr=3e-3, layer_decay=0.5)
@@ -618,6 +635,26 @@ class TestLinearPaper:
         assert not any(recipe.jitter) and not recipe.blur
         assert start.weight.std().item() == pytest.approx(0.3, rel=0.1)
         assert not start.bias.any()
+
+    def test_images_are_classified_by_the_statistics_of_the_training(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not by those of the test images; MAE's norm adds 1e-6 and learns nothing."""
+        code, probes = PAPER.load(), []
+        build = code._probe
+        monkeypatch.setattr(code, "_probe", lambda *how: probes.append(build(*how)) or probes[0])
+        config = PAPER.config(epochs=5, batch_size=40, base_lr=3.0, pooling="avg", crop_scale=1.0)
+        split = dataclasses.replace(tiny.test, images_NCHW=tiny.test.images_NCHW // 2)
+        data, pixels = dataclasses.replace(tiny, test=split), Pixels(spec)
+        result = PAPER.load_class()(config).evaluate(pixels, data)
+        [(norm, head)] = probes
+        assert norm.weight is None and norm.eps == 1e-6
+        inputs = pixels.features(split)["avg"] - norm.running_mean
+        logits = inputs / (norm.running_var + 1e-6).sqrt() @ head.weight.T + head.bias
+        assert torch.equal(result.predictions_N, logits.argmax(dim=1))
+        own = (inputs - inputs.mean(0)) / (inputs.std(0, correction=0) + 1e-6)
+        other = (own @ head.weight.T + head.bias).argmax(dim=1)
+        assert not torch.equal(result.predictions_N, other)
 
     def test_each_epoch_sees_other_views_and_the_batch_shrinks_to_the_data(
         self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch

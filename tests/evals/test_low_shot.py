@@ -112,8 +112,14 @@ def test_every_method_sees_the_same_labels(
 
 
 def test_scores_are_means_and_spreads_of_the_draws(tiny: Dataset, spec: EncoderSpec) -> None:
-    config = LOW_SHOT.config(**SHORT | {"draws": 3, "steps": 1})
-    result = LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+    class Noisy(RawPixels):
+        def features(self, split: Split) -> dict[str, Tensor]:
+            noise = torch.randn(len(split), 3, generator=torch.Generator().manual_seed(len(split)))
+            return {"pixels": torch.eye(3)[split.labels_N] + noise}
+
+    config = LOW_SHOT.config(**SHORT | {"draws": 3, "steps": 20})
+    result = LOW_SHOT.load_class()(config).evaluate(Noisy(spec, CPU, 0), tiny)
+    assert len({*result.arrays["accuracy"][0].tolist()}) > 1, "draws differ"
     assert list(result.scores) == ["top1_10pct", "top1_50pct", "spread_10pct", "spread_50pct"]
     for name, tops in zip(("10pct", "50pct"), result.arrays["accuracy"].tolist(), strict=True):
         assert result.scores[f"top1_{name}"] == pytest.approx(statistics.fmean(tops))
@@ -123,6 +129,36 @@ def test_scores_are_means_and_spreads_of_the_draws(tiny: Dataset, spec: EncoderS
         RawPixels(spec, CPU, 0), tiny
     )
     assert list(one.scores) == ["top1_10pct", "top1_50pct"], "one draw has no spread"
+
+
+def test_a_share_is_rounded_down_and_trained_for_so_many_steps(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[int, ...]] = []
+    train = linear_probe.train
+
+    def record(features: Tensor, labels: Tensor, rows: Tensor, *rest: Any) -> linear_probe.Probes:
+        fitted.append((len(rows), *rest[2:4]))
+        return train(features, labels, rows, *rest)
+
+    monkeypatch.setattr(linear_probe, "train", record)
+    config = LOW_SHOT.config(shares=(0.21,), draws=1, steps=20, batch_size=8)
+    LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+    assert fitted[-1] == (25, 7, 8), (
+        "25.2 of 120 labels; 3 steps of 8 in an epoch, 20 or more in all"
+    )
+
+
+def test_what_diverges_on_one_fold_is_not_chosen(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = iter([[-1.0, 60.0]] + [[100.0, 60.0]] * 4)
+    monkeypatch.setattr(linear_probe, "score", lambda *of: next(tops))
+    rates = {"learning_rates": (0.1, 0.01), "weight_decays": (0.0,)}
+    config = LOW_SHOT.config(shares=(0.5,), draws=1, steps=5, **rates)
+    result = LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+    [[choice]] = result.chosen.values()
+    assert (choice["learning_rate"], choice["validation_top1"]) == (0.01, 60)
 
 
 def test_few_labels_separate_what_is_separable(tiny: Dataset, spec: EncoderSpec) -> None:

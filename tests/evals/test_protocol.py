@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers import CPU
 from torch import Tensor
 
-from ssl_bench.api import registry
+from ssl_bench.api import optimizers, registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.evaluation import finetuning, linear_probe
 from ssl_bench.evaluation.features import Encoder
@@ -49,22 +49,38 @@ def evaluate(name: str, config: dict[str, Any], encoder: Given, data: Dataset) -
 def test_what_fits_only_the_images_it_was_fitted_on_is_not_chosen(
     name: str, config: dict[str, Any], tiny: Dataset
 ) -> None:
-    """One pooling knows those by heart, or by their noise; the other is mostly right."""
+    """One pooling is noise, of which those can be learned by heart; the other is mostly right."""
     labels_N, (fit_N, held_out_N) = tiny.train.labels_N, holdout(tiny, 0.1)
     generator = torch.Generator().manual_seed(0)
-    by_heart = 5 * torch.randn(len(labels_N), 3, generator=generator)
-    if name == "linear":
-        by_heart[fit_N] = one_hot(labels_N[fit_N])
+    by_heart = torch.randn(len(labels_N), 400, generator=generator)
     partly = labels_N.clone()
     for rows_N in (fit_N, held_out_N):
         wrong_N = rows_N[::5]
         partly[wrong_N] = (partly[wrong_N] + 1) % 3
-    test = one_hot(tiny.test.labels_N)
     features = {"by heart": by_heart, "partly": one_hot(partly)}
-    encoder = Given({tiny.train: features, tiny.test: {"by heart": test, "partly": test}})
+    right = torch.zeros(len(tiny.test), 400)
+    test = {"by heart": right, "partly": one_hot(tiny.test.labels_N)}
+    encoder = Given({tiny.train: features, tiny.test: test})
     result = evaluate(name, config, encoder, tiny)
     assert result.chosen["pooling"] == "partly"
     assert result.chosen["validation_top1"] == pytest.approx(75)
+    assert result.scores["top1"] > 75, "the test images' features are of the pooling that is chosen"
+
+
+def test_low_shot_chooses_on_folds_that_it_was_not_fitted_on(tiny: Dataset) -> None:
+    labels_N = tiny.train.labels_N
+    generator = torch.Generator().manual_seed(0)
+    by_heart = torch.randn(len(labels_N), 400, generator=generator)
+    partly = labels_N.clone()
+    partly[torch.rand(len(labels_N), generator=generator) < 0.25] = 0
+    test = {"by heart": torch.zeros(40, 400), "partly": one_hot(tiny.test.labels_N)}
+    features = {"by heart": by_heart, "partly": one_hot(partly)}
+    encoder = Given({tiny.train: features, tiny.test: test})
+    result = evaluate("low-shot", {"shares": (0.5,), "draws": 2, "steps": 60}, encoder, tiny)
+    [choices] = result.chosen.values()
+    for choice in choices:
+        assert choice["pooling"] == "partly"
+        assert 60 < choice["validation_top1"] < 95
 
 
 @BOTH
@@ -93,6 +109,41 @@ def test_a_probe_is_blind_to_all_that_it_is_not_fitted_on(tiny: Dataset) -> None
     ):
         assert torch.equal(ours, theirs)
     assert torch.equal(first.predict(features), second.predict(features))
+
+
+def test_as_many_neighbours_vote_in_the_end_as_were_chosen(tiny: Dataset) -> None:
+    """Where all votes are equal, many are those of the largest class."""
+    labels_N = (torch.arange(120) % 10 == 0).long() + (torch.arange(120) % 10 == 1).long() * 2
+    data = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, labels_N=labels_N))
+    features = {
+        data.train: {"avg": one_hot(labels_N)},
+        data.test: {"avg": one_hot(data.test.labels_N)},
+    }
+    config = {"neighbors": (1, 100), "temperature": 1e3}
+    result = evaluate("knn", config, Given(features), data)
+    assert (result.chosen["neighbors"], result.scores["top1"]) == (1, 100)
+
+
+def test_all_choose_on_a_tenth_of_the_training_images() -> None:
+    evals = registry.discover("eval").values()
+    shares = {p.name: p.config().validation for p in evals if hasattr(p.config(), "validation")}
+    assert {*shares} >= {"knn", "linear", "robustness", "segmentation", "segmentation-knn"}
+    assert {*shares.values()} == {0.1}
+
+
+@pytest.mark.parametrize("name", ["finetune", "linear-paper"])
+def test_the_learning_rate_is_that_of_the_batch_there_is(
+    name: str, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is no larger than the training split."""
+    rates: list[float] = []
+    monkeypatch.setattr(optimizers, "set_learning_rate", lambda optimizer, rate: rates.append(rate))
+    plugin = registry.find("eval", name)
+    config = plugin.config(epochs=4, batch_size=1000, base_lr=0.1, warmup=0.25)
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=0)
+    plugin.load_class()(config).evaluate(encoder, tiny)
+    assert len(rates) == 4
+    assert max(rates) == pytest.approx(0.1 * 120 / 256)
 
 
 def test_knn_is_the_published_one_by_default() -> None:

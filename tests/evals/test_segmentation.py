@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sklearn.metrics import jaccard_score
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.data.masks import IGNORED
-from ssl_bench.evaluation import dense
+from ssl_bench.evaluation import dense, linear_probe, neighbors
 from ssl_bench.evaluation.features import Encoder, RawPixels
 from ssl_bench.models import backbones, encoders
 from ssl_bench.models.backbones import EncoderSpec
@@ -66,6 +67,88 @@ def test_an_interval_narrows_with_more_images() -> None:
     assert many[0] < middle < many[1]
     ratio = (few[1] - few[0]) / (many[1] - many[0])
     assert 2 < ratio < 8, "a sixteenth of the images is four times as wide"
+
+
+def test_an_interval_is_that_of_the_percentiles() -> None:
+    """95 % of what as many images, drawn again and again, would give."""
+    generator = torch.Generator().manual_seed(0)
+    found, true = torch.randint(2, (2, 60, 30), generator=generator)
+    counts = dense.overlaps(found, true, 2)
+    draws = np.random.default_rng(0).integers(0, 60, (4000, 60))
+    means = [dense.mean_iou(counts[drawn].sum(dim=0)).item() for drawn in torch.from_numpy(draws)]
+    expected, deviation = np.quantile(means, [0.025, 0.975]), np.std(means)
+    assert dense.interval(counts, "test") == pytest.approx(expected, abs=0.2 * deviation)
+
+
+def test_scores_are_interpolated_between_the_middles_of_patches() -> None:
+    """Half of a class's lead is gone where it is halfway to the next patch's middle."""
+    scores = torch.zeros(1, 2, 2, 2)
+    scores[..., 0, 0], scores[..., 1, 1] = 1.0, 3.0
+    expected = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
+    assert torch.equal(dense.pixel_classes(scores, 8)[0], expected.expand(8, 8))
+
+
+def test_patches_to_choose_on_are_of_other_images(tiny: Dataset, spec: EncoderSpec) -> None:
+    patches = dense.training_patches(RawPixels(spec, CPU, 0), tiny, 40, 0.25)
+    fit, held_out = patches.fit_P // 16, patches.held_out_P // 16
+    assert not set(fit.tolist()) & set(held_out.tolist())
+    assert len(held_out.unique()) == 10 and len(fit.unique()) == 30
+    assert (patches.labels_P[patches.known_P] != IGNORED).all()
+    assert len(patches.known_P) == (patches.labels_P != IGNORED).sum()
+
+
+def test_a_setting_is_chosen_on_held_out_patches_and_refitted_on_all(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = RawPixels(spec, CPU, 0)
+    patches = dense.training_patches(pixels, tiny, 0, 0.25)
+    fitted: list[torch.Tensor] = []
+    chosen_on: list[torch.Tensor] = []
+    train, predict = linear_probe.train, linear_probe.Probes.predict
+
+    def note(features: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, *rest: Any) -> Any:
+        fitted.append(rows)
+        return train(features, labels, rows, *rest)
+
+    def note_rows(probes: Any, features: torch.Tensor, rows: torch.Tensor | None = None) -> Any:
+        if rows is not None:
+            chosen_on.append(rows)
+        return predict(probes, features, rows)
+
+    monkeypatch.setattr(linear_probe, "train", note)
+    monkeypatch.setattr(linear_probe.Probes, "predict", note_rows)
+    plugin = registry.find("eval", "segmentation")
+    config = plugin.config(epochs=1, validation=0.25, train_images=0)
+    plugin.load_class()(config).evaluate(pixels, tiny)
+    assert [rows.tolist() for rows in fitted] == [patches.fit_P.tolist(), patches.known_P.tolist()]
+    assert chosen_on and all(torch.equal(rows, patches.held_out_P) for rows in chosen_on)
+
+
+def test_neighbours_are_chosen_on_held_out_patches_and_the_bank_is_all(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = RawPixels(spec, CPU, 0)
+    patches = dense.training_patches(pixels, tiny, 0, 0.25)
+    banks: list[set[int]] = []
+    asked: list[int] = []
+    votes = neighbors.votes
+
+    def note(features: Any, labels: Any, rows: torch.Tensor, queries: Any, *rest: Any) -> Any:
+        assert rest[1] == 0.07, "the published temperature"
+        banks.append({*rows.tolist()})
+        asked.append(len(queries))
+        return votes(features, labels, rows, queries, *rest)
+
+    monkeypatch.setattr(neighbors, "votes", note)
+    of_patches, tried = dense.patch_iou, []
+    monkeypatch.setattr(dense, "patch_iou", lambda *of: tried.append(of_patches(*of)) or tried[-1])
+    plugin = registry.find("eval", "segmentation-knn")
+    config = plugin.config(validation=0.25, train_images=0, neighbors=(1, 3, 1000))
+    result = plugin.load_class()(config).evaluate(pixels, tiny)
+    assert banks[0] == {*patches.fit_P.tolist()} and asked[0] == len(patches.held_out_P)
+    assert all(bank == {*patches.known_P.tolist()} for bank in banks[1:]) and len(banks) > 1
+    assert len({*tried}) > 1 and result.chosen["validation_miou"] == max(tried)
+    assert result.chosen["neighbors"] == (1, 3, 1000)[tried.index(max(tried))]
 
 
 def test_a_patch_has_the_most_frequent_class_of_its_pixels() -> None:
@@ -147,6 +230,8 @@ def test_what_is_separable_is_segmented(name: str, spec: EncoderSpec) -> None:
     arrays = pixels.arrays
     assert arrays["masks"].shape == arrays["predictions"].shape == (8, 16, 16)
     assert torch.equal(arrays["images"], data.test.images_NCHW[:8])
+    right, _, true = arrays["overlaps"].sum(dim=(0, 2)).tolist()
+    assert pixels.scores["pixel_accuracy"] == pytest.approx(100 * right / true)
     again = dense.mean_iou(arrays["overlaps"].sum(dim=0)).item()
     assert again == pytest.approx(pixels.scores["miou"])
     blind = dataclasses.replace(data, train=dataclasses.replace(

@@ -169,12 +169,23 @@ def test_codebook_is_lloyds_k_means_of_different_patches() -> None:
     found = codebook.fit(often, 6, seed=0)
     different = patches.unique(dim=0)
     first = codebook.rng.permutation(40, 0, "codebook")[:6]
-    expected = lloyd(different.tolist(), different[first].tolist(), codebook._ROUNDS)
+    expected = lloyd(different.tolist(), different[first].tolist(), 10)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert not torch.equal(found, codebook.fit(often, 6, seed=1))
     assert torch.equal(codebook.fit(often, 40, seed=0).unique(dim=0), different)
     with pytest.raises(UserError, match=r"codebook size 41 .* up to 40 would work"):
         codebook.fit(often, 41, seed=0)
+
+
+def test_a_centre_nearest_to_no_patch_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    nearest = codebook.nearest
+    monkeypatch.setattr(
+        codebook, "nearest", lambda patches, centres: 1 + nearest(patches, centres[1:])
+    )
+    patches = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    found = codebook.fit(patches, 4, seed=0)
+    first = patches.unique(dim=0)[codebook.rng.permutation(20, 0, "codebook")[0]]
+    assert torch.equal(found[0], first) and found.isfinite().all()
 
 
 def test_codebook_is_a_function_of_training_images_and_seed(tiny: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ from ssl_bench.api.method import total
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models.prototypes import between_views, sharpened, sinkhorn
+from ssl_bench.models import encoders
+from ssl_bench.models.prototypes import PrototypeHead, between_views, sharpened, sinkhorn
 
 DINO = registry.find("method", "dino")
 
@@ -109,12 +111,47 @@ def test_options_change_what_they_name(options: dict[str, Any]) -> None:
         assert found["dino"] != plain["dino"]
 
 
+def test_koleo_spreads_the_large_crops_alone() -> None:
+    method = build(koleo=0.3, local_crops=2)
+    views = [torch.randn(4, 3, size, size) for size in (16, 16, 8, 8)]
+    found = method.loss(batch_of(method, views), helpers.FIRST_STEP)["koleo"]
+    code = importlib.import_module(DINO.load().__name__)
+    large = [encoders.represent(method.student, view) for view in views[:2]]
+    expected = 0.3 * (code.koleo(large[0]) + code.koleo(large[1]))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_balanced_assignments_are_of_both_views_at_the_teachers_temperature() -> None:
+    method = build(centering="sinkhorn")
+    teacher = waves(8, 64, 0.3).detach().unflatten(0, (2, 4))
+    temperature = method.teacher_temperature(helpers.FIRST_STEP)
+    expected = sinkhorn(teacher.flatten(0, 1), temperature).unflatten(0, (2, 4))
+    torch.testing.assert_close(method.assign(teacher, helpers.FIRST_STEP), expected)
+
+
 def test_prototypes_are_trained_at_some_time() -> None:
     config, refuses = DINO.config(freeze_last_layer=2), DINO.load_class().refuses
     assert refuses(config, 8, 64, epochs=2.5) is None
     assert refuses(config, 8, 64, epochs=math.inf) is None
     assert "--freeze-last-layer 1 would" in refuses(config, 8, 64, epochs=2)
     assert "--freeze-last-layer 0 would" in refuses(config, 8, 64, epochs=0.1)
+
+
+@pytest.mark.parametrize("keeps_norms", [False, True])
+def test_heads_start_as_in_the_official_code(keeps_norms: bool) -> None:
+    """``DINOHead``: normal of 0.02, cut at 2, no bias; prototypes of length 1, fixed if asked."""
+    config = build().config
+    changes = {"head_hidden_dim": 256, "head_bottleneck_dim": 64, "norm_last_layer": keeps_norms}
+    head = PrototypeHead(96, 128, dataclasses.replace(config, **changes))
+    for layer in head.mlp:
+        if isinstance(layer, torch.nn.Linear):
+            naive.assert_normal(layer.weight.detach(), 0.02)
+            assert not layer.bias.any()
+        else:
+            assert isinstance(layer, torch.nn.GELU)
+    assert head.last_layer.weight_g.requires_grad is not keeps_norms
+    unit = torch.eye(64)
+    torch.testing.assert_close(head.last_layer(unit).norm(dim=0), torch.ones(128))
 
 
 def test_temperature_rises_in_equal_steps_by_epoch() -> None:

@@ -199,6 +199,12 @@ def test_every_patch_is_seen_and_wanted_and_contexts_hold_no_target() -> None:
     assert not any(set(context) & set().union(*targets) for context, targets in found)
 
 
+def test_a_context_is_its_share_of_the_patches_rounded_down() -> None:
+    masks = masking.MultiBlocks((6, 6), 4, (0.15, 0.2), 0.85, 0.3)
+    context_BK, _, _ = masks(lambda purpose, count: torch.rand(3, count))
+    assert context_BK.shape == (3, 10), "10.8 of 36"
+
+
 def test_masks_depend_on_image_and_step_alone() -> None:
     method, batch = build(8), batch_of(12, PATCH, step=3)
     parts = [masks_by(method, part) for part in batch.split(5)]

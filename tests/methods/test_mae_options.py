@@ -149,6 +149,26 @@ def test_pca_targets_are_the_largest_principal_components(
     assert (np.diff(variance) < 0).all()
 
 
+def test_a_components_largest_entry_is_positive(spec: EncoderSpec, tiny: Dataset) -> None:
+    """Or the same images would give targets of one sign here and of the other there."""
+    method = build(spec, loss_target="pca", pca_components=12)
+    method.before_training(tiny.train, 0)
+    basis = method.pca_basis_PK
+    assert (basis.gather(0, basis.abs().argmax(dim=0, keepdim=True)) > 0).all()
+
+
+def test_components_are_of_a_random_part_of_many_images(
+    spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.find("method", "mae").load(), "_PCA_IMAGES", 12)
+    found = []
+    for seed in (0, 0, 1):
+        method = build(spec, loss_target="pca", pca_components=6)
+        method.before_training(tiny.train, seed)
+        found.append(method.pca_mean_P)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_as_many_components_as_a_patch_has_values_only_rotate_the_pixels(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
@@ -247,6 +267,8 @@ def test_jitter_changes_colours_and_none_changes_nothing(spec: EncoderSpec, tiny
         (views(spec, images, color_jitter=strength) - plain).abs().mean() for strength in (0.1, 0.4)
     )
     assert 0 < little < much
+    [view] = build(spec, color_jitter=0.4).transforms().values()
+    assert view.jitter == (0.4, 0.4, 0.4, 0.1), "hue changes by a quarter of it"
 
 
 @pytest.mark.parametrize("sampling", ["random", "grid"])
@@ -287,7 +309,9 @@ def cells_of(rows: int, columns: int, size: int) -> list[set[int]]:
 
 @pytest.mark.parametrize("grid,size", [((8, 8), 4), ((8, 8), 2), ((6, 9), 3), ((16, 16), 4)])
 def test_cells_are_squares_of_patches(grid: tuple[int, int], size: int) -> None:
-    assert list(map(set, masking.cells(grid, size).tolist())) == cells_of(*grid, size)
+    cells = masking.cells(grid, size)
+    assert list(map(set, cells.tolist())) == cells_of(*grid, size)
+    assert (cells.diff(dim=1) > 0).all(), "row by row"
 
 
 @pytest.mark.parametrize("sampling", ["random", "grid", "block"])

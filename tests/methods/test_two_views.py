@@ -448,6 +448,41 @@ def test_lejepas_projector_ends_in_a_layer_with_bias() -> None:
     assert isinstance(last, torch.nn.Linear) and last.bias is not None
 
 
+def test_agreement_is_with_the_mean_of_the_large_crops_alone() -> None:
+    """Equation 6 of LeJEPA: a small crop is compared with it, and does not move it."""
+    views = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    middle = (views[0] + views[1]) / 2
+    expected = torch.stack([(view - middle).square().mean() for view in views]).mean()
+    assert module("lejepa").disagreement(views).item() == pytest.approx(expected.item())
+
+
+def test_a_predictor_is_a_bottleneck() -> None:
+    """SimSiam's, section 3; both layers of the head that lightly makes."""
+    method = build("simsiam", proj_output_dim=16, pred_hidden_dim=8)
+    weights = [
+        layer.weight for layer in method.predictor.modules() if hasattr(layer, "in_features")
+    ]
+    assert [tuple(weight.shape) for weight in weights] == [(8, 16), (16, 8)]
+
+
+def test_initial_projectors_are_the_official_ones() -> None:
+    """SimCLR's: normal numbers of a deviation of 0.01."""
+    plugin = registry.find("method", "simclr")
+    spec = EncoderSpec("vit_micro", 16, PATCH, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
+    method: Any = setup.build_method(plugin.load_class(), plugin.config(), spec, 3, seed=0)
+    layers = [layer for layer in method.projector if isinstance(layer, torch.nn.Linear)]
+    assert len(layers) == 3
+    for layer in layers:
+        naive.assert_normal(layer.weight.detach(), 0.01)
+
+
+def test_a_queue_starts_with_keys_of_length_one() -> None:
+    """MoCo's: random ones, each in a direction of its own."""
+    queue_KD = build("moco").queue_KD
+    torch.testing.assert_close(queue_KD.norm(dim=1), torch.ones(len(queue_KD)))
+    assert (queue_KD @ queue_KD.T).fill_diagonal_(0).abs().mean() < 0.5
+
+
 def test_v1_has_a_linear_head_and_no_blur() -> None:
     method = build("moco", head="linear", blur=False)
     assert isinstance(method.head, torch.nn.Linear)

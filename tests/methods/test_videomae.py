@@ -210,9 +210,9 @@ def test_only_hidden_tubelets_are_drawn_anew(clip_spec: EncoderSpec, tiny: Datas
 @pytest.mark.parametrize(
     "changes,what",
     [
-        ({"mask_ratio": 0.01}, "mask ratio 0.01"),
+        ({"mask_ratio": 0.01}, "mask-ratio 0.01"),
         ({"sampling": "frame", "mask_ratio": 0.4}, "pair of frames"),
-        ({"decoder_heads": 5}, "decoder embed dim 32"),
+        ({"decoder_heads": 5}, "decoder-embed-dim 32"),
     ],
 )
 def test_what_cannot_be_hidden_is_said(

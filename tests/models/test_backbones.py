@@ -140,6 +140,9 @@ def test_nothing_is_dropped_at_random_unless_it_is_asked_for() -> None:
     with pytest.raises(UserError, match="skips no block"):
         audit.drop_path(plain, 0.2)
     audit.drop_path(dropping, 0.2)
+    assert encoders.drops(dropping.train()) and not encoders.drops(plain.train())
+    vit = spec_of("vit_tiny_patch16_224")
+    assert not encoders.drops(backbones.build(vit, seed=0, proj_drop_rate=0.5).train())
 
 
 @pytest.mark.parametrize("backbone", [*NAMED, "test_coatnet"])

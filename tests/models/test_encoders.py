@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+import naive
 import pytest
 import timm
 import torch
@@ -41,6 +42,7 @@ def test_encoding_all_patches_is_the_models_own_forward(backbone: str, spec: Enc
     patches = encoders.patchify(images, 4)
     everything = torch.arange(16).expand(3, -1)
     with torch.no_grad():
+        encoder.pos_embed.normal_()  # learned ones have a position for the class token, too
         ours = encoders.encode_visible(encoder, patches, everything)
         torch.testing.assert_close(ours, encoder.forward_features(images), rtol=1e-4, atol=1e-5)
 
@@ -118,6 +120,9 @@ def test_initial_weights_are_xavier_uniform(spec: EncoderSpec) -> None:
     bound = math.sqrt(6 / (kernel[0].numel() + len(kernel)))
     assert 0.95 * bound < kernel.abs().max() <= bound
     assert not encoder.pos_embed.requires_grad
+    naive.assert_normal(encoder.cls_token.detach(), 0.02)
+    norms = {module.eps for module in encoder.modules() if isinstance(module, nn.LayerNorm)}
+    assert norms == {spec.norm_eps} == {1e-6}
 
 
 def test_saved_weights_load_with_timm(spec: EncoderSpec, tmp_path: Path) -> None:

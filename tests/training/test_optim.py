@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +13,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from ssl_bench.api import optimizers
 from ssl_bench.api.step import Step
-from ssl_bench.config.recipes import OptimizerConfig
+from ssl_bench.config.recipes import (
+    OptimizerChoiceConfig,
+    OptimizerConfig,
+    SelfDistillationConfig,
+)
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.models import backbones
@@ -203,6 +207,49 @@ def test_adamw_is_the_papers(spec: EncoderSpec) -> None:
     """Whose epsilon and first decay are torch's defaults, as in the official codes."""
     [group] = optimizers.adamw([{"params": [torch.nn.Parameter(torch.ones(2))]}], 0.95).param_groups
     assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.9, 0.95), 1e-8, False)
+
+
+def chosen(name: str, **config: Any) -> optimizers.OptimizerSpec:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    return optimizers.recipe(module, OptimizerChoiceConfig(optimizer=name, **config))  # type: ignore[arg-type]
+
+
+def test_sgd_is_the_papers() -> None:
+    """Of MoCo and SimSiam: a momentum of 0.9, without Nesterov's."""
+    for group in chosen("sgd").optimizer.param_groups:
+        assert (group["momentum"], group["nesterov"], group["dampening"]) == (0.9, False, 0)
+
+
+@pytest.mark.parametrize("decays_all", [False, True])
+def test_lars_decays_no_norm_and_no_bias(decays_all: bool) -> None:
+    recipe = chosen("lars", weight_decay=0.1, decay_norm_and_bias=decays_all)
+    decays = {p.ndim: g["weight_decay"] for g in recipe.optimizer.param_groups for p in g["params"]}
+    assert decays == {2: 0.1, 1: 0.0}
+    assert all(g["trust"] == 0.001 for g in recipe.optimizer.param_groups)
+
+
+def test_a_cosine_ends_at_a_share_of_the_peak() -> None:
+    recipe = chosen("adamw", base_lr=0.4, final_lr=0.25, warmup=0.0)
+    rates = [recipe.learning_rate(Step(number, 10, 10, 512)) for number in range(10)]
+    expected = [0.2 + 0.6 * (1 + math.cos(math.pi * number / 10)) / 2 for number in range(10)]
+    assert rates == pytest.approx(expected)
+
+
+def test_self_distillation_decays_more_and_more_and_clips_each_gradient() -> None:
+    """DINO's ``main_dino.py``: from 0.04 to 0.4 along a half cosine, each parameter by itself."""
+    config = SelfDistillationConfig(weight_decay=0.04, final_weight_decay=0.4, clip_grad=2.0)
+    recipe = optimizers.distillation_recipe(torch.nn.Linear(2, 2), config)
+    assert recipe.weight_decay is not None
+    decays = [recipe.weight_decay(Step(number, 8, 4, 256)) for number in range(8)]
+    expected = [0.4 - 0.36 * (1 + math.cos(math.pi * number / 8)) / 2 for number in range(8)]
+    assert decays == pytest.approx(expected)
+    assert (recipe.clip_norm, recipe.clip_each) == (2.0, True)
+
+
+def test_further_parameters_may_be_spared_from_decay() -> None:
+    module = torch.nn.Linear(3, 2)
+    groups = optimizers.parameter_groups(module, OptimizerConfig(), exempt=["weight"])
+    assert [group["weight_decay"] for group in groups] == [0.0]
 
 
 @pytest.mark.parametrize("epochs,steps", [(1.34, 13), (1.36, 14), (0.01, 1), (2, 20)])

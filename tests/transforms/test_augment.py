@@ -25,6 +25,7 @@ from ssl_bench.transforms.augmentations import (
     Augmentation,
     augment,
     evaluation_view,
+    mask_view,
     normalize,
     random_crop_boxes,
 )
@@ -214,6 +215,10 @@ def test_gaussian_blur_of_an_image_smaller_than_its_radius() -> None:
     images = torch.full((1, 1, 4, 4), 0.25)
     blurred = functional.gaussian_blur(images, torch.tensor([2.0]), radius=6)
     assert largest_difference(blurred, images) < CLOSE
+    rough = random_images(0, 3, 6, 5)[:1] / 255
+    most = functional.gaussian_blur(rough, torch.tensor([2.0]), radius=4)
+    assert largest_difference(most, reference.gaussian_blur(rough, [9, 9], [2.0])) < CLOSE
+    assert torch.equal(functional.gaussian_blur(rough, torch.tensor([2.0]), radius=9), most)
 
 
 def test_operations_leave_their_arguments_alone() -> None:
@@ -363,12 +368,77 @@ def test_probability_selects_whole_samples(name: str) -> None:
     assert 0.23 < transformed.float().mean() < 0.37
 
 
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize(("height", "width", "low"), [(24, 30, 0.3), (9, 4, 0.08), (40, 17, 0.6)])
+def test_crop_boxes_are_those_of_a_loop_over_the_same_draws(
+    height: int, width: int, low: float, cut: bool
+) -> None:
+    """Of torchvision: the first of ten candidates that fits; of MAE's ``crop.py``: the first."""
+    draws, ratio = draws_for(400), (3 / 4, 4 / 3)
+    drawn = draws.uniforms({"crop area": 10, "crop ratio": 10, "crop position": 2})
+    expected = []
+    for areas, ratios, position in zip(*(each.tolist() for each in drawn.values()), strict=True):
+        found = None
+        for area, aspect in zip(areas, ratios, strict=True):
+            area = (low + (1 - low) * area) * height * width
+            aspect = math.exp(math.log(ratio[0]) + aspect * math.log(ratio[1] / ratio[0]))
+            sides = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if cut:
+                sides = min(max(1, sides[0]), height), min(max(1, sides[1]), width)
+            if 0 < sides[0] <= height and 0 < sides[1] <= width:
+                found = sides
+                break
+        free = [height - (found or (0, 0))[0], width - (found or (0, 0))[1]]
+        if found:
+            corner = [int(each * (side + 1)) for each, side in zip(position, free, strict=True)]
+            expected.append([*corner, *found])
+        else:
+            sides = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+            expected.append([(height - sides[0]) // 2, (width - sides[1]) // 2, *sides])
+    ours = random_crop_boxes(draws, height, width, (low, 1.0), ratio, cut)
+    same = (ours == torch.tensor(expected).float()).all(dim=1).double().mean()
+    assert same > 0.99, "but for what lies on the edge of a pixel in float32"
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (25, 25), (16, 16)])
+def test_a_mask_is_taken_from_the_nearest_pixel(height: int, width: int) -> None:
+    masks = torch.randint(0, 200, (2, height, width), generator=torch.Generator().manual_seed(0))
+    short = min(height, width)
+    target = 16 if short <= 16 else round(16 * 8 / 7)
+    rows, columns = height * target // short, width * target // short
+    top, left = round((rows - 16) / 2), round((columns - 16) / 2)
+    row = [int((top + i + 0.5) * height / rows) for i in range(16)]
+    column = [int((left + i + 0.5) * width / columns) for i in range(16)]
+    assert torch.equal(mask_view(masks, 16), masks[:, row][:, :, column])
+
+
 def test_jitter_covers_its_range() -> None:
     grey = torch.full((2000, 1, 4, 4), 100, dtype=torch.uint8)
     recipe = Augmentation(size=4, crop_scale=None, jitter=(0.4, 0.0, 0.0, 0.0))
     factors = augment(grey, recipe, draws_for(2000))[:, 0, 0, 0] * 255 / 100
     uniform = 0.6 + 0.8 * torch.arange(2000) / 2000
     assert kolmogorov_smirnov(factors, uniform) < 0.05
+
+
+def test_each_of_the_jitters_factors_covers_its_own_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchvision's: within 1 +- strength, but not below 0; the hue's shift within +- its."""
+    seen: list[tuple[Tensor, ...]] = []
+
+    def record(images: Tensor, *values: Tensor) -> Tensor:
+        seen.append(values)
+        return images
+
+    monkeypatch.setattr(functional, "color_jitter", record)
+    recipe = Augmentation(size=4, crop_scale=None, jitter=(0.4, 0.2, 1.5, 0.1))
+    augment(torch.zeros(2000, 3, 4, 4, dtype=torch.uint8), recipe, draws_for(2000))
+    [(*factors, _)] = seen
+    ranges = ((0.6, 1.4), (0.8, 1.2), (0.0, 2.5), (-0.1, 0.1))
+    for found, (low, high) in zip(factors, ranges, strict=True):
+        uniform = low + (high - low) * torch.arange(2000) / 2000
+        assert low <= found.min() and found.max() <= high
+        assert kolmogorov_smirnov(found, uniform) < 0.05
+    together = torch.stack(factors).corrcoef().fill_diagonal_(0)
+    assert together.abs().max() < 0.1, "each is drawn by itself"
 
 
 def test_empty_batch() -> None:

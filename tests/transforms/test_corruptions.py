@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import math
 from pathlib import Path
@@ -119,6 +120,67 @@ def test_noise_has_the_moments_it_says() -> None:
     impulse = corrupt(grey, "impulse_noise", 5, 0, samples)
     assert (impulse == 0).double().mean().item() == pytest.approx(0.135, abs=5e-3)
     assert (impulse == 1).double().mean().item() == pytest.approx(0.135, abs=5e-3)
+
+
+def test_strengths_are_the_published_ones() -> None:
+    """Of ImageNet-C's code, for what does not depend on the side: five severities each."""
+    samples, image = torch.arange(2), photographs(40)[:2].clamp(0, 1)
+    grey = torch.full((2, 3, 60, 60), 0.5)
+
+    def found(kind: str, images: Tensor) -> list[Tensor]:
+        return [corrupt(images, kind, severity, 0, samples) for severity in SEVERITIES]
+
+    for made, std in zip(found("gaussian_noise", grey), (8, 12, 18, 26, 38), strict=True):
+        inside = torch.special.erf(torch.tensor(0.2 / (std / 100) / 2**0.5)).item()
+        assert ((made - 0.5).abs() < 0.2).double().mean() == pytest.approx(inside, abs=0.01)
+    for made, photons in zip(found("shot_noise", grey), (60, 25, 12, 5, 3), strict=True):
+        torch.testing.assert_close((made * photons).round() / photons, made.clamp(0, 1))
+    for made, share in zip(found("impulse_noise", grey), (3, 6, 9, 17, 27), strict=True):
+        for value in (0, 1):
+            hit = (made == value).double().mean().item()
+            assert hit == pytest.approx(share / 200, abs=0.006)
+    middle = image.mean((2, 3), keepdim=True)
+    for made, kept in zip(found("contrast", image), (0.4, 0.3, 0.2, 0.1, 0.05), strict=True):
+        torch.testing.assert_close(made, middle + kept * (image - middle))
+    for made, more in zip(found("brightness", image), (0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
+        torch.testing.assert_close(made.amax(1), (image.amax(1) + more).clamp(max=1))
+    rough = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    for made, share in zip(found("pixelate", rough), (0.6, 0.5, 0.4, 0.3, 0.25), strict=True):
+        assert torch.linalg.matrix_rank(made[0, 0].double(), atol=1e-4) == round(40 * share)
+    for made, quality in zip(found("jpeg_compression", image), (25, 18, 15, 10, 7), strict=True):
+        buffer, pixels = io.BytesIO(), (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+        expected = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
+        torch.testing.assert_close(made[0], expected)
+
+
+GOLDEN = {
+    "gaussian_noise": (0.4887, 0.1746),
+    "shot_noise": (0.4842, 0.1910),
+    "impulse_noise": (0.4891, 0.1585),
+    "defocus_blur": (0.4886, 0.0234),
+    "glass_blur": (0.4886, 0.0316),
+    "motion_blur": (0.4886, 0.0388),
+    "zoom_blur": (0.5080, 0.0567),
+    "snow": (0.8558, 0.3966),
+    "procedural_frost": (0.6817, 0.2323),
+    "fog": (0.4209, 0.1838),
+    "brightness": (0.7327, 0.2494),
+    "contrast": (0.4886, 0.1171),
+    "elastic_transform": (0.4888, 0.0209),
+    "pixelate": (0.4886, 0.0422),
+    "jpeg_compression": (0.4897, 0.0476),
+}
+"""Mean of the corrupted photographs, and how far from the clean ones they are: of severity 3."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_what_scores_were_made_with(kind: str) -> None:
+    """Snow, frost, fog and the like are our own: no paper says what another strength would be."""
+    images = photographs(32)
+    made = corrupt(images, kind, 3, 0, torch.arange(12))
+    found = made.mean().item(), (made - images).square().mean().sqrt().item()
+    assert found == pytest.approx(GOLDEN[kind], abs=2e-4)
 
 
 BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform", "pixelate")

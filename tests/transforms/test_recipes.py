@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import helpers
 import pytest
 import torch
-from helpers import METHODS
 from torch import Tensor
 
-from ssl_bench import papers
-from ssl_bench.api.registry import Plugin
-from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms import functional
 from ssl_bench.transforms.augmentations import Augmentation, augment
 from ssl_bench.utils.rng import SampleRng
@@ -75,31 +69,3 @@ def test_deviations_of_the_blur_fill_their_range(monkeypatch: pytest.MonkeyPatch
     sigma_N = torch.cat(seen)
     assert 0.1 <= sigma_N.min() < 0.12 and 1.98 < sigma_N.max() <= 2.0
     assert sigma_N.mean() == pytest.approx(1.05, abs=0.06)
-
-
-@pytest.mark.parametrize(
-    "plugin", [p for p in METHODS if p.name != "random-init"], ids=helpers.named
-)
-def test_views_are_those_of_the_published_table(plugin: Plugin, spec: EncoderSpec) -> None:
-    """Rows that say what a view is made of, as `Augmentation` would say it."""
-    stages = papers.read(plugin.paper_file).published.get(plugin.name, {})
-    rows = {name: row for recipe in stages.values() for name, row in recipe.settings.items()}
-    made = list(helpers.build(plugin, spec).transforms().values())
-    for name, published in rows.items():
-        texts = [str(each.value if each.ours is None else each.ours) for each in published]
-        for text in texts:
-            if found := re.search(r"\b(bilinear|bicubic)\b", text):
-                assert {view.interpolation for view in made} == {found[1]}, name
-            if found := re.search(r"jitter (\(.*?\)) p ([\d.]+), grey p ([\d.]+)", text):
-                for view in made:
-                    jitter = tuple(round(each, 6) for each in view.jitter)
-                    own = str(jitter), str(view.jitter_probability), str(view.grayscale)
-                    assert own == found.groups(), name
-            if found := re.search(
-                r"blur p ([\d.]+) and ([\d.]+), solarise p ([\d.]+) and ([\d.]+)", text
-            ):
-                chances = *(view.blur for view in made[:2]), *(view.solarize for view in made[:2])
-                assert chances == tuple(map(float, found.groups())), name
-            if found := re.search(r"deviation ([\d.]+) to ([\d.]+)", text):
-                low, high = map(float, found.groups())
-                assert {view.blur_sigma for view in made} == {(low, high)}, name

@@ -173,11 +173,11 @@ def pair_tables(source: Source) -> Iterator[Table]:
                     text_cell(pair.column.title),
                     text_cell(a, anchor(pair.a)),
                     text_cell(b, anchor(pair.b)),
+                    text_cell(verdict),
                     Cell(digits(found.difference, unit, "+"), known(found.difference)),
                     Cell(interval if pair.interval else "-", known(low)),
                     *ps,
                     text_cell(pair.test),
-                    text_cell(verdict),
                 )
             )
             data.append(
@@ -190,10 +190,10 @@ def pair_tables(source: Source) -> Iterator[Table]:
             title=f"Pairs: {table.title}",
             caption=f"a less b: {marks.corrected(table)}.",
             columns=(
-                *("evaluation", "a", "b", "difference", "interval", "p", "p (corrected)"),
-                *("test", "verdict"),
+                *("evaluation", "a", "b", "verdict", "difference", "interval"),
+                *("p", "p (corrected)", "test"),
             ),
-            numeric=frozenset({3, 4, 5, 6}),
+            numeric=frozenset({4, 5, 6, 7}),
             rows=tuple(rows),
             data=pd.DataFrame(data),
         )

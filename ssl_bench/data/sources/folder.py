@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ssl_bench.data.images import extensions
@@ -54,7 +54,7 @@ def find(root: Path, choice: str = "") -> Listing:
     tests = {str(test.relative_to(root)): test for test in candidates}
 
     def why_unlabelled(name: str) -> str:
-        inside = {folder.name for folder in _folders(tests[name])}
+        inside = {folder.name for folder in folders_in(tests[name])}
         if is_flat:
             return "" if inside else "no class folders"
         if unlabelled or inside & files.keys() or len(inside) > 1:
@@ -66,7 +66,7 @@ def find(root: Path, choice: str = "") -> Listing:
         root, outer[0].name, train, list(tests), unlabelled, why_unlabelled, add
     )
     test = tests.get(name)
-    if test and not is_flat and (extra := {each.name for each in _folders(test)} - files.keys()):
+    if test and not is_flat and (extra := {each.name for each in folders_in(test)} - files.keys()):
         raise UserError(f"{test} has class {min(extra)!r}, which train lacks")
     if is_flat and tests and not choice:
         unlabelled += f"; {splits.choosing(root, WHOLE)} takes each folder as a class"
@@ -75,10 +75,10 @@ def find(root: Path, choice: str = "") -> Listing:
     tested = None
     if test:
         tested_files = (_all_files if unlabelled else _files_by_class)(test, others)
-        tested = _part(tested_files, classes)
+        tested = part_of(tested_files, classes)
     return assembled(
         root,
-        _part(files, classes),
+        part_of(files, classes),
         tested,
         classes=tuple(map(readable, classes)),
         unlabelled=unlabelled,
@@ -93,20 +93,20 @@ def find(root: Path, choice: str = "") -> Listing:
 def _chosen(root: Path, choice: str) -> _Layout:
     if choice == WHOLE:
         return [root]
-    known = [folder.name for folder in _folders(root)]
+    known = [folder.name for folder in folders_in(root)]
     return [root / name for name in splits.chosen(root, choice, known, "folder")]
 
 
 def _by_name(root: Path) -> _Layout:
     """The layout that the names and contents of folders show."""
-    folders = {folder.name: folder for folder in _folders(root)}
+    folders = {folder.name: folder for folder in folders_in(root)}
     roles = splits.Roles({name: splits.meaning(name) for name in folders})
     trains, tests, others = roles.trains, roles.tests, roles.others
     if roles.rests:
         others = [name for name in others if image_files(folders[name])[0]]
     if roles.are_told_apart:
         train, candidates = folders[trains[0]], [folders[name] for name in tests]
-        has_classes = bool(_folders(train))
+        has_classes = bool(folders_in(train))
         alone = not others and (roles.are_plain or _share_names([train, *candidates]))
         if (has_classes and (alone or roles.are_plain)) or (alone and roles.are_plain):
             return [train, *candidates]
@@ -134,7 +134,7 @@ def _by_name(root: Path) -> _Layout:
 
 def _inside(root: Path, only: Path) -> _Layout:
     """The layout of a folder that contains only one folder."""
-    inner = _folders(only)
+    inner = folders_in(only)
     if _has_images(only) or not inner:
         return [root]
     if len(inner) == 1:
@@ -157,24 +157,24 @@ def _unwrapped(layout: _Layout) -> _Layout:
 
 def _wrapped(folder: Path) -> Path:
     """The only folder in this one, if it contains several itself; else this one."""
-    inner = _folders(folder)
+    inner = folders_in(folder)
     if len(inner) != 1 or _has_images(folder) or _has_images(inner[0]):
         return folder
-    return inner[0] if len(_folders(inner[0])) > 1 else folder
+    return inner[0] if len(folders_in(inner[0])) > 1 else folder
 
 
 def _share_names(folders: Sequence[Path]) -> bool:
     """Whether folders look like splits: they contain only folders, mostly of the same names."""
     if len(folders) < 2 or any(_has_images(folder) for folder in folders):
         return False
-    names = [{inner.name for inner in _folders(_wrapped(folder))} for folder in folders]
+    names = [{inner.name for inner in folders_in(_wrapped(folder))} for folder in folders]
     most = max(names, key=len)
     return len(most) > 1 and all(each and 2 * len(each & most) >= len(each) for each in names)
 
 
 def _by_class(folder: Path, others: Counter[str]) -> tuple[dict[str, list[Path]], str]:
     """Image files by class, or all under "" and why they have no labels."""
-    folders = _folders(folder)
+    folders = folders_in(folder)
     if len(folders) > 1:
         return _files_by_class(folder, others), ""
     if folders and not _has_images(folder):
@@ -202,16 +202,16 @@ def _left_out(root: Path, outer: Path, train: Path, test: Path | None) -> Iterat
     """The parts of the folder in no split; ``outer`` is the split's folder before `_unwrapped`."""
     used = [folder for folder in (train, test) if folder]
     if outer != root:
-        for folder in _folders(outer.parent):
+        for folder in folders_in(outer.parent):
             is_used = any(split.is_relative_to(folder) for split in used)
             if not is_used and (count := len(image_files(folder)[0])):
                 yield f"folder {shown([str(folder.relative_to(root))])} ({many(count, 'image')})"
     for folder in used:
-        if len(_folders(folder)) > 1 and (count := sum(1 for _ in _images_in(folder))):
+        if len(folders_in(folder)) > 1 and (count := sum(1 for _ in _images_in(folder))):
             yield f"{many(count, 'image')} in no class folder of {folder.name}"
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, sorted by name, without hidden ones and links that lead back up."""
     inside = [p for p in folder.iterdir() if p.name[0] != "." and p.name != _FOREIGN]
     return sorted((p for p in inside if p.is_dir() and not _loops(p)), key=lambda p: p.name)
@@ -237,7 +237,7 @@ def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]
     files = {}
     if loops := sum(map(_loops, folder.iterdir())):
         others["looping link"] += loops
-    for inner in _folders(folder):
+    for inner in folders_in(folder):
         files[inner.name], left_out = image_files(inner)
         others.update(left_out)
         if not files[inner.name]:
@@ -248,7 +248,8 @@ def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]
     return files
 
 
-def _part(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> Part:
+def part_of(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> Part:
+    """The part of a listing that files of some classes are."""
     labels = {name: label for label, name in enumerate(classes)}
     pictures = [
         Picture(readable(path), path, labels.get(name, 0)) for name in files for path in files[name]
@@ -261,12 +262,17 @@ def _part(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> Part:
     )
 
 
-def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+def image_files(
+    folder: Path, wanted: Collection[str] | None = None
+) -> tuple[list[Path], Counter[str]]:
     """Find the image files below a folder, and count the other files.
 
     Images are recognised by extension, see `images.extensions`. Links to files and folders are
     followed, but each folder is entered only once, preferably not through a link. Links that lead
     back up, and special files, are left out.
+
+    Args:
+        wanted: extensions of what is looked for instead, in lower case and with dots.
 
     Returns:
         The images, sorted, and the number of files left out by extension, including "broken link",
@@ -276,7 +282,7 @@ def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
     Raises:
         UserError: a folder cannot be read.
     """
-    wanted = extensions()
+    wanted = wanted or extensions()
     found: list[Path] = []
     left_out: Counter[str] = Counter()
     entered: set[tuple[int, int]] = set()

@@ -1,0 +1,223 @@
+"""Videos decoded into memory, and the clips that are taken of them.
+
+Of each video every frame whose number is a multiple of the stride is kept, as a square like an
+image's; a clip is so many kept frames one after the other. Training draws where it begins, and
+evaluation takes the one in the middle. A video that is too short for a clip repeats its last frame.
+
+Files are decoded by PyAV, whose wheels bring ffmpeg's libraries, and GIFs by Pillow. Strides count
+frames, whatever the frame rate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from ssl_bench.config.settings import Storage
+from ssl_bench.data import images
+from ssl_bench.data.dataset import Dataset, Split
+from ssl_bench.data.images import UnreadableImage, naming, square_CSS
+from ssl_bench.data.in_memory import total_memory
+from ssl_bench.data.listing import Listing, Picture, Progress, check_labels
+from ssl_bench.data.sampling import Sampling
+from ssl_bench.data.sources.videos import GIF
+from ssl_bench.errors import require
+from ssl_bench.utils.formatting import many
+from ssl_bench.utils.rng import SampleRng
+
+USUAL = Sampling(frames=16, stride=4)
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class VideoSplit(Split):
+    """Videos, of which clips are taken; ``images_NCHW`` does not exist.
+
+    Attributes:
+        frames_KCSS: uint8, the kept frames of all videos, one video after the other.
+        counts_N: int64, how many each video has, 1 or more.
+    """
+
+    images_NCHW: Tensor = field(init=False, repr=False)
+    masks_NSS: None = field(init=False, repr=False, default=None)
+    frames_KCSS: Tensor = field(kw_only=True)
+    counts_N: Tensor = field(kw_only=True)
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.frames_KCSS.shape[1]
+
+    @property
+    def side(self) -> int:
+        """Height and width of the frames in pixels."""
+        return self.frames_KCSS.shape[2]
+
+    def images(self, index_B: Tensor) -> Tensor:
+        """The clip in the middle of each video: uint8 ``(B, frames * C, S, S)``."""
+        index_B = index_B.cpu()
+        return self._clips(index_B, self._last_start(index_B) // 2)
+
+    def drawn(self, draws: SampleRng) -> Tensor:
+        """A clip from anywhere in each video, equally likely."""
+        index_B = draws.samples_B.cpu()
+        uniform_B = draws.uniform("clip start", 1)[:, 0].cpu()
+        return self._clips(index_B, (uniform_B * (self._last_start(index_B) + 1)).long())
+
+    def subset(self, places: Any) -> VideoSplit:
+        """The videos at some places."""
+        index_M = torch.as_tensor(places, dtype=torch.int64)
+        videos = self.frames_KCSS.split(self.counts_N.tolist())
+        frames_KCSS = torch.cat([videos[index] for index in index_M.tolist()])
+        labels_N, counts_N = self.labels_N[index_M], self.counts_N[index_M]
+        return replace(self, frames_KCSS=frames_KCSS, labels_N=labels_N, counts_N=counts_N)
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """The clips of all videos in order, ``size`` at a time."""
+        return self.read(torch.arange(len(self)).split(size))
+
+    def to(self, device: torch.device) -> VideoSplit:
+        """The split with its labels on another device; clips follow them there."""
+        return replace(self, labels_N=self.labels_N.to(device))
+
+    def _last_start(self, index_B: Tensor) -> Tensor:
+        return (self.counts_N[index_B] - self.frames).clamp(min=0)
+
+    def _clips(self, index_B: Tensor, start_B: Tensor) -> Tensor:
+        counts_B1 = self.counts_N[index_B, None]
+        first_B1 = self.counts_N.cumsum(0)[index_B, None] - counts_B1
+        place_BF = (start_B[:, None] + torch.arange(self.frames)).minimum(counts_B1 - 1)
+        clips_BCSS = self.frames_KCSS[first_B1 + place_BF].flatten(1, 2)
+        return clips_BCSS.to(self.labels_N.device, non_blocking=True)
+
+
+def load(
+    listing: Listing,
+    image_size: int,
+    sampling: Sampling,
+    storage: Storage,
+    skip_broken: bool,
+    progress: Progress,
+) -> Dataset:
+    """Decode the videos of a listing.
+
+    Raises:
+        UserError: PyAV is missing, videos cannot be read, or their frames need too much memory.
+    """
+    require(
+        storage != "stream",
+        "videos are decoded into memory, and cannot be streamed; --storage memory would work",
+    )
+    pictures = [*listing.pictures()]
+    others = [p for p in pictures if Path(p.name).suffix.lower() != GIF]
+    require(
+        not others or importlib.util.find_spec("av") is not None,
+        f"videos such as {others[0].name if others else ''} need PyAV; pip install "
+        "'ssl-bench[video]' would work",
+    )
+    side = round(image_size * 8 / 7)
+    decoded, broken = _decoded(pictures, side, sampling, progress)
+    errors = [broken[place] for place in sorted(broken)]
+    images.refuse(errors, skip_broken)
+    caveats: list[str] = []
+    if errors:
+        listing = listing.without(broken)
+        source = f"{listing.name} without {many(len(errors), 'broken video')}"
+        labels = listing.train.labels, listing.test.labels
+        caveats += check_labels(source, *labels, listing.classes)
+        caveats.append(f"{many(len(errors), 'broken video')} left out")
+    if short := sum(len(video) < sampling.frames for video in decoded.values()):
+        caveats.append(
+            f"{many(short, 'video')} of {len(decoded):,} shorter than {sampling.frames} frames of "
+            f"stride {sampling.stride}: the last one repeated"
+        )
+    digest = hashlib.sha256(json.dumps([*listing.classes, sampling.frames]).encode())
+    videos = iter([decoded[place] for place in sorted(decoded)])
+    splits = []
+    for part in (listing.train, listing.test):
+        own = [*islice(videos, part.count)]
+        counts_N = torch.tensor([len(video) for video in own])
+        frames_KCSS = torch.from_numpy(np.concatenate(own))
+        labels_N = torch.tensor(part.labels, dtype=torch.int64)
+        for each in (frames_KCSS, counts_N, labels_N):
+            digest.update(each.numpy().data)
+        splits.append(
+            VideoSplit(labels_N, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N)
+        )
+    told = tuple(f"{error.name}: {error.reason}" for error in errors)
+    return listing.as_dataset(*splits, digest.hexdigest()[:16], caveats, "in memory", told)
+
+
+def _decoded(
+    pictures: list[Picture], side: int, sampling: Sampling, progress: Progress
+) -> tuple[dict[int, np.ndarray], dict[int, UnreadableImage]]:
+    """The kept frames of each video that can be read, and the errors of the others, by place."""
+    decoded: dict[int, np.ndarray] = {}
+    broken: dict[int, UnreadableImage] = {}
+    room, used = total_memory() // 2, 0
+    numbered = iter(enumerate(pictures))
+    read = partial(_video, side=side, sampling=sampling)
+    with ThreadPoolExecutor() as pool:
+        while batch := [*islice(numbered, _AT_ONCE)]:
+            found = pool.map(read, [picture for _, picture in batch])
+            for (place, _), video in zip(batch, found, strict=True):
+                if isinstance(video, UnreadableImage):
+                    broken[place] = video
+                    continue
+                decoded[place] = video
+                used += video.nbytes
+            require(
+                used <= room,
+                f"the frames of {len(decoded):,} of {len(pictures):,} videos need "
+                f"{used / 2**30:.1f} GiB, more than half of the memory; a larger --stride than "
+                f"{sampling.stride} or a smaller --image-size would work",
+            )
+            progress(batch[-1][0] + 1, len(pictures))
+    return decoded, broken
+
+
+def _video(picture: Picture, side: int, sampling: Sampling) -> np.ndarray | UnreadableImage:
+    """The kept frames of a video as squares, uint8 ``(K, 3, S, S)``, or why there are none."""
+    assert isinstance(picture.encoded, Path)
+    read = _gif if picture.encoded.suffix.lower() == GIF else _film
+    try:
+        with naming(picture), closing(read(picture.encoded)) as frames:
+            kept, count = [], 0
+            for count, frame in enumerate(frames, start=1):
+                if (count - 1) % sampling.stride == 0:
+                    kept.append(square_CSS(frame, side, 3))
+            if count < min(2, sampling.frames):
+                raise ValueError(f"it has {['no frames', 'one frame'][count]}")
+            return np.ascontiguousarray(np.stack(kept))
+    except UnreadableImage as error:
+        return error
+
+
+def _gif(path: Path) -> Iterator[Image.Image]:
+    with Image.open(path, formats=["GIF"]) as film:
+        for frame in ImageSequence.Iterator(film):
+            yield frame.copy()
+
+
+def _film(path: Path) -> Iterator[Image.Image]:
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("it has no video stream")
+        for frame in container.decode(video=0):
+            yield frame.to_image()

@@ -1,0 +1,184 @@
+"""Folders of videos: which frames make a clip, and what is said of those that cannot be read."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_bench import data
+from ssl_bench.data.clips import VideoSplit
+from ssl_bench.errors import UserError
+from ssl_bench.utils.rng import SampleRng
+
+Call = Callable[..., tuple[int, str, str]]
+COUNT, SIDE = 20, 32
+with_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs PyAV")
+
+
+def shades(first: int, count: int = COUNT) -> list[np.ndarray]:
+    """Frames, each of one shade, which is four brighter than that of the one before."""
+    return [np.full((SIDE, SIDE, 3), first + 4 * number, np.uint8) for number in range(count)]
+
+
+def write_gif(path: Path, frames: list[np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    films = [Image.fromarray(frame) for frame in frames]
+    films[0].save(path, save_all=True, append_images=films[1:], duration=40)
+
+
+def write_film(path: Path, frames: list[np.ndarray], codec: str = "mpeg4") -> None:
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def gifs(tmp_path: Path) -> Path:
+    root = tmp_path / "films"
+    for split, count in (("train", 3), ("test", 2)):
+        for number in range(count):
+            for name, first in (("dark", 0), ("light", 100)):
+                write_gif(root / split / name / f"{number}.gif", shades(first + number))
+    return root
+
+
+def load(root: Path, frames: int | None = 4, stride: int | None = 3, **how: Any) -> data.Dataset:
+    return data.load(str(root), 28, frames=frames, stride=stride, **how)
+
+
+def shades_of(clips: torch.Tensor) -> list[list[int]]:
+    """The mean of each frame of clips of 4 frames in 3 channels."""
+    return clips.float().unflatten(1, (4, 3)).mean(dim=(2, 3, 4)).round().int().tolist()
+
+
+def test_a_clip_is_frames_of_a_stride_from_the_middle(gifs: Path) -> None:
+    found = load(gifs)
+    assert isinstance(found.train, VideoSplit)
+    assert (found.classes, found.frames, found.channels) == (("dark", "light"), 4, 3)
+    assert (len(found.train), len(found.test), found.size) == (6, 4, 32)
+    # Of frames 0, 3 ... 18 those from the second on.
+    assert shades_of(found.train.images(torch.tensor([1, 3]))) == [
+        [1 + 4 * number for number in (3, 6, 9, 12)],
+        [100 + 4 * number for number in (3, 6, 9, 12)],
+    ]
+    everything = torch.cat([*found.train.chunks(4)])
+    assert torch.equal(everything, found.train.images(torch.arange(6)))
+    assert found.train.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    one = found.train.subset([4])
+    assert shades_of(one.images(torch.tensor([0]))) == [[101 + 4 * n for n in (3, 6, 9, 12)]]
+
+
+def test_training_begins_anywhere_by_the_samples_draws(gifs: Path) -> None:
+    train = load(gifs).train
+    starts = set()
+    for step in range(40):
+        draws = SampleRng(0, step, torch.arange(6))
+        drawn = shades_of(train.drawn(draws))
+        assert drawn == shades_of(train.drawn(draws))
+        assert drawn[2:3] == shades_of(train.drawn(draws.rows(slice(2, 3))))
+        for clip in drawn[:1]:
+            assert [later - clip[0] for later in clip] == [0, 12, 24, 36]
+            starts.add(clip[0] // 4)
+    assert starts == {0, 3, 6, 9}
+
+
+def test_short_videos_repeat_their_last_frame_and_are_counted(gifs: Path) -> None:
+    write_gif(gifs / "train" / "dark" / "0.gif", shades(0, count=5))
+    found = load(gifs)
+    assert "1 video of 10 shorter than 4 frames of stride 3" in found.note
+    assert shades_of(found.train.images(torch.tensor([0]))) == [[0, 12, 12, 12]]
+    assert shades_of(found.train.drawn(SampleRng(0, 0, torch.tensor([0])))) == [[0, 12, 12, 12]]
+
+
+def test_broken_videos_are_named_together_or_left_out(gifs: Path) -> None:
+    write_gif(gifs / "train" / "dark" / "1.gif", shades(0, count=1))
+    (gifs / "test" / "light" / "0.gif").write_bytes(b"GIF89a nothing")
+    with pytest.raises(UserError) as error:
+        load(gifs)
+    text = str(error.value)
+    assert "1.gif (it has one frame)" in text and "light/0.gif" in text and "--skip-broken" in text
+    found = load(gifs, skip_broken=True)
+    assert (len(found.train), len(found.test), len(found.broken)) == (5, 3, 2)
+    assert "2 broken videos left out" in found.note
+
+
+def test_gifs_are_images_unless_several_frames_are_asked_for(gifs: Path) -> None:
+    assert data.load(str(gifs), 28).frames == 1
+    assert load(gifs, frames=2, stride=None).frames == 2
+
+
+def test_a_fifth_is_held_out_and_a_folder_can_be_chosen(gifs: Path) -> None:
+    found = load(Path(f"{gifs}@train"))
+    assert len(found.train) + len(found.test) == 6
+    assert "held out" in found.note
+    shutil.rmtree(gifs / "test" / "light")
+    (gifs / "test" / "light").mkdir()
+    with pytest.raises(UserError, match="no videos"):
+        load(gifs)
+
+
+def test_the_fingerprint_is_of_frames_stride_and_labels(gifs: Path) -> None:
+    prints = {load(gifs, *how).fingerprint for how in ((4, 3), (4, 2), (6, 3))}
+    assert len(prints) == 3
+    assert load(gifs).fingerprint in prints
+
+
+def test_streaming_is_refused(gifs: Path) -> None:
+    with pytest.raises(UserError, match="--storage memory"):
+        load(gifs, storage="stream")
+
+
+def test_without_pyav_the_extra_is_named(gifs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (gifs / "train" / "dark" / "9.mp4").write_bytes(b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"ssl-bench\[video\]"):
+        load(gifs)
+
+
+@with_av
+@pytest.mark.parametrize(
+    "suffix,codec", [(".mp4", "mpeg4"), (".avi", "mpeg4"), (".webm", "libvpx")]
+)
+def test_films_are_read_as_gifs_are(tmp_path: Path, suffix: str, codec: str) -> None:
+    for name, first in (("dark", 0), ("light", 100)):
+        for number in range(12):
+            write_film(tmp_path / name / f"{number}{suffix}", shades(first + number), codec)
+    found = load(tmp_path)
+    assert len(found.train) + len(found.test) == 24
+    [clip] = found.train.images(torch.tensor([0]))[None].flatten(1, 1)
+    frames = torch.tensor(shades_of(clip)[0])
+    assert (frames.diff() - 12).abs().max() <= 3
+    (tmp_path / "dark" / f"0{suffix}").write_bytes(b"nothing of the kind")
+    write_film(tmp_path / "dark" / f"1{suffix}", shades(0, count=1), codec)
+    with pytest.raises(UserError, match="cannot read 2 images") as error:
+        load(tmp_path)
+    assert f"dark/0{suffix}" in str(error.value) and "one frame" in str(error.value)
+
+
+def test_videomae_learns_from_a_folder(gifs: Path, tmp_path: Path, ssl_bench: Call) -> None:
+    words = ["--data", gifs, "--image-size", 28, "--runs-dir", tmp_path, "--backbone", "vit_nano"]
+    words += ["--epochs", 1, "--batch-size", 2, "--precision", "fp32", "--evals", "knn"]
+    clips = ["--frames", 4, "--stride", 2]
+    code, out, err = ssl_bench("run", "--method", "videomae", *words, *clips)
+    assert code == 0, err
+    assert "clips of 4 frames" in out
+    [folder] = tmp_path.glob("videomae-*")
+    code, out, err = ssl_bench("eval", folder, "--evals", "linear", "--runs-dir", tmp_path)
+    assert code == 0, err
+    code, _, err = ssl_bench("run", "--method", "mae", *words, *clips)
+    assert (code, "--frames 1" in err) == (2, True), err

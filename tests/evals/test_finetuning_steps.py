@@ -1,0 +1,185 @@
+"""Fine-tuning's steps against plain AdamW on the views that the classifier saw."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CPU, SHAPE
+from scipy.stats import ks_2samp
+from timm.data.mixup import cutmix_bbox_and_lam
+from timm.layers import DropPath
+from torch import Tensor
+
+from ssl_bench.api import registry
+from ssl_bench.data import Dataset
+from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation.features import Encoder, prepare
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.utils import rng
+
+FINETUNE = registry.find("eval", "finetune")
+EPOCHS, BATCH, PER_EPOCH = 2, 40, 3
+RATE, FLOOR, DECAY, LAYERS = 1e-2, 1e-4, 0.3, 0.5
+
+
+class Seen:
+    """A fine-tuning, its classifier before and after, and what came into it."""
+
+    def __init__(self, data: Dataset, spec: EncoderSpec, **changes: Any) -> None:
+        plain: dict[str, Any] = {
+            **{"epochs": EPOCHS, "batch_size": BATCH, "base_lr": RATE, "min_lr": FLOOR},
+            **{"weight_decay": DECAY, "layer_decay": LAYERS, "warmup": 1 / 3, "beta2": 0.9},
+            **{"mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, "crop_scale": 1.0},
+            **{"auto_augment": "", "random_erasing": 0.0},
+        }
+        self.views: list[Tensor] = []
+        self.seeds: list[int] = []
+        self.models: list[finetuning.Classifier] = []
+        forward, build = finetuning.Classifier.forward, finetuning.classifier
+
+        def record(model: finetuning.Classifier, images_BCHW: Tensor) -> Tensor:
+            self.views.append(images_BCHW.detach().clone())
+            self.seeds.append(torch.initial_seed())
+            return forward(model, images_BCHW)
+
+        def keep(*how: Any) -> finetuning.Classifier:
+            model = build(*how)
+            self.models += [copy.deepcopy(model), model]
+            return model
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(finetuning.Classifier, "forward", record)
+            patch.setattr(finetuning, "classifier", keep)
+            encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=0)
+            config = FINETUNE.config(**(plain | changes))
+            self.result = FINETUNE.load_class()(config).evaluate(encoder, data)
+
+
+@pytest.fixture(scope="module")
+def spec(tiny: Dataset) -> EncoderSpec:
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def seen(tiny: Dataset, spec: EncoderSpec) -> Seen:
+    return Seen(tiny, spec)
+
+
+def order(epoch: int) -> Tensor:
+    return rng.permutation(120, 0, "finetune", epoch)
+
+
+def test_training_is_adamw_with_a_rate_for_each_layer(seen: Seen, tiny: Dataset) -> None:
+    start, end = seen.models
+    top = len(start.encoder.blocks) + 1
+    groups: list[dict[str, Any]] = []
+    for name, parameter in start.named_parameters():
+        part, _, rest = name.removeprefix("encoder.").partition(".")
+        layer = int(rest.split(".")[0]) + 1 if part == "blocks" else 0
+        layer = top if part in ("head", "fc_norm") else layer
+        spared = parameter.ndim == 1 or part in ("cls_token", "pos_embed")
+        decay = 0.0 if spared else DECAY
+        groups.append({"params": [parameter], "weight_decay": decay, "layer": layer})
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.9))
+    start.train()
+    steps, peak = EPOCHS * PER_EPOCH, RATE * BATCH / 256
+    for step in range(steps):
+        done = (step - 2) / (steps - 2)
+        rate = FLOOR + (peak - FLOOR) * (1 + math.cos(math.pi * done)) / 2
+        rate = peak * step / 2 if step < 2 else rate
+        for group in adamw.param_groups:
+            group["lr"] = rate * LAYERS ** (top - group["layer"])
+        own = order(step // PER_EPOCH)[step % PER_EPOCH * BATCH :][:BATCH]
+        logits = start(seen.views[step])
+        F.cross_entropy(logits, tiny.train.labels_N[own], label_smoothing=0.1).backward()
+        adamw.step()
+        adamw.zero_grad()
+    for name, parameter in end.named_parameters():
+        expected = start.get_parameter(name)
+        torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_each_epoch_sees_every_training_image_in_another_view(
+    seen: Seen, tiny: Dataset, spec: EncoderSpec
+) -> None:
+    whole = prepare(tiny.train.images_NCHW, spec, CPU)
+    mirrored = []
+    for epoch in range(EPOCHS):
+        views = torch.cat(seen.views[epoch * PER_EPOCH : (epoch + 1) * PER_EPOCH])
+        straight = whole[order(epoch)]
+        is_straight = (views - straight).abs().flatten(1).amax(1) < 1e-4
+        is_mirrored = (views - straight.flip(-1)).abs().flatten(1).amax(1) < 1e-4
+        assert (is_straight ^ is_mirrored).all()
+        assert 0.35 < is_mirrored.double().mean() < 0.65
+        mirrored.append(is_mirrored[order(epoch).argsort()])
+    assert 0.3 < (mirrored[0] != mirrored[1]).double().mean() < 0.7
+
+
+def test_the_last_epoch_classifies_each_test_image_as_it_is(
+    seen: Seen, tiny: Dataset, spec: EncoderSpec
+) -> None:
+    whole = prepare(tiny.test.images_NCHW, spec, CPU)
+    assert torch.equal(torch.cat(seen.views[EPOCHS * PER_EPOCH :]), whole)
+    with torch.no_grad():
+        expected = seen.models[1].eval()(whole).argmax(dim=1)
+    assert seen.result.predictions_N is not None
+    assert torch.equal(seen.result.predictions_N, expected)
+
+
+def test_each_step_drops_other_paths(seen: Seen) -> None:
+    assert len(set(seen.seeds[: EPOCHS * PER_EPOCH])) == EPOCHS * PER_EPOCH
+
+
+def test_a_classifier_starts_near_zero_with_a_norm_of_its_own(seen: Seen) -> None:
+    start = seen.models[0]
+    model = finetuning.Classifier(copy.deepcopy(start.encoder), 3)
+    assert isinstance(model.fc_norm, torch.nn.LayerNorm) and model.fc_norm.eps == 1e-6
+    assert not model.head.bias.any() and 0 < model.head.weight.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "center,share,expected", [(0.5, 0.5, (4, 12)), (0.0, 0.5, (0, 4)), (0.99, 0.3, (13, 16))]
+)
+def test_a_cut_is_timms(center: float, share: float, expected: tuple[int, int]) -> None:
+    """``rand_bbox``: half of the whole pixels on either side of a pixel, cut off at the borders."""
+    assert finetuning._span(center, share, 16) == expected
+
+
+def test_cuts_are_as_large_as_timms() -> None:
+    """Cut off at the borders included."""
+    config, images = FINETUNE.config(mixup=0.0), torch.zeros(2, 1, 32, 32)
+    images[1] = 1
+    ours, theirs = [], []
+    state = np.random.get_state()
+    np.random.seed(0)
+    for step in range(1200):
+        mixed, _ = finetuning.mix(images, torch.eye(2), config, 0, step)
+        ours.append(mixed[0].mean().item())
+        lam = np.random.beta(1.0, 1.0)
+        (top, bottom, left, right), _ = cutmix_bbox_and_lam((2, 1, 32, 32), lam)
+        theirs.append((bottom - top) * (right - left) / 32**2)
+    np.random.set_state(state)
+    assert ks_2samp(ours, theirs).pvalue > 0.01
+
+
+def test_the_last_block_is_skipped_as_often_as_asked(tiny: Dataset, spec: EncoderSpec) -> None:
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=0)
+    blocks = finetuning.classifier(encoder, 3, FINETUNE.config(drop_path=0.3)).encoder.blocks
+    assert isinstance(blocks[-1].drop_path1, DropPath)
+    assert blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
+    assert not isinstance(blocks[0].drop_path1, DropPath)
+
+
+def test_what_several_ranks_drop_has_the_same_mean() -> None:
+    shared = finetuning.SharedDropPath(DropPath(0.25), 4000, torch.arange(4000)).train()
+    kept = shared(torch.ones(4000, 2))
+    assert {round(each, 4) for each in kept.unique().tolist()} == {0.0, 1.3333}
+    assert kept.mean().item() == pytest.approx(1, abs=0.04)
+    assert torch.equal(kept[:, 0], kept[:, 1])

@@ -1,0 +1,177 @@
+"""What each step of a pre-training sees: which images, drawn how, in which mode."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from teacher_method import Config, Teaching
+from torch import Tensor
+
+from ssl_bench.api import Batch, Step
+from ssl_bench.data import Dataset
+from ssl_bench.models import weights
+from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.training import pretrain, setup
+from ssl_bench.transforms.augmentations import augment, normalize
+from ssl_bench.utils import rng
+
+EPOCHS, BATCH = 2, 40
+
+
+class Noting(Teaching):
+    """Notes what it is given, and what the parameters are around each update."""
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.batches: list[Batch] = []
+        self.seeds: list[int] = []
+        self.modes: list[bool] = []
+        self.moved: list[bool] = []
+        self.held: Tensor | None = None
+
+    def loss(self, batch: Batch, step: Step) -> Any:
+        if len(batch) == BATCH:  # not what counts the cost of a step
+            self.batches.append(batch)
+            self.seeds.append(torch.initial_seed())
+            self.modes.append(self.student.training)
+        return super().loss(batch, step)
+
+    def before_optimizer_step(self, step: Step) -> None:
+        super().before_optimizer_step(step)
+        self.held = self.student.norm.weight.detach().clone()
+
+    def after_optimizer_step(self, step: Step) -> None:
+        super().after_optimizer_step(step)
+        assert self.held is not None
+        self.moved.append(not torch.equal(self.held, self.student.norm.weight))
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tiny: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Noting, EncoderSpec, Path]:
+    spec = EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, helpers.SHAPE)
+    method: Any = setup.build_method(Noting, Config(), spec, 3, seed=0)
+    folder = tmp_path_factory.mktemp("steps")
+    what = helpers.plan(helpers.METHODS[0], spec, tiny)
+    what = dataclasses.replace(what, epochs=EPOCHS, batch_size=BATCH)
+    method.eval()
+    pretrain.pretrain(method, tiny, what, folder, helpers.CPU)
+    return method, spec, folder
+
+
+def test_images_come_in_an_order_of_each_epochs_own(
+    trained: tuple[Noting, EncoderSpec, Path],
+) -> None:
+    seen = [batch.rng.samples_B for batch in trained[0].batches]
+    assert len(seen) == 6
+    for epoch in range(EPOCHS):
+        expected = rng.permutation(120, 0, "order", epoch)
+        assert torch.equal(torch.cat(seen[3 * epoch : 3 * epoch + 3]), expected)
+
+
+def test_draws_are_of_seed_step_and_image(
+    trained: tuple[Noting, EncoderSpec, Path], tiny: Dataset
+) -> None:
+    """And views are normalised by the training images' own mean and deviation."""
+    method, spec, _ = trained
+    for number, batch in enumerate(method.batches):
+        assert (batch.rng.seed, batch.rng.step) == (0, number)
+    last = method.batches[-1]
+    images = tiny.train.images_NCHW[last.rng.samples_B]
+    for view, (name, recipe) in enumerate(method.transforms().items()):
+        expected = augment(images, recipe, last.rng.within(f"view{view}"))
+        expected = normalize(expected, spec.mean, spec.std)
+        torch.testing.assert_close(last.views[name], expected)
+
+
+def test_each_step_drops_other_things_in_training_mode(
+    trained: tuple[Noting, EncoderSpec, Path],
+) -> None:
+    method = trained[0]
+    assert len(set(method.seeds)) == 6
+    assert all(method.modes)
+
+
+def test_parameters_move_between_the_hooks(trained: tuple[Noting, EncoderSpec, Path]) -> None:
+    assert trained[0].moved == [True] * 6
+
+
+def test_costs_are_those_of_all_steps(trained: tuple[Noting, EncoderSpec, Path]) -> None:
+    cost = pretrain.schema.load_object(trained[2] / "cost.json")
+    assert (cost["steps"], cost["images_seen"]) == (6, 240)
+    assert cost["flops"] == 6 * cost["flops_per_step"] > 0
+
+
+def test_pictures_are_of_the_first_test_image_of_each_class_in_evaluation_mode(
+    tiny: Dataset, trained: tuple[Noting, EncoderSpec, Path]
+) -> None:
+    class Drawing(Noting):
+        def pictures(self, batch: Batch) -> dict[str, Tensor]:
+            self.modes.append(self.training)
+            return {"seen": batch.views["global"]}
+
+    method: Any = setup.build_method(Drawing, Config(), trained[1], 3, seed=0)
+    labels_N = torch.tensor([2, 2, 0] + [1] * 37)
+    data = dataclasses.replace(tiny, test=dataclasses.replace(tiny.test, labels_N=labels_N))
+    seen = setup.pictures(method.train(), data, trained[1], seed=0, count=8)["seen"]
+    expected = normalize(tiny.test.images_NCHW[[2, 3, 0]] / 255, tiny.mean, tiny.std)
+    torch.testing.assert_close(seen, expected)
+    assert method.modes == [False]
+
+
+def records(
+    data: Dataset, spec: EncoderSpec, folder: Path, stops_at: int | None = None
+) -> list[dict[str, Any]]:
+    """The losses that a training notes, or goes on to note."""
+    folder.mkdir(exist_ok=True)
+    method: Any = setup.build_method(Teaching, Config(), spec, 3, seed=0)
+    after = method.after_optimizer_step
+
+    def dies(step: Step) -> None:
+        after(step)
+        if step.number == stops_at:
+            raise KeyboardInterrupt
+
+    method.after_optimizer_step = dies
+    what = helpers.plan(helpers.METHODS[0], spec, data)
+    what = dataclasses.replace(what, epochs=EPOCHS, batch_size=BATCH)
+    with contextlib.suppress(KeyboardInterrupt):
+        pretrain.pretrain(method, data, what, folder, helpers.CPU)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [{"step": each["step"], "loss": each["loss"], **each["losses"]} for each in lines]
+
+
+def test_records_are_means_since_the_last_one_whatever_came_between(
+    tiny: Dataset,
+    trained: tuple[Noting, EncoderSpec, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = trained[1]
+    each = records(tiny, spec, tmp_path / "each")
+    assert [record["step"] for record in each] == [1, 2, 3, 4, 5, 6]
+    monkeypatch.setattr(pretrain, "_RECORDS_PER_RUN", 2)
+    some = records(tiny, spec, tmp_path / "some")
+    assert [record["step"] for record in some] == [3, 6]
+    for record, of in zip(some, (each[:3], each[3:]), strict=True):
+        for name in record.keys() - {"step"}:
+            mean = sum(step[name] for step in of) / 3
+            assert record[name] == pytest.approx(mean, rel=1e-5), name
+    monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    records(tiny, spec, tmp_path / "two", stops_at=4)
+    assert records(tiny, spec, tmp_path / "two") == some
+
+
+def test_what_is_written_is_the_encoder(trained: tuple[Noting, EncoderSpec, Path]) -> None:
+    method, _, folder = trained
+    written, _ = weights.load(folder)
+    expected = method.encoder.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in written.state_dict().items())
