@@ -197,5 +197,5 @@ def test_a_share_with_too_few_labels_is_one_line(
      {"steps": 0}, {"batch_size": 0}, {"learning_rates": ()}, {"weight_decays": (2.0,)}],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_one_line(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^low shot "):
+    with pytest.raises(UserError, match=r"^--low-shot-"):
         LOW_SHOT.config(**wrong)
