@@ -152,7 +152,7 @@ def test_a_share_is_rounded_down_and_trained_for_so_many_steps(
 def test_what_diverges_on_one_fold_is_not_chosen(
     tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tops = iter([[-1.0, 60.0]] + [[100.0, 60.0]] * 4)
+    tops = iter([[-1.0, 50.0], [100.0, 70.0], *[[100.0, 60.0]] * 3])
     monkeypatch.setattr(linear_probe, "score", lambda *of: next(tops))
     rates = {"learning_rates": (0.1, 0.01), "weight_decays": (0.0,)}
     config = LOW_SHOT.config(shares=(0.5,), draws=1, steps=5, **rates)
