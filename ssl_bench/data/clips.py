@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -159,7 +159,8 @@ def load(
             VideoSplit(labels_N, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N)
         )
     told = tuple(f"{error.name}: {error.reason}" for error in errors)
-    return listing.as_dataset(*splits, digest.hexdigest()[:16], caveats, "in memory", told)
+    train, test = splits
+    return listing.as_dataset(train, test, digest.hexdigest()[:16], caveats, "in memory", told)
 
 
 def _decoded(
@@ -207,13 +208,13 @@ def _video(picture: Picture, side: int, sampling: Sampling) -> np.ndarray | Unre
         return error
 
 
-def _gif(path: Path) -> Iterator[Image.Image]:
+def _gif(path: Path) -> Generator[Image.Image]:
     with Image.open(path, formats=["GIF"]) as film:
         for frame in ImageSequence.Iterator(film):
             yield frame.copy()
 
 
-def _film(path: Path) -> Iterator[Image.Image]:
+def _film(path: Path) -> Generator[Image.Image]:
     import av
 
     with av.open(str(path)) as container:

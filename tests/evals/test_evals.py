@@ -642,7 +642,12 @@ class TestLinearPaper:
         """Not by those of the test images; MAE's norm adds 1e-6 and learns nothing."""
         code, probes = PAPER.load(), []
         build = code._probe
-        monkeypatch.setattr(code, "_probe", lambda *how: probes.append(build(*how)) or probes[0])
+
+        def note(*how: Any) -> Any:
+            probes.append(build(*how))
+            return probes[0]
+
+        monkeypatch.setattr(code, "_probe", note)
         config = PAPER.config(epochs=5, batch_size=40, base_lr=3.0, pooling="avg", crop_scale=1.0)
         split = dataclasses.replace(tiny.test, images_NCHW=tiny.test.images_NCHW // 2)
         data, pixels = dataclasses.replace(tiny, test=split), Pixels(spec)

@@ -77,7 +77,7 @@ def test_an_interval_is_that_of_the_percentiles() -> None:
     draws = np.random.default_rng(0).integers(0, 60, (4000, 60))
     means = [dense.mean_iou(counts[drawn].sum(dim=0)).item() for drawn in torch.from_numpy(draws)]
     expected, deviation = np.quantile(means, [0.025, 0.975]), np.std(means)
-    assert dense.interval(counts, "test") == pytest.approx(expected, abs=0.2 * deviation)
+    assert dense.interval(counts, "test") == pytest.approx(expected, abs=0.2 * float(deviation))
 
 
 def test_scores_are_interpolated_between_the_middles_of_patches() -> None:
@@ -89,7 +89,8 @@ def test_scores_are_interpolated_between_the_middles_of_patches() -> None:
 
 
 def test_patches_to_choose_on_are_of_other_images(tiny: Dataset, spec: EncoderSpec) -> None:
-    patches = dense.training_patches(RawPixels(spec, CPU, 0), tiny, 40, 0.25)
+    pixels: Any = RawPixels(spec, CPU, 0)
+    patches = dense.training_patches(pixels, tiny, 40, 0.25)
     fit, held_out = patches.fit_P // 16, patches.held_out_P // 16
     assert not set(fit.tolist()) & set(held_out.tolist())
     assert len(held_out.unique()) == 10 and len(fit.unique()) == 30
@@ -100,7 +101,7 @@ def test_patches_to_choose_on_are_of_other_images(tiny: Dataset, spec: EncoderSp
 def test_a_setting_is_chosen_on_held_out_patches_and_refitted_on_all(
     tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = RawPixels(spec, CPU, 0)
+    pixels: Any = RawPixels(spec, CPU, 0)
     patches = dense.training_patches(pixels, tiny, 0, 0.25)
     fitted: list[torch.Tensor] = []
     chosen_on: list[torch.Tensor] = []
@@ -127,7 +128,7 @@ def test_a_setting_is_chosen_on_held_out_patches_and_refitted_on_all(
 def test_neighbours_are_chosen_on_held_out_patches_and_the_bank_is_all(
     tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = RawPixels(spec, CPU, 0)
+    pixels: Any = RawPixels(spec, CPU, 0)
     patches = dense.training_patches(pixels, tiny, 0, 0.25)
     banks: list[set[int]] = []
     asked: list[int] = []
@@ -141,7 +142,12 @@ def test_neighbours_are_chosen_on_held_out_patches_and_the_bank_is_all(
 
     monkeypatch.setattr(neighbors, "votes", note)
     of_patches, tried = dense.patch_iou, []
-    monkeypatch.setattr(dense, "patch_iou", lambda *of: tried.append(of_patches(*of)) or tried[-1])
+
+    def note_score(*of: Any) -> float:
+        tried.append(of_patches(*of))
+        return tried[-1]
+
+    monkeypatch.setattr(dense, "patch_iou", note_score)
     plugin = registry.find("eval", "segmentation-knn")
     config = plugin.config(validation=0.25, train_images=0, neighbors=(1, 3, 1000))
     result = plugin.load_class()(config).evaluate(pixels, tiny)

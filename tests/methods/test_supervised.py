@@ -25,9 +25,8 @@ def test_loss_is_the_cross_entropy_with_smoothed_labels(
     spec: EncoderSpec, smoothing: float
 ) -> None:
     """DeiT, table 9: so much of each target is spread over all classes; it is 0.1 by default."""
-    method = build(
-        "supervised", spec, **({} if smoothing == 0.1 else {"label_smoothing": smoothing})
-    )
+    config: dict[str, Any] = {} if smoothing == 0.1 else {"label_smoothing": smoothing}
+    method = build("supervised", spec, **config)
     with torch.no_grad():
         method.head.weight.normal_()
     images, labels = torch.randn(5, 3, 16, 16), torch.tensor([0, 2, 1, 1, 0])

@@ -145,8 +145,8 @@ def test_strengths_are_the_published_ones() -> None:
     for made, more in zip(found("brightness", image), (0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
         torch.testing.assert_close(made.amax(1), (image.amax(1) + more).clamp(max=1))
     rough = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    for made, share in zip(found("pixelate", rough), (0.6, 0.5, 0.4, 0.3, 0.25), strict=True):
-        assert torch.linalg.matrix_rank(made[0, 0].double(), atol=1e-4) == round(40 * share)
+    for made, scale in zip(found("pixelate", rough), (0.6, 0.5, 0.4, 0.3, 0.25), strict=True):
+        assert torch.linalg.matrix_rank(made[0, 0].double(), atol=1e-4) == round(40 * scale)
     for made, quality in zip(found("jpeg_compression", image), (25, 18, 15, 10, 7), strict=True):
         buffer, pixels = io.BytesIO(), (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
