@@ -13,7 +13,8 @@ Deviations from the official codes. The last epoch is reported instead of the be
 on the test split. A batch larger than the training split shrinks to it, so that small data work.
 The learning rate follows MAE's schedule for DeiT's recipe too, instead of steps by epoch from
 1e-6, and no image is repeated within a batch: one schedule and one order for every recipe.
-Views are made of the stored squares, whether these are in memory or streamed.
+Views are made of the stored squares, whether these are in memory or streamed. Clips are not
+mirrored, as the motion would be, too; each is the middle one of its video, and the only one.
 """
 
 from __future__ import annotations
@@ -115,6 +116,12 @@ class FineTuning(Evaluation):
             "warmup": 20 / 200,
             "layer_decay": 0.75,
             "pooling": "cls",
+        },
+        "kinetics-videomae-vitb": {
+            "epochs": 75,
+            "warmup": 5 / 75,
+            "layer_decay": 0.75,
+            "auto_augment": "rand-m7-n4-mstd0.5-inc1",
         },
         "imagenet-beit-kmeans-vitb": {"base_lr": 1e-3, "warmup": 20 / 100},
         "imagenet-data2vec-vitb": {

@@ -180,5 +180,10 @@ def test_videomae_learns_from_a_folder(gifs: Path, tmp_path: Path, ssl_bench: Ca
     [folder] = tmp_path.glob("videomae-*")
     code, out, err = ssl_bench("eval", folder, "--evals", "linear", "--runs-dir", tmp_path)
     assert code == 0, err
+    for what in ("export", "reconstruct"):
+        more = [gifs / "train" / "dark" / "0.gif"] if what == "reconstruct" else []
+        code, _, err = ssl_bench(what, folder, *more, "--output", tmp_path / "out.png")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "clips" in err and not (tmp_path / "out.png").exists()
     code, _, err = ssl_bench("run", "--method", "mae", *words, *clips)
     assert (code, "--frames 1" in err) == (2, True), err

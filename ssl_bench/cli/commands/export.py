@@ -39,6 +39,11 @@ def export(settings: ExportSettings) -> None:
         source, name = str(folder), folder.name
         unseen = schema.warn_of_method_file(folder)
     checkpoint = checkpoints.read(source, settings)
+    require(
+        checkpoint.spec.frames == 1,
+        f"{settings.target!r} is an encoder of clips, which no --format has a place for; its "
+        "weights are in encoder.safetensors of the run",
+    )
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")
     require(

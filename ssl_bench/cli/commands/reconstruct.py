@@ -41,6 +41,11 @@ def reconstruct(settings: ReconstructSettings) -> None:
         source = str(run_folder.find_trained(settings.runs_dir, source))
     checkpoint = checkpoints.read(source, settings)
     spec = checkpoint.spec
+    require(
+        spec.frames == 1,
+        f"{source!r} is an encoder of clips, and only images are reconstructed here; its run has "
+        "strips of frames in figures",
+    )
     view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
     index_B = torch.arange(len(view_BCHW))
     draws = SampleRng(settings.seed, 0, index_B, "reconstruct/")
