@@ -320,6 +320,7 @@ class ALBEF(Method):
         "weight_decay": LogUniform(0.01, 0.3),
         "momentum": Uniform(0.98, 0.999),
         "alpha": Uniform(0.0, 0.6),
+        "crop_scale": Uniform(0.2, 1.0),
     }
 
 
