@@ -314,7 +314,7 @@ class TestRobustness:
         assert "16 pixels or more, not 8" in robustness.supports(encoder, tiny)
 
     def test_a_number_of_images_below_none_is_refused(self) -> None:
-        with pytest.raises(UserError, match="robustness images -1"):
+        with pytest.raises(UserError, match="robustness-images -1"):
             ROBUSTNESS.config(images=-1)
 
 
