@@ -171,7 +171,8 @@ class ALBEF(Method):
         self.slow_encoder, self.slow_side = map(frozen_copy, (self.encoder, self.text_side))
         self.register_buffer("share", torch.zeros(()))
         if config.embed_dim:
-            self.temperature = nn.Parameter(torch.tensor(config.temperature))
+            # A vector, because FSDP shards no scalars.
+            self.temperature = nn.Parameter(torch.tensor([config.temperature]))
             for name in ("images_KD", "texts_KD"):
                 keys_KD = torch.randn(config.queue_size, config.embed_dim)
                 self.register_buffer(name, F.normalize(keys_KD, dim=1))

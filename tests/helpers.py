@@ -73,10 +73,14 @@ def captions_of(label: int) -> tuple[str, ...]:
     return f"an image of class {word}", f"Class {word}: easy to learn!"
 
 
-def with_text(plugin: Plugin, spec: EncoderSpec) -> EncoderSpec:
-    """The spec with a text encoder for the captions of `make_images`, if the method reads any."""
+def with_text(plugin: Plugin, spec: EncoderSpec, config: Any = None) -> EncoderSpec:
+    """The spec with a text encoder for the captions of `make_images`, if the method reads any.
+
+    Args:
+        config: the method's; None for `small`.
+    """
     texts = [captions_of(label) for label in range(5)]
-    return setup.with_text(spec, plugin.load_class(), small(plugin), texts)
+    return setup.with_text(spec, plugin.load_class(), config or small(plugin), texts)
 
 
 def as_clips(data: Dataset, frames: int = 4) -> Dataset:
@@ -141,14 +145,16 @@ def build(plugin: Plugin, spec: EncoderSpec, seed: int = 0) -> Method:
     return setup.build_method(plugin.load_class(), small(plugin), with_text(plugin, spec), 3, seed)
 
 
-def plan(plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0) -> Plan:
+def plan(
+    plugin: Plugin, spec: EncoderSpec, data: Dataset, seed: int = 0, config: Any = None
+) -> Plan:
     return Plan(
         plugin.name,
         plugin.version,
-        small(plugin),
+        config or small(plugin),
         data.name,
         data.fingerprint,
-        with_text(plugin, spec),
+        with_text(plugin, spec, config),
         EPOCHS,
         BATCH,
         seed,

@@ -65,12 +65,17 @@ class Killed(BaseException):
     """Stands for the death of all processes."""
 
 
-def build(plugin: Plugin) -> Method:
+def narrow(plugin: Plugin) -> Any:
+    """The method's small settings, narrower still where a wide layer does not matter."""
     config = helpers.small(plugin)
     names = {field.name for field in dataclasses.fields(config)}
-    config = dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
+    return dataclasses.replace(config, **{n: v for n, v in WIDTHS.items() if n in names})
+
+
+def build(plugin: Plugin) -> Method:
+    config = narrow(plugin)
     spec, _ = helpers.fitting(plugin, SPEC, data())
-    spec = helpers.with_text(plugin, spec)
+    spec = helpers.with_text(plugin, spec, config)
     return setup.build_method(plugin.load_class(), config, spec, 3, seed=0)
 
 
@@ -78,7 +83,7 @@ def train(plugin: Plugin, folder: Path, **options: Any) -> Any:
     """A short training in this process, one of the ranks or the only one."""
     folder.mkdir(parents=True, exist_ok=True)
     spec, dataset = helpers.fitting(plugin, SPEC, data())
-    plan = helpers.plan(plugin, spec, dataset)
+    plan = helpers.plan(plugin, spec, dataset, config=narrow(plugin))
     method = build(plugin)
     with mock.patch.object(optimizers, "adamw", steady_adamw):
         cost = pretrain.pretrain(method, dataset, plan, folder, CPU, **options)

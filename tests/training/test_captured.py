@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import BATCH, CPU
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
@@ -46,7 +47,8 @@ class Recorder:
 
 
 def tensors(made: Made) -> list[Tensor]:
-    left = [value for value in made.attributes.values() if isinstance(value, Tensor)]
+    left = tree_leaves(dict(made.attributes))  # tensors may be in containers
+    left = [value for value in left if isinstance(value, Tensor)]
     return [*made.losses.values(), *(gradient for _, gradient in made.gradients), *left]
 
 
@@ -80,6 +82,7 @@ def trained(
 
 @pytest.mark.parametrize("plugin", _TRAINED, ids=helpers.named)
 def test_recorded_steps_are_the_steps(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
+    spec, tiny = helpers.fitting(plugin, spec, tiny)
     told: list[str] = []
     recorder = Recorder()
     ours = trained(
@@ -234,6 +237,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 def test_a_graph_of_a_step_is_the_step(
     plugin: Plugin, precision: str, spec: EncoderSpec, tiny: Dataset
 ) -> None:
+    spec, tiny = helpers.fitting(plugin, spec, tiny)
     hardware = replace(choose(precision), compiled=False)  # type: ignore[arg-type]
     data = replace(tiny, train=tiny.train.to(hardware.device))
     told: list[str] = []

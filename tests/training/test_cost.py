@@ -33,6 +33,7 @@ EXAMPLE = registry.find("method", str(EXAMPLE_METHOD))
 def test_flops_are_those_of_the_step_itself(
     plugin: Plugin, spec: EncoderSpec, tiny: Dataset, batch_size: int
 ) -> None:
+    spec, tiny = helpers.fitting(plugin, spec, tiny)
     method = build(plugin, spec).train()
     if not method.trains:
         assert flops.of_step(method, spec, batch_size) == 0
