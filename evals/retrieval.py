@@ -47,6 +47,7 @@ class Retrieval(Evaluation):
 
     version = 1
     columns = frozenset({"image", "caption"})
+    presets = {"albef-vitb16": {"rerank": 256}}
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether images and texts are compared."""

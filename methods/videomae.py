@@ -128,6 +128,7 @@ class VideoMAE(Method):
             "epochs": 1600,
             "batch_size": 2048,
             "warmup": 40 / 1600,
+            "crop_scale": 0.66**2,
             "evals": ("finetune",),
         },
     }

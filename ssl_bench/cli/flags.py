@@ -112,7 +112,7 @@ def _offer(args: Sequence[str], base: type, method: Plugin | None, preset: str) 
     on_the_way = [registry.find("eval", name) for name in names] if method else []
     offered = list(dict.fromkeys([*chosen, *on_the_way, *registry.discover("eval").values()]))
     everyone = [plugin for plugin in (method, *offered) if plugin]
-    known = {*PRESETS, *(name for plugin in everyone for name in plugin.presets())}
+    known = {*PRESETS, *(name for plugin in (*sources, *everyone) for name in plugin.presets())}
     if preset not in known:
         raise unknown("preset", preset, known)
     own = {plugin: plugin.presets().get(preset, {}) for plugin in everyone}

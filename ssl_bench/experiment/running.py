@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
 
     def create() -> tuple[Plan, Path]:
         with budget.settled(prepared.budget, prepared.plan, settings.runs_dir) as plan:
-            found = {**asdict(plan), "encoder": spec.to_json(), "identity": plan.identity}
+            found = {**plan.to_json(), "identity": plan.identity}
             content = {**config.to_json(), **found, **facts}
             folder = run_folder.create(settings.runs_dir, plan.name, content)
             run_folder.call(folder, settings.name, settings.tags)

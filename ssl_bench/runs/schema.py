@@ -27,7 +27,7 @@ import json
 import os
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +88,10 @@ class Plan:
         content = {field.name: non_defaults(getattr(self, field.name)) for field in fields(self)}
         del content["seed"]
         return digest(content)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run folder stores of it."""
+        return {**asdict(self), "encoder": self.encoder.to_json()}
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def seconds_per_step(
 
 def _earlier(budget: Mapping[str, Any], plan: Plan, runs_dir: Path) -> float | None:
     """The epochs of a run that was given the same time for the same thing, seeds aside."""
-    wanted = json.loads(json.dumps(asdict(plan)))
+    wanted = json.loads(json.dumps(plan.to_json()))
     alike = wanted.keys() - {"epochs", "seed"}
     start = glob.escape(f"{plan.method}-{plan.data}-seed")
     for folder in sorted(runs_dir.glob(f"{start}*")):

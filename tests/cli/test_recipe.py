@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, METHODS
+from helpers import CPU, METHODS, captions_of, fitting
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ssl_bench import papers
-from ssl_bench.api import optimizers, registry
+from ssl_bench.api import Evaluation, optimizers, registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import recipe
 from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED, NOT_CHECKED, UNCOMPARED
@@ -303,8 +303,10 @@ def test_fine_tuning_quotes_the_view_for_testing_of_its_own_source(preset: str) 
         "mae": "util/datasets.py",
         "mocov3": "DeiT datasets.py",
         "simmim": "data_finetune.py",
+        "videomae": "datasets.py",
     }
-    assert source == f"{files[method]}: 256 for 224"
+    size = "short side 224" if method == "videomae" else "256 for 224"
+    assert source == f"{files[method]}: {size}"
     sources = [source for row in found.values() for _, source in row.published]
     of_mae = [source for source in sources if "MAE" in source]
     assert method == "mae" or all("DeiT" in each or "torch" in each for each in of_mae)
@@ -444,14 +446,20 @@ class TestAudit:
         )
         narrow = {"proj_hidden_dim": 32, "proj_output_dim": 32, "queue_size": 256}
         narrow |= {"mask_patch_size": 0}  # a photograph's squares are larger than these images
+        narrow |= {"text_width": 32, "text_heads": 2}
         config = dataclasses.replace(
             request.method_config,
             **{k: v for k, v in narrow.items() if hasattr(request.method_config, k)},
         )
         plugin = request.method.load_class()
+        small, data = fitting(request.method, small, tiny)
+        small = setup.with_text(small, plugin, config, map(captions_of, range(3)))
         audit.method(setup.build_method(plugin, config, small, 3, 0))
-        _, _, told = audit.evaluations(small, request.evals, tiny, 0, CPU)
-        assert told
+        kept, _, told = audit.evaluations(small, request.evals, data, 0, CPU)
+        assert kept
+        # Those that train nothing have nothing to tell.
+        tell = [each.name for each in kept if each.load_class().audit is not Evaluation.audit]
+        assert [line.partition(":")[0] for line in told] == tell
 
     def test_a_run_says_what_is_trained_decayed_and_frozen(
         self, ssl_bench: Call, image_folder: Path, tmp_path: Path

@@ -51,9 +51,9 @@ def test_a_number_outside_is_refused(value: float) -> None:
 
 def test_a_subclass_keeps_the_interval_and_says_its_section() -> None:
     assert Other().share == 0.25
-    with pytest.raises(UserError, match=r"^probe share 2 "):
+    with pytest.raises(UserError, match=r"^--probe-share 2 "):
         Other(share=2)
-    with pytest.raises(UserError, match=r"^probe more 0\.0 "):
+    with pytest.raises(UserError, match=r"^--probe-more 0\.0 "):
         Other(more=0.0)
 
 

@@ -578,7 +578,7 @@ def test_mistakes_in_preparing(ssl_bench: Call, photographs: Path, tmp_path: Pat
     assert "no such folder" in said("prepare", tmp_path / "nowhere", "-o", output)
     assert "unknown data set" in said("prepare", "imagenett", "-o", output)
     assert "inside the package" in said("prepare", "fashion-mnist", "-o", output)
-    assert "short side 0" in said("prepare", photographs, "-o", output, "--short-side", 0)
+    assert "--short-side 0" in said("prepare", photographs, "-o", output, "--short-side", 0)
     assert "quality 101" in said("prepare", photographs, "-o", output, "--quality", 101)
     assert "exists already" in said("prepare", photographs, "-o", photographs)
     assert "lies in" in said("prepare", photographs, "-o", photographs / "copy")

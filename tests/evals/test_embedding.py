@@ -107,7 +107,7 @@ def test_pooling_is_what_was_asked_for(
     "wrong", [{"images": 3}, {"images": 0}, {"perplexity": 1.0}, {"neighbors": 0}]
 )
 def test_settings_that_cannot_be_are_one_line(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^embedding "):
+    with pytest.raises(UserError, match=r"^--embedding-"):
         EMBEDDING.config(**wrong)
 
 

@@ -215,7 +215,7 @@ class TestCka:
         assert CKA._small(torch.tensor([1e4])).dtype == torch.float16
 
     def test_too_few_images_are_one_line(self, tiny: Dataset, spec: EncoderSpec) -> None:
-        with pytest.raises(UserError, match="cka images 3"):
+        with pytest.raises(UserError, match="--cka-images 3"):
             CKA.Config(images=3)
         few = dataclasses.replace(
             tiny.test, images_NCHW=tiny.test.images_NCHW[:3], labels_N=tiny.test.labels_N[:3]

@@ -272,6 +272,8 @@ def test_committed_runs_are_what_their_settings_lead_to_today() -> None:
         assert prepared.plan.name == path.parent.name
         for record in map(load_json, schema.score_files(path.parent)):
             plugin = registry.find("eval", record["eval"])
+            if record["version"] < plugin.declared.version:
+                continue  # which stays apart in every table
             data = SimpleNamespace(fingerprint=record["data_fingerprint"])
             own = plugin.config_of(record["config"])
             assert runner.protocol(plugin, own, data) == record["protocol"]  # type: ignore[arg-type]

@@ -290,8 +290,8 @@ def test_registers_are_no_patches() -> None:
         (["--patch-size", 28], "patches, which are 1 x 1"),
         (["--mask-ratio", 0.9], "mask spread 0.2"),
         (["--mask-ratio", 0.1], "mask spread 0.2"),
-        (["--mask-probability", 0], "mask probability 0"),
-        (["--batch-size", 1], "batch size"),
+        (["--mask-probability", 0], "--mask-probability 0"),
+        (["--batch-size", 1], "--batch-size"),
     ],
 )
 def test_mistakes_get_one_line(

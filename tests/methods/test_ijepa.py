@@ -243,7 +243,7 @@ def test_what_is_watched_does_not_depend_on_the_order_of_parts() -> None:
     [
         (("--predictor-embed-dim", 30), "32 would work"),
         (("--min-target-scale", 0.3), "max target scale"),
-        (("--context-ratio", 1), "context ratio"),
+        (("--context-ratio", 1), "--context-ratio"),
         (("--targets", 0), "targets"),
         (("--patch-size", 16), "smaller patch size"),
         (("--backbone", "resnet18"), "Vision Transformer"),

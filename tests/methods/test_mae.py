@@ -200,7 +200,7 @@ def test_count_kept_is_the_official_expression(patches: int, ratio: float) -> No
     if expected > 0:
         assert masking.count_kept(patches, ratio) == expected
     else:
-        with pytest.raises(UserError, match="mask ratio"):
+        with pytest.raises(UserError, match="--mask-ratio"):
             masking.count_kept(patches, ratio)
 
 

@@ -29,6 +29,7 @@ from ssl_bench.utils.terminal import Console
 DIFFERS, DISPUTED, UNCOMPARED = "!=", "~", "?"
 NOT_CHECKED = "not checked"
 _SHARED = ("backbone", "image_size", "patch_size", "epochs", "batch_size", "precision")
+_SHARED_BY_CLIPS = ("frames", "stride")
 _WIDTH = 120
 _USAGE = f"""\
 usage: ssl-bench recipe PRESET [FLAGS OF ssl-bench run]
@@ -142,7 +143,8 @@ def stages(config: RunConfig) -> list[Stage]:
     # The preset itself where something is published for it, else the method's first such one.
     presets = (config.settings.preset, *method.presets())
     beside = next((each for each in presets if published(method, each, method).settings), "")
-    shared = {name: getattr(config.settings, name) for name in _SHARED}
+    names = (*_SHARED, *_SHARED_BY_CLIPS) if "clip" in method.declared.columns else _SHARED
+    shared = {name: getattr(config.settings, name) for name in names}
     shared |= {"epochs": config.epochs_on(), "batch_size": config.batch_on()}
     values = shared | vars(config.method_config)
     found = [_stage(method, values, method, beside, _facts(config) if beside else {})]
