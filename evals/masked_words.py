@@ -37,7 +37,7 @@ class Config(CheckedConfig):
     section: ClassVar[str] = "masked words"
 
     images: Annotated[int, "[1, inf)"] = 1000
-    """Test images, the same ones for every method, the words of whose captions are hidden."""
+    """How many test images, the same for every method, have the words of their captions hidden."""
 
 
 class MaskedWords(Evaluation):

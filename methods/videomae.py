@@ -150,10 +150,8 @@ class VideoMAE(Method):
             "frame": (self.pairs, "pair of frames"),
             "random": (self.places * self.pairs, "tubelet"),
         }[config.sampling]
-        self.units, self.kept_units = (
-            units,
-            masking.count_kept(units, config.mask_ratio, each, True),
-        )
+        self.units = units
+        self.kept_units = masking.count_kept(units, config.mask_ratio, each, True)
 
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         self.encoder_to_decoder = nn.Linear(encoder.embed_dim, width, bias=False)

@@ -19,8 +19,7 @@ class ChosenBy:
 
     Attributes:
         preset: whose values are taken where nothing else is said.
-        tuned: how the method's own values in that preset were tuned, in the words of its class; ""
-            where they were not.
+        tuned: what the method's class says of how it tuned that preset; "" if it did not.
         flags: the method's settings that are neither the preset's nor a search's.
         trials: of the search, the number that were judged; 0 without a search.
         space: what each of them drew, by flag: the range in words.

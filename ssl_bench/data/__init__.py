@@ -18,6 +18,7 @@ from ssl_bench.data.names import (
     CAPTIONS,
     EMBEDDED,
     HUGGING_FACE,
+    INSIDE,
     MOTIONS,
     TORCHVISION,
     VALIDATION,
@@ -84,7 +85,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
-    if asked.place in (EMBEDDED, CANVASES, MOTIONS, CAPTIONS):
+    if asked.place in INSIDE:
         require(
             storage != "stream",
             f"data set {asked.place!r} cannot be streamed, as it lies in one file; "

@@ -15,6 +15,8 @@ EMBEDDED = "fashion-mnist"
 CANVASES = "fashion-canvases"
 CAPTIONS = "fashion-captions"
 MOTIONS = "fashion-motions"
+INSIDE = (EMBEDDED, CANVASES, MOTIONS, CAPTIONS)
+"""The data sets inside the package."""
 VALIDATION = "@validation"
 """After a name or path: only the training images, in two parts (see `holdout`)."""
 HUGGING_FACE = "hf:"
@@ -144,7 +146,7 @@ def parse(text: str) -> Source:
     if not _exists(place):
         ends = [at for at, letter in enumerate(place) if letter == "@" and at]
         for at in reversed(ends):
-            is_name = place[:at] in (EMBEDDED, CANVASES, MOTIONS, CAPTIONS, *TORCHVISION)
+            is_name = place[:at] in (*INSIDE, *TORCHVISION)
             if is_name or place.startswith(HUGGING_FACE) or _exists(place[:at]):
                 return Source(place[:at], place[at + 1 :], is_validation)
     return Source(place, "", is_validation)

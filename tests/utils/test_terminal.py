@@ -16,4 +16,4 @@ def test_a_caption_is_as_wide_as_the_terminal_and_not_as_its_table() -> None:
     Console(file=output, width=80).print(table)
     lines = [line.strip() for line in output.getvalue().splitlines()]
     assert lines[-2:] == [caption, "second line"]
-    assert table.caption  # which whoever made it may print again
+    assert table.caption  # printing a table leaves its caption in place
