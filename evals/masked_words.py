@@ -24,7 +24,7 @@ from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation.features import prepare
 from ssl_bench.evaluation.metrics import subset
-from ssl_bench.models import text
+from ssl_bench.models import vocabulary
 from ssl_bench.utils import progress
 
 _TEXTS_AT_ONCE = 256
@@ -61,7 +61,7 @@ class MaskedWords(Evaluation):
         spec = encoder.text.spec
         index_N = subset(len(data.test), self.config.images, data.fingerprint)
         texts = data.test.first_captions
-        ids_NL = text.tokenize([texts[index] for index in index_N.tolist()], spec)
+        ids_NL = vocabulary.tokenize([texts[index] for index in index_N.tolist()], spec)
         place_W2 = _words(ids_NL, spec)
         # With an image of its own, and with the next caption's.
         shifts = (0, 1) if encoder.pair is not None else (0,)
@@ -76,7 +76,7 @@ class MaskedWords(Evaluation):
                     right[shift] += int((found_B == ids_NL[rows_B, columns_B]).sum())
                 done += len(part_B2)
                 bar.update(done)
-        train_NL = text.tokenize(data.train.first_captions, spec)
+        train_NL = vocabulary.tokenize(data.train.first_captions, spec)
         counts_V = train_NL[tuple(_words(train_NL, spec).T)].bincount(minlength=len(spec.words))
         words_W = ids_NL[tuple(place_W2.T)]
         scores = {"accuracy": 100 * right[0] / len(place_W2)}
@@ -86,9 +86,11 @@ class MaskedWords(Evaluation):
         return Result(scores, unit="hidden words (%)")
 
 
-def _words(ids_NL: Tensor, spec: text.TextSpec) -> Tensor:
+def _words(ids_NL: Tensor, spec: vocabulary.TextSpec) -> Tensor:
     """The text and the place of each token that is no special one: int64 ``(W, 2)``."""
-    special = torch.tensor([spec.id(each) for each in (text.PAD, text.CLS, text.SEP)])
+    special = torch.tensor(
+        [spec.id(each) for each in (vocabulary.PAD, vocabulary.CLS, vocabulary.SEP)]
+    )
     return (~torch.isin(ids_NL, special)).nonzero()
 
 
@@ -103,7 +105,7 @@ def _predict(
     """
     reader, place = encoder.text, (torch.arange(len(ids_BL)), column_B)
     hidden_BL = ids_BL.clone()
-    hidden_BL[place] = reader.spec.id(text.MASK)
+    hidden_BL[place] = reader.spec.id(vocabulary.MASK)
     hidden_BL = hidden_BL.to(encoder.hardware.device)
     with encoder.hardware.autocast():
         states_BLD = reader(hidden_BL)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation.features import prepare
-from ssl_bench.models import text
+from ssl_bench.models import text_encoder, vocabulary
 from ssl_bench.utils import progress, rng
 
 _AT_ONCE = 256
@@ -51,7 +51,7 @@ class Retrieval(Evaluation):
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether images and texts are compared."""
-        return text.why_no_pair(encoder.pair)
+        return text_encoder.why_no_pair(encoder.pair)
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Rank all pairs of the test split.
@@ -66,7 +66,7 @@ class Retrieval(Evaluation):
             torch.arange(len(captions)), torch.tensor([len(own) for own in captions])
         )
         is_right_NM = _answers(captions, texts, image_M)
-        ids_ML = text.tokenize(texts, pair.text.spec)
+        ids_ML = vocabulary.tokenize(texts, pair.text.spec)
         image_ND = _images(encoder, data)
         hidden = [_hidden(encoder, ids_BL.to(device)) for ids_BL in ids_ML.split(_AT_ONCE)]
         text_MD = torch.cat([pair.embed_texts(each) for each in hidden])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, Step, TextConfig, Uniform
 from ssl_bench.distributed import collectives
-from ssl_bench.models import text
+from ssl_bench.models import masked_tokens
 from ssl_bench.transforms.augmentations import Augmentation
 
 
@@ -86,10 +86,12 @@ class BERT(Method):
     def loss(self, batch: Batch, step: Step) -> Tensor:
         """Mean cross-entropy of the hidden tokens."""
         assert batch.captions_BL is not None
-        masked = text.mask_tokens(batch.captions_BL, self.text, batch.rng, self.config.mask_share)
+        masked = masked_tokens.mask_tokens(
+            batch.captions_BL, self.text, batch.rng, self.config.mask_share
+        )
         logits_BLV = self.encoder.predict(self.encoder(masked.ids_BL))
-        hidden = collectives.mean(text.count_hidden(masked.targets_BL)).clamp_min(1)
-        return text.masked_loss(logits_BLV, masked.targets_BL) / hidden
+        hidden = collectives.mean(masked_tokens.count_hidden(masked.targets_BL)).clamp_min(1)
+        return masked_tokens.masked_loss(logits_BLV, masked.targets_BL) / hidden
 
     search_space = {
         "base_lr": LogUniform(1e-4, 5e-3),

@@ -48,7 +48,7 @@ class Batch:
         rng: the step's random numbers, for masks and the like.
         labels_B: int64 class indices where the method's ``columns`` ask for "label", else None.
         captions_BL: int64 ids of the tokens of one of each image's captions, where they ask for
-            "caption", else None; see `text.tokenize`.
+            "caption", else None; see `vocabulary.tokenize`.
         part: which part of the step's images these are, where they are taken in parts, in any
             order; from 0.
     """

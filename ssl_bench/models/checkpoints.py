@@ -93,7 +93,7 @@ def load_encoder(
         ``(B, prefix + L, D)``, prefix tokens first, with position embeddings interpolated as in
         `backbones.resize`. Its ``spec`` attribute says how to normalise images, and so does its
         ``pretrained_cfg``, of which ``timm.data.create_transform`` makes a transform. Of an encoder
-        of captions a `text.TextEncoder`, whose ``spec`` tells how texts become ids.
+        of captions a `text_encoder.TextEncoder`, whose ``spec`` tells how texts become ids.
 
     Raises:
         UserError: the source cannot be read, is ambiguous, holds no encoder of timm, or has a

@@ -17,7 +17,7 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.config.recipes import OptimizerChoiceConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
-from ssl_bench.models import text
+from ssl_bench.models import vocabulary
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
@@ -112,5 +112,5 @@ def trial_step(
     labels_B = torch.full((batch_size,), label) if "label" in method.columns else None
     draws, captions_BL = SampleRng(0, 0, torch.arange(batch_size)), None
     if method.data.text and "caption" in method.columns:
-        captions_BL = text.noise(method.data.text, draws)
+        captions_BL = vocabulary.noise(method.data.text, draws)
     return trial, Batch(views, draws, labels_B, captions_BL=captions_BL)

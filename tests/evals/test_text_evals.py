@@ -18,7 +18,7 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
 from ssl_bench.evals import retrieval
 from ssl_bench.evaluation.features import Encoder, prepare
-from ssl_bench.models import text
+from ssl_bench.models import vocabulary
 from ssl_bench.models.backbones import EncoderSpec
 
 Command = Callable[..., tuple[int, str, str]]
@@ -51,7 +51,7 @@ def parts(encoder: Encoder, data: Dataset) -> tuple[Tensor, Tensor, list[str]]:
     views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
     images = encoder.pair.embed_images(encoder.tokens(views)[:, 0])
     texts = [each for own in data.test.captions or () for each in own]
-    ids = text.tokenize(texts, encoder.text.spec)
+    ids = vocabulary.tokenize(texts, encoder.text.spec)
     return images, encoder.pair.embed_texts(encoder.text(ids)), texts
 
 
@@ -86,7 +86,7 @@ def test_the_best_are_ranked_anew_by_the_matching_head(encoder: Encoder, data: D
     captions = data.test.captions or ()
     views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
     tokens = encoder.tokens(views)
-    ids = text.tokenize(texts, encoder.text.spec)
+    ids = vocabulary.tokenize(texts, encoder.text.spec)
     right = 0
     for place, caption in enumerate(texts):
         best = (images @ words[place]).topk(3).indices.tolist()
@@ -114,7 +114,7 @@ def test_zero_shot_is_the_nearest_sentence(encoder: Encoder, data: Dataset) -> N
     means = []
     for name in data.classes:
         sentences = [template.format(name) for template in templates]
-        ids = text.tokenize(sentences, encoder.text.spec)
+        ids = vocabulary.tokenize(sentences, encoder.text.spec)
         means.append(encoder.pair.embed_texts(encoder.text(ids)).mean(dim=0))
     found = run("zero-shot", encoder, data, templates=templates)
     cosine = torch.nn.functional.normalize(torch.stack(means), dim=1) @ images.T
@@ -126,12 +126,12 @@ def test_hidden_words_are_counted(data: Dataset) -> None:
     encoder = Encoder(method.encoder, spec, CPU, seed=0)
     own, right, count = encoder.text.spec, 0, 0
     for captions in data.test.captions or ():
-        [ids] = text.tokenize(captions[:1], own)
+        [ids] = vocabulary.tokenize(captions[:1], own)
         for place, word in enumerate(ids.tolist()):
-            if own.words[word] in (text.PAD, text.CLS, text.SEP):
+            if own.words[word] in (vocabulary.PAD, vocabulary.CLS, vocabulary.SEP):
                 continue
             hidden = ids.clone()
-            hidden[place] = own.id(text.MASK)
+            hidden[place] = own.id(vocabulary.MASK)
             logits = encoder.text.predict(encoder.text(hidden[None]))[0, place]
             right, count = right + int(logits.argmax() == word), count + 1
     found = run("masked-words", encoder, data)
@@ -145,7 +145,7 @@ def test_features_of_an_encoder_of_captions_are_those_of_the_first(data: Dataset
     other = tuple((each[0], "another") for each in data.test.captions or ())
     again = encoder.features(dataclasses.replace(data.test, captions=other))
     torch.testing.assert_close(found["avg"], again["avg"])
-    ids = text.tokenize([data.test.first_captions[3]], encoder.text.spec)
+    ids = vocabulary.tokenize([data.test.first_captions[3]], encoder.text.spec)
     states, seen = encoder.text(ids)[0], encoder.text.seen(ids)[0]
     torch.testing.assert_close(found["cls"][3], states[0])
     torch.testing.assert_close(found["avg"][3], states[seen].mean(dim=0))
@@ -228,7 +228,7 @@ def test_an_encoder_of_captions_is_exported_with_its_vocabulary(
     assert code == 0, err
     assert "load_encoder" in out
     encoder: Any = package.load_encoder(str(output))
-    ids = text.tokenize(["a thing 3"], encoder.spec)
+    ids = vocabulary.tokenize(["a thing 3"], encoder.spec)
     assert encoder.spec.words[ids[0, 2]] == "thing"
     whole: Any = package.load_encoder(str(folder))
     torch.testing.assert_close(encoder(ids), whole(ids))

@@ -18,9 +18,9 @@ from helpers import make_images
 from ssl_bench.api import registry
 from ssl_bench.api.step import Batch
 from ssl_bench.errors import UserError
-from ssl_bench.models import text
+from ssl_bench.models import masked_tokens, text_encoder, vocabulary
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import TextSpec
+from ssl_bench.models.vocabulary import TextSpec
 from ssl_bench.utils.rng import SampleRng
 
 BERT = registry.find("method", "bert")
@@ -40,16 +40,16 @@ def method() -> Any:
 
 def test_loss_and_gradient_are_the_naive_ones(method: Any) -> None:
     train, own = make_images(6, 3, 16, 3, seed=1), method.data.text
-    ids_BL = text.tokens_of(train.captions, own, torch.device("cpu")).draw(rng(6))
+    ids_BL = vocabulary.tokens_of(train.captions, own, torch.device("cpu")).draw(rng(6))
     batch = Batch({}, rng(6), captions_BL=ids_BL)
     loss = method.loss(batch, helpers.FIRST_STEP)
     loss.backward()
 
     weights = naive.weights_of(method.encoder)
-    seen_BL, targets_BL = text.mask_tokens(ids_BL, own, rng(6), method.config.mask_share)
+    seen_BL, targets_BL = masked_tokens.mask_tokens(ids_BL, own, rng(6), method.config.mask_share)
     losses = []
     for ids_L, targets_L, whole_L in zip(seen_BL, targets_BL, ids_BL, strict=True):
-        length = int((whole_L != own.id(text.PAD)).sum())
+        length = int((whole_L != own.id(vocabulary.PAD)).sum())
         rows = naive_text.encode(weights, ids_L[:length].tolist(), own.depth, own.num_heads)
         for row_D, target in zip(rows, targets_L[:length].tolist(), strict=True):
             if target >= 0:
@@ -65,9 +65,9 @@ def test_loss_and_gradient_are_the_naive_ones(method: Any) -> None:
 
 def test_outputs_are_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
-    words = "\n".join([*text.SPECIAL, *(f"w{number}" for number in range(40))])
+    words = "\n".join([*vocabulary.SPECIAL, *(f"w{number}" for number in range(40))])
     spec = TextSpec(words, True, 12, 32, 3, 4)
-    ours = text.TextEncoder(spec).eval()
+    ours = text_encoder.TextEncoder(spec).eval()
     naive.randomise(ours)
     config = transformers.BertConfig(
         vocab_size=45,
@@ -93,7 +93,7 @@ def test_outputs_are_those_of_transformers() -> None:
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected and all("position_ids" in name for name in missing)
     ids_BL = torch.randint(5, 45, (6, 12), generator=torch.Generator().manual_seed(0))
-    ids_BL[:, 0], ids_BL[1:4, 7:] = spec.id(text.CLS), spec.id(text.PAD)
+    ids_BL[:, 0], ids_BL[1:4, 7:] = spec.id(vocabulary.CLS), spec.id(vocabulary.PAD)
     expected = theirs(input_ids=ids_BL, attention_mask=ours.seen(ids_BL).long()).logits
     found = ours.predict(ours(ids_BL))
     seen_BL = ours.seen(ids_BL)
@@ -120,50 +120,56 @@ _NAMES = [
 def test_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     texts = ["A bag, left of a SNEAKER!", "naïve café", "zzz bag", "", "\u4e2d bag"]
-    words = text.learn_vocabulary(texts[:2], 60)
+    words = vocabulary.learn_vocabulary(texts[:2], 60)
     path = tmp_path / "vocab.txt"
     path.write_text(words + "\n")
     theirs = transformers.BertTokenizerFast(str(path), do_lower_case=True)
-    spec = TextSpec(*text.read_vocabulary(path), 16, 32, 1, 2)
+    spec = TextSpec(*vocabulary.read_vocabulary(path), 16, 32, 1, 2)
     expected = theirs(texts, padding="max_length", max_length=16, truncation=True)["input_ids"]
-    assert text.tokenize(texts, spec).tolist() == expected
+    assert vocabulary.tokenize(texts, spec).tolist() == expected
     theirs.save_pretrained(tmp_path)
-    assert text.read_vocabulary(tmp_path / "tokenizer.json") == (words, True)
+    assert vocabulary.read_vocabulary(tmp_path / "tokenizer.json") == (words, True)
 
 
 def test_a_learned_vocabulary_spells_what_it_has_no_word_for() -> None:
-    words = text.learn_vocabulary(["a bag of bags", "a bag"], 20).split("\n")
-    assert words[:5] == list(text.SPECIAL)
+    words = vocabulary.learn_vocabulary(["a bag of bags", "a bag"], 20).split("\n")
+    assert words[:5] == list(vocabulary.SPECIAL)
     assert {"bag", "bags", "a", "##g"} <= set(words)
     assert words.index("bag") < words.index("bags")
     spec = TextSpec("\n".join(words), True, 8, 32, 1, 2)
-    found = [spec.words[number] for number in text.tokenize(["gab"], spec)[0].tolist()]
-    assert found[:3] == [text.CLS, text.UNKNOWN, text.SEP]  # no word began with a g
-    found = [spec.words[number] for number in text.tokenize(["bga"], spec)[0].tolist()]
-    assert found[:5] == [text.CLS, "b", "##g", "##a", text.SEP]
+    found = [spec.words[number] for number in vocabulary.tokenize(["gab"], spec)[0].tolist()]
+    assert found[:3] == [
+        vocabulary.CLS,
+        vocabulary.UNKNOWN,
+        vocabulary.SEP,
+    ]  # no word began with a g
+    found = [spec.words[number] for number in vocabulary.tokenize(["bga"], spec)[0].tolist()]
+    assert found[:5] == [vocabulary.CLS, "b", "##g", "##a", vocabulary.SEP]
 
 
 def test_hidden_tokens_are_words_and_as_many_as_said() -> None:
-    spec = TextSpec(text.learn_vocabulary(["one two three four five six"], 50), True, 16, 32, 1, 2)
-    ids_BL = text.tokenize(["one two three four five six"] * 4000, spec)
-    seen_BL, targets_BL = text.mask_tokens(ids_BL, spec, rng(4000), 0.15)
+    spec = TextSpec(
+        vocabulary.learn_vocabulary(["one two three four five six"], 50), True, 16, 32, 1, 2
+    )
+    ids_BL = vocabulary.tokenize(["one two three four five six"] * 4000, spec)
+    seen_BL, targets_BL = masked_tokens.mask_tokens(ids_BL, spec, rng(4000), 0.15)
     hidden_BL = targets_BL >= 0
     assert torch.equal(targets_BL[hidden_BL], ids_BL[hidden_BL])
     assert torch.equal(seen_BL[~hidden_BL], ids_BL[~hidden_BL])
     assert not hidden_BL[:, [0, *range(7, 16)]].any()
     assert hidden_BL[:, 1:7].double().mean() == pytest.approx(0.15, abs=0.01)
-    masked = (seen_BL[hidden_BL] == spec.id(text.MASK)).double().mean()
+    masked = (seen_BL[hidden_BL] == spec.id(vocabulary.MASK)).double().mean()
     kept = (seen_BL[hidden_BL] == ids_BL[hidden_BL]).double().mean()
     assert masked == pytest.approx(0.8, abs=0.03)
     assert kept == pytest.approx(0.1, abs=0.02)
-    again = text.mask_tokens(ids_BL, spec, rng(4000, step=1), 0.15)
+    again = masked_tokens.mask_tokens(ids_BL, spec, rng(4000, step=1), 0.15)
     assert not torch.equal(seen_BL, again.ids_BL)
 
 
 def test_each_caption_of_an_image_is_drawn() -> None:
     captions = tuple(("one",) if number % 2 else ("two", "three") for number in range(400))
-    spec = TextSpec(text.learn_vocabulary(["one two three"], 50), True, 8, 32, 1, 2)
-    words_BL = text.tokens_of(captions, spec, torch.device("cpu")).draw(rng(400))[:, 1]
+    spec = TextSpec(vocabulary.learn_vocabulary(["one two three"], 50), True, 8, 32, 1, 2)
+    words_BL = vocabulary.tokens_of(captions, spec, torch.device("cpu")).draw(rng(400))[:, 1]
     assert set(words_BL[1::2].tolist()) == {spec.id("one")}
     assert words_BL[::2].eq(spec.id("two")).double().mean() == pytest.approx(0.5, abs=0.1)
     assert set(words_BL[::2].tolist()) == {spec.id("two"), spec.id("three")}
@@ -173,7 +179,7 @@ def test_each_caption_of_an_image_is_drawn() -> None:
     ("content", "told"),
     [
         ("[PAD]\n[UNK]\nbag\n", "[CLS]"),
-        ("\n".join([*text.SPECIAL, "bag", "bag"]), "bag"),
+        ("\n".join([*vocabulary.SPECIAL, "bag", "bag"]), "bag"),
         (json.dumps({"model": {"type": "BPE", "vocab": {}}}), "BPE"),
         (json.dumps({"model": {"type": "WordPiece", "vocab": [1]}}), "vocab.txt"),
         ("{", "vocab.txt"),
@@ -186,7 +192,7 @@ def test_a_tokenizer_of_another_kind_is_refused(
     path = tmp_path / "tokenizer"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match="tokenizer") as caught:
-        text.read_vocabulary(path)
+        vocabulary.read_vocabulary(path)
     assert told in str(caught.value)
 
 
