@@ -50,6 +50,8 @@ class MaskedWords(Evaluation):
         """Whether the encoder predicts words."""
         if encoder.text is None:
             return "it predicts words, and the encoder was pre-trained without captions"
+        if not encoder.text.spec.predicts:
+            return "it predicts words, and the weights have no head that does"
         return None
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:

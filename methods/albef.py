@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, Step, TextConfig, Uniform
 from ssl_bench.api.parts import Queue, follow, frozen_copy, in_float32
+from ssl_bench.config.recipes import check_losses
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
 from ssl_bench.models import encoders, masked_tokens, text_encoder
@@ -81,11 +82,7 @@ class Config(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [each for each in self.loss if each not in _LOSSES]
-        require(
-            not unknown and bool(self.loss) and len(set(self.loss)) == len(self.loss),
-            f"loss {','.join(self.loss)!r}: some of {','.join(_LOSSES)} would work",
-        )
+        check_losses(self.loss, _LOSSES)
 
     @property
     def embed_dim(self) -> int:
@@ -176,9 +173,7 @@ class ALBEF(Method):
         if wanted == ("itc",):
             side.text.fusion.requires_grad_(False)
         if "mlm" not in wanted:
-            side.text.transform.requires_grad_(False)
-            side.text.transform_norm.requires_grad_(False)
-            side.text.bias.requires_grad_(False)
+            side.text.freeze_words()
 
     @classmethod
     def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:

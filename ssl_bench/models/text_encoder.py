@@ -99,20 +99,33 @@ class TextEncoder(nn.Module):
         self.spec, self.num_features = spec, spec.width
         self.words = nn.Embedding(len(spec.words), spec.width)
         self.positions = nn.Embedding(spec.max_tokens, spec.width)
+        if spec.next_sentence:
+            self.segments = nn.Embedding(2, spec.width)
+            self.pooler, self.follows = nn.Linear(spec.width, spec.width), nn.Linear(spec.width, 2)
         self.norm, self.dropout = _norm(spec.width), nn.Dropout(spec.dropout)
         self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.depth))
         self.fusion = nn.ModuleList(Layer(spec, spec.image_width) for _ in range(spec.fusion_depth))
-        self.transform, self.transform_norm = nn.Linear(spec.width, spec.width), _norm(spec.width)
-        self.bias = nn.Parameter(torch.zeros(len(spec.words)))
+        if spec.predicts:
+            self.transform = nn.Linear(spec.width, spec.width)
+            self.transform_norm = _norm(spec.width)
+            self.bias = nn.Parameter(torch.zeros(len(spec.words)))
         self.apply(_initialise)
 
     def seen(self, ids_BL: Tensor) -> Tensor:
         """Which tokens are more than padding: bool ``(B, L)``."""
         return ids_BL != self.spec.id(PAD)
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """The hidden states of texts after the layers that read text alone: ``(B, L, D)``."""
+    def forward(self, ids_BL: Tensor, segments_BL: Tensor | None = None) -> Tensor:
+        """The hidden states of texts after the layers that read text alone: ``(B, L, D)``.
+
+        Args:
+            segments_BL: `vocabulary.segments` of pairs; None of single texts.
+        """
         hidden_BLD = self.words(ids_BL) + self.positions.weight[: ids_BL.shape[1]]
+        if self.spec.next_sentence:
+            of_single_BL = torch.zeros_like(ids_BL)
+            segments_BL = of_single_BL if segments_BL is None else segments_BL
+            hidden_BLD = hidden_BLD + self.segments(segments_BL)
         hidden_BLD = self.dropout(self.norm(hidden_BLD))
         for layer in self.layers:
             hidden_BLD = layer(hidden_BLD, self.seen(ids_BL))
@@ -128,6 +141,16 @@ class TextEncoder(nn.Module):
         """Logits of the words at each token: ``(B, L, V)``."""
         transformed_BLD = self.transform_norm(F.gelu(self.transform(hidden_BLD)))
         return F.linear(transformed_BLD, self.words.weight, self.bias)
+
+    def next_sentence(self, hidden_BLD: Tensor) -> Tensor:
+        """Logits that a pair's second text comes after its first, and that not: ``(B, 2)``."""
+        return wide(self.follows(torch.tanh(self.pooler(hidden_BLD[:, 0]))))
+
+    def freeze_words(self) -> None:
+        """Leave the head for hidden tokens out of the training."""
+        self.transform.requires_grad_(False)
+        self.transform_norm.requires_grad_(False)
+        self.bias.requires_grad_(False)
 
     def pool(self, hidden_BLD: Tensor, ids_BL: Tensor) -> dict[str, Tensor]:
         """A vector of each text: ``avg``, its tokens' mean, and ``cls``; float32 ``(B, D)``."""

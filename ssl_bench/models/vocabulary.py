@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -25,7 +26,7 @@ from ssl_bench.utils.files import Unreadable, load_bytes, parse_json
 from ssl_bench.utils.rng import SampleRng
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_OF_PAIRS = ("fusion_depth", "embed_dim", "matches")
+_OF_METHOD = ("fusion_depth", "embed_dim", "matches", "next_sentence")
 _WIDTH = 128
 _TOKENS = 8
 """Texts are padded to a multiple of so many tokens."""
@@ -47,6 +48,9 @@ class TextSpec:
         embed_dim: of the space that images and texts are compared in; 0 for none.
         dropout: probability, in training.
         matches: whether a head tells if a text and an image belong together.
+        next_sentence: whether texts are pairs in training, and a head tells if the second one
+            comes after the first.
+        predicts: whether a head predicts hidden tokens.
     """
 
     vocabulary: str
@@ -60,6 +64,8 @@ class TextSpec:
     embed_dim: int = 0
     dropout: float = 0.0
     matches: bool = False
+    next_sentence: bool = False
+    predicts: bool = True
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> TextSpec:
@@ -183,16 +189,24 @@ def _tokenizer(vocabulary: str, lowercase: bool) -> Tokenizer:
 
 
 def tokenize(texts: Sequence[str], spec: TextSpec) -> Tensor:
-    """The ids of texts: int64 ``(B, max_tokens)``, [CLS] first, [SEP] last, then [PAD].
+    """The ids of texts: int64 ``(B, L)``, [CLS] first, [SEP] last, then [PAD].
 
-    Longer ones are cut.
+    L is the longest's length, rounded up to a multiple of 8; texts that are longer than
+    ``max_tokens`` are cut.
     """
     first, last, pad = map(spec.id, (CLS, SEP, PAD))
-    ids_BL = torch.full((len(texts), spec.max_tokens), pad)
-    for row_L, inner in zip(ids_BL, _encoded(texts, spec.vocabulary, spec.lowercase), strict=True):
-        row = torch.tensor([first, *inner[: spec.max_tokens - 2], last])
+    room = spec.max_tokens - 2
+    rows = [inner[:room] for inner in _encoded(texts, spec.vocabulary, spec.lowercase)]
+    length = min(spec.max_tokens, _rounded(2 + max(map(len, rows), default=0)))
+    ids_BL = torch.full((len(rows), length), pad)
+    for row_L, inner in zip(ids_BL, rows, strict=True):
+        row = torch.tensor([first, *inner, last])
         row_L[: len(row)] = row
     return ids_BL
+
+
+def _rounded(length: int) -> int:
+    return math.ceil(length / _TOKENS) * _TOKENS
 
 
 def _encoded(texts: Iterable[str], vocabulary: str, lowercase: bool) -> Iterator[list[int]]:
@@ -214,18 +228,20 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
         vocabulary, lowercase = read_vocabulary(Path(config.tokenizer).expanduser())
     else:
         vocabulary, lowercase = learn_vocabulary(texts, config.vocabulary_size), True
-    longest = 2 + max(map(len, _encoded(texts, vocabulary, lowercase)), default=0)
-    require(longest > 2, "the training captions hold no words")
+    longest = max(map(len, _encoded(texts, vocabulary, lowercase)), default=0)
+    require(longest > 0, "the training texts hold no words")
+    is_pair = getattr(config, "next_sentence", False)
+    longest = 3 + 2 * longest if is_pair else 2 + longest
     return TextSpec(
         vocabulary,
         lowercase,
-        min(config.max_tokens, math.ceil(longest / _TOKENS) * _TOKENS),
+        min(config.max_tokens, _rounded(longest)),
         config.text_width or image_width or _WIDTH,
         config.text_depth,
         config.text_heads,
         image_width=image_width,
         dropout=config.text_dropout,
-        **{name: getattr(config, name) for name in _OF_PAIRS if hasattr(config, name)},
+        **{name: getattr(config, name) for name in _OF_METHOD if hasattr(config, name)},
     )
 
 
@@ -244,26 +260,109 @@ class Tokens:
         ids_CL: int64, those of each image one after another.
         first_N: int64, where each image's begin.
         count_N: int64, how many it has.
+        begin_C, end_C: int64, where the document of each text begins and ends.
     """
 
     ids_CL: Tensor
     first_N: Tensor
     count_N: Tensor
+    begin_C: Tensor
+    end_C: Tensor
 
     def draw(self, rng: SampleRng) -> Tensor:
         """One caption of each sample, by chance: int64 ``(B, L)``."""
+        return self.ids_CL[self._drawn(rng)]
+
+    def draw_pairs(self, rng: SampleRng, spec: TextSpec) -> tuple[Tensor, Tensor]:
+        """One text of each sample, and with an even chance the next one or another document's.
+
+        Where the drawn one is its document's last, the one before it takes its place. A document
+        of one text has no next one: it always gets another document's.
+
+        Returns:
+            The ids of both as one text, int64 ``(B, L)``, and whether the second is the next one,
+            bool ``(B,)``.
+        """
+        first_B = self._drawn(rng)
+        begin_B, end_B = self.begin_C[first_B], self.end_C[first_B]
+        first_B = torch.minimum(first_B, torch.maximum(end_B - 2, begin_B))
+        is_next_B = (rng.uniform("next", 1)[:, 0] < 0.5) & (first_B + 1 < end_B)
+        elsewhere_B = len(self.ids_CL) - (end_B - begin_B)
+        other_B = (rng.uniform("other", 1)[:, 0].double() * elsewhere_B).long()
+        other_B = other_B + (end_B - begin_B) * (other_B >= begin_B)
+        second_B = torch.where(is_next_B, first_B + 1, other_B)
+        return joined(self.ids_CL[first_B], self.ids_CL[second_B], spec), is_next_B
+
+    def _drawn(self, rng: SampleRng) -> Tensor:
         count_B = self.count_N[rng.samples_B]
         drawn_B = (rng.uniform("caption", 1)[:, 0] * count_B).long()
-        return self.ids_CL[self.first_N[rng.samples_B] + drawn_B]
-
-    def to(self, device: torch.device) -> Tokens:
-        """The same on another device."""
-        return Tokens(*(each.to(device) for each in (self.ids_CL, self.first_N, self.count_N)))
+        return self.first_N[rng.samples_B] + drawn_B
 
 
 @lru_cache(maxsize=8)
-def tokens_of(captions: Sequence[Sequence[str]], spec: TextSpec, device: torch.device) -> Tokens:
-    """The tokens of the captions of a split, made once for each vocabulary and device."""
+def tokens_of(
+    captions: Sequence[Sequence[str]],
+    documents: Sequence[int] | None,
+    spec: TextSpec,
+    device: torch.device,
+) -> Tokens:
+    """The tokens of the captions of a split, made once for each vocabulary and device.
+
+    Args:
+        documents: the number of each sample's document, equal ones side by side; None where each
+            sample is one.
+    """
     counts_N = torch.tensor([len(each) for each in captions])
+    of_sample_N = torch.tensor(documents) if documents else torch.arange(len(captions))
+    document_C = of_sample_N.repeat_interleave(counts_N)
+    _, place_C, size_D = document_C.unique_consecutive(return_inverse=True, return_counts=True)
+    end_D = size_D.cumsum(0)
     ids_CL = tokenize([text for each in captions for text in each], spec)
-    return Tokens(ids_CL, counts_N.cumsum(0) - counts_N, counts_N).to(device)
+    first_N, ends = counts_N.cumsum(0) - counts_N, ((end_D - size_D)[place_C], end_D[place_C])
+    return Tokens(*(each.to(device) for each in (ids_CL, first_N, counts_N, *ends)))
+
+
+def check_documents(captions: Sequence[Sequence[str]], documents: Sequence[int] | None) -> None:
+    """Require what pairs of sentences are drawn from.
+
+    Raises:
+        UserError: there is only one document, or no text with a next one.
+    """
+    counts: Counter[int] = Counter()
+    for document, own in zip(documents or range(len(captions)), captions, strict=True):
+        counts[document] += len(own)
+    require(
+        len(counts) > 1 and max(counts.values()) > 1,
+        f"the next sentence is told from another document's, and {sum(counts.values()):,} training "
+        f"texts make {len(counts):,} documents; two or more, one of them of two texts or more, "
+        "would work (in a text file, an empty line ends a document), and so would --loss mlm",
+    )
+
+
+def joined(first_BL: Tensor, second_BL: Tensor, spec: TextSpec) -> Tensor:
+    """Pairs of texts as one, [CLS] first [SEP] second [SEP]: int64 ``(B, max_tokens)``.
+
+    Where both are too long for that, the longer one is cut, or both to the same length.
+    """
+    pad, last, length = spec.id(PAD), spec.id(SEP), spec.max_tokens
+    first_BL, second_BL = (
+        F.pad(each_BL, (0, length - each_BL.shape[1]), value=pad)
+        for each_BL in (first_BL, second_BL)
+    )
+    room = length - 3
+    own_B, other_B = ((each_BL != pad).sum(dim=1) - 2 for each_BL in (first_BL, second_BL))
+    own_B = torch.minimum(own_B, (room - other_B).clamp_min(room // 2))
+    other_B = torch.minimum(other_B, room - own_B)
+    place_L = torch.arange(length, device=first_BL.device)
+    middle_B1, end_B1 = (own_B + 1)[:, None], (own_B + other_B + 2)[:, None]
+    from_second_BL = second_BL.gather(1, (place_L - middle_B1).clamp_min(0))
+    ids_BL = torch.where(place_L < middle_B1, first_BL, from_second_BL)
+    ids_BL = ids_BL.where((place_L != middle_B1) & (place_L != end_B1), last)
+    return ids_BL.where(place_L <= end_B1, pad)
+
+
+def segments(ids_BL: Tensor, spec: TextSpec) -> Tensor:
+    """1 for the tokens of a pair's second text and its [SEP], else 0: int64 ``(B, L)``."""
+    is_end_BL = ids_BL == spec.id(SEP)
+    is_second_BL = (is_end_BL.cumsum(dim=1) - is_end_BL.long()) > 0
+    return (is_second_BL & (ids_BL != spec.id(PAD))).long()

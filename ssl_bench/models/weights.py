@@ -76,6 +76,12 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
     return _built(spec, weights, folder / "encoder.safetensors"), spec
 
 
+def save_text_side(side: ImageText, folder: Path) -> None:
+    """Write what reads texts beside an encoder of images, for `load_text_side`."""
+    state = {f"{TEXT_SIDE}.{name}": tensor for name, tensor in side.state_dict().items()}
+    write(folder / METHOD_WEIGHTS, state)
+
+
 def load_text_side(folder: Path, spec: EncoderSpec) -> ImageText | None:
     """What was pre-trained beside an encoder of images to read captions; None without.
 

@@ -94,13 +94,16 @@ def as_batch(
     views = loader.finished(train, tuple(transforms.values()), draws, pixels)
     normalized = (normalize(view, spec.mean, spec.std, True) for view in views)
     labels_B = train.labels_N[draws.samples_B] if "label" in method.columns else None
-    captions_BL = None
-    if method.data.text and "caption" in method.columns:
-        captions_BL = vocabulary.tokens_of(
-            train.captions, method.data.text, train.labels_N.device
-        ).draw(draws)
+    captions_BL = is_next_B = None
+    if (own := method.data.text) and "caption" in method.columns:
+        how = train.captions, train.documents, own, train.labels_N.device
+        texts = vocabulary.tokens_of(*how)
+        if own.next_sentence:
+            captions_BL, is_next_B = texts.draw_pairs(draws, own)
+        else:
+            captions_BL = texts.draw(draws)
     named = dict(zip(transforms, normalized, strict=True))
-    return Batch(named, draws, labels_B, captions_BL=captions_BL)
+    return Batch(named, draws, labels_B, captions_BL=captions_BL, is_next_B=is_next_B)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ def built(**changes: Any) -> Any:
 def batch_of(method: Any) -> Batch:
     split = make_images(COUNT, 3, 16, 3, seed=1)
     draws = SampleRng(0, 0, torch.arange(COUNT))
-    ids_BL = vocabulary.tokens_of(split.captions, method.data.text, torch.device("cpu")).draw(draws)
+    ids_BL = vocabulary.tokens_of(split.captions, None, method.data.text, torch.device("cpu")).draw(
+        draws
+    )
     views = {"image": split.images_NCHW.double() / 255 - 0.5}
     return Batch(views, draws, captions_BL=ids_BL)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.models import masked_tokens, text_encoder, vocabulary
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.vocabulary import TextSpec
+from ssl_bench.training import flops, setup
 from ssl_bench.utils.rng import SampleRng
 
 BERT = registry.find("method", "bert")
@@ -40,9 +42,9 @@ def method() -> Any:
 
 def test_loss_and_gradient_are_the_naive_ones(method: Any) -> None:
     train, own = make_images(6, 3, 16, 3, seed=1), method.data.text
-    ids_BL = vocabulary.tokens_of(train.captions, own, torch.device("cpu")).draw(rng(6))
+    ids_BL = vocabulary.tokens_of(train.captions, None, own, torch.device("cpu")).draw(rng(6))
     batch = Batch({}, rng(6), captions_BL=ids_BL)
-    loss = method.loss(batch, helpers.FIRST_STEP)
+    [loss] = method.loss(batch, helpers.FIRST_STEP).values()
     loss.backward()
 
     weights = naive.weights_of(method.encoder)
@@ -61,6 +63,148 @@ def test_loss_and_gradient_are_the_naive_ones(method: Any) -> None:
     errors = naive.gradient_errors(method.encoder, weights)
     # Attention does not depend on the bias of its keys.
     assert all(error < 1e-6 for name, error in errors.items() if ".key.bias" not in name), errors
+
+
+def of_pairs(**changes: Any) -> Any:
+    """The method with the prediction of the next sentence, in float64."""
+    config = dataclasses.replace(helpers.small(BERT), loss=("mlm", "nsp"), **changes)
+    spec = helpers.with_text(BERT, SPEC, config)
+    method: Any = setup.build_method(BERT.load_class(), config, spec, 3, 0)
+    naive.randomise(method.encoder)
+    return method.double()
+
+
+def test_both_losses_and_their_gradient_are_the_naive_ones() -> None:
+    method, train = of_pairs(), make_images(8, 3, 16, 3, seed=1)
+    own = method.data.text
+    texts = vocabulary.tokens_of(train.captions, None, own, torch.device("cpu"))
+    ids_BL, is_next_B = texts.draw_pairs(rng(8), own)
+    assert is_next_B.any() and not is_next_B.all()
+    batch = Batch({}, rng(8), captions_BL=ids_BL, is_next_B=is_next_B)
+    found = method.loss(batch, helpers.FIRST_STEP)
+    sum(found.values()).backward()
+
+    weights = naive.weights_of(method.encoder)
+    masked = masked_tokens.mask_tokens(ids_BL, own, rng(8), method.config.mask_share)
+    words, order = [], []
+    for seen_L, targets_L, whole_L, is_next in zip(*masked, ids_BL, is_next_B, strict=True):
+        whole = [own.words[number] for number in whole_L.tolist()]
+        length = whole.index(vocabulary.PAD) if vocabulary.PAD in whole else len(whole)
+        second = whole.index(vocabulary.SEP) + 1
+        ids = seen_L[:length].tolist()
+        rows = naive_text.encode(weights, ids, own.depth, own.num_heads, second)
+        for row_D, target in zip(rows, targets_L[:length].tolist(), strict=True):
+            if target >= 0:
+                words.append(-naive_text.logits(weights, row_D).log_softmax(dim=0)[target])
+        pooled_D = torch.tanh(naive_text.linear(weights, "pooler", rows[0]))
+        logs = naive_text.linear(weights, "follows", pooled_D).log_softmax(dim=0)
+        order.append(-logs[0 if is_next else 1])
+    assert len(words) > 2
+    expected = {"mlm": torch.stack(words).mean(), "nsp": torch.stack(order).mean()}
+    sum(expected.values()).backward()  # type: ignore[union-attr]
+    for name, value in expected.items():
+        assert naive.relative_error(found[name], value) < 1e-6, name
+    errors = naive.gradient_errors(method.encoder, weights)
+    assert all(error < 1e-6 for name, error in errors.items() if ".key.bias" not in name), errors
+
+
+@pytest.mark.parametrize("losses", [("mlm",), ("nsp",)])
+def test_each_loss_can_be_left_out(losses: tuple[str, ...]) -> None:
+    config = dataclasses.replace(helpers.small(BERT), loss=losses)
+    spec = helpers.with_text(BERT, SPEC, config)
+    method: Any = setup.build_method(BERT.load_class(), config, spec, 3, 0)
+    _, batch = flops.trial_step(method, SPEC, 4)
+    found = method.loss(batch, helpers.FIRST_STEP)
+    assert tuple(found) == losses
+    sum(found.values()).backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+DOCUMENTS = (("a b c", "d e", "f"), ("g h i j", "k l"), ("m",), ("n", "o", "p q", "r"))
+
+
+def pairs_of(count: int, step: int = 0) -> tuple[Any, list[str], list[bool], list[int]]:
+    """Drawn pairs in words, of a sentence of each sample in turn."""
+    sentences = [(each,) for own in DOCUMENTS for each in own]
+    numbers = [number for number, own in enumerate(DOCUMENTS) for _ in own]
+    words = vocabulary.learn_vocabulary([each for (each,) in sentences], 99)
+    spec = TextSpec(words, True, 16, 32, 1, 2, next_sentence=True)
+    texts = vocabulary.tokens_of(tuple(sentences), tuple(numbers), spec, torch.device("cpu"))
+    samples = [number % len(sentences) for number in range(count)]
+    draws = SampleRng(3, step, torch.tensor(samples))
+    ids_BL, is_next_B = texts.draw_pairs(draws, spec)
+    shown = [
+        " ".join(spec.words[n] for n in row if spec.words[n] != vocabulary.PAD)
+        for row in ids_BL.tolist()
+    ]
+    return spec, shown, is_next_B.tolist(), samples
+
+
+def test_pairs_are_neighbours_or_of_different_documents() -> None:
+    drawn_pairs = [pairs_of(10, step)[1:] for step in range(60)]
+    shown, is_next, samples = (
+        list(chain.from_iterable(each)) for each in zip(*drawn_pairs, strict=True)
+    )
+    place = {each: (d, n) for d, own in enumerate(DOCUMENTS) for n, each in enumerate(own)}
+    sentences = list(place)
+    seen = set()
+    for text, follows, sample in zip(shown, is_next, samples, strict=True):
+        assert text.startswith("[CLS] ") and text.endswith(" [SEP]")
+        first, second = text.removeprefix("[CLS] ").removesuffix(" [SEP]").split(" [SEP] ")
+        (document, number), (other, at) = place[first], place[second]
+        own, drawn = place[sentences[sample]]
+        last = len(DOCUMENTS[own]) - 1
+        assert (document, number) == (own, max(0, min(drawn, last - 1)))
+        assert follows == (other == document)
+        assert not follows or at == number + 1
+        seen.add((first, second))
+    single = sentences.index("m")
+    told = [each for each, sample in zip(is_next, samples, strict=True) if sample != single]
+    assert sum(told) / len(told) == pytest.approx(0.5, abs=0.05)
+    assert not any(each for each, s in zip(is_next, samples, strict=True) if s == single)
+    others = {second for first, second in seen if first == "m"}
+    assert others == set(sentences) - {"m"}
+
+
+def test_the_same_step_draws_the_same_pairs_and_another_step_others() -> None:
+    assert pairs_of(30) == pairs_of(30)
+    assert pairs_of(30)[1] != pairs_of(30, step=1)[1]
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 9), (9, 2), (9, 9), (1, 1), (6, 6), (7, 6)])
+def test_pairs_that_are_too_long_are_cut_as_transformers_does(
+    first: int, second: int, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    letters = [" ".join("abcdefghi"[:first]), " ".join("jklmnopqr"[:second])]
+    words = vocabulary.learn_vocabulary([" ".join("abcdefghijklmnopqr")], 99)
+    path = tmp_path / "vocab.txt"
+    path.write_text(words + "\n")
+    theirs = transformers.BertTokenizerFast(str(path))
+    how = {"padding": "max_length", "truncation": "longest_first"}
+    for length in (11, 13, 15, 23):
+        spec = TextSpec(words, True, length, 32, 1, 2, next_sentence=True)
+        rows = vocabulary.tokenize(letters, spec)
+        found_BL = vocabulary.joined(rows[:1], rows[1:], spec)
+        expected = theirs(*letters, max_length=length, **how)
+        assert found_BL[0].tolist() == expected["input_ids"]
+        assert vocabulary.segments(found_BL, spec)[0].tolist() == expected["token_type_ids"]
+
+
+def test_sentences_of_one_document_have_no_other_to_be_told_from() -> None:
+    with pytest.raises(UserError, match="--loss mlm"):
+        vocabulary.check_documents((("a",), ("b",)), (0, 0))
+    with pytest.raises(UserError, match="two texts"):
+        vocabulary.check_documents((("a",), ("b",)), (0, 1))
+    vocabulary.check_documents((("a",), ("b",), ("c",)), (0, 0, 1))
+    vocabulary.check_documents((("a", "b"), ("c",)), None)
+
+
+@pytest.mark.parametrize("losses", [(), ("mlm", "mlm"), ("itc",)])
+def test_other_losses_are_refused(losses: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="mlm,nsp"):
+        BERT.load().Config(loss=losses)
 
 
 def test_outputs_are_those_of_transformers() -> None:
@@ -169,7 +313,7 @@ def test_hidden_tokens_are_words_and_as_many_as_said() -> None:
 def test_each_caption_of_an_image_is_drawn() -> None:
     captions = tuple(("one",) if number % 2 else ("two", "three") for number in range(400))
     spec = TextSpec(vocabulary.learn_vocabulary(["one two three"], 50), True, 8, 32, 1, 2)
-    words_BL = vocabulary.tokens_of(captions, spec, torch.device("cpu")).draw(rng(400))[:, 1]
+    words_BL = vocabulary.tokens_of(captions, None, spec, torch.device("cpu")).draw(rng(400))[:, 1]
     assert set(words_BL[1::2].tolist()) == {spec.id("one")}
     assert words_BL[::2].eq(spec.id("two")).double().mean() == pytest.approx(0.5, abs=0.1)
     assert set(words_BL[::2].tolist()) == {spec.id("two"), spec.id("three")}
