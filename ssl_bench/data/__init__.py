@@ -222,7 +222,9 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
-    raise UserError(f"{place} is neither a folder nor a .parquet, .tar, .csv, .jsonl or .txt file")
+    raise UserError(
+        f"{place} is neither a folder nor a .parquet, .tar, .csv, .jsonl, .json or .txt file"
+    )
 
 
 def _refuse_choice(asked: Source) -> None:

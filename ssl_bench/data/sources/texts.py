@@ -20,6 +20,7 @@ from ssl_bench.utils.files import Unreadable, load_bytes, readable
 from ssl_bench.utils.formatting import many
 
 _ENDING = ".txt"
+_LARGEST = 2**32
 _TESTED = 0.2
 CAVEAT = "no test split of its own: the last fifth of the sentences is held out"
 
@@ -42,7 +43,7 @@ def load(asked: Source, storage: Storage) -> Dataset:
         storage != "stream", f"{where} is read into memory; without --storage stream it would work"
     )
     try:
-        lines = load_bytes(path).decode("utf-8-sig").splitlines()
+        lines = load_bytes(path, _LARGEST).decode("utf-8-sig").splitlines()
     except (Unreadable, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read as text in UTF-8: {error}") from error
     sentences, documents, ended = list[str](), list[int](), False
