@@ -291,7 +291,7 @@ class ALBEF(Method):
         assert batch.captions_BL is not None
         images_BCHW, ids_BL, reader = batch.views["image"], batch.captions_BL, self.text_side.text
         image_BSD = self.encoder.forward_features(images_BCHW)
-        attended_BS = text_encoder.attended(reader, reader(ids_BL), ids_BL, image_BSD)
+        attended_BS = text_encoder.attended(reader, reader(ids_BL), ids_BL, image_BSD)[:, 0]
         prefix, grid = self.encoder.num_prefix_tokens, self.encoder.patch_embed.grid_size
         map_B1RC = attended_BS[:, prefix:].unflatten(1, grid)[:, None]
         shown_B1RC = map_B1RC / map_B1RC.amax(dim=(2, 3), keepdim=True)

@@ -65,6 +65,7 @@ def evaluate(config: EvalConfig) -> Path:
             for (evals, *_), data in zip(audits, datasets, strict=True)
         )
         shown(plan["method"], plan["data"], chain.from_iterable(found))
+        collectives.on_rank_zero(lambda: draw_evaluations(folder))
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
 
@@ -107,6 +108,14 @@ def shown(
         if records:
             console.print(beside_baselines(method, records, pretrained_on))
     return records
+
+
+def draw_evaluations(folder: Path) -> None:
+    """The figures of what evaluations have kept for some, see `figures.of_evaluations`."""
+    from ssl_bench.experiment import figures  # a second that help need not wait for
+
+    for path in figures.of_evaluations(folder):
+        console.print(f"figure: {path}", soft_wrap=True)
 
 
 def headline(scores: Mapping[str, float]) -> float:

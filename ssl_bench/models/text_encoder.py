@@ -160,9 +160,9 @@ class TextEncoder(nn.Module):
 
 
 def attended(encoder: TextEncoder, hidden_BLD: Tensor, ids_BL: Tensor, image_BSD: Tensor) -> Tensor:
-    """How far [CLS] attends to each token of an image, in the last layer: ``(B, S)``, sums of 1.
+    """How far each token attends to each of an image's, in the last layer that does.
 
-    The mean over the heads.
+    The mean over the heads: ``(B, L, S)``, sums of 1.
 
     Args:
         hidden_BLD: of the encoder's layers that read text alone.
@@ -173,7 +173,7 @@ def attended(encoder: TextEncoder, hidden_BLD: Tensor, ids_BL: Tensor, image_BSD
     last: Any = encoder.fusion[-1]
     own_BLD = last.attention(hidden_BLD, hidden_BLD, seen_BL)
     query_BLD = last.attention_norm(hidden_BLD + own_BLD)
-    return last.cross_attention.weights(query_BLD[:, :1], image_BSD, None).mean(dim=1)[:, 0]
+    return last.cross_attention.weights(query_BLD, image_BSD, None).mean(dim=1)
 
 
 class ImageText(nn.Module):
