@@ -33,7 +33,8 @@ _STRIPS = 3
 _INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
 _RIGHT, _WRONG = "tab:green", "0.75"
-_LARGEST_SIDE, _MOST_PICTURES = 2048, 400
+_LARGEST_SIDE, _MOST_PICTURES = 2048, 4000
+_WORDS_DRAWN = 20
 
 
 @dataclass(frozen=True)
@@ -261,16 +262,19 @@ def retrieved(arrays: Mapping[str, np.ndarray]) -> Figure:
     """The best images of each caption, in a row under it; right ones have a green frame."""
     queries, answers, is_right = as_texts(arrays["queries"]), arrays["answers"], arrays["is_right"]
     count, most = is_right.shape
-    size = max(most * 1.1, 4.0), count * 1.45
-    figure, axes = _subplots(count, most, figsize=size, squeeze=False)
-    for row_axes, query, images, rights in zip(axes, queries, answers, is_right, strict=True):
-        for axis, image, right in zip(row_axes, images, rights, strict=True):
+    width = max(most * 1.1, _NARROWEST)
+    figure = Figure(figsize=(width, count * 1.5), layout="constrained")
+    rows = figure.subfigures(count, 1, squeeze=False)[:, 0]
+    for row, query, images, rights in zip(rows, queries, answers, is_right, strict=True):
+        title = textwrap.fill(query, int(width / (0.8 * _INCHES_OF_LETTER)))
+        row.suptitle(title, x=0.01, ha="left", fontsize="small", parse_math=False)
+        for axis, image, right in zip(
+            row.subplots(1, most, squeeze=False)[0], images, rights, strict=True
+        ):
             axis.imshow(_as_rgb(image), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             for side in axis.spines.values():
                 side.set(color=_RIGHT if right else _WRONG, linewidth=3 if right else 1)
-        title = textwrap.fill(query, int(size[0] / _INCHES_OF_LETTER))
-        row_axes[0].set_title(title, loc="left", fontsize="small", parse_math=False)
     return figure
 
 
@@ -279,7 +283,7 @@ def words(arrays: Mapping[str, np.ndarray]) -> Figure:
     """Each image, and a map over it for each word of its caption: bright is where it looks."""
     images, maps = arrays["word_images"], arrays["word_maps"]
     named = [as_texts(each) for each in arrays["words"]]
-    columns = 1 + max(sum(map(bool, own)) for own in named)
+    columns = 1 + min(_WORDS_DRAWN, max(sum(map(bool, own)) for own in named))
     figure, axes = _subplots(
         len(images), columns, figsize=(columns * 0.95, len(images) * 1.15), squeeze=False
     )
