@@ -53,7 +53,7 @@ def words(source: Source) -> Iterator[Drawing]:
             f"Where words look, by {row['method']}: {title}",
             f"{measured(source, pd.DataFrame([row]))} How far each word of {len(named)} captions "
             "attends to each patch in the last layer that does, the mean over its heads. Each map "
-            "is scaled to its own range: bright is high; the first words of a long caption are drawn.",
+            "is scaled to its own range: bright is high. Long captions are cut.",
             f"Rows of an image and a map for each word of its caption, for {len(named)} images.",
             pd.DataFrame(
                 [
