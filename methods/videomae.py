@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block
@@ -284,6 +284,15 @@ class VideoMAE(Method):
         return {
             title: video.strips(self._clips(each), self.data.frames) for title, each in rows.items()
         }
+
+    @staticmethod
+    def settings_of(weights: Mapping[str, Tensor]) -> Mapping[str, Any] | None:
+        """What the names and shapes of a decoder show of its `Config`."""
+        bridge = weights.get("encoder_to_decoder.weight")
+        if bridge is None:
+            return None
+        blocks = {name.split(".")[1] for name in weights if name.startswith("decoder_blocks.")}
+        return {"decoder_embed_dim": len(bridge), "decoder_depth": len(blocks)}
 
     # Around the paper's values: 1.5e-4 (table 8; small encoders take more), ratios of figure 3.
     search_space = {

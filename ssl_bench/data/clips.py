@@ -123,12 +123,7 @@ def load(
         "videos are decoded into memory, and cannot be streamed; --storage memory would work",
     )
     pictures = [*listing.pictures()]
-    others = [p for p in pictures if Path(p.name).suffix.lower() != GIF]
-    require(
-        not others or importlib.util.find_spec("av") is not None,
-        f"videos such as {others[0].name if others else ''} need PyAV; pip install "
-        "'ssl-bench[video]' would work",
-    )
+    _require_decoder(pictures)
     side = round(image_size * 8 / 7)
     decoded, broken = _decoded(pictures, side, sampling, progress)
     errors = [broken[place] for place in sorted(broken)]
@@ -161,6 +156,32 @@ def load(
     told = tuple(f"{error.name}: {error.reason}" for error in errors)
     train, test = splits
     return listing.as_dataset(train, test, digest.hexdigest()[:16], caveats, "in memory", told)
+
+
+def middle(path: Path, image_size: int, sampling: Sampling) -> Tensor:
+    """The clip in the middle of one video, as of a data set: uint8 ``(1, frames * 3, S, S)``.
+
+    Raises:
+        UserError: PyAV is missing, or the video cannot be read.
+    """
+    picture = Picture(str(path), path, 0)
+    _require_decoder([picture])
+    found = _video(picture, round(image_size * 8 / 7), sampling)
+    if isinstance(found, UnreadableImage):
+        raise found
+    frames_KCSS, one = torch.from_numpy(found), torch.zeros(1, dtype=torch.int64)
+    counts_N = one + len(frames_KCSS)
+    own = VideoSplit(one, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N)
+    return own.images(one)
+
+
+def _require_decoder(pictures: list[Picture]) -> None:
+    others = [p for p in pictures if Path(p.name).suffix.lower() != GIF]
+    require(
+        not others or importlib.util.find_spec("av") is not None,
+        f"videos such as {others[0].name if others else ''} need PyAV; pip install "
+        "'ssl-bench[video]' would work",
+    )
 
 
 def _decoded(

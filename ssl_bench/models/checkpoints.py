@@ -19,13 +19,13 @@ from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.formats import Weights
 from ssl_bench.utils.files import checked_name, load_json
 
-_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers", "ijepa")
+_MODEL_TYPES = ("vit", "vit_mae", "videomae", "dinov2", "dinov2_with_registers", "ijepa")
 _FLAGS = {
     "norm_pix_loss": "norm_pix_loss",
     "decoder_num_attention_heads": "decoder_heads",
     "mask_ratio": "mask_ratio",
 }
-"""Settings of transformers' ViTMAE, and the flags that they are here."""
+"""Settings of transformers' ViTMAE and VideoMAE, and the flags that they are here."""
 _OF_MODEL = (
     "architecture",
     "fixed_input_size",
@@ -35,7 +35,7 @@ _OF_MODEL = (
     "classifier",
 )
 """What timm's ``pretrained_cfg`` says of a model and not of the weights that it has for it."""
-_HINTS = ("backbone", "num_heads", "grid", "branch")
+_HINTS = ("backbone", "num_heads", "grid", "branch", "frames")
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +72,7 @@ def load_encoder(
     num_heads: int | None = None,
     grid: tuple[int, int] | None = None,
     branch: str | None = None,
+    frames: int | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
     """Load any pre-trained Vision Transformer, Swin or ResNet, or what a run has trained.
@@ -80,10 +81,11 @@ def load_encoder(
 
     Args:
         source: a file of weights (official checkpoints of MAE, MoCo, DINO, SimSiam, Barlow Twins,
-            VICReg and SimMIM, state dicts of timm and torchvision; PyTorch or safetensors), a run
-            folder, what ``ssl-bench export`` wrote, a folder that transformers saved,
-            ``timm:NAME`` or ``hf:NAME``.
-        backbone, num_heads, grid, branch: see `WeightSettings`; needed if weights are ambiguous.
+            VICReg, SimMIM and VideoMAE, state dicts of timm and torchvision; PyTorch or
+            safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that transformers
+            saved, ``timm:NAME`` or ``hf:NAME``.
+        backbone, num_heads, grid, branch, frames: see `WeightSettings`; needed if weights are
+            ambiguous.
         image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
             size whose sides are multiples of the patch size.
 
@@ -99,7 +101,9 @@ def load_encoder(
         UserError: the source cannot be read, is ambiguous, holds no encoder of timm, or has a
             weight that matches nothing.
     """
-    hints = WeightSettings(backbone=backbone, num_heads=num_heads, grid=grid or (), branch=branch)
+    hints = WeightSettings(
+        backbone=backbone, num_heads=num_heads, grid=grid or (), branch=branch, frames=frames
+    )
     checkpoint = read(str(source), hints)
     for note in checkpoint.notes:
         _log.info("%s: %s", source, note)
@@ -257,7 +261,7 @@ def _from_hub(name: str) -> Checkpoint:
 
 
 def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
-    """Read what transformers' ``save_pretrained`` wrote: ViT, ViTMAE, DINOv2 or I-JEPA."""
+    """Read what transformers' ``save_pretrained`` wrote: ViT, ViTMAE, VideoMAE, DINOv2, I-JEPA."""
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")
@@ -274,7 +278,9 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
     size, patch = config["image_size"], int(config["patch_size"])
     height, width = (size, size) if isinstance(size, int) else size
     hints = WeightSettings(
-        num_heads=int(config["num_attention_heads"]), grid=(height // patch, width // patch)
+        num_heads=int(config["num_attention_heads"]),
+        grid=(height // patch, width // patch),
+        frames=config.get("num_frames"),
     )
     norm_eps = float(config.get("layer_norm_eps", 1e-12))
     found = _build(formats.sort(state, None, where), where, hints, norm_eps)
@@ -312,6 +318,7 @@ def _build(
     found: Weights, where: str, hints: WeightSettings, norm_eps: float = EncoderSpec.norm_eps
 ) -> Checkpoint:
     """Build the encoder that weights belong to, and load them."""
+    found = architecture.with_positions(found, hints)
     spec, grid = architecture.work_out(found, where, hints, norm_eps)
     side = spec.patch_size or 0
     sizes = {"img_size": (grid[0] * side, grid[1] * side)} if grid else {}
@@ -334,8 +341,11 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
             f"images normalised with mean {mean}"
         )
     rows, columns = encoder.patch_embed.grid_size
-    order = "none"
-    if encoder.pos_embed is not None:
+    order, patches = "none", f"{rows} x {columns} patches of {spec.patch_size} px"
+    if encoders.is_video(encoder):
+        order = "sin-cos, in one row"
+        patches = f"{spec.frames} frames in pairs, {patches}"
+    elif encoder.pos_embed is not None:
         first = architecture.position_order(encoder.pos_embed.detach(), (rows, columns))
         order = f"sin-cos, {first} first" if first else "learned"
     pooling = "class token" if encoder.cls_token is not None else "none"
@@ -343,8 +353,8 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
         pooling = "mean of the patch tokens, normed after pooling"
     return (
         f"{encoder.embed_dim} wide, {len(encoder.blocks)} blocks, "
-        f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
-        f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
+        f"{encoder.blocks[0].attn.num_heads} heads, {patches}; "
+        f"positions: {order}; pooling: {pooling}; "
         f"norms add {spec.norm_eps:g}; images normalised with mean {mean}"
     )
 

@@ -180,10 +180,26 @@ def test_videomae_learns_from_a_folder(gifs: Path, tmp_path: Path, ssl_bench: Ca
     [folder] = tmp_path.glob("videomae-*")
     code, out, err = ssl_bench("eval", folder, "--evals", "linear", "--runs-dir", tmp_path)
     assert code == 0, err
-    for what in ("export", "reconstruct"):
-        more = [gifs / "train" / "dark" / "0.gif"] if what == "reconstruct" else []
-        code, _, err = ssl_bench(what, folder, *more, "--output", tmp_path / "out.png")
-        assert (code, err.count("\n")) == (2, 1), err
-        assert "clips" in err and not (tmp_path / "out.png").exists()
+    code, out, err = ssl_bench("export", folder, "--format", "hf", "--output", tmp_path / "hf")
+    assert code == 0, err
+    film, still = gifs / "train" / "dark" / "0.gif", tmp_path / "still.png"
+    Image.fromarray(shades(9)[0]).save(still)
+    drawn = []
+    for source in (folder, tmp_path / "hf"):
+        for how in ("tube", "random", "frame"):
+            picture = tmp_path / "picture.png"
+            flags = "--output", picture, "--sampling", how, "--mask-ratio", 0.5
+            code, out, err = ssl_bench("reconstruct", source, film, still, *flags)
+            assert code == 0, err
+            assert "predicts normalised patches" in out
+            drawn.append(picture.read_bytes())
+    assert len(set(drawn[:3])) == 3
+    write_gif(tmp_path / "one.gif", shades(0, count=1))
+    for file, message in ((tmp_path / "one.gif", "one frame"), (film, "block")):
+        words = [file, "--output", tmp_path / "none.png"]
+        words += ["--sampling", "block"] if file == film else []
+        code, _, err = ssl_bench("reconstruct", folder, *words)
+        assert (code, err.count("\n")) == (2, 1) and message in err, err
+        assert not (tmp_path / "none.png").exists()
     code, _, err = ssl_bench("run", "--method", "mae", *words, *clips)
     assert (code, "--frames 1" in err) == (2, True), err
