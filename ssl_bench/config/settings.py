@@ -42,6 +42,11 @@ class WorkSettings(RunsSettings):
     keep_features: bool = True
     """Keep extracted features in the run folder, so that an evaluation that comes later starts at
     once: 4 bytes for each image, feature and pooling, 72 MB for the default run."""
+    test_clips: Annotated[int, "[1, inf)"] = 1
+    """Clips of each test video, from its beginning to its end, over which an evaluation averages
+    features, or probabilities after fine-tuning; 1 is the one in the middle."""
+    test_crops: Literal[1, 3] = 1
+    """Crops of each of these clips: the centre, or both ends of the longer side, too."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
     storage: Storage = "auto"

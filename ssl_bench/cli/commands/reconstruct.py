@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ssl_bench.data.images import opened, to_rgb
 from ssl_bench.data.listing import Picture
 from ssl_bench.data.sampling import Sampling
 from ssl_bench.data.sources.videos import EXTENSIONS
-from ssl_bench.errors import UserError, require
+from ssl_bench.errors import UserError, no_choice, require
 from ssl_bench.evaluation.features import match_channels
 from ssl_bench.experiment import figures
 from ssl_bench.models import checkpoints, weights
@@ -72,13 +72,16 @@ def _restore(
     asked["norm_pix_loss"] = {"yes": True, "no": False}.get(settings.norm_pix_loss)
     given = {name: value for name, value in asked.items() if value is not None}
     told = {name: value for name, value in checkpoint.settings.items() if name != "sampling"}
-    known = {**shown, **told, **given}
+    known = {**told, **shown, **given}
     require(
         "decoder_heads" in known,
         f"{source!r} does not tell the attention heads of its decoder; say --decoder-heads, which "
         f"divide its width of {shown['decoder_embed_dim']}",
     )
     names = {field.name for field in fields(plugin.config)}
+    ways = get_args(get_type_hints(plugin.config).get("sampling"))
+    if settings.sampling and settings.sampling not in ways:
+        raise no_choice("--sampling", settings.sampling, ways)
     stored = {name: value for name, value in known.items() if name in names}
     config = plugin.real_config(plugin.config_of(stored))
     method = plugin.load_class()(config, checkpoint.encoder, DataInfo.of(checkpoint.spec, 0))
