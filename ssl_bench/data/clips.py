@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -277,7 +277,8 @@ def _video(
             kept, count = [], 0
             for count, frame in enumerate(frames, start=1):
                 if (count - 1) % sampling.stride == 0:
-                    squares = [square_CSS(frame, side, 3, place=place) for place in places]
+                    image = frame()
+                    squares = [square_CSS(image, side, 3, place=place) for place in places]
                     kept.append(np.concatenate(squares))
             if count < min(2, sampling.frames):
                 raise ValueError(f"it has {['no frames', 'one frame'][count]}")
@@ -286,17 +287,19 @@ def _video(
         return error
 
 
-def _gif(path: Path) -> Generator[Image.Image]:
+def _gif(path: Path) -> Generator[Callable[[], Image.Image]]:
+    """What gives each frame, until the next one is asked for."""
     with Image.open(path, formats=["GIF"]) as film:
         for frame in ImageSequence.Iterator(film):
-            yield frame.copy()
+            yield frame.copy
 
 
-def _film(path: Path) -> Generator[Image.Image]:
+def _film(path: Path) -> Generator[Callable[[], Image.Image]]:
+    """What gives each frame, whose colours are converted only then."""
     import av
 
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         for frame in container.decode(video=0):
-            yield frame.to_image()
+            yield frame.to_image
