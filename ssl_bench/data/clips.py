@@ -302,4 +302,10 @@ def _film(path: Path) -> Generator[Callable[[], Image.Image]]:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         for frame in container.decode(video=0):
-            yield frame.to_image
+            yield partial(_upright, frame)
+
+
+def _upright(frame: Any) -> Image.Image:
+    """A frame of PyAV as it is to be shown: telephones store how they were held."""
+    image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image

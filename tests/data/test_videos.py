@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from PIL import Image
 
 from ssl_bench import data
-from ssl_bench.data.clips import VideoSplit
+from ssl_bench.data.clips import VideoSplit, middle
+from ssl_bench.data.sampling import Sampling
 from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError
 from ssl_bench.evals import finetune
@@ -46,7 +48,7 @@ def write_film(path: Path, frames: list[np.ndarray], codec: str = "mpeg4") -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=25)
-        stream.width = stream.height = SIDE
+        stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -260,6 +262,21 @@ def test_films_are_read_as_gifs_are(tmp_path: Path, suffix: str, codec: str) -> 
     with pytest.raises(UserError, match="cannot read 2 images") as error:
         load(tmp_path)
     assert f"dark/0{suffix}" in str(error.value) and "one frame" in str(error.value)
+
+
+@with_av
+def test_a_film_stands_as_its_camera_was_held(tmp_path: Path) -> None:
+    frame = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)
+    frame[:, :SIDE] = 200
+    write_film(tmp_path / "film.mp4", [frame] * 5)
+    lying = middle(tmp_path / "film.mp4", 28, Sampling(2))
+    content = bytearray((tmp_path / "film.mp4").read_bytes())
+    begin = content.index(b"tkhd") + 44  # the matrix of the track's header (ISO 14496-12, 8.3.2)
+    content[begin : begin + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    (tmp_path / "film.mp4").write_bytes(content)
+    upright = middle(tmp_path / "film.mp4", 28, Sampling(2))
+    assert lying[..., :10].min() > 150 > 50 > lying[..., -10:].max()
+    assert upright[..., :10, :].min() > 150 > 50 > upright[..., -10:, :].max()
 
 
 def test_videomae_learns_from_a_folder(gifs: Path, tmp_path: Path, ssl_bench: Call) -> None:
