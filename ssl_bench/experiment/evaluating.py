@@ -79,8 +79,9 @@ def data_of(settings: EvalSettings, plan: Mapping[str, Any]) -> list[Dataset]:
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     sources = several(source)
     require(bool(sources), f"data {source!r} names no data set")
-    how = settings.data_dir, settings.storage, skip, None, spec.frames, stride
-    return [load(each, spec.image_size, *how) for each in sources]
+    views = settings.test_clips, settings.test_crops
+    how = settings.data_dir, settings.storage, skip, None, spec.frames, stride, views
+    return [load(each, spec.image_size, *how).as_tested() for each in sources]
 
 
 def check_ranks(settings: Settings | EvalSettings) -> None:

@@ -160,9 +160,9 @@ class EncoderSpec:
             taken = _sizes_taken(timm_name(self.backbone))
             sizes = {name: size for name, size in sizes.items() if name in taken}
         sizes = {name: size for name, size in sizes.items() if size is not None}
-        rest: dict[str, Any] = {"in_chans": self.input_channels, "num_classes": 0}
         if self.frames > 1:
-            rest |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
+            own = {**own, "class_token": False, "global_pool": "avg", "fc_norm": False}
+        rest = {"in_chans": self.input_channels, "num_classes": 0}
         return {**own, **self.architecture, **sizes, **rest}
 
     def pretrained_cfg(self) -> dict[str, Any]:
