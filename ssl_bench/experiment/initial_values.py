@@ -24,13 +24,15 @@ _UNIFORM, _CUT_AT_ONE, _CUT_AT_TWO = 3**0.5, 1.853, 2.274
 _EACH = ", q, k and v one by one"
 _MANY = 50_000
 """Values that are looked at, of those there are; where there are fewer, less is claimed."""
+_FEW = 10_000
+"""Fewer do not tell a uniform distribution from a normal one cut at one deviation."""
 
 
 def narrow(spec: EncoderSpec) -> EncoderSpec:
     """The spec of a Transformer so narrow that it is drawn in no time, by the same rules."""
     name = timm_name(spec.backbone)
     if name.startswith("swin"):
-        sizes = {"embed_dim": 48, "num_heads": 3}
+        sizes = {"embed_dim": 48}
     elif spec.is_vit or name.startswith("beit"):
         sizes = {"embed_dim": 192, "num_heads": 3}
     else:
@@ -124,7 +126,9 @@ def _drawn(values: Tensor, bounds: Mapping[str, float] = {}) -> str:
     reach = top / std
     if reach < (_UNIFORM + _CUT_AT_ONE) / 2:
         near = (name for name, bound in bounds.items() if 0.97 * bound < top < 1.001 * bound)
-        return next(near, f"uniform, {top:.1g}")
+        found = next(near, "")
+        if found or len(numbers) >= _FEW:
+            return found or f"uniform, {top:.1g}"
     if reach < (_CUT_AT_ONE + _CUT_AT_TWO) / 2:
         return f"normal, {top:.1g}, cut at that"
     is_many = len(numbers) >= _MANY
@@ -147,9 +151,9 @@ def _roundest(value: float, error: float) -> str:
 
 
 def _together(texts: Iterable[str]) -> str:
-    """All texts; where q, k and v are drawn one by one, that is said of all layers."""
+    """All texts; what one says of q, k and v or of biases is said of layers that have none, too."""
     each = {*texts}
     for text in [*each]:
-        if _EACH in text:
-            each.discard(text.replace(_EACH, ""))
+        each -= {text.replace(_EACH, "")} if _EACH in text else set()
+        each -= {text.partition(", bias")[0]} if ", bias" in text else set()
     return " or ".join(sorted(each))
