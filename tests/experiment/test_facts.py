@@ -40,7 +40,10 @@ DEVIATIONS = {
         "layers of the predictor": BYOL_LAYERS,
     },
     "albef-vitb16": {COURSE: "linear from 0, cosine to 0, by step"},
-    "bert-base": {COURSE: "linear from 0, cosine to 0, by step"},
+    "bert-base": {
+        COURSE: "linear from 0, cosine to 0, by step",
+        LINEAR: "normal, 0.02, bias 0",
+    },
     "imagenet-data2vec-vitb": {LINEAR: XAVIER, "initial class token": "normal, 0.02"},
     "imagenet-dino-vits": {
         COURSE: "linear from 0, cosine to 0.001, by step",
