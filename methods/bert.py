@@ -12,6 +12,7 @@ Deviations that give different numbers:
 - The loss is the mean over all hidden tokens of the batch, on all ranks.
 - A text is one caption, without a second segment, so that there is no prediction of the next
   sentence, which RoBERTa found to be of no use.
+- Initial weights are normal, and not cut at two deviations.
 - Vocabulary and encoder are as small as the captions, unless flags say otherwise; the recipe of the
   optimiser is that of the other methods here.
 """

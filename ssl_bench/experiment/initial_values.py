@@ -24,6 +24,8 @@ _UNIFORM, _CUT_AT_ONE, _CUT_AT_TWO = 3**0.5, 1.853, 2.274
 _EACH = ", q, k and v one by one"
 _MANY = 50_000
 """Values that are looked at, of those there are; where there are fewer, less is claimed."""
+_ERRORS = 5
+"""Standard errors by which a moment may be off: there are many layers."""
 _FEW = 10_000
 """Fewer do not tell a uniform distribution from a normal one cut at one deviation."""
 
@@ -121,7 +123,7 @@ def _drawn(values: Tensor, bounds: Mapping[str, float] = {}) -> str:
     if numbers.min() == numbers.max():
         return f"{float(numbers[0]):g}"
     top, std = float(numbers.abs().max()), float(numbers.std(correction=0))
-    if abs(float(numbers.mean())) > 5 * std / len(numbers) ** 0.5:
+    if abs(float(numbers.mean())) > _ERRORS * std / len(numbers) ** 0.5:
         return "other"
     reach = top / std
     if reach < (_UNIFORM + _CUT_AT_ONE) / 2:
@@ -136,7 +138,7 @@ def _drawn(values: Tensor, bounds: Mapping[str, float] = {}) -> str:
         return f"normal, {top / 2:.1g}, cut at twice that"
     if is_many and abs(float((numbers / std).pow(4).mean()) - 3) > 0.3:
         return "other"
-    return f"normal, {_roundest(std, 3 * std / (2 * len(numbers)) ** 0.5)}"
+    return f"normal, {_roundest(std, _ERRORS * std / (2 * len(numbers)) ** 0.5)}"
 
 
 def _roundest(value: float, error: float) -> str:
