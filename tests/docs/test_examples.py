@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from docs_text import ROOT, commands, text_of
 
+from ssl_bench.analysis.comparison.pairs import Verdict
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import COMMANDS
@@ -94,3 +96,15 @@ def test_make_targets_exist() -> None:
         line.split()[1] for line in commands() if line.startswith("make ")
     }
     assert {"docs", "test", "demo"} <= named <= targets
+
+
+def test_verdicts_in_printed_tables_are_those_there_are() -> None:
+    known = {*get_args(Verdict)}
+    for page in ("README.md", "docs/tutorial.md"):
+        of_verdicts = False
+        for line in text_of(page).splitlines():
+            if "┃ evaluation ┃" in line or "┃ method" in line:
+                of_verdicts = "┃ verdict" in line
+            cells = [cell.strip() for cell in line.strip("│").split("│")]
+            if of_verdicts and line.startswith("│") and cells[0]:
+                assert cells[-1] in known, line
