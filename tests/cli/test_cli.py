@@ -408,7 +408,7 @@ def test_completion_offers_methods_and_runs(ssl_bench: Call, tmp_path: Path) -> 
     def offered(*words: str) -> list[str]:
         line = " ".join(f"'{word}'" for word in ("ssl-bench", *words))
         ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _tyro_ssl_bench"
-        ask = f'source {script}; {ask}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        ask = f'source {script}; {ask}; printf "%s\\n" "${{COMPREPLY[@]-nothing}}"'
         done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True)
         assert not done.stderr
         return done.stdout.split()
@@ -419,6 +419,18 @@ def test_completion_offers_methods_and_runs(ssl_bench: Call, tmp_path: Path) -> 
     assert offered("eval", "--runs-dir", "other", "ma") == ["mae-z"]
     assert offered("run", "--method", "moco") == ["moco", "mocov3"]
     assert "mae-x" not in offered("run", "m")
+    # As bash cuts --method=moco and --method=.
+    assert offered("run", "--method", "=", "mocov") == ["mocov3"]
+    assert {"mae", "moco"} <= {*offered("sweep", "--seed", "=", "3", "--method", "=")}
+    assert offered("run", "--evals", "knn,linear-p") == ["knn,linear-paper"]
+    assert "--data" in offered("run", "--evals", "knn", "--da")
+    assert offered("run", "--log", "tensor") == ["tensorboard"]
+    assert offered("list", "me") == ["methods"]
+    assert offered("completion", "") == ["bash", "zsh"]
+    assert "mask-ratio" in offered("ablate", "mask")
+    # The shell's own completion of files takes over where there is nothing to offer.
+    assert offered("run", "--data", "my-photos") == offered("run", "--config", "a") == ["nothing"]
+    assert "complete -o default " in script.read_text()
 
 
 @pytest.mark.parametrize(
