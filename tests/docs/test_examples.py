@@ -14,6 +14,7 @@ from ssl_bench.analysis.comparison.pairs import Verdict
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import COMMANDS
+from ssl_bench.cli.commands.list import KINDS
 from ssl_bench.cli.parser import every_flag
 from ssl_bench.utils.files import load_json
 
@@ -80,11 +81,13 @@ def known(command: str) -> set[str]:
 
 def test_every_command_and_flag_exists() -> None:
     lines = [line for line in commands() if re.search(r"(^|\s)ssl-bench ", line)]
+    lines += re.findall(r"`(ssl-bench list [^`]*)`", " ".join(text_of("").split()))
     assert len(lines) > 40
     for line in lines:
         words = line[re.search(r"(^|[\s(])ssl-bench ", line).end() :].split()  # type: ignore[union-attr]
         command = words[0]
         assert command in COMMANDS, line
+        assert command != "list" or {*words[1:]} <= {*KINDS}, line
         given = {re.split(r"[=.)]", word[2:])[-1 if "." in word.split("=")[0] else 0]
                  for word in words if word.startswith("--")}  # fmt: skip
         assert given <= known(command), f"{line}: {given - known(command)}"
