@@ -262,7 +262,8 @@ def _cost_table(table: ScoreTable, width: int) -> RichTable:
 def _pair_table(table: ScoreTable) -> RichTable:
     """All pairs; where they are many, those with the best mean of each column, which come first.
 
-    What tested them stands below where it is the same for all. The method's name is left out where all groups share it.
+    What tested them stands below where it is the same for all. The method's name is left out where
+    all groups share it.
     """
     pairs = [(pair, pair.a, pair.b, 1) for pair in table.pairs]
     title = "differences"

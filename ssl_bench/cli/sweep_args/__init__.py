@@ -192,7 +192,7 @@ def _methods(layer: Layer) -> Iterator[_Method]:
         for flag in (_SHARED["evals"], _SHARED["eval_every_with"]):
             each = [layer[s, flag.name] for s in ("", plugin.name) if (s, flag.name) in layer]
             names = [n for one in each for several in choices(flag, one) for n in several]
-            if names := [name for name in names if name != "none"]:
+            if names := [name for name in names if name != "none"] or names[:1]:
                 known += joined([(flag.option, ",".join(names))])
         if any((scope, "eval_every") in layer for scope in ("", plugin.name)):
             known += ["--eval-every", "1"]
