@@ -103,7 +103,7 @@ def test_far_more_processes_than_cores_are_not_started(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(launcher, "_start", lambda argv, count: started.append(count) or 0)
     assert launcher.on_devices(["run"], 4, 1, lambda: None) == 0
-    with pytest.raises(UserError, match="--devices 64 .* --devices 2 would work"):
+    with pytest.raises(UserError, match=r"--devices 64 .* --devices 2 would work"):
         launcher.on_devices(["run"], 64, 1, lambda: None)
     assert started == [4]
 
