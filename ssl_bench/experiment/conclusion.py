@@ -86,7 +86,8 @@ def next_commands(config: RunConfig, epochs: float, name: str) -> dict[str, str]
         **({} if config.search else more),  # its own sweep has them, with what has chosen
         "four times as long": shlex.join(longer.command()),
     }
-    if config.method.declared.columns <= {"image", "label"}:  # nothing that a rival may not read
+    columns = config.method.declared.columns
+    if "image" in columns and "caption" not in columns:  # which a rival reads, too
         other = _rival(config, replace(settings, **(length | {"match": name})))
         found["another method at the same cost"] = shlex.join(other.command())
     return found
