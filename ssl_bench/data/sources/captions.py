@@ -32,11 +32,11 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
-_ENDINGS = (".csv", ".tsv", ".jsonl")
+ENDINGS = (".csv", ".tsv", ".jsonl")
 _NAMES = ("metadata", "captions")
-_IMAGE = ("file_name", "filepath", "image", "image_path", "file")
-_TEXT = ("caption", "captions", "text", "title")
-_SPLIT = "split"
+IMAGE = ("file_name", "filepath", "image", "image_path", "file")
+TEXT = ("caption", "captions", "text", "title")
+SPLIT = "split"
 
 
 def is_here(path: Path) -> bool:
@@ -46,14 +46,14 @@ def is_here(path: Path) -> bool:
 
 def _tables(path: Path) -> list[Path]:
     if path.is_file():
-        return [path] if path.suffix in (*_ENDINGS, caption_json.ENDING) else []
-    known = (path / f"{name}{ending}" for name in _NAMES for ending in _ENDINGS)
+        return [path] if path.suffix in (*ENDINGS, caption_json.ENDING) else []
+    known = (path / f"{name}{ending}" for name in _NAMES for ending in ENDINGS)
     found = next((each for each in known if each.is_file()), None)
     if found is None:
         return caption_json.inside(path)
     with reading(found):
-        first = next(_rows(found), {})
-    return [found] if _column(first, _IMAGE) and _column(first, _TEXT) else []
+        first = next(rows_of(found), {})
+    return [found] if column_of(first, IMAGE) and column_of(first, TEXT) else []
 
 
 def find(root: Path, choice: str = "") -> Listing:
@@ -71,18 +71,18 @@ def find(root: Path, choice: str = "") -> Listing:
     for table in tables:
         of_table = table.stem.partition("_")[2] if len(tables) > 1 else ""
         with reading(table):
-            for number, row in enumerate(_rows(table, others), 1):
-                name, text = _column(row, _IMAGE), _column(row, _TEXT)
+            for number, row in enumerate(rows_of(table, others), 1):
+                name, text = column_of(row, IMAGE), column_of(row, TEXT)
                 require(
                     bool(name and text) and isinstance(row[name], str),
                     f"row {number} of {readable(table)} has no image and caption; "
-                    f"{' or '.join(_IMAGE)} and {' or '.join(_TEXT)} are expected",
+                    f"{' or '.join(IMAGE)} and {' or '.join(TEXT)} are expected",
                 )
                 path = known.find(row[name]) if known else home / row[name]
                 if path is None:
                     others["images that are not there"] += 1
                     continue
-                split = "" if choice == WHOLE else str(row.get(_SPLIT) or of_table)
+                split = "" if choice == WHOLE else str(row.get(SPLIT) or of_table)
                 own = texts.setdefault(split, {}).setdefault(path, [])
                 own += row[text] if isinstance(row[text], list) else [row[text]]
     where = readable(tables[0] if len(tables) == 1 else root)
@@ -95,7 +95,7 @@ def find(root: Path, choice: str = "") -> Listing:
     )
     if is_json:
         texts = {split: _with_text(own, others) for split, own in texts.items()}
-    train, tests = _roles(root, choice, texts)
+    train, tests = roles_of(root, choice, texts)
     wanted = [train, *tests[:1]]
     left_out = [f"split {shown([name])}" for name in texts if name not in wanted]
     parts, reasons = [], []
@@ -133,7 +133,7 @@ def _with_text(texts: Mapping[Path, list[Any]], others: Counter[str]) -> dict[Pa
     return kept
 
 
-def _roles(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[str]]:
+def roles_of(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[str]]:
     """The training split and the test splits, the first of which counts; none to hold some out."""
     if choice and choice != WHOLE:
         train, *tests = splits.chosen(root, choice, list(known), "split")
@@ -147,7 +147,12 @@ def _roles(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[s
     return roles.trains[0], roles.tests
 
 
-def _rows(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
+def rows_of(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a table, by the names of its columns; any error may come of a damaged one.
+
+    Args:
+        others: counts what JSON has beside them.
+    """
     if table.suffix == caption_json.ENDING:
         yield from caption_json.rows(table, Counter() if others is None else others)
         return
@@ -163,7 +168,8 @@ def _rows(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str,
             yield row
 
 
-def _column(row: Mapping[str, Any], choices: Sequence[str]) -> str:
+def column_of(row: Mapping[str, Any], choices: Sequence[str]) -> str:
+    """The first of some names that a row has, or ""."""
     return next((name for name in choices if name in row), "")
 
 
