@@ -14,6 +14,7 @@ have one. Without splits a fifth is held out, by a hash of the text.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ _TEXT = ("text", "sentence", "caption", "title")
 _LABEL = ("label", "class")
 _LARGEST = 2**32
 _TESTED = 0.2
-CAVEAT = "no test split of its own: the last fifth of the sentences is held out"
+_CAVEAT = "no test split of its own: the last fifth of the sentences is held out"
 
 
 def is_here(path: Path) -> bool:
@@ -65,11 +66,11 @@ def load(asked: Source, storage: Storage) -> Dataset:
 def _plain(path: Path, asked: Source, where: str) -> Dataset:
     require(not asked.choice, f"{where} has no splits to choose; {where} alone would work")
     try:
-        lines = load_bytes(path, _LARGEST).decode("utf-8-sig").splitlines()
+        content = load_bytes(path, _LARGEST).decode("utf-8-sig")
     except (Unreadable, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read as text in UTF-8: {error}") from error
     sentences, documents, ended = list[str](), list[int](), False
-    for line in map(str.strip, lines):
+    for line in map(str.strip, io.StringIO(content, newline=None)):
         if line:
             number = documents[-1] + ended if documents else 0
             sentences.append(line)
@@ -79,7 +80,7 @@ def _plain(path: Path, asked: Source, where: str) -> Dataset:
         len(sentences) > 1,
         f"{where} has {many(len(sentences), 'sentence')}; two or more, one a line, would work",
     )
-    name, note = readable(path.stem), CAVEAT
+    name, note = readable(path.stem), _CAVEAT
     train, test = _parted(sentences, documents, _TESTED)
     if asked.is_validation:
         name, note = holdout.name(name), holdout.NOTE
