@@ -14,7 +14,9 @@ on the test split. A batch larger than the training split shrinks to it, so that
 The learning rate follows MAE's schedule for DeiT's recipe too, instead of steps by epoch from
 1e-6, and no image is repeated within a batch: one schedule and one order for every recipe.
 Views are made of the stored squares, whether these are in memory or streamed. Clips are not
-mirrored, as the motion would be, too; each is the middle one of its video, and the only one.
+mirrored, as the motion would be, too; each begins anywhere in its video, and in a test there is the
+one in the middle, or as many as ``--test-clips`` says, in as many crops as ``--test-crops`` says,
+whose probabilities are averaged.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result, Training
 from ssl_bench.api.ranges import LogUniform, Uniform, draw
 from ssl_bench.data import Dataset, Split
 from ssl_bench.evaluation import finetuning
@@ -148,6 +150,11 @@ class FineTuning(Evaluation):
         return audit.weight_decay(
             model, groups, config.weight_decay, not config.decay_norm_and_bias
         )
+
+    def training(self, encoder: FrozenEncoder, classes: int) -> Training:
+        """The classifier, the optimiser and the crops."""
+        model = finetuning.classifier(encoder, classes, self.config)
+        return finetuning.training_of(model, encoder.spec, self.config)
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Fine-tune on the training split, classify the test split."""

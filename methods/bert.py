@@ -21,6 +21,7 @@ Deviations that give different numbers:
 - Where the first sentence of a pair would be its document's last, the one before it is taken, so
   that the chance stays even; the original takes another document's sentence then.
 - Of two texts that are too long together, the ends are cut, never the beginnings.
+- Initial weights are normal, and not cut at two deviations.
 - Vocabulary and encoder are as small as the captions, unless flags say otherwise; the recipe of the
   optimiser is that of the other methods here.
 """

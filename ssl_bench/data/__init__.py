@@ -49,6 +49,7 @@ def load(
     check: Callable[[int], None] | None = None,
     frames: int | None = None,
     stride: int | None = None,
+    views: tuple[int, int] = (1, 1),
 ) -> Dataset:
     """Load the data set that ``source`` names.
 
@@ -79,6 +80,8 @@ def load(
         frames: of each clip, where the source has video; 1 makes images of its clips, the middle
             frame of each. Default: the source's own. Of no effect on images.
         stride: from one frame of a clip to the next, in frames of the video. Default: likewise.
+        views: clips of a test video, and crops of each, that a test averages over; only a folder of
+            videos has several.
 
     Raises:
         UserError: the source is unknown or unusable, or not suited to this ``storage``.
@@ -104,7 +107,7 @@ def load(
             check(listing.train.count)
         chosen = sampling.chosen(clips.USUAL, frames, stride)
         how = read_size, chosen, storage, skip_broken, progress or no_progress
-        found = clips.load(listing, *how)
+        found = clips.load(listing, *how, views)
     elif texts.is_here(Path(asked.place).expanduser()):
         found = texts.load(asked, storage)
         if check:
@@ -118,6 +121,13 @@ def load(
             check(listing.train.count)
         told = progress or no_progress
         found = in_memory.load(listing, read_size, storage, skip_broken, checked, told)
+    require(
+        views == (1, 1) or (found.test.several_views != ""),
+        f"--test-clips {views[0]} --test-crops {views[1]}: only a folder of videos has several "
+        f"clips and crops to average over, and data {found.name!r} has "
+        + ("one clip of each" if found.frames > 1 else "single images")
+        + "; 1 and 1 would work",
+    )
     is_native = found.size != round(read_size * 8 / 7)
     view_size = image_size or (found.size if is_native else DEFAULT_IMAGE_SIZE)
     return replace(found, view_size=view_size, source=resolved(source))

@@ -68,6 +68,23 @@ class Split:
         """`images` of the samples of a training step, of which a video may give any clip."""
         return self.images(draws.samples_B)
 
+    def read_drawn(self, steps: Iterable[SampleRng]) -> Generator[Tensor]:
+        """`drawn` of each of several training steps; close it if you stop early."""
+        yield from self.read(draws.samples_B for draws in steps)
+
+    @property
+    def several_views(self) -> str:
+        """Which views of each image `seen` gives, in words; "" for the one of `read`."""
+        return ""
+
+    def seen(self, indices: Iterable[Tensor]) -> Generator[Iterable[Tensor]]:
+        """What a test averages over: the views of the images at each of several index tensors.
+
+        They are those of `read`; of a video there may be several, see `clips.VideoSplit`.
+        """
+        for images_BCSS in self.read(indices):
+            yield (images_BCSS,)
+
     def masks(self, index_B: Tensor) -> Tensor:
         """The masks of the images at these indices: uint8 ``(B, S, S)``, on the CPU."""
         assert self.masks_NSS is not None
@@ -171,6 +188,14 @@ class Dataset:
     def frames(self) -> int:
         """Frames of each clip; 1 for images."""
         return self.train.frames
+
+    def as_tested(self) -> Dataset:
+        """The same, to be evaluated on: its fingerprint tells which views a test averages over."""
+        views = self.test.several_views
+        if not views:
+            return self
+        digest = hashlib.sha256(f"{self.fingerprint} {views}".encode()).hexdigest()[:16]
+        return replace(self, fingerprint=digest, note="; ".join(filter(None, (self.note, views))))
 
     @property
     def size(self) -> int:

@@ -160,9 +160,9 @@ class EncoderSpec:
             taken = _sizes_taken(timm_name(self.backbone))
             sizes = {name: size for name, size in sizes.items() if name in taken}
         sizes = {name: size for name, size in sizes.items() if size is not None}
-        rest: dict[str, Any] = {"in_chans": self.input_channels, "num_classes": 0}
         if self.frames > 1:
-            rest |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
+            own = {**own, "class_token": False, "global_pool": "avg", "fc_norm": False}
+        rest = {"in_chans": self.input_channels, "num_classes": 0}
         return {**own, **self.architecture, **sizes, **rest}
 
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -258,6 +258,13 @@ def check(spec: EncoderSpec) -> None:
     if not timm.is_model(timm_name(spec.backbone)):
         raise unknown_backbone(spec.backbone)
     size, patch_size = spec.image_size, spec.patch_size
+    # The positions alone may take more memory than there is, which the system ends without a word.
+    largest = int(_MOST_PATCHES**0.5) * (patch_size if patch_size and spec.is_vit else 16)
+    require(
+        size <= largest,
+        f"--image-size {size} makes {spec.patches:,} patches; --image-size {largest} or less would "
+        f"work, which makes {_MOST_PATCHES:,} at most",
+    )
     require(
         spec.frames == 1 or spec.frames % TUBELET == 0,
         f"clips of {spec.frames} frames cannot be divided into pairs; --frames "

@@ -29,14 +29,14 @@ from ssl_bench.models.formats import Weights
 from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.utils.files import checked_name, load_json
 
-_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers", "ijepa")
+_MODEL_TYPES = ("vit", "vit_mae", "videomae", "dinov2", "dinov2_with_registers", "ijepa")
 _TOKENIZERS = ("vocab.txt", "tokenizer.json")
 _FLAGS = {
     "norm_pix_loss": "norm_pix_loss",
     "decoder_num_attention_heads": "decoder_heads",
     "mask_ratio": "mask_ratio",
 }
-"""Settings of transformers' ViTMAE, and the flags that they are here."""
+"""Settings of transformers' ViTMAE and VideoMAE, and the flags that they are here."""
 _OF_MODEL = (
     "architecture",
     "fixed_input_size",
@@ -46,7 +46,7 @@ _OF_MODEL = (
     "classifier",
 )
 """What timm's ``pretrained_cfg`` says of a model and not of the weights that it has for it."""
-_HINTS = ("backbone", "num_heads", "grid", "branch")
+_HINTS = ("backbone", "num_heads", "grid", "branch", "frames")
 _log = logging.getLogger(__name__)
 
 
@@ -86,6 +86,7 @@ def load_encoder(
     grid: tuple[int, int] | None = None,
     branch: str | None = None,
     tokenizer: str | None = None,
+    frames: int | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
     """Load any pre-trained Vision Transformer, Swin, ResNet or BERT, or what a run has trained.
@@ -94,11 +95,11 @@ def load_encoder(
 
     Args:
         source: a file of weights (official checkpoints of MAE, MoCo, DINO, SimSiam, Barlow Twins,
-            VICReg, SimMIM and ALBEF, state dicts of timm and torchvision; PyTorch or safetensors),
-            a run folder, what ``ssl-bench export`` wrote, a folder that transformers saved,
-            ``timm:NAME`` or ``hf:NAME``.
-        backbone, num_heads, grid, branch, tokenizer: see `WeightSettings`; needed if weights are
-            ambiguous.
+            VICReg, SimMIM, VideoMAE and ALBEF, state dicts of timm and torchvision; PyTorch or
+            safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that transformers
+            saved, ``timm:NAME`` or ``hf:NAME``.
+        backbone, num_heads, grid, branch, tokenizer, frames: see `WeightSettings`; needed if
+            weights are ambiguous.
         image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
             size whose sides are multiples of the patch size.
 
@@ -115,7 +116,12 @@ def load_encoder(
             weight that matches nothing.
     """
     hints = WeightSettings(
-        backbone=backbone, num_heads=num_heads, grid=grid or (), branch=branch, tokenizer=tokenizer
+        backbone=backbone,
+        num_heads=num_heads,
+        grid=grid or (),
+        branch=branch,
+        tokenizer=tokenizer,
+        frames=frames,
     )
     checkpoint = read(str(source), hints)
     for note in checkpoint.notes:
@@ -287,7 +293,7 @@ def _from_hub(name: str, hints: WeightSettings) -> Checkpoint:
 def _from_transformers(
     folder: Path, where: str = "", hints: WeightSettings | None = None
 ) -> Checkpoint:
-    """Read what transformers' ``save_pretrained`` wrote: ViT, ViTMAE, DINOv2, I-JEPA or BERT."""
+    """Read what transformers' ``save_pretrained`` wrote: such as ViTMAE, VideoMAE or BERT."""
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")
@@ -306,7 +312,9 @@ def _from_transformers(
     size, patch = config["image_size"], int(config["patch_size"])
     height, width = (size, size) if isinstance(size, int) else size
     hints = WeightSettings(
-        num_heads=int(config["num_attention_heads"]), grid=(height // patch, width // patch)
+        num_heads=int(config["num_attention_heads"]),
+        grid=(height // patch, width // patch),
+        frames=config.get("num_frames"),
     )
     norm_eps = float(config.get("layer_norm_eps", 1e-12))
     found = _build(formats.sort(state, None, where), where, hints, norm_eps)
@@ -393,6 +401,7 @@ def _build(
     found: Weights, where: str, hints: WeightSettings, norm_eps: float = EncoderSpec.norm_eps
 ) -> Checkpoint:
     """Build the encoder that weights belong to, and load them."""
+    found = architecture.with_positions(found, hints)
     spec, grid = architecture.work_out(found, where, hints, norm_eps)
     side = spec.patch_size or 0
     sizes = {"img_size": (grid[0] * side, grid[1] * side)} if grid else {}
@@ -421,8 +430,11 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
             f"images normalised with mean {mean}"
         )
     rows, columns = encoder.patch_embed.grid_size
-    order = "none"
-    if encoder.pos_embed is not None:
+    order, patches = "none", f"{rows} x {columns} patches of {spec.patch_size} px"
+    if encoders.is_video(encoder):
+        order = "sin-cos, in one row"
+        patches = f"{spec.frames} frames in pairs, {patches}"
+    elif encoder.pos_embed is not None:
         first = architecture.position_order(encoder.pos_embed.detach(), (rows, columns))
         order = f"sin-cos, {first} first" if first else "learned"
     pooling = "class token" if encoder.cls_token is not None else "none"
@@ -430,8 +442,8 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
         pooling = "mean of the patch tokens, normed after pooling"
     return (
         f"{encoder.embed_dim} wide, {len(encoder.blocks)} blocks, "
-        f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
-        f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
+        f"{encoder.blocks[0].attn.num_heads} heads, {patches}; "
+        f"positions: {order}; pooling: {pooling}; "
         f"norms add {spec.norm_eps:g}; images normalised with mean {mean}"
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -14,6 +16,7 @@ import naive_text
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import CPU, make_images
 from torch import Tensor
 
@@ -183,6 +186,73 @@ def test_what_has_other_shapes_is_not_drawn() -> None:
         assert not figures.RETRIEVED.fits({**arrays, name: wrong}), (name, wrong.shape)
 
 
+def test_what_is_ranked_anew_stays_first(encoder: Encoder, data: Dataset) -> None:
+    _, _, texts = parts(encoder, data)
+    ids = vocabulary.tokenize(texts, encoder.text.spec)
+    score = 1 - torch.rand(14, 28, generator=torch.Generator().manual_seed(0)) / 100
+    before, best = score.clone(), score.topk(4, dim=1).indices
+    retrieval._rerank(score, False, 4, encoder, data, encoder.text(ids), ids)
+    after = score.topk(4, dim=1).indices
+    assert torch.equal(after.sort().values, best.sort().values)
+    others = torch.ones_like(score, dtype=torch.bool).scatter(1, best, False)
+    assert torch.equal(score[others], before[others])
+
+
+def test_the_interval_is_that_of_the_percentiles() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image_M = torch.tensor([0, 0, 0, 1, 2, 2, *range(3, 30)])
+    hits_N3, hits_M3 = (
+        torch.randint(2, (count, 3), generator=generator).double() for count in (30, len(image_M))
+    )
+    found = retrieval._interval(hits_N3, hits_M3, image_M, 4000, "print")
+    draws = torch.randint(30, (4000, 30), generator=generator)
+    means = []
+    for row in draws.tolist():
+        own = [hits_M3[image_M == image, 0] for image in row]
+        means.append(50 * (hits_N3[row, 0].mean() + torch.cat(own).mean()).item())
+    expected = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert found == pytest.approx(expected, abs=1.5)
+
+
+def test_names_of_classes_are_words() -> None:
+    module = importlib.import_module(registry.find("eval", "zero-shot").load_class().__module__)
+    assert module._readable("T-shirt_Top") == "t-shirt top"
+
+
+def test_each_class_is_a_direction_whatever_its_sentences_agree_on(data: Dataset) -> None:
+    """The mean of sentences that differ is short, and that must not count against a class."""
+    towards = {"a one": (1.0, 0.1), "b one": (1.0, -0.1), "a two": (0.6, 0.8), "b two": (-0.6, 0.8),
+               "a three": (-1.0, 0.0), "b three": (-1.0, 0.0)}  # fmt: skip
+
+    class Pair:
+        text: Any = None
+
+        def embed_texts(self, hidden: Tensor) -> Tensor:
+            return F.normalize(torch.tensor([towards[each] for each in hidden]), dim=1)
+
+        def embed_images(self, features: Tensor) -> Tensor:
+            return F.normalize(torch.tensor([[0.7, 0.8]]), dim=1).expand(len(features), 2)
+
+    class Reader:
+        spec = None
+
+        def __call__(self, texts: Any) -> Any:
+            return texts
+
+    class Sentences(list[str]):
+        def to(self, device: Any) -> Sentences:
+            return self
+
+    Pair.text = Reader()
+    fake = SimpleNamespace(
+        pair=Pair(), hardware=CPU, features=lambda split: {"cls": torch.zeros(len(split), 4)}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "tokenize", lambda texts, spec: Sentences(texts))
+        found = run("zero-shot", fake, data, templates=("a {}", "b {}"))  # type: ignore[arg-type]
+    assert set(found.predictions_N.tolist()) == {1}
+
+
 def test_zero_shot_is_the_nearest_sentence(encoder: Encoder, data: Dataset) -> None:
     images, _, _ = parts(encoder, data)
     templates = ("a {}", "class {}: easy")
@@ -211,6 +281,44 @@ def test_hidden_words_are_counted(data: Dataset) -> None:
             right, count = right + int(logits.argmax() == word), count + 1
     found = run("masked-words", encoder, data)
     assert found.scores["accuracy"] == pytest.approx(100 * right / count)
+    words = [w for each in data.test.captions or () for w in ids_of(each[0], own)]
+    train = [w for each in data.train.captions or () for w in ids_of(each[0], own)]
+    top = max(range(len(own.words)), key=lambda word: (train.count(word), -word))
+    assert found.scores["frequent"] == pytest.approx(100 * words.count(top) / len(words))
+    assert 0 < words.count(top) < len(words)
+
+
+def ids_of(caption: str, spec: vocabulary.TextSpec) -> list[int]:
+    """A caption's tokens that are no special ones."""
+    [row] = vocabulary.tokenize([caption], spec).tolist()
+    return [
+        word
+        for word in row
+        if spec.words[word] not in (vocabulary.PAD, vocabulary.CLS, vocabulary.SEP)
+    ]
+
+
+def test_hidden_words_are_guessed_beside_the_own_and_the_next_image(
+    encoder: Encoder, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[list[int]], list[int]]] = []
+    module = importlib.import_module(registry.find("eval", "masked-words").load_class().__module__)
+    real = module._predict
+
+    def watched(
+        encoder: Encoder, ids: Tensor, columns: Tensor, data: Dataset, images: Tensor
+    ) -> Any:
+        asked.append((ids.tolist(), images.tolist()))
+        return real(encoder, ids, columns, data, images)
+
+    monkeypatch.setattr(module, "_predict", watched)
+    run("masked-words", encoder, data)
+    own = {tuple(vocabulary.tokenize([e[0]], encoder.text.spec)[0].tolist()): n
+           for n, e in enumerate(data.test.captions or ())}  # fmt: skip
+    (ids, right), (_, wrong) = asked
+    named = [own[tuple(row)] % 9 for row in ids]  # captions repeat after nine images
+    assert [image % 9 for image in right] == named
+    assert wrong == [(image + 1) % 14 for image in right]
 
 
 def test_features_of_an_encoder_of_captions_are_those_of_the_first(data: Dataset) -> None:

@@ -291,6 +291,35 @@ def test_a_learned_vocabulary_spells_what_it_has_no_word_for() -> None:
     assert found[:5] == [vocabulary.CLS, "b", "##g", "##a", vocabulary.SEP]
 
 
+def test_a_long_text_is_cut_before_its_last_token() -> None:
+    spec = TextSpec(vocabulary.learn_vocabulary(["a b c d e f g h"], 30), True, 6, 32, 1, 2)
+    [row] = vocabulary.tokenize(["a b c d e f g h"], spec).tolist()
+    assert [spec.words[number] for number in row] == [
+        vocabulary.CLS,
+        "a",
+        "b",
+        "c",
+        "d",
+        vocabulary.SEP,
+    ]
+
+
+def test_frequent_words_come_first() -> None:
+    words = vocabulary.learn_vocabulary(["zz yy yy xx xx xx"], 14).split("\n")
+    assert words[-3:] == ["xx", "yy", "zz"]
+
+
+def test_initial_weights_are_narrow_and_biases_zero() -> None:
+    encoder = text_encoder.TextEncoder(
+        TextSpec("\n".join([*vocabulary.SPECIAL, "a"]), True, 60, 96, 2, 4)
+    )
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif "norm" not in name:
+            assert parameter.std() == pytest.approx(0.02, rel=0.1), name
+
+
 def test_hidden_tokens_are_words_and_as_many_as_said() -> None:
     spec = TextSpec(
         vocabulary.learn_vocabulary(["one two three four five six"], 50), True, 16, 32, 1, 2

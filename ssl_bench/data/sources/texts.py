@@ -6,8 +6,8 @@ sample, without an image and without a label. The last fifth of the sentences is
 begins with a document, the nearest one, unless there is only one. In the same way
 ``FILE.txt@validation`` takes the last tenth of the others.
 
-A table (``.csv``, ``.tsv``, ``.jsonl``) has a text in each row (``text``, ``sentence``,
-``caption``, ``title``), perhaps a class (``label``, ``class``) and a ``split``, and no column of
+A table (``.csv``, ``.tsv``, ``.jsonl``) has a text in each row, as one of `captions` has, perhaps
+a class (``label``, ``class``) and a ``split``, and no column of
 images. Rows without a text are left out and counted, and so are those without a class where others
 have one. Without splits a fifth is held out, by a hash of the text.
 """
@@ -30,7 +30,6 @@ from ssl_bench.utils.files import Unreadable, load_bytes, readable, reading
 from ssl_bench.utils.formatting import many
 
 _ENDING = ".txt"
-_TEXT = ("text", "sentence", "caption", "title")
 _LABEL = ("label", "class")
 _LARGEST = 2**32
 _TESTED = 0.2
@@ -42,10 +41,12 @@ def is_here(path: Path) -> bool:
     if path.suffix not in (_ENDING, *captions.ENDINGS) or not path.is_file():
         return False
     if path.suffix == _ENDING:
-        return True
+        return not captions.is_here(path)
     with reading(path):
         first = next(captions.rows_of(path), {})
-    return bool(captions.column_of(first, _TEXT)) and not captions.column_of(first, captions.IMAGE)
+    return bool(captions.column_of(first, captions.TEXT)) and not captions.column_of(
+        first, captions.IMAGE
+    )
 
 
 def load(asked: Source, storage: Storage) -> Dataset:
@@ -101,8 +102,11 @@ def _table(path: Path, asked: Source, where: str) -> Dataset:
     others, by_split = Counter[str](), dict[str, list[tuple[str, str]]]()
     with reading(path):
         for number, row in enumerate(captions.rows_of(path), 1):
-            name = captions.column_of(row, _TEXT)
-            require(bool(name), f"row {number} of {where} has no text; {_TEXT[0]} is expected")
+            name = captions.column_of(row, captions.TEXT)
+            require(
+                bool(name),
+                f"row {number} of {where} has no text; {' or '.join(captions.TEXT)} is expected",
+            )
             text, label = row[name], row.get(captions.column_of(row, _LABEL))
             if not isinstance(text, str) or not text.strip():
                 others["rows without a text"] += 1
