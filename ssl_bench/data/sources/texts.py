@@ -6,10 +6,10 @@ sample, without an image and without a label. The last fifth of the sentences is
 begins with a document, the nearest one, unless there is only one. In the same way
 ``FILE.txt@validation`` takes the last tenth of the others.
 
-A table (``.csv``, ``.tsv``, ``.jsonl``) has a text in each row, as one of `captions` has, perhaps
-a class (``label``, ``class``) and a ``split``, and no column of
-images. Rows without a text are left out and counted, and so are those without a class where others
-have one. Without splits a fifth is held out, by a hash of the text.
+A table (``.csv``, ``.tsv``, ``.jsonl``) has a text in each row, as one of `captions` has, perhaps a
+class (``label``, ``class``) and a ``split``, and no column of images. Rows without a text are left
+out and counted, and so are those without a class where others have one. Without splits a fifth is
+held out, by a hash of the text.
 """
 
 from __future__ import annotations
