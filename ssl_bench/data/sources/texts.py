@@ -131,9 +131,8 @@ def _table(path: Path, asked: Source, where: str) -> Dataset:
         ranks = [rank(text.encode()) for text, _ in taken[0]]
         is_out = hold_out(ranks, numbers[0])
         sides = [[n for n, out in enumerate(is_out) if out == wanted] for wanted in (False, True)]
-        taken, numbers = (
-            [[rows[0][n] for n in side] for side in sides] for rows in (taken, numbers)
-        )
+        taken = [[taken[0][place] for place in side] for side in sides]
+        numbers = [[numbers[0][place] for place in side] for side in sides]
     caveats = check_labels(path, numbers[0], numbers[1], classes, not tests)
     caveats = caveats if tests else (HELD_OUT_CAVEAT.replace("images", "texts"), *caveats)
     train, test = (
