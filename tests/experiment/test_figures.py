@@ -13,13 +13,14 @@ from ssl_bench.experiment import figures
 from ssl_bench.models.backbones import EncoderSpec
 
 
+@pytest.mark.parametrize("frames", [1, 8])
 @pytest.mark.parametrize("count", [1, 10])
 def test_every_text_of_a_picture_is_inside_of_it(
-    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = EncoderSpec("vit_micro", 28, 7, 1, (0.5,), (0.25,))
+    spec = EncoderSpec("vit_micro", 28, 7, 1, (0.5,), (0.25,), frames=frames)
     rows = {
-        name: torch.zeros(count, 1, 28, 28)
+        name: torch.zeros(count, 1, 28, 28 * frames)
         for name in ("original", "reconstructed\n(own mean, std)")
     }
     seen: list[matplotlib.figure.Figure] = []
@@ -29,7 +30,8 @@ def test_every_text_of_a_picture_is_inside_of_it(
     [figure] = seen
     FigureCanvasAgg(figure).draw()
     texts = [axis.yaxis.label for axis in figure.axes if axis.get_ylabel()]
-    assert len(texts) == 2 and figure.get_suptitle().replace("\n", " ") == title
+    assert len(texts) == 2 * (count if frames > 1 else 1)
+    assert figure.get_suptitle().replace("\n", " ") == title
     for text in (*texts, figure._suptitle):  # type: ignore[attr-defined]
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.y0 >= 0, text
