@@ -27,7 +27,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
+from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result, Training
 from ssl_bench.api.ranges import LogUniform, Uniform, draw
 from ssl_bench.data import Dataset, Split
 from ssl_bench.evaluation import finetuning
@@ -150,6 +150,11 @@ class FineTuning(Evaluation):
         return audit.weight_decay(
             model, groups, config.weight_decay, not config.decay_norm_and_bias
         )
+
+    def training(self, encoder: FrozenEncoder, classes: int) -> Training:
+        """The classifier, the optimiser and the crops."""
+        model = finetuning.classifier(encoder, classes, self.config)
+        return finetuning.training_of(model, encoder.spec, self.config)
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Fine-tune on the training split, classify the test split."""

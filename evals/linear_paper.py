@@ -30,7 +30,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result, optimizers
+from ssl_bench.api import (
+    CheckedConfig,
+    Evaluation,
+    FrozenEncoder,
+    OptimizerSpec,
+    Result,
+    Step,
+    Training,
+    optimizers,
+)
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import above, require
@@ -38,7 +47,7 @@ from ssl_bench.evaluation.features import flip_of, prepare
 from ssl_bench.evaluation.metrics import accuracy
 from ssl_bench.training import resume
 from ssl_bench.training.schedule import Schedule
-from ssl_bench.transforms.augmentations import augment, crop_and_flip
+from ssl_bench.transforms.augmentations import Augmentation, augment, crop_and_flip
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
 
@@ -160,16 +169,33 @@ class PaperLinearProbe(Evaluation):
         """Check that the encoder has the features that the probe is to be trained on."""
         return f"probe on {_width(encoder, self.config)} frozen features ({self.config.pooling})"
 
+    def training(self, encoder: FrozenEncoder, classes: int) -> Training:
+        """The probe, its optimiser, and the crops."""
+        config, device = self.config, encoder.hardware.device
+        probe = _probe(_width(encoder, config), classes, config, encoder.seed).to(device)
+
+        def learning_rate(step: Step) -> float:
+            if config.per_epoch:
+                step = replace(step, number=step.number - step.number % step.per_epoch)
+            peak_lr = config.base_lr * step.batch_size / 256
+            return optimizers.warmup_cosine(step, peak_lr, config.warmup)
+
+        how = OptimizerSpec(optimizer=_optimizer(probe, config), learning_rate=learning_rate)
+        view = replace(
+            crop_and_flip(encoder.spec.image_size, config.crop_scale, flip_of(encoder.spec)),
+            interpolation=config.interpolation,
+            cut_crop=config.cut_crop,
+        )
+        return Training(probe, how, view)
+
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Train the probe on augmented training images, classify the test split."""
         config = self.config
         device, seed = encoder.hardware.device, encoder.seed
-        probe = _probe(_width(encoder, config), len(data.classes), config, seed).to(device)
-        optimizer = _optimizer(probe, config)
+        recipe = self.training(encoder, len(data.classes))
+        probe, optimizer = recipe.model, recipe.optimizer
         count = len(data.train)
-        batch_size = min(config.batch_size, count)
-        peak_lr = config.base_lr * batch_size / 256
-        schedule = Schedule(count, batch_size, config.epochs)
+        schedule = Schedule(count, min(config.batch_size, count), config.epochs)
 
         def order(first: int) -> Iterator[Tensor]:
             return (
@@ -181,20 +207,20 @@ class PaperLinearProbe(Evaluation):
 
         probe.train()
         with (
-            resume.training(encoder.scratch, probe, optimizer, schedule.steps) as training,
+            resume.training(
+                encoder.scratch, probe, optimizer.optimizer, schedule.steps
+            ) as training,
             closing(data.train.read(in_parts(training.start))) as stored,
             progress.bar("linear probe", schedule.steps) as bar,
         ):
             for step, index_B in enumerate(order(training.start), training.start):
-                at = step - step % schedule.steps_per_epoch if config.per_epoch else step
-                learning_rate = optimizers.warmup_cosine(schedule.step(at), peak_lr, config.warmup)
-                optimizers.set_learning_rate(optimizer, learning_rate)
-                features_BD = _augmented_features(encoder, stored, config, step, index_B)
+                optimizer.prepare(schedule.step(step))
+                how = recipe.view, config.pooling, step, index_B
+                features_BD = _augmented_features(encoder, stored, *how)
                 labels_B = data.train.labels_N[index_B].to(device)
                 loss = F.cross_entropy(probe(features_BD), labels_B)
                 loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
+                optimizer.update()
                 if step % 10 == 0 or step + 1 == schedule.steps:
                     bar.update(step + 1, f"loss {loss.item():.4f}")
                 training.after_step(step + 1, loss)
@@ -211,25 +237,25 @@ class PaperLinearProbe(Evaluation):
 
 
 def _augmented_features(
-    encoder: FrozenEncoder, stored: Iterator[Tensor], config: Config, step: int, index_B: Tensor
+    encoder: FrozenEncoder,
+    stored: Iterator[Tensor],
+    recipe: Augmentation,
+    pooling: str,
+    step: int,
+    index_B: Tensor,
 ) -> Tensor:
     """Frozen features of one random view of each image: float32 ``(B, D)``, on every rank.
 
     Args:
         stored: this rank's images of those at the next indices, in parts.
     """
-    recipe = replace(
-        crop_and_flip(encoder.spec.image_size, config.crop_scale, flip_of(encoder.spec)),
-        interpolation=config.interpolation,
-        cut_crop=config.cut_crop,
-    )
     parts = []
     for part_P in _own_parts(index_B):
         samples_P = part_P.to(encoder.hardware.device)
         step_draws = SampleRng(encoder.seed, step, samples_P, "linear-paper/")
         view = partial(augment, recipe=recipe, draws=step_draws)
         views_PCHW = prepare(next(stored), encoder.spec, encoder.hardware, view)
-        parts.append(encoder.encode(views_PCHW)[config.pooling])
+        parts.append(encoder.encode(views_PCHW)[pooling])
     return collectives.gather_shards(torch.cat(parts), len(index_B))
 
 

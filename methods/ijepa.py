@@ -21,7 +21,8 @@ Deviations that give different numbers:
 - A block may touch every border, and be as large as the image. The official one never reaches the
   last row and column, so that on usual grids its context block is always the same.
 - A backbone's class token stays in both encoders, and out of the predictor; the paper's encoders,
-  like those that timm calls ``gap``, have none. Their initial weights are every method's.
+  like those that timm calls ``gap``, have none. Their initial weights are every method's, and the
+  predictor's are not divided by the root of twice the block's number where a block ends.
 - The learning rate rises from zero instead of from a fifth of its peak. Schedules are one step
   behind the official ones, which begin with their second value.
 - Images are normalised by the training split's own mean and deviation; draws are counter-based

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_bench.api.evaluation import Evaluation, FrozenEncoder, Result
+    from ssl_bench.api.evaluation import Evaluation, FrozenEncoder, Result, Training
     from ssl_bench.api.method import DataInfo, Method
     from ssl_bench.api.optimizers import OptimizerSpec
     from ssl_bench.api.ranges import LogUniform, OneOf, Uniform
@@ -44,11 +44,14 @@ __all__ = [
     "Step",
     "StepScheduleConfig",
     "TextConfig",
+    "Training",
     "Uniform",
 ]
 
 HOMES = {
-    **dict.fromkeys(("Evaluation", "FrozenEncoder", "Result"), "ssl_bench.api.evaluation"),
+    **dict.fromkeys(
+        ("Evaluation", "FrozenEncoder", "Result", "Training"), "ssl_bench.api.evaluation"
+    ),
     **dict.fromkeys(("DataInfo", "Method"), "ssl_bench.api.method"),
     **dict.fromkeys(("Batch", "Step"), "ssl_bench.api.step"),
     "OptimizerSpec": "ssl_bench.api.optimizers",

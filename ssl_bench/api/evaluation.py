@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench.api.declarations import EvaluationDeclarations
+from ssl_bench.api.optimizers import OptimizerSpec
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.transforms.augmentations import Augmentation
 
 if TYPE_CHECKING:
     from ssl_bench.training.resume import EvalCheckpoint
@@ -32,8 +34,8 @@ class FrozenEncoder(Protocol):
         seed: of every draw of the evaluation.
         scratch: where a long training of the evaluation keeps its state, see `resume.training`;
             None for nowhere.
-        pair: the `text.ImageText` that was pre-trained with an encoder of images, or None.
-        text: the `text.TextEncoder` in that, or the encoder itself if it reads captions, or None.
+        pair: the `ImageText` that was pre-trained with an encoder of images, or None.
+        text: the `TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
     spec: EncoderSpec
@@ -81,6 +83,21 @@ class Result:
     better: Literal["higher", "lower", "neither"] = "higher"
 
 
+@dataclass(frozen=True)
+class Training:
+    """What an evaluation trains, and on what: ``ssl-bench recipe`` reads its rows off these.
+
+    Attributes:
+        model: all that is trained.
+        optimizer: of it; the learning rate is a function of the step.
+        view: of the training images.
+    """
+
+    model: nn.Module
+    optimizer: OptimizerSpec
+    view: Augmentation
+
+
 class Evaluation(EvaluationDeclarations):
     """What is asked of a frozen encoder, under the settings of a ``Config``."""
 
@@ -108,6 +125,13 @@ class Evaluation(EvaluationDeclarations):
     def baselines(self) -> Mapping[str, tuple[str, Any]]:
         """What to show beside an encoder: "pixels" or "random" and its ``Config``, by label."""
         return {}
+
+    def training(self, encoder: FrozenEncoder, classes: int) -> Training | None:
+        """What `evaluate` trains on views of the training images; None where there are none.
+
+        Called like `supports`, too, where nobody asks for more than names, shapes and schedules.
+        """
+        return None
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Evaluate the encoder; what is chosen is chosen on the training split alone."""

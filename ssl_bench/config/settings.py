@@ -217,6 +217,9 @@ class WeightSettings(RunsSettings):
     """Which of several networks: base_encoder (default) or momentum_encoder of MoCo v3, encoder_q
     (default) or encoder_k of MoCo v1 and v2, teacher (default) or student of DINO, else the file's
     own name of it, such as model_ema."""
+    tokenizer: str | None = None
+    """The vocabulary that weights of a text encoder were trained with: BERT's vocab.txt, or a
+    tokenizer.json of WordPiece. Default: what lies beside them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,7 +234,8 @@ class EvalSettings(WeightSettings, WorkSettings):
     """A run's folder or name, or weights."""
     weights: str = ""
     """Anyone's weights: a file (MAE's, VideoMAE's, MoCo's, DINO's, SimSiam's, Barlow Twins',
-    VICReg's, timm's, torchvision's), a folder that transformers saved, timm:NAME or hf:NAME."""
+    VICReg's, ALBEF's, timm's, torchvision's), a folder that transformers saved, timm:NAME or
+    hf:NAME."""
     image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
     the pre-training's, or 224 for a ResNet from elsewhere, whose weights do not tell."""

@@ -53,9 +53,10 @@ def load(
 ) -> Dataset:
     """Load the data set that ``source`` names.
 
-    A source is a known name (see ``names``) or a path: a folder of images, or Parquet or tar
-    files, one or a folder of them, as described in the modules ``folder``, ``parquet`` and
-    ``tars``. Write ``./mnist`` for a folder with a known name.
+    A source is a known name (see ``names``) or a path: a folder of images, Parquet or tar files,
+    one or a folder of them, a table of captions or a text, as described in the modules ``folder``,
+    ``parquet``, ``tars``, ``captions`` and ``texts``. Write ``./mnist`` for a folder with a known
+    name.
 
     ``@validation`` at the end takes only the training images, a part of them as the test split (see
     ``holdout``). ``@whole``, ``@TRAIN`` or ``@TRAIN+TEST`` after a path, before ``@validation``,
@@ -87,6 +88,8 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
+    from ssl_bench.data.sources import texts
+
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
     if asked.place in INSIDE:
         require(
@@ -105,6 +108,10 @@ def load(
         chosen = sampling.chosen(clips.USUAL, frames, stride)
         how = read_size, chosen, storage, skip_broken, progress or no_progress
         found = clips.load(listing, *how, views)
+    elif texts.is_here(Path(asked.place).expanduser()):
+        found = texts.load(asked, storage)
+        if check:
+            check(len(found.train))
     else:
         from ssl_bench.data import in_memory
         from ssl_bench.data.listing import no_progress
@@ -208,8 +215,9 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         from ssl_bench.data.sources import hugging_face
 
         return hugging_face.find(place, asked.choice, _folder(data_dir))
-    from ssl_bench.data.sources import captions, folder, pairs, parquet, tars
+    from ssl_bench.data.sources import captions, folder, pairs, parquet, tars, texts
 
+    require(not texts.is_here(path), f"{place} has texts alone, and images are wanted")
     if path.exists() and parquet.is_here(path):
         return parquet.find(path, asked.choice)
     if tars.is_here(place):
@@ -224,7 +232,9 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
-    raise UserError(f"{place} is neither a folder nor a .parquet, .tar, .csv or .jsonl file")
+    raise UserError(
+        f"{place} is neither a folder nor a .parquet, .tar, .csv, .jsonl, .json or .txt file"
+    )
 
 
 def _refuse_choice(asked: Source) -> None:

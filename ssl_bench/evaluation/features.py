@@ -18,9 +18,9 @@ from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
-from ssl_bench.models import backbones, encoders, text, weights
+from ssl_bench.models import backbones, encoders, vocabulary, weights
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import ImageText
+from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.models.video import as_clips, as_frames
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
@@ -90,8 +90,8 @@ class Encoder:
         hardware: where evaluations compute.
         seed: of its pre-training; an evaluation's own draws use it too.
         scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
-        pair: the `text.ImageText` that was pre-trained with it, or None.
-        text: the `text.TextEncoder` in that, or the encoder itself if it reads captions, or None.
+        pair: the `ImageText` that was pre-trained with it, or None.
+        text: the `TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
     scratch: EvalCheckpoint | None = None
@@ -209,7 +209,7 @@ class Encoder:
                 yield {name: torch.stack([p[name] for p in parts]).mean(0) for name in parts[0]}
             return
         assert self.text is not None
-        ids_NL = text.tokenize(split.first_captions, self.text.spec)
+        ids_NL = vocabulary.tokenize(split.first_captions, self.text.spec)
         for index_B in indices:
             yield self._encode_text(ids_NL[index_B].to(self.hardware.device))
 

@@ -24,18 +24,20 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_bench.api import optimizers
-from ssl_bench.api.evaluation import FrozenEncoder
+from ssl_bench.api.evaluation import FrozenEncoder, Training
+from ssl_bench.api.optimizers import OptimizerSpec
+from ssl_bench.api.step import Step
 from ssl_bench.config.finetuning_settings import FinetuningConfig
 from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation.features import flip_of, prepare, share_of
 from ssl_bench.models import encoders
-from ssl_bench.models.backbones import Backbone
+from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.video import as_clips, as_frames
 from ssl_bench.training import resume
 from ssl_bench.training.schedule import Schedule
-from ssl_bench.transforms.augmentations import augment, crop_and_flip
+from ssl_bench.transforms.augmentations import Augmentation, augment, crop_and_flip
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
@@ -157,6 +159,22 @@ def optimizer(model: Classifier, config: FinetuningConfig) -> torch.optim.AdamW:
     )
 
 
+def crop(spec: EncoderSpec, config: FinetuningConfig) -> Augmentation:
+    """How training images are cropped and mirrored, before RandAugment."""
+    return crop_and_flip(spec.image_size, config.crop_scale, flip_of(spec))
+
+
+def training_of(model: Classifier, spec: EncoderSpec, config: FinetuningConfig) -> Training:
+    """How `train` trains what is trainable in a classifier."""
+
+    def learning_rate(step: Step) -> float:
+        peak_lr = config.base_lr * step.batch_size / 256
+        return optimizers.warmup_cosine(step, peak_lr, config.warmup, config.min_lr)
+
+    how = OptimizerSpec(optimizer=optimizer(model, config), learning_rate=learning_rate)
+    return Training(model, how, crop(spec, config))
+
+
 def train(
     model: Classifier, encoder: FrozenEncoder, split: Split, config: FinetuningConfig
 ) -> None:
@@ -168,7 +186,7 @@ def train(
         Diverged: the loss is no number at the end.
     """
     hardware, seed, classes = encoder.hardware, encoder.seed, model.head.out_features
-    adamw = optimizer(model, config)
+    recipe = training_of(model, encoder.spec, config).optimizer
     batch_size = min(config.batch_size, len(split))
     rows_R = own_rows(batch_size)
     weight = len(rows_R) / batch_size  # of this rank's mean loss in that of the batch
@@ -186,7 +204,6 @@ def train(
                     shared = SharedDropPath(child, batch_size, rows_R.to(hardware.device))
                     setattr(parent, name, shared)
     schedule = Schedule(len(split), batch_size, config.epochs)
-    peak_lr = config.base_lr * batch_size / 256
 
     def order(first: int) -> Iterator[Tensor]:
         steps = range(first, schedule.steps)
@@ -198,16 +215,13 @@ def train(
 
     model.train()
     with (
-        resume.training(encoder.scratch, model, adamw, schedule.steps) as training,
+        resume.training(encoder.scratch, model, recipe.optimizer, schedule.steps) as training,
         closing(split.read_drawn(drawn(training.start))) as stored,
         progress.bar(config.section.replace("finetune", "fine-tune"), schedule.steps) as bar,
     ):
         samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
         for step, (index_B, stored_BCHW) in samples:
-            learning_rate = optimizers.warmup_cosine(
-                schedule.step(step), peak_lr, config.warmup, config.min_lr
-            )
-            optimizers.set_learning_rate(adamw, learning_rate)
+            recipe.prepare(schedule.step(step))
             step_draws = SampleRng(seed, step, index_B.to(hardware.device), "finetune/")
             images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
             labels_B = split.labels_N[index_B].to(hardware.device)
@@ -222,8 +236,7 @@ def train(
             loss.backward()
             collectives.add_gradients(model.parameters())
             loss = collectives.total(loss.detach())
-            adamw.step()
-            adamw.zero_grad()
+            recipe.update()
             if step % 10 == 0 or step + 1 == schedule.steps:
                 bar.update(step + 1, f"loss {loss.item():.4f}")
             training.after_step(step + 1, loss)
@@ -259,7 +272,7 @@ def training_views(
 ) -> Tensor:
     """Crop, flip, RandAugment and normalise uint8 images, erase in some: ``(B, C, S, S)``."""
     spec = encoder.spec
-    recipe = crop_and_flip(spec.image_size, config.crop_scale, flip_of(spec))
+    recipe = crop(spec, config)
 
     def view(images_BCHW: Tensor) -> Tensor:
         views_BCHW = augment(images_BCHW, recipe, step_draws)

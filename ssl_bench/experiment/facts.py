@@ -1,7 +1,8 @@
-"""What a configured method does that no flag is named after, read off the objects that do it.
+"""What a configured run does that no flag is named after, read off the objects that do it.
 
-Its views, its optimiser and its modules, each fact as a short text under a name with a space in it,
-such as ``"blur of a view"``: ``ssl-bench recipe`` compares these texts with published ones.
+Views, optimisers, modules and their initial weights, each fact as a short text under a name with a
+space in it, such as ``"blur of a view"``: ``ssl-bench recipe`` compares these texts with published
+ones.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from ssl_bench.api.evaluation import Training
 from ssl_bench.api.method import Method
 from ssl_bench.api.optimizers import OptimizerSpec, cosine
 from ssl_bench.api.step import Step
+from ssl_bench.distributed.device import Hardware
+from ssl_bench.evaluation.features import Encoder
+from ssl_bench.experiment import initial_values
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
@@ -29,6 +34,7 @@ from ssl_bench.transforms.augmentations import Augmentation
 _CHANNELS, _CLASSES, _SMALL, _FRAMES = 3, 1000, 32, 8
 _STEPS, _STEPS_PER_EPOCH = 400, 20
 _NO_CROP = "not used"
+_COURSE = "learning rate's course"
 
 
 def of_run(config: RunConfig) -> dict[str, str]:
@@ -37,6 +43,58 @@ def of_run(config: RunConfig) -> dict[str, str]:
     Raises:
         UserError: there is no such backbone, or the method cannot be built around it.
     """
+    spec = _spec(config)
+    method = _built(config, spec)
+    if not method.trains:
+        return {}
+    found = of_views(method.transforms())
+    if not config.settings.image_size:  # the data's, which nobody has read
+        found.pop("views of an image", None)
+    optimizer = method.optimizer()
+    return (
+        found
+        | of_optimizer(method, optimizer)
+        | of_schedules(optimizer, config.epochs_on(), config.batch_on())
+        | of_modules(method)
+        | initial_values.of_method(_drawn(config, spec))
+    )
+
+
+def of_evaluations(config: RunConfig) -> dict[str, dict[str, str]]:
+    """By evaluation: the facts of what it trains on views of images, around the same backbone.
+
+    Raises:
+        UserError: there is no such backbone.
+    """
+    spec = _spec(config)
+    nowhere = Hardware(torch.device("meta"), "fp32", "none")
+    found = {}
+    with nowhere.device:
+        encoder = Encoder(backbones.build(spec, config.settings.seed), spec, nowhere, 0)
+        for plugin, own in config.evals.items():
+            evaluation = plugin.load_class()(plugin.real_config(own))
+            training = evaluation.training(encoder, _CLASSES)
+            found[plugin.name] = of_training(training, own) if training else {}
+    return found
+
+
+def of_training(training: Training, config: Any) -> dict[str, str]:
+    """How an evaluation under those settings trains; a course ends at its ``min_lr``, if any."""
+    found = of_views({"training": training.view}) | of_optimizer(training.model, training.optimizer)
+    courses = of_schedules(training.optimizer, config.epochs, config.batch_size)
+    lowest = getattr(config, "min_lr", 0)
+    if lowest:
+        share = lowest / (config.base_lr * config.batch_size / 256)
+        course = courses[_COURSE].replace(f"cosine to {round(share, 6):g}", "cosine to min lr")
+        courses[_COURSE] = course
+    positions = initial_values.of_positions(getattr(training.model, "encoder", None))
+    if positions:
+        found["position embedding"] = positions
+    return found | courses
+
+
+def _spec(config: RunConfig) -> EncoderSpec:
+    """The backbone, for colour images of some size if the data's is meant."""
     settings = config.settings
     size = settings.image_size or _SMALL
     mean = (0.5,) * _CHANNELS
@@ -48,19 +106,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
     if spec.is_vit and not spec.patch_size:
         patch_size = backbones.default_patch_size(spec.backbone, size)
         spec = replace(spec, patch_size=patch_size)
-    method = _built(config, spec)
-    if not method.trains:
-        return {}
-    found = of_views(method.transforms())
-    if not settings.image_size:  # the data's, which nobody has read
-        found.pop("views of an image", None)
-    optimizer = method.optimizer()
-    return (
-        found
-        | of_optimizer(method, optimizer)
-        | of_schedules(optimizer, config.epochs_on(), config.batch_on())
-        | of_modules(method)
-    )
+    return spec
 
 
 def of_views(views: Mapping[str, Augmentation]) -> dict[str, str]:
@@ -74,10 +120,17 @@ def of_views(views: Mapping[str, Augmentation]) -> dict[str, str]:
         texts = {each: says(view) for each, view in views.items() if applies(view)}
         if texts:
             found[name] = _together(texts)
+    applied = {
+        name: text
+        for name, (text, applies) in _COLOURS.items()
+        if any(map(applies, views.values()))
+    }
+    in_order = (applied[name] for name in augmentations.COLOUR_STEPS if name in applied)
+    found["order of colour changes"] = ", ".join(in_order) or "none"
     return found
 
 
-def of_optimizer(method: Method, spec: OptimizerSpec) -> dict[str, str]:
+def of_optimizer(module: nn.Module, spec: OptimizerSpec) -> dict[str, str]:
     """Kind and constants of the optimiser, and what weight decay and clipping reach."""
     optimizer = spec.optimizer
     groups = optimizer.param_groups
@@ -86,7 +139,10 @@ def of_optimizer(method: Method, spec: OptimizerSpec) -> dict[str, str]:
         values = [group[key] for group in groups if key in group]
         if values and values[0] is not None:
             found[name] = _several(map(_numbers, values))
-    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    if any("momentum" in group for group in groups):
+        kinds = ("Nesterov" if group.get("nesterov") else "plain" for group in groups)
+        found["kind of momentum"] = _several(kinds)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
     decays: dict[bool, list[float]] = {True: [], False: []}
     scales: dict[bool, list[float]] = {True: [], False: []}
     undecayed = set()
@@ -118,7 +174,7 @@ def of_schedules(spec: OptimizerSpec, epochs: float, batch_size: int) -> dict[st
     total = max(1, round(per_epoch * epochs))
     steps = [Step(number, total, per_epoch, batch_size) for number in range(total)]
     rates = [spec.learning_rate(step) for step in steps]
-    found = {"learning rate's course": _course(rates, per_epoch)}
+    found = {_COURSE: _course(rates, per_epoch)}
     if spec.weight_decay:
         decays = [spec.weight_decay(step) for step in steps]
         found["weight decay's course"] = f"{decays[0]:g}, {_falls(decays)}"
@@ -157,16 +213,26 @@ def of_modules(method: Method) -> dict[str, str]:
     return found
 
 
-def _built(config: RunConfig, spec: EncoderSpec) -> Method:
+def _how(config: RunConfig, spec: EncoderSpec) -> tuple[type[Method], Any, EncoderSpec, int, int]:
     plugin = config.method
     own, kind = plugin.real_config(config.method_config), plugin.load_class()
     spec = setup.with_text(spec, kind, own, [["any text"]])
-    how = kind, own, spec, _CLASSES, config.settings.seed
+    return kind, own, spec, _CLASSES, config.settings.seed
+
+
+def _built(config: RunConfig, spec: EncoderSpec) -> Method:
+    """The method without weights, if it can do without."""
+    how = _how(config, spec)
     try:
         with torch.device("meta"):
             return setup.build_method(*how)
     except (NotImplementedError, RuntimeError):  # it looks at values while it is built
         return setup.build_method(*how)
+
+
+def _drawn(config: RunConfig, spec: EncoderSpec) -> Method:
+    """The method with weights, around a narrow backbone."""
+    return setup.build_method(*_how(config, initial_values.narrow(spec)))
 
 
 def _jitter(view: Augmentation) -> str:
@@ -210,6 +276,12 @@ _VIEWS: Mapping[str, tuple[Callable[[Augmentation], str], Callable[[Augmentation
     "threshold of the solarisation": (
         lambda v: f"{v.solarize_threshold * 255:g} of 255", lambda v: v.solarize),
 }  # fmt: skip
+_COLOURS: Mapping[str, tuple[str, Callable[[Augmentation], Any]]] = {
+    "jitter": ("jitter", lambda v: any(v.jitter) and v.jitter_probability),
+    "grayscale": ("grey", lambda v: v.grayscale),
+    "blur": ("blur", lambda v: v.blur),
+    "solarize": ("solarise", lambda v: v.solarize),
+}
 _CONSTANTS = {
     "optimiser's betas": "betas",
     "optimiser's epsilon": "eps",
@@ -252,6 +324,9 @@ def _layer(layer: nn.Module) -> str:
 
 def _course(values: Sequence[float], per_epoch: int) -> str:
     """In shares of the highest value: how it rises to it, how it falls, and when it changes."""
+    inside = (a != b for i, (a, b) in enumerate(pairwise(values), 1) if i % per_epoch)
+    when = "by step" if any(inside) else "by epoch"
+    values = values if when == "by step" else values[::per_epoch]
     top = max(values)
     shares = [value / top for value in values]
     peak = values.index(top)
@@ -262,8 +337,7 @@ def _course(values: Sequence[float], per_epoch: int) -> str:
         is_straight = all(map(_close, shares, ramp))
         parts.append(f"{'linear' if is_straight else 'rising'} from {start:g}")
     parts.append(_falls(shares[peak:], peak))
-    inside = (a != b for i, (a, b) in enumerate(pairwise(values), 1) if i % per_epoch)
-    parts += [] if parts == ["constant"] else ["by step" if any(inside) else "by epoch"]
+    parts += [] if parts == ["constant"] else [when]
     return ", ".join(parts)
 
 

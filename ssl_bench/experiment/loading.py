@@ -123,6 +123,7 @@ def say_images(data: Dataset | Listing) -> None:
     labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
     frames = getattr(data, "frames", 1)
     what = f"clips of {frames} frames" if frames > 1 else "images"
+    what = "sentences" if getattr(data, "imageless", "") else what
     console.print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test {what}, {labels}",
         soft_wrap=True,

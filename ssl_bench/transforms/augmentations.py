@@ -22,6 +22,8 @@ from ssl_bench.transforms import functional
 from ssl_bench.utils.rng import SampleRng
 
 _CROP_ATTEMPTS = 10
+COLOUR_STEPS = ("jitter", "grayscale", "blur", "solarize")
+"""What is done to a view once it is cropped and mirrored, in this order."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ def recolour(views: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:
         "blur": (blur, [sigma_B]),
         "solarize": (solarize, []),
     }
-    for name, (operation, values) in steps.items():
+    for name in COLOUR_STEPS:
+        operation, values = steps[name]
         if probabilities[name]:
             drawn_B = drawn[name][:, 0] < probabilities[name]
             views = _where(drawn_B, operation, views, values)

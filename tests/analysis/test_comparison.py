@@ -958,9 +958,12 @@ def test_everything_is_there_as_json(results: Results) -> None:
     assert {"incomplete", "notes"} <= content.keys()
 
 
-def by(trials: int = 0, flags: tuple[str, ...] = (), tuned: str = "") -> str:
+def by(
+    trials: int = 0, flags: tuple[str, ...] = (), tuned: str = "", flops: float | None = None
+) -> str:
     """How a run stores who chose its settings."""
     search = {"trials": trials, "judged_by": "linear"} if trials else {}
+    search |= {} if flops is None else {"flops": flops}
     return json.dumps({"preset": "quick", "tuned": tuned, "flags": [*flags], **search})
 
 
@@ -976,6 +979,11 @@ def by(trials: int = 0, flags: tuple[str, ...] = (), tuned: str = "") -> str:
         (by(), None, ""),
         (None, None, "best"),
         (by(trials=8), "{}", "best"),
+        (by(trials=8, flops=1e12), by(trials=8, flops=2e12), "best"),
+        (by(trials=8, flops=2.1e12), by(trials=8, flops=1e12), ""),
+        (by(trials=8, flops=1e12), by(trials=8, flops=2.1e12), ""),
+        (by(trials=8, flops=1e12), by(trials=8), "best"),
+        (by(flops=1e12), by(flops=9e12), "best"),
     ],
 )
 def test_only_what_is_tuned_alike_gets_a_star(
@@ -990,6 +998,15 @@ def test_only_what_is_tuned_alike_gets_a_star(
     assert any("not chosen alike" in note for note in table.notes) == (not mark)
     [pair] = table.pairs
     assert pair.verdict == "better"
+
+
+def test_searches_of_unequal_cost_are_told(results: Results) -> None:
+    results.seeds("a", 80 + NOISE[:4])
+    results.seeds("b", 70 + NOISE[4:8])
+    for row in results.runs:
+        row["chosen_by"] = by(trials=8, flops=3e13 if row["method"] == "a" else 1.2e12)
+    [note] = [note for note in results.table().notes if "searches" in note]
+    assert "a 3e+13" in note and "b 1.2e+12" in note
 
 
 def test_rows_of_one_method_are_what_is_compared(results: Results) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
-from test_comparison import Results, source_of
+from test_comparison import Results, beside, source_of
 
 from ssl_bench.analysis import verdict
 from ssl_bench.analysis.report import cost
@@ -62,6 +63,47 @@ def test_several_evaluations_are_summed_up(results: Results) -> None:
         score(results, method, linear, eval="linear", wide=20)
     summary = verdict.summary(results.table())
     assert summary == "a is better than each of the others in knn; in linear no method is."
+
+
+@pytest.mark.parametrize("better,above", [("higher", True), ("lower", False)])
+def test_a_baseline_above_all_methods_is_named(results: Results, better: str, above: bool) -> None:
+    for method, center in (("a", 50.0), ("b", 30.0)):
+        pixels = beside(raw_pixels=90.0)
+        score(results, method, center, unit="error (%)", better=better, baselines=pixels)
+    [(_, sentence)] = verdict.sentences(results.table())
+    assert sentence.startswith("a (50" if above else "b (30")
+    assert ("Above all of them: raw pixels (90.00)." in sentence) == above
+
+
+def test_the_second_of_two_rows_may_lead(results: Results) -> None:
+    for method, center in (("a", 70.0), ("b", 80.0)):
+        score(results, method, center)
+    [(_, sentence)] = verdict.sentences(results.table())
+    assert sentence.startswith("b (80.01) is better than a") and "by 10.00 (9.8" in sentence
+    low, high = re.findall(r"[(]([0-9.]+) to ([0-9.]+)[)]", sentence)[0]
+    assert float(low) < 10 < float(high)
+
+
+def test_all_that_is_not_decided_is_counted(results: Results) -> None:
+    """A single run is tested against nothing, and is none of the worse ones."""
+    score(results, "a", 80.0, wide=9)
+    score(results, "b", 79.7, wide=9)
+    score(results, "c", 10.0)
+    results.score(results.run("d"), 75.0)
+    [(_, sentence)] = verdict.sentences(results.table())
+    assert "its lead over b" in sentence and "nothing tests it against d (75.00)" in sentence
+    assert "1 other is worse" in sentence
+
+
+def test_who_leads_in_most_comes_first(results: Results) -> None:
+    for name, a, b in (("knn", 80.0, 90.0), ("linear", 70.0, 60.0), ("low-shot", 50.0, 40.0)):
+        score(results, "a", a, eval=name)
+        score(results, "b", b, eval=name)
+    summary = verdict.summary(results.table())
+    assert summary == (
+        "a is better than each of the others in linear and low-shot; b is better than each of the "
+        "others in knn."
+    )
 
 
 def test_one_group_has_no_verdict(results: Results) -> None:

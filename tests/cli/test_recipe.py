@@ -175,6 +175,66 @@ def test_no_published_setting_is_missed_by_its_preset(preset: str) -> None:
     assert all(row.ours.endswith((" epoch", " epochs")) and not row.mark for row in warmups)
 
 
+OWN_DEFAULTS: dict[str, dict[str, str]] = {
+    "albef": {"warmup": "3 epochs", "text_heads": "4", "max_tokens": "64"},
+    **{
+        name: {"base_lr": "0.00015", "weight_decay": "0.05", "optimizer": "adamw"}
+        for name in ("barlow-twins", "byol", "moco", "simclr", "simsiam", "vicreg")
+    },
+    "beit-kmeans": {"final_lr": "0", "warmup": "80 epochs", "mask_ratio": "0.4", "drop_path": "0"},
+    "bert": {
+        "base_lr": "0.0005", "weight_decay": "0.05", "warmup": "4 epochs", "text_width": "0",
+        "text_depth": "6", "text_heads": "4", "max_tokens": "64", "vocabulary_size": "8192",
+    },
+    "data2vec": {"warmup": "7.5 epochs"},
+    "ibot": {"final_lr": "0.001", "warmup": "80 epochs"},
+    "ijepa": {"warmup": "60 epochs"},
+    "lejepa": {"warmup": "10 epochs", "final_lr": "0", "decay_norm_and_bias": "no"},
+    "mae": {"warmup": "160 epochs"},
+    "mocov3": {"warmup": "30 epochs"},
+    "simmim": {
+        "warmup": "80 epochs", "mask_patch_size": "0", "drop_path": "0", "step_schedule": "no",
+    },
+    "videomae": {"warmup": "160 epochs", "crop_scale": "0.43"},
+}  # fmt: skip
+"""Defaults that are no published setting of the method's first paper."""
+OWN_DEFAULTS["byol"] |= {"warmup": "100 epochs", "momentum": "0.99"}
+OWN_DEFAULTS["moco"] |= {
+    "warmup": "20 epochs", "decay_norm_and_bias": "no", "temperature": "0.2", "head": "mlp",
+    "blur": "yes", "step_schedule": "no",
+}  # fmt: skip
+OWN_DEFAULTS["simsiam"] |= {"warmup": "10 epochs", "decay_norm_and_bias": "no"}
+for _name in ("barlow-twins", "vicreg"):
+    OWN_DEFAULTS[_name] |= {"warmup": "100 epochs", "final_lr": "0"}
+
+
+@pytest.mark.parametrize(
+    "preset,stage",
+    [
+        *{plugin.name: (preset, plugin) for preset, plugin in [*PAPERS.items()][::-1]}.values(),
+        ("imagenet-mae-vitb", FINETUNE),
+        ("imagenet-mae-vitb", LINEAR),
+    ],
+    ids=lambda each: getattr(each, "name", each),
+)
+def test_defaults_are_published_ones(preset: str, stage: registry.Plugin) -> None:
+    """Where a flag is left out, and no preset sets it, the paper's value counts."""
+    values = vars(stage.config())
+    values = {"epochs": PAPERS[preset].presets()[preset]["epochs"]} | values
+    quoted = recipe.published(stage, preset, PAPERS[preset]).settings
+    found = {
+        name: (
+            recipe._text(name, values[name], values),
+            [recipe._text("", each.value, values) for each in entries],
+        )
+        for name, entries in quoted.items()
+        if name in vars(stage.config())
+    }
+    assert len(found) >= 9
+    other = {name: ours for name, (ours, published) in found.items() if ours not in published}
+    assert other == OWN_DEFAULTS.get(stage.name, {})
+
+
 @pytest.mark.parametrize("kind", ["method", "eval"])
 def test_published_names_are_flags_or_have_a_space(kind: registry.Kind) -> None:
     """A misspelt flag would be shown as something that is fixed and the same."""

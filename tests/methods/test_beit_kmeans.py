@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,26 @@ def written(folder: Path, name: str = "mine.safetensors", **tensors: Tensor) -> 
 
 def entries_of(seed: int = 0, rows: int = 5) -> Tensor:
     return torch.rand(rows, VALUES, generator=torch.Generator().manual_seed(seed))
+
+
+def test_codebook_images_are_drawn_from_all(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits are often ordered by class."""
+    seen: list[int] = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return len(tiny.train)
+
+        def images(self, index_B: Tensor) -> Tensor:
+            seen.extend(index_B.tolist())
+            return tiny.train.images(index_B)
+
+    monkeypatch.setattr(importlib.import_module(BEIT.load_class().__module__), "_IMAGES", 12)
+    for seed in (0, 1):
+        build().before_training(Watched(), seed)
+    first, second = set(seen[:12]), set(seen[12:])
+    assert len(first) == len(second) == 12
+    assert first != second and max(first) >= 24
 
 
 def test_a_tokenizer_of_the_users_own_is_taken_as_it_is(tiny: Dataset, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
+from ssl_bench.experiment import initial_values
 from ssl_bench.models import backbones, encoders, masking, video, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
@@ -281,3 +282,13 @@ def test_weight_decay_spares_the_mask_token(clip_spec: EncoderSpec) -> None:
         g["weight_decay"] for g in groups if any(p is method.mask_token for p in g["params"])
     ]
     assert decay == 0
+
+
+def test_frames_are_shown_from_left_to_right() -> None:
+    clip = torch.arange(3.0).repeat_interleave(2)[None, :, None, None].expand(1, 6, 2, 2)
+    assert video.strips(clip, 3)[0, 1, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_layers_after_the_encoder_start_as_those_in_it(clip_spec: EncoderSpec) -> None:
+    found = initial_values.of_method(build(clip_spec, decoder_embed_dim=96, decoder_heads=2))
+    assert found["initial linear layers after the encoder"] == "Xavier uniform, bias 0"

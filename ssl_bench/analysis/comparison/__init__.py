@@ -27,10 +27,13 @@ from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.config import chosen
 from ssl_bench.config.command_settings import At, VerdictSettings
 from ssl_bench.errors import no_choice, require
+from ssl_bench.runs import schema
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
 """Larger tables are not tested: the correction would leave nothing significant."""
+MOST_UNEQUAL = 2
+"""How many times the cost of one search another one may have."""
 ENDED = ("trained", "broken")
 """States of runs that nobody will resume."""
 _DEVICE_COSTS = ("seconds", "peak_memory_mib")
@@ -48,6 +51,7 @@ class Group:
         costs: means over the pre-trainings, up to the point where the table reads the scores, and
             sizes; None where they were not measured.
         chosen_by: how its settings were chosen, as `chosen.in_words` has it.
+        search_flops: what the trials of its search cost in all; 0 where nothing is recorded.
         is_baseline: whether it is what the evaluations have beside the runs, such as raw pixels;
             its runs are names for them alone, and it is not tested.
     """
@@ -59,15 +63,19 @@ class Group:
     costs: Mapping[str, float | None]
     devices: tuple[str, ...]
     chosen_by: str = ""
+    search_flops: float = 0
     is_baseline: bool = False
 
     def is_tuned_like(self, other: Group) -> bool:
         """Whether a lead over the other may be the method's own, and not that of its tuning.
 
-        Rows of one method differ in the very settings that are compared.
+        Rows of one method differ in the very settings that are compared. As many trials are no
+        equal search where they cost more than twice as much.
         """
         ways = self.chosen_by, other.chosen_by
-        return "" in ways or len({*ways}) == 1 or self.method == other.method
+        less, more = sorted((self.search_flops, other.search_flops))
+        is_alike = len({*ways}) == 1 and (not less or more <= MOST_UNEQUAL * less)
+        return "" in ways or is_alike or self.method == other.method
 
 
 @dataclass(frozen=True)
@@ -342,6 +350,10 @@ def _table(
             "settings were not chosen alike, so that a lead may be that of the tuning: where rows "
             "of a column differ in it, none is called the best"
         )
+        searched = [group for group in groups if group.search_flops]
+        if len({group.search_flops for group in searched}) > 1:
+            each = (f"{group.label} {group.search_flops:.2g}" for group in searched)
+            notes.append(f"FLOPs of the searches: {', '.join(each)}")
     devices = sorted({device for group in groups for device in group.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
@@ -398,6 +410,7 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
             costs=costs[key],
             devices=tuple(sorted({_text(row["device"]) for row in rows} - {""})),
             chosen_by=" / ".join(sorted({_chosen(row["chosen_by"]) for row in rows})),
+            search_flops=max(_search_flops(row["chosen_by"]) for row in rows),
         )
         for key in keys
         if (rows := by_key.get(key))
@@ -447,6 +460,12 @@ def _ahead(
 
 def _chosen(text: Any) -> str:
     return chosen.in_words(grouping.parse(text) if isinstance(text, str) else None)
+
+
+def _search_flops(text: Any) -> float:
+    record = grouping.parse(text)
+    flops = record.get("flops") if record.get("trials") else 0
+    return float(flops) if schema.is_number(flops) else 0.0
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:

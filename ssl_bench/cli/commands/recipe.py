@@ -1,7 +1,7 @@
 """``ssl-bench recipe PRESET``: every setting beside the published one, with its source.
 
-What no flag is named after is read off the method's own views, optimiser and modules, which are
-built without weights (`experiment.facts`); no data are read and nothing is trained.
+What no flag is named after is read off the views, the optimisers and the modules of the method and
+of the evaluations (`experiment.facts`); no data are read and nothing is trained.
 """
 
 from __future__ import annotations
@@ -148,8 +148,9 @@ def stages(config: RunConfig) -> list[Stage]:
     shared |= {"epochs": config.epochs_on(), "batch_size": config.batch_on()}
     values = shared | vars(config.method_config)
     found = [_stage(method, values, method, beside, _facts(config) if beside else {})]
+    facts = _facts_of_evaluations(config) if beside else {}
     for plugin, own in config.evals.items():
-        found.append(_stage(plugin, vars(own), method, beside))
+        found.append(_stage(plugin, vars(own), method, beside, facts.get(plugin.name, {})))
     return found
 
 
@@ -184,6 +185,16 @@ def _facts(config: RunConfig) -> Mapping[str, str]:
         return {}
 
 
+def _facts_of_evaluations(config: RunConfig) -> Mapping[str, Mapping[str, str]]:
+    """By evaluation, as `_facts`."""
+    from ssl_bench.experiment import facts
+
+    try:
+        return facts.of_evaluations(config)
+    except UserError:
+        return {}
+
+
 def _stage(
     plugin: Plugin,
     values: Mapping[str, Any],
@@ -194,6 +205,8 @@ def _stage(
     quoted = published(plugin, beside, method) if beside else Recipe()
     title = f"{'pre-training' if plugin.kind == 'method' else 'evaluation'}: {plugin.name}"
     _check_names(title, quoted.settings, values)
+    if plugin.kind != "method":  # what all evaluations have in common is told where it is compared
+        facts = {name: text for name, text in facts.items() if name in quoted.settings}
     rows = tuple(_rows(values, quoted.settings, facts))
     return Stage(title, beside if quoted.settings else "", quoted.sources, rows)
 
