@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,12 +91,13 @@ def of_positions(encoder: Any) -> str:
         tables = {"sines and cosines of the place in the row of tokens": table_TD}
     else:
         prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
-        grid = encoder.patch_embed.grid_size
+        rows, columns = encoder.patch_embed.grid_size
+        firsts: tuple[Literal["column", "row"], ...] = ("column", "row")
         tables = {
             f"fixed sin-cos, {first} first": encoders.sincos_2d(
-                encoder.embed_dim, *grid, prefix, first
+                encoder.embed_dim, rows, columns, prefix, first
             )
-            for first in ("column", "row")
+            for first in firsts
         }
     found = (name for name, table in tables.items() if torch.equal(encoder.pos_embed[0], table))
     return next(found, "fixed, others")
