@@ -67,7 +67,7 @@ class Model(nn.Module):
         name = re.sub(r"^(target|key)_", "momentum_", name.removeprefix("method."))
         name = re.sub(r"^(momentum_)?head\.", r"\1projector.", name)
         name = re.sub(r"^((momentum_)?projector)\.mlp\.", r"\1.", name)
-        return re.sub(r"^(\w+)\.layers\.", r"\1.", name).replace("queue_KD", "queue")
+        return re.sub(r"^(\w+)\.layers\.", r"\1.", name).replace("queue.rows_KD", "queue")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ on the test split. A batch larger than the training split shrinks to it, so that
 The learning rate follows MAE's schedule for DeiT's recipe too, instead of steps by epoch from
 1e-6, and no image is repeated within a batch: one schedule and one order for every recipe.
 Views are made of the stored squares, whether these are in memory or streamed. Clips are not
-mirrored, as the motion would be, too; each is the middle one of its video, and the only one.
+mirrored, as the motion would be, too; each begins anywhere in its video, and in a test there is the
+one in the middle, or as many as ``--test-clips`` says, in as many crops as ``--test-crops`` says,
+whose probabilities are averaged.
 """
 
 from __future__ import annotations

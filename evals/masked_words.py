@@ -6,7 +6,8 @@ section 3.1, whose task is that of the pre-training). Nothing is drawn, nothing 
 nothing is trained: it needs an encoder that was pre-trained so.
 
 An encoder of images with a text encoder beside it looks at the caption's image, too, and the second
-score is what it guesses beside the image of the next caption: the difference is what it sees.
+score is what it guesses beside the image of the next caption: the difference is what it sees. Maps
+of where each word looks, in the last layer that attends to the image, are kept for a figure.
 
 The lower bound ``frequent`` always names the most frequent word of the training captions.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, ClassVar
 
 import torch
@@ -22,12 +24,16 @@ from torch import Tensor
 
 from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
+from ssl_bench.evaluation import texts
 from ssl_bench.evaluation.features import prepare
 from ssl_bench.evaluation.metrics import subset
-from ssl_bench.models import text
+from ssl_bench.models import text_encoder, vocabulary
+from ssl_bench.transforms.augmentations import evaluation_view
 from ssl_bench.utils import progress
 
 _TEXTS_AT_ONCE = 256
+_DRAWN = 4
+"""Captions whose words' attention is drawn."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class MaskedWords(Evaluation):
         """Whether the encoder predicts words."""
         if encoder.text is None:
             return "it predicts words, and the encoder was pre-trained without captions"
+        if not encoder.text.spec.predicts:
+            return "it predicts words, and the weights have no head that does"
         return None
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
@@ -57,11 +65,16 @@ class MaskedWords(Evaluation):
         return {"random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
-        """Predict each word of the captions; the share of right ones, in percent."""
+        """Predict each word of the captions; the share of right ones, in percent.
+
+        Arrays, of an encoder that looks at images: ``word_images``, uint8 ``(N, C, H, W)`` as it
+        sees them; ``words``, their captions' tokens as `texts.as_bytes`, ``(N, L, bytes)``, empty
+        after the last; ``word_maps``, float32 ``(N, L, rows, columns)``, how far each looks.
+        """
         spec = encoder.text.spec
         index_N = subset(len(data.test), self.config.images, data.fingerprint)
-        texts = data.test.first_captions
-        ids_NL = text.tokenize([texts[index] for index in index_N.tolist()], spec)
+        captions = data.test.first_captions
+        ids_NL = vocabulary.tokenize([captions[index] for index in index_N.tolist()], spec)
         place_W2 = _words(ids_NL, spec)
         # With an image of its own, and with the next caption's.
         shifts = (0, 1) if encoder.pair is not None else (0,)
@@ -76,19 +89,53 @@ class MaskedWords(Evaluation):
                     right[shift] += int((found_B == ids_NL[rows_B, columns_B]).sum())
                 done += len(part_B2)
                 bar.update(done)
-        train_NL = text.tokenize(data.train.first_captions, spec)
+        train_NL = vocabulary.tokenize(data.train.first_captions, spec)
         counts_V = train_NL[tuple(_words(train_NL, spec).T)].bincount(minlength=len(spec.words))
         words_W = ids_NL[tuple(place_W2.T)]
         scores = {"accuracy": 100 * right[0] / len(place_W2)}
         if encoder.pair is not None:
             scores["accuracy_wrong_image"] = 100 * right[1] / len(place_W2)
         scores["frequent"] = 100 * (words_W == counts_V.argmax()).double().mean().item()
-        return Result(scores, unit="hidden words (%)")
+        looks = encoder.pair is not None and spec.fusion_depth
+        shown = _looks(encoder, data, ids_NL[:_DRAWN], index_N[:_DRAWN]) if looks else {}
+        return Result(scores, arrays=shown, unit="hidden words (%)")
 
 
-def _words(ids_NL: Tensor, spec: text.TextSpec) -> Tensor:
+@torch.no_grad()
+def _looks(
+    encoder: FrozenEncoder, data: Dataset, ids_BL: Tensor, image_B: Tensor
+) -> dict[str, Tensor]:
+    """The arrays of some captions and their own images."""
+    module, reader = encoder.trainable_copy(), encoder.text
+    ids_BL = ids_BL.to(encoder.hardware.device)
+    images_BCSS = data.test.images(image_B)
+    views_BCHW = evaluation_view(images_BCSS, encoder.spec.image_size)
+    with encoder.hardware.autocast():
+        tokens_BTD = encoder.tokens(prepare(images_BCSS, encoder.spec, encoder.hardware))
+        map_BLT = text_encoder.attended(reader, reader(ids_BL), ids_BL, tokens_BTD).float().cpu()
+    prefix, grid = module.num_prefix_tokens, module.patch_embed.grid_size
+    place_W2, spec = _words(ids_BL.cpu(), reader.spec), reader.spec
+    rows_W = place_W2[:, 0]
+    counts_B = rows_W.bincount(minlength=len(ids_BL))
+    number_W = torch.arange(len(rows_W)) - (counts_B.cumsum(0) - counts_B)[rows_W]
+    shape = len(ids_BL), int(counts_B.max())
+    map_BWP = torch.zeros(*shape, grid[0] * grid[1])
+    map_BWP[rows_W, number_W] = map_BLT[tuple(place_W2.T)][:, prefix:]
+    words = [[""] * shape[1] for _ in range(shape[0])]
+    for row, number, word in zip(rows_W, number_W, ids_BL.cpu()[tuple(place_W2.T)], strict=True):
+        words[row][number] = spec.words[word]
+    return {
+        "word_images": (255 * views_BCHW).round().to(torch.uint8).cpu(),
+        "words": texts.as_bytes(list(chain.from_iterable(words))).unflatten(0, shape),
+        "word_maps": map_BWP.unflatten(-1, grid),
+    }
+
+
+def _words(ids_NL: Tensor, spec: vocabulary.TextSpec) -> Tensor:
     """The text and the place of each token that is no special one: int64 ``(W, 2)``."""
-    special = torch.tensor([spec.id(each) for each in (text.PAD, text.CLS, text.SEP)])
+    special = torch.tensor(
+        [spec.id(each) for each in (vocabulary.PAD, vocabulary.CLS, vocabulary.SEP)]
+    )
     return (~torch.isin(ids_NL, special)).nonzero()
 
 
@@ -103,7 +150,7 @@ def _predict(
     """
     reader, place = encoder.text, (torch.arange(len(ids_BL)), column_B)
     hidden_BL = ids_BL.clone()
-    hidden_BL[place] = reader.spec.id(text.MASK)
+    hidden_BL[place] = reader.spec.id(vocabulary.MASK)
     hidden_BL = hidden_BL.to(encoder.hardware.device)
     with encoder.hardware.autocast():
         states_BLD = reader(hidden_BL)

@@ -23,11 +23,15 @@ from torch import Tensor
 from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation.features import prepare
-from ssl_bench.models import text
+from ssl_bench.evaluation.texts import as_bytes
+from ssl_bench.models import text_encoder, vocabulary
+from ssl_bench.transforms.augmentations import evaluation_view
 from ssl_bench.utils import progress, rng
 
 _AT_ONCE = 256
 _RANKS = (1, 5, 10)
+_DRAWN, _ANSWERS = 5, 5
+"""Captions that are drawn, and images for each."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,24 @@ class Retrieval(Evaluation):
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether images and texts are compared."""
-        return text.why_no_pair(encoder.pair)
+        return text_encoder.why_no_pair(encoder.pair)
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Rank all pairs of the test split.
 
-        Arrays: ``found``, the best ten images of each caption, int64 ``(M, 10)``.
+        Arrays: ``found``, the best ten images of each caption, int64 ``(M, 10)``. Of the first
+        captions of the first images: ``queries``, as `texts.as_bytes`; ``answers``, their best
+        images as the encoder sees them, uint8 ``(Q, K, C, H, W)``, and ``is_right``, ``(Q, K)``.
         """
         pair, device = encoder.pair, encoder.hardware.device
         captions = data.test.captions
         assert captions is not None
-        texts = [each for own in captions for each in own]
+        sentences = [each for own in captions for each in own]
         image_M = torch.repeat_interleave(
             torch.arange(len(captions)), torch.tensor([len(own) for own in captions])
         )
-        is_right_NM = _answers(captions, texts, image_M)
-        ids_ML = text.tokenize(texts, pair.text.spec)
+        is_right_NM = _answers(captions, sentences, image_M)
+        ids_ML = vocabulary.tokenize(sentences, pair.text.spec)
         image_ND = _images(encoder, data)
         hidden = [_hidden(encoder, ids_BL.to(device)) for ids_BL in ids_ML.split(_AT_ONCE)]
         text_MD = torch.cat([pair.embed_texts(each) for each in hidden])
@@ -91,9 +97,21 @@ class Retrieval(Evaluation):
             }
         share = is_right_NM.double().mean()
         scores["chance"] = 100 * share.item()
+        found_MK = by_text_MN.topk(min(10, len(captions)), dim=1).indices
+        first = [
+            int((image_M == image).nonzero()[0]) for image in range(min(_DRAWN, len(captions)))
+        ]
+        best_QK = found_MK[first, :_ANSWERS]
+        views_PCHW = evaluation_view(data.test.images(best_QK.flatten()), encoder.spec.image_size)
+        answers_PCHW = (255 * views_PCHW).round().to(torch.uint8).cpu()
         return Result(
             scores,
-            arrays={"found": by_text_MN.topk(min(10, len(captions)), dim=1).indices},
+            arrays={
+                "found": found_MK,
+                "queries": as_bytes([sentences[place] for place in first]),
+                "answers": answers_PCHW.unflatten(0, best_QK.shape),
+                "is_right": is_right_NM.T[first].gather(1, best_QK).to(torch.uint8),
+            },
             unit="R@1, both ways (%)",
         )
 

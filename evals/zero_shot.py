@@ -17,7 +17,7 @@ from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.errors import require
 from ssl_bench.evaluation.metrics import accuracy
-from ssl_bench.models import text
+from ssl_bench.models import text_encoder, vocabulary
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ZeroShot(Evaluation):
         """Whether images and texts are compared, and classes have names."""
         if data.classes and all(name.isdigit() for name in data.classes):
             return f"the classes of {data.name} have numbers instead of names"
-        return text.why_no_pair(encoder.pair)
+        return text_encoder.why_no_pair(encoder.pair)
 
     @torch.no_grad()
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
@@ -59,7 +59,7 @@ class ZeroShot(Evaluation):
         by_template = []
         for template in self.config.templates:
             texts = [template.replace("{}", _readable(name)) for name in data.classes]
-            ids_CL = text.tokenize(texts, pair.text.spec).to(device)
+            ids_CL = vocabulary.tokenize(texts, pair.text.spec).to(device)
             with encoder.hardware.autocast():
                 by_template.append(pair.embed_texts(pair.text(ids_CL)))
         class_CD = F.normalize(torch.stack(by_template).mean(dim=0), dim=1)

@@ -40,11 +40,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, Step, TextConfig, Uniform
-from ssl_bench.api.parts import follow, frozen_copy, in_float32
+from ssl_bench.api.parts import Queue, follow, frozen_copy, in_float32
+from ssl_bench.config.recipes import check_losses
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
-from ssl_bench.models import encoders, text
-from ssl_bench.models.text import ImageText
+from ssl_bench.models import encoders, masked_tokens, text_encoder
+from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 from ssl_bench.utils.rng import SampleRng
 
@@ -81,11 +82,7 @@ class Config(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [each for each in self.loss if each not in _LOSSES]
-        require(
-            not unknown and bool(self.loss) and len(set(self.loss)) == len(self.loss),
-            f"loss {','.join(self.loss)!r}: some of {','.join(_LOSSES)} would work",
-        )
+        check_losses(self.loss, _LOSSES)
 
     @property
     def embed_dim(self) -> int:
@@ -102,9 +99,6 @@ class ALBEF(Method):
     """Encoders of images and texts, layers that fuse them, networks that follow, two queues.
 
     Attributes:
-        images_KD, texts_KD: momentum features of length 1, from the oldest at `pointer` on; at the
-            start they are random.
-        pointer: int64; where the next ones go.
         share: float32; how much the momentum networks have to say in this step.
     """
 
@@ -152,9 +146,6 @@ class ALBEF(Method):
         },
     }
 
-    images_KD: Tensor
-    texts_KD: Tensor
-    pointer: Tensor
     share: Tensor
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
@@ -173,10 +164,7 @@ class ALBEF(Method):
         if config.embed_dim:
             # A vector, because FSDP shards no scalars.
             self.temperature = nn.Parameter(torch.tensor([config.temperature]))
-            for name in ("images_KD", "texts_KD"):
-                keys_KD = torch.randn(config.queue_size, config.embed_dim)
-                self.register_buffer(name, F.normalize(keys_KD, dim=1))
-            self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+            self.images, self.texts = (Queue(config.queue_size, config.embed_dim) for _ in range(2))
         self.keys: tuple[Tensor, Tensor] | None = None
 
     def _freeze_unused(self) -> None:
@@ -185,9 +173,7 @@ class ALBEF(Method):
         if wanted == ("itc",):
             side.text.fusion.requires_grad_(False)
         if "mlm" not in wanted:
-            side.text.transform.requires_grad_(False)
-            side.text.transform_norm.requires_grad_(False)
-            side.text.bias.requires_grad_(False)
+            side.text.freeze_words()
 
     @classmethod
     def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
@@ -237,8 +223,8 @@ class ALBEF(Method):
             alike_2BN = torch.stack([text_BD @ self.keys[0].T, image_BD @ self.keys[1].T])
         loss = contrast(
             *(image_BD, text_BD, slow_image_BD, slow_text_BD),
-            torch.cat([self.keys[0], self.images_KD]),
-            torch.cat([self.keys[1], self.texts_KD]),
+            torch.cat([self.keys[0], self.images.rows_KD]),
+            torch.cat([self.keys[1], self.texts.rows_KD]),
             *(self.temperature, self.share),
             first=collectives.rank() * len(ids_BL),
         )
@@ -271,20 +257,20 @@ class ALBEF(Method):
         self, image_BSD: Tensor, slow_BSD: Tensor, ids_BL: Tensor, rng: SampleRng
     ) -> Tensor:
         """Mean loss of the hidden words; targets are partly the momentum networks' answers."""
-        masked = text.mask_tokens(ids_BL, self.text, rng, self.config.mask_share)
+        masked = masked_tokens.mask_tokens(ids_BL, self.text, rng, self.config.mask_share)
 
         def logits(side: ImageText, image_BSD: Tensor) -> Tensor:
             hidden_BLD = side.text(masked.ids_BL)
             return side.text.predict(side.text.fuse(hidden_BLD, masked.ids_BL, image_BSD))
 
         logits_BLV = logits(self.text_side, image_BSD)
-        loss = text.masked_loss(logits_BLV, masked.targets_BL)
+        loss = masked_tokens.masked_loss(logits_BLV, masked.targets_BL)
         if self.config.alpha:
             with torch.no_grad():
-                soft_BLV = text.wide(logits(self.slow_side, slow_BSD)).softmax(dim=-1)
-            soft = text.masked_loss(logits_BLV, masked.targets_BL, soft_BLV)
+                soft_BLV = text_encoder.wide(logits(self.slow_side, slow_BSD)).softmax(dim=-1)
+            soft = masked_tokens.masked_loss(logits_BLV, masked.targets_BL, soft_BLV)
             loss = (1 - self.share) * loss + self.share * soft
-        hidden = collectives.mean(text.count_hidden(masked.targets_BL)).clamp_min(1)
+        hidden = collectives.mean(masked_tokens.count_hidden(masked.targets_BL)).clamp_min(1)
         return loss / hidden
 
     @torch.no_grad()
@@ -296,10 +282,8 @@ class ALBEF(Method):
         if self.keys is None:
             return
         self.temperature.clamp_(_COLDEST, _HOTTEST)
-        size, count = len(self.images_KD), len(self.keys[0])
-        rows_N = (self.pointer + torch.arange(count, device=self.pointer.device)) % size
-        self.images_KD[rows_N], self.texts_KD[rows_N] = self.keys
-        self.pointer.copy_((self.pointer + count) % size)
+        self.images.push(self.keys[0])
+        self.texts.push(self.keys[1])
         self.keys = None
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -307,7 +291,7 @@ class ALBEF(Method):
         assert batch.captions_BL is not None
         images_BCHW, ids_BL, reader = batch.views["image"], batch.captions_BL, self.text_side.text
         image_BSD = self.encoder.forward_features(images_BCHW)
-        attended_BS = text.attended(reader, reader(ids_BL), ids_BL, image_BSD)
+        attended_BS = text_encoder.attended(reader, reader(ids_BL), ids_BL, image_BSD)[:, 0]
         prefix, grid = self.encoder.num_prefix_tokens, self.encoder.patch_embed.grid_size
         map_B1RC = attended_BS[:, prefix:].unflatten(1, grid)[:, None]
         shown_B1RC = map_B1RC / map_B1RC.amax(dim=(2, 3), keepdim=True)
@@ -365,7 +349,7 @@ def hard_negatives(similarity_BN: Tensor, first: int, uniform_B1: Tensor) -> Ten
         similarity_BN: logits; a row's own column comes at ``first`` plus its number.
         uniform_B1: a number in [0, 1) for each row, which decides.
     """
-    share_BN = text.wide(similarity_BN).softmax(dim=1) + _LEAST_SHARE
+    share_BN = text_encoder.wide(similarity_BN).softmax(dim=1) + _LEAST_SHARE
     rows_B = torch.arange(len(share_BN), device=share_BN.device)
     share_BN[rows_B, first + rows_B] = 0.0
     ends_BN = share_BN.double().cumsum(dim=1)

@@ -54,7 +54,7 @@ from ssl_bench.api import (
     Uniform,
 )
 from ssl_bench.api.optimizers import recipe, stepped
-from ssl_bench.api.parts import follow, frozen_copy, in_float32
+from ssl_bench.api.parts import Queue, follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
 from ssl_bench.models import encoders
 from ssl_bench.transforms.augmentations import Augmentation, mocov2_views
@@ -99,12 +99,7 @@ class Config(StepScheduleConfig):
 
 
 class MoCo(Method):
-    """A query encoder, a key encoder that follows it, and a queue of keys.
-
-    Attributes:
-        queue_KD: keys of length 1, from the oldest at `pointer` on; at the start they are random.
-        pointer: int64; where the next keys go.
-    """
+    """A query encoder, a key encoder that follows it, and a queue of keys."""
 
     version = 1
     paper = "He et al., CVPR 2020; Chen et al., arXiv 2020"
@@ -124,9 +119,6 @@ class MoCo(Method):
         "imagenet-moco-v2-resnet50": _IMAGENET,
     }
 
-    queue_KD: Tensor
-    pointer: Tensor
-
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
         super().__init__(config, backbone, data)
         width, out = encoders.width(backbone), config.proj_output_dim
@@ -135,9 +127,7 @@ class MoCo(Method):
             self.head = MoCoProjectionHead(width, width, out, num_layers=2, batch_norm=False)
         self.key_encoder = frozen_copy(backbone)
         self.key_head = frozen_copy(self.head)
-        keys_KD = torch.randn(config.queue_size, out)
-        self.register_buffer("queue_KD", F.normalize(keys_KD, dim=1))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.queue = Queue(config.queue_size, out)
         self.keys_BD: Tensor | None = None
 
     @classmethod
@@ -172,7 +162,7 @@ class MoCo(Method):
             self.keys_BD = F.normalize(key_BD.float(), dim=1)
         query_BD = self.head(encoders.represent(self.encoder, batch.views["query"]))
         self.watch(query_BD)
-        return contrast(query_BD, self.keys_BD, self.queue_KD, self.config.temperature)
+        return contrast(query_BD, self.keys_BD, self.queue.rows_KD, self.config.temperature)
 
     def optimizer(self) -> OptimizerSpec:
         """As the flags say, or in v1's steps."""
@@ -187,11 +177,7 @@ class MoCo(Method):
         follow(self.key_encoder, self.encoder, self.config.momentum)
         follow(self.key_head, self.head, self.config.momentum)
         assert self.keys_BD is not None
-        keys_ND = collectives.gather(self.keys_BD)
-        size = len(self.queue_KD)
-        rows_N = (self.pointer + torch.arange(len(keys_ND), device=keys_ND.device)) % size
-        self.queue_KD[rows_N] = keys_ND
-        self.pointer.copy_((self.pointer + len(keys_ND)) % size)
+        self.queue.push(collectives.gather(self.keys_BD))
         self.keys_BD = None
 
     search_space = {

@@ -31,9 +31,9 @@ the official code leaves out: there, frames are pairs of them, of which ``--mask
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block
@@ -50,8 +50,9 @@ from ssl_bench.api import (
     Uniform,
 )
 from ssl_bench.api.optimizers import recipe
+from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import require
-from ssl_bench.models import encoders, masking, video
+from ssl_bench.models import checkpoints, encoders, masking, video, weights
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 
 
@@ -75,6 +76,11 @@ class Config(OptimizerChoiceConfig):
     crop_scale: Annotated[float, "(0, 1]"] = 0.43
     """Smallest share of a frame's area that a random crop keeps, the same in all frames of a clip;
     1 crops nothing."""
+    init: str = ""
+    """An image encoder of the same backbone and patches to start from, such as MAE's: a run's
+    folder, or anyone's weights, as `ssl-bench eval` takes them."""
+    init_hash: str = ""
+    """Of its weights; the run notes it, and is refused if they are others."""
     beta2: float = 0.95
     """AdamW's decay of the second moment."""
     final_lr: float = 1 / 15
@@ -86,6 +92,10 @@ class Config(OptimizerChoiceConfig):
             self.decoder_embed_dim % self.decoder_heads == 0,
             f"--decoder-embed-dim {self.decoder_embed_dim} must be a multiple of the "
             f"{self.decoder_heads} decoder heads",
+        )
+        require(
+            bool(self.init) or not self.init_hash,
+            f"init hash {self.init_hash} is of an encoder; say which one, by --init",
         )
 
 
@@ -125,6 +135,8 @@ class VideoMAE(Method):
             "patch_size": 16,
             "frames": 16,
             "stride": 4,
+            "test_clips": 5,
+            "test_crops": 3,
             "epochs": 1600,
             "batch_size": 2048,
             "warmup": 40 / 1600,
@@ -138,8 +150,10 @@ class VideoMAE(Method):
     mean_C: Tensor
 
     def __init__(self, config: Config, backbone: nn.Module, data: DataInfo) -> None:
-        super().__init__(config, encoders.require_vit(backbone, "VideoMAE"), data)
         require(data.frames > 1, "VideoMAE learns from clips; --frames 2 or more would work")
+        if config.init:
+            config = _start(encoders.require_vit(backbone, "VideoMAE"), config)
+        super().__init__(config, encoders.require_vit(backbone, "VideoMAE"), data)
         encoder, width = self.encoder, config.decoder_embed_dim
         self.patch_size = encoder.patch_embed.patch_size[0]
         self.grid = encoder.patch_embed.grid_size
@@ -171,6 +185,13 @@ class VideoMAE(Method):
         for module in (self.encoder_to_decoder, self.decoder_blocks, self.head):
             encoders.initialise_linear(module)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
+        """An encoder to start from that cannot be read, before any video is decoded."""
+        if config.init:
+            checkpoints.read(config.init, WeightSettings())
+        return None
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """One view: a random crop, never mirrored (appendix, table 8)."""
@@ -285,6 +306,16 @@ class VideoMAE(Method):
             title: video.strips(self._clips(each), self.data.frames) for title, each in rows.items()
         }
 
+    @staticmethod
+    def settings_of(weights: Mapping[str, Tensor]) -> Mapping[str, Any] | None:
+        """What a decoder's names and shapes show of its `Config`, with nothing to start from."""
+        bridge = weights.get("encoder_to_decoder.weight")
+        if bridge is None:
+            return None
+        blocks = {name.split(".")[1] for name in weights if name.startswith("decoder_blocks.")}
+        sizes = {"decoder_embed_dim": len(bridge), "decoder_depth": len(blocks)}
+        return {**sizes, "init": "", "init_hash": ""}
+
     # Around the paper's values: 1.5e-4 (table 8; small encoders take more), ratios of figure 3.
     search_space = {
         "base_lr": LogUniform(1e-4, 1e-2),
@@ -293,3 +324,23 @@ class VideoMAE(Method):
         "warmup": Uniform(0.02, 0.2),
         "crop_scale": Uniform(0.2, 1.0),
     }
+
+
+def _start(backbone: nn.Module, config: Config) -> Config:
+    """Give an encoder of clips the weights of ``config.init``; the settings with their hash.
+
+    Raises:
+        UserError: they cannot be read, are others than the run was made with, or do not fit.
+    """
+    found = checkpoints.read(config.init, WeightSettings())
+    digest = weights.digest(found.encoder)[:16]
+    require(
+        config.init_hash in ("", digest),
+        f"init {config.init!r} is not the encoder that the run was made with: its hash is "
+        f"{digest}, not {config.init_hash}",
+    )
+    encoder = encoders.require_vit(found.encoder, "--init")
+    require(not encoders.is_video(encoder), f"init {config.init!r} is an encoder of clips already")
+    state = video.inflate(encoder.state_dict(), backbone)
+    weights.load_strictly(backbone, state, f"init {config.init!r}", what="backbone")
+    return replace(config, init_hash=digest)

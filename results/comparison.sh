@@ -3,14 +3,15 @@
 # images for each, the same FLOPs, several seeds; then three budgets, MAE's mask ratio, the report.
 # What is done is not done again: the same command goes on where it stopped.
 #
-#   MINUTES=10 results/comparison.sh       the embedded images: about 12 hours on two CPU cores
+#   MINUTES=10 results/comparison.sh       the embedded data: about 12 hours on two CPU cores
 #   PRESET=small results/comparison.sh     for a GPU: ViT-Ti/4 on CIFAR-10
 #   COUNT=1 results/comparison.sh          say what is to come and what it costs, and do nothing
 #
 # DATA (a name or a path), METHODS, PRESET, TRIALS, BUDGET and OTHER_BUDGETS (FLOPs), SEEDS (of the
 # methods in MORE: MORE_SEEDS), TUNINGS (trials of fine-tuning) and RUNS (a folder) overrule, and
 # FLAGS goes into every run. After MINUTES it stops with exit code 75. All but weights, features and
-# CKA's arrays is copied to results/, from where `ssl-bench compare` and `show` read it.
+# CKA's arrays is copied to results/, from where `ssl-bench compare` and `show` read it. Methods of
+# clips and captions have their own embedded data, and the same protocol without further budgets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -21,7 +22,7 @@ MORE=${MORE:-mae mocov3 supervised random-init}
 IN_BUDGETS=${IN_BUDGETS:-mae mocov3 dino supervised}
 MINUTES=${MINUTES:-1000000}
 case $PRESET in
-    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-5e12,8e13}
+    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-5e12} OTHER_BUDGETS=${OTHER_BUDGETS:-2e13,8e13}
         EPOCHS=4 ;;
     small) # an evaluation cannot go on from its middle, so none may take longer than a piece
         DATA=${DATA:-cifar10} BUDGET=${BUDGET:-1e16} OTHER_BUDGETS=${OTHER_BUDGETS:-2.5e15,4e16}
@@ -90,17 +91,36 @@ if [[ " $METHODS " == *" mae "* && -z ${COUNT:-} ]]; then
     bench ablate mask-ratio --method mae --data "$DATA" --preset "$PRESET" --epochs $EPOCHS \
         --seeds 0,1,2 --evals linear,finetune --runs-dir "$RUNS-mask-ratio" "${FLAGS[@]}"
 fi
+# Clips and captions: presets as they are, beside the untrained encoder of the same seeds.
+OTHERS=$(cat <<'END'
+fashion-motions knn,linear,finetune videomae random-init
+fashion-captions knn,linear,retrieval,zero-shot albef random-init
+fashion-captions masked-words,knn,linear bert
+END
+)
+[[ $PRESET == quick ]] || OTHERS=
+while read -ru 3 data evals methods; do
+    for method in $methods; do
+        DATA=$data RUNS=$RUNS-$data sweep "$method" "$SEEDS" "$evals"
+    done
+done 3<<< "$OTHERS"
 [[ -z ${COUNT:-} ]] || exit 0
 
 # Trials are on data of another name, and stay out of the tables.
 bench compare "*-$NAME-seed*" --runs-dir "$RUNS"
 bench report "*-$NAME-seed*" --runs-dir "$RUNS" -o "$RUNS/report"
-rm -rf "results/$NAME" results/mask-ratio
-for from in "$RUNS:results/$NAME" "$RUNS-mask-ratio:results/mask-ratio"; do
-    [[ -d ${from%%:*} ]] || continue
-    mkdir -p "${from##*:}"
-    tar -C "${from%%:*}" --exclude='*.safetensors' --exclude='checkpoint.pt' --exclude='.lock' \
+keep() { # runs, where
+    [[ -d $1 ]] || return 0
+    rm -rf "$2"
+    mkdir -p "$2"
+    tar -C "$1" --exclude='*.safetensors' --exclude='checkpoint.pt' --exclude='.lock' \
         --exclude='features' --exclude='.index' --exclude='.done' --exclude='cka-*/arrays.npz' --exclude='jobs' \
         --exclude='*-validation-seed*/figures' --exclude='*-validation-seed*/evals/*/predictions.npz' \
-        --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "${from##*:}" -xf -
+        --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "$2" -xf -
+}
+keep "$RUNS" "results/$NAME"
+keep "$RUNS-mask-ratio" results/mask-ratio
+for data in $(cut -d' ' -f1 <<< "$OTHERS" | sort -u); do
+    bench report --runs-dir "$RUNS-$data" -o "$RUNS-$data/report"
+    keep "$RUNS-$data" "results/$data"
 done

@@ -60,12 +60,20 @@ def layer(
     return found
 
 
-def encode(weights: Weights, ids: Sequence[int], depth: int, heads: int) -> list[Tensor]:
-    """The hidden state of each token of one text without padding."""
-    rows = [
-        norm(weights, "norm", weights["words.weight"][number] + weights["positions.weight"][place])
-        for place, number in enumerate(ids)
-    ]
+def encode(
+    weights: Weights, ids: Sequence[int], depth: int, heads: int, second: int | None = None
+) -> list[Tensor]:
+    """The hidden state of each token of one text without padding.
+
+    Args:
+        second: where the second text of a pair begins, for an encoder of pairs.
+    """
+    rows = []
+    for place, number in enumerate(ids):
+        row_D = weights["words.weight"][number] + weights["positions.weight"][place]
+        if second is not None:
+            row_D = row_D + weights["segments.weight"][int(place >= second)]
+        rows.append(norm(weights, "norm", row_D))
     for number in range(depth):
         rows = layer(under(weights, f"layers.{number}"), rows, heads)
     return rows

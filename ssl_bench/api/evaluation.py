@@ -34,8 +34,8 @@ class FrozenEncoder(Protocol):
         seed: of every draw of the evaluation.
         scratch: where a long training of the evaluation keeps its state, see `resume.training`;
             None for nowhere.
-        pair: the `text.ImageText` that was pre-trained with an encoder of images, or None.
-        text: the `text.TextEncoder` in that, or the encoder itself if it reads captions, or None.
+        pair: the `ImageText` that was pre-trained with an encoder of images, or None.
+        text: the `TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
     spec: EncoderSpec

@@ -20,7 +20,7 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Split
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import TextSpec
+from ssl_bench.models.vocabulary import TextSpec
 from ssl_bench.transforms.augmentations import Augmentation
 
 Loss = Tensor | Mapping[str, Tensor]
@@ -66,7 +66,7 @@ class Method(MethodDeclarations, nn.Module):
     Attributes:
         encoder: what evaluations receive, snapshots keep and exports write: the backbone, or its
             teacher. A method that trains nothing has no parameter that requires a gradient.
-        text_side: what evaluations receive beside an encoder of images: a `text.ImageText`, or None
+        text_side: what evaluations receive beside an encoder of images: an `ImageText`, or None
             where it is pre-trained without captions.
         watched_BD: this rank's latest features of `watch`.
         fixed_shapes: whether shapes may not depend on the data even on a CPU: a step's cost, which

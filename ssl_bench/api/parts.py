@@ -1,4 +1,4 @@
-"""What methods have in common: projection heads, networks that follow others, float32 losses."""
+"""What methods share: projection heads, networks that follow others, queues, float32 losses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.distributed import collectives
@@ -65,6 +66,31 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     Buffers stay as they are: a batch norm keeps statistics of its own.
     """
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
+
+
+class Queue(nn.Module):
+    """The last features of a momentum encoder, to tell others from (MoCo, arXiv:1911.05722).
+
+    Attributes:
+        rows_KD: features of length 1, from the oldest at `pointer` on; at the start random ones.
+        pointer: int64; where the next ones go.
+    """
+
+    rows_KD: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows_KD", F.normalize(torch.randn(size, width), dim=1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, rows_ND: Tensor) -> None:
+        """Put in features of length 1, no more than it holds; the oldest ones leave."""
+        size, count = len(self.rows_KD), len(rows_ND)
+        place_N = (self.pointer + torch.arange(count, device=self.pointer.device)) % size
+        self.rows_KD[place_N] = rows_ND
+        self.pointer.copy_((self.pointer + count) % size)
 
 
 def in_float32(function: Callable[..., T]) -> Callable[..., T]:

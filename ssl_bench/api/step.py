@@ -48,7 +48,9 @@ class Batch:
         rng: the step's random numbers, for masks and the like.
         labels_B: int64 class indices where the method's ``columns`` ask for "label", else None.
         captions_BL: int64 ids of the tokens of one of each image's captions, where they ask for
-            "caption", else None; see `text.tokenize`.
+            "caption", else None; see `vocabulary.tokenize`.
+        is_next_B: whether the second text of each pair comes after the first, bool, where the
+            method reads pairs, else None.
         part: which part of the step's images these are, where they are taken in parts, in any
             order; from 0.
     """
@@ -58,6 +60,7 @@ class Batch:
     labels_B: Tensor | None = None
     part: int = 0
     captions_BL: Tensor | None = None
+    is_next_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rng.samples_B)
@@ -72,4 +75,5 @@ class Batch:
                 None if self.labels_B is None else self.labels_B[rows],
                 number,
                 None if self.captions_BL is None else self.captions_BL[rows],
+                None if self.is_next_B is None else self.is_next_B[rows],
             )

@@ -31,8 +31,8 @@ _GROUPS = {
     "method and encoder": "method preset config target weights backbone patch_size num_heads grid "
     "branch",
     "training": "epochs budget_flops budget_time match batch_size seed",
-    "data": "data eval_data image_size data_dir storage skip_broken",
-    "evaluation": "evals eval_every eval_every_with keep_features",
+    "data": "data eval_data image_size frames stride data_dir storage skip_broken",
+    "evaluation": "evals eval_every eval_every_with test_clips test_crops keep_features",
 }
 _METHOD, _TRAINING, _, _EVALUATION = _GROUPS
 _MACHINE = "machine and files"

@@ -36,16 +36,18 @@ class ExportSettings(WeightSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructSettings(WeightSettings):
-    """Hide patches of images, and draw what a masked autoencoder makes of the others."""
+    """Hide patches of images or clips, and draw what a masked autoencoder makes of the others."""
 
     target: str = ""
     """A run's folder or name, or anyone's weights with their decoder."""
     images: tuple[str, ...] = ()
-    """Image files."""
+    """Image files; videos, too, for an encoder of clips, of which it takes the middle."""
     mask_ratio: Annotated[float | None, "(0, 1)"] = None
     """Share of the patches to hide. Default: the pre-training's, or 0.75."""
-    sampling: Literal["random", "block", "grid"] = "random"
-    """Which patches to hide: any, rectangles of them, or all but a regular grid."""
+    sampling: Literal["random", "block", "grid", "tube", "frame"] | None = None
+    """Which patches to hide: any, rectangles of them, or all but a regular grid; of a clip any, or
+    the same places in all frames, or pairs of frames. Default: any, or of a clip the same
+    places."""
     seed: int = 0
     """Seed of the masks."""
     norm_pix_loss: Literal["auto", "yes", "no"] = "auto"

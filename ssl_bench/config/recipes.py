@@ -52,6 +52,18 @@ class TextConfig(OptimizerConfig):
     """Share of the tokens that are hidden and predicted."""
 
 
+def check_losses(loss: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Require some of the known losses, each once.
+
+    Raises:
+        UserError: there is none, another one, or one twice.
+    """
+    require(
+        bool(loss) and set(loss) <= set(known) and len(set(loss)) == len(loss),
+        f"loss {','.join(loss)!r}: some of {','.join(known)} would work",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerChoiceConfig(OptimizerConfig):
     """The same schedule for an optimiser of one's choice."""

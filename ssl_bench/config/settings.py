@@ -42,6 +42,11 @@ class WorkSettings(RunsSettings):
     keep_features: bool = True
     """Keep extracted features in the run folder, so that an evaluation that comes later starts at
     once: 4 bytes for each image, feature and pooling, 72 MB for the default run."""
+    test_clips: Annotated[int, "[1, inf)"] = 1
+    """Clips of each test video, from its beginning to its end, over which an evaluation averages
+    features, or probabilities after fine-tuning; 1 is the one in the middle."""
+    test_crops: Literal[1, 3] = 1
+    """Crops of each of these clips: the centre, or both ends of the longer side, too."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
     storage: Storage = "auto"
@@ -205,10 +210,16 @@ class WeightSettings(RunsSettings):
     """Attention heads of that encoder, where the weights do not tell."""
     grid: tuple[int, ...] = ()
     """Rows and columns of its patches, such as 8,6, where they are not as many."""
+    frames: Annotated[int | None, "[2, inf)"] = None
+    """Frames of the clips that it takes, where they do not tell. Default: 16, as of all published
+    ones."""
     branch: str | None = None
     """Which of several networks: base_encoder (default) or momentum_encoder of MoCo v3, encoder_q
     (default) or encoder_k of MoCo v1 and v2, teacher (default) or student of DINO, else the file's
     own name of it, such as model_ema."""
+    tokenizer: str | None = None
+    """The vocabulary that weights of a text encoder were trained with: BERT's vocab.txt, or a
+    tokenizer.json of WordPiece. Default: what lies beside them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,8 +233,9 @@ class EvalSettings(WeightSettings, WorkSettings):
     target: str = ""
     """A run's folder or name, or weights."""
     weights: str = ""
-    """Anyone's weights: a file (MAE's, MoCo's, DINO's, SimSiam's, Barlow Twins', VICReg's,
-    timm's, torchvision's), a folder that transformers saved, timm:NAME or hf:NAME."""
+    """Anyone's weights: a file (MAE's, VideoMAE's, MoCo's, DINO's, SimSiam's, Barlow Twins',
+    VICReg's, ALBEF's, timm's, torchvision's), a folder that transformers saved, timm:NAME or
+    hf:NAME."""
     image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:
     the pre-training's, or 224 for a ResNet from elsewhere, whose weights do not tell."""

@@ -49,12 +49,14 @@ def load(
     check: Callable[[int], None] | None = None,
     frames: int | None = None,
     stride: int | None = None,
+    views: tuple[int, int] = (1, 1),
 ) -> Dataset:
     """Load the data set that ``source`` names.
 
-    A source is a known name (see ``names``) or a path: a folder of images, or Parquet or tar
-    files, one or a folder of them, as described in the modules ``folder``, ``parquet`` and
-    ``tars``. Write ``./mnist`` for a folder with a known name.
+    A source is a known name (see ``names``) or a path: a folder of images, Parquet or tar files,
+    one or a folder of them, a table of captions or a text, as described in the modules ``folder``,
+    ``parquet``, ``tars``, ``captions`` and ``texts``. Write ``./mnist`` for a folder with a known
+    name.
 
     ``@validation`` at the end takes only the training images, a part of them as the test split (see
     ``holdout``). ``@whole``, ``@TRAIN`` or ``@TRAIN+TEST`` after a path, before ``@validation``,
@@ -78,12 +80,16 @@ def load(
         frames: of each clip, where the source has video; 1 makes images of its clips, the middle
             frame of each. Default: the source's own. Of no effect on images.
         stride: from one frame of a clip to the next, in frames of the video. Default: likewise.
+        views: clips of a test video, and crops of each, that a test averages over; only a folder of
+            videos has several.
 
     Raises:
         UserError: the source is unknown or unusable, or not suited to this ``storage``.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
+    from ssl_bench.data.sources import texts
+
     asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
     if asked.place in INSIDE:
         require(
@@ -101,7 +107,11 @@ def load(
             check(listing.train.count)
         chosen = sampling.chosen(clips.USUAL, frames, stride)
         how = read_size, chosen, storage, skip_broken, progress or no_progress
-        found = clips.load(listing, *how)
+        found = clips.load(listing, *how, views)
+    elif texts.is_here(Path(asked.place).expanduser()):
+        found = texts.load(asked, storage)
+        if check:
+            check(len(found.train))
     else:
         from ssl_bench.data import in_memory
         from ssl_bench.data.listing import no_progress
@@ -111,6 +121,13 @@ def load(
             check(listing.train.count)
         told = progress or no_progress
         found = in_memory.load(listing, read_size, storage, skip_broken, checked, told)
+    require(
+        views == (1, 1) or (found.test.several_views != ""),
+        f"--test-clips {views[0]} --test-crops {views[1]}: only a folder of videos has several "
+        f"clips and crops to average over, and data {found.name!r} has "
+        + ("one clip of each" if found.frames > 1 else "single images")
+        + "; 1 and 1 would work",
+    )
     is_native = found.size != round(read_size * 8 / 7)
     view_size = image_size or (found.size if is_native else DEFAULT_IMAGE_SIZE)
     return replace(found, view_size=view_size, source=resolved(source))
@@ -198,8 +215,9 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         from ssl_bench.data.sources import hugging_face
 
         return hugging_face.find(place, asked.choice, _folder(data_dir))
-    from ssl_bench.data.sources import captions, folder, pairs, parquet, tars
+    from ssl_bench.data.sources import captions, folder, pairs, parquet, tars, texts
 
+    require(not texts.is_here(path), f"{place} has texts alone, and images are wanted")
     if path.exists() and parquet.is_here(path):
         return parquet.find(path, asked.choice)
     if tars.is_here(place):
@@ -214,7 +232,9 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         return pairs.find(path, asked.choice)
     if path.is_dir():
         return folder.find(path, asked.choice)
-    raise UserError(f"{place} is neither a folder nor a .parquet, .tar, .csv or .jsonl file")
+    raise UserError(
+        f"{place} is neither a folder nor a .parquet, .tar, .csv, .jsonl, .json or .txt file"
+    )
 
 
 def _refuse_choice(asked: Source) -> None:

@@ -2,7 +2,10 @@
 
 Of each video every frame whose number is a multiple of the stride is kept, as a square like an
 image's; a clip is so many kept frames one after the other. Training draws where it begins, and
-evaluation takes the one in the middle. A video that is too short for a clip repeats its last frame.
+evaluation takes the one in the middle, or of a test video several and crops of them: clips that
+begin at equal distances from the first place to the last, squares at both ends of the frame and in
+its centre (``kinetics.py``, MCG-NJU/VideoMAE ``14ef8d8``). A video that is too short for a clip
+repeats its last frame.
 
 Files are decoded by PyAV, whose wheels bring ffmpeg's libraries, and GIFs by Pillow. Strides count
 frames, whatever the frame rate.
@@ -13,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -48,19 +51,22 @@ class VideoSplit(Split):
     """Videos, of which clips are taken; ``images_NCHW`` does not exist.
 
     Attributes:
-        frames_KCSS: uint8, the kept frames of all videos, one video after the other.
+        frames_KCSS: uint8, the kept frames of all videos, one video after the other; of several
+            crops, one crop's channels after the other's.
         counts_N: int64, how many each video has, 1 or more.
+        views: clips, and crops of each, that a test averages over.
     """
 
     images_NCHW: Tensor = field(init=False, repr=False)
     masks_NSS: None = field(init=False, repr=False, default=None)
     frames_KCSS: Tensor = field(kw_only=True)
     counts_N: Tensor = field(kw_only=True)
+    views: tuple[int, int] = field(default=(1, 1), kw_only=True)
 
     @property
     def channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
-        return self.frames_KCSS.shape[1]
+        return self.frames_KCSS.shape[1] // self.views[1]
 
     @property
     def side(self) -> int:
@@ -77,6 +83,33 @@ class VideoSplit(Split):
         index_B = draws.samples_B.cpu()
         uniform_B = draws.uniform("clip start", 1)[:, 0].cpu()
         return self._clips(index_B, (uniform_B * (self._last_start(index_B) + 1)).long())
+
+    def read_drawn(self, steps: Iterable[SampleRng]) -> Generator[Tensor]:
+        """`drawn` of each of several training steps."""
+        yield from map(self.drawn, steps)
+
+    @property
+    def several_views(self) -> str:
+        """Which views of each video `seen` gives, in words; "" for the one of `read`."""
+        clips, crops = self.views
+        words = f"averaged over {many(clips, 'clip')} x {many(crops, 'crop')} of each test video"
+        return "" if self.views == (1, 1) else words
+
+    def seen(self, indices: Iterable[Tensor]) -> Generator[Iterable[Tensor]]:
+        """Each video's clips and crops in turn, for each of several index tensors."""
+        clips, crops = self.views
+        if self.views == (1, 1):
+            yield from super().seen(indices)
+            return
+        for index_B in indices:
+            last_B = self._last_start(index_B.cpu())
+            starts = [last_B * clip // (clips - 1) if clips > 1 else last_B // 2
+                      for clip in range(clips)]  # fmt: skip
+            yield (
+                self._clips(index_B.cpu(), start_B, crop)
+                for start_B in starts
+                for crop in range(crops)
+            )
 
     def subset(self, places: Any) -> VideoSplit:
         """The videos at some places."""
@@ -97,11 +130,14 @@ class VideoSplit(Split):
     def _last_start(self, index_B: Tensor) -> Tensor:
         return (self.counts_N[index_B] - self.frames).clamp(min=0)
 
-    def _clips(self, index_B: Tensor, start_B: Tensor) -> Tensor:
+    def _clips(self, index_B: Tensor, start_B: Tensor, crop: int | None = None) -> Tensor:
+        """The clips that begin at these kept frames, of one of the crops or else the middle one."""
         counts_B1 = self.counts_N[index_B, None]
         first_B1 = self.counts_N.cumsum(0)[index_B, None] - counts_B1
         place_BF = (start_B[:, None] + torch.arange(self.frames)).minimum(counts_B1 - 1)
-        clips_BCSS = self.frames_KCSS[first_B1 + place_BF].flatten(1, 2)
+        first = self.channels * (self.views[1] // 2 if crop is None else crop)
+        frames_KCSS = self.frames_KCSS[:, first : first + self.channels]
+        clips_BCSS = frames_KCSS[first_B1 + place_BF].flatten(1, 2)
         return clips_BCSS.to(self.labels_N.device, non_blocking=True)
 
 
@@ -112,8 +148,13 @@ def load(
     storage: Storage,
     skip_broken: bool,
     progress: Progress,
+    views: tuple[int, int] = (1, 1),
 ) -> Dataset:
     """Decode the videos of a listing.
+
+    Args:
+        views: clips, and crops of each, that a test averages over; the fingerprint does not depend
+            on them.
 
     Raises:
         UserError: PyAV is missing, videos cannot be read, or their frames need too much memory.
@@ -123,14 +164,10 @@ def load(
         "videos are decoded into memory, and cannot be streamed; --storage memory would work",
     )
     pictures = [*listing.pictures()]
-    others = [p for p in pictures if Path(p.name).suffix.lower() != GIF]
-    require(
-        not others or importlib.util.find_spec("av") is not None,
-        f"videos such as {others[0].name if others else ''} need PyAV; pip install "
-        "'ssl-bench[video]' would work",
-    )
+    _require_decoder(pictures)
     side = round(image_size * 8 / 7)
-    decoded, broken = _decoded(pictures, side, sampling, progress)
+    crops = [1] * listing.train.count + [views[1]] * listing.test.count
+    decoded, broken = _decoded(pictures, crops, side, sampling, progress)
     errors = [broken[place] for place in sorted(broken)]
     images.refuse(errors, skip_broken)
     caveats: list[str] = []
@@ -153,18 +190,51 @@ def load(
         counts_N = torch.tensor([len(video) for video in own])
         frames_KCSS = torch.from_numpy(np.concatenate(own))
         labels_N = torch.tensor(part.labels, dtype=torch.int64)
-        for each in (frames_KCSS, counts_N, labels_N):
+        first = frames_KCSS.shape[1] // 6 * 3  # the middle crop's
+        centre = frames_KCSS[:, first : first + 3].contiguous()
+        for each in (centre, counts_N, labels_N):
             digest.update(each.numpy().data)
-        splits.append(
-            VideoSplit(labels_N, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N)
+        split = VideoSplit(
+            labels_N, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N
         )
+        splits.append(replace(split, views=views) if part is listing.test else split)
     told = tuple(f"{error.name}: {error.reason}" for error in errors)
     train, test = splits
     return listing.as_dataset(train, test, digest.hexdigest()[:16], caveats, "in memory", told)
 
 
+def middle(path: Path, image_size: int, sampling: Sampling) -> Tensor:
+    """The clip in the middle of one video, as of a data set: uint8 ``(1, frames * 3, S, S)``.
+
+    Raises:
+        UserError: PyAV is missing, or the video cannot be read.
+    """
+    picture = Picture(str(path), path, 0)
+    _require_decoder([picture])
+    found = _video(picture, 1, round(image_size * 8 / 7), sampling)
+    if isinstance(found, UnreadableImage):
+        raise found
+    frames_KCSS, one = torch.from_numpy(found), torch.zeros(1, dtype=torch.int64)
+    counts_N = one + len(frames_KCSS)
+    own = VideoSplit(one, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N)
+    return own.images(one)
+
+
+def _require_decoder(pictures: list[Picture]) -> None:
+    others = [p for p in pictures if Path(p.name).suffix.lower() != GIF]
+    require(
+        not others or importlib.util.find_spec("av") is not None,
+        f"videos such as {others[0].name if others else ''} need PyAV; pip install "
+        "'ssl-bench[video]' would work",
+    )
+
+
 def _decoded(
-    pictures: list[Picture], side: int, sampling: Sampling, progress: Progress
+    pictures: list[Picture],
+    crops: list[int],
+    side: int,
+    sampling: Sampling,
+    progress: Progress,
 ) -> tuple[dict[int, np.ndarray], dict[int, UnreadableImage]]:
     """The kept frames of each video that can be read, and the errors of the others, by place."""
     decoded: dict[int, np.ndarray] = {}
@@ -174,7 +244,8 @@ def _decoded(
     read = partial(_video, side=side, sampling=sampling)
     with ThreadPoolExecutor() as pool:
         while batch := [*islice(numbered, _AT_ONCE)]:
-            found = pool.map(read, [picture for _, picture in batch])
+            taken = [crops[place] for place, _ in batch]
+            found = pool.map(read, [picture for _, picture in batch], taken)
             for (place, _), video in zip(batch, found, strict=True):
                 if isinstance(video, UnreadableImage):
                     broken[place] = video
@@ -191,8 +262,14 @@ def _decoded(
     return decoded, broken
 
 
-def _video(picture: Picture, side: int, sampling: Sampling) -> np.ndarray | UnreadableImage:
-    """The kept frames of a video as squares, uint8 ``(K, 3, S, S)``, or why there are none."""
+def _video(
+    picture: Picture, crops: int, side: int, sampling: Sampling
+) -> np.ndarray | UnreadableImage:
+    """The kept frames of a video as squares, uint8 ``(K, crops * 3, S, S)``, or why there are none.
+
+    One crop is the centre; several are at equal distances from one end to the other.
+    """
+    places = [crop / (crops - 1) for crop in range(crops)] if crops > 1 else [0.5]
     assert isinstance(picture.encoded, Path)
     read = _gif if picture.encoded.suffix.lower() == GIF else _film
     try:
@@ -200,7 +277,9 @@ def _video(picture: Picture, side: int, sampling: Sampling) -> np.ndarray | Unre
             kept, count = [], 0
             for count, frame in enumerate(frames, start=1):
                 if (count - 1) % sampling.stride == 0:
-                    kept.append(square_CSS(frame, side, 3))
+                    image = frame()
+                    squares = [square_CSS(image, side, 3, place=place) for place in places]
+                    kept.append(np.concatenate(squares))
             if count < min(2, sampling.frames):
                 raise ValueError(f"it has {['no frames', 'one frame'][count]}")
             return np.ascontiguousarray(np.stack(kept))
@@ -208,17 +287,25 @@ def _video(picture: Picture, side: int, sampling: Sampling) -> np.ndarray | Unre
         return error
 
 
-def _gif(path: Path) -> Generator[Image.Image]:
+def _gif(path: Path) -> Generator[Callable[[], Image.Image]]:
+    """What gives each frame, until the next one is asked for."""
     with Image.open(path, formats=["GIF"]) as film:
         for frame in ImageSequence.Iterator(film):
-            yield frame.copy()
+            yield frame.copy
 
 
-def _film(path: Path) -> Generator[Image.Image]:
+def _film(path: Path) -> Generator[Callable[[], Image.Image]]:
+    """What gives each frame, whose colours are converted only then."""
     import av
 
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         for frame in container.decode(video=0):
-            yield frame.to_image()
+            yield partial(_upright, frame)
+
+
+def _upright(frame: Any) -> Image.Image:
+    """A frame of PyAV as it is to be shown: telephones store how they were held."""
+    image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image

@@ -35,6 +35,8 @@ class Split:
         masks_NSS: uint8 ``(N, S, S)``, the class of each pixel, 255 where none counts, or None.
         frames: of each clip; 1 for images.
         captions: one or several texts of each image, or None.
+        documents: of sentences, the number of the document of each; sentences of one follow each
+            other. None of captions.
     """
 
     images_NCHW: Tensor
@@ -42,6 +44,7 @@ class Split:
     masks_NSS: Tensor | None = None
     frames: int = field(default=1, kw_only=True)
     captions: tuple[tuple[str, ...], ...] | None = field(default=None, kw_only=True, repr=False)
+    documents: tuple[int, ...] | None = field(default=None, kw_only=True, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -65,6 +68,23 @@ class Split:
         """`images` of the samples of a training step, of which a video may give any clip."""
         return self.images(draws.samples_B)
 
+    def read_drawn(self, steps: Iterable[SampleRng]) -> Generator[Tensor]:
+        """`drawn` of each of several training steps; close it if you stop early."""
+        yield from self.read(draws.samples_B for draws in steps)
+
+    @property
+    def several_views(self) -> str:
+        """Which views of each image `seen` gives, in words; "" for the one of `read`."""
+        return ""
+
+    def seen(self, indices: Iterable[Tensor]) -> Generator[Iterable[Tensor]]:
+        """What a test averages over: the views of the images at each of several index tensors.
+
+        They are those of `read`; of a video there may be several, see `clips.VideoSplit`.
+        """
+        for images_BCSS in self.read(indices):
+            yield (images_BCSS,)
+
     def masks(self, index_B: Tensor) -> Tensor:
         """The masks of the images at these indices: uint8 ``(B, S, S)``, on the CPU."""
         assert self.masks_NSS is not None
@@ -82,7 +102,12 @@ class Split:
         texts = self.captions and tuple(self.captions[place] for place in places)
         images_NCHW, labels_N = self.images_NCHW[places], self.labels_N[places]
         return replace(
-            self, images_NCHW=images_NCHW, labels_N=labels_N, masks_NSS=masks, captions=texts
+            self,
+            images_NCHW=images_NCHW,
+            labels_N=labels_N,
+            masks_NSS=masks,
+            captions=texts,
+            documents=self.documents and _divided(self.documents, places),
         )
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
@@ -134,6 +159,7 @@ class Dataset:
         source: the source, valid in any working directory.
         mask_classes: names of the classes in the masks; empty without masks.
         uncaptioned: why the splits have no captions, where they have none.
+        imageless: why there are no images (each is one black pixel then), or "".
     """
 
     name: str
@@ -151,6 +177,7 @@ class Dataset:
     source: str = ""
     mask_classes: tuple[str, ...] = ()
     uncaptioned: str = NO_CAPTIONS
+    imageless: str = ""
 
     @property
     def channels(self) -> int:
@@ -161,6 +188,14 @@ class Dataset:
     def frames(self) -> int:
         """Frames of each clip; 1 for images."""
         return self.train.frames
+
+    def as_tested(self) -> Dataset:
+        """The same, to be evaluated on: its fingerprint tells which views a test averages over."""
+        views = self.test.several_views
+        if not views:
+            return self
+        digest = hashlib.sha256(f"{self.fingerprint} {views}".encode()).hexdigest()[:16]
+        return replace(self, fingerprint=digest, note="; ".join(filter(None, (self.note, views))))
 
     @property
     def size(self) -> int:
@@ -181,6 +216,8 @@ class Dataset:
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         import torch
 
+        if self.imageless:
+            return (0.0,), (1.0,)
         # Counting the 256 values is exact, whatever the number of pixels.
         counts_CV = torch.zeros(self.channels, 256, dtype=torch.float64)
         for chunk_NCHW in self.train.sample():
@@ -194,6 +231,15 @@ class Dataset:
         return tuple(mean_C.tolist()), tuple(variance_C.sqrt().tolist())
 
 
+def _divided(documents: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
+    """The documents of some texts: where one is missing between two, another document begins."""
+    found, number = list[int](), -1
+    for before, place in zip((-1, *places), places, strict=False):
+        number += not found or place != before + 1 or documents[place] != documents[before]
+        found.append(number)
+    return tuple(found)
+
+
 def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
     """16 hexadecimal digits of the SHA-256 of pixels, labels, masks, captions and class names."""
     digest = hashlib.sha256(json.dumps(classes).encode())
@@ -205,4 +251,6 @@ def fingerprint(train: Split, test: Split, classes: tuple[str, ...]) -> str:
             digest.update(split.masks_NSS.numpy().data)
         if split.captions is not None:
             digest.update(json.dumps(split.captions).encode())
+        if split.documents is not None:
+            digest.update(json.dumps(split.documents).encode())
     return digest.hexdigest()[:16]

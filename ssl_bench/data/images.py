@@ -307,12 +307,17 @@ def check(picture: Picture) -> Extremes | None:
 
 
 def square_CSS(
-    image: Image.Image, side: int, channels: int, depths: Depths | None = None
+    image: Image.Image,
+    side: int,
+    channels: int,
+    depths: Depths | None = None,
+    place: float = 0.5,
 ) -> np.ndarray:
     """The image as uint8 ``(channels, side, side)``; for one channel it must be grey.
 
     Its short side is resized to ``side`` (bicubic, antialiased) and the centre is kept; an
-    image of that size is left as it is. `to_rgb` explains ``depths``.
+    image of that size is left as it is. `to_rgb` explains ``depths``. Another ``place`` than the
+    centre is kept between 0, the left or upper end, and 1.
     """
     scale = side / min(image.size)
     # A JPEG decodes at 1/2, 1/4 or 1/8 of its size where that is still large enough.
@@ -320,7 +325,7 @@ def square_CSS(
     image = to_rgb(image, depths)
     if image.size != (side, side):
         short = min(image.size)
-        left, top = (image.width - short) / 2, (image.height - short) / 2
+        left, top = (image.width - short) * place, (image.height - short) * place
         box = (left, top, left + short, top + short)
         image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
     return np.asarray(image).transpose(2, 0, 1)[:channels]

@@ -18,9 +18,9 @@ from ssl_bench.data import Split
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
-from ssl_bench.models import backbones, encoders, text, weights
+from ssl_bench.models import backbones, encoders, vocabulary, weights
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import ImageText
+from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.models.video import as_clips, as_frames
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
@@ -90,8 +90,8 @@ class Encoder:
         hardware: where evaluations compute.
         seed: of its pre-training; an evaluation's own draws use it too.
         scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
-        pair: the `text.ImageText` that was pre-trained with it, or None.
-        text: the `text.TextEncoder` in that, or the encoder itself if it reads captions, or None.
+        pair: the `ImageText` that was pre-trained with it, or None.
+        text: the `TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
     scratch: EvalCheckpoint | None = None
@@ -204,11 +204,12 @@ class Encoder:
     def _encoded(self, split: Split, indices: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor]]:
         """Features of a few images at a time; of their first captions for an encoder of these."""
         if not self.spec.is_text:
-            for images in split.read(indices):
-                yield self._encode(prepare(images, self.spec, self.hardware))
+            for views in split.seen(indices):
+                parts = [self._encode(prepare(v, self.spec, self.hardware)) for v in views]
+                yield {name: torch.stack([p[name] for p in parts]).mean(0) for name in parts[0]}
             return
         assert self.text is not None
-        ids_NL = text.tokenize(split.first_captions, self.text.spec)
+        ids_NL = vocabulary.tokenize(split.first_captions, self.text.spec)
         for index_B in indices:
             yield self._encode_text(ids_NL[index_B].to(self.hardware.device))
 
@@ -241,10 +242,10 @@ class RawPixels:
         width = self.spec.input_channels * self.spec.image_size**2
         pixels_ND = torch.empty(len(split), width, device=self.hardware.device)
         done = 0
-        for images in split.chunks(_PIXELS_AT_ONCE):
-            views_BCHW = prepare(images, self.spec, self.hardware)
-            pixels_ND[done : done + len(images)] = self.encode(views_BCHW)["pixels"]
-            done += len(images)
+        for views in split.seen(torch.arange(len(split)).split(_PIXELS_AT_ONCE)):
+            parts = [self.encode(prepare(v, self.spec, self.hardware))["pixels"] for v in views]
+            pixels_ND[done : done + len(parts[0])] = torch.stack(parts).mean(0)
+            done += len(parts[0])
         features = {"pixels": pixels_ND}
         _check_finite(features)
         return features
@@ -285,11 +286,9 @@ def flip_of(spec: EncoderSpec) -> float:
     return 0.5 if spec.frames == 1 else 0.0
 
 
-def share_of(split: Split, size: int) -> Iterator[Tensor]:
-    """The images of this rank's `collectives.shard_rows` a split, ``size`` at a time."""
-    if collectives.world_size() == 1:
-        return split.chunks(size)
-    return split.read(collectives.shard_rows(torch.arange(len(split))).split(size))
+def share_of(split: Split, size: int) -> Iterator[Iterable[Tensor]]:
+    """What is seen of this rank's `collectives.shard_rows` a split, ``size`` images at a time."""
+    return split.seen(collectives.shard_rows(torch.arange(len(split))).split(size))
 
 
 def _everywhere(fact: bool) -> bool:

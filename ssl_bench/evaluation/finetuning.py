@@ -209,10 +209,14 @@ def train(
         steps = range(first, schedule.steps)
         return (schedule.batch(step, seed, "finetune")[rows_R] for step in steps)
 
+    def drawn(first: int) -> Iterator[SampleRng]:
+        return (SampleRng(seed, step, rows, "finetune/") for step, rows in
+                enumerate(order(first), first))  # fmt: skip
+
     model.train()
     with (
         resume.training(encoder.scratch, model, recipe.optimizer, schedule.steps) as training,
-        closing(split.read(order(training.start))) as stored,
+        closing(split.read_drawn(drawn(training.start))) as stored,
         progress.bar(config.section.replace("finetune", "fine-tune"), schedule.steps) as bar,
     ):
         samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
@@ -246,13 +250,20 @@ def train(
 
 @torch.no_grad()
 def predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
-    """The class of each of a split's images, seen whole: int64 ``(N,)`` on the CPU."""
+    """The class of each of a split's images, seen whole: int64 ``(N,)`` on the CPU.
+
+    Of several views of each, the probabilities are averaged.
+    """
     model.eval()
     predictions = []
-    for images_BCHW in share_of(split, 500):
-        with encoder.hardware.autocast():
-            logits_BC = model(prepare(images_BCHW, encoder.spec, encoder.hardware))
-        predictions.append(logits_BC.argmax(dim=1).cpu())
+    for views in share_of(split, max(1, 500 // encoder.spec.frames)):
+        scores = []
+        for images_BCHW in views:
+            with encoder.hardware.autocast():
+                scores.append(model(prepare(images_BCHW, encoder.spec, encoder.hardware)))
+        if len(scores) > 1:
+            scores = [torch.stack([logits.float().softmax(dim=1) for logits in scores]).mean(0)]
+        predictions.append(scores[0].argmax(dim=1).cpu())
     return collectives.gather_shards(torch.cat(predictions), len(split))
 
 

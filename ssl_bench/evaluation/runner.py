@@ -26,7 +26,7 @@ from ssl_bench.evaluation import gate
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels
 from ssl_bench.models import backbones, weights
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import ImageText
+from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.training.resume import EvalCheckpoint
 from ssl_bench.utils import progress

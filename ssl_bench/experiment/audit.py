@@ -29,7 +29,7 @@ from ssl_bench.errors import require
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import backbones, encoders
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import ImageText
+from ssl_bench.models.text_encoder import ImageText
 
 _SHOWN = 3
 

@@ -65,6 +65,7 @@ def evaluate(config: EvalConfig) -> Path:
             for (evals, *_), data in zip(audits, datasets, strict=True)
         )
         shown(plan["method"], plan["data"], chain.from_iterable(found))
+        collectives.on_rank_zero(lambda: draw_evaluations(folder))
     console.print(f"run folder: {folder}", soft_wrap=True)
     return folder
 
@@ -78,8 +79,9 @@ def data_of(settings: EvalSettings, plan: Mapping[str, Any]) -> list[Dataset]:
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     sources = several(source)
     require(bool(sources), f"data {source!r} names no data set")
-    how = settings.data_dir, settings.storage, skip, None, spec.frames, stride
-    return [load(each, spec.image_size, *how) for each in sources]
+    views = settings.test_clips, settings.test_crops
+    how = settings.data_dir, settings.storage, skip, None, spec.frames, stride, views
+    return [load(each, spec.image_size, *how).as_tested() for each in sources]
 
 
 def check_ranks(settings: Settings | EvalSettings) -> None:
@@ -107,6 +109,14 @@ def shown(
         if records:
             console.print(beside_baselines(method, records, pretrained_on))
     return records
+
+
+def draw_evaluations(folder: Path) -> None:
+    """The figures of what evaluations have kept for some, see `figures.of_evaluations`."""
+    from ssl_bench.experiment import figures  # a second that help need not wait for
+
+    for path in figures.of_evaluations(folder):
+        console.print(f"figure: {path}", soft_wrap=True)
 
 
 def headline(scores: Mapping[str, float]) -> float:
@@ -187,7 +197,11 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     notes = checkpoint.notes  # as it was before it is resized
     for line in notes:
         console.print(line, soft_wrap=True)
-    encoder, spec = checkpoint.encoder, checkpoint.spec
+    encoder, spec, pair = checkpoint.encoder, checkpoint.spec, checkpoint.pair
+    require(
+        not (spec.is_text and settings.image_size),
+        f"{source!r} reads texts, so --image-size means nothing; leave it out",
+    )
     is_vit, size = encoders.is_vit(encoder), settings.image_size
     rows, columns = encoder.patch_embed.grid_size if is_vit else (1, 1)
     largest = spec.image_size // rows * max(rows, columns)
@@ -213,6 +227,8 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
         "weights_sha256": weights.digest(encoder),
         "encoder": spec.to_json(),
     }
+    if pair is not None:
+        identity["text_side_sha256"] = weights.digest(pair)
     nothing = {"data": None, "data_source": None, "epochs": None, "seed": 0}
     # The seeds of a run at another image size belong together, like those of the run.
     shared = [plan.get("identity", identity["weights_sha256"]), identity["encoder"]]
@@ -224,5 +240,7 @@ def _import_weights(source: str, settings: EvalSettings, plan: Mapping[str, Any]
     )
     with run_folder.locked(folder, wait=True):
         if not schema.is_trained(folder):
+            if pair is not None:
+                weights.save_text_side(pair, folder)
             weights.save(encoder, spec, folder)
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
+from ssl_bench.evaluation.texts import as_texts
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.runs import index
+from ssl_bench.runs import index, schema
+from ssl_bench.utils import arrays as stored_arrays
 from ssl_bench.utils.files import atomic
 
 if TYPE_CHECKING:
@@ -29,6 +32,54 @@ _MASKED = 0.55
 _STRIPS = 3
 _INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
+_RIGHT, _WRONG = "tab:green", "0.75"
+_LARGEST_SIDE, _MOST_PICTURES = 2048, 4000
+_WORDS_DRAWN = 20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A figure that is drawn of an evaluation's arrays.
+
+    Attributes:
+        what: for people, and the name of its file.
+        shapes: the sizes of each array by name; equal letters are equal, C is 1 or 3.
+        bytes: arrays of images and texts, which are uint8.
+    """
+
+    what: str
+    shapes: Mapping[str, str]
+    bytes: tuple[str, ...]
+
+    def fits(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Whether arrays of unknown origin are what is drawn, and no larger than we draw."""
+        if any(len(shape) != arrays[name].ndim for name, shape in self.shapes.items()):
+            return False
+        pairs = {
+            pair
+            for name, shape in self.shapes.items()
+            for pair in zip(shape, arrays[name].shape, strict=True)
+        }
+        sizes = dict(pairs)
+        return (
+            len(sizes) == len(pairs)
+            and all(0 < size <= _LARGEST_SIDE for size in sizes.values())
+            and sizes["C"] in (1, 3)
+            and sizes["Q"] * sizes["K"] <= _MOST_PICTURES
+            and all(arrays[name].dtype == np.uint8 for name in self.bytes)
+        )
+
+
+RETRIEVED = Kind(
+    "retrieved images",
+    {"queries": "QB", "answers": "QKCHW", "is_right": "QK"},
+    ("queries", "answers"),
+)
+WORDS = Kind(
+    "words over images",
+    {"word_images": "QCHW", "words": "QKB", "word_maps": "QKRS"},
+    ("word_images", "words"),
+)
 
 
 @contextmanager
@@ -204,6 +255,78 @@ def ablation(
     )
     figure.suptitle(title)
     _save(figure, output)
+
+
+@_default_style()
+def retrieved(arrays: Mapping[str, np.ndarray]) -> Figure:
+    """The best images of each caption, in a row under it; right ones have a green frame."""
+    queries, answers, is_right = as_texts(arrays["queries"]), arrays["answers"], arrays["is_right"]
+    count, most = is_right.shape
+    width = max(most * 1.1, _NARROWEST)
+    figure = Figure(figsize=(width, count * 1.5), layout="constrained")
+    rows = figure.subfigures(count, 1, squeeze=False)[:, 0]
+    for row, query, images, rights in zip(rows, queries, answers, is_right, strict=True):
+        title = textwrap.fill(query, int(width / (0.8 * _INCHES_OF_LETTER)))
+        row.suptitle(title, x=0.01, ha="left", fontsize="small", parse_math=False)
+        for axis, image, right in zip(
+            row.subplots(1, most, squeeze=False)[0], images, rights, strict=True
+        ):
+            axis.imshow(_as_rgb(image), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            for side in axis.spines.values():
+                side.set(color=_RIGHT if right else _WRONG, linewidth=3 if right else 1)
+    return figure
+
+
+@_default_style()
+def words(arrays: Mapping[str, np.ndarray]) -> Figure:
+    """Each image, and a map over it for each word of its caption: bright is where it looks."""
+    images, maps = arrays["word_images"], arrays["word_maps"]
+    named = [as_texts(each) for each in arrays["words"]]
+    columns = 1 + min(_WORDS_DRAWN, max(sum(map(bool, own)) for own in named))
+    figure, axes = _subplots(
+        len(images), columns, figsize=(columns * 0.95, len(images) * 1.15), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row_axes, image, own, heats in zip(axes, images, named, maps, strict=True):
+        extent = row_axes[0].imshow(_as_rgb(image), interpolation="nearest").get_extent()
+        shown = [(word, heat) for word, heat in zip(own, heats, strict=True) if word]
+        for axis, (word, heat) in zip(row_axes[1:], shown, strict=False):
+            axis.imshow(_as_rgb(image), alpha=0.35)
+            axis.imshow(heat, cmap="magma", alpha=0.75, interpolation="nearest", extent=extent)
+            axis.set_title(word, fontsize="small", parse_math=False)
+    return figure
+
+
+def _as_rgb(image_CHW: np.ndarray) -> np.ndarray:
+    """An image as matplotlib takes it: uint8 ``(H, W, 3)``."""
+    return np.broadcast_to(image_CHW, (3, *image_CHW.shape[1:])).transpose(1, 2, 0)
+
+
+_DRAWN = ((RETRIEVED, retrieved), (WORDS, words))
+
+
+def of_evaluations(folder: Path) -> list[Path]:
+    """Draw what the evaluations in a run's folder have kept for figures, beside their scores.
+
+    Returns:
+        The files that are new.
+    """
+    new = []
+    for scores in schema.score_files(folder):
+        for kind, draw in _DRAWN:
+            output = scores.with_name(f"{kind.what.replace(' ', '-')}.png")
+            path = scores.with_name(schema.ARRAYS)
+            if not stored_arrays.names(path).issuperset(kind.shapes):
+                continue
+            if output.exists() and output.stat().st_mtime >= path.stat().st_mtime:
+                continue
+            found = stored_arrays.read(path, [*kind.shapes])
+            if kind.fits(found):
+                _save(draw(found), output)
+                new.append(output)
+    return new
 
 
 def half_widths(groups: SeriesGroupBy) -> pd.Series:

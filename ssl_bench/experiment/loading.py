@@ -77,12 +77,13 @@ def load(
     check: Callable[[int], None] | None = None,
     frames: int | None = None,
     stride: int | None = None,
+    views: tuple[int, int] = (1, 1),
 ) -> Dataset:
     """A data set by name or path, while a progress bar shows. Rank 0 comes first: it downloads."""
 
     def read() -> Dataset:
         with progress.bar(f"read {readable(source)}", 1) as bar:
-            how = image_size, data_dir, bar.of, storage, skip_broken, check, frames, stride
+            how = image_size, data_dir, bar.of, storage, skip_broken, check, frames, stride, views
             return datasets.load(source, *how)
 
     def read_first() -> None:
@@ -101,17 +102,20 @@ def data_of(config: RunConfig, read: Callable[..., Dataset] = load) -> RunData:
     settings = config.settings
     how = settings.data_dir, settings.storage, settings.skip_broken
     check, clips = StepCheck(config), (settings.frames, settings.stride)
-    data = read(settings.data, settings.image_size, *how, check, *clips)
-    if not settings.eval_data or not (config.evals or settings.eval_every):
-        return RunData(data, [data])
+    views = settings.test_clips, settings.test_crops
+    is_tested = not settings.eval_data or not (config.evals or settings.eval_every)
+    own = (views,) if is_tested else ()
+    data = read(settings.data, settings.image_size, *how, check, *clips, *own)
+    if is_tested:
+        return RunData(data, [data.as_tested()])
     found = [
         data
-        if resolved(source) == data.source
-        else read(source, data.view_size, *how, None, data.frames, settings.stride)
-        for source in several(settings.eval_data)
+        if resolved(source) == data.source and views == (1, 1)
+        else read(source, data.view_size, *how, None, data.frames, settings.stride, views)
+        for source in several(settings.eval_data or "")
     ]
     require(bool(found), f"--eval-data {settings.eval_data!r} names no data set")
-    return RunData(data, found)
+    return RunData(data, [each.as_tested() for each in found])
 
 
 def say_images(data: Dataset | Listing) -> None:
@@ -119,6 +123,7 @@ def say_images(data: Dataset | Listing) -> None:
     labels = "no labels" if data.unlabelled else f"{len(data.classes):,} classes"
     frames = getattr(data, "frames", 1)
     what = f"clips of {frames} frames" if frames > 1 else "images"
+    what = "sentences" if getattr(data, "imageless", "") else what
     console.print(
         f"{data.name}: {len(data.train):,} training and {len(data.test):,} test {what}, {labels}",
         soft_wrap=True,

@@ -20,7 +20,7 @@ from ssl_bench.errors import is_of_memory, require
 from ssl_bench.experiment import audit
 from ssl_bench.experiment.loading import RunData, StepCheck
 from ssl_bench.experiment.run_config import Evaluations, RunConfig, real_configs
-from ssl_bench.models import backbones
+from ssl_bench.models import backbones, vocabulary
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import budget, gradients, setup
@@ -103,6 +103,11 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         f"method {plugin.name} learns from labels, and data {data.name!r} has none "
         f"({data.unlabelled}); a method that reads none would work, such as mae",
     )
+    require(
+        not (data.imageless and plugin.declared.columns & {"image", "clip"}),
+        f"method {plugin.name} learns from images, and data {data.name!r} has none "
+        f"({data.imageless}); a method that reads texts alone would work, such as bert",
+    )
     _check_clips(settings, plugin, data)
     wanted, unlabelled = _with_labels(config, datasets.evaluations)
     if settings.eval_data and not (config.evals or settings.eval_every):
@@ -116,6 +121,8 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     )
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
     spec = setup.with_text(spec, kind, config.method_config, data.train.captions or ())
+    if spec.text and spec.text.next_sentence:
+        vocabulary.check_documents(data.train.captions or (), data.train.documents)
     usual = {**PRESETS.get(settings.preset, {})}.get("backbone", Settings.backbone)
     require(
         not spec.is_text or settings.backbone == usual,
@@ -299,10 +306,11 @@ def with_labels(
 
 def _missing(data: Dataset) -> dict[str, str]:
     """The columns that the data lack, and why in brackets."""
+    images = {"image": f" ({data.imageless})"} if data.imageless else {}
     labels = {"label": f" ({data.unlabelled})"} if data.unlabelled else {}
     masks = {} if data.mask_classes else {"mask": ""}
     captions = {"caption": f" ({data.uncaptioned})"} if data.train.captions is None else {}
-    return labels | masks | captions
+    return images | labels | masks | captions
 
 
 def snapshot_steps(settings: Settings, plan: Plan, method: Method, data: Dataset) -> Sequence[int]:
@@ -340,6 +348,8 @@ def _encoder_spec(settings: Settings, preset: Mapping[str, Any], data: Dataset) 
         *(settings.backbone, data.view_size, patch_size, data.channels, data.mean, data.std),
         frames=data.frames,
     )
+    if data.imageless:
+        return replace(spec, patch_size=None)
     if spec.is_vit:
         require(
             patch_size != 1,

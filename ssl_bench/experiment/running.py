@@ -18,7 +18,7 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import conclusion, log_follower, loggers
-from ssl_bench.experiment.evaluating import check_ranks, shown
+from ssl_bench.experiment.evaluating import check_ranks, draw_evaluations, shown
 from ssl_bench.experiment.loading import RunData, console, data_of, note, note_coarse, say_images
 from ssl_bench.experiment.preparation import Prepared, memory_noted, prepare_run, snapshot_steps
 from ssl_bench.experiment.run_config import RunConfig
@@ -135,6 +135,7 @@ def run(config: RunConfig, datasets: RunData | None = None, expected: str = "") 
                 for each in prepared.evaluated
             )
             records = shown(plan.method, plan.data, chain.from_iterable(found))
+            collectives.on_rank_zero(lambda: draw_evaluations(folder))
             for step in snapshots:
                 home = pretrain.snapshot_folder(folder, step)
                 for each in prepared.evaluated:

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -19,6 +20,7 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.models import backbones, encoders, formats
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.formats import Weights
+from ssl_bench.models.video import TUBELET, sinusoids
 
 _IMAGENET: Mapping[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     1: ((0.449,), (0.226,)),
@@ -76,7 +78,7 @@ def work_out(
     """The encoder that weights belong to, and its rows and columns of patches, if it has any.
 
     The spec's images are square, with the height of the grid; of 224 pixels for a ResNet; for Swin
-    see `_swin`, and `_beit` for BEiT.
+    see `_swin`, `_beit` for BEiT, and `_clips` for VideoMAE.
 
     Raises:
         UserError: they belong to no encoder of timm, are ambiguous, or contradict a hint.
@@ -88,6 +90,8 @@ def work_out(
         return _swin(state, where, hints), None
     if _TABLE in state:
         return _beit(found, where, hints), None
+    if found.frames > 1:
+        return _clips(found, where, hints, norm_eps)
     for pattern, family in _OTHERS.items():
         theirs = [name for name in state if re.search(pattern, name)]
         require(not theirs, f"{where} has {theirs[:1]}, as {family} has, which is not supported")
@@ -211,6 +215,50 @@ def _beit(found: Weights, where: str, hints: WeightSettings) -> EncoderSpec:
     mean, std = _normalisation(hints.backbone, channels) if is_of_imagenet else halves
     image_size = side * patch_size
     return EncoderSpec(backbone, image_size, patch_size, channels, mean, std, architecture)
+
+
+def with_positions(found: Weights, hints: WeightSettings) -> Weights:
+    """Weights with the fixed positions of an encoder of clips, which files leave out."""
+    if found.frames == 1 or "pos_embed" in found.encoder:
+        return found
+    width, _, patch_size, _ = found.encoder["patch_embed.proj.weight"].shape
+    rows, columns = hints.grid or ((found.side or 0) // patch_size,) * 2
+    tokens = (hints.frames or found.frames) // TUBELET * rows * columns
+    positions = {"pos_embed": sinusoids(tokens, width)[None]}
+    return replace(found, encoder={**found.encoder, **positions})
+
+
+def _clips(
+    found: Weights, where: str, hints: WeightSettings, norm_eps: float
+) -> tuple[EncoderSpec, tuple[int, ...]]:
+    """The encoder of clips that weights belong to: VideoMAE's, of square frames.
+
+    As positions are fixed, weights do not tell how many frames there are, nor their size: what was
+    stored beside them does, or a hint, or else they are those of all published encoders.
+    """
+    state, frames = found.encoder, hints.frames or found.frames
+    width, channels, patch_size, patch_width = state["patch_embed.proj.weight"].shape
+    channels //= TUBELET
+    require(
+        channels in _IMAGENET and patch_size == patch_width and frames % TUBELET == 0,
+        f"{where} takes {frames} frames of {channels} channels in patches of {patch_size} x "
+        f"{patch_width} pixels; an even number, 1 or 3 channels and square patches are supported",
+    )
+    positions = state["pos_embed"].shape[1]
+    side = math.isqrt(positions // (frames // TUBELET))
+    require(
+        0 < positions == side**2 * (frames // TUBELET) and hints.grid in ((), (side, side)),
+        f"{where} has frames of {hints.grid} patches; only square ones are supported",
+    )
+    shown = _architecture(state, where)
+    if "norm.weight" not in state and not shown.get("fc_norm"):
+        shown["final_norm"] = False
+    shown["num_heads"] = _heads(found, (width, shown["depth"]), (side, side), hints, where)
+    backbone, architecture = _name(hints.backbone, hints.num_heads, shown, is_gated=False)
+    mean, std = _normalisation(hints.backbone, channels)
+    sizes = side * patch_size, patch_size, channels
+    spec = EncoderSpec(backbone, *sizes, mean, std, architecture, norm_eps, frames)
+    return spec, (side, side)
 
 
 def _means_nothing(hints: WeightSettings, where: str, family: str) -> None:

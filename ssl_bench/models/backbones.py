@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.models import encoders, text
-from ssl_bench.models.text import TextSpec
+from ssl_bench.models import encoders, text_encoder
 from ssl_bench.models.video import TUBELET, TubeletEmbed
+from ssl_bench.models.vocabulary import TextSpec
 from ssl_bench.utils import rng
 
 _MOST_PATCHES = 2**16
@@ -57,8 +57,8 @@ class EncoderSpec:
     """Everything needed to build an encoder again with ``timm.create_model``.
 
     Attributes:
-        backbone: a name of `BACKBONES` or any image model of timm; `text.BERT` for an encoder of
-            captions, which ``text`` describes.
+        backbone: a name of `BACKBONES` or any image model of timm; `text_encoder.BERT` for
+            an encoder of captions, which ``text`` describes.
         image_size: height = width in pixels.
         patch_size: height = width of a patch; None for the backbone's default, or if it has none.
         channels: 1 or 3.
@@ -126,7 +126,7 @@ class EncoderSpec:
     @property
     def is_text(self) -> bool:
         """Whether the encoder reads captions instead of images."""
-        return self.backbone == text.BERT
+        return self.backbone == text_encoder.BERT
 
     @property
     def is_vit(self) -> bool:
@@ -160,9 +160,9 @@ class EncoderSpec:
             taken = _sizes_taken(timm_name(self.backbone))
             sizes = {name: size for name, size in sizes.items() if name in taken}
         sizes = {name: size for name, size in sizes.items() if size is not None}
-        rest: dict[str, Any] = {"in_chans": self.input_channels, "num_classes": 0}
         if self.frames > 1:
-            rest |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
+            own = {**own, "class_token": False, "global_pool": "avg", "fc_norm": False}
+        rest = {"in_chans": self.input_channels, "num_classes": 0}
         return {**own, **self.architecture, **sizes, **rest}
 
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -375,11 +375,11 @@ def empty(spec: EncoderSpec, **overrides: Any) -> Any:
 def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Any:
     """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for.
 
-    Of a spec of captions, a `text.TextEncoder`.
+    Of a spec of captions, a `text_encoder.TextEncoder`.
     """
     if spec.is_text:
         assert spec.text
-        return text.TextEncoder(spec.text)
+        return text_encoder.TextEncoder(spec.text)
     check(spec)
     asked = {name: value for name, value in overrides.items() if value or name != "drop_path_rate"}
     if spec.frames > 1:

@@ -14,18 +14,29 @@ from torch import Tensor, nn
 
 from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError, first_line, require
-from ssl_bench.models import architecture, backbones, encoders, formats, weights
+from ssl_bench.models import (
+    architecture,
+    backbones,
+    encoders,
+    formats,
+    text_encoder,
+    text_formats,
+    vocabulary,
+    weights,
+)
 from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.formats import Weights
+from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.utils.files import checked_name, load_json
 
-_MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers", "ijepa")
+_MODEL_TYPES = ("vit", "vit_mae", "videomae", "dinov2", "dinov2_with_registers", "ijepa")
+_TOKENIZERS = ("vocab.txt", "tokenizer.json")
 _FLAGS = {
     "norm_pix_loss": "norm_pix_loss",
     "decoder_num_attention_heads": "decoder_heads",
     "mask_ratio": "mask_ratio",
 }
-"""Settings of transformers' ViTMAE, and the flags that they are here."""
+"""Settings of transformers' ViTMAE and VideoMAE, and the flags that they are here."""
 _OF_MODEL = (
     "architecture",
     "fixed_input_size",
@@ -35,7 +46,7 @@ _OF_MODEL = (
     "classifier",
 )
 """What timm's ``pretrained_cfg`` says of a model and not of the weights that it has for it."""
-_HINTS = ("backbone", "num_heads", "grid", "branch")
+_HINTS = ("backbone", "num_heads", "grid", "branch", "frames")
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +60,7 @@ class Checkpoint:
         decoder: the method's other weights under its own names, if there are any.
         settings: known flags of the pre-training, such as ``decoder_heads``.
         left_out: what else it holds, for people; "" for nothing.
+        pair: what was trained beside an encoder of images to read texts.
     """
 
     encoder: Backbone
@@ -57,6 +69,7 @@ class Checkpoint:
     decoder: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     left_out: str = ""
+    pair: ImageText | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,18 +85,21 @@ def load_encoder(
     num_heads: int | None = None,
     grid: tuple[int, int] | None = None,
     branch: str | None = None,
+    tokenizer: str | None = None,
+    frames: int | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
-    """Load any pre-trained Vision Transformer, Swin or ResNet, or what a run has trained.
+    """Load any pre-trained Vision Transformer, Swin, ResNet or BERT, or what a run has trained.
 
     No code from the source is run.
 
     Args:
         source: a file of weights (official checkpoints of MAE, MoCo, DINO, SimSiam, Barlow Twins,
-            VICReg and SimMIM, state dicts of timm and torchvision; PyTorch or safetensors), a run
-            folder, what ``ssl-bench export`` wrote, a folder that transformers saved,
-            ``timm:NAME`` or ``hf:NAME``.
-        backbone, num_heads, grid, branch: see `WeightSettings`; needed if weights are ambiguous.
+            VICReg, SimMIM, VideoMAE and ALBEF, state dicts of timm and torchvision; PyTorch or
+            safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that transformers
+            saved, ``timm:NAME`` or ``hf:NAME``.
+        backbone, num_heads, grid, branch, tokenizer, frames: see `WeightSettings`; needed if
+            weights are ambiguous.
         image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
             size whose sides are multiples of the patch size.
 
@@ -93,13 +109,20 @@ def load_encoder(
         ``(B, prefix + L, D)``, prefix tokens first, with position embeddings interpolated as in
         `backbones.resize`. Its ``spec`` attribute says how to normalise images, and so does its
         ``pretrained_cfg``, of which ``timm.data.create_transform`` makes a transform. Of an encoder
-        of captions a `text.TextEncoder`, whose ``spec`` tells how texts become ids.
+        of captions a `text_encoder.TextEncoder`, whose ``spec`` tells how texts become ids.
 
     Raises:
         UserError: the source cannot be read, is ambiguous, holds no encoder of timm, or has a
             weight that matches nothing.
     """
-    hints = WeightSettings(backbone=backbone, num_heads=num_heads, grid=grid or (), branch=branch)
+    hints = WeightSettings(
+        backbone=backbone,
+        num_heads=num_heads,
+        grid=grid or (),
+        branch=branch,
+        tokenizer=tokenizer,
+        frames=frames,
+    )
     checkpoint = read(str(source), hints)
     for note in checkpoint.notes:
         _log.info("%s: %s", source, note)
@@ -156,7 +179,7 @@ def _read(source: str, hints: WeightSettings) -> Checkpoint:
     if (folder / "encoder.json").exists():
         return _from_run(folder)
     if (path / "config.json").exists():
-        return _from_transformers(path)
+        return _from_transformers(path, hints=hints)
     require(
         path.is_file() or not weights.is_of_tensorflow(path),
         f"{source!r} cannot be read as weights: {weights.TENSORFLOW}",
@@ -173,6 +196,8 @@ def _from_file(path: Path, where: str, hints: WeightSettings) -> Checkpoint:
     if exported:
         return Checkpoint(*exported, "ssl-bench")
     content = weights.read(path)
+    if text_formats.is_albef(content):
+        return _albef(content, path, where, hints)
     ours = content.get("ssl_bench")
     if ours is None:
         found = _build(formats.sort(content, hints.branch, where), where, hints)
@@ -189,7 +214,8 @@ def _from_run(folder: Path) -> Checkpoint:
     others = folder / "method.safetensors"
     decoder = weights.read(others) if others.exists() else {}
     kind = f"a run of {plan.get('method', 'ssl-bench')}"
-    return Checkpoint(encoder, spec, kind, decoder, plan.get("method_config") or {})
+    pair = weights.load_text_side(folder, spec)
+    return Checkpoint(encoder, spec, kind, decoder, plan.get("method_config") or {}, pair=pair)
 
 
 def _from_timm(name: str) -> Checkpoint:
@@ -243,7 +269,7 @@ def _from_hub(name: str) -> Checkpoint:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.json", "*.safetensors", "pytorch_model*.bin"]
+        wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "vocab.txt"]
         folder = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise UserError(f"hf:{name} cannot be had: {first_line(error)}") from error
@@ -256,12 +282,16 @@ def _from_hub(name: str) -> Checkpoint:
     return _of_model(config["architecture"], own, model, f"hf:{name}")
 
 
-def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
-    """Read what transformers' ``save_pretrained`` wrote: ViT, ViTMAE, DINOv2 or I-JEPA."""
+def _from_transformers(
+    folder: Path, where: str = "", hints: WeightSettings | None = None
+) -> Checkpoint:
+    """Read what transformers' ``save_pretrained`` wrote: such as ViTMAE, VideoMAE or BERT."""
     where = where or repr(str(folder))
     config = _json(folder / "config.json")
     kind = config.get("model_type")
-    known = ", ".join(_MODEL_TYPES)
+    if kind == text_encoder.BERT:
+        return _bert(folder, config, where, hints)
+    known = ", ".join([*_MODEL_TYPES, text_encoder.BERT])
     require(
         kind in _MODEL_TYPES,
         f"{where} holds a model of type {kind!r}; of transformers, {known} are read",
@@ -274,7 +304,9 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
     size, patch = config["image_size"], int(config["patch_size"])
     height, width = (size, size) if isinstance(size, int) else size
     hints = WeightSettings(
-        num_heads=int(config["num_attention_heads"]), grid=(height // patch, width // patch)
+        num_heads=int(config["num_attention_heads"]),
+        grid=(height // patch, width // patch),
+        frames=config.get("num_frames"),
     )
     norm_eps = float(config.get("layer_norm_eps", 1e-12))
     found = _build(formats.sort(state, None, where), where, hints, norm_eps)
@@ -283,6 +315,55 @@ def _from_transformers(folder: Path, where: str = "") -> Checkpoint:
     if "image_mean" in processor:
         spec = _normalised(spec, processor["image_mean"], processor["image_std"], where)
     return replace(found, spec=spec, settings=settings)
+
+
+def _bert(
+    folder: Path, config: Mapping[str, Any], where: str, hints: WeightSettings | None
+) -> Checkpoint:
+    """transformers' BERT, as an encoder of texts."""
+    known = _vocabulary(folder, hints)
+    require(
+        known is not None,
+        f"{where} has no vocab.txt to read texts with; the one that came with the weights would "
+        "work, there or in --tokenizer",
+    )
+    assert known
+    told = _json_or_nothing(folder, "tokenizer_config.json").get("do_lower_case")
+    known = known[0], told if isinstance(told, bool) else known[1]
+    state = {name: t for file in _shards(folder, where) for name, t in weights.read(file).items()}
+    own, named, left_out = text_formats.bert(state, config, known, where)
+    spec = EncoderSpec(text_encoder.BERT, 1, None, 1, (0.0,), (1.0,), text=own)
+    encoder = backbones.empty(spec)
+    weights.load_strictly(encoder, named, where, what="BERT")
+    return Checkpoint(encoder, spec, "transformers' BERT", left_out=left_out)
+
+
+def _albef(content: Mapping[str, Any], path: Path, where: str, hints: WeightSettings) -> Checkpoint:
+    """ALBEF's official weights; without a vocabulary its image encoder alone."""
+    images = text_formats.albef_images(content, hints.branch, where)
+    found = _build(formats.sort(images, None, where), where, replace(hints, branch=None))
+    spec = _normalised(found.spec, text_formats.CLIP_MEAN, text_formats.CLIP_STD, where)
+    found = replace(found, kind=f"ALBEF, {hints.branch or text_formats.IMAGE_SIDE}", spec=spec)
+    known = _vocabulary(path.parent, hints)
+    if known is None:
+        why = "no vocab.txt lies beside it; --tokenizer FILE would read captions, too"
+        return replace(found, left_out=f"left out: its text encoder, since {why}")
+    encoder: Any = found.encoder
+    how = known, encoder.blocks[0].attn.num_heads, encoders.width(encoder), where
+    own, named, left_out = text_formats.albef_texts(content, hints.branch, *how)
+    with torch.device("meta"):
+        pair = ImageText(own)
+    weights.load_strictly(pair, named, where, what="text encoder")
+    return replace(found, spec=replace(spec, text=own), pair=pair, left_out=left_out)
+
+
+def _vocabulary(folder: Path, hints: WeightSettings | None) -> tuple[str, bool] | None:
+    """The vocabulary that a user names, or else the one in a folder, if there is any."""
+    asked = [Path(hints.tokenizer).expanduser()] if hints and hints.tokenizer else []
+    beside = [folder / name for name in _TOKENIZERS if (folder / name).exists()]
+    return (
+        vocabulary.read_vocabulary(each) if (each := next(iter([*asked, *beside]), None)) else None
+    )
 
 
 def _shards(folder: Path, where: str) -> list[Path]:
@@ -312,6 +393,7 @@ def _build(
     found: Weights, where: str, hints: WeightSettings, norm_eps: float = EncoderSpec.norm_eps
 ) -> Checkpoint:
     """Build the encoder that weights belong to, and load them."""
+    found = architecture.with_positions(found, hints)
     spec, grid = architecture.work_out(found, where, hints, norm_eps)
     side = spec.patch_size or 0
     sizes = {"img_size": (grid[0] * side, grid[1] * side)} if grid else {}
@@ -326,6 +408,12 @@ def _build(
 
 
 def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
+    if spec.is_text and spec.text:
+        own = spec.text
+        return (
+            f"{own.width} wide, {own.depth} layers, {own.num_heads} heads, {len(own.words):,} words"
+            f"{' in lower case' if own.lowercase else ''}, texts of {own.max_tokens} tokens"
+        )
     mean = ", ".join(f"{value:.3g}" for value in spec.mean)
     if not encoders.is_vit(encoder):
         count = sum(parameter.numel() for parameter in encoder.parameters())
@@ -334,8 +422,11 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
             f"images normalised with mean {mean}"
         )
     rows, columns = encoder.patch_embed.grid_size
-    order = "none"
-    if encoder.pos_embed is not None:
+    order, patches = "none", f"{rows} x {columns} patches of {spec.patch_size} px"
+    if encoders.is_video(encoder):
+        order = "sin-cos, in one row"
+        patches = f"{spec.frames} frames in pairs, {patches}"
+    elif encoder.pos_embed is not None:
         first = architecture.position_order(encoder.pos_embed.detach(), (rows, columns))
         order = f"sin-cos, {first} first" if first else "learned"
     pooling = "class token" if encoder.cls_token is not None else "none"
@@ -343,8 +434,8 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
         pooling = "mean of the patch tokens, normed after pooling"
     return (
         f"{encoder.embed_dim} wide, {len(encoder.blocks)} blocks, "
-        f"{encoder.blocks[0].attn.num_heads} heads, {rows} x {columns} patches of "
-        f"{spec.patch_size} px; positions: {order}; pooling: {pooling}; "
+        f"{encoder.blocks[0].attn.num_heads} heads, {patches}; "
+        f"positions: {order}; pooling: {pooling}; "
         f"norms add {spec.norm_eps:g}; images normalised with mean {mean}"
     )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.errors import UserError, require
+from ssl_bench.models import clip_formats
 from ssl_bench.utils.pickled import Left
 
 State = Mapping[str, Tensor]
@@ -95,6 +96,7 @@ _EXPORTED = (
 """Parts of names in transformers' ViT and ViTMAE, and timm's for them; a dot begins each name."""
 _TRANSFORMERS = (
     (".vit.", "."),
+    (".videomae.", "."),
     (".decoder.mask_token", ".mask_token"),
     (".decoder.decoder_", ".decoder_"),
     (".decoder_encoder.layer.", ".decoder_blocks."),
@@ -123,6 +125,8 @@ class Weights:
         decoder: MAE's decoder and mask token under the official names, or nothing.
         heads: attention heads by (width, depth) that are usual in this kind of file.
         origin: original names of renamed weights.
+        frames, side: of the clips that the encoder takes, as far as the file tells: 1 for images,
+            and no side for those.
         without_prefix: whether position embeddings are known to be those of patches only.
         left_out: what else the file holds, for people; "" for nothing.
     """
@@ -132,6 +136,8 @@ class Weights:
     decoder: State
     heads: Mapping[tuple[int, int], int]
     origin: Mapping[str, str] = field(default_factory=dict)
+    frames: int = 1
+    side: int | None = None
     without_prefix: bool = False
     left_out: str = ""
 
@@ -156,8 +162,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     A Vision Transformer or a Swin is found by its patch embedding, a ResNet by its first block,
     under any prefix that its weights share: entries of the file, modules around the encoder, or
     both. Specific knowledge covers MAE (with or without decoder), MoCo, DINO, iBOT, DINOv2, MSN,
-    I-JEPA, SimSiam, Barlow Twins, VICReg, SimMIM, BEiT, Swin, timm, torchvision, and transformers'
-    ViT and ViTMAE. Everything else is left out, and counted.
+    I-JEPA, SimSiam, Barlow Twins, VICReg, SimMIM, BEiT, Swin, VideoMAE, timm, torchvision, and
+    transformers' ViT, ViTMAE and VideoMAE. Everything else is left out, and counted.
 
     Args:
         branch: which of several networks to take: ``base_encoder`` (default) or
@@ -186,8 +192,14 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     prefix = _choose(list(found), branch, where)
     entry = found[prefix].entry
     is_of_transformers = "embeddings.patch_embeddings." in found[prefix].key
+    embedding = found[prefix].value
+    takes_clips = isinstance(embedding, Tensor) and embedding.ndim == 5
     if is_of_transformers:
-        prefix = re.sub(r"(^|\.)vit\.$", r"\1", prefix)  # the decoder is a sibling of it
+        prefix = re.sub(r"(^|\.)(vit|videomae)\.$", r"\1", prefix)  # a decoder is a sibling of it
+    elif takes_clips and clip_formats.BRIDGE in (
+        name.removeprefix(prefix.removesuffix("encoder.")) for name in leaves
+    ):
+        prefix = prefix.removesuffix("encoder.")
     own, outside = dict[str, _Leaf](), dict[str, _Leaf]()
     for name, leaf in leaves.items():
         is_own = leaf.entry == entry and name.startswith(prefix)
@@ -208,6 +220,10 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         kind, heads = f"I-JEPA, {prefix.rstrip('.').replace('_', ' ')}", _IJEPA_HEADS
     else:
         kind = _official(prefix, {*own, *(n.removeprefix(entry) for n in outside)}) or kind
+    if takes_clips:
+        kind = f"{kind}, VideoMAE".removeprefix(", ")
+        names = ((_replaced(n, clip_formats.NAMES), leaf) for n, leaf in own.items())
+        own = _by_name(names, where)
     if network in _MOCO:
         own |= _unknown_to_moco(outside, entry, own)
     # DINOv2 may count blocks within chunks of them.
@@ -216,7 +232,11 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
     own = _by_name(_merged_first(renamed), where)
     aside = {name: leaf for name, leaf in own.items() if _is_aside(name, leaf, where)}
     state = {name: leaf.value for name, leaf in own.items() if name not in aside}
-    state, decoder = _fuse_queries_keys_values(state), {}
+    if takes_clips:
+        state = _fuse_queries_keys_values(clip_formats.with_key_biases(state))
+        state, decoder = clip_formats.from_theirs(state, where)
+    else:
+        state, decoder = _fuse_queries_keys_values(state), {}
     if any(name.startswith("decoder_pred.") for name in state):
         kind, heads = f"{kind}, MAE with its decoder".removeprefix(", "), _MAE_HEADS
         decoder = {name: state.pop(name) for name in list(state) if _DECODER.fullmatch(name)}
@@ -229,6 +249,8 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         decoder=decoder,
         heads=heads,
         origin={name: leaf.key for name, leaf in own.items() if name != leaf.key},
+        frames=_told(content, "num_frames", clip_formats.FRAMES) if takes_clips else 1,
+        side=_told(content, "input_size", clip_formats.SIDE) if takes_clips else None,
         without_prefix="register_tokens" in state,
         left_out=_in_words(
             [(_place(name, prefix), leaf) for name, leaf in outside.items()]
@@ -431,22 +453,35 @@ def _decoder_names(decoder: State) -> set[str]:
 
 
 def flags(content: Mapping[str, Any], decoder: State) -> dict[str, Any]:
-    """The flags of an MAE pre-training that a file reveals.
+    """The flags of an MAE or VideoMAE pre-training that a file reveals.
 
     The official code stores its flags as ``args``, and every decoder it makes has 16 heads and is
     512 wide (``models_mae.py``, facebookresearch/mae ``efb2a80``).
     """
-    args = content.get("args")
-    known: dict[str, Any] = {}
-    if isinstance(args, Mapping):
-        if isinstance(args.get("norm_pix_loss"), bool):
-            known["norm_pix_loss"] = args["norm_pix_loss"]
-        if isinstance(args.get("mask_ratio"), float):
-            known["mask_ratio"] = args["mask_ratio"]
+    args = _args(content)
+    known = clip_formats.flags(args, decoder)
+    if known:
+        return known
+    if isinstance(args.get("norm_pix_loss"), bool):
+        known["norm_pix_loss"] = args["norm_pix_loss"]
+    if isinstance(args.get("mask_ratio"), float):
+        known["mask_ratio"] = args["mask_ratio"]
     bias = decoder.get("decoder_embed.bias")
     if bias is not None and bias.shape == (512,):
         known["decoder_heads"] = 16
     return known
+
+
+def _args(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The flags of its training that a file has as the official codes write them."""
+    args = content.get("args")
+    return args if isinstance(args, Mapping) else {}
+
+
+def _told(content: Mapping[str, Any], name: str, usual: int) -> int:
+    """A size among the flags of a file's training, or the usual one."""
+    value = _args(content).get(name)
+    return value if type(value) is int and value > 0 else usual
 
 
 def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> int | None:
@@ -461,14 +496,20 @@ def heads(found: Weights, width_depth: tuple[int, int], first: str | None) -> in
     return table.get(width_depth)
 
 
-def to_transformers(state: State, decoder: State) -> dict[str, Tensor]:
+def to_transformers(state: State, decoder: State, of_clips: int = 0) -> dict[str, Tensor]:
     """Weights under the names of transformers' ``ViTModel``, or ViTMAE if there is a decoder.
 
     They are those of files on the Hugging Face hub, which every version of transformers reads.
+
+    Args:
+        of_clips: channels of a frame, of VideoMAE; 0 for images.
     """
     found: dict[str, Tensor] = {}
     back = [(ours, theirs) for theirs, ours in reversed(_EXPORTED)]
-    for prefix, part in (("vit." if decoder else "", state), ("decoder.", decoder)):
+    if of_clips:
+        state, decoder = clip_formats.to_theirs(state, decoder, of_clips)
+    whole = "videomae." if of_clips else "vit."
+    for prefix, part in ((whole if decoder else "", state), ("decoder.", decoder)):
         for name, tensor in part.items():
             halves = {name: tensor}
             if ".qkv." in name:
@@ -476,7 +517,7 @@ def to_transformers(state: State, decoder: State) -> dict[str, Tensor]:
                 halves = dict(zip(names, tensor.chunk(3), strict=True))
             for half, value in halves.items():
                 found[prefix + _replaced(half, back)] = value.contiguous()
-    return found
+    return clip_formats.as_exported(found) if of_clips else found
 
 
 def _listed(content: Mapping[str, Any]) -> str:

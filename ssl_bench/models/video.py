@@ -9,14 +9,16 @@ by row, then those of the second. Its blocks are an image encoder's: each token 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from torch import Tensor
+from torch import Tensor, nn
 
 TUBELET = 2
 """Frames of a tubelet."""
+_OF_IMAGES = ("cls_token", "reg_token", "pos_embed")
 
 
 class TubeletEmbed(PatchEmbed):
@@ -60,6 +62,20 @@ def sinusoids(count: int, width: int) -> Tensor:
     frequency_D = 10000.0 ** -(2 * (column_D // 2).double() / width)
     angle_TD = torch.arange(count, dtype=torch.float64)[:, None] * frequency_D
     return torch.where(column_D % 2 == 0, angle_TD.sin(), angle_TD.cos()).float()
+
+
+def inflate(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    """An image encoder's weights as those to start an encoder of clips from.
+
+    Each frame of a tubelet gets the patch embedding divided by their number, so that a clip that
+    stands still is embedded as its image is (Carreira and Zisserman, *Quo Vadis*, arXiv:1705.07750,
+    section 2.4). Positions are the clips', and prefix tokens go.
+    """
+    own = {name: t for name, t in state.items() if name not in _OF_IMAGES}
+    own["pos_embed"] = encoder.state_dict()["pos_embed"]
+    embedding = own["patch_embed.proj.weight"]
+    own["patch_embed.proj.weight"] = embedding.repeat(1, TUBELET, 1, 1) / TUBELET
+    return own
 
 
 def strips(clips_BCHW: Tensor, frames: int) -> Tensor:

@@ -18,13 +18,13 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.errors import UserError, first_line, is_of_memory, require
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import ImageText
+from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.utils import pickled
 from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
 METHOD_WEIGHTS = "method.safetensors"
 TEXT_SIDE = "text_side"
-"""The name of a `text.ImageText` among the weights of a method."""
+"""The name of a `text_encoder.ImageText` among the weights of a method."""
 _SEAL = "ssl_bench"
 _COUNT = "num_batches_tracked"
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError)
@@ -74,6 +74,12 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
         f"{folder}: encoder.json is not as it was written with encoder.safetensors",
     )
     return _built(spec, weights, folder / "encoder.safetensors"), spec
+
+
+def save_text_side(side: ImageText, folder: Path) -> None:
+    """Write what reads texts beside an encoder of images, for `load_text_side`."""
+    state = {f"{TEXT_SIDE}.{name}": tensor for name, tensor in side.state_dict().items()}
+    write(folder / METHOD_WEIGHTS, state)
 
 
 def load_text_side(folder: Path, spec: EncoderSpec) -> ImageText | None:

@@ -17,7 +17,7 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.config.recipes import OptimizerChoiceConfig
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
-from ssl_bench.models import text
+from ssl_bench.models import vocabulary
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
@@ -110,7 +110,8 @@ def trial_step(
         for number, (name, transform) in enumerate(trial.transforms().items())
     }
     labels_B = torch.full((batch_size,), label) if "label" in method.columns else None
-    draws, captions_BL = SampleRng(0, 0, torch.arange(batch_size)), None
+    draws, captions_BL, is_next_B = SampleRng(0, 0, torch.arange(batch_size)), None, None
     if method.data.text and "caption" in method.columns:
-        captions_BL = text.noise(method.data.text, draws)
-    return trial, Batch(views, draws, labels_B, captions_BL=captions_BL)
+        captions_BL = vocabulary.noise(method.data.text, draws)
+        is_next_B = torch.arange(batch_size) % 2 == 0
+    return trial, Batch(views, draws, labels_B, captions_BL=captions_BL, is_next_B=is_next_B)

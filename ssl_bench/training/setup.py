@@ -21,7 +21,7 @@ from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives, strategy
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
-from ssl_bench.models import backbones, encoders, text, weights
+from ssl_bench.models import backbones, encoders, text_encoder, vocabulary, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import schema
 from ssl_bench.training import flops, gradients
@@ -60,9 +60,9 @@ def with_text(
     texts = list(chain.from_iterable(captions))
     if "image" in kind.columns:
         width = encoders.width(backbones.empty(spec))
-        return replace(spec, text=text.spec_of(config, texts, width))
-    own = text.spec_of(config, texts)
-    return replace(spec, backbone=text.BERT, patch_size=None, architecture={}, text=own)
+        return replace(spec, text=vocabulary.spec_of(config, texts, width))
+    own = vocabulary.spec_of(config, texts)
+    return replace(spec, backbone=text_encoder.BERT, patch_size=None, architecture={}, text=own)
 
 
 def make_batch(
@@ -94,13 +94,16 @@ def as_batch(
     views = loader.finished(train, tuple(transforms.values()), draws, pixels)
     normalized = (normalize(view, spec.mean, spec.std, True) for view in views)
     labels_B = train.labels_N[draws.samples_B] if "label" in method.columns else None
-    captions_BL = None
-    if method.data.text and "caption" in method.columns:
-        captions_BL = text.tokens_of(train.captions, method.data.text, train.labels_N.device).draw(
-            draws
-        )
+    captions_BL = is_next_B = None
+    if (own := method.data.text) and "caption" in method.columns:
+        how = train.captions, train.documents, own, train.labels_N.device
+        texts = vocabulary.tokens_of(*how)
+        if own.next_sentence:
+            captions_BL, is_next_B = texts.draw_pairs(draws, own)
+        else:
+            captions_BL = texts.draw(draws)
     named = dict(zip(transforms, normalized, strict=True))
-    return Batch(named, draws, labels_B, captions_BL=captions_BL)
+    return Batch(named, draws, labels_B, captions_BL=captions_BL, is_next_B=is_next_B)
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,9 @@ def pictures(
     captions_BL = None
     if method.data.text:
         texts = data.test.first_captions
-        captions_BL = text.tokenize([texts[index] for index in index_B.tolist()], method.data.text)
+        captions_BL = vocabulary.tokenize(
+            [texts[index] for index in index_B.tolist()], method.data.text
+        )
     batch = Batch(
         dict.fromkeys(method.transforms(), view_BCHW),
         SampleRng(seed, 0, index_B, "pictures/"),

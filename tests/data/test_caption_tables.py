@@ -111,6 +111,111 @@ def test_rows_say_their_splits(folder: Path) -> None:
     assert len(whole.train) + len(whole.test) == COUNT
 
 
+def coco(path: Path, count: int = COUNT) -> Path:
+    images = [{"id": 7 * n, "file_name": f"{n:02}.png"} for n in range(count)]
+    texts = [(7 * n, text) for n in range(count) for text in (f"picture {n}", f"again {n}")]
+    notes = [{"id": 99, "image_id": number, "caption": text} for number, text in texts]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": notes}))
+    return path
+
+
+def karpathy(path: Path, count: int = COUNT) -> Path:
+    names = ("train", "restval", "val", "test")
+    images = [
+        {
+            "filepath": "images",
+            "filename": f"{n:02}.png",
+            "split": names[n % 4],
+            "sentences": [{"raw": f"picture {n}", "tokens": []}, {"raw": f"again {n}"}],
+        }
+        for n in range(count)
+    ]
+    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return path
+
+
+PAIRS = [(f"picture {n}", f"again {n}") for n in range(COUNT)]
+
+
+@pytest.mark.parametrize("place", ["captions_val.json", "annotations/captions_val.json"])
+def test_json_of_coco(folder: Path, place: str) -> None:
+    path = coco(folder / place)
+    found = data.load(str(path))
+    assert told(found) == expected(folder, PAIRS)
+    assert len(found.test) and not found.left_out
+    assert told(data.load(str(folder))) == told(found)
+
+
+def test_several_files_of_coco_are_splits(folder: Path) -> None:
+    both = coco(folder / "captions_train2014.json"), coco(folder / "captions_val2014.json")
+    for path, ways in zip(both, (slice(4, None), slice(0, 4)), strict=True):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "images": content["images"][ways]}))
+    found = data.load(str(folder))
+    assert (len(found.train), len(found.test)) == (COUNT - 4, 4)
+    assert found.test.captions == tuple(PAIRS[:4])
+    assert f"{2 * COUNT} captions of images that are not listed" in found.left_out
+
+
+def test_json_of_karpathy(folder: Path) -> None:
+    found = data.load(str(karpathy(folder / "dataset_coco.json")))
+    assert found.train.captions == tuple(each for n, each in enumerate(PAIRS) if n % 4 < 2)
+    assert found.test.captions == tuple(PAIRS[3::4])
+    assert any("val" in note for note in found.notes)
+
+
+def test_json_as_albef_has_it(folder: Path) -> None:
+    path = folder / "pairs.json"
+    path.write_text(json.dumps([{**row, "image_id": 3} for row in rows()]))
+    singles = [(f"picture, {number}",) for number in range(COUNT)]
+    assert told(data.load(str(path))) == expected(folder, singles)
+
+
+def test_what_json_names_and_is_not_there_is_counted(folder: Path) -> None:
+    path = karpathy(folder / "dataset_coco.json", COUNT + 5)
+    content = json.loads(path.read_text())
+    content["images"][0]["sentences"][0]["raw"] = "  "
+    content["images"][1]["sentences"] = [{"raw": ""}]
+    path.write_text(json.dumps(content))
+    (folder / "more.png").write_bytes((folder / "images/00.png").read_bytes())
+    found = data.load(str(path))
+    assert found.train.captions and found.train.captions[0] == ("again 0",)
+    for part in ("5 images that are not there", "1 images without a caption", "1 empty captions"):
+        assert part in found.left_out
+    assert any("1 image that" in note for note in found.notes)
+    assert len(found.train) == COUNT // 2 + 1 - 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "cannot be read"),
+        ('{"categories": []}', "sentences"),
+        ('{"images": [{"filename": "a.png"}]}', "sentences"),
+        ('{"images": [{"id": 1}], "annotations": []}', "sentences"),
+        ('{"images": [3], "annotations": []}', "sentences"),
+        ('{"images": [], "annotations": []}', "no rows"),
+        ('{"images": [{"id": 1, "file_name": "no.png"}], "annotations": []}', "none of the 1"),
+        ('[{"image": "images/00.png"}]', "row 1"),
+    ],
+)
+def test_json_that_is_none(folder: Path, content: str, told: str) -> None:
+    path = folder / "captions_x.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        data.load(str(path))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_images_of_a_name_are_not_guessed_between(folder: Path) -> None:
+    path = coco(folder / "captions_val.json")
+    (folder / "other").mkdir()
+    (folder / "other" / "03.png").write_bytes((folder / "images/00.png").read_bytes())
+    with pytest.raises(UserError, match=r"2 images called 03\.png"):
+        data.load(str(path))
+
+
 @pytest.mark.parametrize("storage", ["memory", "stream"])
 @pytest.mark.parametrize("several", [False, True])
 def test_parquet_with_captions(folder: Path, several: bool, storage: Any, tmp_path: Path) -> None:

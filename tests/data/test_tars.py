@@ -213,6 +213,68 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         assert part in found.left_out
 
 
+def captioned(count: int = 30) -> dict[str, bytes | str]:
+    """Samples as img2dataset writes them: a text, and a JSON that has it, too."""
+    found: dict[str, bytes | str] = {}
+    for number in range(count):
+        name = f"{number:06}"
+        found |= {f"{name}.jpg": IMAGES[number], f"{name}.txt": f"picture {number}\n"}
+        found[f"{name}.json"] = json.dumps({"caption": "another", "url": "x", "width": 8})
+    return found
+
+
+def told(found: Dataset) -> dict[bytes, tuple[str, ...]]:
+    assert found.train.captions and found.test.captions
+    return {
+        split.images(torch.tensor([place])).numpy().tobytes(): own
+        for split in (found.train, found.test)
+        for place, own in enumerate(split.captions or ())
+    }
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_captions_are_read_beside_images(tmp_path: Path, storage: str) -> None:
+    path = write(tmp_path / "pairs.tar", captioned())
+    found = load(path, storage=storage, data_dir=tmp_path)
+    assert told(found) == {pixels(n).numpy().tobytes(): (f"picture {n}",) for n in range(30)}
+    assert found.unlabelled and ".txt" not in found.left_out
+    in_json = {name: each for name, each in captioned().items() if not name.endswith(".txt")}
+    in_json["000003.json"] = json.dumps({"caption": ["one", " ", "two"]})
+    found = load(write(tmp_path / "json.tar", in_json), storage=storage, data_dir=tmp_path)
+    texts = told(found)
+    assert texts[pixels(3).numpy().tobytes()] == ("one", "two")
+    assert texts[pixels(4).numpy().tobytes()] == ("another",)
+
+
+def test_samples_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> None:
+    members = captioned() | {
+        "000001.txt": " ",
+        "000001.json": "{}",
+        "000002.txt": b"\xff",
+        "000002.json": "[]",
+        "000003.txt": "",
+    }
+    del members["000004.txt"]
+    members["000004.json"] = json.dumps({"caption": 3})
+    found = load(write(tmp_path / "pairs.tar", members))
+    texts = told(found)
+    assert len(texts) == 27
+    assert texts[pixels(3).numpy().tobytes()] == ("another",)
+    assert "3 samples without a caption" in found.left_out
+
+
+def test_labelled_samples_have_captions_if_each_has_one(tmp_path: Path) -> None:
+    labels = {name: each for name, each in samples(0, 30).items() if name.endswith(".cls")}
+    found = load(write(tmp_path / "a.tar", captioned() | labels))
+    assert len(told(found)) == 30 and found.classes == ("0", "1")
+    some = captioned() | labels
+    for ending in ("txt", "json"):
+        del some[f"000007.{ending}"]
+    found = load(write(tmp_path / "b.tar", some))
+    assert found.train.captions is None and "1 of 30 samples" in found.uncaptioned
+    assert len(found.train) + len(found.test) == 30 and "29 .txt" in found.left_out
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> tuple[object, tuple[Path]]:

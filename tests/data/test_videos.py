@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,15 @@ import torch
 from PIL import Image
 
 from ssl_bench import data
-from ssl_bench.data.clips import VideoSplit
+from ssl_bench.data.clips import VideoSplit, middle
+from ssl_bench.data.sampling import Sampling
+from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError
+from ssl_bench.evals import finetune
+from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
+from ssl_bench.models import backbones
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.utils.rng import SampleRng
 
 Call = Callable[..., tuple[int, str, str]]
@@ -40,7 +48,7 @@ def write_film(path: Path, frames: list[np.ndarray], codec: str = "mpeg4") -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=25)
-        stream.width = stream.height = SIDE
+        stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -95,6 +103,92 @@ def test_training_begins_anywhere_by_the_samples_draws(gifs: Path) -> None:
             assert [later - clip[0] for later in clip] == [0, 12, 24, 36]
             starts.add(clip[0] // 4)
     assert starts == {0, 3, 6, 9}
+
+
+def test_a_test_video_is_seen_in_several_clips_and_crops(tmp_path: Path) -> None:
+    """From its beginning to its end, each at the left, in the centre and at the right."""
+    films = tmp_path / "films"
+    for split in ("train", "test"):
+        for name, first in (("dark", 0), ("light", 100)):
+            wide = [
+                np.concatenate([frame + 0, frame + 9, frame + 18], 1) for frame in shades(first)
+            ]
+            write_gif(films / split / name / "0.gif", wide)
+    found, usual = load(films, views=(3, 3)), load(films)
+    index = torch.tensor([1, 0])
+    [views] = found.test.seen([index])
+    firsts = [[clip[0] for clip in shades_of(view)] for view in views]
+    # Of frames 0, 3 ... 18 the first four, four from the second on, and the last four.
+    expected = [
+        [base + 12 * start + 9 * crop for base in (100, 0)]
+        for start in (0, 1, 3)
+        for crop in range(3)
+    ]
+    assert np.abs(np.array(firsts) - expected).max() <= 1
+    for split in ("train", "test"):
+        ours, theirs = getattr(found, split), getattr(usual, split)
+        assert torch.equal(ours.images(index), theirs.images(index))
+        assert (ours.channels, ours.side) == (theirs.channels, theirs.side)
+    [[one]] = ([*views] for views in usual.test.seen([index]))
+    assert torch.equal(one, usual.test.images(index))
+    [only] = ([*views] for views in found.train.seen([index]))
+    assert len(only) == 1
+    assert found.fingerprint == usual.fingerprint == usual.as_tested().fingerprint
+    tested = [load(films, views=views).as_tested() for views in ((3, 3), (9, 1), (1, 3))]
+    assert len({usual.fingerprint, *(each.fingerprint for each in tested)}) == 4
+    assert "3 clips x 3 crops" in tested[0].note
+
+
+def test_features_and_probabilities_are_averaged_over_views(gifs: Path) -> None:
+    spec = EncoderSpec("vit_nano", 28, 7, 3, (0.4,) * 3, (0.2,) * 3, frames=4)
+    encoder = Encoder(backbones.build(spec, 0), spec, choose("fp32", "off"), 0)
+    test = load(gifs, views=(3, 1)).test
+    [views] = test.seen([torch.arange(len(test))])
+    seen = [prepare(view, spec, encoder.hardware) for view in views]
+    expected = torch.stack([encoder.encode(view)["avg"] for view in seen]).mean(0)
+    torch.testing.assert_close(encoder.features(test)["avg"], expected)
+    pixels = RawPixels(spec, encoder.hardware, 0).features(test)["pixels"]
+    torch.testing.assert_close(pixels, torch.stack(seen).mean(0).flatten(1))
+
+    class Shade(torch.nn.Module):
+        """Sure of class 1 where a clip is bright, a little in favour of class 0 elsewhere."""
+
+        def forward(self, clips_BCHW: torch.Tensor) -> torch.Tensor:
+            bright_B = (clips_BCHW.mean(dim=(1, 2, 3)) > threshold).float()
+            return torch.stack([3 - 3 * bright_B, 9 * bright_B], dim=1)
+
+    means = torch.stack([view.mean(dim=(1, 2, 3)) for view in seen])
+    threshold = (
+        means[1, 0] + means[2, 0]
+    ) / 2  # of the first video its last clip alone is brighter
+    shares = torch.stack([Shade()(view).softmax(1) for view in seen]).mean(0)
+    assert (shares[0, 0] > 0.6) and means[2, 0] > threshold > means[1, 0]
+    assert finetuning.predict(Shade(), encoder, test).tolist() == shares.argmax(1).tolist()
+    votes = torch.stack([Shade()(view) for view in seen]).mean(0)
+    assert votes[0].argmax() == 1  # as sums of logits would have it
+
+
+def test_fine_tuning_draws_where_a_clip_begins(gifs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EncoderSpec("vit_nano", 28, 7, 3, (0.4,) * 3, (0.2,) * 3, frames=4)
+    encoder = Encoder(backbones.build(spec, 0), spec, choose("fp32", "off"), 0)
+    config, train = finetune.Config(epochs=8, batch_size=6, base_lr=1e-4), load(gifs).train
+    starts: set[int] = set()
+    view = finetuning.training_views
+
+    def watched(stored: torch.Tensor, *how: Any) -> torch.Tensor:
+        starts.update(clip[0] % 100 // 12 for clip in shades_of(stored))
+        return view(stored, *how)
+
+    monkeypatch.setattr(finetuning, "training_views", watched)
+    finetuning.train(finetuning.classifier(encoder, 2, config), encoder, train, config)
+    assert starts == {0, 1, 2, 3}
+
+
+def test_several_views_are_of_videos_alone(image_folder: Path) -> None:
+    for source in ("fashion-motions@validation", str(image_folder)):
+        with pytest.raises(UserError, match="--test-clips 2 --test-crops 3") as error:
+            data.load(source, views=(2, 3))
+        assert "\n" not in str(error.value)
 
 
 def test_short_videos_repeat_their_last_frame_and_are_counted(gifs: Path) -> None:
@@ -170,20 +264,59 @@ def test_films_are_read_as_gifs_are(tmp_path: Path, suffix: str, codec: str) -> 
     assert f"dark/0{suffix}" in str(error.value) and "one frame" in str(error.value)
 
 
+@with_av
+def test_a_film_stands_as_its_camera_was_held(tmp_path: Path) -> None:
+    frame = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)
+    frame[:, :SIDE] = 200
+    write_film(tmp_path / "film.mp4", [frame] * 5)
+    lying = middle(tmp_path / "film.mp4", 28, Sampling(2))
+    content = bytearray((tmp_path / "film.mp4").read_bytes())
+    begin = content.index(b"tkhd") + 44  # the matrix of the track's header (ISO 14496-12, 8.3.2)
+    content[begin : begin + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    (tmp_path / "film.mp4").write_bytes(content)
+    upright = middle(tmp_path / "film.mp4", 28, Sampling(2))
+    assert lying[..., :10].min() > 150 > 50 > lying[..., -10:].max()
+    assert upright[..., :10, :].min() > 150 > 50 > upright[..., -10:, :].max()
+
+
 def test_videomae_learns_from_a_folder(gifs: Path, tmp_path: Path, ssl_bench: Call) -> None:
-    words = ["--data", gifs, "--image-size", 28, "--runs-dir", tmp_path, "--backbone", "vit_nano"]
-    words += ["--epochs", 1, "--batch-size", 2, "--precision", "fp32", "--evals", "knn"]
+    of_run = ["--data", gifs, "--image-size", 28, "--runs-dir", tmp_path, "--backbone", "vit_nano"]
+    of_run += ["--epochs", 1, "--batch-size", 2, "--precision", "fp32", "--evals", "knn"]
     clips = ["--frames", 4, "--stride", 2]
-    code, out, err = ssl_bench("run", "--method", "videomae", *words, *clips)
+    code, out, err = ssl_bench("run", "--method", "videomae", *of_run, *clips)
     assert code == 0, err
     assert "clips of 4 frames" in out
     [folder] = tmp_path.glob("videomae-*")
-    code, out, err = ssl_bench("eval", folder, "--evals", "linear", "--runs-dir", tmp_path)
+    views = "--test-clips", 2, "--test-crops", 3
+    for more in ((), views):
+        flags = "--evals", "linear,knn", "--runs-dir", tmp_path, "--linear-epochs", 1, *more
+        code, out, err = ssl_bench("eval", folder, *flags)
+        assert code == 0, err
+        assert ("2 clips x 3 crops" in out) == bool(more)
+    assert len([*(folder / "evals").glob("knn-*")]) == 2
+    code, out, err = ssl_bench("run", "--method", "videomae", *of_run, *clips, *views)
     assert code == 0, err
-    for what in ("export", "reconstruct"):
-        more = [gifs / "train" / "dark" / "0.gif"] if what == "reconstruct" else []
-        code, _, err = ssl_bench(what, folder, *more, "--output", tmp_path / "out.png")
-        assert (code, err.count("\n")) == (2, 1), err
-        assert "clips" in err and not (tmp_path / "out.png").exists()
-    code, _, err = ssl_bench("run", "--method", "mae", *words, *clips)
+    assert "pre-trained already: reused" in out
+    code, out, err = ssl_bench("export", folder, "--format", "hf", "--output", tmp_path / "hf")
+    assert code == 0, err
+    film, still = gifs / "train" / "dark" / "0.gif", tmp_path / "still.png"
+    Image.fromarray(shades(9)[0]).save(still)
+    drawn = []
+    for source in (folder, tmp_path / "hf"):
+        for how in ("tube", "random", "frame"):
+            picture = tmp_path / "picture.png"
+            flags = "--output", picture, "--sampling", how, "--mask-ratio", 0.5
+            code, out, err = ssl_bench("reconstruct", source, film, still, *flags)
+            assert code == 0, err
+            assert "predicts normalised patches" in out
+            drawn.append(picture.read_bytes())
+    assert len(set(drawn[:3])) == 3
+    write_gif(tmp_path / "one.gif", shades(0, count=1))
+    for file, message in ((tmp_path / "one.gif", "one frame"), (film, "block")):
+        words = [file, "--output", tmp_path / "none.png"]
+        words += ["--sampling", "block"] if file == film else []
+        code, _, err = ssl_bench("reconstruct", folder, *words)
+        assert (code, err.count("\n")) == (2, 1) and message in err, err
+        assert not (tmp_path / "none.png").exists()
+    code, _, err = ssl_bench("run", "--method", "mae", *of_run, *clips)
     assert (code, "--frames 1" in err) == (2, True), err

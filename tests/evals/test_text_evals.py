@@ -11,6 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import helpers
+import naive
+import naive_text
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,8 +24,12 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
 from ssl_bench.evals import retrieval
 from ssl_bench.evaluation.features import Encoder, prepare
-from ssl_bench.models import text
+from ssl_bench.evaluation.metrics import subset
+from ssl_bench.evaluation.texts import as_texts
+from ssl_bench.experiment import figures
+from ssl_bench.models import vocabulary
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.transforms.augmentations import evaluation_view
 
 Command = Callable[..., tuple[int, str, str]]
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, helpers.SHAPE)
@@ -54,7 +61,7 @@ def parts(encoder: Encoder, data: Dataset) -> tuple[Tensor, Tensor, list[str]]:
     views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
     images = encoder.pair.embed_images(encoder.tokens(views)[:, 0])
     texts = [each for own in data.test.captions or () for each in own]
-    ids = text.tokenize(texts, encoder.text.spec)
+    ids = vocabulary.tokenize(texts, encoder.text.spec)
     return images, encoder.pair.embed_texts(encoder.text(ids)), texts
 
 
@@ -89,7 +96,7 @@ def test_the_best_are_ranked_anew_by_the_matching_head(encoder: Encoder, data: D
     captions = data.test.captions or ()
     views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
     tokens = encoder.tokens(views)
-    ids = text.tokenize(texts, encoder.text.spec)
+    ids = vocabulary.tokenize(texts, encoder.text.spec)
     right = 0
     for place, caption in enumerate(texts):
         best = (images @ words[place]).topk(3).indices.tolist()
@@ -111,9 +118,77 @@ def test_ranks_that_are_perfect_and_ranks_that_are_not() -> None:
     assert not hits[:, 0].any() and hits[:, 2].any()
 
 
+def test_images_that_are_retrieved_are_kept_for_a_figure(encoder: Encoder, data: Dataset) -> None:
+    result = run("retrieval", encoder, data, rerank=0, resamples=1)
+    images, words, sentences = parts(encoder, data)
+    captions = data.test.captions or ()
+    queries = as_texts(result.arrays["queries"].numpy())
+    assert queries == [own[0] for own in captions[:5]]
+    views = (255 * evaluation_view(data.test.images(torch.arange(14)), 16)).round().byte()
+    for number, query in enumerate(queries):
+        best = (images @ words[sentences.index(query)]).topk(5).indices
+        assert torch.equal(result.arrays["answers"][number], views[best])
+        rights = [int(query in captions[image]) for image in best.tolist()]
+        assert result.arrays["is_right"][number].tolist() == rights
+    assert 0 < result.arrays["is_right"].sum() < 25
+
+
+def test_maps_of_words_are_the_attention_of_the_last_layer(encoder: Encoder, data: Dataset) -> None:
+    arrays = run("masked-words", encoder, data).arrays
+    index = subset(14, 1000, data.fingerprint)[:4]
+    tokens_BTD = encoder.tokens(prepare(data.test.images(index), SPEC, CPU)).double()
+    reader = encoder.text
+    weights, heads = naive.weights_of(reader), reader.spec.num_heads
+    last = naive.under(weights, "fusion.0")
+    for place, image in enumerate(index.tolist()):
+        caption = (data.test.captions or ())[image][0]
+        [ids] = vocabulary.tokenize([caption], reader.spec).tolist()
+        ids = [each for each in ids if each != reader.spec.id(vocabulary.PAD)]
+        rows = naive_text.encode(weights, ids, reader.spec.depth, heads)
+        shown = as_texts(arrays["words"][place].numpy())
+        assert shown[: len(ids) - 2] == [reader.spec.words[each] for each in ids[1:-1]]
+        assert not any(shown[len(ids) - 2 :])
+        for word, row_D in enumerate(rows[1:-1]):
+            own_D = naive_text.attend(last, "attention", row_D, rows, heads)
+            query_D = naive_text.linear(
+                last,
+                "cross_attention.query",
+                naive_text.norm(last, "attention_norm", row_D + own_D),
+            )
+            keys = [naive_text.linear(last, "cross_attention.key", t) for t in tokens_BTD[place]]
+            parts = [
+                torch.stack([query_D[c] @ key[c] / len(c) ** 0.5 for key in keys]).softmax(0)
+                for c in torch.arange(len(query_D)).chunk(heads)
+            ]
+            expected = torch.stack(parts).mean(dim=0)[1:].view(4, 4).float()
+            torch.testing.assert_close(
+                arrays["word_maps"][place, word], expected, rtol=1e-4, atol=1e-5
+            )
+    assert arrays["word_images"].shape == (4, 3, 16, 16)
+
+
+def test_what_has_other_shapes_is_not_drawn() -> None:
+    arrays = {
+        "queries": np.zeros((2, 9), np.uint8),
+        "answers": np.zeros((2, 5, 3, 8, 8), np.uint8),
+        "is_right": np.zeros((2, 5), np.uint8),
+    }
+    assert figures.RETRIEVED.fits(arrays)
+    for name, wrong in (
+        ("queries", np.zeros((3, 9), np.uint8)),
+        ("queries", np.zeros((2, 9), np.int64)),
+        ("answers", np.zeros((2, 5, 2, 8, 8), np.uint8)),
+        ("answers", np.zeros((2, 5, 3, 8), np.uint8)),
+        ("answers", np.zeros((2, 5, 3, 8, 3000), np.uint8)),
+        ("is_right", np.zeros((2, 4), np.uint8)),
+        ("is_right", np.zeros((2, 0), np.uint8)),
+    ):
+        assert not figures.RETRIEVED.fits({**arrays, name: wrong}), (name, wrong.shape)
+
+
 def test_what_is_ranked_anew_stays_first(encoder: Encoder, data: Dataset) -> None:
     _, _, texts = parts(encoder, data)
-    ids = text.tokenize(texts, encoder.text.spec)
+    ids = vocabulary.tokenize(texts, encoder.text.spec)
     score = 1 - torch.rand(14, 28, generator=torch.Generator().manual_seed(0)) / 100
     before, best = score.clone(), score.topk(4, dim=1).indices
     retrieval._rerank(score, False, 4, encoder, data, encoder.text(ids), ids)
@@ -173,7 +248,7 @@ def test_each_class_is_a_direction_whatever_its_sentences_agree_on(data: Dataset
         pair=Pair(), hardware=CPU, features=lambda split: {"cls": torch.zeros(len(split), 4)}
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "tokenize", lambda texts, spec: Sentences(texts))
+        patch.setattr(vocabulary, "tokenize", lambda texts, spec: Sentences(texts))
         found = run("zero-shot", fake, data, templates=("a {}", "b {}"))  # type: ignore[arg-type]
     assert set(found.predictions_N.tolist()) == {1}
 
@@ -184,7 +259,7 @@ def test_zero_shot_is_the_nearest_sentence(encoder: Encoder, data: Dataset) -> N
     means = []
     for name in data.classes:
         sentences = [template.format(name) for template in templates]
-        ids = text.tokenize(sentences, encoder.text.spec)
+        ids = vocabulary.tokenize(sentences, encoder.text.spec)
         means.append(encoder.pair.embed_texts(encoder.text(ids)).mean(dim=0))
     found = run("zero-shot", encoder, data, templates=templates)
     cosine = torch.nn.functional.normalize(torch.stack(means), dim=1) @ images.T
@@ -208,12 +283,12 @@ def test_hidden_words_are_counted(known: Dataset) -> None:
     encoder = Encoder(method.encoder, spec, CPU, seed=0)
     own, right, count = encoder.text.spec, 0, 0
     for captions in data.test.captions or ():
-        [ids] = text.tokenize(captions[:1], own)
+        [ids] = vocabulary.tokenize(captions[:1], own)
         for place, word in enumerate(ids.tolist()):
-            if own.words[word] in (text.PAD, text.CLS, text.SEP):
+            if own.words[word] in (vocabulary.PAD, vocabulary.CLS, vocabulary.SEP):
                 continue
             hidden = ids.clone()
-            hidden[place] = own.id(text.MASK)
+            hidden[place] = own.id(vocabulary.MASK)
             logits = encoder.text.predict(encoder.text(hidden[None]))[0, place]
             right, count = right + int(logits.argmax() == word), count + 1
     found = run("masked-words", encoder, data)
@@ -225,10 +300,14 @@ def test_hidden_words_are_counted(known: Dataset) -> None:
     assert 0 < words.count(top) < len(words)
 
 
-def ids_of(caption: str, spec: text.TextSpec) -> list[int]:
+def ids_of(caption: str, spec: vocabulary.TextSpec) -> list[int]:
     """A caption's tokens that are no special ones."""
-    [row] = text.tokenize([caption], spec).tolist()
-    return [word for word in row if spec.words[word] not in (text.PAD, text.CLS, text.SEP)]
+    [row] = vocabulary.tokenize([caption], spec).tolist()
+    return [
+        word
+        for word in row
+        if spec.words[word] not in (vocabulary.PAD, vocabulary.CLS, vocabulary.SEP)
+    ]
 
 
 def test_hidden_words_are_guessed_beside_the_own_and_the_next_image(
@@ -246,7 +325,7 @@ def test_hidden_words_are_guessed_beside_the_own_and_the_next_image(
 
     monkeypatch.setattr(module, "_predict", watched)
     run("masked-words", encoder, known)
-    ids_NL = text.tokenize([each for [each] in known.test.captions or ()], encoder.text.spec)
+    ids_NL = vocabulary.tokenize([each for [each] in known.test.captions or ()], encoder.text.spec)
     own = {tuple(row): number for number, row in enumerate(ids_NL.tolist())}
     (ids, right), (_, wrong) = asked
     assert len(own) == 14
@@ -261,7 +340,7 @@ def test_features_of_an_encoder_of_captions_are_those_of_the_first(data: Dataset
     other = tuple((each[0], "another") for each in data.test.captions or ())
     again = encoder.features(dataclasses.replace(data.test, captions=other))
     torch.testing.assert_close(found["avg"], again["avg"])
-    ids = text.tokenize([data.test.first_captions[3]], encoder.text.spec)
+    ids = vocabulary.tokenize([data.test.first_captions[3]], encoder.text.spec)
     states, seen = encoder.text(ids)[0], encoder.text.seen(ids)[0]
     torch.testing.assert_close(found["cls"][3], states[0])
     torch.testing.assert_close(found["avg"][3], states[seen].mean(dim=0))
@@ -300,6 +379,18 @@ def test_commands(image_folder: Path, tmp_path: Path, ssl_bench: Command) -> Non
     assert (folder / "figures" / "pictures.png").exists()
     before = scores(folder)
     assert set(before) == {"retrieval", "masked-words"}
+    drawn = sorted(path.name for path in folder.glob("evals/*/*.png"))
+    assert drawn == ["retrieved-images.png", "words-over-images.png"]
+    code, out, err = ssl_bench("show", folder, "--json")
+    shown = json.loads(out)
+    assert str(folder / "figures" / "pictures.png") in shown["run"]["figures"]
+    found = [Path(each).name for own in shown["evaluations"].values() for each in own["figures"]]
+    assert sorted(found) == drawn
+    code, _, err = ssl_bench("report", *runs, "-o", tmp_path / "report")
+    assert code == 0, err
+    for kind in ("retrieved", "words"):
+        [table] = (tmp_path / "report" / "figures").glob(f"{kind}-albef-*.csv")
+        assert "albef" in table.read_text()
     for each in (folder / "evals").iterdir():
         each.joinpath("scores.json").unlink()
     code, _, err = ssl_bench("eval", folder, "--evals", evals, *runs)
@@ -344,7 +435,7 @@ def test_an_encoder_of_captions_is_exported_with_its_vocabulary(
     assert code == 0, err
     assert "load_encoder" in out
     encoder: Any = package.load_encoder(str(output))
-    ids = text.tokenize(["a thing 3"], encoder.spec)
+    ids = vocabulary.tokenize(["a thing 3"], encoder.spec)
     assert encoder.spec.words[ids[0, 2]] == "thing"
     whole: Any = package.load_encoder(str(folder))
     torch.testing.assert_close(encoder(ids), whole(ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from helpers import make_images
 from ssl_bench.api import registry
 from ssl_bench.api.step import Batch
 from ssl_bench.errors import UserError
-from ssl_bench.models import text
+from ssl_bench.models import masked_tokens, text_encoder, vocabulary
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.models.text import TextSpec
+from ssl_bench.models.vocabulary import TextSpec
+from ssl_bench.training import flops, setup
 from ssl_bench.utils.rng import SampleRng
 
 BERT = registry.find("method", "bert")
@@ -40,16 +42,16 @@ def method() -> Any:
 
 def test_loss_and_gradient_are_the_naive_ones(method: Any) -> None:
     train, own = make_images(6, 3, 16, 3, seed=1), method.data.text
-    ids_BL = text.tokens_of(train.captions, own, torch.device("cpu")).draw(rng(6))
+    ids_BL = vocabulary.tokens_of(train.captions, None, own, torch.device("cpu")).draw(rng(6))
     batch = Batch({}, rng(6), captions_BL=ids_BL)
-    loss = method.loss(batch, helpers.FIRST_STEP)
+    [loss] = method.loss(batch, helpers.FIRST_STEP).values()
     loss.backward()
 
     weights = naive.weights_of(method.encoder)
-    seen_BL, targets_BL = text.mask_tokens(ids_BL, own, rng(6), method.config.mask_share)
+    seen_BL, targets_BL = masked_tokens.mask_tokens(ids_BL, own, rng(6), method.config.mask_share)
     losses = []
     for ids_L, targets_L, whole_L in zip(seen_BL, targets_BL, ids_BL, strict=True):
-        length = int((whole_L != own.id(text.PAD)).sum())
+        length = int((whole_L != own.id(vocabulary.PAD)).sum())
         rows = naive_text.encode(weights, ids_L[:length].tolist(), own.depth, own.num_heads)
         for row_D, target in zip(rows, targets_L[:length].tolist(), strict=True):
             if target >= 0:
@@ -63,11 +65,153 @@ def test_loss_and_gradient_are_the_naive_ones(method: Any) -> None:
     assert all(error < 1e-6 for name, error in errors.items() if ".key.bias" not in name), errors
 
 
+def of_pairs(**changes: Any) -> Any:
+    """The method with the prediction of the next sentence, in float64."""
+    config = dataclasses.replace(helpers.small(BERT), loss=("mlm", "nsp"), **changes)
+    spec = helpers.with_text(BERT, SPEC, config)
+    method: Any = setup.build_method(BERT.load_class(), config, spec, 3, 0)
+    naive.randomise(method.encoder)
+    return method.double()
+
+
+def test_both_losses_and_their_gradient_are_the_naive_ones() -> None:
+    method, train = of_pairs(), make_images(8, 3, 16, 3, seed=1)
+    own = method.data.text
+    texts = vocabulary.tokens_of(train.captions, None, own, torch.device("cpu"))
+    ids_BL, is_next_B = texts.draw_pairs(rng(8), own)
+    assert is_next_B.any() and not is_next_B.all()
+    batch = Batch({}, rng(8), captions_BL=ids_BL, is_next_B=is_next_B)
+    found = method.loss(batch, helpers.FIRST_STEP)
+    sum(found.values()).backward()
+
+    weights = naive.weights_of(method.encoder)
+    masked = masked_tokens.mask_tokens(ids_BL, own, rng(8), method.config.mask_share)
+    words, order = [], []
+    for seen_L, targets_L, whole_L, is_next in zip(*masked, ids_BL, is_next_B, strict=True):
+        whole = [own.words[number] for number in whole_L.tolist()]
+        length = whole.index(vocabulary.PAD) if vocabulary.PAD in whole else len(whole)
+        second = whole.index(vocabulary.SEP) + 1
+        ids = seen_L[:length].tolist()
+        rows = naive_text.encode(weights, ids, own.depth, own.num_heads, second)
+        for row_D, target in zip(rows, targets_L[:length].tolist(), strict=True):
+            if target >= 0:
+                words.append(-naive_text.logits(weights, row_D).log_softmax(dim=0)[target])
+        pooled_D = torch.tanh(naive_text.linear(weights, "pooler", rows[0]))
+        logs = naive_text.linear(weights, "follows", pooled_D).log_softmax(dim=0)
+        order.append(-logs[0 if is_next else 1])
+    assert len(words) > 2
+    expected = {"mlm": torch.stack(words).mean(), "nsp": torch.stack(order).mean()}
+    sum(expected.values()).backward()  # type: ignore[union-attr]
+    for name, value in expected.items():
+        assert naive.relative_error(found[name], value) < 1e-6, name
+    errors = naive.gradient_errors(method.encoder, weights)
+    assert all(error < 1e-6 for name, error in errors.items() if ".key.bias" not in name), errors
+
+
+@pytest.mark.parametrize("losses", [("mlm",), ("nsp",)])
+def test_each_loss_can_be_left_out(losses: tuple[str, ...]) -> None:
+    config = dataclasses.replace(helpers.small(BERT), loss=losses)
+    spec = helpers.with_text(BERT, SPEC, config)
+    method: Any = setup.build_method(BERT.load_class(), config, spec, 3, 0)
+    _, batch = flops.trial_step(method, SPEC, 4)
+    found = method.loss(batch, helpers.FIRST_STEP)
+    assert tuple(found) == losses
+    sum(found.values()).backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+DOCUMENTS = (("a b c", "d e", "f"), ("g h i j", "k l"), ("m",), ("n", "o", "p q", "r"))
+
+
+def pairs_of(count: int, step: int = 0) -> tuple[Any, list[str], list[bool], list[int]]:
+    """Drawn pairs in words, of a sentence of each sample in turn."""
+    sentences = [(each,) for own in DOCUMENTS for each in own]
+    numbers = [number for number, own in enumerate(DOCUMENTS) for _ in own]
+    words = vocabulary.learn_vocabulary([each for (each,) in sentences], 99)
+    spec = TextSpec(words, True, 16, 32, 1, 2, next_sentence=True)
+    texts = vocabulary.tokens_of(tuple(sentences), tuple(numbers), spec, torch.device("cpu"))
+    samples = [number % len(sentences) for number in range(count)]
+    draws = SampleRng(3, step, torch.tensor(samples))
+    ids_BL, is_next_B = texts.draw_pairs(draws, spec)
+    shown = [
+        " ".join(spec.words[n] for n in row if spec.words[n] != vocabulary.PAD)
+        for row in ids_BL.tolist()
+    ]
+    return spec, shown, is_next_B.tolist(), samples
+
+
+def test_pairs_are_neighbours_or_of_different_documents() -> None:
+    drawn_pairs = [pairs_of(10, step)[1:] for step in range(60)]
+    shown, is_next, samples = (
+        list(chain.from_iterable(each)) for each in zip(*drawn_pairs, strict=True)
+    )
+    place = {each: (d, n) for d, own in enumerate(DOCUMENTS) for n, each in enumerate(own)}
+    sentences = list(place)
+    seen = set()
+    for text, follows, sample in zip(shown, is_next, samples, strict=True):
+        assert text.startswith("[CLS] ") and text.endswith(" [SEP]")
+        first, second = text.removeprefix("[CLS] ").removesuffix(" [SEP]").split(" [SEP] ")
+        (document, number), (other, at) = place[first], place[second]
+        own, drawn = place[sentences[sample]]
+        last = len(DOCUMENTS[own]) - 1
+        assert (document, number) == (own, max(0, min(drawn, last - 1)))
+        assert follows == (other == document)
+        assert not follows or at == number + 1
+        seen.add((first, second))
+    single = sentences.index("m")
+    told = [each for each, sample in zip(is_next, samples, strict=True) if sample != single]
+    assert sum(told) / len(told) == pytest.approx(0.5, abs=0.05)
+    assert not any(each for each, s in zip(is_next, samples, strict=True) if s == single)
+    others = {second for first, second in seen if first == "m"}
+    assert others == set(sentences) - {"m"}
+
+
+def test_the_same_step_draws_the_same_pairs_and_another_step_others() -> None:
+    assert pairs_of(30) == pairs_of(30)
+    assert pairs_of(30)[1] != pairs_of(30, step=1)[1]
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 9), (9, 2), (9, 9), (1, 1), (6, 6), (7, 6)])
+def test_pairs_that_are_too_long_are_cut_as_transformers_does(
+    first: int, second: int, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    letters = [" ".join("abcdefghi"[:first]), " ".join("jklmnopqr"[:second])]
+    words = vocabulary.learn_vocabulary([" ".join("abcdefghijklmnopqr")], 99)
+    path = tmp_path / "vocab.txt"
+    path.write_text(words + "\n")
+    theirs = transformers.BertTokenizerFast(str(path))
+    how = {"padding": "max_length", "truncation": "longest_first"}
+    for length in (11, 13, 15, 23):
+        spec = TextSpec(words, True, length, 32, 1, 2, next_sentence=True)
+        rows = vocabulary.tokenize(letters, spec)
+        found_BL = vocabulary.joined(rows[:1], rows[1:], spec)
+        expected = theirs(*letters, max_length=length, **how)
+        assert found_BL[0].tolist() == expected["input_ids"]
+        assert vocabulary.segments(found_BL, spec)[0].tolist() == expected["token_type_ids"]
+
+
+def test_sentences_of_one_document_have_no_other_to_be_told_from() -> None:
+    with pytest.raises(UserError, match="--loss mlm"):
+        vocabulary.check_documents((("a",), ("b",)), (0, 0))
+    with pytest.raises(UserError, match="two texts"):
+        vocabulary.check_documents((("a",), ("b",)), (0, 1))
+    vocabulary.check_documents((("a",), ("b",), ("c",)), (0, 0, 1))
+    vocabulary.check_documents((("a", "b"), ("c",)), None)
+
+
+@pytest.mark.parametrize("losses", [(), ("mlm", "mlm"), ("itc",)])
+def test_other_losses_are_refused(losses: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="mlm,nsp"):
+        BERT.load().Config(loss=losses)
+
+
 def test_outputs_are_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
-    words = "\n".join([*text.SPECIAL, *(f"w{number}" for number in range(40))])
+    words = "\n".join([*vocabulary.SPECIAL, *(f"w{number}" for number in range(40))])
     spec = TextSpec(words, True, 12, 32, 3, 4)
-    ours = text.TextEncoder(spec).eval()
+    ours = text_encoder.TextEncoder(spec).eval()
     naive.randomise(ours)
     config = transformers.BertConfig(
         vocab_size=45,
@@ -93,7 +237,7 @@ def test_outputs_are_those_of_transformers() -> None:
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected and all("position_ids" in name for name in missing)
     ids_BL = torch.randint(5, 45, (6, 12), generator=torch.Generator().manual_seed(0))
-    ids_BL[:, 0], ids_BL[1:4, 7:] = spec.id(text.CLS), spec.id(text.PAD)
+    ids_BL[:, 0], ids_BL[1:4, 7:] = spec.id(vocabulary.CLS), spec.id(vocabulary.PAD)
     expected = theirs(input_ids=ids_BL, attention_mask=ours.seen(ids_BL).long()).logits
     found = ours.predict(ours(ids_BL))
     seen_BL = ours.seen(ids_BL)
@@ -120,42 +264,55 @@ _NAMES = [
 def test_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     texts = ["A bag, left of a SNEAKER!", "naïve café", "zzz bag", "", "\u4e2d bag"]
-    words = text.learn_vocabulary(texts[:2], 60)
+    words = vocabulary.learn_vocabulary(texts[:2], 60)
     path = tmp_path / "vocab.txt"
     path.write_text(words + "\n")
     theirs = transformers.BertTokenizerFast(str(path), do_lower_case=True)
-    spec = TextSpec(*text.read_vocabulary(path), 16, 32, 1, 2)
+    spec = TextSpec(*vocabulary.read_vocabulary(path), 16, 32, 1, 2)
     expected = theirs(texts, padding="max_length", max_length=16, truncation=True)["input_ids"]
-    assert text.tokenize(texts, spec).tolist() == expected
+    assert vocabulary.tokenize(texts, spec).tolist() == expected
     theirs.save_pretrained(tmp_path)
-    assert text.read_vocabulary(tmp_path / "tokenizer.json") == (words, True)
+    assert vocabulary.read_vocabulary(tmp_path / "tokenizer.json") == (words, True)
 
 
 def test_a_learned_vocabulary_spells_what_it_has_no_word_for() -> None:
-    words = text.learn_vocabulary(["a bag of bags", "a bag"], 20).split("\n")
-    assert words[:5] == list(text.SPECIAL)
+    words = vocabulary.learn_vocabulary(["a bag of bags", "a bag"], 20).split("\n")
+    assert words[:5] == list(vocabulary.SPECIAL)
     assert {"bag", "bags", "a", "##g"} <= set(words)
     assert words.index("bag") < words.index("bags")
     spec = TextSpec("\n".join(words), True, 8, 32, 1, 2)
-    found = [spec.words[number] for number in text.tokenize(["gab"], spec)[0].tolist()]
-    assert found[:3] == [text.CLS, text.UNKNOWN, text.SEP]  # no word began with a g
-    found = [spec.words[number] for number in text.tokenize(["bga"], spec)[0].tolist()]
-    assert found[:5] == [text.CLS, "b", "##g", "##a", text.SEP]
+    found = [spec.words[number] for number in vocabulary.tokenize(["gab"], spec)[0].tolist()]
+    assert found[:3] == [
+        vocabulary.CLS,
+        vocabulary.UNKNOWN,
+        vocabulary.SEP,
+    ]  # no word began with a g
+    found = [spec.words[number] for number in vocabulary.tokenize(["bga"], spec)[0].tolist()]
+    assert found[:5] == [vocabulary.CLS, "b", "##g", "##a", vocabulary.SEP]
 
 
 def test_a_long_text_is_cut_before_its_last_token() -> None:
-    spec = TextSpec(text.learn_vocabulary(["a b c d e f g h"], 30), True, 6, 32, 1, 2)
-    [row] = text.tokenize(["a b c d e f g h"], spec).tolist()
-    assert [spec.words[number] for number in row] == [text.CLS, "a", "b", "c", "d", text.SEP]
+    spec = TextSpec(vocabulary.learn_vocabulary(["a b c d e f g h"], 30), True, 6, 32, 1, 2)
+    [row] = vocabulary.tokenize(["a b c d e f g h"], spec).tolist()
+    assert [spec.words[number] for number in row] == [
+        vocabulary.CLS,
+        "a",
+        "b",
+        "c",
+        "d",
+        vocabulary.SEP,
+    ]
 
 
 def test_frequent_words_come_first() -> None:
-    words = text.learn_vocabulary(["zz yy yy xx xx xx"], 14).split("\n")
+    words = vocabulary.learn_vocabulary(["zz yy yy xx xx xx"], 14).split("\n")
     assert words[-3:] == ["xx", "yy", "zz"]
 
 
 def test_initial_weights_are_narrow_and_biases_zero() -> None:
-    encoder = text.TextEncoder(TextSpec("\n".join([*text.SPECIAL, "a"]), True, 60, 96, 2, 4))
+    encoder = text_encoder.TextEncoder(
+        TextSpec("\n".join([*vocabulary.SPECIAL, "a"]), True, 60, 96, 2, 4)
+    )
     for name, parameter in encoder.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any()
@@ -164,26 +321,28 @@ def test_initial_weights_are_narrow_and_biases_zero() -> None:
 
 
 def test_hidden_tokens_are_words_and_as_many_as_said() -> None:
-    spec = TextSpec(text.learn_vocabulary(["one two three four five six"], 50), True, 16, 32, 1, 2)
-    ids_BL = text.tokenize(["one two three four five six"] * 4000, spec)
-    seen_BL, targets_BL = text.mask_tokens(ids_BL, spec, rng(4000), 0.15)
+    spec = TextSpec(
+        vocabulary.learn_vocabulary(["one two three four five six"], 50), True, 16, 32, 1, 2
+    )
+    ids_BL = vocabulary.tokenize(["one two three four five six"] * 4000, spec)
+    seen_BL, targets_BL = masked_tokens.mask_tokens(ids_BL, spec, rng(4000), 0.15)
     hidden_BL = targets_BL >= 0
     assert torch.equal(targets_BL[hidden_BL], ids_BL[hidden_BL])
     assert torch.equal(seen_BL[~hidden_BL], ids_BL[~hidden_BL])
     assert not hidden_BL[:, [0, *range(7, 16)]].any()
     assert hidden_BL[:, 1:7].double().mean() == pytest.approx(0.15, abs=0.01)
-    masked = (seen_BL[hidden_BL] == spec.id(text.MASK)).double().mean()
+    masked = (seen_BL[hidden_BL] == spec.id(vocabulary.MASK)).double().mean()
     kept = (seen_BL[hidden_BL] == ids_BL[hidden_BL]).double().mean()
     assert masked == pytest.approx(0.8, abs=0.03)
     assert kept == pytest.approx(0.1, abs=0.02)
-    again = text.mask_tokens(ids_BL, spec, rng(4000, step=1), 0.15)
+    again = masked_tokens.mask_tokens(ids_BL, spec, rng(4000, step=1), 0.15)
     assert not torch.equal(seen_BL, again.ids_BL)
 
 
 def test_each_caption_of_an_image_is_drawn() -> None:
     captions = tuple(("one",) if number % 2 else ("two", "three") for number in range(400))
-    spec = TextSpec(text.learn_vocabulary(["one two three"], 50), True, 8, 32, 1, 2)
-    words_BL = text.tokens_of(captions, spec, torch.device("cpu")).draw(rng(400))[:, 1]
+    spec = TextSpec(vocabulary.learn_vocabulary(["one two three"], 50), True, 8, 32, 1, 2)
+    words_BL = vocabulary.tokens_of(captions, None, spec, torch.device("cpu")).draw(rng(400))[:, 1]
     assert set(words_BL[1::2].tolist()) == {spec.id("one")}
     assert words_BL[::2].eq(spec.id("two")).double().mean() == pytest.approx(0.5, abs=0.1)
     assert set(words_BL[::2].tolist()) == {spec.id("two"), spec.id("three")}
@@ -193,7 +352,7 @@ def test_each_caption_of_an_image_is_drawn() -> None:
     ("content", "told"),
     [
         ("[PAD]\n[UNK]\nbag\n", "[CLS]"),
-        ("\n".join([*text.SPECIAL, "bag", "bag"]), "bag"),
+        ("\n".join([*vocabulary.SPECIAL, "bag", "bag"]), "bag"),
         (json.dumps({"model": {"type": "BPE", "vocab": {}}}), "BPE"),
         (json.dumps({"model": {"type": "WordPiece", "vocab": [1]}}), "vocab.txt"),
         ("{", "vocab.txt"),
@@ -206,7 +365,7 @@ def test_a_tokenizer_of_another_kind_is_refused(
     path = tmp_path / "tokenizer"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match="tokenizer") as caught:
-        text.read_vocabulary(path)
+        vocabulary.read_vocabulary(path)
     assert told in str(caught.value)
 
 

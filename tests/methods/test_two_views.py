@@ -165,7 +165,7 @@ def moco(weights: Weights, views: Sequence[Tensor], state: State, step: int) -> 
     keys = head(under(weights, "key_head"), tokens(under(weights, "key_encoder"), views[1]))
     queries = head(under(weights, "head"), tokens(under(weights, "encoder"), views[0]))
     keys = torch.stack([unit(key) for key in keys.detach()])
-    loss = moco_of(queries, keys, state["queue_KD"], 0.2)
+    loss = moco_of(queries, keys, state["queue.rows_KD"], 0.2)
     state["next"] = keys
     return loss
 
@@ -323,15 +323,15 @@ def test_training_keeps_the_order_of_operations(
                     weight.mul_(m).add_((1 - m) * weights[f"{fast}.{key}"])
         if name == "moco":
             place = step * batch_size % 36
-            state["queue_KD"][place : place + batch_size] = state["next"]
+            state["queue.rows_KD"][place : place + batch_size] = state["next"]
     for key, parameter in method.named_parameters():
         if weights[key].any():
             assert naive.relative_error(parameter, weights[key]) < 1e-5, key
         else:
             assert not parameter.any(), key
     if name == "moco":
-        assert naive.relative_error(method.queue_KD, state["queue_KD"]) < 1e-5
-        assert method.pointer.item() == total * batch_size % 36
+        assert naive.relative_error(method.queue.rows_KD, state["queue.rows_KD"]) < 1e-5
+        assert method.queue.pointer.item() == total * batch_size % 36
 
 
 def waves(count: int, width: int, shift: float) -> Tensor:
@@ -478,7 +478,7 @@ def test_initial_projectors_are_the_official_ones() -> None:
 
 def test_a_queue_starts_with_keys_of_length_one() -> None:
     """MoCo's: random ones, each in a direction of its own."""
-    queue_KD = build("moco").queue_KD
+    queue_KD = build("moco").queue.rows_KD
     torch.testing.assert_close(queue_KD.norm(dim=1), torch.ones(len(queue_KD)))
     assert (queue_KD @ queue_KD.T).fill_diagonal_(0).abs().mean() < 0.5
 

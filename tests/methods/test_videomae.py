@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import helpers
 import naive
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.experiment import initial_values
-from ssl_bench.models import encoders, masking, video
+from ssl_bench.models import backbones, encoders, masking, video, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
 
@@ -206,6 +208,56 @@ def test_only_hidden_tubelets_are_drawn_anew(clip_spec: EncoderSpec, tiny: Datas
     # A normalised prediction gets each channel's mean back: that of a tubelet is the original's.
     frames = [each.unflatten(-1, (FRAMES, 16)).movedim(-2, 1) for each in (original, drawn)]
     assert all(frame.shape == (2, FRAMES, 3, 16, 16) for frame in frames)
+
+
+def image_encoder(path: Path, spec: EncoderSpec, **changes: Any) -> VisionTransformer:
+    """An image encoder with weights as after some training, in a file."""
+    image_spec = dataclasses.replace(spec, frames=1, **changes)
+    encoder = backbones.build(image_spec, seed=1)
+    naive.randomise(encoder)
+    weights.export(encoder, image_spec, path)
+    return encoder
+
+
+def test_an_image_encoder_is_inflated_to_start_from(clip_spec: EncoderSpec, tmp_path: Path) -> None:
+    """What stands still is embedded, and encoded, as its image is, but for positions."""
+    path = tmp_path / "mae.safetensors"
+    image = image_encoder(path, clip_spec)
+    method = build(clip_spec, init=str(path))
+    assert method.config.init_hash == weights.digest(image)[:16]
+    still = torch.randn(2, 3, 16, 16)
+    clip = still.repeat(1, FRAMES, 1, 1)
+    with torch.no_grad():
+        once = image.patch_embed(still)
+        pairs = method.encoder.patch_embed(clip).unflatten(1, (FRAMES // 2, -1))
+        for pair in pairs.unbind(1):
+            torch.testing.assert_close(pair, once)
+        tokens = image.norm(image.blocks(once))
+        torch.testing.assert_close(method.encoder.norm(method.encoder.blocks(once)), tokens)
+    fresh = build(clip_spec)
+    assert torch.equal(method.encoder.pos_embed, fresh.encoder.pos_embed)
+    assert torch.equal(method.head.weight, fresh.head.weight)
+    assert torch.equal(build(clip_spec, **vars(method.config)).head.weight, method.head.weight)
+
+
+def test_a_start_that_does_not_fit_is_one_line(clip_spec: EncoderSpec, tmp_path: Path) -> None:
+    path, other = tmp_path / "mae.safetensors", tmp_path / "other.safetensors"
+    image_encoder(path, clip_spec)
+    image_encoder(other, clip_spec, patch_size=8)
+    clips = tmp_path / "clips.safetensors"
+    weights.export(backbones.build(clip_spec, seed=1), clip_spec, clips)
+    for changes, message in (
+        ({"init": str(other)}, "other.safetensors"),
+        ({"init": str(clips)}, "clips"),
+        ({"init": str(tmp_path / "none.pth")}, "none.pth"),
+        ({"init": str(path), "init_hash": "0" * 16}, "0000"),
+        ({"init_hash": "0" * 16}, "--init"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            build(clip_spec, **changes)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"none\.pth"):
+        VIDEOMAE.load_class().refuses(VIDEOMAE.config(init="none.pth"), 4, 8, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ssl_bench.utils import imports
+
 if TYPE_CHECKING:
     from ssl_bench.api.registry import Kind
 
@@ -57,7 +59,8 @@ class Command:
             [cls] = self.classes
             given = parser.parse(name, cls, args)  # before what the command needs is imported
         module, _, function = self.does.partition(":")
-        does = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        with imports.kept():
+            does = getattr(importlib.import_module(f"{__name__}.{module}"), function)
         return does(given) or 0
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ssl_bench.config.command_settings import ExportSettings
 from ssl_bench.errors import require
-from ssl_bench.models import checkpoints, encoders, formats, weights
+from ssl_bench.models import checkpoints, clip_formats, encoders, formats, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.checkpoints import Checkpoint
+from ssl_bench.models.video import TUBELET
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.utils.files import atomic, write_json, writing
 from ssl_bench.utils.terminal import Console
@@ -39,11 +40,6 @@ def export(settings: ExportSettings) -> None:
         source, name = str(folder), folder.name
         unseen = schema.warn_of_method_file(folder)
     checkpoint = checkpoints.read(source, settings)
-    require(
-        checkpoint.spec.frames == 1,
-        f"{settings.target!r} is an encoder of clips, which no --format has a place for; its "
-        "weights are in encoder.safetensors of the run",
-    )
     suffix, write = _FORMATS[settings.format]
     output = settings.output or Path(f"{name}-{settings.format}{suffix}")
     require(
@@ -68,8 +64,9 @@ def to_timm(checkpoint: Checkpoint, output: Path) -> str:
         "which no argument changes; --format hf can say so",
     )
     weights.export(checkpoint.encoder, spec, output)
-    if spec.is_text:
-        return f"it reads captions; load it with ssl_bench.load_encoder({str(output)!r})"
+    if spec.is_text or spec.frames > 1:
+        what = "reads captions" if spec.is_text else "takes clips"
+        return f"it {what}; load it with ssl_bench.load_encoder({str(output)!r})"
     arguments = checkpoint.spec.timm_arguments()
     name = arguments.pop("model_name")
     arguments["pretrained_cfg_overlay"] = spec.pretrained_cfg()
@@ -113,12 +110,17 @@ def to_mae(checkpoint: Checkpoint, output: Path) -> str:
 
 
 def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
-    """A folder for transformers' ``from_pretrained``: ViTMAE with the decoder if any, else ViT."""
-    state = _plain(checkpoint, "hf")
+    """A folder for transformers' ``from_pretrained``: ViTMAE with the decoder if any, else ViT.
+
+    Of clips it is VideoMAE, which has a decoder or none. Its mean and deviation are ImageNet's in
+    transformers' loss, whose normalised targets do not depend on them.
+    """
+    state, takes_clips = _plain(checkpoint, "hf"), checkpoint.spec.frames > 1
     encoder, spec, decoder = checkpoint.encoder, checkpoint.spec, _decoder(checkpoint)
+    kind = "VideoMAE" if takes_clips else "ViTMAE" if decoder else "ViT"
     config: dict[str, Any] = {
-        "architectures": ["ViTMAEForPreTraining" if decoder else "ViTModel"],
-        "model_type": "vit_mae" if decoder else "vit",
+        "architectures": [f"{kind}ForPreTraining" if decoder else f"{kind}Model"],
+        "model_type": {"VideoMAE": "videomae", "ViTMAE": "vit_mae", "ViT": "vit"}[kind],
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": len(encoder.blocks),
         "num_attention_heads": encoder.blocks[0].attn.num_heads,
@@ -132,19 +134,26 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
         "num_channels": spec.channels,
         "qkv_bias": encoder.blocks[0].attn.qkv.bias is not None,
     }
+    if takes_clips:
+        config |= {
+            "num_frames": spec.frames,
+            "tubelet_size": TUBELET,
+            "qv_bias": config.pop("qkv_bias"),
+            "use_mean_pooling": False,
+        }
     if decoder:
-        settings = checkpoint.settings
+        settings, bridge = checkpoint.settings, _bridge(decoder)
         blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
         config |= {
-            "decoder_hidden_size": len(decoder["decoder_embed.weight"]),
+            "decoder_hidden_size": len(bridge),
             "decoder_num_hidden_layers": len(blocks),
             "decoder_num_attention_heads": settings["decoder_heads"],
             "decoder_intermediate_size": len(decoder["decoder_blocks.0.mlp.fc1.weight"]),
             "mask_ratio": settings.get("mask_ratio", 0.75),
             "norm_pix_loss": settings.get("norm_pix_loss", False),
         }
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
+    processor: dict[str, Any] = {
+        "image_processor_type": f"{'VideoMAE' if takes_clips else 'ViT'}ImageProcessor",
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
@@ -154,25 +163,27 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
         "rescale_factor": 1 / 255,
         "size": {"height": spec.image_size, "width": spec.image_size},
     }
+    if takes_clips:
+        processor |= {"do_center_crop": True, "crop_size": processor["size"], "resample": 2}
+        processor["size"] = {"shortest_edge": spec.image_size}
     require(
         not output.exists() or not any(output.iterdir()) or (output / "config.json").exists(),
         f"{str(output)!r} is a folder of something else; say --output elsewhere",
     )
     output.mkdir(exist_ok=True)
     with atomic(output / "model.safetensors") as path:
-        save_file(formats.to_transformers(state, decoder), path, metadata={"format": "pt"})
+        theirs = formats.to_transformers(state, decoder, spec.channels if takes_clips else 0)
+        save_file(theirs, path, metadata={"format": "pt"})
     write_json(output / "preprocessor_config.json", processor)
     write_json(output / "config.json", config)
     where = repr(str(output))
-    if not decoder:
-        return (
-            f"load it with transformers.AutoModel.from_pretrained({where}, add_pooling_layer=False)"
-        )
-    # Without the ratio it would hide patches from the encoder, as in pre-training.
-    return (
-        f"load it with transformers.AutoModel.from_pretrained({where}, mask_ratio=0.0)\n"
-        f"and its decoder with transformers.AutoModelForPreTraining.from_pretrained({where})"
-    )
+    # Without the ratio ViTMAE would hide patches from the encoder, as in pre-training.
+    more = {"ViT": ", add_pooling_layer=False", "ViTMAE": ", mask_ratio=0.0", "VideoMAE": ""}[kind]
+    note = f"load it with transformers.AutoModel.from_pretrained({where}{more})"
+    if decoder:
+        whole = f"transformers.AutoModelForPreTraining.from_pretrained({where})"
+        note += f"\nand its decoder with {whole}"
+    return note
 
 
 def _plain(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
@@ -180,6 +191,13 @@ def _plain(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     encoder = encoders.require_vit(checkpoint.encoder, f"format {name!r}")
     state = dict(encoder.state_dict())
     foreign = sorted(key for key in state if not _PLAIN.fullmatch(key))
+    if checkpoint.spec.frames > 1:
+        require(
+            name == "hf" and not foreign and "norm.weight" in state,
+            f"format {name!r} has no place for this encoder of clips; --format "
+            f"{'timm' if name == 'hf' else 'hf'} would work",
+        )
+        return state
     require(
         not foreign and encoder.cls_token is not None and encoder.pos_embed is not None,
         f"format {name!r} is for the plain ViT with a class token and position embeddings; this "
@@ -191,9 +209,17 @@ def _plain(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     return state
 
 
+def _bridge(decoder: Mapping[str, Tensor]) -> Tensor:
+    """What leads from the encoder to its decoder: as many rows as the decoder is wide."""
+    own = clip_formats.has_decoder(decoder)
+    return decoder[clip_formats.BRIDGE if own else "decoder_embed.weight"]
+
+
 def _decoder(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """MAE's decoder, if that is what came with the encoder."""
+    """MAE's decoder, or VideoMAE's of clips, if that is what came with the encoder."""
     decoder, settings = checkpoint.decoder, checkpoint.settings
+    if checkpoint.spec.frames > 1:
+        return dict(decoder) if clip_formats.has_decoder(decoder) else {}
     is_known = "decoder_heads" in settings and not settings.get("encoder_mask_tokens")
     return dict(decoder) if is_known and formats.is_mae_decoder(decoder) else {}
 

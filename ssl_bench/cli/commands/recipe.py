@@ -29,7 +29,7 @@ from ssl_bench.utils.terminal import Console
 DIFFERS, DISPUTED, UNCOMPARED = "!=", "~", "?"
 NOT_CHECKED = "not checked"
 _SHARED = ("backbone", "image_size", "patch_size", "epochs", "batch_size", "precision")
-_SHARED_BY_CLIPS = ("frames", "stride")
+_SHARED_BY_CLIPS = ("frames", "stride", "test_clips", "test_crops")
 _WIDTH = 120
 _USAGE = f"""\
 usage: ssl-bench recipe PRESET [FLAGS OF ssl-bench run]

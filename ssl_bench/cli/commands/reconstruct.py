@@ -1,11 +1,11 @@
-"""``ssl-bench reconstruct``: what a masked autoencoder makes of anyone's images."""
+"""``ssl-bench reconstruct``: what a masked autoencoder makes of anyone's images or clips."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -16,9 +16,12 @@ from ssl_bench.api.method import DataInfo, Method, total
 from ssl_bench.api.registry import Plugin
 from ssl_bench.api.step import Batch, Step
 from ssl_bench.config.command_settings import ReconstructSettings
+from ssl_bench.data import clips
 from ssl_bench.data.images import opened, to_rgb
 from ssl_bench.data.listing import Picture
-from ssl_bench.errors import UserError, require
+from ssl_bench.data.sampling import Sampling
+from ssl_bench.data.sources.videos import EXTENSIONS
+from ssl_bench.errors import UserError, no_choice, require
 from ssl_bench.evaluation.features import match_channels
 from ssl_bench.experiment import figures
 from ssl_bench.models import checkpoints, weights
@@ -41,12 +44,7 @@ def reconstruct(settings: ReconstructSettings) -> None:
         source = str(run_folder.find_trained(settings.runs_dir, source))
     checkpoint = checkpoints.read(source, settings)
     spec = checkpoint.spec
-    require(
-        spec.frames == 1,
-        f"{source!r} is an encoder of clips, and only images are reconstructed here; its run has "
-        "strips of frames in figures",
-    )
-    view_BCHW = torch.cat([_view(Path(name), spec) for name in settings.images])
+    view_BCHW = torch.cat([_view(Path(name), spec, _stride(source)) for name in settings.images])
     index_B = torch.arange(len(view_BCHW))
     draws = SampleRng(settings.seed, 0, index_B, "reconstruct/")
     method, batch, note = _restore(checkpoint, source, settings, view_BCHW, draws)
@@ -73,13 +71,17 @@ def _restore(
     asked = {name: getattr(settings, name) for name in ("sampling", "mask_ratio", "decoder_heads")}
     asked["norm_pix_loss"] = {"yes": True, "no": False}.get(settings.norm_pix_loss)
     given = {name: value for name, value in asked.items() if value is not None}
-    known = {**shown, **checkpoint.settings, **given}
+    told = {name: value for name, value in checkpoint.settings.items() if name != "sampling"}
+    known = {**told, **shown, **given}
     require(
         "decoder_heads" in known,
         f"{source!r} does not tell the attention heads of its decoder; say --decoder-heads, which "
         f"divide its width of {shown['decoder_embed_dim']}",
     )
     names = {field.name for field in fields(plugin.config)}
+    ways = get_args(get_type_hints(plugin.config).get("sampling"))
+    if settings.sampling and settings.sampling not in ways:
+        raise no_choice("--sampling", settings.sampling, ways)
     stored = {name: value for name, value in known.items() if name in names}
     config = plugin.real_config(plugin.config_of(stored))
     method = plugin.load_class()(config, checkpoint.encoder, DataInfo.of(checkpoint.spec, 0))
@@ -135,13 +137,22 @@ def _method_of(checkpoint: Checkpoint, source: str) -> tuple[Plugin, Mapping[str
     )
 
 
-def _view(path: Path, spec: EncoderSpec) -> Tensor:
-    """The image as the encoder's input: normalised float32 ``(1, C, H, W)``."""
-    with opened(Picture(str(path), path, 0)) as image:
-        pixels_HWC = np.asarray(to_rgb(image))
-    image_BCHW = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None]
+def _view(path: Path, spec: EncoderSpec, stride: int) -> Tensor:
+    """The image or video as the encoder's input: normalised float32 ``(1, frames * C, H, W)``."""
+    if spec.frames > 1 and path.suffix.lower() in EXTENSIONS:
+        image_BCHW = clips.middle(path, spec.image_size, Sampling(spec.frames, stride))
+    else:
+        with opened(Picture(str(path), path, 0)) as image:
+            pixels_HWC = np.asarray(to_rgb(image))
+        image_BCHW = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None]
     view = evaluation_view(image_BCHW, spec.image_size)
-    return normalize(match_channels(view, spec.channels), spec.mean, spec.std)
+    return normalize(match_channels(view, spec.channels, spec.frames), spec.mean, spec.std)
+
+
+def _stride(source: str) -> int:
+    """From one frame to the next of the clips that a run has learned from, or the usual one."""
+    settings = schema.mapping(schema.peek(Path(source) / schema.CONFIG).get("settings"))
+    return settings.get("stride") or clips.USUAL.stride
 
 
 def _target(is_normalised: bool) -> str:

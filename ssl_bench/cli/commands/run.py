@@ -12,6 +12,7 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import run_folder
+from ssl_bench.utils import imports
 
 
 def run(args: Sequence[str]) -> int:
@@ -20,7 +21,8 @@ def run(args: Sequence[str]) -> int:
     config = _from_file(args) if is_of_file else flags.parse_run(args)
 
     def work() -> None:
-        from ssl_bench.experiment import running
+        with imports.kept():
+            from ssl_bench.experiment import running
 
         for line in running.run(config).conclusion:
             running.console.print(line)
@@ -41,7 +43,8 @@ def evaluate(args: Sequence[str]) -> int:
         config = flags.parse_eval(args, preset)
 
     def work() -> None:
-        from ssl_bench.experiment import evaluating
+        with imports.kept():
+            from ssl_bench.experiment import evaluating
 
         evaluating.evaluate(config)
 

@@ -61,6 +61,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "state": schema.state(folder),
         **{name: value for name, value in plan.items() if name != "encoder"},
+        "figures": [str(path) for path in sorted(folder.glob("figures/*.png"))],
         **{f"encoder {name}": value for name, value in mapping(plan.get("encoder")).items()},
         **{f"cost {name}": value for name, value in read(folder / schema.COST).items()},
         "snapshots": snapshots,
@@ -73,7 +74,9 @@ def describe(folder: Path) -> dict[str, Any]:
         origin = _origin(mapping(record.pop("environment", None)))
         record.pop("classes", None)
         if record:
-            evaluations[path.parent.name] = {"folder": str(path.parent), **record, **origin}
+            figures = {"figures": [str(each) for each in sorted(path.parent.glob("*.png"))]}
+            where = {"folder": str(path.parent), **figures}
+            evaluations[path.parent.name] = {**where, **record, **origin}
     return {"run": run, "evaluations": evaluations, "problems": problems}
 
 

@@ -1,4 +1,4 @@
-"""A table of captions beside a folder of images: CSV, TSV or JSON lines.
+"""A table of captions beside a folder of images: CSV, TSV, JSON lines, or the JSON of COCO.
 
 One row for each caption, or, in JSON lines, for each image with a list of captions: the image's
 path from the table's folder (``file_name``, ``filepath``, ``image``, ``image_path``, ``file``) and
@@ -6,6 +6,11 @@ a text (``caption``, ``captions``, ``text``, ``title``); a column ``split`` may 
 is of. Rows of one image are its captions. The table is what ``--data`` names, or ``metadata`` or
 ``captions`` with one of these endings in a folder. Without splits, a fifth of the images is held
 out, by a hash of the path. Images that no row names are left out and counted; there are no labels.
+
+JSON as COCO, Karpathy and ALBEF have it, see `caption_json`, is such a table, too: a file, or
+``dataset_*.json`` or ``captions_*.json`` in a folder or its ``annotations``, each of which is a
+split where there are several. As such files often name more than there is, its images that are not
+there, and those without a caption, are left out and counted.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +26,7 @@ from typing import Any
 
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.names import WHOLE
-from ssl_bench.data.sources import splits
+from ssl_bench.data.sources import caption_json, splits
 from ssl_bench.data.sources.folder import image_files
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
@@ -35,19 +41,19 @@ _SPLIT = "split"
 
 def is_here(path: Path) -> bool:
     """Whether it is such a table, or a folder with one."""
-    return _table(path) is not None
+    return bool(_tables(path))
 
 
-def _table(path: Path) -> Path | None:
+def _tables(path: Path) -> list[Path]:
     if path.is_file():
-        return path if path.suffix in _ENDINGS else None
+        return [path] if path.suffix in (*_ENDINGS, caption_json.ENDING) else []
     known = (path / f"{name}{ending}" for name in _NAMES for ending in _ENDINGS)
     found = next((each for each in known if each.is_file()), None)
     if found is None:
-        return None
+        return caption_json.inside(path)
     with reading(found):
         first = next(_rows(found), {})
-    return found if _column(first, _IMAGE) and _column(first, _TEXT) else None
+    return [found] if _column(first, _IMAGE) and _column(first, _TEXT) else []
 
 
 def find(root: Path, choice: str = "") -> Listing:
@@ -57,21 +63,38 @@ def find(root: Path, choice: str = "") -> Listing:
         UserError: the table cannot be read or names images that are not there, or its splits are
             ambiguous.
     """
-    table = _table(root)
-    assert table is not None
+    tables, others = _tables(root), Counter[str]()
+    is_json = tables[0].suffix == caption_json.ENDING
+    known = caption_json.Images(tables[0]) if is_json else None
+    home = known.home if known else tables[0].parent
     texts: dict[str, dict[Path, list[Any]]] = {}
-    with reading(table):
-        for number, row in enumerate(_rows(table), 1):
-            name, text = _column(row, _IMAGE), _column(row, _TEXT)
-            require(
-                bool(name and text) and isinstance(row[name], str),
-                f"row {number} of {readable(table)} has no image and caption; "
-                f"{' or '.join(_IMAGE)} and {' or '.join(_TEXT)} are expected",
-            )
-            split = "" if choice == WHOLE else str(row.get(_SPLIT) or "")
-            own = texts.setdefault(split, {}).setdefault(table.parent / row[name], [])
-            own += row[text] if isinstance(row[text], list) else [row[text]]
-    require(bool(texts), f"{readable(table)} has no rows")
+    for table in tables:
+        of_table = table.stem.partition("_")[2] if len(tables) > 1 else ""
+        with reading(table):
+            for number, row in enumerate(_rows(table, others), 1):
+                name, text = _column(row, _IMAGE), _column(row, _TEXT)
+                require(
+                    bool(name and text) and isinstance(row[name], str),
+                    f"row {number} of {readable(table)} has no image and caption; "
+                    f"{' or '.join(_IMAGE)} and {' or '.join(_TEXT)} are expected",
+                )
+                path = known.find(row[name]) if known else home / row[name]
+                if path is None:
+                    others["images that are not there"] += 1
+                    continue
+                split = "" if choice == WHOLE else str(row.get(_SPLIT) or of_table)
+                own = texts.setdefault(split, {}).setdefault(path, [])
+                own += row[text] if isinstance(row[text], list) else [row[text]]
+    where = readable(tables[0] if len(tables) == 1 else root)
+    missing = others["images that are not there"]
+    require(
+        bool(texts),
+        f"none of the {missing:,} images that {where} names is below {readable(home)}"
+        if missing
+        else f"{where} has no rows",
+    )
+    if is_json:
+        texts = {split: _with_text(own, others) for split, own in texts.items()}
     train, tests = _roles(root, choice, texts)
     wanted = [train, *tests[:1]]
     left_out = [f"split {shown([name])}" for name in texts if name not in wanted]
@@ -81,8 +104,9 @@ def find(root: Path, choice: str = "") -> Listing:
         parts.append(_part(list(texts[name]), captions))
         reasons.append(why)
     named = {path for own in texts.values() for path in own}
-    if unnamed := len(set(image_files(table.parent)[0]) - named):
-        left_out.append(f"{many(unnamed, 'image')} that {readable(table.name)} does not name")
+    unnamed = len(set(image_files(home)[0]) - named)
+    if unnamed := unnamed - others["images without a caption"]:
+        left_out.append(f"{many(unnamed, 'image')} that {where} does not name")
     listing = assembled(
         root,
         *(parts[0], parts[1] if tests else None),
@@ -90,9 +114,23 @@ def find(root: Path, choice: str = "") -> Listing:
         unlabelled="it has captions instead of class folders",
         splits=(shown([train or "all images"]), shown(tests[:1])),
         left_out=left_out,
-        key=lambda picture: os.fsencode(picture.encoded.relative_to(table.parent)),
+        key=lambda picture: os.fsencode(picture.encoded.relative_to(home)),
+        others=+others,  # without what there is none of
     )
     return replace(listing, uncaptioned=next(filter(None, reasons), ""))
+
+
+def _with_text(texts: Mapping[Path, list[Any]], others: Counter[str]) -> dict[Path, list[Any]]:
+    """The images with a caption that has a text; the others, and empty captions, are counted."""
+    kept = {}
+    for path, own in texts.items():
+        full = [each for each in own if isinstance(each, str) and each.strip()]
+        if full:
+            others["empty captions"] += len(own) - len(full)
+            kept[path] = full
+        else:
+            others["images without a caption"] += 1
+    return kept
 
 
 def _roles(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[str]]:
@@ -109,7 +147,10 @@ def _roles(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[s
     return roles.trains[0], roles.tests
 
 
-def _rows(table: Path) -> Iterator[dict[str, Any]]:
+def _rows(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
+    if table.suffix == caption_json.ENDING:
+        yield from caption_json.rows(table, Counter() if others is None else others)
+        return
     with table.open(encoding="utf-8-sig", newline="") as file:
         if table.suffix != ".jsonl":
             yield from csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")

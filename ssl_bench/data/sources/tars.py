@@ -1,10 +1,12 @@
 """Tar files of images and labels, as the package `webdataset` writes them.
 
 Members that share a name up to the first dot of its last part are a sample: ``0017.jpg``, its class
-in ``0017.cls`` or as ``label`` (or ``cls``) in ``0017.json``. A class is a number or a name; a file
-``classes.txt`` beside the tar files may name the classes, one a line. Other members are counted and
+in ``0017.cls`` or as ``label`` (or ``cls``) in ``0017.json``, its caption in ``0017.txt``, or one
+or several as ``caption`` (or ``captions``, ``text``) in ``0017.json``. A class is a number or a
+name; ``classes.txt`` beside the tar files may name them, one a line. Other members are counted and
 not read, so that nothing is unpickled or executed; nothing is extracted either. Where some samples
-have a label, those without one that can be understood are left out and counted.
+have a label, those without one that can be understood are left out and counted; where none has,
+but some have a caption, so are those without. Labelled samples have captions if each has one.
 
 Splits are found as those of Parquet files, see `shards`: by the names of files and folders. Without
 test files a fifth is held out by a hash of each image's bytes. A pattern such as
@@ -28,32 +30,37 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ssl_bench.data import masks
+from ssl_bench.data.dataset import NO_CAPTIONS
 from ssl_bench.data.images import extensions
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, counted, shown
 from ssl_bench.data.names import expanded
-from ssl_bench.data.sources import shards, splits
+from ssl_bench.data.sources import captions, shards, splits
 from ssl_bench.data.sources.folder import image_files
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 
 _SUFFIX = ".tar"
 _KEYS = ("label", "cls")
+_TEXTS, _TEXT_KEYS = ".txt", ("caption", "captions", "text")
 _LONGEST = 2**20
 """Bytes of a label's member."""
 _MOST_CLASSES = 2**31
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _NO_LABELS = "neither .cls nor a label in .json"
 _Label = int | str | None
+_WITHOUT_TEXT = "samples without a caption"
 
 
 class _Sample(NamedTuple):
-    """Where an image is, and its label: a number, a name, or None."""
+    """Where an image is, its label (a number, a name, or None), and its captions."""
 
     path: Path
     name: str
     start: int
     stop: int
     label: _Label
+    texts: tuple[str, ...] = ()
+    has_txt: bool = False
 
 
 def is_here(place: str) -> bool:
@@ -91,6 +98,17 @@ def find(path: Path, choice: str = "") -> Listing:
     )
     others += of_test
     classes: tuple[str, ...] = ()
+    uncaptioned = ""
+    if unlabelled and any(sample.texts for sample in train):
+        train, tested = _with_text(train, others), _with_text(tested, others)
+    else:
+        every = [*train, *tested]
+        lacking = sum(not sample.texts for sample in every)
+        uncaptioned = NO_CAPTIONS if lacking == len(every) else ""
+        if lacking and not uncaptioned:
+            uncaptioned = f"{lacking:,} of {len(every):,} samples have none"
+        if uncaptioned:
+            others[_TEXTS] += sum(sample.has_txt for sample in every)
     if not unlabelled:
         train, tested = _with_label(train, others), _with_label(tested, others)
         classes, numbers = _classes(path, root, [*train, *tested])
@@ -110,6 +128,7 @@ def find(path: Path, choice: str = "") -> Listing:
         caveats=caveats,
         others=+others,  # without what there is none of
     )
+    listing = replace(listing, uncaptioned=uncaptioned)
     if path.exists():
         return listing
     stem = re.sub(r"[-_.]?\{\d+\.\.\d+\}", "", path.stem)
@@ -171,14 +190,42 @@ def _read(path: Path, others: Counter[str]) -> Iterator[_Sample]:
                 "in each sample would work",
             )
             used = next((each for each in (".cls", ".json") if each in fields), "")
-            others.update(each for each in fields if each not in (used, *images))
+            others.update(each for each in fields if each not in (used, _TEXTS, *images))
             if not images:
                 others["samples without an image"] += 1
+                others[_TEXTS] += _TEXTS in fields
                 continue
             image = fields[images[0]]
             start, shown_as = image.offset_data, f"{readable(path)} {readable(image.name)}"
             label = _label(file, used, fields[used]) if used else None
-            yield _Sample(path, shown_as, start, start + image.size, label)
+            texts = _texts(file, fields)
+            place = start, start + image.size
+            yield _Sample(path, shown_as, *place, label, texts, _TEXTS in fields)
+
+
+def _texts(file: BinaryIO, fields: Mapping[str, tarfile.TarInfo]) -> tuple[str, ...]:
+    """The captions of a sample, without empty ones: of its .txt, or else of its .json."""
+    found: Any = None
+    for ending in (_TEXTS, ".json"):
+        if ending not in fields or fields[ending].size > _LONGEST:
+            continue
+        file.seek(fields[ending].offset_data)
+        with suppress(ValueError, RecursionError):
+            found = file.read(fields[ending].size).decode()
+            if ending == ".json":
+                content = json.loads(found)
+                content = content if isinstance(content, dict) else {}
+                found = next((content[key] for key in _TEXT_KEYS if key in content), None)
+            texts, _ = captions.cleaned([found], "caption")
+            if texts:
+                return texts[0]
+    return ()
+
+
+def _with_text(samples: list[_Sample], others: Counter[str]) -> list[_Sample]:
+    kept = [sample for sample in samples if sample.texts]
+    others[_WITHOUT_TEXT] += len(samples) - len(kept)
+    return kept
 
 
 def _label(file: BinaryIO, ending: str, member: tarfile.TarInfo) -> _Label:
@@ -250,8 +297,8 @@ def _part(samples: Sequence[_Sample], numbers: Mapping[_Label, int]) -> Part:
                 content[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
         def picture(index: int) -> Picture:
-            path, name, start, stop, _ = samples[index]
-            return Picture(name, content[path][start:stop], labels[index])
+            path, name, start, stop, _, texts, _ = samples[index]
+            return Picture(name, content[path][start:stop], labels[index], captions=texts)
 
         return picture
 

@@ -1,0 +1,118 @@
+"""JSON of images and captions, as COCO, Karpathy and ALBEF have it, in rows of a table.
+
+COCO's ``captions_val2014.json`` has ``images`` with ``id`` and ``file_name``, and ``annotations``
+with ``image_id`` and ``caption``. Karpathy's ``dataset_coco.json`` has ``images``, each with
+``filename``, perhaps ``filepath``, ``split`` and ``sentences``, of which ``raw`` is the text; those
+of its split ``restval`` are training images, as usual. ALBEF's is a list of objects with ``image``
+and ``caption``, as lines of a ``.jsonl`` are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ssl_bench.data.sources.folder import image_files
+from ssl_bench.errors import UserError, require
+from ssl_bench.utils.files import Unreadable, load_bytes, parse_json, readable
+
+ENDING = ".json"
+_LARGEST = 2**32
+_OF_TRAINING = "restval"
+_ANNOTATIONS = "annotations"
+_KNOWN = re.compile(r"(captions|dataset)_.+\.json")
+
+
+def inside(folder: Path) -> list[Path]:
+    """The files of captions in a folder, or in its ``annotations``, by their names."""
+    for place in (folder, folder / _ANNOTATIONS):
+        if place.is_dir():
+            found = [p for p in sorted(place.iterdir()) if _KNOWN.fullmatch(p.name) and p.is_file()]
+            if found:
+                return found
+    return []
+
+
+def rows(path: Path, others: Counter[str]) -> Iterator[dict[str, Any]]:
+    """A row for each image: ``image``, a list as ``caption``, and perhaps ``split``.
+
+    Args:
+        others: counts the captions of images that are not listed.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    where = readable(path)
+    try:
+        content = parse_json(load_bytes(path, _LARGEST))
+    except Unreadable as error:
+        raise UserError(f"{where} cannot be read: {error}") from error
+    try:
+        if isinstance(content, list):
+            found = [{**row} for row in content]
+        elif "annotations" in content:
+            found = _coco(content, others)
+        else:
+            found = [_karpathy(image) for image in content["images"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{where} has no captions that are known: images with sentences, images with "
+            "annotations, or a list of objects with image and caption would work"
+        ) from error
+    yield from found
+
+
+def _coco(content: Mapping[str, Any], others: Counter[str]) -> list[dict[str, Any]]:
+    texts: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
+    for each in content["annotations"]:
+        if (number := each["image_id"]) in texts:
+            texts[number].append(each["caption"])
+        else:
+            others["captions of images that are not listed"] += 1
+    return [
+        {"image": image["file_name"], "caption": texts[image["id"]]} for image in content["images"]
+    ]
+
+
+def _karpathy(image: Mapping[str, Any]) -> dict[str, Any]:
+    split = image.get("split") or ""
+    return {
+        "image": str(PurePosixPath(image.get("filepath") or "", image["filename"])),
+        "caption": [each["raw"] for each in image["sentences"]],
+        "split": "train" if split == _OF_TRAINING else split,
+    }
+
+
+class Images:
+    """The image files that a JSON names: beside it, in folders below, or beside ``annotations``.
+
+    Attributes:
+        home: the folder that all of them are in.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self.home = table.parent
+        if self.home.resolve().name == _ANNOTATIONS:
+            self.home = self.home.resolve().parent
+        self._by_name: dict[str, list[Path]] = {}
+        for path in image_files(self.home)[0]:
+            self._by_name.setdefault(path.name, []).append(path)
+
+    def find(self, name: str) -> Path | None:
+        """The file at this path from the folder, or else the only one of this name; or None.
+
+        Raises:
+            UserError: there are several of this name.
+        """
+        if (path := self.home / name).is_file():
+            return path
+        found = self._by_name.get(PurePosixPath(name).name, [])
+        require(
+            len(found) < 2,
+            f"{readable(self.home)} has {len(found)} images called "
+            f"{readable(PurePosixPath(name).name)}; one, or paths in the JSON, would work",
+        )
+        return found[0] if found else None
