@@ -83,24 +83,32 @@ def next_commands(config: RunConfig, epochs: float, name: str) -> dict[str, str]
         settings = replace(settings, budget_time="", epochs=epochs)
     seeds = replace(config, settings=replace(settings, seed=0)).command()[2:]
     longer = replace(config, settings=replace(settings, **length, epochs=whole_epochs(4 * epochs)))
+    more = {"more seeds": shlex.join(["ssl-bench", "sweep", *seeds, "--seed", "0..4"])}
+    found = {
+        **({} if config.search else more),  # its own sweep has them, with what has chosen
+        "four times as long": shlex.join(longer.command()),
+    }
+    columns = config.method.declared.columns
+    if "image" in columns and "caption" not in columns:  # which a rival reads, too
+        other = _rival(config, replace(settings, **(length | {"match": name})))
+        found["another method at the same cost"] = shlex.join(other.command())
+    return found
+
+
+def _rival(config: RunConfig, settings: Settings) -> RunConfig:
+    """Another method with its own settings of the same preset."""
     rival = registry.find("method", "mae" if config.method.name == "mocov3" else "mocov3")
     preset = settings.preset if settings.preset in PRESETS else Settings.preset
-    of_rival = shared_defaults(preset, rival.presets().get(preset, {}))
-    own = {field.name for field in fields(rival.config)}
-    length |= {"match": name, "epochs": of_rival.get("epochs", Settings.epochs)}
-    other = RunConfig(
-        replace(settings, **length, method=rival.name, preset=preset),
+    defaults = shared_defaults(preset, rival.presets().get(preset, {}))
+    own = {field.name for field in fields(rival.config)} & defaults.keys()
+    epochs = defaults.get("epochs", Settings.epochs)
+    return RunConfig(
+        replace(settings, epochs=epochs, method=rival.name, preset=preset),
         rival,
-        rival.checked_config({name: of_rival[name] for name in own & of_rival.keys()}),
+        rival.checked_config({name: defaults[name] for name in own}),
         config.evals,
         config.evals_on_the_way,
     )
-    more = {"more seeds": shlex.join(["ssl-bench", "sweep", *seeds, "--seed", "0..4"])}
-    return {
-        **({} if config.search else more),  # its own sweep has them, with what has chosen
-        "four times as long": shlex.join(longer.command()),
-        "another method at the same cost": shlex.join(other.command()),
-    }
 
 
 def few(steps: int, pace: float | None = None) -> str:

@@ -86,10 +86,10 @@ def of_positions(encoder: Any) -> str:
         tables = {"sines and cosines of the place in the row of tokens": table_TD}
     else:
         prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
-        grid = encoder.patch_embed.grid_size
+        rows, columns = encoder.patch_embed.grid_size
         tables = {
             f"fixed sin-cos, {first} first": encoders.sincos_2d(
-                encoder.embed_dim, *grid, prefix, first
+                encoder.embed_dim, rows, columns, prefix, first
             )
             for first in ("column", "row")
         }

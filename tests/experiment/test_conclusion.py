@@ -104,3 +104,11 @@ def test_each_command_is_one_that_can_be_given(args: str) -> None:
     for name in ("data", "batch_size", "backbone", "evals"):
         assert getattr(other.settings, name) == getattr(config.settings, name)
     assert other.evals == config.evals
+
+
+@pytest.mark.parametrize(
+    "args", ["--method albef --data flickr", "--method videomae --data kinetics"]
+)
+def test_no_method_is_offered_that_may_not_read_the_data(args: str) -> None:
+    found = conclusion.next_commands(flags.parse_run(args.split()), 2, "run-1")
+    assert list(found) == ["more seeds", "four times as long"]

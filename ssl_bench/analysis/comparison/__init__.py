@@ -465,7 +465,7 @@ def _chosen(text: Any) -> str:
 def _search_flops(text: Any) -> float:
     record = grouping.parse(text)
     flops = record.get("flops") if record.get("trials") else 0
-    return float(flops) if schema.is_number(flops) else 0.0
+    return float(flops or 0) if schema.is_number(flops) else 0.0
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:
