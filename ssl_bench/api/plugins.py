@@ -257,7 +257,7 @@ def _check_config(plugin: Plugin, module: types.ModuleType) -> None:
         hints = typing.get_type_hints(config)
     except Exception as error:
         raise UserError(f"Config in {plugin.path} cannot be read: {error}") from error
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(typing.cast(type, config)):
         require(
             _can_be_given(hints[field.name]),
             f"field {field.name!r} of Config in {plugin.path} is of a type that no flag has; int, "

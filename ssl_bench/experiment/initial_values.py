@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,24 +74,30 @@ def of_method(method: Method) -> dict[str, str]:
 
 
 def of_positions(encoder: Any) -> str:
-    """What tells tokens their places, "" where nothing is known to: fixed ones are compared."""
+    """What tells tokens their places, "" where nothing is known to.
+
+    Fixed ones are compared with the tables that are known, unless they are on the meta device.
+    """
     if encoders.is_swin(encoder) or (encoders.is_beit(encoder) and encoder.rel_pos_bias is None):
         return "relative, each block's own"
     if not encoders.is_vit(encoder) or encoder.pos_embed is None:
         return ""
     if encoder.pos_embed.requires_grad:
         return "learned"
+    if encoder.pos_embed.is_meta:
+        return "fixed"
     if encoders.is_video(encoder):
         table_TD = encoders.sinusoids(encoder.pos_embed.shape[1], encoder.embed_dim)
         tables = {"sines and cosines of the place in the row of tokens": table_TD}
     else:
         prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
         rows, columns = encoder.patch_embed.grid_size
+        firsts: tuple[Literal["column", "row"], ...] = ("column", "row")
         tables = {
             f"fixed sin-cos, {first} first": encoders.sincos_2d(
                 encoder.embed_dim, rows, columns, prefix, first
             )
-            for first in ("column", "row")
+            for first in firsts
         }
     found = (name for name, table in tables.items() if torch.equal(encoder.pos_embed[0], table))
     return next(found, "fixed, others")

@@ -295,7 +295,7 @@ def anew(std: float, cut: float = 2.0) -> Callable[[torch.Tensor], Any]:
         ("imagenet-mae-vitb", "pos_embed", doubled, PLACES),
         ("imagenet-mocov3-vits", "qkv.weight", torch.nn.init.xavier_uniform_, LINEAR),
         ("imagenet-mocov3-vits", "patch_embed.proj.weight", doubled, "initial patch embedding"),
-        ("imagenet-simclr-resnet50", "2.weight", doubled, f"{LINEAR} after the encoder"),
+        ("imagenet-simclr-resnet50", "projector.0.weight", doubled, f"{LINEAR} after the encoder"),
         ("imagenet-simsiam-resnet50", "bn3.weight", torch.nn.init.ones_,
          "last norm of a residual block"),
     ],
@@ -326,7 +326,7 @@ def test_another_initial_value_shows(
 @pytest.mark.parametrize(
     "change,expected",
     [
-        (torch.nn.init.zeros_, "0, bias 0"),
+        (torch.nn.init.zeros_, "0"),
         (torch.nn.init.xavier_uniform_, "Xavier uniform, bias 0"),
         (lambda weight: weight.uniform_(-(200**-0.5), 200**-0.5), "torch's default, bias 0"),
         (lambda weight: weight.uniform_(-0.3, 0.3), "uniform, 0.3, bias 0"),

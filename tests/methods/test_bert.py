@@ -317,7 +317,7 @@ def test_initial_weights_are_narrow_and_biases_zero() -> None:
         if name.endswith("bias"):
             assert not parameter.any()
         elif "norm" not in name:
-            assert parameter.std() == pytest.approx(0.02, rel=0.1), name
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
 
 
 def test_hidden_tokens_are_words_and_as_many_as_said() -> None:

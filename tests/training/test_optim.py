@@ -261,3 +261,16 @@ def test_steps_are_the_nearest_whole_number(epochs: float, steps: int) -> None:
 def test_steps_of_the_warmup_are_the_nearest_whole_number(warmup: float, steps: int) -> None:
     rates = [optimizers.warmup_cosine(Step(n, 10, 10, 1), 1.0, warmup) for n in range(4)]
     assert rates.index(max(rates)) == steps
+
+
+@pytest.mark.parametrize("share,epochs,warm", [(0.29, 100, 29), (0.0375, 800, 30), (0.5, 3, 2)])
+def test_a_ramp_takes_the_nearest_whole_number_of_epochs(
+    share: float, epochs: int, warm: int
+) -> None:
+    """0.29 of 100 is a little less than 29 in floating point."""
+    values = [
+        optimizers.epoch_ramp(Step(5 * epoch, 5 * epochs, 5, 8), 0.0, 1.0, share)
+        for epoch in range(epochs)
+    ]
+    expected = [min(1.0, epoch / (warm - 1)) for epoch in range(epochs)]
+    assert values == pytest.approx(expected)

@@ -307,6 +307,12 @@ class TestRobustness:
             assert sum(map(len, parts)) == 10
             torch.testing.assert_close(torch.cat(parts), torch.cat(seen[1][key]), rtol=0, atol=1e-6)
 
+    def test_other_data_are_drawn_by_themselves(self, tiny: Dataset) -> None:
+        evaluation = ROBUSTNESS.load_class()(ROBUSTNESS.config(images=10))
+        other = dataclasses.replace(tiny, fingerprint="another")
+        chosen = [evaluation._chosen(tiny.test, data).tolist() for data in (tiny, other, tiny)]
+        assert chosen[0] == chosen[2] != chosen[1]
+
     def test_small_images_are_refused_in_one_line(self, tiny: Dataset) -> None:
         spec = EncoderSpec("vit_micro", 8, 4, 3, tiny.mean, tiny.std)
         encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)

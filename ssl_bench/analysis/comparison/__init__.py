@@ -27,7 +27,6 @@ from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.config import chosen
 from ssl_bench.config.command_settings import At, VerdictSettings
 from ssl_bench.errors import no_choice, require
-from ssl_bench.runs import schema
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
@@ -465,7 +464,7 @@ def _chosen(text: Any) -> str:
 def _search_flops(text: Any) -> float:
     record = grouping.parse(text)
     flops = record.get("flops") if record.get("trials") else 0
-    return float(flops or 0) if schema.is_number(flops) else 0.0
+    return float(flops) if isinstance(flops, int | float) else 0.0
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:

@@ -83,10 +83,10 @@ def show(args: Sequence[str]) -> None:
         "backbone": BACKBONES,
         "preset": registry.presets(),
     }
-    choices: dict[str, Any] = {flag: Literal[tuple(known)] for flag, known in names.items()}
+    choices: dict[str, Any] = {flag: Literal[tuple(each)] for flag, each in names.items()}
     evals: Any = Literal[tuple(registry.discover("eval"))]
-    for flag, known in {"evals": evals, "eval_every_with": evals, "log": Literal[LOGGERS]}.items():
-        choices[flag] = tuple[known, ...]
+    several: dict[str, Any] = {"evals": evals, "eval_every_with": evals, "log": Literal[LOGGERS]}
+    choices |= {flag: tuple[each, ...] for flag, each in several.items()}  # type: ignore[valid-type]
     classes = [
         Annotated[
             parser.every_flag(name, each.classes, each.plugins, choices),

@@ -17,8 +17,8 @@ from ssl_bench.runs.schema import mapping
 from ssl_bench.utils.files import leads_out, strange
 from ssl_bench.utils.terminal import Console
 
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _MOST_ROWS, _LONGEST = 500, 5000
-_NOTHING = (None, "", [], {})
 """Of a table, and characters of a value in it: no run of ours has as much."""
 _console = Console()
 

@@ -14,6 +14,7 @@ from typing import Any
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import complaints, flags, parser
 from ssl_bench.cli.argv import by_flag, joined
+from ssl_bench.cli.flags import Offer
 from ssl_bench.cli.parser import Flag
 from ssl_bench.cli.sweep_args import toml
 from ssl_bench.cli.sweep_args.toml import Layer, SweepFile
@@ -41,7 +42,7 @@ class _Method:
     plugin: Plugin
     named: tuple[str, ...]
     flags: Mapping[str, Flag]
-    offers: Sequence[flags.Offer]
+    offers: Sequence[Offer]
 
 
 def parse(args: Sequence[str]) -> Grid:

@@ -40,6 +40,14 @@ _NAMES = ("metadata", "captions")
 IMAGE = ("file_name", "filename", "filepath", "image", "image_path", "image_name", "file")
 TEXT = ("caption", "captions", "text", "sentence", "comment", "title")
 _SEPARATORS = ",\t|;"
+
+
+class _Bars(csv.excel):
+    """Columns between bars, where a quotation mark is one of the text."""
+
+    quoting = csv.QUOTE_NONE
+
+
 SPLIT = "split"
 
 
@@ -181,10 +189,10 @@ def rows_of(table: Path, others: Counter[str] | None = None) -> Iterator[dict[st
         if table.suffix != ".jsonl":
             head = file.readline()
             separator = max(_SEPARATORS, key=head.count)
-            quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
-            names = next(csv.reader([head], delimiter=separator, quoting=quoting), [])
+            dialect = _Bars if separator == "|" else csv.excel
+            names = next(csv.reader([head], dialect, delimiter=separator), [])
             columns = [name.strip() for name in names]
-            yield from csv.DictReader(file, columns, delimiter=separator, quoting=quoting)
+            yield from csv.DictReader(file, columns, dialect=dialect, delimiter=separator)
             return
         for number, line in enumerate(file, 1):
             if not line.strip():
