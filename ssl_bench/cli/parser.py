@@ -122,12 +122,18 @@ def every_flag(
     }
     # Of no default, or it would be a choice called None.
     shown = [
-        replace(flag, default=dataclasses.MISSING)
-        if flag.name in choices and flag.default is None
+        replace(flag, type=_without_none(flag.type), default=dataclasses.MISSING)
+        if flag.default is None
         else flag
         for flag in unique.values()
     ]
     return _as_dataclass(command, shown, choices)
+
+
+def _without_none(type_: Any) -> Any:
+    args = typing.get_args(type_)
+    others = [each for each in args if each is not type(None)]
+    return others[0] if len(others) == 1 < len(args) else type_
 
 
 def values_of(
