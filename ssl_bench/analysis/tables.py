@@ -262,7 +262,8 @@ def _cost_table(table: ScoreTable, width: int) -> RichTable:
 def _pair_table(table: ScoreTable) -> RichTable:
     """All pairs; where they are many, those with the best mean of each column, which come first.
 
-    The method's name is left out where all groups share it.
+    What tested them stands below where it is the same for all. The method's name is left out where
+    all groups share it.
     """
     pairs = [(pair, pair.a, pair.b, 1) for pair in table.pairs]
     title = "differences"
@@ -276,9 +277,10 @@ def _pair_table(table: ScoreTable) -> RichTable:
         pairs = [each for each in [*pairs, *reversed_] if each[1] == best.get(each[0].column)]
         pairs.sort(key=lambda each: table.headlines.index(each[0].column))
         title = "differences to the best mean"
+    tests = {pair.test for pair, *_ in pairs if pair.test != pair.verdict}
     shown = _new_table(
         title,
-        marks.corrected(table),
+        "\n".join([*(tests if len(tests) == 1 else ()), marks.corrected(table)]),
         evaluation="fold", pair="fold", difference="right", p="right", verdict="fold",
     )  # fmt: skip
     names = {group.key: group.label for group in table.groups}
@@ -291,7 +293,7 @@ def _pair_table(table: ScoreTable) -> RichTable:
             _text(f"{names[first]} -\n{names[second]}"),
             _difference(pair, sign),
             "-" if pair.p_adjusted is None else share(pair.p_adjusted),
-            _text(_verdict(pair, sign)),
+            _text(_verdict(pair, sign, has_test=len(tests) > 1)),
         )
     return shown
 
@@ -305,10 +307,10 @@ def _difference(pair: Pair, sign: int) -> str:
     return text
 
 
-def _verdict(pair: Pair, sign: int) -> str:
+def _verdict(pair: Pair, sign: int, has_test: bool) -> str:
     turned = {"better": "worse", "worse": "better"}
     verdict = turned.get(pair.verdict, pair.verdict) if sign < 0 else pair.verdict
-    return f"{verdict}\n{pair.test}" if verdict != pair.test else verdict
+    return f"{verdict}\n{pair.test}" if has_test and verdict != pair.test else verdict
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import habits
 from ssl_bench.cli.argv import by_flag
 from ssl_bench.errors import UserError, no_choice, require
+from ssl_bench.utils.formatting import listed
 
 
 def without_box(message: str) -> str:
@@ -101,7 +102,7 @@ def _written_out(number: type, text: str) -> str:
     return f"; {value:g} would work"
 
 
-def refuse(args: Sequence[str], names: Sequence[str], everyone: Sequence[Plugin]) -> NoReturn:
+def refuse(args: Sequence[str], names: Sequence[str], everyone: Sequence[Plugin]) -> None:
     """Complain about arguments that no flag takes, of which the first decides what is said.
 
     Args:
@@ -113,14 +114,40 @@ def refuse(args: Sequence[str], names: Sequence[str], everyone: Sequence[Plugin]
         hint = habit or "flags start with --, see --help"
         raise UserError(f"unexpected argument {args[0]!r}; {hint}")
     flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
-    hints = {flag: _meant(flag, names, everyone) for flag in flags}
-    if len(hints) == 1:
-        raise UserError(f"unknown flag {flags[0]!r}; {hints[flags[0]]}")
-    every = ", ".join(f"{flag!r} ({hint})" for flag, hint in hints.items())
-    raise UserError(f"unknown flags {every}")
+    refuse_unknown([("", flag, meant(flag, names, everyone)) for flag in dict.fromkeys(flags)])
 
 
-def _meant(flag: str, names: Sequence[str], everyone: Sequence[Plugin]) -> str:
+def refuse_unknown(flags: Sequence[tuple[str, str, str]]) -> None:
+    """Complain about flags that nobody takes, all at once.
+
+    Args:
+        flags: the place in a file where each was given, or ""; the flag; what it may be meant for.
+    """
+    if len(flags) == 1:
+        [(where, flag, hint)] = flags
+        raise UserError(f"{where and f'{where}: '}unknown flag {flag!r}; {hint}")
+    every = ", ".join(f"{where or repr(flag)} ({hint})" for where, flag, hint in flags)
+    require(not flags, f"unknown flags {every}")
+
+
+def refuse_idle(idle: Mapping[str, Plugin], chosen: Iterable[Plugin]) -> None:
+    """Complain about flags whose evaluation is not run.
+
+    Args:
+        idle: each such flag's evaluation, by the flag or the place in a file where it was given.
+        chosen: the evaluations that are run.
+    """
+    missing = dict.fromkeys(each.source or each.name for each in idle.values())
+    verb = "is" if len(missing) == 1 else "are"
+    every = ",".join([*(each.source or each.name for each in chosen), *missing])
+    require(
+        not idle,
+        f"{', '.join(idle)}: {listed(missing)} {verb} not among the evaluations of this run; "
+        f"--evals {every} would work",
+    )
+
+
+def meant(flag: str, names: Sequence[str], everyone: Sequence[Plugin]) -> str:
     """What a flag that nobody takes may be meant for."""
     name = flag[2:].replace("-", "_")
     owners = [
@@ -132,7 +159,8 @@ def _meant(flag: str, names: Sequence[str], everyone: Sequence[Plugin]) -> str:
     method = next((plugin.name for plugin in everyone if plugin.kind == "method"), None)
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     if owners and method:
-        return f"method {owners[0]!r} has it, {method!r} does not"
+        have = f"method {owners[0]!r} has" if len(owners) == 1 else f"{listed(owners)} have"
+        return f"{have} it, {method!r} does not"
     if habit := habits.advice(name, names):
         return habit
     return f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"

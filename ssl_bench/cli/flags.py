@@ -14,7 +14,8 @@ from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
-from ssl_bench.cli.argv import HELP, peek
+from ssl_bench.cli import complaints
+from ssl_bench.cli.argv import HELP, by_flag, peek
 from ssl_bench.cli.parser import Flag, flags_with, values_of
 from ssl_bench.config.presets import PRESETS, shared_defaults
 from ssl_bench.config.settings import BUDGETS, ConfigFileSettings, EvalSettings, Settings
@@ -38,7 +39,10 @@ def parse_run(args: Sequence[str], command: str = "run") -> RunConfig:
     if command == "run" and HELP & set(args):  # with it, another parser reads the flags
         of_file = flags_with(ConfigFileSettings, "", {"config": None})
         shown += [flag for flag in of_file if flag.name == "config"]
-    return offered.run_config(values_of(command, shown, args, about, offered.everyone))
+    config = offered.run_config(values_of(command, shown, args, about, offered.everyone))
+    if command == "run":
+        refuse_idle(offered, args)
+    return config
 
 
 def offer(args: Sequence[str]) -> Offer:
@@ -65,6 +69,7 @@ def parse_eval(args: Sequence[str], preset: str = EvalSettings.preset) -> EvalCo
     offered = _offer(args, EvalSettings, None, preset)
     about = "Evaluate a run, or a file of weights."
     values = values_of("eval", offered.flags, args, about, offered.everyone)
+    refuse_idle(offered, args)
     return EvalConfig(EvalSettings(**_of(EvalSettings, values)), _evals(offered.chosen, values))
 
 
@@ -75,6 +80,7 @@ class Offer:
     Attributes:
         chosen, on_the_way: evaluations.
         everyone: every plugin that has flags here.
+        idle: the evaluation that has a flag and is not run, by the flag's name.
     """
 
     method: Plugin | None
@@ -82,6 +88,7 @@ class Offer:
     on_the_way: Sequence[Plugin]
     everyone: Sequence[Plugin]
     flags: Sequence[Flag]
+    idle: Mapping[str, Plugin]
 
     def run_config(self, values: Mapping[str, Any]) -> RunConfig:
         """The run that a value for each flag makes."""
@@ -126,7 +133,19 @@ def _offer(args: Sequence[str], base: type, method: Plugin | None, preset: str) 
     for plugin in offered:
         flags += flags_with(plugin.config, flag_prefix(plugin), own[plugin])
     _refuse_twins(flags, everyone)
-    return Offer(method, chosen, on_the_way, everyone, flags)
+    is_run = {*chosen, *(on_the_way if peek(args, "eval-every") else ())}
+    owners = {plugin.config: plugin for plugin in offered if plugin not in is_run}
+    idle = {flag.name: owners[flag.owner] for flag in flags if flag.owner in owners}
+    return Offer(method, chosen, on_the_way, everyone, flags, idle)
+
+
+def refuse_idle(offered: Offer, args: Sequence[str]) -> None:
+    """Complain about flags of evaluations that are not run, of which nothing would come."""
+    names = {
+        f: f.removeprefix("--").removeprefix("no-").replace("-", "_") for f, *_ in by_flag(args)
+    }
+    idle = {flag: offered.idle[name] for flag, name in names.items() if name in offered.idle}
+    complaints.refuse_idle(idle, offered.chosen)
 
 
 def refuse_two_lengths(given: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Optional, TypeVar
 from ssl_bench.api import registry
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import complaints, habits, help_text
-from ssl_bench.cli.argv import HELP, joined, values_told_from_flags
+from ssl_bench.cli.argv import HELP, by_flag, joined, values_told_from_flags
 from ssl_bench.config.checked import intervals
 from ssl_bench.config.presets import BACKBONES
 from ssl_bench.errors import UserError, require
@@ -151,6 +151,11 @@ def values_of(
             given.count(arg) == 1,
             f"flag {arg!r} is given {given.count(arg)} times; once will do",
         )
+    # Mostly a variable of the shell that is not set, which must not mean "none" or "here".
+    empty = {flag for flag, *values in by_flag(args) if values == [""]}
+    for flag in flags:
+        can_be = flag.type is str and flag.default != ""
+        require(can_be or flag.option not in empty, f"{flag.option} needs a value")
     taking = {flag.option for flag in flags if flag.type is not bool}
     args = values_told_from_flags(args, taking)
     import tyro  # which help does without

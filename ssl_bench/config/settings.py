@@ -138,6 +138,7 @@ class Settings(WorkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(bool(self.data.strip()), "--data needs a value")
         world, size = self.devices * self.nodes, self.batch_size or DEFAULT_BATCH
         require(
             size % world == 0,

@@ -26,6 +26,7 @@ from ssl_bench.utils.signals import ENDING, SECONDS_TO_SAVE, error_of, handled
 
 _GRACE_SECONDS = 20.0
 _SECONDS_TO_MEET = 5.0
+_MOST_PROCESSES_A_CORE = 8
 
 
 def on_devices(
@@ -62,6 +63,12 @@ def on_devices(
             f"--nodes {nodes}: processes on several machines are started by Slurm, such as by "
             f"srun --nodes {nodes} --ntasks-per-node {devices} ssl-bench ..., or by a sweep; here "
             "--nodes 1 would work",
+        )
+        cores = os.cpu_count() or 1
+        require(
+            devices <= _MOST_PROCESSES_A_CORE * cores,
+            f"--devices {devices} are more processes than the {cores} cores of this machine could "
+            f"start, each with a copy of the data; --devices {cores} would work",
         )
         return _start(argv, devices)
     from ssl_bench.distributed import process_group

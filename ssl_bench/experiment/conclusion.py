@@ -12,6 +12,7 @@ from typing import Any
 from ssl_bench.api import registry
 from ssl_bench.config.presets import PRESETS, shared_defaults
 from ssl_bench.config.settings import BUDGETS, Settings
+from ssl_bench.experiment import evaluating
 from ssl_bench.experiment.evaluating import headline
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.training.schedule import whole_epochs
@@ -36,8 +37,9 @@ def sentences(
     """What the scores of a run say beside their baselines, and how far they can be trusted.
 
     Two accuracies that are no further apart than those of two equal models are in 19 of 20 cases,
-    for so many test images, are called the same. Models that err on the same images differ less by
-    chance, so that this is on the safe side.
+    for so many test images, are called the same, and so are two scores with 95 % intervals over
+    test images. Models that err on the same images differ less by chance, so that this is on the
+    safe side.
 
     Args:
         method: its name.
@@ -81,24 +83,32 @@ def next_commands(config: RunConfig, epochs: float, name: str) -> dict[str, str]
         settings = replace(settings, budget_time="", epochs=epochs)
     seeds = replace(config, settings=replace(settings, seed=0)).command()[2:]
     longer = replace(config, settings=replace(settings, **length, epochs=whole_epochs(4 * epochs)))
+    more = {"more seeds": shlex.join(["ssl-bench", "sweep", *seeds, "--seed", "0..4"])}
+    found = {
+        **({} if config.search else more),  # its own sweep has them, with what has chosen
+        "four times as long": shlex.join(longer.command()),
+    }
+    columns = config.method.declared.columns
+    if "image" in columns and "caption" not in columns:  # which a rival reads, too
+        other = _rival(config, replace(settings, **(length | {"match": name})))
+        found["another method at the same cost"] = shlex.join(other.command())
+    return found
+
+
+def _rival(config: RunConfig, settings: Settings) -> RunConfig:
+    """Another method with its own settings of the same preset."""
     rival = registry.find("method", "mae" if config.method.name == "mocov3" else "mocov3")
     preset = settings.preset if settings.preset in PRESETS else Settings.preset
-    of_rival = shared_defaults(preset, rival.presets().get(preset, {}))
-    own = {field.name for field in fields(rival.config)}
-    length |= {"match": name, "epochs": of_rival.get("epochs", Settings.epochs)}
-    other = RunConfig(
-        replace(settings, **length, method=rival.name, preset=preset),
+    defaults = shared_defaults(preset, rival.presets().get(preset, {}))
+    own = {field.name for field in fields(rival.config)} & defaults.keys()
+    epochs = defaults.get("epochs", Settings.epochs)
+    return RunConfig(
+        replace(settings, epochs=epochs, method=rival.name, preset=preset),
         rival,
-        rival.checked_config({name: of_rival[name] for name in own & of_rival.keys()}),
+        rival.checked_config({name: defaults[name] for name in own}),
         config.evals,
         config.evals_on_the_way,
     )
-    more = {"more seeds": shlex.join(["ssl-bench", "sweep", *seeds, "--seed", "0..4"])}
-    return {
-        **({} if config.search else more),  # its own sweep has them, with what has chosen
-        "four times as long": shlex.join(longer.command()),
-        "another method at the same cost": shlex.join(other.command()),
-    }
 
 
 def few(steps: int, pace: float | None = None) -> str:
@@ -128,17 +138,25 @@ def _gains(records: Sequence[Mapping[str, Any]]) -> tuple[_Gains, _Gains, _Gains
             gain = score - headline(scores)
             if not sign or math.isnan(gain):
                 continue
-            chance = _chance(score, headline(scores), record)
+            chance = _chance(record["scores"], scores, record)
             kind = alike if abs(gain) <= chance else ahead if sign * gain > 0 else behind
             kind[label].append(f"{record['eval']} ({digits(gain, record['unit'], '+')})")
     return ahead, behind, alike
 
 
-def _chance(one: float, other: float, record: Mapping[str, Any]) -> float:
-    """How far apart chance may set two accuracies; 0 for other scores, of which that is unknown."""
+def _chance(
+    one: Mapping[str, float], other: Mapping[str, float], record: Mapping[str, Any]
+) -> float:
+    """How far apart chance may set two scores of so many test images.
+
+    0 for what is neither an accuracy nor has an interval, of which that is unknown.
+    """
+    intervals = [ends for each in (one, other) if (ends := evaluating.interval(each))]
+    if len(intervals) == 2:
+        return math.hypot(*((high - low) / 2 for low, high in intervals))
     if not record["unit"].startswith("top-1 accuracy") or not record["test_images"]:
         return 0.0
-    variances = (each * (100 - each) for each in (one, other))
+    variances = (headline(each) * (100 - headline(each)) for each in (one, other))
     return 1.96 * math.sqrt(max(0.0, sum(variances)) / record["test_images"])
 
 

@@ -124,6 +124,13 @@ def headline(scores: Mapping[str, float]) -> float:
     return next(iter(scores.values()))
 
 
+def interval(scores: Mapping[str, float]) -> tuple[float, float] | None:
+    """The ends of the first score's interval, where the evaluation gives one."""
+    name = next(iter(scores))
+    low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
+    return None if low is None or high is None else (low, high)
+
+
 def beside_baselines(
     method: str, records: Iterable[runner.Record], pretrained_on: str | None = None
 ) -> Table:
@@ -161,9 +168,8 @@ def beside_baselines(
 
 def _interval(scores: Mapping[str, float], unit: str) -> str:
     """The interval of the headline, where the evaluation gives one: " [29.80, 32.60]"."""
-    name = next(iter(scores))
-    ends = [scores[end] for end in (f"{name}_low", f"{name}_high") if end in scores]
-    return f" [{', '.join(digits(end, unit) for end in ends)}]" if len(ends) == 2 else ""
+    ends = interval(scores)
+    return f" [{', '.join(digits(end, unit) for end in ends)}]" if ends else ""
 
 
 def _evaluated(settings: EvalSettings) -> tuple[Path, dict[str, Any]]:

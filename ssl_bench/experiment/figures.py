@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
+_ABREAST = 12
 _STRIPS = 3
 _INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
@@ -111,7 +112,9 @@ def loss_curve(metrics: Path, title: str, output: Path) -> None:
 
 @_default_style()
 def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, output: Path) -> None:
-    """Rows of images under their titles; of strips of frames each is a row of its own.
+    """Rows of images under their titles, `_ABREAST` beside each other, the rest of them below.
+
+    Of strips of frames each is a row of its own.
 
     Args:
         rows: normalised float ``(B, C, H, W)`` by title; NaN pixels are drawn grey.
@@ -121,23 +124,22 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
         count = min(_STRIPS, len(next(iter(rows.values()))))
         _strips({name: to_pixels(each[:count], spec) for name, each in rows.items()}, title, output)
         return
-    count = len(next(iter(rows.values())))
+    pixels = {name: to_pixels(each, spec) for name, each in rows.items()}
+    count = len(next(iter(pixels.values())))
+    columns = min(count, _ABREAST)
+    bands = range(0, count, columns)
+    lines = [(name, each[at : at + columns]) for at in bands for name, each in pixels.items()]
     inches = max(1.0, spec.image_size / _DOTS_PER_INCH)
     longest = max(len(line) for name in rows for line in name.split("\n"))
-    width = max(count * inches + _INCHES_OF_LETTER * longest, _NARROWEST)
+    width = max(columns * inches + _INCHES_OF_LETTER * longest, _NARROWEST)
     title = textwrap.fill(title, int(width / (1.1 * _INCHES_OF_LETTER)))
-    height = len(rows) * inches * 1.08 + 0.22 * (1 + title.count("\n")) + 0.1
-    figure, axes = _subplots(
-        len(rows),
-        count,
-        figsize=(width, height),
-        squeeze=False,
-    )
-    for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
-        pixels = to_pixels(images, spec)
-        for axis, image in zip(row_axes, pixels, strict=True):
+    height = len(lines) * inches * 1.08 + 0.22 * (1 + title.count("\n")) + 0.1
+    figure, axes = _subplots(len(lines), columns, figsize=(width, height), squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    for row_axes, (name, line) in zip(axes, lines, strict=True):
+        for axis, image in zip(row_axes, line, strict=False):
             axis.imshow(image, interpolation="nearest")
-            axis.set(xticks=[], yticks=[], frame_on=False)
         row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize="medium")
     _save(figure, output)

@@ -141,10 +141,11 @@ def note_coarse(data: Dataset) -> None:
     """Warn that scores of few test images can be of few values."""
     count = len(data.test)
     if count < _COARSE:
+        of_each = f"of which each is {100 / count:.2g} points of accuracy"
+        each = "" if data.unlabelled else f", {of_each}"
         note(
-            f"{data.name}: {many(count, 'test image')}, of which each is {100 / count:.2g} points "
-            f"of accuracy: scores are coarse, and differences mostly chance; {_COARSE} or more "
-            "would tell more"
+            f"{data.name}: {many(count, 'test image')}{each}: scores are coarse, and differences "
+            f"mostly chance; {_COARSE} or more would tell more"
         )
 
 

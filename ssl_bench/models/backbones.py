@@ -258,6 +258,13 @@ def check(spec: EncoderSpec) -> None:
     if not timm.is_model(timm_name(spec.backbone)):
         raise unknown_backbone(spec.backbone)
     size, patch_size = spec.image_size, spec.patch_size
+    # The positions alone may take more memory than there is, which the system ends without a word.
+    largest = int(_MOST_PATCHES**0.5) * (patch_size if patch_size and spec.is_vit else 16)
+    require(
+        size <= largest,
+        f"--image-size {size} makes {spec.patches:,} patches; --image-size {largest} or less would "
+        f"work, which makes {_MOST_PATCHES:,} at most",
+    )
     require(
         spec.frames == 1 or spec.frames % TUBELET == 0,
         f"clips of {spec.frames} frames cannot be divided into pairs; --frames "

@@ -408,7 +408,7 @@ def test_completion_offers_methods_and_runs(ssl_bench: Call, tmp_path: Path) -> 
     def offered(*words: str) -> list[str]:
         line = " ".join(f"'{word}'" for word in ("ssl-bench", *words))
         ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _tyro_ssl_bench"
-        ask = f'source {script}; {ask}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        ask = f'source {script}; {ask}; printf "%s\\n" "${{COMPREPLY[@]-nothing}}"'
         done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True)
         assert not done.stderr
         return done.stdout.split()
@@ -419,6 +419,18 @@ def test_completion_offers_methods_and_runs(ssl_bench: Call, tmp_path: Path) -> 
     assert offered("eval", "--runs-dir", "other", "ma") == ["mae-z"]
     assert offered("run", "--method", "moco") == ["moco", "mocov3"]
     assert "mae-x" not in offered("run", "m")
+    # As bash cuts --method=moco and --method=.
+    assert offered("run", "--method", "=", "mocov") == ["mocov3"]
+    assert {"mae", "moco"} <= {*offered("sweep", "--seed", "=", "3", "--method", "=")}
+    assert offered("run", "--evals", "knn,linear-p") == ["knn,linear-paper"]
+    assert "--data" in offered("run", "--evals", "knn", "--da")
+    assert offered("run", "--log", "tensor") == ["tensorboard"]
+    assert offered("list", "me") == ["methods"]
+    assert offered("completion", "") == ["bash", "zsh"]
+    assert "mask-ratio" in offered("ablate", "mask")
+    # The shell's own completion of files takes over where there is nothing to offer.
+    assert offered("run", "--data", "my-photos") == offered("run", "--config", "a") == ["nothing"]
+    assert "complete -o default " in script.read_text()
 
 
 @pytest.mark.parametrize(
@@ -471,8 +483,12 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--backbone", "resnet50"], "needs a plain Vision Transformer"),
         (["--backbone", "resnet18", "--patch-size", "8"], "--patch-size"),
         (["--mask-rato", "0.5"], "unknown flag '--mask-rato'; did you mean --mask-ratio?"),
-        (["--temperature", "1"], "has it, 'mae' does not"),
+        (["--temperature", "1"], ", mocov3 and simclr have it, 'mae' does not"),
+        (["--method", "mocov3", "--mask-cell", "2"], "'mae' has it, 'mocov3' does not"),
         (["stray"], "unexpected argument 'stray'"),
+        (["--data", ""], "--data needs a value"),
+        (["--match", ""], "--match needs a value"),
+        (["--data-dir", ""], "--data-dir needs a value"),
         (["--epochs", "many"], "'many'"),
         (["--epochs", "-1"], "epochs -1"),
         (["--epochs", "0"], "epochs 0"),
@@ -500,6 +516,10 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--log", "tensorbord"], "did you mean tensorboard?"),
         (["--epoch", "3", "--dataset", "x", "--foo"],
          "'--epoch' (--epochs does it here), '--dataset' (--data does it here), '--foo' (see"),
+        (["--low-shot-shares", "0.1", "--evals", "knn"], "--evals knn,low-shot would work"),
+        (["--no-linear-paper-batch-norm", "--low-shot-shares", "0.1"],
+         "--no-linear-paper-batch-norm, --low-shot-shares: linear-paper and low-shot are not"),
+        (["--knn-temperature", "0.1", "--evals", "none"], "--evals knn would work"),
         (["--compile", "perhaps"], "perhaps"),
         (["--batch-size", "1000"], "--batch-size 1000 is larger than the 48 training images"),
         (["--mask-ratio", "0"], "--mask-ratio 0.0"),

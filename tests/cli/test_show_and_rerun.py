@@ -57,6 +57,7 @@ def test_show_tells_origin_and_cost(run: Call, ssl_bench: Call, tmp_path: Path) 
     assert code == 0
     assert "torch" in out
     assert evaluated["protocol"] in out
+    assert "mask_ratio" in out and "budget_time" not in out  # which is not given
 
 
 @pytest.mark.parametrize("method", ["mae", "mocov3", "random-init"])

@@ -276,3 +276,39 @@ def test_images_that_no_row_names_are_counted(folder: Path) -> None:
     found = data.load(str(write_csv(folder / "captions.csv", rows(20))))
     assert len(found.train) + len(found.test) == 20
     assert any("10 images" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "row"),
+    [
+        ("captions.txt", "image,caption", '{}.png,"picture, {}"'),  # Flickr8k
+        ("results.csv", "image_name| comment_number| comment", "{}.png| 0| picture, {}"),  # 30k
+        ("captions.csv", "filename;sentence", "{}.png;picture, {}"),
+    ],
+)
+def test_tables_of_others(folder: Path, name: str, head: str, row: str) -> None:
+    lines = [head, *(row.format(f"{number:02}", number) for number in range(COUNT))]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    singles = [(f"picture, {number}",) for number in range(COUNT)]
+    assert told(data.load(str(folder / name))) == expected(folder, singles)
+    if name.startswith("captions"):
+        assert told(data.load(str(folder))) == expected(folder, singles)
+
+
+def test_a_name_of_several_images_is_asked_about(folder: Path) -> None:
+    (folder / "others").mkdir()
+    (folder / "images" / "00.png").rename(folder / "others" / "01.png")
+    path = folder / "captions.txt"
+    path.write_text("image,caption\n01.png,one\n02.png,two\n")
+    with pytest.raises(UserError, match=r"01\.png"):
+        data.load(str(path))
+
+
+def test_captions_in_several_columns_or_in_structs(folder: Path, tmp_path: Path) -> None:
+    images = [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
+    texts = [(f"picture {number}", f"again {number}") for number in range(COUNT)]
+    numbered = {f"caption_{n}": [pair[n] for pair in texts] for n in (0, 1)}
+    structs = {"sentences": [[{"raw": text, "sentid": 0} for text in pair] for pair in texts]}
+    for name, columns in (("numbered", numbered), ("structs", structs)):
+        pq.write_table(pa.table({"image": images, **columns}), tmp_path / f"{name}.parquet")
+        assert told(data.load(str(tmp_path / f"{name}.parquet"))) == expected(folder, texts)

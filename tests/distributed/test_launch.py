@@ -98,6 +98,16 @@ def test_one_process_starts_no_other() -> None:
     assert done == [os.getpid()]
 
 
+def test_far_more_processes_than_cores_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(launcher, "_start", lambda argv, count: started.append(count) or 0)
+    assert launcher.on_devices(["run"], 4, 1, lambda: None) == 0
+    with pytest.raises(UserError, match=r"--devices 64 .* --devices 2 would work"):
+        launcher.on_devices(["run"], 64, 1, lambda: None)
+    assert started == [4]
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

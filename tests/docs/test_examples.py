@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from docs_text import ROOT, commands, text_of
 
+from ssl_bench.analysis.comparison.pairs import Verdict
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import COMMANDS
+from ssl_bench.cli.commands.list import KINDS
 from ssl_bench.cli.parser import every_flag
 from ssl_bench.utils.files import load_json
 
@@ -78,11 +81,13 @@ def known(command: str) -> set[str]:
 
 def test_every_command_and_flag_exists() -> None:
     lines = [line for line in commands() if re.search(r"(^|\s)ssl-bench ", line)]
+    lines += re.findall(r"`(ssl-bench list [^`]*)`", " ".join(text_of("").split()))
     assert len(lines) > 40
     for line in lines:
         words = line[re.search(r"(^|[\s(])ssl-bench ", line).end() :].split()  # type: ignore[union-attr]
         command = words[0]
         assert command in COMMANDS, line
+        assert command != "list" or {*words[1:]} <= {*KINDS}, line
         given = {re.split(r"[=.)]", word[2:])[-1 if "." in word.split("=")[0] else 0]
                  for word in words if word.startswith("--")}  # fmt: skip
         assert given <= known(command), f"{line}: {given - known(command)}"
@@ -94,3 +99,15 @@ def test_make_targets_exist() -> None:
         line.split()[1] for line in commands() if line.startswith("make ")
     }
     assert {"docs", "test", "demo"} <= named <= targets
+
+
+def test_verdicts_in_printed_tables_are_those_there_are() -> None:
+    known = {*get_args(Verdict)}
+    for page in ("README.md", "docs/tutorial.md"):
+        of_verdicts = False
+        for line in text_of(page).splitlines():
+            if "┃ evaluation ┃" in line or "┃ method" in line:
+                of_verdicts = "┃ verdict" in line
+            cells = [cell.strip() for cell in line.strip("│").split("│")]
+            if of_verdicts and line.startswith("│") and cells[0]:
+                assert cells[-1] in known, line

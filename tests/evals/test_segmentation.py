@@ -276,6 +276,7 @@ def test_a_run_is_segmented_and_drawn(ssl_bench, tmp_path: Path, image_folder: P
     code, out, err = ssl_bench("run", "--data", folder, *evals, *how, *runs)
     assert code == 0, err
     assert "mIoU" in out and "[" in out and "random init" in out
+    assert "coarse" in out and "points of accuracy" not in out
     code, _, err = ssl_bench("report", *runs, "-o", tmp_path / "report")
     assert code == 0, err
     drawn = {path.stem for path in (tmp_path / "report").rglob("segmentation-*.png")}

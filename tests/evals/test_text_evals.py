@@ -313,7 +313,7 @@ def ids_of(caption: str, spec: vocabulary.TextSpec) -> list[int]:
 def test_hidden_words_are_guessed_beside_the_own_and_the_next_image(
     encoder: Encoder, known: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[list[int], list[int]]] = []
+    asked: list[tuple[list[list[int]], list[int]]] = []
     module = importlib.import_module(registry.find("eval", "masked-words").load_class().__module__)
     real = module._predict
 

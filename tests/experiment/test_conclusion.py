@@ -42,6 +42,17 @@ def test_what_chance_may_explain_depends_on_the_test_images(images: int, is_alik
     assert ("Nothing here shows" in text) is is_alike
 
 
+@pytest.mark.parametrize(("half", "is_alike"), [(6.0, True), (1.0, False)])
+def test_what_chance_may_explain_depends_on_the_intervals(half: float, is_alike: bool) -> None:
+    def with_ends(score: float) -> dict[str, float]:
+        return {"miou": score, "miou_low": score - half, "miou_high": score + half}
+
+    scores = {"scores": with_ends(44.0), "baselines": {"random init": with_ends(47.0)}}
+    text = told({**record("segmentation", 0.0), **scores, "unit": "mIoU (%)"})
+    assert ("Chance may explain" in text) is is_alike
+    assert ("An untrained encoder is ahead" in text) is not is_alike
+
+
 def test_a_lower_score_that_is_better_is_ahead() -> None:
     low = {**record("depth", 0.2, untrained=0.4), "better": "lower", "unit": "error"}
     assert "ahead of every baseline: of an untrained encoder in depth (-0.2)" in told(low)
@@ -93,3 +104,11 @@ def test_each_command_is_one_that_can_be_given(args: str) -> None:
     for name in ("data", "batch_size", "backbone", "evals"):
         assert getattr(other.settings, name) == getattr(config.settings, name)
     assert other.evals == config.evals
+
+
+@pytest.mark.parametrize(
+    "args", ["--method albef --data flickr", "--method videomae --data kinetics"]
+)
+def test_no_method_is_offered_that_may_not_read_the_data(args: str) -> None:
+    found = conclusion.next_commands(flags.parse_run(args.split()), 2, "run-1")
+    assert list(found) == ["more seeds", "four times as long"]

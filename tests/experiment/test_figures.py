@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ from ssl_bench.experiment import figures
 from ssl_bench.models.backbones import EncoderSpec
 
 
-@pytest.mark.parametrize("count", [1, 10])
+@pytest.mark.parametrize("count", [1, 10, 30])
 def test_every_text_of_a_picture_is_inside_of_it(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -29,7 +30,9 @@ def test_every_text_of_a_picture_is_inside_of_it(
     [figure] = seen
     FigureCanvasAgg(figure).draw()
     texts = [axis.yaxis.label for axis in figure.axes if axis.get_ylabel()]
-    assert len(texts) == 2 and figure.get_suptitle().replace("\n", " ") == title
+    assert len(texts) == 2 * math.ceil(count / 12) and figure.bbox.width < 1500
+    assert sum(len(axis.images) for axis in figure.axes) == 2 * count
+    assert figure.get_suptitle().replace("\n", " ") == title
     for text in (*texts, figure._suptitle):  # type: ignore[attr-defined]
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.y0 >= 0, text

@@ -149,6 +149,8 @@ def test_saved_weights_load_with_timm(spec: EncoderSpec, tmp_path: Path) -> None
         ({"backbone": "cait_xxs24_224", "channels": 5, "image_size": 0}, "cannot be built"),
         ({"patch_size": 5}, "--image-size 16 is not divisible by patch size 5.*4"),
         ({"patch_size": 32}, "--image-size 16 is not divisible by patch size 32"),
+        ({"image_size": 100_000}, "--image-size 100000 .* patches; --image-size 1024 or less"),
+        ({"image_size": 100_000, "patch_size": None, "backbone": "resnet18"}, "4096 or less"),
     ],
 )
 def test_what_cannot_be_built_is_said(

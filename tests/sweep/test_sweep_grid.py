@@ -179,6 +179,8 @@ def test_words_of_a_cell_do_not_depend_on_the_order_of_flags(
         ["--preset", "imagenet-mocov3-vits", "--data", "fashion-mnist"],
         ["--method", "random-init", "--evals", "none"],
         ["--evals", "knn,linear", "--linear-epochs", "3", "--eval-every-with", "knn,linear"],
+        ["--evals", "linear", "--eval-every", "0.5", "--knn-temperature", "0.1"],
+        ["--preset", "imagenet-mae-vitb", "--linear-paper-epochs", "3"],
     ],
 )
 def test_a_cell_is_the_run_of_the_same_words(words: list[str]) -> None:
@@ -194,6 +196,8 @@ def test_a_cell_is_the_run_of_the_same_words(words: list[str]) -> None:
         (["--seed", "1", "--seed", "2"], "given 2 times"),
         (["--epochs", "1", "--budget-flops", "1e9"], "one will do"),
         (["--preset", "imagenet-mae-vitb", "--method", "mocov3"], "another method"),
+        (["--low-shot-shares", "0.1", "--evals", "knn"], "low-shot is not among"),
+        (["--knn-temperature", "0.1", "--evals", "none"], "knn is not among"),
     ],
 )
 def test_words_that_make_no_run_make_no_sweep(words: list[str], said: str) -> None:
@@ -404,6 +408,9 @@ def test_combinations_that_are_no_grid() -> None:
     [
         ("seed = \n", "line 1"),
         ("mask-ratoi = 0.5", "key 'mask-ratoi': unknown flag '--mask-ratoi'; did you mean"),
+        ("mask-ratoi = 0.5\nepoch = 3", "key 'mask-ratoi' (did you mean --mask-ratio?)"),
+        ("mask-ratoi = 0.5\n[mae]\nlr = 1", "key 'lr' in [mae] (--base-lr"),
+        ("low-shot-shares = [0.1]\nevals = ['knn']", "--evals knn,low-shot would work"),
         ("temperature = 0.5", "key 'temperature': unknown flag"),
         ("[mae]\ntemperature = 0.5", "key 'temperature' in [mae]: unknown flag"),
         ("[mocov3]\nseed = 1", "key 'seed' in [mocov3]: 'mocov3' is no method of this sweep: mae"),

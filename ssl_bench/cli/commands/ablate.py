@@ -33,7 +33,7 @@ def ablate(args: Sequence[str]) -> None:
 def parse(args: Sequence[str]) -> Study | None:
     """What a command line asks for; ``None`` where that is help, which is printed."""
     name, own, common = _split([arg for arg in args if arg not in HELP])
-    settings, run = parser.parse("ablate", AblateSettings, own), flags.parse_run(common)
+    settings, run = parser.parse("ablate", AblateSettings, own), flags.parse_run(common, "ablate")
     if set(args) & HELP:
         print(_help(run.method), end="")
         return None
@@ -78,7 +78,9 @@ def _cells(
     if not run.settings.evals:
         common = [*common, "--evals", ",".join(ablation.paper)]
         run = run.with_values({"evals": tuple(ablation.paper)})
-    offered = [flag for flag in flags.offer(common).flags if flag.option[2:] in varied]
+    offer = flags.offer(common)
+    flags.refuse_idle(offer, common)
+    offered = [flag for flag in offer.flags if flag.option[2:] in varied]
     cells = []
     for value, args in values.items():
         config = run.with_values(parser.values_of("ablate", offered, args, ""))

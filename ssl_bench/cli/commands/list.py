@@ -27,12 +27,12 @@ def show(args: Sequence[str]) -> None:
     """Print the kinds asked for, or all."""
     for arg in args:
         if arg in HELP:
-            print(f"usage: ssl-bench list [{'] ['.join(_KINDS)}]")
+            print(f"usage: ssl-bench list [{'] ['.join(KINDS)}]")
             return
-        if arg not in _KINDS:
-            raise unknown("kind", arg, _KINDS)
+        if arg not in KINDS:
+            raise unknown("kind", arg, KINDS)
     console = Console()
-    for kind in args or _KINDS:
+    for kind in args or KINDS:
         console.print(_methods() if args and kind == "methods" else _table(kind, bool(args)))
         console.print()
 
@@ -42,7 +42,7 @@ def _table(kind: str, is_detailed: bool) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for row in _KINDS[kind](is_detailed):
+    for row in KINDS[kind](is_detailed):
         table.add_row(*row)
     return table
 
@@ -98,7 +98,7 @@ def _of_stages(spec: Mapping[str, Any], name: str) -> str:
     return " + ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-_KINDS: dict[str, Callable[[bool], Rows]] = {
+KINDS: dict[str, Callable[[bool], Rows]] = {
     "methods": lambda is_detailed: _plugins("method"),
     "evals": lambda is_detailed: _plugins("eval"),
     "datasets": lambda is_detailed: [*data.names().items(), ("PATH", _PATHS)],

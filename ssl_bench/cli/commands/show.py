@@ -18,6 +18,7 @@ from ssl_bench.utils.files import leads_out, strange
 from ssl_bench.utils.terminal import Console
 
 _MOST_ROWS, _LONGEST = 500, 5000
+_NOTHING = (None, "", [], {})
 """Of a table, and characters of a value in it: no run of ours has as much."""
 _console = Console()
 
@@ -103,7 +104,7 @@ def _as_rich(title: str, facts: Mapping[str, Any]) -> Table:
     table = Table(title=title, show_header=False)
     table.add_column("what")
     table.add_column("value", overflow="fold")
-    told = [(name, value) for name, value in facts.items() if value not in (None, "", [], {})]
+    told = [(name, value) for name, value in facts.items() if value not in _NOTHING]
     for name, value in told[:_MOST_ROWS]:
         table.add_row(_cut(name.replace("_", " ")), _cut(text(value)))
     if len(told) > _MOST_ROWS:
@@ -118,7 +119,8 @@ def _cut(words: str) -> str:
 def text(value: Any) -> str:
     """A JSON value for a reader."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {text(each)}" for name, each in value.items())
+        told = {name: each for name, each in value.items() if each not in _NOTHING}
+        return ", ".join(f"{name} {text(each)}" for name, each in told.items())
     if isinstance(value, list):
         return ", ".join(map(text, value))
     if isinstance(value, bool):

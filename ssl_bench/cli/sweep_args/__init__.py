@@ -35,11 +35,13 @@ class _Method:
     Attributes:
         named: as it is on the command line; nothing where it is not.
         flags: all that may be given for it, by name.
+        offers: of each preset that is given, or of the usual one.
     """
 
     plugin: Plugin
     named: tuple[str, ...]
     flags: Mapping[str, Flag]
+    offers: Sequence[flags.Offer]
 
 
 def parse(args: Sequence[str]) -> Grid:
@@ -141,10 +143,10 @@ def _parts_of(file: SweepFile, line: Layer, devices: int) -> list[Part]:
     layers = [_merged(file.base, entry, line) for entry in file.cells or [{}]]
     methods = [list(_methods(layer)) for layer in layers]
     everyone = [method for each in methods for method in each]
-    for layer in (file.base, line):
-        _refuse_unknown(layer, everyone)
-    for entry, own in zip(file.cells, methods, strict=False):
-        _refuse_unknown(entry, own)
+    scopes = [({**file.base, **line}, everyone), *zip(file.cells, methods, strict=False)]
+    complaints.refuse_unknown([each for scope in scopes for each in _unknown(*scope)])
+    for scope in scopes:
+        _refuse_idle(*scope)
     return [
         part
         for layer, own in zip(layers, methods, strict=True)
@@ -182,15 +184,22 @@ def _methods(layer: Layer) -> Iterator[_Method]:
     for name in choices(_SHARED["method"], given) if given else [None]:
         named = joined([("--method", name)] if name else [])
         known = list(named)
-        if not name and ("", "preset") in layer:
-            known += joined([("--preset", choices(_SHARED["preset"], layer["", "preset"])[0])])
-        plugin = flags.method_of(known)
+        presets = layer.get(("", "preset"))
+        if not name and presets:
+            known += joined([("--preset", choices(_SHARED["preset"], presets)[0])])
+        plugin, known = flags.method_of(known), list(named)
+        presets = layer.get((plugin.name, "preset"), presets)
         for flag in (_SHARED["evals"], _SHARED["eval_every_with"]):
             each = [layer[s, flag.name] for s in ("", plugin.name) if (s, flag.name) in layer]
             names = [n for one in each for several in choices(flag, one) for n in several]
-            if names := [name for name in names if name != "none"]:
+            if names := [name for name in names if name != "none"] or names[:1]:
                 known += joined([(flag.option, ",".join(names))])
-        yield _Method(plugin, named, {flag.name: flag for flag in flags.offer(known).flags})
+        if any((scope, "eval_every") in layer for scope in ("", plugin.name)):
+            known += ["--eval-every", "1"]
+        each_preset = choices(_SHARED["preset"], presets) if presets else []
+        more = [joined([("--preset", preset)]) for preset in each_preset] or [()]
+        offers = [flags.offer([*known, *preset]) for preset in more]
+        yield _Method(plugin, named, {flag.name: flag for flag in offers[0].flags}, offers)
 
 
 def _merged(*layers: Layer) -> Layer:
@@ -203,29 +212,35 @@ def _merged(*layers: Layer) -> Layer:
     return merged
 
 
-def _refuse_unknown(layer: Layer, methods: Sequence[_Method]) -> None:
-    """Complain about a flag that none of the methods has, or about a method that is not there."""
+def _unknown(layer: Layer, methods: Sequence[_Method]) -> Iterator[tuple[str, str, str]]:
+    """The flags that none of the methods has, as `complaints.refuse_unknown` takes them.
+
+    Raises:
+        UserError: a flag is for a method that is not there, or names a method's own method.
+    """
     by_name = {method.plugin.name: method for method in methods}
-    plugins, unknown = [each.plugin for each in methods], list[str]()
     for (scope, name), given in layer.items():
-        where = f"{given.where}: " if given.where else ""
         flag = name.replace("_", "-")
+        where = f"{given.where or f'--{scope}.{flag}'}: "
         if scope and scope not in by_name:
-            what = where or f"--{scope}.{flag}: "
-            raise UserError(f"{what}{scope!r} is no method of this sweep: {', '.join(by_name)}")
-        meant = [by_name[scope]] if scope else methods
-        if scope and name == "method":
-            raise UserError(f"{where or f'--{scope}.method: '}a method has no method")
-        if any(name in method.flags for method in meant):
-            continue
-        if not scope and not given.where:
-            unknown.append(f"--{flag}")
-            continue
-        try:
-            names = [each for method in meant for each in method.flags]
-            complaints.refuse([f"--{flag}"], names, [each.plugin for each in meant])
-        except UserError as error:
-            raise UserError(f"{where}{error}") from None
-    if unknown:
-        names = [each for method in methods for each in method.flags]
-        complaints.refuse(unknown, [*names, *toml.OWN, *toml.RESOURCES], plugins)
+            raise UserError(f"{where}{scope!r} is no method of this sweep: {', '.join(by_name)}")
+        require(not scope or name != "method", f"{where}a method has no method")
+        asked = [by_name[scope]] if scope else methods
+        if not any(name in method.flags for method in asked):
+            names = [each for method in asked for each in method.flags]
+            of_sweep = [] if scope or given.where else [*toml.OWN, *toml.RESOURCES]
+            plugins = [method.plugin for method in asked]
+            hint = complaints.meant(f"--{flag}", [*names, *of_sweep], plugins)
+            yield given.where, f"--{flag}", hint
+
+
+def _refuse_idle(layer: Layer, methods: Sequence[_Method]) -> None:
+    """Complain about flags of evaluations that none of the methods runs."""
+    offers = [offer for method in methods for offer in method.offers]
+    chosen = dict.fromkeys(plugin for offer in offers for plugin in offer.chosen)
+    idle = {
+        given.where or f"--{name.replace('_', '-')}": offers[0].idle[name]
+        for (_, name), given in layer.items()
+        if all(name in offer.idle for offer in offers)
+    }
+    complaints.refuse_idle(idle, chosen)

@@ -1,11 +1,14 @@
 """A table of captions beside a folder of images: CSV, TSV, JSON lines, or the JSON of COCO.
 
-One row for each caption, or, in JSON lines, for each image with a list of captions: the image's
-path from the table's folder (``file_name``, ``filepath``, ``image``, ``image_path``, ``file``) and
-a text (``caption``, ``captions``, ``text``, ``title``); a column ``split`` may say which split it
-is of. Rows of one image are its captions. The table is what ``--data`` names, or ``metadata`` or
-``captions`` with one of these endings in a folder. Without splits, a fifth of the images is held
-out, by a hash of the path. Images that no row names are left out and counted; there are no labels.
+One row for each caption, or, in JSON lines, for each image with a list of captions: the image
+(``file_name``, ``filepath``, ``image``, ...) and a text (``caption``, ``text``, ``comment``, ...);
+a column ``split`` may say which split it is of. An image is named by its path from the table's
+folder, or by its file's name alone where only one file below is called so. Rows of one image are
+its captions. The table is what ``--data`` names, or ``metadata`` or ``captions`` with one of these
+endings in a folder. Columns are separated by what the first line has most of, commas, tabs, ``|``
+or semicolons; Flickr8k's ``captions.txt`` and Flickr30k's ``results.csv`` are such tables. Without
+splits, a fifth of the images is held out, by a hash of the path. Images that no row names are left
+out and counted; there are no labels.
 
 JSON as COCO, Karpathy and ALBEF have it, see `caption_json`, is such a table, too: a file, or
 ``dataset_*.json`` or ``captions_*.json`` in a folder or its ``annotations``, each of which is a
@@ -32,10 +35,11 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
-_ENDINGS = (".csv", ".tsv", ".jsonl")
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
 _NAMES = ("metadata", "captions")
-_IMAGE = ("file_name", "filepath", "image", "image_path", "file")
-_TEXT = ("caption", "captions", "text", "title")
+_IMAGE = ("file_name", "filename", "filepath", "image", "image_path", "image_name", "file")
+_TEXT = ("caption", "captions", "text", "sentence", "comment", "title")
+_SEPARATORS = ",\t|;"
 _SPLIT = "split"
 
 
@@ -46,14 +50,29 @@ def is_here(path: Path) -> bool:
 
 def _tables(path: Path) -> list[Path]:
     if path.is_file():
-        return [path] if path.suffix in (*_ENDINGS, caption_json.ENDING) else []
+        is_table = path.suffix in (*_ENDINGS, caption_json.ENDING)
+        return [path] if is_table and (path.suffix != ".txt" or _names_columns(path)) else []
     known = (path / f"{name}{ending}" for name in _NAMES for ending in _ENDINGS)
     found = next((each for each in known if each.is_file()), None)
     if found is None:
         return caption_json.inside(path)
-    with reading(found):
-        first = next(_rows(found), {})
-    return [found] if _column(first, _IMAGE) and _column(first, _TEXT) else []
+    return [found] if _names_columns(found) else []
+
+
+def _names_columns(table: Path) -> bool:
+    """Whether a table has columns of images and of captions; a plain text has none.
+
+    Raises:
+        UserError: what can only be a table cannot be read.
+    """
+    try:
+        with reading(table):
+            first = next(_rows(table), {})
+    except UserError:
+        if table.suffix != ".txt":
+            raise
+        return False
+    return bool(_column(first, _IMAGE) and _column(first, _TEXT))
 
 
 def find(root: Path, choice: str = "") -> Listing:
@@ -65,8 +84,8 @@ def find(root: Path, choice: str = "") -> Listing:
     """
     tables, others = _tables(root), Counter[str]()
     is_json = tables[0].suffix == caption_json.ENDING
-    known = caption_json.Images(tables[0]) if is_json else None
-    home = known.home if known else tables[0].parent
+    known = caption_json.Images(tables[0])
+    home = known.home
     texts: dict[str, dict[Path, list[Any]]] = {}
     for table in tables:
         of_table = table.stem.partition("_")[2] if len(tables) > 1 else ""
@@ -78,7 +97,9 @@ def find(root: Path, choice: str = "") -> Listing:
                     f"row {number} of {readable(table)} has no image and caption; "
                     f"{' or '.join(_IMAGE)} and {' or '.join(_TEXT)} are expected",
                 )
-                path = known.find(row[name]) if known else home / row[name]
+                path = known.find(row[name].strip())
+                if path is None and not is_json:
+                    path = home / row[name]  # which is missing
                 if path is None:
                     others["images that are not there"] += 1
                     continue
@@ -153,7 +174,12 @@ def _rows(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str,
         return
     with table.open(encoding="utf-8-sig", newline="") as file:
         if table.suffix != ".jsonl":
-            yield from csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
+            head = file.readline()
+            separator = max(_SEPARATORS, key=head.count)
+            quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
+            names = next(csv.reader([head], delimiter=separator, quoting=quoting), [])
+            columns = [name.strip() for name in names]
+            yield from csv.DictReader(file, columns, delimiter=separator, quoting=quoting)
             return
         for number, line in enumerate(file, 1):
             if not line.strip():

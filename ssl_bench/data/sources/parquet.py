@@ -13,8 +13,9 @@ folder without test files, a fifth of the images is held out by a hash of their 
 rows never moves others between splits and copies of an image stay together. An ambiguous folder is
 refused until ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` after its name says how to read it.
 
-A column ``caption``, ``captions`` or ``text`` of texts, or of lists of texts, holds captions, if no
-row is without.
+A column ``caption``, ``captions``, ``text``, ``sentence`` or ``sentences`` of texts, or of lists of
+texts, or of what has a text in ``raw``, holds captions, if no row is without; or columns
+``caption_0``, ``caption_1``, ... do.
 
 Streaming needs random access to rows, so images must be stored neither compressed nor as a
 dictionary; `prepare` writes such files.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -47,7 +49,8 @@ from ssl_bench.utils.formatting import many
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _MASK_COLUMNS = ("mask", "annotation", "segmentation_mask")
-_CAPTION_COLUMNS = ("caption", "captions", "text")
+_CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
+_NUMBERED_CAPTION = re.compile(r"caption_?\d+")
 _ROWS_AT_ONCE = 256
 METADATA = b"ssl_bench"
 
@@ -191,11 +194,21 @@ def _table(path: Path) -> _Table:
 
 def _captions(file: pq.ParquetFile) -> tuple[tuple[tuple[str, ...], ...], str]:
     """The captions of each row, and why not every row has any, or ""."""
-    column = _column(file.schema_arrow, _CAPTION_COLUMNS)
-    if not column:
-        return (), f"no caption column; {_expected(file.schema_arrow, _CAPTION_COLUMNS)}"
-    values = file.read(columns=[column]).column(column).to_pylist()
-    return captions.cleaned(values, column)
+    schema = file.schema_arrow
+    column = _column(schema, _CAPTION_COLUMNS)
+    columns = [column] if column else [*filter(_NUMBERED_CAPTION.fullmatch, schema.names)]
+    if not columns:
+        return (), f"no caption column; {_expected(schema, _CAPTION_COLUMNS)}"
+    table = file.read(columns=columns)
+    cells = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+    values = [[text for cell in row for text in _told(cell)] for row in cells]
+    return captions.cleaned(values, columns[0])
+
+
+def _told(cell: Any) -> list[Any]:
+    """The texts in a cell: one, or a list; or what COCO's sentences have as ``raw``."""
+    found = cell if isinstance(cell, list) else [cell]
+    return [each.get("raw") if isinstance(each, dict) else each for each in found]
 
 
 def _holds_images(kind: pa.DataType) -> bool:

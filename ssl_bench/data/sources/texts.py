@@ -15,6 +15,7 @@ from ssl_bench.config.settings import Storage
 from ssl_bench.data import holdout
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
 from ssl_bench.data.names import Source
+from ssl_bench.data.sources import captions
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import Unreadable, load_bytes, readable
 from ssl_bench.utils.formatting import many
@@ -26,8 +27,8 @@ CAVEAT = "no test split of its own: the last fifth of the sentences is held out"
 
 
 def is_here(path: Path) -> bool:
-    """Whether it is a text file."""
-    return path.suffix == _ENDING and path.is_file()
+    """Whether it is a text file, and no table of captions."""
+    return path.suffix == _ENDING and path.is_file() and not captions.is_here(path)
 
 
 def load(asked: Source, storage: Storage) -> Dataset:
