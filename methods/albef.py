@@ -117,6 +117,7 @@ class ALBEF(Method):
             "text_depth": 2,
             "fusion_depth": 2,
             "text_dropout": 0.0,
+            "alpha": 0.0,  # networks that begin at random have nothing to distil
             "proj_output_dim": 64,
             "momentum": 0.99,
             "queue_size": 1024,

@@ -171,10 +171,12 @@ def load_encoder(
 
         if isinstance(source, Run):
             source = source.folder
-        elif not (Path(source).expanduser().exists() or checkpoints.is_foreign(str(source))):
-            home = Path(runs_dir)
-            if any(home.glob(f"*/{schema.CONFIG}")):  # else it is a file that does not exist
-                source = run_folder.find_trained(home, str(source))
+        home, path = Path(runs_dir), Path(source).expanduser()
+        is_run = (path / schema.ENVIRONMENT).exists()
+        if not (path.exists() or checkpoints.is_foreign(str(source))):
+            is_run = any(home.glob(f"*/{schema.CONFIG}"))  # else it is a file that does not exist
+        if is_run:
+            source = run_folder.find_trained(home, str(path))
         return checkpoints.load_encoder(source, **hints)
 
 

@@ -247,3 +247,13 @@ def test_what_the_machine_lacks_is_told_as_well(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(index, "load", full)
     with pytest.raises(ssl_bench.UserError, match="No space left"):
         ssl_bench.runs("runs")
+
+
+def test_a_run_that_has_no_encoder_yet_is_told_from_other_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "runs/mae-x"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "environment.json").write_text('{"command": ["ssl-bench", "run", "--seed", "3"]}')
+    for source in (folder, "mae-x"):
+        with pytest.raises(ssl_bench.UserError, match=r"not finished.*ssl-bench run --seed 3"):
+            ssl_bench.load_encoder(source, runs_dir=tmp_path / "runs")

@@ -254,9 +254,26 @@ def _check_config(plugin: Plugin, module: types.ModuleType) -> None:
         f"{plugin.path} defines no dataclass 'Config'; see {_contract(plugin)}",
     )
     try:
-        typing.get_type_hints(config)
+        hints = typing.get_type_hints(config)
     except Exception as error:
         raise UserError(f"Config in {plugin.path} cannot be read: {error}") from error
+    for field in dataclasses.fields(config):
+        require(
+            _can_be_given(hints[field.name]),
+            f"field {field.name!r} of Config in {plugin.path} is of a type that no flag has; int, "
+            "float, bool, str, Literal, tuple[int, ...] or one of these or None would work",
+        )
+
+
+def _can_be_given(type_: Any) -> bool:
+    """Whether a flag can have a value of this type."""
+    origin, args = typing.get_origin(type_), typing.get_args(type_)
+    if origin in (typing.Union, types.UnionType):
+        return all(each is type(None) or _can_be_given(each) for each in args)
+    if origin is tuple:
+        return len(args) == 2 and args[1] is Ellipsis and _can_be_given(args[0])
+    known = (int, float, str, Path)  # and what is made of them
+    return origin is typing.Literal or (isinstance(type_, type) and issubclass(type_, known))
 
 
 def _the_only(plugin: Plugin, found: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from ssl_bench.experiment.run_config import EvalConfig, real_configs
 from ssl_bench.models import backbones, checkpoints, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
-from ssl_bench.utils.formatting import digits
+from ssl_bench.utils.formatting import digits, listed
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -142,7 +142,13 @@ def beside_baselines(
     units = [record.get("unit", "top-1 accuracy (%)") for record in records]
     is_mixed = len(set(units)) > 1
     what = "" if is_mixed else f"{units[0]}, "
-    caption = f"{what}{tested} test images, one seed (gain over the baseline)"
+    lower = [record["eval"] for record in records if record.get("better") == "lower"]
+    beside = (
+        f"less the baseline; lower is better in {listed(lower)}"
+        if lower
+        else "gain over the baseline"
+    )
+    caption = f"{what}{tested} test images, one seed ({beside})"
     sets = list(dict.fromkeys(record["data"] for record in records))
     data, are_several = ", ".join(sets), len(sets) > 1
     origin = "" if pretrained_on in (None, data) else f", pre-trained on {pretrained_on}, evaluated"

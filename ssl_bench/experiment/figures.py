@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _DOTS_PER_INCH = 150
 _MASKED = 0.55
 _ABREAST = 12
-_STRIPS = 3
 _INCHES_OF_LETTER, _NARROWEST = 0.085, 3.4
 _OURS, _PAPER = "C0", "0.6"
 _RIGHT, _WRONG = "tab:green", "0.75"
@@ -121,8 +120,7 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
         spec: whose mean and standard deviation undo the normalisation.
     """
     if spec.frames > 1:
-        count = min(_STRIPS, len(next(iter(rows.values()))))
-        _strips({name: to_pixels(each[:count], spec) for name, each in rows.items()}, title, output)
+        _strips({name: to_pixels(each, spec) for name, each in rows.items()}, title, output)
         return
     pixels = {name: to_pixels(each, spec) for name, each in rows.items()}
     count = len(next(iter(pixels.values())))
@@ -150,14 +148,14 @@ def _strips(rows: Mapping[str, np.ndarray], title: str, output: Path) -> None:
     count, height, width, _ = next(iter(rows.values())).shape
     high = max(0.6, height / _DOTS_PER_INCH)
     letters = _INCHES_OF_LETTER * max(len(line) for name in rows for line in name.split("\n"))
-    wide = high * width / height + letters
+    wide = high * width / height + letters + 0.2
     title = textwrap.fill(title, int(wide / (1.1 * _INCHES_OF_LETTER)))
     size = wide, count * len(rows) * high * 1.15 + 0.22 * (1 + title.count("\n")) + 0.1
     figure, axes = _subplots(count * len(rows), 1, figsize=size, squeeze=False)
     for number, axis in enumerate(axes[:, 0]):
         name = [*rows][number % len(rows)]
         axis.imshow(rows[name][number // len(rows)], interpolation="nearest")
-        axis.set(xticks=[], yticks=[], frame_on=False)
+        axis.set(xticks=[], yticks=[], frame_on=False, anchor="E")  # room at the left for titles
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize="medium")
     _save(figure, output)

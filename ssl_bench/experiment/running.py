@@ -30,7 +30,7 @@ from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils.files import make_inside
 from ssl_bench.utils.formatting import many
 
-_IMAGES_IN_PICTURE = 10
+_IMAGES_IN_PICTURE, _CLIPS_IN_PICTURE = 10, 3
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,8 @@ def _draw(method: Method, data: Dataset, plan: Plan, spec: EncoderSpec, folder: 
         console.print(f"loss curve: {folder / 'figures/loss.png'}", soft_wrap=True)
     output = folder / "figures/pictures.png"
     if not output.exists():
-        rows = setup.pictures(method, data, spec, plan.seed, _IMAGES_IN_PICTURE)
+        count = _IMAGES_IN_PICTURE if spec.frames == 1 else _CLIPS_IN_PICTURE
+        rows = setup.pictures(method, data, spec, plan.seed, count)
         if rows:
             make_inside(folder, folder / schema.FIGURES)
             figures.picture_rows(rows, spec, f"{title}: test images", output)

@@ -154,7 +154,15 @@ def is_foreign(source: str) -> bool:
 def read(source: str, hints: WeightSettings) -> Checkpoint:
     """Read the checkpoint that a source names; sources and errors are those of `load_encoder`."""
     try:
-        return _read(source, hints)
+        found = _read(source, hints)
+        if hints.tokenizer:
+            words, _ = vocabulary.read_vocabulary(Path(hints.tokenizer).expanduser())
+            require(
+                found.spec.text is not None and found.spec.text.vocabulary == words,
+                f"{source!r} reads no texts by --tokenizer {hints.tokenizer!r}, so that it means "
+                "nothing; leave it out",
+            )
+        return found
     except UserError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
@@ -174,7 +182,7 @@ def _read(source: str, hints: WeightSettings) -> Checkpoint:
         "nothing; leave it out",
     )
     if is_named:
-        return _from_timm(name) if kind == "timm" else _from_hub(name)
+        return _from_timm(name) if kind == "timm" else _from_hub(name, hints)
     folder = path.parent if path.name == "encoder.safetensors" else path
     if (folder / "encoder.json").exists():
         return _from_run(folder)
@@ -265,7 +273,7 @@ def _of_model(
     return Checkpoint(encoder, spec, "timm")
 
 
-def _from_hub(name: str) -> Checkpoint:
+def _from_hub(name: str, hints: WeightSettings) -> Checkpoint:
     from huggingface_hub import snapshot_download
 
     try:
@@ -275,7 +283,7 @@ def _from_hub(name: str) -> Checkpoint:
         raise UserError(f"hf:{name} cannot be had: {first_line(error)}") from error
     config = _json(folder / "config.json")
     if "architecture" not in config:
-        return _from_transformers(folder, f"hf:{name}")
+        return _from_transformers(folder, f"hf:{name}", hints)
     given = config.get("model_args") or {}
     own = {k: v for k, v in given.items() if k not in ("img_size", "patch_size", "in_chans")}
     model = _pretrained(f"hf-hub:{name}", f"hf:{name}")

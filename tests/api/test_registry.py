@@ -112,6 +112,11 @@ def test_what_the_own_config_refuses_is_one_line(
 
 
 def test_a_type_of_the_own_file_is_found(write: Callable[..., Path]) -> None:
+    for type_ in ("dict", "list[int]", "tuple[int, int]", "dict | None"):
+        unusable = write("odd.py", METHOD, more=f"many: {type_} = None\n    '''Several.'''")
+        with pytest.raises(UserError, match=r"field 'many' of Config in .*odd.py .* would work"):
+            _ = registry.find("method", str(unusable)).config
+        unusable.unlink()
     odd = "choice: Choice | None = None\n    '''One.'''"
     path = write("mine.py", METHOD + "\nclass Choice(str): pass\n", more=odd)
     assert {"width", "choice"} <= registry.field_help(

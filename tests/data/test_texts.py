@@ -114,6 +114,65 @@ def test_bert_learns_from_a_text_with_and_without_the_next_sentence(
     assert all(step["losses"]["nsp"] > 0 and step["losses"]["mlm"] > 0 for step in steps)
 
 
+def table(path: Path, count: int = 40, **more: Any) -> Path:
+    rows = [
+        {"text": f"word {n} is {'good' if n % 2 else 'bad'}", "label": "pn"[n % 2], **more}
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_table_of_texts_has_labels(tmp_path: Path) -> None:
+    found = data.load(str(table(tmp_path / "reviews.jsonl")))
+    assert found.classes == ("n", "p") and not found.unlabelled and found.imageless
+    for split in (found.train, found.test):
+        texts = [own[0] for own in split.captions or ()]
+        assert [("good" in text) for text in texts] == [n == 0 for n in split.labels_N.tolist()]
+    assert len(found.train) + len(found.test) == 40 and 0 < len(found.test) < 20
+    assert "held out" in found.note
+    csv = tmp_path / "reviews.csv"
+    csv.write_text("sentence,label,split\n" + "good,1,train\nbad,0,train\n" * 5 + "so,10,test\n")
+    with pytest.raises(UserError, match="class '10'"):
+        data.load(str(csv))
+    csv.write_text(csv.read_text().replace("so,10,test", "so,1,test\nwell,0,test"))
+    found = data.load(str(csv))
+    assert found.classes == ("0", "1") and found.test.labels_N.tolist() == [1, 0]
+    assert [own[0] for own in found.test.captions or ()] == ["so", "well"]
+    assert len(data.load(f"{csv}@validation").test) == 1
+    assert len(data.load(f"{csv}@whole").train) + len(data.load(f"{csv}@whole").test) == 12
+
+
+def test_rows_without_a_text_or_a_label_are_counted(tmp_path: Path) -> None:
+    path = table(tmp_path / "reviews.jsonl")
+    more = [{"text": " ", "label": "p"}, {"text": None, "label": "p"}, {"text": "so", "label": ""}]
+    path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in more))
+    found = data.load(str(path))
+    assert len(found.train) + len(found.test) == 40
+    assert "2 rows without a text" in found.left_out and "1 rows without a label" in found.left_out
+    path.write_text("".join(json.dumps({"text": f"a {n}", "label": "x"}) + "\n" for n in range(30)))
+    found = data.load(str(path))
+    assert found.unlabelled and not found.classes
+    path.write_text('{"text": "a"}\n{"words": "b"}\n')
+    with pytest.raises(UserError, match="row 2"):
+        data.load(str(path))
+    path.write_text('{"text": ""}\n')
+    with pytest.raises(UserError, match="no rows"):
+        data.load(str(path))
+
+
+def test_sentence_vectors_are_probed_where_rows_have_labels(
+    tmp_path: Path, ssl_bench: Command
+) -> None:
+    folder = train(ssl_bench, table(tmp_path / "reviews.jsonl"), "--evals", "knn,masked-words")
+    names = {json.loads(each.read_text())["eval"] for each in folder.glob("evals/*/scores.json")}
+    assert names == {"knn", "masked-words"}
+    code, _, err = ssl_bench(
+        *("run", "--method", "bert", "--data", tmp_path / "reviews.jsonl", "--loss", "mlm,nsp")
+    )
+    assert code == 2 and "documents" in err and err.count("\n") == 1
+
+
 class Killed(BaseException):
     """Stands for the death of the process."""
 

@@ -14,13 +14,13 @@ from ssl_bench.experiment import figures
 from ssl_bench.models.backbones import EncoderSpec
 
 
-@pytest.mark.parametrize("count", [1, 10, 30])
+@pytest.mark.parametrize("count,frames", [(1, 1), (10, 1), (30, 1), (1, 8), (4, 8)])
 def test_every_text_of_a_picture_is_inside_of_it(
-    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = EncoderSpec("vit_micro", 28, 7, 1, (0.5,), (0.25,))
+    spec = EncoderSpec("vit_micro", 28, 7, 1, (0.5,), (0.25,), frames=frames)
     rows = {
-        name: torch.zeros(count, 1, 28, 28)
+        name: torch.zeros(count, 1, 28, 28 * frames)
         for name in ("original", "reconstructed\n(own mean, std)")
     }
     seen: list[matplotlib.figure.Figure] = []
@@ -30,7 +30,8 @@ def test_every_text_of_a_picture_is_inside_of_it(
     [figure] = seen
     FigureCanvasAgg(figure).draw()
     texts = [axis.yaxis.label for axis in figure.axes if axis.get_ylabel()]
-    assert len(texts) == 2 * math.ceil(count / 12) and figure.bbox.width < 1500
+    lines = count if frames > 1 else math.ceil(count / 12)
+    assert len(texts) == 2 * lines and figure.bbox.width < 1500
     assert sum(len(axis.images) for axis in figure.axes) == 2 * count
     assert figure.get_suptitle().replace("\n", " ") == title
     for text in (*texts, figure._suptitle):  # type: ignore[attr-defined]

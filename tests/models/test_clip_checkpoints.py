@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import naive
@@ -111,9 +111,9 @@ def pretrained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Che
     model = theirs()
     if request.param == "official":
         path = tmp_path / "checkpoint.pth"
-        args = SimpleNamespace(num_frames=FRAMES, input_size=SIDE, mask_ratio=0.75)
+        args = Namespace(num_frames=FRAMES, input_size=SIDE, mask_ratio=0.75)
         args.normlize_target = True
-        torch.save({"model": official(model), "epoch": 3, "args": vars(args)}, path)
+        torch.save({"model": official(model), "epoch": 3, "args": args}, path)
         return model, read(str(path), WeightSettings(num_heads=3))
     path = tmp_path / "hf"
     model.save_pretrained(path)

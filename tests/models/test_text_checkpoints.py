@@ -176,6 +176,10 @@ def test_a_bert_is_evaluated_by_command(
     assert code == 0, err
     assert "32 wide, 2 layers, 4 heads, 45 words" in out
     assert list((tmp_path / "runs").glob("weights-bert-*/evals/masked-words-*/scores.json"))
+    text = tmp_path / "text.txt"
+    text.write_text("w1 w2\nw3 w4\n\nw5 w6\nw1 w9 w3\n")
+    code, _, err = ssl_bench("eval", folder, "--data", text, "--evals", "masked-words", *runs)
+    assert code == 0, err
     code, _, err = ssl_bench("eval", folder, "--data", table, "--image-size", 32, *runs)
     assert code == 2 and "--image-size" in err and err.count("\n") == 1
 
@@ -315,9 +319,16 @@ def test_official_albef_is_evaluated_by_command(
     code, out, err = ssl_bench(*command, *evals, *runs)
     assert code == 2 and "captions" in err
     assert "vocab.txt" in out
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(WORDS))
+    image_encoder = tmp_path / "vit.pth"
+    images = text_formats.albef_images(torch.load(file), None, "")
+    torch.save(images, image_encoder)
+    with pytest.raises(UserError, match="--tokenizer"):
+        read(image_encoder, num_heads=2, tokenizer=str(other))
     encoder: Any = package.load_encoder(file, num_heads=2)
-    images = torch.zeros(1, 3, 16, 16)
-    assert encoder.forward_features(images).shape == (1, 17, 32)
+    images_BCHW = torch.zeros(1, 3, 16, 16)
+    assert encoder.forward_features(images_BCHW).shape == (1, 17, 32)
 
 
 def test_an_albef_that_is_none_is_told(albef: Any, file: Path) -> None:

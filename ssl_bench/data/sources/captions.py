@@ -35,12 +35,12 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
-_ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
 _NAMES = ("metadata", "captions")
-_IMAGE = ("file_name", "filename", "filepath", "image", "image_path", "image_name", "file")
-_TEXT = ("caption", "captions", "text", "sentence", "comment", "title")
+IMAGE = ("file_name", "filename", "filepath", "image", "image_path", "image_name", "file")
+TEXT = ("caption", "captions", "text", "sentence", "comment", "title")
 _SEPARATORS = ",\t|;"
-_SPLIT = "split"
+SPLIT = "split"
 
 
 def is_here(path: Path) -> bool:
@@ -50,9 +50,9 @@ def is_here(path: Path) -> bool:
 
 def _tables(path: Path) -> list[Path]:
     if path.is_file():
-        is_table = path.suffix in (*_ENDINGS, caption_json.ENDING)
+        is_table = path.suffix in (*ENDINGS, caption_json.ENDING)
         return [path] if is_table and (path.suffix != ".txt" or _names_columns(path)) else []
-    known = (path / f"{name}{ending}" for name in _NAMES for ending in _ENDINGS)
+    known = (path / f"{name}{ending}" for name in _NAMES for ending in ENDINGS)
     found = next((each for each in known if each.is_file()), None)
     if found is None:
         return caption_json.inside(path)
@@ -67,12 +67,12 @@ def _names_columns(table: Path) -> bool:
     """
     try:
         with reading(table):
-            first = next(_rows(table), {})
+            first = next(rows_of(table), {})
     except UserError:
         if table.suffix != ".txt":
             raise
         return False
-    return bool(_column(first, _IMAGE) and _column(first, _TEXT))
+    return bool(column_of(first, IMAGE) and column_of(first, TEXT))
 
 
 def find(root: Path, choice: str = "") -> Listing:
@@ -90,12 +90,12 @@ def find(root: Path, choice: str = "") -> Listing:
     for table in tables:
         of_table = table.stem.partition("_")[2] if len(tables) > 1 else ""
         with reading(table):
-            for number, row in enumerate(_rows(table, others), 1):
-                name, text = _column(row, _IMAGE), _column(row, _TEXT)
+            for number, row in enumerate(rows_of(table, others), 1):
+                name, text = column_of(row, IMAGE), column_of(row, TEXT)
                 require(
                     bool(name and text) and isinstance(row[name], str),
                     f"row {number} of {readable(table)} has no image and caption; "
-                    f"{' or '.join(_IMAGE)} and {' or '.join(_TEXT)} are expected",
+                    f"{' or '.join(IMAGE)} and {' or '.join(TEXT)} are expected",
                 )
                 path = known.find(row[name].strip())
                 if path is None and not is_json:
@@ -103,7 +103,7 @@ def find(root: Path, choice: str = "") -> Listing:
                 if path is None:
                     others["images that are not there"] += 1
                     continue
-                split = "" if choice == WHOLE else str(row.get(_SPLIT) or of_table)
+                split = "" if choice == WHOLE else str(row.get(SPLIT) or of_table)
                 own = texts.setdefault(split, {}).setdefault(path, [])
                 own += row[text] if isinstance(row[text], list) else [row[text]]
     where = readable(tables[0] if len(tables) == 1 else root)
@@ -116,7 +116,7 @@ def find(root: Path, choice: str = "") -> Listing:
     )
     if is_json:
         texts = {split: _with_text(own, others) for split, own in texts.items()}
-    train, tests = _roles(root, choice, texts)
+    train, tests = roles_of(root, choice, texts)
     wanted = [train, *tests[:1]]
     left_out = [f"split {shown([name])}" for name in texts if name not in wanted]
     parts, reasons = [], []
@@ -154,7 +154,7 @@ def _with_text(texts: Mapping[Path, list[Any]], others: Counter[str]) -> dict[Pa
     return kept
 
 
-def _roles(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[str]]:
+def roles_of(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[str]]:
     """The training split and the test splits, the first of which counts; none to hold some out."""
     if choice and choice != WHOLE:
         train, *tests = splits.chosen(root, choice, list(known), "split")
@@ -168,7 +168,12 @@ def _roles(root: Path, choice: str, known: Collection[str]) -> tuple[str, list[s
     return roles.trains[0], roles.tests
 
 
-def _rows(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
+def rows_of(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a table, by the names of its columns; any error may come of a damaged one.
+
+    Args:
+        others: counts what JSON has beside them.
+    """
     if table.suffix == caption_json.ENDING:
         yield from caption_json.rows(table, Counter() if others is None else others)
         return
@@ -189,7 +194,8 @@ def _rows(table: Path, others: Counter[str] | None = None) -> Iterator[dict[str,
             yield row
 
 
-def _column(row: Mapping[str, Any], choices: Sequence[str]) -> str:
+def column_of(row: Mapping[str, Any], choices: Sequence[str]) -> str:
+    """The first of some names that a row has, or ""."""
     return next((name for name in choices if name in row), "")
 
 

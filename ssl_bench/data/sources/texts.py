@@ -1,54 +1,77 @@
-"""A plain text: a sentence on each line, and an empty line between documents.
+"""Texts alone: a plain text, or a table of texts, perhaps with labels.
 
-It is what BERT's own pre-training reads (``create_pretraining_data.py``, google-research/bert). A
-sentence is a sample, without an image and without a label. The last fifth of the sentences is the
-test split; it begins with a document, the nearest one, unless there is only one. In the same way
+A plain text (``.txt``) has a sentence on each line, and an empty line between documents, as BERT's
+own pre-training reads it (``create_pretraining_data.py``, google-research/bert). A sentence is a
+sample, without an image and without a label. The last fifth of the sentences is the test split; it
+begins with a document, the nearest one, unless there is only one. In the same way
 ``FILE.txt@validation`` takes the last tenth of the others.
+
+A table (``.csv``, ``.tsv``, ``.jsonl``) has a text in each row, as one of `captions` has, perhaps a
+class (``label``, ``class``) and a ``split``, and no column of images. Rows without a text are left
+out and counted, and so are those without a class where others have one. Without splits a fifth is
+held out, by a hash of the text.
 """
 
 from __future__ import annotations
 
+import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_bench.config.settings import Storage
 from ssl_bench.data import holdout
 from ssl_bench.data.dataset import Dataset, Split, fingerprint
-from ssl_bench.data.names import Source
+from ssl_bench.data.listing import HELD_OUT_CAVEAT, check_labels, counted, hold_out, rank, shown
+from ssl_bench.data.names import WHOLE, Source
 from ssl_bench.data.sources import captions
 from ssl_bench.errors import UserError, require
-from ssl_bench.utils.files import Unreadable, load_bytes, readable
+from ssl_bench.utils.files import Unreadable, load_bytes, readable, reading
 from ssl_bench.utils.formatting import many
 
 _ENDING = ".txt"
+_LABEL = ("label", "class")
 _LARGEST = 2**32
 _TESTED = 0.2
-CAVEAT = "no test split of its own: the last fifth of the sentences is held out"
+_CAVEAT = "no test split of its own: the last fifth of the sentences is held out"
 
 
 def is_here(path: Path) -> bool:
-    """Whether it is a text file, and no table of captions."""
-    return path.suffix == _ENDING and path.is_file() and not captions.is_here(path)
+    """Whether it is a text file, or a table of texts without images."""
+    if path.suffix not in (_ENDING, *captions.ENDINGS) or not path.is_file():
+        return False
+    if path.suffix == _ENDING:
+        return not captions.is_here(path)
+    with reading(path):
+        first = next(captions.rows_of(path), {})
+    return bool(captions.column_of(first, captions.TEXT)) and not captions.column_of(
+        first, captions.IMAGE
+    )
 
 
 def load(asked: Source, storage: Storage) -> Dataset:
     """The sentences of a file.
 
     Raises:
-        UserError: it cannot be read, is no text in UTF-8, or has too few sentences.
+        UserError: it cannot be read, is no text in UTF-8, has too few sentences, or ambiguous
+            splits.
     """
     path = Path(asked.place).expanduser()
     where = readable(path)
-    require(not asked.choice, f"{where} has no splits to choose; {where} alone would work")
     require(
         storage != "stream", f"{where} is read into memory; without --storage stream it would work"
     )
+    return (_plain if path.suffix == _ENDING else _table)(path, asked, where)
+
+
+def _plain(path: Path, asked: Source, where: str) -> Dataset:
+    require(not asked.choice, f"{where} has no splits to choose; {where} alone would work")
     try:
-        lines = load_bytes(path, _LARGEST).decode("utf-8-sig").splitlines()
+        content = load_bytes(path, _LARGEST).decode("utf-8-sig")
     except (Unreadable, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read as text in UTF-8: {error}") from error
     sentences, documents, ended = list[str](), list[int](), False
-    for line in map(str.strip, lines):
+    for line in map(str.strip, io.StringIO(content, newline=None)):
         if line:
             number = documents[-1] + ended if documents else 0
             sentences.append(line)
@@ -58,7 +81,7 @@ def load(asked: Source, storage: Storage) -> Dataset:
         len(sentences) > 1,
         f"{where} has {many(len(sentences), 'sentence')}; two or more, one a line, would work",
     )
-    name, note = readable(path.stem), CAVEAT
+    name, note = readable(path.stem), _CAVEAT
     train, test = _parted(sentences, documents, _TESTED)
     if asked.is_validation:
         name, note = holdout.name(name), holdout.NOTE
@@ -75,6 +98,71 @@ def load(asked: Source, storage: Storage) -> Dataset:
     )
 
 
+def _table(path: Path, asked: Source, where: str) -> Dataset:
+    others, by_split = Counter[str](), dict[str, list[tuple[str, str]]]()
+    with reading(path):
+        for number, row in enumerate(captions.rows_of(path), 1):
+            name = captions.column_of(row, captions.TEXT)
+            require(
+                bool(name),
+                f"row {number} of {where} has no text; {' or '.join(captions.TEXT)} is expected",
+            )
+            text, label = row[name], row.get(captions.column_of(row, _LABEL))
+            if not isinstance(text, str) or not text.strip():
+                others["rows without a text"] += 1
+                continue
+            split = "" if asked.choice == WHOLE else str(row.get(captions.SPLIT) or "")
+            is_label = type(label) in (str, int) and str(label).strip()
+            own = str(label).strip() if is_label else ""
+            by_split.setdefault(split, []).append((text.strip(), own))
+    require(bool(by_split), f"{where} has no rows with a text")
+    train_name, tests = captions.roles_of(path, asked.choice, by_split)
+    taken = [by_split[train_name], by_split[tests[0]] if tests else []]
+    labelled = any(label for _, label in taken[0])
+    if labelled:
+        with_label = [[row for row in rows if row[1]] for rows in taken]
+        lost = sum(map(len, taken)) - sum(map(len, with_label))
+        others["rows without a label"] += lost
+        taken = with_label
+    names = sorted({label for rows in taken for _, label in rows}, key=_as_number)
+    classes = tuple(names) if labelled and len(names) > 1 else ()
+    numbers = [[names.index(label) if classes else 0 for _, label in rows] for rows in taken]
+    if not tests:
+        ranks = [rank(text.encode()) for text, _ in taken[0]]
+        is_out = hold_out(ranks, numbers[0])
+        sides = [[n for n, out in enumerate(is_out) if out == wanted] for wanted in (False, True)]
+        taken = [[taken[0][place] for place in side] for side in sides]
+        numbers = [[numbers[0][place] for place in side] for side in sides]
+    caveats = check_labels(path, numbers[0], numbers[1], classes, not tests)
+    caveats = caveats if tests else (HELD_OUT_CAVEAT.replace("images", "texts"), *caveats)
+    train, test = (
+        _split([text for text, _ in rows], None, own)
+        for rows, own in zip(taken, numbers, strict=True)
+    )
+    name = readable(path.stem)
+    if asked.is_validation:
+        name, caveats = holdout.name(name), (holdout.NOTE,)
+        train, test = holdout.of_split(train)
+    what = f"classes {shown(classes)}" if classes else "no labels"
+    said = "a fifth of them" if not tests else shown(tests[:1])
+    return Dataset(
+        *(name, train, test, classes, fingerprint(train, test, classes), "; ".join(caveats), 1),
+        left_out=counted(+others),
+        notes=(
+            f"training split: {shown([train_name or 'all texts'])}, test split: {said}; {what}",
+        ),
+        unlabelled="" if classes else "its rows have no two labels",
+        uncaptioned="",
+        imageless="it has texts alone",
+    )
+
+
+def _as_number(label: str) -> tuple[bool, int, str]:
+    """Numbers come first, in their order."""
+    is_number = label.isdecimal() and len(label) < 10
+    return not is_number, int(label) if is_number else 0, label
+
+
 def _parted(
     sentences: Sequence[str], documents: Sequence[int], share: float
 ) -> tuple[Split, Split]:
@@ -87,13 +175,15 @@ def _parted(
     return first, second
 
 
-def _split(sentences: Sequence[str], documents: Sequence[int]) -> Split:
+def _split(
+    sentences: Sequence[str], documents: Sequence[int] | None, labels: Sequence[int] = ()
+) -> Split:
     import torch
 
     count = len(sentences)
     return Split(
         torch.zeros(count, 1, 1, 1, dtype=torch.uint8),
-        torch.zeros(count, dtype=torch.int64),
+        torch.tensor(labels or [0] * count, dtype=torch.int64),
         captions=tuple((each,) for each in sentences),
-        documents=tuple(documents),
+        documents=None if documents is None else tuple(documents),
     )
