@@ -63,7 +63,7 @@ def refuse_no_choice(types: Mapping[str, Any], args: Sequence[str]) -> None:
     for flag, *values in by_flag(args):
         type_ = types.get(flag[2:].replace("-", "_"))
         kinds = [type_, *get_args(type_)]
-        known = [str(c) for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
+        known = [c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
         if known and values and values[0] not in known:
             raise no_choice(flag, values[0], known)
 

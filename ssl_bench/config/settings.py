@@ -45,8 +45,9 @@ class WorkSettings(RunsSettings):
     test_clips: Annotated[int, "[1, inf)"] = 1
     """Clips of each test video, from its beginning to its end, over which an evaluation averages
     features, or probabilities after fine-tuning; 1 is the one in the middle."""
-    test_crops: Literal[1, 3] = 1
-    """Crops of each of these clips: the centre, or both ends of the longer side, too."""
+    test_crops: Annotated[int, "[1, inf)"] = 1
+    """Crops of each of these clips, an odd number: the centre, or 3 with both ends of the longer
+    side, too."""
     data_dir: Path = Path("~/.cache/ssl-bench")
     """Folder for downloaded data sets."""
     storage: Storage = "auto"
@@ -57,6 +58,13 @@ class WorkSettings(RunsSettings):
     wait: bool = False
     """Wait until another process is done with the run, instead of leaving; what it has made is
     reused."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.test_crops % 2 == 1,
+            f"--test-crops {self.test_crops} has no centre; 1 or 3 would work",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

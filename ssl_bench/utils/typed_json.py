@@ -53,7 +53,7 @@ def of(type_: Any, value: Any, where: str = "it") -> Any:
         [type_] = set(arguments) - {type(None)}
         return of(type_, value, where)
     if (
-        (origin is Literal and isinstance(value, str) and value in arguments)
+        (origin is Literal and any(type(a) is type(value) and a == value for a in arguments))
         or (type_ in (str, bool) and type(value) is type_)
         or (type_ is int and type(value) is int and abs(value) < _LARGEST)
         or (type_ is float and type(value) in (int, float) and math.isfinite(value))

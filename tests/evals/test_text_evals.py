@@ -214,6 +214,12 @@ def test_the_interval_is_that_of_the_percentiles() -> None:
     assert found == pytest.approx(expected, abs=1.5)
 
 
+def test_sentences_are_three_unless_others_are_given() -> None:
+    assert registry.find("eval", "zero-shot").config().templates == (
+        *("a {}", "a photo of a {}", "there is a {}"),
+    )
+
+
 def test_names_of_classes_are_words() -> None:
     module = importlib.import_module(registry.find("eval", "zero-shot").load_class().__module__)
     assert module._readable("T-shirt_Top") == "t-shirt top"
@@ -221,7 +227,7 @@ def test_names_of_classes_are_words() -> None:
 
 def test_each_class_is_a_direction_whatever_its_sentences_agree_on(data: Dataset) -> None:
     """The mean of sentences that differ is short, and that must not count against a class."""
-    towards = {"a one": (1.0, 0.1), "b one": (1.0, -0.1), "a two": (0.6, 0.8), "b two": (-0.6, 0.8),
+    towards = {"a one": (1.0, 0.1), "b one": (1.0, -0.1), "a two": (-0.6, 0.8), "b two": (0.6, 0.8),
                "a three": (-1.0, 0.0), "b three": (-1.0, 0.0)}  # fmt: skip
 
     class Pair:
@@ -308,6 +314,32 @@ def ids_of(caption: str, spec: vocabulary.TextSpec) -> list[int]:
         for word in row
         if spec.words[word] not in (vocabulary.PAD, vocabulary.CLS, vocabulary.SEP)
     ]
+
+
+def test_each_word_is_hidden_alone_and_counts_as_one(known: Dataset) -> None:
+    """By a reader that says the same word, whatever it sees."""
+    own: Any = helpers.with_text(BERT, SPEC).text
+    seen: list[list[int]] = []
+
+    class Reader:
+        spec = own
+
+        def __call__(self, ids_BL: Tensor) -> Tensor:
+            seen.extend(ids_BL.tolist())
+            return ids_BL
+
+        def predict(self, ids_BL: Tensor) -> Tensor:
+            said = torch.full_like(ids_BL, own.id("image"))
+            return F.one_hot(said, len(own.words)).float()
+
+    fake: Any = SimpleNamespace(text=Reader(), pair=None, hardware=CPU, spec=SPEC)
+    found = run("masked-words", fake, known)
+    words = [w for each in known.test.captions or () for w in ids_of(each[0], own)]
+    assert len(seen) == len(words)
+    assert all(row.count(own.id(vocabulary.MASK)) == 1 for row in seen)
+    share = words.count(own.id("image")) / len(words)
+    assert 0 < share < 0.5
+    assert found.scores["accuracy"] == pytest.approx(100 * share)
 
 
 def test_hidden_words_are_guessed_beside_the_own_and_the_next_image(
