@@ -55,7 +55,7 @@ QUICK = {
 
 def with_defaults(words: Sequence[object], defaults: dict[str, object]) -> list[str]:
     """The words, and each default flag that is not among them and whose evaluation is run."""
-    evals = dict(zip(words, words[1:], strict=False)).get("--evals", "finetune,linear")
+    evals = dict(itertools.pairwise(words)).get("--evals", "finetune,linear")
     idle = [f"--{name}-" for name in ("finetune", "linear") if name not in str(evals).split(",")]
     unset = [
         pair
