@@ -169,7 +169,7 @@ def _fused(name: str, first: int) -> str:
 
 def is_albef(content: Mapping[str, Any]) -> bool:
     """Whether these are weights that ALBEF's official code saved."""
-    names = _weights(content)
+    names = [*map(str, _weights(content))]
     return all(any(n.startswith(f"{side}.") for n in names) for side in (IMAGE_SIDE, TEXT_SIDE))
 
 
