@@ -54,8 +54,14 @@ QUICK = {
 
 
 def with_defaults(words: Sequence[object], defaults: dict[str, object]) -> list[str]:
-    """The words, and each default flag that is not among them."""
-    unset = [pair for pair in defaults.items() if pair[0] not in words]
+    """The words, and each default flag that is not among them and whose evaluation is run."""
+    evals = dict(itertools.pairwise(words)).get("--evals", "finetune,linear")
+    idle = [f"--{name}-" for name in ("finetune", "linear") if name not in str(evals).split(",")]
+    unset = [
+        pair
+        for pair in defaults.items()
+        if pair[0] not in words and not pair[0].startswith(tuple(idle))
+    ]
     return [str(word) for pair in unset for word in pair] + [str(word) for word in words]
 
 
