@@ -732,8 +732,8 @@ def test_damaged_checkpoint_is_named(run: Call, tmp_path: Path) -> None:
 def test_nobodys_settings_of_matplotlib_matter(image_folder: Path, tmp_path: Path) -> None:
     """A notebook hands on its backend; a person may have figures set by LaTeX."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
-    defaults = {"--data": image_folder, "--runs-dir": tmp_path / "runs", "--evals": "none"}
-    words = with_defaults(["--backbone", "vit_nano"], defaults | QUICK)
+    defaults = {"--data": image_folder, "--runs-dir": tmp_path / "runs"}
+    words = with_defaults(["--backbone", "vit_nano", "--evals", "none"], defaults | QUICK)
     backend = {"MPLBACKEND": "module://matplotlib_inline.nowhere", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "ssl_bench", "run", *words],

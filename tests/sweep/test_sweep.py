@@ -142,7 +142,7 @@ def test_the_best_trial_by_held_out_images_is_run_on_all(
     ("words", "complaint"),
     [
         (["--mask-ratio", "0.5,1.5"], "mask ratio"),
-        (["--temperature", "0.1"], "has it"),
+        (["--temperature", "0.1"], "simclr have it"),
         (["--budget-time", "10m"], "--budget-flops would work"),
         (["--batch-size", "16,4096"], "larger than the"),
         (["--cluster", "nowhere"], "nowhere"),
