@@ -183,6 +183,7 @@ OWN_DEFAULTS: dict[str, dict[str, str]] = {
     },
     "beit-kmeans": {"final_lr": "0", "warmup": "80 epochs", "mask_ratio": "0.4", "drop_path": "0"},
     "bert": {
+        "loss": "mlm",
         "base_lr": "0.0005", "weight_decay": "0.05", "warmup": "4 epochs", "text_width": "0",
         "text_depth": "6", "text_heads": "4", "max_tokens": "64", "vocabulary_size": "8192",
     },
@@ -263,7 +264,8 @@ def test_every_flag_of_a_stage_is_shown() -> None:
 def test_what_differs_is_marked() -> None:
     plain = rows("imagenet-mae-vitb")
     assert plain["mae", "mask_ratio"].mark == ""
-    assert plain["mae", "initial patch embedding"].mark == UNCOMPARED
+    assert plain["mae", "initial patch embedding"].mark == DIFFERS
+    assert plain["mae", "norm of a patch"].mark == UNCOMPARED
     assert plain["finetune", "layer_decay"].mark == DISPUTED
     assert plain["finetune", "layer_decay"].published == (
         ("0.65", "FINETUNE.md"),
@@ -294,7 +296,7 @@ def test_what_differs_is_marked() -> None:
         (("--crop-scale", "1"), "mae", "interpolation of a crop", "not used"),
         (("--fixed-crop",), "mae", "shape of a crop", "1 to 1"),
         (("--fixed-crop",), "mae", "interpolation of a crop", "bicubic"),
-        ((), "linear-paper", "LARS trust coefficient", NOT_CHECKED),
+        ((), "linear-paper", "LARS trust coefficient", "0.001"),
         (("--linear-paper-optimizer", "sgd"), "linear-paper", "LARS trust coefficient", "not used"),
         ((), "linear-paper", "batch statistics of", "the whole batch"),
         (("--no-linear-paper-batch-norm",), "linear-paper", "batch statistics of", "not used"),

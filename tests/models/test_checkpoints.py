@@ -599,10 +599,10 @@ class TestHub:
             load_encoder("timm:resnet50x")
 
     def test_other_models_are_refused(self, cached: Callable[[str], Path]) -> None:
-        folder = cached("someone/bert")
-        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-        with pytest.raises(UserError, match="model of type 'bert'"):
-            load_encoder("hf:someone/bert")
+        folder = cached("someone/gpt2")
+        (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+        with pytest.raises(UserError, match="model of type 'gpt2'"):
+            load_encoder("hf:someone/gpt2")
 
 
 def shapes_alone(
