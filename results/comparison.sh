@@ -22,7 +22,7 @@ MORE=${MORE:-mae mocov3 supervised random-init}
 IN_BUDGETS=${IN_BUDGETS:-mae mocov3 dino supervised}
 MINUTES=${MINUTES:-1000000}
 case $PRESET in
-    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-5e12} OTHER_BUDGETS=${OTHER_BUDGETS:-2e13,8e13}
+    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-5e12,8e13}
         EPOCHS=4 ;;
     small) # an evaluation cannot go on from its middle, so none may take longer than a piece
         DATA=${DATA:-cifar10} BUDGET=${BUDGET:-1e16} OTHER_BUDGETS=${OTHER_BUDGETS:-2.5e15,4e16}
