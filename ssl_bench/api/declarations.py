@@ -26,7 +26,7 @@ HOOKS = {
         ),
         *("before_training", "before_optimizer_step", "after_optimizer_step"),
     ),
-    "eval": ("supports", "audit", "baselines", "evaluate"),
+    "eval": ("supports", "audit", "training", "baselines", "evaluate"),
 }
 """The public functions of `method.Method` and `evaluation.Evaluation`, which are called."""
 Presets = Mapping[str, Mapping[str, Any]]
