@@ -50,7 +50,8 @@ def test_contrast_is_the_official_one() -> None:
 def built(**changes: Any) -> Any:
     import dataclasses
 
-    config = dataclasses.replace(helpers.small(ALBEF), **{"alpha": 0.4, **changes})
+    given: Any = {"alpha": 0.4, **changes}
+    config = dataclasses.replace(helpers.small(ALBEF), **given)
     kind = ALBEF.load_class()
     texts = [helpers.captions_of(label) for label in range(5)]
     spec = setup.with_text(SPEC, kind, config, texts)
