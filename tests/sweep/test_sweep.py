@@ -113,8 +113,8 @@ def test_a_cell_that_fails_leaves_the_others_and_is_tried_again_when_asked(
 def test_the_best_trial_by_held_out_images_is_run_on_all(
     sweep: Call, status: Callable[[], list[dict[str, object]]], tmp_path: Path
 ) -> None:
-    words = ("--method", "mae", "--search", "random", "--trials", 2, "--evals", "knn,linear")
-    words = (*words, "--linear-epochs", 1)
+    search = ("--method", "mae", "--search", "random", "--trials", 2)
+    words = (*search, "--evals", "knn,linear", "--linear-epochs", 1)
     code, _, _ = sweep(*words, "--choose-by", "knn", "--seed", "0,1")
     assert code == 0
     cells = status()
