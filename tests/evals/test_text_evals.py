@@ -196,6 +196,12 @@ def test_what_is_ranked_anew_stays_first(encoder: Encoder, data: Dataset) -> Non
     assert torch.equal(after.sort().values, best.sort().values)
     others = torch.ones_like(score, dtype=torch.bool).scatter(1, best, False)
     assert torch.equal(score[others], before[others])
+    tokens_BSD = encoder.tokens(prepare(data.test.images(torch.arange(14)), SPEC, CPU))
+    for image, own in enumerate(after.tolist()):
+        beside = tokens_BSD[image].expand(len(own), -1, -1)
+        logits = encoder.pair.matching(encoder.text(ids[own]), ids[own], beside)
+        chance = logits.softmax(dim=1)[:, 1]
+        assert (chance.diff() <= 1e-6).all() and chance.max() > chance.min(), image
 
 
 def test_the_interval_is_that_of_the_percentiles() -> None:
