@@ -43,7 +43,7 @@ class Config(CheckedConfig):
     section: ClassVar[str] = "masked words"
 
     images: Annotated[int, "[1, inf)"] = 1000
-    """How many test images, the same for every method, have the words of their captions hidden."""
+    """Number of test images whose captions' words are hidden, the same images for every method."""
 
 
 class MaskedWords(Evaluation):

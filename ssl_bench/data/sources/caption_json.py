@@ -87,7 +87,7 @@ def _karpathy(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Images:
-    """The image files that a JSON names: beside it, in folders below, or beside ``annotations``.
+    """The image files that a table names: beside it, in folders below, or beside ``annotations``.
 
     Attributes:
         home: the folder that all of them are in.
@@ -113,6 +113,6 @@ class Images:
         require(
             len(found) < 2,
             f"{readable(self.home)} has {len(found)} images called "
-            f"{readable(PurePosixPath(name).name)}; one, or paths in the JSON, would work",
+            f"{readable(PurePosixPath(name).name)}; one, or paths instead of names, would work",
         )
         return found[0] if found else None
