@@ -7,7 +7,7 @@
 #   PRESET=small results/comparison.sh     for a GPU: ViT-Ti/4 on CIFAR-10
 #   COUNT=1 results/comparison.sh          say what is to come and what it costs, and do nothing
 #
-# DATA (a name or a path), METHODS, PRESET, TRIALS, BUDGET and OTHER_BUDGETS (FLOPs), SEEDS (of the
+# DATA (a name or a path), METHODS, PRESET, TRIALS (and TRIAL_LENGTH, a share), BUDGET and OTHER_BUDGETS (FLOPs), SEEDS (of the
 # methods in MORE: MORE_SEEDS), TUNINGS (trials of fine-tuning) and RUNS (a folder) overrule, and
 # FLAGS goes into every run. After MINUTES it stops with exit code 75. All but weights, features and
 # CKA's arrays is copied to results/, from where `ssl-bench compare` and `show` read it. Methods of
@@ -16,7 +16,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
-PRESET=${PRESET:-quick} TRIALS=${TRIALS:-8} TUNINGS=${TUNINGS:-3}
+PRESET=${PRESET:-quick} TRIALS=${TRIALS:-4} TRIAL_LENGTH=${TRIAL_LENGTH:-0.25} TUNINGS=${TUNINGS:-3}
 SEEDS=${SEEDS:-0..2} MORE_SEEDS=${MORE_SEEDS:-0..4}
 MORE=${MORE:-mae mocov3 supervised random-init}
 IN_BUDGETS=${IN_BUDGETS:-mae mocov3 dino supervised}
@@ -69,7 +69,7 @@ compared() { # method, seeds, evaluations, budgets (trials have the first), furt
         sweep "$1" "$2" "$3" "${@:5}"
     else
         sweep "$1" "$2" "$3" "${@:5}" --budget-flops "$4" \
-            --search sobol --trials "$TRIALS" --choose-by linear
+            --search sobol --trials "$TRIALS" --trial-length "$TRIAL_LENGTH" --choose-by linear
     fi
 }
 

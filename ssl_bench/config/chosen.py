@@ -22,6 +22,7 @@ class ChosenBy:
         tuned: what the method's class says of how it tuned that preset; "" if it did not.
         flags: the method's settings that are neither the preset's nor a search's.
         trials: of the search, the number that were judged; 0 without a search.
+        trial_length: of each, as a share of the run's.
         space: what each of them drew, by flag: the range in words.
         draws: "random" or "sobol".
         search_seed: of the draws.
@@ -36,6 +37,7 @@ class ChosenBy:
     tuned: str = ""
     flags: tuple[str, ...] = ()
     trials: int = 0
+    trial_length: float = 1.0
     space: Mapping[str, str] = field(default_factory=dict)
     draws: str = ""
     search_seed: int = 0
@@ -58,8 +60,11 @@ def in_words(record: Mapping[str, Any] | None) -> str:
     if record is None:
         return NOT_RECORDED
     if record.get("trials"):
-        trials, judge = record["trials"], record.get("judged_by")
-        return f"{trials} {'trial' if trials == 1 else 'trials'}, held-out {judge}"
+        trials, share = record["trials"], record.get("trial_length", 1)
+        is_shorter = isinstance(share, int | float) and share != 1
+        length = f" of {share:.3g} of the length" if is_shorter else ""
+        noun = "trial" if trials == 1 else "trials"
+        return f"{trials} {noun}{length}, held-out {record.get('judged_by')}"
     if not record:
         return ""
     if record.get("flags"):

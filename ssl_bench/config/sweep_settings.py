@@ -38,6 +38,9 @@ class SweepSettings(CheckedConfig):
     training split."""
     trials: Annotated[int | None, "[1, inf)"] = None
     """Trials of each method in a search; a longer search begins with those of a shorter one."""
+    trial_length: Annotated[float, "(0, 1]"] = 1.0
+    """How long a trial is, as a share of the --epochs, --budget-flops or --budget-time of the runs
+    on all training images; its schedule shrinks with it."""
     search_seed: int = 0
     """Seed of what a search draws."""
     choose_by: str = ""
@@ -57,6 +60,7 @@ class SweepSettings(CheckedConfig):
             for name in ("trials", "choose_by"):
                 flag = name.replace("_", "-")
                 require(not getattr(self, name), f"--{flag} needs --search random or sobol")
+            require(self.trial_length == 1, "--trial-length needs --search random or sobol")
         else:
             require(
                 self.trials is not None,

@@ -74,7 +74,8 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
         )
         chooses = settings.choose_by or evals[0]
         choose_by = registry.find("eval", chooses).name
-        of_trials = fixed | held_out | {"evals": (chooses,)}
+        shorter = _shorter(base.settings, settings.trial_length)
+        of_trials = fixed | held_out | shorter | {"evals": (chooses,)}
         drawn = {
             label_of(f"{part.method}, trial {number}", values, ": "): (number, values)
             for number, values in enumerate(_drawn(part, settings), start=1)
@@ -94,6 +95,7 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
                 search=ChosenBy(
                     preset=base.settings.preset,
                     space={name: str(each) for name, each in sorted(_space(part).items())},
+                    trial_length=settings.trial_length,
                     draws=settings.search,
                     search_seed=settings.search_seed,
                     judged_on=held_out["data"],
@@ -109,6 +111,25 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
             )
         )
     return cells, finals
+
+
+def _shorter(run: Settings, share: float) -> dict[str, Any]:
+    """The length of a trial of such a run, by flag; nothing where it is the run's own."""
+    if share == 1:
+        return {}
+    require(
+        not run.match, "--trial-length is of no --match; the FLOPs as --budget-flops would work"
+    )
+    if run.budget_flops:
+        return {"budget_flops": share * run.budget_flops}
+    if run.budget_time:
+        return {"budget_time": f"{share * run.budget_seconds:g}"}
+    if run.epochs is None:
+        raise UserError(
+            "--trial-length is a share of a length that is given; --epochs or --budget-flops would "
+            "work beside it"
+        )
+    return {"epochs": share * run.epochs}
 
 
 def best_on_all_images(

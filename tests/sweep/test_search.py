@@ -17,6 +17,7 @@ from ssl_bench.api import registry
 from ssl_bench.api.ranges import LogUniform, OneOf, Range, Uniform
 from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags, sweep_args
+from ssl_bench.config import chosen
 from ssl_bench.errors import UserError
 from ssl_bench.experiment.run_config import text_of
 from ssl_bench.sweep import search
@@ -208,6 +209,9 @@ def test_a_presets_data_are_held_out_of_too() -> None:
         (["--trials", 2, "--choose-by", "knm"], "unknown eval 'knm'"),
         (["--trials", 0], "trials 0 is out of range"),
         (["--trials", 5001, "--method", "mae,mocov3"], "a sweep of 10,002 cells"),
+        (["--trials", 2, "--trial-length", 0.5], "--epochs or --budget-flops would work"),
+        (["--trials", 2, "--trial-length", 0.5, "--match", "run"], "--budget-flops would work"),
+        (["--trials", 2, "--trial-length", 1.5], "trial-length 1.5 is out of range"),
         ([], "needs a number of trials for each method, such as --trials 16"),
         (["--trials", 2, "--mask-ratio", "1.5,2"], "is impossible: --mask-ratio"),
     ],
@@ -273,6 +277,28 @@ def test_trials_take_the_first_length_and_what_has_won_runs_under_each() -> None
     [final] = found.finals
     assert [*final.lengths] == [{"budget_flops": each} for each in (2e10, 5e9, 8e10)]
     assert "budget_flops" not in final.search.space
+
+
+@pytest.mark.parametrize(
+    ("flag", "given", "of_trials"),
+    [
+        ("budget-flops", "2e10,8e10", 5e9),
+        ("epochs", "2", 0.5),
+        ("budget-time", "2m", "30"),
+    ],
+)
+def test_trials_may_be_shorter_than_what_has_won(flag: str, given: str, of_trials: object) -> None:
+    words = ("--search", "sobol", "--trials", 3, f"--{flag}", given)
+    name = flag.replace("-", "_")
+    found, long = sweep(*words, "--trial-length", 0.25), sweep(*words)
+    assert {getattr(cell.config.settings, name) for cell in found.cells} == {of_trials}
+    assert configs(found.cells) == configs(long.cells)
+    [final], [full] = found.finals, long.finals
+    assert (final.configs, final.lengths) == (full.configs, full.lengths)
+    records = [dataclasses.asdict(each.search) | {"trials": 3} for each in (final, full)]
+    assert records[0] == records[1] | {"trial_length": 0.25}
+    shorter, usual = map(chosen.in_words, records)
+    assert shorter != usual and "0.25" in shorter
 
 
 def test_a_search_knows_what_it_draws_and_where_it_judges() -> None:
