@@ -251,6 +251,9 @@ class EvalSettings(WeightSettings, WorkSettings):
     data: str | None = None
     """Data set to evaluate on, or several, separated by commas. Default: the run's --eval-data, or
     else what it was trained on."""
+    stride: Annotated[int | None, "[1, inf)"] = None
+    """From one frame of a clip to the next, in frames of the video. Default: the run's, or the
+    data's own."""
     seed: int | None = None
     """Seed of the evaluations' draws. Default: the run's."""
     precision: Precision = "auto"

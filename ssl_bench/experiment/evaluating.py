@@ -75,7 +75,7 @@ def data_of(settings: EvalSettings, plan: Mapping[str, Any]) -> list[Dataset]:
     source = settings.data or plan.get("eval_data_source") or plan["data_source"]
     _say_data(settings, settings.weights or settings.target, source)
     spec = EncoderSpec.of(plan["encoder"])
-    stride = schema.mapping(plan.get("settings")).get("stride")
+    stride = settings.stride or schema.mapping(plan.get("settings")).get("stride")
     skip = settings.skip_broken or (not settings.data and bool(plan.get("skip_broken")))
     sources = several(source)
     require(bool(sources), f"data {source!r} names no data set")

@@ -290,12 +290,12 @@ def test_videomae_learns_from_a_folder(gifs: Path, tmp_path: Path, ssl_bench: Ca
     assert "clips of 4 frames" in out
     [folder] = tmp_path.glob("videomae-*")
     views = "--test-clips", 2, "--test-crops", 3
-    for more in ((), views):
+    for more in ((), views, ("--stride", 1)):
         flags = "--evals", "linear,knn", "--runs-dir", tmp_path, "--linear-epochs", 1, *more
         code, out, err = ssl_bench("eval", folder, *flags)
         assert code == 0, err
-        assert ("2 clips x 3 crops" in out) == bool(more)
-    assert len([*(folder / "evals").glob("knn-*")]) == 2
+        assert ("2 clips x 3 crops" in out) == (more == views)
+    assert len([*(folder / "evals").glob("knn-*")]) == 3
     code, out, err = ssl_bench("run", "--method", "videomae", *of_run, *clips, *views)
     assert code == 0, err
     assert "pre-trained already: reused" in out
