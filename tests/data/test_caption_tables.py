@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers import make_images
 from PIL import Image
 
@@ -312,3 +313,52 @@ def test_captions_in_several_columns_or_in_structs(folder: Path, tmp_path: Path)
     for name, columns in (("numbered", numbered), ("structs", structs)):
         pq.write_table(pa.table({"image": images, **columns}), tmp_path / f"{name}.parquet")
         assert told(data.load(str(tmp_path / f"{name}.parquet"))) == expected(folder, texts)
+
+
+def write_splits(path: Path, folder: Path, names: Sequence[str | None]) -> Path:
+    images = [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
+    texts = [f"picture {number}" for number in range(COUNT)]
+    table = pa.table({"image": images, "caption": texts, "split": pa.array(names, pa.string())})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="none", use_dictionary=["split"])
+    return path
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+@pytest.mark.parametrize("name", ["pairs.parquet", "TEST/test-00000-of-00001.parquet"])
+def test_rows_of_parquet_say_their_splits(
+    folder: Path, tmp_path: Path, name: str, storage: Any
+) -> None:
+    path = write_splits(
+        folder / "of" / name, folder, ["train", "restval", "val", "test"] * 7 + ["train"] * 2
+    )
+    root = path if path.parent.name == "of" else path.parent.parent
+    how = {"storage": storage, "data_dir": tmp_path / "kept"}
+    found = data.load(str(root), **how)
+    own = [n for n in range(COUNT) if n >= 28 or n % 4 in (0, 1)]
+    assert found.train.captions == tuple((f"picture {n}",) for n in own)
+    assert found.test.captions == tuple((f"picture {n}",) for n in range(3, 28, 4))
+    assert any("split val" in each for each in found.notes)
+    assert data.load(f"{root}@train+val", **how).test.captions == tuple(
+        (f"picture {n}",) for n in range(2, 28, 4)
+    )
+    whole = data.load(f"{root}@whole", **how)
+    assert len(whole.train) + len(whole.test) == COUNT
+    if storage == "memory":
+        images = make_images(COUNT, 3, 16, 3, seed=1).images_NCHW
+        assert torch.equal(found.test.images_NCHW, images[3:28:4])
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["train", None], ["train", "test", "other"]])
+def test_unclear_rows_of_parquet_are_asked_about(folder: Path, names: list[str | None]) -> None:
+    path = write_splits(folder / "pairs.parquet", folder, (names * COUNT)[:COUNT])
+    with pytest.raises(UserError, match="@whole"):
+        data.load(str(path))
+
+
+def test_names_of_files_come_before_what_their_rows_say(folder: Path) -> None:
+    home = folder / "of"
+    for name in ("train", "test"):
+        write_splits(home / f"{name}.parquet", folder, ["train", "test"] * (COUNT // 2))
+    found = data.load(str(home))
+    assert (len(found.train), len(found.test)) == (COUNT, COUNT)

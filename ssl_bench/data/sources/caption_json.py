@@ -21,7 +21,6 @@ from ssl_bench.utils.files import Unreadable, load_bytes, parse_json, readable
 
 ENDING = ".json"
 _LARGEST = 2**32
-_OF_TRAINING = "restval"
 _ANNOTATIONS = "annotations"
 _KNOWN = re.compile(r"(captions|dataset)_.+\.json")
 
@@ -78,11 +77,10 @@ def _coco(content: Mapping[str, Any], others: Counter[str]) -> list[dict[str, An
 
 
 def _karpathy(image: Mapping[str, Any]) -> dict[str, Any]:
-    split = image.get("split") or ""
     return {
         "image": str(PurePosixPath(image.get("filepath") or "", image["filename"])),
         "caption": [each["raw"] for each in image["sentences"]],
-        "split": "train" if split == _OF_TRAINING else split,
+        "split": image.get("split"),
     }
 
 

@@ -111,7 +111,7 @@ def find(root: Path, choice: str = "") -> Listing:
                 if path is None:
                     others["images that are not there"] += 1
                     continue
-                split = "" if choice == WHOLE else str(row.get(SPLIT) or of_table)
+                split = "" if choice == WHOLE else splits.of_row(row.get(SPLIT)) or of_table
                 own = texts.setdefault(split, {}).setdefault(path, [])
                 own += row[text] if isinstance(row[text], list) else [row[text]]
     where = readable(tables[0] if len(tables) == 1 else root)

@@ -11,7 +11,9 @@ that their own or their folder's name indicates (see `splits`). The validation f
 split if there are no labelled test files; otherwise they are left out. From a single file, or a
 folder without test files, a fifth of the images is held out by a hash of their bytes, so adding
 rows never moves others between splits and copies of an image stay together. An ambiguous folder is
-refused until ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` after its name says how to read it.
+refused until ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` after its name says how to read it. Where
+names do not tell splits apart, a column ``split`` of texts does, as in Karpathy's splits of
+captions, whose ``restval`` is of the training split.
 
 A column ``caption``, ``captions``, ``text``, ``sentence`` or ``sentences`` of texts, or of lists of
 texts, or of what has a text in ``raw``, holds captions, if no row is without; or columns
@@ -39,6 +41,7 @@ import pyarrow.parquet as pq
 from ssl_bench.data import masks
 from ssl_bench.data.dataset import NO_CAPTIONS
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
+from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import captions, shards, splits
 from ssl_bench.data.sources.folder import image_files
 from ssl_bench.data.sources.shards import Layout
@@ -111,7 +114,8 @@ def find(path: Path, choice: str = "") -> Listing:
             is not a class, only some images have labels, or a split is empty.
     """
     files = [path] if path.is_file() else shards.below(path, ".parquet")
-    layout = shards.layout(path, path, files, choice)
+    rows = {} if choice == WHOLE else _rows_by_split(path, files)
+    layout = shards.layout(path, path, files, WHOLE if rows else choice)
     train_tables, test_tables = _tables(layout, layout.trains), list[_Table]()
     unlabelled = _unlabelled(train_tables)
 
@@ -138,16 +142,23 @@ def find(path: Path, choice: str = "") -> Listing:
         for table in tables:
             table.labels_N[:] = 0
     left_out = layout.left_out([*layout.trains, test_name])
+    parts = [_part(train_tables), *([_part(test_tables)] if test_name else [])]
+    names_shown = shown(layout.trains) if path.is_dir() else path.name, shown([test_name])
+    if rows:
+        train, tests = captions.roles_of(path, choice, rows)
+        wanted = [train, *tests[:1]]
+        parts = [parts[0].subset(rows[name]) for name in wanted]
+        names_shown = shown([train]), shown(tests[:1])
+        left_out = [f"split {shown([name])}" for name in rows if name not in wanted]
     if path.is_dir() and (beside := len(image_files(path)[0])):
         left_out.append(many(beside, "image file"))
-    train_name = shown(layout.trains) if path.is_dir() else path.name
     listing = assembled(
         path,
-        _part(train_tables),
-        _part(test_tables) if test_name else None,
+        parts[0],
+        parts[1] if len(parts) > 1 else None,
         classes=classes,
         unlabelled=unlabelled,
-        splits=(train_name, shown([test_name])),
+        splits=names_shown,
         left_out=left_out,
         key=lambda picture: picture.encoded,
         caveats=(*dict.fromkeys(note for table in tables for note in table.caveats), *caveats),
@@ -161,6 +172,31 @@ def find(path: Path, choice: str = "") -> Listing:
     bare = next((table for table in tables if not table.mask_column), None)
     require(bare is None, f"{bare and bare.path} has no masks, and {masked[0].path.name} some")
     return masks.surveyed(listing, path)
+
+
+def _rows_by_split(path: Path, files: Sequence[Path]) -> dict[str, list[int]]:
+    """The rows of all files, one file after the other, by what their column ``split`` says.
+
+    Returns:
+        Nothing where it does not say, or where the files' names tell several splits apart.
+    """
+    rows: dict[str, list[int]] = {}
+    count = 0
+    for file in files:
+        with reading(file), file.open("rb") as content, pq.ParquetFile(content) as table:
+            kind = _value_type(table.schema_arrow, captions.SPLIT)
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                return {}
+            for split in table.read(columns=[captions.SPLIT]).column(0).to_pylist():
+                rows.setdefault(splits.of_row(split), []).append(count)
+                count += 1
+    return rows if len(rows) > 1 and not shards.tell_splits(path, files) else {}
+
+
+def _value_type(schema: pa.Schema, column: str) -> pa.DataType:
+    """The type of a column's values; null where there is no such column."""
+    kind = schema.field(column).type if column in schema.names else pa.null()
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _tables(layout: Layout, names: Sequence[str]) -> list[_Table]:

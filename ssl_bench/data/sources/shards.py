@@ -90,6 +90,12 @@ def layout(path: Path, root: Path, files: Sequence[Path], choice: str) -> Layout
     )
 
 
+def tell_splits(root: Path, files: Sequence[Path]) -> bool:
+    """Whether the names of files below ``root`` tell several splits apart."""
+    groups = (_group(file.relative_to(root)) for file in files if file != root)
+    return len({name for name, said in groups if said}) > 1
+
+
 def class_names(path: Path, names: tuple[str, ...], largest: int, count: int) -> tuple[str, ...]:
     """The class name of each possible label.
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssl_bench.data.names import WHOLE
 from ssl_bench.errors import UserError
@@ -56,6 +57,12 @@ def meaning(name: str) -> Meaning | None:
     # "trainval" and the like are training splits.
     kind = kinds.pop() if len(kinds) == 1 else "train" if kinds == {"train", "val"} else "unclear"
     return Meaning(kind, " ".join(rest))
+
+
+def of_row(value: Any) -> str:
+    """The split that a row of a table names, "" for none; Karpathy's ``restval`` is for training,
+    as every paper has it."""
+    return {"restval": "train"}.get(str(value), str(value)) if value else ""
 
 
 def without_shard(stem: str) -> str:
