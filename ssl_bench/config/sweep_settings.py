@@ -39,8 +39,8 @@ class SweepSettings(CheckedConfig):
     trials: Annotated[int | None, "[1, inf)"] = None
     """Trials of each method in a search; a longer search begins with those of a shorter one."""
     trial_length: Annotated[float, "(0, 1]"] = 1.0
-    """How long a trial is, as a share of the --epochs, --budget-flops or --budget-time of the runs
-    on all training images; its schedule shrinks with it."""
+    """How long a trial is, as a share of the --budget-flops or --epochs of the runs on all training
+    images; its schedule shrinks with it."""
     search_seed: int = 0
     """Seed of what a search draws."""
     choose_by: str = ""

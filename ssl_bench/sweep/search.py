@@ -117,19 +117,14 @@ def _shorter(run: Settings, share: float) -> dict[str, Any]:
     """The length of a trial of such a run, by flag; nothing where it is the run's own."""
     if share == 1:
         return {}
-    require(
-        not run.match, "--trial-length is of no --match; the FLOPs as --budget-flops would work"
-    )
     if run.budget_flops:
         return {"budget_flops": share * run.budget_flops}
-    if run.budget_time:
-        return {"budget_time": f"{share * run.budget_seconds:g}"}
-    if run.epochs is None:
-        raise UserError(
-            "--trial-length is a share of a length that is given; --epochs or --budget-flops would "
-            "work beside it"
-        )
-    return {"epochs": share * run.epochs}
+    if run.epochs and not (run.match or run.budget_time):
+        return {"epochs": share * run.epochs}
+    raise UserError(
+        "--trial-length is a share of a length that is given; --budget-flops or --epochs would "
+        "work beside it"
+    )
 
 
 def best_on_all_images(
