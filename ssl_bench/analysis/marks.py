@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ssl_bench.analysis.comparison import ScoreTable
 from ssl_bench.analysis.comparison.statistics import LEVEL
-from ssl_bench.config import chosen
 
 _MARKS = {
     "best": (
@@ -38,9 +37,9 @@ def legend(table: ScoreTable) -> list[str]:
 
 
 def settings(table: ScoreTable) -> str:
-    """How the settings of a table's methods were chosen; "" where none has told."""
+    """How the settings of a table's methods were chosen; "" where there was nothing to choose."""
     ways = table.chosen_by
-    if {*ways} <= {chosen.NOT_RECORDED}:
+    if not ways:
         return ""
     if len(ways) == 1:
         return f"settings of all: {next(iter(ways))}"

@@ -69,4 +69,5 @@ def in_words(record: Mapping[str, Any] | None) -> str:
         return ""
     if record.get("flags"):
         return "set by hand"
-    return f"preset, {'tuned by hand' if record.get('tuned') else 'not tuned'}"
+    tuned = record.get("tuned")
+    return f"preset, tuned {tuned}" if isinstance(tuned, str) and tuned else "preset, not tuned"

@@ -34,6 +34,15 @@ from ssl_bench.utils.files import write_json
 NOISE = np.random.default_rng(0).normal(0, 0.1, 100)
 
 
+def by(
+    trials: int = 0, flags: tuple[str, ...] = (), tuned: str = "", flops: float | None = None
+) -> str:
+    """How a run stores who chose its settings."""
+    search = {"trials": trials, "judged_by": "linear"} if trials else {}
+    search |= {} if flops is None else {"flops": flops}
+    return json.dumps({"preset": "quick", "tuned": tuned, "flags": [*flags], **search})
+
+
 class Results:
     """An index made by hand."""
 
@@ -49,6 +58,7 @@ class Results:
             "settings": json.dumps(settings), "pretrained_on": "data", "data_fingerprint": "aa",
             "seed": seed, "state": "trained", "step": 100, "peak_memory_mib": 100.0,
             "encoder_parameters": 10, "trained_parameters": 20, "device": "a CPU",
+            "chosen_by": by(),
         }  # fmt: skip
         self.runs.append(row | values)
         return name
@@ -958,15 +968,6 @@ def test_everything_is_there_as_json(results: Results) -> None:
     assert {"incomplete", "notes"} <= content.keys()
 
 
-def by(
-    trials: int = 0, flags: tuple[str, ...] = (), tuned: str = "", flops: float | None = None
-) -> str:
-    """How a run stores who chose its settings."""
-    search = {"trials": trials, "judged_by": "linear"} if trials else {}
-    search |= {} if flops is None else {"flops": flops}
-    return json.dumps({"preset": "quick", "tuned": tuned, "flags": [*flags], **search})
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs", "mark"),
     [
@@ -977,7 +978,7 @@ def by(
         (by(tuned="by hand"), by(), ""),
         (by(flags=("base_lr",)), by(), ""),
         (by(), None, ""),
-        (None, None, "best"),
+        (None, None, ""),
         (by(trials=8), "{}", "best"),
         (by(trials=8, flops=1e12), by(trials=8, flops=2e12), "best"),
         (by(trials=8, flops=2.1e12), by(trials=8, flops=1e12), ""),

@@ -281,6 +281,7 @@ def test_smaller_batches_make_no_more_steps() -> None:
     assert max(steps.values()) <= 1.01 * min(steps.values())
 
 
+TUNED = "preset, tuned by hand: learning rate, crops and decoder, partly on test scores"
 SEARCH = ChosenBy(trials=8, judged_by="linear", space={"base_lr": "1e-3 to 1e-2"})
 
 
@@ -309,10 +310,10 @@ def test_a_choice_that_was_changed_is_no_longer_the_searchs(by_hand: bool) -> No
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "preset, tuned by hand"),
+        ([], TUNED),
         (["--method", "mocov3"], "preset, not tuned"),
         (["--preset", "small"], "preset, not tuned"),
-        (["--batch-size", "64", "--epochs", "3", "--seed", "5"], "preset, tuned by hand"),
+        (["--batch-size", "64", "--epochs", "3", "--seed", "5"], TUNED),
         (["--base-lr", "1e-3"], "set by hand"),
         (["--method", "random-init"], ""),
     ],

@@ -69,11 +69,13 @@ class Group:
         """Whether a lead over the other may be the method's own, and not that of its tuning.
 
         Rows of one method differ in the very settings that are compared. As many trials are no
-        equal search where they cost more than twice as much.
+        equal search where they cost more than twice as much, and what is not recorded is not known
+        to be alike.
         """
         ways = self.chosen_by, other.chosen_by
         less, more = sorted((self.search_flops, other.search_flops))
-        is_alike = len({*ways}) == 1 and (not less or more <= MOST_UNEQUAL * less)
+        is_known = chosen.NOT_RECORDED not in ways
+        is_alike = is_known and len({*ways}) == 1 and (not less or more <= MOST_UNEQUAL * less)
         return "" in ways or is_alike or self.method == other.method
 
 
@@ -346,8 +348,8 @@ def _table(
             notes += _ahead(what, column, groups, beside, {**cells, **beside_cells})
     if not tuned_alike(groups):
         notes.append(
-            "settings were not chosen alike, so that a lead may be that of the tuning: where rows "
-            "of a column differ in it, none is called the best"
+            "settings were not chosen alike, or nothing tells how, so that a lead may be that of "
+            "the tuning: none of such rows of a column is called the best"
         )
         searched = [group for group in groups if group.search_flops]
         if len({group.search_flops for group in searched}) > 1:
