@@ -14,6 +14,7 @@ from PIL import Image
 from ssl_bench.data.dataset import NO_CAPTIONS, Dataset, Split
 from ssl_bench.errors import UserError
 from ssl_bench.utils.files import readable
+from ssl_bench.utils.formatting import many
 
 HELD_OUT_CAVEAT = "no test split of its own: a fifth of the images is held out"
 Progress = Callable[[int, int], None]
@@ -76,6 +77,19 @@ class Part:
         known = self.known_labels
         labels = None if known is None else [known[place] for place in places]
         return Part(len(places), pictures, open_, labels)
+
+    def captioned(self, captions: Sequence[tuple[str, ...]]) -> Part:
+        """The same pictures with these captions, a tuple for each."""
+
+        def pictures() -> Iterator[Picture]:
+            pairs = zip(self.pictures(), captions, strict=True)
+            return (replace(picture, captions=own) for picture, own in pairs)
+
+        def open_() -> Callable[[int], Picture]:
+            picture = self.open()
+            return lambda index: replace(picture(index), captions=captions[index])
+
+        return replace(self, pictures=pictures, open=open_)
 
 
 @dataclass(frozen=True)
@@ -234,6 +248,7 @@ def assembled(
     caveats: tuple[str, ...] = (),
     channels: int = 3,
     others: Mapping[str, int] | None = None,
+    merges: bool = False,
 ) -> Listing:
     """The listing of a source, once it is known what its splits are.
 
@@ -242,8 +257,13 @@ def assembled(
         splits: the training and the test split in words.
         left_out: parts of the source that are in no split, in words.
         others: how many files are not images, by extension.
+        merges: pictures of one ``key`` in a split are one, with the captions of all.
     """
     is_held_out = test is None
+    rows = len(train) + len(test or ())
+    if merges:
+        train, test = _merged(train, key), test and _merged(test, key)
+    count = len(train) + len(test or ())
     if test is None:
         ranks = [rank(key(picture)) for picture in train.pictures()]
         held_out = hold_out(ranks, train.labels)
@@ -254,9 +274,24 @@ def assembled(
     caveats += check_labels(source, train.labels, test.labels, classes, is_held_out)
     labels = f"no labels ({unlabelled})" if unlabelled else f"classes {shown(classes)}"
     notes = [f"training split: {splits[0]}, test split: {splits[1]}; {labels}"]
+    if rows > count:
+        notes.append(f"{many(rows, 'row')} of {many(count, 'image')}, each with all its captions")
     notes += [f"left out: {'; '.join(left_out)}"] if left_out else []
     return Listing(
         readable(source.stem if source.is_file() else source.resolve().name),
         *(train, test, classes, channels, caveats),
         *(others or {}, tuple(notes), unlabelled),
     )
+
+
+def _merged(part: Part, key: Callable[[Any], bytes]) -> Part:
+    """One picture of each key, the first, with every caption of those of that key once."""
+    captions: dict[int, dict[str, None]] = {}
+    firsts = list[int]()
+    for place, picture in enumerate(part.pictures()):
+        if (identity := rank(key(picture))) not in captions:
+            firsts.append(place)
+        captions.setdefault(identity, {}).update(dict.fromkeys(picture.captions))
+    if len(firsts) == part.count:
+        return part
+    return part.subset(firsts).captioned([tuple(own) for own in captions.values()])

@@ -315,6 +315,31 @@ def test_captions_in_several_columns_or_in_structs(folder: Path, tmp_path: Path)
         assert told(data.load(str(tmp_path / f"{name}.parquet"))) == expected(folder, texts)
 
 
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_rows_of_equal_images_are_one_image(folder: Path, tmp_path: Path, storage: Any) -> None:
+    images = [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
+    texts = [(f"picture {number}", f"again {number}") for number in range(COUNT)]
+    one = {"image": images, "caption": [list(pair) for pair in texts]}
+    two = {"image": images * 2, "caption": [pair[n] for n in (0, 1) for pair in texts]}
+    split = {"split": ["train" if number % 5 else "test" for number in range(2 * COUNT)]}
+    label = {"label": [number % 3 for number in range(2 * COUNT)]}
+
+    def loaded(columns: dict[str, list[Any]]) -> data.Dataset:
+        path = tmp_path / "pairs.parquet"
+        pq.write_table(pa.table(columns), path, compression="none", use_dictionary=["split"])
+        return data.load(str(path), storage=storage, data_dir=tmp_path / "kept")
+
+    found, as_lists = loaded(two), loaded(one)
+    assert found.fingerprint == as_lists.fingerprint
+    assert found.train.captions == as_lists.train.captions
+    assert any("60 rows of 30 images" in note for note in found.notes)
+    assert not any("rows" in note for note in as_lists.notes)
+    found = loaded(two | split)
+    assert found.test.captions == tuple(texts[::5])
+    found = loaded(two | label)  # of a class each
+    assert len(found.train) + len(found.test) == 2 * COUNT
+
+
 def write_splits(path: Path, folder: Path, names: Sequence[str | None]) -> Path:
     images = [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
     texts = [f"picture {number}" for number in range(COUNT)]

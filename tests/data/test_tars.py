@@ -275,6 +275,20 @@ def test_labelled_samples_have_captions_if_each_has_one(tmp_path: Path) -> None:
     assert len(found.train) + len(found.test) == 30 and "29 .txt" in found.left_out
 
 
+def test_samples_of_equal_images_are_one_image(tmp_path: Path) -> None:
+    twice = captioned(30) | {
+        f"more/{n}.{ending}": IMAGES[n] if ending == "jpg" else f"again {n}"
+        for n in range(30)
+        for ending in ("jpg", "txt")
+    }
+    found = load(write(tmp_path / "pairs.tar", twice))
+    assert told(found) == {
+        pixels(n).numpy().tobytes(): (f"picture {n}", f"again {n}") for n in range(30)
+    }
+    assert len(found.train) + len(found.test) == 30
+    assert any("60 rows of 30 images" in note for note in found.notes)
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> tuple[object, tuple[Path]]:

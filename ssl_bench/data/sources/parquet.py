@@ -17,7 +17,8 @@ captions, whose ``restval`` is of the training split.
 
 A column ``caption``, ``captions``, ``text``, ``sentence`` or ``sentences`` of texts, or of lists of
 texts, or of what has a text in ``raw``, holds captions, if no row is without; or columns
-``caption_0``, ``caption_1``, ... do.
+``caption_0``, ``caption_1``, ... do. Without labels and masks, rows of a split whose images have
+the same bytes are one image with several captions.
 
 Streaming needs random access to rows, so images must be stored neither compressed nor as a
 dictionary; `prepare` writes such files.
@@ -152,6 +153,8 @@ def find(path: Path, choice: str = "") -> Listing:
         left_out = [f"split {shown([name])}" for name in rows if name not in wanted]
     if path.is_dir() and (beside := len(image_files(path)[0])):
         left_out.append(many(beside, "image file"))
+    uncaptioned = next((f"{t.path.name}: {t.uncaptioned}" for t in tables if t.uncaptioned), "")
+    masked = [table for table in tables if table.mask_column]
     listing = assembled(
         path,
         parts[0],
@@ -163,10 +166,9 @@ def find(path: Path, choice: str = "") -> Listing:
         key=lambda picture: picture.encoded,
         caveats=(*dict.fromkeys(note for table in tables for note in table.caveats), *caveats),
         channels=1 if all(table.is_grey for table in tables) else 3,
+        merges=not (uncaptioned or classes or masked),
     )
-    uncaptioned = next((f"{t.path.name}: {t.uncaptioned}" for t in tables if t.uncaptioned), "")
     listing = replace(listing, uncaptioned=uncaptioned)
-    masked = [table for table in tables if table.mask_column]
     if not masked:
         return listing
     bare = next((table for table in tables if not table.mask_column), None)

@@ -6,7 +6,8 @@ or several as ``caption`` (or ``captions``, ``text``) in ``0017.json``. A class 
 name; ``classes.txt`` beside the tar files may name them, one a line. Other members are counted and
 not read, so that nothing is unpickled or executed; nothing is extracted either. Where some samples
 have a label, those without one that can be understood are left out and counted; where none has,
-but some have a caption, so are those without. Labelled samples have captions if each has one.
+but some have a caption, so are those without, and samples of a split whose images have the same
+bytes are one image with several captions. Labelled samples have captions if each has one.
 
 Splits are found as those of Parquet files, see `shards`: by the names of files and folders. Without
 test files a fifth is held out by a hash of each image's bytes. A pattern such as
@@ -127,6 +128,7 @@ def find(path: Path, choice: str = "") -> Listing:
         key=lambda picture: picture.encoded,
         caveats=caveats,
         others=+others,  # without what there is none of
+        merges=not (uncaptioned or classes),
     )
     listing = replace(listing, uncaptioned=uncaptioned)
     if path.exists():
