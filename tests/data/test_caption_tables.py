@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def test_what_json_names_and_is_not_there_is_counted(folder: Path) -> None:
         ('{"images": [], "annotations": []}', "no rows"),
         ('{"images": [{"id": 1, "file_name": "no.png"}], "annotations": []}', "none of the 1"),
         ('[{"image": "images/00.png"}]', "row 1"),
+        ('[{"image": "images/00.png", "caption": " "}]', "none of the 1 image "),
     ],
 )
 def test_json_that_is_none(folder: Path, content: str, told: str) -> None:
@@ -296,6 +298,101 @@ def test_tables_of_others(folder: Path, name: str, head: str, row: str) -> None:
         assert told(data.load(str(folder))) == expected(folder, singles)
 
 
+def test_an_image_is_the_same_by_any_path(folder: Path) -> None:
+    """Named absolutely, through links, or from the table's folder, with the same held-out fifth."""
+    (folder / "link").symlink_to(folder)
+    places = folder / "images", folder / "link" / "images", "images/../images"
+    lines = [f"{places[n % 3]}/{n:02}.png,one {n}" for n in range(COUNT)]
+    lines += [f"images/{n:02}.png,two {n}" for n in range(COUNT)]
+    (folder / "captions.csv").write_text("\n".join(["filepath,title", *lines]))
+    found = data.load(str(folder))
+    assert told(found) == expected(folder, [(f"one {n}", f"two {n}") for n in range(COUNT)])
+    assert not any("does not name" in note for note in found.notes)
+    (folder / "captions.csv").write_text("\n".join(["filepath,title", *lines[COUNT:]]))
+    assert torch.equal(data.load(str(folder)).test.images_NCHW, found.test.images_NCHW)
+
+
+def test_class_folders_beside_json_of_other_things(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / "images").rename(folder / name) if name == "a" else (folder / name).mkdir()
+    for number in range(0, COUNT, 2):
+        (folder / "a" / f"{number:02}.png").rename(folder / "b" / f"{number:02}.png")
+    for name in ("infos", "info", "description"):
+        (folder / f"dataset_{name}.json").write_text('{"default": {"features": {}}}')
+    (folder / "metadata.csv").write_text("file_name,width\na/01.png,16\n")
+    assert data.load(str(folder)).classes == ("a", "b")
+    karpathy(folder / "dataset_rsicd.json")
+    assert data.load(str(folder)).test.captions == tuple(PAIRS[3::4])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "a.csv",
+            "image,caption\n00.png,a dog, a cat,  3 birds\n01.png,b,\n",
+            "a dog, a cat,  3 birds",
+        ),
+        ("a.tsv", 'image\tcaption\n00.png\t"a" dog\n01.png\t"b\n', '"a" dog'),
+        ("a.tsv", 'image\tcaption\n00.png\t"a ""dog"""\n01.png\tb\n', 'a "dog"'),
+        ("a.csv", 'image,caption\n00.png,"a\ndog"\n01.png,b\n', "a\ndog"),
+    ],
+)
+def test_texts_with_separators_and_marks(
+    folder: Path, name: str, content: str, expected: str
+) -> None:
+    (folder / name).write_text(
+        content
+        + "".join(f"{n:02}.png,c\n" for n in range(2, 9)).replace(
+            ",", "\t" if name == "a.tsv" else ","
+        )
+    )
+    found = data.load(str(folder / name))
+    assert expected in {
+        own[0] for split in (found.train, found.test) for own in split.captions or ()
+    }
+    assert len(found.train) + len(found.test) == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("caption,image\na dog, a cat,00.png\n", "line 2 .* 3 columns"),
+        ('image,caption\n00.png,a\n01.png,"b\n02.png,c\n', "line 4"),
+        ('image,caption\n00.png,"a "dog" b"\n', "line 2"),
+    ],
+)
+def test_rows_that_do_not_match_their_columns(folder: Path, content: str, told: str) -> None:
+    (folder / "captions.csv").write_text(content)
+    with pytest.raises(UserError, match=told) as caught:
+        data.load(str(folder))
+    assert "\n" not in str(caught.value) and "would work" in str(caught.value)
+
+
+def test_a_table_in_each_splits_folder(folder: Path) -> None:
+    """As Hugging Face's image folders have them; images of both are called the same."""
+    for name, first in (("train", 0), ("test", 24)):
+        (folder / name).mkdir()
+        numbers = range(first, 24 if name == "train" else COUNT)
+        for number in numbers:
+            (folder / f"images/{number:02}.png").rename(folder / f"{name}/{number - first}.png")
+        lines = [f"{number - first}.png,picture {number}" for number in numbers]
+        (folder / name / "metadata.csv").write_text("\n".join(["file_name,text", *lines]))
+    (folder / "images").rmdir()
+    found = data.load(str(folder))
+    assert (len(found.train), len(found.test)) == (24, 6) and not found.left_out
+    assert told(found) == expected(folder, [(f"picture {n}",) for n in range(COUNT)])
+    assert len(data.load(f"{folder}@train").train) < 24
+    whole = data.load(f"{folder}@whole")
+    assert len(whole.train) + len(whole.test) == COUNT
+
+
+def test_a_table_without_captions_hides_none(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file_name,width\n00.png,16\n")
+    write_csv(folder / "captions.txt", rows())
+    assert data.load(str(folder)).train.captions
+
+
 def test_a_name_of_several_images_is_asked_about(folder: Path) -> None:
     (folder / "others").mkdir()
     (folder / "images" / "00.png").rename(folder / "others" / "01.png")
@@ -305,26 +402,81 @@ def test_a_name_of_several_images_is_asked_about(folder: Path) -> None:
         data.load(str(path))
 
 
-def test_captions_in_several_columns_or_in_structs(folder: Path, tmp_path: Path) -> None:
-    images = [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
-    texts = [(f"picture {number}", f"again {number}") for number in range(COUNT)]
-    numbered = {f"caption_{n}": [pair[n] for pair in texts] for n in (0, 1)}
-    structs = {"sentences": [[{"raw": text, "sentid": 0} for text in pair] for pair in texts]}
-    for name, columns in (("numbered", numbered), ("structs", structs)):
-        pq.write_table(pa.table({"image": images, **columns}), tmp_path / f"{name}.parquet")
-        assert told(data.load(str(tmp_path / f"{name}.parquet"))) == expected(folder, texts)
+def stored(folder: Path) -> list[dict[str, Any]]:
+    return [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
+
+
+@pytest.mark.parametrize(
+    ("image", "columns"),
+    [
+        ("image", {f"caption_{n}": [pair[n] for pair in PAIRS] for n in (0, 1)}),
+        ("image", {"sentences": [[{"raw": each, "sentid": 0} for each in own] for own in PAIRS]}),
+        ("image", {"sentences": [{"raw": [*own], "sentid": [0, 1]} for own in PAIRS]}),
+        ("image", {"captions": [[{"caption": each} for each in own] for own in PAIRS]}),
+        ("Image", {"Caption": [[[own[0]], [own[1]]] for own in PAIRS]}),
+        ("img", {"raw": [json.dumps(own) for own in PAIRS]}),
+        ("jpg", {"json": [{"text": [*own], "width": 16} for own in PAIRS]}),
+        ("image", {"answer": [[*own] for own in PAIRS], "question_id": [0] * COUNT}),
+    ],
+)
+def test_captions_as_others_store_them(
+    folder: Path, image: str, columns: dict[str, list[Any]]
+) -> None:
+    path = folder / "pairs.parquet"
+    pq.write_table(pa.table({image: stored(folder), **columns}), path)
+    found = data.load(str(path))
+    assert told(found) == expected(folder, PAIRS)
+    assert not found.left_out and "left out" not in str(found.notes)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_lists_in_texts_and_what_else_is_there(folder: Path, ending: str) -> None:
+    """JSON of a list is several captions, empty ones are counted, a second column is told."""
+    path = folder / f"pairs.{ending}"
+    cells = [json.dumps([*own, " "]) for own in PAIRS]
+    if ending == "parquet":
+        pq.write_table(pa.table({"image": stored(folder), "raw": cells, "Title": cells}), path)
+    elif ending == "jsonl":
+        write_lines(
+            path, [{**rows()[n], "caption": [*PAIRS[n], ""], "title": "x"} for n in range(COUNT)]
+        )
+    else:
+        with path.open("w", newline="") as file:
+            lines = zip((row["image"] for row in rows()), cells, "x" * COUNT, strict=True)
+            csv.writer(file).writerows([("Filename", "Raw", "TITLE"), *lines])
+    found = data.load(str(path))
+    assert told(found) == expected(folder, PAIRS)
+    assert "30 empty captions" in found.left_out
+    assert "column title" in str(found.notes).lower()
+
+
+def test_lists_as_python_writes_them_are_told(folder: Path) -> None:
+    path = write_parquet(folder / "pairs.parquet", folder, [str([*own]) for own in PAIRS])
+    found = data.load(str(path))
+    assert found.train.captions is None and "row 0 and 29 more" in found.uncaptioned
+    assert "JSON" in found.uncaptioned
+
+
+def test_a_column_without_texts_says_what_it_holds(folder: Path) -> None:
+    path = folder / "pairs.parquet"
+    pq.write_table(pa.table({"image": stored(folder), "caption": [3] * COUNT}), path)
+    assert "int64" in data.load(str(path)).uncaptioned
+
+
+def test_half_a_surrogate_pair_is_a_question_mark(folder: Path) -> None:
+    path = write_lines(folder / "pairs.jsonl", [{**row, "caption": "a \ud83d b"} for row in rows()])
+    found = data.load(str(path))
+    assert found.train.captions and found.train.captions[0] == ("a ? b",)
 
 
 @pytest.mark.parametrize("storage", ["memory", "stream"])
 def test_rows_of_equal_images_are_one_image(folder: Path, tmp_path: Path, storage: Any) -> None:
-    images = [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
-    texts = [(f"picture {number}", f"again {number}") for number in range(COUNT)]
-    one = {"image": images, "caption": [list(pair) for pair in texts]}
-    two = {"image": images * 2, "caption": [pair[n] for n in (0, 1) for pair in texts]}
+    one = {"image": stored(folder), "caption": [[*pair] for pair in PAIRS]}
+    two = {"image": stored(folder) * 2, "caption": [pair[n] for n in (0, 1) for pair in PAIRS]}
     split = {"split": ["train" if number % 5 else "test" for number in range(2 * COUNT)]}
     label = {"label": [number % 3 for number in range(2 * COUNT)]}
 
-    def loaded(columns: dict[str, list[Any]]) -> data.Dataset:
+    def loaded(columns: Mapping[str, Any]) -> data.Dataset:
         path = tmp_path / "pairs.parquet"
         pq.write_table(pa.table(columns), path, compression="none", use_dictionary=["split"])
         return data.load(str(path), storage=storage, data_dir=tmp_path / "kept")
@@ -335,18 +487,61 @@ def test_rows_of_equal_images_are_one_image(folder: Path, tmp_path: Path, storag
     assert any("60 rows of 30 images" in note for note in found.notes)
     assert not any("rows" in note for note in as_lists.notes)
     found = loaded(two | split)
-    assert found.test.captions == tuple(texts[::5])
+    assert found.test.captions == tuple(PAIRS[::5])
     found = loaded(two | label)  # of a class each
     assert len(found.train) + len(found.test) == 2 * COUNT
 
 
-def write_splits(path: Path, folder: Path, names: Sequence[str | None]) -> Path:
-    images = [{"bytes": (folder / row["image"]).read_bytes(), "path": None} for row in rows()]
+def write_splits(path: Path, folder: Path, names: Any, **more: Any) -> Path:
+    """Rows with a text and a split each, the latter of any type."""
     texts = [f"picture {number}" for number in range(COUNT)]
-    table = pa.table({"image": images, "caption": texts, "split": pa.array(names, pa.string())})
+    names = names if isinstance(names, pa.Array) else pa.array(names, pa.string())
+    table = pa.table({"image": stored(folder), "caption": texts, "split": names, **more})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="none", use_dictionary=["split"])
     return path
+
+
+@pytest.mark.parametrize("kind", ["large_string", "string_view", "dictionary", "named"])
+def test_splits_of_any_type(folder: Path, kind: str) -> None:
+    names, numbers = ["train", "test"], [int(n % 5 == 0) for n in range(COUNT)]
+    column = pa.array([names[n] for n in numbers])
+    column = {
+        "dictionary": column.dictionary_encode(),
+        "named": pa.array(numbers),
+    }.get(kind) or column.cast(getattr(pa, kind)())
+    path = write_splits(folder / "pairs.parquet", folder, column)
+    if kind == "named":
+        noted = {"info": {"features": {"split": {"names": names}}}}
+        table = pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(noted)})
+        pq.write_table(table, path)
+    assert len(data.load(str(path)).test) == 6
+
+
+def test_numbers_of_splits_without_names_are_not_read(folder: Path) -> None:
+    path = write_splits(folder / "pairs.parquet", folder, pa.array([0, 1] * (COUNT // 2)))
+    assert "column split, which holds int64" in str(data.load(str(path)).notes)
+
+
+def test_what_rows_of_other_splits_lack_does_not_count(folder: Path) -> None:
+    """A split that is left out may be without captions, and one without labels gives way."""
+    names = [("train", "train", "val", "test")[n % 4] for n in range(COUNT)]
+    labels = [-1 if name == "test" else n // 4 % 2 for n, name in enumerate(names)]
+    path = write_splits(folder / "pairs.parquet", folder, names, label=labels)
+    found = data.load(str(path))
+    assert (len(found.test), found.classes) == (7, ("0", "1")) and "'test' has no" in found.note
+    assert found.test.captions and found.test.captions[0] == ("picture 2",)
+    texts = [None if name == "val" else "a" for name in names]
+    path = write_splits(folder / "pairs.parquet", folder, names, caption=texts)
+    assert not data.load(str(path)).uncaptioned
+    assert "row 2 and" in data.load(f"{path}@train+val").uncaptioned
+
+
+def test_images_elsewhere_are_named(folder: Path) -> None:
+    path = folder / "pairs.parquet"
+    pq.write_table(pa.table({"image": ["http://x/1.jpg"] * COUNT, "caption": ["a"] * COUNT}), path)
+    with pytest.raises(UserError, match=r"no image bytes in row 0 .* 'http://x/1\.jpg'"):
+        data.load(str(path))
 
 
 @pytest.mark.parametrize("storage", ["memory", "stream"])

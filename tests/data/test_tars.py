@@ -275,6 +275,15 @@ def test_labelled_samples_have_captions_if_each_has_one(tmp_path: Path) -> None:
     assert len(found.train) + len(found.test) == 30 and "29 .txt" in found.left_out
 
 
+def test_replaced_members_and_empty_captions_are_counted(tmp_path: Path) -> None:
+    members = captioned() | {"000003.txt": '["one", " "]', "000004.TXT": "later"}
+    found = load(write(tmp_path / "pairs.tar", members))
+    texts = told(found)
+    assert texts[pixels(3).numpy().tobytes()] == ("one",)
+    assert texts[pixels(4).numpy().tobytes()] == ("later",)
+    assert "1 replaced member" in found.left_out and "1 empty captions" in found.left_out
+
+
 def test_samples_of_equal_images_are_one_image(tmp_path: Path) -> None:
     twice = captioned(30) | {
         f"more/{n}.{ending}": IMAGES[n] if ending == "jpg" else f"again {n}"

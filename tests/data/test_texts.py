@@ -161,6 +161,16 @@ def test_rows_without_a_text_or_a_label_are_counted(tmp_path: Path) -> None:
         data.load(str(path))
 
 
+def test_texts_of_any_writer(tmp_path: Path) -> None:
+    """Half of a surrogate pair is a question mark, and a column without a name is no class."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"Text": "a \\ud83d", "split": "train"}\n{"Text": "b", "split": "test"}\n')
+    assert data.load(str(path)).train.captions == (("a ?",),)
+    path = tmp_path / "texts.csv"
+    path.write_text(",text\n" + "".join(f"{n},word {n}\n" for n in range(30)))
+    assert not data.load(str(path)).classes
+
+
 def test_sentence_vectors_are_probed_where_rows_have_labels(
     tmp_path: Path, ssl_bench: Command
 ) -> None:

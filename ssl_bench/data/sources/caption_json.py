@@ -9,9 +9,12 @@ and ``caption``, as lines of a ``.jsonl`` are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,17 +25,30 @@ from ssl_bench.utils.files import Unreadable, load_bytes, parse_json, readable
 ENDING = ".json"
 _LARGEST = 2**32
 _ANNOTATIONS = "annotations"
-_KNOWN = re.compile(r"(captions|dataset)_.+\.json")
+_COCO, _KARPATHY = re.compile(r"captions_.+\.json"), re.compile(r"dataset_.+\.json")
+_HEAD = 2**16
 
 
 def inside(folder: Path) -> list[Path]:
     """The files of captions in a folder, or in its ``annotations``, by their names."""
     for place in (folder, folder / _ANNOTATIONS):
         if place.is_dir():
-            found = [p for p in sorted(place.iterdir()) if _KNOWN.fullmatch(p.name) and p.is_file()]
+            found = [path for path in sorted(place.iterdir()) if _has_captions(path)]
             if found:
                 return found
     return []
+
+
+def _has_captions(path: Path) -> bool:
+    """Whether a file is called as COCO's captions are, or as Karpathy's and has sentences.
+
+    Other files are called ``dataset_infos.json`` and the like.
+    """
+    if not path.is_file() or not _KARPATHY.fullmatch(path.name):
+        return path.is_file() and bool(_COCO.fullmatch(path.name))
+    with suppress(OSError), path.open("rb") as file:
+        return b'"sentences"' in file.read(_HEAD)
+    return False
 
 
 def rows(path: Path, others: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -85,28 +101,34 @@ def _karpathy(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Images:
-    """The image files that a table names: beside it, in folders below, or beside ``annotations``.
+    """The image files that tables name: beside them, in folders below, or beside ``annotations``.
 
     Attributes:
-        home: the folder that all of them are in.
+        home: the folder of the tables, or of their folders.
+        files: all image files in it.
     """
 
-    def __init__(self, table: Path) -> None:
-        self.home = table.parent
+    def __init__(self, root: Path) -> None:
+        self.home = root if root.is_dir() else root.parent
         if self.home.resolve().name == _ANNOTATIONS:
             self.home = self.home.resolve().parent
+        self.files = image_files(self.home)[0]
+        self._real = cache(os.path.realpath)
+        self._by_place = {self._place(path): path for path in self.files}
         self._by_name: dict[str, list[Path]] = {}
-        for path in image_files(self.home)[0]:
+        for path in self.files:
             self._by_name.setdefault(path.name, []).append(path)
 
-    def find(self, name: str) -> Path | None:
-        """The file at this path from the folder, or else the only one of this name; or None.
+    def find(self, name: str, folder: Path) -> Path | None:
+        """The file at this path from the table's folder or from the home, or the only one of this
+        name; or None.
 
         Raises:
             UserError: there are several of this name.
         """
-        if (path := self.home / name).is_file():
-            return path
+        for path in (folder / name, self.home / name):
+            if path.is_file():
+                return self._by_place.get(self._place(path), path)
         found = self._by_name.get(PurePosixPath(name).name, [])
         require(
             len(found) < 2,
@@ -114,3 +136,7 @@ class Images:
             f"{readable(PurePosixPath(name).name)}; one, or paths instead of names, would work",
         )
         return found[0] if found else None
+
+    def _place(self, path: Path) -> tuple[str, str]:
+        """Of two paths that lead to one file the same."""
+        return self._real(path.parent), path.name

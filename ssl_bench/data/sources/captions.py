@@ -19,18 +19,23 @@ there, and those without a caption, are left out and counted.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import compress, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import caption_json, splits
-from ssl_bench.data.sources.folder import image_files
+from ssl_bench.data.sources.folder import folders_in
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
@@ -38,17 +43,16 @@ from ssl_bench.utils.formatting import many
 ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
 _NAMES = ("metadata", "captions")
 IMAGE = ("file_name", "filename", "filepath", "image", "image_path", "image_name", "file")
-TEXT = ("caption", "captions", "text", "sentence", "comment", "title")
+TEXT = (
+    *("caption", "captions", "text", "sentence", "sentences"),
+    *("txt", "raw", "comment", "title", "answer"),
+)
+"""Names, in any case, of what has captions: columns, keys of JSON, fields of structs."""
+_AS_PYTHON = re.compile(r"\[\s*['\"].*\]", re.DOTALL)
 _SEPARATORS = ",\t|;"
 
 
-class _Bars(csv.excel):
-    """Columns between bars, where a quotation mark is one of the text."""
-
-    quoting = csv.QUOTE_NONE
-
-
-SPLIT = "split"
+SPLIT = ("split",)
 
 
 def is_here(path: Path) -> bool:
@@ -60,11 +64,15 @@ def _tables(path: Path) -> list[Path]:
     if path.is_file():
         is_table = path.suffix in (*ENDINGS, caption_json.ENDING)
         return [path] if is_table and (path.suffix != ".txt" or _names_columns(path)) else []
-    known = (path / f"{name}{ending}" for name in _NAMES for ending in ENDINGS)
-    found = next((each for each in known if each.is_file()), None)
-    if found is None:
-        return caption_json.inside(path)
-    return [found] if _names_columns(found) else []
+    if found := _inside(path):
+        return [found]
+    of_splits = (_inside(each) for each in folders_in(path) if splits.meaning(each.name))
+    return caption_json.inside(path) or [each for each in of_splits if each]
+
+
+def _inside(folder: Path) -> Path | None:
+    known = (folder / f"{name}{ending}" for name in _NAMES for ending in ENDINGS)
+    return next((each for each in known if each.is_file() and _names_columns(each)), None)
 
 
 def _names_columns(table: Path) -> bool:
@@ -90,13 +98,12 @@ def find(root: Path, choice: str = "") -> Listing:
         UserError: the table cannot be read or names images that are not there, or its splits are
             ambiguous.
     """
-    tables, others = _tables(root), Counter[str]()
+    tables, others, left_out = _tables(root), Counter[str](), list[str]()
     is_json = tables[0].suffix == caption_json.ENDING
-    known = caption_json.Images(tables[0])
-    home = known.home
+    images = caption_json.Images(root)
     texts: dict[str, dict[Path, list[Any]]] = {}
     for table in tables:
-        of_table = table.stem.partition("_")[2] if len(tables) > 1 else ""
+        of_table = table.stem.partition("_")[2] or table.parent.name if len(tables) > 1 else ""
         with reading(table):
             for number, row in enumerate(rows_of(table, others), 1):
                 name, text = column_of(row, IMAGE), column_of(row, TEXT)
@@ -105,35 +112,38 @@ def find(root: Path, choice: str = "") -> Listing:
                     f"row {number} of {readable(table)} has no image and caption; "
                     f"{' or '.join(IMAGE)} and {' or '.join(TEXT)} are expected",
                 )
-                path = known.find(row[name].strip())
-                if path is None and not is_json:
-                    path = home / row[name]  # which is missing
-                if path is None:
+                left_out += unused(row, [text]) if number == 1 else []
+                path = images.find(row[name].strip(), table.parent)
+                if path is None and is_json:
                     others["images that are not there"] += 1
                     continue
-                split = "" if choice == WHOLE else splits.of_row(row.get(SPLIT)) or of_table
-                own = texts.setdefault(split, {}).setdefault(path, [])
-                own += row[text] if isinstance(row[text], list) else [row[text]]
+                path = path or table.parent / row[name]  # which is missing
+                split = "" if choice == WHOLE else splits.of_row(value_of(row, SPLIT)) or of_table
+                texts.setdefault(split, {}).setdefault(path, []).append(row[text])
     where = readable(tables[0] if len(tables) == 1 else root)
     missing = others["images that are not there"]
     require(
         bool(texts),
-        f"none of the {missing:,} images that {where} names is below {readable(home)}"
+        f"none of the {missing:,} images that {where} names is below {readable(images.home)}"
         if missing
         else f"{where} has no rows",
     )
+    count = sum(map(len, texts.values()))
     if is_json:
-        texts = {split: _with_text(own, others) for split, own in texts.items()}
+        of_splits = ((split, _with_text(own, others)) for split, own in texts.items())
+        texts = {split: own for split, own in of_splits if own}
+        require(bool(texts), f"none of the {many(count, 'image')} that {where} names has a caption")
     train, tests = roles_of(root, choice, texts)
     wanted = [train, *tests[:1]]
-    left_out = [f"split {shown([name])}" for name in texts if name not in wanted]
+    left_out += [f"split {shown([name])}" for name in texts if name not in wanted]
     parts, reasons = [], []
     for name in wanted:
-        captions, why = cleaned(list(texts[name].values()), "captions", list(texts[name]))
+        captions, why, empty = cleaned([*texts[name].values()], "captions", texts[name])
         parts.append(_part(list(texts[name]), captions))
         reasons.append(why)
+        others["empty captions"] += empty
     named = {path for own in texts.values() for path in own}
-    unnamed = len(set(image_files(home)[0]) - named)
+    unnamed = len(set(images.files) - named)
     if unnamed := unnamed - others["images without a caption"]:
         left_out.append(f"{many(unnamed, 'image')} that {where} does not name")
     listing = assembled(
@@ -143,22 +153,16 @@ def find(root: Path, choice: str = "") -> Listing:
         unlabelled="it has captions instead of class folders",
         splits=(shown([train or "all images"]), shown(tests[:1])),
         left_out=left_out,
-        key=lambda picture: os.fsencode(picture.encoded.relative_to(home)),
+        key=lambda picture: os.fsencode(os.path.relpath(picture.encoded, images.home)),
         others=+others,  # without what there is none of
     )
     return replace(listing, uncaptioned=next(filter(None, reasons), ""))
 
 
 def _with_text(texts: Mapping[Path, list[Any]], others: Counter[str]) -> dict[Path, list[Any]]:
-    """The images with a caption that has a text; the others, and empty captions, are counted."""
-    kept = {}
-    for path, own in texts.items():
-        full = [each for each in own if isinstance(each, str) and each.strip()]
-        if full:
-            others["empty captions"] += len(own) - len(full)
-            kept[path] = full
-        else:
-            others["images without a caption"] += 1
+    """The images with a caption that has a text; the others are counted."""
+    kept = {path: own for path, own in texts.items() if texts_of(own)[0]}
+    others["images without a caption"] += len(texts) - len(kept)
     return kept
 
 
@@ -187,12 +191,7 @@ def rows_of(table: Path, others: Counter[str] | None = None) -> Iterator[dict[st
         return
     with table.open(encoding="utf-8-sig", newline="") as file:
         if table.suffix != ".jsonl":
-            head = file.readline()
-            separator = max(_SEPARATORS, key=head.count)
-            dialect = _Bars if separator == "|" else csv.excel
-            names = next(csv.reader([head], dialect, delimiter=separator), [])
-            columns = [name.strip() for name in names]
-            yield from csv.DictReader(file, columns, dialect=dialect, delimiter=separator)
+            yield from _separated(file, readable(table))
             return
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -202,35 +201,125 @@ def rows_of(table: Path, others: Counter[str] | None = None) -> Iterator[dict[st
             yield row
 
 
-def column_of(row: Mapping[str, Any], choices: Sequence[str]) -> str:
-    """The first of some names that a row has, or ""."""
-    return next((name for name in choices if name in row), "")
+def _separated(file: TextIO, where: str) -> Iterator[dict[str, Any]]:
+    """The rows of a table whose first line names its columns.
+
+    A last column of texts has what follows, commas and the like included.
+
+    Raises:
+        UserError: a row has more columns, or its quotation marks do not match.
+    """
+    head = file.readline()
+    separator = max(_SEPARATORS, key=head.count)
+    is_bare = separator == "|" or (separator == "\t" and _has_bare_marks(file))
+    quoting: Any = csv.QUOTE_NONE if is_bare else csv.QUOTE_MINIMAL
+    read = partial(csv.reader, delimiter=separator, quoting=quoting, strict=True)
+    columns = [name.strip() for name in next(read([head]), [])]
+    is_last = bool(columns) and column_of(columns, TEXT) == columns[-1]
+    rows, last = read(file), len(columns) - 1
+    try:
+        for cells in filter(None, rows):
+            while len(cells) > len(columns) and not cells[-1]:
+                cells.pop()
+            if is_last:
+                cells[last:] = [separator.join(cells[last:])] if cells[last:] else []
+            require(
+                len(cells) <= len(columns),
+                f"line {rows.line_num + 1} of {where} has {len(cells)} columns, and its first line "
+                f"{len(columns)}; texts with {separator!r} between quotation marks would work",
+            )
+            yield dict(zip_longest(columns, cells))
+    except csv.Error as error:
+        raise UserError(
+            f"line {rows.line_num + 1} of {where} cannot be read: {error}; quotation marks around "
+            "a text, and two for each one inside, would work"
+        ) from error
+
+
+def _has_bare_marks(file: TextIO) -> bool:
+    """Whether the quotation marks in what follows, between tabs, are a part of the texts."""
+    place, content = file.tell(), file.read()
+    file.seek(place)
+    try:
+        deque(csv.reader(io.StringIO(content, newline=""), delimiter="\t", strict=True), 0)
+    except csv.Error:
+        return '""' not in content
+    return False
+
+
+def column_of(columns: Collection[str], choices: Sequence[str]) -> str:
+    """The first of some names, written in lower case, that is there in any case, or ""."""
+    known = {name.lower(): name for name in columns} | {name: name for name in columns}
+    return next((known[name] for name in choices if name in known), "")
+
+
+def value_of(row: Mapping[str, Any], choices: Sequence[str]) -> Any:
+    """What a row has in the first of some columns, or None."""
+    name = column_of(row, choices)
+    return row[name] if name else None
+
+
+def unused(columns: Collection[str], used: Collection[str]) -> list[str]:
+    """The columns that might have captions, too, and are not used, in words."""
+    return [f"column {shown([n])}" for n in columns if n.lower() in TEXT and n not in used]
+
+
+def texts_of(cell: Any) -> tuple[tuple[str, ...], int]:
+    """The texts in a cell of any source, and how many in it are empty or none.
+
+    Args:
+        cell: a text, JSON of a list of texts, a mapping with one of `TEXT` (of COCO's sentences
+            ``raw``), or a list of any of these; None is nothing.
+    """
+    texts, empty, inside = list[str](), 0, [cell]
+    while inside:
+        each = _from_json(inside.pop())
+        if isinstance(each, dict):
+            inside.append(value_of(each, ("raw", *TEXT)))
+        elif isinstance(each, list):
+            inside += reversed(each)
+        elif isinstance(each, str) and (text := encodable(each).strip()):
+            texts.append(text)
+        else:
+            empty += each is not None
+    return tuple(texts), empty
+
+
+def _from_json(cell: Any) -> Any:
+    """The texts of a JSON list of texts; anything else as it is."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(cell)
+            if all(isinstance(each, str) for each in found):
+                return found
+    return cell
+
+
+def encodable(text: str) -> str:
+    """A text with question marks for halves of surrogate pairs, which no encoding has."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def cleaned(
-    values: Sequence[Any], column: str, names: Sequence[Any] = ()
-) -> tuple[tuple[tuple[str, ...], ...], str]:
-    """The texts of each image without the empty ones, and why not every image has one, or "".
+    cells: Sequence[Any], column: str, names: Iterable[str | Path]
+) -> tuple[tuple[tuple[str, ...], ...], str, int]:
+    """The texts of each image, why not every image has one, or "", and how many are empty.
 
     Args:
-        values: a text or a list of texts for each image; anything else is none.
+        cells: for each image, see `texts_of`.
         column: where they come from.
-        names: of the images, for the message; their rows without.
+        names: of the images, for the message.
     """
-    found = [
-        tuple(
-            text.strip()
-            for text in (value if isinstance(value, list) else [value])
-            if isinstance(text, str) and text.strip()
-        )
-        for value in values
-    ]
-    empty = [place for place, own in enumerate(found) if not own]
-    if not empty:
-        return tuple(found), ""
-    where = readable(names[empty[0]]) if names else f"row {empty[0]}"
-    more = f", and {len(empty) - 1:,} more have none" if empty[1:] else ""
-    return (), f"{column} of {where}: no text{more}"
+    found = [texts_of(cell) for cell in cells]
+    texts = tuple(own for own, _ in found)
+    as_python = [bool(own) and bool(_AS_PYTHON.fullmatch(own[0])) for own in texts]
+    lacking, what = [not own for own in texts], "no text"
+    if 2 * sum(as_python) > len(texts):
+        lacking, what = as_python, "a list as Python writes it; as JSON it would be read"
+    if not any(lacking):
+        return texts, "", sum(empty for _, empty in found)
+    more = f" and {sum(lacking) - 1:,} more" if sum(lacking) > 1 else ""
+    return (), f"{column} of {readable(next(compress(names, lacking)))}{more}: {what}", 0
 
 
 def _part(paths: Sequence[Path], captions: Sequence[tuple[str, ...]]) -> Part:

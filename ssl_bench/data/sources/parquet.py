@@ -31,9 +31,9 @@ import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -50,24 +50,28 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
-_IMAGE_COLUMNS = ("image", "img")
+_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _MASK_COLUMNS = ("mask", "annotation", "segmentation_mask")
-_CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
-_NUMBERED_CAPTION = re.compile(r"caption_?\d+")
+_CAPTION_COLUMNS = (*captions.TEXT, "json")
+_NUMBERED_CAPTION = re.compile(r"caption_?\d+", re.IGNORECASE)
 _ROWS_AT_ONCE = 256
+_ARE_TEXTS = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+T = TypeVar("T")
 METADATA = b"ssl_bench"
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One file: where its images are, the labels of its rows, and what `prepare` noted.
+    """Rows of a file: where their images are, their labels, and what `prepare` noted.
 
-    ``unlabelled`` says why no row has a label (all are 0 then), or is "" if all have one.
+    ``unlabelled`` says why no row has a label (all are 0 then), or is "" if all have one;
+    ``unused`` are columns that might have captions, too, in words.
     """
 
     path: Path
     image_column: str
+    rows_N: np.ndarray
     labels_N: np.ndarray
     class_names: tuple[str, ...]
     unlabelled: str
@@ -76,15 +80,23 @@ class _Table:
     mask_column: str = ""
     captions: tuple[tuple[str, ...], ...] = ()
     uncaptioned: str = NO_CAPTIONS
+    empty_captions: int = 0
+    unused: Sequence[str] = ()
 
     @property
     def columns(self) -> list[str]:
         return [self.image_column, self.mask_column][: 2 if self.mask_column else 1]
 
-    def picture(self, row: int, encoded: bytes, mask: bytes | None = None) -> Picture:
-        name = f"{readable(self.path)} row {row}"
-        texts = self.captions[row] if self.captions else ()
-        return Picture(name, encoded, int(self.labels_N[row]), mask, texts)
+    def chosen(self, of_file: Iterator[T]) -> Iterator[T]:
+        """What is there for each of these rows, given it for each row of the file."""
+        is_chosen_N = np.zeros(self.rows_N.max(initial=-1) + 1, bool)
+        is_chosen_N[self.rows_N] = True
+        return compress(of_file, is_chosen_N)
+
+    def picture(self, place: int, encoded: bytes, mask: bytes | None = None) -> Picture:
+        name = f"{readable(self.path)} row {self.rows_N[place]}"
+        texts = self.captions[place] if self.captions else ()
+        return Picture(name, encoded, int(self.labels_N[place]), mask, texts)
 
 
 def is_here(path: Path) -> bool:
@@ -102,7 +114,7 @@ def _may_hold_images(path: Path) -> bool:
     """Whether a file has an image column, or cannot be read."""
     try:
         with path.open("rb") as content:
-            return bool(_column(pq.read_schema(content), _IMAGE_COLUMNS))
+            return bool(captions.column_of(pq.read_schema(content).names, _IMAGE_COLUMNS))
     except Exception:  # reported once the file is read
         return True
 
@@ -115,13 +127,22 @@ def find(path: Path, choice: str = "") -> Listing:
             is not a class, only some images have labels, or a split is empty.
     """
     files = [path] if path.is_file() else shards.below(path, ".parquet")
-    rows = {} if choice == WHOLE else _rows_by_split(path, files)
-    layout = shards.layout(path, path, files, WHOLE if rows else choice)
-    train_tables, test_tables = _tables(layout, layout.trains), list[_Table]()
+    rows, unread = ({}, "") if choice == WHOLE else _rows_by_split(path, files)
+    if rows:
+        first, others = captions.roles_of(path, choice, rows)
+        layout = Layout({name: list(own) for name, own in rows.items()}, [first], others)
+    else:
+        layout = shards.layout(path, path, files, choice)
+
+    def read(names: Sequence[str]) -> list[_Table]:
+        own = rows.get(names[0], {})
+        return [_table(file, own.get(file)) for file in layout.files(names)]
+
+    train_tables, test_tables = read(layout.trains), list[_Table]()
     unlabelled = _unlabelled(train_tables)
 
     def why_unlabelled(name: str) -> str:
-        test_tables[:] = _tables(layout, [name])
+        test_tables[:] = read([name])
         return _unlabelled(test_tables)
 
     train, place = layout.trains[0], train_tables[0].path
@@ -142,30 +163,29 @@ def find(path: Path, choice: str = "") -> Listing:
         classes = ()
         for table in tables:
             table.labels_N[:] = 0
-    left_out = layout.left_out([*layout.trains, test_name])
-    parts = [_part(train_tables), *([_part(test_tables)] if test_name else [])]
-    names_shown = shown(layout.trains) if path.is_dir() else path.name, shown([test_name])
-    if rows:
-        train, tests = captions.roles_of(path, choice, rows)
-        wanted = [train, *tests[:1]]
-        parts = [parts[0].subset(rows[name]) for name in wanted]
-        names_shown = shown([train]), shown(tests[:1])
-        left_out = [f"split {shown([name])}" for name in rows if name not in wanted]
+    used = [*layout.trains, test_name]
+    names_shown = shown(layout.trains) if rows or path.is_dir() else path.name
+    left_out = [f"split {shown([name])}" for name in rows if name not in used]
+    left_out += [] if rows else [*filter(None, [unread]), *layout.left_out(used)]
+    uncaptioned = next((f"{t.path.name}: {t.uncaptioned}" for t in tables if t.uncaptioned), "")
+    if not uncaptioned:
+        left_out += dict.fromkeys(each for table in tables for each in table.unused)
     if path.is_dir() and (beside := len(image_files(path)[0])):
         left_out.append(many(beside, "image file"))
-    uncaptioned = next((f"{t.path.name}: {t.uncaptioned}" for t in tables if t.uncaptioned), "")
     masked = [table for table in tables if table.mask_column]
+    empty = 0 if uncaptioned else sum(table.empty_captions for table in tables)
     listing = assembled(
         path,
-        parts[0],
-        parts[1] if len(parts) > 1 else None,
+        _part(train_tables),
+        _part(test_tables) if test_name else None,
         classes=classes,
         unlabelled=unlabelled,
-        splits=names_shown,
+        splits=(names_shown, shown([test_name])),
         left_out=left_out,
         key=lambda picture: picture.encoded,
         caveats=(*dict.fromkeys(note for table in tables for note in table.caveats), *caveats),
         channels=1 if all(table.is_grey for table in tables) else 3,
+        others={"empty captions": empty} if empty else {},
         merges=not (uncaptioned or classes or masked),
     )
     listing = replace(listing, uncaptioned=uncaptioned)
@@ -176,23 +196,31 @@ def find(path: Path, choice: str = "") -> Listing:
     return masks.surveyed(listing, path)
 
 
-def _rows_by_split(path: Path, files: Sequence[Path]) -> dict[str, list[int]]:
-    """The rows of all files, one file after the other, by what their column ``split`` says.
+def _rows_by_split(
+    path: Path, files: Sequence[Path]
+) -> tuple[dict[str, dict[Path, list[int]]], str]:
+    """The rows of each file, by what their column ``split`` says, and why it is not read, or "".
 
     Returns:
-        Nothing where it does not say, or where the files' names tell several splits apart.
+        No rows where it does not say, or where the files' names tell several splits apart.
     """
-    rows: dict[str, list[int]] = {}
-    count = 0
+    rows: dict[str, dict[Path, list[int]]] = {}
+    if shards.tell_splits(path, files):
+        return {}, ""
     for file in files:
         with reading(file), file.open("rb") as content, pq.ParquetFile(content) as table:
-            kind = _value_type(table.schema_arrow, captions.SPLIT)
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                return {}
-            for split in table.read(columns=[captions.SPLIT]).column(0).to_pylist():
-                rows.setdefault(splits.of_row(split), []).append(count)
-                count += 1
-    return rows if len(rows) > 1 and not shards.tell_splits(path, files) else {}
+            schema = table.schema_arrow
+            column = captions.column_of(schema.names, captions.SPLIT)
+            kind = _value_type(schema, column)
+            names = _class_names(schema, column)
+            is_text = any(each(kind) for each in _ARE_TEXTS)
+            if not (is_text or (names and pa.types.is_integer(kind))):
+                is_there = bool(column) and not pa.types.is_null(kind)
+                return {}, f"column {shown([column])}, which holds {kind}" if is_there else ""
+            for row, split in enumerate(table.read(columns=[column]).column(0).to_pylist()):
+                name = split if is_text else dict(enumerate(names)).get(split)
+                rows.setdefault(splits.of_row(name), {}).setdefault(file, []).append(row)
+    return (rows if len(rows) > 1 else {}), ""
 
 
 def _value_type(schema: pa.Schema, column: str) -> pa.DataType:
@@ -201,52 +229,54 @@ def _value_type(schema: pa.Schema, column: str) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _tables(layout: Layout, names: Sequence[str]) -> list[_Table]:
-    return [_table(file) for file in layout.files(names)]
-
-
-def _table(path: Path) -> _Table:
+def _table(path: Path, rows: Sequence[int] | None) -> _Table:
+    """Some rows of a file, or all."""
     with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         schema = file.schema_arrow
         image_column, label_column = (
-            _column(schema, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
+            captions.column_of(schema.names, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
         )
         if not image_column:
             raise UserError(f"{path} has no image column; {_expected(schema, _IMAGE_COLUMNS)}")
-        labels_N, names = np.zeros(file.metadata.num_rows, np.int64), tuple[str, ...]()
+        rows_N = np.array(range(file.metadata.num_rows) if rows is None else rows, np.int64)
+        labels_N, names = np.zeros_like(rows_N), tuple[str, ...]()
         unlabelled = f"no label column; {_expected(schema, _LABEL_COLUMNS)}"
         if label_column:
-            labels = file.read(columns=[label_column]).column(label_column)
-            labels_N, unlabelled = _numbers(path, label_column, labels)
-            keys = ("info", "features", label_column, "names")
-            names = _texts(schema.metadata, b"huggingface", *keys)
+            labels = file.read(columns=[label_column]).column(label_column).take(rows_N)
+            labels_N, unlabelled = _numbers(path, label_column, labels, rows_N)
+            names = _class_names(schema, label_column)
         noted = file.metadata.metadata
         is_grey = _entry(noted, METADATA, "channels") == 1
         caveats = _texts(noted, METADATA, "caveats")
-        mask_column = _column(schema, _MASK_COLUMNS)
+        mask_column = captions.column_of(schema.names, _MASK_COLUMNS)
         if mask_column and not _holds_images(schema.field(mask_column).type):
             mask_column = ""
-        told = names, unlabelled, is_grey, caveats, mask_column, *_captions(file)
-        return _Table(path, image_column, labels_N, *told)
+        told = names, unlabelled, is_grey, caveats, mask_column, *_captions(file, rows_N)
+        return _Table(path, image_column, rows_N, labels_N, *told)
 
 
-def _captions(file: pq.ParquetFile) -> tuple[tuple[tuple[str, ...], ...], str]:
-    """The captions of each row, and why not every row has any, or ""."""
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """The names of a column's numbers, as `datasets` notes them."""
+    return _texts(schema.metadata, b"huggingface", "info", "features", column, "names")
+
+
+def _captions(
+    file: pq.ParquetFile, rows_N: np.ndarray
+) -> tuple[tuple[tuple[str, ...], ...], str, int, Sequence[str]]:
+    """The captions of some rows, why not every row has any, or "", how many are empty, and the
+    columns that might have captions, too."""
     schema = file.schema_arrow
-    column = _column(schema, _CAPTION_COLUMNS)
+    column = captions.column_of(schema.names, _CAPTION_COLUMNS)
     columns = [column] if column else [*filter(_NUMBERED_CAPTION.fullmatch, schema.names)]
     if not columns:
-        return (), f"no caption column; {_expected(schema, _CAPTION_COLUMNS)}"
-    table = file.read(columns=columns)
+        return (), f"no caption column; {_expected(schema, _CAPTION_COLUMNS)}", 0, ()
+    table = file.read(columns=columns).take(rows_N)
     cells = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
-    values = [[text for cell in row for text in _told(cell)] for row in cells]
-    return captions.cleaned(values, columns[0])
-
-
-def _told(cell: Any) -> list[Any]:
-    """The texts in a cell: one, or a list; or what COCO's sentences have as ``raw``."""
-    found = cell if isinstance(cell, list) else [cell]
-    return [each.get("raw") if isinstance(each, dict) else each for each in found]
+    names = (f"row {row}" for row in rows_N)
+    texts, why, empty = captions.cleaned([*map(list, cells)], columns[0], names)
+    kind = schema.field(columns[0]).type
+    why = why and f"{why} (the column holds {kind})"
+    return texts, why, empty, captions.unused(schema.names, columns)
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -254,15 +284,13 @@ def _holds_images(kind: pa.DataType) -> bool:
     return is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _column(schema: pa.Schema, choices: Sequence[str]) -> str:
-    return next((name for name in choices if name in schema.names), "")
-
-
 def _expected(schema: pa.Schema, choices: Sequence[str]) -> str:
     return f"expected {' or '.join(choices)}, found {shown(schema.names) or 'no columns'}"
 
 
-def _numbers(path: Path, column: str, labels: pa.ChunkedArray) -> tuple[np.ndarray, str]:
+def _numbers(
+    path: Path, column: str, labels: pa.ChunkedArray, rows_N: np.ndarray
+) -> tuple[np.ndarray, str]:
     """Labels as int64 ``(N,)`` and ""; or zeros, and why there are no labels."""
     kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
@@ -271,10 +299,10 @@ def _numbers(path: Path, column: str, labels: pa.ChunkedArray) -> tuple[np.ndarr
     if len(labels_N) and (labels_N == -1).all():
         return np.zeros_like(labels_N), f"no label in {column!r}, where every row is -1 or empty"
     if missing := int((labels_N < 0).sum()):
-        row = int((labels_N < 0).argmax())
+        place = int((labels_N < 0).argmax())
         raise UserError(
-            f"{path}: label {labels[row].as_py()} in row {row}; labels must be 0, 1, 2, ..., and "
-            f"{missing:,} of {len(labels_N):,} are not"
+            f"{path}: label {labels[place].as_py()} in row {rows_N[place]}; labels must be "
+            f"0, 1, 2, ..., and {missing:,} of {len(labels_N):,} are not"
         )
     return labels_N, ""
 
@@ -316,17 +344,25 @@ def _images(table: _Table, column: str) -> Iterator[bytes]:
             for image in batch.column(0).to_pylist():
                 encoded = image.get("bytes") if isinstance(image, dict) else image
                 if not isinstance(encoded, bytes):
-                    raise UserError(f"{path}: no image bytes in row {row} of {column!r}")
+                    raise UserError(f"{path}: {_no_image(image, row, column)}")
                 yield encoded
                 row += 1
+
+
+def _no_image(cell: Any, row: int, column: str) -> str:
+    where = f"no image bytes in row {row} of {column!r}"
+    found = cell.get("path") if isinstance(cell, dict) else cell
+    if not isinstance(found, str):
+        return where
+    return f"{where}, but a text, {found[:80]!r}; images inside of the file would work"
 
 
 def _part(tables: list[_Table]) -> Part:
     def pictures() -> Iterator[Picture]:
         for table in tables:
             cells = zip(*(_images(table, column) for column in table.columns), strict=True)
-            for row, encoded in enumerate(cells):
-                yield table.picture(row, *encoded)
+            for place, encoded in enumerate(table.chosen(cells)):
+                yield table.picture(place, *encoded)
 
     labels = [label for table in tables for label in table.labels_N.tolist()]
     return Part(len(labels), pictures, lambda: _at_any_place(tables), labels)
@@ -338,21 +374,21 @@ def _at_any_place(tables: list[_Table]) -> Callable[[int], Picture]:
     for table in tables:
         with table.path.open("rb") as file:
             files.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    where = [
-        (number, row, *chain.from_iterable(spans))
-        for number, table in enumerate(tables)
-        for row, spans in enumerate(
-            zip(*(_located(table, files[number], each) for each in table.columns), strict=True)
-        )
-    ]
+    where = []
+    for number, table in enumerate(tables):
+        found = zip(*(_located(table, files[number], each) for each in table.columns), strict=True)
+        where += [
+            (number, place, *chain.from_iterable(spans))
+            for place, spans in enumerate(table.chosen(found))
+        ]
     where_NP = np.array(where, np.int64).reshape(len(where), -1)
 
     def picture(index: int) -> Picture:
-        number, row, *ends = where_NP[index].tolist()
+        number, place, *ends = where_NP[index].tolist()
         cells = [
             files[number][start:stop] for start, stop in zip(ends[::2], ends[1::2], strict=True)
         ]
-        return tables[number].picture(row, *cells)
+        return tables[number].picture(place, *cells)
 
     return picture
 

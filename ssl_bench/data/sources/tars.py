@@ -42,7 +42,7 @@ from ssl_bench.utils.files import readable, reading
 
 _SUFFIX = ".tar"
 _KEYS = ("label", "cls")
-_TEXTS, _TEXT_KEYS = ".txt", ("caption", "captions", "text")
+_TEXTS = ".txt"
 _LONGEST = 2**20
 """Bytes of a label's member."""
 _MOST_CLASSES = 2**31
@@ -174,7 +174,7 @@ def _read(path: Path, others: Counter[str]) -> Iterator[_Sample]:
                     others["link or special file"] += 1
                     continue
                 fields = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
-                others["replaced member"] += ending.lower() in fields
+                others["replaced member"] += dot + ending.lower() in fields
                 fields[dot + ending.lower()] = member
             file.seek(tar.offset)  # where tarfile stops without a word, whatever it has met
             end = file.read(tarfile.BLOCKSIZE)
@@ -200,28 +200,27 @@ def _read(path: Path, others: Counter[str]) -> Iterator[_Sample]:
             image = fields[images[0]]
             start, shown_as = image.offset_data, f"{readable(path)} {readable(image.name)}"
             label = _label(file, used, fields[used]) if used else None
-            texts = _texts(file, fields)
+            texts, empty = _texts(file, fields)
+            others["empty captions"] += empty
             place = start, start + image.size
             yield _Sample(path, shown_as, *place, label, texts, _TEXTS in fields)
 
 
-def _texts(file: BinaryIO, fields: Mapping[str, tarfile.TarInfo]) -> tuple[str, ...]:
-    """The captions of a sample, without empty ones: of its .txt, or else of its .json."""
-    found: Any = None
+def _texts(file: BinaryIO, fields: Mapping[str, tarfile.TarInfo]) -> tuple[tuple[str, ...], int]:
+    """The captions of a sample, of its .txt or else of its .json, and how many there are empty."""
     for ending in (_TEXTS, ".json"):
         if ending not in fields or fields[ending].size > _LONGEST:
             continue
         file.seek(fields[ending].offset_data)
         with suppress(ValueError, RecursionError):
-            found = file.read(fields[ending].size).decode()
+            found: Any = file.read(fields[ending].size).decode()
             if ending == ".json":
                 content = json.loads(found)
-                content = content if isinstance(content, dict) else {}
-                found = next((content[key] for key in _TEXT_KEYS if key in content), None)
-            texts, _ = captions.cleaned([found], "caption")
+                found = content if isinstance(content, dict) else None
+            texts, empty = captions.texts_of(found)
             if texts:
-                return texts[0]
-    return ()
+                return texts, empty
+    return (), 0
 
 
 def _with_text(samples: list[_Sample], others: Counter[str]) -> list[_Sample]:

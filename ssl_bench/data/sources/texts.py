@@ -107,14 +107,17 @@ def _table(path: Path, asked: Source, where: str) -> Dataset:
                 bool(name),
                 f"row {number} of {where} has no text; {' or '.join(captions.TEXT)} is expected",
             )
-            text, label = row[name], row.get(captions.column_of(row, _LABEL))
+            text, label = row[name], captions.value_of(row, _LABEL)
             if not isinstance(text, str) or not text.strip():
                 others["rows without a text"] += 1
                 continue
-            split = "" if asked.choice == WHOLE else str(row.get(captions.SPLIT) or "")
+            split = (
+                "" if asked.choice == WHOLE else str(captions.value_of(row, captions.SPLIT) or "")
+            )
             is_label = type(label) in (str, int) and str(label).strip()
-            own = str(label).strip() if is_label else ""
-            by_split.setdefault(split, []).append((text.strip(), own))
+            own = str(label) if is_label else ""
+            both = captions.encodable(text).strip(), captions.encodable(own).strip()
+            by_split.setdefault(split, []).append(both)
     require(bool(by_split), f"{where} has no rows with a text")
     train_name, tests = captions.roles_of(path, asked.choice, by_split)
     taken = [by_split[train_name], by_split[tests[0]] if tests else []]
