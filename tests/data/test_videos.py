@@ -17,6 +17,7 @@ from PIL import Image
 from ssl_bench import data
 from ssl_bench.data.clips import VideoSplit, middle
 from ssl_bench.data.sampling import Sampling
+from ssl_bench.data.sources import videos
 from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError
 from ssl_bench.evals import finetune
@@ -216,6 +217,23 @@ def test_broken_videos_are_named_together_or_left_out(gifs: Path) -> None:
 def test_gifs_are_images_unless_several_frames_are_asked_for(gifs: Path) -> None:
     assert data.load(str(gifs), 28).frames == 1
     assert load(gifs, frames=2, stride=None).frames == 2
+
+
+def test_pictures_beside_videos_are_left_out_unless_they_are_more(tmp_path: Path) -> None:
+    films, (frame, *_) = tmp_path / "films", shades(0)
+    for name in ("dark", "light"):
+        for number in range(3):
+            write_gif(films / name / f"{number}.gif", shades(number))
+        (films / name / "0.gif").rename(films / name / "0.mp4")
+    for place in ("poster", ".cache/poster", "dark/thumbnail"):
+        (films / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(frame).save(films / f"{place}.jpg")
+    listed = data.list_videos(str(films))
+    assert listed.count == 6 and listed.left_out == {".jpg": 1, "in no class folder": 1}
+    assert videos.is_here(films, None)
+    for number in range(5):
+        Image.fromarray(frame).save(films / "dark" / f"{number}.jpg")
+    assert not videos.is_here(films, 4)
 
 
 def test_a_fifth_is_held_out_and_a_folder_can_be_chosen(gifs: Path) -> None:

@@ -27,23 +27,26 @@ EXTENSIONS = frozenset(
 
 
 def is_here(path: Path, frames: int | None) -> bool:
-    """Whether a folder holds videos, and no images.
+    """Whether a folder holds videos, at least as many as images.
 
-    Animated GIFs are both: they are videos beside others, or where several frames are asked for.
+    Animated GIFs are both: they are videos beside others, or where several frames are asked for and
+    there are no other images.
     """
     pictures = set(extensions()) - EXTENSIONS
-    if any(each.suffix.lower() in pictures for each in _files(path)):  # mostly the first
+    kinds = Counter(each.lower() for each in _extensions(path))  # fast, and follows no links
+    if any(map(kinds.get, pictures)) and not any(map(kinds.get, EXTENSIONS)):
         return False
     found, others = image_files(path, EXTENSIONS)
-    if any(others[extension] for extension in pictures):
-        return False
-    are_gifs = all(each.suffix.lower() == GIF for each in found)
-    return bool(found) and (not are_gifs or (frames or 1) > 1)
+    count = sum(others[extension] for extension in pictures)
+    if all(each.suffix.lower() == GIF for each in found):
+        return bool(found) and not count and (frames or 1) > 1
+    return len(found) >= count
 
 
-def _files(path: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(path):
-        yield from (Path(folder, name) for name in names if name[0] != ".")
+def _extensions(path: Path) -> Iterator[str]:
+    for _, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (os.path.splitext(name)[1] for name in names if name[0] != ".")
 
 
 def find(root: Path, choice: str = "") -> Listing:
@@ -121,7 +124,8 @@ def _by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
             raise UserError(
                 f"empty class: no videos in {inner} ({what}); add some, or remove the folder"
             )
-    direct = sum(each.suffix.lower() in EXTENSIONS for each in folder.iterdir())
+    either = EXTENSIONS.union(extensions())
+    direct = sum(each.suffix.lower() in either for each in folder.iterdir() if each.name[0] != ".")
     others.update({"in no class folder": direct} if direct else {})
     return found
 
