@@ -298,6 +298,16 @@ def test_tables_of_others(folder: Path, name: str, head: str, row: str) -> None:
         assert told(data.load(str(folder))) == expected(folder, singles)
 
 
+@pytest.mark.parametrize("name", ["Flickr8k.token.txt", "results_20130124.token"])
+def test_captions_that_are_numbered(folder: Path, name: str) -> None:
+    """Without a line of names, and with images that are not there, as Flickr8k's has one."""
+    lines = [f'{n:02}.png#{k}\t"{PAIRS[n][k]}" , so' for n in range(COUNT) for k in (0, 1)]
+    (folder / name).write_text("\n".join([*lines, "30.png.1#0\tnot there"]))
+    found = data.load(str(folder / name))
+    assert told(found) == expected(folder, [(f'"{a}" , so', f'"{b}" , so') for a, b in PAIRS])
+    assert "1 images that are not there" in found.left_out
+
+
 def test_an_image_is_the_same_by_any_path(folder: Path) -> None:
     """Named absolutely, through links, or from the table's folder, with the same held-out fifth."""
     (folder / "link").symlink_to(folder)

@@ -279,6 +279,20 @@ def test_files_that_could_be_several_splits_are_asked_about(
     assert len(data.load(f"{tmp_path / 'x'}@whole").train) % len(names) == 0
 
 
+def test_splits_without_a_training_one_are_offered(tmp_path: Path) -> None:
+    for name in ("val", "test"):
+        parquet(tmp_path / "x" / "data" / f"{name}-00000-of-00001.parquet")
+    message = refused(tmp_path / "x")
+    for choice in ("@data/val", "@data/test", "@whole"):
+        assert f"{tmp_path / 'x'}{choice}" in message
+    chosen = data.load(f"{tmp_path / 'x'}@data/val")
+    assert len(chosen.train) + len(chosen.test) == 12
+    assert data.load(f"{tmp_path / 'x'}@val").fingerprint == chosen.fingerprint
+    assert len(data.load(f"{tmp_path / 'x'}@val+test").test) == 12
+    parquet(tmp_path / "x" / "more" / "val.parquet")
+    assert "'val'" in refused(f"{tmp_path / 'x'}@val")
+
+
 def test_a_choice_is_carried_by_run_sweep_rerun_and_prepare(
     ssl_bench: Call, tmp_path: Path
 ) -> None:

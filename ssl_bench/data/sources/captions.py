@@ -2,18 +2,21 @@
 
 One row for each caption, or, in JSON lines, for each image with a list of captions: the image
 (``file_name``, ``filepath``, ``image``, ...) and a text (``caption``, ``text``, ``comment``, ...);
-a column ``split`` may say which split it is of. An image is named by its path from the table's
-folder, or by its file's name alone where only one file below is called so. Rows of one image are
-its captions. The table is what ``--data`` names, or ``metadata`` or ``captions`` with one of these
-endings in a folder. Columns are separated by what the first line has most of, commas, tabs, ``|``
-or semicolons; Flickr8k's ``captions.txt`` and Flickr30k's ``results.csv`` are such tables. Without
-splits, a fifth of the images is held out, by a hash of the path. Images that no row names are left
-out and counted; there are no labels.
+a column ``split`` may say which split it is of. An image is named by its path, or by its file's
+name alone where only one file below is called so. Rows of one image are its captions. The table is
+what ``--data`` names, or ``metadata`` or ``captions`` with one of these endings in a folder, or in
+each of the folders of its splits, as Hugging Face has it. Columns are separated by what the first
+line has most of, commas, tabs, ``|`` or semicolons; Flickr8k's ``captions.txt`` and Flickr30k's
+``results.csv`` are such tables, and ``Flickr8k.token.txt``, whose lines are ``1.jpg#0``, a tab and
+a text, is one, too. Without splits, a fifth of the images is held out, by a hash of the path.
+Images that no row names are left out and counted; there are no labels.
 
 JSON as COCO, Karpathy and ALBEF have it, see `caption_json`, is such a table, too: a file, or
 ``dataset_*.json`` or ``captions_*.json`` in a folder or its ``annotations``, each of which is a
-split where there are several. As such files often name more than there is, its images that are not
-there, and those without a caption, are left out and counted.
+split where there are several. As such files, and Flickr8k's tokens, often name more than there is,
+their images that are not there, and those of JSON without a caption, are left out and counted.
+
+What a cell has is understood alike in tables, Parquet files and tar files, see `texts_of`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import compress, zip_longest
+from itertools import chain, compress, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,7 +43,7 @@ from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import readable, reading
 from ssl_bench.utils.formatting import many
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".txt", ".token")
 _NAMES = ("metadata", "captions")
 IMAGE = ("file_name", "filename", "filepath", "image", "image_path", "image_name", "file")
 TEXT = (
@@ -50,6 +53,9 @@ TEXT = (
 """Names, in any case, of what has captions: columns, keys of JSON, fields of structs."""
 _AS_PYTHON = re.compile(r"\[\s*['\"].*\]", re.DOTALL)
 _SEPARATORS = ",\t|;"
+_NUMBER = re.compile(r"(?<=\w)#\d+$")
+"""Of a caption, behind its image's name."""
+_NUMBERED = re.compile(r"[^\t]+\.\w+#\d+\t")
 
 
 SPLIT = ("split",)
@@ -113,8 +119,9 @@ def find(root: Path, choice: str = "") -> Listing:
                     f"{' or '.join(IMAGE)} and {' or '.join(TEXT)} are expected",
                 )
                 left_out += unused(row, [text]) if number == 1 else []
-                path = images.find(row[name].strip(), table.parent)
-                if path is None and is_json:
+                image = _NUMBER.sub("", row[name].strip())
+                path = images.find(image, table.parent)
+                if path is None and (is_json or image != row[name].strip()):
                     others["images that are not there"] += 1
                     continue
                 path = path or table.parent / row[name]  # which is missing
@@ -202,7 +209,7 @@ def rows_of(table: Path, others: Counter[str] | None = None) -> Iterator[dict[st
 
 
 def _separated(file: TextIO, where: str) -> Iterator[dict[str, Any]]:
-    """The rows of a table whose first line names its columns.
+    """The rows of a table whose first line names its columns, or is as in ``Flickr8k.token.txt``.
 
     A last column of texts has what follows, commas and the like included.
 
@@ -211,18 +218,21 @@ def _separated(file: TextIO, where: str) -> Iterator[dict[str, Any]]:
     """
     head = file.readline()
     separator = max(_SEPARATORS, key=head.count)
-    is_bare = separator == "|" or (separator == "\t" and _has_bare_marks(file))
+    if is_numbered := bool(_NUMBERED.match(head)):
+        separator = "\t"
+    is_bare = is_numbered or separator == "|" or (separator == "\t" and _has_bare_marks(file))
     quoting: Any = csv.QUOTE_NONE if is_bare else csv.QUOTE_MINIMAL
     read = partial(csv.reader, delimiter=separator, quoting=quoting, strict=True)
     columns = [name.strip() for name in next(read([head]), [])]
+    columns = ["image", "caption"] if is_numbered else columns
     is_last = bool(columns) and column_of(columns, TEXT) == columns[-1]
-    rows, last = read(file), len(columns) - 1
+    rows, last = read(chain([head], file) if is_numbered else file), len(columns) - 1
     try:
         for cells in filter(None, rows):
             while len(cells) > len(columns) and not cells[-1]:
                 cells.pop()
-            if is_last:
-                cells[last:] = [separator.join(cells[last:])] if cells[last:] else []
+            if is_last and len(cells) > len(columns):
+                cells[last:] = [separator.join(cells[last:])]
             require(
                 len(cells) <= len(columns),
                 f"line {rows.line_num + 1} of {where} has {len(cells)} columns, and its first line "
@@ -306,7 +316,7 @@ def cleaned(
     """The texts of each image, why not every image has one, or "", and how many are empty.
 
     Args:
-        cells: for each image, see `texts_of`.
+        cells: of each image, see `texts_of`.
         column: where they come from.
         names: of the images, for the message.
     """

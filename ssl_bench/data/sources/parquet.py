@@ -1,7 +1,7 @@
 """Parquet files in the Hugging Face image layout.
 
-Columns: ``image`` (or ``img``), a struct ``{bytes, path}`` or plain bytes, and an integer
-``label`` (or ``labels``, ``fine_label``). Class names come from the Hugging Face schema
+Columns: ``image`` (or ``img``, ``jpg``, ...), a struct ``{bytes, path}`` or plain bytes, and an
+integer ``label`` (or ``labels``, ``fine_label``). Class names come from the Hugging Face schema
 metadata, else they are "0", "1", ... Files that `prepare` wrote also give the number of channels
 and caveats. Without a label column, or if all labels are -1 or missing, there are no labels. A
 column ``mask`` (or ``annotation``, ``segmentation_mask``) of images holds masks, see `masks`.
@@ -12,13 +12,13 @@ split if there are no labelled test files; otherwise they are left out. From a s
 folder without test files, a fifth of the images is held out by a hash of their bytes, so adding
 rows never moves others between splits and copies of an image stay together. An ambiguous folder is
 refused until ``@TRAIN+TEST``, ``@TRAIN`` or ``@whole`` after its name says how to read it. Where
-names do not tell splits apart, a column ``split`` of texts does, as in Karpathy's splits of
-captions, whose ``restval`` is of the training split.
+names do not tell splits apart, a column ``split`` of texts, or of numbers whose names the Hugging
+Face metadata have, does, as in Karpathy's splits of captions, whose ``restval`` is of the training
+split; rows of other splits are not looked at.
 
-A column ``caption``, ``captions``, ``text``, ``sentence`` or ``sentences`` of texts, or of lists of
-texts, or of what has a text in ``raw``, holds captions, if no row is without; or columns
-``caption_0``, ``caption_1``, ... do. Without labels and masks, rows of a split whose images have
-the same bytes are one image with several captions.
+The first column that is called as one of `captions.TEXT` holds captions, if no row is without, see
+`captions.texts_of`; or columns ``caption_0``, ``caption_1``, ... do. Without labels and masks, rows
+of a split whose images have the same bytes are one image with several captions.
 
 Streaming needs random access to rows, so images must be stored neither compressed nor as a
 dictionary; `prepare` writes such files.

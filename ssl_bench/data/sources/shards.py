@@ -75,9 +75,10 @@ def layout(path: Path, root: Path, files: Sequence[Path], choice: str) -> Layout
     if not trains and roles.are_plain:
         if not others:
             found = ", ".join(file.name for file in files)
+            which = [splits.choosing(path, name) for name in (*reversed(tests), WHOLE)]
             raise UserError(
                 f"{path} has no train*{files[0].suffix} (it has {found}); "
-                f"{splits.choosing(path, WHOLE)} takes all, and holds a fifth of the images out"
+                f"{' or '.join(which)} would work, and holds a fifth out"
             )
         if roles.is_one_test:
             return Layout(groups, others, tests)

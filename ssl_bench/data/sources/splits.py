@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ssl_bench.data.names import WHOLE
@@ -149,12 +150,19 @@ def choosing(root: Path, choice: str) -> str:
 
 
 def chosen(root: Path, choice: str, known: Collection[str], kind: str) -> list[str]:
-    """The one or two names in a choice such as ``TRAIN`` or ``TRAIN+TEST``; they must exist."""
+    """The one or two names in a choice such as ``TRAIN`` or ``TRAIN+TEST``; they must exist.
+
+    The last part of a path stands for it where only one ends so: ``val`` for ``data/val``.
+    """
+    ends = Counter(PurePath(name).name for name in known)
+    names = {end: name for name in known if ends[end := PurePath(name).name] == 1}
+    names |= {name: name for name in known}
     ways = [[choice]]
     ways += [[choice[: m.start()], choice[m.end() :]] for m in re.finditer(r"\+", choice)]
     for way in ways:
-        if set(way) <= set(known) and len(set(way)) == len(way):
-            return way
+        found = [names[each] for each in way if each in names]
+        if len(set(found)) == len(way):
+            return found
     shown = ", ".join(sorted(known)) or "nothing"
     raise UserError(
         f"{root} has no {kind} {choice!r} to take as TRAIN or as TRAIN+TEST; it has {shown}, "

@@ -2,12 +2,12 @@
 
 Members that share a name up to the first dot of its last part are a sample: ``0017.jpg``, its class
 in ``0017.cls`` or as ``label`` (or ``cls``) in ``0017.json``, its caption in ``0017.txt``, or one
-or several as ``caption`` (or ``captions``, ``text``) in ``0017.json``. A class is a number or a
-name; ``classes.txt`` beside the tar files may name them, one a line. Other members are counted and
-not read, so that nothing is unpickled or executed; nothing is extracted either. Where some samples
-have a label, those without one that can be understood are left out and counted; where none has,
-but some have a caption, so are those without, and samples of a split whose images have the same
-bytes are one image with several captions. Labelled samples have captions if each has one.
+or several in ``0017.json``, under a name of `captions.TEXT`. A class is a number or a name;
+``classes.txt`` beside the tar files may name them, one a line. Other members are counted and not
+read, so that nothing is unpickled or executed; nothing is extracted either. Where some samples have
+a label, those without one that can be understood are left out and counted; where none has, but some
+have a caption, so are those without, and samples of a split whose images have the same bytes are
+one image with several captions. Labelled samples have captions if each has one.
 
 Splits are found as those of Parquet files, see `shards`: by the names of files and folders. Without
 test files a fifth is held out by a hash of each image's bytes. A pattern such as

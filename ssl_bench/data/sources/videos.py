@@ -2,7 +2,8 @@
 
 ``train/CLASS/*`` and ``test/CLASS/*``, or ``val`` in place of ``test``, under any of the usual
 names (see `splits`), or ``CLASS/*``, of which a fifth is held out as of images (see `folder`).
-``@TRAIN``, ``@TRAIN+TEST`` and ``@whole`` after the folder's name choose likewise.
+``@TRAIN``, ``@TRAIN+TEST`` and ``@whole`` after the folder's name choose likewise. Images beside
+them are left out and counted.
 """
 
 from __future__ import annotations
