@@ -53,6 +53,12 @@ class Part:
     open: Callable[[], Callable[[int], Picture]]
     known_labels: Sequence[int] | None = None
 
+    @classmethod
+    def of(cls, pictures: Sequence[Picture]) -> Part:
+        """A part of pictures that are in memory, or in files of their own."""
+        labels = [picture.label for picture in pictures]
+        return cls(len(pictures), lambda: iter(pictures), lambda: pictures.__getitem__, labels)
+
     def __len__(self) -> int:
         return self.count
 

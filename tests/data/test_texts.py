@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import helpers
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ssl_bench import data
@@ -169,6 +171,37 @@ def test_texts_of_any_writer(tmp_path: Path) -> None:
     path = tmp_path / "texts.csv"
     path.write_text(",text\n" + "".join(f"{n},word {n}\n" for n in range(30)))
     assert not data.load(str(path)).classes
+
+
+def stored(path: Path, labels: list[int]) -> Path:
+    """Parquet as the Hub has it: numbers with names, -1 where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = pa.table(
+        {"idx": [*labels], "sentence": [f"{path.stem} {n}" for n in range(len(labels))]}
+    )
+    features = {"label": {"names": ["worse", "better"], "_type": "ClassLabel"}}
+    noted = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(
+        rows.append_column("label", pa.array(labels)).replace_schema_metadata(noted), path
+    )
+    return path
+
+
+def test_parquet_of_texts(tmp_path: Path) -> None:
+    """A test split without labels gives way to validation, as with images."""
+    whole = data.load(str(stored(tmp_path / "one.parquet", [0, 1] * 20)))
+    assert whole.classes == ("better", "worse") and whole.imageless and "held out" in whole.note
+    assert len(whole.train) + len(whole.test) == 40
+    for name, labels in (("train", [0, 1, 1]), ("validation", [1, 0, -1]), ("test", [-1, -1])):
+        stored(tmp_path / "of" / "data" / f"{name}-00000-of-00001.parquet", labels)
+    found = data.load(str(tmp_path / "of"))
+    assert found.train.labels_N.tolist() == [1, 0, 0] and found.test.labels_N.tolist() == [0, 1]
+    assert found.test.first_captions[0] == "validation-00000-of-00001 0"
+    assert "1 rows without a label" in found.left_out and "split data/test" in str(found.notes)
+    assert "'data/test' has no labels" in found.note
+    assert len(data.load(f"{tmp_path / 'of'}@whole").train) > 3
+    with pytest.raises(UserError, match="texts alone"):
+        data.list_images(str(tmp_path / "of"))
 
 
 def test_sentence_vectors_are_probed_where_rows_have_labels(

@@ -338,10 +338,9 @@ def _part(paths: Sequence[Path], captions: Sequence[tuple[str, ...]]) -> Part:
         more = f", and {len(missing) - 1:,} more are not there" if missing[1:] else ""
         raise UserError(f"image {readable(missing[0])} is not there{more}")
     own = captions or [()] * len(paths)
-    pictures = [
-        Picture(readable(path), path, 0, None, texts)
-        for path, texts in zip(paths, own, strict=True)
-    ]
-    return Part(
-        len(pictures), lambda: iter(pictures), lambda: pictures.__getitem__, [0] * len(pictures)
+    return Part.of(
+        [
+            Picture(readable(path), path, 0, None, texts)
+            for path, texts in zip(paths, own, strict=True)
+        ]
     )

@@ -251,14 +251,12 @@ def _files_by_class(folder: Path, others: Counter[str]) -> dict[str, list[Path]]
 def part_of(files: Mapping[str, list[Path]], classes: tuple[str, ...]) -> Part:
     """The part of a listing that files of some classes are."""
     labels = {name: label for label, name in enumerate(classes)}
-    pictures = [
-        Picture(readable(path), path, labels.get(name, 0)) for name in files for path in files[name]
-    ]
-    return Part(
-        len(pictures),
-        lambda: iter(pictures),
-        lambda: pictures.__getitem__,
-        [picture.label for picture in pictures],
+    return Part.of(
+        [
+            Picture(readable(path), path, labels.get(name, 0))
+            for name in files
+            for path in files[name]
+        ]
     )
 
 

@@ -96,10 +96,4 @@ def _part(folders: tuple[Path, Path], left_out: list[str], others: Counter[str])
         )
     if extra := len(known.keys() - {each.relative_to(images).with_suffix("") for each in found}):
         left_out.append(f"{many(extra, 'mask')} of no image in {readable(targets)}")
-    pictures = [Picture(readable(each), each, 0, mask) for each, mask in by_image.items()]
-    return Part(
-        len(pictures),
-        lambda: iter(pictures),
-        lambda: pictures.__getitem__,
-        [0] * len(pictures),
-    )
+    return Part.of([Picture(readable(each), each, 0, mask) for each, mask in by_image.items()])

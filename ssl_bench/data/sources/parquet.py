@@ -30,6 +30,7 @@ import json
 import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, compress
 from pathlib import Path
@@ -44,6 +45,7 @@ from ssl_bench.data.dataset import NO_CAPTIONS
 from ssl_bench.data.listing import Listing, Part, Picture, assembled, shown
 from ssl_bench.data.names import WHOLE
 from ssl_bench.data.sources import captions, shards, splits
+from ssl_bench.data.sources.captions import column_of
 from ssl_bench.data.sources.folder import image_files
 from ssl_bench.data.sources.shards import Layout
 from ssl_bench.errors import UserError, require
@@ -114,9 +116,34 @@ def _may_hold_images(path: Path) -> bool:
     """Whether a file has an image column, or cannot be read."""
     try:
         with path.open("rb") as content:
-            return bool(captions.column_of(pq.read_schema(content).names, _IMAGE_COLUMNS))
+            return bool(column_of(pq.read_schema(content).names, _IMAGE_COLUMNS))
     except Exception:  # reported once the file is read
         return True
+
+
+def has_texts_alone(path: Path) -> bool:
+    """Whether a file that can be read has a column of texts, and none of images."""
+    with suppress(Exception), path.open("rb") as content:
+        schema = pq.read_schema(content)
+        names = schema.names
+        has_images = column_of(names, _IMAGE_COLUMNS) or any(_holds_images(e.type) for e in schema)
+        return bool(column_of(names, captions.TEXT)) and not has_images
+    return False
+
+
+def rows(path: Path, wanted: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, with the name of each number that has one, and None for -1 of such.
+
+    Args:
+        wanted: names of each column that is read, see `captions.column_of`.
+    """
+    with path.open("rb") as content, pq.ParquetFile(content) as file:
+        schema = file.schema_arrow
+        columns = [name for each in wanted if (name := column_of(schema.names, each))]
+        named = {name: dict(enumerate(_class_names(schema, name))) for name in columns}
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                yield row | {name: of.get(row[name]) for name, of in named.items() if of}
 
 
 def find(path: Path, choice: str = "") -> Listing:
@@ -210,7 +237,7 @@ def _rows_by_split(
     for file in files:
         with reading(file), file.open("rb") as content, pq.ParquetFile(content) as table:
             schema = table.schema_arrow
-            column = captions.column_of(schema.names, captions.SPLIT)
+            column = column_of(schema.names, captions.SPLIT)
             kind = _value_type(schema, column)
             names = _class_names(schema, column)
             is_text = any(each(kind) for each in _ARE_TEXTS)
@@ -234,7 +261,7 @@ def _table(path: Path, rows: Sequence[int] | None) -> _Table:
     with reading(path), path.open("rb") as content, pq.ParquetFile(content) as file:
         schema = file.schema_arrow
         image_column, label_column = (
-            captions.column_of(schema.names, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
+            column_of(schema.names, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
         )
         if not image_column:
             raise UserError(f"{path} has no image column; {_expected(schema, _IMAGE_COLUMNS)}")
@@ -248,7 +275,7 @@ def _table(path: Path, rows: Sequence[int] | None) -> _Table:
         noted = file.metadata.metadata
         is_grey = _entry(noted, METADATA, "channels") == 1
         caveats = _texts(noted, METADATA, "caveats")
-        mask_column = captions.column_of(schema.names, _MASK_COLUMNS)
+        mask_column = column_of(schema.names, _MASK_COLUMNS)
         if mask_column and not _holds_images(schema.field(mask_column).type):
             mask_column = ""
         told = names, unlabelled, is_grey, caveats, mask_column, *_captions(file, rows_N)
@@ -266,7 +293,7 @@ def _captions(
     """The captions of some rows, why not every row has any, or "", how many are empty, and the
     columns that might have captions, too."""
     schema = file.schema_arrow
-    column = captions.column_of(schema.names, _CAPTION_COLUMNS)
+    column = column_of(schema.names, _CAPTION_COLUMNS)
     columns = [column] if column else [*filter(_NUMBERED_CAPTION.fullmatch, schema.names)]
     if not columns:
         return (), f"no caption column; {_expected(schema, _CAPTION_COLUMNS)}", 0, ()

@@ -59,7 +59,7 @@ def layout(path: Path, root: Path, files: Sequence[Path], choice: str) -> Layout
     groups: dict[str, list[Path]] = {}
     meanings: dict[str, splits.Meaning | None] = {}
     for file in files:
-        name, meanings[name] = _group(file.relative_to(root))
+        name, meanings[name] = group_of(file.relative_to(root))
         groups.setdefault(name, []).append(file)
     if choice == WHOLE:
         return Layout(groups, list(groups))
@@ -93,7 +93,7 @@ def layout(path: Path, root: Path, files: Sequence[Path], choice: str) -> Layout
 
 def tell_splits(root: Path, files: Sequence[Path]) -> bool:
     """Whether the names of files below ``root`` tell several splits apart."""
-    groups = (_group(file.relative_to(root)) for file in files if file != root)
+    groups = (group_of(file.relative_to(root)) for file in files if file != root)
     return len({name for name, said in groups if said}) > 1
 
 
@@ -120,7 +120,7 @@ def class_names(path: Path, names: tuple[str, ...], largest: int, count: int) ->
     return tuple(str(label) for label in range(largest + 1))
 
 
-def _group(file: Path) -> tuple[str, splits.Meaning | None]:
+def group_of(file: Path) -> tuple[str, splits.Meaning | None]:
     """The name of a file's group, and what its (relative) path says about a split."""
     stem = splits.without_shard(file.stem)
     if said := splits.meaning(stem):
