@@ -1,4 +1,4 @@
-"""VideoMAE: reconstruct the hidden tubelets of a clip from the visible tenth of them.
+"""VideoMAE: reconstruct the hidden tubelets of a clip from the few that are visible.
 
 Tong, Song, Wang, Wang: *VideoMAE: Masked Autoencoders are Data-Efficient Learners for
 Self-Supervised Video Pre-Training*, NeurIPS 2022, arXiv:2203.12602; ``modeling_pretrain.py``,

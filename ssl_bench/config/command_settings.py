@@ -21,7 +21,7 @@ class ExportSettings(WeightSettings):
     """Write a run's encoder, or anyone's, in a format that other code reads."""
 
     target: str = ""
-    """A run's folder or name, or anyone's weights, as `ssl-bench eval` takes them."""
+    """A run's folder or name, or anyone's weights, as `ssl-bench eval --weights` takes them."""
     format: Literal["timm", "mae", "hf"] = "timm"
     """For timm's checkpoint_path, for the official MAE code, or for transformers."""
     output: Path | None = None
@@ -36,7 +36,7 @@ class ExportSettings(WeightSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructSettings(WeightSettings):
-    """Hide patches of images or clips, and draw what a masked autoencoder makes of the others."""
+    """Hide patches of images or clips, and draw what a masked autoencoder makes of the visible."""
 
     target: str = ""
     """A run's folder or name, or anyone's weights with their decoder."""
