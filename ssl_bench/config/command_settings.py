@@ -134,12 +134,10 @@ class QuerySettings(RunsSettings):
     """Write the answer to this file too, every row of it."""
 
 
-@dataclass(frozen=True)
-class ReportSettings(VerdictSettings, RunsSettings):
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(VerdictSettings, SelectionSettings):
     """Write a page with tables and figures of runs, and the files for a paper."""
 
-    runs: tuple[str, ...] = ()
-    """Run folders, or parts of their names. Default: all."""
     output: Path = Path("report")
     """Folder to write; an older report there is replaced."""
     title: str = "Self-supervised methods compared"

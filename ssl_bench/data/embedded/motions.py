@@ -1,11 +1,11 @@
 """Clips of garments of Fashion-MNIST in motion: video with no download, whose class is the motion.
 
 A clip of 16 x 16 pixels has one garment of one split. It is drawn at 32 x 32 and then halved, so
-that patches of 4 pixels see what moves, which small encoders learn from within minutes. The square
-is a torus: what leaves it on one side comes back on the other. The garment has a place, an angle and a size, drawn independently of
-the class, and the class says which of them changes in time, and how. At every moment each of them
-is uniform, the size in its logarithm, whatever the class: no single frame tells anything of it, nor
-does the garment.
+that small encoders learn from patches of 4 pixels within minutes. The square is a torus: what
+leaves it on one side comes back on the other. The garment has a place, an angle and a size, drawn
+independently of the class, and the class says which of them changes in time, and how. At every
+moment each of them is uniform, the size in its logarithm, whatever the class: no single frame tells
+anything of it, nor does the garment.
 """
 
 from __future__ import annotations
