@@ -370,6 +370,7 @@ def test_texts_with_separators_and_marks(
         ("caption,image\na dog, a cat,00.png\n", "line 2 .* 3 columns"),
         ('image,caption\n00.png,a\n01.png,"b\n02.png,c\n', "line 4"),
         ('image,caption\n00.png,"a "dog" b"\n', "line 2"),
+        ('image\tcaption\n00.png\t"a ""dog"""\n01.png\t"a" dog\n', "line 3"),
     ],
 )
 def test_rows_that_do_not_match_their_columns(folder: Path, content: str, told: str) -> None:

@@ -843,7 +843,8 @@ def test_other_mistakes_in_parquet(tmp_path: Path) -> None:
     assert f"{train} has no label column" in message(root)
     assert "found image, target" in message(root)
     write_parquet(train, IMAGES[:2], [0, 1], image_column="pixels")
-    assert "no image column; expected image or img, found pixels, label" in message(root)
+    said = message(root)
+    assert "no image column; expected image or img" in said and "found pixels, label" in said
     write_parquet(train, [IMAGES[0], None], [0, 1])
     assert f"{train}: no image bytes in row 1" in message(root)
     write_parquet(train, [IMAGES[0], b"junk"], [0, 1])
