@@ -34,8 +34,8 @@ class Masked(NamedTuple):
 def mask_tokens(ids_BL: Tensor, spec: TextSpec, rng: SampleRng, share: float) -> Masked:
     """Hide each token with a probability of ``share``, but for [CLS], [SEP] and [PAD].
 
-    Of the hidden ones 80 % become [MASK], 10 % some other word of the vocabulary, and 10 % stay
-    (section 3.1).
+    Of the hidden ones 80 % become [MASK], 10 % any word of the vocabulary, special ones and the
+    hidden one itself included, and 10 % stay (section 3.1).
     """
     special = torch.tensor([spec.id(each) for each in (PAD, CLS, SEP)], device=ids_BL.device)
     length = ids_BL.shape[1]

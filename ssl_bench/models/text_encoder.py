@@ -146,12 +146,6 @@ class TextEncoder(nn.Module):
         """Logits that a pair's second text comes after its first, and that not: ``(B, 2)``."""
         return wide(self.follows(torch.tanh(self.pooler(hidden_BLD[:, 0]))))
 
-    def freeze_words(self) -> None:
-        """Leave the head for hidden tokens out of the training."""
-        self.transform.requires_grad_(False)
-        self.transform_norm.requires_grad_(False)
-        self.bias.requires_grad_(False)
-
     def pool(self, hidden_BLD: Tensor, ids_BL: Tensor) -> dict[str, Tensor]:
         """A vector of each text: ``avg``, its tokens' mean, and ``cls``; float32 ``(B, D)``."""
         hidden_BLD, seen_BL1 = wide(hidden_BLD), self.seen(ids_BL)[..., None]

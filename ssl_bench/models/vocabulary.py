@@ -26,7 +26,7 @@ from ssl_bench.utils.files import Unreadable, load_bytes, parse_json
 from ssl_bench.utils.rng import SampleRng
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_OF_METHOD = ("fusion_depth", "embed_dim", "matches", "next_sentence")
+_OF_METHOD = ("fusion_depth", "embed_dim", "matches", "next_sentence", "predicts")
 _WIDTH = 128
 _TOKENS = 8
 """Texts are padded to a multiple of so many tokens."""
