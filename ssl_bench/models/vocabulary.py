@@ -145,11 +145,11 @@ def read_vocabulary(path: Path) -> tuple[str, bool]:
     """The vocabulary in BERT's ``vocab.txt``, or in a ``tokenizer.json`` of WordPiece.
 
     Returns:
-        The words, one a line, and whether texts are lower-cased; a list of words says so by having
-        no capitals but in special tokens.
+        The words, one a line, and whether texts are lower-cased: as BERT's normaliser says, or
+        where there is none, if the words have no capitals but in special tokens.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, is something else, or normalises texts in another way.
     """
     where = f"tokenizer {str(path)!r}"
     try:
@@ -157,26 +157,32 @@ def read_vocabulary(path: Path) -> tuple[str, bool]:
         text = content.decode()
     except (Unreadable, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read: {error}") from error
+    told: dict[str, Any] = {}
     if not text.lstrip().startswith("{"):
         words = text.removesuffix("\n").split("\n")
         words = [word.removesuffix("\r") for word in words]
-        lowercase = not any(w != w.lower() for w in words if not w.startswith("["))
     else:
         try:
             found = parse_json(content)
             model, normalizer = found["model"], found.get("normalizer") or {}
+            told = normalizer if normalizer.get("type") == "BertNormalizer" else {}
             require(
                 model.get("type") == "WordPiece",
                 f"{where} is a {model.get('type')}; a WordPiece such as BERT's would work",
             )
             ids = {int(number): str(word) for word, number in model["vocab"].items()}
             words = [ids[number] for number in range(len(ids))]
-            lowercase = bool(normalizer.get("lowercase", True))
         except (Unreadable, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{where} is no tokenizer.json of WordPiece; BERT's, or its vocab.txt, would work"
             ) from error
     check_vocabulary(words, where)
+    is_lower = not any(w != w.lower() for w in words if not w.startswith("["))
+    lowercase = bool(told.get("lowercase", is_lower))
+    usual = {"strip_accents": (None, lowercase), "handle_chinese_chars": (True,)}
+    for name, known in {**usual, "clean_text": (True,)}.items():
+        has = told.get(name, known[0])
+        require(has in known, f"{where} has {name} {has!r}; {known[0]!r}, as in BERT's, would work")
     return "\n".join(words), lowercase
 
 

@@ -234,8 +234,13 @@ def test_what_no_loss_reads_is_not_computed(losses: str, alpha: float, slow: int
     method = built(loss=(losses,), alpha=alpha)
     images, texts = list[Tensor](), list[Tensor]()
     real = method.slow_encoder.forward_features
-    method.slow_encoder.forward_features = lambda views: images.append(views) or real(views)
-    method.text_side.text.register_forward_hook(lambda *_: texts.append(_[-1]))
+
+    def watched(views: Tensor) -> Tensor:
+        images.append(views)
+        return real(views)
+
+    method.slow_encoder.forward_features = watched
+    method.text_side.text.register_forward_hook(lambda *call: texts.append(call[-1]))
     method.loss(batch_of(method), helpers.FIRST_STEP)
     assert (len(images), len(texts)) == (slow, 1)
 
