@@ -94,7 +94,7 @@ class MaskedWords(Evaluation):
                 done += len(part_B2)
                 bar.update(done)
         train_NL = vocabulary.tokenize(data.train.first_captions, spec)
-        counts_V = train_NL[tuple(_words(train_NL, spec).T)].bincount(minlength=len(spec.words))
+        counts_V = train_NL[tuple(_words(train_NL, spec).T)].bincount(minlength=spec.size)
         words_W = ids_NL[tuple(place_W2.T)]
         scores = {"accuracy": 100 * right[0] / len(place_W2)}
         if encoder.pair is not None:

@@ -424,7 +424,7 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
     if spec.is_text and spec.text:
         own = spec.text
         return (
-            f"{own.width} wide, {own.depth} layers, {own.num_heads} heads, {len(own.words):,} words"
+            f"{own.width} wide, {own.depth} layers, {own.num_heads} heads, {own.size:,} words"
             f"{' in lower case' if own.lowercase else ''}, texts of {own.max_tokens} tokens"
         )
     mean = ", ".join(f"{value:.3g}" for value in spec.mean)

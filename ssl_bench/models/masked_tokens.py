@@ -42,7 +42,7 @@ def mask_tokens(ids_BL: Tensor, spec: TextSpec, rng: SampleRng, share: float) ->
     drawn = rng.uniforms({"hidden": length, "how": length, "word": length})
     hidden_BL = (drawn["hidden"] < share) & ~torch.isin(ids_BL, special)
     how_BL = drawn["how"]
-    words_BL = (drawn["word"] * len(spec.words)).long()
+    words_BL = (drawn["word"] * spec.size).long()
     seen_BL = torch.where(how_BL < 0.8, spec.id(MASK), ids_BL)
     seen_BL = torch.where(how_BL >= 0.9, words_BL, seen_BL)
     return Masked(torch.where(hidden_BL, seen_BL, ids_BL), torch.where(hidden_BL, ids_BL, _IGNORED))

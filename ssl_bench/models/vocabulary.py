@@ -93,6 +93,11 @@ class TextSpec:
         """The vocabulary, by id."""
         return self.vocabulary.split("\n")
 
+    @property
+    def size(self) -> int:
+        """The number of words."""
+        return len(_ids(self.vocabulary))
+
     def id(self, word: str) -> int:
         """The id of a word of the vocabulary."""
         return _ids(self.vocabulary)[word]
@@ -253,7 +258,7 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
 
 def noise(spec: TextSpec, rng: SampleRng) -> Tensor:
     """Ids drawn at random, as many as the longest texts have: int64 ``(B, max_tokens)``."""
-    ids_BL = (rng.uniform("text", spec.max_tokens) * len(spec.words)).long()
+    ids_BL = (rng.uniform("text", spec.max_tokens) * spec.size).long()
     pad = spec.id(PAD)
     return ids_BL.where(ids_BL != pad, spec.id(SEP))
 

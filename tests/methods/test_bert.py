@@ -369,6 +369,19 @@ def test_a_tokenizer_of_another_kind_is_refused(
     assert told in str(caught.value)
 
 
+def test_texts_are_looked_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, train = helpers.build(BERT, SPEC), make_images(6, 3, 16, 3, seed=1)
+    real, asked = vocabulary.tokens_of, list[Any]()
+
+    def watched(*how: Any) -> vocabulary.Tokens:
+        asked.append(how)
+        return real(*how)
+
+    monkeypatch.setattr(vocabulary, "tokens_of", watched)
+    steps = [SampleRng(0, step, torch.arange(6)) for step in range(3)]
+    assert len(list(setup.batches(method, train, SPEC, steps))) == 3 and len(asked) == 1
+
+
 def _tokenizer_json(words: list[str], normalizer: Any) -> str:
     model = {"type": "WordPiece", "vocab": {w: n for n, w in enumerate(words)}}
     return json.dumps({"model": model, "normalizer": normalizer})
