@@ -36,12 +36,12 @@ verdicts: $(VENV)/installed  ## how often comparisons raise false alarms and fin
 mutate: $(VENV)/installed-test  ## would the tests notice? MINUTES at a time; repeat it until nothing is left
 	$(BIN)/python -m benchmarks.mutate --minutes $(MINUTES)
 
-results: $(VENV)/installed  ## the comparison under results/, every method tuned alike, MINUTES at a time; repeat it until it says no more that it is not done
+results: $(VENV)/installed  ## the comparison under results/, every method tuned alike, MINUTES at a time; repeat it until it no longer says "not done yet"
 	MINUTES=$(MINUTES) results/comparison.sh
 
 MINUTES ?= 10
 
-results-gpu: $(VENV)/installed  ## the same on CIFAR-10 with a GPU, MINUTES at a time; repeat it until it says no more that it is not done
+results-gpu: $(VENV)/installed  ## the same on CIFAR-10 with a GPU, MINUTES at a time; repeat it until it no longer says "not done yet"
 	PRESET=small MINUTES=$(MINUTES) results/comparison.sh
 
 gpu-check: $(VENV)/installed-test  ## on a GPU: its tests, a step's launches, images a second, a short comparison (DATA=)

@@ -45,7 +45,7 @@ class Config(FinetuningConfig):
     rates: ClassVar[str] = "base lr, scratch lr for the baseline from scratch"
 
     scratch_lr: Annotated[float, "(0, inf)"] = 5e-4
-    """The same for the baseline trained from scratch, which has no layer decay."""
+    """The baseline's that is trained from scratch, for a batch of 256 and without layer decay."""
     trials: Annotated[int, "[0, inf)"] = 0
     """Learning rates and crops to try, each on nine tenths of the training images, the given ones
     first; what is best on the last tenth trains on all. 0 takes the given ones untried."""

@@ -1,4 +1,4 @@
-"""BERT's objective: predict the hidden words of a text, and whether a sentence follows another.
+"""BERT's objective: predict the hidden words of a text and, if asked, which sentence comes next.
 
 Devlin, Chang, Lee, Toutanova: *BERT: Pre-training of Deep Bidirectional Transformers for Language
 Understanding*, NAACL 2019, arXiv:1810.04805, section 3.1. Texts are the sentences of a text file or

@@ -24,8 +24,8 @@ _MANY = 40
 _OWN = 2
 """Flags that the shorter help shows of a method's own: the first ones in its ``Config``."""
 _MATTERING = (
-    "method preset backbone patch_size target weights config epochs budget_time "
-    "match batch_size base_lr seed data eval_data image_size evals devices log runs_dir"
+    "method preset backbone patch_size target weights config epochs budget_flops "
+    "budget_time match batch_size base_lr seed data image_size evals devices log runs_dir"
 )
 _GROUPS = {
     "method and encoder": "method preset config target weights backbone patch_size num_heads grid "
@@ -51,6 +51,8 @@ def text(
         is_whole: show all flags of a command that has many, too.
     """
     usage = [flag.metavar for flag in flags if flag.metavar]
+    if any(flag.name == "weights" for flag in flags):
+        usage = ["(TARGET | --weights FILE)"]
     usage += [_name(flag) for flag in flags if _is_required(flag) and not flag.metavar]
     lines = [" ".join(["usage: ssl-bench", command, *usage, "[FLAGS]"]), ""]
     lines += textwrap.wrap(about, _width())

@@ -21,7 +21,7 @@ class ExportSettings(WeightSettings):
     """Write a run's encoder, or anyone's, in a format that other code reads."""
 
     target: str = ""
-    """A run's folder or name, or anyone's weights, as `ssl-bench eval` takes them."""
+    """A run's folder or name, or anyone's weights, as `ssl-bench eval --weights` takes them."""
     format: Literal["timm", "mae", "hf"] = "timm"
     """For timm's checkpoint_path, for the official MAE code, or for transformers."""
     output: Path | None = None
@@ -36,7 +36,7 @@ class ExportSettings(WeightSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructSettings(WeightSettings):
-    """Hide patches of images or clips, and draw what a masked autoencoder makes of the others."""
+    """Hide patches of images or clips, and draw what a masked autoencoder makes of the visible."""
 
     target: str = ""
     """A run's folder or name, or anyone's weights with their decoder."""
@@ -134,12 +134,10 @@ class QuerySettings(RunsSettings):
     """Write the answer to this file too, every row of it."""
 
 
-@dataclass(frozen=True)
-class ReportSettings(VerdictSettings, RunsSettings):
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(VerdictSettings, SelectionSettings):
     """Write a page with tables and figures of runs, and the files for a paper."""
 
-    runs: tuple[str, ...] = ()
-    """Run folders, or parts of their names. Default: all."""
     output: Path = Path("report")
     """Folder to write; an older report there is replaced."""
     title: str = "Self-supervised methods compared"

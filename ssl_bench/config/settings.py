@@ -72,9 +72,11 @@ class Settings(WorkSettings):
     """Flags of ``ssl-bench run`` that do not depend on the method."""
 
     method: str = "mae"
-    """Name of a method (see `ssl-bench list`), or the path of a Python file that defines one."""
+    """Name of a method (see `ssl-bench list`), or the path of a Python file that defines one.
+    Default: mae, or the preset's."""
     data: str = "fashion-mnist"
-    """Name of a data set, a folder of class folders, or Parquet or tar files of images. After a
+    """Name of a data set (hf:NAME of the Hub's), a folder of images or of class folders, Parquet or
+    tar files, videos, captions beside images, texts (see docs/data.md). After a
     path, @TRAIN+TEST names the folders or files that are the splits, @TRAIN one of which a fifth is
     held out, and @whole says that there are none; @validation in the end takes a tenth of the
     training images in place of the test images, to choose settings on."""

@@ -421,9 +421,18 @@ class TestFolder:
     def few_figures(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(report, "_FIGURES", report._FIGURES[:1])
 
+    def test_a_report_of_some_methods_and_evaluations(self, runs_dir: Path, tmp_path: Path) -> None:
+        output = tmp_path / "report"
+        some = {"method": ("mae",), "evals": ("knn",)}
+        report.write(ReportSettings(output=output, runs_dir=runs_dir, **some))  # type: ignore[arg-type]
+        [table] = (output / "tables").glob("*scores*.csv")
+        content = pd.read_csv(table)
+        assert {"mae", "mocov3"} & set(content["method"]) == {"mae"}
+        assert set(content["evaluation"]) == {"knn"}
+
     def test_an_older_report_is_replaced(self, runs_dir: Path, tmp_path: Path) -> None:
         output = tmp_path / "report"
-        settings = ReportSettings(("mae-tiny-seed0-0.5",), output, runs_dir=runs_dir)
+        settings = ReportSettings(runs=("mae-tiny-seed0-0.5",), output=output, runs_dir=runs_dir)
         report.write(settings)
         (output / "old.txt").touch()
         report.write(settings)
@@ -447,7 +456,7 @@ class TestFolder:
         self, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         output = tmp_path / "report"
-        settings = ReportSettings(("mae-tiny-seed0-0.5",), output, runs_dir=runs_dir)
+        settings = ReportSettings(runs=("mae-tiny-seed0-0.5",), output=output, runs_dir=runs_dir)
         report.write(settings)
         before = (output / "index.html").read_bytes()
 
@@ -466,7 +475,7 @@ class TestFolder:
     ) -> None:
         """Not so the folder of one that is still writing, or of another report."""
         output = tmp_path / "[report] *"
-        settings = ReportSettings(("mae-tiny-seed0-0.5",), output, runs_dir=runs_dir)
+        settings = ReportSettings(runs=("mae-tiny-seed0-0.5",), output=output, runs_dir=runs_dir)
         report.write(settings)
         killed = (
             "import os, pathlib, sys\n"
@@ -502,7 +511,9 @@ class TestFolder:
             yield
 
         monkeypatch.setattr(report, "_FIGURES", (gone,))
-        settings = ReportSettings(("mae-tiny-seed0-0.5",), tmp_path / "report", runs_dir=runs_dir)
+        settings = ReportSettings(
+            runs=("mae-tiny-seed0-0.5",), output=tmp_path / "report", runs_dir=runs_dir
+        )
         assert any("Input/output error" in line for line in report.write(settings))
 
     def test_no_runs(self, ssl_bench: Command, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.config import chosen
-from ssl_bench.config.command_settings import At, VerdictSettings
+from ssl_bench.config.command_settings import At, SelectionSettings, VerdictSettings
 from ssl_bench.errors import no_choice, require
+from ssl_bench.runs import index as runs_index
 from ssl_bench.runs.index import Index
 
 MOST_GROUPS = 40
@@ -150,6 +151,16 @@ class Comparison:
     incomplete: tuple[IncompleteRun, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
+
+
+def load(settings: SelectionSettings) -> Index:
+    """The runs and scores that these settings choose.
+
+    Raises:
+        UserError: something that is asked for is not there, or nothing is left.
+    """
+    found = runs_index.load(settings.runs_dir, settings.runs)
+    return select(found, settings.method, settings.data, settings.evals, settings.tags)
 
 
 def select(

@@ -37,7 +37,7 @@ from ssl_bench.analysis.tables import as_csv
 from ssl_bench.api import registry
 from ssl_bench.config.command_settings import ReportSettings
 from ssl_bench.errors import first_line, require
-from ssl_bench.runs import index, schema
+from ssl_bench.runs import schema
 from ssl_bench.utils import progress
 from ssl_bench.utils.files import new_folder, write_json, writing
 from ssl_bench.utils.formatting import many
@@ -78,7 +78,7 @@ def write(settings: ReportSettings) -> list[str]:
     """
     output = settings.output.expanduser().resolve()
     _check(output, settings.output)
-    found = index.load(settings.runs_dir, settings.runs)
+    found = comparison.load(settings)
     methods = found.runs["method"].fillna(UNKNOWN)
     source = Source(
         found,

@@ -7,7 +7,6 @@ import json
 from ssl_bench.analysis import comparison, tables
 from ssl_bench.analysis.comparison import Comparison
 from ssl_bench.config.command_settings import CompareSettings, ReportSettings
-from ssl_bench.runs import index
 from ssl_bench.utils.files import atomic, writing
 from ssl_bench.utils.formatting import plain
 from ssl_bench.utils.terminal import Console
@@ -34,10 +33,7 @@ def compare(settings: CompareSettings) -> None:
 
 def compared(settings: CompareSettings) -> Comparison:
     """The comparison that these settings ask for."""
-    found = index.load(settings.runs_dir, settings.runs)
-    found = comparison.select(
-        *(found, settings.method, settings.data, settings.evals, settings.tags)
-    )
+    found = comparison.load(settings)
     compared = comparison.compare(found, settings.at, settings.at_cost, settings)
     return comparison.ordered(compared, settings.sort)
 
