@@ -207,13 +207,11 @@ def tokenize(texts: Sequence[str], spec: TextSpec) -> Tensor:
     """
     first, last, pad = map(spec.id, (CLS, SEP, PAD))
     room = spec.max_tokens - 2
-    rows = [inner[:room] for inner in _encoded(texts, spec.vocabulary, spec.lowercase)]
-    length = min(spec.max_tokens, _rounded(2 + max(map(len, rows), default=0)))
-    ids_BL = torch.full((len(rows), length), pad)
-    for row_L, inner in zip(ids_BL, rows, strict=True):
-        row = torch.tensor([first, *inner, last])
-        row_L[: len(row)] = row
-    return ids_BL
+    inner = _encoded(texts, spec.vocabulary, spec.lowercase)
+    rows = [[first, *each[:room], last] for each in inner]
+    length = min(spec.max_tokens, _rounded(max(map(len, rows), default=2)))
+    padded = [row + [pad] * (length - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.int64).view(-1, length)
 
 
 def _rounded(length: int) -> int:
