@@ -46,6 +46,8 @@ class ZeroShot(Evaluation):
 
     version = 1
     columns = frozenset({"image", "label"})
+    # As captions of the embedded scenes name what they are labelled by.
+    presets = {"quick": {"templates": ("a large {}", "there is a large {}")}}
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether images and texts are compared, and classes have names."""

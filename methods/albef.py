@@ -114,12 +114,14 @@ class ALBEF(Method):
     needs = ("captions", "ViT", "momentum encoder", "queue")
     columns = frozenset({"image", "caption"})
     smallest_batch = 2
+    tuned = {"quick": "by hand: learning rate and batch, on held-out scenes"}
     presets = {
         "quick": {
             "epochs": 1,
             "data": "fashion-captions",
             "evals": ("retrieval", "zero-shot", "masked-words", "linear", "knn"),
-            "base_lr": 1e-3,
+            "batch_size": 32,
+            "base_lr": 8e-3,
             "text_width": 64,
             "text_depth": 2,
             "fusion_depth": 2,
