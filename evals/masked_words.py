@@ -1,15 +1,17 @@
 """Masked words: how many hidden words of the test captions an encoder predicts.
 
-Each word of a test image's first caption is hidden alone, the special tokens excepted, and counts
-where the most probable word of the vocabulary is the right one (Devlin et al., arXiv:1810.04805,
-section 3.1, whose task is that of the pre-training). Nothing is drawn, nothing is chosen, and
-nothing is trained: it needs an encoder that was pre-trained so.
+A word is a token of WordPiece, which spells a rare one in pieces. Each one of a test image's first
+caption is hidden alone, the special tokens excepted, and counts where the most probable word of the
+vocabulary is the right one (Devlin et al., arXiv:1810.04805, section 3.1, whose task is that of the
+pre-training). Nothing is drawn, nothing is chosen, and nothing is trained: it needs an encoder that
+was pre-trained so.
 
 An encoder of images with a text encoder beside it looks at the caption's image, too, and the second
 score is what it guesses beside the image of the next caption: the difference is what it sees. Maps
 of where each word looks, in the last layer that attends to the image, are kept for a figure.
 
-The lower bound ``frequent`` always names the most frequent word of the training captions.
+The lower bound ``frequent`` always names the most frequent word of the first captions of the
+training images.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ class MaskedWords(Evaluation):
             return "it predicts words, and the encoder was pre-trained without captions"
         if not encoder.text.spec.predicts:
             return "it predicts words, and the weights have no head that does"
+        if encoder.pair is not None and data.imageless:
+            return f"the encoder looks at each caption's image, and {data.name} has none"
         return None
 
     def baselines(self) -> Mapping[str, tuple[str, Config]]:
@@ -90,7 +94,7 @@ class MaskedWords(Evaluation):
                 done += len(part_B2)
                 bar.update(done)
         train_NL = vocabulary.tokenize(data.train.first_captions, spec)
-        counts_V = train_NL[tuple(_words(train_NL, spec).T)].bincount(minlength=len(spec.words))
+        counts_V = train_NL[tuple(_words(train_NL, spec).T)].bincount(minlength=spec.size)
         words_W = ids_NL[tuple(place_W2.T)]
         scores = {"accuracy": 100 * right[0] / len(place_W2)}
         if encoder.pair is not None:

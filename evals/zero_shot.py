@@ -7,6 +7,7 @@ cosine decides. No label is read but to count what is right, and nothing is chos
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,8 +51,8 @@ class ZeroShot(Evaluation):
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether images and texts are compared, and classes have names."""
-        if data.classes and all(name.isdigit() for name in data.classes):
-            return f"the classes of {data.name} have numbers instead of names"
+        if data.classes and all(re.fullmatch(r"\d+|n\d{8}", name) for name in data.classes):
+            return f"the classes of {data.name} have numbers such as {data.classes[0]}, not names"
         return text_encoder.why_no_pair(encoder.pair)
 
     @torch.no_grad()

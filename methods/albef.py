@@ -25,8 +25,9 @@ Deviations that give different numbers:
 - Nothing is initialised from other weights. The official image encoder was trained on ImageNet's
   labels and the text encoder is BERT's, so that published numbers are far above these.
 - Views are crops alone: mirrored images would contradict "left of", and RandAugment is left out.
-- The learning rate warms up and falls along a cosine at every step; images are normalised by the
-  training split's own mean and deviation.
+- Punctuation is kept, and nothing is cut after 30 words, but after ``--max-tokens``.
+- The learning rate warms up and falls along a cosine at every step, to 0 instead of a tenth of the
+  highest one (1e-5); images are normalised by the training split's own mean and deviation.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Config(TextConfig):
     """Share of the momentum networks' answers in the targets, reached after one epoch; 0 switches
     momentum distillation off."""
     queue_size: Annotated[int, "[1, inf)"] = 65536
-    """Images and texts to tell a pair from, beside the batch's; a multiple of the batch size."""
+    """Images and texts to tell a pair from, beside the batch's; a multiple of the batch size, and
+    no more than training images, or each is among its own negatives."""
     temperature: Annotated[float, "[0.001, 0.5]"] = 0.07
     """Temperature of the contrast at the start; it is learned, between 0.001 and 0.5."""
     momentum: Annotated[float, "[0, 1]"] = 0.995
@@ -94,6 +96,11 @@ class Config(TextConfig):
         """Whether a head for the matching is trained."""
         return "itm" in self.loss
 
+    @property
+    def predicts(self) -> bool:
+        """Whether a head for hidden words is trained."""
+        return "mlm" in self.loss
+
 
 class ALBEF(Method):
     """Encoders of images and texts, layers that fuse them, networks that follow, two queues.
@@ -102,7 +109,7 @@ class ALBEF(Method):
         share: float32; how much the momentum networks have to say in this step.
     """
 
-    version = 1
+    version = 2
     paper = "Li et al., NeurIPS 2021"
     needs = ("captions", "ViT", "momentum encoder", "queue")
     columns = frozenset({"image", "caption"})
@@ -161,7 +168,8 @@ class ALBEF(Method):
         assert data.text is not None
         self.text = data.text
         self.text_side = ImageText(data.text)
-        self._freeze_unused()
+        if config.loss == ("itc",):  # which reaches no layer that fuses
+            self.text_side.text.fusion.requires_grad_(False)
         self.slow_encoder, self.slow_side = map(frozen_copy, (self.encoder, self.text_side))
         self.register_buffer("share", torch.zeros(()))
         if config.embed_dim:
@@ -170,25 +178,10 @@ class ALBEF(Method):
             self.images, self.texts = (Queue(config.queue_size, config.embed_dim) for _ in range(2))
         self.keys: tuple[Tensor, Tensor] | None = None
 
-    def _freeze_unused(self) -> None:
-        """Leave out of the training what no loss reaches."""
-        side, wanted = self.text_side, self.config.loss
-        if wanted == ("itc",):
-            side.text.fusion.requires_grad_(False)
-        if "mlm" not in wanted:
-            side.text.freeze_words()
-
     @classmethod
     def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
-        """Whether the queues are filled by whole batches."""
-        size = config.queue_size
-        if size % batch_size:
-            near = max(1, round(size / batch_size)) * batch_size
-            return (
-                f"queue size {size} is no multiple of batch size {batch_size}; --queue-size {near} "
-                "would work"
-            )
-        return None
+        """Whether the queues, if there are any, are filled by whole batches of different pairs."""
+        return Queue.refuses(config.queue_size, batch_size, images) if config.embed_dim else None
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """One view: a random crop, never mirrored, so that left stays left."""
@@ -199,12 +192,16 @@ class ALBEF(Method):
         assert batch.captions_BL is not None
         wanted, side, ids_BL = self.config.loss, self.text_side, batch.captions_BL
         image_BSD = self.encoder.forward_features(batch.views["image"])
-        with torch.no_grad():
-            slow_BSD = self.slow_encoder.forward_features(batch.views["image"])
+        slow_BSD = None
+        if "itc" in wanted or ("mlm" in wanted and self.config.alpha):
+            with torch.no_grad():
+                slow_BSD = self.slow_encoder.forward_features(batch.views["image"])
         losses = {}
-        hidden_BLD = side.text(ids_BL)
-        alike_2BN = torch.zeros(2, len(batch), len(batch) * collectives.world_size()).to(slow_BSD)
+        if wanted != ("mlm",):
+            hidden_BLD = side.text(ids_BL)
+            alike_2BN = image_BSD.new_zeros(2, len(batch), len(batch) * collectives.world_size())
         if "itc" in wanted:
+            assert slow_BSD is not None
             losses["itc"], alike_2BN = self._contrast(image_BSD, hidden_BLD, slow_BSD, ids_BL)
         if "itm" in wanted:
             losses["itm"] = self._matching(image_BSD, hidden_BLD, ids_BL, alike_2BN, batch.rng)
@@ -257,7 +254,7 @@ class ALBEF(Method):
         return F.cross_entropy(logits_PC, belongs_P)
 
     def _hidden_words(
-        self, image_BSD: Tensor, slow_BSD: Tensor, ids_BL: Tensor, rng: SampleRng
+        self, image_BSD: Tensor, slow_BSD: Tensor | None, ids_BL: Tensor, rng: SampleRng
     ) -> Tensor:
         """Mean loss of the hidden words; targets are partly the momentum networks' answers."""
         masked = masked_tokens.mask_tokens(ids_BL, self.text, rng, self.config.mask_share)
@@ -269,6 +266,7 @@ class ALBEF(Method):
         logits_BLV = logits(self.text_side, image_BSD)
         loss = masked_tokens.masked_loss(logits_BLV, masked.targets_BL)
         if self.config.alpha:
+            assert slow_BSD is not None
             with torch.no_grad():
                 soft_BLV = text_encoder.wide(logits(self.slow_side, slow_BSD)).softmax(dim=-1)
             soft = masked_tokens.masked_loss(logits_BLV, masked.targets_BL, soft_BLV)

@@ -61,11 +61,16 @@ class Config(TextConfig):
         """Whether texts are pairs of sentences."""
         return "nsp" in self.loss
 
+    @property
+    def predicts(self) -> bool:
+        """Whether a head for hidden words is trained."""
+        return "mlm" in self.loss
+
 
 class BERT(Method):
     """A text encoder that predicts hidden words, and the next sentence."""
 
-    version = 1
+    version = 2
     paper = "Devlin et al., NAACL 2019"
     needs = ("captions",)
     columns = frozenset({"caption"})
@@ -104,8 +109,6 @@ class BERT(Method):
         super().__init__(config, backbone, data)
         assert data.text is not None
         self.text = data.text
-        if "mlm" not in config.loss:
-            self.encoder.freeze_words()
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """No view of an image."""

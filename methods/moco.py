@@ -133,19 +133,7 @@ class MoCo(Method):
     @classmethod
     def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
         """Whether a queue is filled by whole batches, with keys of different images."""
-        size = config.queue_size
-        near = max(1, round(min(size, images) / batch_size)) * batch_size
-        if near > images:
-            near -= batch_size
-        would = f"--queue-size {near} would work"
-        if size % batch_size:
-            return f"--queue-size {size} is no multiple of batch size {batch_size}; {would}"
-        if size > images:
-            return (
-                f"--queue-size {size} is more than the {images:,} training images, so that each "
-                f"would be among its own negatives; {would}"
-            )
-        return None
+        return Queue.refuses(config.queue_size, batch_size, images)
 
     def transforms(self) -> Mapping[str, Augmentation]:
         """The view of the query and that of the key, made alike."""

@@ -19,8 +19,8 @@ Deviations that give different numbers:
 - The tubelet embedding starts as a matrix of Xavier-uniform weights without a bias instead of with
   torch's default of a convolution, because every method starts from one shared initialisation.
 - Clips are normalised by the training split's own mean and deviation instead of ImageNet's.
-- A crop is one of any size and shape above ``--crop-scale``, at any place, instead of one of four
-  sizes at one of thirteen places.
+- A crop is one of any size and shape above ``--crop-scale``, at any place of the square in the
+  middle of the frame, instead of one of four sizes at one of thirteen places of the whole frame.
 - Warm-up is a share of the training, and starts from zero instead of 1e-6.
 - Mixed precision is bf16 without loss scaling instead of fp16 with it.
 

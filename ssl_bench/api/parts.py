@@ -84,6 +84,22 @@ class Queue(nn.Module):
         self.register_buffer("rows_KD", F.normalize(torch.randn(size, width), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
+    @staticmethod
+    def refuses(size: int, batch_size: int, images: int) -> str | None:
+        """Why so large a queue is not filled by whole batches of different images, if it is not."""
+        near = max(1, round(min(size, images) / batch_size)) * batch_size
+        if near > images:
+            near -= batch_size
+        would = f"--queue-size {near} would work"
+        if size % batch_size:
+            return f"--queue-size {size} is no multiple of batch size {batch_size}; {would}"
+        if size > images:
+            return (
+                f"--queue-size {size} is more than the {images:,} training images, so that each "
+                f"would be among its own negatives; {would}"
+            )
+        return None
+
     @torch.no_grad()
     def push(self, rows_ND: Tensor) -> None:
         """Put in features of length 1, no more than it holds; the oldest ones leave."""

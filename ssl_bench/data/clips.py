@@ -4,8 +4,9 @@ Of each video every frame whose number is a multiple of the stride is kept, as a
 image's; a clip is so many kept frames one after the other. Training draws where it begins, and
 evaluation takes the one in the middle, or of a test video several and crops of them: clips that
 begin at equal distances from the first place to the last, squares at both ends of the frame and in
-its centre (``kinetics.py``, MCG-NJU/VideoMAE ``14ef8d8``). A video that is too short for a clip
-repeats its last frame.
+its centre (``kinetics.py``, MCG-NJU/VideoMAE ``14ef8d8``). Of each square an encoder sees the inner
+7/8, as it does of an image; the official code resizes frames to what it sees, and cuts nothing off.
+A video that is too short for a clip repeats its last frame.
 
 Files are decoded by PyAV, whose wheels bring ffmpeg's libraries, and GIFs by Pillow. Strides count
 frames, whatever the frame rate.
@@ -13,16 +14,18 @@ frames, whatever the frame rate.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,7 @@ from torch import Tensor
 from ssl_bench.config.settings import Storage
 from ssl_bench.data import images
 from ssl_bench.data.dataset import Dataset, Split
-from ssl_bench.data.images import UnreadableImage, naming, square_CSS
+from ssl_bench.data.images import UnreadableVideo, naming, square_CSS
 from ssl_bench.data.in_memory import total_memory
 from ssl_bench.data.listing import Listing, Picture, Progress, check_labels
 from ssl_bench.data.sampling import Sampling
@@ -53,6 +56,7 @@ class VideoSplit(Split):
     Attributes:
         frames_KCSS: uint8, the kept frames of all videos, one video after the other; of several
             crops, one crop's channels after the other's.
+        first_N: int64, where each video's begin.
         counts_N: int64, how many each video has, 1 or more.
         views: clips, and crops of each, that a test averages over.
     """
@@ -60,6 +64,7 @@ class VideoSplit(Split):
     images_NCHW: Tensor = field(init=False, repr=False)
     masks_NSS: None = field(init=False, repr=False, default=None)
     frames_KCSS: Tensor = field(kw_only=True)
+    first_N: Tensor = field(kw_only=True)
     counts_N: Tensor = field(kw_only=True)
     views: tuple[int, int] = field(default=(1, 1), kw_only=True)
 
@@ -111,13 +116,10 @@ class VideoSplit(Split):
                 for crop in range(crops)
             )
 
-    def subset(self, places: Any) -> VideoSplit:
-        """The videos at some places."""
-        index_M = torch.as_tensor(places, dtype=torch.int64)
-        videos = self.frames_KCSS.split(self.counts_N.tolist())
-        frames_KCSS = torch.cat([videos[index] for index in index_M.tolist()])
-        labels_N, counts_N = self.labels_N[index_M], self.counts_N[index_M]
-        return replace(self, frames_KCSS=frames_KCSS, labels_N=labels_N, counts_N=counts_N)
+    def subset(self, places: Sequence[int]) -> VideoSplit:
+        """The videos at some places, their frames in the same memory."""
+        first_N, counts_N = self.first_N[places], self.counts_N[places]
+        return replace(self, first_N=first_N, counts_N=counts_N, **self._told_of(places))
 
     def chunks(self, size: int) -> Iterator[Tensor]:
         """The clips of all videos in order, ``size`` at a time."""
@@ -132,8 +134,7 @@ class VideoSplit(Split):
 
     def _clips(self, index_B: Tensor, start_B: Tensor, crop: int | None = None) -> Tensor:
         """The clips that begin at these kept frames, of one of the crops or else the middle one."""
-        counts_B1 = self.counts_N[index_B, None]
-        first_B1 = self.counts_N.cumsum(0)[index_B, None] - counts_B1
+        first_B1, counts_B1 = self.first_N[index_B, None], self.counts_N[index_B, None]
         place_BF = (start_B[:, None] + torch.arange(self.frames)).minimum(counts_B1 - 1)
         first = self.channels * (self.views[1] // 2 if crop is None else crop)
         frames_KCSS = self.frames_KCSS[:, first : first + self.channels]
@@ -183,19 +184,27 @@ def load(
             f"stride {sampling.stride}: the last one repeated"
         )
     digest = hashlib.sha256(json.dumps([*listing.classes, sampling.frames]).encode())
-    videos = iter([decoded[place] for place in sorted(decoded)])
+    places = iter(sorted(decoded))
     splits = []
     for part in (listing.train, listing.test):
-        own = [*islice(videos, part.count)]
-        counts_N = torch.tensor([len(video) for video in own])
-        frames_KCSS = torch.from_numpy(np.concatenate(own))
+        own = [*islice(places, part.count)]
+        counts_N = torch.tensor([len(decoded[place]) for place in own])
         labels_N = torch.tensor(part.labels, dtype=torch.int64)
-        first = frames_KCSS.shape[1] // 6 * 3  # the middle crop's
-        centre = frames_KCSS[:, first : first + 3].contiguous()
-        for each in (centre, counts_N, labels_N):
+        shape = int(counts_N.sum()), *decoded[own[0]].shape[1:]
+        frames_KCSS = torch.empty(shape, dtype=torch.uint8)
+        first = shape[1] // 6 * 3  # the middle crop's
+        for place, each_FCSS in zip(own, frames_KCSS.split(counts_N.tolist()), strict=True):
+            # Nothing is in memory twice but this video.
+            each_FCSS.copy_(torch.from_numpy(decoded.pop(place)))
+            digest.update(each_FCSS[:, first : first + 3].contiguous().numpy().data)
+        for each in (counts_N, labels_N):
             digest.update(each.numpy().data)
         split = VideoSplit(
-            labels_N, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N
+            labels_N,
+            frames=sampling.frames,
+            frames_KCSS=frames_KCSS,
+            first_N=counts_N.cumsum(0) - counts_N,
+            counts_N=counts_N,
         )
         splits.append(replace(split, views=views) if part is listing.test else split)
     told = tuple(f"{error.name}: {error.reason}" for error in errors)
@@ -212,12 +221,11 @@ def middle(path: Path, image_size: int, sampling: Sampling) -> Tensor:
     picture = Picture(str(path), path, 0)
     _require_decoder([picture])
     found = _video(picture, 1, round(image_size * 8 / 7), sampling)
-    if isinstance(found, UnreadableImage):
+    if isinstance(found, UnreadableVideo):
         raise found
     frames_KCSS, one = torch.from_numpy(found), torch.zeros(1, dtype=torch.int64)
-    counts_N = one + len(frames_KCSS)
-    own = VideoSplit(one, frames=sampling.frames, frames_KCSS=frames_KCSS, counts_N=counts_N)
-    return own.images(one)
+    where: Any = {"frames_KCSS": frames_KCSS, "first_N": one, "counts_N": one + len(frames_KCSS)}
+    return VideoSplit(one, frames=sampling.frames, **where).images(one)
 
 
 def _require_decoder(pictures: list[Picture]) -> None:
@@ -235,55 +243,70 @@ def _decoded(
     side: int,
     sampling: Sampling,
     progress: Progress,
-) -> tuple[dict[int, np.ndarray], dict[int, UnreadableImage]]:
+) -> tuple[dict[int, np.ndarray], dict[int, UnreadableVideo]]:
     """The kept frames of each video that can be read, and the errors of the others, by place."""
     decoded: dict[int, np.ndarray] = {}
-    broken: dict[int, UnreadableImage] = {}
-    room, used = total_memory() // 2, 0
+    broken: dict[int, UnreadableVideo] = {}
+    room, used, lock = total_memory() // 2, 0, Lock()
+
+    def take(size: int) -> None:
+        nonlocal used
+        with lock:
+            used += size
+        require(
+            used <= room,
+            f"the frames of {len(pictures):,} videos need more than {room / 2**30:.1f} GiB, half "
+            f"of the memory ({len(decoded):,} were decoded); a larger --stride than "
+            f"{sampling.stride} or a smaller --image-size would work",
+        )
+
     numbered = iter(enumerate(pictures))
-    read = partial(_video, side=side, sampling=sampling)
+    read = partial(_video, side=side, sampling=sampling, take=take)
     with ThreadPoolExecutor() as pool:
         while batch := [*islice(numbered, _AT_ONCE)]:
             taken = [crops[place] for place, _ in batch]
             found = pool.map(read, [picture for _, picture in batch], taken)
             for (place, _), video in zip(batch, found, strict=True):
-                if isinstance(video, UnreadableImage):
+                if isinstance(video, UnreadableVideo):
                     broken[place] = video
-                    continue
-                decoded[place] = video
-                used += video.nbytes
-            require(
-                used <= room,
-                f"the frames of {len(decoded):,} of {len(pictures):,} videos need "
-                f"{used / 2**30:.1f} GiB, more than half of the memory; a larger --stride than "
-                f"{sampling.stride} or a smaller --image-size would work",
-            )
+                else:
+                    decoded[place] = video
             progress(batch[-1][0] + 1, len(pictures))
     return decoded, broken
 
 
 def _video(
-    picture: Picture, crops: int, side: int, sampling: Sampling
-) -> np.ndarray | UnreadableImage:
+    picture: Picture,
+    crops: int,
+    side: int,
+    sampling: Sampling,
+    take: Callable[[int], None] = lambda size: None,
+) -> np.ndarray | UnreadableVideo:
     """The kept frames of a video as squares, uint8 ``(K, crops * 3, S, S)``, or why there are none.
 
     One crop is the centre; several are at equal distances from one end to the other.
+
+    Args:
+        take: told of the bytes of each frame that is kept, and of a broken video's, less than 0.
     """
+    kept = list[np.ndarray]()
     places = [crop / (crops - 1) for crop in range(crops)] if crops > 1 else [0.5]
     assert isinstance(picture.encoded, Path)
     read = _gif if picture.encoded.suffix.lower() == GIF else _film
     try:
-        with naming(picture), closing(read(picture.encoded)) as frames:
-            kept, count = [], 0
+        with naming(picture, error_class=UnreadableVideo), closing(read(picture.encoded)) as frames:
+            count = 0
             for count, frame in enumerate(frames, start=1):
                 if (count - 1) % sampling.stride == 0:
                     image = frame()
                     squares = [square_CSS(image, side, 3, place=place) for place in places]
                     kept.append(np.concatenate(squares))
+                    take(kept[-1].nbytes)
             if count < min(2, sampling.frames):
                 raise ValueError(f"it has {['no frames', 'one frame'][count]}")
             return np.ascontiguousarray(np.stack(kept))
-    except UnreadableImage as error:
+    except UnreadableVideo as error:
+        take(-sum(each.nbytes for each in kept))
         return error
 
 
@@ -298,11 +321,17 @@ def _film(path: Path) -> Generator[Callable[[], Image.Image]]:
     """What gives each frame, whose colours are converted only then."""
     import av
 
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError("it has no video stream")
-        for frame in container.decode(video=0):
-            yield partial(_upright, frame)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("it has no video stream")
+            for frame in container.decode(video=0):
+                yield partial(_upright, frame)
+    except av.FFmpegError as error:
+        # A file that is cut short may end in an error of input, or ask for too much memory.
+        if isinstance(error, OSError) and error.errno != errno.EIO:
+            raise
+        raise ValueError(error.strerror) from error
 
 
 def _upright(frame: Any) -> Image.Image:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -99,16 +99,17 @@ class Split:
     def subset(self, places: Sequence[int]) -> Split:
         """The images at some places."""
         masks = None if self.masks_NSS is None else self.masks_NSS[places]
-        texts = self.captions and tuple(self.captions[place] for place in places)
-        images_NCHW, labels_N = self.images_NCHW[places], self.labels_N[places]
         return replace(
-            self,
-            images_NCHW=images_NCHW,
-            labels_N=labels_N,
-            masks_NSS=masks,
-            captions=texts,
-            documents=self.documents and _divided(self.documents, places),
+            self, images_NCHW=self.images_NCHW[places], masks_NSS=masks, **self._told_of(places)
         )
+
+    def _told_of(self, places: Sequence[int]) -> dict[str, Any]:
+        """The labels and texts at some places: the fields of every `subset`."""
+        return {
+            "labels_N": self.labels_N[places],
+            "captions": self.captions and tuple(self.captions[place] for place in places),
+            "documents": self.documents and _divided(self.documents, places),
+        }
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:
         """`images` of each of several index tensors; close it if you stop early."""

@@ -27,6 +27,7 @@ from ssl_bench.data import depth
 from ssl_bench.data.depth import Depths, Extremes
 from ssl_bench.data.listing import Picture
 from ssl_bench.errors import UserError
+from ssl_bench.utils.formatting import many
 
 # Pillow warns of damaged metadata, which does not matter here, and of large images, whose limit is
 # our own.
@@ -68,13 +69,21 @@ _LONGEST_REASON = 80
 class UnreadableImage(UserError):
     """One image cannot be read; ``is_refused`` if the system refused a file that may be intact."""
 
+    kind = "image"
+
     def __init__(self, name: str, error: Exception, hint: str = "") -> None:
         known = not isinstance(error, UnidentifiedImageError)
         reason = " ".join(str(error).split()) or type(error).__name__
         self.reason = reason if known else "no format that Pillow knows"
         self.name = name
         self.is_refused = isinstance(error, OSError) and error.errno is not None
-        super().__init__(f"cannot read image {name}: {self.reason}{hint}")
+        super().__init__(f"cannot read {self.kind} {name}: {self.reason}{hint}")
+
+
+class UnreadableVideo(UnreadableImage):
+    """The same of a video."""
+
+    kind = "video"
 
 
 def refuse(broken: Sequence[UnreadableImage], skip: bool) -> None:
@@ -90,7 +99,9 @@ def refuse(broken: Sequence[UnreadableImage], skip: bool) -> None:
         raise UserError(f"{refused[0]}{hint}")
     shown = [f"{each.name} ({each.reason[:_LONGEST_REASON]})" for each in refused[:_SHOWN]]
     rest = f" and {len(refused) - _SHOWN:,} more" if refused[_SHOWN:] else ""
-    raise UserError(f"cannot read {len(refused):,} images: {', '.join(shown)}{rest}{hint}")
+    raise UserError(
+        f"cannot read {many(len(refused), refused[0].kind)}: {', '.join(shown)}{rest}{hint}"
+    )
 
 
 @cache
@@ -213,14 +224,16 @@ def _is_small(packed: bytes) -> bool:
 
 
 @contextmanager
-def naming(picture: Picture, hint: str = "") -> Iterator[None]:
-    """Turn any error about a picture into an `UnreadableImage` that names it, with a hint."""
+def naming(
+    picture: Picture, hint: str = "", error_class: type[UnreadableImage] = UnreadableImage
+) -> Iterator[None]:
+    """Turn any error about a picture into one of that class that names it, with a hint."""
     try:
         yield
     except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's decoders may raise anything on broken bytes
-        raise UnreadableImage(picture.name, error, hint) from error
+        raise error_class(picture.name, error, hint) from error
 
 
 def in_memory(picture: Picture) -> Picture:

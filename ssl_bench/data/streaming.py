@@ -95,9 +95,7 @@ class StreamedSplit(Split):
     def subset(self, places: Sequence[int]) -> StreamedSplit:
         """The images at some places."""
         return replace(
-            self,
-            labels_N=self.labels_N[torch.tensor(places)],
-            picture=lambda index: self.picture(places[index]),
+            self, picture=lambda index: self.picture(places[index]), **self._told_of(places)
         )
 
     def read(self, indices: Iterable[Tensor]) -> Generator[Tensor]:

@@ -223,7 +223,7 @@ def _announce(
     encoder = f"{spec.backbone}, {spec.image_size} px{patches}"
     if spec.text:
         what = spec.backbone if spec.is_text else f"{encoder}, and text"
-        words = f"{len(spec.text.words):,} words, texts of {spec.text.max_tokens} tokens"
+        words = f"{spec.text.size:,} words, texts of {spec.text.max_tokens} tokens"
         encoder = f"{what} in {spec.text.depth} layers of {spec.text.width}, {words}"
     console.print(
         f"images {data.storage}\n"

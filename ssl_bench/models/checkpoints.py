@@ -351,18 +351,23 @@ def _albef(content: Mapping[str, Any], path: Path, where: str, hints: WeightSett
     images = text_formats.albef_images(content, hints.branch, where)
     found = _build(formats.sort(images, None, where), where, replace(hints, branch=None))
     spec = _normalised(found.spec, text_formats.CLIP_MEAN, text_formats.CLIP_STD, where)
-    found = replace(found, kind=f"ALBEF, {hints.branch or text_formats.IMAGE_SIDE}", spec=spec)
+    kind = f"{text_formats.kind_of(content)}, {hints.branch or text_formats.IMAGE_SIDE}"
     known = _vocabulary(path.parent, hints)
+    others = text_formats.albef_left_out(content, hints.branch, reads_texts=known is not None)
+    found = replace(found, kind=kind, spec=spec, left_out=others)
     if known is None:
-        why = "no vocab.txt lies beside it; --tokenizer FILE would read captions, too"
-        return replace(found, left_out=f"left out: its text encoder, since {why}")
+        why = (
+            "captions are not read, since no vocab.txt lies beside it; --tokenizer FILE would work"
+        )
+        return replace(found, left_out=f"{why}; {others}")
     encoder: Any = found.encoder
     how = known, encoder.blocks[0].attn.num_heads, encoders.width(encoder), where
-    own, named, left_out = text_formats.albef_texts(content, hints.branch, *how)
+    own, named, note = text_formats.albef_texts(content, hints.branch, *how)
     with torch.device("meta"):
         pair = ImageText(own)
     weights.load_strictly(pair, named, where, what="text encoder")
-    return replace(found, spec=replace(spec, text=own), pair=pair, left_out=left_out)
+    notes = "; ".join(filter(None, (note, others)))
+    return replace(found, spec=replace(spec, text=own), pair=pair, left_out=notes)
 
 
 def _vocabulary(folder: Path, hints: WeightSettings | None) -> tuple[str, bool] | None:
@@ -419,7 +424,7 @@ def _in_words(spec: EncoderSpec, encoder: Backbone) -> str:
     if spec.is_text and spec.text:
         own = spec.text
         return (
-            f"{own.width} wide, {own.depth} layers, {own.num_heads} heads, {len(own.words):,} words"
+            f"{own.width} wide, {own.depth} layers, {own.num_heads} heads, {own.size:,} words"
             f"{' in lower case' if own.lowercase else ''}, texts of {own.max_tokens} tokens"
         )
     mean = ", ".join(f"{value:.3g}" for value in spec.mean)

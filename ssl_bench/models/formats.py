@@ -252,9 +252,9 @@ def sort(content: Mapping[str, Any], branch: str | None, where: str) -> Weights:
         frames=_told(content, "num_frames", clip_formats.FRAMES) if takes_clips else 1,
         side=_told(content, "input_size", clip_formats.SIDE) if takes_clips else None,
         without_prefix="register_tokens" in state,
-        left_out=_in_words(
-            [(_place(name, prefix), leaf) for name, leaf in outside.items()]
-            + [(_kind_of(name), leaf) for name, leaf in aside.items()]
+        left_out=left_out(
+            [(_place(name, prefix), leaf.value) for name, leaf in outside.items()]
+            + [(_kind_of(name), leaf.value) for name, leaf in aside.items()]
         ),
     )
 
@@ -382,10 +382,11 @@ def _place(name: str, prefix: str) -> str:
     return ".".join(parts[: shared + 1])
 
 
-def _in_words(left_out: Iterable[tuple[str, _Leaf]]) -> str:
+def left_out(values: Iterable[tuple[str, Any]]) -> str:
+    """What is not read of a file, in words: the tensors counted by the names of their places."""
     tensors: Counter[str] = Counter()
-    for place, leaf in left_out:
-        tensors[place] += isinstance(leaf.value, Tensor)
+    for place, value in values:
+        tensors[place] += isinstance(value, Tensor)
     parts = [f"{place} (tensors: {count})" if count else place for place, count in tensors.items()]
     more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return f"left out: {', '.join(parts[:_SHOWN])}{more}" if parts else ""

@@ -34,15 +34,15 @@ class Masked(NamedTuple):
 def mask_tokens(ids_BL: Tensor, spec: TextSpec, rng: SampleRng, share: float) -> Masked:
     """Hide each token with a probability of ``share``, but for [CLS], [SEP] and [PAD].
 
-    Of the hidden ones 80 % become [MASK], 10 % some other word of the vocabulary, and 10 % stay
-    (section 3.1).
+    Of the hidden ones 80 % become [MASK], 10 % any word of the vocabulary, special ones and the
+    hidden one itself included, and 10 % stay (section 3.1).
     """
     special = torch.tensor([spec.id(each) for each in (PAD, CLS, SEP)], device=ids_BL.device)
     length = ids_BL.shape[1]
     drawn = rng.uniforms({"hidden": length, "how": length, "word": length})
     hidden_BL = (drawn["hidden"] < share) & ~torch.isin(ids_BL, special)
     how_BL = drawn["how"]
-    words_BL = (drawn["word"] * len(spec.words)).long()
+    words_BL = (drawn["word"] * spec.size).long()
     seen_BL = torch.where(how_BL < 0.8, spec.id(MASK), ids_BL)
     seen_BL = torch.where(how_BL >= 0.9, words_BL, seen_BL)
     return Masked(torch.where(hidden_BL, seen_BL, ids_BL), torch.where(hidden_BL, ids_BL, _IGNORED))

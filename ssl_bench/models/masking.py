@@ -35,7 +35,8 @@ def count_kept(
     kept = int(patches * (1 - mask_ratio))
     if hides_fewer:
         kept = patches - int(patches * mask_ratio)
-    require(patches > 1, "an image of one patch cannot be masked; a smaller patch size would work")
+    more = "a larger --frames" if "frames" in each else "a smaller patch size"
+    require(patches > 1, f"a single {each} cannot be masked; {more} would work")
     require(
         kept > 0,
         f"--mask-ratio {mask_ratio} leaves no {each} visible of {patches}; "

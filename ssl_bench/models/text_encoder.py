@@ -97,7 +97,7 @@ class TextEncoder(nn.Module):
             f"{math.gcd(spec.width, spec.num_heads)} would work",
         )
         self.spec, self.num_features = spec, spec.width
-        self.words = nn.Embedding(len(spec.words), spec.width)
+        self.words = nn.Embedding(spec.size, spec.width)
         self.positions = nn.Embedding(spec.max_tokens, spec.width)
         if spec.next_sentence:
             self.segments = nn.Embedding(2, spec.width)
@@ -108,7 +108,7 @@ class TextEncoder(nn.Module):
         if spec.predicts:
             self.transform = nn.Linear(spec.width, spec.width)
             self.transform_norm = _norm(spec.width)
-            self.bias = nn.Parameter(torch.zeros(len(spec.words)))
+            self.bias = nn.Parameter(torch.zeros(spec.size))
         self.apply(_initialise)
 
     def seen(self, ids_BL: Tensor) -> Tensor:
@@ -145,12 +145,6 @@ class TextEncoder(nn.Module):
     def next_sentence(self, hidden_BLD: Tensor) -> Tensor:
         """Logits that a pair's second text comes after its first, and that not: ``(B, 2)``."""
         return wide(self.follows(torch.tanh(self.pooler(hidden_BLD[:, 0]))))
-
-    def freeze_words(self) -> None:
-        """Leave the head for hidden tokens out of the training."""
-        self.transform.requires_grad_(False)
-        self.transform_norm.requires_grad_(False)
-        self.bias.requires_grad_(False)
 
     def pool(self, hidden_BLD: Tensor, ids_BL: Tensor) -> dict[str, Tensor]:
         """A vector of each text: ``avg``, its tokens' mean, and ``cls``; float32 ``(B, D)``."""

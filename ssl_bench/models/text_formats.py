@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.errors import require
+from ssl_bench.models import formats
 from ssl_bench.models.vocabulary import PAD, TextSpec
 
 State = Mapping[str, Tensor]
@@ -46,7 +47,6 @@ _READ = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decode
 """What a configuration of transformers may say, and has to."""
 _LAYER = re.compile(r"layers\.(\d+)\.")
 IMAGE_SIDE, TEXT_SIDE, COPY = "visual_encoder", "text_encoder", "_m"
-_HEADS = {"vision_proj": "image_proj", "text_proj": "text_proj", "itm_head": "match"}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """What ALBEF normalises images with (``dataset/__init__.py``, salesforce/ALBEF ``b9727e4``)."""
@@ -84,10 +84,13 @@ def _read(
     config: Mapping[str, Any],
     image_width: int = 0,
 ) -> tuple[TextSpec, dict[str, Tensor], str]:
-    found, tied = dict[str, Tensor](), dict[str, Tensor]()
+    found, tied, aside = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+    has_heads = any(name.startswith("bert.") for name in state)
     for name, tensor in state.items():
         short = name.removeprefix("bert.")
-        if short in _TIED:
+        if has_heads and not name.startswith(("bert.", "cls.")):
+            aside[name] = tensor  # the head of a task
+        elif short in _TIED:
             tied[_TIED[short]] = tensor
         elif short != _COUNTED:
             found[_renamed(name)] = tensor
@@ -126,14 +129,12 @@ def _read(
         f"{where} has hidden layers of {hidden}; four times its width, {4 * width}, would work",
     )
     tells_order = {"pooler.weight", "follows.weight"} <= found.keys()
-    left_out = []
     if not tells_order:
         # A single text is a first one everywhere, so that its kind is a part of the positions.
         kinds_2D = found.pop("segments.weight")
         found["positions.weight"] = found["positions.weight"] + kinds_2D[0]
-        left_out = [name for name in found if name.startswith(("pooler.", "follows."))]
-        for name in left_out:
-            del found[name]
+        lone = [name for name in found if name.startswith(("pooler.", "follows."))]
+        aside |= {name: found.pop(name) for name in lone}
     predicts = "transform.weight" in found
     spec = TextSpec(
         words,
@@ -149,8 +150,12 @@ def _read(
     )
     named = {_fused(name, first): tensor for name, tensor in found.items()}
     notes = [] if predicts else ["it has no head that predicts hidden words"]
-    notes += ["left out: pooler"] if left_out else []
-    return spec, named, "; ".join(notes)
+    notes.append(_left_out(aside))
+    return spec, named, "; ".join(filter(None, notes))
+
+
+def _left_out(values: Mapping[str, Any]) -> str:
+    return formats.left_out((name.partition(".")[0], value) for name, value in values.items())
 
 
 def _renamed(name: str) -> str:
@@ -168,9 +173,15 @@ def _fused(name: str, first: int) -> str:
 
 
 def is_albef(content: Mapping[str, Any]) -> bool:
-    """Whether these are weights that ALBEF's official code saved."""
+    """Whether these are weights that ALBEF's official code saved, or BLIP's, which came of it."""
     names = [*map(str, _weights(content))]
     return all(any(n.startswith(f"{side}.") for n in names) for side in (IMAGE_SIDE, TEXT_SIDE))
+
+
+def kind_of(content: Mapping[str, Any]) -> str:
+    """Which of the two: BLIP's text encoder attends to images from its first layer on."""
+    own = _under(_weights(content), TEXT_SIDE)
+    return "BLIP" if any("layer.0.crossattention" in name for name in own) else "ALBEF"
 
 
 def _weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -207,16 +218,33 @@ def albef_texts(
     own = _under(state, f"{TEXT_SIDE}{copy}")
     spec, named, note = _read(own, vocabulary, num_heads, where, {}, image_width)
     found = {f"text.{name}": tensor for name, tensor in named.items()}
-    for theirs, ours in _HEADS.items():
-        # The matching head has no copy that follows it.
-        name = theirs if theirs == "itm_head" else f"{theirs}{copy}"
-        found |= {f"{ours}.{kind}": each for kind, each in _under(state, name).items()}
+    for theirs, ours in _heads(copy).items():
+        found |= {f"{ours}.{kind}": each for kind, each in _under(state, theirs).items()}
     has_projection = "image_proj.weight" in found and "text_proj.weight" in found
     fields = {
         "embed_dim": len(found["text_proj.weight"]) if has_projection else 0,
         "matches": "match.weight" in found,
     }
     return TextSpec(**{**vars(spec), **fields}), found, note
+
+
+def albef_left_out(content: Mapping[str, Any], branch: str | None, reads_texts: bool) -> str:
+    """What else ALBEF's weights hold, in words: queues, the other copy, the optimiser's state."""
+    copy, state = _copy(branch, ""), _weights(content)
+    read = {f"{IMAGE_SIDE}{copy}"}
+    read |= {f"{TEXT_SIDE}{copy}", *_heads(copy)} if reads_texts else set()
+    beside = {} if state is content else {k: v for k, v in content.items() if k != "model"}
+    others = {name: each for name, each in state.items() if name.partition(".")[0] not in read}
+    return _left_out({**others, **beside})
+
+
+def _heads(copy: str) -> dict[str, str]:
+    """The official names of the heads, and ours; that of the matching has no copy."""
+    return {
+        f"vision_proj{copy}": "image_proj",
+        f"text_proj{copy}": "text_proj",
+        "itm_head": "match",
+    }
 
 
 def _copy(branch: str | None, where: str) -> str:

@@ -26,7 +26,7 @@ from ssl_bench.utils.files import Unreadable, load_bytes, parse_json
 from ssl_bench.utils.rng import SampleRng
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_OF_METHOD = ("fusion_depth", "embed_dim", "matches", "next_sentence")
+_OF_METHOD = ("fusion_depth", "embed_dim", "matches", "next_sentence", "predicts")
 _WIDTH = 128
 _TOKENS = 8
 """Texts are padded to a multiple of so many tokens."""
@@ -93,6 +93,11 @@ class TextSpec:
         """The vocabulary, by id."""
         return self.vocabulary.split("\n")
 
+    @property
+    def size(self) -> int:
+        """The number of words."""
+        return len(_ids(self.vocabulary))
+
     def id(self, word: str) -> int:
         """The id of a word of the vocabulary."""
         return _ids(self.vocabulary)[word]
@@ -145,11 +150,11 @@ def read_vocabulary(path: Path) -> tuple[str, bool]:
     """The vocabulary in BERT's ``vocab.txt``, or in a ``tokenizer.json`` of WordPiece.
 
     Returns:
-        The words, one a line, and whether texts are lower-cased; a list of words says so by having
-        no capitals but in special tokens.
+        The words, one a line, and whether texts are lower-cased: as BERT's normaliser says, or
+        where there is none, if the words have no capitals but in special tokens.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, is something else, or normalises texts in another way.
     """
     where = f"tokenizer {str(path)!r}"
     try:
@@ -157,26 +162,32 @@ def read_vocabulary(path: Path) -> tuple[str, bool]:
         text = content.decode()
     except (Unreadable, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read: {error}") from error
+    told: dict[str, Any] = {}
     if not text.lstrip().startswith("{"):
         words = text.removesuffix("\n").split("\n")
         words = [word.removesuffix("\r") for word in words]
-        lowercase = not any(w != w.lower() for w in words if not w.startswith("["))
     else:
         try:
             found = parse_json(content)
             model, normalizer = found["model"], found.get("normalizer") or {}
+            told = normalizer if normalizer.get("type") == "BertNormalizer" else {}
             require(
                 model.get("type") == "WordPiece",
                 f"{where} is a {model.get('type')}; a WordPiece such as BERT's would work",
             )
             ids = {int(number): str(word) for word, number in model["vocab"].items()}
             words = [ids[number] for number in range(len(ids))]
-            lowercase = bool(normalizer.get("lowercase", True))
         except (Unreadable, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{where} is no tokenizer.json of WordPiece; BERT's, or its vocab.txt, would work"
             ) from error
     check_vocabulary(words, where)
+    is_lower = not any(w != w.lower() for w in words if not w.startswith("["))
+    lowercase = bool(told.get("lowercase", is_lower))
+    usual = {"strip_accents": (None, lowercase), "handle_chinese_chars": (True,)}
+    for name, known in {**usual, "clean_text": (True,)}.items():
+        has = told.get(name, known[0])
+        require(has in known, f"{where} has {name} {has!r}; {known[0]!r}, as in BERT's, would work")
     return "\n".join(words), lowercase
 
 
@@ -196,13 +207,11 @@ def tokenize(texts: Sequence[str], spec: TextSpec) -> Tensor:
     """
     first, last, pad = map(spec.id, (CLS, SEP, PAD))
     room = spec.max_tokens - 2
-    rows = [inner[:room] for inner in _encoded(texts, spec.vocabulary, spec.lowercase)]
-    length = min(spec.max_tokens, _rounded(2 + max(map(len, rows), default=0)))
-    ids_BL = torch.full((len(rows), length), pad)
-    for row_L, inner in zip(ids_BL, rows, strict=True):
-        row = torch.tensor([first, *inner, last])
-        row_L[: len(row)] = row
-    return ids_BL
+    inner = _encoded(texts, spec.vocabulary, spec.lowercase)
+    rows = [[first, *each[:room], last] for each in inner]
+    length = min(spec.max_tokens, _rounded(max(map(len, rows), default=2)))
+    padded = [row + [pad] * (length - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.int64).view(-1, length)
 
 
 def _rounded(length: int) -> int:
@@ -247,7 +256,7 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
 
 def noise(spec: TextSpec, rng: SampleRng) -> Tensor:
     """Ids drawn at random, as many as the longest texts have: int64 ``(B, max_tokens)``."""
-    ids_BL = (rng.uniform("text", spec.max_tokens) * len(spec.words)).long()
+    ids_BL = (rng.uniform("text", spec.max_tokens) * spec.size).long()
     pad = spec.id(PAD)
     return ids_BL.where(ids_BL != pad, spec.id(SEP))
 

@@ -95,7 +95,8 @@ def load_text_side(folder: Path, spec: EncoderSpec) -> ImageText | None:
     state = {
         name.removeprefix(start): t for name, t in read(path).items() if name.startswith(start)
     }
-    side = ImageText(spec.text)
+    with torch.device("meta"):
+        side = ImageText(spec.text)
     load_strictly(side, state, repr(str(path)), what="text encoder")
     return side
 

@@ -23,6 +23,7 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.distributed.strategy import Replica
 from ssl_bench.models import backbones, encoders, text_encoder, vocabulary, weights
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.vocabulary import Tokens
 from ssl_bench.runs import schema
 from ssl_bench.training import flops, gradients
 from ssl_bench.training.captured import CapturedStep, Stored
@@ -80,24 +81,35 @@ def batches(
 
     Close it where it is not iterated to its end. Steps have one row per sample, on the CPU.
     """
-    recipes = tuple(method.transforms().values())
+    recipes, texts = tuple(method.transforms().values()), texts_of(method, train)
     with closing(loader.stored(train, recipes, steps)) as found:
         for draws, pixels in found:
-            yield as_batch(method, train, spec, draws, pixels)
+            yield as_batch(method, train, spec, texts, draws, pixels)
+
+
+def texts_of(method: Method, train: Split) -> Tokens | None:
+    """The captions that a method reads, as tokens where the labels are; None if it reads none."""
+    if not method.data.text or "caption" not in method.columns:
+        return None
+    how = train.captions, train.documents, method.data.text, train.labels_N.device
+    return vocabulary.tokens_of(*how)
 
 
 def as_batch(
-    method: Method, train: Split, spec: EncoderSpec, draws: SampleRng, pixels: Sequence[Tensor]
+    method: Method,
+    train: Split,
+    spec: EncoderSpec,
+    texts: Tokens | None,
+    draws: SampleRng,
+    pixels: Sequence[Tensor],
 ) -> Batch:
-    """A batch of the draws and of what is stored of its images (see `loader.stored`)."""
+    """A batch of the draws, `texts_of` and what is stored of its images (see `loader.stored`)."""
     transforms = method.transforms()
     views = loader.finished(train, tuple(transforms.values()), draws, pixels)
     normalized = (normalize(view, spec.mean, spec.std, True) for view in views)
     labels_B = train.labels_N[draws.samples_B] if "label" in method.columns else None
     captions_BL = is_next_B = None
-    if (own := method.data.text) and "caption" in method.columns:
-        how = train.captions, train.documents, own, train.labels_N.device
-        texts = vocabulary.tokens_of(*how)
+    if texts and (own := method.data.text):
         if own.next_sentence:
             captions_BL, is_next_B = texts.draw_pairs(draws, own)
         else:
@@ -166,7 +178,7 @@ def prepare(
     if hardware.compiled and hardware.device.type == "cuda" and not replica:
         captured = CapturedStep(
             method,
-            partial(as_batch, method, train, spec),
+            partial(as_batch, method, train, spec, texts_of(method, train)),
             partial(gradients.backward, method, hardware=hardware, images_at_once=images_at_once),
             progress.console.print,
         )

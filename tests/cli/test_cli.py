@@ -504,7 +504,7 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         (["--seeds", "0,1"], "`ssl-bench sweep --seed"),
         (["--seed", "0,1,2"], "`ssl-bench sweep --seed 0,1,2`"),
         (["--method", "mocov3", "--batch-size", "1"], "--batch-size 1 is too small for mocov3"),
-        (["--patch-size", "16"], "an image of one patch cannot be masked"),
+        (["--patch-size", "16"], "a single patch cannot be masked"),
         (["--mask-ratio", "1e-17"], "hides no patch"),
         (["--linear-weight-decays", "0,5"], "--linear-weight-decays 5.0"),
         (["--epochs"], "--epochs"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import signal
@@ -669,7 +670,9 @@ def test_a_damaged_parquet_file_is_named(photographs: Path, tmp_path: Path) -> N
 
 def test_a_part_of_a_streamed_split_has_its_images_and_labels() -> None:
     whole = split_of([encoded(photograph(seed, 48, 40)) for seed in range(6)])
+    whole = dataclasses.replace(whole, captions=tuple((f"{n}",) for n in range(6)))
     part = whole.subset([4, 1])
+    assert part.captions == (("4",), ("1",))
     assert len(part) == 2
     assert torch.equal(part.labels_N, whole.labels_N[[4, 1]])
     assert torch.equal(part.images(torch.tensor([0, 1])), whole.images(torch.tensor([4, 1])))

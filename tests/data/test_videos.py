@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import shutil
 import struct
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from ssl_bench import data
+from ssl_bench.data import clips
 from ssl_bench.data.clips import VideoSplit, middle
 from ssl_bench.data.sampling import Sampling
 from ssl_bench.data.sources import videos
@@ -89,6 +91,7 @@ def test_a_clip_is_frames_of_a_stride_from_the_middle(gifs: Path) -> None:
     assert torch.equal(everything, found.train.images(torch.arange(6)))
     assert found.train.labels_N.tolist() == [0, 0, 0, 1, 1, 1]
     one = found.train.subset([4])
+    assert one.frames_KCSS is found.train.frames_KCSS
     assert shades_of(one.images(torch.tensor([0]))) == [[101 + 4 * n for n in (3, 6, 9, 12)]]
 
 
@@ -279,9 +282,52 @@ def test_films_are_read_as_gifs_are(tmp_path: Path, suffix: str, codec: str) -> 
     assert (frames.diff() - 12).abs().max() <= 3
     (tmp_path / "dark" / f"0{suffix}").write_bytes(b"nothing of the kind")
     write_film(tmp_path / "dark" / f"1{suffix}", shades(0, count=1), codec)
-    with pytest.raises(UserError, match="cannot read 2 images") as error:
+    with pytest.raises(UserError, match="cannot read 2 videos") as error:
         load(tmp_path)
     assert f"dark/0{suffix}" in str(error.value) and "one frame" in str(error.value)
+
+
+@with_av
+@pytest.mark.parametrize(
+    ("code", "is_broken"), [(errno.EIO, True), (errno.ENOMEM, True), (errno.EACCES, False)]
+)
+def test_what_ffmpeg_says_of_a_file_is_no_refusal_of_the_system(
+    code: int, is_broken: bool, gifs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import av
+
+    (gifs / "train" / "dark" / "9.mkv").write_bytes(b"cut short")
+    monkeypatch.setattr(av, "open", lambda path: av.error.err_check(-code, path))
+    if is_broken:
+        assert len(load(gifs, skip_broken=True).broken) == 1
+    else:
+        with pytest.raises(UserError, match=r"9\.mkv"):
+            load(gifs, skip_broken=True)
+
+
+def test_decoding_stops_where_frames_take_half_of_the_memory(
+    gifs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a video, too; a broken one gives back what it has taken."""
+    real, squares = clips.square_CSS, list[np.ndarray]()
+
+    def square_CSS(*args: Any, **how: Any) -> np.ndarray:
+        squares.append(real(*args, **how))
+        return squares[-1]
+
+    def load_where(frames: int, **how: Any) -> None:
+        monkeypatch.setattr(clips, "total_memory", lambda: 2 * frames * 3 * 32 * 32)
+        squares.clear()
+        load(gifs, **how)
+
+    monkeypatch.setattr(clips, "square_CSS", square_CSS)
+    load_where(70)
+    assert len(squares) == 70
+    with pytest.raises(UserError, match=r"memory.*--stride"):
+        load_where(5)
+    assert len(squares) <= 5 + 10  # the frame that is too much of each of 10 videos
+    write_gif(gifs / "train" / "dark" / "0.gif", shades(0, count=1))
+    load_where(63, skip_broken=True)
 
 
 @with_av

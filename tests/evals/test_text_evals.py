@@ -105,7 +105,7 @@ def test_the_best_are_ranked_anew_by_the_matching_head(encoder: Encoder, data: D
             encoder.pair.matching(encoder.text(own), own, tokens[image : image + 1])[0]
             for image in best
         ]
-        first = best[int(torch.stack([each[1] - each[0] for each in logits]).argmax())]
+        first = best[int(torch.stack([each[1] for each in logits]).argmax())]
         right += caption in captions[first]
     found = run("retrieval", encoder, data, rerank=3, resamples=1)
     assert found.scores["image_of_text_r1"] == pytest.approx(100 * right / 28)
@@ -186,28 +186,42 @@ def test_what_has_other_shapes_is_not_drawn() -> None:
         assert not figures.RETRIEVED.fits({**arrays, name: wrong}), (name, wrong.shape)
 
 
+@pytest.mark.parametrize("is_of_text", [False, True])
 def test_what_is_ranked_anew_stays_first(
-    encoder: Encoder, known: Dataset, monkeypatch: pytest.MonkeyPatch
+    is_of_text: bool, encoder: Encoder, known: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among the best, the pairs that the matching head says belong together."""
+    """Among the best, by the logit that they belong together alone, however large it is."""
 
     def belongs(hidden_BLD: Tensor, ids_BL: Tensor, image_BSD: Tensor) -> Tensor:
         sure_B = torch.sin(ids_BL.double() @ torch.arange(ids_BL.shape[1]).double())
-        return torch.stack([-sure_B, sure_B], dim=1)
+        return torch.stack([9 * sure_B.square(), 30 + sure_B], dim=1)
 
+    def looked_at(images_BCHW: Tensor) -> Tensor:
+        images.append(len(images_BCHW))
+        return tokens(images_BCHW)
+
+    images, tokens = list[int](), encoder.tokens
     monkeypatch.setattr(encoder.pair, "matching", belongs)
+    monkeypatch.setattr(encoder, "tokens", looked_at)
+    monkeypatch.setattr(retrieval, "_AT_ONCE", 7)
     _, _, texts = parts(encoder, known)
+    images.clear()
     ids = vocabulary.tokenize(texts, encoder.text.spec)
-    score = 1 - torch.rand(14, len(texts), generator=torch.Generator().manual_seed(0)) / 100
+    shape = (len(texts), 14) if is_of_text else (14, len(texts))
+    score = 1 - torch.rand(shape, generator=torch.Generator().manual_seed(0)) / 100
     before, best = score.clone(), score.topk(4, dim=1).indices
-    retrieval._rerank(score, False, 4, encoder, known, encoder.text(ids), ids)
+    _, hidden = retrieval._texts(encoder, ids)
+    retrieval._rerank(score, is_of_text, 4, encoder, known, hidden, ids)
+    # Each of the 14 once, and again where its pairs are in two of the 8 chunks.
+    assert sum(images) <= 14 + 7
     after = score.topk(4, dim=1).indices
     assert torch.equal(after.sort().values, best.sort().values)
-    assert not torch.equal(after, best)
-    sure = belongs(ids, ids, ids)[:, 1][after]
-    assert (sure.diff(dim=1) <= 1e-6).all() and sure.std() > 0.1
     others = torch.ones_like(score, dtype=torch.bool).scatter(1, best, False)
     assert torch.equal(score[others], before[others])
+    if not is_of_text:
+        assert not torch.equal(after, best)
+        sure = belongs(ids, ids, ids)[:, 1][after]
+        assert (sure.diff(dim=1) < 0).all() and sure.std() > 0.1
 
 
 def test_the_interval_is_that_of_the_percentiles() -> None:
@@ -316,6 +330,48 @@ def test_hidden_words_are_counted(known: Dataset) -> None:
     top = max(range(len(own.words)), key=lambda word: (train.count(word), -word))
     assert found.scores["frequent"] == pytest.approx(100 * words.count(top) / len(words))
     assert 0 < words.count(top) < len(words)
+
+
+def why_not(name: str, encoder: Any, data: Dataset) -> str | None:
+    """Why an evaluation cannot be made of an encoder on a data set."""
+    plugin = registry.find("eval", name)
+    return plugin.load_class()(plugin.load().Config()).supports(encoder, data)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "losses"), [(ALBEF, ("itc",)), (ALBEF, ("mlm",)), (BERT, ("nsp",)), (BERT, ("mlm",))]
+)
+def test_hidden_words_are_asked_of_a_head_that_was_trained(
+    plugin: registry.Plugin, losses: tuple[str, ...], data: Dataset
+) -> None:
+    config = dataclasses.replace(helpers.small(plugin), loss=losses)
+    own: Any = helpers.with_text(plugin, SPEC, config).text
+    fake = SimpleNamespace(text=SimpleNamespace(spec=own), pair=None)
+    assert (why_not("masked-words", fake, data) is None) == ("mlm" in losses)
+
+
+def test_hidden_words_beside_an_image_are_not_asked_without_images(
+    encoder: Encoder, data: Dataset
+) -> None:
+    assert why_not("masked-words", encoder, data) is None
+    without = dataclasses.replace(data, imageless="it is a plain text")
+    assert "tiny" in (why_not("masked-words", encoder, without) or "")
+
+
+@pytest.mark.parametrize(
+    ("classes", "works"),
+    [
+        (("0", "1"), False),
+        (("n01440764", "n01443537"), False),
+        (("n01440764", "goldfish"), True),
+        (("number 9", "n95"), True),
+    ],
+)
+def test_classes_without_names_are_not_told_by_names(
+    classes: tuple[str, ...], works: bool, encoder: Encoder, data: Dataset
+) -> None:
+    named = dataclasses.replace(data, classes=classes)
+    assert (why_not("zero-shot", encoder, named) is None) == works
 
 
 def ids_of(caption: str, spec: vocabulary.TextSpec) -> list[int]:

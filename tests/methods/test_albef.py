@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import helpers
@@ -48,8 +49,6 @@ def test_contrast_is_the_official_one() -> None:
 
 
 def built(**changes: Any) -> Any:
-    import dataclasses
-
     given: Any = {"alpha": 0.4, **changes}
     config = dataclasses.replace(helpers.small(ALBEF), **given)
     kind = ALBEF.load_class()
@@ -224,6 +223,26 @@ def test_each_loss_can_be_left_out(losses: tuple[str, ...]) -> None:
         assert (parameter.grad is not None) == parameter.requires_grad, name
     method.after_optimizer_step(helpers.FIRST_STEP)
     assert (text_encoder.why_no_pair(method.text_side) is None) == ("itc" in losses)
+    assert method.data.text.predicts == ("mlm" in losses)
+
+
+@pytest.mark.parametrize(
+    ("losses", "alpha", "slow"),
+    [("itc", 0.0, 1), ("itm", 0.4, 0), ("mlm", 0.4, 1), ("mlm", 0.0, 0)],
+)
+def test_what_no_loss_reads_is_not_computed(losses: str, alpha: float, slow: int) -> None:
+    method = built(loss=(losses,), alpha=alpha)
+    images, texts = list[Tensor](), list[Tensor]()
+    real = method.slow_encoder.forward_features
+
+    def watched(views: Tensor) -> Tensor:
+        images.append(views)
+        return real(views)
+
+    method.slow_encoder.forward_features = watched
+    method.text_side.text.register_forward_hook(lambda *call: texts.append(call[-1]))
+    method.loss(batch_of(method), helpers.FIRST_STEP)
+    assert (len(images), len(texts)) == (slow, 1)
 
 
 @pytest.mark.parametrize("losses", [(), ("itc", "itc"), ("mim",)])
@@ -237,3 +256,6 @@ def test_queues_of_partial_batches_are_refused() -> None:
     refuses = ALBEF.load_class().refuses
     assert refuses(config, 24, 1000, 1) is None
     assert "--queue-size" in (refuses(config, 25, 1000, 1) or "")
+    assert "--queue-size 72 " in (refuses(config, 24, 90, 1) or "")  # its own older keys
+    without = dataclasses.replace(config, loss=("itm", "mlm"))
+    assert refuses(without, 25, 90, 1) is None

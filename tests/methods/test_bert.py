@@ -369,6 +369,52 @@ def test_a_tokenizer_of_another_kind_is_refused(
     assert told in str(caught.value)
 
 
+def test_texts_are_looked_up_once_for_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, train = helpers.build(BERT, SPEC), make_images(6, 3, 16, 3, seed=1)
+    real, asked = vocabulary.tokens_of, list[Any]()
+
+    def watched(*how: Any) -> vocabulary.Tokens:
+        asked.append(how)
+        return real(*how)
+
+    monkeypatch.setattr(vocabulary, "tokens_of", watched)
+    steps = [SampleRng(0, step, torch.arange(6)) for step in range(3)]
+    assert len(list(setup.batches(method, train, SPEC, steps))) == 3 and len(asked) == 1
+
+
+def _tokenizer_json(words: list[str], normalizer: Any) -> str:
+    model = {"type": "WordPiece", "vocab": {w: n for n, w in enumerate(words)}}
+    return json.dumps({"model": model, "normalizer": normalizer})
+
+
+@pytest.mark.parametrize(
+    ("word", "normalizer", "lowercase"),
+    [
+        ("Bag", {"type": "BertNormalizer", "lowercase": True, "strip_accents": True}, True),
+        ("bag", {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}, False),
+        *(("Bag", None, False), ("bag", None, True)),
+        ("Bag", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}, False),
+    ],
+)
+def test_whether_texts_are_lower_cased_is_told_by_the_normaliser_or_the_words(
+    word: str, normalizer: Any, lowercase: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(_tokenizer_json([*vocabulary.SPECIAL, word], normalizer))
+    assert vocabulary.read_vocabulary(path)[1] == lowercase
+
+
+@pytest.mark.parametrize(
+    "other", [{"strip_accents": False}, {"handle_chinese_chars": False}, {"clean_text": False}]
+)
+def test_another_normaliser_is_refused(other: dict[str, bool], tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    normalizer = {"type": "BertNormalizer", "lowercase": True, **other}
+    path.write_text(_tokenizer_json([*vocabulary.SPECIAL, "bag"], normalizer))
+    with pytest.raises(UserError, match=next(iter(other))):
+        vocabulary.read_vocabulary(path)
+
+
 def test_a_spec_comes_back_from_its_json() -> None:
     spec = helpers.with_text(BERT, SPEC)
     assert spec.is_text

@@ -164,6 +164,11 @@ def test_a_tube_is_hidden_through_time(frames: int, side: int, kept: int) -> Non
     assert not torch.equal(keep_BK[0], keep_BK[1])
 
 
+def test_a_clip_of_one_pair_of_frames_is_too_short_for_their_masks(clip_spec: EncoderSpec) -> None:
+    with pytest.raises(UserError, match=r"pair of frames.*--frames"):
+        build(dataclasses.replace(clip_spec, frames=2), sampling="frame", mask_ratio=0.5)
+
+
 def test_official_count_of_hidden_patches_is_rounded_down() -> None:
     assert masking.count_kept(196, 0.9, hides_fewer=True) == 20
     assert masking.count_kept(196, 0.9) == 19

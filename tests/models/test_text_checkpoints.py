@@ -90,6 +90,21 @@ def test_bert_computes_what_transformers_does(kind: str, tmp_path: Path) -> None
         torch.testing.assert_close(found_B2, expected_B2, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("BertForSequenceClassification", "classifier"), ("BertForQuestionAnswering", "qa_outputs")],
+)
+def test_a_head_of_another_task_is_left_out(kind: str, head: str, tmp_path: Path) -> None:
+    theirs, folder = saved(tmp_path / "bert", kind)
+    found = read(folder)
+    assert f"{head} (tensors: 2)" in found.left_out
+    ids_BL = vocabulary.tokenize(TEXTS, found.spec.text)
+    seen_BL = found.encoder.seen(ids_BL)
+    expected_BLD = theirs.bert(ids_BL, attention_mask=seen_BL.long()).last_hidden_state
+    hidden_BLD = found.encoder.eval()(ids_BL)
+    torch.testing.assert_close(hidden_BLD[seen_BL], expected_BLD[seen_BL], rtol=1e-5, atol=1e-5)
+
+
 def test_old_files_of_bert_are_read_alike(tmp_path: Path) -> None:
     """A pickle, norms with gamma and beta, and positions that are counted in the file."""
     model, folder = saved(tmp_path / "bert")
@@ -329,6 +344,23 @@ def test_official_albef_is_evaluated_by_command(
     encoder: Any = package.load_encoder(file, num_heads=2)
     images_BCHW = torch.zeros(1, 3, 16, 16)
     assert encoder.forward_features(images_BCHW).shape == (1, 17, 32)
+
+
+def test_what_else_an_albef_holds_is_told(albef: Any, file: Path) -> None:
+    left_out = read(file, num_heads=2).left_out
+    assert all(f"{name} (tensors: 1)" in left_out for name in ("temp", "image_queue", "queue_ptr"))
+    assert "visual_encoder_m" in left_out and left_out.endswith("and 1 more")  # the epoch
+    assert "visual_encoder " not in left_out and "text_encoder " not in left_out
+    file.with_name("vocab.txt").unlink()
+    assert "text_encoder (tensors" in read(file, num_heads=2).left_out
+
+
+def test_a_blip_is_no_albef(albef: Any, file: Path) -> None:
+    assert read(file, num_heads=2).kind.startswith("ALBEF")
+    file.with_name("vocab.txt").unlink()
+    crossed = "text_encoder.encoder.layer.0.crossattention.self.query.weight"
+    torch.save({"model": official(albef) | {crossed: torch.zeros(32, 32)}}, file)
+    assert read(file, num_heads=2).kind.startswith("BLIP")
 
 
 def test_an_albef_that_is_none_is_told(albef: Any, file: Path) -> None:

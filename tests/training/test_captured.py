@@ -58,9 +58,10 @@ def trainer(method: Method, spec: EncoderSpec, data: Dataset) -> setup.Trainer:
 
 def captured(each: setup.Trainer, record: Record | None, told: list[str]) -> setup.Trainer:
     """The same, by recordings."""
+    texts = setup.texts_of(each.method, each.train)
     step = CapturedStep(
         each.method,
-        partial(setup.as_batch, each.method, each.train, each.spec),
+        partial(setup.as_batch, each.method, each.train, each.spec, texts),
         partial(gradients.backward, each.method, hardware=each.hardware),
         told.append,
         record,
