@@ -36,6 +36,7 @@ def best_of_trials(source: Source) -> Iterator[Drawing]:
             )
             curves.append(pd.DataFrame({"method": method, "trials": numbers, "best": best}))
         axis.set(xlabel="trials", ylabel=f"{judge}: best")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         drawing.legend(figure, handles)
         costs = listed(f"{method} {count(flops)}" for _, method, _, flops in
                        of_judge.itertuples(index=False))  # fmt: skip
