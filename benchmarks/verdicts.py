@@ -22,7 +22,7 @@ COLUMN = Column("knn", "protocol", "top1", "", "top-1 accuracy (%)", "higher", T
 METHODS, SEEDS, LEADS = (2, 4, 8, 20), (2, 3, 5, 10), (0.0, 1.0, 3.0)
 LAYOUTS = ("equal spreads", "unequal spreads", "unequal numbers of seeds")
 SPREAD = 0.4
-"""Points of accuracy over seeds, about the middle of those in ``results/fashion-mnist``."""
+"""Points of accuracy over seeds, about the middle of those in ``results/presets``."""
 UNEQUAL = (0.1, 1.0)
 """The smallest and the largest spread where they differ, evenly spaced."""
 

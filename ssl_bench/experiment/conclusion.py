@@ -20,7 +20,7 @@ from ssl_bench.utils.formatting import digits, listed, seconds
 
 FEW_STEPS = 500
 """Fewer say little about a method: MAE's features were hardly better than an untrained encoder's
-after 450 steps on 2,000 images (docs/tutorial.md), clearly after 777 (results/fashion-mnist)."""
+after 450 steps on 2,000 images (docs/tutorial.md), clearly after 777 (results/presets)."""
 _TIMES = ("10m", "1h", "8h")
 _WORDS = {
     "random init": ("an untrained encoder", "is"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from ssl_bench.analysis.comparison import grouping
 from ssl_bench.analysis.report import drawing
@@ -36,7 +37,7 @@ def best_of_trials(source: Source) -> Iterator[Drawing]:
             )
             curves.append(pd.DataFrame({"method": method, "trials": numbers, "best": best}))
         axis.set(xlabel="trials", ylabel=f"{judge}: best")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawing.legend(figure, handles)
         costs = listed(f"{method} {count(flops)}" for _, method, _, flops in
                        of_judge.itertuples(index=False))  # fmt: skip
