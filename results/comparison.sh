@@ -3,7 +3,7 @@
 # images for each, the same FLOPs, several seeds; then three budgets, MAE's mask ratio, the report.
 # What is done is not done again: the same command goes on where it stopped.
 #
-#   MINUTES=10 results/comparison.sh       the embedded data: about 12 hours on two CPU cores
+#   MINUTES=10 results/comparison.sh       the embedded data: about 20 hours on two CPU cores
 #   PRESET=small results/comparison.sh     for a GPU: ViT-Ti/4 on CIFAR-10
 #   COUNT=1 results/comparison.sh          say what is to come and what it costs, and do nothing
 #

@@ -42,18 +42,22 @@ def test_numbers_are_those_of_the_committed_runs() -> None:
         ), name  # fmt: skip
 
 
-def test_the_comparison_is_that_of_the_committed_runs() -> None:
+def test_the_comparisons_are_those_of_the_committed_runs() -> None:
     """Each row of scores, as ``ssl-bench compare`` prints it."""
-    compared = comparison.compare(index.load(ROOT / "results/fashion-mnist"))
-    console = Console(width=84, markup=False)
-    with console.capture() as capture:
-        for table in tables.as_rich(compared, console.width):
-            console.print(table)
-    printed = [line.strip() for line in capture.get().splitlines()]
+    printed = set[str]()
+    for folder in ("fashion-mnist", "presets"):
+        compared = comparison.compare(index.load(ROOT / "results" / folder))
+        console = Console(width=84, markup=False)
+        with console.capture() as capture:
+            for table in tables.as_rich(compared, console.width):
+                console.print(table)
+        printed |= {" ".join(line.split()) for line in capture.get().splitlines()}
     of_results = text_of("README.md") + text_of("docs/results.md")
-    rows = re.findall(r"^│ (?:mae|mocov3|random-init|supervised) .*│$", of_results, re.MULTILINE)
-    assert len(set(rows)) == 8
-    assert all(row in printed for row in rows)
+    rows = re.findall(
+        r"^│ (?:mae|mocov3|dino|random-init|supervised) .*│$", of_results, re.MULTILINE
+    )
+    assert len(set(rows)) == 8 + 5
+    assert all(" ".join(row.split()) in printed for row in rows)
 
 
 def test_pictures_exist() -> None:
