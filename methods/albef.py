@@ -302,7 +302,7 @@ class ALBEF(Method):
         return {"original": images_BCHW, "where its\ncaption looks": lit_BCHW}
 
     search_space = {
-        "base_lr": LogUniform(5e-5, 5e-3),
+        "base_lr": LogUniform(1e-4, 1e-2),
         "weight_decay": LogUniform(0.01, 0.3),
         "momentum": Uniform(0.98, 0.999),
         "alpha": Uniform(0.0, 0.6),
