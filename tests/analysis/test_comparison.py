@@ -1041,6 +1041,22 @@ def test_seeds_whose_settings_came_about_otherwise_are_no_equals(results: Result
     assert "best" not in marks(results.table()).values()
 
 
+def test_labels_are_no_rival_of_methods_that_learn_without(results: Results) -> None:
+    for number, method in enumerate(("mocov3", "mae", "supervised")):
+        results.seeds(method, 70 + 10 * number + NOISE[4 * number :][:4])
+    table = results.table()
+    assert marks(table)["supervised"] == "best"
+    assert [n for n in table.notes if "without labels" in n and "mae" in n and "knn" in n]
+    results.seeds("dino", 80 + NOISE[4:8][::-1])
+    assert not any("without labels" in note for note in results.table().notes)
+
+
+def test_without_methods_of_labels_nothing_is_said_of_them(results: Results) -> None:
+    results.seeds("mae", 80 + NOISE[:4])
+    results.seeds("mocov3", 70 + NOISE[4:8])
+    assert not any("without labels" in note for note in results.table().notes)
+
+
 def test_one_command_reads_at_all_three_costs(results: Results) -> None:
     results.seeds("a", (80, 81))
     results.seeds("b", (70, 71))

@@ -24,11 +24,13 @@ from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
+from ssl_bench.api import registry
 from ssl_bench.config import chosen
 from ssl_bench.config.command_settings import At, SelectionSettings, VerdictSettings
 from ssl_bench.errors import no_choice, require
 from ssl_bench.runs import index as runs_index
 from ssl_bench.runs.index import Index
+from ssl_bench.utils.formatting import listed
 
 MOST_GROUPS = 40
 """Larger tables are not tested: the correction would leave nothing significant."""
@@ -323,6 +325,7 @@ def _table(
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in shown[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
+    labels = {group.key: group.label for group in groups}
     tested: tuple[Pair, ...] = ()
     if len(groups) > MOST_GROUPS:
         notes.append(
@@ -330,7 +333,6 @@ def _table(
             f"{MOST_GROUPS} are tested, so name fewer runs"
         )
     else:
-        labels = {group.key: group.label for group in groups}
         tested, untested = pairs.test_pairs(
             [*labels], columns, by_cell, labels, at == "end", settings
         )
@@ -339,6 +341,8 @@ def _table(
             of_column = [pair for pair in tested if pair.column == column]
             if any(pair.verdict == "undecided" for pair in of_column):
                 notes += filter(None, [pairs.what_would_decide(column, by_cell)])
+    unlabelled = [group for group in groups if not _uses_labels(group.method)]
+    ahead: dict[str, list[str]] = defaultdict(list)
     cells = {}
     for column in columns:
         keys = [group.key for group in groups if (group.key, column.key) in by_cell]
@@ -354,9 +358,19 @@ def _table(
             marks = {key: mark for key, mark in marks.items() if mark != "best"}
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
+        alone = {g.key: means[g.key].mean for g in unlabelled if g.key in means and means[g.key].n}
+        rivals = [pair for pair in tested if {pair.a, pair.b} <= alone.keys()]
+        for key, mark in pairs.marks(column, alone, rivals).items():
+            if mark == "best" != marks.get(key) and tuned_alike(unlabelled):
+                ahead[labels[key]].append(f"{column.title}{version}")
         if column.is_headline and column.better != "neither":
             what = f"{column.title}{version}"
             notes += _ahead(what, column, groups, beside, {**cells, **beside_cells})
+    notes += [
+        f"of the methods that learn without labels, {label} is better than each of the others in "
+        f"{listed(names)}"
+        for label, names in ahead.items()
+    ]
     if not tuned_alike(groups):
         notes.append(
             "settings were not chosen alike, or nothing tells how, so that a lead may be that of "
@@ -468,6 +482,12 @@ def _ahead(
         for label, mean in means(beside).items()
         if column.sign * mean > column.sign * of_runs[best]
     ]
+
+
+def _uses_labels(method: str) -> bool:
+    """Whether a method that is known here asks for them."""
+    plugin = registry.installed("method", method)
+    return plugin is not None and "label" in plugin.declared.columns
 
 
 def _chosen(text: Any) -> str:
