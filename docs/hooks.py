@@ -440,9 +440,14 @@ class Scored:
 
 @cache
 def scored() -> Sequence[Scored]:
-    """The headlines of all committed runs."""
+    """The headlines of all committed runs but the trials of searches."""
     found = []
-    runs = {path.parent: load_json(path) for path in sorted(ROOT.glob("results/*/*/config.json"))}
+    paths = sorted(ROOT.glob("results/*/*/config.json"))
+    runs = {
+        path.parent: config
+        for path in paths
+        if not (config := load_json(path))["data"].endswith("-validation")
+    }
     for folder, config in runs.items():
         peers = [
             each["method_config"] for other, each in runs.items()

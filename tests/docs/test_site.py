@@ -60,15 +60,15 @@ def test_the_table_of_methods_is_what_they_declare(hooks: ModuleType) -> None:
 
 
 def test_results_are_those_of_the_committed_runs(hooks: ModuleType) -> None:
-    """A single seed's score as it is stored, and a baseline's three seeds counted once each."""
+    """A single seed's score as it is stored, and a baseline's five seeds counted once each."""
     [path] = ROOT.glob("results/quickstart/mae-*/evals/knn-*/scores.json")
     top = load_json(path)["scores"]["top1"]
     page = hooks.pages()["evaluations/knn.md"]
     assert f"| `quickstart` | `mae` | {top:.2f} |" in page
-    assert re.search(r"^\| `fashion-mnist` \| `mae` \| [\d.]+ ± [\d.]+ \(n=3\) \|$", page, re.M)
+    assert re.search(r"^\| `fashion-mnist` \| `mae` \| [\d.]+ ± [\d.]+ \(n=5\) \|$", page, re.M)
     own = hooks.pages()["methods/mae.md"]
     [baseline] = re.findall(r"^\| `fashion-mnist` \| \*raw pixels\* \|.*$", own, re.M)
-    assert set(re.findall(r"n=(\d+)", baseline)) == {"3"}
+    assert set(re.findall(r"n=(\d+)", baseline)) == {"5"}
 
 
 def test_a_link_to_a_file_leads_to_its_copy(hooks: ModuleType) -> None:
