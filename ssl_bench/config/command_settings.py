@@ -36,7 +36,7 @@ class ExportSettings(WeightSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructSettings(WeightSettings):
-    """Hide patches of images or clips, and draw what a masked autoencoder makes of the visible."""
+    """Hide patches of images or clips, and draw what a masked autoencoder puts in their place."""
 
     target: str = ""
     """A run's folder or name, or anyone's weights with their decoder."""
