@@ -90,7 +90,7 @@ def load(
         raise UserError(f"--image-size {image_size}; it must be 1 or more pixels")
     from ssl_bench.data.sources import texts
 
-    asked, read_size = parse(source), image_size or DEFAULT_IMAGE_SIZE
+    asked, read_size = _fetched(parse(source), data_dir), image_size or DEFAULT_IMAGE_SIZE
     if asked.place in INSIDE:
         require(
             storage != "stream",
@@ -102,7 +102,7 @@ def load(
         from ssl_bench.data import clips, sampling
         from ssl_bench.data.listing import no_progress
 
-        listing = list_videos(source)
+        listing = _videos(asked)
         if check:
             check(listing.train.count)
         chosen = sampling.chosen(clips.USUAL, frames, stride)
@@ -116,7 +116,7 @@ def load(
         from ssl_bench.data import in_memory
         from ssl_bench.data.listing import no_progress
 
-        listing, checked = list_images(source, data_dir), _folder(data_dir) / "checked"
+        listing, checked = _images(asked, data_dir), _folder(data_dir) / "checked"
         if check:
             check(listing.train.count)
         told = progress or no_progress
@@ -173,13 +173,15 @@ def list_images(source: str, data_dir: Path | None = None) -> Listing:
     Raises:
         UserError: the source is unknown or unusable.
     """
-    asked = parse(source)
-    listing = _listed(asked, data_dir)
-    if asked.is_validation:
-        from ssl_bench.data import holdout
+    return _images(_fetched(parse(source), data_dir), data_dir)
 
-        return holdout.of_listing(listing)
-    return listing
+
+def _images(asked: Source, data_dir: Path | None) -> Listing:
+    """The images of a source, of its training split alone where it is asked for."""
+    from ssl_bench.data import holdout
+
+    listing = _listed(asked, data_dir)
+    return holdout.of_listing(listing) if asked.is_validation else listing
 
 
 def _is_video(place: str, frames: int | None) -> bool:
@@ -189,18 +191,22 @@ def _is_video(place: str, frames: int | None) -> bool:
     return path.is_dir() and videos.is_here(path, frames)
 
 
-def list_videos(source: str) -> Listing:
-    """List the videos of a folder, as `load` does.
-
-    Raises:
-        UserError: its layout is ambiguous, or it has none of some class or split.
-    """
+def _videos(asked: Source) -> Listing:
+    """Likewise, the videos of a folder."""
     from ssl_bench.data import holdout
     from ssl_bench.data.sources import videos
 
-    asked = parse(source)
     listing = videos.find(Path(asked.place).expanduser(), asked.choice)
     return holdout.of_listing(listing) if asked.is_validation else listing
+
+
+def _fetched(asked: Source, data_dir: Path | None) -> Source:
+    """The same, where what the Hub has lies in a folder."""
+    if not asked.place.startswith(HUGGING_FACE) or Path(asked.place).expanduser().exists():
+        return asked
+    from ssl_bench.data.sources import hugging_face
+
+    return replace(asked, place=str(hugging_face.fetched(asked.place, _folder(data_dir))))
 
 
 def _listed(asked: Source, data_dir: Path | None) -> Listing:
@@ -211,10 +217,6 @@ def _listed(asked: Source, data_dir: Path | None) -> Listing:
         _refuse_choice(asked)
         return torchvision_sets.find(place, _folder(data_dir))
     path = Path(place).expanduser()
-    if place.startswith(HUGGING_FACE) and not path.exists():
-        from ssl_bench.data.sources import hugging_face
-
-        return hugging_face.find(place, asked.choice, _folder(data_dir))
     from ssl_bench.data.sources import captions, folder, pairs, parquet, tars, texts
 
     require(not texts.is_here(path), f"{place} has texts alone, and images are wanted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +24,18 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
+IMAGES = pa.table(
+    {"image": [{"bytes": png(n), "path": "a"} for n in range(8)], "label": [0, 1] * 4}
+)
+TEXTS = pa.table({"text": [f"sentence {n}" for n in range(8)], "label": ["no", "yes"] * 4})
+
+
+@dataclass
 class FakeSplit:
     """What of a split is used."""
 
-    _fingerprint = "1"
-
-    @property
-    def table(self) -> pa.Table:
-        images = [{"bytes": png(number), "path": "a"} for number in range(8)]
-        return pa.table({"image": images, "label": [0, 1] * 4})
+    table: pa.Table
+    _fingerprint: str = "1"
 
     @property
     def features(self) -> SimpleNamespace:
@@ -45,22 +49,39 @@ class FakeSplit:
         yield from (self.table.slice(start, 5) for start in (0, 5))
 
 
-def test_a_name_is_read_as_parquet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def on_the_hub(monkeypatch: pytest.MonkeyPatch, table: pa.Table) -> list[Any]:
+    """A stand-in for `datasets`, and what is asked of it."""
     asked: list[Any] = []
 
     def load_dataset(*args: Any) -> dict[str, FakeSplit]:
         asked.append(args)
-        return {"train": FakeSplit(), "test": FakeSplit()}
+        return {"train": FakeSplit(table), "test": FakeSplit(table)}
 
     whole = SimpleNamespace(embed_table_storage=lambda table: table)
     fake = SimpleNamespace(__version__="4.0.0", load_dataset=load_dataset, table=whole)
     monkeypatch.setitem(sys.modules, "datasets", fake)
+    return asked
+
+
+def test_a_name_is_read_as_parquet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = on_the_hub(monkeypatch, IMAGES)
     for storage in ("memory", "stream"):
         found = data.load("hf:some/tiny:small", None, tmp_path, storage=storage)
         assert (len(found.train), len(found.test), len(found.classes)) == (8, 8, 2)
         assert found.name == "some-tiny-small" and found.source == "hf:some/tiny:small"
     assert asked == [("some/tiny", "small")] * 2
     assert data.load("hf:some/tiny@train", None, tmp_path).note
+
+
+def test_texts_alone_are_read_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on_the_hub(monkeypatch, TEXTS)
+    found = data.load("hf:some/texts", None, tmp_path)
+    assert found.classes == ("no", "yes") and found.imageless
+    assert (len(found.train), len(found.test)) == (8, 8)
+    assert found.train.first_captions[1] == "sentence 1"
+    assert found.name == "some-texts" and found.source == "hf:some/texts"
+    with pytest.raises(UserError, match="texts alone"):
+        data.list_images("hf:some/texts", tmp_path)
 
 
 def test_what_does_not_work_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_pictures_beside_videos_are_left_out_unless_they_are_more(tmp_path: Path
     for place in ("poster", ".cache/poster", "dark/thumbnail"):
         (films / place).parent.mkdir(exist_ok=True)
         Image.fromarray(frame).save(films / f"{place}.jpg")
-    listed = data.list_videos(str(films))
+    listed = videos.find(films, "")
     assert listed.count == 6 and listed.left_out == {".jpg": 1, "in no class folder": 1}
     assert videos.is_here(films, None)
     for number in range(5):

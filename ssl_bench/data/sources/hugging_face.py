@@ -1,8 +1,9 @@
 """Data sets of the Hugging Face Hub, by the package `datasets`: ``hf:NAME`` or ``hf:NAME:CONFIG``.
 
 That package downloads and caches them, and reads its cache where it is offline. They are written
-once as Parquet files, which `parquet` reads: columns, labels and splits are found as there. No code
-of a data set is run, which `datasets` does not do any more since its version 4.
+once as Parquet files, which `parquet` reads, and `texts` those without images: columns, labels and
+splits are found as there. No code of a data set is run, which `datasets` does not do any more since
+its version 4.
 """
 
 from __future__ import annotations
@@ -14,21 +15,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ssl_bench.data.listing import Listing
 from ssl_bench.data.names import HUGGING_FACE
-from ssl_bench.data.sources import parquet
 from ssl_bench.errors import UserError, first_line, require
 from ssl_bench.utils.files import new_folder, writing
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+-]+)?")
 _WITHOUT_CODE = 4
-
-
 _ROWS = 500
 
 
-def find(place: str, choice: str, data_dir: Path) -> Listing:
-    """The data set of that name, which lies in ``data_dir`` afterwards.
+def fetched(place: str, data_dir: Path) -> Path:
+    """The folder of the data set of that name, which lies in ``data_dir`` afterwards.
 
     Raises:
         UserError: `datasets` is not installed or too old, or it cannot get or write the data set.
@@ -63,7 +60,7 @@ def find(place: str, choice: str, data_dir: Path) -> Listing:
         with writing(folder), new_folder(folder, alone=True) as output:
             for split, images in found.items():
                 _write(images, output / f"{split}-00000.parquet", datasets.table)
-    return parquet.find(folder, choice)
+    return folder
 
 
 def _write(images: Any, path: Path, tables: Any) -> None:
