@@ -231,7 +231,7 @@ class Data2Vec(Method):
         "base_lr": LogUniform(1e-4, 1e-2),
         "momentum": Uniform(0.98, 0.999),
         "mask_ratio": Uniform(0.5, 0.9),
-        "cls_weight": LogUniform(0.01, 10.0),
+        "weight_decay": LogUniform(0.01, 0.3),
         "crop_scale": Uniform(0.2, 1.0),
     }
 

@@ -38,6 +38,7 @@ from ssl_bench.api import (
     DataInfo,
     LogUniform,
     Method,
+    OneOf,
     OptimizerSpec,
     SelfDistillationConfig,
     Step,
@@ -254,8 +255,9 @@ class IBOT(Method):
 
     search_space = {
         "base_lr": LogUniform(5e-5, 5e-3),
-        "momentum": Uniform(0.98, 0.9995),
+        # Of a short training, 0.996 would leave the weights that it began with.
+        "momentum": OneOf((0.9, 0.96, 0.99, 0.996)),
         "patch_temp": Uniform(0.02, 0.08),
-        "mask_ratio": Uniform(0.2, 0.5),
+        "final_weight_decay": LogUniform(0.04, 0.5),
         "crop_scale": Uniform(0.14, 1.0),
     }
