@@ -252,6 +252,10 @@ class _Encoders:
     def baseline(self, kind: str) -> tuple[Any, Path]:
         """A baseline, "pixels" or "random", and its folder."""
         if kind not in self._made:
+            require(
+                kind in ("pixels", "random"),
+                f"unknown baseline {kind!r}; an evaluation may ask for pixels or random",
+            )
             spec, data, seed = self.spec, self.data, self.seed
             if not spec.is_text:  # what belongs to it changes nothing in an untrained encoder
                 spec = replace(spec, text=None)
@@ -266,10 +270,6 @@ class _Encoders:
             name = f"{kind}-{data.name}-seed{seed}-{schema.digest([CORE_VERSION, sparse])}"
             home = collectives.on_rank_zero(
                 lambda: run_folder.create(self.runs_dir / schema.BASELINES, name, config)
-            )
-            is_known = kind in ("pixels", "random")
-            require(
-                is_known, f"unknown baseline {kind!r}; an evaluation may ask for pixels or random"
             )
             self._made[kind] = (
                 RawPixels(spec, self.hardware, seed)

@@ -178,6 +178,17 @@ def test_what_an_evaluation_does_not_support_is_left_out(
     assert baselines == {"ours": [], "picky": ["random init"]}
 
 
+def test_an_unknown_baseline_is_refused_before_it_has_a_folder(
+    ssl_bench: Command, write: Callable[..., Path], image_folder: Path, tmp_path: Path
+) -> None:
+    typo = write("typo.py", PICKY.replace('("pixels",', '("pixles",'))
+    words = ["run", "--method", "random-init", "--data", image_folder, "--evals", typo]
+    code, _, error = ssl_bench(*words, "--typo-width", 12, "--runs-dir", tmp_path / "runs")
+    assert (code, error.count("\n")) == (2, 1), error
+    assert "'pixles'" in error and "pixels or random" in error
+    assert not (tmp_path / "runs/baselines").exists()
+
+
 PLAIN = """
 import importlib
 from dataclasses import dataclass
