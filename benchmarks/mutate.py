@@ -2,7 +2,7 @@
 
 ``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and
 is noticed if its tests fail there, which pass without it. Results are added to
-``results/mutations/mutations.csv`` one by one, so that a later call goes on where this one stopped;
+``results/mutations/mutations.csv`` one by one, so that a later call resumes where this one stopped;
 a mutation that has changed is tried anew, one that has gone is left out, and ``--survived`` tries
 those again for which there are other tests now.
 """
@@ -144,7 +144,7 @@ def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
         for number, mutation in enumerate(todo, 1):
             if time.monotonic() > end:
                 print(
-                    f"{len(todo) - number + 1} mutations are left; run the command again to go on"
+                    f"{len(todo) - number + 1} mutations are left; run the command again to resume"
                 )
                 break
             if mutation.tests not in passes:

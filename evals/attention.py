@@ -141,6 +141,7 @@ def _measure(encoder: FrozenEncoder, data: Dataset, config: Config) -> tuple[flo
                 for number, weights_BHTT in enumerate(attention_by_block(module, images_BCHW)):
                     far_BH = distance(weights_BHTT[..., prefix:, prefix:], rows, columns)
                     far_MH[number] += far_BH.double().sum(dim=0).cpu()
+            # Of the last block, with which the loop above ends.
             wide_BHQ = entropy(over_patches(weights_BHTT, module))
             spread += wide_BHQ.double().mean(dim=(1, 2)).sum().item()
             done += len(images_BCSS)

@@ -1,7 +1,7 @@
 """CKA: how alike the encoder's blocks are to each other and to the pixels.
 
 Linear centred kernel alignment (Kornblith et al., *Similarity of Neural Network Representations
-Revisited*, ICML 2019, arXiv:1905.00414), debiased, see `similarity.linear_cka`. A block's features
+Revisited*, ICML 2019, arXiv:1905.00414), debiased, see `metrics.linear_cka`. A block's features
 are the mean of the patch tokens that leave it, which every encoder has; block 0 stands for the
 embeddings, and the last one's are taken before the final norm.
 

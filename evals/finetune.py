@@ -4,8 +4,8 @@ The recipe of MAE (He et al., *Masked Autoencoders Are Scalable Vision Learners*
 appendix A.1, table 9; ``main_finetune.py``, facebookresearch/mae ``efb2a80``): mean of the patch
 tokens and a fresh norm after it, layer-wise learning-rate decay, RandAugment, random erasing,
 mixup and cutmix, label smoothing, drop path. With ``pooling`` "cls" and no layer decay, that of
-DeiT (Touvron et al., arXiv:2012.12877; ``main.py``, facebookresearch/deit), which MoCo v3
-fine-tunes by. The last epoch is evaluated, on the test split, once.
+DeiT (Touvron et al., arXiv:2012.12877; ``main.py``, facebookresearch/deit ``0282d2a``), which
+MoCo v3 fine-tunes by. The last epoch is evaluated, on the test split, once.
 With ``trials``, learning rate and crops are chosen for each encoder on held-out training images,
 which belongs to the protocol: the same number for every method, and for the baseline.
 

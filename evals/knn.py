@@ -1,7 +1,7 @@
 """kNN: the weighted vote of the nearest training images.
 
 Wu, Xiong, Yu, Lin: *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*,
-CVPR 2018, arXiv:1805.01978, section 3.4; ``eval_knn.py``, facebookresearch/dino.
+CVPR 2018, arXiv:1805.01978, section 3.4; ``eval_knn.py``, facebookresearch/dino ``7c446df``.
 
 Cosine similarity, votes weighted by exp(similarity / temperature). The number of neighbours and
 the pooling are chosen on a validation split of the training images; the test split is read once.

@@ -255,7 +255,7 @@ class IBOT(Method):
 
     search_space = {
         "base_lr": LogUniform(5e-5, 5e-3),
-        # Of a short training, 0.996 would leave the weights that it began with.
+        # 0.996 suits long trainings: a short one would leave the teacher near its initial weights.
         "momentum": OneOf((0.9, 0.96, 0.99, 0.996)),
         "patch_temp": Uniform(0.02, 0.08),
         "final_weight_decay": LogUniform(0.04, 0.5),

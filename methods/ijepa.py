@@ -184,7 +184,7 @@ class IJEPA(Method):
 
     search_space = {
         "base_lr": LogUniform(5e-5, 5e-3),
-        # Of a short training, 0.996 would leave the weights that it began with.
+        # 0.996 suits long trainings: a short one would leave the teacher near its initial weights.
         "momentum": OneOf((0.9, 0.96, 0.99, 0.996)),
         "final_weight_decay": LogUniform(0.04, 0.5),
         "context_ratio": Uniform(0.15, 0.5),

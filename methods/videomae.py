@@ -2,8 +2,9 @@
 
 Tong, Song, Wang, Wang: *VideoMAE: Masked Autoencoders are Data-Efficient Learners for
 Self-Supervised Video Pre-Training*, NeurIPS 2022, arXiv:2203.12602; ``modeling_pretrain.py``,
-``engine_for_pretraining.py`` and ``masking_generator.py``, MCG-NJU/VideoMAE, from which no line is
-taken. The encoder is a Vision Transformer whose patches are tubelets, `ssl_bench.models.video`.
+``engine_for_pretraining.py`` and ``masking_generator.py``, MCG-NJU/VideoMAE ``14ef8d8``, from which
+no line is taken. The encoder is a Vision Transformer whose patches are tubelets,
+`ssl_bench.models.video`.
 
 Deviations from the official code that give the same result for less work:
 

@@ -2,8 +2,7 @@
 
 The file defines ``Config``, a frozen dataclass whose fields become command-line flags, and one
 public subclass of `Evaluation`, whose class attributes are those of
-`declarations.EvaluationDeclarations`. What papers publish of it is in
-``papers/``.
+`declarations.EvaluationDeclarations`. What papers publish of it is in ``papers/``.
 """
 
 from __future__ import annotations

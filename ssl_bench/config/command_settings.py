@@ -143,8 +143,8 @@ class ReportSettings(VerdictSettings, SelectionSettings):
     title: str = "Self-supervised methods compared"
     """Heading of the page."""
     watch: Annotated[float | None, "(0, inf)"] = None
-    """Go on until Ctrl-C: look at the runs every so many seconds, 10 if none are said, and write
-    the page anew when they have changed. An open page reloads itself."""
+    """Until Ctrl-C, look at the runs every so many seconds, 10 by default, and write the page anew
+    when they have changed. An open page reloads itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 The views, the mixing, the loss and the schedule of MAE (He et al., arXiv:2111.06377, appendix A.1,
 table 9; ``main_finetune.py``, facebookresearch/mae ``efb2a80``) and of DeiT (Touvron et al.,
-arXiv:2012.12877; ``main.py``, facebookresearch/deit). What is trained is whatever requires a
-gradient: evaluations freeze the rest first.
+arXiv:2012.12877; ``main.py``, facebookresearch/deit ``0282d2a``). What is trained is whatever
+requires a gradient: evaluations freeze the rest first.
 
 With several ranks, each trains on its share of every batch, and predicts for its share of a split;
 what comes out is what one rank makes of the whole, but for rounding.

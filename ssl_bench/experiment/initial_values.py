@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ssl_bench.api.method import Method
-from ssl_bench.models import encoders
+from ssl_bench.models import encoders, video
 from ssl_bench.models.backbones import EncoderSpec, timm_name
 
 _UNIFORM, _CUT_AT_ONE, _CUT_AT_TWO = 3**0.5, 1.853, 2.274
@@ -87,7 +88,7 @@ def of_positions(encoder: Any) -> str:
     if encoder.pos_embed.is_meta:
         return "fixed"
     if encoders.is_video(encoder):
-        table_TD = encoders.sinusoids(encoder.pos_embed.shape[1], encoder.embed_dim)
+        table_TD = video.sinusoids(encoder.pos_embed.shape[1], encoder.embed_dim)
         tables = {"sines and cosines of the place in the row of tokens": table_TD}
     else:
         prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
@@ -118,7 +119,7 @@ def _layer(layer: Any) -> str:
     return text if bias == text else f"{text}, bias {bias}"
 
 
-def _drawn(values: Tensor, bounds: Mapping[str, float] = {}) -> str:
+def _drawn(values: Tensor, bounds: Mapping[str, float] = MappingProxyType({})) -> str:
     """The distribution of values, of which a mean of 0 is expected.
 
     Args:

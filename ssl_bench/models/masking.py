@@ -153,7 +153,7 @@ def blocks(noise: Callable[[str, int], Tensor], rows: int, columns: int, most_B:
 def visible_block_scores(
     noise: Callable[[str, int], Tensor], rows: int, columns: int, count: int, size: int
 ) -> Tensor:
-    """Squares stay visible (data2vec 2.0; ``data_utils.py``, facebookresearch/fairseq).
+    """Squares stay visible (data2vec 2.0; ``data_utils.py``, facebookresearch/fairseq ``26323eb``).
 
     Their centres are any patches, so that they may overlap and reach beyond the grid. Of too many
     patches inside of them any are hidden, and of too few outside any stay visible.

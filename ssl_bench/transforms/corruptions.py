@@ -336,12 +336,12 @@ def scattered(images_BCHW: Tensor, reach: int, times: int, noise: Noise) -> Tens
         taken_BN = own_N + (steps_BHW2[..., 1] * width + steps_BHW2[..., 0]).flatten(1)
         taken_BN = torch.where(inner_N, taken_BN, own_N)
         # What is further on has been replaced by then: its own source is followed, and so on.
-        goes_on_BN = inner_N[taken_BN] & (taken_BN > own_N)
-        while goes_on_BN.any():
+        moved_again_BN = inner_N[taken_BN] & (taken_BN > own_N)
+        while moved_again_BN.any():
             further_BN = taken_BN.gather(1, taken_BN)
-            still_BN = goes_on_BN & goes_on_BN.gather(1, taken_BN)
-            taken_BN = torch.where(goes_on_BN, further_BN, taken_BN)
-            goes_on_BN = still_BN
+            still_BN = moved_again_BN & moved_again_BN.gather(1, taken_BN)
+            taken_BN = torch.where(moved_again_BN, further_BN, taken_BN)
+            moved_again_BN = still_BN
         source_BN = source_BN.gather(1, taken_BN)
     shifts_BN2 = torch.stack([source_BN % width - own_N % width,
                               source_BN // width - own_N // width], dim=-1)  # fmt: skip

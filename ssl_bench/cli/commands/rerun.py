@@ -151,7 +151,7 @@ def _config(
         evals=tuple(each.source or each.name for each in evals) or ("none",),
         eval_every="",
         log=(),
-        runs_dir=_place(folder, settings.runs_dir, plan["precision"]),
+        runs_dir=_rerun_folder(folder, settings.runs_dir, plan["precision"]),
         data_dir=settings.data_dir,
         wait=False,
     )
@@ -206,22 +206,21 @@ def _made_by(kind: Kind, name: str, source: Any, code: Any) -> Plugin:
     return plugin
 
 
-def _place(folder: Path, runs_dir: Path, precision: Precision) -> Path:
+def _rerun_folder(folder: Path, runs_dir: Path, precision: Precision) -> Path:
     """The folder for a rerun: a new one, or that of an interrupted rerun.
 
-    An interrupted rerun has no outcome, nobody works on it, and it began in the environment that is
-    here now.
+    An interrupted rerun has no outcome, nobody works on it, and it began in this environment.
     """
-    here, going_on = _here(precision), []
+    here, interrupted = _here(precision), []
     for place in runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????.??????Z"):
         for path in place.glob("*/environment.json"):
             before = schema.load_object(path)
             is_alike = all(before.get(name) == here[name] for name in _ENVIRONMENT)
             is_ended = (path.parent / _OUTCOME).exists() or run_folder.is_locked(path.parent)
             if is_alike and not is_ended:
-                going_on.append(place)
+                interrupted.append(place)
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    return max(going_on, default=runs_dir / "reruns" / f"{folder.name}-{now}")
+    return max(interrupted, default=runs_dir / "reruns" / f"{folder.name}-{now}")
 
 
 def _here(precision: Precision) -> Mapping[str, Any]:

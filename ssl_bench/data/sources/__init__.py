@@ -1,1 +1,1 @@
-"""Where images come from: folders, Parquet files, torchvision."""
+"""Where images, clips and texts come from: a module for each kind of source."""
