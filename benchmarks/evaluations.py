@@ -1,4 +1,4 @@
-"""``python -m benchmarks.evaluations``: evaluations beside the papers' own and lightly's.
+"""Evaluations beside the papers' own and lightly's: the part ``evaluations``.
 
 The linear probe is timed whole, features included, on the embedded data and the default encoder.
 The papers' probe (``evals/linear_paper.py``: 90 epochs on augmented images) is timed on part of an
@@ -10,11 +10,7 @@ ours with every number that it chooses from, 200 the highest.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -213,52 +209,3 @@ def _augmented(images: Any) -> Iterator[Any]:
     )
     while True:
         yield from loader
-
-
-def main() -> None:
-    """Contestants in turn, each in a process of its own; medians and ratios."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--names", default=",".join(NAMES), help="contestants")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of measuring, in each round")
-    parser.add_argument("--one", action="store_true", help="measure one here, print JSON")
-    words = parser.parse_args()
-    names = words.names.split(",")
-    unknown = [name for name in names if name not in NAMES]
-    if unknown or words.rounds < 1:
-        parser.error(f"unknown: {', '.join(unknown) or f'{words.rounds} rounds'}")
-    if words.one:
-        print(json.dumps(measure(names[0], words.seconds)), flush=True)
-        return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for number in range(1, words.rounds + 1):
-        for name in names:
-            result = _in_process(name, words.seconds)
-            found[name].append(result)
-            print(f"round {number}  {name:<18} {result['seconds']:8.2f} s", flush=True)
-    print(f"\n{'median':>10} {'MiB':>7} {'it / ours':>10}")
-    for name, rounds in found.items():
-        took = statistics.median(each["seconds"] for each in rounds)
-        peak = statistics.median(each["peak_mib"] for each in rounds)
-        ours = found.get(beside(name), rounds)
-        pairs = zip(rounds, ours, strict=True)
-        ratio = statistics.median(its["seconds"] / our["seconds"] for its, our in pairs)
-        print(f"{took:8.2f} s {peak:7,.0f} {ratio:10.2f}  {NAMES[name]}")
-
-
-def _in_process(name: str, seconds: float) -> dict[str, float]:
-    order = [sys.executable, "-m", "benchmarks.evaluations", "--one", "--names", name]
-    done = subprocess.run(
-        [*order, "--seconds", str(seconds)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{name} failed: {done.stderr.strip()[-500:]}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Images a second from JPEG files to normalised crops: ``python -m benchmarks.loading``.
+"""Images a second from JPEG files to normalised crops: the part ``loading``.
 
 RandomResizedCrop to 224 pixels (scale 0.08 to 1, bilinear), mirrored or not, normalised, in batches
 of 64, with two workers. Everyone reads the same files, which lie in the system's cache after the
@@ -7,12 +7,6 @@ first pass. The peers are given their better batch size: 256 slows their workers
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +18,7 @@ NAMES: Mapping[str, str] = {
     "torchvision": "torchvision's ImageFolder, Pillow",
     "torchvision-own": "torchvision's ImageFolder, its own decoder, transforms.v2",
 }
-SIZES = ((500, 375), (1600, 1200))
+_PHOTOGRAPHS, _SIDES = 512, (500, 375)
 _BATCH, _SIZE, _WORKERS = 64, 224, 2
 _MEAN, _STD = (0.5, 0.45, 0.4), (0.25, 0.25, 0.25)
 
@@ -42,7 +36,7 @@ def measure(name: str, seconds: float, folder: Path | None = None) -> dict[str, 
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return measure(name, seconds, photographs(Path(temporary), *SIZES[0]))
+            return measure(name, seconds, _photographs(Path(temporary)))
     batches = _ours(folder) if name == "ours" else _theirs(folder, own=name == "torchvision-own")
     for _ in range(8):
         next(batches)
@@ -52,15 +46,15 @@ def measure(name: str, seconds: float, folder: Path | None = None) -> dict[str, 
     return {"images_per_second": images / passed}
 
 
-def photographs(folder: Path, width: int, height: int, count: int = 0) -> Path:
+def _photographs(folder: Path) -> Path:
     """A folder of JPEG files of smooth noise with some grain, which compress as photographs do."""
     import numpy as np
     from PIL import Image
 
-    count = count or max(64, min(512, 10**8 // (width * height)))
+    width, height = _SIDES
     generator = np.random.default_rng(0)
-    for number in range(count + 4):
-        part = "train" if number < count else "test"
+    for number in range(_PHOTOGRAPHS + 4):
+        part = "train" if number < _PHOTOGRAPHS else "test"
         path = folder / part / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = generator.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
@@ -135,61 +129,3 @@ def _theirs(folder: Path, own: bool) -> Iterator[Any]:
     while True:
         for images_BCHW, _ in loader:
             yield images_BCHW
-
-
-def run(name: str, seconds: float, folder: Path) -> dict[str, float]:
-    """`measure`, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.loading", "--measure", name]
-    done = subprocess.run(
-        [*command, "--seconds", str(seconds), "--folder", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{name} on {folder} failed: {done.stderr.strip()[-500:]}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def main() -> None:
-    """All contestants in turn, over several rounds; medians and ratios."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="train/CLASS/*.jpg; default: synthetic ones")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring, in each round")
-    parser.add_argument("--measure", choices=NAMES, help="one contestant alone, as JSON")
-    words = parser.parse_args()
-    if words.measure:
-        # As the command line has it: threads that wait by spinning take the workers' cores.
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-        print(json.dumps(measure(words.measure, words.seconds, words.folder)))
-        sys.stdout.flush()
-        os._exit(0)  # a DataLoader's workers need no farewell
-    if words.folder:
-        _compare(words.folder.name, words.folder, words.rounds, words.seconds)
-        return
-    for width, height in SIZES:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = photographs(Path(temporary), width, height)
-            _compare(f"{width} x {height}", folder, words.rounds, words.seconds)
-
-
-def _compare(title: str, folder: Path, rounds: int, seconds: float) -> None:
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
-    for _ in range(rounds):
-        for name, results in measured.items():
-            results.append(run(name, seconds, folder))
-    print(title)
-    ours = [result["images_per_second"] for result in measured["ours"]]
-    for name, results in measured.items():
-        speeds = [result["images_per_second"] for result in results]
-        ratios = [mine / theirs for mine, theirs in zip(ours, speeds, strict=True)]
-        print(
-            f"  {NAMES[name]:<60} {statistics.median(speeds):8,.0f} img/s "
-            f"({min(speeds):,.0f} to {max(speeds):,.0f}); "
-            f"ours / this {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
-
-
-if __name__ == "__main__":
-    main()
