@@ -11,7 +11,6 @@ attend is taken instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -52,10 +51,7 @@ class Attention(Evaluation):
     """Attention of the last block, and how far patches look."""
 
     version = 1
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """The attention that nothing has trained."""
-        return {"random init": ("random", self.config)}
+    compared_with = ("random",)
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether the weights of the encoder's attention can be read."""

@@ -11,7 +11,6 @@ runs can be compared block by block afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -45,6 +44,7 @@ class CKA(Evaluation):
 
     version = 1
     columns = frozenset({"image"})
+    compared_with = ("random",)
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there are blocks, and images enough for the debiased estimate."""
@@ -56,10 +56,6 @@ class CKA(Evaluation):
         if len(data.test) < _FEWEST:
             return f"it takes {_FEWEST} test images or more; {data.name} has {len(data.test)}"
         return None
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What the architecture alone has in common with the pixels."""
-        return {"random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Compare the last block with the pixels, and with each other block.

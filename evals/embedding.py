@@ -12,7 +12,6 @@ images are drawn, as many of each class, and have no say in the map.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -51,6 +50,7 @@ class Embedding(Evaluation):
 
     version = 1
     columns = frozenset({"label"})
+    compared_with = ("pixels", "random")
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there are enough images for neighbours."""
@@ -58,10 +58,6 @@ class Embedding(Evaluation):
         if count < _FEWEST:
             return f"it takes {_FEWEST} test images or more; {data.name} has {count}"
         return None
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's map."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Map a class-balanced part of the test images.

@@ -9,7 +9,6 @@ the pooling are chosen on a validation split of the training images; the test sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -44,10 +43,7 @@ class KNN(Evaluation):
     columns = frozenset({"label"})
     is_default = True
     sharded = True
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's score."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
+    compared_with = ("pixels", "random")
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Classify the test images by their nearest training images."""

@@ -9,7 +9,6 @@ Deviation from the papers' 90-epoch probes: no augmentation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,10 +32,7 @@ class LinearProbe(Evaluation):
     columns = frozenset({"label"})
     is_default = True
     sharded = True
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's score."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
+    compared_with = ("pixels", "random")
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Choose a probe on held-out training images, refit it, classify the test images."""

@@ -20,7 +20,7 @@ these are in memory or streamed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,6 +105,7 @@ class PaperLinearProbe(Evaluation):
 
     version = 1
     sharded = True
+    compared_with = ("random",)
     presets = {
         "quick": {
             "epochs": 3,
@@ -160,10 +161,6 @@ class PaperLinearProbe(Evaluation):
             for size in ("vitb", "vith")
         },
     }
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """The untrained encoder under the same protocol."""
-        return {"random init": ("random", self.config)}
 
     def audit(self, encoder: FrozenEncoder) -> str:
         """Check that the encoder has the features that the probe is to be trained on."""

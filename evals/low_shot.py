@@ -59,6 +59,7 @@ class LowShot(Evaluation):
 
     version = 1
     columns = frozenset({"label"})
+    compared_with = ("pixels", "random")
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether each share holds two labels of each class."""
@@ -68,10 +69,6 @@ class LowShot(Evaluation):
         except UserError as error:
             return str(error)
         return None
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's score."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Classify the test images by probes on each share and draw of the training images.

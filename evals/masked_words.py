@@ -16,7 +16,6 @@ training images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, ClassVar
@@ -53,6 +52,7 @@ class MaskedWords(Evaluation):
 
     version = 1
     columns = frozenset({"caption"})
+    compared_with = ("random",)
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether the encoder predicts words."""
@@ -63,10 +63,6 @@ class MaskedWords(Evaluation):
         if encoder.pair is not None and data.imageless:
             return f"the encoder looks at each caption's image, and {data.name} has none"
         return None
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's score."""
-        return {"random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Predict each word of the captions; the share of right ones, in percent.

@@ -16,7 +16,6 @@ the best of 50, 100 and 200 for each (appendix A.1), since fewer blocks need mor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,6 +60,7 @@ class PartialFineTuning(Evaluation):
 
     version = 1
     sharded = True
+    compared_with = ("random",)
     presets = {
         "quick": {
             "epochs": 2,
@@ -96,10 +96,6 @@ class PartialFineTuning(Evaluation):
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there is a stack of blocks, of which the last ones can be trained."""
         return encoders.why_no_vit(encoder.trainable_copy())
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """The untrained encoder under the same protocol."""
-        return {"random init": ("random", self.config)}
 
     def audit(self, encoder: FrozenEncoder) -> str:
         """Check that there are as many blocks, and that freezing and the recipe take hold."""

@@ -25,7 +25,6 @@ are float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar
@@ -67,16 +66,13 @@ class Representation(Evaluation):
 
     version = 1
     columns = frozenset({"image"})
+    compared_with = ("pixels", "random")
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there are images to compare."""
         if len(data.test) < 2:
             return f"it compares test images, and {data.name} has {len(data.test)}"
         return None
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's numbers."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Measure the features of each pooling, the headline's first."""

@@ -14,7 +14,6 @@ AlexNet's errors on ImageNet; a fixed part of the test images instead of all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -54,6 +53,7 @@ class Robustness(Evaluation):
     """A linear probe of clean images on corrupted ones."""
 
     version = 2
+    compared_with = ("random",)
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether the images are large enough to be corrupted."""
@@ -66,10 +66,6 @@ class Robustness(Evaluation):
                 "--image-size would work"
             )
         return None
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """The untrained encoder under the same protocol."""
-        return {"random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Classify corrupted test images; corruptions depend neither on the method nor on the seed.

@@ -13,7 +13,6 @@ masks are compared in the evaluation view, a square, instead of at the image's o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -44,14 +43,11 @@ class Segmentation(Evaluation):
 
     version = 1
     columns = frozenset({"image", "mask"})
+    compared_with = ("pixels", "random")
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether the encoder's features have rows and columns."""
         return dense.why_unsupported(encoder)
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's score."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Choose a probe on held-out training images, refit it, segment the test images."""

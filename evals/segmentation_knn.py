@@ -9,7 +9,7 @@ neighbours is chosen by the mean IoU of the patches of held-out training images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -44,14 +44,11 @@ class SegmentationKNN(Evaluation):
 
     version = 1
     columns = frozenset({"image", "mask"})
+    compared_with = ("pixels", "random")
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether the encoder's features have rows and columns."""
         return dense.why_unsupported(encoder)
-
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's score."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Segment the test images by the nearest patches of training images."""

@@ -7,7 +7,6 @@ on a validation split of the training images; the test split is read once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -35,9 +34,7 @@ class Config(CheckedConfig):
 class ClassMeans(Evaluation):
     """Each class is the mean of its training images' features."""
 
-    def baselines(self) -> Mapping[str, tuple[str, Config]]:
-        """What to show beside an encoder's score."""
-        return {"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}
+    compared_with = ("pixels", "random")
 
     def evaluate(self, encoder: FrozenEncoder, data: Dataset) -> Result:
         """Choose a pooling on held-out training images, then classify the test images."""

@@ -32,6 +32,8 @@ HOOKS = {
 Presets = Mapping[str, Mapping[str, Any]]
 COLUMNS = frozenset({"image", "label", "mask", "clip", "caption"})
 """What a data set may have of each sample."""
+BASELINES = {"pixels": "raw pixels", "random": "random init"}
+"""What an evaluation may show beside an encoder, and what tables call it."""
 
 
 class MethodDeclarations:
@@ -84,6 +86,7 @@ class EvaluationDeclarations:
         search_space: the range that the evaluation itself draws a field of the ``Config`` from, if
             it is asked to try several.
         sharded: whether every rank calls it at once, instead of rank 0 alone, see `runner`.
+        compared_with: the `BASELINES` that stand beside an encoder, under the same settings.
         columns: what it reads of the data: "image", "label", "caption" and "mask", the class of
             each pixel. One that reads no labels runs without them, too, and one that reads no
             images itself, but takes features, with an encoder of captions.
@@ -95,6 +98,7 @@ class EvaluationDeclarations:
     search_space: ClassVar[Mapping[str, Range]] = {}
     is_default: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
+    compared_with: ClassVar[tuple[str, ...]] = ()
 
 
 def names(declarations: type) -> dict[str, Any]:

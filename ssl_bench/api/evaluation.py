@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from ssl_bench.api.declarations import EvaluationDeclarations
+from ssl_bench.api.declarations import BASELINES, EvaluationDeclarations
 from ssl_bench.api.optimizers import OptimizerSpec
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed.device import Hardware
@@ -122,8 +122,11 @@ class Evaluation(EvaluationDeclarations):
         return ""
 
     def baselines(self) -> Mapping[str, tuple[str, Any]]:
-        """What to show beside an encoder: "pixels" or "random" and its ``Config``, by label."""
-        return {}
+        """What to show beside an encoder: "pixels" or "random" and its ``Config``, by label.
+
+        By default that is what ``compared_with`` names, under this evaluation's own settings.
+        """
+        return {BASELINES[name]: (name, self.config) for name in self.compared_with}
 
     def training(self, encoder: FrozenEncoder, classes: int) -> Training | None:
         """What `evaluate` trains on views of the training images; None where there are none.

@@ -17,7 +17,7 @@ from typing import Any
 
 from ssl_bench import papers
 from ssl_bench.api import HOMES
-from ssl_bench.api.declarations import COLUMNS, names
+from ssl_bench.api.declarations import BASELINES, COLUMNS, names
 from ssl_bench.api.ranges import Range
 from ssl_bench.api.sources import (
     BASES,
@@ -35,6 +35,7 @@ from ssl_bench.errors import UserError, first_line, require, unknown
 from ssl_bench.papers import Ablation
 
 _ENTRIES: Mapping[str, Any] = {"presets": Mapping, "tuned": str, "search_space": Range}
+_CHOICES = {"columns": sorted(COLUMNS), "compared_with": [*BASELINES]}
 _STORED_TYPES = (bool, int, float, str, tuple)
 
 
@@ -307,10 +308,10 @@ def _check_values(plugin: Plugin, declared: Any) -> None:
             continue
         kind = type(default)
         require(type(value) is kind, f"{where} is {value!r:.60}; {kind.__name__} would work")
-        if kind is frozenset:
-            unknown = ", ".join(sorted(map(repr, value - COLUMNS)))
-            known = ", ".join(sorted(COLUMNS))
-            require(not unknown, f"{where} has {unknown}; it may have {known}")
+        if name in _CHOICES:
+            others = ", ".join(sorted(repr(each) for each in value if each not in _CHOICES[name]))
+            known = ", ".join(_CHOICES[name])
+            require(not others, f"{where} has {others}; it may have {known}")
         elif kind is int:
             require(value > 0, f"{where} is {value}; 1 or more would work")
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ssl_bench import CORE_VERSION
+from ssl_bench.api.declarations import BASELINES
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.distributed import collectives
@@ -252,10 +253,8 @@ class _Encoders:
     def baseline(self, kind: str) -> tuple[Any, Path]:
         """A baseline, "pixels" or "random", and its folder."""
         if kind not in self._made:
-            require(
-                kind in ("pixels", "random"),
-                f"unknown baseline {kind!r}; an evaluation may ask for pixels or random",
-            )
+            known = " or ".join(BASELINES)
+            require(kind in BASELINES, f"unknown baseline {kind!r}; {known} would work")
             spec, data, seed = self.spec, self.data, self.seed
             if not spec.is_text:  # what belongs to it changes nothing in an untrained encoder
                 spec = replace(spec, text=None)

@@ -129,13 +129,12 @@ def test_a_type_of_the_own_file_is_found(write: Callable[..., Path]) -> None:
 
 PICKY = """
 class Picky(Evaluation):
+    compared_with = ("pixels", "random")
+
     def supports(self, encoder, data):
         if len(data.test) < self.config.width:
             return f"{{len(data.test)}} images are not enough"
         return None if hasattr(encoder, "trainable_copy") else "pixels"
-
-    def baselines(self):
-        return {{"raw pixels": ("pixels", self.config), "random init": ("random", self.config)}}
 
     def evaluate(self, encoder, data):
         return Result({{"width": float(self.config.width)}}, unit="pixels")
@@ -181,7 +180,8 @@ def test_what_an_evaluation_does_not_support_is_left_out(
 def test_an_unknown_baseline_is_refused_before_it_has_a_folder(
     ssl_bench: Command, write: Callable[..., Path], image_folder: Path, tmp_path: Path
 ) -> None:
-    typo = write("typo.py", PICKY.replace('("pixels",', '("pixles",'))
+    hook = "    def baselines(self):\n        return {{'raw pixels': ('pixles', self.config)}}\n"
+    typo = write("typo.py", EVAL + hook)
     words = ["run", "--method", "random-init", "--data", image_folder, "--evals", typo]
     code, _, error = ssl_bench(*words, "--typo-width", 12, "--runs-dir", tmp_path / "runs")
     assert (code, error.count("\n")) == (2, 1), error
@@ -241,6 +241,11 @@ LINES = {
     "a number for a bool": ("eval", "    is_default = 1", ["is_default", "1", "bool"]),
     "a column of nobody": ("method", "    columns = frozenset({'lable'})", ["columns", "'lable'"]),
     "columns as a set": ("eval", "    columns = {'image'}", ["columns", "frozenset"]),
+    "a baseline of nobody": (
+        "eval",
+        "    compared_with = 'pixles',",
+        ["compared_with", "'pixles'"],
+    ),
     "none below 1": ("method", "    smallest_batch = 0", ["smallest_batch", "0"]),
     "two of them": ("method", "    pass\nclass Other(Mine): pass", ["Mine", "Other"]),
     "of the other kind": ("eval", "    pass\nMine = None", ["Evaluation"]),
