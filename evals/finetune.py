@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result, Training
 from ssl_bench.api.ranges import LogUniform, Uniform, draw
+from ssl_bench.config.finetuning_settings import FINETUNING_PRESETS
 from ssl_bench.data import Dataset, Split
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.metrics import accuracy, holdout
@@ -59,37 +60,9 @@ class FineTuning(Evaluation):
     sharded = True
     search_space = {"base_lr": LogUniform(2e-4, 2e-2), "crop_scale": Uniform(0.08, 1.0)}
     presets = {
-        "quick": {
-            "epochs": 2,
-            "batch_size": 128,
-            "base_lr": 4e-3,
-            "scratch_lr": 2e-3,
-            "min_lr": 0.0,
-            "layer_decay": 0.75,
-            "mixup": 0.0,
-            "cutmix": 0.0,
-            "drop_path": 0.0,
-            "crop_scale": 1.0,
-            "auto_augment": "",
-            "random_erasing": 0.0,
-        },
-        "small": {
-            "base_lr": 1e-3,
-            "min_lr": 0.0,
-            "layer_decay": 0.75,
-            "batch_size": 256,
-            "crop_scale": 0.4,
-            "auto_augment": "",
-            "random_erasing": 0.0,
-        },
+        **FINETUNING_PRESETS,
+        "quick": {**FINETUNING_PRESETS["quick"], "scratch_lr": 2e-3},
         "imagenet-mae-vitb": {},
-        "imagenet-mae-vitl": {
-            "epochs": 50,
-            "base_lr": 1e-3,
-            "warmup": 5 / 50,
-            "layer_decay": 0.75,
-            "drop_path": 0.2,
-        },
         **{
             f"imagenet-mocov3-{size}": {
                 "epochs": 150,

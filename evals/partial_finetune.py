@@ -23,6 +23,7 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 
 from ssl_bench.api import Evaluation, FinetuningConfig, FrozenEncoder, Result
+from ssl_bench.config.finetuning_settings import FINETUNING_PRESETS
 from ssl_bench.data import Dataset
 from ssl_bench.errors import require
 from ssl_bench.evaluation import finetuning
@@ -61,37 +62,7 @@ class PartialFineTuning(Evaluation):
     version = 1
     sharded = True
     compared_with = ("random",)
-    presets = {
-        "quick": {
-            "epochs": 2,
-            "batch_size": 128,
-            "base_lr": 4e-3,
-            "min_lr": 0.0,
-            "layer_decay": 0.75,
-            "mixup": 0.0,
-            "cutmix": 0.0,
-            "drop_path": 0.0,
-            "crop_scale": 1.0,
-            "auto_augment": "",
-            "random_erasing": 0.0,
-        },
-        "small": {
-            "base_lr": 1e-3,
-            "min_lr": 0.0,
-            "layer_decay": 0.75,
-            "batch_size": 256,
-            "crop_scale": 0.4,
-            "auto_augment": "",
-            "random_erasing": 0.0,
-        },
-        "imagenet-mae-vitl": {
-            "epochs": 50,
-            "base_lr": 1e-3,
-            "warmup": 5 / 50,
-            "layer_decay": 0.75,
-            "drop_path": 0.2,
-        },
-    }
+    presets = FINETUNING_PRESETS
 
     def supports(self, encoder: FrozenEncoder, data: Dataset) -> str | None:
         """Whether there is a stack of blocks, of which the last ones can be trained."""

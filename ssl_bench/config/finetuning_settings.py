@@ -6,8 +6,9 @@ Nothing here imports torch, so that ``--help`` is fast.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ssl_bench.config.checked import flag_of
 from ssl_bench.config.recipes import OptimizerConfig
@@ -15,6 +16,39 @@ from ssl_bench.errors import require
 
 # Magnitude, operations, their chance, deviation and bound of the magnitude, increasing severity.
 _RAND_AUGMENT = r"(rand(-(m\d+|n[1-9]\d*|p(0?\.\d+|[01])|mstd\d+(\.\d+)?|mmax\d+|inc[01]))*)?"
+
+FINETUNING_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quick": {
+        "epochs": 2,
+        "batch_size": 128,
+        "base_lr": 4e-3,
+        "min_lr": 0.0,
+        "layer_decay": 0.75,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "drop_path": 0.0,
+        "crop_scale": 1.0,
+        "auto_augment": "",
+        "random_erasing": 0.0,
+    },
+    "small": {
+        "base_lr": 1e-3,
+        "min_lr": 0.0,
+        "layer_decay": 0.75,
+        "batch_size": 256,
+        "crop_scale": 0.4,
+        "auto_augment": "",
+        "random_erasing": 0.0,
+    },
+    "imagenet-mae-vitl": {
+        "epochs": 50,
+        "base_lr": 1e-3,
+        "warmup": 5 / 50,
+        "layer_decay": 0.75,
+        "drop_path": 0.2,
+    },
+}
+"""What presets set for both fine-tuning and partial fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
