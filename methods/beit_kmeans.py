@@ -220,10 +220,7 @@ class BEiTKMeans(Method):
 
     def predict(self, images_BCHW: Tensor, hidden_BM: Tensor) -> Tensor:
         """The logits of the hidden patches' tokens: ``(B, M, K)``."""
-        rows, columns = self.grid
-        shape = len(hidden_BM), rows * columns
-        hidden_BL = torch.zeros(shape, dtype=torch.bool, device=hidden_BM.device)
-        hidden_BRC = hidden_BL.scatter(1, hidden_BM, True).unflatten(1, self.grid)
+        hidden_BRC = masking.as_mask(hidden_BM, math.prod(self.grid)).unflatten(1, self.grid)
         tokens = encoders.encode_masked(self.encoder, images_BCHW, hidden_BRC, self.mask_token)
         return self.head(encoders.take(tokens.flatten(1, 2), hidden_BM))
 

@@ -337,14 +337,11 @@ class MAE(Method):
 
     def _encode_all(self, patches_BLP: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
         """Encode a mask token for each hidden patch, too: prefix, kept and hidden tokens."""
-        encoder = self.encoder
         images_BCHW = encoders.unpatchify(patches_BLP, self.patch_size, self.grid[1])
-        is_hidden_BL = torch.zeros(patches_BLP.shape[:2], dtype=torch.bool, device=keep_BK.device)
-        is_hidden_BL = is_hidden_BL.scatter(1, hidden_BM, True)
-        tokens = encoder.patch_embed(images_BCHW)
-        tokens = torch.where(is_hidden_BL[..., None], self.mask_token.to(tokens), tokens)
-        tokens = encoder.norm_pre(encoder._pos_embed(tokens))
-        encoded_BTD = encoder.norm(encoder.blocks(tokens))
+        is_hidden_BL = masking.as_mask(hidden_BM, patches_BLP.shape[1])
+        encoded_BTD = encoders.encode_tokens(
+            self.encoder, images_BCHW, is_hidden_BL, self.mask_token
+        )
         shuffled = encoders.take(
             encoded_BTD[:, self.prefix :], torch.cat([keep_BK, hidden_BM], dim=1)
         )

@@ -162,8 +162,7 @@ class SimMIM(Method):
         """Which patches are hidden, as many in each image and square by square: bool (B, R, C)."""
         side = self.data.image_size // self.mask_size
         _, hidden_BM = masking.split(masking.random_scores(draws.uniform, side, side), self.kept)
-        hidden_BU = torch.zeros(len(hidden_BM), side**2, dtype=torch.bool, device=hidden_BM.device)
-        hidden_BU = hidden_BU.scatter(1, hidden_BM, True)
+        hidden_BU = masking.as_mask(hidden_BM, side**2)
         return _enlarged(hidden_BU.unflatten(1, (side, side)), self.mask_size // self.patch_size)
 
     def predict(self, images_BCHW: Tensor, hidden_BRC: Tensor) -> Tensor:

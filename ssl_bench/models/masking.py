@@ -52,6 +52,12 @@ def split(scores_BL: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     return order_BL[:, :kept], order_BL[:, kept:]
 
 
+def as_mask(index_BM: Tensor, count: int) -> Tensor:
+    """Which of an image's patches have these indices: bool ``(B, count)``."""
+    mask_BL = torch.zeros(len(index_BM), count, dtype=torch.bool, device=index_BM.device)
+    return mask_BL.scatter(1, index_BM, True)
+
+
 def cells(grid: tuple[int, int], size: int) -> Tensor:
     """The patches of each of a grid's square cells, both row by row: int64 ``(U, size * size)``.
 
