@@ -28,10 +28,6 @@ _NO_CODE = {
 }
 """Declared attributes that change no number that is computed."""
 _TELLING = (ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.Expr, ast.Pass)
-_FORMER = {
-    **{"SEARCH": "search_space", "DEFAULT": "is_default", "SPREAD": "sharded"},
-    **{"augmentations": "transforms", "after_step": "after_optimizer_step"},
-}
 _LIGHT_MODULES = {
     "ssl_bench.errors",
     "ssl_bench.config.checked",
@@ -120,9 +116,9 @@ def check_names(path: Path, kind: Kind, tree: ast.Module, classes: Iterable[ast.
     for cls in classes:
         for node in cls.body:
             if isinstance(node, ast.FunctionDef) and node.name not in hooks:
-                near = _FORMER.get(node.name) or _nearest(node.name, hooks, 0.85)
+                near = _nearest(node.name, hooks, 0.85)
                 require(
-                    near not in hooks or node.name.startswith("_"),
+                    near is None or node.name.startswith("_"),
                     f"{cls.name} in {path} defines {node.name!r}, which nothing calls; did you "
                     f"mean {near!r}? A function of your own begins with an underscore",
                 )
@@ -140,9 +136,9 @@ def check_names(path: Path, kind: Kind, tree: ast.Module, classes: Iterable[ast.
                 )
     for node in tree.body:
         for name in _assigned(node):
-            near = _FORMER.get(name) or _nearest(name, known, 0.75)
+            near = _nearest(name, known, 0.75)
             require(
-                near not in known or name.startswith("_"),
+                near is None or name.startswith("_"),
                 f"{name!r} in {path} stands outside of the class, where nobody looks; "
                 f"{near!r} in the class would work. A name of your own begins with an underscore",
             )
@@ -216,17 +212,14 @@ def _declaring(node: ast.ClassDef, kind: Kind, own: Sequence[str]) -> ast.stmt:
 def _canonical(item: Any) -> Any:
     """A syntax tree as nested tuples, without what is empty: versions of Python differ there."""
     if isinstance(item, list):
-        return tuple(_canonical(each) for each in item if not (_is_text(each) or _is_no_code(each)))
+        return tuple(
+            _canonical(each) for each in item if not (_is_text(each) or _is_our_import(each))
+        )
     if not isinstance(item, ast.AST):
         return item
     fields = ((name, _canonical(value)) for name, value in ast.iter_fields(item))
     kept = tuple((name, value) for name, value in fields if value not in (None, ()))
     return (type(item).__name__, *kept)
-
-
-def _is_no_code(node: Any) -> bool:
-    """Whether a statement changes no result by itself: an import of ours, published values."""
-    return _is_our_import(node) or (isinstance(node, ast.Assign) and _assigned(node) == ["PAPER"])
 
 
 def _is_our_import(node: Any) -> bool:

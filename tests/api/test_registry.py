@@ -208,17 +208,10 @@ LINES = {
     "one of a pair": ("method", "    version, preset = 1, {}", ["preset", "presets"]),
     "another kind's": ("method", "    sharded = True", ["sharded"]),
     "a method's": ("eval", "    per_sample_loss = True", ["per_sample_loss"]),
-    "what it was called": ("eval", "    DEFAULT = True", ["DEFAULT", "is_default"]),
+    "a constant": ("eval", "    DEFAULT = True", ["DEFAULT", "is_default"]),
     "outside": ("method", "    pass\nPRESETS = {'quick': {}}", ["PRESETS", "presets"]),
     "misspelt outside": ("method", "    pass\nPRESET = {'quick': {}}", ["PRESET", "presets"]),
-    "SEARCH": ("method", "    pass\nSEARCH = {}", ["SEARCH", "search_space"]),
-    "SPREAD": ("eval", "    pass\nSPREAD = True", ["SPREAD", "sharded"]),
     "a British hook": ("method", "    def optimiser(self): pass", ["optimiser", "optimizer"]),
-    "a hook's former name": (
-        "method",
-        "    def after_step(self, p): pass",
-        ["after_optimizer_step"],
-    ),
     "a misspelt hook": ("eval", "    def support(self, e, d): pass", ["support", "supports"]),
     "no flag in a preset": (
         "method",
