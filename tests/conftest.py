@@ -68,3 +68,18 @@ def ssl_bench(
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def run(
+    ssl_bench: Callable[..., tuple[int, str, str]], image_folder: Path, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """A training of six steps an epoch in this process, without evaluations."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        return ssl_bench(
+            *("run", "--data", image_folder, "--runs-dir", tmp_path / "runs", "--batch-size", 8),
+            *("--backbone", "vit_nano", "--evals", "none", "--precision", "fp32", *words),
+        )
+
+    return call

@@ -13,18 +13,16 @@ import helpers
 import naive
 import pytest
 import torch
-from helpers import CPU, SHAPE
+from helpers import CPU, SHAPE, batch_of
 from naive import Weights, under
 from torch import Tensor
 
 from ssl_bench.api import optimizers
 from ssl_bench.api.registry import Plugin
-from ssl_bench.api.step import Batch
 from ssl_bench.data import Dataset, Split
 from ssl_bench.models import weights as stored
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
-from ssl_bench.utils.rng import SampleRng
 
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, SHAPE)
 TEMPERATURES = [0.1, 0.2]
@@ -56,17 +54,6 @@ def build(plugin: Plugin, **changes: Any) -> Any:
 def views_of(count: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(count, 3, 16, 16, generator=generator) for _ in "12"]
-
-
-def batch_of(method: Any, views: list[Tensor], step: int = 0) -> Batch:
-    named = dict(zip(method.transforms(), views, strict=True))
-    return Batch(named, SampleRng(0, step, torch.arange(len(views[0]))))
-
-
-def waves(count: int, width: int, shift: float) -> Tensor:
-    """The input of the losses that were computed by official codes."""
-    row, column = torch.meshgrid(torch.arange(count), torch.arange(width), indexing="ij")
-    return torch.sin(0.7 * (row + 1.0).double() * (column + 2) + shift).requires_grad_()
 
 
 def bottleneck(head: Weights, x: Tensor) -> Tensor:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
-from ssl_bench.api.step import Step
+from ssl_bench.api.step import Batch, Step
 from ssl_bench.cli import flags
 from ssl_bench.data import Dataset, Split, listing
 from ssl_bench.data.masks import IGNORED
@@ -21,6 +24,7 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
+from ssl_bench.utils.rng import SampleRng
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE_METHOD = Path(__file__).with_name("example_method.py")
@@ -110,6 +114,19 @@ def with_masks(split: Split) -> Split:
     return dataclasses.replace(split, masks_NSS=masks_NSS)
 
 
+def noise_image(seed: int, width: int = 32, height: int = 32) -> Image.Image:
+    """An RGB image of random pixels."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (width, height, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    """The content of an image's file."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
 def write_images(folder: Path) -> Path:
     """The tiny data's like as an ImageFolder of PNG files."""
     for part, count, seed in (("train", 48, 1), ("test", 12, 2)):
@@ -133,7 +150,43 @@ def small(plugin: Plugin) -> Any:
     return cls(**values)
 
 
+def small_mae(spec: EncoderSpec, **changes: Any) -> Any:
+    """MAE with a small decoder; changes are of its ``Config``."""
+    mae = registry.find("method", "mae")
+    small = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
+    return setup.build_method(mae.load_class(), mae.config(**(small | changes)), spec, 3, seed=0)
+
+
+def random_images(spec: EncoderSpec, count: int = 3) -> Tensor:
+    shape = (count, spec.channels, spec.image_size, spec.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def random_batch(count: int, size: int, step: int = 0) -> Batch:
+    """Colour images of normal noise, as a method of one view gets them."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(count, 3, size, size, generator=generator)
+    return Batch({"image": images}, SampleRng(0, step, torch.arange(count)))
+
+
+def batch_of(method: Method, views: Sequence[Tensor], step: int = 0) -> Batch:
+    """These views as the method's own, in the order in which it names them."""
+    named = dict(zip(method.transforms(), views, strict=True))
+    return Batch(named, SampleRng(0, step, torch.arange(len(views[0]))))
+
+
+def waves(count: int, width: int, shift: float) -> Tensor:
+    """Numbers that everyone can make, which official codes' losses were computed of."""
+    row, column = torch.meshgrid(torch.arange(count), torch.arange(width), indexing="ij")
+    return torch.sin(0.7 * (row + 1.0).double() * (column + 2) + shift).requires_grad_()
+
+
 FIRST_STEP = Step(0, 1, 1, 24)
+
+
+def step_at(number: int) -> Step:
+    """That of a training of 1,000 steps."""
+    return Step(number, 1000, 100, 24)
 
 
 def step_to(fraction: float) -> Step:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.io
 import torch
-from helpers import ROOT, held_out
+from helpers import ROOT, encoded, held_out, noise_image
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -46,21 +46,10 @@ def same(first: object, second: object) -> bool:
     return np.array_equal(np.asarray(first), np.asarray(second))
 
 
-def noise(seed: int, width: int = 32, height: int = 32) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
 def reread(image: Image.Image, file_format: str, **options: object) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return Image.open(io.BytesIO(buffer.getvalue()))
-
-
-def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 def write_folder(root: Path, counts: dict[str, int], **size: int) -> Path:
@@ -68,7 +57,7 @@ def write_folder(root: Path, counts: dict[str, int], **size: int) -> Path:
     for number, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for index in range(count):
-            noise(1000 * number + index, **size).save(root / name / f"{index}.png")
+            noise_image(1000 * number + index, **size).save(root / name / f"{index}.png")
     return root
 
 
@@ -192,13 +181,13 @@ def test_image_size_must_be_positive() -> None:
 
 
 def test_rgb_is_unchanged() -> None:
-    image = noise(0)
+    image = noise_image(0)
     assert same(to_rgb(image), image)
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
 def test_grey_gets_three_equal_channels(mode: str) -> None:
-    image = noise(0).convert(mode)
+    image = noise_image(0).convert(mode)
     expected_HW = np.asarray(image.convert("L"))
     assert same(to_rgb(reread(image, "PNG")), np.stack([expected_HW] * 3, axis=-1))
 
@@ -276,17 +265,17 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 def test_16_bit_rgb_png_keeps_its_high_bytes() -> None:
     pixels_HWC = np.random.default_rng(0).integers(0, 65536, (4, 4, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in pixels_HWC)
-    encoded = (
+    content = (
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
         + png_chunk(b"IDAT", zlib.compress(rows))
         + png_chunk(b"IEND", b"")
     )
-    assert same(to_rgb(Image.open(io.BytesIO(encoded))), pixels_HWC >> 8)
+    assert same(to_rgb(Image.open(io.BytesIO(content))), pixels_HWC >> 8)
 
 
 def test_exif_orientation_is_applied() -> None:
-    image = noise(0, width=8, height=4)
+    image = noise_image(0, width=8, height=4)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     turned = to_rgb(reread(image, "PNG", exif=exif))
@@ -298,9 +287,9 @@ def test_every_orientation_is_pillows(file_format: str) -> None:
     for told in range(12):
         exif = Image.Exif()
         exif[0x0112] = told
-        encoded = encode(noise(0, width=8, height=4), file_format, exif=exif)
-        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
-        with opened(Picture("x", encoded, 0)) as image:
+        content = encoded(noise_image(0, width=8, height=4), file_format, exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+        with opened(Picture("x", content, 0)) as image:
             assert same(to_rgb(image), expected), told
 
 
@@ -325,7 +314,7 @@ OVERFLOWING = b"Photoshop 3.0\x008BIM\x04\x04\xff"
     ],
 )
 def test_damaged_metadata_of_a_jpeg_do_not_matter(segment: bytes, is_turned: bool) -> None:
-    jpeg = encode(noise(0, 16, 8), "JPEG")
+    jpeg = encoded(noise_image(0, 16, 8), "JPEG")
     with opened(Picture("x", jpeg[:2] + segment + jpeg[2:], 0)) as image:
         pixels = np.asarray(to_rgb(image))
     plain = np.asarray(Image.open(io.BytesIO(jpeg)))
@@ -345,16 +334,16 @@ def test_damaged_metadata_of_a_jpeg_do_not_matter(segment: bytes, is_turned: boo
     ],
 )
 def test_damaged_metadata_of_a_png_do_not_matter(chunk: bytes, at_end: bool) -> None:
-    png = encode(noise(0))
+    png = encoded(noise_image(0))
     place = len(png) - 12 if at_end else 33
     with opened(Picture("x", png[:place] + chunk + png[place:], 0)) as image:
-        assert same(to_rgb(image), noise(0))
+        assert same(to_rgb(image), noise_image(0))
 
 
 @given(st.data())
 def test_a_damaged_image_is_read_or_named(draw: st.DataObject) -> None:
     file_format = draw.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]))
-    content = bytearray(encode(noise(0, 12, 9), file_format))
+    content = bytearray(encoded(noise_image(0, 12, 9), file_format))
     for place in draw.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
         content[place] = draw.draw(st.integers(0, 255))
     picture = Picture("name", bytes(content[: draw.draw(st.integers(0, len(content)))]), 0)
@@ -367,7 +356,7 @@ def test_no_program_is_run_for_an_image(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was run"))
     root = write_folder(tmp_path / "x", {"train/a": 1, "train/b": 1, "test/a": 1})
-    noise(0).save(root / "train" / "a" / "1.eps")
+    noise_image(0).save(root / "train" / "a" / "1.eps")
     assert data.load(str(root)).left_out == "left out: 1 .eps"
     (root / "train" / "a" / "1.eps").rename(root / "train" / "a" / "1.jpg")
     assert "1.jpg: no format" in message(root)
@@ -448,7 +437,7 @@ def test_short_side_is_resized_and_the_centre_kept() -> None:
 
 
 def test_squares_are_resized_bicubically() -> None:
-    image = noise(0, 40, 40)
+    image = noise_image(0, 40, 40)
     expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert (square_CSS(image, 16, 3) == expected).all()
 
@@ -460,8 +449,8 @@ def test_any_shape_becomes_the_square(width: int, height: int, side: int) -> Non
 
 @pytest.mark.parametrize(("width", "height"), [(640, 481), (481, 640), (1024, 512)])
 def test_reduced_jpeg_decoding_looks_like_full_decoding(width: int, height: int) -> None:
-    smooth = noise(0, 8, 8).resize((width, height), Image.Resampling.BICUBIC)
-    jpeg = encode(smooth, "JPEG", quality=95)
+    smooth = noise_image(0, 8, 8).resize((width, height), Image.Resampling.BICUBIC)
+    jpeg = encoded(smooth, "JPEG", quality=95)
     reduced = Image.open(io.BytesIO(jpeg))
     square = square_CSS(reduced, 64, 3)
     assert reduced.size != (width, height)  # it was in fact decoded at a reduced size
@@ -476,7 +465,7 @@ def test_jpeg_quality_is_found(quality: int) -> None:
 
 
 def test_only_a_jpeg_has_a_jpeg_quality() -> None:
-    assert jpeg_quality(reread(noise(0), "PNG")) is None
+    assert jpeg_quality(reread(noise_image(0), "PNG")) is None
 
 
 # ---- folders
@@ -541,7 +530,7 @@ def test_large_images_are_stored_with_room_for_a_crop(tmp_path: Path) -> None:
 
 def test_small_images_of_several_sizes_are_resized(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "x", {"train/a": 1, "train/b": 1, "test/a": 1})
-    noise(0, 40, 40).save(root / "test" / "a" / "0.png")
+    noise_image(0, 40, 40).save(root / "test" / "a" / "0.png")
     assert data.load(str(root), image_size=14).size == 16
 
 
@@ -576,13 +565,13 @@ def test_what_pillow_reads_is_read_and_the_rest_counted(tmp_path: Path) -> None:
         ("1.avif", "AVIF"), ("2.jfif", "JPEG"), ("3.JPE", "JPEG"), ("4.jp2", "JPEG2000"),
         ("5.tga", "TGA"), ("6.Png", "WEBP"), ("7", "JPEG"), ("8.psd", "PNG"),
     ):  # fmt: skip
-        noise(0).save(root / "train" / "a" / name, file_format)
+        noise_image(0).save(root / "train" / "a" / name, file_format)
     for name in ("a.TXT", "b.txt", "Thumbs.db", ".DS_Store"):
         (root / "train" / "b" / name).touch()
     (root / "test" / "a" / "labels.csv").touch()
     loaded = data.load(str(root))
     assert (len(loaded.train), len(loaded.test)) == (8, 1)
-    assert same(loaded.train.images_NCHW[5].permute(1, 2, 0), noise(0))  # TGA
+    assert same(loaded.train.images_NCHW[5].permute(1, 2, 0), noise_image(0))  # TGA
     assert loaded.left_out == (
         "left out: 2 .txt, 1 without extension, 1 .csv, 1 .db, 1 .psd"
     )  # fmt: skip
@@ -655,7 +644,7 @@ def test_broken_images_are_told_at_once_and_left_out_if_asked(
     counts = {"train/a": 4, "train/b": 4, "test/a": 3, "test/b": 1}
     root = write_folder(tmp_path / "x", counts, width=width)
     odd = root / "train" / "b" / "odd.png"  # its size is another one than that of all others
-    noise(0, 40, 40).save(odd)
+    noise_image(0, 40, 40).save(odd)
     broken = [root / "train" / "a" / "1.png", odd, root / "test" / "a" / "2.png"]
     for path in broken:
         spoil(path)
@@ -707,7 +696,7 @@ def test_a_file_that_the_system_refuses_is_never_left_out(
         data.load(str(root), skip_broken=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", encode(noise(0))[:500]])
+@pytest.mark.parametrize("content", [b"", b"not an image", encoded(noise_image(0))[:500]])
 @pytest.mark.parametrize("width", [32, 120])
 def test_unreadable_image_is_named(tmp_path: Path, content: bytes, width: int) -> None:
     counts = {"train/a": 1, "train/b": 1, "test/a": 1}
@@ -719,7 +708,7 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes, width: int) -
 
 def test_truncated_image_says_so(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "x", {"train/a": 1, "train/b": 1, "test/a": 1})
-    (root / "test" / "a" / "0.png").write_bytes(encode(noise(0))[:500])
+    (root / "test" / "a" / "0.png").write_bytes(encoded(noise_image(0))[:500])
     assert "truncated" in message(root)
 
 
@@ -743,7 +732,7 @@ def test_free_memory_is_known() -> None:
 # ---- Parquet
 
 
-IMAGES = [encode(noise(seed)) for seed in range(40)]
+IMAGES = [encoded(noise_image(seed)) for seed in range(40)]
 
 
 def test_parquet_folder_with_class_names(tmp_path: Path) -> None:
@@ -754,7 +743,7 @@ def test_parquet_folder_with_class_names(tmp_path: Path) -> None:
     assert (loaded.name, loaded.classes, loaded.note) == ("x", ("cat", "dog", "owl"), "")
     assert loaded.train.labels_N.tolist() == [0, 1, 1, 2]
     assert loaded.test.labels_N.tolist() == [2, 0]
-    assert same(loaded.test.images_NCHW[0].permute(1, 2, 0), noise(4))
+    assert same(loaded.test.images_NCHW[0].permute(1, 2, 0), noise_image(4))
 
 
 def test_parquet_shards_below_data(tmp_path: Path) -> None:
@@ -785,26 +774,26 @@ def test_parquet_columns(tmp_path: Path, image: str, label: str, plain: bool) ->
     )
     loaded = data.load(str(path))
     assert loaded.name == "birds" and loaded.note == listing.HELD_OUT_CAVEAT
-    are_out = [held_out(encoded) for encoded in IMAGES]
+    are_out = [held_out(content) for content in IMAGES]
     assert loaded.test.labels_N.tolist() == [
         label for label, test in zip(labels, are_out, strict=True) if test
     ]
     first = are_out.index(True)
-    assert same(loaded.test.images_NCHW[0].permute(1, 2, 0), noise(first))
+    assert same(loaded.test.images_NCHW[0].permute(1, 2, 0), noise_image(first))
 
 
 def test_parquet_with_more_rows_than_one_batch(tmp_path: Path) -> None:
-    images = [encode(noise(seed, 2, 2)) for seed in range(600)]
+    images = [encoded(noise_image(seed, 2, 2)) for seed in range(600)]
     write_parquet(tmp_path / "x" / "train.parquet", images, [n % 3 for n in range(600)])
     write_parquet(tmp_path / "x" / "test.parquet", images[:3], [0, 1, 2])
     train = data.load(str(tmp_path / "x")).train
     assert train.labels_N.tolist() == [number % 3 for number in range(600)]
-    assert same(train.images_NCHW[599].permute(1, 2, 0), noise(599, 2, 2))
+    assert same(train.images_NCHW[599].permute(1, 2, 0), noise_image(599, 2, 2))
 
 
 def test_small_jpegs_carry_a_caveat(tmp_path: Path) -> None:
     def jpegs(*qualities: int) -> list[bytes]:
-        return [encode(noise(0), "JPEG", quality=quality) for quality in qualities]
+        return [encoded(noise_image(0), "JPEG", quality=quality) for quality in qualities]
 
     write_parquet(tmp_path / "x" / "test.parquet", jpegs(75, 75), [0, 1])
     train = tmp_path / "x" / "train.parquet"
@@ -879,15 +868,15 @@ def test_fingerprint_changes_with_a_pixel_a_label_or_a_class_name(tmp_path: Path
         write_parquet(tmp_path / "x" / "test.parquet", [IMAGES[2], last], [0, label], names)
         return data.load(str(tmp_path / "x")).fingerprint
 
-    image = noise(0)
-    base = fingerprint(encode(image), 1, "dog")
+    image = noise_image(0)
+    base = fingerprint(encoded(image), 1, "dog")
     assert re.fullmatch("[0-9a-f]{16}", base)
-    assert fingerprint(encode(image, "BMP"), 1, "dog") == base  # same pixels, other encoding
+    assert fingerprint(encoded(image, "BMP"), 1, "dog") == base  # same pixels, other encoding
     image.putpixel((31, 31), (0, 1, 2))
     others = [
-        fingerprint(encode(image), 1, "dog"),
-        fingerprint(encode(noise(0)), 0, "dog"),
-        fingerprint(encode(noise(0)), 1, "owl"),
+        fingerprint(encoded(image), 1, "dog"),
+        fingerprint(encoded(noise_image(0)), 0, "dog"),
+        fingerprint(encoded(noise_image(0)), 1, "owl"),
     ]
     assert len({base, *others}) == 4
 
@@ -930,7 +919,7 @@ def test_imagenette(tmp_path: Path) -> None:
     for path in root.rglob("*.png"):
         Image.open(path).save(path.with_suffix(".JPEG"))
     (root / "val" / "n01440764").mkdir()
-    noise(0).save(root / "val" / "n01440764" / "0.JPEG")
+    noise_image(0).save(root / "val" / "n01440764" / "0.JPEG")
     loaded = data.load("imagenette", image_size=28, data_dir=tmp_path)
     assert (len(loaded.train), len(loaded.test), loaded.size) == (3, 2, 32)
     assert loaded.classes == ("tench", "parachute")
@@ -958,7 +947,7 @@ def test_stl10_with_and_without_labels(tmp_path: Path, monkeypatch: pytest.Monke
 
 def jpeg(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise(seed, 40, 30).save(path)
+    noise_image(seed, 40, 30).save(path)
 
 
 def dtd(root: Path) -> Path:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import held_out
+from helpers import encoded, held_out, noise_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,14 +26,7 @@ from ssl_bench.errors import UserError
 Call = Callable[..., tuple[int, str, str]]
 
 
-def encode(seed: int) -> bytes:
-    pixels_HWC = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-IMAGES = [encode(seed) for seed in range(200)]
+IMAGES = [encoded(noise_image(seed, 4, 4)) for seed in range(200)]
 
 
 def folders(root: Path, *names: str, each: int = 8) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import encoded
 from PIL import Image
 
 from ssl_bench import data
@@ -156,12 +156,6 @@ def test_broken_pairs_are_one_line(
     break_it(root)
     found = message(root)
     assert all(each in found for each in said), found
-
-
-def encoded(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("storage", ["memory", "stream"])

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import encoded
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,12 +43,6 @@ def photograph(seed: int, width: int, height: int) -> Image.Image:
     """Smooth noise, which is compressed as photographs are."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 def split_of(images: Sequence[bytes], side: int = 32, workers: int = 2) -> StreamedSplit:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import held_out
+from helpers import encoded, held_out, noise_image
 from PIL import Image
 
 from ssl_bench import data
@@ -24,14 +24,7 @@ Call = Callable[..., tuple[int, str, str]]
 Members = Mapping[str, bytes | str]
 
 
-def encode(seed: int) -> bytes:
-    pixels_HWC = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-IMAGES = [encode(seed) for seed in range(120)]
+IMAGES = [encoded(noise_image(seed, 8, 8)) for seed in range(120)]
 
 
 def write(path: Path, members: Members, mode: str = "w") -> Path:

@@ -428,19 +428,6 @@ def result_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
-    """A training of six steps in this process, without evaluations."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        return ssl_bench(
-            *("run", "--data", image_folder, "--runs-dir", tmp_path / "runs", "--batch-size", 8),
-            *("--backbone", "vit_nano", "--evals", "none", "--precision", "fp32", *words),
-        )
-
-    return call
-
-
 @pytest.mark.parametrize(
     "number,code,how",
     [

@@ -13,13 +13,13 @@ import helpers
 import naive
 import pytest
 import torch
-from helpers import CPU, SHAPE
+from helpers import CPU, SHAPE, random_batch, step_at
 from naive import Weights, under
 from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
 from ssl_bench.api.method import total
-from ssl_bench.api.step import Batch, Step
+from ssl_bench.api.step import Batch
 from ssl_bench.data import Dataset, Split
 from ssl_bench.models import masking
 from ssl_bench.models import weights as stored
@@ -48,16 +48,6 @@ def build(rows: int = 4, architecture: dict[str, Any] | None = None, **changes: 
     config = DATA2VEC.config(**(SMALL | changes))
     method: Any = setup.build_method(DATA2VEC.load_class(), config, spec, 3, seed=0)
     return method.train()
-
-
-def batch_of(count: int, size: int, step: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randn(count, 3, size, size, generator=generator)
-    return Batch({"image": images}, SampleRng(0, step, torch.arange(count)))
-
-
-def at(step: int) -> Step:
-    return Step(step, 1000, 100, 24)
 
 
 def visible_of(
@@ -176,10 +166,10 @@ def test_loss_and_every_gradient_are_those_of_the_paper(
 ) -> None:
     method = build(4, architecture, **changes)
     naive.randomise(method)
-    weights, batch = naive.weights_of(method), batch_of(2, 4 * PATCH)
+    weights, batch = naive.weights_of(method), random_batch(2, 4 * PATCH)
     expected = reference(weights, batch, 4, method.config, 0 if architecture else 1)
     expected.backward()
-    loss = total(method.loss(batch, at(0)))
+    loss = total(method.loss(batch, step_at(0)))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     errors = naive.gradient_errors(method, weights)
@@ -200,7 +190,7 @@ def test_training_keeps_the_official_order_of_operations(
     naive.randomise(method)
     method.teacher.load_state_dict(method.encoder.state_dict())
     weights = naive.weights_of(method)
-    batches = [batch_of(batch_size, 16, step) for step in range(steps)]
+    batches = [random_batch(batch_size, 16, step) for step in range(steps)]
     monkeypatch.setattr(setup, "batches", lambda *a: (batches[each.step] for each in a[-1]))
     monkeypatch.setattr(optimizers, "adamw", lambda groups, beta2: torch.optim.SGD(groups, lr=0.0))
     count = batch_size * steps
@@ -246,7 +236,7 @@ def test_training_keeps_the_official_order_of_operations(
 def test_masks_are_those_of_one_image_at_a_time(
     rows: int, ratio: float, side: int, kept: int
 ) -> None:
-    method, batch = build(rows, mask_ratio=ratio, block_size=side), batch_of(50, PATCH)
+    method, batch = build(rows, mask_ratio=ratio, block_size=side), random_batch(50, PATCH)
     visible, hidden = method.mask(batch)
     assert visible.shape == (150, kept)
     everything = torch.cat([visible, hidden], dim=1).sort(dim=1).values
@@ -268,21 +258,21 @@ def test_masks_have_as_many_blocks_as_the_official_ones_and_reach_every_patch() 
 
 def test_what_an_image_gives_does_not_depend_on_its_batch() -> None:
     """Neither its masks nor its loss, and each of its masks is another one."""
-    method, batch = build(8), batch_of(6, 8 * PATCH, step=3)
+    method, batch = build(8), random_batch(6, 8 * PATCH, step=3)
     visible, _ = method.mask(batch)
     parts = list(batch.split(4))
     assert torch.equal(visible, torch.cat([method.mask(part)[0] for part in parts]))
     assert len({tuple(sorted(each)) for each in visible.tolist()}) == 18
-    whole = total(method.loss(batch, at(3)))
-    means = [len(part) * total(method.loss(part, at(3))) for part in parts]
+    whole = total(method.loss(batch, step_at(3)))
+    means = [len(part) * total(method.loss(part, step_at(3))) for part in parts]
     torch.testing.assert_close(whole, torch.stack(means).sum() / 6)
 
 
 def test_what_is_watched_does_not_depend_on_the_order_of_parts() -> None:
-    method, batch = build(), batch_of(7, 16)
+    method, batch = build(), random_batch(7, 16)
     for order in (slice(None), slice(None, None, -1)):
         for part in list(batch.split(3))[order]:
-            method.loss(part, at(0))
+            method.loss(part, step_at(0))
         targets_BLD = method.targets(batch.views["image"][:3])
         torch.testing.assert_close(method.watched_BD, targets_BLD[:, 10])
 

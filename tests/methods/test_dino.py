@@ -14,8 +14,8 @@ import helpers
 import naive
 import pytest
 import torch
-from distillation import TEMPERATURES, batch_of, bottleneck, cross_entropy, logits, views_of, waves
-from helpers import SHAPE
+from distillation import TEMPERATURES, bottleneck, cross_entropy, logits, views_of
+from helpers import SHAPE, batch_of, waves
 from naive import Weights, under
 from torch import Tensor
 

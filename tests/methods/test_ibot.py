@@ -12,8 +12,8 @@ import helpers
 import naive
 import pytest
 import torch
-from distillation import SPEC, TEMPERATURES, batch_of, cross_entropy, logits, views_of, waves
-from helpers import SHAPE
+from distillation import SPEC, TEMPERATURES, cross_entropy, logits, views_of
+from helpers import SHAPE, batch_of, waves
 from naive import Weights, under
 from torch import Tensor
 

@@ -14,19 +14,18 @@ import helpers
 import naive
 import pytest
 import torch
-from helpers import CPU, SHAPE
+from helpers import CPU, SHAPE, random_batch, step_at
 from naive import Weights, under
 from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
-from ssl_bench.api.step import Batch, Step
+from ssl_bench.api.step import Batch
 from ssl_bench.data import Dataset, Split
 from ssl_bench.errors import UserError
 from ssl_bench.models import masking
 from ssl_bench.models import weights as stored
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
-from ssl_bench.utils.rng import SampleRng
 
 IJEPA = registry.find("method", "ijepa")
 HEADS, PATCH = SHAPE["num_heads"], 4
@@ -42,16 +41,6 @@ def build(rows: int = 4, architecture: dict[str, Any] | None = None, **changes: 
     config = IJEPA.config(**(SMALL | changes))
     method: Any = setup.build_method(IJEPA.load_class(), config, spec, 3, seed=0)
     return method.train()
-
-
-def batch_of(count: int, size: int, step: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randn(count, 3, size, size, generator=generator)
-    return Batch({"image": images}, SampleRng(0, step, torch.arange(count)))
-
-
-def at(step: int) -> Step:
-    return Step(step, 1000, 100, 24)
 
 
 def masks_of(batch: Batch, rows: int, kept: int, blocks: int = 4) -> Masks:
@@ -123,13 +112,13 @@ def reference(weights: Weights, images: Tensor, masks: Masks, rows: int, start: 
 def test_loss_and_every_gradient_are_those_of_the_paper(architecture: dict[str, Any]) -> None:
     method = build(6, architecture)
     naive.randomise(method)
-    weights, batch = naive.weights_of(method), batch_of(3, 6 * PATCH)
+    weights, batch = naive.weights_of(method), random_batch(3, 6 * PATCH)
     masks = masks_by(method, batch)
     assert len({len(targets[0]) for _, targets in masks}) > 1  # blocks are filled up
     start = 0 if architecture else 1
     expected = reference(weights, batch.views["image"].double(), masks, 6, start)
     expected.backward()
-    loss = method.loss(batch, at(0))
+    loss = method.loss(batch, step_at(0))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     errors = naive.gradient_errors(method, weights)
@@ -147,7 +136,7 @@ def test_training_keeps_the_official_order_of_operations(
     naive.randomise(method)
     method.encoder.load_state_dict(method.context_encoder.state_dict())
     weights = naive.weights_of(method)
-    batches = [batch_of(batch_size, 16, step) for step in range(total)]
+    batches = [random_batch(batch_size, 16, step) for step in range(total)]
     monkeypatch.setattr(setup, "batches", lambda *a: (batches[each.step] for each in a[-1]))
     monkeypatch.setattr(optimizers, "adamw", lambda groups, beta2: torch.optim.SGD(groups, lr=0.0))
     count = batch_size * total
@@ -187,12 +176,12 @@ def test_training_keeps_the_official_order_of_operations(
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 6, 7, 8, 14])
 def test_masks_are_those_of_one_image_at_a_time(rows: int) -> None:
-    method, batch = build(rows), batch_of(100, PATCH)
+    method, batch = build(rows), random_batch(100, PATCH)
     assert masks_by(method, batch) == masks_of(batch, rows, max(1, rows * rows // 4))
 
 
 def test_every_patch_is_seen_and_wanted_and_contexts_hold_no_target() -> None:
-    found = masks_by(build(14), batch_of(512, PATCH))
+    found = masks_by(build(14), random_batch(512, PATCH))
     seen = {patch for context, _ in found for patch in context}
     wanted = {patch for _, targets in found for target in targets for patch in target}
     assert seen == wanted == set(range(196))
@@ -206,10 +195,10 @@ def test_a_context_is_its_share_of_the_patches_rounded_down() -> None:
 
 
 def test_masks_depend_on_image_and_step_alone() -> None:
-    method, batch = build(8), batch_of(12, PATCH, step=3)
+    method, batch = build(8), random_batch(12, PATCH, step=3)
     parts = [masks_by(method, part) for part in batch.split(5)]
     assert masks_by(method, batch) == [masks for part in parts for masks in part]
-    assert masks_by(method, batch) != masks_by(method, batch_of(12, PATCH, step=4))
+    assert masks_by(method, batch) != masks_by(method, random_batch(12, PATCH, step=4))
 
 
 OFFICIAL_SIZES = {
@@ -230,10 +219,10 @@ def test_target_blocks_are_as_large_as_the_official_ones(rows: int) -> None:
 
 
 def test_what_is_watched_does_not_depend_on_the_order_of_parts() -> None:
-    method, batch = build(), batch_of(7, 16)
+    method, batch = build(), random_batch(7, 16)
     for order in (slice(None), slice(None, None, -1)):
         for part in list(batch.split(3))[order]:
-            method.loss(part, at(0))
+            method.loss(part, step_at(0))
         features_BLD = method.target_features(batch.views["image"][:3])
         torch.testing.assert_close(method.watched_BD, features_BLD[:, 10])
 

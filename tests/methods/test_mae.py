@@ -9,27 +9,18 @@ import helpers
 import naive
 import pytest
 import torch
+from helpers import small_mae
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_bench.api import registry
 from ssl_bench.api.method import Batch
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders, masking
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.training import setup
 from ssl_bench.transforms.augmentations import augment
 from ssl_bench.utils.rng import SampleRng
-
-MAE = registry.find("method", "mae")
-SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
-
-
-def build(spec: EncoderSpec, **changes: Any) -> Any:
-    config = MAE.config(**(SMALL | changes))
-    return setup.build_method(MAE.load_class(), config, spec, 3, seed=0)
 
 
 def batch_of(data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
@@ -68,7 +59,7 @@ def noise_for(sampling: str, grid: tuple[int, int], count: int, seed: int = 0) -
 def test_outputs_loss_and_gradients_equal_the_naive_reference(
     spec: EncoderSpec, sampling: str, mask_ratio: float, norm_pix_loss: bool
 ) -> None:
-    method = build(spec, sampling=sampling, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
+    method = small_mae(spec, sampling=sampling, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
     naive.randomise(method)
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     noise, order = noise_for(sampling, method.grid, len(images))
@@ -99,7 +90,7 @@ def test_outputs_loss_and_gradients_equal_the_naive_reference(
 
 
 def test_loss_of_a_batch_is_masked_by_its_draws(spec: EncoderSpec, tiny: Dataset) -> None:
-    method, batch = build(spec), batch_of(tiny, spec)
+    method, batch = small_mae(spec), batch_of(tiny, spec)
     noise = batch.rng.uniform("mask", 16)
     expected = method.reconstruction_loss(batch.views["image"], noise)
     assert torch.equal(method.loss(batch, helpers.FIRST_STEP), expected)
@@ -128,7 +119,7 @@ def test_masks_equal_the_naive_reference(
 
 def test_linear_layers_are_xavier_uniform_and_tokens_normal(spec: EncoderSpec) -> None:
     """q, k and v as one matrix, and the patch embedding as a matrix too, as in MAE."""
-    method = build(spec, decoder_embed_dim=128, decoder_depth=2)
+    method = small_mae(spec, decoder_embed_dim=128, decoder_depth=2)
     linears = {name: m for name, m in method.named_modules() if isinstance(m, torch.nn.Linear)}
     assert {"decoder_embed", "decoder_pred", "encoder.blocks.0.attn.qkv"} <= set(linears)
     for name, layer in linears.items():
@@ -145,7 +136,7 @@ def test_linear_layers_are_xavier_uniform_and_tokens_normal(spec: EncoderSpec) -
 
 
 def test_position_tables_are_fixed_and_put_the_column_first(spec: EncoderSpec) -> None:
-    method = build(spec)
+    method = small_mae(spec)
     for table, width in ((method.encoder.pos_embed, 128), (method.decoder_pos_embed, 32)):
         assert not table.requires_grad
         assert not table[0, 0].any()
@@ -156,7 +147,7 @@ def test_position_tables_are_fixed_and_put_the_column_first(spec: EncoderSpec) -
 
 def test_visible_pixels_are_no_target(spec: EncoderSpec, tiny: Dataset) -> None:
     """The loss has no gradient through a target: it sees visible pixels as input alone."""
-    method = build(spec, norm_pix_loss=False)
+    method = small_mae(spec, norm_pix_loss=False)
     batch = batch_of(tiny, spec, count=1)
     keep_BK, hidden_BM = method.mask(batch.rng.uniform)
     with torch.no_grad():
@@ -181,7 +172,7 @@ def test_picture_keeps_visible_patches_and_fills_hidden_ones(
 ) -> None:
     batch = batch_of(tiny, spec)
     with torch.no_grad():
-        rows = build(spec, norm_pix_loss=False).pictures(batch)
+        rows = small_mae(spec, norm_pix_loss=False).pictures(batch)
     masked = torch.isnan(rows["masked"])
     assert masked.float().mean() == 12 / 16
     assert torch.equal(rows["original"], batch.views["image"])
@@ -260,7 +251,7 @@ def test_a_patch_is_normalised_by_its_unbiased_variance_plus_a_millionth(spec: E
     patches = 1e-3 * torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0)) + 0.5
     wide = patches.double()
     expected = (wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, keepdim=True) + 1e-6).sqrt()
-    ours = build(spec, norm_pix_loss=True).target(patches)
+    ours = small_mae(spec, norm_pix_loss=True).target(patches)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-2, atol=1e-3)
 
 
@@ -268,7 +259,7 @@ def test_a_picture_gives_each_patch_its_mean_and_deviation_back(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
     """Of a decoder that predicts one deviation above the mean everywhere."""
-    method, batch = build(spec, norm_pix_loss=True), batch_of(tiny, spec)
+    method, batch = small_mae(spec, norm_pix_loss=True), batch_of(tiny, spec)
     with torch.no_grad():
         method.decoder_pred.weight.zero_()
         method.decoder_pred.bias.fill_(1.0)
@@ -283,7 +274,7 @@ def test_a_picture_gives_each_patch_its_mean_and_deviation_back(
 
 def test_half_of_the_views_are_mirrored(spec: EncoderSpec, tiny: Dataset) -> None:
     images = tiny.train.images_NCHW
-    [recipe] = build(spec, crop_scale=1.0).transforms().values()
+    [recipe] = small_mae(spec, crop_scale=1.0).transforms().values()
     views = augment(images, recipe, SampleRng(0, 0, torch.arange(len(images))))
     mirrored = (views == (images / 255).flip(-1)).flatten(1).all(1)
     straight = (views == images / 255).flatten(1).all(1)

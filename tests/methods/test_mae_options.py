@@ -11,7 +11,7 @@ import naive
 import numpy as np
 import pytest
 import torch
-from helpers import CPU
+from helpers import CPU, small_mae
 from torch import Tensor
 
 from ssl_bench.api import registry
@@ -25,14 +25,6 @@ from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
 from ssl_bench.transforms.augmentations import augment, evaluation_view
 from ssl_bench.utils.rng import SampleRng
-
-MAE = registry.find("method", "mae")
-SMALL = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
-
-
-def build(spec: EncoderSpec, **changes: Any) -> Any:
-    config = MAE.config(**(SMALL | changes))
-    return setup.build_method(MAE.load_class(), config, spec, 3, seed=0)
 
 
 def batch_of(method: Any, data: Dataset, spec: EncoderSpec, count: int = 4) -> Batch:
@@ -82,7 +74,7 @@ def naive_loss_with_mask_tokens(
 def test_mask_tokens_in_the_encoder_equal_the_naive_reference(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
-    method = build(spec, encoder_mask_tokens=True, norm_pix_loss=False)
+    method = small_mae(spec, encoder_mask_tokens=True, norm_pix_loss=False)
     naive.randomise(method)
     images = batch_of(method, tiny, spec).views["image"]
     noise = torch.rand(len(images), 16, generator=torch.Generator().manual_seed(0))
@@ -106,7 +98,7 @@ def test_gradients_reach_every_trainable_parameter(
     spec: EncoderSpec, tiny: Dataset, target: str, norm_pix_loss: bool, mask_tokens: bool
 ) -> None:
     options = {"loss_target": target, "norm_pix_loss": norm_pix_loss, "pca_components": 5}
-    method = build(spec, encoder_mask_tokens=mask_tokens, **options)
+    method = small_mae(spec, encoder_mask_tokens=mask_tokens, **options)
     method.before_training(tiny.train, 0)
     method.loss(batch_of(method, tiny, spec), helpers.FIRST_STEP).backward()
     for name, parameter in method.named_parameters():
@@ -134,7 +126,7 @@ def components(data: Dataset, spec: EncoderSpec, norm_pix_loss: bool) -> tuple[A
 def test_pca_targets_are_the_largest_principal_components(
     spec: EncoderSpec, tiny: Dataset, norm_pix_loss: bool
 ) -> None:
-    method = build(spec, loss_target="pca", pca_components=6, norm_pix_loss=norm_pix_loss)
+    method = small_mae(spec, loss_target="pca", pca_components=6, norm_pix_loss=norm_pix_loss)
     method.before_training(tiny.train, 0)
     view = (
         evaluation_view(tiny.train.images_NCHW, 16) - torch.tensor(spec.mean)[:, None, None]
@@ -151,7 +143,7 @@ def test_pca_targets_are_the_largest_principal_components(
 
 def test_a_components_largest_entry_is_positive(spec: EncoderSpec, tiny: Dataset) -> None:
     """Or the same images would give targets of one sign here and of the other there."""
-    method = build(spec, loss_target="pca", pca_components=12)
+    method = small_mae(spec, loss_target="pca", pca_components=12)
     method.before_training(tiny.train, 0)
     basis = method.pca_basis_PK
     assert (basis.gather(0, basis.abs().argmax(dim=0, keepdim=True)) > 0).all()
@@ -163,7 +155,7 @@ def test_components_are_of_a_random_part_of_many_images(
     monkeypatch.setattr(registry.find("method", "mae").load(), "_PCA_IMAGES", 12)
     found = []
     for seed in (0, 0, 1):
-        method = build(spec, loss_target="pca", pca_components=6)
+        method = small_mae(spec, loss_target="pca", pca_components=6)
         method.before_training(tiny.train, seed)
         found.append(method.pca_mean_P)
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -172,7 +164,7 @@ def test_components_are_of_a_random_part_of_many_images(
 def test_as_many_components_as_a_patch_has_values_only_rotate_the_pixels(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
-    method = build(spec, loss_target="pca", norm_pix_loss=False)
+    method = small_mae(spec, loss_target="pca", norm_pix_loss=False)
     method.before_training(tiny.train, 0)
     assert method.decoder_pred.out_features == 48
     patches = torch.randn(2, 3, 48)
@@ -185,25 +177,25 @@ def test_components_are_a_function_of_images_and_seed_and_stay_with_the_weights(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path
 ) -> None:
     options = {"loss_target": "pca", "pca_components": 6}
-    trained = build(spec, **options)
+    trained = small_mae(spec, **options)
     first = train(trained, tiny, spec, tmp_path / "first")
-    second = train(build(spec, **options), tiny, spec, tmp_path / "second")
+    second = train(small_mae(spec, **options), tiny, spec, tmp_path / "second")
     for name in ("method.safetensors", "encoder.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    restored = build(spec, **options)
+    restored = small_mae(spec, **options)
     setup.restore(restored, first)
     patches = torch.randn(1, 2, 48)
     assert torch.equal(restored.target(patches), trained.target(patches))
-    assert not torch.equal(build(spec, **options).target(patches), trained.target(patches))
+    assert not torch.equal(small_mae(spec, **options).target(patches), trained.target(patches))
 
 
 def test_training_on_components_goes_on_where_it_was_killed(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"loss_target": "pca", "pca_components": 6}
-    whole = train(build(spec, **options), tiny, spec, tmp_path / "whole")
+    whole = train(small_mae(spec, **options), tiny, spec, tmp_path / "whole")
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    method = build(spec, **options)
+    method = small_mae(spec, **options)
     left = iter(range(4))
 
     def dies(step: Step) -> None:
@@ -214,7 +206,7 @@ def test_training_on_components_goes_on_where_it_was_killed(
     with pytest.raises(KeyboardInterrupt):
         train(method, tiny, spec, tmp_path / "killed")
     assert (tmp_path / "killed/checkpoint.pt").exists()
-    resumed = train(build(spec, **options), tiny, spec, tmp_path / "killed")
+    resumed = train(small_mae(spec, **options), tiny, spec, tmp_path / "killed")
     for name in ("method.safetensors", "encoder.safetensors"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
 
@@ -222,7 +214,7 @@ def test_training_on_components_goes_on_where_it_was_killed(
 def test_a_picture_of_all_components_is_the_prediction_itself(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
-    method = build(spec, loss_target="pca", norm_pix_loss=False)
+    method = small_mae(spec, loss_target="pca", norm_pix_loss=False)
     method.before_training(tiny.train, 0)
     batch = batch_of(method, tiny, spec)
     patches = encoders.patchify(batch.views["image"], 4)
@@ -233,7 +225,7 @@ def test_a_picture_of_all_components_is_the_prediction_itself(
 
 
 def views(spec: EncoderSpec, images: Tensor, **changes: Any) -> Tensor:
-    [recipe] = build(spec, **changes).transforms().values()
+    [recipe] = small_mae(spec, **changes).transforms().values()
     return augment(images, recipe, SampleRng(0, 0, torch.arange(len(images))))
 
 
@@ -267,13 +259,13 @@ def test_jitter_changes_colours_and_none_changes_nothing(spec: EncoderSpec, tiny
         (views(spec, images, color_jitter=strength) - plain).abs().mean() for strength in (0.1, 0.4)
     )
     assert 0 < little < much
-    [view] = build(spec, color_jitter=0.4).transforms().values()
+    [view] = small_mae(spec, color_jitter=0.4).transforms().values()
     assert view.jitter == (0.4, 0.4, 0.4, 0.1), "hue changes by a quarter of it"
 
 
 @pytest.mark.parametrize("sampling", ["random", "grid"])
 def test_noise_may_be_given_as_numbers(spec: EncoderSpec, tiny: Dataset, sampling: str) -> None:
-    method = build(spec, sampling=sampling)
+    method = small_mae(spec, sampling=sampling)
     batch = batch_of(method, tiny, spec)
     noise = batch.rng.uniform("mask", 16)
     expected = method.reconstruction_loss(batch.views["image"], noise)
@@ -284,7 +276,7 @@ def test_noise_may_be_given_as_numbers(spec: EncoderSpec, tiny: Dataset, samplin
 
 
 def test_block_noise_must_be_a_source(spec: EncoderSpec, tiny: Dataset) -> None:
-    method = build(spec, sampling="block")
+    method = small_mae(spec, sampling="block")
     batch = batch_of(method, tiny, spec)
     with pytest.raises(UserError, match="source"):
         method.reconstruction_loss(batch.views["image"], torch.rand(4, 16))
@@ -295,7 +287,7 @@ def test_block_noise_must_be_a_source(spec: EncoderSpec, tiny: Dataset) -> None:
 @pytest.mark.parametrize("change", [{"color_jitter": 2.1}, {"pca_components": 0}, {"mask_cell": 0}])
 def test_impossible_options_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="out of range"):
-        MAE.config(**change)
+        registry.find("method", "mae").config(**change)
 
 
 def cells_of(rows: int, columns: int, size: int) -> list[set[int]]:
@@ -319,7 +311,7 @@ def test_cells_are_squares_of_patches(grid: tuple[int, int], size: int) -> None:
 def test_cells_are_hidden_whole_and_as_many_in_each_image(
     spec: EncoderSpec, sampling: str, cell: int, ratio: float, kept: int
 ) -> None:
-    method = build(spec, mask_cell=cell, mask_ratio=ratio, sampling=sampling)
+    method = small_mae(spec, mask_cell=cell, mask_ratio=ratio, sampling=sampling)
     keep, hidden = method.mask(SampleRng(0, 3, torch.arange(300)).uniform)
     seen: set[int] = set()
     for visible, masked in zip(keep.tolist(), hidden.tolist(), strict=True):
@@ -332,7 +324,7 @@ def test_cells_are_hidden_whole_and_as_many_in_each_image(
 
 def test_cells_are_chosen_by_the_numbers_that_patches_would_be(spec: EncoderSpec) -> None:
     """As the same draws choose among as many patches; and the loss is of what they hide."""
-    method = build(spec, mask_cell=2)
+    method = small_mae(spec, mask_cell=2)
     noise = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
     keep, hidden = method.mask(noise)
     for visible, numbers in zip(keep.tolist(), noise.tolist(), strict=True):
@@ -356,4 +348,4 @@ def test_cells_that_do_not_fit_are_refused(
     spec: EncoderSpec, cell: int, ratio: float, named: str
 ) -> None:
     with pytest.raises(UserError, match=named):
-        build(spec, mask_cell=cell, mask_ratio=ratio)
+        small_mae(spec, mask_cell=cell, mask_ratio=ratio)

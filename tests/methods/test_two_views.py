@@ -15,12 +15,12 @@ import helpers
 import naive
 import pytest
 import torch
-from helpers import CPU, SHAPE
+from helpers import CPU, SHAPE, batch_of, waves
 from naive import Weights, under
 from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
-from ssl_bench.api.step import Batch, Step
+from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset, Split
 from ssl_bench.models import spread
 from ssl_bench.models.backbones import EncoderSpec
@@ -247,11 +247,6 @@ def views_of(count: int, seed: int = 0) -> list[Tensor]:
     return [colours + torch.randn(count, 3, 16, 16, generator=generator) for _ in "12"]
 
 
-def batch_of(method: Any, views: Sequence[Tensor], step: int = 0) -> Batch:
-    named = dict(zip(method.transforms(), views, strict=True))
-    return Batch(named, SampleRng(0, step, torch.arange(len(views[0]))))
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_loss_and_gradients_equal_the_naive_reference(name: str) -> None:
     reference, _ = METHODS[name]
@@ -332,12 +327,6 @@ def test_training_keeps_the_order_of_operations(
     if name == "moco":
         assert naive.relative_error(method.queue.rows_KD, state["queue.rows_KD"]) < 1e-5
         assert method.queue.pointer.item() == total * batch_size % 36
-
-
-def waves(count: int, width: int, shift: float) -> Tensor:
-    """Numbers that everyone can make, for the official code and for ours."""
-    row, column = torch.meshgrid(torch.arange(count), torch.arange(width), indexing="ij")
-    return torch.sin(0.7 * (row + 1.0).double() * (column + 2) + shift).requires_grad_()
 
 
 OFFICIAL = {

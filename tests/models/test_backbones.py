@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import CPU
+from helpers import CPU, random_images
 from timm.models import group_parameters
 
 from ssl_bench import load_encoder
@@ -37,20 +37,15 @@ def spec_of(backbone: str, size: int = 32, channels: int = 3) -> EncoderSpec:
     return EncoderSpec(backbone, size, None, channels, (0.5,) * channels, (0.25,) * channels)
 
 
-def images(spec: EncoderSpec, count: int = 3) -> torch.Tensor:
-    shape = (count, spec.channels, spec.image_size, spec.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("backbone", [*SMALL, "test_mambaout", "test_efficientnet"])
 def test_the_mean_is_what_timm_classifies(backbone: str, channels: int) -> None:
     spec = spec_of(backbone, channels=channels)
     encoder = backbones.build(spec, seed=0).eval()
     with torch.no_grad():
-        expected = encoder(images(spec))
-        found = encoders.pool(encoder, encoder.forward_features(images(spec)))
-        assert torch.equal(encoders.represent(encoder, images(spec)), expected)
+        expected = encoder(random_images(spec))
+        found = encoders.pool(encoder, encoder.forward_features(random_images(spec)))
+        assert torch.equal(encoders.represent(encoder, random_images(spec)), expected)
     assert found.keys() == {"avg"}
     assert torch.equal(found["avg"], expected)
     assert expected.shape == (3, encoders.width(encoder))
@@ -61,9 +56,9 @@ def test_a_class_token_stands_for_the_image_and_is_not_in_the_mean(backbone: str
     spec = spec_of(backbone)
     encoder = backbones.build(spec, seed=0).eval()
     with torch.no_grad():
-        tokens = encoder.forward_features(images(spec))
+        tokens = encoder.forward_features(random_images(spec))
         found = encoders.pool(encoder, tokens)
-        assert torch.equal(encoders.represent(encoder, images(spec)), tokens[:, 0])
+        assert torch.equal(encoders.represent(encoder, random_images(spec)), tokens[:, 0])
     patches = tokens.shape[1] - (2 if "distilled" in backbone else 1)
     assert torch.equal(found["cls"], tokens[:, 0])
     torch.testing.assert_close(found["avg"], tokens[:, -patches:].mean(dim=1))
@@ -77,8 +72,8 @@ def test_without_a_class_token_the_patches_stand_for_the_image(registers: int) -
     encoder = backbones.build(spec, seed=0).eval()
     torch.nn.init.constant_(encoder.fc_norm.weight, 3.0)
     with torch.no_grad():
-        pooled = encoders.pool(encoder, encoder.forward_features(images(spec)))
-        torch.testing.assert_close(encoders.represent(encoder, images(spec)), pooled["avg"])
+        pooled = encoders.pool(encoder, encoder.forward_features(random_images(spec)))
+        torch.testing.assert_close(encoders.represent(encoder, random_images(spec)), pooled["avg"])
 
 
 @pytest.mark.parametrize("backbone", SMALL)
@@ -179,11 +174,11 @@ def test_what_is_saved_or_exported_loads_again(backbone: str, tmp_path: Path) ->
         **arguments, checkpoint_path=str(tmp_path / "exported.safetensors")
     ).eval()
     with torch.no_grad():
-        expected = encoder.forward_features(images(spec))
-        assert torch.equal(by_timm.forward_features(images(spec)), expected)
+        expected = encoder.forward_features(random_images(spec))
+        assert torch.equal(by_timm.forward_features(random_images(spec)), expected)
         for source in (tmp_path, tmp_path / "exported.safetensors"):
             loaded = load_encoder(source)
-            assert torch.equal(loaded.forward_features(images(spec)), expected)
+            assert torch.equal(loaded.forward_features(random_images(spec)), expected)
             assert loaded.spec == spec
 
 
@@ -220,8 +215,8 @@ def test_a_classifier_of_pooled_features_starts_from_the_encoder() -> None:
     encoder: FrozenEncoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
     model = finetuning.Classifier(encoder.trainable_copy(), 3).eval()
     with torch.no_grad():
-        expected = model.head(encoder.encode(images(spec))["avg"])
-        torch.testing.assert_close(model(images(spec)), expected)
+        expected = model.head(encoder.encode(random_images(spec))["avg"])
+        torch.testing.assert_close(model(random_images(spec)), expected)
     with pytest.raises(UserError, match="no class token"):
         finetuning.Classifier(encoder.trainable_copy(), 3, "cls")
 

@@ -12,6 +12,7 @@ import naive
 import pytest
 import timm
 import torch
+from helpers import random_images
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,11 +20,6 @@ from torch import nn
 from ssl_bench.errors import UserError
 from ssl_bench.models import backbones, encoders, weights
 from ssl_bench.models.backbones import EncoderSpec
-
-
-def random_images(spec: EncoderSpec, count: int = 3) -> torch.Tensor:
-    shape = (count, spec.channels, spec.image_size, spec.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(

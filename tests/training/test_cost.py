@@ -132,19 +132,6 @@ def test_an_interrupted_training_has_the_same_snapshots(
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.fixture
-def run(ssl_bench: Call, image_folder: Path, tmp_path: Path) -> Call:
-    """``ssl-bench run`` of a small encoder, without evaluations."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        return ssl_bench(
-            *("run", "--data", image_folder, "--runs-dir", tmp_path / "runs", "--batch-size", 8),
-            *("--backbone", "vit_nano", "--evals", "none", "--precision", "fp32", *words),
-        )
-
-    return call
-
-
 def only(tmp_path: Path, pattern: str) -> Path:
     [folder] = (tmp_path / "runs").glob(pattern)
     return folder
