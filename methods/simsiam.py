@@ -109,8 +109,8 @@ class SimSiam(Method):
             for name in ("first", "second")
         )
         self.watch(first_BD)
-        forth = similarity(self.predictor(first_BD), second_BD.detach())
-        back = similarity(self.predictor(second_BD), first_BD.detach())
+        forth = negative_cosine(self.predictor(first_BD), second_BD.detach())
+        back = negative_cosine(self.predictor(second_BD), first_BD.detach())
         return (forth + back) / 2
 
     def optimizer(self) -> OptimizerSpec:
@@ -136,6 +136,6 @@ class SimSiam(Method):
 
 
 @in_float32
-def similarity(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
+def negative_cosine(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
     """Mean negative cosine, from -1 to 1."""
     return NegativeCosineSimilarity()(prediction_BD, target_BD)

@@ -136,11 +136,10 @@ def regularise(
     different features are added and divided by their number.
     """
     views = [collectives.gather_with_gradient(view_BD) for view_BD in (first_BD, second_BD)]
-    deviations, correlations = map(variance_loss, views), map(covariance_loss, views)
     return {
         "invariance": invariance * invariance_loss(*views),
-        "variance": variance * sum(deviations) / 2,
-        "covariance": covariance * sum(correlations),
+        "variance": variance * sum(map(variance_loss, views)) / 2,
+        "covariance": covariance * sum(map(covariance_loss, views)),
     }
 
 

@@ -168,7 +168,7 @@ class VideoMAE(Method):
             "random": (self.places * self.pairs, "tubelet"),
         }[config.sampling]
         self.units = units
-        self.kept_units = masking.count_kept(units, config.mask_ratio, each, True)
+        self.kept_units = masking.count_kept(units, config.mask_ratio, each, hides_fewer=True)
 
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         self.encoder_to_decoder = nn.Linear(encoder.embed_dim, width, bias=False)

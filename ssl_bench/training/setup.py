@@ -106,7 +106,7 @@ def as_batch(
     """A batch of the draws, `texts_of` and what is stored of its images (see `loader.stored`)."""
     transforms = method.transforms()
     views = loader.finished(train, tuple(transforms.values()), draws, pixels)
-    normalized = (normalize(view, spec.mean, spec.std, True) for view in views)
+    normalized = (normalize(view, spec.mean, spec.std, in_place=True) for view in views)
     labels_B = train.labels_N[draws.samples_B] if "label" in method.columns else None
     captions_BL = is_next_B = None
     if texts and (own := method.data.text):

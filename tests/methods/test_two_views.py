@@ -370,7 +370,9 @@ def loss_of(name: str, first: Tensor, second: Tensor) -> tuple[Any, list[Tensor]
     targets = [waves(8, 6, shift).detach().to(first.dtype) for shift in (0.5, 0.7)]
     if name == "byol":
         return code.distance(first, targets[0]) + code.distance(second, targets[1]), both
-    return (code.similarity(first, targets[0]) + code.similarity(second, targets[1])) / 2, both
+    return (
+        code.negative_cosine(first, targets[0]) + code.negative_cosine(second, targets[1])
+    ) / 2, both
 
 
 @pytest.mark.parametrize("name", METHODS)
