@@ -206,31 +206,31 @@ class VideoMAE(Method):
 
     def loss(self, batch: Batch, step: Step) -> Tensor:
         """Mean squared error over the hidden tubelets alone."""
-        return self._reconstruction_loss(batch.views["clip"], batch.rng.uniform)
+        return self.reconstruction_loss(batch.views["clip"], batch.rng.uniform)
 
-    def _reconstruction_loss(
+    def reconstruction_loss(
         self, clips_BCHW: Tensor, noise: Callable[[str, int], Tensor]
     ) -> Tensor:
-        """The loss of normalised float32 clips, masked as the noise says (see `_mask`)."""
-        tubelets_BNP = self._tubelets(clips_BCHW)
-        keep_BK, hidden_BM = self._mask(noise)
-        prediction_BMP = self._predict(tubelets_BNP, keep_BK, hidden_BM)
-        target_BMP, _, _ = self._target(encoders.take(tubelets_BNP, hidden_BM))
+        """The loss of normalised float32 clips, masked as the noise says (see `mask`)."""
+        tubelets_BNP = self.tubelets(clips_BCHW)
+        keep_BK, hidden_BM = self.mask(noise)
+        prediction_BMP = self.predict(tubelets_BNP, keep_BK, hidden_BM)
+        target_BMP, _, _ = self.target(encoders.take(tubelets_BNP, hidden_BM))
         return (prediction_BMP.float() - target_BMP).square().mean()
 
-    def _tubelets(self, clips_BCHW: Tensor) -> Tensor:
+    def tubelets(self, clips_BCHW: Tensor) -> Tensor:
         """A clip cut into tubelets, pair by pair, the channels of both frames fastest."""
         pairs_NCHW = video.as_frames(clips_BCHW, self.pairs)
         patches_NLP = encoders.patchify(pairs_NCHW, self.patch_size)
         return patches_NLP.unflatten(0, (-1, self.pairs)).flatten(1, 2)
 
-    def _clips(self, tubelets_BNP: Tensor) -> Tensor:
-        """The inverse of `_tubelets`."""
+    def clips(self, tubelets_BNP: Tensor) -> Tensor:
+        """The inverse of `tubelets`."""
         patches_NLP = tubelets_BNP.unflatten(1, (self.pairs, -1)).flatten(0, 1)
         pairs_NCHW = encoders.unpatchify(patches_NLP, self.patch_size, self.grid[1])
         return video.as_clips(pairs_NCHW, self.pairs)
 
-    def _mask(self, noise: Callable[[str, int], Tensor]) -> tuple[Tensor, Tensor]:
+    def mask(self, noise: Callable[[str, int], Tensor]) -> tuple[Tensor, Tensor]:
         """Indices of the kept and of the hidden tubelets: int64 ``(B, K)`` and ``(B, M)``.
 
         Args:
@@ -241,17 +241,17 @@ class VideoMAE(Method):
         place_L = torch.arange(self.places, device=keep_BU.device)
         pair_T = torch.arange(self.pairs, device=keep_BU.device)
 
-        def tubelets(unit_BU: Tensor) -> Tensor:
+        def of_units(unit_BU: Tensor) -> Tensor:
             if self.config.sampling == "tube":
                 return (pair_T[:, None] * self.places + unit_BU[:, None]).flatten(1)
             if self.config.sampling == "frame":
                 return (unit_BU[..., None] * self.places + place_L).flatten(1)
             return unit_BU
 
-        return tubelets(keep_BU), tubelets(hidden_BU)
+        return of_units(keep_BU), of_units(hidden_BU)
 
-    def _predict(self, tubelets_BNP: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
-        """The hidden tubelets' `_target`, decoded from the visible ones."""
+    def predict(self, tubelets_BNP: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """The hidden tubelets' `target`, decoded from the visible ones."""
         encoded_BKD = encoders.encode_visible(self.encoder, tubelets_BNP, keep_BK)
         positions_1ND = self.decoder_pos_embed_1ND
         tokens_BND = torch.cat(
@@ -266,7 +266,7 @@ class VideoMAE(Method):
         decoded_BMD = encoders.block_at(self.decoder_blocks[-1], tokens_BND, hidden)
         return self.head(self.decoder_norm(decoded_BMD))
 
-    def _target(self, tubelets_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def target(self, tubelets_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is to be predicted, of pixels in [0, 1], and what takes it back to the views' units.
 
         Of each channel of a tubelet ``(x - mean) / (deviation + 1e-6)``, the deviation unbiased and
@@ -292,10 +292,10 @@ class VideoMAE(Method):
         Where the target is normalised, the prediction gets the hidden tubelet's own mean and
         standard deviation back.
         """
-        tubelets_BNP = self._tubelets(batch.views["clip"])
-        keep_BK, hidden_BM = self._mask(batch.rng.uniform)
-        prediction_BMP = self._predict(tubelets_BNP, keep_BK, hidden_BM).float()
-        _, factor_BMP, summand_BMP = self._target(encoders.take(tubelets_BNP, hidden_BM))
+        tubelets_BNP = self.tubelets(batch.views["clip"])
+        keep_BK, hidden_BM = self.mask(batch.rng.uniform)
+        prediction_BMP = self.predict(tubelets_BNP, keep_BK, hidden_BM).float()
+        _, factor_BMP, summand_BMP = self.target(encoders.take(tubelets_BNP, hidden_BM))
         index_BMP = hidden_BM[..., None].expand_as(prediction_BMP)
         own = "\n(own mean, std)" if self.config.norm_pix_loss else ""
         rows = {
@@ -306,7 +306,7 @@ class VideoMAE(Method):
             ),
         }
         return {
-            title: video.strips(self._clips(each), self.data.frames) for title, each in rows.items()
+            title: video.strips(self.clips(each), self.data.frames) for title, each in rows.items()
         }
 
     @staticmethod

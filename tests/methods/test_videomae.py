@@ -122,7 +122,7 @@ def test_loss_and_gradients_equal_the_naive_reference(
     expected.backward()
 
     clips.requires_grad_()
-    loss = method._reconstruction_loss(clips, lambda _, count: noise[:, :count])
+    loss = method.reconstruction_loss(clips, lambda _, count: noise[:, :count])
     loss.backward()
     assert naive.relative_error(loss, expected) < 1e-5
     assert naive.relative_error(clips.grad, inputs.grad) < 1e-5
@@ -150,7 +150,7 @@ def test_a_tube_is_hidden_through_time(frames: int, side: int, kept: int) -> Non
     spec = EncoderSpec("vit_nano", side, size, 3, (0.5,) * 3, (0.5,) * 3, frames=frames)
     method = build(spec, mask_ratio=0.9)
     drawn = torch.rand(5, method.units, generator=torch.Generator().manual_seed(0))
-    keep_BK, hidden_BM = method._mask(lambda _, count: drawn[:, :count])
+    keep_BK, hidden_BM = method.mask(lambda _, count: drawn[:, :count])
     places = (side // size) ** 2
     assert keep_BK.shape == (5, kept)
     assert torch.equal(torch.cat([keep_BK, hidden_BM], 1).sort().values[0], torch.arange(
@@ -184,8 +184,8 @@ def test_positions_are_the_published_ones() -> None:
 def test_tubelets_come_back_as_clips(clip_spec: EncoderSpec) -> None:
     method = build(clip_spec)
     clips = torch.randn(2, FRAMES * 3, 16, 16)
-    tubelets = method._tubelets(clips)
-    assert torch.equal(method._clips(tubelets), clips)
+    tubelets = method.tubelets(clips)
+    assert torch.equal(method.clips(tubelets), clips)
     first = clips[1].view(FRAMES, 3, 16, 16)[2:4, :, 4:8, 8:12]  # of the second pair
     expected = first.permute(2, 3, 0, 1).flatten()
     assert torch.equal(tubelets[1, 16 + 1 * 4 + 2], expected)
@@ -197,7 +197,7 @@ def test_embedding_gathered_tubelets_is_embedding_all(clip_spec: EncoderSpec) ->
     clips = torch.randn(2, FRAMES * 3, 16, 16)
     every = torch.arange(32).expand(2, -1)
     with torch.no_grad():
-        gathered = encoders.encode_visible(method.encoder, method._tubelets(clips), every)
+        gathered = encoders.encode_visible(method.encoder, method.tubelets(clips), every)
         torch.testing.assert_close(gathered, method.encoder.forward_features(clips))
 
 

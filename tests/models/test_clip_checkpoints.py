@@ -67,7 +67,7 @@ def loss_of(checkpoint: Checkpoint, noise_BU: Tensor, clips_BFCHW: Tensor) -> fl
     method.load_state_dict({**checkpoint.decoder, **encoder})
     with torch.no_grad():
         views_BCHW = clips_BFCHW.flatten(1, 2)
-        return method._reconstruction_loss(views_BCHW, lambda _, count: noise_BU[:, :count]).item()
+        return method.reconstruction_loss(views_BCHW, lambda _, count: noise_BU[:, :count]).item()
 
 
 def hidden(noise_BU: Tensor, share: float = 0.75) -> Tensor:
