@@ -225,8 +225,8 @@ class ALBEF(Method):
             *(image_BD, text_BD, slow_image_BD, slow_text_BD),
             torch.cat([self.keys[0], self.images.rows_KD]),
             torch.cat([self.keys[1], self.texts.rows_KD]),
-            *(self.temperature, self.share),
-            first=collectives.rank() * len(ids_BL),
+            self.temperature,
+            self.share,
         )
         return loss, alike_2BN / self.temperature.detach()
 
@@ -241,9 +241,8 @@ class ALBEF(Method):
         """Cross-entropy of pairs that belong together, and of each part with a hard other one."""
         images_NSD, texts_NLD = map(collectives.gather_with_gradient, (image_BSD, hidden_BLD))
         ids_NL = collectives.gather(ids_BL)
-        first = collectives.rank() * len(ids_BL)
-        image_B = hard_negatives(alike_2BN[0], first, rng.uniform("negative image", 1))
-        text_B = hard_negatives(alike_2BN[1], first, rng.uniform("negative text", 1))
+        image_B = hard_negatives(alike_2BN[0], rng.uniform("negative image", 1))
+        text_B = hard_negatives(alike_2BN[1], rng.uniform("negative text", 1))
         logits_PC = self.text_side.matching(
             torch.cat([hidden_BLD, hidden_BLD, texts_NLD[text_B]]),
             torch.cat([ids_BL, ids_BL, ids_NL[text_B]]),
@@ -320,19 +319,18 @@ def contrast(
     texts_KD: Tensor,
     temperature: Tensor,
     share: Tensor,
-    first: int,
 ) -> Tensor:
     """Half the sum of the cross-entropies of images among texts and of texts among images.
 
     Args:
         image_BD, text_BD: of this rank's pairs; features of length 1, as all others.
         slow_image_BD, slow_text_BD: their momentum features.
-        images_KD, texts_KD: momentum features to choose among, the pairs' own from ``first`` on.
+        images_KD, texts_KD: momentum features to choose among, those of all ranks' pairs first.
         share: of the momentum features' softmax in the targets.
     """
 
     def one_way(query_BD: Tensor, slow_BD: Tensor, keys_KD: Tensor) -> Tensor:
-        own_B = first + torch.arange(len(query_BD), device=query_BD.device)
+        own_B = collectives.own_rows(len(query_BD), query_BD.device)
         with torch.no_grad():
             soft_BK = (slow_BD @ keys_KD.T / temperature).softmax(dim=1)
             target_BK = share * soft_BK + (1 - share) * F.one_hot(own_B, len(keys_KD))
@@ -343,16 +341,16 @@ def contrast(
     return (images + one_way(text_BD, slow_text_BD, images_KD)) / 2
 
 
-def hard_negatives(similarity_BN: Tensor, first: int, uniform_B1: Tensor) -> Tensor:
+def hard_negatives(similarity_BN: Tensor, uniform_B1: Tensor) -> Tensor:
     """For each row another one's column, the likelier the more similar: int64 ``(B,)``.
 
     Args:
-        similarity_BN: logits; a row's own column comes at ``first`` plus its number.
+        similarity_BN: logits of this rank's rows, whose own columns are `collectives.own_rows`.
         uniform_B1: a number in [0, 1) for each row, which decides.
     """
     share_BN = text_encoder.wide(similarity_BN).softmax(dim=1) + _LEAST_SHARE
-    rows_B = torch.arange(len(share_BN), device=share_BN.device)
-    share_BN[rows_B, first + rows_B] = 0.0
+    own_B = collectives.own_rows(len(share_BN), share_BN.device)
+    share_BN.scatter_(1, own_B[:, None], 0.0)
     ends_BN = share_BN.double().cumsum(dim=1)
     drawn_B = torch.searchsorted(ends_BN, uniform_B1.double() * ends_BN[:, -1:], right=True)[:, 0]
     return drawn_B.clamp_max(share_BN.shape[1] - 1)

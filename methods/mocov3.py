@@ -131,8 +131,10 @@ class MoCoV3(Method):
         first, second = batch.views["first"], batch.views["second"]
         with torch.no_grad():
             key_1, key_2 = self.key(first), self.key(second)
-        yield self.contrast(self.query(first), key_2)
-        yield self.contrast(self.query(second), key_1)
+        for view, key_BD in ((first, key_2), (second, key_1)):
+            query_BD = self.query(view)
+            self.watch(query_BD)
+            yield self.contrast(query_BD, key_BD)
 
     def query(self, images_BCHW: Tensor) -> Tensor:
         """Predicted features of the base encoder: ``(B, proj_output_dim)``."""
@@ -150,12 +152,10 @@ class MoCoV3(Method):
             query_BD, key_BD: of this rank's images; only the keys are gathered.
         """
         temperature = self.config.temperature
-        self.watch(query_BD)
         query_BD = F.normalize(query_BD, dim=1)
         keys_ND = F.normalize(collectives.gather(key_BD), dim=1)
         logits_BN = query_BD @ keys_ND.T / temperature
-        count = len(query_BD)
-        own_B = torch.arange(count, device=query_BD.device) + count * collectives.rank()
+        own_B = collectives.own_rows(len(query_BD), query_BD.device)
         return F.cross_entropy(logits_BN, own_B) * 2 * temperature
 
     def after_optimizer_step(self, step: Step) -> None:

@@ -138,7 +138,7 @@ def contrast(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
         first_BD, second_BD: projections of this rank's images, of any length.
         temperature: above 0.
     """
-    own_B = torch.arange(len(first_BD), device=first_BD.device) + len(first_BD) * collectives.rank()
+    own_B = collectives.own_rows(len(first_BD), first_BD.device)
     first_BD, second_BD = F.normalize(first_BD, dim=1), F.normalize(second_BD, dim=1)
     first_ND, second_ND = map(collectives.gather_with_gradient, (first_BD, second_BD))
     losses = []

@@ -203,6 +203,15 @@ def gather_with_gradient(rows_BD: Tensor) -> Tensor:
     return rows_BD if world_size() == 1 else _Gather.apply(rows_BD)
 
 
+def own_rows(count: int, device: torch.device) -> Tensor:
+    """Where this rank's rows are among those that are gathered: int64 ``(B,)``.
+
+    Args:
+        count: the rows of each rank, B.
+    """
+    return rank() * count + torch.arange(count, device=device)
+
+
 def sum_with_gradient(value: Tensor) -> Tensor:
     """The sum over all ranks, with the gradient of `gather_with_gradient`.
 

@@ -40,7 +40,7 @@ def test_contrast_is_the_official_one() -> None:
     queues = [F.normalize(rows(16, 6, shift), dim=1) for shift in (1.0, 1.5)]
     keys = [torch.cat(pair) for pair in zip(slow, queues, strict=True)]
     features = F.normalize(image, dim=1), F.normalize(words, dim=1)
-    loss = contrast(*features, *slow, *keys, temperature, torch.tensor(0.4).double(), 0)
+    loss = contrast(*features, *slow, *keys, temperature, torch.tensor(0.4).double())
     loss.backward()
     assert loss.item() == pytest.approx(0.1673781516, rel=1e-6)
     found = [each.grad.norm().item() for each in (image, words, temperature)]  # type: ignore[union-attr]
@@ -200,7 +200,7 @@ def test_what_follows_a_step() -> None:
 def test_hard_negatives_are_drawn_as_their_similarity_says() -> None:
     similarity = torch.tensor([[9.0, 1.0, 0.0, -1.0]])
     uniform = torch.arange(3000) / 3000
-    drawn = torch.cat([hard_negatives(similarity, 0, each.view(1, 1)) for each in uniform])
+    drawn = torch.cat([hard_negatives(similarity, each.view(1, 1)) for each in uniform])
     shares = similarity[0].softmax(0) + 1e-4
     shares[0] = 0
     expected = shares / shares.sum()
