@@ -58,9 +58,8 @@ class KNN(Evaluation):
                 trials[pooling, count] = accuracy(predictions_Q, labels_N[held_out])
         pooling, count = max(trials, key=trials.__getitem__)
         every, queries_QD = torch.arange(len(data.train)), encoder.features(data.test)[pooling]
-        predictions_N = _predict(train[pooling], labels_N, every, queries_QD, self.config, classes)[
-            count
-        ]
+        found = _predict(train[pooling], labels_N, every, queries_QD, self.config, classes)
+        predictions_N = found[count]
         return Result(
             scores={"top1": accuracy(predictions_N, data.test.labels_N)},
             predictions_N=predictions_N,
