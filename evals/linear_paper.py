@@ -205,7 +205,7 @@ class PaperLinearProbe(Evaluation):
         probe.train()
         with (
             resume.training(
-                encoder.scratch, probe, optimizer.optimizer, schedule.steps
+                encoder.checkpoint, probe, optimizer.optimizer, schedule.steps
             ) as training,
             closing(data.train.read(in_parts(training.start))) as stored,
             progress.bar("linear probe", schedule.steps) as bar,

@@ -135,7 +135,7 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
     """
     dataset = data()
     encoder = Encoder(backbones.build(SPEC, seed=0), SPEC, CPU, seed=0)
-    encoder.scratch = EvalCheckpoint(folder / f"tuning-{stop_at}")
+    encoder.checkpoint = EvalCheckpoint(folder / f"tuning-{stop_at}")
     config = registry.find("eval", "finetune").config(**TUNING)
 
     @contextmanager
@@ -154,7 +154,7 @@ def tune(folder: Path, stop_at: int | None = None) -> None:
                 assert stop_at is None
             if stop_at:
                 collectives.largest(0)  # until the state is written
-                encoder.scratch = EvalCheckpoint(folder / f"tuning-{stop_at}")
+                encoder.checkpoint = EvalCheckpoint(folder / f"tuning-{stop_at}")
                 model = finetuning.classifier(encoder, 3, config)
                 finetuning.train(model, encoder, train, config)
         few = Split(dataset.test.images_NCHW[:2], dataset.test.labels_N[:2])

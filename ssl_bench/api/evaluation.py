@@ -31,7 +31,7 @@ class FrozenEncoder(Protocol):
         spec: image size, channels and normalisation.
         hardware: where to compute.
         seed: of every draw of the evaluation.
-        scratch: where a long training of the evaluation keeps its state, see `resume.training`;
+        checkpoint: where a long training of the evaluation keeps its state, see `resume.training`;
             None for nowhere.
         pair: the `ImageText` that was pre-trained with an encoder of images, or None.
         text: the `TextEncoder` in that, or the encoder itself if it reads captions, or None.
@@ -40,7 +40,7 @@ class FrozenEncoder(Protocol):
     spec: EncoderSpec
     hardware: Hardware
     seed: int
-    scratch: EvalCheckpoint | None
+    checkpoint: EvalCheckpoint | None
     pair: Any
     text: Any
 

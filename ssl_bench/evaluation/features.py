@@ -89,12 +89,12 @@ class Encoder:
         spec: image size, channels and normalisation it was trained with.
         hardware: where evaluations compute.
         seed: of its pre-training; an evaluation's own draws use it too.
-        scratch: where the evaluation under way keeps the states of its trainings, if anywhere.
+        checkpoint: where the evaluation under way keeps the states of its trainings, if anywhere.
         pair: the `ImageText` that was pre-trained with it, or None.
         text: the `TextEncoder` in that, or the encoder itself if it reads captions, or None.
     """
 
-    scratch: EvalCheckpoint | None = None
+    checkpoint: EvalCheckpoint | None = None
 
     def __init__(
         self,
@@ -102,12 +102,12 @@ class Encoder:
         spec: EncoderSpec,
         hardware: Hardware,
         seed: int,
-        kept: FeatureCache | None = None,
+        cache: FeatureCache | None = None,
         pair: ImageText | None = None,
     ) -> None:
         self._module: Any = module.to(hardware.device).eval().requires_grad_(False)
         self._features: dict[Split, Mapping[str, Tensor]] = {}
-        self._kept = kept
+        self._cache = cache
         self.spec, self.hardware, self.seed = spec, hardware, seed
         self.pair: Any = None
         self.text: Any = self._module if spec.is_text else None
@@ -127,15 +127,15 @@ class Encoder:
         """
         if _everywhere(split in self._features):
             return self._features[split]
-        found = self._kept.read(split) if self._kept else None
+        found = self._cache.read(split) if self._cache else None
         if _everywhere(found is not None):
             assert found is not None
             _check_finite(found)
             return {name: each.to(self.hardware.device) for name, each in found.items()}
         features = self._extract(split)
         _check_finite(features)
-        kept = self._kept
-        if not (kept and collectives.on_rank_zero(lambda: kept.write(split, features))):
+        cache = self._cache
+        if not (cache and collectives.on_rank_zero(lambda: cache.write(split, features))):
             self._features[split] = features
         return features
 
@@ -231,7 +231,7 @@ class Encoder:
 class RawPixels:
     """The baseline without an encoder: the image's own pixels as its features."""
 
-    scratch: EvalCheckpoint | None = None
+    checkpoint: EvalCheckpoint | None = None
     pair = text = None
 
     def __init__(self, spec: EncoderSpec, hardware: Hardware, seed: int) -> None:

@@ -215,7 +215,7 @@ def train(
 
     model.train()
     with (
-        resume.training(encoder.scratch, model, recipe.optimizer, schedule.steps) as training,
+        resume.training(encoder.checkpoint, model, recipe.optimizer, schedule.steps) as training,
         closing(split.read_drawn(drawn(training.start))) as stored,
         progress.bar(config.section.replace("finetune", "fine-tune"), schedule.steps) as bar,
     ):

@@ -131,13 +131,13 @@ def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any
 def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Path) -> Record:
     """Evaluate one encoder once, or read the stored result."""
     folder = _folder(home, plugin, config, data, encoder)
-    scratch = EvalCheckpoint(home / schema.UNFINISHED / folder.name)
+    checkpoint = EvalCheckpoint(home / schema.UNFINISHED / folder.name)
     expected = {
         "eval": plugin.name,
         "protocol": protocol(plugin, config, data),
         "test_images": len(data.test),
     }
-    stored = collectives.on_rank_zero(lambda: _stored(folder, scratch, expected))
+    stored = collectives.on_rank_zero(lambda: _stored(folder, checkpoint, expected))
     if stored is not None:
         return stored
     evaluation = plugin.load_class()(config)
@@ -145,11 +145,11 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     environment = {**run_folder.environment(encoder.hardware.name), "devices": devices}
 
     def compute() -> Any:
-        encoder.scratch = scratch
+        encoder.checkpoint = checkpoint
         try:
             return evaluation.evaluate(encoder, data)
         finally:
-            encoder.scratch = None
+            encoder.checkpoint = None
 
     def store(found: Any) -> Record:
         """Write what was found, if it passes the gate; its record."""
@@ -183,12 +183,12 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
             "chosen": result.chosen,
             "digests": {name: _save_arrays(folder / name, each) for name, each in files.items()},
             "test_images": len(data.test),
-            "seconds": round(scratch.seconds * devices, 2),
+            "seconds": round(checkpoint.seconds * devices, 2),
             "precision": encoder.hardware.precision,
             "environment": environment,
         }
         write_json(folder / schema.SCORES, record)
-        scratch.remove()
+        checkpoint.remove()
         return record
 
     if evaluation.sharded:
@@ -197,7 +197,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     return collectives.on_rank_zero(lambda: store(compute()))
 
 
-def _stored(folder: Path, scratch: EvalCheckpoint, expected: Mapping[str, Any]) -> Record | None:
+def _stored(folder: Path, checkpoint: EvalCheckpoint, expected: Mapping[str, Any]) -> Record | None:
     """The record of an evaluation that is done; None where there is none that is to be trusted."""
     path = folder / schema.SCORES
     if not path.exists():
@@ -208,7 +208,7 @@ def _stored(folder: Path, scratch: EvalCheckpoint, expected: Mapping[str, Any]) 
         note = f"evaluated anew: {str(path)!r} is no result ({first_line(error)})"
         progress.console.print(plain(note), markup=False, highlight=False, soft_wrap=True)
         return None
-    scratch.remove()
+    checkpoint.remove()
     return record
 
 
@@ -247,8 +247,8 @@ class _Encoders:
             "torch": torch.__version__,
         }
         splits = {data.train: "train", data.test: "test"}
-        kept = FeatureCache(home / schema.FEATURES, made_from, splits, self.keep_features)
-        return Encoder(module, self.spec, hardware, self.seed, kept, pair)
+        cache = FeatureCache(home / schema.FEATURES, made_from, splits, self.keep_features)
+        return Encoder(module, self.spec, hardware, self.seed, cache, pair)
 
     def baseline(self, kind: str) -> tuple[Any, Path]:
         """A baseline, "pixels" or "random", and its folder."""

@@ -158,20 +158,23 @@ class Training:
 
 @contextmanager
 def training(
-    scratch: EvalCheckpoint | None, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+    checkpoint: EvalCheckpoint | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
 ) -> Iterator[Training]:
     """Train a model, resuming from the checkpoint of an earlier start if there is one.
 
-    All ranks have the same model after each step; rank 0 writes. Without ``scratch`` nothing is
+    All ranks have the same model after each step; rank 0 writes. Without ``checkpoint`` nothing is
     kept.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    if scratch is None:
+    if checkpoint is None:
         yield Training()
         return
-    path = next(scratch.paths)
+    path = next(checkpoint.paths)
     with defer_signals() as wanted:
         collectives.barrier()  # from here on every rank notes signals, so no rank waits in vain
         start, last, saved, wait = 0, math.nan, time.monotonic(), SECONDS_BETWEEN_STATES
@@ -181,7 +184,7 @@ def training(
                 model.load_state_dict(state["model"])
                 optimizer.load_state_dict(state["optimizer"])
                 start, last = state["step"], state["loss"]
-                scratch.before = max(scratch.before, state["seconds"])
+                checkpoint.before = max(checkpoint.before, state["seconds"])
 
         def after(done: int, loss: Tensor) -> None:
             nonlocal saved, wait
@@ -190,9 +193,9 @@ def training(
             # A training that has diverged is not resumed.
             if is_wanted and bool(loss.isfinite()):
                 if collectives.rank() == 0:
-                    make_inside(scratch.folder.parent.parent, scratch.folder)
+                    make_inside(checkpoint.folder.parent.parent, checkpoint.folder)
                     of_parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                    own = {"step": done, "loss": loss.item(), "seconds": scratch.seconds}
+                    own = {"step": done, "loss": loss.item(), "seconds": checkpoint.seconds}
                     save(path, own | of_parts)
                 saved, at = time.monotonic(), f"step {done} of {steps} of an evaluation is saved"
                 wait = pause(SECONDS_BETWEEN_STATES, saved - now)

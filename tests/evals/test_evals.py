@@ -522,7 +522,7 @@ class Pixels:
     """An encoder whose features are the pixels of what it is given."""
 
     def __init__(self, spec: EncoderSpec) -> None:
-        self.spec, self.hardware, self.seed, self.scratch = spec, CPU, 0, None
+        self.spec, self.hardware, self.seed, self.checkpoint = spec, CPU, 0, None
         self.seen: list[Tensor] = []
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:

@@ -355,7 +355,7 @@ def test_an_evaluation_stopped_at_any_steps_is_the_same(
             assert trained
             return record["scores"], record["baselines"], predictions, trained
 
-        patch.setattr(EvalCheckpoint, "remove", lambda scratch: None)
+        patch.setattr(EvalCheckpoint, "remove", lambda checkpoint: None)
         expected = scores_of(folders[0])
         set_learning_rate, left = optimizers.set_learning_rate, [0]
 
@@ -393,7 +393,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     starts = 0
     while starts < 20:
         starts += 1
-        encoder.scratch = EvalCheckpoint(tmp_path)
+        encoder.checkpoint = EvalCheckpoint(tmp_path)
         with contextlib.suppress(Interrupted):
             plugin.load_class()(config).evaluate(encoder, tiny)
             break
