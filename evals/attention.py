@@ -20,7 +20,7 @@ from torch import Tensor
 from ssl_bench.api import CheckedConfig, Evaluation, FrozenEncoder, Result
 from ssl_bench.data import Dataset
 from ssl_bench.evaluation.features import RawPixels, prepare
-from ssl_bench.evaluation.metrics import subset
+from ssl_bench.evaluation.metrics import rank_in_class, subset
 from ssl_bench.models.attention_maps import (
     attention_by_block,
     distance,
@@ -96,10 +96,8 @@ class Attention(Evaluation):
 
 def _first_of_each_class(labels_N: Tensor, count: int) -> Tensor:
     """Indices of the first image of each class, then of the second of each: int64, all at most."""
-    order_N = labels_N.argsort(stable=True)
-    sizes = labels_N.unique(return_counts=True)[1]
-    turn_N = torch.cat([torch.arange(size) for size in sizes.tolist()])
-    return order_N[turn_N.argsort(stable=True)][:count]
+    rank_N = rank_in_class(labels_N)
+    return (rank_N * (labels_N.max() + 1) + labels_N).argsort()[:count]
 
 
 @torch.no_grad()

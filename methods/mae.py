@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from ssl_bench.api import Batch, DataInfo, LogUniform, Method, OptimizerConfig, Step, Uniform
 from ssl_bench.data import Split
 from ssl_bench.errors import require
-from ssl_bench.models import encoders, masking
+from ssl_bench.models import encoders, formats, masking
 from ssl_bench.transforms.augmentations import (
     Augmentation,
     crop_and_flip,
@@ -353,8 +353,8 @@ class MAE(Method):
         embed, prediction = weights.get("decoder_embed.weight"), weights.get("decoder_pred.weight")
         if embed is None or prediction is None or "mask_token" not in weights:
             return None
-        blocks = {name.split(".")[1] for name in weights if name.startswith("decoder_blocks.")}
-        return {"decoder_embed_dim": len(embed), "decoder_depth": len(blocks)}
+        depth = len(formats.blocks_in(weights, "decoder_blocks"))
+        return {"decoder_embed_dim": len(embed), "decoder_depth": depth}
 
     # Around the paper's values: 1.5e-4 (table 8; the small encoders here take 1e-3 to 4e-3), the
     # ratios of figure 5 that work, 0.05 and 40 of 800 epochs (table 8).

@@ -53,7 +53,7 @@ from ssl_bench.api import (
 from ssl_bench.api.optimizers import recipe
 from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import require
-from ssl_bench.models import checkpoints, encoders, masking, video, weights
+from ssl_bench.models import checkpoints, encoders, formats, masking, video, weights
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 
 
@@ -315,8 +315,8 @@ class VideoMAE(Method):
         bridge = weights.get("encoder_to_decoder.weight")
         if bridge is None:
             return None
-        blocks = {name.split(".")[1] for name in weights if name.startswith("decoder_blocks.")}
-        sizes = {"decoder_embed_dim": len(bridge), "decoder_depth": len(blocks)}
+        depth = len(formats.blocks_in(weights, "decoder_blocks"))
+        sizes = {"decoder_embed_dim": len(bridge), "decoder_depth": depth}
         return {**sizes, "init": "", "init_hash": ""}
 
     # Around the paper's values: 1.5e-4 (table 8; small encoders take more), ratios of figure 3.

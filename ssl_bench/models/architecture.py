@@ -300,10 +300,7 @@ def _plain_resnet(state: Mapping[str, Tensor], stem: Tensor, where: str) -> str:
     )
     width = len(state["layer1.0.conv1.weight"])
     convolutions = 3 if "layer1.0.conv3.weight" in state else 2
-    blocks = tuple(
-        len({name.split(".")[1] for name in state if name.startswith(f"layer{layer}.")})
-        for layer in (1, 2, 3, 4)
-    )
+    blocks = tuple(len(formats.blocks_in(state, f"layer{layer}")) for layer in (1, 2, 3, 4))
     name = _RESNETS.get((convolutions, blocks))
     is_plain = name is not None and "conv1.weight" in state and width == 64
     require(

@@ -438,6 +438,11 @@ def _with_batch_counts(state: State) -> State:
     return {**state, **{f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}}
 
 
+def blocks_in(names: Iterable[str], stack: str) -> set[str]:
+    """Numbers of a stack's blocks, as they stand in the names of weights."""
+    return {name.split(".")[1] for name in names if name.startswith(f"{stack}.")}
+
+
 def is_mae_decoder(state: State) -> bool:
     """Whether these are exactly the weights of an MAE decoder."""
     return bool(state) and state.keys() == _decoder_names(state)
@@ -446,7 +451,7 @@ def is_mae_decoder(state: State) -> bool:
 def _decoder_names(decoder: State) -> set[str]:
     """The names in an MAE decoder with these blocks."""
     parts = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
+    blocks = blocks_in(decoder, "decoder_blocks")
     modules = ["decoder_embed", "decoder_norm", "decoder_pred"]
     modules += [f"decoder_blocks.{block}.{part}" for block in blocks for part in parts]
     pairs = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}

@@ -143,10 +143,9 @@ def to_transformers(checkpoint: Checkpoint, output: Path) -> str:
         }
     if decoder:
         settings, bridge = checkpoint.settings, _bridge(decoder)
-        blocks = {name.split(".")[1] for name in decoder if name.startswith("decoder_blocks.")}
         config |= {
             "decoder_hidden_size": len(bridge),
-            "decoder_num_hidden_layers": len(blocks),
+            "decoder_num_hidden_layers": len(formats.blocks_in(decoder, "decoder_blocks")),
             "decoder_num_attention_heads": settings["decoder_heads"],
             "decoder_intermediate_size": len(decoder["decoder_blocks.0.mlp.fc1.weight"]),
             "mask_ratio": settings.get("mask_ratio", 0.75),
