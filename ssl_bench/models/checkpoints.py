@@ -25,6 +25,7 @@ from ssl_bench.models import (
     weights,
 )
 from ssl_bench.models.backbones import Backbone, EncoderSpec
+from ssl_bench.models.file_names import ENCODER, ENCODER_WEIGHTS, METHOD_WEIGHTS
 from ssl_bench.models.formats import Weights
 from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.utils.files import checked_name, load_json
@@ -173,7 +174,7 @@ def read(source: str, hints: WeightSettings) -> Checkpoint:
 def _read(source: str, hints: WeightSettings) -> Checkpoint:
     kind, _, name = source.partition(":")
     path = Path(source).expanduser()
-    is_file = path.is_file() and not (path.parent / "encoder.json").exists()
+    is_file = path.is_file() and not (path.parent / ENCODER).exists()
     is_named = kind in ("timm", "hf") and bool(name)
     given = [name for name in _HINTS if getattr(hints, name)]
     require(
@@ -183,8 +184,8 @@ def _read(source: str, hints: WeightSettings) -> Checkpoint:
     )
     if is_named:
         return _from_timm(name) if kind == "timm" else _from_hub(name, hints)
-    folder = path.parent if path.name == "encoder.safetensors" else path
-    if (folder / "encoder.json").exists():
+    folder = path.parent if path.name == ENCODER_WEIGHTS else path
+    if (folder / ENCODER).exists():
         return _from_run(folder)
     if (path / "config.json").exists():
         return _from_transformers(path, hints=hints)
@@ -192,7 +193,7 @@ def _read(source: str, hints: WeightSettings) -> Checkpoint:
         path.is_file() or not weights.is_of_tensorflow(path),
         f"{source!r} cannot be read as weights: {weights.TENSORFLOW}",
     )
-    wanted = "encoder.json or config.json"
+    wanted = f"{ENCODER} or config.json"
     require(not path.is_dir(), f"folder {source!r} holds no weights; it has no {wanted}")
     require(path.exists(), f"file {source!r} does not exist")
     return _from_file(path, repr(source), hints)
@@ -219,7 +220,7 @@ def _from_file(path: Path, where: str, hints: WeightSettings) -> Checkpoint:
 def _from_run(folder: Path) -> Checkpoint:
     encoder, spec = weights.load(folder)
     plan = _json_or_nothing(folder)
-    others = folder / "method.safetensors"
+    others = folder / METHOD_WEIGHTS
     decoder = weights.read(others) if others.exists() else {}
     kind = f"a run of {plan.get('method', 'ssl-bench')}"
     pair = weights.load_text_side(folder, spec)

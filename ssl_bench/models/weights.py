@@ -18,11 +18,11 @@ from ssl_bench.distributed import collectives, strategy
 from ssl_bench.errors import UserError, first_line, is_of_memory, require
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.file_names import ENCODER, ENCODER_WEIGHTS, METHOD_WEIGHTS
 from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.utils import pickled
 from ssl_bench.utils.files import Unreadable, atomic, load_json, require_regular, write_json
 
-METHOD_WEIGHTS = "method.safetensors"
 TEXT_SIDE = "text_side"
 """The name of a `text_encoder.ImageText` among the weights of a method."""
 _SEAL = "ssl_bench"
@@ -37,8 +37,8 @@ def save(encoder: nn.Module, spec: EncoderSpec, folder: Path) -> None:
     state = strategy.full_state(encoder.state_dict())
     if collectives.rank() != 0:
         return
-    write(folder / "encoder.safetensors", state, _text(spec))
-    write_json(folder / "encoder.json", {**spec.to_json(), "timm": spec.timm_arguments()})
+    write(folder / ENCODER_WEIGHTS, state, _text(spec))
+    write_json(folder / ENCODER, {**spec.to_json(), "timm": spec.timm_arguments()})
 
 
 def export(encoder: nn.Module, spec: EncoderSpec, path: Path) -> None:
@@ -63,8 +63,8 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
         UserError: a file is missing or damaged, or the weights do not fit the encoder.
     """
     try:
-        text = load_json(folder / "encoder.json")
-        weights, made_from = read_sealed(folder / "encoder.safetensors")
+        text = load_json(folder / ENCODER)
+        weights, made_from = read_sealed(folder / ENCODER_WEIGHTS)
         spec = EncoderSpec.of(text)
         is_of_spec = made_from is None or EncoderSpec.of(json.loads(made_from)) == spec
     except _DAMAGE as error:
@@ -73,7 +73,7 @@ def load(folder: Path) -> tuple[Any, EncoderSpec]:
         is_of_spec,
         f"{folder}: encoder.json is not as it was written with encoder.safetensors",
     )
-    return _built(spec, weights, folder / "encoder.safetensors"), spec
+    return _built(spec, weights, folder / ENCODER_WEIGHTS), spec
 
 
 def save_text_side(side: ImageText, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The run folder: the names of its files, what they hold, and the state of a run.
 
-``<method>-<data>-seed<seed>-<identity>/``. The folder is the truth, and everything that reads or
-writes one uses this module.
+``<method>-<data>-seed<seed>-<identity>/``. The folder is the truth, and everything above `models`
+that reads or writes one uses this module.
 
     config.json          every setting, resolved, with the identity and where the method came from
     environment.json     command, versions, code, device of the last start
@@ -33,13 +33,14 @@ from typing import Any, Literal
 
 from ssl_bench import CORE_VERSION
 from ssl_bench.errors import UserError, require
+from ssl_bench.models import file_names
 from ssl_bench.utils.files import Absent, Unreadable, load_bytes, load_json, parse_json
 from ssl_bench.utils.locks import is_locked
 
 CONFIG, ENVIRONMENT, METRICS, COST = "config.json", "environment.json", "metrics.jsonl", "cost.json"
 CHECKPOINT, FAILED = "checkpoint.pt", "failed.json"
-ENCODER, ENCODER_WEIGHTS = "encoder.json", "encoder.safetensors"
-METHOD_WEIGHTS = "method.safetensors"
+ENCODER, ENCODER_WEIGHTS = file_names.ENCODER, file_names.ENCODER_WEIGHTS
+METHOD_WEIGHTS = file_names.METHOD_WEIGHTS
 EVALS, SCORES, PREDICTIONS, ARRAYS = "evals", "scores.json", "predictions.npz", "arrays.npz"
 SNAPSHOTS, UNFINISHED, FEATURES, FIGURES = "snapshots", "unfinished", "features", "figures"
 BASELINES = "baselines"

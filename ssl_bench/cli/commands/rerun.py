@@ -213,7 +213,7 @@ def _rerun_folder(folder: Path, runs_dir: Path, precision: Precision) -> Path:
     """
     here, interrupted = _here(precision), []
     for place in runs_dir.glob(f"reruns/{glob.escape(folder.name)}-????????T??????.??????Z"):
-        for path in place.glob("*/environment.json"):
+        for path in place.glob(f"*/{schema.ENVIRONMENT}"):
             before = schema.load_object(path)
             is_alike = all(before.get(name) == here[name] for name in _ENVIRONMENT)
             is_ended = (path.parent / _OUTCOME).exists() or run_folder.is_locked(path.parent)
