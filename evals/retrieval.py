@@ -88,7 +88,7 @@ class Retrieval(Evaluation):
         hits_M3 = _hits(by_text_MN, is_right_NM.T)
         low, high = _interval(hits_N3, hits_M3, image_M, self.config.resamples, data.fingerprint)
         scores = {
-            "mean_r1": _mean_r1(hits_N3, hits_M3),
+            "mean_r1": 50 * (hits_N3[:, 0].mean() + hits_M3[:, 0].mean()).item(),
             "mean_r1_low": low,
             "mean_r1_high": high,
         }
@@ -194,10 +194,6 @@ def _hits(score_QA: Tensor, is_right_QA: Tensor) -> Tensor:
     best_QK = score_QA.topk(min(max(_RANKS), score_QA.shape[1]), dim=1).indices
     right_QK = is_right_QA.gather(1, best_QK)
     return torch.stack([right_QK[:, :rank].any(dim=1) for rank in _RANKS], dim=1).double()
-
-
-def _mean_r1(hits_N3: Tensor, hits_M3: Tensor) -> float:
-    return 50 * (hits_N3[:, 0].mean() + hits_M3[:, 0].mean()).item()
 
 
 def _interval(

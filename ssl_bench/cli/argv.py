@@ -58,13 +58,9 @@ def values_told_from_flags(args: Sequence[str], taking: set[str]) -> list[str]:
         if arg in _ALONE and (following.startswith("--") or following in _SHORT):
             found.append(f"{arg}={_ALONE[arg]}")
             continue
-        is_value = arg.startswith("-") and not (_is_flag(arg) or arg in _SHORT)
+        is_value = arg.startswith("-") and not (arg.startswith("--") or arg in _SHORT)
         if found and found[-1] in taking and is_value:
             found[-1] += f"={arg}"
         else:
             found.append(arg)
     return found
-
-
-def _is_flag(arg: str) -> bool:
-    return arg.startswith("--")
