@@ -243,21 +243,20 @@ def _scanned(
 
 
 def _scan(picture: Picture) -> tuple[int, tuple[str, ...], bytes]:
-    """The label, the captions and `_identity`'s hash."""
-    label, identity = _identity(picture)
-    return label, picture.captions, identity
+    """What is wanted of an image, whose bytes are not kept: label, captions and identity."""
+    return picture.label, picture.captions, _identity(picture)
 
 
-def _identity(picture: Picture) -> tuple[int, bytes]:
-    """The label, and a 32-byte hash of the image's length and bytes, and of its mask's."""
+def _identity(picture: Picture) -> bytes:
+    """A 32-byte hash of the image's length and bytes, and of its mask's."""
     if picture.mask is not None:
         parts = [replace(picture, mask=None, encoded=e) for e in (picture.encoded, picture.mask)]
-        whole = b"".join(_identity(part)[1] for part in parts)
-        return picture.label, hashlib.sha256(whole).digest()
+        whole = b"".join(_identity(part) for part in parts)
+        return hashlib.sha256(whole).digest()
     encoded = picture.encoded
     if isinstance(encoded, Image.Image):
         content = encoded.mode.encode() + np.asarray(encoded).data.tobytes()
-        return picture.label, hashlib.sha256(content).digest()
+        return hashlib.sha256(content).digest()
     length = len(encoded) if isinstance(encoded, bytes) else 0
     with naming(picture):
         if isinstance(encoded, Path):
@@ -268,7 +267,7 @@ def _identity(picture: Picture) -> tuple[int, bytes]:
         else:
             wanted = _stretches(length, encoded[:2])
             stretches = [encoded[start : start + count] for count, start in wanted]
-    return picture.label, hashlib.sha256(b"%d " % length + b"".join(stretches)).digest()
+    return hashlib.sha256(b"%d " % length + b"".join(stretches)).digest()
 
 
 def _stretches(length: int, first: bytes) -> list[tuple[int, int]]:
