@@ -122,11 +122,8 @@ def distillation_recipe(module: nn.Module, config: SelfDistillationConfig) -> Op
     )
 
 
-def freeze(module: nn.Module, *prefixes: str) -> int:
+def freeze(module: nn.Module, *prefixes: str) -> None:
     """Keep the parameters at or under these dotted names from being trained.
-
-    Returns:
-        How many parameters (tensors) are frozen by it.
 
     Raises:
         UserError: a prefix matches no parameter, so that nothing is frozen silently.
@@ -140,7 +137,6 @@ def freeze(module: nn.Module, *prefixes: str) -> int:
         frozen |= under
     for name in frozen:
         named[name].requires_grad_(False)
-    return len(frozen)
 
 
 def parameter_groups(
