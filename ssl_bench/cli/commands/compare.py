@@ -6,9 +6,8 @@ import json
 
 from ssl_bench.analysis import comparison, tables
 from ssl_bench.analysis.comparison import Comparison
-from ssl_bench.config.command_settings import CompareSettings, ReportSettings
+from ssl_bench.config.command_settings import CompareSettings
 from ssl_bench.utils.files import atomic, writing
-from ssl_bench.utils.formatting import plain
 from ssl_bench.utils.terminal import Console
 
 console = Console()
@@ -36,12 +35,3 @@ def compared(settings: CompareSettings) -> Comparison:
     found = comparison.load(settings)
     compared = comparison.compare(found, settings.at, settings.at_cost, settings)
     return comparison.ordered(compared, settings.sort)
-
-
-def report(settings: ReportSettings) -> None:
-    """Write the page, and say what was written: ``ssl-bench report``."""
-    from ssl_bench.analysis import report
-
-    for lines in report.watch(settings) if settings.watch else [report.write(settings)]:
-        for line in lines:
-            print(plain(line), flush=True)

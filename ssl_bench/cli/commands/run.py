@@ -1,4 +1,4 @@
-"""``ssl-bench run``, ``eval`` and ``data``: their arguments read, the work begun."""
+"""``ssl-bench run``: its arguments read, the work begun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_bench.cli import argv, flags, parser
 from ssl_bench.config.settings import ConfigFileSettings
 from ssl_bench.distributed import launcher
-from ssl_bench.errors import UserError, require
+from ssl_bench.errors import require
 from ssl_bench.experiment import run_config
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import run_folder
@@ -32,37 +32,6 @@ def run(args: Sequence[str]) -> int:
         *(["run", *args], settings.devices, settings.nodes, work, settings.strategy),
         run_folder.note_failure,
     )
-
-
-def evaluate(args: Sequence[str]) -> int:
-    """``ssl-bench eval``, whose preset is the run's unless another is asked for: the exit code."""
-    config = flags.parse_eval(args)
-    settings = config.settings
-    preset = run_folder.preset_of(settings.runs_dir, settings.target) if settings.target else None
-    if preset:
-        config = flags.parse_eval(args, preset)
-
-    def work() -> None:
-        with imports.kept():
-            from ssl_bench.experiment import evaluating
-
-        evaluating.evaluate(config)
-
-    return launcher.on_devices(
-        ["eval", *args], settings.devices, settings.nodes, work, note=run_folder.note_failure
-    )
-
-
-def data(args: Sequence[str]) -> None:
-    """``ssl-bench data prepare``."""
-    if args[:1] != ["prepare"] and not argv.HELP & set(args):
-        raise UserError("say what to do with data: ssl-bench data prepare SOURCE -o FOLDER")
-    from ssl_bench.config.command_settings import PrepareSettings
-
-    settings = parser.parse("data prepare", PrepareSettings, args[1:] or args)
-    from ssl_bench.cli.commands.prepare import prepare
-
-    prepare(settings)
 
 
 def _from_file(args: Sequence[str]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""``ssl-bench status`` and ``ssl-bench cancel``: how far sweeps are, and no further."""
+"""``ssl-bench status``: how far sweeps are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -15,13 +15,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ssl_bench.config.sweep_settings import CancelSettings, StatusSettings
+from ssl_bench.config.sweep_settings import StatusSettings
 from ssl_bench.errors import require
 from ssl_bench.sweep import manifest
-from ssl_bench.sweep.backends import clusters
 from ssl_bench.sweep.manifest import Sweep
 from ssl_bench.sweep.status import UNDER_WAY, CellState, CellStatus, statuses_of
-from ssl_bench.utils.formatting import many, plain
+from ssl_bench.utils.formatting import plain
 from ssl_bench.utils.formatting import time as duration
 from ssl_bench.utils.terminal import Console
 
@@ -39,7 +38,7 @@ _LINES_AROUND = 11
 
 def status(settings: StatusSettings) -> None:
     """Show how far a sweep is, live on a terminal until it is over: ``ssl-bench status``."""
-    sweep = _found(settings.runs_dir, settings.sweep)
+    sweep = find(settings.runs_dir, settings.sweep)
     require(not sweep.damage, sweep.damage)
     if settings.json:
         print(json.dumps(_as_json(sweep, _look(sweep)), indent=2))
@@ -59,24 +58,7 @@ def status(settings: StatusSettings) -> None:
             time.sleep(pause)
 
 
-def cancel(settings: CancelSettings) -> None:
-    """End all jobs of a sweep: ``ssl-bench cancel``. What they have saved stays."""
-    sweep = _found(settings.runs_dir, settings.sweep)
-    if sweep.damage:
-        asked = _cancel(clusters.ids_in(sweep.jobs_folder), sweep.jobs_folder)
-    else:
-        wanted = {entry.run for entry in sweep.entries}
-        asked = 0
-        for owner in manifest.every(settings.runs_dir):  # another sweep may have the same cells
-            jobs = [each.job for each in owner.submitted if each.run in wanted]
-            asked += _cancel(jobs, owner.jobs_folder)
-    _console.print(
-        f"{many(asked, 'job')} of {sweep.folder.name} asked to end; what runs saves first, and the "
-        "same `ssl-bench sweep` resumes it"
-    )
-
-
-def _found(runs_dir: Path, name: str) -> Sweep:
+def find(runs_dir: Path, name: str) -> Sweep:
     """The sweep that is meant; what cannot be read of the others is told beside it."""
     sweeps = manifest.every(runs_dir)
     found = manifest.find(sweeps, runs_dir, name)
@@ -84,14 +66,6 @@ def _found(runs_dir: Path, name: str) -> Sweep:
         if each.damage and each != found:
             print(f"ssl-bench: {each.damage}", file=sys.stderr)
     return found
-
-
-def _cancel(jobs: Iterable[str], folder: Path) -> int:
-    """End those of the jobs that are not over; how many."""
-    known = list(dict.fromkeys(jobs))
-    live = clusters.under_way(known, folder)
-    clusters.cancel(live, folder)
-    return len(live)
 
 
 def summary(statuses: Sequence[CellStatus]) -> str:
