@@ -303,7 +303,7 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.flatten()[:-1].view(size - 1, size + 1)[:, 1:].flatten()
 
 
-def gaussian_agreement(views: Tensor, weight: float = 0.05) -> Tensor:
+def gaussian_agreement(views: Tensor) -> Tensor:
     """LeJEPA's loss of features ``(V, B, D)``, of which two are of large crops."""
     directions = torch.randn(views.shape[2], 1024).to(views.device)
     knots = torch.linspace(0, 3, 17, device=views.device)
@@ -312,7 +312,7 @@ def gaussian_agreement(views: Tensor, weight: float = 0.05) -> Tensor:
     error = (angles.cos().mean(dim=1) - wanted).square() + angles.sin().mean(dim=1).square()
     statistic = 2 * torch.trapezoid(error * wanted, knots) * views.shape[1]
     agreement = (views[:2].mean(dim=0) - views).square().mean()
-    return (1 - weight) * agreement + weight * statistic.mean()
+    return 0.95 * agreement + 0.05 * statistic.mean()
 
 
 def transforms(case: Case) -> Any:

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_MOST_BYTES = 200
 
-def as_bytes(texts: Sequence[str], most: int = 200) -> Tensor:
-    """Texts in UTF-8, each cut to so many bytes and filled with zeros: uint8 ``(N, longest)``."""
-    rows = [text.encode()[:most] for text in texts]
+
+def as_bytes(texts: Sequence[str]) -> Tensor:
+    """Texts in UTF-8, long ones cut, the others filled with zeros: uint8 ``(N, longest)``."""
+    rows = [text.encode()[:_MOST_BYTES] for text in texts]
     found_NW = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.uint8)
     for row_W, row in zip(found_NW, rows, strict=True):
         row_W[: len(row)] = torch.tensor(list(row), dtype=torch.uint8)

@@ -13,6 +13,7 @@ from ssl_bench.config.recipes import SelfDistillationConfig
 from ssl_bench.distributed import collectives
 
 _STUDENT_TEMPERATURE = 0.1
+_SINKHORN_ROUNDS = 3
 
 
 class PrototypeHead(nn.Module):
@@ -75,14 +76,14 @@ def sharpened(logits: Tensor, center_K: Tensor, temperature: float) -> Tensor:
     return ((logits - center_K) / temperature).softmax(dim=-1)
 
 
-def sinkhorn(logits_NK: Tensor, temperature: float, rounds: int = 3) -> Tensor:
+def sinkhorn(logits_NK: Tensor, temperature: float) -> Tensor:
     """The teacher's assignments, with each prototype as often as any other over all ranks.
 
     (``loss/dino_clstoken_loss.py``, facebookresearch/dinov2 ``b8931f7``.)
     """
     weights_NK = (logits_NK / temperature).exp()
     weights_NK = weights_NK / collectives.total(weights_NK.sum())
-    for _ in range(rounds):
+    for _ in range(_SINKHORN_ROUNDS):
         weights_NK = weights_NK / collectives.total(weights_NK.sum(dim=0, keepdim=True))
         weights_NK = weights_NK / weights_NK.sum(dim=1, keepdim=True)
     return weights_NK

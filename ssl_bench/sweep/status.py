@@ -114,7 +114,7 @@ def _jobs_of(sweeps: Sequence[Sweep], runs: AbstractSet[str]) -> dict[tuple[str,
         own = {key: each for key, (home, each) in latest.items() if home == folder}
         states = clusters.states([each.job for each in own.values()], folder)
         waiting = [job for job, state in states.items() if state in WAITING]
-        reasons = clusters.reasons(waiting, folder)
+        reasons = clusters.reasons(waiting)
         for key, each in own.items():
             found[key] = _Job(folder, each, states[each.job], reasons.get(each.job, ""))
     return found

@@ -90,9 +90,7 @@ def _check_loss(method: Method, loss: Any) -> None:
     )
 
 
-def trial_step(
-    method: Method, spec: EncoderSpec, batch_size: int, label: int = 0
-) -> tuple[Method, Batch]:
+def trial_step(method: Method, spec: EncoderSpec, batch_size: int) -> tuple[Method, Batch]:
     """A copy of a method, and a batch of noise for it, all of one label, on the CPU."""
     trial = copy.deepcopy(method).cpu().train()
     trial.fixed_shapes = True
@@ -109,7 +107,7 @@ def trial_step(
         )
         for number, (name, transform) in enumerate(trial.transforms().items())
     }
-    labels_B = torch.full((batch_size,), label) if "label" in method.columns else None
+    labels_B = torch.zeros(batch_size, dtype=torch.long) if "label" in method.columns else None
     draws, captions_BL, is_next_B = SampleRng(0, 0, torch.arange(batch_size)), None, None
     if method.data.text and "caption" in method.columns:
         captions_BL = vocabulary.noise(method.data.text, draws)

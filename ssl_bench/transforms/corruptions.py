@@ -375,14 +375,13 @@ def diamond_square(images_BCHW: Tensor, noise: Noise, decay: float) -> Tensor:
     return ((heights_BNN - low_B11) / (high_B11 - low_B11))[:, None, :height, :width]
 
 
-def average(images_BCHW: Tensor, offsets_BK2: Tensor, weights_K: Tensor | None = None) -> Tensor:
-    """The weighted mean of bilinear samples at offsets from each pixel, the border repeated.
+def average(images_BCHW: Tensor, offsets_BK2: Tensor) -> Tensor:
+    """The mean of bilinear samples at offsets from each pixel, the border repeated.
 
-    Offsets are down and to the right, in pixels; one image's do for all, ``(1, K, 2)``. Weights are
-    1 together, the same for all samples by default.
+    Offsets are down and to the right, in pixels; one image's do for all, ``(1, K, 2)``.
     """
     samples = offsets_BK2.shape[1]
-    weights_K = offsets_BK2.new_full((samples,), 1 / samples) if weights_K is None else weights_K
+    weights_K = offsets_BK2.new_full((samples,), 1 / samples)
     radius = math.ceil(offsets_BK2.abs().max().item())
     pixel_P = torch.arange(-radius, radius + 1, device=offsets_BK2.device)
     near_BK2P = (1 - (offsets_BK2[..., None] - pixel_P).abs()).clamp(min=0)

@@ -67,7 +67,7 @@ def scontrol(*words: str) -> None:
 def let_go(job: str, folder: Path) -> None:
     """Wait until a job is queued again, and have it start without the usual two minutes."""
     until(lambda: clusters.states([job], folder)[job] == "requeued", f"{job} is queued again")
-    until(lambda: clusters.reasons([job], folder).get(job) == "BeginTime", f"{job} waits")
+    until(lambda: clusters.reasons([job]).get(job) == "BeginTime", f"{job} waits")
     time.sleep(3)  # sooner, slurmd may refuse it
     scontrol("update", f"jobid={job}", "StartTime=now")
 

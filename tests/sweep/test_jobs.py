@@ -258,7 +258,7 @@ def test_no_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with pytest.raises(UserError, match="sbatch and srun are not installed"):
         clusters.submit([[Job(stored())]], "slurm", tmp_path, ClusterSettings())
     assert clusters.states(["7_0"], tmp_path) == {"7_0": "unknown"}
-    assert clusters.reasons(["7_0"], tmp_path) == {}
+    assert clusters.reasons(["7_0"]) == {}
 
 
 def test_a_stage_of_one_process_writes_no_config(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def under_way(ids: Iterable[str], folder: Path) -> list[str]:
     return [each for each, state in found.items() if state in {*ACTIVE, "unknown"}]
 
 
-def reasons(ids: Iterable[str], folder: Path) -> dict[str, str]:
+def reasons(ids: Iterable[str]) -> dict[str, str]:
     """Why those of Slurm's stages wait that do, in Slurm's words: "Resources", or something that
     will never pass, such as "PartitionTimeLimit" where the partition allows less time."""
     return slurm_queue.reasons(_parted(ids)[1])
