@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 
 # Run the whole test suite.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Open the report in Chromium, which must be installed.
 test-browser: $(VENV)/installed-test

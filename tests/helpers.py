@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,15 +130,24 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> byt
 
 def write_images(folder: Path) -> Path:
     """The tiny data's like as an ImageFolder of PNG files."""
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name, content in _image_files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@functools.cache
+def _image_files() -> dict[str, bytes]:
+    """PNG files by their names."""
+    files = {}
     for part, count, seed in (("train", 48, 1), ("test", 12, 2)):
         split = make_images(count, 2, 16, 3, seed)
         for index, (image, label) in enumerate(
             zip(split.images_NCHW.permute(0, 2, 3, 1).numpy(), split.labels_N.tolist(), strict=True)
         ):
-            path = folder / part / "ab"[label] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-    return folder
+            files[f"{part}/{'ab'[label]}/{index}.png"] = encoded(Image.fromarray(image))
+    return files
 
 
 def small(plugin: Plugin) -> Any:
