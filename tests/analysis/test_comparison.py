@@ -416,6 +416,36 @@ def test_single_runs_are_compared_by_their_predictions(
         assert any("other images" in note for note in table.notes)
 
 
+def test_intervals_that_count_images_are_told_from_those_that_do_not(
+    results: Results, tmp_path: Path
+) -> None:
+    labels, rng = np.arange(200) % 10, np.random.default_rng(0)
+    accuracies = {"wide": (0.5, 0.7, 0.9), "narrow": (0.6, 0.61, 0.59), "one": (0.6,),
+                  "untold": (0.6, 0.7)}  # fmt: skip
+    for method, shares in accuracies.items():
+        for seed, share in enumerate(shares):
+            run, folder = results.run(method, seed), tmp_path / f"{method}{seed}"
+            value = store_predictions(folder, rng.random(200) < share, labels)
+            known = {} if method == "untold" else {"folder": str(folder)}
+            results.score(run, value, baselines=beside(raw_pixels=40.0 + seed), **known)
+            results.score(run, 30.0 + seed, eval="low-shot")
+    over_seeds, over_both = (
+        results.table(settings=VerdictSettings(interval=each)) for each in ("seeds", "seeds+images")
+    )
+    half_widths = [
+        {g.label: table.cells[g.key, "knn/p0/top1"].mean.half_width for g in table.groups}
+        for table in (over_seeds, over_both)
+    ]
+    assert half_widths[1]["narrow"] > half_widths[0]["narrow"]
+    for label in ("wide", "untold", "raw pixels"):
+        assert half_widths[1][label] >= half_widths[0][label]
+    assert half_widths[1]["one"] is None
+    alone = "seeds and test images (over seeds alone: untold, raw pixels and low-shot)"
+    assert (over_seeds.interval_over, over_both.interval_over) == ("seeds", alone)
+    told = "marks and differences are over seeds"
+    assert told in rendering.legend(over_both) and told not in rendering.legend(over_seeds)
+
+
 @pytest.mark.parametrize("mark", ["best", "equivalent", "undecided"])
 def test_a_mark_is_the_same_everywhere_and_explained_there(
     results: Results, tmp_path: Path, mark: str

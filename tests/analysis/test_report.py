@@ -44,7 +44,7 @@ from ssl_bench.analysis.report.drawing import Drawing
 from ssl_bench.analysis.report.source import Source
 from ssl_bench.analysis.report.tables import Cell, Table
 from ssl_bench.cli import parser
-from ssl_bench.config.command_settings import ReportSettings
+from ssl_bench.config.command_settings import ReportSettings, VerdictSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import index
@@ -332,6 +332,25 @@ def test_each_baseline_is_of_one_encoder(tmp_path: Path) -> None:
     names = [text.get_text() for text in legend.get_texts()]
     assert len(names) == 2
     assert all(f"patches of {side} px" in "".join(names) for side in (4, 8))
+
+
+def test_a_figure_has_the_intervals_of_its_table(tmp_path: Path) -> None:
+    labels = np.arange(IMAGES) % len(CLASSES)
+    for seed in (0, 1):
+        folder = make_run(tmp_path, "mae", seed, evals=("knn",)) / f"evals/knn-beef-seed{seed}-fp32"
+        right = np.arange(IMAGES) < IMAGES / 2 + seed
+        np.savez(folder / "predictions.npz", predictions=np.where(right, labels, -1), labels=labels)
+        change(folder / "scores.json", scores={"top1": float(100 * right.mean())})
+    found = index.load(tmp_path)
+    looks = drawing.looks(found.runs["method"], [])
+    settings = VerdictSettings(interval="seeds+images")
+    source = Source(found, comparison.compare(found, settings=settings), looks)
+    [table], [drawn] = source.comparison.tables, figures(accuracy.by_evaluation(source))
+    shown = table.cells[table.groups[0].key, table.headlines[0].key].mean
+    over_seeds = statistics.mean_interval(drawn.data["value"])
+    assert shown.interval[0] < over_seeds.interval[0]
+    assert set(drawn.data["low"]) == {shown.interval[0]}
+    assert "over seeds and test images (over seeds alone: random init)" in drawn.caption
 
 
 def test_what_costs_nothing_is_a_line_and_counts_for_the_front(tmp_path: Path) -> None:
