@@ -481,7 +481,7 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
         html,
         exports.as_markdown(scores).replace("\\", ""),
         exports.as_latex(scores)
-        .replace(r"\dag{}", "†")
+        .replace(r"$\approx$", "≈")
         .replace(r"\textasciitilde{}", "~")
         .replace("{*}", "*")
         .replace(r"\textless{}", "<"),
@@ -490,9 +490,10 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
         assert re.search(rf"9\d\.\d\d( \S+){{0,3}}{re.escape(sign)}", plain), plain
         assert f"{sign} {words}" in plain
         assert not any(f"{other} " in plain.replace("**", "") for other in others)
+    assert exports.as_latex(scores).isascii()
     for data in (tables.flat(compared), scores.data):
         assert dict(zip(data["mark"], data["mark_meaning"], strict=True))[mark] == words
-    assert not any(each in " ".join(row) for row in tests.texts for each in "*†~")
+    assert not any(each in " ".join(row) for row in tests.texts for each in "*≈~")
 
 
 def test_any_damage_to_arrays_is_told_in_one_line(tmp_path: Path) -> None:
@@ -941,6 +942,20 @@ def test_baselines_are_rows_that_nothing_is_tested_against(results: Results) -> 
     [page] = main_tables(source_of(compared))
     assert [row[0].text for row in page.rows][2:] == ["raw pixels", "random init"]
     assert not page.rows[2][0].link
+
+
+def test_an_untrained_encoder_has_one_row(results: Results) -> None:
+    for seed in (0, 1):
+        results.score(results.run("mae", seed), 20.0, baselines=beside(random_init=9.0 + seed))
+        results.score(results.run("random-init", seed), 9.0 + seed)
+    assert [group.label for group in results.table().groups] == ["mae", "random-init"]
+    results.score(results.runs[0]["run"], 20.0, eval="linear", baselines=beside(random_init=12.0))
+    compared = results.compare()
+    [table] = compared.tables
+    assert [group.label for group in table.groups] == ["mae", "random-init", "random init"]
+    shown_in = {column for key, column in table.cells if key == table.groups[-1].key}
+    assert shown_in == {"linear/p0/top1"}
+    assert "12.00 (n=1)" in shown(compared)
 
 
 def test_baselines_of_several_encoders_are_told_apart(results: Results) -> None:

@@ -193,6 +193,11 @@ def test_latex_and_markdown_keep_a_name_in_its_cell(name: str) -> None:
     assert not re.search(r"<", lines[4])
 
 
+def test_sentences_of_a_caption_are_apart_in_latex() -> None:
+    table = Table("t", "Scores", "Of all.", ("a",), frozenset(), (), pd.DataFrame(), ("x 1", "y"))
+    assert r"\caption{Scores. Of all. x 1. y.}" in exports.as_latex(table)
+
+
 def test_a_row_of_latex_never_starts_with_an_argument() -> None:
     rows = tuple((Cell(name), Cell("1")) for name in ("[2ex] a", "*b", '"c"'))
     table = Table("t", "t", "t", ("[1pt]", "b"), frozenset({1}), rows, pd.DataFrame())
@@ -374,6 +379,31 @@ def test_differences_by_class_are_corrected(runs_dir: Path) -> None:
         known = drawn.data.dropna(subset=["p"])
         assert list(known["p_holm"]) == pytest.approx(statistics.holm(list(known["p"])))
         assert "Holm" in drawn.caption
+
+
+def test_differences_by_class_name_their_tests(tmp_path: Path) -> None:
+    """Two methods find the same seeds hard in one class, and others in the other classes."""
+    labels, ranks = np.arange(IMAGES) % len(CLASSES), np.arange(IMAGES) // len(CLASSES)
+    wrong = {
+        "mae": zip((0, 2, 4, 6, 8), (0, 1, 2, 3, 4), (0, 1, 2, 3, 4), strict=True),
+        "mocov3": zip((1, 3, 5, 7, 10), (2, 4, 1, 3, 0), (3, 4, 0, 2, 1), strict=True),
+    }
+    for method, by_seed in wrong.items():
+        for seed, of_class in enumerate(by_seed):
+            folder = make_run(tmp_path, method, seed, evals=("knn",))
+            predictions_N = np.where(ranks < np.array(of_class)[labels], -1, labels)
+            path = folder / f"evals/knn-beef-seed{seed}-fp32/predictions.npz"
+            np.savez(path, predictions=predictions_N, labels=labels)
+    source = source_of(tmp_path)
+    for pairing, told in (
+        ("auto", "Welch's t test (2 of 3 classes) and the t test of pairs of one seed (1 of 3"),
+        ("never", "intervals by Welch's t test, each"),
+        ("always", "intervals by the t test of pairs of one seed, each"),
+    ):
+        settings = VerdictSettings(pairing=pairing)
+        asked = dataclasses.replace(source, settings=settings)
+        [drawn] = figures(predictions.class_differences(asked))
+        assert told in drawn.caption
 
 
 def test_a_prediction_of_no_class_is_no_other_class(tmp_path: Path) -> None:

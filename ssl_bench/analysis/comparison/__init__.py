@@ -321,10 +321,10 @@ def _table(
         costs = shown.drop_duplicates("run").set_index("run")
         scores = scores.assign(**{name: scores["run"].map(costs[name]) for name in COSTS})
     groups = _groups(scores, runs, keys)
-    beside, beside_cells = _beside(scores)
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in shown[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
+    beside, beside_cells = _beside(scores, groups, by_cell)
     labels = {group.key: group.label for group in groups}
     tested: tuple[Pair, ...] = ()
     if len(groups) > MOST_GROUPS:
@@ -484,18 +484,34 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
 
 def _beside(
     scores: pd.DataFrame,
+    groups: Sequence[Group],
+    by_cell: Mapping[tuple[str, str], Sequence[Score]],
 ) -> tuple[tuple[Group, ...], dict[tuple[str, str], GroupScore]]:
-    """The baselines of these scores as groups, and their cells."""
-    groups, cells = [], {}
+    """The baselines of these scores as groups, and their cells.
+
+    Where untrained encoders are a group of their own, they are not shown again as a baseline.
+    """
+    beside, cells = [], {}
+    untrained = [group.key for group in groups if group.method == baselines.UNTRAINED_METHOD]
     for label, values in baselines.found(scores).items():
+        by_column: dict[str, dict[int, float]] = defaultdict(dict)
+        for (seed, column), value in values.items():
+            by_column[column][seed] = value
+        if label.startswith(baselines.UNTRAINED):
+            for key, column in itertools.product(untrained, [*by_column]):
+                of_group = {s.seed: s.value for s in by_cell.get((key, column), ())}
+                if of_group == by_column.get(column):
+                    del by_column[column]
+        if not by_column:
+            continue
         key = f"baseline {label}"
         runs = {f"{label} seed {seed}": seed for seed in sorted({seed for seed, _ in values})}
         costs = dict.fromkeys((*COSTS, *_SIZES))
-        groups.append(Group(key, label, label, runs, costs, (), is_baseline=True))
-        for column in dict.fromkeys(column for _, column in values):
-            of_runs = {f"{label} seed {s}": v for (s, c), v in values.items() if c == column}
+        beside.append(Group(key, label, label, runs, costs, (), is_baseline=True))
+        for column, of_column in by_column.items():
+            of_runs = {f"{label} seed {seed}": value for seed, value in of_column.items()}
             cells[key, column] = GroupScore(statistics.mean_interval([*of_runs.values()]), of_runs)
-    return tuple(groups), cells
+    return tuple(beside), cells
 
 
 def _ahead(

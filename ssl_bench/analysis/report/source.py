@@ -14,6 +14,7 @@ import pandas as pd
 from ssl_bench.analysis.comparison import Comparison, grouping
 from ssl_bench.analysis.comparison.statistics import Mean, mean_interval
 from ssl_bench.analysis.report.drawing import Look, shades
+from ssl_bench.config.command_settings import VerdictSettings
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
 from ssl_bench.runs.index import Index
@@ -35,6 +36,7 @@ class Source:
     """The index, its comparison, and the look of each method.
 
     Attributes:
+        settings: how differences are judged.
         problems: what could not be read, one line each, as keys; figures add to it.
     """
 
@@ -42,6 +44,7 @@ class Source:
     comparison: Comparison
     looks: Mapping[str, Look]
     problems: dict[str, None] = field(default_factory=dict)
+    settings: VerdictSettings = field(default_factory=VerdictSettings)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
