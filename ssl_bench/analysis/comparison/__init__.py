@@ -337,10 +337,10 @@ def _table(
             [*labels], columns, by_cell, labels, at == "end", settings
         )
         notes += untested
-        for column in columns:
-            of_column = [pair for pair in tested if pair.column == column]
-            if any(pair.verdict == "undecided" for pair in of_column):
-                notes += filter(None, [pairs.what_would_decide(column, by_cell)])
+        of_key = {group.key: group for group in groups}
+        tested = tuple(
+            replace(pair, is_fair=of_key[pair.a].is_tuned_like(of_key[pair.b])) for pair in tested
+        )
     unlabelled = [group for group in groups if not _uses_labels(group.method)]
     ahead: dict[str, list[str]] = defaultdict(list)
     cells = {**beside_cells}
@@ -354,6 +354,8 @@ def _table(
             means |= {key: mean for key, mean in wider.items() if mean}
             over_images |= {(key, column.key) for key, mean in wider.items() if mean}
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
+        if "undecided" in marks.values():
+            notes += filter(None, [pairs.what_would_decide(column, by_cell)])
         if not tuned_alike([group for group in groups if group.key in means]):
             marks = {key: mark for key, mark in marks.items() if mark != "best"}
         for key in keys:
@@ -521,7 +523,7 @@ def _ahead(
     beside: Sequence[Group],
     cells: Mapping[tuple[str, str], GroupScore],
 ) -> list[str]:
-    """A line for each baseline that is ahead of every run."""
+    """A line for each baseline whose mean is better than that of every method."""
 
     def means(of: Sequence[Group]) -> dict[str, float]:
         known = {each.label: cells.get((each.key, column.key)) for each in of}
@@ -532,8 +534,8 @@ def _ahead(
         return []
     best = max(of_runs, key=lambda label: column.sign * of_runs[label])
     return [
-        f"{what}: {label} ({mean:.2f}) is ahead of every run, the best of which is {best} "
-        f"({of_runs[best]:.2f})"
+        f"{what}: {label} ({mean:.2f}) has a {'higher' if column.sign > 0 else 'lower'} mean than "
+        f"every method, the best of which is {best} ({of_runs[best]:.2f})"
         for label, mean in means(beside).items()
         if column.sign * mean > column.sign * of_runs[best]
     ]
