@@ -461,20 +461,20 @@ def test_intervals_that_count_images_are_told_from_those_that_do_not(
         for seed, share in enumerate(shares):
             run, folder = results.run(method, seed), tmp_path / f"{method}{seed}"
             value = store_predictions(folder, rng.random(200) < share, labels)
-            known = {} if method == "untold" else {"folder": str(folder)}
-            results.score(run, value, baselines=beside(raw_pixels=40.0 + seed), **known)
+            home = "nowhere" if method == "untold" else str(folder)
+            results.score(run, value, baselines=beside(raw_pixels=40.0 + seed), folder=home)
             results.score(run, 30.0 + seed, eval="low-shot")
     over_seeds, over_both = (
         results.table(settings=VerdictSettings(interval=each)) for each in ("seeds", "seeds+images")
     )
-    half_widths = [
-        {g.label: table.cells[g.key, "knn/p0/top1"].mean.half_width for g in table.groups}
+    widths = [
+        {g.label: np.ptp(table.cells[g.key, "knn/p0/top1"].mean.interval) for g in table.groups}
         for table in (over_seeds, over_both)
     ]
-    assert half_widths[1]["narrow"] > half_widths[0]["narrow"]
+    assert widths[1]["narrow"] > widths[0]["narrow"]
     for label in ("wide", "untold", "raw pixels"):
-        assert half_widths[1][label] >= half_widths[0][label]
-    assert half_widths[1]["one"] is None
+        assert widths[1][label] >= widths[0][label]
+    assert np.isnan(widths[1]["one"])
     alone = "seeds and test images (over seeds alone: untold, raw pixels and low-shot)"
     assert (over_seeds.interval_over, over_both.interval_over) == ("seeds", alone)
     told = "marks and differences are over seeds"

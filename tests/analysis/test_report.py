@@ -395,11 +395,12 @@ def test_differences_by_class_name_their_tests(tmp_path: Path) -> None:
             path = folder / f"evals/knn-beef-seed{seed}-fp32/predictions.npz"
             np.savez(path, predictions=predictions_N, labels=labels)
     source = source_of(tmp_path)
-    for pairing, told in (
-        ("auto", "Welch's t test (2 of 3 classes) and the t test of pairs of one seed (1 of 3"),
-        ("never", "intervals by Welch's t test, each"),
-        ("always", "intervals by the t test of pairs of one seed, each"),
-    ):
+    captions: dict[statistics.Pairing, str] = {
+        "auto": "Welch's t test (2 of 3 classes) and the t test of pairs of one seed (1 of 3",
+        "never": "intervals by Welch's t test, each",
+        "always": "intervals by the t test of pairs of one seed, each",
+    }
+    for pairing, told in captions.items():
         settings = VerdictSettings(pairing=pairing)
         asked = dataclasses.replace(source, settings=settings)
         [drawn] = figures(predictions.class_differences(asked))
