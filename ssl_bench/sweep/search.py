@@ -83,19 +83,7 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
         asked = ((label, part.config, of_trials | each) for label, (_, each) in drawn.items())
         found = list(possible(asked))
         places = tuple(range(len(cells), len(cells) + len(found)))
-        own = {field.name for field in dataclasses.fields(part.config.method.config)}
-        space, preset = _space(part), base.settings.preset
-        search = ChosenBy(
-            preset=preset,
-            tuned=part.config.method.declared.tuned.get(preset, ""),
-            flags=tuple(sorted(own & part.given.keys() - space.keys())),
-            trial_length=settings.trial_length,
-            space={name: str(each) for name, each in sorted(space.items())},
-            draws=settings.search,
-            search_seed=settings.search_seed,
-            judged_on=held_out["data"],
-            judged_by=choose_by,
-        )
+        search = _search(part, base.settings.preset, settings, held_out["data"], choose_by)
         for label, config in found:
             number = drawn[label][0]
             of_search = dataclasses.replace(search, trial=number)
@@ -119,6 +107,25 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
             )
         )
     return cells, finals
+
+
+def _search(
+    part: Part, preset: str, settings: SweepSettings, judged_on: str, judged_by: str
+) -> ChosenBy:
+    """What is known of a method's search before it begins."""
+    method, space = part.config.method, _space(part)
+    given = {field.name for field in dataclasses.fields(method.config)} & part.given.keys()
+    return ChosenBy(
+        preset=preset,
+        tuned=method.declared.tuned.get(preset, ""),
+        flags=tuple(sorted(given - space.keys())),
+        trial_length=settings.trial_length,
+        space={name: str(each) for name, each in sorted(space.items())},
+        draws=settings.search,
+        search_seed=settings.search_seed,
+        judged_on=judged_on,
+        judged_by=judged_by,
+    )
 
 
 def _shorter(run: Settings, share: float) -> dict[str, Any]:

@@ -25,12 +25,12 @@ def best_of_trials(source: Source) -> Iterator[Drawing]:
     for run in source.runs.to_dict("records"):
         known = chosen.read(grouping.parse(run["chosen_by"]))
         if known and known.scores:
-            judge = known.judged_by, known.judged_on
-            rows.append((*judge, str(run["method"]), known.scores, known.better, known.flops))
+            judge, method = (known.judged_by, known.judged_on), str(run["method"])
+            rows.append((*judge, method, known.scores, known.better, known.flops))
     names = ["judge", "data", "method", "scores", "better", "flops"]
     found = pd.DataFrame(rows, columns=names).drop_duplicates()
     for (evaluation, data), of_judge in found.groupby(["judge", "data"]):
-        judge = f"{evaluation} on {data}"
+        title = f"{evaluation} on {data}"
         figure, [axis] = drawing.panels(1, 1, 5.2, 3.2)
         handles, curves, last = {}, [], []
         searches = of_judge[["method", "scores", "better"]]
@@ -42,15 +42,15 @@ def best_of_trials(source: Source) -> Iterator[Drawing]:
                 numbers, best, color=look.color, marker=look.marker, linestyle=look.line
             )
             curves.append(pd.DataFrame({"method": method, "trials": numbers, "best": best}))
-        axis.set(xlabel="trials", ylabel=f"{judge}: best")
+        axis.set(xlabel="trials", ylabel=f"{title}: best")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawing.legend(figure, handles)
         of_trials = of_judge[["method", "flops"]].itertuples(index=False)
         costs = listed(f"{method} {count(flops)}" for method, flops in of_trials)
         yield Drawing(
-            f"trials-{slug(str(judge))}",
+            f"trials-{slug(title)}",
             "Training",
-            f"What more trials find: {judge}",
+            f"What more trials find: {title}",
             "Score on held-out training images that the best of k trials has on average, over all "
             "ways to take k of the trials that were made. It gets better with k by construction, "
             "also where all settings are equally good: a last step tells nothing that is no larger "
