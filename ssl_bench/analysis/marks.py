@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ssl_bench.analysis.comparison import ScoreTable
+from ssl_bench.analysis.comparison.pairs import Pair
 from ssl_bench.analysis.comparison.statistics import LEVEL
 
 _MARKS = {
     "best": (
         "*",
-        f"better than each of the others in its column (p < {LEVEL:g})",
+        f"better than each of the other methods in its column (p < {LEVEL:g})",
     ),
     "equivalent": ("≈", "as good as the best mean of its column, within the margin"),
     "undecided": ("~", "not decided against the best mean of its column"),
@@ -46,12 +47,24 @@ def settings(table: ScoreTable) -> str:
     return "settings: " + "; ".join(f"{way} ({', '.join(who)})" for way, who in ways.items())
 
 
+def verdict(pair: Pair, sign: int = 1) -> str:
+    """What a pair's first group is, or with a sign of -1 its second one.
+
+    Where settings were not chosen alike, the word is of the scores and not of the methods.
+    """
+    turned = {"better": "worse", "worse": "better"}
+    word = turned.get(pair.verdict, pair.verdict) if sign < 0 else pair.verdict
+    return word if pair.is_fair else {"better": "ahead", "worse": "behind"}.get(word, word)
+
+
 def corrected(table: ScoreTable) -> str:
-    """What the pairs' intervals and p values are, in a sentence."""
+    """What the pairs' intervals, p values and verdicts are, in a sentence."""
     if all(pair.p_adjusted is None for pair in table.pairs):
         return "difference and its 95 % interval over test images"
+    unfair = [pair for pair in table.pairs if pair.better and not pair.is_fair]
     return (
-        "difference, and the interval at the level of its test, which leaves out zero where the "
-        f"difference is decided; p by Holm's correction over a {table.family}, of a group that "
-        "beats all others its own"
+        "difference, and the interval at the level of its own test, which leaves out zero where "
+        "the difference is decided (intervals hold one by one); p by Holm's correction over a "
+        f"{table.family}, of a group that beats all others its own"
+        + ("; ahead, behind: settings were not chosen alike" if unfair else "")
     )

@@ -77,10 +77,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "b": table.label(pair.b),
             "difference": pair.difference.difference,
             "interval": pair.interval,
+            "level": pair.level,
             "p": pair.difference.p,
             "p_adjusted": pair.p_adjusted,
             "test": pair.test,
-            "verdict": pair.verdict,
+            "verdict": marks.verdict(pair),
         }
         for table in comparison.tables
         for pair in table.pairs
@@ -308,8 +309,7 @@ def _difference(pair: Pair, sign: int) -> str:
 
 
 def _verdict(pair: Pair, sign: int, has_test: bool) -> str:
-    turned = {"better": "worse", "worse": "better"}
-    verdict = turned.get(pair.verdict, pair.verdict) if sign < 0 else pair.verdict
+    verdict = marks.verdict(pair, sign)
     return f"{verdict}\n{pair.test}" if has_test and verdict != pair.test else verdict
 
 

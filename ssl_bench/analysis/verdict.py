@@ -78,14 +78,16 @@ def _sentence(table: ScoreTable, column: Column, top: str, beside: dict[str, Pai
         parts.append(f"its lead over {_names(table, column, open_)} is not decided")
     if untested:
         parts.append(f"nothing tests it against {_names(table, column, untested)}")
-    worse = len(beside) - len(open_) - len(alike) - len(untested)
+    worse = [key for key in by_mean if beside[key].better == top]
     if worse:
-        parts.append(f"{many(worse, 'other')} {'is' if worse == 1 else 'are'} worse")
+        is_fair = all(beside[key].is_fair for key in worse)
+        what = "worse" if is_fair else "behind, though settings were not chosen alike"
+        parts.append(f"{many(len(worse), 'other')} {'is' if len(worse) == 1 else 'are'} {what}")
     return f"{'; '.join(parts)}."
 
 
 def _beside(pairs: Sequence[Pair], top: str) -> dict[str, Pair]:
-    return {p.b if p.a == top else p.a: p for p in pairs if top in (p.a, p.b)}
+    return {key: pair for pair in pairs if (key := pair.other(top))}
 
 
 def _lead(column: Column, pair: Pair, top: str) -> str:

@@ -241,10 +241,31 @@ def test_a_diverged_method_is_not_the_best(results: Results) -> None:
     results.seeds("b", [80.0, 80.1, 80.2])
     table = results.table()
     [pair] = table.pairs
-    assert (pair.verdict, pair.better) == ("undecided", None)
-    assert "best" not in marks(table).values()
+    assert (pair.verdict, pair.better, pair.interval) == ("not tested", None, None)
+    assert any("a has a run that diverged" in note for note in table.notes)
+    assert marks(table) == {"a": "", "b": ""}
     results.seeds("c", [95.0, 95.1, 95.2])
     assert marks(results.table()) == {"a": "", "b": "", "c": "best"}
+
+
+def test_a_method_without_any_score_takes_no_mark_from_the_others(results: Results) -> None:
+    results.seeds("a", [90.0, 90.1, 90.2])
+    results.seeds("b", [float("nan")] * 3)
+    results.seeds("c", [80.0, 80.1, 80.2])
+    assert marks(results.table()) == {"a": "best", "b": "", "c": ""}
+
+
+def test_a_lead_has_the_same_interval_whoever_stands_beside(results: Results) -> None:
+    """Of a group that is better than all others, each difference has the test of its own."""
+    results.seeds("a", [90.0, 90.3, 90.5])
+    results.seeds("b", [80.0, 80.2, 80.6])
+    [alone] = results.table().pairs
+    results.seeds("c", [60.0, 68.0, 75.0])
+    table = results.table()
+    assert marks(table)["a"] == "best"
+    [lead] = [p for p in table.pairs if {table.label(p.a), table.label(p.b)} == {"a", "b"}]
+    assert alone.interval == lead.interval == lead.difference.interval
+    assert (lead.level, alone.level) == pytest.approx((0.05, 0.05))
 
 
 def test_scores_without_variance_are_not_tested(results: Results) -> None:
@@ -288,10 +309,24 @@ def test_what_would_decide_is_said(results: Results) -> None:
     results.seeds("b", [81.0, 81.5, 80.9])
     text = shown(results.compare(), 200)
     needed = statistics.seeds_needed(1.0, np.sqrt((1.0 + np.var([81.0, 81.5, 80.9], ddof=1)) / 2))
-    assert f"{needed} seeds each would show a lead of 1 point" in text
+    assert f"{needed} seeds each would show a lead of 1 point over the other one" in text
     results.seeds("b", [1.0, 2.0, 3.0])
     del results.runs[3:6], results.scores[3:6]
     assert "would show" not in shown(results.compare(), 200)
+    results.seeds("c", [1.0, 2.0, 3.5])  # undecided, but not against the best one
+    assert "would show" not in shown(results.compare(), 200)
+
+
+def test_as_many_seeds_as_said_show_a_lead_over_several() -> None:
+    generator = np.random.default_rng(0)
+    needed = statistics.seeds_needed(1.0, 0.5, rivals=5)
+    assert needed and needed > (statistics.seeds_needed(1.0, 0.5) or 0)
+    stars = 0
+    for _ in range(150):
+        values = {key: 80 + (key == "a") + generator.normal(0, 0.5, needed) for key in "abcdef"}
+        means = {key: float(np.mean(scores)) for key, scores in values.items()}
+        stars += pairs.marks(COLUMN, means, decided(values)) == {"a": "best"}
+    assert stars / 150 > 0.8 - 2 * np.sqrt(0.8 * 0.2 / 150)
 
 
 def test_no_lower_mean_is_marked_where_a_higher_one_is_not(results: Results) -> None:
@@ -827,6 +862,21 @@ def test_false_alarms_of_a_column_stay_at_five_percent(spreads: list[float], see
         assert alarms / trials > 0.02
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_tie_at_the_top_seldom_has_a_winner(seeds: int) -> None:
+    """Two truths lead alike and two follow alike: a star is wrong in 5 %, any verdict in 10 %."""
+    generator = np.random.default_rng(seeds)
+    trials, stars, alarms = 300, 0, 0
+    for _ in range(trials):
+        values = {key: 80 + 5 * (key < "c") + generator.normal(0, 0.4, seeds) for key in "abcd"}
+        found = decided(values)
+        means = {key: float(np.mean(scores)) for key, scores in values.items()}
+        stars += "best" in pairs.marks(COLUMN, means, found).values()
+        alarms += any(p.better for p in found if (p.a < "c") == (p.b < "c"))
+    for wrong, share in ((stars, 0.05), (alarms, 0.1)):
+        assert wrong / trials < share + 3 * np.sqrt(share * (1 - share) / trials)
+
+
 def test_three_seeds_show_a_lead_of_three_points() -> None:
     generator = np.random.default_rng(0)
     stars = 0
@@ -848,10 +898,13 @@ def test_marks_intervals_and_means_agree(groups: list[list[float]], family: str)
     for pair in found:
         if pair.p_adjusted is not None and pair.interval is not None:
             low, high = pair.interval
-            assert (low > 1e-9 or high < -1e-9) <= (pair.better is not None)
-            assert pair.better is None or low >= 0 or high <= 0
             higher = pair.a if pair.difference.difference > 0 else pair.b
             assert pair.better in (None, higher)
+            if pair.verdict == "equivalent":
+                assert -0.5 <= low <= high <= 0.5
+            else:
+                assert (low > 1e-9 or high < -1e-9) <= (pair.better is not None)
+                assert pair.better is None or low >= 0 or high <= 0
     means = {key: float(np.mean(scores)) for key, scores in values.items()}
     marked = pairs.marks(COLUMN, means, found)
     assert len(marked) != 1 or set(marked.values()) == {"best"}
@@ -859,6 +912,9 @@ def test_marks_intervals_and_means_agree(groups: list[list[float]], family: str)
     if tested == set(means) and marked and "best" not in marked.values():
         lowest = min(means[key] for key in marked)
         assert all(key in marked for key in means if means[key] > lowest)
+        _, *beside = sorted(marked, key=lambda key: -means[key])
+        is_alike = [marked[key] == "equivalent" for key in beside]
+        assert is_alike == sorted(is_alike, reverse=True) or len({*means.values()}) < len(means)
 
 
 def test_what_was_not_tested_is_no_tie(results: Results) -> None:
@@ -906,7 +962,7 @@ def test_baselines_are_rows_that_nothing_is_tested_against(results: Results) -> 
     assert {pair.a for pair in table.pairs} | {pair.b for pair in table.pairs} == {
         group.key for group in table.groups if not group.is_baseline
     }
-    [note] = [note for note in tables.notes(compared) if "ahead" in note]
+    [note] = [note for note in tables.notes(compared) if "higher mean" in note]
     assert "raw pixels (45.00)" in note and "random" not in note
     text = shown(compared)
     assert "raw pixels" in text and "45.00" in text
@@ -1135,16 +1191,17 @@ def test_more_than_twice_the_flops_of_another_method_cost_the_mark(
     assert marks(results.table(at="equal-images"))["a"] == "best"
 
 
-@pytest.mark.parametrize("big", [12, 9])  # which come before and after 3 in the table
-def test_of_several_budgets_the_largest_of_each_method_counts(results: Results, big: int) -> None:
+@pytest.mark.parametrize("big", ["x", "z"])  # which come before and after y in the table
+def test_of_several_budgets_the_largest_of_each_method_counts(results: Results, big: str) -> None:
     """The best one has to beat no other method that was given less than half of its FLOPs alone."""
-    for number, (method, epochs) in enumerate([("a", big), ("b", big), ("a", 3), ("b", 3)]):
-        for run in results.seeds(method, 80 - 5 * number + NOISE[4 * number :][:4], epochs=epochs):
+    for number, (method, size) in enumerate([("a", big), ("b", big), ("a", "y"), ("b", "y")]):
+        for run in results.seeds(method, 80 - 5 * number + NOISE[4 * number :][:4], size=size):
             for row in results.scores:
-                row["flops"] = epochs * 1e12 if row["run"] == run else row["flops"]
+                if row["run"] == run:
+                    row["flops"] = 1e12 if size == "y" else 4e12
     table = results.table()
     assert list(marks(table).values()).count("best") == 1
-    assert any(f"factor of {big / 3:g}:" in note for note in table.notes)
+    assert any("factor of 4:" in note for note in table.notes)
 
 
 def test_seeds_whose_settings_came_about_otherwise_are_no_equals(results: Results) -> None:

@@ -19,6 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,6 +28,7 @@ from finished_runs import CLASSES, IMAGES, NASTY, make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl_bench import cli
 from ssl_bench.analysis import comparison, report, tables
 from ssl_bench.analysis.comparison import statistics
 from ssl_bench.analysis.report import (
@@ -691,8 +693,8 @@ def test_a_watched_report_is_written_again_when_runs_change(tmp_path: Path) -> N
 
     def wait_for_another(than: bytes | None) -> bytes:
         for _ in range(600):
-            if process.poll() is not None:
-                pytest.fail(f"it ended: {process.communicate()}")
+            if process.exitcode is not None:
+                pytest.fail(f"it ended: {errors.read_text()}")
             if (now := written()) not in (None, than):
                 assert now
                 return now
@@ -702,7 +704,8 @@ def test_a_watched_report_is_written_again_when_runs_change(tmp_path: Path) -> N
     runs, page = tmp_path / "runs", tmp_path / "report" / "index.html"
     make_run(runs, "mae", 0, evals=("knn",))
     args = ["report", "--runs-dir", str(runs), "-o", str(page.parent), "--watch", "0.2"]
-    process = subprocess.Popen([sys.executable, "-m", "ssl_bench", *args], stderr=subprocess.PIPE)
+    errors = tmp_path / "errors.txt"
+    process = forked.start(quickly_drawn, args, errors=errors)
     try:
         first = wait_for_another(None)
         assert b'http-equiv="refresh" content="1"' in first
@@ -711,11 +714,17 @@ def test_a_watched_report_is_written_again_when_runs_change(tmp_path: Path) -> N
         make_run(runs, "newcomer", 0, evals=("knn",))
         while b"newcomer" not in (first := wait_for_another(first)):
             pass
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
     finally:
         process.kill()
-    assert process.returncode == 130 and b"Traceback" not in err
+    assert process.exitcode == 130 and "Traceback" not in errors.read_text()
+
+
+def quickly_drawn(args: list[str]) -> None:
+    """A command in a process of its own, with figures of few dots."""
+    drawing._DOTS_PER_INCH = 50
+    sys.exit(cli.main(args))
 
 
 def test_watch_goes_without_seconds() -> None:

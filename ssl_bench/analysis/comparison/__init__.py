@@ -8,6 +8,7 @@ comparable are kept apart, and a note says why. The headline scores are tested i
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -333,10 +334,9 @@ def _table(
             [*labels], columns, by_cell, labels, at == "end", settings
         )
         notes += untested
-        for column in columns:
-            of_column = [pair for pair in tested if pair.column == column]
-            if any(pair.verdict == "undecided" for pair in of_column):
-                notes += filter(None, [pairs.what_would_decide(column, by_cell)])
+        both = itertools.combinations(groups, 2)
+        fair = {(a.key, b.key): fairness.tuned_alike([a, b]) for a, b in both}
+        tested = tuple(replace(pair, is_fair=fair[pair.a, pair.b]) for pair in tested)
     unlabelled = [group for group in groups if not _uses_labels(group.method)]
     ahead: dict[str, list[str]] = defaultdict(list)
     withheld: dict[str, str] = {}
@@ -351,6 +351,8 @@ def _table(
                 if right_SN is not None:
                     means[key] = statistics.mean_over_seeds_and_images(right_SN)
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
+        if "undecided" in marks.values():
+            notes += filter(None, [pairs.what_would_decide(column, by_cell)])
         why = fairness.why_no_best([group for group in groups if group.key in means], marks, at)
         if why and column.is_headline and column.better != "neither":
             withheld[column.key] = why
@@ -457,7 +459,7 @@ def _ahead(
     beside: Sequence[Group],
     cells: Mapping[tuple[str, str], GroupScore],
 ) -> list[str]:
-    """A line for each baseline that is ahead of every run."""
+    """A line for each baseline whose mean is better than that of every method."""
 
     def means(of: Sequence[Group]) -> dict[str, float]:
         known = {each.label: cells.get((each.key, column.key)) for each in of}
@@ -468,8 +470,8 @@ def _ahead(
         return []
     best = max(of_runs, key=lambda label: column.sign * of_runs[label])
     return [
-        f"{what}: {label} ({mean:.2f}) is ahead of every run, the best of which is {best} "
-        f"({of_runs[best]:.2f})"
+        f"{what}: {label} ({mean:.2f}) has a {'higher' if column.sign > 0 else 'lower'} mean than "
+        f"every method, the best of which is {best} ({of_runs[best]:.2f})"
         for label, mean in means(beside).items()
         if column.sign * mean > column.sign * of_runs[best]
     ]

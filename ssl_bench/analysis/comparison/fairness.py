@@ -41,6 +41,11 @@ def why_no_best(groups: Sequence[Group], marks: Mapping[str, Mark], at: At) -> s
     return f"{best.label} has more than {MOST_UNEQUAL} times the FLOPs of {listed(outspent)}"
 
 
+def tuned_alike(groups: Sequence[Group]) -> bool:
+    """Whether no row's settings were chosen in another way than those of another method."""
+    return not _tuned_unlike(groups)
+
+
 def notes(groups: Sequence[Group]) -> Iterator[str]:
     """What to know of the searches and the trainings of a table's rows."""
     searched = [(group.method, each) for group in groups for each in group.searches]

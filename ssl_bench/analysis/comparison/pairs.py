@@ -7,9 +7,10 @@ Two claims, each with its own guard against chance:
   Technometrics 24, 1982).
 - *This pair differs*: Holm's correction over all pairs of the column, or of the table.
 
-Beside the best mean, a group counts as worse only if all groups of lower means do, so that no mark
-contradicts the means. Each interval is that of its pair's own corrected level: it leaves out zero
-exactly where the pair is decided.
+Beside the best mean, a group counts as worse only if all groups of lower means do, and as
+equivalent only if all between the two do, so that no mark contradicts the means. Each interval is
+that of its pair's own level: it leaves out zero exactly where the pair is decided, and stays within
+the margin where the pair is equivalent. Intervals hold one by one: together they may cover less.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class Pair:
         verdict: what a is.
         p_adjusted: corrected; below the level where the pair is decided. None without a test over
             seeds.
-        interval: at the pair's corrected level, so that it agrees with the verdict; 95 % over the
-            test images for two runs. None where the spread is not known.
+        level: at which the pair is decided: the share of such intervals that miss the truth.
+        interval: at that level, so that it agrees with the verdict; 95 % over the test images for
+            two runs. None where the spread is not known.
+        is_fair: whether the settings of both were chosen alike.
     """
 
     column: Column
@@ -58,12 +61,18 @@ class Pair:
     difference: Difference
     verdict: Verdict
     p_adjusted: float | None
+    level: float
     interval: tuple[float, float] | None
+    is_fair: bool = True
 
     @property
     def better(self) -> str | None:
         """The key of the group that is better; None where that is not decided."""
         return {"better": self.a, "worse": self.b}.get(self.verdict)
+
+    def other(self, key: str) -> str:
+        """The key of the other group; "" where this one is not of the pair."""
+        return {self.a: self.b, self.b: self.a}.get(key, "")
 
     @property
     def test(self) -> str:
@@ -103,6 +112,7 @@ def test_pairs(
             continue
         present = {key: cells[key, column.key] for key in keys if (key, column.key) in cells}
         values = {key: {s.seed: s.value for s in scores} for key, scores in present.items()}
+        _, diverged = _means(column, cells)
         answers = {
             key: _answers(scores[0], notes)
             for key, scores in present.items()
@@ -121,21 +131,25 @@ def test_pairs(
                         "or in another order, so their predictions are not compared"
                     )
                     notes[note] = None
-            found.append(Pair(column, a, b, difference, "not tested", None, difference.interval))
+            ahead = a if difference.difference * column.sign > 0 else b
+            if difference.p is not None and ahead in diverged:
+                difference = Difference("none", difference.n, difference.difference)
+                notes[f"{column.title}: {labels[ahead]} has a run that diverged, so that no lead "
+                      "of its other runs is tested"] = None  # fmt: skip
+            pair = Pair(column, a, b, difference, "not tested", None, LEVEL, difference.interval)
+            found.append(pair)
     apart = _holm(found, settings.family, lambda d: None if d.test == "McNemar" else d.p)
     alike = _holm(found, settings.family, lambda d: d.p_within(settings.margin))
     decided: list[Pair] = []
     for column, group in itertools.groupby(
         zip(found, apart, alike, strict=True), key=lambda each: each[0].column
     ):
-        tested = list(group)
+        tested, ps, ps_alike = map(list, zip(*group, strict=True))
         means, diverged = _means(column, cells)
-        adjusted = _adjusted(
-            [(pair, p) for pair, p, _ in tested], means, diverged, settings.family == "table"
-        )
+        _order_by_means(tested, ps, ps_alike, means, settings.family == "table")
         decided += [
-            _decide(pair, p, p_alike, diverged)
-            for (pair, _, p_alike), p in zip(tested, adjusted, strict=True)
+            _decide(pair, p, None if diverged & {pair.a, pair.b} else p_alike, settings.margin)
+            for pair, p, p_alike in zip(tested, ps, ps_alike, strict=True)
         ]
     return tuple(decided), list(notes)
 
@@ -166,52 +180,53 @@ def _means(
     return means, {key for key in values if len(known[key]) < len(values[key])}
 
 
-def _adjusted(
-    tested: Sequence[tuple[Pair, float | None]],
+def _order_by_means(
+    tested: Sequence[Pair],
+    ps: list[float | None],
+    ps_alike: list[float | None],
     means: Mapping[str, float],
-    diverged: set[str],
     is_strict: bool,
-) -> list[float | None]:
-    """Corrected p values of a column's pairs; those with the best mean as the module says."""
-    adjusted = [p for _, p in tested]
+) -> None:
+    """Make the corrected p values of a column's best mean agree with the means, in place.
+
+    Its pairs have p values of their own where it is better than all others, unless ``is_strict``.
+
+    Args:
+        ps, ps_alike: of the pairs' difference, and of their equivalence.
+        means: so that more is better.
+    """
     top = max(means, key=lambda key: means[key], default="")
-    at = {
-        pair.b if pair.a == top else pair.a: index
-        for index, (pair, _) in enumerate(tested)
-        if top in (pair.a, pair.b)
-    }
-    own = [tested[index][0].difference.p for index in at.values()]
-    is_whole = all(adjusted[index] is not None for index in at.values())
-    if is_whole and not is_strict and top not in diverged and all(p < LEVEL for p in own if p):
-        for index, p in zip(at.values(), own, strict=True):
-            adjusted[index] = p
-    largest = 0.0
-    for key in sorted(at.keys() & means.keys(), key=lambda key: means[key]):
-        p = adjusted[at[key]]
-        if p is not None:
-            largest = adjusted[at[key]] = max(largest, p)
-    return adjusted
+    at = {key: n for n, pair in enumerate(tested) if (key := pair.other(top)) in means}
+    own = {n: tested[n].difference.p for n in at.values() if ps[n] is not None}
+    if len(own) == len(at) and not is_strict and all(p < LEVEL for p in own.values() if p):
+        for n, p in own.items():
+            ps[n] = p
+    by_mean = [at[key] for key in sorted(at, key=lambda key: means[key])]
+    for places, of in ((by_mean, ps), (by_mean[::-1], ps_alike)):
+        largest = 0.0
+        for n in places:
+            p = of[n]
+            if p is not None:
+                largest = max(largest, p)
+                of[n] = p if largest < LEVEL else largest
 
 
-def _decide(pair: Pair, p: float | None, p_alike: float | None, diverged: set[str]) -> Pair:
-    """The pair with its verdict, and with the interval that the corrected p value goes with."""
+def _decide(pair: Pair, p: float | None, p_alike: float | None, margin: float) -> Pair:
+    """The pair with its verdict, and with the interval at the level that it was decided at."""
     difference = pair.difference
     if p is None or difference.p is None:
         is_of_two = difference.test == "McNemar"
         return replace(pair, verdict="undecided" if is_of_two else "not tested")
+    level = LEVEL * difference.p / p if p else LEVEL
     verdict: Verdict = "undecided"
-    gain = difference.difference * pair.column.sign
-    if p < LEVEL and (pair.a if gain > 0 else pair.b) not in diverged:
-        verdict = "better" if gain > 0 else "worse"
-    elif (
-        pair.column.unit.endswith("(%)")
-        and not diverged & {pair.a, pair.b}
-        and p_alike is not None
-        and p_alike < LEVEL
-    ):
+    if p < LEVEL:
+        verdict = "better" if difference.difference * pair.column.sign > 0 else "worse"
+    elif pair.column.unit.endswith("(%)") and p_alike is not None and p_alike < LEVEL:
         verdict = "equivalent"
-    interval = difference.interval_at(LEVEL * difference.p / p if p else LEVEL)
-    return replace(pair, verdict=verdict, p_adjusted=p, interval=interval)
+        # Both one-sided tests at a level are the interval at twice that level.
+        level = 2 * LEVEL * (difference.p_within(margin) or 0.0) / p_alike if p_alike else level
+    interval = difference.interval_at(level)
+    return replace(pair, verdict=verdict, p_adjusted=p, level=level, interval=interval)
 
 
 def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, Mark]:
@@ -227,15 +242,13 @@ def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> 
         return {}
     top = max(means, key=lambda key: column.sign * means[key])
     beside = {
-        pair.b if pair.a == top else pair.a: pair
-        for pair in pairs
-        if pair.column == column and top in (pair.a, pair.b)
+        key: pair for pair in pairs if pair.column == column and (key := pair.other(top)) in means
     }
-    if means.keys() - {top} <= beside.keys() and all(p.better == top for p in beside.values()):
+    if means.keys() - {top} == beside.keys() and all(p.better == top for p in beside.values()):
         return {top: "best"}
     found: dict[str, Mark] = {}
     for key, pair in beside.items():
-        if key in means and pair.p_adjusted is not None and pair.better != top:
+        if pair.p_adjusted is not None and pair.better != top:
             found[key] = "equivalent" if pair.verdict == "equivalent" else "undecided"
     if found:
         found[top] = "equivalent" if {*found.values()} == {"equivalent"} else "undecided"
@@ -258,11 +271,13 @@ def what_would_decide(
         or not (spread := np.mean(variances) ** 0.5)
     ):
         return None
-    needed = statistics.seeds_needed(lead, float(spread))
+    rivals = len(values) - 1
+    needed = statistics.seeds_needed(lead, float(spread), rivals)
     seeds = f"{needed} seeds each" if needed else "not even 1,000 seeds each"
+    others = "the other one" if rivals == 1 else f"each of the other {rivals}"
     return (
         f"{column.title}: at the spread seen here ({spread:.2f} over seeds), {seeds} would show a "
-        f"lead of {lead:g} point with a probability of 80 %"
+        f"lead of {lead:g} point over {others} with a probability of 80 % or more"
     )
 
 

@@ -37,6 +37,9 @@ Pairing = Literal["auto", "always", "never"]
 _ROUNDING = 1e-12
 _FEWEST_PAIRS = 5
 """Shared seeds from which on their correlation may be looked at."""
+_PAIRED_FROM = 0.01
+"""A correlation as clear as this pairs seeds. At 0.05, scores that do not depend on each other
+would be paired so often, and then called different, that false alarms would exceed the level."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def difference(
 
     Runs of one seed share random draws, which rarely makes their scores alike, and a paired test
     has half of the degrees of freedom. So seeds are paired only where both sides have the same
-    ones, and on request ("always") or where at least five show a correlation (p < 0.05, "auto").
+    ones, and on request ("always") or where at least five show a correlation (p < 0.01, "auto").
     """
     known_a, known_b = (
         {seed: value for seed, value in each.items() if not math.isnan(value)} for each in (a, b)
@@ -186,11 +189,16 @@ def _correlate(values_a: np.ndarray, values_b: np.ndarray) -> bool:
     if n < _FEWEST_PAIRS or min(np.ptp(values_a), np.ptp(values_b)) == 0:
         return False
     r = float(np.clip(np.corrcoef(values_a, values_b)[0, 1], -1, 1))
-    return r >= 1 or float(special.stdtr(n - 2, -r * math.sqrt((n - 2) / (1 - r * r)))) < LEVEL
+    return (
+        r >= 1 or float(special.stdtr(n - 2, -r * math.sqrt((n - 2) / (1 - r * r)))) < _PAIRED_FROM
+    )
 
 
-def seeds_needed(lead: float, spread: float, power: float = 0.8) -> int | None:
-    """Seeds on each side that show a lead with this probability, by a t test at the level.
+def seeds_needed(lead: float, spread: float, rivals: int = 1, power: float = 0.8) -> int | None:
+    """Seeds on each side that show a lead over each of some rivals, by t tests at the level.
+
+    Every one of the tests has to succeed; by Bonferroni's bound, that happens at least with this
+    probability where each fails so many times more rarely.
 
     Args:
         lead: the true difference, in the unit of the scores, above 0.
@@ -199,6 +207,7 @@ def seeds_needed(lead: float, spread: float, power: float = 0.8) -> int | None:
     Returns:
         At least 2; None where a thousand would not do.
     """
+    power = 1 - (1 - power) / rivals
     low, high = 1, 1000
     if not _power(lead / spread, high) >= power:
         return None

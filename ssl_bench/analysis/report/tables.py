@@ -166,7 +166,8 @@ def pair_tables(source: Source) -> Iterator[Table]:
             low, high = pair.interval or (math.nan, math.nan)
             unit = "%" if found.test == "McNemar" else pair.column.unit
             interval = f"{digits(low, unit, '+')} to {digits(high, unit, '+')}"
-            verdict = f"{table.label(pair.better)} is better" if pair.better else pair.verdict
+            how = "better" if pair.is_fair else "ahead, settings not chosen alike"
+            verdict = f"{table.label(pair.better)} is {how}" if pair.better else pair.verdict
             ps = [Cell("-" if p is None else share(p), p) for p in (found.p, pair.p_adjusted)]
             rows.append(
                 (
@@ -182,8 +183,9 @@ def pair_tables(source: Source) -> Iterator[Table]:
             )
             data.append(
                 {"evaluation": pair.column.title, "a": a, "b": b, "difference": found.difference,
-                 "low": low, "high": high, "p": found.p, "p_adjusted": pair.p_adjusted,
-                 "test": found.test, "n": found.n, "verdict": verdict}
+                 "low": low, "high": high, "level": pair.level, "p": found.p,
+                 "p_adjusted": pair.p_adjusted, "test": found.test, "n": found.n,
+                 "verdict": verdict}
             )  # fmt: skip
         yield Table(
             name=_name("pairs", table),
