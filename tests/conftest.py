@@ -27,6 +27,12 @@ torch.set_num_threads(1)
 timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu`` are of a CUDA device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Dataset:
     """120 + 40 images of 16 x 16 pixels in three classes; masks have them right of the middle."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from benchmarks import (
 from benchmarks.cases import AUGMENTED, CASES, CPU_CASES, GROWTH, METHOD_CASES, Case
 from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, ON_METHODS, ON_METHODS_FP32, step_of
 from benchmarks.results import Measured
+from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
 
 CPU = torch.device("cpu")
@@ -301,6 +303,7 @@ def test_a_process_that_fails_says_why() -> None:
         (["speed"], "unknown part 'speed'"),
         (["--cases", "mae-xxl"], "unknown case 'mae-xxl'"),
         (["--contestants", "theirs"], "unknown contestant 'theirs'"),
+        (["tables", "--contestants", "theirs"], "unknown contestant 'theirs'"),
         (["--rounds", "0"], "rounds must be above 0, not 0"),
         (["--seconds", "-1"], "seconds must be above 0, not -1.0"),
     ],
@@ -388,11 +391,83 @@ def test_a_gpus_check_without_one_says_so(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_piece_of_a_gpus_check_ends_in_time_and_leaves_what_it_said(tmp_path: Path) -> None:
-    slow = "import time; print('begun', flush=True); time.sleep(60)"
+def test_a_piece_of_a_gpus_check_ends_in_time_and_leaves_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "_GRACE", 1.0)
+    slow = """import time
+try: print("begun", flush=True); time.sleep(60)
+finally: print("so far", flush=True); time.sleep(60)"""
+    begun = time.monotonic()
     assert not gpu_check._done("slow", ["-c", slow], 3.0, tmp_path)
-    assert (tmp_path / "slow.txt").read_text() == "begun\n"
+    assert 2 < time.monotonic() - begun < 20
+    assert (tmp_path / "slow.txt").read_text() == "begun\nso far\n"
     assert gpu_check._done("quick", ["-c", "print('done')"], 60.0, tmp_path)
     assert not gpu_check._done("broken", ["-c", "raise SystemExit(3)"], 60.0, tmp_path)
-    shares = [share for share, _ in gpu_check.pieces("cifar10", tmp_path).values()]
-    assert sum(shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("end", ["time.sleep(60)", "pass"])
+def test_no_process_of_a_piece_outlives_it(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "_GRACE", 0.5)
+    worker = "import time; print('alive', flush=True); time.sleep(300)"
+    piece = f"""import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE)
+worker.stdout.readline()
+print(worker.pid, flush=True)
+{end}"""
+    gpu_check._done("piece", ["-c", piece], 5.0, tmp_path)
+    pid = (tmp_path / "piece.txt").read_text().split()[0]
+    stat = Path("/proc", pid, "stat")
+    for _ in range(100):  # whoever inherits an orphan takes note of its end
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} is still there")
+
+
+def test_what_a_piece_leaves_of_its_time_is_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "_GRACE", 0.1)
+    orders = {
+        "quick": (0.95, ("-c", "pass")),
+        "longer": (0.05, ("-c", "import time; time.sleep(1)")),
+    }
+    assert gpu_check.run(orders, 10.0, tmp_path)
+
+
+def test_the_pieces_of_a_gpus_check_can_end_in_their_time(tmp_path: Path) -> None:
+    pieces = gpu_check.pieces("cifar10", tmp_path, seconds=480)
+    assert sum(share for share, _ in pieces.values()) == pytest.approx(1.0)
+    assert {*gpu_check.pieces("", tmp_path, 480)} == {"tests", "steps", "speed"}
+    names = " ".join(pieces["tests"][1])
+    for file in ("test_gpu.py", "test_captured.py", "test_augment.py"):
+        assert file in names
+    for name in ("steps", "speed"):
+        asked = command._parser().parse_args(pieces[name][1][2:])
+        known = recorded.NAMES if asked.parts == ["recorded"] else CONTESTANTS
+        assert {*asked.contestants} <= {*known} and asked.output == tmp_path
+    for name in ("mae", "mocov3"):
+        share, words = pieces[name]
+        budget = flags.parse_run(words[3:]).to_json()["settings"]["budget_time"]
+        assert 5 <= float(budget.removesuffix("s")) < share * 480 / 4
+
+
+def test_speeds_are_kept_before_the_machines_own_rate_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(function: str, **arguments: Any) -> dict[str, float]:
+        if function == "benchmarks.training:work":
+            raise KeyboardInterrupt
+        return rounds_of(10.0)[0]
+
+    monkeypatch.setattr(rounds, "in_process", pretend)
+    monkeypatch.setattr(machine, "matrix_rate", lambda device: {"float32": 1.0})
+    monkeypatch.setattr(gate, "losses", lambda *arguments: {"ours": 1.0})
+    run_on_some_cpu(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["training", "--cases", "mae-ti4-32", "--output", str(tmp_path)])
+    [measured] = results.load(results.path_of(tmp_path, "Some CPU"))["training"].values()
+    assert measured.rounds["ours"] and not measured.work

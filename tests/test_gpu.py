@@ -19,7 +19,7 @@ from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("plugin", helpers.METHODS, ids=helpers.named)

@@ -229,10 +229,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_nevertheless(
     assert "it waits for the device" in line
 
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("plugin", _TRAINED, ids=helpers.named)
 def test_a_graph_of_a_step_is_the_step(
