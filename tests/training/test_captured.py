@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 from helpers import BATCH, CPU
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ssl_bench.api.method import Method
@@ -21,10 +24,11 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import choose
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.vocabulary import Tokens
 from ssl_bench.training import gradients, setup
 from ssl_bench.training.captured import CannotBeRecorded, CapturedStep, Made, Record, Work
 from ssl_bench.training.schedule import Schedule
-from ssl_bench.utils.rng import SampleRng
+from ssl_bench.utils.rng import SampleRng, StaticKeys
 
 _TRAINED = [p for p in helpers.METHODS if p.name != "random-init"]
 
@@ -227,6 +231,50 @@ def test_a_step_that_cannot_be_recorded_is_taken_nevertheless(
     assert [loss for loss, _ in trained(each, 3)] == [loss for loss, _ in expected]
     [line] = told
     assert "it waits for the device" in line
+
+
+class _Crossing(TorchDispatchMode):
+    """Raises where a tensor is copied from one device to another: that cannot be recorded."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor)]
+        if "copy" in func.__name__ and len({each.device.type for each in given}) > 1:
+            raise AssertionError(f"{func} copies between devices")
+        return out
+
+
+@pytest.mark.parametrize("plugin", _TRAINED, ids=helpers.named)
+def test_no_loss_copies_from_the_cpu_or_waits(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    spec, tiny = helpers.fitting(plugin, spec, tiny)
+    method = helpers.build(plugin, spec).train()
+    texts = setup.texts_of(method, tiny.train)
+    # Tensors of shapes alone: an operation whose result depends on values is an error.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in method.modules():
+            for own in (module._parameters, module._buffers):
+                own |= {k: on_cuda(v) for k, v in own.items() if v is not None}
+        images_NCHW, labels_N = map(on_cuda, (tiny.train.images_NCHW, tiny.train.labels_N))
+        train = replace(tiny.train, images_NCHW=images_NCHW, labels_N=labels_N)
+        if texts:
+            texts = Tokens(*(on_cuda(getattr(texts, each.name)) for each in fields(texts)))
+        pixels = (images_NCHW[:BATCH],) * len(method.transforms())
+        keys = StaticKeys(labels_N.device)
+        draws = SampleRng(0, 0, labels_N[:BATCH], keys=keys)
+        for mode in (nullcontext(), _Crossing()):  # what is made but once is there by then
+            keys.rewind()
+            with mode:
+                batch = setup.as_batch(method, train, spec, texts, draws, pixels)
+                method.loss(batch, Step(3, 100, 10, BATCH))
+
+
+def on_cuda(tensor: Tensor) -> Tensor:
+    """One like it, on a GPU that need not be there, as nothing is in its memory."""
+    other = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(other, tensor.requires_grad) if is_parameter else other
 
 
 @pytest.mark.gpu
