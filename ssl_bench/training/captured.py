@@ -10,7 +10,9 @@ happens at every step, or recording fails, operations are sent one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -198,20 +200,58 @@ def _as_graph(work: Work) -> tuple[Made, Callable[[], None]]:
     Raises:
         CannotBeRecorded: it waits for the GPU, or copies something there from the CPU.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(stream)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS - 1):
+                work()
+            with _waiting_refused():
+                work()
+    finally:
+        stream.wait_stream(side)
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     try:
         # Threads that decode images may allocate memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             made = work()
     except RuntimeError as error:
+        _end_broken_recording(stream, pool)
         first: BaseException = error
         while first.__context__:  # what went wrong, and not that the recording had to end
             first = first.__context__
         raise CannotBeRecorded(str(first).partition("\n")[0]) from error
     return made, graph.replay
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Find out what waits for the GPU before it breaks a recording.
+
+    Raises:
+        CannotBeRecorded: something does.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():  # that torch does not see all that waits
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        raise CannotBeRecorded(str(error).partition("\n")[0]) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _end_broken_recording(stream: torch.cuda.Stream, pool: Any) -> None:
+    """Take the stream, the allocator and the generator out of a recording that broke.
+
+    Where CUDA refuses to end it, torch 2.11 leaves them as they were in it: random numbers could
+    not be drawn any more, memory not be given back, and nothing else be recorded.
+    """
+    torch.cuda.set_stream(stream)
+    with suppress(RuntimeError, AttributeError):  # the recording has ended by itself
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        torch._C._cuda_releasePool(stream.device_index, pool)
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device=stream.device)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -26,7 +27,14 @@ from ssl_bench.distributed.device import choose
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.vocabulary import Tokens
 from ssl_bench.training import gradients, setup
-from ssl_bench.training.captured import CannotBeRecorded, CapturedStep, Made, Record, Work
+from ssl_bench.training.captured import (
+    CannotBeRecorded,
+    CapturedStep,
+    Made,
+    Record,
+    Work,
+    _as_graph,
+)
 from ssl_bench.training.schedule import Schedule
 from ssl_bench.utils.rng import SampleRng, StaticKeys
 
@@ -275,6 +283,108 @@ def on_cuda(tensor: Tensor) -> Tensor:
     other = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     return torch.nn.Parameter(other, tensor.requires_grad) if is_parameter else other
+
+
+class _FakeGraphs:
+    """What `torch.cuda` has for recordings, where there is no GPU: one whose end CUDA refuses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting, self.current, self.began, self.ended = 0, "own", 0, list[Any]()
+        self.breaks = True
+
+        class Stream:
+            device, device_index = torch.device("cpu"), 0
+
+            def wait_stream(self, other: Any) -> None:
+                pass
+
+        own = Stream()
+        stand_ins = {
+            "Stream": Stream,
+            "stream": lambda stream: nullcontext(),
+            "current_stream": lambda: own,
+            "set_stream": lambda stream: setattr(self, "current", "own"),
+            "CUDAGraph": SimpleNamespace,
+            "graph": self.graph,
+            "graph_pool_handle": lambda: (0, 7),
+            "get_sync_debug_mode": lambda: self.waiting,
+            "set_sync_debug_mode": lambda mode: setattr(self, "waiting", mode),
+        }
+        for name, stand_in in stand_ins.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            monkeypatch.setattr(torch._C, name, lambda *args: self.ended.append(args), False)
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any = None, **how: Any) -> Iterator[None]:
+        before, self.current = self.current, "capturing"
+        self.began += 1
+        if not self.breaks:
+            yield
+        else:
+            self.breaks = False
+            try:
+                yield
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+        self.current = before
+
+    def wait(self) -> Made:
+        if self.waiting == "error":
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
+        return Made({}, (), {})
+
+
+def test_what_waits_is_found_out_before_it_breaks_a_recording(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = _FakeGraphs(monkeypatch)
+    with pytest.raises(CannotBeRecorded, match=r"synchronizing CUDA operation$"):
+        _as_graph(cuda.wait)
+    assert (cuda.began, cuda.waiting) == (0, 0)
+
+
+def test_a_broken_recording_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _FakeGraphs(monkeypatch)
+    works: list[Any] = []
+
+    def work() -> Made:
+        works.append(cuda.waiting)
+        if cuda.began:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Made({}, (), {})
+
+    with pytest.raises(CannotBeRecorded, match="not permitted"):
+        _as_graph(work)
+    assert works == [0, 0, "error", 0]
+    assert cuda.current == "own"
+    assert cuda.ended == [(0, (0, 7)), (0, (0, 7))]
+    assert cuda.began == 2, "one that ends takes the generator out of the broken one"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wait", [Tensor.item, lambda _: torch.cuda.synchronize()])
+def test_after_a_broken_recording_a_gpu_is_as_before(wait: Callable[[Tensor], Any]) -> None:
+    def drawn() -> Made:
+        return Made({"loss": torch.rand(1, device="cuda")}, (), {})
+
+    def waits() -> Made:
+        made = drawn()
+        wait(made.losses["loss"])
+        return made
+
+    stream = torch.cuda.current_stream()
+    with pytest.raises(CannotBeRecorded):
+        _as_graph(waits)
+    assert torch.cuda.current_stream() == stream
+    assert 0 <= torch.rand(1, device="cuda").item() < 1
+    torch.cuda.empty_cache()
+    made, replay = _as_graph(drawn)
+    torch.manual_seed(0)
+    replay()
+    first = made.losses["loss"].item()
+    replay()
+    assert made.losses["loss"].item() != first
 
 
 @pytest.mark.gpu
