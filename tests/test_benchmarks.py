@@ -17,6 +17,7 @@ from torch import nn
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    contestants,
     evaluations,
     gate,
     gpu_check,
@@ -34,6 +35,7 @@ from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, ON_METHODS, ON_M
 from benchmarks.results import Measured
 from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
+from ssl_bench.training import setup
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -120,6 +122,36 @@ def test_others_views_have_the_cases_sizes(method: str, name: str) -> None:
     views = list(transform) if isinstance(transform, list | tuple) else [transform]
     sizes = case.view_sizes[: 1 if case.takes_one_view else None]
     assert [tuple(view.shape) for view in views] == [(3, size, size) for size in sizes]
+
+
+def test_an_epoch_of_pictures_keeps_all_workers_busy() -> None:
+    case = CASES["gpu-mae-b16-224"]
+    pictures = contestants._Pictures(case, lambda picture: picture.size)
+    assert len(pictures) // case.batch_size >= 32
+    assert pictures[len(pictures) - 1] == (224, 224)
+
+
+def test_ours_is_measured_as_it_is_used_and_counted_unrecorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captured: list[Any] = []
+
+    def take(self: setup.Trainer, *given: Any) -> Any:
+        captured.append(self.captured)
+        return {"loss": torch.zeros(())}, 0.0
+
+    prepare = setup.prepare
+    recording: Any = "a recording"
+
+    def with_recording(*given: Any) -> setup.Trainer:
+        return replace(prepare(*given), captured=recording)
+
+    monkeypatch.setattr(setup, "prepare", with_recording)
+    monkeypatch.setattr(setup.Trainer, "take", take)
+    monkeypatch.setattr(setup.Trainer, "batches", lambda self, steps: iter([()]))
+    for is_recorded in (True, False):
+        step_of(CONTESTANTS["ours-fp32"], SMALL["mae"], CPU, is_recorded)()
+    assert captured == [recording, None]
 
 
 def test_a_training_is_measured() -> None:
