@@ -80,11 +80,17 @@ class CapturedStep:
         self._read: Mapping[str, Any] = {}
         self._holders: Sequence[torch.nn.Module] = ()
         self._served = 0
+        self._has_begun = False
         self.why_not = ""
 
     def prepare(self, step: Step, stored: Stored) -> None:
-        """Record the step if it is another one than was recorded; draws on torch's generators."""
-        if self.why_not:
+        """Record the step if it is another one than was recorded; draws on torch's generators.
+
+        But not the first one: the optimiser makes its state in it, which then is there before the
+        recording's memory, and part of the peak.
+        """
+        has_begun, self._has_begun = self._has_begun, True
+        if self.why_not or not has_begun:
             return
         changed = self._changes(step)
         if self._made and not changed:

@@ -164,6 +164,21 @@ def test_what_changes_with_the_epoch_is_recorded_anew() -> None:
     assert (recordings, told) == (3, [])
 
 
+def test_the_optimizers_state_is_there_before_a_step_is_recorded(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    [plugin] = [p for p in helpers.METHODS if p.name == "mae"]
+    each = trainer(helpers.build(plugin, spec).train(), spec, tiny)
+    states: list[int] = []
+
+    def record(work: Work) -> tuple[Made, Callable[[], None]]:
+        states.append(len(each.optimizer.optimizer.state))
+        return Recorder()(work)
+
+    assert len(list(trained(captured(each, record, []), 3))) == 3
+    assert states and states[0] > 0
+
+
 def test_what_changes_with_every_step_is_not_recorded() -> None:
     told: list[str] = []
     found, recordings = gradients_of(_Reads(lambda method, step: step.fraction), 4, 4, told)
