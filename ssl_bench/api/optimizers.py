@@ -277,14 +277,6 @@ def cosine(done: float, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def epoch_ramp(step: Step, first: float, last: float, share: float) -> float:
-    """Changes in equal steps from epoch to epoch over a share of the epochs, then stays."""
-    epochs = round(share * step.total / step.per_epoch)
-    if step.epoch >= epochs:
-        return last
-    return first + (last - first) * step.epoch / max(1, epochs - 1)
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Give each group its share of the learning rate: ``lr_scale``, or all of it without one."""
     for group in optimizer.param_groups:

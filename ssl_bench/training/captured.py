@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -77,7 +78,7 @@ class CapturedStep:
         self._made: Made | None = None
         self._replay: Callable[[], None] | None = None
         self._known: Mapping[str, Any] = {}
-        self._read: Mapping[str, Any] = {}
+        self._read: Mapping[tuple[Any, ...], Any] = {}
         self._holders: Sequence[torch.nn.Module] = ()
         self._served = 0
         self._has_begun = False
@@ -142,7 +143,7 @@ class CapturedStep:
     def _changes(self, step: Step) -> list[str]:
         """What is another one than when the step was recorded."""
         now = self._state() if self._made else {}
-        read = [f"the step's {k}" for k, value in self._read.items() if getattr(step, k) != value]
+        read = [f"the step's {k[0]}" for k, value in self._read.items() if _of(step, *k) != value]
         return read + [name for name, value in self._known.items() if now.get(name) != value]
 
     def _state(self) -> dict[str, Any]:
@@ -180,15 +181,26 @@ class CapturedStep:
 
 
 class _WatchedStep:
-    """A step that remembers what was read of it."""
+    """A step that remembers what was read of it, and what its methods returned."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
-        self.read: dict[str, Any] = {}
+        self.read: dict[tuple[Any, ...], Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        value = self.read[name] = getattr(self._step, name)
+        if callable(getattr(self._step, name)):
+            return partial(self._note, name)
+        return self._note(name)
+
+    def _note(self, *asked: Any) -> Any:
+        value = self.read[asked] = _of(self._step, *asked)
         return value
+
+
+def _of(step: Step, name: str, *arguments: Any) -> Any:
+    """An attribute of a step, or what a method of it returns."""
+    value = getattr(step, name)
+    return value(*arguments) if callable(value) else value
 
 
 def _distinct(pixels: Sequence[Tensor]) -> list[Tensor]:

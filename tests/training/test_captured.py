@@ -164,6 +164,14 @@ def test_what_changes_with_the_epoch_is_recorded_anew() -> None:
     assert (recordings, told) == (3, [])
 
 
+def test_a_ramp_is_recorded_anew_while_it_rises() -> None:
+    told: list[str] = []
+    method = _Reads(lambda method, step: step.epoch_ramp(1.0, 2.0, 0.5))
+    found, recordings = gradients_of(method, 16, 4, told)
+    assert found == [1] * 4 + [2] * 12
+    assert (recordings, told) == (2, [])
+
+
 def test_the_optimizers_state_is_there_before_a_step_is_recorded(
     spec: EncoderSpec, tiny: Dataset
 ) -> None:
