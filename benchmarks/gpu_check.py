@@ -91,7 +91,7 @@ def _done(name: str, order: Sequence[str], seconds: float, folder: Path) -> bool
     try:
         code = process.wait(max(0.0, seconds - _GRACE))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(min(seconds, _GRACE))
     finally:

@@ -443,7 +443,9 @@ def test_no_process_of_a_piece_outlives_it(
     end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_check, "_GRACE", 0.5)
-    worker = "import time; print('alive', flush=True); time.sleep(300)"
+    worker = """import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("alive", flush=True); time.sleep(300)"""
     piece = f"""import subprocess, sys, time
 worker = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE)
 worker.stdout.readline()
