@@ -83,6 +83,8 @@ def run(orders: Mapping[str, tuple[float, Sequence[str]]], seconds: float, folde
 def _done(name: str, order: Sequence[str], seconds: float, folder: Path) -> bool:
     """Run a piece for so long at most; whether it came to its end without an error."""
     path, begun = folder / f"{name}.txt", time.monotonic()
+    # A shell's background processes ignore interrupts, and would hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with path.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *order], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
