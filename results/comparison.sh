@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Every method of the suite under the same protocol: the same encoder, as many trials on held-out
 # images for each, the same FLOPs, several seeds; then three budgets, MAE's mask ratio, the report.
-# What is done is not done again: the same command goes on where it stopped.
+# What is done is not done again: the same command resumes it.
 #
 #   MINUTES=10 results/comparison.sh       the embedded data: about 20 hours on two CPU cores
 #   PRESET=small results/comparison.sh     for a GPU: ViT-Ti/4 on CIFAR-10
-#   COUNT=1 results/comparison.sh          say what is to come and what it costs, and do nothing
+#   COUNT=1 results/comparison.sh          print what would run and what it costs, and do nothing
 #
-# DATA (a name or a path), METHODS, PRESET, TRIALS (and TRIAL_LENGTH, a share), BUDGET and OTHER_BUDGETS (FLOPs), SEEDS (of the
-# methods in MORE: MORE_SEEDS), TUNINGS (trials of fine-tuning) and RUNS (a folder) overrule, and
-# FLAGS goes into every run. After MINUTES it stops with exit code 75. All but weights, features and
-# CKA's arrays is copied to results/, from where `ssl-bench compare` and `show` read it. Methods of
-# clips and captions have their own embedded data, and the same protocol without further budgets.
+# DATA (a name or a path), METHODS, PRESET, TRIALS (and TRIAL_LENGTH, a share), BUDGET and
+# OTHER_BUDGETS (FLOPs), SEEDS (of the methods in MORE: MORE_SEEDS), TUNINGS (trials of fine-tuning)
+# and RUNS (a folder) overrule, and FLAGS goes into every run. After MINUTES it stops with exit code
+# 75. All but weights, features and CKA's arrays is copied to results/, from where
+# `ssl-bench compare` and `show` read it. Methods of clips and captions have their own embedded
+# data, and the same protocol without further budgets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -24,7 +25,7 @@ MINUTES=${MINUTES:-1000000}
 case $PRESET in
     quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-5e12,8e13}
         EPOCHS=4 ;;
-    small) # an evaluation cannot go on from its middle, so none may take longer than a piece
+    small) # for a GPU; fine-tuning takes 50 epochs instead of 100, and half of its time
         DATA=${DATA:-cifar10} BUDGET=${BUDGET:-1e16} OTHER_BUDGETS=${OTHER_BUDGETS:-2.5e15,4e16}
         EPOCHS=200 FLAGS=${FLAGS:---finetune-epochs 50}
         ;;
@@ -49,7 +50,7 @@ bench() {
         ((status == 0)) && return
         ((status == 124)) || exit $status
     fi
-    echo "not done yet: the same command goes on" >&2
+    echo "not done yet: the same command resumes" >&2
     exit 75
 }
 
@@ -114,7 +115,8 @@ keep() { # runs, where
     rm -rf "$2"
     mkdir -p "$2"
     tar -C "$1" --exclude='*.safetensors' --exclude='checkpoint.pt' --exclude='.lock' \
-        --exclude='features' --exclude='.index' --exclude='.done' --exclude='cka-*/arrays.npz' --exclude='jobs' \
+        --exclude='features' --exclude='.index' --exclude='.done' \
+        --exclude='cka-*/arrays.npz' --exclude='jobs' \
         --exclude='*-validation-seed*/figures' --exclude='*-validation-seed*/evals/*/predictions.npz' \
         --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "$2" -xf -
 }
