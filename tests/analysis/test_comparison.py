@@ -546,6 +546,17 @@ def test_predictions_that_cannot_be_used_are_named(
     assert ("cannot be read" in str(table.notes)) == (spoil in ("truncated", "flipped"))
 
 
+@pytest.mark.parametrize(("off", "is_used"), [(0.004, True), (0.02, False)])
+def test_predictions_have_to_give_the_score(
+    results: Results, off: float, is_used: bool, tmp_path: Path
+) -> None:
+    """To two decimals, as it may be stored."""
+    for method, right in (("a", 90), ("b", 60)):
+        value = store_predictions(tmp_path / method, np.arange(100) < right, np.zeros(100, int))
+        results.score(results.run(method), value - off, folder=str(tmp_path / method))
+    assert (results.table().pairs[0].difference.test == "McNemar") == is_used
+
+
 def test_protocols_get_columns_of_their_own_and_a_reason(results: Results, tmp_path: Path) -> None:
     for method, protocol, epochs in (("a", "p0", 30), ("b", "p1", 90)):
         (tmp_path / protocol).mkdir()
@@ -643,6 +654,23 @@ def test_nothing_but_unfinished_runs(results: Results) -> None:
     assert compared.tables == ()
     assert "unfinished" in shown(compared)
     assert tables.flat(compared).empty
+
+
+@pytest.mark.parametrize(("better", "best", "sign"), [("higher", "g", 1), ("lower", "a", -1)])
+def test_of_many_pairs_those_of_the_best_are_shown_with_its_lead(
+    results: Results, better: str, best: str, sign: int
+) -> None:
+    for number, method in enumerate("abcdefg"):
+        for seed in range(4):
+            value = 70 + number + NOISE[4 * number + seed]
+            results.score(results.run(method, seed), value, unit="error (%)", better=better)
+    _, _, table = shown(results.compare(), 120).partition("differences to the best mean")
+    assert len(re.findall(rf"│ {best} -", table)) == 6
+    leads = [float(each) for each in re.findall(r"│ +([+-]\d+\.\d+) +│", table)]
+    ends = re.findall(r"([+-]\d+\.\d+) to ([+-]\d+\.\d+)", table)
+    assert len(leads) == len(ends) == 6
+    for lead, (low, high) in zip(leads, ends, strict=True):
+        assert sign * lead > 0 and float(low) < lead < float(high)
 
 
 def test_too_many_groups_are_shown_and_not_tested(results: Results) -> None:
@@ -784,11 +812,20 @@ def test_no_name_commands_the_terminal(results: Results) -> None:
 
 def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> None:
     """Whole steps of one are never the FLOPs of another's."""
-    for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 900.0)):
+    for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 975.0)):
         results.score(results.run(method), value, flops=flops)
     table = results.table(at="equal-flops", at_cost=999)
     assert values(table) == {"a": 80.0, "b": 70.0}
     assert "c: knn of 1 run is not known" in " ".join(table.notes)
+
+
+def test_of_equal_costs_the_nearest_counts_and_the_end_of_a_training(results: Results) -> None:
+    run = results.run("a")
+    results.score(run, 60.0, step=99, images_seen=995)
+    results.score(run, 70.0, step=100, images_seen=1000)
+    results.score(run, 80.0, images_seen=1000)
+    results.score(results.run("b"), 50.0, images_seen=1000)
+    assert values(results.table(at="equal-images", at_cost=1000)) == {"a": 80.0, "b": 50.0}
 
 
 def test_equal_cost_is_read_for_each_seed_and_then_averaged(results: Results) -> None:
@@ -967,6 +1004,20 @@ def test_baselines_are_rows_that_nothing_is_tested_against(results: Results) -> 
     [page] = main_tables(source_of(compared))
     assert [row[0].text for row in page.rows][2:] == ["raw pixels", "random init"]
     assert not page.rows[2][0].link
+
+
+def test_a_baseline_has_the_seed_of_its_evaluation_and_a_score_in_each_column(
+    results: Results,
+) -> None:
+    run = results.run("a", seed=0)
+    own = json.dumps({"random init": {"top1": 9.0, "top5": 40.0}})
+    results.score(run, 80.0, eval_seed=5, baselines=own)
+    results.score(run, 95.0, eval_seed=5, baselines=own, score="top5", is_headline=False)
+    table = results.table()
+    [group] = [group for group in table.groups if group.is_baseline]
+    assert [*group.seeds.values()] == [5]
+    means = [table.cells[group.key, column.key].mean.mean for column in table.columns]
+    assert means == [9.0, 40.0]
 
 
 def test_baselines_of_several_encoders_are_told_apart(results: Results) -> None:

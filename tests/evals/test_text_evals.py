@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
-from ssl_bench.evals import retrieval
+from ssl_bench.evals import masked_words, retrieval
 from ssl_bench.evaluation.features import Encoder, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.evaluation.texts import as_texts
@@ -97,18 +97,26 @@ def test_the_best_are_ranked_anew_by_the_matching_head(encoder: Encoder, data: D
     views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
     tokens = encoder.tokens(views)
     ids = vocabulary.tokenize(texts, encoder.text.spec)
+
+    def belongs(image: int, place: int) -> float:
+        own = ids[place : place + 1]
+        logits_12 = encoder.pair.matching(encoder.text(own), own, tokens[image : image + 1])
+        return float(logits_12[0, 1])
+
     right = 0
     for place, caption in enumerate(texts):
         best = (images @ words[place]).topk(3).indices.tolist()
-        own = ids[place : place + 1]
-        logits = [
-            encoder.pair.matching(encoder.text(own), own, tokens[image : image + 1])[0]
-            for image in best
-        ]
-        first = best[int(torch.stack([each[1] for each in logits]).argmax())]
+        first = max(best, key=lambda image: belongs(image, place))
         right += caption in captions[first]
     found = run("retrieval", encoder, data, rerank=3, resamples=1)
     assert found.scores["image_of_text_r1"] == pytest.approx(100 * right / 28)
+    right = 0
+    for image, own in enumerate(captions):
+        best = (words @ images[image]).topk(3).indices.tolist()
+        first = max(best, key=lambda place: belongs(image, place))
+        right += texts[first] in own
+    assert found.scores["text_of_image_r1"] == pytest.approx(100 * right / 14)
+    assert found.scores["mean_r1_low"] == found.scores["mean_r1_high"], "one sample has no width"
 
 
 def test_ranks_that_are_perfect_and_ranks_that_are_not() -> None:
@@ -238,6 +246,7 @@ def test_the_interval_is_that_of_the_percentiles() -> None:
         means.append(50 * (hits_N3[row, 0].mean() + torch.cat(own).mean()).item())
     expected = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
     assert found == pytest.approx(expected, abs=1.5)
+    assert found != retrieval._interval(hits_N3, hits_M3, image_M, 4000, "another")
 
 
 def test_sentences_are_three_unless_others_are_given() -> None:
@@ -413,24 +422,46 @@ def test_each_word_is_hidden_alone_and_counts_as_one(known: Dataset) -> None:
 def test_hidden_words_are_guessed_beside_the_own_and_the_next_image(
     encoder: Encoder, known: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of as many images as asked for; here each is right beside its own image alone."""
     asked: list[tuple[list[list[int]], list[int]]] = []
-    module = importlib.import_module(registry.find("eval", "masked-words").load_class().__module__)
-    real = module._predict
 
-    def watched(
+    def predict(
         encoder: Encoder, ids: Tensor, columns: Tensor, data: Dataset, images: Tensor
-    ) -> Any:
+    ) -> Tensor:
         asked.append((ids.tolist(), images.tolist()))
-        return real(encoder, ids, columns, data, images)
+        return ids[torch.arange(len(ids)), columns] * (len(asked) == 1)
 
-    monkeypatch.setattr(module, "_predict", watched)
-    run("masked-words", encoder, known)
+    monkeypatch.setattr(masked_words, "_predict", predict)
+    scores = run("masked-words", encoder, known, images=9).scores
     ids_NL = vocabulary.tokenize([each for [each] in known.test.captions or ()], encoder.text.spec)
     own = {tuple(row): number for number, row in enumerate(ids_NL.tolist())}
     (ids, right), (_, wrong) = asked
     assert len(own) == 14
     assert right == [own[tuple(row)] for row in ids]
-    assert wrong == [(image + 1) % 14 for image in right]
+    chosen = subset(14, 9, known.fingerprint).tolist()
+    following = dict(zip(chosen, [*chosen[1:], chosen[0]], strict=True))
+    assert {*right} == {*chosen} and wrong == [following[image] for image in right]
+    assert (scores["accuracy"], scores["accuracy_wrong_image"]) == (100, 0)
+
+
+def test_a_word_is_guessed_beside_the_image_that_is_said(known: Dataset) -> None:
+    """By a reader whose guess depends on it, one word and one image at a time."""
+    method = helpers.build(ALBEF, SPEC)
+    naive.randomise(method.text_side)
+    spec = helpers.with_text(ALBEF, SPEC)
+    encoder = Encoder(method.encoder, spec, CPU, seed=0, pair=method.text_side)
+    ids_BL = vocabulary.tokenize(known.test.first_captions, encoder.text.spec)
+    columns_B, images_B = 1 + torch.arange(14) % 5, torch.arange(14).flip(0)
+    views = prepare(known.test.images(images_B), SPEC, CPU)
+    expected = []
+    for ids, column, tokens in zip(ids_BL, columns_B, encoder.tokens(views), strict=True):
+        hidden = ids.clone()[None]
+        hidden[0, column] = encoder.text.spec.id(vocabulary.MASK)
+        states = encoder.text.fuse(encoder.text(hidden), hidden, tokens[None])
+        expected.append(int(encoder.text.predict(states)[0, column].argmax()))
+    predict = masked_words._predict
+    assert predict(encoder, ids_BL, columns_B, known, images_B).tolist() == expected
+    assert predict(encoder, ids_BL, columns_B, known, images_B.roll(1)).tolist() != expected
 
 
 def test_features_of_an_encoder_of_captions_are_those_of_the_first(data: Dataset) -> None:

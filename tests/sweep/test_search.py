@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from ssl_bench.cli import flags, sweep_args
 from ssl_bench.config import chosen
 from ssl_bench.errors import UserError
 from ssl_bench.experiment.run_config import text_of
+from ssl_bench.runs import schema
 from ssl_bench.sweep import search
 from ssl_bench.sweep.grid import Cell, Final, Grid
+from ssl_bench.utils.files import write_json
 
 METHODS = list(registry.discover("method").values())
 SHARES = st.floats(0, 1, exclude_max=True)
@@ -310,6 +313,24 @@ def test_a_search_knows_what_it_draws_and_where_it_judges() -> None:
     assert known.space.keys() == {*registry.find("method", "mae").search(), "flip"} - {"mask_ratio"}
     assert (known.draws, known.search_seed, known.judged_by) == ("sobol", 7, "linear")
     assert known.judged_on == "fashion-mnist@validation"
+
+
+@pytest.mark.parametrize(("better", "best"), [("higher", 1), ("lower", 2), ("neither", None)])
+def test_which_trial_is_the_best_the_evaluation_says(
+    better: str, best: int | None, tmp_path: Path
+) -> None:
+    done: list[Any] = []
+    for number, score in enumerate((0.5, 0.9, 0.2)):
+        home = tmp_path / f"run-{number}" / schema.EVALS / "depth-1"
+        home.mkdir(parents=True)
+        write_json(home / schema.SCORES, {"better": better})
+        entry = SimpleNamespace(run=f"run-{number}", evals={"depth": "depth-1"})
+        done.append(SimpleNamespace(entry=entry, scores={"depth": score}))
+    if best is None:
+        with pytest.raises(UserError, match="--choose-by"):
+            search._best(done, "depth", tmp_path)
+    else:
+        assert search._best(done, "depth", tmp_path) is done[best]
 
 
 LEARN = [each for each in METHODS if dataclasses.fields(each.config)]
