@@ -12,7 +12,7 @@ demo: $(VENV)/installed  ## pre-train MAE on the embedded images and evaluate it
 	$(BIN)/ssl-bench run --method mae --mask-ratio 0.75
 
 test: $(VENV)/installed-test  ## run the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-browser: $(VENV)/installed-test  ## open the report in Chromium, which must be installed
 	REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m browser tests

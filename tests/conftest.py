@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -19,12 +23,18 @@ from ssl_bench.data.dataset import fingerprint
 from ssl_bench.models.backbones import EncoderSpec
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be narrow
+os.fsync = lambda fd: None  # a disk takes milliseconds; no test is of a power failure
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that a test starts
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 settings.register_profile("ssl-bench", deadline=None)  # a machine may be slow, or busy
 settings.load_profile("ssl-bench")
 torch.set_num_threads(1)
 timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays; a look through all of it takes a third of a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +61,41 @@ def image_folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
 
 
+_drawn: dict[object, bytes] = {}
+
+
+def draw_once(save: Callable[[Any, Path], None], figure: Any, output: Path) -> None:
+    """As `figures._save`, which lays out a figure of the same words and parts but once here."""
+    from matplotlib.text import Text
+
+    from ssl_bench.utils.files import atomic
+
+    parts = [
+        (type(each), re.sub(r"\d+", "0", each.get_text()) if isinstance(each, Text) else "")
+        for each in figure.findobj()
+    ]
+    key = tuple(figure.get_size_inches()), tuple(parts)
+    if key not in _drawn:
+        save(figure, output)
+        _drawn[key] = output.read_bytes()
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(output) as path:
+        path.write_bytes(_drawn[key])
+
+
 @pytest.fixture
 def ssl_bench(
-    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: exit code, standard output, standard error."""
     from ssl_bench.cli import main
+    from ssl_bench.experiment import figures
+
+    monkeypatch.setattr(figures, "_save", functools.partial(draw_once, figures._save))
 
     def call(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +114,25 @@ def with_masks(split: Split) -> Split:
 
 def write_images(folder: Path) -> Path:
     """The tiny data's like as an ImageFolder of PNG files."""
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name, content in _encoded().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@functools.cache
+def _encoded() -> dict[str, bytes]:
+    """PNG files by their names."""
+    files = {}
     for part, count, seed in (("train", 48, 1), ("test", 12, 2)):
         split = make_images(count, 2, 16, 3, seed)
         for index, (image, label) in enumerate(
             zip(split.images_NCHW.permute(0, 2, 3, 1).numpy(), split.labels_N.tolist(), strict=True)
         ):
-            path = folder / part / "ab"[label] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-    return folder
+            Image.fromarray(image).save(content := io.BytesIO(), "png")
+            files[f"{part}/{'ab'[label]}/{index}.png"] = content.getvalue()
+    return files
 
 
 def small(plugin: Plugin) -> Any:

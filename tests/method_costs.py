@@ -7,7 +7,9 @@ They are counted on the modules themselves, which takes torch, and kept where th
 
 from __future__ import annotations
 
+import functools
 import json
+from typing import Any
 
 from ssl_bench.api import registry
 from ssl_bench.cli import flags
@@ -22,6 +24,12 @@ _IMAGES, _CLIPS = (28, 1), (32, 8)
 """Pixels a side and frames of the embedded images, and of the embedded clips."""
 
 
+@functools.cache
+def _captions() -> tuple[Any, ...]:
+    """Those of the embedded scenes, which take seconds to make."""
+    return tuple(scenes.read("train").captions or ())
+
+
 def of(name: str) -> int:
     """FLOPs for each image of a step of that method."""
     run = flags.parse_run(["--method", name])
@@ -32,7 +40,7 @@ def of(name: str) -> int:
     patch_size = backbones.default_patch_size(backbone, size)
     spec = EncoderSpec(backbone, size, patch_size, _CHANNELS, (0.5,), (0.5,), frames=frames)
     kind = run.method.load_class()
-    spec = setup.with_text(spec, kind, config, scenes.read("train").captions or ())
+    spec = setup.with_text(spec, kind, config, _captions())
     method = setup.build_method(kind, config, spec, _CLASSES, 0)
     return round(flops.of_step(method, spec, run.batch_on()) / run.batch_on())
 

@@ -372,6 +372,7 @@ def test_recorded_steps_are_measured(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(recorded, "_BATCH", 2)
     monkeypatch.setattr(recorded, "_IMAGES", 4)
     monkeypatch.setattr(recorded, "_FIRST", 1)
+    monkeypatch.setattr(recorded, "_PROFILED", 1)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     found = recorded.measure(name, seconds=0.1)
     assert found["images_per_second"] > 0

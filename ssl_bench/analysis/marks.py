@@ -34,6 +34,8 @@ def legend(table: ScoreTable) -> list[str]:
         len(group.seeds) == 1 for group in table.groups if not group.is_baseline
     ):
         lines.append("single runs have no mark: other seeds may differ")
+    if table.pairs and table.interval_over != "seeds":
+        lines.append("marks and differences are over seeds")
     return [*lines, *filter(None, [settings(table)])]
 
 

@@ -171,7 +171,7 @@ def values_of(
         try:
             parsed: Any
             parsed, rest = tyro.cli(
-                _as_dataclass(command, flags),
+                _as_dataclass(command, _to_read(flags, args)),
                 args=args,
                 return_unknown_args=True,
             )
@@ -183,10 +183,22 @@ def values_of(
     if rest:
         complaints.refuse_several(rest[0], {flag.option: flag.type for flag in flags}, args)
         complaints.refuse(rest, [flag.name for flag in flags], everyone)
-    values = {flag.name: getattr(parsed, flag.name) for flag in flags}
+    values = {flag.name: getattr(parsed, flag.name, flag.default) for flag in flags}
     if values.get("backbone"):
         values["backbone"] = _backbone(values["backbone"])
     return values
+
+
+def _to_read(flags: Sequence[Flag], args: Sequence[str]) -> list[Flag]:
+    """The flags that are given, or stand without their name: many would take tyro long."""
+    given = {arg.partition("=")[0].replace("_", "-") for arg in args}
+    return [
+        flag
+        for flag in flags
+        if flag.metavar
+        or flag.default is dataclasses.MISSING
+        or given & {flag.option, f"--no-{flag.option[2:]}", *flag.short}
+    ]
 
 
 def _backbone(name: str) -> str:

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
@@ -174,14 +175,15 @@ def ablation(
 ) -> None:
     """Our scores over the values of an ablation, the paper's beside them on an axis of their own.
 
-    One panel for each evaluation. Several runs of a value are drawn as their mean and its 95 % t
+    One panel for each evaluation, whose two axes span as many points, so that no curve is steeper
+    than the other by scaling alone. Several runs of a value are drawn as their mean and its 95 % t
     interval, and each as a dot.
 
     Args:
         scores: what `ablation_results.collect` returns.
         varied: the name of the horizontal axis.
         legend: what our scores and the paper's were measured on.
-        note: to stand above the legend, or "".
+        note: to stand above the legend beside what axes and bars are, or "".
         is_numeric: whether values are numbers, to be joined by a line; on a logarithmic axis, if
             they are counts.
         ours_at: where our scores of a value stand, if not at the value itself.
@@ -236,6 +238,8 @@ def ablation(
         left.set_ylabel("ours: top-1 (%)", color=_OURS)
         left.tick_params(axis="y", colors=_OURS)
         left.margins(y=0.15)
+        if len(paper):
+            _span_alike(left, right)
     if is_numeric and min(places) >= 1:
         left.set_xscale("log")
     left.set_xticks(places, labels)
@@ -243,10 +247,13 @@ def ablation(
     left.minorticks_off()
     handles = [axis.get_legend_handles_labels() for axis in figure.axes]
     unique = {label: handle for hs, ls in handles for handle, label in zip(hs, ls, strict=True)}
+    several = scores[scores["source"] == "ours"].groupby(["evaluation", "value"]).size().max() > 1
+    bars = "Bars are 95 % t intervals over seeds." if several else "One run each: no intervals."
+    spans = "Both axes of a panel span as many points." * ("paper" in set(scores["source"]))
     figure.legend(
         unique.values(),
         unique.keys(),
-        title=textwrap.fill(note, 100),
+        title=textwrap.fill(" ".join(filter(None, (note, bars, spans))), 100),
         loc="outside lower left",
         alignment="left",
         frameon=False,
@@ -255,6 +262,14 @@ def ablation(
     )
     figure.suptitle(title)
     _save(figure, output)
+
+
+def _span_alike(*axes: Axes) -> None:
+    """Let vertical axes span as much as the largest, each around the middle of its own."""
+    ends = [axis.get_ylim() for axis in axes]
+    half = max(high - low for low, high in ends) / 2
+    for axis, (low, high) in zip(axes, ends, strict=True):
+        axis.set_ylim((low + high) / 2 - half, (low + high) / 2 + half)
 
 
 @_default_style()

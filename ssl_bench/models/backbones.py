@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cache, partial
@@ -14,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, weight_init
 from torch import Tensor, nn
 
 from ssl_bench.config.presets import BACKBONES
@@ -379,6 +380,21 @@ def empty(spec: EncoderSpec, **overrides: Any) -> Any:
         return _create(spec, overrides)
 
 
+@contextmanager
+def _nothing_drawn_on_meta() -> Iterator[None]:
+    """Have timm draw no truncated normal numbers for tensors that hold none, its slowest part."""
+    real = weight_init._trunc_normal_
+
+    def draw(tensor: Tensor, *arguments: Any) -> Tensor:
+        return tensor if tensor.is_meta else real(tensor, *arguments)
+
+    weight_init._trunc_normal_ = draw
+    try:
+        yield
+    finally:
+        weight_init._trunc_normal_ = real
+
+
 def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Any:
     """timm's model; batch norms are over all ranks, dropout and drop path off unless asked for.
 
@@ -392,7 +408,8 @@ def _create(spec: EncoderSpec, overrides: Mapping[str, Any]) -> Any:
     if spec.frames > 1:
         asked["embed_layer"] = partial(TubeletEmbed, spec.frames)
     try:
-        encoder = timm.create_model(**{**spec.timm_arguments(), **asked})
+        with _nothing_drawn_on_meta():
+            encoder = timm.create_model(**{**spec.timm_arguments(), **asked})
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(_does_not_fit(spec, first_line(e))) from e
     collectives.synchronise(encoder)

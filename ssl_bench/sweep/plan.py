@@ -16,6 +16,7 @@ from ssl_bench.distributed.device import choose
 from ssl_bench.errors import UserError, require
 from ssl_bench.evaluation import runner
 from ssl_bench.experiment import loading
+from ssl_bench.experiment.conclusion import FEW_STEPS
 from ssl_bench.experiment.preparation import Evaluated, RunData, memory_noted, prepare_run
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.runs import index
@@ -90,9 +91,12 @@ class Planner:
         return planned
 
     def notes(self, work: Iterable[Work]) -> list[str]:
-        """What to know about the times of what is to be done."""
+        """What to know about the times and lengths of what is to be done."""
         known, unknown = False, False
+        short: list[Entry] = []
         for each in work:
+            if "pretrain" in each.stages and 0 < each.entry.steps < FEW_STEPS:
+                short.append(each.entry)
             seconds = {
                 "pretrain": each.entry.pretrain_seconds,
                 "evaluate": each.entry.eval_seconds,
@@ -104,6 +108,14 @@ class Planner:
             found.append(
                 "? is a time that is not known before something like it has finished in "
                 f"{str(self.runs_dir)!r}; after a first cell, the same command tells it"
+            )
+        if short:
+            least, most = (which(each.steps for each in short) for which in (min, max))
+            steps = f"{least} steps" if least == most else f"{least} to {most} steps"
+            why = "; trials as short choose what moves least" * any(e.trial for e in short)
+            found.append(
+                f"{many(len(short), 'cell')} of {steps}, and an encoder hardly moves in fewer than "
+                f"{FEW_STEPS}{why}"
             )
         return found
 

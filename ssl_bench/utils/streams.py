@@ -12,7 +12,7 @@ from typing import Any
 
 _CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
 """Errors from writing to a closed pipe or terminal."""
-_ASCII = {"±": "+-", "†": "+", "…": "."}
+_ASCII = {"±": "+-", "≈": "~=", "…": "."}
 
 
 class Stream:

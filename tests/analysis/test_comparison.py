@@ -451,6 +451,36 @@ def test_single_runs_are_compared_by_their_predictions(
         assert any("other images" in note for note in table.notes)
 
 
+def test_intervals_that_count_images_are_told_from_those_that_do_not(
+    results: Results, tmp_path: Path
+) -> None:
+    labels, rng = np.arange(200) % 10, np.random.default_rng(0)
+    accuracies = {"wide": (0.5, 0.7, 0.9), "narrow": (0.6, 0.61, 0.59), "one": (0.6,),
+                  "untold": (0.6, 0.7)}  # fmt: skip
+    for method, shares in accuracies.items():
+        for seed, share in enumerate(shares):
+            run, folder = results.run(method, seed), tmp_path / f"{method}{seed}"
+            value = store_predictions(folder, rng.random(200) < share, labels)
+            home = "nowhere" if method == "untold" else str(folder)
+            results.score(run, value, baselines=beside(raw_pixels=40.0 + seed), folder=home)
+            results.score(run, 30.0 + seed, eval="low-shot")
+    over_seeds, over_both = (
+        results.table(settings=VerdictSettings(interval=each)) for each in ("seeds", "seeds+images")
+    )
+    widths = [
+        {g.label: np.ptp(table.cells[g.key, "knn/p0/top1"].mean.interval) for g in table.groups}
+        for table in (over_seeds, over_both)
+    ]
+    assert widths[1]["narrow"] > widths[0]["narrow"]
+    for label in ("wide", "untold", "raw pixels"):
+        assert widths[1][label] >= widths[0][label]
+    assert np.isnan(widths[1]["one"])
+    alone = "seeds and test images (over seeds alone: untold, raw pixels and low-shot)"
+    assert (over_seeds.interval_over, over_both.interval_over) == ("seeds", alone)
+    told = "marks and differences are over seeds"
+    assert told in rendering.legend(over_both) and told not in rendering.legend(over_seeds)
+
+
 @pytest.mark.parametrize("mark", ["best", "equivalent", "undecided"])
 def test_a_mark_is_the_same_everywhere_and_explained_there(
     results: Results, tmp_path: Path, mark: str
@@ -486,7 +516,7 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
         html,
         exports.as_markdown(scores).replace("\\", ""),
         exports.as_latex(scores)
-        .replace(r"\dag{}", "†")
+        .replace(r"$\approx$", "≈")
         .replace(r"\textasciitilde{}", "~")
         .replace("{*}", "*")
         .replace(r"\textless{}", "<"),
@@ -495,9 +525,10 @@ def test_a_mark_is_the_same_everywhere_and_explained_there(
         assert re.search(rf"9\d\.\d\d( \S+){{0,3}}{re.escape(sign)}", plain), plain
         assert f"{sign} {words}" in plain
         assert not any(f"{other} " in plain.replace("**", "") for other in others)
+    assert exports.as_latex(scores).isascii()
     for data in (tables.flat(compared), scores.data):
         assert dict(zip(data["mark"], data["mark_meaning"], strict=True))[mark] == words
-    assert not any(each in " ".join(row) for row in tests.texts for each in "*†~")
+    assert not any(each in " ".join(row) for row in tests.texts for each in "*≈~")
 
 
 def test_any_damage_to_arrays_is_told_in_one_line(tmp_path: Path) -> None:
@@ -1018,6 +1049,20 @@ def test_a_baseline_has_the_seed_of_its_evaluation_and_a_score_in_each_column(
     assert [*group.seeds.values()] == [5]
     means = [table.cells[group.key, column.key].mean.mean for column in table.columns]
     assert means == [9.0, 40.0]
+
+
+def test_an_untrained_encoder_has_one_row(results: Results) -> None:
+    for seed in (0, 1):
+        results.score(results.run("mae", seed), 20.0, baselines=beside(random_init=9.0 + seed))
+        results.score(results.run("random-init", seed), 9.0 + seed)
+    assert [group.label for group in results.table().groups] == ["mae", "random-init"]
+    results.score(results.runs[0]["run"], 20.0, eval="linear", baselines=beside(random_init=12.0))
+    compared = results.compare()
+    [table] = compared.tables
+    assert [group.label for group in table.groups] == ["mae", "random-init", "random init"]
+    shown_in = {column for key, column in table.cells if key == table.groups[-1].key}
+    assert shown_in == {"linear/p0/top1"}
+    assert "12.00 (n=1)" in shown(compared)
 
 
 def test_baselines_of_several_encoders_are_told_apart(results: Results) -> None:

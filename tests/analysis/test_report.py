@@ -19,6 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,6 +28,7 @@ from finished_runs import CLASSES, IMAGES, NASTY, make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl_bench import cli
 from ssl_bench.analysis import comparison, report, tables
 from ssl_bench.analysis.comparison import statistics
 from ssl_bench.analysis.report import (
@@ -44,7 +46,7 @@ from ssl_bench.analysis.report.drawing import Drawing
 from ssl_bench.analysis.report.source import Source
 from ssl_bench.analysis.report.tables import Cell, Table
 from ssl_bench.cli import parser
-from ssl_bench.config.command_settings import ReportSettings
+from ssl_bench.config.command_settings import ReportSettings, VerdictSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import index
@@ -191,6 +193,11 @@ def test_latex_and_markdown_keep_a_name_in_its_cell(name: str) -> None:
     lines = exports.as_markdown(table).splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines[2:5])
     assert not re.search(r"<", lines[4])
+
+
+def test_sentences_of_a_caption_are_apart_in_latex() -> None:
+    table = Table("t", "Scores", "Of all.", ("a",), frozenset(), (), pd.DataFrame(), ("x 1", "y"))
+    assert r"\caption{Scores. Of all. x 1. y.}" in exports.as_latex(table)
 
 
 def test_a_row_of_latex_never_starts_with_an_argument() -> None:
@@ -349,6 +356,25 @@ def test_each_baseline_is_of_one_encoder(tmp_path: Path) -> None:
     assert all(f"patches of {side} px" in "".join(names) for side in (4, 8))
 
 
+def test_a_figure_has_the_intervals_of_its_table(tmp_path: Path) -> None:
+    labels = np.arange(IMAGES) % len(CLASSES)
+    for seed in (0, 1):
+        folder = make_run(tmp_path, "mae", seed, evals=("knn",)) / f"evals/knn-beef-seed{seed}-fp32"
+        right = np.arange(IMAGES) < IMAGES / 2 + seed
+        np.savez(folder / "predictions.npz", predictions=np.where(right, labels, -1), labels=labels)
+        change(folder / "scores.json", scores={"top1": float(100 * right.mean())})
+    found = index.load(tmp_path)
+    looks = drawing.looks(found.runs["method"], [])
+    settings = VerdictSettings(interval="seeds+images")
+    source = Source(found, comparison.compare(found, settings=settings), looks)
+    [table], [drawn] = source.comparison.tables, figures(accuracy.by_evaluation(source))
+    shown = table.cells[table.groups[0].key, table.headlines[0].key].mean
+    over_seeds = statistics.mean_interval(drawn.data["value"])
+    assert shown.interval[0] < over_seeds.interval[0]
+    assert set(drawn.data["low"]) == {shown.interval[0]}
+    assert "over seeds and test images (over seeds alone: random init)" in drawn.caption
+
+
 def test_what_costs_nothing_is_a_line_and_counts_for_the_front(tmp_path: Path) -> None:
     make_run(tmp_path, "mae", 0, evals=("knn",))
     free = make_run(tmp_path, "free", 0, evals=("knn",))
@@ -377,7 +403,33 @@ def test_a_class_is_judged_on_its_own_images(seeds: tuple[int, ...]) -> None:
     labels = np.array([0, 0, 0, 0, 1, 1])
     first, second = np.array([0, 0, 1, 1, 1, 1]), np.array([0, 1, 1, 1, 1, 0])
     ours, theirs = (dict.fromkeys(seeds, (each, labels)) for each in (first, second))
-    assert predictions._compare(ours, theirs, 0).difference == pytest.approx(100 * (2 - 1) / 4)
+    assert predictions._compare(ours, theirs, 0, "auto").difference == pytest.approx(25)
+
+
+def test_differences_by_class_name_their_tests(tmp_path: Path) -> None:
+    """Two methods find the same seeds hard in one class, and others in the other classes."""
+    labels, ranks = np.arange(IMAGES) % len(CLASSES), np.arange(IMAGES) // len(CLASSES)
+    wrong = {
+        "mae": zip((0, 2, 4, 6, 8), (0, 1, 2, 3, 4), (0, 1, 2, 3, 4), strict=True),
+        "mocov3": zip((1, 3, 5, 7, 10), (2, 4, 1, 3, 0), (3, 4, 0, 2, 1), strict=True),
+    }
+    for method, by_seed in wrong.items():
+        for seed, of_class in enumerate(by_seed):
+            folder = make_run(tmp_path, method, seed, evals=("knn",))
+            predictions_N = np.where(ranks < np.array(of_class)[labels], -1, labels)
+            path = folder / f"evals/knn-beef-seed{seed}-fp32/predictions.npz"
+            np.savez(path, predictions=predictions_N, labels=labels)
+    source = source_of(tmp_path)
+    captions: dict[statistics.Pairing, str] = {
+        "auto": "Welch's t test (2 of 3 classes) and the t test of pairs of one seed (1 of 3",
+        "never": "intervals by Welch's t test, each",
+        "always": "intervals by the t test of pairs of one seed, each",
+    }
+    for pairing, told in captions.items():
+        settings = VerdictSettings(pairing=pairing)
+        asked = dataclasses.replace(source, settings=settings)
+        [drawn] = figures(predictions.class_differences(asked))
+        assert told in drawn.caption
 
 
 def test_a_prediction_of_no_class_is_no_other_class(tmp_path: Path) -> None:
@@ -713,8 +765,8 @@ def test_a_watched_report_is_written_again_when_runs_change(tmp_path: Path) -> N
 
     def wait_for_another(than: bytes | None) -> bytes:
         for _ in range(600):
-            if process.poll() is not None:
-                pytest.fail(f"it ended: {process.communicate()}")
+            if process.exitcode is not None:
+                pytest.fail(f"it ended: {errors.read_text()}")
             if (now := written()) not in (None, than):
                 assert now
                 return now
@@ -724,7 +776,8 @@ def test_a_watched_report_is_written_again_when_runs_change(tmp_path: Path) -> N
     runs, page = tmp_path / "runs", tmp_path / "report" / "index.html"
     make_run(runs, "mae", 0, evals=("knn",))
     args = ["report", "--runs-dir", str(runs), "-o", str(page.parent), "--watch", "0.2"]
-    process = subprocess.Popen([sys.executable, "-m", "ssl_bench", *args], stderr=subprocess.PIPE)
+    errors = tmp_path / "errors.txt"
+    process = forked.start(quickly_drawn, args, errors=errors)
     try:
         first = wait_for_another(None)
         assert b'http-equiv="refresh" content="1"' in first
@@ -733,11 +786,17 @@ def test_a_watched_report_is_written_again_when_runs_change(tmp_path: Path) -> N
         make_run(runs, "newcomer", 0, evals=("knn",))
         while b"newcomer" not in (first := wait_for_another(first)):
             pass
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
     finally:
         process.kill()
-    assert process.returncode == 130 and b"Traceback" not in err
+    assert process.exitcode == 130 and "Traceback" not in errors.read_text()
+
+
+def quickly_drawn(args: list[str]) -> None:
+    """A command in a process of its own, with figures of few dots."""
+    drawing._DOTS_PER_INCH = 50
+    sys.exit(cli.main(args))
 
 
 def test_watch_goes_without_seconds() -> None:

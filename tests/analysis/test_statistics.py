@@ -106,14 +106,16 @@ def test_pairs_have_to_show_a_correlation(seeds: int, shared: float, expected: s
     assert statistics.difference(a, flipped).test == "Welch t", "a negative one is none"
 
 
-@pytest.mark.parametrize("seeds", [4, 5, 6, 9])
-def test_a_correlation_is_shown_where_scipy_has_it_below_one_percent(seeds: int) -> None:
+@pytest.mark.parametrize("seeds,noise", [(4, 0.2), (5, 0.2), (6, 0.2), (9, 0.5)])
+def test_a_correlation_is_shown_where_scipy_has_it_below_one_in_a_thousand(
+    seeds: int, noise: float
+) -> None:
     generator = np.random.default_rng(seeds)
     paired = 0
     for _ in range(150):
         common = generator.normal(0, 1, seeds)
-        a, b = (common + generator.normal(0, 0.4, seeds) for _ in range(2))
-        shows = seeds >= 5 and stats.pearsonr(a, b, alternative="greater").pvalue < 0.01
+        a, b = (common + generator.normal(0, noise, seeds) for _ in range(2))
+        shows = seeds >= 5 and stats.pearsonr(a, b, alternative="greater").pvalue < 0.001
         found = statistics.difference(by_seed(a), by_seed(b)).test
         assert found == ("paired t" if shows else "Welch t")
         paired += shows

@@ -133,25 +133,20 @@ def test_same_command_reuses_what_is_done(run: Call, tmp_path: Path) -> None:
     assert {path: time for path, time in after.items() if path in written} == written
 
 
-@pytest.mark.parametrize(
-    "change",
-    [("--mask-ratio", 0.5), ("--seed", 1), ("--epochs", 2), ("--batch-size", 24),
-     ("--patch-size", 8), ("--image-size", 8), ("--no-norm-pix-loss",)],
-)  # fmt: skip
-def test_whatever_changes_the_result_gets_a_folder_of_its_own(
-    run: Call, tmp_path: Path, change: tuple[object, ...]
-) -> None:
-    run("--evals", "none")
-    code, _, err = run("--evals", "none", *change)
-    assert code == 0, err
-    assert len(list((tmp_path / "runs").glob("*/config.json"))) == 2
+def test_whatever_changes_the_result_gets_a_folder_of_its_own(run: Call, tmp_path: Path) -> None:
+    changes = [("--mask-ratio", 0.5), ("--seed", 1), ("--epochs", 2), ("--batch-size", 24),
+               ("--patch-size", 8), ("--image-size", 8), ("--no-norm-pix-loss",)]  # fmt: skip
+    for number, change in enumerate([(), *changes], 1):
+        code, _, err = run("--evals", "none", *change)
+        assert code == 0, err
+        assert len(list((tmp_path / "runs").glob("*/config.json"))) == number, change
 
 
 def test_killed_run_goes_on_to_the_same_weights(
     image_folder: Path, run: Call, tmp_path: Path
 ) -> None:
     """A process killed without warning, at any step, loses nothing that changes the result."""
-    arguments = ["--evals", "none", "--epochs", "40", "--backbone", "vit_nano"]
+    arguments = ["--evals", "none", "--epochs", "5", "--backbone", "vit_nano"]
     run(*arguments)
     whole = only_run(tmp_path)
     expected = load_file(whole / "encoder.safetensors")
@@ -169,7 +164,7 @@ def test_killed_run_goes_on_to_the_same_weights(
     weights = load_file(path.parent / "encoder.safetensors")
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     resumed = (path.parent / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in resumed] == list(range(1, 121))
+    assert [json.loads(line)["step"] for line in resumed] == list(range(1, 16))
 
 
 def killed_at_the_ninth_checkpoint(words: list[str]) -> None:

@@ -339,8 +339,11 @@ def test_a_run_in_two_processes_speaks_with_one_voice(command: list[str], tmp_pa
     assert environment["strategy"] == "ddp"
     recorded = environment["command"]
     assert recorded[:2] == ["ssl-bench", "run"] and "--devices" in recorded
-    again = run([*command[:-2], "--devices", "1"])
-    assert "pre-trained already: reused" in again.stdout  # the number is in no folder's name
+    output = tmp_path / "output.txt"
+    process = forked.start(forking, [*command[:-2], "--devices", "1"], output=output)
+    process.join(300)
+    again = output.read_text()
+    assert "pre-trained already: reused" in again  # the number is in no folder's name
     assert only_folder(tmp_path) == folder
 
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -645,6 +646,8 @@ def test_a_long_query_heeds_signals(sql: str, number: signal.Signals, place: Pla
     code = f"{heeds}\n{ready}\nfrom ssl_bench.cli import entry; entry()"
     words = [sys.executable, "-c", code, "query", sql, "--runs-dir", str(place.runs_dir)]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    patience = threading.Timer(60, child.kill)
+    patience.start()
     try:
         assert child.stdout is not None and child.stderr is not None
         child.stdout.readline()
@@ -657,6 +660,7 @@ def test_a_long_query_heeds_signals(sql: str, number: signal.Signals, place: Pla
         assert child.wait(timeout=10) == 128 + number
         assert said.startswith("ssl-bench: ")
     finally:
+        patience.cancel()
         child.kill()
 
 

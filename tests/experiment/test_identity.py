@@ -186,6 +186,7 @@ def test_a_raised_version_trains_anew(checkout: Path, image_folder: Path) -> Non
     def run() -> str:
         words = ["run", "--method", "mae", "--sampling", "block", "--data", image_folder]
         words += ["--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--evals", "none"]
+        words += ["--backbone", "vit_nano"]
         done = subprocess.run(
             [sys.executable, "-m", "ssl_bench", *map(str, words)],
             capture_output=True,

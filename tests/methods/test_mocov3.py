@@ -27,6 +27,12 @@ SMALL = {"proj_hidden_dim": 32, "proj_output_dim": 16}
 NO_DRAWS = SampleRng(0, 0, torch.arange(16))
 
 
+@pytest.fixture(scope="session")
+def spec(tiny: Dataset) -> EncoderSpec:
+    """No deeper than what is asserted needs."""
+    return EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, {"depth": 2})
+
+
 def build(spec: EncoderSpec, **changes: Any) -> Any:
     config = MOCO.config(**(SMALL | changes))
     return setup.build_method(MOCO.load_class(), config, spec, 3, seed=0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
@@ -444,6 +445,11 @@ def test_figure_shows_both_sides_on_axes_of_their_own(
     heights = [float(segment[1, 1] - segment[0, 1]) for segment in whiskers.get_segments()]
     assert heights == pytest.approx([12.7062] * len(values), rel=1e-4)
     assert ys(right.lines[0]) == list(known.paper["linear"])
+    spans = [np.ptp(axis.get_ylim()) for axis in (left, right)]
+    assert spans[0] == pytest.approx(spans[1])
+    for axis, shown in ((left, ours), (right, known.paper["linear"])):
+        low, high = axis.get_ylim()
+        assert low < min(shown) <= max(shown) < high
     labels = [label.get_text() for label in left.get_xticklabels()]
     assert set(values) <= set(labels)
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(legend)

@@ -115,8 +115,12 @@ def test_the_best_trial_by_held_out_images_is_run_on_all(
 ) -> None:
     search = ("--method", "mae", "--search", "random", "--trials", 2)
     words = (*search, "--evals", "knn,linear", "--linear-epochs", 1)
-    code, _, _ = sweep(*words, "--choose-by", "knn", "--seed", "0,1")
+    code, output, _ = sweep(*words, "--choose-by", "knn", "--seed", "0,1")
     assert code == 0
+    told = [
+        note for note in " ".join(output.split()).split("note: ") if note.startswith("2 cells of")
+    ]
+    assert ["choose what moves least" in note for note in told] == [True, False]
     cells = status()
     trials, finals = cells[:2], cells[2:]
     assert len(finals) == 2 and all(cell["state"] == "done" for cell in cells)

@@ -39,6 +39,7 @@ EXAMPLE = registry.find("method", str(EXAMPLE_METHOD))
 def test_flops_are_those_of_the_step_itself(
     plugin: Plugin, spec: EncoderSpec, tiny: Dataset, batch_size: int
 ) -> None:
+    spec = dataclasses.replace(spec, architecture=helpers.SHAPE)
     spec, tiny = helpers.fitting(plugin, spec, tiny)
     method = build(plugin, spec).train()
     if not method.trains:

@@ -100,7 +100,7 @@ class ScoreTable:
         columns: headline scores first.
         cells: by the keys of group and column; absent where there is no score.
         pairs: headline scores of all groups, a before b in the order of the rows.
-        interval_over: what the intervals of means count, in words.
+        interval_over: what the intervals of means count, in words, and which of them count less.
         family: what one correction covers.
     """
 
@@ -321,10 +321,10 @@ def _table(
         costs = shown.drop_duplicates("run").set_index("run")
         scores = scores.assign(**{name: scores["run"].map(costs[name]) for name in COSTS})
     groups = _groups(scores, runs, keys)
-    beside, beside_cells = _beside(scores)
     by_cell: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for key, column, *score in shown[["key", "column", *Score._fields]].itertuples(index=False):
         by_cell[key, column].append(Score(*score))
+    beside, beside_cells = _beside(scores, groups, by_cell)
     labels = {group.key: group.label for group in groups}
     tested: tuple[Pair, ...] = ()
     if len(groups) > MOST_GROUPS:
@@ -343,16 +343,16 @@ def _table(
         )
     unlabelled = [group for group in groups if not _uses_labels(group.method)]
     ahead: dict[str, list[str]] = defaultdict(list)
-    cells = {}
+    cells = {**beside_cells}
+    over_images: set[tuple[str, str]] = set()
     for column in columns:
         keys = [group.key for group in groups if (group.key, column.key) in by_cell]
         values = {key: {s.run: s.value for s in by_cell[key, column.key]} for key in keys}
         means = {key: statistics.mean_interval([*values[key].values()]) for key in keys}
         if settings.interval == "seeds+images" and column.is_headline and at == "end":
-            for key in keys:
-                right_SN = pairs.right_answers(by_cell[key, column.key], notes)
-                if right_SN is not None:
-                    means[key] = statistics.mean_over_seeds_and_images(right_SN)
+            wider = {key: _over_images(means[key], by_cell[key, column.key], notes) for key in keys}
+            means |= {key: mean for key, mean in wider.items() if mean}
+            over_images |= {(key, column.key) for key, mean in wider.items() if mean}
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
         if "undecided" in marks.values():
             notes += filter(None, [pairs.what_would_decide(column, by_cell)])
@@ -367,7 +367,7 @@ def _table(
                 ahead[labels[key]].append(f"{column.title}{version}")
         if column.is_headline and column.better != "neither":
             what = f"{column.title}{version}"
-            notes += _ahead(what, column, groups, beside, {**cells, **beside_cells})
+            notes += _ahead(what, column, groups, beside, cells)
     notes += [
         f"of the methods that learn without labels, {label} is better than each of the others in "
         f"{listed(names)}"
@@ -403,10 +403,10 @@ def _table(
         title=title,
         groups=(*groups, *beside),
         columns=columns,
-        cells={**cells, **beside_cells},
+        cells=cells,
         pairs=tested,
         notes=(*notes, *column_notes, *sorted(data_notes)),
-        interval_over=settings.interval.replace("+", " and test "),
+        interval_over=_interval_over((*groups, *beside), columns, cells, over_images),
         family=settings.family,
     )
 
@@ -414,6 +414,45 @@ def _table(
 def tuned_alike(groups: Sequence[Group]) -> bool:
     """Whether no group's settings were chosen in another way than those of another method."""
     return all(a.is_tuned_like(b) for a, b in itertools.combinations(groups, 2))
+
+
+def _over_images(over_seeds: Mean, scores: Sequence[Score], notes: list[str]) -> Mean | None:
+    """The mean with an interval that counts test images, too, and is no narrower than without.
+
+    None where the spread over seeds or the predictions are not known.
+    """
+    half_width = over_seeds.half_width
+    right_SN = pairs.right_answers(scores, notes) if half_width is not None else None
+    if right_SN is None:
+        return None
+    over_both = statistics.mean_over_seeds_and_images(right_SN).half_width
+    return replace(over_seeds, half_width=max(half_width or 0, over_both or 0))
+
+
+def _interval_over(
+    groups: Sequence[Group],
+    columns: Sequence[Column],
+    cells: Mapping[tuple[str, str], GroupScore],
+    over_images: Collection[tuple[str, str]],
+) -> str:
+    """What the intervals of the headline scores count, and the columns and rows that count less."""
+    if not over_images:
+        return "seeds"
+    rows, heads = ({*keys} for keys in zip(*over_images, strict=True))
+    alone = dict.fromkeys(
+        column.title
+        if column.key not in heads
+        else group.label
+        if group.key not in rows
+        else f"{group.label} in {column.title}"
+        for column in columns
+        for group in groups
+        if column.is_headline
+        and (group.key, column.key) not in over_images
+        and (score := cells.get((group.key, column.key)))
+        and score.mean.half_width is not None
+    )
+    return f"seeds and test images{f' (over seeds alone: {listed(alone)})' if alone else ''}"
 
 
 def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tuple[Group, ...]:
@@ -447,18 +486,34 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
 
 def _beside(
     scores: pd.DataFrame,
+    groups: Sequence[Group],
+    by_cell: Mapping[tuple[str, str], Sequence[Score]],
 ) -> tuple[tuple[Group, ...], dict[tuple[str, str], GroupScore]]:
-    """The baselines of these scores as groups, and their cells."""
-    groups, cells = [], {}
+    """The baselines of these scores as groups, and their cells.
+
+    Where untrained encoders are a group of their own, they are not shown again as a baseline.
+    """
+    beside, cells = [], {}
+    untrained = [group.key for group in groups if group.method == baselines.UNTRAINED_METHOD]
     for label, values in baselines.found(scores).items():
+        by_column: dict[str, dict[int, float]] = defaultdict(dict)
+        for (seed, column), value in values.items():
+            by_column[column][seed] = value
+        if label.startswith(baselines.UNTRAINED):
+            for key, column in itertools.product(untrained, [*by_column]):
+                of_group = {s.seed: s.value for s in by_cell.get((key, column), ())}
+                if of_group == by_column.get(column):
+                    del by_column[column]
+        if not by_column:
+            continue
         key = f"baseline {label}"
         runs = {f"{label} seed {seed}": seed for seed in sorted({seed for seed, _ in values})}
         costs = dict.fromkeys((*COSTS, *_SIZES))
-        groups.append(Group(key, label, label, runs, costs, (), is_baseline=True))
-        for column in dict.fromkeys(column for _, column in values):
-            of_runs = {f"{label} seed {s}": v for (s, c), v in values.items() if c == column}
+        beside.append(Group(key, label, label, runs, costs, (), is_baseline=True))
+        for column, of_column in by_column.items():
+            of_runs = {f"{label} seed {seed}": value for seed, value in of_column.items()}
             cells[key, column] = GroupScore(statistics.mean_interval([*of_runs.values()]), of_runs)
-    return tuple(groups), cells
+    return tuple(beside), cells
 
 
 def _ahead(

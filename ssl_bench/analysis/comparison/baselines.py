@@ -11,6 +11,8 @@ from ssl_bench.analysis.comparison import grouping
 from ssl_bench.runs import schema
 
 _ENCODER = ("backbone", "image_size", "patch_size")
+UNTRAINED, UNTRAINED_METHOD = "random init", "random-init"
+"""The encoder as it starts, as a baseline and as a method."""
 Values = dict[tuple[int, str], float]
 """A baseline's scores, by seed and column."""
 

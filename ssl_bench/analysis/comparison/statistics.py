@@ -37,9 +37,9 @@ Pairing = Literal["auto", "always", "never"]
 _ROUNDING = 1e-12
 _FEWEST_PAIRS = 5
 """Shared seeds from which on their correlation may be looked at."""
-_PAIRED_FROM = 0.01
-"""A correlation as clear as this pairs seeds. At 0.05, scores that do not depend on each other
-would be paired so often, and then called different, that false alarms would exceed the level."""
+_PAIRED_FROM = 0.001
+"""A correlation as clear as this pairs seeds. At 0.05, of the many pairs of a column some would be
+paired by chance, and then be called different, so that false alarms would exceed the level."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def difference(
 
     Runs of one seed share random draws, which rarely makes their scores alike, and a paired test
     has half of the degrees of freedom. So seeds are paired only where both sides have the same
-    ones, and on request ("always") or where at least five show a correlation (p < 0.01, "auto").
+    ones, and on request ("always") or where at least five show a correlation (p < 0.001, "auto").
     """
     known_a, known_b = (
         {seed: value for seed, value in each.items() if not math.isnan(value)} for each in (a, b)

@@ -85,6 +85,7 @@ def write(settings: ReportSettings) -> list[str]:
         comparison.compare(found, settings=settings),
         drawing.looks(methods, registry.discover("method")),
         dict.fromkeys(found.problems),
+        settings,
     )
     with writing(settings.output), new_folder(output) as folder:
         (folder / schema.FIGURES).mkdir()

@@ -15,11 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ssl_bench.analysis.comparison import grouping
-from ssl_bench.analysis.comparison.statistics import mean_interval
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import encoder, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, missing, or_missing
-from ssl_bench.analysis.report.source import Source, mean_curve, slug
+from ssl_bench.analysis.report.source import MEAN_OF, Source, mean_curve, slug
 from ssl_bench.runs import schema
 
 _SERIES = re.compile(r"(?P<stem>[a-z0-9]+?)_(?P<x>\d+(?:\.\d+)?)(?P<unit_of_x>pct)?")
@@ -78,12 +77,15 @@ def by_evaluation(source: Source) -> Iterator[Drawing]:
         cut = f" {left_out} more groups do not fit; name fewer runs." if left_out else ""
         about = " Grey lines are baselines under the same protocol" if has_lines else ""
         about += "; each is of one encoder." if len(encoders) > 1 else "." * has_lines
+        of_data = (t for t in source.comparison.tables if t.evaluated_on == data)
+        over = "; ".join(dict.fromkeys(table.interval_over for table in of_data))
         yield Drawing(
             f"{kind.lower()}-{slug(str(data))}",
             "Accuracy" if kind == "Accuracy" else "Other scores",
             f"{kind} by evaluation on {data}",
             f"{measured(source, scores)} Large marks are means over seeds, bars their 95 % t "
-            f"intervals, small dots single runs; a mean without a bar is of one run.{about}{cut}",
+            f"intervals over {over}, small dots single runs; a mean without a bar is of one run."
+            f"{about}{cut}",
             f"Dot plot of {len(labels)} groups of runs under {len(found)} evaluations on {data}.",
             pd.DataFrame(rows),
             figure,
@@ -148,7 +150,7 @@ def _draw_groups(
     rows = []
     for label, color, look, group in source.styled_groups(scores):
         method, y = group["method"].iloc[0], labels.index(label)
-        mean = mean_interval(group["value"])
+        mean = source.means[tuple(group[MEAN_OF].iloc[0])]
         low, high = mean.interval
         if low == low:
             axis.plot([low, high], [y, y], color=color, linewidth=2.2, alpha=0.55)

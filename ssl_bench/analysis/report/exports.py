@@ -25,7 +25,7 @@ _LATEX = {
     "[": "{[}",
     "*": "{*}",
     "±": r"$\pm$",
-    "†": r"\dag{}",
+    "≈": r"$\approx$",
     "…": r"\ldots{}",
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
@@ -44,7 +44,8 @@ def as_latex(table: Table) -> str:
     """A table environment for the packages booktabs and graphicx, no wider than the line."""
     columns = "".join("r" if index in table.numeric else "l" for index in range(len(table.columns)))
     head, *body = [" & ".join(map(latex, row)) + r" \\" for row in table.texts]
-    caption = " ".join([f"{table.title}.", table.caption, *table.notes])
+    sentences = (table.title, table.caption, *table.notes)
+    caption = " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)
     lines = [
         "% Needs \\usepackage{booktabs,graphicx}.",
         r"\begin{table}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
@@ -15,6 +16,7 @@ from ssl_bench.analysis.comparison.pairs import read_predictions
 from ssl_bench.analysis.comparison.statistics import (
     LEVEL,
     Difference,
+    Pairing,
     difference,
     holm,
     mcnemar,
@@ -23,6 +25,7 @@ from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import left_out, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, or_missing
 from ssl_bench.analysis.report.source import Source, representatives, slug
+from ssl_bench.utils.formatting import listed
 
 _MOST_MATRICES = 6
 _MOST_PAIRS = 6
@@ -31,12 +34,7 @@ _ANNOTATED_CLASSES = 12
 _PALE = 0.3
 _MOST_CLASSES, _MOST_LABELS = 5000, 2**20
 """Of a matrix, which must fit into memory, and of any predictions."""
-_TESTS = {
-    "paired t": "Bars are mean differences over seeds, lines their 95 % t intervals (paired)",
-    "Welch t": "Bars are differences of means over seeds, lines their 95 % intervals (Welch)",
-    "McNemar": "One run each: lines are 95 % intervals from McNemar's exact test, and speak of "
-    "these two runs only",
-}
+_TESTS = {"Welch t": "Welch's t test", "paired t": "the t test of pairs of one seed"}
 Predictions = tuple[np.ndarray, np.ndarray]
 """Predicted and true classes: int ``(N,)``."""
 
@@ -168,7 +166,7 @@ def _draw_differences(
     names = _class_names(source, first, int(labels.max()) + 1)
     rows = []
     for number in np.unique(labels):
-        result = _compare(by_seed[0], by_seed[1], number)
+        result = _compare(by_seed[0], by_seed[1], number, source.settings.pairing)
         low, high = result.interval or (np.nan, np.nan)
         rows.append((names[number], result.difference, low, high, result.p, result.test, result.n))
     frame = pd.DataFrame(rows, columns=["class", "difference", "low", "high", "p", "test", "n"])
@@ -192,24 +190,41 @@ def _draw_differences(
     axis.set_xlabel(f"← {b} better      points      {a} better →")
     axis.grid(axis="y", visible=False)
     axis.margins(y=0.02)
-    test = _TESTS.get(str(frame["test"].iloc[0]), "Bars are differences of means")
     both = pd.concat([first, second])
     ends = "" if len(shown) == len(frame) else " The 15 classes at either end are shown."
     yield Drawing(
         f"classes-{slug(title)}-{slug(a)}-{slug(b)}",
         "Differences by class",
         f"{a} against {b}: {title}",
-        f"Share of each class's images that are right. {measured(source, both)} {test}, "
-        f"each for itself. Bars in full color are significant (p < {LEVEL:g} by Holm's correction "
-        f"over the {len(frame)} classes); pale ones may be chance.{ends}{cut}",
+        f"Share of each class's images that are right. {measured(source, both)} "
+        f"{_tested(frame['test'])}, each for itself. Bars in full color are significant "
+        f"(p < {LEVEL:g} by Holm's correction over the {len(frame)} classes); pale ones may be "
+        f"chance.{ends}{cut}",
         f"Bar chart of {len(shown)} classes: accuracy of {a} less that of {b}.",
         frame,
         figure,
     )
 
 
+def _tested(tests: pd.Series) -> str:
+    """What the bars and lines are, by the test of each class."""
+    used = Counter(map(str, tests))
+    if "McNemar" in used:
+        return (
+            "One run each: lines are 95 % intervals from McNemar's exact test, and speak of these "
+            "two runs only"
+        )
+    names = [f"{name} ({used[test]} of {len(tests)} classes)" if len(used) > 1 else name
+             for test, name in _TESTS.items() if test in used]  # fmt: skip
+    lines = f", lines their 95 % intervals by {listed(names)}" if names else ""
+    return f"Bars are differences of means over seeds{lines}"
+
+
 def _compare(
-    first: Mapping[int, Predictions], second: Mapping[int, Predictions], number: int
+    first: Mapping[int, Predictions],
+    second: Mapping[int, Predictions],
+    number: int,
+    pairing: Pairing,
 ) -> Difference:
     """The accuracies on a class over seeds where there are several, else those of two runs."""
     right_a, right_b = (
@@ -223,4 +238,4 @@ def _compare(
         {seed: 100 * float(right.mean()) for seed, right in by_seed.items()}
         for by_seed in (right_a, right_b)
     )
-    return difference(accuracies_a, accuracies_b)
+    return difference(accuracies_a, accuracies_b, pairing)

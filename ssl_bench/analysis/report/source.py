@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from ssl_bench.analysis.comparison import Comparison, grouping
-from ssl_bench.analysis.comparison.statistics import mean_interval
+from ssl_bench.analysis.comparison.statistics import Mean, mean_interval
 from ssl_bench.analysis.report.drawing import Look, shades
+from ssl_bench.config.command_settings import VerdictSettings
 from ssl_bench.errors import UserError
 from ssl_bench.runs import schema
 from ssl_bench.runs.index import Index
@@ -26,6 +27,7 @@ T = TypeVar("T")
 _LONGEST = 60
 UNKNOWN = "unknown"
 """The method of a run that does not name one."""
+MEAN_OF = ["evaluated_on", "test_fingerprint", "test_images", "key", "column"]
 _COLUMN = ["evaluated_on", "test_fingerprint", "test_images", "eval", "protocol"]
 
 
@@ -34,6 +36,7 @@ class Source:
     """The index, its comparison, and the look of each method.
 
     Attributes:
+        settings: how differences are judged.
         problems: what could not be read, one line each, as keys; figures add to it.
     """
 
@@ -41,6 +44,7 @@ class Source:
     comparison: Comparison
     looks: Mapping[str, Look]
     problems: dict[str, None] = field(default_factory=dict)
+    settings: VerdictSettings = field(default_factory=VerdictSettings)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -87,6 +91,15 @@ class Source:
     def headlines(self) -> pd.DataFrame:
         """The first score of each evaluation of these encoders."""
         return self.finals[self.finals["is_headline"]]
+
+    @cached_property
+    def means(self) -> dict[tuple[Any, ...], Mean]:
+        """Each mean with the interval that its table shows, by what `MEAN_OF` names of a score."""
+        return {
+            (*(getattr(table, name) for name in MEAN_OF[:3]), *place): cell.mean
+            for table in self.comparison.tables
+            for place, cell in table.cells.items()
+        }
 
     def tried(self, read: Callable[[], T], nothing: T) -> T:
         """What the function reads; nothing, and a problem, where it cannot."""
