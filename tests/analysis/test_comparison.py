@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,17 @@ def shown(compared: Comparison, width: int = 80) -> str:
         for note in tables.notes(compared):
             console.print(note, soft_wrap=True)
     return capture.get()
+
+
+def as_they_are(results: Results) -> None:
+    """Leave the accuracies as they are."""
+
+
+def as_errors(results: Results) -> None:
+    """Turn every accuracy into the error that it leaves: the same, but lower is better."""
+    for row in results.scores:
+        if row["better"] == "higher":
+            row |= {"value": 100 - row["value"], "better": "lower", "unit": "error (%)"}
 
 
 def source_of(compared: Comparison) -> Source:
@@ -231,16 +242,21 @@ def test_few_shared_seeds_do_not_throw_the_others_away(results: Results) -> None
     assert (pair.test, pair.verdict) == ("Welch t, 10 seeds or more", "worse")
 
 
-def test_a_diverged_method_is_not_the_best(results: Results) -> None:
+@pytest.mark.parametrize("turned", [as_they_are, as_errors])
+def test_a_diverged_method_is_not_the_best(
+    results: Results, turned: Callable[[Results], None]
+) -> None:
     """Its other seeds would win; and nobody is the best in its place where it leads."""
     results.seeds("a", [90.0, 90.1, float("nan")])
     results.seeds("b", [80.0, 80.1, 80.2])
+    turned(results)
     table = results.table()
     [pair] = table.pairs
     assert (pair.verdict, pair.better, pair.interval) == ("not tested", None, None)
     assert any("a has a run that diverged" in note for note in table.notes)
     assert marks(table) == {"a": "", "b": ""}
     results.seeds("c", [95.0, 95.1, 95.2])
+    turned(results)
     assert marks(results.table()) == {"a": "", "b": "", "c": "best"}
 
 
@@ -251,12 +267,17 @@ def test_a_method_without_any_score_takes_no_mark_from_the_others(results: Resul
     assert marks(results.table()) == {"a": "best", "b": "", "c": ""}
 
 
-def test_a_lead_has_the_same_interval_whoever_stands_beside(results: Results) -> None:
+@pytest.mark.parametrize("turned", [as_they_are, as_errors])
+def test_a_lead_has_the_same_interval_whoever_stands_beside(
+    results: Results, turned: Callable[[Results], None]
+) -> None:
     """Of a group that is better than all others, each difference has the test of its own."""
     results.seeds("a", [90.0, 90.3, 90.5])
     results.seeds("b", [80.0, 80.2, 80.6])
+    turned(results)
     [alone] = results.table().pairs
     results.seeds("c", [60.0, 68.0, 75.0])
+    turned(results)
     table = results.table()
     assert marks(table)["a"] == "best"
     [lead] = [p for p in table.pairs if {table.label(p.a), table.label(p.b)} == {"a", "b"}]
@@ -1037,6 +1058,24 @@ def test_baselines_are_rows_that_nothing_is_tested_against(results: Results) -> 
     assert not page.rows[2][0].link
 
 
+@pytest.mark.parametrize(
+    ("better", "pixels", "best"),
+    [("higher", 45.0, "b (30.00)"), ("higher", 25.0, ""), ("lower", 10.0, "a (20.00)"),
+     ("lower", 25.0, "")],
+)  # fmt: skip
+def test_a_baseline_that_is_better_than_every_method_is_told(
+    results: Results, better: str, pixels: float, best: str
+) -> None:
+    for method, value in (("a", 20.0), ("b", 30.0)):
+        own = beside(raw_pixels=pixels)
+        results.score(results.run(method), value, better=better, baselines=own)
+    told = [
+        note for note in tables.notes(results.compare()) if f"raw pixels ({pixels:.2f})" in note
+    ]
+    assert len(told) == bool(best)
+    assert all(best in note and better in note for note in told)
+
+
 def test_a_baseline_has_the_seed_of_its_evaluation_and_a_score_in_each_column(
     results: Results,
 ) -> None:
@@ -1090,6 +1129,7 @@ def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
         run = results.run(method)
         results.score(run, knn, evaluated_on=data)
         results.score(run, 100 - knn, eval="linear", evaluated_on=data)
+        results.score(run, knn, eval="depth", evaluated_on=data, unit="error", better="lower")
     index = Index(pd.DataFrame(results.runs), pd.DataFrame(results.scores), ())
     only = comparison.select(index, ("mae", "moco"), ("a",), ("knn",))
     assert set(only.runs["method"]) == {"mae", "moco"} and set(only.scores["eval"]) == {"knn"}
@@ -1104,7 +1144,8 @@ def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
         return [group.label for group in first.groups]
 
     assert order("knn") == ["moco", "mae"] and order("linear") == ["mae", "moco"]
-    with pytest.raises(UserError, match="knn, linear"):
+    assert order("depth") == ["mae", "moco"]
+    with pytest.raises(UserError, match="depth, knn, linear"):
         order("accuracy")
     with pytest.raises(UserError, match=r"--sort 'knm'.*did you mean knn"):
         order("knm")

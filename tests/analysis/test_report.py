@@ -389,6 +389,10 @@ def test_what_costs_nothing_is_a_line_and_counts_for_the_front(tmp_path: Path) -
         assert {name.split()[0] for name in each.data["group"]} == {"mae", "free"}
         assert set(each.data.loc[each.data["on_front"], "group"]) == {"free"}
         assert "not tested" in each.caption
+    for path in tmp_path.rglob("scores.json"):
+        change(path, better="lower", unit="error (%)")
+    for each in figures(cost.against_cost(source_of(tmp_path))):
+        assert "mae" in " ".join(each.data.loc[each.data["on_front"], "group"])
 
 
 def test_differences_by_class_are_corrected(runs_dir: Path) -> None:

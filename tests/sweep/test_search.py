@@ -319,18 +319,20 @@ def test_a_search_knows_what_it_draws_and_where_it_judges() -> None:
 def test_which_trial_is_the_best_the_evaluation_says(
     better: str, best: int | None, tmp_path: Path
 ) -> None:
-    done: list[Any] = []
+    found = sweep("--search", "random", "--trials", 3, "--evals", "knn", "--runs-dir", tmp_path)
+    trials: list[Any] = []
     for number, score in enumerate((0.5, 0.9, 0.2)):
-        home = tmp_path / f"run-{number}" / schema.EVALS / "depth-1"
+        home = tmp_path / f"run-{number}" / schema.EVALS / "knn-1"
         home.mkdir(parents=True)
         write_json(home / schema.SCORES, {"better": better})
-        entry = SimpleNamespace(run=f"run-{number}", evals={"depth": "depth-1"})
-        done.append(SimpleNamespace(entry=entry, scores={"depth": score}))
+        entry = SimpleNamespace(run=f"run-{number}", evals={"knn": "knn-1"}, flops=1, label="mae")
+        trials.append(SimpleNamespace(state="done", entry=entry, scores={"knn": score}))
     if best is None:
         with pytest.raises(UserError, match="--choose-by"):
-            search._best(done, "depth", tmp_path)
+            search.best_on_all_images(found, trials, False)
     else:
-        assert search._best(done, "depth", tmp_path) is done[best]
+        [cell], _ = search.best_on_all_images(found, trials, False)
+        assert cell.config.method_config == found.finals[0].configs[best].method_config
 
 
 LEARN = [each for each in METHODS if dataclasses.fields(each.config)]
