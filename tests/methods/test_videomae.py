@@ -203,10 +203,10 @@ def test_embedding_gathered_tubelets_is_embedding_all(clip_spec: EncoderSpec) ->
 
 def test_only_hidden_tubelets_are_drawn_anew(clip_spec: EncoderSpec, tiny: Dataset) -> None:
     """Each with its own mean and deviation: where 1 is predicted, one deviation above the mean."""
-    method, clips = build(clip_spec), helpers.as_clips(tiny, FRAMES)
+    method, moving = build(clip_spec), helpers.as_clips(tiny, FRAMES)
     torch.nn.init.zeros_(method.head.weight)
     torch.nn.init.ones_(method.head.bias)
-    rows = setup.pictures(method, clips, clip_spec, seed=0, count=2)
+    rows = setup.pictures(method, moving, clip_spec, seed=0, count=2)
     original, masked, drawn = rows.values()
     is_hidden = masked.isnan()
     assert 0.7 < is_hidden.float().mean() < 0.8

@@ -252,9 +252,11 @@ def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
 
 def test_encoders_are_wanted_at_the_nearest_steps() -> None:
     settings = flags.parse_run(["--eval-every", "45%"]).settings
-    method: Any = SimpleNamespace(batch_size=8, epochs=1), SimpleNamespace(trains=True)
+    short: Any = SimpleNamespace(batch_size=8, epochs=1)
+    method: Any = SimpleNamespace(trains=True)
     data: Any = SimpleNamespace(train=range(48))
-    assert preparation.snapshot_steps(settings, *method, data) == [3, 5]  # of 2.7 and 5.4 of 6
+    steps = preparation.snapshot_steps(settings, short, method, data)
+    assert steps == [3, 5], "2.7 and 5.4 of 6"
 
 
 def test_an_encoder_that_the_training_has_passed_is_not_promised(
