@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from ssl_bench.analysis.comparison import ScoreTable, tuned_alike
+from ssl_bench.analysis.comparison import ScoreTable
 from ssl_bench.analysis.comparison.grouping import Column
 from ssl_bench.analysis.comparison.pairs import Pair
 from ssl_bench.utils.formatting import digits, listed, many
@@ -26,16 +26,18 @@ def summary(table: ScoreTable) -> str:
         f"{label} is better than each of the others in {listed(columns)}"
         for label, columns in sorted(won.items(), key=lambda item: -len(item[1]))
     ]
-    open_ = len(tested) - sum(map(len, won.values()))
-    if open_ == len(tested) and not tuned_alike(table.groups):
-        parts.append(
-            f"no method is called the best in {_any_of(tested)}: settings were not chosen alike"
-        )
-    elif open_ == len(tested):
-        parts.append(f"no method is better than each of the others in {_any_of(tested)}")
-    elif open_:
-        rest = [c.title for c in tested if all(c.title not in names for names in won.values())]
-        parts.append(f"in {listed(rest)} no method is")
+    named = {title for titles in won.values() for title in titles}
+    open_: dict[str, list[Column]] = defaultdict(list)
+    for column in tested:
+        if column.title not in named:
+            open_[table.withheld.get(column.key, "")].append(column)
+    for why, columns in open_.items():
+        if why:
+            parts.append(f"no method is called the best in {_any_of(columns)}: {why}")
+        elif len(columns) == len(tested):
+            parts.append(f"no method is better than each of the others in {_any_of(columns)}")
+        else:
+            parts.append(f"in {listed(column.title for column in columns)} no method is")
     return f"{'; '.join(parts)}."
 
 

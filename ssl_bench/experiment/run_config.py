@@ -41,7 +41,7 @@ class RunConfig:
         settings: those that belong to no plugin.
         method_config: the method's ``Config``.
         evals_on_the_way: of ``--eval-every``.
-        search: what has chosen the method's settings, if a search did.
+        search: what has chosen the method's settings, or drawn them for a trial, if a search did.
     """
 
     settings: Settings
@@ -100,7 +100,7 @@ class RunConfig:
         )
 
     def chosen_by_search(self, search: ChosenBy) -> RunConfig:
-        """The same run, whose settings that search has chosen."""
+        """The same run, whose settings that search has chosen, or drawn for a trial."""
         return replace(self, search=replace(search, config=_plain(self.method_config)))
 
     def epochs_on(self, images: int = SIZED_FOR) -> float:
@@ -214,13 +214,13 @@ def settings_of(content: Any) -> Settings:
 
 
 def search_of(content: Any) -> ChosenBy | None:
-    """The search that has chosen a run's settings, in what `RunConfig.to_json` made.
+    """The search that a run's settings are of, in what `RunConfig.to_json` made.
 
     Raises:
         UserError: something is missing, of another type, or out of range.
     """
     chosen_by = _stored(content).chosen_by
-    return chosen_by if chosen_by.trials else None
+    return chosen_by if chosen_by.trials or chosen_by.trial else None
 
 
 def load(path: Path, allow: Callable[[Sequence[Path]], None]) -> RunConfig:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_bench.api import registry
 from ssl_bench.api.ranges import OneOf, Range, draw
-from ssl_bench.config.chosen import ChosenBy
+from ssl_bench.config.chosen import Better, ChosenBy
 from ssl_bench.config.settings import BUDGETS, Settings
 from ssl_bench.config.sweep_settings import SweepSettings
 from ssl_bench.data.names import VALIDATION, several
@@ -83,7 +83,11 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
         asked = ((label, part.config, of_trials | each) for label, (_, each) in drawn.items())
         found = list(possible(asked))
         places = tuple(range(len(cells), len(cells) + len(found)))
-        cells += [Cell(config, label, drawn[label][0]) for label, config in found]
+        search = _search(part, base.settings.preset, settings, held_out["data"], choose_by)
+        for label, config in found:
+            number = drawn[label][0]
+            of_search = dataclasses.replace(search, trial=number)
+            cells.append(Cell(config.chosen_by_search(of_search), label, number))
         configs = tuple(part.config.with_values(fixed | drawn[label][1]) for label, _ in found)
         finals.append(
             Final(
@@ -92,15 +96,7 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
                 configs=configs,
                 seeds=tuple(part.given.get("seed") or (Settings.seed,)),
                 choose_by=choose_by,
-                search=ChosenBy(
-                    preset=base.settings.preset,
-                    space={name: str(each) for name, each in sorted(_space(part).items())},
-                    trial_length=settings.trial_length,
-                    draws=settings.search,
-                    search_seed=settings.search_seed,
-                    judged_on=held_out["data"],
-                    judged_by=choose_by,
-                ),
+                search=search,
                 lengths=tuple(
                     {name: value}
                     for name in _LENGTHS
@@ -111,6 +107,25 @@ def trials(parts: Sequence[Part], settings: SweepSettings) -> tuple[list[Cell], 
             )
         )
     return cells, finals
+
+
+def _search(
+    part: Part, preset: str, settings: SweepSettings, judged_on: str, judged_by: str
+) -> ChosenBy:
+    """What is known of a method's search before it begins."""
+    method, space = part.config.method, _space(part)
+    given = {field.name for field in dataclasses.fields(method.config)} & part.given.keys()
+    return ChosenBy(
+        preset=preset,
+        tuned=method.declared.tuned.get(preset, ""),
+        flags=tuple(sorted(given - space.keys())),
+        trial_length=settings.trial_length,
+        space={name: str(each) for name, each in sorted(space.items())},
+        draws=settings.search,
+        search_seed=settings.search_seed,
+        judged_on=judged_on,
+        judged_by=judged_by,
+    )
 
 
 def _shorter(run: Settings, share: float) -> dict[str, Any]:
@@ -156,14 +171,17 @@ def best_on_all_images(
             all_failed = f"all {len(trials)} trials failed; --retry-failed does them again"
             notes.append(f"{final.method}: {all_failed}")
         else:
-            best = _best(done, final.choose_by, wanted.runs_dir)
+            better = _better(done, final.choose_by, wanted.runs_dir)
+            best = _best(done, final.choose_by, better)
             config = final.configs[trials.index(best)]
             flops = sum(each.entry.flops for each in done)
             config = config.chosen_by_search(
                 dataclasses.replace(
                     final.search,
                     trials=len(done),
+                    tried=len(trials),
                     flops=flops,
+                    better=better,
                     scores=tuple(each.scores[final.choose_by] for each in done),
                 )
             )
@@ -185,15 +203,20 @@ def best_on_all_images(
     return cells, notes
 
 
-def _best(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> CellStatus:
-    """The trial with the best score, the first of several; whether more is better, it says."""
+def _better(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> Better:
+    """Which scores the evaluation that chooses calls better."""
     homes = (runs_dir / e.entry.run / schema.EVALS / e.entry.evals[choose_by] for e in done)
     better = {schema.load_object(home / schema.SCORES).get("better", "higher") for home in homes}
     if "neither" in better:
         raise UserError(
             f"evaluation {choose_by!r} ranks nobody; --choose-by linear would choose the best trial"
         )
-    sign = -1 if better == {"lower"} else 1
+    return "lower" if better == {"lower"} else "higher"
+
+
+def _best(done: Sequence[CellStatus], choose_by: str, better: Better) -> CellStatus:
+    """The trial with the best score, the first of several."""
+    sign = -1 if better == "lower" else 1
     return max(done, key=lambda each: sign * each.scores[choose_by])
 
 

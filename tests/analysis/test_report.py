@@ -46,6 +46,7 @@ from ssl_bench.analysis.report.drawing import Drawing
 from ssl_bench.analysis.report.source import Source
 from ssl_bench.analysis.report.tables import Cell, Table
 from ssl_bench.cli import parser
+from ssl_bench.config import chosen
 from ssl_bench.config.command_settings import ReportSettings, VerdictSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbones import EncoderSpec
@@ -855,11 +856,13 @@ def test_budgets_show_where_methods_change_places(tmp_path: Path) -> None:
     assert figures(cost.over_budgets(source_of(tmp_path / "one"))) == []
 
 
-@given(st.lists(st.integers(0, 100), min_size=1, max_size=7))
-def test_the_expected_best_of_k_is_a_mean_over_all_subsets(scores: list[int]) -> None:
-    ours = searching.expected_best(scores)
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=7), st.sampled_from(["higher", "lower"]))
+def test_the_expected_best_of_k_is_a_mean_over_all_subsets(
+    scores: list[int], better: chosen.Better
+) -> None:
+    ours, best_of = searching.expected_best(scores, better), max if better == "higher" else min
     for k, best in enumerate(ours, 1):
-        subsets = [max(each) for each in itertools.combinations(scores, k)]
+        subsets = [best_of(each) for each in itertools.combinations(scores, k)]
         assert best == pytest.approx(sum(subsets) / len(subsets))
 
 
@@ -876,3 +879,41 @@ def test_what_more_trials_find_is_drawn_for_each_method(tmp_path: Path) -> None:
     change(folder / "config.json", chosen_by={"trials": 3, "scores": ["x"]})
     [drawn] = figures(searching.best_of_trials(source_of(tmp_path)))
     assert set(drawn.data["method"]) == {"mae"}
+    lower = known | {"scores": [3.0, 1.0, 2.0], "better": "lower"}
+    change(folder / "config.json", chosen_by=lower)
+    drawn = next(each for each in figures(searching.best_of_trials(source_of(tmp_path))))
+    assert list(drawn.data.loc[drawn.data["method"] == "byol", "best"])[-1] == 1
+
+
+def test_the_last_step_of_a_search_stands_beside_the_noise_of_seeds(tmp_path: Path) -> None:
+    known = {"trials": 2, "judged_by": "knn", "judged_on": "tiny@validation",
+             "scores": [60.0, 61.0]}  # fmt: skip
+    for method, spread in {"mae": 1.0, "byol": 3.0}.items():
+        for seed, value in enumerate((70.0, 70.0 + spread, 70.0 + 2 * spread)):
+            folder = make_run(tmp_path, method, seed, evals=("knn",))
+            change(folder / "config.json", chosen_by=known)
+            [home] = folder.glob("evals/*")
+            change(home / "scores.json", scores={"top1": value})
+    [drawn] = figures(searching.best_of_trials(source_of(tmp_path)))
+    assert "mae 0.5" in drawn.caption and "byol 0.5" in drawn.caption
+    assert "standard deviation of 2.2" in drawn.caption  # sqrt((1 + 9) / 2)
+    assert "by construction" in drawn.caption
+
+
+def test_what_searches_drew_is_listed_by_role(tmp_path: Path) -> None:
+    space = {"base_lr": "1 to 2", "final_weight_decay": "3 to 4", "mask_ratio": "5 to 6"}
+    for seed in (0, 1):
+        folder = make_run(tmp_path, "mae", seed, evals=("knn",))
+        known = {"trials": 2, "space": space, "flags": ["crop_scale"]}
+        change(folder / "config.json", chosen_by=known)
+    make_run(tmp_path, "byol", 0, evals=("knn",))
+    [table] = searching.spaces(source_of(tmp_path))
+    assert table.texts == [
+        ("method", "settings", "base lr", "weight decay", "crop scale", "its own", "by hand"),
+        ("mae", "3", "base lr 1 to 2", "final weight decay 3 to 4", "-", "mask ratio 5 to 6",
+         "crop scale"),
+    ]  # fmt: skip
+    assert table.data.to_dict("list")["setting"] == [*space]
+    change(folder / "config.json", chosen_by={})
+    change(folder.with_name(folder.name.replace("seed1", "seed0")) / "config.json", chosen_by={})
+    assert [*searching.spaces(source_of(tmp_path))] == []

@@ -304,7 +304,7 @@ def test_a_choice_that_was_changed_is_no_longer_the_searchs(by_hand: bool) -> No
         config = config.with_values({"mask_ratio": 0.5})
     assert "trials" not in config.chosen_by
     assert config.chosen_by["flags"] == ["mask_ratio"]
-    assert chosen.in_words(config.chosen_by) == "set by hand"
+    assert chosen.in_words(chosen.read(config.chosen_by)) == "set by hand"
 
 
 @pytest.mark.parametrize(
@@ -319,5 +319,5 @@ def test_a_choice_that_was_changed_is_no_longer_the_searchs(by_hand: bool) -> No
     ],
 )
 def test_a_preset_says_how_it_came_about(words: list[str], said: str) -> None:
-    assert chosen.in_words(flags.parse_run(words).chosen_by) == said
+    assert chosen.in_words(chosen.read(flags.parse_run(words).chosen_by)) == said
     assert chosen.in_words(None) == "not recorded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.cli import flags, sweep_args
 from ssl_bench.config import chosen
 from ssl_bench.errors import UserError
-from ssl_bench.experiment.run_config import text_of
+from ssl_bench.experiment.run_config import RunConfig, text_of
 from ssl_bench.runs import schema
 from ssl_bench.sweep import search
 from ssl_bench.sweep.grid import Cell, Final, Grid
@@ -300,8 +301,8 @@ def test_trials_may_be_shorter_than_what_has_won(flag: str, given: str, of_trial
     assert configs(found.cells) == configs(long.cells)
     [final], [full] = found.finals, long.finals
     assert (final.configs, final.lengths) == (full.configs, full.lengths)
-    records = [dataclasses.asdict(each.search) | {"trials": 3} for each in (final, full)]
-    assert records[0] == records[1] | {"trial_length": 0.25}
+    records = [dataclasses.replace(each.search, trials=3) for each in (final, full)]
+    assert records[0] == dataclasses.replace(records[1], trial_length=0.25)
     shorter, usual = map(chosen.in_words, records)
     assert shorter != usual and "0.25" in shorter
 
@@ -313,6 +314,26 @@ def test_a_search_knows_what_it_draws_and_where_it_judges() -> None:
     assert known.space.keys() == {*registry.find("method", "mae").search(), "flip"} - {"mask_ratio"}
     assert (known.draws, known.search_seed, known.judged_by) == ("sobol", 7, "linear")
     assert known.judged_on == "fashion-mnist@validation"
+    assert known.flags == ("mask_ratio",)
+    assert known.tuned == registry.find("method", "mae").declared.tuned["quick"] != ""
+
+
+def test_a_search_of_an_untuned_preset_says_so() -> None:
+    [final] = sweep("--search", "random", "--trials", 1, "--preset", "small").finals
+    assert (final.search.tuned, final.search.flags) == ("", ())
+
+
+def test_a_trial_says_that_it_is_one() -> None:
+    found = sweep("--search", "sobol", "--trials", 3, "--method", "mae,random-init")
+    *trials, untrained = [cell.config for cell in found.cells]
+    for number, config in enumerate(trials, 1):
+        again = RunConfig.from_json(json.loads(json.dumps(config.to_json())))
+        assert again.chosen_by["trial"] == number
+        known = chosen.read(again.chosen_by)
+        assert chosen.in_words(known) == "a trial of a search"
+        by_hand = chosen.read(again.with_values({"flip": not again.method_config.flip}).chosen_by)
+        assert chosen.in_words(by_hand) == "set by hand"
+    assert untrained.chosen_by == {}
 
 
 @pytest.mark.parametrize(("better", "best"), [("higher", 1), ("lower", 2), ("neither", None)])
@@ -346,6 +367,10 @@ def test_every_method_is_searched_in_the_same_roles(plugin: Plugin) -> None:
     rate = space["base_lr"]
     assert isinstance(rate, LogUniform)
     assert rate.high / rate.low >= 50 and 1e-3 <= rate.high <= 1e-2
+    own = {field.name for field in dataclasses.fields(plugin.config)}
+    for role in chosen.ROLES:
+        if any(name.endswith(role) for name in own):
+            assert any(name.endswith(role) for name in space), role
     if plugin.declared.columns & {"image", "clip"}:
         crops = space["crop_scale"]
         assert isinstance(crops, Uniform)

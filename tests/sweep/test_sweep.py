@@ -135,6 +135,7 @@ def test_the_best_trial_by_held_out_images_is_run_on_all(
     for plan in plans[2:]:
         chosen_by = plan["chosen_by"]
         assert (chosen_by["trials"], chosen_by["judged_by"]) == (2, "knn")
+        assert (chosen_by["tried"], chosen_by["better"]) == (2, "higher")
         assert chosen_by["judged_on"].endswith("@validation")
         assert chosen_by["config"] == plan["method_config"]
         assert chosen_by["scores"] == [trial["scores"]["knn"] for trial in trials]  # type: ignore[index]

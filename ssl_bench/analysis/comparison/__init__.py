@@ -13,19 +13,20 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.comparison import baselines, curves, grouping, pairs, statistics
+from ssl_bench.analysis.comparison import baselines, curves, fairness, grouping, pairs, statistics
 from ssl_bench.analysis.comparison.curves import COSTS
 from ssl_bench.analysis.comparison.grouping import Column, Score
 from ssl_bench.analysis.comparison.pairs import Mark, Pair
 from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.api import registry
 from ssl_bench.config import chosen
+from ssl_bench.config.chosen import ChosenBy
 from ssl_bench.config.command_settings import At, SelectionSettings, VerdictSettings
 from ssl_bench.errors import no_choice, require
 from ssl_bench.runs import index as runs_index
@@ -34,8 +35,6 @@ from ssl_bench.utils.formatting import listed
 
 MOST_GROUPS = 40
 """Larger tables are not tested: the correction would leave nothing significant."""
-MOST_UNEQUAL = 2
-"""How many times the cost of one search another one may have."""
 ENDED = ("trained", "broken")
 """States of runs that nobody will resume."""
 _DEVICE_COSTS = ("seconds", "peak_memory_mib")
@@ -52,8 +51,8 @@ class Group:
         seeds: by run, in ascending order.
         costs: means over the pre-trainings, up to the point where the table reads the scores, and
             sizes; None where they were not measured.
-        chosen_by: how its settings were chosen, as `chosen.in_words` has it.
-        search_flops: what the trials of its search cost in all; 0 where nothing is recorded.
+        choices: how the settings of its runs were chosen, each way once; None of a run that does
+            not tell.
         is_baseline: whether it is what the evaluations have beside the runs, such as raw pixels;
             its runs are names for them alone, and it is not tested.
     """
@@ -64,22 +63,18 @@ class Group:
     seeds: Mapping[str, int]
     costs: Mapping[str, float | None]
     devices: tuple[str, ...]
-    chosen_by: str = ""
-    search_flops: float = 0
+    choices: tuple[ChosenBy | None, ...] = ()
     is_baseline: bool = False
 
-    def is_tuned_like(self, other: Group) -> bool:
-        """Whether a lead over the other may be the method's own, and not that of its tuning.
+    @property
+    def chosen_by(self) -> str:
+        """How its settings were chosen, as `chosen.in_words` has it."""
+        return " / ".join(sorted({chosen.in_words(each) for each in self.choices}))
 
-        Rows of one method differ in the very settings that are compared. As many trials are no
-        equal search where they cost more than twice as much, and what is not recorded is not known
-        to be alike.
-        """
-        ways = self.chosen_by, other.chosen_by
-        less, more = sorted((self.search_flops, other.search_flops))
-        is_known = chosen.NOT_RECORDED not in ways
-        is_alike = is_known and len({*ways}) == 1 and (not less or more <= MOST_UNEQUAL * less)
-        return "" in ways or is_alike or self.method == other.method
+    @property
+    def searches(self) -> list[ChosenBy]:
+        """Those of its choices that a search has made."""
+        return [each for each in self.choices if each and each.trials]
 
 
 @dataclass(frozen=True)
@@ -102,6 +97,7 @@ class ScoreTable:
         pairs: headline scores of all groups, a before b in the order of the rows.
         interval_over: what the intervals of means count, in words, and which of them count less.
         family: what one correction covers.
+        withheld: why nobody is called the best of a column, by its key.
     """
 
     evaluated_on: str
@@ -115,6 +111,7 @@ class ScoreTable:
     notes: tuple[str, ...]
     interval_over: str = "seeds"
     family: str = "column"
+    withheld: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headlines(self) -> tuple[Column, ...]:
@@ -337,12 +334,12 @@ def _table(
             [*labels], columns, by_cell, labels, at == "end", settings
         )
         notes += untested
-        of_key = {group.key: group for group in groups}
-        tested = tuple(
-            replace(pair, is_fair=of_key[pair.a].is_tuned_like(of_key[pair.b])) for pair in tested
-        )
+        both = itertools.combinations(groups, 2)
+        fair = {(a.key, b.key): fairness.tuned_alike([a, b]) for a, b in both}
+        tested = tuple(replace(pair, is_fair=fair[pair.a, pair.b]) for pair in tested)
     unlabelled = [group for group in groups if not _uses_labels(group.method)]
     ahead: dict[str, list[str]] = defaultdict(list)
+    withheld: dict[str, str] = {}
     cells = {**beside_cells}
     over_images: set[tuple[str, str]] = set()
     for column in columns:
@@ -356,14 +353,18 @@ def _table(
         marks = pairs.marks(column, {k: m.mean for k, m in means.items() if m.n}, tested)
         if "undecided" in marks.values():
             notes += filter(None, [pairs.what_would_decide(column, by_cell)])
-        if not tuned_alike([group for group in groups if group.key in means]):
+        why = fairness.why_no_best([group for group in groups if group.key in means], marks, at)
+        if why and column.is_headline and column.better != "neither":
+            withheld[column.key] = why
             marks = {key: mark for key, mark in marks.items() if mark != "best"}
         for key in keys:
             cells[key, column.key] = GroupScore(means[key], values[key], marks.get(key, ""))
         alone = {g.key: means[g.key].mean for g in unlabelled if g.key in means and means[g.key].n}
         rivals = [pair for pair in tested if {pair.a, pair.b} <= alone.keys()]
-        for key, mark in pairs.marks(column, alone, rivals).items():
-            if mark == "best" != marks.get(key) and tuned_alike(unlabelled):
+        of_these = pairs.marks(column, alone, rivals)
+        is_fair = not fairness.why_no_best([g for g in unlabelled if g.key in alone], of_these, at)
+        for key, mark in of_these.items():
+            if mark == "best" != marks.get(key) and is_fair:
                 ahead[labels[key]].append(f"{column.title}{version}")
         if column.is_headline and column.better != "neither":
             what = f"{column.title}{version}"
@@ -373,15 +374,10 @@ def _table(
         f"{listed(names)}"
         for label, names in ahead.items()
     ]
-    if not tuned_alike(groups):
-        notes.append(
-            "settings were not chosen alike, or nothing tells how, so that a lead may be that of "
-            "the tuning: none of such rows of a column is called the best"
-        )
-        searched = [group for group in groups if group.search_flops]
-        if len({group.search_flops for group in searched}) > 1:
-            each = (f"{group.label} {group.search_flops:.2g}" for group in searched)
-            notes.append(f"FLOPs of the searches: {', '.join(each)}")
+    notes += fairness.notes(groups)
+    for why in dict.fromkeys(withheld.values()):
+        names = [column.title for column in columns if withheld.get(column.key) == why]
+        notes.append(f"no row is called the best in {listed(names)}: {why}")
     devices = sorted({device for group in groups for device in group.devices})
     if len(devices) > 1:
         notes.append(f"times and memory are of different devices: {', '.join(devices)}")
@@ -408,12 +404,8 @@ def _table(
         notes=(*notes, *column_notes, *sorted(data_notes)),
         interval_over=_interval_over((*groups, *beside), columns, cells, over_images),
         family=settings.family,
+        withheld=withheld,
     )
-
-
-def tuned_alike(groups: Sequence[Group]) -> bool:
-    """Whether no group's settings were chosen in another way than those of another method."""
-    return all(a.is_tuned_like(b) for a, b in itertools.combinations(groups, 2))
 
 
 def _over_images(over_seeds: Mean, scores: Sequence[Score], notes: list[str]) -> Mean | None:
@@ -476,8 +468,7 @@ def _groups(scores: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> tu
             seeds={row["run"]: int(row["seed"]) for row in rows},
             costs=costs[key],
             devices=tuple(sorted({_text(row["device"]) for row in rows} - {""})),
-            chosen_by=" / ".join(sorted({_chosen(row["chosen_by"]) for row in rows})),
-            search_flops=max(_search_flops(row["chosen_by"]) for row in rows),
+            choices=tuple(map(_choice, dict.fromkeys(_text(row["chosen_by"]) for row in rows))),
         )
         for key in keys
         if (rows := by_key.get(key))
@@ -547,14 +538,8 @@ def _uses_labels(method: str) -> bool:
     return plugin is not None and "label" in plugin.declared.columns
 
 
-def _chosen(text: Any) -> str:
-    return chosen.in_words(grouping.parse(text) if isinstance(text, str) else None)
-
-
-def _search_flops(text: Any) -> float:
-    record = grouping.parse(text)
-    flops = record.get("flops") if record.get("trials") else 0
-    return float(flops) if isinstance(flops, int | float) else 0.0
+def _choice(text: str) -> ChosenBy | None:
+    return chosen.read(json.loads(text)) if text else None
 
 
 def _incomplete(row: pd.Series) -> IncompleteRun:

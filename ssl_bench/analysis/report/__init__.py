@@ -97,7 +97,8 @@ def write(settings: ReportSettings) -> list[str]:
         lead = _lead(by_theme)
         scores, pairs = list(tables.main_tables(source)), list(tables.pair_tables(source))
         further, runs = dict(tables.further_tables(source)), origins.run_table(source)
-        for table in (*scores, *further.values(), *pairs, runs):
+        spaces = list(searching.spaces(source))
+        for table in (*scores, *further.values(), *spaces, *pairs, runs):
             stem = str(folder / "tables" / table.name)
             Path(f"{stem}.csv").write_bytes(as_csv(table.data))
             Path(f"{stem}.md").write_text(exports.as_markdown(table), "utf-8")
@@ -116,6 +117,7 @@ def write(settings: ReportSettings) -> list[str]:
             "lead": lead,
             "tables": scores,
             "further": further,
+            "spaces": spaces,
             "pairs": pairs,
             "runs": runs,
             "figures": by_theme,

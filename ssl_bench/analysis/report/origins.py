@@ -156,7 +156,7 @@ def _chosen(text: Any) -> str:
     told = {name: value for name, value in record.items() if name != "config" and value}
     return "; ".join(
         [
-            chosen.in_words(record),
+            chosen.in_words(chosen.read(record)),
             *(f"{name.replace('_', ' ')} {_plain(v)}" for name, v in told.items()),
         ]
     )
