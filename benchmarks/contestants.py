@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import timm.layers
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import masks, plain, plain_teachers
 from benchmarks.cases import LOCAL_CROPS, QUEUE, Case
 
-_IMAGES = 2048
+_IMAGES, _REPEATED = 2048, 100
 Step = Callable[[], Tensor]
 Batches = Iterator[tuple[tuple[Tensor, ...], Tensor]]
 """Endless views ``(B, 3, H, W)`` and mask noise ``(B, L)``."""
@@ -139,11 +140,20 @@ def settle(contestant: Contestant, device: torch.device) -> None:
     timm.layers.set_fused_attn(fused)
 
 
-def step_of(contestant: Contestant, case: Case, device: torch.device) -> Step:
-    """A function that loads, augments, and trains on, one batch, and returns the loss."""
+def step_of(
+    contestant: Contestant, case: Case, device: torch.device, recorded: bool = True
+) -> Step:
+    """A function that loads, augments, and trains on, one batch, and returns the loss.
+
+    Args:
+        recorded: whether ours is recorded as a CUDA graph where this project would; what is
+            computed within one cannot be counted.
+    """
     settle(contestant, device)
     torch.manual_seed(0)
     model = contestant.build(case).to(device).train()
+    if isinstance(model, _Ours):
+        return model.step(contestant, device, recorded)
     optimizer = model.optimizer()
     scaler = torch.amp.GradScaler(device.type, enabled=contestant.precision == "fp16")
     backward = backward_function(contestant, model, device, scale=scaler.scale)
@@ -218,7 +228,8 @@ class _Ours(Model):
         from ssl_bench.models.backbones import EncoderSpec
         from ssl_bench.training import setup
 
-        spec = EncoderSpec(
+        self.case = case
+        self.spec = EncoderSpec(
             "vit_base_patch16_224",
             case.image_size,
             case.patch_size,
@@ -249,8 +260,7 @@ class _Ours(Model):
         Config = plugin.load().Config
         own = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in settings.items() if name in own})
-        self.method = setup.build_method(plugin.load_class(), config, spec, 10, 0)
-        self.patches = case.patches
+        self.method = setup.build_method(plugin.load_class(), config, self.spec, 10, 0)
 
     def plain_name(self, name: str) -> str:
         for ours, plains in _OUR_NAMES.get(type(self.method).__name__, {}).items():
@@ -260,16 +270,13 @@ class _Ours(Model):
     def backward_function(
         self, contestant: Contestant, device: torch.device, images_at_once: int | None
     ) -> Backward:
-        """As in this project's own loop."""
+        """As in this project's own loop, of views and noise that are given."""
         from ssl_bench.api.step import Batch, Step
-        from ssl_bench.distributed.device import Hardware, choose
         from ssl_bench.training import gradients, setup
 
-        precision: Any = contestant.precision
-        compiled = contestant.compile or choose().compiled
-        hardware = Hardware(device, precision, "", compiled)
-        at_once = images_at_once or hardware.images_at_once(self.patches)
-        if compiled:
+        hardware = self._hardware(contestant, device)
+        at_once = images_at_once or hardware.images_at_once(self.case.patches)
+        if hardware.compiled:
             setup.compile_blocks(self.method)
 
         def backward(views: tuple[Tensor, ...], noise: Tensor) -> Tensor:
@@ -280,13 +287,37 @@ class _Ours(Model):
 
         return backward
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self.method.optimizer().optimizer
+    def step(self, contestant: Contestant, device: torch.device, recorded: bool) -> Step:
+        """This project's own training, data included."""
+        from ssl_bench.data import Split
+        from ssl_bench.training import gradients, setup
+        from ssl_bench.training.schedule import Schedule
+        from ssl_bench.utils.rng import SampleRng
 
-    def update(self) -> None:
-        from ssl_bench.api.step import Step
+        images_NCHW = stored_images(self.case)
+        train = Split(images_NCHW, torch.zeros(len(images_NCHW), dtype=torch.long)).to(device)
+        hardware = self._hardware(contestant, device)
+        at_once = hardware.images_at_once(self.case.patches)
+        trainer = setup.prepare(self.method, hardware, self.spec, train, 0, at_once)
+        if not recorded:
+            trainer = replace(trainer, captured=None)
+        schedule = Schedule(len(train), self.case.batch_size, 1000)
+        source = trainer.batches(
+            SampleRng(0, number, schedule.batch(number, 0, "order")) for number in itertools.count()
+        )
+        numbers = itertools.count()
 
-        self.method.after_optimizer_step(Step(0, 2, 2, 1))
+        def step() -> Tensor:
+            losses, _ = trainer.take(schedule.step(next(numbers)), next(source))
+            return losses[gradients.TOTAL]
+
+        return step
+
+    def _hardware(self, contestant: Contestant, device: torch.device) -> Any:
+        from ssl_bench.distributed.device import Hardware, choose
+
+        precision: Any = contestant.precision
+        return Hardware(device, precision, "", contestant.compile or choose().compiled)
 
 
 _METHODS: Mapping[str, Any] = {
@@ -394,18 +425,23 @@ def one_batch(case: Case, device: torch.device) -> Batches:
 
 
 class _Pictures(torch.utils.data.Dataset):
-    """Images as Pillow has them, and a transform."""
+    """Images as Pillow has them, again and again, and a transform.
+
+    Worker processes prepare nothing of the next epoch before it begins, so one has many batches, as
+    a data set's has.
+    """
 
     def __init__(self, case: Case, transform: Any) -> None:
         self.images, self.transform = stored_images(case), transform
 
     def __len__(self) -> int:
-        return len(self.images)
+        return _REPEATED * len(self.images)
 
     def __getitem__(self, index: int) -> Any:
         from PIL import Image
 
-        views = self.transform(Image.fromarray(self.images[index].permute(1, 2, 0).numpy()))
+        image_CHW = self.images[index % len(self.images)]
+        views = self.transform(Image.fromarray(image_CHW.permute(1, 2, 0).numpy()))
         return tuple(views) if isinstance(views, list | tuple) else (views,)
 
 

@@ -1,35 +1,47 @@
 """What only a GPU shows, in some minutes: its tests, its steps, its speed, a short comparison.
 
 Each piece leaves its output in a file before the next one begins, and none takes longer than its
-share of the minutes.
+share of the minutes that are left; none of its processes is there any more when the next one is
+measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _BENCH = ("-m", "benchmarks", "--rounds", "1", "--seconds", "3")
 _RUN = ("-m", "ssl_bench", "run", "--preset", "small", "--evals", "knn,linear")
-_LEAST = 10.0
+_TESTS = Path(__file__).parents[1] / "tests"
+_TRAINING = 0.2  # of a run's share: the rest is compiling, twice, and its evaluations
+_GRACE = 5.0  # seconds in which a piece that is stopped may say what it has found
 
 
-def pieces(data: str, runs: Path) -> Mapping[str, tuple[float, Sequence[str]]]:
-    """The share of the time that each piece may take, and the words after ``python``."""
-    tests = "test_gpu.py", "training/test_captured.py", "transforms/test_augment.py"
+def pieces(data: str, folder: Path, seconds: float) -> Mapping[str, tuple[float, Sequence[str]]]:
+    """The share of those seconds that each piece may take, and the words after ``python``."""
+    bench = *_BENCH, "--output", str(folder)
+    # Names one by one as tests end, since a piece may be stopped.
+    tests = "-m", "pytest", "-v", "--tb=short", "-n", "8", "-m", "gpu"
+    files = (f for f in _TESTS.rglob("test_*.py") if "mark.gpu" in f.read_text())
+    steps = "recorded", "--contestants", "mae,mae+,mocov3,mocov3+"
     speed = "training", "--cases", "gpu-mae-b16-224", "--contestants", "ours,plain-fp16"
     found: dict[str, tuple[float, Sequence[str]]] = {
-        "tests": (0.3, ("-m", "pytest", "-q", "-n", "8", *(f"tests/{name}" for name in tests))),
-        "steps": (0.25, (*_BENCH, "recorded")),
-        "speed": (0.2, (*_BENCH, *speed)),
+        "tests": (0.25, (*tests, *sorted(map(str, files)))),
+        "steps": (0.2, (*bench, *steps)),
+        "speed": (0.25, (*bench, *speed)),
     }
+    share = 0.15
     for method in ("mae", "mocov3") if data else ():
-        flags = "--method", method, "--data", data, "--runs-dir", str(runs), "--budget-time", "60s"
-        found[method] = 0.125, (*_RUN, *flags)
+        budget = f"{_TRAINING * share * seconds:.0f}s"
+        where = "--data", data, "--runs-dir", str(folder / "runs")
+        found[method] = share, (*_RUN, "--method", method, *where, "--budget-time", budget)
     return found
 
 
@@ -49,24 +61,45 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     asked.output.mkdir(parents=True, exist_ok=True)
     print(f"{torch.cuda.get_device_name()}: at most {asked.minutes:g} minutes", flush=True)
-    failed = [
-        name
-        for name, (share, order) in pieces(asked.data, asked.output / "runs").items()
-        if not _done(name, order, max(_LEAST, share * 60 * asked.minutes), asked.output)
-    ]
-    return 1 if failed else 0
+    seconds = 60 * asked.minutes
+    succeeded = run(pieces(asked.data, asked.output, seconds), seconds, asked.output)
+    return 0 if succeeded else 1
+
+
+def run(orders: Mapping[str, tuple[float, Sequence[str]]], seconds: float, folder: Path) -> bool:
+    """Run pieces within so many seconds, of which a quick piece leaves more to the next ones.
+
+    Returns whether all of them came to their end without an error.
+    """
+    end, shares = time.monotonic() + seconds, sum(share for share, _ in orders.values())
+    succeeded = True
+    for name, (share, order) in orders.items():
+        left = max(0.0, end - time.monotonic())
+        succeeded &= _done(name, order, left * share / shares, folder)
+        shares -= share
+    return succeeded
 
 
 def _done(name: str, order: Sequence[str], seconds: float, folder: Path) -> bool:
     """Run a piece for so long at most; whether it came to its end without an error."""
     path, begun = folder / f"{name}.txt", time.monotonic()
+    # A shell's background processes ignore interrupts, and would hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with path.open("w") as file:
-        try:
-            code = subprocess.run(
-                [sys.executable, *order], stdout=file, stderr=subprocess.STDOUT, timeout=seconds
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
+        process = subprocess.Popen(
+            [sys.executable, *order], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    code = None
+    try:
+        code = process.wait(max(0.0, seconds - _GRACE))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(min(seconds, _GRACE))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+        process.wait()
     how = "stopped after its share of the time" if code is None else f"exit code {code}"
     print(f"{name}: {how}, {time.monotonic() - begun:.0f} s, {path}", flush=True)
     for line in path.read_text().splitlines()[-3:]:

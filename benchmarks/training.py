@@ -66,7 +66,7 @@ def work(case: Mapping[str, Any], contestant: str) -> dict[str, float]:
     from benchmarks.contestants import CONTESTANTS, device, step_of
 
     where, small = device(), _case(case)
-    step = step_of(replace(CONTESTANTS[contestant], compile=False), small, where)
+    step = step_of(replace(CONTESTANTS[contestant], compile=False), small, where, False)
     step()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # torch counts what its own thread does

@@ -47,7 +47,7 @@ from ssl_bench.api import (
     Step,
     Uniform,
 )
-from ssl_bench.api.optimizers import cosine, distillation_recipe, epoch_ramp
+from ssl_bench.api.optimizers import cosine, distillation_recipe
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
@@ -173,7 +173,7 @@ class DINO(Method):
     def teacher_temperature(self, step: Step) -> float:
         """Changes in equal steps from epoch to epoch, then stays."""
         config = self.config
-        return epoch_ramp(step, config.warmup_teacher_temp, config.teacher_temp, config.temp_warmup)
+        return step.epoch_ramp(config.warmup_teacher_temp, config.teacher_temp, config.temp_warmup)
 
     def optimizer(self) -> OptimizerSpec:
         """AdamW, with a weight decay that rises, and each gradient clipped by itself."""

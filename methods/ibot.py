@@ -44,7 +44,7 @@ from ssl_bench.api import (
     Step,
     Uniform,
 )
-from ssl_bench.api.optimizers import cosine, distillation_recipe, epoch_ramp
+from ssl_bench.api.optimizers import cosine, distillation_recipe
 from ssl_bench.api.parts import follow, frozen_copy, in_float32
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
@@ -226,8 +226,8 @@ class IBOT(Method):
         patch_mean_K = in_float32(logits.forward)(patches_NLD.mean(dim=(0, 1)))
         self.means_2K = torch.stack([cls_TBK.mean(dim=(0, 1)), patch_mean_K])
         share = config.temp_warmup
-        temp = epoch_ramp(step, config.warmup_teacher_temp, config.teacher_temp, share)
-        patch_temp = epoch_ramp(step, config.warmup_patch_temp, config.patch_temp, share)
+        temp = step.epoch_ramp(config.warmup_teacher_temp, config.teacher_temp, share)
+        patch_temp = step.epoch_ramp(config.warmup_patch_temp, config.patch_temp, share)
         assigned_TBK = sharpened(cls_TBK, self.center_K, temp)
         return assigned_TBK, sharpened(patches_PK, self.patch_center_K, patch_temp)
 

@@ -32,6 +32,12 @@ torch.set_num_threads(1)
 timm.layers.set_fused_attn(False)  # as on any CPU; a global of timm's that each run sets
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu`` are of a CUDA device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 def pytest_collection_finish() -> None:
     """What is imported stays; a look through all of it takes a third of a second."""
     gc.freeze()

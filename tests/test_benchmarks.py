@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    contestants,
     evaluations,
     gate,
     gpu_check,
@@ -31,7 +33,9 @@ from benchmarks import (
 from benchmarks.cases import AUGMENTED, CASES, CPU_CASES, GROWTH, METHOD_CASES, Case
 from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, ON_METHODS, ON_METHODS_FP32, step_of
 from benchmarks.results import Measured
+from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
+from ssl_bench.training import setup
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -118,6 +122,36 @@ def test_others_views_have_the_cases_sizes(method: str, name: str) -> None:
     views = list(transform) if isinstance(transform, list | tuple) else [transform]
     sizes = case.view_sizes[: 1 if case.takes_one_view else None]
     assert [tuple(view.shape) for view in views] == [(3, size, size) for size in sizes]
+
+
+def test_an_epoch_of_pictures_keeps_all_workers_busy() -> None:
+    case = CASES["gpu-mae-b16-224"]
+    pictures = contestants._Pictures(case, lambda picture: picture.size)
+    assert len(pictures) // case.batch_size >= 32
+    assert pictures[len(pictures) - 1] == (224, 224)
+
+
+def test_ours_is_measured_as_it_is_used_and_counted_unrecorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captured: list[Any] = []
+
+    def take(self: setup.Trainer, *given: Any) -> Any:
+        captured.append(self.captured)
+        return {"loss": torch.zeros(())}, 0.0
+
+    prepare = setup.prepare
+    recording: Any = "a recording"
+
+    def with_recording(*given: Any) -> setup.Trainer:
+        return replace(prepare(*given), captured=recording)
+
+    monkeypatch.setattr(setup, "prepare", with_recording)
+    monkeypatch.setattr(setup.Trainer, "take", take)
+    monkeypatch.setattr(setup.Trainer, "batches", lambda self, steps: iter([()]))
+    for is_recorded in (True, False):
+        step_of(CONTESTANTS["ours-fp32"], SMALL["mae"], CPU, is_recorded)()
+    assert captured == [recording, None]
 
 
 def test_a_training_is_measured() -> None:
@@ -301,6 +335,7 @@ def test_a_process_that_fails_says_why() -> None:
         (["speed"], "unknown part 'speed'"),
         (["--cases", "mae-xxl"], "unknown case 'mae-xxl'"),
         (["--contestants", "theirs"], "unknown contestant 'theirs'"),
+        (["tables", "--contestants", "theirs"], "unknown contestant 'theirs'"),
         (["--rounds", "0"], "rounds must be above 0, not 0"),
         (["--seconds", "-1"], "seconds must be above 0, not -1.0"),
     ],
@@ -390,10 +425,76 @@ def test_a_gpus_check_without_one_says_so(
 
 
 def test_a_piece_of_a_gpus_check_ends_in_time_and_leaves_what_it_said(tmp_path: Path) -> None:
-    slow = "import time; print('begun', flush=True); time.sleep(60)"
-    assert not gpu_check._done("slow", ["-c", slow], 3.0, tmp_path)
-    assert (tmp_path / "slow.txt").read_text() == "begun\n"
+    slow = """import time
+try: print("begun", flush=True); time.sleep(60)
+finally: print("so far", flush=True)"""
+    begun = time.monotonic()
+    assert not gpu_check._done("slow", ["-c", slow], 9.0, tmp_path)
+    assert time.monotonic() - begun < 30
+    assert (tmp_path / "slow.txt").read_text().startswith("begun\nso far\n")
     assert gpu_check._done("quick", ["-c", "print('done')"], 60.0, tmp_path)
     assert not gpu_check._done("broken", ["-c", "raise SystemExit(3)"], 60.0, tmp_path)
-    shares = [share for share, _ in gpu_check.pieces("cifar10", tmp_path).values()]
-    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_no_process_of_a_piece_outlives_it(tmp_path: Path) -> None:
+    worker = """import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("alive", flush=True); time.sleep(300)"""
+    piece = f"""import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE)
+worker.stdout.readline()
+print(worker.pid, flush=True)"""
+    assert gpu_check._done("piece", ["-c", piece], 60.0, tmp_path)
+    pid = (tmp_path / "piece.txt").read_text().strip()
+    stat = Path("/proc", pid, "stat")
+    for _ in range(100):  # whoever inherits an orphan takes note of its end
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} is still there")
+
+
+def test_what_a_piece_leaves_of_its_time_is_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "_GRACE", 0.1)
+    orders = {
+        "quick": (0.95, ("-c", "pass")),
+        "longer": (0.05, ("-c", "import time; time.sleep(1)")),
+    }
+    assert gpu_check.run(orders, 10.0, tmp_path)
+
+
+def test_the_pieces_of_a_gpus_check_can_end_in_their_time(tmp_path: Path) -> None:
+    pieces = gpu_check.pieces("cifar10", tmp_path, seconds=480)
+    assert sum(share for share, _ in pieces.values()) == pytest.approx(1.0)
+    assert {*gpu_check.pieces("", tmp_path, 480)} == {"tests", "steps", "speed"}
+    names = " ".join(pieces["tests"][1])
+    for file in ("test_gpu.py", "test_captured.py", "test_augment.py"):
+        assert file in names
+    for name in ("steps", "speed"):
+        asked = command._parser().parse_args(pieces[name][1][2:])
+        known = recorded.NAMES if asked.parts == ["recorded"] else CONTESTANTS
+        assert {*asked.contestants} <= {*known} and asked.output == tmp_path
+    for name in ("mae", "mocov3"):
+        share, words = pieces[name]
+        budget = flags.parse_run(words[3:]).to_json()["settings"]["budget_time"]
+        assert 5 <= float(budget.removesuffix("s")) < share * 480 / 4
+
+
+def test_speeds_are_kept_before_the_machines_own_rate_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(function: str, **arguments: Any) -> dict[str, float]:
+        if function == "benchmarks.training:work":
+            raise KeyboardInterrupt
+        return rounds_of(10.0)[0]
+
+    monkeypatch.setattr(rounds, "in_process", pretend)
+    monkeypatch.setattr(machine, "matrix_rate", lambda device: {"float32": 1.0})
+    monkeypatch.setattr(gate, "losses", lambda *arguments: {"ours": 1.0})
+    run_on_some_cpu(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["training", "--cases", "mae-ti4-32", "--output", str(tmp_path)])
+    [measured] = results.load(results.path_of(tmp_path, "Some CPU"))["training"].values()
+    assert measured.rounds["ours"] and not measured.work

@@ -17,9 +17,10 @@ from ssl_bench.distributed.device import choose
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.training import pretrain, setup
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("plugin", helpers.METHODS, ids=helpers.named)
@@ -37,8 +38,14 @@ def test_methods_train(
 
 @pytest.mark.parametrize("plugin", helpers.EVALS, ids=helpers.named)
 def test_evaluations_run(plugin: Plugin, spec: EncoderSpec, tiny: Dataset) -> None:
-    encoder = Encoder(backbones.build(spec, seed=0), spec, choose(), seed=0)
-    result = plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny)
+    [albef] = [each for each in helpers.METHODS if each.name == "albef"]
+    spec = helpers.with_text(albef, spec)
+    assert spec.text
+    module, pair = backbones.build(spec, seed=0), ImageText(spec.text)
+    encoder = Encoder(module, spec, choose(), seed=0, pair=pair)
+    evaluation = plugin.load_class()(helpers.small(plugin))
+    assert evaluation.supports(encoder, tiny) is None
+    result = evaluation.evaluate(encoder, tiny)
     assert result.predictions_N is None or result.predictions_N.device.type == "cpu"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from ssl_bench.api.step import Step
@@ -60,10 +60,25 @@ class OptimizerSpec:
         """Clip the gradients, update the parameters, forget the gradients."""
         if self.clip_norm is not None:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            for together in [[p] for p in parameters] if self.clip_each else [parameters]:
-                clip_grad_norm_(together, self.clip_norm)
+            if self.clip_each:
+                _clip_each(parameters, self.clip_norm)
+            else:
+                clip_grad_norm_(parameters, self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _clip_each(parameters: Iterable[nn.Parameter], norm: float) -> None:
+    """``clip_grad_norm_`` of each parameter by itself, in a few operations for all of them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if any(type(gradient) is not Tensor for gradient in gradients):  # sharded: norms are of ranks
+        for parameter in parameters:
+            clip_grad_norm_([parameter], norm)
+    elif gradients:
+        norms = torch.stack(torch._foreach_norm(gradients))
+        scales = (norm / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scales.unbind())
 
 
 def recipe(module: nn.Module, config: OptimizerConfig, exempt: Sequence[str] = ()) -> OptimizerSpec:
@@ -260,14 +275,6 @@ def warmup_cosine(step: Step, peak: float, warmup: float, final: float = 0.0) ->
 def cosine(done: float, start: float, end: float) -> float:
     """Half a cosine from the start, where nothing is done, to the end, where all (1) is."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
-
-
-def epoch_ramp(step: Step, first: float, last: float, share: float) -> float:
-    """Changes in equal steps from epoch to epoch over a share of the epochs, then stays."""
-    epochs = round(share * step.total / step.per_epoch)
-    if step.epoch >= epochs:
-        return last
-    return first + (last - first) * step.epoch / max(1, epochs - 1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

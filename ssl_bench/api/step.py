@@ -37,6 +37,13 @@ class Step:
         """The epoch, from 0."""
         return self.number // self.per_epoch
 
+    def epoch_ramp(self, first: float, last: float, share: float) -> float:
+        """Changes in equal steps from epoch to epoch over a share of the epochs, then stays."""
+        epochs = round(share * self.total / self.per_epoch)
+        if self.epoch >= epochs:
+            return last
+        return first + (last - first) * self.epoch / max(1, epochs - 1)
+
 
 @dataclass(frozen=True)
 class Batch:

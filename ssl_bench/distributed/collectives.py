@@ -280,7 +280,7 @@ class SyncBatchNorm(_BatchNorm):
         along = [1, -1, *[1] * (input.ndim - 2)]
         dims = [dim for dim in range(input.ndim) if dim != 1]
         rows = input.float()
-        sums = torch.cat([rows.sum(dim=dims), rows.new_tensor([rows[:, 0].numel()])])
+        sums = torch.cat([rows.sum(dim=dims), rows.new_full((1,), rows[:, 0].numel())])
         summed_D, count = sum_with_gradient(sums).split([rows.shape[1], 1])
         mean_D = summed_D / count
         centred = rows - mean_D.view(along)

@@ -98,6 +98,8 @@ def choose(precision: Precision = "auto", compilation: Compilation = "auto") -> 
     )
     compiled = on_gpu and bool(has_compiler) if compilation == "auto" else compilation == "on"
     timm.layers.set_fused_attn(on_gpu)
+    if on_gpu:  # convolutions, too, which torch would compute in TF32
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
     if not on_gpu:
         _keep_freed_memory()
     name = torch.cuda.get_device_name() if on_gpu else _cpu_name()

@@ -37,10 +37,11 @@ def mask_tokens(ids_BL: Tensor, spec: TextSpec, rng: SampleRng, share: float) ->
     Of the hidden ones 80 % become [MASK], 10 % any word of the vocabulary, special ones and the
     hidden one itself included, and 10 % stay (section 3.1).
     """
-    special = torch.tensor([spec.id(each) for each in (PAD, CLS, SEP)], device=ids_BL.device)
+    pad, first, last = map(spec.id, (PAD, CLS, SEP))  # numbers: a tensor of them would be copied
+    is_word_BL = (ids_BL != pad) & (ids_BL != first) & (ids_BL != last)
     length = ids_BL.shape[1]
     drawn = rng.uniforms({"hidden": length, "how": length, "word": length})
-    hidden_BL = (drawn["hidden"] < share) & ~torch.isin(ids_BL, special)
+    hidden_BL = (drawn["hidden"] < share) & is_word_BL
     how_BL = drawn["how"]
     words_BL = (drawn["word"] * spec.size).long()
     seen_BL = torch.where(how_BL < 0.8, spec.id(MASK), ids_BL)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ssl_bench.training.schedule import Schedule, whole_epochs
 from ssl_bench.utils.rng import SampleRng
 
 _WARM_UP_STEPS, _STEPS, _MOST_SECONDS = 2, 12, 10.0
+_BURST = 5  # steps after which a GPU is waited for, as it runs behind
 
 
 def of(settings: Settings, hardware: Hardware) -> dict[str, Any] | None:
@@ -130,14 +132,17 @@ def seconds_per_step(
     encoders.keep_at_once(trial, micro_batch_size if in_parts == "encoder" else None)
     train = data.train.to(hardware.device)
     trainer = setup.prepare(trial, hardware, spec, train, plan.seed, at_once)
+    burst = 1 if hardware.device.type == "cpu" else _BURST
+    firsts = [*range(_WARM_UP_STEPS), *range(_WARM_UP_STEPS, _STEPS, burst), _STEPS]
     times = []
     with closing(trainer.batches(steps)) as source:
-        for step in range(_STEPS):
+        for first, end in pairwise(firsts):
             started = time.monotonic()
-            losses, _ = trainer.take(replace(schedule.step(step), total=_STEPS), next(source))
+            for step in range(first, end):
+                losses, _ = trainer.take(replace(schedule.step(step), total=_STEPS), next(source))
             losses[gradients.TOTAL].item()
-            times.append(collectives.broadcast(time.monotonic() - started))
-            if sum(times[_WARM_UP_STEPS:]) > _MOST_SECONDS:
+            times.append(collectives.broadcast((time.monotonic() - started) / (end - first)))
+            if sum(times[_WARM_UP_STEPS:]) * burst > _MOST_SECONDS:
                 break
     return statistics.median(times[_WARM_UP_STEPS:])
 

@@ -10,8 +10,11 @@ happens at every step, or recording fails, operations are sent one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -75,14 +78,20 @@ class CapturedStep:
         self._made: Made | None = None
         self._replay: Callable[[], None] | None = None
         self._known: Mapping[str, Any] = {}
-        self._read: Mapping[str, Any] = {}
+        self._read: Mapping[tuple[Any, ...], Any] = {}
         self._holders: Sequence[torch.nn.Module] = ()
         self._served = 0
+        self._has_begun = False
         self.why_not = ""
 
     def prepare(self, step: Step, stored: Stored) -> None:
-        """Record the step if it is another one than was recorded; draws on torch's generators."""
-        if self.why_not:
+        """Record the step if it is another one than was recorded; draws on torch's generators.
+
+        But not the first one: the optimiser makes its state in it, which then is there before the
+        recording's memory, and part of the peak.
+        """
+        has_begun, self._has_begun = self._has_begun, True
+        if self.why_not or not has_begun:
             return
         changed = self._changes(step)
         if self._made and not changed:
@@ -134,7 +143,7 @@ class CapturedStep:
     def _changes(self, step: Step) -> list[str]:
         """What is another one than when the step was recorded."""
         now = self._state() if self._made else {}
-        read = [f"the step's {k}" for k, value in self._read.items() if getattr(step, k) != value]
+        read = [f"the step's {k[0]}" for k, value in self._read.items() if _of(step, *k) != value]
         return read + [name for name, value in self._known.items() if now.get(name) != value]
 
     def _state(self) -> dict[str, Any]:
@@ -172,15 +181,26 @@ class CapturedStep:
 
 
 class _WatchedStep:
-    """A step that remembers what was read of it."""
+    """A step that remembers what was read of it, and what its methods returned."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
-        self.read: dict[str, Any] = {}
+        self.read: dict[tuple[Any, ...], Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        value = self.read[name] = getattr(self._step, name)
+        if callable(getattr(self._step, name)):
+            return partial(self._note, name)
+        return self._note(name)
+
+    def _note(self, *asked: Any) -> Any:
+        value = self.read[asked] = _of(self._step, *asked)
         return value
+
+
+def _of(step: Step, name: str, *arguments: Any) -> Any:
+    """An attribute of a step, or what a method of it returns."""
+    value = getattr(step, name)
+    return value(*arguments) if callable(value) else value
 
 
 def _distinct(pixels: Sequence[Tensor]) -> list[Tensor]:
@@ -198,20 +218,58 @@ def _as_graph(work: Work) -> tuple[Made, Callable[[], None]]:
     Raises:
         CannotBeRecorded: it waits for the GPU, or copies something there from the CPU.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(stream)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS - 1):
+                work()
+            with _waiting_refused():
+                work()
+    finally:
+        stream.wait_stream(side)
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     try:
         # Threads that decode images may allocate memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             made = work()
     except RuntimeError as error:
+        _end_broken_recording(stream, pool)
         first: BaseException = error
         while first.__context__:  # what went wrong, and not that the recording had to end
             first = first.__context__
         raise CannotBeRecorded(str(first).partition("\n")[0]) from error
     return made, graph.replay
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Find out what waits for the GPU before it breaks a recording.
+
+    Raises:
+        CannotBeRecorded: something does.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():  # that torch does not see all that waits
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        raise CannotBeRecorded(str(error).partition("\n")[0]) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _end_broken_recording(stream: torch.cuda.Stream, pool: Any) -> None:
+    """Take the stream, the allocator and the generator out of a recording that broke.
+
+    Where CUDA refuses to end it, torch 2.11 leaves them as they were in it: random numbers could
+    not be drawn any more, memory not be given back, and nothing else be recorded.
+    """
+    torch.cuda.set_stream(stream)
+    with suppress(RuntimeError, AttributeError):  # the recording has ended by itself
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        torch._C._cuda_releasePool(stream.device_index, pool)
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device=stream.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -192,6 +193,9 @@ def compile_blocks(method: Method) -> None:
     A block of which only some tokens are wanted (`encoders.block_at`) is not called, and so runs
     as it is.
 
+    Stochastic depth stays as it is: each rate would be another compilation, of which torch keeps
+    eight.
+
     Inductor would choose among its kernels by timing them: not the same ones each time, which sum
     in other orders.
     """
@@ -200,6 +204,8 @@ def compile_blocks(method: Method) -> None:
     options = {"deterministic": True} if "deterministic" in torch._inductor.list_options() else {}
     torch.compiler.reset()  # what other trainings of this process compiled
     for module in method.modules():
+        if isinstance(module, DropPath):
+            module.forward = torch.compiler.disable(module.forward)
         if isinstance(module, Block):
             module.compile(dynamic=False, options=options)
 

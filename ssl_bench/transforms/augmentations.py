@@ -276,7 +276,8 @@ def _shift_and_scale(
 ) -> Tensor:
     """What to add and to multiply with in order to `normalize`: ``(2, C, 1, 1)``."""
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    return torch.tensor([shift, [1 / s for s in std]], device=device)[..., None, None]
+    moments = torch.tensor([shift, [1 / s for s in std]])[..., None, None]
+    return moments.to(device, non_blocking=True)
 
 
 def random_crop_boxes(

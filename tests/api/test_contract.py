@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import helpers
 import pytest
@@ -44,6 +45,7 @@ from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment.run_config import text_of
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.encoders import drop_paths
 from ssl_bench.runs import schema
 from ssl_bench.training import gradients, pretrain, setup
 
@@ -433,6 +435,32 @@ def test_compiled_blocks_compute_the_same(
         gradients.backward(method, batch, helpers.FIRST_STEP, CPU)
         gradients_of.append([p.grad for p in method.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients_of, rtol=1e-4, atol=1e-6)
+
+
+def test_each_rate_of_stochastic_depth_is_no_compilation_of_its_own(
+    spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any, options: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend=backend)
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    [plugin] = [each for each in METHODS if each.name == "dino"]
+    outputs = []
+    for is_compiled in (False, True):
+        method = build(plugin, dataclasses.replace(spec, architecture={"depth": 12})).train()
+        student: Any = method.student
+        drop_paths(student, 0.1)
+        if is_compiled:
+            setup.compile_blocks(method)
+        torch.manual_seed(0)
+        tokens_BTD = torch.randn(24, 5, student.embed_dim)
+        outputs.append(student.blocks(tokens_BTD))
+    torch.testing.assert_close(*outputs)
+    assert 0 < len(graphs) < 8
 
 
 @pytest.mark.parametrize("plugin", METHODS, ids=lambda plugin: plugin.name)

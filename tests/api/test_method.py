@@ -103,6 +103,29 @@ def test_gradients_are_clipped(each: bool) -> None:
     assert not moved[2].any() and all(p.grad is None for p in parameters)
 
 
+def test_each_gradient_is_clipped_as_torch_clips_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(n % 7 + 1, n + 1) for n in range(40)]
+    before = [torch.randn(shape, generator=generator) * 0.5 for shape in shapes]
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    recipe = OptimizerSpec(
+        optimizer=torch.optim.SGD(parameters, lr=1.0),
+        learning_rate=lambda step: 1.0,
+        clip_norm=3.0,
+        clip_each=True,
+    )
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = gradient.clone()
+    with torch.profiler.profile() as profile:
+        recipe.update()
+    assert sum(event.count for event in profile.key_averages() if "clamp" in event.key) < 5
+    for parameter, gradient in zip(parameters, before, strict=True):
+        alone = nn.Parameter(torch.zeros_like(gradient))
+        alone.grad = gradient.clone()
+        nn.utils.clip_grad_norm_([alone], 3.0)
+        assert torch.equal(-parameter.detach(), alone.grad)
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_an_interrupted_training_is_resumed_bit_for_bit(
     spec: EncoderSpec,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -13,6 +15,8 @@ import pytest
 import torch
 from helpers import BATCH, CPU
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ssl_bench.api.method import Method
@@ -21,10 +25,18 @@ from ssl_bench.api.step import Batch, Step
 from ssl_bench.data import Dataset
 from ssl_bench.distributed.device import choose
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.models.vocabulary import Tokens
 from ssl_bench.training import gradients, setup
-from ssl_bench.training.captured import CannotBeRecorded, CapturedStep, Made, Record, Work
+from ssl_bench.training.captured import (
+    CannotBeRecorded,
+    CapturedStep,
+    Made,
+    Record,
+    Work,
+    _as_graph,
+)
 from ssl_bench.training.schedule import Schedule
-from ssl_bench.utils.rng import SampleRng
+from ssl_bench.utils.rng import SampleRng, StaticKeys
 
 _TRAINED = [p for p in helpers.METHODS if p.name != "random-init"]
 
@@ -152,6 +164,29 @@ def test_what_changes_with_the_epoch_is_recorded_anew() -> None:
     assert (recordings, told) == (3, [])
 
 
+def test_a_ramp_is_recorded_anew_while_it_rises() -> None:
+    told: list[str] = []
+    method = _Reads(lambda method, step: step.epoch_ramp(1.0, 2.0, 0.5))
+    found, recordings = gradients_of(method, 16, 4, told)
+    assert found == [1] * 4 + [2] * 12
+    assert (recordings, told) == (2, [])
+
+
+def test_the_optimizers_state_is_there_before_a_step_is_recorded(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    [plugin] = [p for p in helpers.METHODS if p.name == "mae"]
+    each = trainer(helpers.build(plugin, spec).train(), spec, tiny)
+    states: list[int] = []
+
+    def record(work: Work) -> tuple[Made, Callable[[], None]]:
+        states.append(len(each.optimizer.optimizer.state))
+        return Recorder()(work)
+
+    assert len(list(trained(captured(each, record, []), 3))) == 3
+    assert states and states[0] > 0
+
+
 def test_what_changes_with_every_step_is_not_recorded() -> None:
     told: list[str] = []
     found, recordings = gradients_of(_Reads(lambda method, step: step.fraction), 4, 4, told)
@@ -229,10 +264,153 @@ def test_a_step_that_cannot_be_recorded_is_taken_nevertheless(
     assert "it waits for the device" in line
 
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class _Crossing(TorchDispatchMode):
+    """Raises where a tensor is copied from one device to another: that cannot be recorded."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor)]
+        if "copy" in func.__name__ and len({each.device.type for each in given}) > 1:
+            raise AssertionError(f"{func} copies between devices")
+        return out
 
 
-@on_gpu
+@pytest.mark.parametrize("plugin", _TRAINED, ids=helpers.named)
+def test_no_loss_copies_from_the_cpu_or_waits(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    spec, tiny = helpers.fitting(plugin, spec, tiny)
+    method = helpers.build(plugin, spec).train()
+    texts = setup.texts_of(method, tiny.train)
+    # Tensors of shapes alone: an operation whose result depends on values is an error.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in method.modules():
+            for own in (module._parameters, module._buffers):
+                own |= {k: on_cuda(v) for k, v in own.items() if v is not None}
+        images_NCHW, labels_N = map(on_cuda, (tiny.train.images_NCHW, tiny.train.labels_N))
+        train = replace(tiny.train, images_NCHW=images_NCHW, labels_N=labels_N)
+        if texts:
+            texts = Tokens(*(on_cuda(getattr(texts, each.name)) for each in fields(texts)))
+        pixels = (images_NCHW[:BATCH],) * len(method.transforms())
+        keys = StaticKeys(labels_N.device)
+        draws = SampleRng(0, 0, labels_N[:BATCH], keys=keys)
+        for mode in (nullcontext(), _Crossing()):  # what is made but once is there by then
+            keys.rewind()
+            with mode:
+                batch = setup.as_batch(method, train, spec, texts, draws, pixels)
+                method.loss(batch, Step(3, 100, 10, BATCH))
+
+
+def on_cuda(tensor: Tensor) -> Tensor:
+    """One like it, on a GPU that need not be there, as nothing is in its memory."""
+    other = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(other, tensor.requires_grad) if is_parameter else other
+
+
+class _FakeGraphs:
+    """What `torch.cuda` has for recordings, where there is no GPU: one whose end CUDA refuses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting, self.current, self.began, self.ended = 0, "own", 0, list[Any]()
+        self.breaks = True
+
+        class Stream:
+            device, device_index = torch.device("cpu"), 0
+
+            def wait_stream(self, other: Any) -> None:
+                pass
+
+        own = Stream()
+        stand_ins = {
+            "Stream": Stream,
+            "stream": lambda stream: nullcontext(),
+            "current_stream": lambda: own,
+            "set_stream": lambda stream: setattr(self, "current", "own"),
+            "CUDAGraph": SimpleNamespace,
+            "graph": self.graph,
+            "graph_pool_handle": lambda: (0, 7),
+            "get_sync_debug_mode": lambda: self.waiting,
+            "set_sync_debug_mode": lambda mode: setattr(self, "waiting", mode),
+        }
+        for name, stand_in in stand_ins.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            monkeypatch.setattr(torch._C, name, lambda *args: self.ended.append(args), False)
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any = None, **how: Any) -> Iterator[None]:
+        before, self.current = self.current, "capturing"
+        self.began += 1
+        if not self.breaks:
+            yield
+        else:
+            self.breaks = False
+            try:
+                yield
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+        self.current = before
+
+    def wait(self) -> Made:
+        if self.waiting == "error":
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
+        return Made({}, (), {})
+
+
+def test_what_waits_is_found_out_before_it_breaks_a_recording(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = _FakeGraphs(monkeypatch)
+    with pytest.raises(CannotBeRecorded, match=r"synchronizing CUDA operation$"):
+        _as_graph(cuda.wait)
+    assert (cuda.began, cuda.waiting) == (0, 0)
+
+
+def test_a_broken_recording_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _FakeGraphs(monkeypatch)
+    works: list[Any] = []
+
+    def work() -> Made:
+        works.append(cuda.waiting)
+        if cuda.began:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Made({}, (), {})
+
+    with pytest.raises(CannotBeRecorded, match="not permitted"):
+        _as_graph(work)
+    assert works == [0, 0, "error", 0]
+    assert cuda.current == "own"
+    assert cuda.ended == [(0, (0, 7)), (0, (0, 7))]
+    assert cuda.began == 2, "one that ends takes the generator out of the broken one"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wait", [Tensor.item, lambda _: torch.cuda.synchronize()])
+def test_after_a_broken_recording_a_gpu_is_as_before(wait: Callable[[Tensor], Any]) -> None:
+    def drawn() -> Made:
+        return Made({"loss": torch.rand(1, device="cuda")}, (), {})
+
+    def waits() -> Made:
+        made = drawn()
+        wait(made.losses["loss"])
+        return made
+
+    stream = torch.cuda.current_stream()
+    with pytest.raises(CannotBeRecorded):
+        _as_graph(waits)
+    assert torch.cuda.current_stream() == stream
+    assert 0 <= torch.rand(1, device="cuda").item() < 1
+    torch.cuda.empty_cache()
+    made, replay = _as_graph(drawn)
+    torch.manual_seed(0)
+    replay()
+    first = made.losses["loss"].item()
+    replay()
+    assert made.losses["loss"].item() != first
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("plugin", _TRAINED, ids=helpers.named)
 def test_a_graph_of_a_step_is_the_step(

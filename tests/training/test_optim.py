@@ -268,8 +268,6 @@ def test_a_ramp_takes_the_nearest_whole_number_of_epochs(
     share: float, epochs: int, warm: int
 ) -> None:
     """0.29 of 100 is a little less than 29 in floating point."""
-    values = [
-        optimizers.epoch_ramp(Step(epoch, epochs, 1, 8), 0.0, 1.0, share) for epoch in range(epochs)
-    ]
+    values = [Step(epoch, epochs, 1, 8).epoch_ramp(0.0, 1.0, share) for epoch in range(epochs)]
     expected = [min(1.0, epoch / (warm - 1)) for epoch in range(epochs)]
     assert values == pytest.approx(expected)

@@ -501,7 +501,7 @@ def test_recipe_rejects_values_out_of_range(field: str, value: Any) -> None:
         replace(MOCO, **changes)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_cuda_makes_the_same_views_without_waiting() -> None:
     images = random_images(0, 3, 40, 40, batch=64)
     expected = normalize(augment(images, MOCO, draws_for(64)), (0.5,) * 3, (0.5,) * 3)
