@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,17 @@ def shown(compared: Comparison, width: int = 80) -> str:
         for note in tables.notes(compared):
             console.print(note, soft_wrap=True)
     return capture.get()
+
+
+def as_they_are(results: Results) -> None:
+    """Leave the accuracies as they are."""
+
+
+def as_errors(results: Results) -> None:
+    """Turn every accuracy into the error that it leaves: the same, but lower is better."""
+    for row in results.scores:
+        if row["better"] == "higher":
+            row |= {"value": 100 - row["value"], "better": "lower", "unit": "error (%)"}
 
 
 def source_of(compared: Comparison) -> Source:
@@ -235,16 +246,21 @@ def test_few_shared_seeds_do_not_throw_the_others_away(results: Results) -> None
     assert (pair.test, pair.verdict) == ("Welch t, 10 seeds or more", "worse")
 
 
-def test_a_diverged_method_is_not_the_best(results: Results) -> None:
+@pytest.mark.parametrize("turned", [as_they_are, as_errors])
+def test_a_diverged_method_is_not_the_best(
+    results: Results, turned: Callable[[Results], None]
+) -> None:
     """Its other seeds would win; and nobody is the best in its place where it leads."""
     results.seeds("a", [90.0, 90.1, float("nan")])
     results.seeds("b", [80.0, 80.1, 80.2])
+    turned(results)
     table = results.table()
     [pair] = table.pairs
     assert (pair.verdict, pair.better, pair.interval) == ("not tested", None, None)
     assert any("a has a run that diverged" in note for note in table.notes)
     assert marks(table) == {"a": "", "b": ""}
     results.seeds("c", [95.0, 95.1, 95.2])
+    turned(results)
     assert marks(results.table()) == {"a": "", "b": "", "c": "best"}
 
 
@@ -255,12 +271,17 @@ def test_a_method_without_any_score_takes_no_mark_from_the_others(results: Resul
     assert marks(results.table()) == {"a": "best", "b": "", "c": ""}
 
 
-def test_a_lead_has_the_same_interval_whoever_stands_beside(results: Results) -> None:
+@pytest.mark.parametrize("turned", [as_they_are, as_errors])
+def test_a_lead_has_the_same_interval_whoever_stands_beside(
+    results: Results, turned: Callable[[Results], None]
+) -> None:
     """Of a group that is better than all others, each difference has the test of its own."""
     results.seeds("a", [90.0, 90.3, 90.5])
     results.seeds("b", [80.0, 80.2, 80.6])
+    turned(results)
     [alone] = results.table().pairs
     results.seeds("c", [60.0, 68.0, 75.0])
+    turned(results)
     table = results.table()
     assert marks(table)["a"] == "best"
     [lead] = [p for p in table.pairs if {table.label(p.a), table.label(p.b)} == {"a", "b"}]
@@ -581,6 +602,17 @@ def test_predictions_that_cannot_be_used_are_named(
     assert ("cannot be read" in str(table.notes)) == (spoil in ("truncated", "flipped"))
 
 
+@pytest.mark.parametrize(("off", "is_used"), [(0.004, True), (0.02, False)])
+def test_predictions_have_to_give_the_score(
+    results: Results, off: float, is_used: bool, tmp_path: Path
+) -> None:
+    """To two decimals, as it may be stored."""
+    for method, right in (("a", 90), ("b", 60)):
+        value = store_predictions(tmp_path / method, np.arange(100) < right, np.zeros(100, int))
+        results.score(results.run(method), value - off, folder=str(tmp_path / method))
+    assert (results.table().pairs[0].difference.test == "McNemar") == is_used
+
+
 def test_protocols_get_columns_of_their_own_and_a_reason(results: Results, tmp_path: Path) -> None:
     for method, protocol, epochs in (("a", "p0", 30), ("b", "p1", 90)):
         (tmp_path / protocol).mkdir()
@@ -678,6 +710,23 @@ def test_nothing_but_unfinished_runs(results: Results) -> None:
     assert compared.tables == ()
     assert "unfinished" in shown(compared)
     assert tables.flat(compared).empty
+
+
+@pytest.mark.parametrize(("better", "best", "sign"), [("higher", "g", 1), ("lower", "a", -1)])
+def test_of_many_pairs_those_of_the_best_are_shown_with_its_lead(
+    results: Results, better: str, best: str, sign: int
+) -> None:
+    for number, method in enumerate("abcdefg"):
+        for seed in range(4):
+            value = 70 + number + NOISE[4 * number + seed]
+            results.score(results.run(method, seed), value, unit="error (%)", better=better)
+    _, _, table = shown(results.compare(), 120).partition("differences to the best mean")
+    assert len(re.findall(rf"│ {best} -", table)) == 6
+    leads = [float(each) for each in re.findall(r"│ +([+-]\d+\.\d+) +│", table)]
+    ends = re.findall(r"([+-]\d+\.\d+) to ([+-]\d+\.\d+)", table)
+    assert len(leads) == len(ends) == 6
+    for lead, (low, high) in zip(leads, ends, strict=True):
+        assert sign * lead > 0 and float(low) < lead < float(high)
 
 
 def test_too_many_groups_are_shown_and_not_tested(results: Results) -> None:
@@ -819,11 +868,20 @@ def test_no_name_commands_the_terminal(results: Results) -> None:
 
 def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> None:
     """Whole steps of one are never the FLOPs of another's."""
-    for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 900.0)):
+    for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 975.0)):
         results.score(results.run(method), value, flops=flops)
     table = results.table(at="equal-flops", at_cost=999)
     assert values(table) == {"a": 80.0, "b": 70.0}
     assert "c: knn of 1 run is not known" in " ".join(table.notes)
+
+
+def test_of_equal_costs_the_nearest_counts_and_the_end_of_a_training(results: Results) -> None:
+    run = results.run("a")
+    results.score(run, 60.0, step=99, images_seen=995)
+    results.score(run, 70.0, step=100, images_seen=1000)
+    results.score(run, 80.0, images_seen=1000)
+    results.score(results.run("b"), 50.0, images_seen=1000)
+    assert values(results.table(at="equal-images", at_cost=1000)) == {"a": 80.0, "b": 50.0}
 
 
 def test_equal_cost_is_read_for_each_seed_and_then_averaged(results: Results) -> None:
@@ -1004,6 +1062,38 @@ def test_baselines_are_rows_that_nothing_is_tested_against(results: Results) -> 
     assert not page.rows[2][0].link
 
 
+@pytest.mark.parametrize(
+    ("better", "pixels", "best"),
+    [("higher", 45.0, "b (30.00)"), ("higher", 25.0, ""), ("lower", 10.0, "a (20.00)"),
+     ("lower", 25.0, "")],
+)  # fmt: skip
+def test_a_baseline_that_is_better_than_every_method_is_told(
+    results: Results, better: str, pixels: float, best: str
+) -> None:
+    for method, value in (("a", 20.0), ("b", 30.0)):
+        own = beside(raw_pixels=pixels)
+        results.score(results.run(method), value, better=better, baselines=own)
+    told = [
+        note for note in tables.notes(results.compare()) if f"raw pixels ({pixels:.2f})" in note
+    ]
+    assert len(told) == bool(best)
+    assert all(best in note and better in note for note in told)
+
+
+def test_a_baseline_has_the_seed_of_its_evaluation_and_a_score_in_each_column(
+    results: Results,
+) -> None:
+    run = results.run("a", seed=0)
+    own = json.dumps({"random init": {"top1": 9.0, "top5": 40.0}})
+    results.score(run, 80.0, eval_seed=5, baselines=own)
+    results.score(run, 95.0, eval_seed=5, baselines=own, score="top5", is_headline=False)
+    table = results.table()
+    [group] = [group for group in table.groups if group.is_baseline]
+    assert [*group.seeds.values()] == [5]
+    means = [table.cells[group.key, column.key].mean.mean for column in table.columns]
+    assert means == [9.0, 40.0]
+
+
 def test_an_untrained_encoder_has_one_row(results: Results) -> None:
     for seed in (0, 1):
         results.score(results.run("mae", seed), 20.0, baselines=beside(random_init=9.0 + seed))
@@ -1043,6 +1133,7 @@ def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
         run = results.run(method)
         results.score(run, knn, evaluated_on=data)
         results.score(run, 100 - knn, eval="linear", evaluated_on=data)
+        results.score(run, knn, eval="depth", evaluated_on=data, unit="error", better="lower")
     index = Index(pd.DataFrame(results.runs), pd.DataFrame(results.scores), ())
     only = comparison.select(index, ("mae", "moco"), ("a",), ("knn",))
     assert set(only.runs["method"]) == {"mae", "moco"} and set(only.scores["eval"]) == {"knn"}
@@ -1057,7 +1148,8 @@ def test_runs_and_scores_are_chosen_and_ordered(results: Results) -> None:
         return [group.label for group in first.groups]
 
     assert order("knn") == ["moco", "mae"] and order("linear") == ["mae", "moco"]
-    with pytest.raises(UserError, match="knn, linear"):
+    assert order("depth") == ["mae", "moco"]
+    with pytest.raises(UserError, match="depth, knn, linear"):
         order("accuracy")
     with pytest.raises(UserError, match=r"--sort 'knm'.*did you mean knn"):
         order("knm")

@@ -263,6 +263,11 @@ def test_pareto_front(points: list[tuple[int, int]]) -> None:
         assert is_on != beaten
 
 
+def test_a_front_of_what_is_better_lower() -> None:
+    costs, errors = pd.Series([1.0, 2.0, 3.0]), pd.Series([0.5, 0.4, 0.6])
+    assert list(cost.pareto(costs, errors, False)) == [True, True, False]
+
+
 def source_of(runs_dir: Path) -> Source:
     found = index.load(runs_dir)
     looks = drawing.looks(found.runs["method"].fillna("unknown"), [])
@@ -286,6 +291,16 @@ def test_captions_tell_how_many_images_were_measured(written: Written, runs_dir:
         assert f"features of 20 of the {IMAGES} test images of tiny." in drawn.caption
     assert f"{IMAGES} test images of tiny (robustness on 20 of them)." in written.html
     assert "robustness is measured on 20 of the test images" in written.html
+
+
+def test_each_corruption_has_its_own_accuracies(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "mae", 0, evals=("robustness",))
+    [home] = folder.glob("evals/robustness-*")
+    stored = np.load(home / "arrays.npz")["accuracy"]
+    [drawn] = figures(accuracy.by_corruption(source_of(tmp_path)))
+    for kind, own in zip(("fog", "snow"), stored, strict=True):
+        of_kind = drawn.data[drawn.data["corruption"] == kind].set_index("severity")["accuracy"]
+        assert of_kind.to_dict() == pytest.approx({0: 70.0, **dict(enumerate(own, 1))})
 
 
 def test_figures_name_a_size_of_the_data_as_tables_do(tmp_path: Path) -> None:
@@ -375,6 +390,10 @@ def test_what_costs_nothing_is_a_line_and_counts_for_the_front(tmp_path: Path) -
         assert {name.split()[0] for name in each.data["group"]} == {"mae", "free"}
         assert set(each.data.loc[each.data["on_front"], "group"]) == {"free"}
         assert "not tested" in each.caption
+    for path in tmp_path.rglob("scores.json"):
+        change(path, better="lower", unit="error (%)")
+    for each in figures(cost.against_cost(source_of(tmp_path))):
+        assert "mae" in " ".join(each.data.loc[each.data["on_front"], "group"])
 
 
 def test_differences_by_class_are_corrected(runs_dir: Path) -> None:
@@ -382,6 +401,14 @@ def test_differences_by_class_are_corrected(runs_dir: Path) -> None:
         known = drawn.data.dropna(subset=["p"])
         assert list(known["p_holm"]) == pytest.approx(statistics.holm(list(known["p"])))
         assert "Holm" in drawn.caption
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_class_is_judged_on_its_own_images(seeds: tuple[int, ...]) -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    first, second = np.array([0, 0, 1, 1, 1, 1]), np.array([0, 1, 1, 1, 1, 0])
+    ours, theirs = (dict.fromkeys(seeds, (each, labels)) for each in (first, second))
+    assert predictions._compare(ours, theirs, 0, "auto").difference == pytest.approx(25)
 
 
 def test_differences_by_class_name_their_tests(tmp_path: Path) -> None:
@@ -799,6 +826,12 @@ def test_crossings_are_read_between_budgets_and_not_beyond() -> None:
     assert cost.crossings(rising, curve((1, 60), (4, 70), (16, 95)), "flops") != []
     assert cost.crossings(rising, flat.iloc[:1], "flops") == []
     assert cost.crossings(curve((1, 70), (2, 70)), curve((4, 80), (8, 60)), "flops") == []
+
+
+def test_a_budget_is_at_the_mean_cost_of_its_seeds() -> None:
+    scores = pd.DataFrame({"key": ["a", "a"], "flops": [10.0, 30.0], "value": [60.0, 70.0]})
+    [row] = cost._ends(scores, "flops").to_dict("records")
+    assert (row["flops"], row["mean"], row["n"]) == (20.0, 65.0, 2)
 
 
 def test_budgets_show_where_methods_change_places(tmp_path: Path) -> None:

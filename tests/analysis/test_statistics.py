@@ -175,11 +175,16 @@ def test_intervals_over_seeds_and_images_cover_the_true_mean() -> None:
     assert alone < covered
 
 
-def test_variances_of_seeds_and_images_are_those_of_a_crossed_layout() -> None:
-    """Mean squares summed number by number; seeds + images - rest, freedom by Satterthwaite."""
+@pytest.mark.parametrize("images_differ", [True, False])
+def test_variances_of_seeds_and_images_are_those_of_a_crossed_layout(images_differ: bool) -> None:
+    """Mean squares summed number by number; seeds + images - rest, freedom by Satterthwaite.
+
+    Images that differ less than by chance, each right for two seeds, take nothing from the seeds.
+    """
     generator = np.random.default_rng(1)
     skill, ease = np.array([[0.2], [0.5], [0.7], [0.9]]), generator.uniform(-0.3, 0.3, 30)
-    right = generator.random((4, 30)) < skill + ease
+    luck = generator.random((4, 30)) - skill
+    right = luck < ease if images_differ else luck.argsort(axis=0).argsort(axis=0) < 2
     seeds, images, mean = 4, 30, 100 * right.mean()
     by_seeds, by_images = 100 * right.mean(axis=1), 100 * right.mean(axis=0)
     square_s = images * sum((each - mean) ** 2 for each in by_seeds) / (seeds - 1)
@@ -190,7 +195,8 @@ def test_variances_of_seeds_and_images_are_those_of_a_crossed_layout() -> None:
         for i in range(images)
     )
     square_r = rest / ((seeds - 1) * (images - 1))
-    total = square_s + square_i - square_r
+    total = square_s + square_i - square_r if images_differ else square_s
+    assert square_r < min(square_s, square_i) or not images_differ
     parts = (
         (square_s, seeds - 1), (square_i, images - 1), (square_r, (seeds - 1) * (images - 1))
     )  # fmt: skip

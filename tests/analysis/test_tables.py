@@ -63,3 +63,12 @@ def test_units_are_told_where_they_differ() -> None:
     assert "top-1 accuracy (%)" in text
     assert "effective rank" in text
     assert "2 (+29.42)" in text
+
+
+def test_a_score_that_is_better_lower_is_told_and_one_that_is_neither_has_no_gain() -> None:
+    lower = record("depth", 0.2, 0.4, unit="error", better="lower")
+    neither = record("cka", 0.3, 0.5, unit="CKA", better="neither")
+    text = " ".join(shown(lower, neither).split())
+    assert "0.4 (-0.2)" in text and "lower is better in depth" in text
+    assert "0.5 (" not in text
+    assert "lower" not in shown(record("knn", 80.0, 70.5))

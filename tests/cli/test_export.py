@@ -19,14 +19,16 @@ from foreign_weights import decoder, features, images, moco_state, vit
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from ssl_bench import load_encoder
 from ssl_bench.cli.commands import export
 from ssl_bench.config.settings import WeightSettings
 from ssl_bench.errors import UserError
 from ssl_bench.models import encoders
+from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.checkpoints import Checkpoint, read
-from ssl_bench.transforms.augmentations import normalize
+from ssl_bench.transforms.augmentations import evaluation_view, normalize
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -64,6 +66,14 @@ def test_timm_loads_it_with_the_arguments_that_are_told(moco: Checkpoint, tmp_pa
     told = loaded.pretrained_cfg
     assert (told["mean"], told["std"]) == (moco.spec.mean, moco.spec.std)
     assert told["input_size"] == (3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [28, 224])
+def test_timm_crops_a_larger_image_as_evaluations_do(size: int) -> None:
+    told = EncoderSpec("vit_nano", size, 4, 3, (0.0,) * 3, (1.0,) * 3).pretrained_cfg()
+    ramp = torch.linspace(0, 255, 2 * size).round().byte().expand(3, 2 * size, 2 * size)
+    theirs = timm.data.create_transform(**told)(to_pil_image(ramp.contiguous()))
+    torch.testing.assert_close(theirs, evaluation_view(ramp[None], size)[0], rtol=0, atol=0.02)
 
 
 class OfficialFinetuning(VisionTransformer):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from helpers import CPU, SHAPE
 from torch import Tensor
 
 from ssl_bench import data
+from ssl_bench.api import registry
 from ssl_bench.data import Dataset, holdout
 from ssl_bench.data.embedded import motions
 from ssl_bench.data.sampling import Sampling
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import RawPixels, match_channels, prepare
 from ssl_bench.models import backbones, encoders, video
 from ssl_bench.models.backbones import EncoderSpec
@@ -89,6 +93,19 @@ def test_all_frames_are_cropped_and_mirrored_alike() -> None:
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     repeated = normalize(expected, mean, std).repeat(1, 5, 1, 1)
     assert torch.equal(normalize(expected.repeat(1, 5, 1, 1), mean, std), repeated)
+
+
+def test_randaugment_is_alike_in_all_frames_of_a_clip() -> None:
+    spec = EncoderSpec("vit_nano", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, frames=4)
+    encoder: Any = SimpleNamespace(spec=spec, hardware=CPU)
+    images = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    still = images.byte().repeat(1, 4, 1, 1)
+    policy = {"auto_augment": "rand-m9-n3-p1", "random_erasing": 0.0}
+    config = registry.find("eval", "finetune").config(**policy)
+    views = finetuning.training_views(still, encoder, config, SampleRng(0, 0, torch.arange(3)))
+    frames = views.unflatten(1, (4, 3))
+    assert torch.equal(frames, frames[:, :1].expand_as(frames))
+    assert not torch.equal(frames[0], frames[1])
 
 
 def test_channels_of_each_frame_are_matched() -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ssl_bench import data
-from ssl_bench.data import Dataset, in_memory, listing
+from ssl_bench.data import Dataset, in_memory, listing, streaming
 from ssl_bench.data.listing import Picture
 from ssl_bench.data.streaming import StreamedSplit, ahead
 from ssl_bench.errors import UserError
@@ -304,6 +304,16 @@ def test_fingerprint_of_a_streamed_set(photographs: Path) -> None:
     longer = fingerprint()
     path.write_bytes(bytes(content) + bytes(200_001))
     assert len({base, changed, longer, fingerprint()}) == 4
+
+
+def test_moments_are_of_images_drawn_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits are often ordered by class."""
+    monkeypatch.setattr(streaming, "_SAMPLE", 12)
+    images = [encoded(Image.new("RGB", (8, 8), (number,) * 3)) for number in range(100)]
+    split = split_of(images, side=8)
+    first, again = (torch.cat([*split.sample()])[:, 0, 0, 0].tolist() for _ in range(2))
+    assert first == again and len({*first}) == 12
+    assert max(first) - min(first) > 50
 
 
 def test_file_that_goes_away(photographs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import CPU, make_images
@@ -13,6 +14,7 @@ from torch import Tensor
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.errors import UserError
+from ssl_bench.evals import embedding
 from ssl_bench.evaluation.features import Encoder, RawPixels
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
@@ -103,6 +105,24 @@ def test_pooling_is_what_was_asked_for(
     assert pixels.chosen["pooling"] == "pixels"
 
 
+@pytest.mark.parametrize(("given", "used"), [(5.0, 5.0), (30.0, 13.0)])
+def test_perplexity_is_what_was_asked_for_or_a_third_of_the_images(
+    given: float, used: float, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Map:
+        def __init__(self, **how: Any) -> None:
+            asked.append(how)
+
+        def fit_transform(self, features: np.ndarray) -> np.ndarray:
+            return features[:, :2]
+
+    monkeypatch.setattr(embedding, "TSNE", Map)
+    EMBEDDING.load_class()(EMBEDDING.config(perplexity=given)).evaluate(Clusters(), tiny)
+    assert (asked[0]["perplexity"], asked[0]["init"]) == (used, "pca")
+
+
 @pytest.mark.parametrize(
     "wrong", [{"images": 3}, {"images": 0}, {"perplexity": 1.0}, {"neighbors": 0}]
 )
@@ -113,9 +133,9 @@ def test_settings_that_cannot_be_are_one_line(wrong: dict[str, Any]) -> None:
 
 def test_too_few_test_images_are_one_line(tiny: Dataset) -> None:
     few = Split(tiny.test.images_NCHW[:3], tiny.test.labels_N[:3])
-    embedding = EMBEDDING.load_class()(EMBEDDING.config())
-    assert "tiny has 3" in embedding.supports(Clusters(), dataclasses.replace(tiny, test=few))
-    assert embedding.supports(Clusters(), tiny) is None
+    evaluation = EMBEDDING.load_class()(EMBEDDING.config())
+    assert "tiny has 3" in evaluation.supports(Clusters(), dataclasses.replace(tiny, test=few))
+    assert evaluation.supports(Clusters(), tiny) is None
 
 
 class Broken(Clusters):

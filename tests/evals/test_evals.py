@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,8 +20,10 @@ from ssl_bench.api import optimizers, registry
 from ssl_bench.api.ranges import LogUniform, Uniform
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
+from ssl_bench.distributed.device import Hardware
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import finetuning, linear_probe, neighbors
+from ssl_bench.evals import finetune
+from ssl_bench.evaluation import finetuning, linear_probe, neighbors, runner
 from ssl_bench.evaluation.features import Encoder, FeatureCache, RawPixels, match_channels, prepare
 from ssl_bench.evaluation.metrics import accuracy, held_out, holdout
 from ssl_bench.models import backbones
@@ -338,6 +341,26 @@ class TestKept:
         monkeypatch.setattr(Encoder, "_extract", None)
         second = Encoder(module, spec, CPU, 0, kept).features(tiny.test)
         assert all(torch.equal(first[name], second[name]) for name in ("avg", "cls"))
+
+    def test_made_in_another_way_are_made_anew(
+        self, tiny: Dataset, spec: EncoderSpec, tmp_path: Path
+    ) -> None:
+        """In another precision, of images normalised otherwise, of other data."""
+        module = backbones.build(spec, seed=0)
+
+        def frozen(spec: EncoderSpec, data: Dataset, hardware: Hardware) -> Any:
+            return runner._Encoders(spec, data, 0, hardware, tmp_path, True).frozen(
+                module, tmp_path
+            )
+
+        frozen(spec, tiny, CPU).features(tiny.test)
+        assert frozen(spec, tiny, CPU)._kept.read(tiny.test)
+        for other in (
+            (spec, tiny, dataclasses.replace(CPU, precision="bf16")),
+            (dataclasses.replace(spec, mean=(0.1, 0.2, 0.3)), tiny, CPU),
+            (spec, dataclasses.replace(tiny, fingerprint="another"), CPU),
+        ):
+            assert frozen(*other)._kept.read(tiny.test) is None
 
 
 def test_an_encoder_without_a_class_token_has_the_mean_alone(
@@ -741,6 +764,28 @@ def test_trials_of_fine_tuning_are_judged_on_held_out_training_images(
         tiny, test=dataclasses.replace(tiny.test, labels_N=tiny.test.labels_N.flip(0))
     )
     assert evaluation.evaluate(micro, other).chosen == found.chosen
+
+
+def test_trials_of_fine_tuning_are_the_same_for_every_seed(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And drawn from a range of learning rates as wide as those of methods."""
+    tried: list[tuple[float, float]] = []
+
+    def trained(encoder: Any, data: Dataset, train: Split, test: Split, config: Any) -> Tensor:
+        tried.append((config.base_lr, config.crop_scale))
+        return torch.zeros(len(test), dtype=torch.int64)
+
+    monkeypatch.setattr(finetune, "_trained", trained)
+    evaluation = FINETUNE.load_class()(FINETUNE.config(trials=4))
+    found = []
+    for seed in (0, 1):
+        tried.clear()
+        evaluation.evaluate(SimpleNamespace(seed=seed, spec=spec, hardware=CPU), tiny)
+        found.append(tried[:4])
+    assert found[0] == found[1] and len({*found[0]}) == 4
+    rate = FINETUNE.search()["base_lr"]
+    assert isinstance(rate, LogUniform) and rate.high / rate.low >= 50
 
 
 def test_a_trial_that_diverges_is_not_taken(micro: Encoder, tiny: Dataset) -> None:

@@ -18,6 +18,7 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.data.dataset import fingerprint
 from ssl_bench.errors import UserError
+from ssl_bench.evals import low_shot
 from ssl_bench.evaluation import linear_probe
 from ssl_bench.evaluation.features import RawPixels
 from ssl_bench.evaluation.metrics import balanced_order, rank_in_class
@@ -149,6 +150,15 @@ def test_a_share_is_rounded_down_and_trained_for_so_many_steps(
     )
 
 
+@pytest.mark.parametrize(("share", "size"), [(0.29, 29), (0.57, 57), (0.299, 29)])
+def test_a_share_that_is_a_whole_number_is_not_rounded_off(
+    share: float, size: int, tiny: Dataset
+) -> None:
+    """0.29 of 100 is a little less than 29 in floating point."""
+    data = dataclasses.replace(tiny, train=tiny.train.subset(range(100)))
+    assert low_shot._size(share, data) == size
+
+
 def test_what_diverges_on_one_fold_is_not_chosen(
     tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,11 +194,11 @@ def test_a_share_with_too_few_labels_is_one_line(
     share: float, tiny: Dataset, spec: EncoderSpec
 ) -> None:
     config = LOW_SHOT.config(shares=(0.5, share))
-    low_shot = LOW_SHOT.load_class()(config)
-    reason = low_shot.supports(RawPixels(spec, CPU, 0), tiny)
+    evaluation = LOW_SHOT.load_class()(config)
+    reason = evaluation.supports(RawPixels(spec, CPU, 0), tiny)
     assert re.search(r"of 120 training images .* a share of 0\.05$", reason)
     with pytest.raises(UserError, match=re.escape(reason)):
-        low_shot.evaluate(RawPixels(spec, CPU, 0), tiny)
+        evaluation.evaluate(RawPixels(spec, CPU, 0), tiny)
 
 
 @pytest.mark.parametrize(

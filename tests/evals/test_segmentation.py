@@ -18,10 +18,12 @@ from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.data.masks import IGNORED
 from ssl_bench.evaluation import dense, linear_probe, neighbors
-from ssl_bench.evaluation.features import Encoder, RawPixels
+from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
+from ssl_bench.evaluation.metrics import subset
 from ssl_bench.models import backbones, encoders
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import evaluation_view, mask_view
+from ssl_bench.utils import rng
 
 NAMES = ("segmentation", "segmentation-knn")
 OTHERS = ("test_resnet", "test_convnext", "swin_nano", "beit_base_patch16_224")
@@ -78,6 +80,7 @@ def test_an_interval_is_that_of_the_percentiles() -> None:
     means = [dense.mean_iou(counts[drawn].sum(dim=0)).item() for drawn in torch.from_numpy(draws)]
     expected, deviation = np.quantile(means, [0.025, 0.975]), np.std(means)
     assert dense.interval(counts, "test") == pytest.approx(expected, abs=0.2 * float(deviation))
+    assert dense.interval(counts, "test") != dense.interval(counts, "another")
 
 
 def test_scores_are_interpolated_between_the_middles_of_patches() -> None:
@@ -96,13 +99,17 @@ def test_patches_to_choose_on_are_of_other_images(tiny: Dataset, spec: EncoderSp
     assert len(held_out.unique()) == 10 and len(fit.unique()) == 30
     assert (patches.labels_P[patches.known_P] != IGNORED).all()
     assert len(patches.known_P) == (patches.labels_P != IGNORED).sum()
+    # Splits are often ordered by class.
+    drawn = prepare(tiny.train.images(subset(120, 40, tiny.fingerprint)), spec, CPU)
+    assert torch.equal(patches.features_PD, pixels.patches(drawn).flatten(0, 2))
+    assert len(dense.training_patches(pixels, tiny, 0, 0.25).labels_P) == 120 * 16
 
 
 def test_a_setting_is_chosen_on_held_out_patches_and_refitted_on_all(
     tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels: Any = RawPixels(spec, CPU, 0)
-    patches = dense.training_patches(pixels, tiny, 0, 0.25)
+    patches = dense.training_patches(pixels, tiny, 40, 0.25)
     fitted: list[torch.Tensor] = []
     chosen_on: list[torch.Tensor] = []
     train, predict = linear_probe.train, linear_probe.Probes.predict
@@ -119,28 +126,49 @@ def test_a_setting_is_chosen_on_held_out_patches_and_refitted_on_all(
     monkeypatch.setattr(linear_probe, "train", note)
     monkeypatch.setattr(linear_probe.Probes, "predict", note_rows)
     plugin = registry.find("eval", "segmentation")
-    config = plugin.config(epochs=1, validation=0.25, train_images=0)
+    config = plugin.config(epochs=1, validation=0.25, train_images=40)
     plugin.load_class()(config).evaluate(pixels, tiny)
     assert [rows.tolist() for rows in fitted] == [patches.fit_P.tolist(), patches.known_P.tolist()]
     assert chosen_on and all(torch.equal(rows, patches.held_out_P) for rows in chosen_on)
+
+
+def test_a_probe_that_diverged_is_not_chosen(tiny: Dataset, spec: EncoderSpec) -> None:
+    plugin = registry.find("eval", "segmentation")
+    how = {"epochs": 2, "batch_size": 64, "train_images": 40, "weight_decays": (1.0,)}
+    config = plugin.config(**how, learning_rates=(1e5, 0.1))
+    found = plugin.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+    assert found.chosen["learning_rate"] == 0.1
+
+
+def asked_of_neighbours(
+    data: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch, **config: Any
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], dict[str, Any], torch.Tensor]:
+    """The bank and the queries of each vote, what is chosen, and the scores of seven patches."""
+    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+    votes = neighbors.votes
+
+    def note(
+        features: Any, labels: Any, rows: torch.Tensor, queries: torch.Tensor, *rest: Any
+    ) -> Any:
+        assert rest[1] == 0.07, "the published temperature"
+        asked.append((rows, queries))
+        return votes(features, labels, rows, queries, *rest)
+
+    def segment(encoder: Any, data: Dataset, score: Any, chosen: Any) -> Any:
+        return chosen, score(torch.randn(7, 48, generator=torch.Generator().manual_seed(0)))
+
+    monkeypatch.setattr(neighbors, "votes", note)
+    monkeypatch.setattr(dense, "segment", segment)
+    plugin = registry.find("eval", "segmentation-knn")
+    evaluation: Any = plugin.load_class()(plugin.config(validation=0.25, **config))
+    return asked, *evaluation.evaluate(RawPixels(spec, CPU, 0), data)
 
 
 def test_neighbours_are_chosen_on_held_out_patches_and_the_bank_is_all(
     tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels: Any = RawPixels(spec, CPU, 0)
-    patches = dense.training_patches(pixels, tiny, 0, 0.25)
-    banks: list[set[int]] = []
-    asked: list[int] = []
-    votes = neighbors.votes
-
-    def note(features: Any, labels: Any, rows: torch.Tensor, queries: Any, *rest: Any) -> Any:
-        assert rest[1] == 0.07, "the published temperature"
-        banks.append({*rows.tolist()})
-        asked.append(len(queries))
-        return votes(features, labels, rows, queries, *rest)
-
-    monkeypatch.setattr(neighbors, "votes", note)
+    patches = dense.training_patches(pixels, tiny, 40, 0.25)
     of_patches, tried = dense.patch_iou, []
 
     def note_score(*of: Any) -> float:
@@ -148,13 +176,34 @@ def test_neighbours_are_chosen_on_held_out_patches_and_the_bank_is_all(
         return tried[-1]
 
     monkeypatch.setattr(dense, "patch_iou", note_score)
-    plugin = registry.find("eval", "segmentation-knn")
-    config = plugin.config(validation=0.25, train_images=0, neighbors=(1, 3, 1000))
-    result = plugin.load_class()(config).evaluate(pixels, tiny)
-    assert banks[0] == {*patches.fit_P.tolist()} and asked[0] == len(patches.held_out_P)
-    assert all(bank == {*patches.known_P.tolist()} for bank in banks[1:]) and len(banks) > 1
-    assert len({*tried}) > 1 and result.chosen["validation_miou"] == max(tried)
-    assert result.chosen["neighbors"] == (1, 3, 1000)[tried.index(max(tried))]
+    counts = (3, 9, 300)
+    asked, chosen, scores = asked_of_neighbours(
+        tiny, spec, monkeypatch, train_images=40, neighbors=counts
+    )
+    banks = [{*rows.tolist()} for rows, _ in asked]
+    assert banks == [{*patches.fit_P.tolist()}, {*patches.known_P.tolist()}]
+    assert len(asked[0][1]) == len(patches.held_out_P)
+    assert len({*tried}) > 1 and chosen["validation_miou"] == max(tried)
+    assert chosen["neighbors"] == counts[tried.index(max(tried))]
+    # A patch with near neighbours counts no more at the pixels between two patches.
+    torch.testing.assert_close(scores.sum(dim=1), torch.ones(7))
+
+
+def test_a_bank_is_as_large_as_asked_for(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half as many patches ask for their neighbours; all are draws of the data's own."""
+    pixels: Any = RawPixels(spec, CPU, 0)
+    patches = dense.training_patches(pixels, tiny, 40, 0.25)
+    asked, _, _ = asked_of_neighbours(tiny, spec, monkeypatch, train_images=40, bank=20)
+
+    def drawn(rows_P: torch.Tensor, count: int, purpose: str) -> torch.Tensor:
+        return rows_P[rng.permutation(len(rows_P), purpose, tiny.fingerprint)[:count]]
+
+    (first, queries), (second, _) = asked
+    assert torch.equal(first, drawn(patches.fit_P, 20, "bank"))
+    assert torch.equal(queries, patches.features_PD[drawn(patches.held_out_P, 10, "queries")])
+    assert torch.equal(second, drawn(patches.known_P, 20, "bank"))
 
 
 def test_a_patch_has_the_most_frequent_class_of_its_pixels() -> None:
@@ -232,6 +281,7 @@ def test_what_is_separable_is_segmented(name: str, spec: EncoderSpec) -> None:
     assert pixels.scores["miou"] > 75, "corners are lost to the interpolation alone"
     low, high = pixels.scores["miou_low"], pixels.scores["miou_high"]
     assert low < pixels.scores["miou"] < high < low + 15
+    assert (low, high) == dense.interval(pixels.arrays["overlaps"], data.fingerprint)
     assert [f"iou {each}" for each in classes] == [each for each in pixels.scores if "iou " in each]
     arrays = pixels.arrays
     assert arrays["masks"].shape == arrays["predictions"].shape == (8, 16, 16)

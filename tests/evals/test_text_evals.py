@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, load
-from ssl_bench.evals import retrieval
+from ssl_bench.evals import masked_words, retrieval
 from ssl_bench.evaluation.features import Encoder, prepare
 from ssl_bench.evaluation.metrics import subset
 from ssl_bench.evaluation.texts import as_texts
@@ -34,12 +34,17 @@ from ssl_bench.transforms.augmentations import evaluation_view
 Command = Callable[..., tuple[int, str, str]]
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, helpers.SHAPE)
 ALBEF, BERT = (registry.find("method", name) for name in ("albef", "bert"))
+WORDS = ("one", "two", "three", "four", "five")
+"""Training captions have them, so that texts can be told apart."""
 
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
     train, test = make_images(60, 3, 16, 3, seed=1), make_images(14, 3, 16, 3, seed=2)
-    captions = tuple((f"word {number % 9}", f"text {number}") for number in range(14))
+    captions = tuple(
+        (f"image {WORDS[n % 9 // 3]} {WORDS[n % 3]}", f"easy {WORDS[n // 5]} {WORDS[n % 5]}")
+        for n in range(14)
+    )
     test = dataclasses.replace(test, captions=captions)
     return Dataset("tiny", train, test, ("one", "two", "three"), "fingerprint", "", 16)
 
@@ -91,24 +96,33 @@ def test_recalls_are_counted(encoder: Encoder, data: Dataset) -> None:
     assert result.scores["chance"] == pytest.approx(100 * same / (14 * 28))
 
 
-def test_the_best_are_ranked_anew_by_the_matching_head(encoder: Encoder, data: Dataset) -> None:
-    images, words, texts = parts(encoder, data)
-    captions = data.test.captions or ()
-    views = prepare(data.test.images(torch.arange(14)), SPEC, CPU)
-    tokens = encoder.tokens(views)
-    ids = vocabulary.tokenize(texts, encoder.text.spec)
-    right = 0
-    for place, caption in enumerate(texts):
-        best = (images @ words[place]).topk(3).indices.tolist()
-        own = ids[place : place + 1]
-        logits = [
-            encoder.pair.matching(encoder.text(own), own, tokens[image : image + 1])[0]
-            for image in best
-        ]
-        first = best[int(torch.stack([each[1] for each in logits]).argmax())]
-        right += caption in captions[first]
-    found = run("retrieval", encoder, data, rerank=3, resamples=1)
-    assert found.scores["image_of_text_r1"] == pytest.approx(100 * right / 28)
+def test_the_best_are_ranked_anew_by_the_matching_head(
+    encoder: Encoder, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways: one that is always right puts first what was among the five best."""
+    captions, reader = data.test.captions or (), encoder.text
+    tokens_NSD = encoder.tokens(prepare(data.test.images(torch.arange(14)), SPEC, CPU))
+    _, _, texts = parts(encoder, data)
+    ids_ML = vocabulary.tokenize(texts, reader.spec)
+    pad = reader.spec.id(vocabulary.PAD)
+    text_of = {(*row,): text for row, text in zip(ids_ML.tolist(), texts, strict=True)}
+
+    def matching(hidden_BLD: Tensor, ids_BL: Tensor, image_BSD: Tensor) -> Tensor:
+        seen_BL = reader.seen(ids_BL)
+        torch.testing.assert_close(hidden_BLD[seen_BL], reader(ids_BL)[seen_BL])
+        whole_BL = F.pad(ids_BL, (0, ids_ML.shape[1] - ids_BL.shape[1]), value=pad)
+        image_B = (image_BSD[:, None] - tokens_NSD).abs().flatten(2).sum(dim=2).argmin(dim=1)
+        pairs = zip(whole_BL.tolist(), image_B.tolist(), strict=True)
+        is_right = [text_of[(*ids,)] in captions[image] for ids, image in pairs]
+        return F.one_hot(torch.tensor(is_right).long(), 2).float()
+
+    monkeypatch.setattr(encoder.pair, "matching", matching)
+    before, after = (
+        run("retrieval", encoder, data, rerank=most, resamples=1).scores for most in (0, 5)
+    )
+    for way in ("text_of_image", "image_of_text"):
+        assert before[f"{way}_r1"] < before[f"{way}_r5"] == after[f"{way}_r1"] < 100, way
+    assert after["mean_r1_low"] == after["mean_r1_high"], "one sample has no width"
 
 
 def test_ranks_that_are_perfect_and_ranks_that_are_not() -> None:
@@ -232,12 +246,13 @@ def test_the_interval_is_that_of_the_percentiles() -> None:
     )
     found = retrieval._interval(hits_N3, hits_M3, image_M, 4000, "print")
     draws = torch.randint(30, (4000, 30), generator=generator)
-    means = []
+    of_image, means = [hits_M3[image_M == image, 0] for image in range(30)], []
     for row in draws.tolist():
-        own = [hits_M3[image_M == image, 0] for image in row]
+        own = [of_image[image] for image in row]
         means.append(50 * (hits_N3[row, 0].mean() + torch.cat(own).mean()).item())
     expected = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
     assert found == pytest.approx(expected, abs=1.5)
+    assert found != retrieval._interval(hits_N3, hits_M3, image_M, 4000, "another")
 
 
 def test_sentences_are_three_unless_others_are_given() -> None:
@@ -300,10 +315,9 @@ def test_zero_shot_is_the_nearest_sentence(encoder: Encoder, data: Dataset) -> N
 
 @pytest.fixture(scope="module")
 def known(data: Dataset) -> Dataset:
-    """Each test image has a caption of its own, of words that the training captions have."""
-    words = ("one", "two", "three", "four", "five")
+    """Each test image has a caption of its own."""
     captions = tuple(
-        (f"easy easy an image of class {words[number // 5]} {words[number % 5]}",)
+        (f"easy easy an image of class {WORDS[number // 5]} {WORDS[number % 5]}",)
         for number in range(14)
     )
     return dataclasses.replace(data, test=dataclasses.replace(data.test, captions=captions))
@@ -413,24 +427,46 @@ def test_each_word_is_hidden_alone_and_counts_as_one(known: Dataset) -> None:
 def test_hidden_words_are_guessed_beside_the_own_and_the_next_image(
     encoder: Encoder, known: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of as many images as asked for; here each is right beside its own image alone."""
     asked: list[tuple[list[list[int]], list[int]]] = []
-    module = importlib.import_module(registry.find("eval", "masked-words").load_class().__module__)
-    real = module._predict
 
-    def watched(
+    def predict(
         encoder: Encoder, ids: Tensor, columns: Tensor, data: Dataset, images: Tensor
-    ) -> Any:
+    ) -> Tensor:
         asked.append((ids.tolist(), images.tolist()))
-        return real(encoder, ids, columns, data, images)
+        return ids[torch.arange(len(ids)), columns] * (len(asked) == 1)
 
-    monkeypatch.setattr(module, "_predict", watched)
-    run("masked-words", encoder, known)
+    monkeypatch.setattr(masked_words, "_predict", predict)
+    scores = run("masked-words", encoder, known, images=9).scores
     ids_NL = vocabulary.tokenize([each for [each] in known.test.captions or ()], encoder.text.spec)
     own = {tuple(row): number for number, row in enumerate(ids_NL.tolist())}
     (ids, right), (_, wrong) = asked
     assert len(own) == 14
     assert right == [own[tuple(row)] for row in ids]
-    assert wrong == [(image + 1) % 14 for image in right]
+    chosen = subset(14, 9, known.fingerprint).tolist()
+    following = dict(zip(chosen, [*chosen[1:], chosen[0]], strict=True))
+    assert {*right} == {*chosen} and wrong == [following[image] for image in right]
+    assert (scores["accuracy"], scores["accuracy_wrong_image"]) == (100, 0)
+
+
+def test_a_word_is_guessed_beside_the_image_that_is_said(known: Dataset) -> None:
+    """By a reader whose guess depends on it, one word and one image at a time."""
+    method = helpers.build(ALBEF, SPEC)
+    naive.randomise(method.text_side)
+    spec = helpers.with_text(ALBEF, SPEC)
+    encoder = Encoder(method.encoder, spec, CPU, seed=0, pair=method.text_side)
+    ids_BL = vocabulary.tokenize(known.test.first_captions, encoder.text.spec)
+    columns_B, images_B = 1 + torch.arange(14) % 5, torch.arange(14).flip(0)
+    views = prepare(known.test.images(images_B), SPEC, CPU)
+    expected = []
+    for ids, column, tokens in zip(ids_BL, columns_B, encoder.tokens(views), strict=True):
+        hidden = ids.clone()[None]
+        hidden[0, column] = encoder.text.spec.id(vocabulary.MASK)
+        states = encoder.text.fuse(encoder.text(hidden), hidden, tokens[None])
+        expected.append(int(encoder.text.predict(states)[0, column].argmax()))
+    predict = masked_words._predict
+    assert predict(encoder, ids_BL, columns_B, known, images_B).tolist() == expected
+    assert predict(encoder, ids_BL, columns_B, known, images_B.roll(1)).tolist() != expected
 
 
 def test_features_of_an_encoder_of_captions_are_those_of_the_first(data: Dataset) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from ssl_bench.cli import flags
 from ssl_bench.experiment import conclusion
@@ -42,7 +44,18 @@ def test_what_chance_may_explain_depends_on_the_test_images(images: int, is_alik
     assert ("Nothing here shows" in text) is is_alike
 
 
-@pytest.mark.parametrize(("half", "is_alike"), [(6.0, True), (1.0, False)])
+@pytest.mark.parametrize("images", [900, 1000, 1100, 1200])
+def test_chance_is_that_of_two_shares_at_the_five_percent_level(images: int) -> None:
+    variance = sum(p * (100 - p) for p in (73.8, 70.0)) / images
+    is_alike = 2 * stats.norm.sf(3.8 / math.sqrt(variance)) > 0.05
+    text = told(record("linear", 73.8, images, untrained=70.0))
+    assert ("Chance may explain" in text) == is_alike
+
+
+# Independent ones add up in squares: two of 2.2 points either side are 3.1, for a difference of 3.
+@pytest.mark.parametrize(
+    ("half", "is_alike"), [(6.0, True), (2.2, True), (2.0, False), (1.0, False)]
+)
 def test_what_chance_may_explain_depends_on_the_intervals(half: float, is_alike: bool) -> None:
     def with_ends(score: float) -> dict[str, float]:
         return {"miou": score, "miou_low": score - half, "miou_high": score + half}

@@ -1,4 +1,4 @@
-"""Pictures of a run: no word of theirs is cut off."""
+"""Pictures of a run: their pixels, and that no word of theirs is cut off."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ssl_bench.experiment import figures
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.transforms.augmentations import normalize
+
+
+def test_pixels_are_what_they_were_before_images_were_normalised() -> None:
+    spec = EncoderSpec("vit_micro", 16, 4, 3, (0.2, 0.4, 0.6), (0.1, 0.2, 0.3))
+    images = torch.rand(2, 3, 16, 16)
+    found = torch.from_numpy(figures.to_pixels(normalize(images, spec.mean, spec.std), spec))
+    torch.testing.assert_close(found.permute(0, 3, 1, 2), images, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("count,frames", [(1, 1), (10, 1), (30, 1), (1, 8), (4, 8)])

@@ -169,7 +169,8 @@ def test_losses_are_the_naive_ones() -> None:
 
 
 def test_what_follows_a_step() -> None:
-    method = built()
+    method = built(temperature=0.2)
+    assert method.temperature.item() == pytest.approx(0.2)
     batch = batch_of(method)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     ids_BL, slow_side = batch.captions_BL, method.slow_side
@@ -193,8 +194,18 @@ def test_what_follows_a_step() -> None:
     expected = 0.99 * slow + 0.01 * fast
     torch.testing.assert_close(after[f"slow_side.{name}"], expected)
     method.loss(batch, helpers.FIRST_STEP)
+    with torch.no_grad():
+        method.temperature.fill_(1e-5)
     method.after_optimizer_step(Step(9, 20, 4, COUNT))
+    assert method.temperature.item() == pytest.approx(0.001)
     assert float(method.share) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("given", "width"), [(16, 16), (0, helpers.SHAPE["embed_dim"])])
+def test_texts_are_as_wide_as_asked_for_or_as_the_images(given: int, width: int) -> None:
+    reader = built(text_width=given).text_side.text
+    assert reader.words.weight.shape[1] == width
+    assert reader.fusion[0].cross_attention.key.in_features == helpers.SHAPE["embed_dim"]
 
 
 def test_hard_negatives_are_drawn_as_their_similarity_says() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import naive_text
 import pytest
 import torch
 from helpers import make_images
+from torch import nn
 
 from ssl_bench.api import registry
 from ssl_bench.api.step import Batch
@@ -307,6 +311,45 @@ def test_a_long_text_is_cut_before_its_last_token() -> None:
 def test_frequent_words_come_first() -> None:
     words = vocabulary.learn_vocabulary(["zz yy yy xx xx xx"], 14).split("\n")
     assert words[-3:] == ["xx", "yy", "zz"]
+    letters = vocabulary.learn_vocabulary(["ab ab ab c"], 8).split("\n")
+    assert letters[5:] == ["##b", "a", "c"]
+
+
+@pytest.mark.parametrize(("losses", "texts", "marks"), [(("mlm",), 1, 2), (("mlm", "nsp"), 2, 3)])
+def test_there_is_room_for_the_longest_texts_or_as_much_as_asked_for(
+    losses: tuple[str, ...], texts: int, marks: int
+) -> None:
+    config = dataclasses.replace(helpers.small(BERT), loss=losses)
+    own: Any = helpers.with_text(BERT, SPEC, config).text
+    every = [each for label in range(5) for each in helpers.captions_of(label)]
+    ids_BL = vocabulary.tokenize(every, dataclasses.replace(own, max_tokens=99))
+    longest = int((ids_BL != own.id(vocabulary.PAD)).sum(dim=1).max()) - 2
+    assert own.max_tokens == 8 * math.ceil((texts * longest + marks) / 8)
+    short: Any = helpers.with_text(BERT, SPEC, dataclasses.replace(config, max_tokens=7)).text
+    assert short.max_tokens == 7
+
+
+def test_dropout_is_as_asked_for_and_where_bert_has_it() -> None:
+    """Of the embedded tokens, of each sublayer's output before it is added, of the attention."""
+    config = dataclasses.replace(helpers.small(BERT), text_dropout=0.3)
+    own: Any = helpers.with_text(BERT, SPEC, config).text
+    encoder = text_encoder.TextEncoder(dataclasses.replace(own, fusion_depth=1, image_width=8))
+    calls: Counter[str] = Counter()
+
+    def count(name: str) -> Callable[..., None]:
+        return lambda *call: calls.update([name])
+
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Dropout):
+            assert module.p == 0.3, name
+            module.register_forward_hook(count(name))
+    ids_BL = torch.full((2, 5), own.id("class"))
+    encoder.train().fuse(encoder(ids_BL), ids_BL, torch.randn(2, 3, 8))
+    layers = [*(f"layers.{number}" for number in range(own.depth)), "fusion.0"]
+    expected = {"dropout": 1, "fusion.0.cross_attention.dropout": 1}
+    expected |= {f"{layer}.attention.dropout": 1 for layer in layers}
+    expected |= {f"{layer}.dropout": 2 + (layer == "fusion.0") for layer in layers}
+    assert calls == expected
 
 
 def test_initial_weights_are_narrow_and_biases_zero() -> None:
@@ -335,6 +378,9 @@ def test_hidden_tokens_are_words_and_as_many_as_said() -> None:
     kept = (seen_BL[hidden_BL] == ids_BL[hidden_BL]).double().mean()
     assert masked == pytest.approx(0.8, abs=0.03)
     assert kept == pytest.approx(0.1, abs=0.02)
+    assert {*seen_BL[hidden_BL].tolist()} == {*range(spec.size)}, (
+        "any word takes a hidden one's place"
+    )
     again = masked_tokens.mask_tokens(ids_BL, spec, rng(4000, step=1), 0.15)
     assert not torch.equal(seen_BL, again.ids_BL)
 

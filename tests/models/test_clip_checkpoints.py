@@ -170,6 +170,7 @@ def test_what_is_exported_transformers_loads_whole(more: dict[str, Any], tmp_pat
     assert all(torch.equal(back.decoder[name], checkpoint.decoder[name]) for name in back.decoder)
     processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.crop_size == {"height": SIDE, "width": SIDE}
+    assert processor.resample == transformers.VideoMAEImageProcessor().resample
 
 
 def test_an_encoder_of_clips_goes_out_alone(tmp_path: Path) -> None:
@@ -212,12 +213,14 @@ def test_a_fine_tuned_file_has_its_norm_after_the_mean(tmp_path: Path) -> None:
         assert_close(features(checkpoint.encoder), model.videomae(clips()).last_hidden_state)
 
 
-def test_frames_and_size_of_a_bare_file_are_the_published_ones(tmp_path: Path) -> None:
+def test_what_a_bare_file_does_not_say_is_as_published(tmp_path: Path) -> None:
     state = official(theirs())
     torch.save({"model": state}, tmp_path / "bare.pth")
     checkpoint = read(str(tmp_path / "bare.pth"), WeightSettings(num_heads=3))
     assert (checkpoint.spec.frames, checkpoint.spec.image_size) == (16, 224)
     assert "16 frames" in checkpoint.notes[1]
+    known = checkpoint.settings
+    assert (known["mask_ratio"], known["norm_pix_loss"]) == (0.9, True)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import naive
 import pytest
 import torch
 from helpers import make_images
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 import ssl_bench as package
@@ -119,6 +120,15 @@ def test_old_files_of_bert_are_read_alike(tmp_path: Path) -> None:
     found = read(folder).encoder.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_whether_texts_are_lower_cased_the_tokenizer_tells(tmp_path: Path) -> None:
+    """Where it does not, the words do, which are in lower case here."""
+    _, folder = saved(tmp_path / "bert")
+    assert read(folder).spec.text.lowercase
+    for told in (True, False):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": told}))
+        assert read(folder).spec.text.lowercase is told
 
 
 def changed(folder: Path, **config: Any) -> None:
@@ -310,7 +320,7 @@ def test_official_albef_gives_the_same_losses(albef: Any, file: Path) -> None:
         found = read(file, num_heads=2, branch=branch)
         encoder.load_state_dict(found.encoder.state_dict())
         side.load_state_dict(found.pair.state_dict(), strict=branch is None)
-        assert found.spec.mean == text_formats.CLIP_MEAN
+        assert (found.spec.mean, found.spec.std) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     assert losses(other) == pytest.approx(losses(albef), rel=1e-5)
 
 

@@ -103,8 +103,14 @@ def test_a_run_and_its_scores_are_rows(tmp_path: Path) -> None:
     assert json.loads(final["baselines"].iloc[0]) == {"raw pixels": {"top1": 70.0}}
     assert set(final["folder"]) == {str(folder / "evals/knn")}
     assert set(snap["step"]) == {4} and set(snap["images_seen"]) == {128}
-    assert snap["better"].iloc[0] == "lower"
+    assert (final["better"].iloc[0], snap["better"].iloc[0]) == ("higher", "lower")
     assert set(snap["folder"]) == {str(snapshot / "evals/knn")}
+
+
+def test_a_score_that_says_otherwise_which_is_better_ranks_nobody(tmp_path: Path) -> None:
+    write_json(make(tmp_path) / "evals/knn/scores.json", record(better="sideways"))
+    scores = index.load(tmp_path).scores
+    assert scores.loc[scores["is_headline"], "better"].tolist() == ["neither"]
 
 
 def test_a_group_is_what_differs_in_the_seed_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from ssl_bench.cli import flags, sweep_args
 from ssl_bench.config import chosen
 from ssl_bench.errors import UserError
 from ssl_bench.experiment.run_config import RunConfig, text_of
+from ssl_bench.runs import schema
 from ssl_bench.sweep import search
 from ssl_bench.sweep.grid import Cell, Final, Grid
+from ssl_bench.utils.files import write_json
 
 METHODS = list(registry.discover("method").values())
 SHARES = st.floats(0, 1, exclude_max=True)
@@ -331,6 +334,26 @@ def test_a_trial_says_that_it_is_one() -> None:
         by_hand = chosen.read(again.with_values({"flip": not again.method_config.flip}).chosen_by)
         assert chosen.in_words(by_hand) == "set by hand"
     assert untrained.chosen_by == {}
+
+
+@pytest.mark.parametrize(("better", "best"), [("higher", 1), ("lower", 2), ("neither", None)])
+def test_which_trial_is_the_best_the_evaluation_says(
+    better: str, best: int | None, tmp_path: Path
+) -> None:
+    found = sweep("--search", "random", "--trials", 3, "--evals", "knn", "--runs-dir", tmp_path)
+    trials: list[Any] = []
+    for number, score in enumerate((0.5, 0.9, 0.2)):
+        home = tmp_path / f"run-{number}" / schema.EVALS / "knn-1"
+        home.mkdir(parents=True)
+        write_json(home / schema.SCORES, {"better": better})
+        entry = SimpleNamespace(run=f"run-{number}", evals={"knn": "knn-1"}, flops=1, label="mae")
+        trials.append(SimpleNamespace(state="done", entry=entry, scores={"knn": score}))
+    if best is None:
+        with pytest.raises(UserError, match="--choose-by"):
+            search.best_on_all_images(found, trials, False)
+    else:
+        [cell], _ = search.best_on_all_images(found, trials, False)
+        assert cell.config.method_config == found.finals[0].configs[best].method_config
 
 
 LEARN = [each for each in METHODS if dataclasses.fields(each.config)]

@@ -7,7 +7,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import helpers
 import pytest
@@ -19,10 +22,12 @@ from ssl_bench.api import registry
 from ssl_bench.api.method import Method, total
 from ssl_bench.api.registry import Plugin
 from ssl_bench.api.step import Step
+from ssl_bench.cli import flags
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
+from ssl_bench.experiment import preparation
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.training import budget, flops, pretrain, setup
+from ssl_bench.training import budget, flops, pretrain, setup, training_state
 from ssl_bench.utils.files import load_json
 
 Call = Callable[..., tuple[int, str, str]]
@@ -65,6 +70,15 @@ def test_flops_of_a_vision_transformer(spec: EncoderSpec) -> None:
     expected = batch * (3 * (depth * (linear + attention) + head) + 2 * embed)
     assert flops.of_step(method, spec, batch) == expected
     assert flops.of_step(method, spec, 100 * batch) == 100 * expected
+
+
+def test_flops_are_those_of_the_settings(spec: EncoderSpec) -> None:
+    """Of two whose weights are alike, the one that hides fewer patches takes more."""
+    mae = registry.find("method", "mae")
+    configs = [dataclasses.replace(helpers.small(mae), mask_ratio=each) for each in (0.75, 0.5)]
+    methods = [setup.build_method(mae.load_class(), each, spec, 3, 0) for each in configs]
+    fewer, more = (flops.of_step(method, spec, 4) for method in methods)
+    assert fewer < more
 
 
 @pytest.mark.parametrize("name", ["mae", "mocov3"])
@@ -118,17 +132,26 @@ def interrupted(method: Method) -> Method:
 def test_an_interrupted_training_has_the_same_snapshots(
     spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And has cost what it had cost before, at its end."""
     plugin = registry.find("method", "mae")
     what = plan(plugin, spec, tiny)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
+    save = training_state.save
+
+    def save_as_long(method: Any, own: Any, step: int, seconds: float, *rest: Any) -> None:
+        save(method, own, step, 1000.0, *rest)
+
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     pretrain.pretrain(build(plugin, spec), tiny, what, whole, CPU, snapshot_steps=range(2, 10, 2))
     method = interrupted(build(plugin, spec))
+    monkeypatch.setattr(training_state, "save", save_as_long)
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(method, tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
-    pretrain.pretrain(build(plugin, spec), tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
+    method = build(plugin, spec)
+    cost = pretrain.pretrain(method, tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
+    assert 1000 < cost["seconds"] < 1100
     for step in range(2, 10, 2):
         files = [pretrain.snapshot_folder(f, step) / "encoder.safetensors" for f in (whole, cut)]
         assert files[0].read_bytes() == files[1].read_bytes()
@@ -180,15 +203,22 @@ def test_a_budget_of_time_keeps_the_length_it_bought(
     assert run(*words, "--seed", 1)[0] == 0
     assert load_json(only(tmp_path, "mae-images-seed1-*") / "cost.json")["steps"] == 6
     assert run(*words, "--mask-ratio", 0.5)[0] == 0
+    assert run(*words[:-1], "0.08s")[0] == 0, "another budget buys another length"
     steps = [load_json(path)["steps"] for path in (tmp_path / "runs").glob("mae-*/cost.json")]
-    assert sorted(steps) == [4, 6, 6]
+    assert sorted(steps) == [1, 4, 6, 6]
 
 
-def test_the_time_of_a_step_is_measured(spec: EncoderSpec, tiny: Dataset) -> None:
+def test_the_time_of_a_step_is_the_median_of_those_after_the_first_two(
+    spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took = [5.0, 5.0, *[0.1] * 6, *[0.9] * 4]
+    ticks = iter([0.0, *accumulate(each for second in took for each in (second, 0.0))])
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     plugin = registry.find("method", "mae")
     method = build(plugin, spec)
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    assert 0 < budget.seconds_per_step(method, tiny, plan(plugin, spec, tiny), CPU) < 60
+    found = budget.seconds_per_step(method, tiny, plan(plugin, spec, tiny), CPU)
+    assert found == pytest.approx(0.1)
     assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
 
 
@@ -205,6 +235,15 @@ def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
     code, _, err = run(*words[:2], "--eval-every", 0.17)
     assert code == 2
     assert "trained without --eval-every 0.17" in err
+
+
+def test_encoders_are_wanted_at_the_nearest_steps() -> None:
+    settings = flags.parse_run(["--eval-every", "45%"]).settings
+    short: Any = SimpleNamespace(batch_size=8, epochs=1)
+    method: Any = SimpleNamespace(trains=True)
+    data: Any = SimpleNamespace(train=range(48))
+    steps = preparation.snapshot_steps(settings, short, method, data)
+    assert steps == [3, 5], "2.7 and 5.4 of 6"
 
 
 def test_an_encoder_that_the_training_has_passed_is_not_promised(

@@ -43,6 +43,14 @@ def test_a_training_goes_on_with_step_loss_and_momentum(tmp_path: Path) -> None:
     assert torch.equal(layer.weight, expected.weight)
 
 
+def test_seconds_of_earlier_starts_count(tmp_path: Path) -> None:
+    run(tmp_path / "a", 6, 4)
+    path = tmp_path / "a" / "1.pt"
+    resume.save(path, {**resume.load(path), "seconds": 1000.0})
+    run(tmp_path / "a", 6, 6)
+    assert 1000 < resume.load(path)["seconds"] < 1100
+
+
 def test_a_training_that_has_diverged_is_not_resumed(tmp_path: Path) -> None:
     run(tmp_path / "a", 6, 6, fails_at=5)
     training, _ = run(tmp_path / "a", 6, 5)

@@ -432,7 +432,25 @@ class TestPublishedFiles:
             shares = (100 * (tiny.test.labels_N == label).double().mean() for label in range(3))
             assert any(found.scores["top1_rain"] == pytest.approx(float(each)) for each in shares)
         few = dataclasses.replace(config, images=5)
-        ROBUSTNESS.load_class()(few).evaluate(encoder, tiny)
+        found = ROBUSTNESS.load_class()(few).evaluate(encoder, tiny)
+        if kind == "arrays":
+            assert round(found.scores["top1_rain"] / 20, 6).is_integer(), "a share of five images"
+
+    @pytest.mark.parametrize("kind", ["arrays", "folders"])
+    def test_the_slightest_severity_comes_first(self, kind: str, tmp_path: Path) -> None:
+        shades = np.arange(10, 60, 10, dtype=np.uint8)
+        if kind == "arrays":
+            np.save(tmp_path / "labels.npy", np.zeros(10, np.int64))
+            each_N111 = np.repeat(shades, 2)[:, None, None, None]
+            np.save(tmp_path / "fog.npy", np.tile(each_N111, (1, 16, 16, 3)))
+        else:
+            for severity, shade in enumerate(shades.tolist(), 1):
+                home = tmp_path / "fog" / str(severity) / "a"
+                home.mkdir(parents=True)
+                Image.new("RGB", (16, 16), (shade,) * 3).save(home / "0.png")
+        splits = corrupted.find(tmp_path, ("a",), 16, 3)["fog"]
+        found = [int(split.images(torch.tensor([0])).max()) for split in splits]
+        assert found == shades.tolist()
 
     def test_nothing_in_an_array_is_executed(self, arrays: Path) -> None:
         np.save(arrays / "fog.npy", np.array([print], dtype=object), allow_pickle=True)
