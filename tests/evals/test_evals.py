@@ -354,13 +354,13 @@ class TestKept:
             )
 
         frozen(spec, tiny, CPU).features(tiny.test)
-        assert frozen(spec, tiny, CPU)._kept.read(tiny.test)
+        assert frozen(spec, tiny, CPU)._cache.read(tiny.test)
         for other in (
             (spec, tiny, dataclasses.replace(CPU, precision="bf16")),
             (dataclasses.replace(spec, mean=(0.1, 0.2, 0.3)), tiny, CPU),
             (spec, dataclasses.replace(tiny, fingerprint="another"), CPU),
         ):
-            assert frozen(*other)._kept.read(tiny.test) is None
+            assert frozen(*other)._cache.read(tiny.test) is None
 
 
 def test_an_encoder_without_a_class_token_has_the_mean_alone(
