@@ -57,11 +57,12 @@ def test_the_comparisons_are_those_of_the_committed_runs() -> None:
         printed |= {" ".join(line.split()) for line in capture.get().splitlines()}
     of_results = text_of("README.md") + text_of("docs/results.md")
     rows = re.findall(
-        r"^│ (?:mae|mocov3|dino|random-init|supervised|raw pixels|random init|from scratch) .*│$",
+        r"^│ (?:byol|dino|ibot|ijepa|mae|mocov3|random-init|simclr|supervised|raw pixels|random init"
+        r"|from scratch) .*│$",
         of_results,
         re.MULTILINE,
     )
-    assert len(set(rows)) == (5 + 1) + (4 + 2) + (4 + 2)
+    assert len(set(rows)) == (9 + 1) + (4 + 2) + (4 + 2)
     assert all(" ".join(row.split()) in printed for row in rows)
 
 
