@@ -221,7 +221,7 @@ def stand(
 ) -> CellStatus:
     """How far the entry is, where the cluster says that of its jobs."""
     monkeypatch.setattr(clusters, "states", lambda ids, _: {i: states[i] for i in ids})
-    monkeypatch.setattr(clusters, "reasons", lambda ids, _: dict.fromkeys(ids, "Resources"))
+    monkeypatch.setattr(clusters, "reasons", lambda ids: dict.fromkeys(ids, "Resources"))
     monkeypatch.setattr(clusters, "failure", lambda *_: ["out of", "luck"])
     sweep = Sweep(tmp_path / "sweeps" / "s", "slurm", (), (ENTRY,), jobs)
     [found] = statuses_of(sweep, [sweep])
