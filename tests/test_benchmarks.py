@@ -447,7 +447,7 @@ print(worker.pid, flush=True)"""
     assert gpu_check._done("piece", ["-c", piece], 60.0, tmp_path)
     pid = (tmp_path / "piece.txt").read_text().strip()
     stat = Path("/proc", pid, "stat")
-    for _ in range(100):  # whoever inherits an orphan takes note of its end
+    for _ in range(100):  # an orphan is there until its new parent has reaped it
         if not stat.exists() or stat.read_text().split()[2] == "Z":
             return
         time.sleep(0.05)

@@ -272,7 +272,7 @@ def test_a_method_without_any_score_takes_no_mark_from_the_others(results: Resul
 
 
 @pytest.mark.parametrize("turned", [as_they_are, as_errors])
-def test_a_lead_has_the_same_interval_whoever_stands_beside(
+def test_other_methods_do_not_change_the_interval_of_a_lead(
     results: Results, turned: Callable[[Results], None]
 ) -> None:
     """Of a group that is better than all others, each difference has the test of its own."""

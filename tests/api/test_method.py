@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +82,25 @@ def test_schedules_reach_each_group(spec: EncoderSpec) -> None:
         assert decays == pytest.approx([0.01 * number, 0.01 * number, 0.0])
 
 
+def clipping(
+    parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], norm: float, each: bool
+) -> OptimizerSpec:
+    """What moves the parameters by their clipped gradients, which they have now."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = None if gradient is None else gradient.clone()
+    return OptimizerSpec(
+        optimizer=torch.optim.SGD(parameters, lr=1.0),
+        learning_rate=lambda step: 1.0,
+        clip_norm=norm,
+        clip_each=each,
+    )
+
+
 @pytest.mark.parametrize("each", [False, True])
 def test_gradients_are_clipped(each: bool) -> None:
     parameters = [nn.Parameter(torch.zeros(3)) for _ in "123"]
     before = [torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.1, 0.0, 0.0]), None]
-    recipe = OptimizerSpec(
-        optimizer=torch.optim.SGD(parameters, lr=1.0),
-        learning_rate=lambda step: 1.0,
-        clip_norm=0.5,
-        clip_each=each,
-    )
-    for parameter, gradient in zip(parameters, before, strict=True):
-        parameter.grad = None if gradient is None else gradient.clone()
-    recipe.update()
+    clipping(parameters, before, 0.5, each).update()
     moved = [-parameter.detach() for parameter in parameters]
     factors = (0.1, 1.0) if each else (0.5 / (25.01**0.5),) * 2
     for new, old, factor in zip(moved, before, factors, strict=False):
@@ -108,14 +114,7 @@ def test_each_gradient_is_clipped_as_torch_clips_one() -> None:
     shapes = [(n % 7 + 1, n + 1) for n in range(40)]
     before = [torch.randn(shape, generator=generator) * 0.5 for shape in shapes]
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    recipe = OptimizerSpec(
-        optimizer=torch.optim.SGD(parameters, lr=1.0),
-        learning_rate=lambda step: 1.0,
-        clip_norm=3.0,
-        clip_each=True,
-    )
-    for parameter, gradient in zip(parameters, before, strict=True):
-        parameter.grad = gradient.clone()
+    recipe = clipping(parameters, before, 3.0, True)
     with torch.profiler.profile() as profile:
         recipe.update()
     assert sum(event.count for event in profile.key_averages() if "clamp" in event.key) < 5
