@@ -106,13 +106,14 @@ def test_pairs(
     """
     settings = settings or VerdictSettings()
     found: list[Pair] = []
+    means_of: dict[Column, tuple[dict[str, float], set[str]]] = {}
     notes: dict[str, None] = {}
     for column in columns:
         if not column.is_headline or column.better == "neither":
             continue
         present = {key: cells[key, column.key] for key in keys if (key, column.key) in cells}
         values = {key: {s.seed: s.value for s in scores} for key, scores in present.items()}
-        _, diverged = _means(column, cells)
+        means_of[column] = _, diverged = _means(column, cells)
         answers = {
             key: _answers(scores[0], notes)
             for key, scores in present.items()
@@ -145,7 +146,7 @@ def test_pairs(
         zip(found, apart, alike, strict=True), key=lambda each: each[0].column
     ):
         tested, ps, ps_alike = map(list, zip(*group, strict=True))
-        means, diverged = _means(column, cells)
+        means, diverged = means_of[column]
         _order_by_means(tested, ps, ps_alike, means, settings.family == "table")
         decided += [
             _decide(pair, p, None if diverged & {pair.a, pair.b} else p_alike, settings.margin)
