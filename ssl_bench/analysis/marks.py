@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssl_bench.analysis.comparison import ScoreTable
 from ssl_bench.analysis.comparison.pairs import Pair
+from ssl_bench.analysis.comparison.score_tables import ScoreTable
 from ssl_bench.analysis.comparison.statistics import LEVEL
 
 _MARKS = {

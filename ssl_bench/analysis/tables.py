@@ -13,9 +13,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ssl_bench.analysis import marks
-from ssl_bench.analysis.comparison import Comparison, Group, GroupScore, ScoreTable
+from ssl_bench.analysis.comparison import Comparison
 from ssl_bench.analysis.comparison.grouping import Column
 from ssl_bench.analysis.comparison.pairs import Pair
+from ssl_bench.analysis.comparison.rows import Group, GroupScore
+from ssl_bench.analysis.comparison.score_tables import ScoreTable
 from ssl_bench.analysis.comparison.statistics import Mean
 from ssl_bench.utils.formatting import cell as safe_cell
 from ssl_bench.utils.formatting import count, digits, plain, share, time, whole

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from ssl_bench.analysis.comparison import ScoreTable
 from ssl_bench.analysis.comparison.grouping import Column
 from ssl_bench.analysis.comparison.pairs import Pair
+from ssl_bench.analysis.comparison.score_tables import ScoreTable
 from ssl_bench.utils.formatting import digits, listed, many
 
 _MOST_NAMED = 4

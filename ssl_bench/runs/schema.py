@@ -151,6 +151,11 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def text(value: Any) -> str:
+    """What a table of the index has where a text may be missing: the text, or ""."""
+    return value if isinstance(value, str) else ""
+
+
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -19,8 +19,9 @@ from rich.console import Console
 
 from ssl_bench.analysis import comparison, tables
 from ssl_bench.analysis import marks as rendering
-from ssl_bench.analysis.comparison import Comparison, ScoreTable, pairs, statistics
+from ssl_bench.analysis.comparison import Comparison, pairs, score_tables, statistics
 from ssl_bench.analysis.comparison.grouping import Column, Score
+from ssl_bench.analysis.comparison.score_tables import ScoreTable
 from ssl_bench.analysis.report import exports, page
 from ssl_bench.analysis.report.source import Source
 from ssl_bench.analysis.report.tables import main_tables, pair_tables
@@ -730,10 +731,10 @@ def test_of_many_pairs_those_of_the_best_are_shown_with_its_lead(
 
 
 def test_too_many_groups_are_shown_and_not_tested(results: Results) -> None:
-    for number in range(comparison.MOST_GROUPS + 1):
+    for number in range(score_tables.MOST_GROUPS + 1):
         results.seeds("mae", 80 + number + NOISE[:3], ratio=number)
     table = results.table()
-    assert len(table.groups) == comparison.MOST_GROUPS + 1
+    assert len(table.groups) == score_tables.MOST_GROUPS + 1
     assert table.pairs == ()
     assert any("too many" in note for note in table.notes)
     assert set(marks(table).values()) == {""}

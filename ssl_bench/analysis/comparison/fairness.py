@@ -13,8 +13,8 @@ from ssl_bench.config.command_settings import At
 from ssl_bench.utils.formatting import listed
 
 if TYPE_CHECKING:
-    from ssl_bench.analysis.comparison import Group
     from ssl_bench.analysis.comparison.pairs import Mark
+    from ssl_bench.analysis.comparison.rows import Group
 
 _ABOUT = 1.1
 """Trainings whose FLOPs differ by less than this factor cost about the same."""

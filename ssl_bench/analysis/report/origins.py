@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.analysis.comparison import Group, grouping
+from ssl_bench.analysis.comparison import grouping
+from ssl_bench.analysis.comparison.rows import Group
 from ssl_bench.analysis.report.source import Source, slug
 from ssl_bench.analysis.report.tables import Cell, Table, anchor, known, number_cell, text_cell
 from ssl_bench.config import chosen

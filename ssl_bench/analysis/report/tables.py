@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from ssl_bench.analysis import marks
-from ssl_bench.analysis.comparison import Group, GroupScore, ScoreTable
 from ssl_bench.analysis.comparison.grouping import Column
+from ssl_bench.analysis.comparison.rows import Group, GroupScore
+from ssl_bench.analysis.comparison.score_tables import ScoreTable
 from ssl_bench.analysis.report.captions import partial
 from ssl_bench.analysis.report.source import Source, slug
 from ssl_bench.analysis.tables import flat_score, format_mean
