@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_comparison import Results, beside, source_of
+from comparisons import Results, beside, source_of
 
 from ssl_bench.analysis import verdict
 from ssl_bench.analysis.report import cost
