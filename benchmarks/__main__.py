@@ -299,6 +299,7 @@ def _evaluations(words: _Words, device: Any) -> list[_Job]:
 def _tables(words: _Words, device: Any) -> list[_Job]:
     from benchmarks import tables
 
+    _known(words.contestants or [], tables.NAMES)  # before folders are made
     return _elsewhere("tables", words=words, folder=tables.folders())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from comparisons import NOISE, Results, beside, marks, shown, source_of
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from ssl_bench.analysis import marks as rendering
 from ssl_bench.analysis import tables
@@ -136,6 +138,43 @@ def test_equivalent_is_said_of_what_is_within_the_margin(results: Results) -> No
     assert "≈" in shown(results.compare())
 
 
+def test_what_is_equivalent_to_the_best_mean_has_nothing_undecided_between() -> None:
+    best, noisy = [80.05, 80.0, 80.03, 79.97], [78.0, 81.9, 79.8, 80.25]
+    alike = [80.05, 79.85, 79.95, 80.0]
+    verdicts = {(p.a, p.b): p.verdict for p in decided({"a": best, "b": alike})}
+    assert verdicts["a", "b"] == "equivalent"
+    found = decided({"a": best, "b": noisy, "c": alike})
+    assert [p.verdict for p in found if p.a == "a"] == ["undecided", "undecided"]
+
+
+def test_a_group_with_a_run_that_diverged_is_no_equal() -> None:
+    best, close = [80.05, 80.0, 80.03, 79.97], [80.04, 79.99, 80.02, 79.96]
+    for values, verdict in ((close, "equivalent"), ([*close, math.nan], "undecided")):
+        [pair] = decided({"a": best, "b": values})
+        assert pair.verdict == verdict
+
+
+def test_an_equivalent_pair_has_the_interval_of_its_two_one_sided_tests() -> None:
+    """A 90 % interval within the margin, where one pair is all there is."""
+    first, second = [80.0, 80.27, 79.73], [80.1, 80.25, 79.95]
+    [pair] = decided({"a": first, "b": second}, margin=0.52)
+    expected = CompareMeans(DescrStatsW(first), DescrStatsW(second)).tconfint_diff(
+        alpha=0.1, usevar="unequal"
+    )
+    assert pair.verdict == "equivalent"
+    assert pair.interval == pytest.approx(expected) and -0.52 < expected[0] < -0.4
+
+
+def test_a_group_that_is_not_tested_leaves_the_correction_as_it_is() -> None:
+    """Who is not seen to beat all others has no p values of its own."""
+    leading, *others = [81.1, 81.4, 80.8], [80.0, 80.5, 79.5], [79.9, 80.4, 79.6]
+    for last, verdict in (([50.0], "undecided"), ([50.0, 50.1, 49.9], "better")):
+        found = decided(dict(zip("abcd", (leading, *others, last), strict=True)))
+        ours = [p for p in found if p.a == "a" and p.b in "bc"]
+        assert [p.verdict for p in ours] == [verdict] * 2
+        assert all(p.difference.p and p.difference.p < 0.05 for p in ours)
+
+
 def test_a_margin_of_points_says_nothing_of_other_units(results: Results) -> None:
     for method in ("a", "b"):
         for seed, value in enumerate((0.80, 0.81, 0.82, 0.79)):
@@ -150,6 +189,12 @@ def test_what_would_decide_is_said(results: Results) -> None:
     text = shown(results.compare(), 200)
     needed = statistics.seeds_needed(1.0, np.sqrt((1.0 + np.var([81.0, 81.5, 80.9], ddof=1)) / 2))
     assert f"{needed} seeds each would show a lead of 1 point over the other one" in text
+    results.seeds("third", [81.0, 80.8, 81.2])
+    spread = np.sqrt((1.0 + np.var([81.0, 81.5, 80.9], ddof=1) + 0.04) / 3)
+    needed = statistics.seeds_needed(1.0, spread, rivals=2)
+    text = shown(results.compare(), 200)
+    assert f"{needed} seeds each would show a lead of 1 point over each of the other 2" in text
+    del results.runs[6:], results.scores[6:]
     results.seeds("b", [1.0, 2.0, 3.0])
     del results.runs[3:6], results.scores[3:6]
     assert "would show" not in shown(results.compare(), 200)

@@ -20,6 +20,7 @@ import pytest
 from numbers_lock import LOCK, ROOT
 
 from ssl_bench.api import registry
+from ssl_bench.api.method import Method
 from ssl_bench.api.registry import Plugin
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
@@ -29,6 +30,7 @@ from ssl_bench.experiment.preparation import prepare_run
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs import run_folder, schema
 from ssl_bench.runs.schema import Plan
+from ssl_bench.training import flops
 from ssl_bench.utils.files import load_json
 
 MAE, KNN = registry.find("method", "mae"), registry.find("eval", "knn")
@@ -262,11 +264,26 @@ def test_a_folder_made_with_another_default_is_refused(tmp_path: Path) -> None:
     assert (folder / "config.json").read_bytes() == stored
 
 
-def test_committed_runs_are_what_their_settings_lead_to_today() -> None:
-    """`compare` groups them with new ones, and the same command reuses them."""
+def test_committed_runs_are_what_their_settings_lead_to_today(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`compare` groups them with new ones, and the same command reuses them.
+
+    What a step costs is counted once for each method; it is what all of its runs have recorded.
+    """
     load = functools.lru_cache(loading.load)
     paths = sorted(ROOT.glob("results/*/*/config.json"))
     assert len(paths) > 20
+    count, counted = flops.of_step, set[type[Method]]()
+
+    def of_step(method: Method, spec: EncoderSpec, batch_size: int) -> int:
+        recorded = load_json(path.parent / schema.COST)["flops_per_step"]
+        if type(method) not in counted:
+            assert count(method, spec, batch_size) == recorded
+            counted.add(type(method))
+        return recorded
+
+    monkeypatch.setattr(flops, "of_step", of_step)
     for path in paths:
         config = run_config.load(path, allow=lambda files: None)
         prepared = prepare_run(config, loading.data_of(config, load))
