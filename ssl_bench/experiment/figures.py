@@ -120,10 +120,10 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
         rows: normalised float ``(B, C, H, W)`` by title; NaN pixels are drawn grey.
         spec: whose mean and standard deviation undo the normalisation.
     """
-    if spec.frames > 1:
-        _strips({name: to_pixels(each, spec) for name, each in rows.items()}, title, output)
-        return
     pixels = {name: to_pixels(each, spec) for name, each in rows.items()}
+    if spec.frames > 1:
+        _strips(pixels, spec.frames, title, output)
+        return
     count = len(next(iter(pixels.values())))
     columns = min(count, _ABREAST)
     bands = range(0, count, columns)
@@ -144,7 +144,7 @@ def picture_rows(rows: Mapping[str, Tensor], spec: EncoderSpec, title: str, outp
     _save(figure, output)
 
 
-def _strips(rows: Mapping[str, np.ndarray], title: str, output: Path) -> None:
+def _strips(rows: Mapping[str, np.ndarray], frames: int, title: str, output: Path) -> None:
     """Strips ``(B, H, W, 3)`` in [0, 1] below each other: the first of each title, and so on."""
     count, height, width, _ = next(iter(rows.values())).shape
     high = max(0.6, height / _DOTS_PER_INCH)
@@ -156,6 +156,8 @@ def _strips(rows: Mapping[str, np.ndarray], title: str, output: Path) -> None:
     for number, axis in enumerate(axes[:, 0]):
         name = [*rows][number % len(rows)]
         axis.imshow(rows[name][number // len(rows)], interpolation="nearest")
+        for frame in range(1, frames):
+            axis.axvline(frame * width / frames - 0.5, color="white", linewidth=1.5)
         axis.set(xticks=[], yticks=[], frame_on=False, anchor="E")  # room at the left for titles
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize="medium")
