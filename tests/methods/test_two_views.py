@@ -101,7 +101,8 @@ def projected(weights: Weights, views: Sequence[Tensor], last_norm: bool = False
 
 def vicreg(weights: Weights, views: Sequence[Tensor], state: State, step: int) -> Tensor:
     """Equations 1 to 6, with the official code's mean over the views' hinges."""
-    return vicreg_of(*projected(weights, views), variance=10)
+    first, second = projected(weights, views)
+    return vicreg_of(first, second, variance=10)
 
 
 def vicreg_of(first: Tensor, second: Tensor, variance: float) -> Tensor:
