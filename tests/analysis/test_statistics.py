@@ -93,6 +93,12 @@ def test_seeds_are_paired_only_where_both_sides_have_the_same() -> None:
     assert ours.difference == pytest.approx(np.mean([*a.values()]) - np.mean([*b.values()]))
 
 
+def test_pairs_are_of_the_same_seed_in_whatever_order_they_come() -> None:
+    a, b = by_seed([1.0, 3.0, 4.5, 2.0, 7.0]), by_seed([0.5, 2.1, 4.0, 1.2, 6.1])
+    turned = dict(reversed(b.items()))
+    assert statistics.difference(a, turned, "always") == statistics.difference(a, b, "always")
+
+
 @pytest.mark.parametrize(
     "seeds,shared,expected", [(8, 1.0, "paired t"), (8, 0.0, "Welch t"), (4, 1.0, "Welch t")]
 )

@@ -181,6 +181,19 @@ class Killed(BaseException):
     """Stands for the death of the process."""
 
 
+@pytest.mark.parametrize("plugin", METHODS, ids=named)
+def test_each_seed_starts_from_weights_of_its_own(
+    plugin: Plugin, spec: EncoderSpec, tiny: Dataset
+) -> None:
+    """Those of the encoder, and those of the heads."""
+    spec, _ = fitting(plugin, spec, tiny)
+    first, other = (dict(build(plugin, spec, seed).named_parameters()) for seed in (0, 1))
+    drawn = {name: each for name, each in first.items() if len(each.unique()) > 1}
+    assert drawn
+    alike = [n for n, each in drawn.items() if each.requires_grad and torch.equal(each, other[n])]
+    assert not alike
+
+
 @pytest.mark.parametrize("backbone", ["vit_micro", *OTHERS[:1]])
 @pytest.mark.parametrize("plugin", WITH_EXAMPLE, ids=named)
 def test_resumed_equals_uninterrupted_bit_for_bit(

@@ -1003,6 +1003,13 @@ LAYOUTS = {
     "food101": (food101, (4, 4), KINDS),
     "oxford-iiit-pet": (oxford_iiit_pet, (4, 4), ("Some Banded", "Some Dotted")),
 }
+FIRST = {
+    "dtd": ("banded_00", "banded_20"),
+    "flowers102": ("image_00001", "image_00006"),
+    "food101": ("00", "10"),
+    "oxford-iiit-pet": ("Some_banded_00", "Some_banded_10"),
+}
+"""The first image of each split, whose number is the split's."""
 
 
 @pytest.fixture
@@ -1026,6 +1033,25 @@ def test_photographs_in_torchvisions_layout(tmp_path: Path, name: str, storage: 
     expected = [0, 1, 0, 1] if name == "flowers102" else [0, 0, 1, 1]
     assert found.train.labels_N.tolist() == expected
     assert found.train.images(torch.arange(4)).shape == (4, 3, 16, 16)
+    for split, first in zip((found.train, found.test), FIRST[name], strict=True):
+        path, *_ = sorted(tmp_path.rglob(f"{first}.jpg"))
+        square = square_CSS(Image.open(path), 16, 3)
+        assert same(split.images(torch.arange(1))[0], square)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("svhn", "train", "test"),
+        ("fgvc-aircraft", "trainval", "test"),
+        ("gtsrb", "train", "test"),
+        ("country211", "train", "test"),
+    ],
+)
+def test_splits_are_those_of_the_counts_that_are_told(name: str, train: str, test: str) -> None:
+    """Of FGVC-Aircraft 6,667 + 3,333, of Country211 31,650 + 21,100: its validation is apart."""
+    known = TORCHVISION[name]
+    assert (known.train, known.test) == ({"split": train}, {"split": test})
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import encoded
+from helpers import encoded, make_images, with_masks
 from PIL import Image
 
 from ssl_bench import data
@@ -73,6 +73,13 @@ def test_pairs_without_splits_hold_a_fifth_out(tmp_path: Path) -> None:
     validation = data.load(f"{root}@validation", 14)
     assert validation.train.masks(torch.arange(2)).shape == (2, 16, 16)
     assert data.load(f"{root}@whole", 14).classes == ("images", "masks")
+
+
+def test_a_part_of_a_split_keeps_each_images_mask() -> None:
+    split = with_masks(make_images(9, 3, 16, 3, seed=1))
+    part = split.subset([4, 2])
+    assert torch.equal(part.masks(torch.arange(2)), split.masks(torch.tensor([4, 2])))
+    assert torch.equal(part.images(torch.arange(2)), split.images(torch.tensor([4, 2])))
 
 
 def test_another_pixel_of_a_mask_is_another_data_set(tmp_path: Path) -> None:

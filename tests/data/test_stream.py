@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import encoded
+from helpers import encoded, noise_image
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -201,6 +201,23 @@ def test_reduced_decoding_looks_like_full_decoding(size: tuple[int, int]) -> Non
     assert (reduced - full).abs().mean() < 3 / 255
 
 
+def test_a_jpeg_is_decoded_large_enough_for_the_largest_of_its_views(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jpeg = encoded(photograph(1, 640, 480), "JPEG", quality=95)
+    recipes = [Augmentation(size, (0.9, 1.0)) for size in (8, 96, 8)]
+    decoded: list[tuple[int, int]] = []
+    original = Image.Image.crop
+
+    def crop(self: Image.Image, *arguments: Any) -> Image.Image:
+        decoded.append(self.size)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Image.Image, "crop", crop)
+    streamed(split_of([jpeg] * 4), recipes, draws_of(4))
+    assert {*decoded} == {(160, 120)}, "a quarter, though small views would do with less"
+
+
 def test_grey_images_keep_their_one_channel() -> None:
     pictures = [Picture("grey", photograph(0, 28, 28).convert("L"), 0)]
     split = StreamedSplit(torch.zeros(1, dtype=torch.long), pictures.__getitem__, (1, 28, 28))
@@ -304,6 +321,23 @@ def test_fingerprint_of_a_streamed_set(photographs: Path) -> None:
     longer = fingerprint()
     path.write_bytes(bytes(content) + bytes(200_001))
     assert len({base, changed, longer, fingerprint()}) == 4
+
+
+def test_fingerprint_of_a_streamed_set_knows_labels_and_splits(tmp_path: Path) -> None:
+    """Of the same images in the same order."""
+    places = [
+        ("train/a", "train/a", "train/b", "train/b", "test/b", "test/b"),
+        ("train/a", "train/b", "train/b", "train/b", "test/b", "test/b"),
+        ("train/a", "train/a", "train/b", "test/b", "test/b", "test/b"),
+    ]
+    found = []
+    for number, folders in enumerate(places):
+        root = tmp_path / str(number)
+        for seed, folder in enumerate(folders):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            noise_image(seed).save(root / folder / f"{seed}.png")
+        found.append(data.load(str(root), 28, storage="stream").fingerprint)
+    assert len({*found}) == 3
 
 
 def test_moments_are_of_images_drawn_among_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,13 @@ def test_sentences_and_documents_are_read_and_the_end_is_held_out(text: Path) ->
     validation = data.load(f"{text}@validation")
     assert told(validation.train) + told(validation.test) == expected[:40]
     assert len(validation.test) == 4
-    text.write_text(text.read_text().replace("\n\n", "\n"))
-    assert data.load(str(text)).fingerprint != found.fingerprint
+    text.write_text(text.read_text().replace("\n\n", "\n", 1))
+    joined = data.load(str(text))
+    assert (joined.train.captions, joined.test.captions) == (
+        found.train.captions,
+        found.test.captions,
+    )
+    assert joined.fingerprint != found.fingerprint, "where a document ends decides what comes next"
 
 
 def test_a_single_document_is_cut_between_sentences(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,3 +31,13 @@ def test_a_cpu_takes_few_images_of_many_patches(patches: int, images: int) -> No
     assert cpu.images_at_once(patches) == images
     gpu = device.Hardware(torch.device("cuda"), "fp32", "test")
     assert gpu.images_at_once(patches) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_products_have_the_precision_that_is_told(precision: Any, dtype: torch.dtype) -> None:
+    """The range of bfloat16 is float32's, so that losses need no scaling."""
+    weights = torch.ones(2, 2)
+    with device.Hardware(torch.device("cpu"), precision, "test").autocast():
+        assert (weights @ weights).dtype == dtype

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ssl_bench.api import registry
 from ssl_bench.api.method import Batch
 from ssl_bench.distributed import collectives
-from ssl_bench.models import backbones, encoders
+from ssl_bench.models import backbones, encoders, prototypes
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
 
-MOCO = registry.find("method", "mocov3")
+MOCO, DINO = (registry.find("method", name) for name in ("mocov3", "dino"))
 SPEC = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3)
 BATCH, WIDTH = 12, 7
 WORLDS = (3, 2)
@@ -106,6 +106,27 @@ def covariance_found() -> Tensor:
     return inputs.grad / collectives.world_size()
 
 
+SPREADING: dict[str, Callable[[Tensor], Tensor]] = {
+    "koleo": lambda rows_BD: DINO.load().koleo(rows_BD),
+    "coding rate": lambda rows_BD: prototypes.coding_rate(rows_BD[None], epsilon=0.05),
+}
+
+
+def spreading_found(name: str) -> tuple[Tensor, Tensor]:
+    """A loss that spreads features, and the gradient of its mean over ranks."""
+    inputs = own(rows()[1]).clone().requires_grad_()
+    loss = SPREADING[name](inputs)
+    loss.backward()
+    assert inputs.grad is not None
+    return loss.detach(), inputs.grad / collectives.world_size()
+
+
+def balanced_found() -> Tensor:
+    """Assignments of this rank's logits, of which other ranks' are far larger or smaller."""
+    logits_NK = rows()[1] + torch.arange(BATCH)[:, None] / 2
+    return prototypes.sinkhorn(own(logits_NK), temperature=0.5)
+
+
 def uneven(tensor: Tensor) -> Tensor:
     """This rank's part of a batch: one image, or all the others for the last rank."""
     rank, last = collectives.rank(), collectives.world_size() - 1
@@ -137,6 +158,8 @@ def work(rank: int, folder: str) -> None:
             "batch norm": batch_norm_found(),
             "moco": moco_found(),
             "covariance": covariance_found(),
+            "balanced": balanced_found(),
+            **{name: spreading_found(name) for name in SPREADING},
             **{name: backbone_found(name, uneven) for name in BATCH_NORMED},
         }
         torch.save(found, f"{folder}/{world}-{rank}.pt")
@@ -205,6 +228,21 @@ def test_gathered_rows_carry_gradient(world: int, found: Any) -> None:
     covariance(whole).backward()
     ours = torch.cat([result["covariance"] for result in found[world]])
     assert naive.relative_error(ours, whole.grad) < 1e-5
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", SPREADING)
+def test_features_are_spread_over_the_whole_batch(name: str, world: int, found: Any) -> None:
+    loss, gradient = spreading_found(name)
+    for result in found[world]:
+        torch.testing.assert_close(result[name][0], loss)
+    torch.testing.assert_close(torch.cat([result[name][1] for result in found[world]]), gradient)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_prototypes_are_balanced_over_the_whole_batch(world: int, found: Any) -> None:
+    ours = torch.cat([result["balanced"] for result in found[world]])
+    torch.testing.assert_close(ours, balanced_found())
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -544,8 +544,10 @@ class TestFinetune:
 class Pixels:
     """An encoder whose features are the pixels of what it is given."""
 
+    SEED = 3
+
     def __init__(self, spec: EncoderSpec) -> None:
-        self.spec, self.hardware, self.seed, self.checkpoint = spec, CPU, 0, None
+        self.spec, self.hardware, self.seed, self.checkpoint = spec, CPU, self.SEED, None
         self.seen: list[Tensor] = []
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
@@ -601,7 +603,7 @@ class TestLinearPaper:
         views = encoder.seen[1:-1]  # after the width was asked for, before the test images
         assert len(views) == steps
         for step in range(steps):
-            order = rng.permutation(120, 0, "linear-paper", step // per_epoch)
+            order = rng.permutation(120, Pixels.SEED, "linear-paper", step // per_epoch)
             chosen = order[step % per_epoch * 40 : (step % per_epoch + 1) * 40]
             inputs = encoder.encode(views[step].double())[config.pooling]
             if config.batch_norm:
@@ -637,11 +639,12 @@ class TestLinearPaper:
         spec: EncoderSpec,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        code, recipes = PAPER.load(), []
+        code, recipes, seeds = PAPER.load(), [], []
         augment = code.augment
 
         def record(images: Tensor, recipe: Any, draws: SampleRng) -> Tensor:
             recipes.append(recipe)
+            seeds.append(draws.seed)
             return augment(images, recipe, draws)
 
         monkeypatch.setattr(code, "augment", record)
@@ -658,6 +661,9 @@ class TestLinearPaper:
         assert not any(recipe.jitter) and not recipe.blur
         assert start.weight.std().item() == pytest.approx(0.3, rel=0.1)
         assert not start.bias.any()
+        assert seeds == [Pixels.SEED]
+        others = (code._probe(5, 3, config, seed)[1].weight for seed in (0, 1))
+        assert not torch.equal(*others)
 
     def test_images_are_classified_by_the_statistics_of_the_training(
         self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
@@ -691,7 +697,9 @@ class TestLinearPaper:
         _, _, encoder = self.train(config, tiny, spec, monkeypatch)
         first, second = encoder.seen[1:-1]
         assert first.shape == second.shape == (120, 3, 16, 16)
-        orders = [rng.permutation(120, 0, "linear-paper", epoch).argsort() for epoch in (0, 1)]
+        orders = [
+            rng.permutation(120, Pixels.SEED, "linear-paper", epoch).argsort() for epoch in (0, 1)
+        ]
         differ = (first[orders[0]] != second[orders[1]]).flatten(1).any(1)
         assert differ.float().mean() > 0.9, "a small image has few crops, so that some coincide"
 

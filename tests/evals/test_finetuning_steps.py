@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,16 +20,20 @@ from timm.layers import DropPath
 from torch import Tensor
 
 from ssl_bench.api import registry
-from ssl_bench.data import Dataset
+from ssl_bench.data import Dataset, Split
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder, prepare
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.training import resume
+from ssl_bench.transforms.augmentations import augment
 from ssl_bench.utils import rng
+from ssl_bench.utils.rng import SampleRng
 
 FINETUNE = registry.find("eval", "finetune")
 EPOCHS, BATCH, PER_EPOCH = 2, 40, 3
 RATE, FLOOR, DECAY, LAYERS = 1e-2, 1e-4, 0.3, 0.5
+SEED = 3
 
 
 class Seen:
@@ -57,7 +64,7 @@ class Seen:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(finetuning.Classifier, "forward", record)
             patch.setattr(finetuning, "classifier", keep)
-            encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=0)
+            encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=SEED)
             config = FINETUNE.config(**(plain | changes))
             self.result = FINETUNE.load_class()(config).evaluate(encoder, data)
 
@@ -73,7 +80,7 @@ def seen(tiny: Dataset, spec: EncoderSpec) -> Seen:
 
 
 def order(epoch: int) -> Tensor:
-    return rng.permutation(120, 0, "finetune", epoch)
+    return rng.permutation(120, SEED, "finetune", epoch)
 
 
 def test_training_is_adamw_with_a_rate_for_each_layer(seen: Seen, tiny: Dataset) -> None:
@@ -133,8 +140,52 @@ def test_the_last_epoch_classifies_each_test_image_as_it_is(
     assert torch.equal(seen.result.predictions_N, expected)
 
 
+def test_a_view_is_a_function_of_seed_step_and_image(
+    seen: Seen, tiny: Dataset, spec: EncoderSpec
+) -> None:
+    recipe = finetuning.crop(spec, FINETUNE.config(crop_scale=1.0))
+    for step, views in enumerate(seen.views[: EPOCHS * PER_EPOCH]):
+        own = order(step // PER_EPOCH)[step % PER_EPOCH * BATCH :][:BATCH]
+        view = partial(augment, recipe=recipe, draws=SampleRng(SEED, step, own, "finetune/"))
+        torch.testing.assert_close(views, prepare(tiny.train.images_NCHW[own], spec, CPU, view))
+
+
 def test_each_step_drops_other_paths(seen: Seen) -> None:
-    assert len(set(seen.seeds[: EPOCHS * PER_EPOCH])) == EPOCHS * PER_EPOCH
+    steps = EPOCHS * PER_EPOCH
+    assert seen.seeds[:steps] == [rng.key(SEED, "finetune/dropout", n) for n in range(steps)]
+    assert len(set(seen.seeds[:steps])) == steps
+
+
+def test_another_seed_starts_another_head_and_mixes_other_shares(
+    tiny: Dataset, spec: EncoderSpec
+) -> None:
+    heads, mixed = [], []
+    config, images = FINETUNE.config(mixup=0.8, cutmix=0.0), torch.eye(2)[:, None, None]
+    for seed in (0, 1):
+        encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=seed)
+        heads.append(finetuning.classifier(encoder, 3, config).head.weight)
+        mixed.append(finetuning.mix(images, torch.eye(2), config, seed, 0)[1])
+    assert not torch.equal(*heads) and not torch.equal(*mixed)
+
+
+def test_what_is_resumed_reads_as_of_the_step_that_it_is_at(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which frames of a clip are read is a function of the step."""
+    read: list[SampleRng] = []
+    read_drawn = Split.read_drawn
+
+    def noted(split: Split, draws: Iterable[SampleRng]) -> Any:
+        read.extend(draws)
+        return read_drawn(split, read)
+
+    monkeypatch.setattr(Split, "read_drawn", noted)
+    monkeypatch.setattr(resume, "training", lambda *how: nullcontext(resume.Training(4)))
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=SEED)
+    config = FINETUNE.config(epochs=EPOCHS, batch_size=BATCH)
+    finetuning.train(finetuning.classifier(encoder, 3, config), encoder, tiny.train, config)
+    assert [(each.seed, each.step) for each in read] == [(SEED, 4), (SEED, 5)]
+    assert torch.equal(read[0].samples_B, order(1)[BATCH : 2 * BATCH])
 
 
 def test_a_classifier_starts_near_zero_with_a_norm_of_its_own(seen: Seen) -> None:

@@ -139,14 +139,14 @@ def test_a_share_is_rounded_down_and_trained_for_so_many_steps(
     train = linear_probe.train
 
     def record(features: Tensor, labels: Tensor, rows: Tensor, *rest: Any) -> linear_probe.Probes:
-        fitted.append((len(rows), *rest[2:4]))
+        fitted.append((len(rows), *rest[2:5]))
         return train(features, labels, rows, *rest)
 
     monkeypatch.setattr(linear_probe, "train", record)
     config = LOW_SHOT.config(shares=(0.21,), draws=1, steps=20, batch_size=8)
-    LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
-    assert fitted[-1] == (25, 7, 8), (
-        "25.2 of 120 labels; 3 steps of 8 in an epoch, 20 or more in all"
+    LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 5), tiny)
+    assert fitted[-1] == (25, 7, 8, 5), (
+        "25.2 of 120 labels; 3 steps of 8 in an epoch, 20 or more in all; under the seed 5"
     )
 
 

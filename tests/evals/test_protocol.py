@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
 from ssl_bench.data import Dataset, Split
-from ssl_bench.evaluation import finetuning, linear_probe
+from ssl_bench.evaluation import finetuning, linear_probe, runner
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.evaluation.metrics import holdout
 from ssl_bench.models import backbones
@@ -81,6 +83,34 @@ def test_low_shot_chooses_on_folds_that_it_was_not_fitted_on(tiny: Dataset) -> N
     for choice in choices:
         assert choice["pooling"] == "partly"
         assert 60 < choice["validation_top1"] < 95
+
+
+@pytest.mark.parametrize("name", ["linear", "robustness", "segmentation"])
+def test_probes_see_their_images_in_an_order_of_the_encoders_seed(
+    name: str, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    train = linear_probe.train
+
+    def note(*how: Any) -> linear_probe.Probes:
+        seeds.append(how[7])
+        return train(*how)
+
+    monkeypatch.setattr(linear_probe, "train", note)
+    plugin = registry.find("eval", name)
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=5)
+    plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny)
+    assert set(seeds) == {5}
+
+
+def test_an_untrained_baseline_starts_as_the_run_did(
+    tiny: Dataset, spec: EncoderSpec, tmp_path: Path
+) -> None:
+    encoder, _ = runner._Encoders(spec, tiny, 5, CPU, tmp_path, False).baseline("random")
+    expected = backbones.build(spec, 5).state_dict()
+    found = encoder.trainable_copy().state_dict()
+    assert found.keys() == expected.keys() and encoder.seed == 5
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
 
 
 @BOTH

@@ -85,6 +85,8 @@ BAD: dict[str, tuple[Callable[[Dataset], Any], str]] = {
     "whether": (lambda data: Result({"top1": 100.0}, right(data) > 0), "bool"),
     "class 3": (lambda data: Result({"top1": 97.5}, wrong_at(data, 7, 3)), "predictions_N[7] = 3"),
     "class -1": (lambda data: Result({"top1": 97.5}, wrong_at(data, 0, -1)), "predictions_N[0]"),
+    "a tenth off": (lambda data: Result({"top1": 97.6}, wrong_at(data, 7, 2)), "97.5"),
+    "a tenth too large": (lambda data: Result({"top1": 100.1}), "100.1"),
     "another share": (lambda data: Result({"top1": 50.0}, right(data)), "100"),
     "chosen": (lambda data: Result({"top1": 5.0}, chosen={"k": object()}), "chosen k"),
     "chosen NaN": (lambda data: Result({"top1": 5.0}, chosen={"k": [math.nan]}), "nan"),

@@ -238,6 +238,26 @@ def test_codebook_images_are_drawn_from_all(tiny: Dataset, monkeypatch: pytest.M
     assert first != second and max(first) >= 24
 
 
+def test_codebook_patches_are_drawn_anew_of_each_part_of_the_images(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one image again and again, so that only the patches that are drawn differ."""
+    found: list[tuple[Tensor, int]] = []
+
+    def note(patches_NP: Tensor, count: int, seed: int) -> Tensor:
+        found.append((patches_NP, seed))
+        return patches_NP[:count]
+
+    monkeypatch.setattr(codebook, "fit", note)
+    alike = tiny.train.subset([0] * 256)
+    for seed in (0, 1):
+        build().before_training(alike, seed)
+    (first, _), (second, _) = found
+    assert [seed for _, seed in found] == [0, 1]
+    assert first.shape == (256, VALUES), "a patch of each image"
+    assert not torch.equal(first[:128], first[128:]) and not torch.equal(first, second)
+
+
 def test_a_tokenizer_of_the_users_own_is_taken_as_it_is(tiny: Dataset, tmp_path: Path) -> None:
     """Its entries are pixels in [0, 1], as they are before images are normalised."""
     path = written(tmp_path, codebook=entries_of())

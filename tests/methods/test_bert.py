@@ -313,6 +313,8 @@ def test_frequent_words_come_first() -> None:
     assert words[-3:] == ["xx", "yy", "zz"]
     letters = vocabulary.learn_vocabulary(["ab ab ab c"], 8).split("\n")
     assert letters[5:] == ["##b", "a", "c"]
+    letters = vocabulary.learn_vocabulary(["bb bb bb a"], 8).split("\n")
+    assert letters[5:] == ["##b", "b", "a"], "a letter counts as often as its word comes"
 
 
 @pytest.mark.parametrize(("losses", "texts", "marks"), [(("mlm",), 1, 2), (("mlm", "nsp"), 2, 3)])

@@ -264,6 +264,22 @@ def test_small_crops_reach_the_student_and_not_the_teacher() -> None:
     assert torch.equal(means, method.means_2K)
 
 
+def test_stochastic_depth_is_the_students_alone() -> None:
+    method = build(drop_path=0.5)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in method.student.blocks]
+    assert rates == [0.0, 0.5]
+    assert not any("DropPath" in type(m).__name__ for m in method.encoder.modules())
+
+
+def test_each_centre_has_a_momentum_of_its_own() -> None:
+    method = build(center_momentum=0.5, patch_center_momentum=0.75)
+    method.loss(batch_of(method, views_of(4)), helpers.FIRST_STEP)
+    mean, patch_mean = method.means_2K
+    method.after_optimizer_step(helpers.FIRST_STEP)
+    torch.testing.assert_close(method.center_K, 0.5 * mean)
+    torch.testing.assert_close(method.patch_center_K, 0.25 * patch_mean)
+
+
 def test_registers_are_no_patches() -> None:
     architecture = {**SHAPE, "reg_tokens": 2}
     spec = distillation.dataclasses.replace(SPEC, architecture=architecture)

@@ -101,17 +101,18 @@ def projected(weights: Weights, views: Sequence[Tensor], last_norm: bool = False
 
 def vicreg(weights: Weights, views: Sequence[Tensor], state: State, step: int) -> Tensor:
     """Equations 1 to 6, with the official code's mean over the views' hinges."""
-    return vicreg_of(*projected(weights, views))
+    first, second = projected(weights, views)
+    return vicreg_of(first, second, variance=10)
 
 
-def vicreg_of(first: Tensor, second: Tensor) -> Tensor:
+def vicreg_of(first: Tensor, second: Tensor, variance: float) -> Tensor:
     count, width = first.shape
     loss = 25 * (first - second).square().mean()
     for view in (first, second):
         centred = view - view.mean(0)
         covariance = centred.T @ centred / (count - 1)
         for i in range(width):
-            loss = loss + 25 / 2 * (1 - (covariance[i, i] + 1e-4).sqrt()).clamp(min=0) / width
+            loss = loss + variance / 2 * (1 - (covariance[i, i] + 1e-4).sqrt()).clamp(min=0) / width
             for j in range(width):
                 if i != j:
                     loss = loss + covariance[i, j] ** 2 / width
@@ -208,7 +209,7 @@ def gaussian(features: Tensor, directions: Tensor) -> Tensor:
 
 METHODS: Mapping[str, tuple[Reference, dict[str, Any]]] = {
     "simclr": (simclr, {"temperature": 0.2, "proj_hidden_dim": 32, "proj_output_dim": 16}),
-    "vicreg": (vicreg, {"proj_hidden_dim": 32, "proj_output_dim": 8}),
+    "vicreg": (vicreg, {"variance": 10.0, "proj_hidden_dim": 32, "proj_output_dim": 8}),
     "barlow-twins": (barlow_twins, {"proj_hidden_dim": 32, "proj_output_dim": 8}),
     "byol": (byol, {"momentum": 0.8, "proj_hidden_dim": 32, "proj_output_dim": 16}),
     "simsiam": (simsiam, {"proj_hidden_dim": 32, "proj_output_dim": 16, "pred_hidden_dim": 8}),

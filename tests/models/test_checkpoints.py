@@ -632,18 +632,26 @@ class TestHeads:
             (192, 12, None, 3),
             (384, 12, None, 6),
             (384, 12, "row", 12),
+            (768, 12, None, 12),
             (768, 12, "column", 12),
+            (768, 12, "row", 12),
+            (1024, 24, None, 16),
             (1024, 24, "column", 16),
+            (1024, 24, "row", 16),
             (1280, 32, None, 16),
             (1280, 32, "column", 16),
+            (1280, 32, "row", 16),
+            (1408, 40, None, 16),
             (1536, 40, None, 24),
         ],
     )
     def test_of_known_encoders(
         self, width: int, depth: int, first: str | None, expected: int
     ) -> None:
+        """I-JEPA's ViT-g, of 1,408, is an encoder of its files alone."""
         torch.manual_seed(0)
-        weights = shapes_alone(width, depth, "timm", first, formats._VIT_HEADS)
+        table = formats._IJEPA_HEADS if width == 1408 else formats._VIT_HEADS
+        weights = shapes_alone(width, depth, "timm", first, table)
         spec, grid = architecture.work_out(weights, "it", WeightSettings(), 1e-6)
         assert grid == (14, 14)
         with torch.device("meta"):

@@ -15,6 +15,7 @@ import torch
 from helpers import random_images
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from ssl_bench.errors import UserError
@@ -190,3 +191,39 @@ def test_a_block_at_some_tokens_is_the_block_there(name: str, fused: bool) -> No
         loss = token.square().mean()
         gradients.append((loss, *torch.autograd.grad(loss, trained, allow_unused=True)))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_block_at_some_tokens_norms_and_drops_as_the_block(fused: bool) -> None:
+    """Queries, keys and what is attended to have norms of their own in some backbones."""
+    timm.layers.set_fused_attn(fused)
+    try:
+        block = Block(
+            32, 4, qkv_bias=True, qk_norm=True, scale_attn_norm=True, init_values=0.5,
+            attn_drop=0.3, drop_path=0.5,
+        )  # fmt: skip
+    finally:
+        timm.layers.set_fused_attn(False)
+    tokens, wanted = torch.randn(9, 7, 32), slice(2, 5)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_()
+        block.eval()
+        torch.testing.assert_close(
+            encoders.block_at(block, tokens, wanted), block(tokens)[:, wanted]
+        )
+        block.train()
+        block.attn.attn_drop.p = 0.0  # which draws for all tokens
+        torch.manual_seed(0)
+        ours = encoders.block_at(block, tokens, wanted)
+        torch.manual_seed(0)
+        torch.testing.assert_close(ours, block(tokens)[:, wanted])
+
+
+def test_both_branches_of_a_block_are_skipped_more_often_with_depth() -> None:
+    spec = EncoderSpec("vit_micro", 16, 4, 3, (0.5,) * 3, (0.25,) * 3, {"depth": 5})
+    encoder = backbones.build(spec, seed=0)
+    encoders.drop_paths(encoder, 0.4)
+    for place, block in enumerate(encoder.blocks):
+        for path in (block.drop_path1, block.drop_path2):
+            assert getattr(path, "drop_prob", 0.0) == pytest.approx(0.1 * place)

@@ -336,17 +336,20 @@ def test_a_trial_says_that_it_is_one() -> None:
     assert untrained.chosen_by == {}
 
 
-@pytest.mark.parametrize(("better", "best"), [("higher", 1), ("lower", 2), ("neither", None)])
+@pytest.mark.parametrize(("better", "best"), [("higher", 2), ("lower", 3), ("neither", None)])
 def test_which_trial_is_the_best_the_evaluation_says(
     better: str, best: int | None, tmp_path: Path
 ) -> None:
-    found = sweep("--search", "random", "--trials", 3, "--evals", "knn", "--runs-dir", tmp_path)
-    trials: list[Any] = []
-    for number, score in enumerate((0.5, 0.9, 0.2)):
+    """And what the run keeps of its search counts the trials that failed."""
+    found = sweep("--search", "random", "--trials", 4, "--evals", "knn", "--runs-dir", tmp_path)
+    trials: list[Any] = [SimpleNamespace(state="failed")]
+    for number, score in enumerate((0.5, 0.9, 0.2), 1):
         home = tmp_path / f"run-{number}" / schema.EVALS / "knn-1"
         home.mkdir(parents=True)
         write_json(home / schema.SCORES, {"better": better})
-        entry = SimpleNamespace(run=f"run-{number}", evals={"knn": "knn-1"}, flops=1, label="mae")
+        entry = SimpleNamespace(
+            run=f"run-{number}", evals={"knn": "knn-1"}, flops=10**number, label="mae"
+        )
         trials.append(SimpleNamespace(state="done", entry=entry, scores={"knn": score}))
     if best is None:
         with pytest.raises(UserError, match="--choose-by"):
@@ -354,6 +357,10 @@ def test_which_trial_is_the_best_the_evaluation_says(
     else:
         [cell], _ = search.best_on_all_images(found, trials, False)
         assert cell.config.method_config == found.finals[0].configs[best].method_config
+        known = chosen.read(cell.config.chosen_by)
+        assert known is not None
+        assert (known.trials, known.tried, known.flops) == (3, 4, 1110)
+        assert (known.scores, known.better) == ((0.5, 0.9, 0.2), better)
 
 
 LEARN = [each for each in METHODS if dataclasses.fields(each.config)]
@@ -376,3 +383,60 @@ def test_every_method_is_searched_in_the_same_roles(plugin: Plugin) -> None:
         assert isinstance(crops, Uniform)
         assert crops.low <= 0.2 and crops.high == 1
     assert len(space) >= 3
+
+
+RATES, DECAYS, CROPS = LogUniform(5e-5, 5e-3), LogUniform(0.01, 0.3), Uniform(0.08, 1.0)
+ALIKE: list[tuple[str, dict[str, Range]]] = [
+    (
+        "barlow-twins byol moco mocov3 simclr simsiam vicreg",
+        {"base_lr": RATES, "weight_decay": DECAYS, "crop_scale": CROPS},
+    ),
+    (
+        "dino ibot ijepa",
+        {
+            "base_lr": RATES,
+            "momentum": OneOf((0.9, 0.96, 0.99, 0.996)),
+            "final_weight_decay": LogUniform(0.04, 0.5),
+        },
+    ),
+    ("mae videomae", {"base_lr": LogUniform(1e-4, 1e-2), "warmup": Uniform(0.02, 0.2)}),
+    ("beit-kmeans mae simmim videomae", {"weight_decay": LogUniform(0.01, 0.2)}),
+    ("data2vec ijepa mae simmim videomae", {"crop_scale": Uniform(0.2, 1.0)}),
+    ("bert lejepa supervised", {"weight_decay": DECAYS}),
+    ("beit-kmeans lejepa simmim", {"base_lr": RATES}),
+    ("beit-kmeans supervised", {"crop_scale": CROPS}),
+]
+
+
+@pytest.mark.parametrize(("methods", "ranges"), ALIKE)
+def test_methods_that_are_alike_are_searched_in_the_same_ranges(
+    methods: str, ranges: dict[str, Range]
+) -> None:
+    """Else a comparison would be one of ranges."""
+    for name in methods.split():
+        assert registry.find("method", name).search().items() >= ranges.items(), name
+
+
+ROLES = ("base_lr", "crop_scale", "weight_decay", "final_weight_decay")
+ELSEWHERE = {("beit-kmeans", "codebook_size"), ("data2vec", "momentum")}
+"""What suits another tokenizer, or trainings that are far longer."""
+
+
+@pytest.mark.parametrize("plugin", LEARN, ids=lambda plugin: plugin.name)
+def test_what_is_published_of_a_methods_own_settings_is_among_what_is_searched(
+    plugin: Plugin,
+) -> None:
+    for name, range_ in plugin.search().items():
+        if name in ROLES or (plugin.name, name) in ELSEWHERE:
+            continue
+        known = [getattr(plugin.config(), name)]
+        presets = plugin.presets().items()
+        known += [
+            v[name] for preset, v in presets if name in v and preset not in ("quick", "small")
+        ]
+        if isinstance(range_, OneOf):
+            assert {*known} <= {*range_.values}, name
+            continue
+        assert all(range_.low <= value <= range_.high for value in known), name
+        if isinstance(range_, LogUniform):
+            assert range_.high >= 10 * range_.low, name

@@ -24,6 +24,7 @@ from ssl_bench.api.registry import Plugin
 from ssl_bench.api.step import Step
 from ssl_bench.cli import flags
 from ssl_bench.data import Dataset
+from ssl_bench.distributed import collectives
 from ssl_bench.errors import UserError
 from ssl_bench.experiment import preparation
 from ssl_bench.models.backbones import EncoderSpec
@@ -116,6 +117,44 @@ def test_snapshots_are_what_the_training_passed_through(
         assert cost["seconds"] >= 0
 
 
+def test_seconds_are_those_of_the_training_alone(
+    spec: EncoderSpec, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three devices; a step takes two seconds here, and writing an encoder a thousand."""
+    plugin = registry.find("method", "mocov3")
+    method, clock = build(plugin, spec), [0.0]
+    after_step, snapshot = method.after_optimizer_step, pretrain._snapshot
+
+    def take_time(step: Step) -> None:
+        after_step(step)
+        clock[0] += 2
+
+    def take_long(*how: Any) -> None:
+        snapshot(*how)
+        clock[0] += 1000
+
+    method.after_optimizer_step = take_time  # type: ignore[method-assign]
+    monkeypatch.setattr(pretrain, "_snapshot", take_long)
+    monkeypatch.setattr(pretrain, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    several = SimpleNamespace(**{**vars(collectives), "world_size": lambda: 3})
+    monkeypatch.setattr(pretrain, "collectives", several)
+    what = plan(plugin, spec, tiny)
+    cost = pretrain.pretrain(method, tiny, what, tmp_path, CPU, snapshot_steps=[3, 6])
+    assert (cost["seconds"], cost["devices"]) == (60, 3)
+    for step in (3, 6):
+        assert load_json(pretrain.snapshot_folder(tmp_path, step) / "cost.json")["seconds"] == (
+            6 * step
+        )
+    *_, last = map(json.loads, (tmp_path / "metrics.jsonl").open())
+    assert (last["step"], last["epoch"]) == (10, 2)
+    assert last["images_per_second"] == helpers.BATCH / 2
+    other = build(plugin, spec)
+    encoder = sum(each.numel() for each in other.encoder.parameters())
+    frozen = sum(each.numel() for each in other.parameters() if not each.requires_grad)
+    assert cost["encoder_parameters"] == encoder <= frozen
+    assert cost["trained_parameters"] == sum(p.numel() for p in other.parameters()) - frozen
+
+
 def interrupted(method: Method) -> Method:
     """The method, which stops its training after two thirds."""
     after_step = method.after_optimizer_step
@@ -152,6 +191,8 @@ def test_an_interrupted_training_has_the_same_snapshots(
     method = build(plugin, spec)
     cost = pretrain.pretrain(method, tiny, what, cut, CPU, snapshot_steps=range(2, 10, 2))
     assert 1000 < cost["seconds"] < 1100
+    later = load_json(pretrain.snapshot_folder(cut, 8) / "cost.json")
+    assert 1000 <= later["seconds"] <= cost["seconds"]
     for step in range(2, 10, 2):
         files = [pretrain.snapshot_folder(f, step) / "encoder.safetensors" for f in (whole, cut)]
         assert files[0].read_bytes() == files[1].read_bytes()

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from ssl_bench.api import Batch, Step
 from ssl_bench.data import Dataset
+from ssl_bench.distributed import collectives
 from ssl_bench.models import weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
 from ssl_bench.transforms.augmentations import augment, normalize
 from ssl_bench.utils import rng
 
-EPOCHS, BATCH = 2, 40
+EPOCHS, BATCH, SEED = 2, 40, 3
 
 
 class Noting(Teaching):
@@ -53,18 +55,21 @@ class Noting(Teaching):
         self.moved.append(not torch.equal(self.held, self.student.norm.weight))
 
 
-@pytest.fixture(scope="module")
-def trained(
-    tiny: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Noting, EncoderSpec, Path]:
+def train(tiny: Dataset, folder: Path) -> tuple[Noting, EncoderSpec, Path]:
     spec = EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, helpers.SHAPE)
     method: Any = setup.build_method(Noting, Config(), spec, 3, seed=0)
-    folder = tmp_path_factory.mktemp("steps")
-    what = helpers.plan(helpers.METHODS[0], spec, tiny)
+    what = helpers.plan(helpers.METHODS[0], spec, tiny, SEED)
     what = dataclasses.replace(what, epochs=EPOCHS, batch_size=BATCH)
     method.eval()
     pretrain.pretrain(method, tiny, what, folder, helpers.CPU)
     return method, spec, folder
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tiny: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Noting, EncoderSpec, Path]:
+    return train(tiny, tmp_path_factory.mktemp("steps"))
 
 
 def test_images_come_in_an_order_of_each_epochs_own(
@@ -73,7 +78,7 @@ def test_images_come_in_an_order_of_each_epochs_own(
     seen = [batch.rng.samples_B for batch in trained[0].batches]
     assert len(seen) == 6
     for epoch in range(EPOCHS):
-        expected = rng.permutation(120, 0, "order", epoch)
+        expected = rng.permutation(120, SEED, "order", epoch)
         assert torch.equal(torch.cat(seen[3 * epoch : 3 * epoch + 3]), expected)
 
 
@@ -83,7 +88,7 @@ def test_draws_are_of_seed_step_and_image(
     """And views are normalised by the training images' own mean and deviation."""
     method, spec, _ = trained
     for number, batch in enumerate(method.batches):
-        assert (batch.rng.seed, batch.rng.step) == (0, number)
+        assert (batch.rng.seed, batch.rng.step) == (SEED, number)
     last = method.batches[-1]
     images = tiny.train.images_NCHW[last.rng.samples_B]
     for view, (name, recipe) in enumerate(method.transforms().items()):
@@ -96,8 +101,18 @@ def test_each_step_drops_other_things_in_training_mode(
     trained: tuple[Noting, EncoderSpec, Path],
 ) -> None:
     method = trained[0]
+    assert method.seeds == [rng.key(SEED, "dropout", number) for number in range(6)]
     assert len(set(method.seeds)) == 6
     assert all(method.modes)
+
+
+def test_each_rank_drops_other_things(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = SimpleNamespace(**{**vars(collectives), "rank": lambda: 2})
+    monkeypatch.setattr(setup, "collectives", second)
+    method, _, _ = train(tiny, tmp_path)
+    assert method.seeds == [rng.key(SEED, "dropout", number, 2) for number in range(6)]
 
 
 def test_parameters_move_between_the_hooks(trained: tuple[Noting, EncoderSpec, Path]) -> None:

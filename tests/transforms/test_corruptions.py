@@ -155,32 +155,34 @@ def test_strengths_are_the_published_ones() -> None:
 
 
 GOLDEN = {
-    "gaussian_noise": (0.4887, 0.1746),
-    "shot_noise": (0.4842, 0.1910),
-    "impulse_noise": (0.4891, 0.1585),
-    "defocus_blur": (0.4886, 0.0234),
-    "glass_blur": (0.4886, 0.0316),
-    "motion_blur": (0.4886, 0.0388),
-    "zoom_blur": (0.5080, 0.0567),
-    "snow": (0.8558, 0.3966),
-    "procedural_frost": (0.6817, 0.2323),
-    "fog": (0.4209, 0.1838),
-    "brightness": (0.7327, 0.2494),
-    "contrast": (0.4886, 0.1171),
-    "elastic_transform": (0.4888, 0.0209),
-    "pixelate": (0.4886, 0.0422),
-    "jpeg_compression": (0.4897, 0.0476),
+    "gaussian_noise": (0.4887, (0.0799, 0.1192, 0.1746, 0.2375, 0.3068)),
+    "shot_noise": (0.4842, (0.0900, 0.1367, 0.1910, 0.2752, 0.3329)),
+    "impulse_noise": (0.4891, (0.0904, 0.1298, 0.1585, 0.2175, 0.2732)),
+    "defocus_blur": (0.4886, (0.0128, 0.0165, 0.0234, 0.0293, 0.0334)),
+    "glass_blur": (0.4886, (0.0157, 0.0168, 0.0316, 0.0324, 0.0357)),
+    "motion_blur": (0.4886, (0.0177, 0.0270, 0.0388, 0.0498, 0.0563)),
+    "zoom_blur": (0.5080, (0.0391, 0.0492, 0.0567, 0.0639, 0.0711)),
+    "snow": (0.8558, (0.2745, 0.3780, 0.3966, 0.4382, 0.4716)),
+    "procedural_frost": (0.6817, (0.2073, 0.2207, 0.2323, 0.2454, 0.2595)),
+    "fog": (0.4209, (0.1570, 0.1725, 0.1838, 0.1810, 0.1872)),
+    "brightness": (0.7327, (0.0880, 0.1748, 0.2494, 0.3121, 0.3706)),
+    "contrast": (0.4886, (0.0878, 0.1025, 0.1171, 0.1318, 0.1391)),
+    "elastic_transform": (0.4888, (0.0127, 0.0163, 0.0209, 0.0242, 0.0284)),
+    "pixelate": (0.4886, (0.0330, 0.0396, 0.0422, 0.0504, 0.0608)),
+    "jpeg_compression": (0.4897, (0.0402, 0.0449, 0.0476, 0.0562, 0.0649)),
 }
-"""Mean of the corrupted photographs, and how far from the clean ones they are: of severity 3."""
+"""Mean of the photographs corrupted with severity 3, and how far each severity is from the clean
+ones."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_what_scores_were_made_with(kind: str) -> None:
     """Snow, frost, fog and the like are our own: no paper says what another strength would be."""
-    images = photographs(32)
-    made = corrupt(images, kind, 3, 0, torch.arange(12))
-    found = made.mean().item(), (made - images).square().mean().sqrt().item()
-    assert found == pytest.approx(GOLDEN[kind], abs=2e-4)
+    images, (mean, distances) = photographs(32), GOLDEN[kind]
+    made = [corrupt(images, kind, severity, 0, torch.arange(12)) for severity in SEVERITIES]
+    assert made[2].mean().item() == pytest.approx(mean, abs=2e-4)
+    found = [(each - images).square().mean().sqrt().item() for each in made]
+    assert found == pytest.approx(distances, abs=2e-4)
 
 
 BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform", "pixelate")
