@@ -42,6 +42,7 @@ from ssl_bench.utils.files import (
 from ssl_bench.utils.formatting import plain
 
 Record = dict[str, Any]
+_TEXT = "text"
 
 
 def evaluate_run(
@@ -112,19 +113,28 @@ def in_words(record: Record) -> str:
     return f"{record['eval']} {headline:.2f} {record['unit']}"
 
 
-def protocol(plugin: Plugin, config: Any, data: Dataset) -> str:
-    """The hash of all that defines an evaluation but the encoder, the seed and the precision."""
+def protocol(plugin: Plugin, config: Any, data: Dataset, of_text: bool = False) -> str:
+    """The hash of all that defines an evaluation but the encoder, the seed and the precision.
+
+    Args:
+        of_text: whether the encoder reads the captions, and none of the images.
+    """
     made_by = [CORE_VERSION, plugin.name, plugin.version]
-    return schema.digest([*made_by, schema.non_defaults(config), data.fingerprint])
+    reads = [_TEXT] if of_text else []
+    return schema.digest([*made_by, schema.non_defaults(config), data.fingerprint, *reads])
 
 
-def folder_name(plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str) -> str:
+def folder_name(
+    plugin: Plugin, config: Any, data: Dataset, seed: int, precision: str, of_text: bool = False
+) -> str:
     """The name of the folder under ``evals`` that holds an evaluation's result."""
-    return checked_name(f"{plugin.name}-{protocol(plugin, config, data)}-seed{seed}-{precision}")
+    which = protocol(plugin, config, data, of_text)
+    return checked_name(f"{plugin.name}-{which}-seed{seed}-{precision}")
 
 
 def _folder(home: Path, plugin: Plugin, config: Any, data: Dataset, encoder: Any) -> Path:
-    name = folder_name(plugin, config, data, encoder.seed, encoder.hardware.precision)
+    how = encoder.seed, encoder.hardware.precision, encoder.spec.is_text
+    name = folder_name(plugin, config, data, *how)
     return home / schema.EVALS / name
 
 
@@ -134,7 +144,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
     checkpoint = EvalCheckpoint(home / schema.UNFINISHED / folder.name)
     expected = {
         "eval": plugin.name,
-        "protocol": protocol(plugin, config, data),
+        "protocol": protocol(plugin, config, data, encoder.spec.is_text),
         "test_images": len(data.test),
     }
     stored = collectives.on_rank_zero(lambda: _stored(folder, checkpoint, expected))
@@ -171,6 +181,7 @@ def _evaluate(plugin: Plugin, config: Any, encoder: Any, data: Dataset, home: Pa
             "source": "" if plugin.module else str(plugin.path),
             "protocol": expected["protocol"],
             "config": asdict(config),
+            **({"reads": _TEXT} if encoder.spec.is_text else {}),
             "data": data.name,
             "data_fingerprint": data.fingerprint,
             "data_source": data.source,

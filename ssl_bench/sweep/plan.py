@@ -138,7 +138,8 @@ class Planner:
             )
             for plugin, own in each.evals.items():
                 name = f"{plugin.name} on {data.name}" if plugin.name in evals else plugin.name
-                evals[name] = runner.folder_name(plugin, own, data, plan.seed, plan.precision)
+                how = plan.seed, plan.precision, plan.encoder.is_text
+                evals[name] = runner.folder_name(plugin, own, data, *how)
         return Entry(
             label=cell.label,
             config=config.to_json(),

@@ -175,6 +175,17 @@ def test_protocols_get_columns_of_their_own_and_a_reason(results: Results, tmp_p
     assert table.pairs == ()
 
 
+def test_what_reads_text_is_in_no_column_of_images(results: Results, tmp_path: Path) -> None:
+    for method, more in (("a", {}), ("b", {"reads": "text"})):
+        (tmp_path / method).mkdir()
+        write_json(tmp_path / method / "scores.json", {"config": {"epochs": 3}, **more})
+        run = results.run(method)
+        results.score(run, 80.0, protocol=method, folder=str(tmp_path / method))
+    table = results.table()
+    assert [column.title for column in table.columns] == ["knn reads=images", "knn reads=text"]
+    assert "knn was run under 2 protocols: reads images / text" in table.notes
+
+
 @pytest.mark.parametrize("config", [None, [1], "text", 3])
 def test_an_odd_config_of_a_protocol_is_not_read(
     results: Results, tmp_path: Path, config: Any

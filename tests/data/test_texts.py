@@ -19,6 +19,7 @@ from ssl_bench.api import registry
 from ssl_bench.api.step import Step
 from ssl_bench.data import Split
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation import runner
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
 
@@ -262,7 +263,11 @@ def test_labels_make_a_probe_of_sentence_vectors(text: Path, ssl_bench: Command)
         *("--runs-dir", folder.parent),
     )
     assert code == 0, err
-    assert list(folder.glob("evals/knn-*/scores.json"))
+    [found] = folder.glob("evals/knn-*/scores.json")
+    knn = registry.find("eval", "knn")
+    of_images = runner.protocol(knn, knn.config(), data.load("fashion-captions"))
+    record = json.loads(found.read_text())
+    assert record["reads"] == "text" and record["protocol"] != of_images
     code, _, err = ssl_bench("eval", folder, "--evals", "linear", "--runs-dir", folder.parent)
     assert code == 2 and "no labels" in err and err.count("\n") == 1
 

@@ -294,4 +294,5 @@ def test_committed_runs_are_what_their_settings_lead_to_today(
                 continue  # which stays apart in every table
             data = SimpleNamespace(fingerprint=record["data_fingerprint"])
             own = plugin.config_of(record["config"])
-            assert runner.protocol(plugin, own, data) == record["protocol"]  # type: ignore[arg-type]
+            of_text = prepared.plan.encoder.is_text
+            assert runner.protocol(plugin, own, data, of_text) == record["protocol"]  # type: ignore[arg-type]

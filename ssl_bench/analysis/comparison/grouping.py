@@ -240,12 +240,17 @@ def columns(scores: pd.DataFrame) -> tuple[tuple[Column, ...], list[str]]:
 
 def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
     """The settings in which protocols differ: those of each, and one sentence about all."""
-    configs = {
-        row["protocol"]: schema.peek(Path(row["folder"]) / schema.SCORES).get("config")
+    records = {
+        row["protocol"]: schema.peek(Path(row["folder"]) / schema.SCORES)
         for _, row in protocols.iterrows()
     }
+    configs = {protocol: record.get("config") for protocol, record in records.items()}
     hashes = {protocol: protocol for protocol in configs}
-    known = {protocol: config for protocol, config in configs.items() if isinstance(config, dict)}
+    known = {
+        protocol: {**config, "reads": records[protocol].get("reads", "images")}
+        for protocol, config in configs.items()
+        if isinstance(config, dict)
+    }
     if len(known) < len(configs):
         return hashes, f"{' / '.join(hashes)} (what differs cannot be read)"
     differing = differences(known)
