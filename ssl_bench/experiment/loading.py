@@ -141,7 +141,7 @@ def note_coarse(data: Dataset) -> None:
     """Warn that scores of few test images can be of few values."""
     count = len(data.test)
     if count < _COARSE:
-        of_each = f"of which each is {100 / count:.2g} points of accuracy"
+        of_each = f"of which each is {100 / count:.3g} points of accuracy"
         each = "" if data.unlabelled else f", {of_each}"
         note(
             f"{data.name}: {many(count, 'test image')}{each}: scores are coarse, and differences "
