@@ -9,7 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,9 @@ def learn_vocabulary(texts: Iterable[str], size: int) -> str:
     """
     normalize, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(w for w, _ in split.pre_tokenize_str(normalize.normalize_str(text)))
+    for between, count in Counter(chain.from_iterable(map(_between_spaces, texts))).items():
+        for word, _ in split.pre_tokenize_str(normalize.normalize_str(between)):
+            counts[word] += count
     letters: Counter[str] = Counter()
     for word, count in counts.items():
         letters.update({letter: count for letter in (word[0], *(f"##{each}" for each in word[1:]))})
@@ -218,9 +220,20 @@ def _rounded(length: int) -> int:
     return math.ceil(length / _TOKENS) * _TOKENS
 
 
+def _between_spaces(text: str) -> list[str]:
+    """Parts of a text that BERT's tokenizer reads each by itself."""
+    return text.split(" ")
+
+
 def _encoded(texts: Iterable[str], vocabulary: str, lowercase: bool) -> Iterator[list[int]]:
+    """The ids of each text, for which each different part is tokenized once."""
     tokenizer = _tokenizer(vocabulary, lowercase)
-    return (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+
+    @cache
+    def ids(part: str) -> list[int]:
+        return tokenizer.encode(part, add_special_tokens=False).ids
+
+    return (list(chain.from_iterable(map(ids, _between_spaces(text)))) for text in texts)
 
 
 def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec:
