@@ -193,6 +193,12 @@ def read_vocabulary(path: Path) -> tuple[str, bool]:
     return "\n".join(words), lowercase
 
 
+def given_vocabulary(config: Any) -> tuple[str, bool] | None:
+    """What `read_vocabulary` finds where a method's `recipes.TextConfig` names a tokenizer."""
+    path = config.tokenizer and Path(config.tokenizer).expanduser()
+    return read_vocabulary(path) if path else None
+
+
 @lru_cache(maxsize=4)
 def _tokenizer(vocabulary: str, lowercase: bool) -> Tokenizer:
     tokenizer = Tokenizer(WordPiece(_ids(vocabulary), unk_token=UNKNOWN))
@@ -246,10 +252,10 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
     Raises:
         UserError: the tokenizer cannot be read, or the texts hold no word.
     """
-    if config.tokenizer:
-        vocabulary, lowercase = read_vocabulary(Path(config.tokenizer).expanduser())
-    else:
-        vocabulary, lowercase = learn_vocabulary(texts, config.vocabulary_size), True
+    vocabulary, lowercase = given_vocabulary(config) or (
+        learn_vocabulary(texts, config.vocabulary_size),
+        True,
+    )
     longest = max(map(len, _encoded(texts, vocabulary, lowercase)), default=0)
     require(longest > 0, "the training texts hold no words")
     is_pair = getattr(config, "next_sentence", False)
