@@ -129,19 +129,11 @@ def test_what_captions_lack_is_told_before_any_image_is_decoded(
     rows = [f"{number}.png,{'a bag' if number else ''}\n" for number in range(9)]
     for number in range(9):
         (tmp_path / f"{number}.png").write_bytes(b"no image")
-    flags = (
-        "--method",
-        method,
-        "--epochs",
-        1,
-        "--batch-size",
-        2,
-        "--tokenizer",
-        tmp_path / "none.txt",
-    )
-    flags += ("--queue-size", 2) if method == "albef" else ()
+    queue = ("--queue-size", 2) if method == "albef" else ()
+    sizes = ("--epochs", 1, "--batch-size", 2, *queue)
+    tokenizer = ("--tokenizer", tmp_path / "none.txt")
     for first, told in (("0.png,\n", "captions of"), ("0.png,a bag\n", "none.txt")):
         rows[0] = first
         (tmp_path / "captions.csv").write_text("file_name,text\n" + "".join(rows))
-        code, _, err = ssl_bench("run", "--data", tmp_path, *flags)
+        code, _, err = ssl_bench("run", "--method", method, "--data", tmp_path, *sizes, *tokenizer)
         assert (code, err.count("\n")) == (2, 1) and told in err, err
