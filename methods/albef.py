@@ -45,7 +45,7 @@ from ssl_bench.api.parts import Queue, follow, frozen_copy, in_float32
 from ssl_bench.config.recipes import check_losses
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
-from ssl_bench.models import encoders, masked_tokens, text_encoder
+from ssl_bench.models import encoders, masked_tokens, text_encoder, vocabulary
 from ssl_bench.models.text_encoder import ImageText
 from ssl_bench.transforms.augmentations import Augmentation, crop_and_flip
 from ssl_bench.utils.rng import SampleRng
@@ -180,7 +180,9 @@ class ALBEF(Method):
 
     @classmethod
     def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
-        """Whether the queues, if there are any, are filled by whole batches of different pairs."""
+        """A tokenizer that cannot be read, or queues, if there are any, that whole batches of
+        different pairs do not fill."""
+        vocabulary.given_vocabulary(config)
         return Queue.refuses(config.queue_size, batch_size, images) if config.embed_dim else None
 
     def transforms(self) -> Mapping[str, Augmentation]:

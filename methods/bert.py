@@ -110,6 +110,12 @@ class BERT(Method):
         assert data.text is not None
         self.text = data.text
 
+    @classmethod
+    def refuses(cls, config: Config, batch_size: int, images: int, epochs: float) -> str | None:
+        """A tokenizer that cannot be read, before any image is decoded."""
+        vocabulary.given_vocabulary(config)
+        return None
+
     def transforms(self) -> Mapping[str, Augmentation]:
         """No view of an image."""
         return {}

@@ -46,7 +46,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     storage: Storage = "auto",
     skip_broken: bool = False,
-    check: Callable[[int], None] | None = None,
+    check: Callable[[int, str], None] | None = None,
     frames: int | None = None,
     stride: int | None = None,
     views: tuple[int, int] = (1, 1),
@@ -75,8 +75,8 @@ def load(
         skip_broken: leave out images that cannot be decoded; by default they are an error. The
             images of a streamed data set are decoded once to find them, and the result is kept in
             ``data_dir``.
-        check: called with the number of training images before any of them is decoded; it raises
-            where they are of no use.
+        check: called with the number of training images, and why they have no captions or "",
+            before any of them is decoded; it raises where they are of no use.
         frames: of each clip, where the source has video; 1 makes images of its clips, the middle
             frame of each. Default: the source's own. Of no effect on images.
         stride: from one frame of a clip to the next, in frames of the video. Default: likewise.
@@ -104,21 +104,21 @@ def load(
 
         listing = _videos(asked)
         if check:
-            check(listing.train.count)
+            check(listing.train.count, listing.uncaptioned)
         chosen = sampling.chosen(clips.USUAL, frames, stride)
         how = read_size, chosen, storage, skip_broken, progress or no_progress
         found = clips.load(listing, *how, views)
     elif texts.is_here(Path(asked.place).expanduser()):
         found = texts.load(asked, storage)
         if check:
-            check(len(found.train))
+            check(len(found.train), found.uncaptioned)
     else:
         from ssl_bench.data import in_memory
         from ssl_bench.data.listing import no_progress
 
         listing, checked = _images(asked, data_dir), _folder(data_dir) / "checked"
         if check:
-            check(listing.train.count)
+            check(listing.train.count, listing.uncaptioned)
         told = progress or no_progress
         found = in_memory.load(listing, read_size, storage, skip_broken, checked, told)
     require(

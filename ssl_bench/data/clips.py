@@ -34,11 +34,11 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from ssl_bench.config.settings import Storage
-from ssl_bench.data import images
+from ssl_bench.data import images, survey
 from ssl_bench.data.dataset import Dataset, Split
 from ssl_bench.data.images import UnreadableVideo, naming, square_CSS
 from ssl_bench.data.in_memory import total_memory
-from ssl_bench.data.listing import Listing, Picture, Progress, check_labels
+from ssl_bench.data.listing import Listing, Picture, Progress, shown
 from ssl_bench.data.sampling import Sampling
 from ssl_bench.data.sources.videos import GIF
 from ssl_bench.errors import require
@@ -47,6 +47,8 @@ from ssl_bench.utils.rng import SampleRng
 
 USUAL = Sampling(frames=16, stride=4)
 _AT_ONCE = 16
+_CUT = "it is damaged or cut short"
+_EBML, _SEGMENT, _HEAD = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,17 +173,15 @@ def load(
     decoded, broken = _decoded(pictures, crops, side, sampling, progress)
     errors = [broken[place] for place in sorted(broken)]
     images.refuse(errors, skip_broken)
-    caveats: list[str] = []
     if errors:
-        listing = listing.without(broken)
-        source = f"{listing.name} without {many(len(errors), 'broken video')}"
-        labels = listing.train.labels, listing.test.labels
-        caveats += check_labels(source, *labels, listing.classes)
-        caveats.append(f"{many(len(errors), 'broken video')} left out")
-    if short := sum(len(video) < sampling.frames for video in decoded.values()):
+        listing = survey.without(listing, broken, "video")
+    caveats: list[str] = []
+    short = [place for place in sorted(decoded) if len(decoded[place]) < sampling.frames]
+    if short:
+        names = shown(Path(pictures[place].name).name for place in short)
         caveats.append(
-            f"{many(short, 'video')} of {len(decoded):,} shorter than {sampling.frames} frames of "
-            f"stride {sampling.stride}: the last one repeated"
+            f"{many(len(short), 'video')} of {len(decoded):,} shorter than {sampling.frames} "
+            f"frames of stride {sampling.stride}, the last one repeated: {names}"
         )
     digest = hashlib.sha256(json.dumps([*listing.classes, sampling.frames]).encode())
     places = iter(sorted(decoded))
@@ -312,9 +312,12 @@ def _video(
 
 def _gif(path: Path) -> Generator[Callable[[], Image.Image]]:
     """What gives each frame, until the next one is asked for."""
-    with Image.open(path, formats=["GIF"]) as film:
-        for frame in ImageSequence.Iterator(film):
-            yield frame.copy
+    try:
+        with Image.open(path, formats=["GIF"]) as film:
+            for frame in ImageSequence.Iterator(film):
+                yield frame.copy
+    except IndexError as error:
+        raise ValueError(_CUT) from error
 
 
 def _film(path: Path) -> Generator[Callable[[], Image.Image]]:
@@ -325,13 +328,35 @@ def _film(path: Path) -> Generator[Callable[[], Image.Image]]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError("it has no video stream")
-            for frame in container.decode(video=0):
-                yield partial(_upright, frame)
+            stream = container.streams.video[0]
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise ValueError(_CUT)
+                for frame in packet.decode():
+                    yield partial(_upright, frame)
+            # What is missing at the end ends the decoding without an error.
+            ends = [entry.pos + entry.size for entry in stream.index_entries]
+            if container.size < max([*ends, _matroska_end(path)]):
+                raise ValueError(_CUT)
     except av.FFmpegError as error:
         # A file that is cut short may end in an error of input, or ask for too much memory.
-        if isinstance(error, OSError) and error.errno != errno.EIO:
+        is_cut = isinstance(error, EOFError) or error.errno == errno.EIO
+        if isinstance(error, OSError) and not is_cut:
             raise
-        raise ValueError(error.strerror) from error
+        raise ValueError(_CUT if is_cut else error.strerror) from error
+
+
+def _matroska_end(path: Path) -> int:
+    """Where an mkv or webm file's header says that it ends (RFC 9559); 0 if it does not say."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    before, _, after = head.partition(_SEGMENT)
+    if not (head.startswith(_EBML) and after):
+        return 0
+    length = 9 - after[0].bit_length()
+    limit = 1 << 7 * length
+    size = int.from_bytes(after[:length]) % limit
+    return len(before) + len(_SEGMENT) + length + size if size < limit - 1 else 0
 
 
 def _upright(frame: Any) -> Image.Image:

@@ -104,16 +104,21 @@ def sound(
     errors = [broken[place] for place in sorted(broken)]
     images.refuse(errors, skip)
     if errors:
-        listing = _without(listing, broken)
+        listing = without(listing, broken)
     depths = depth.decide(deep)
     said = tuple(depth.in_words(deep, depths, listing.count))
     return listing, depths, said, tuple(f"{error.name}: {error.reason}" for error in errors)
 
 
-def _without(listing: Listing, broken: Collection[int]) -> Listing:
+def without(listing: Listing, broken: Collection[int], kind: str = "image") -> Listing:
+    """A listing without the pictures at some places, which is a caveat.
+
+    Raises:
+        UserError: too little is left.
+    """
     left = listing.without(broken)
     in_train, in_test = left.train.labels, left.test.labels
-    count = many(len(broken), "broken image")
+    count = many(len(broken), f"broken {kind}")
     source = f"{listing.name} without {count}"
     is_held_out = HELD_OUT_CAVEAT in listing.caveats
     said = check_labels(source, in_train, in_test, listing.classes, is_held_out)

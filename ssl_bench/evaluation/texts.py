@@ -12,8 +12,9 @@ _MOST_BYTES = 200
 
 
 def as_bytes(texts: Sequence[str]) -> Tensor:
-    """Texts in UTF-8, long ones cut, the others filled with zeros: uint8 ``(N, longest)``."""
-    rows = [text.encode()[:_MOST_BYTES] for text in texts]
+    """Texts in UTF-8, uint8 ``(N, longest)``: long ones are cut after a whole character, the others
+    filled with zeros."""
+    rows = [text.encode()[:_MOST_BYTES].decode(errors="ignore").encode() for text in texts]
     found_NW = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.uint8)
     for row_W, row in zip(found_NW, rows, strict=True):
         row_W[: len(row)] = torch.tensor(list(row), dtype=torch.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -362,5 +363,6 @@ def to_pixels(images_BCHW: Tensor, spec: EncoderSpec) -> np.ndarray:
 
 def _save(figure: Figure, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(output) as path:
+    with atomic(output) as path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")

@@ -13,7 +13,7 @@ from ssl_bench.api.method import Method
 from ssl_bench.config.settings import BUDGETS, Storage
 from ssl_bench.data import Dataset
 from ssl_bench.data.listing import Listing
-from ssl_bench.data.names import resolved, several
+from ssl_bench.data.names import CAPTIONS, resolved, several
 from ssl_bench.distributed import collectives
 from ssl_bench.errors import require
 from ssl_bench.experiment.run_config import RunConfig
@@ -43,14 +43,25 @@ class StepCheck:
     All checks are equal, so that a cache of data sets does not tell them apart.
 
     Raises:
-        UserError: a batch is too small or too large, or the method refuses it.
+        UserError: captions are wanted and not there, a batch is too small or too large, or the
+            method refuses it.
     """
 
     config: RunConfig = field(compare=False)
 
-    def __call__(self, images: int, epochs: float | None = None) -> None:
-        """Called before the images are decoded, and with the epochs once a budget has told them."""
+    def __call__(self, images: int, uncaptioned: str, epochs: float | None = None) -> None:
+        """Called before the images are decoded, and with the epochs once a budget has told them.
+
+        Args:
+            uncaptioned: why not each of them has a caption, or "".
+        """
         settings, plugin = self.config.settings, self.config.method
+        require(
+            not uncaptioned or "caption" not in plugin.declared.columns,
+            f"method {plugin.name} learns from captions, and data {readable(settings.data)} has "
+            f"none ({uncaptioned}); data with one for each image would work, such as --data "
+            f"{CAPTIONS}, or a method that reads images alone, such as mae",
+        )
         method, size = plugin.load_class(), self.config.batch_on(images)
         if method.loss is Method.loss and method.terms is Method.terms:
             return  # it trains nothing
@@ -74,7 +85,7 @@ def load(
     data_dir: Path,
     storage: Storage = "auto",
     skip_broken: bool = False,
-    check: Callable[[int], None] | None = None,
+    check: Callable[[int, str], None] | None = None,
     frames: int | None = None,
     stride: int | None = None,
     views: tuple[int, int] = (1, 1),
@@ -141,7 +152,7 @@ def note_coarse(data: Dataset) -> None:
     """Warn that scores of few test images can be of few values."""
     count = len(data.test)
     if count < _COARSE:
-        of_each = f"of which each is {100 / count:.2g} points of accuracy"
+        of_each = f"of which each is {100 / count:.3g} points of accuracy"
         each = "" if data.unlabelled else f", {of_each}"
         note(
             f"{data.name}: {many(count, 'test image')}{each}: scores are coarse, and differences "

@@ -96,7 +96,8 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     )
     data = datasets.training
     can_step = StepCheck(config)
-    can_step(len(data.train))
+    uncaptioned = data.uncaptioned if data.train.captions is None else ""
+    can_step(len(data.train), uncaptioned)
     hardware = choose(settings.precision, settings.compile)
     require(
         not (data.unlabelled and "label" in plugin.declared.columns),
@@ -113,12 +114,6 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     if settings.eval_data and not (config.evals or settings.eval_every):
         unlabelled.append(f"--eval-data {settings.eval_data!r} is not used: nothing is evaluated")
     kind = plugin.load_class()
-    require(
-        data.train.captions is not None or "caption" not in kind.columns,
-        f"method {plugin.name} learns from captions, and data {data.name!r} has none "
-        f"({data.uncaptioned}); --data {CAPTIONS} would work, or a method that reads images alone, "
-        "such as mae",
-    )
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
     spec = setup.with_text(spec, kind, config.method_config, data.train.captions or ())
     if spec.text and spec.text.next_sentence:
@@ -163,7 +158,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     allowed = budget.of(settings, hardware)
     if allowed and method.trains:
         plan = budget.spend(allowed, plan, method, data, hardware, settings)
-        can_step(len(data.train), plan.epochs)
+        can_step(len(data.train), uncaptioned, plan.epochs)
     require(
         expected in ("", plan.name),
         f"this would be run {plan.name!r}, not {expected!r} as when it was submitted: the code, "

@@ -9,7 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,9 @@ def learn_vocabulary(texts: Iterable[str], size: int) -> str:
     """
     normalize, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(w for w, _ in split.pre_tokenize_str(normalize.normalize_str(text)))
+    for between, count in Counter(chain.from_iterable(map(_between_spaces, texts))).items():
+        for word, _ in split.pre_tokenize_str(normalize.normalize_str(between)):
+            counts[word] += count
     letters: Counter[str] = Counter()
     for word, count in counts.items():
         letters.update({letter: count for letter in (word[0], *(f"##{each}" for each in word[1:]))})
@@ -191,6 +193,12 @@ def read_vocabulary(path: Path) -> tuple[str, bool]:
     return "\n".join(words), lowercase
 
 
+def given_vocabulary(config: Any) -> tuple[str, bool] | None:
+    """What `read_vocabulary` finds where a method's `recipes.TextConfig` names a tokenizer."""
+    path = config.tokenizer and Path(config.tokenizer).expanduser()
+    return read_vocabulary(path) if path else None
+
+
 @lru_cache(maxsize=4)
 def _tokenizer(vocabulary: str, lowercase: bool) -> Tokenizer:
     tokenizer = Tokenizer(WordPiece(_ids(vocabulary), unk_token=UNKNOWN))
@@ -218,9 +226,20 @@ def _rounded(length: int) -> int:
     return math.ceil(length / _TOKENS) * _TOKENS
 
 
+def _between_spaces(text: str) -> list[str]:
+    """Parts of a text that BERT's tokenizer reads each by itself."""
+    return text.split(" ")
+
+
 def _encoded(texts: Iterable[str], vocabulary: str, lowercase: bool) -> Iterator[list[int]]:
+    """The ids of each text, for which each different part is tokenized once."""
     tokenizer = _tokenizer(vocabulary, lowercase)
-    return (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+
+    @cache
+    def ids(part: str) -> list[int]:
+        return tokenizer.encode(part, add_special_tokens=False).ids
+
+    return (list(chain.from_iterable(map(ids, _between_spaces(text)))) for text in texts)
 
 
 def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec:
@@ -233,10 +252,10 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
     Raises:
         UserError: the tokenizer cannot be read, or the texts hold no word.
     """
-    if config.tokenizer:
-        vocabulary, lowercase = read_vocabulary(Path(config.tokenizer).expanduser())
-    else:
-        vocabulary, lowercase = learn_vocabulary(texts, config.vocabulary_size), True
+    vocabulary, lowercase = given_vocabulary(config) or (
+        learn_vocabulary(texts, config.vocabulary_size),
+        True,
+    )
     longest = max(map(len, _encoded(texts, vocabulary, lowercase)), default=0)
     require(longest > 0, "the training texts hold no words")
     is_pair = getattr(config, "next_sentence", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +120,20 @@ def test_data_without_captions_have_no_hidden_words(ssl_bench: Command) -> None:
     code, _, err = ssl_bench("run", *words)
     assert code == 2
     assert "captions" in err and "fashion-captions" in err
+
+
+@pytest.mark.parametrize("method", ["albef", "bert"])
+def test_what_captions_lack_is_told_before_any_image_is_decoded(
+    method: str, tmp_path: Path, ssl_bench: Command
+) -> None:
+    rows = [f"{number}.png,{'a bag' if number else ''}\n" for number in range(9)]
+    for number in range(9):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    queue = ("--queue-size", 2) if method == "albef" else ()
+    sizes = ("--epochs", 1, "--batch-size", 2, *queue)
+    tokenizer = ("--tokenizer", tmp_path / "none.txt")
+    for first, told in (("0.png,\n", "captions of"), ("0.png,a bag\n", "none.txt")):
+        rows[0] = first
+        (tmp_path / "captions.csv").write_text("file_name,text\n" + "".join(rows))
+        code, _, err = ssl_bench("run", "--method", method, "--data", tmp_path, *sizes, *tokenizer)
+        assert (code, err.count("\n")) == (2, 1) and told in err, err

@@ -45,11 +45,11 @@ def write_gif(path: Path, frames: list[np.ndarray]) -> None:
     films[0].save(path, save_all=True, append_images=films[1:], duration=40)
 
 
-def write_film(path: Path, frames: list[np.ndarray], codec: str = "mpeg4") -> None:
+def write_film(path: Path, frames: list[np.ndarray], codec: str = "mpeg4", **options: str) -> None:
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream: Any = container.add_stream(codec, rate=25)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -201,6 +201,7 @@ def test_short_videos_repeat_their_last_frame_and_are_counted(gifs: Path) -> Non
     write_gif(gifs / "train" / "dark" / "0.gif", shades(0, count=5))
     found = load(gifs)
     assert "1 video of 10 shorter than 4 frames of stride 3" in found.note
+    assert found.note.endswith(": 0.gif")
     assert shades_of(found.train.images(torch.tensor([0]))) == [[0, 12, 12, 12]]
     assert shades_of(found.train.drawn(SampleRng(0, 0, torch.tensor([0])))) == [[0, 12, 12, 12]]
 
@@ -214,7 +215,18 @@ def test_broken_videos_are_named_together_or_left_out(gifs: Path) -> None:
     assert "1.gif (it has one frame)" in text and "light/0.gif" in text and "--skip-broken" in text
     found = load(gifs, skip_broken=True)
     assert (len(found.train), len(found.test), len(found.broken)) == (5, 3, 2)
-    assert "2 broken videos left out" in found.note
+    assert found.note.endswith("2 broken videos left out")
+
+
+def test_what_is_said_of_classes_is_said_once_without_broken_videos(gifs: Path) -> None:
+    shutil.rmtree(gifs / "test" / "light")
+    (gifs / "train" / "dark" / "1.gif").write_bytes(b"")
+    note = load(gifs, skip_broken=True).note
+    assert note.count("all test images are of one class") == 1 and "1 broken video left out" in note
+    for number in (0, 2):
+        (gifs / "train" / "dark" / f"{number}.gif").write_bytes(b"")
+    with pytest.raises(UserError, match="without 3 broken videos"):
+        load(gifs, skip_broken=True)
 
 
 def test_gifs_are_images_unless_several_frames_are_asked_for(gifs: Path) -> None:
@@ -303,6 +315,29 @@ def test_what_ffmpeg_says_of_a_file_is_no_refusal_of_the_system(
     else:
         with pytest.raises(UserError, match=r"9\.mkv"):
             load(gifs, skip_broken=True)
+
+
+@with_av
+@pytest.mark.parametrize("name", ["film.mp4", "film.avi", "film.webm", "film.mkv", "film.gif"])
+def test_a_film_that_is_cut_short_is_no_shorter_film(name: str, tmp_path: Path) -> None:
+    """Even where its header comes first, and all that is left of it can be decoded."""
+    film = tmp_path / name
+    frames = [
+        np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8) for n in range(COUNT)
+    ]
+    if film.suffix == ".gif":
+        write_gif(film, frames)
+    else:
+        codec = "libvpx" if film.suffix == ".webm" else "mpeg4"
+        more = {"movflags": "faststart"} if film.suffix == ".mp4" else {}
+        write_film(film, frames, codec, **more)
+    content = film.read_bytes()
+    assert middle(film, 28, Sampling(COUNT)).shape[1] == 3 * COUNT
+    for share in (0.5, 0.8, 0.97):
+        film.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(UserError, match=r"cut short|truncated") as error:
+            middle(film, 28, Sampling(2))
+        assert name in str(error.value)
 
 
 def test_decoding_stops_where_frames_take_half_of_the_memory(

@@ -25,7 +25,7 @@ from ssl_bench.data import Dataset, load
 from ssl_bench.evals import masked_words, retrieval
 from ssl_bench.evaluation.features import Encoder, prepare
 from ssl_bench.evaluation.metrics import subset
-from ssl_bench.evaluation.texts import as_texts
+from ssl_bench.evaluation.texts import as_bytes, as_texts
 from ssl_bench.experiment import figures
 from ssl_bench.models import vocabulary
 from ssl_bench.models.backbones import EncoderSpec
@@ -179,6 +179,21 @@ def test_maps_of_words_are_the_attention_of_the_last_layer(encoder: Encoder, dat
                 arrays["word_maps"][place, word], expected, rtol=1e-4, atol=1e-5
             )
     assert arrays["word_images"].shape == (4, 3, 16, 16)
+
+
+def test_texts_of_any_script_are_kept_and_drawn_without_a_word(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    sentences = ["\u8863" * 100, "costs $5 or $6$", "\U0001f455 bag"]
+    kept = as_texts(as_bytes(sentences).numpy())
+    assert kept == ["\u8863" * 66, *sentences[1:]]
+    arrays = {
+        "queries": as_bytes(sentences).numpy(),
+        "answers": np.zeros((3, 2, 3, 8, 8), np.uint8),
+        "is_right": np.zeros((3, 2), np.uint8),
+    }
+    figures._save(figures.retrieved(arrays), tmp_path / "retrieved.png")
+    assert (tmp_path / "retrieved.png").exists() and not recwarn.list
 
 
 def test_what_has_other_shapes_is_not_drawn() -> None:

@@ -279,6 +279,26 @@ def test_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     assert vocabulary.read_vocabulary(tmp_path / "tokenizer.json") == (words, True)
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_parts_between_spaces_have_the_tokens_of_the_whole(
+    lowercase: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a  BAG,\tbag\xa0a bag", "\u4e2d\u6587 a\x1cbag \u0301e \u0130s[MASK]", " a bag ", ""]
+    words = vocabulary.learn_vocabulary([*texts, "bag bag"], 40)
+    tokenizer, asked = vocabulary._tokenizer(words, lowercase), list[str]()
+    expected = [[2, *tokenizer.encode(text).ids, 3] for text in texts]
+
+    class Watched:
+        def encode(self, text: str, **how: Any) -> Any:
+            asked.append(text)
+            return tokenizer.encode(text, **how)
+
+    monkeypatch.setattr(vocabulary, "_tokenizer", lambda *how: Watched())
+    ids_BL = vocabulary.tokenize(texts, TextSpec(words, lowercase, 64, 32, 1, 2))
+    assert [[i for i in row if i] for row in ids_BL.tolist()] == expected
+    assert len(asked) == len(set(asked)) == len({part for t in texts for part in t.split(" ")})
+
+
 def test_a_learned_vocabulary_spells_what_it_has_no_word_for() -> None:
     words = vocabulary.learn_vocabulary(["a bag of bags", "a bag"], 20).split("\n")
     assert words[:5] == list(vocabulary.SPECIAL)
