@@ -23,6 +23,11 @@ from ssl_bench.runs.index import Index
 from ssl_bench.utils.files import write_json
 
 
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
 def test_seeds_make_a_group_with_mean_and_interval(results: Results) -> None:
     runs = results.seeds("mae", [80.0, 81.0, 82.0])
     table = results.table()

@@ -8,6 +8,11 @@ from comparisons import NOISE, Results, curve, marks, shown
 from ssl_bench.analysis.comparison.score_tables import ScoreTable
 
 
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
 def test_equal_time_is_not_read_across_devices(results: Results) -> None:
     curve(results, "a", {50: 70.0, 100: 80.0})
     curve(results, "b", {50: 60.0, 100: 65.0})

@@ -13,6 +13,11 @@ from ssl_bench.analysis.report.tables import main_tables
 from ssl_bench.analysis.verdict import summary
 
 
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "mark"),
     [

@@ -24,6 +24,11 @@ from ssl_bench.errors import UserError
 from ssl_bench.utils import arrays
 
 
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
 def as_they_are(results: Results) -> None:
     """Leave the accuracies as they are."""
 
