@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ def best_of_trials(source: Source) -> Iterator[Drawing]:
                 numbers, best, color=look.color, marker=look.marker, linestyle=look.line
             )
             curves.append(pd.DataFrame({"method": method, "trials": numbers, "best": best}))
-        axis.set(xlabel="trials", ylabel=f"{title}: best")
+        axis.set(xlabel="trials", ylabel=textwrap.fill(f"{title}: best", 30))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawing.legend(figure, handles)
         of_trials = of_judge[["method", "flops"]].itertuples(index=False)
