@@ -799,7 +799,7 @@ def test_a_tiny_folder_gets_smaller_batches_and_a_warning(
     [told] = [line for line in out.splitlines() if "--batch-size" in line]
     assert "32" in told and "48" in told
     [coarse] = [line for line in out.splitlines() if "12 test images" in line and "note" in line]
-    assert "8.3 points" in coarse
+    assert "8.33 points" in coarse
     assert load_json(only_run(tmp_path) / "config.json")["batch_size"] == 32
     code, out, _ = ssl_bench("eval", only_run(tmp_path), "--evals", "knn", *runs)
     assert code == 0 and coarse in out.splitlines()
