@@ -462,7 +462,8 @@ def scored() -> Sequence[Scored]:
             record = load_json(path)
             score = next(iter(record["scores"]))
             unit = record.get("unit") or "top-1 accuracy (%)"
-            shared = (record["eval"], score, unit, record["data"], record["seed"])
+            of_text = ", its text alone" if record.get("reads") == "text" else ""
+            shared = (record["eval"], score, unit, f"{record['data']}{of_text}", record["seed"])
             where = folder.parent.name
             value = record["scores"][score]
             found.append(Scored(where, config["method"], told, *shared, value))
@@ -475,8 +476,8 @@ def scored() -> Sequence[Scored]:
 def _results(axis: str, name: str) -> Iterator[str]:
     """What committed runs of a method, or under an evaluation, scored."""
     own = [each for each in scored() if name in (each.method, each.evaluation)]
-    places = {(each.folder, each.evaluation) for each in own}
-    beside = [each for each in scored() if (each.folder, each.evaluation) in places]
+    places = {(each.folder, each.evaluation, each.data) for each in own}
+    beside = [e for e in scored() if (e.folder, e.evaluation, e.data) in places]
     shown = [each for each in beside if each in own or (each.is_baseline and axis == "method")]
     if not shown:
         return
@@ -486,16 +487,22 @@ def _results(axis: str, name: str) -> Iterator[str]:
         "interval over seeds, where there are several. Rows of different folders had different "
         "budgets; only those of one folder are to be compared."
     )
-    columns = list(dict.fromkeys((e.evaluation, e.score, e.unit, e.data) for e in shown))
+    for data in sorted({each.data for each in shown}):
+        yield f"### On {data}"
+        yield _scores([each for each in shown if each.data == data])
+
+
+def _scores(shown: Sequence[Scored]) -> str:
+    """A table of scores on one data set."""
+    columns = list(dict.fromkeys((e.evaluation, e.score, e.unit) for e in shown))
     rows: dict[tuple[str, ...], dict[Any, dict[int, float]]] = {}
     for each in sorted(shown, key=lambda e: (e.folder, e.is_baseline)):
         label = f"*{each.method}*" if each.is_baseline else f"`{each.method}`"
         key = (f"`{each.folder}`", f"{label} {each.settings}".strip())
-        column = (each.evaluation, each.score, each.unit, each.data)
+        column = (each.evaluation, each.score, each.unit)
         rows.setdefault(key, {}).setdefault(column, {})[each.seed] = each.value
-    titles = [f"{e}: {unit}, {data}" for e, _, unit, data in columns]
-    yield table(
-        ("folder", "method", *titles),
+    return table(
+        ("folder", "method", *(f"{evaluation}: {unit}" for evaluation, _, unit in columns)),
         (
             (*key, *(_mean(cells.get(each, {}).values()) for each in columns))
             for key, cells in rows.items()

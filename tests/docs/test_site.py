@@ -69,6 +69,9 @@ def test_results_are_those_of_the_committed_runs(hooks: ModuleType) -> None:
     own = hooks.pages()["methods/mae.md"]
     [baseline] = re.findall(r"^\| `fashion-mnist` \| \*raw pixels\* \|.*$", own, re.M)
     assert set(re.findall(r"n=(\d+)", baseline)) == {"5"}
+    of_images, of_text = (hooks.pages()[f"methods/{name}.md"] for name in ("albef", "bert"))
+    assert "### On fashion-captions, its text alone" in of_text
+    assert "text alone" not in of_images
 
 
 def test_a_link_to_a_file_leads_to_its_copy(hooks: ModuleType) -> None:
