@@ -59,6 +59,11 @@ class Column:
         """-1 where lower scores are better, else 1."""
         return -1 if self.better == "lower" else 1
 
+    @property
+    def is_ranked(self) -> bool:
+        """Whether its scores say which group is better: a headline that is not neutral."""
+        return self.is_headline and self.better != "neither"
+
 
 class Score(NamedTuple):
     """One number of one run, in a cell."""

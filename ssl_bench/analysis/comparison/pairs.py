@@ -109,7 +109,7 @@ def test_pairs(
     means_of: dict[Column, tuple[dict[str, float], set[str]]] = {}
     notes: dict[str, None] = {}
     for column in columns:
-        if not column.is_headline or column.better == "neither":
+        if not column.is_ranked:
             continue
         present = {key: cells[key, column.key] for key in keys if (key, column.key) in cells}
         values = {key: {s.seed: s.value for s in scores} for key, scores in present.items()}

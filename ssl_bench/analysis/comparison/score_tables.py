@@ -209,8 +209,7 @@ def _judge(
     marks = pairs.marks(column, known, tested)
     if "undecided" in marks.values():
         notes += filter(None, [pairs.what_would_decide(column, by_cell)])
-    is_ranked = column.is_headline and column.better != "neither"
-    why_no_best = fairness.why_no_best(groups, marks, at) if is_ranked else ""
+    why_no_best = fairness.why_no_best(groups, marks, at) if column.is_ranked else ""
     if why_no_best:
         marks = {key: mark for key, mark in marks.items() if mark != "best"}
     unlabelled = [group for group in groups if not _uses_labels(group.method)]
@@ -301,7 +300,7 @@ def _ahead_of_methods(
         return {label: score.mean.mean for label, score in known.items() if score and score.mean.n}
 
     of_runs = means(groups)
-    if not of_runs or not column.is_headline or column.better == "neither":
+    if not of_runs or not column.is_ranked:
         return []
     best = max(of_runs, key=lambda label: column.sign * of_runs[label])
     return [
