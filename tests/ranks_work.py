@@ -47,8 +47,8 @@ FEW = [MAE, MOCO, registry.find("method", "moco"), TEACHING]
 
 
 def methods_of(world: str) -> list[Plugin]:
-    """Who trains there: each method with both strategies, a few on more than two processes."""
-    return METHODS if world in ("ddp-2", "fsdp-2") else FEW
+    """Who trains there: each method with both strategies, on two processes and on four."""
+    return METHODS if world in ("ddp-4", "fsdp-2") else FEW
 
 
 def steady_adamw(groups: Any, beta2: float) -> torch.optim.AdamW:
