@@ -114,22 +114,21 @@ class ALBEF(Method):
     needs = ("captions", "ViT", "momentum encoder", "queue")
     columns = frozenset({"image", "caption"})
     smallest_batch = 2
-    tuned = {"quick": "by hand: learning rate and batch, on held-out scenes"}
+    tuned = {"quick": "by hand: learning rate, batch and queue, on held-out scenes"}
     presets = {
         "quick": {
             "epochs": 1,
             "data": "fashion-captions",
             "evals": ("retrieval", "zero-shot", "masked-words", "linear", "knn"),
-            "batch_size": 32,
-            "base_lr": 8e-3,
+            "batch_size": 16,
+            "base_lr": 1e-2,
             "text_width": 64,
             "text_depth": 2,
             "fusion_depth": 2,
             "text_dropout": 0.0,
             "alpha": 0.0,  # networks that begin at random have nothing to distil
             "proj_output_dim": 64,
-            "momentum": 0.99,
-            "queue_size": 1024,
+            "queue_size": 32,  # encoders that move fast tell older negatives by their age
             "crop_scale": 1.0,
         },
         "small": {

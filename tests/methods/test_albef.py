@@ -169,7 +169,7 @@ def test_losses_are_the_naive_ones() -> None:
 
 
 def test_what_follows_a_step() -> None:
-    method = built(temperature=0.2)
+    method = built(temperature=0.2, momentum=0.9)
     assert method.temperature.item() == pytest.approx(0.2)
     batch = batch_of(method)
     before = {name: value.clone() for name, value in method.state_dict().items()}
@@ -191,7 +191,7 @@ def test_what_follows_a_step() -> None:
         assert torch.equal(rows_KD[COUNT:], before[f"{queue}.rows_KD"][COUNT:])
     name = "text.words.weight"
     slow, fast = (before[f"{side}.{name}"] for side in ("slow_side", "text_side"))
-    expected = 0.99 * slow + 0.01 * fast
+    expected = 0.9 * slow + 0.1 * fast
     torch.testing.assert_close(after[f"slow_side.{name}"], expected)
     method.loss(batch, helpers.FIRST_STEP)
     with torch.no_grad():
