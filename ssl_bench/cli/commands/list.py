@@ -20,7 +20,7 @@ from ssl_bench.utils.terminal import Console
 Rows = list[tuple[str, str]]
 COSTS = Path(__file__).with_name("costs.json")
 """FLOPs of a training image under the quick preset, by method; ``tests/method_costs.py`` counts."""
-_PATHS = "a folder of class folders or of images, Parquet files with an image column, or tar files"
+_PATHS = "images or videos in folders, Parquet or tar files, captions beside images, texts"
 
 
 def show(args: Sequence[str]) -> None:
