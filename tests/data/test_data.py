@@ -33,7 +33,7 @@ from PIL import Image, ImageOps
 
 from ssl_bench import data
 from ssl_bench.config.settings import Storage
-from ssl_bench.data import embedded, in_memory, listing
+from ssl_bench.data import depth, embedded, in_memory, listing
 from ssl_bench.data.images import UnreadableImage, jpeg_quality, opened, square_CSS, to_rgb
 from ssl_bench.data.listing import Picture
 from ssl_bench.data.names import TORCHVISION
@@ -401,6 +401,13 @@ def test_depth_is_that_of_the_whole_data_set(
     images = loaded.train.images(torch.arange(2))
     assert same(images[0, 0], dark) and same(images[1, 0], bright)
     assert ("8 of 8 images have" in loaded.note) == (scale < 257)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_the_depth_holds_the_largest_value(bits: int) -> None:
+    for high, expected in ((2**bits - 1, bits), (2**bits, bits + 2)):
+        found = [depth.Extremes("dark", "I", 1.0), depth.Extremes("bright", "I", float(high))]
+        assert depth.decide(found) == {"I": expected}
 
 
 def test_two_ranges_of_floats_are_asked_about(tmp_path: Path) -> None:
