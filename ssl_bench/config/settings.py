@@ -244,8 +244,8 @@ class EvalSettings(WeightSettings, WorkSettings):
     target: str = ""
     """A run's folder or name, or weights."""
     weights: str = ""
-    """Anyone's weights: a file (MAE's, VideoMAE's, MoCo's, DINO's, SimSiam's, Barlow Twins',
-    VICReg's, ALBEF's, timm's, torchvision's), a folder that transformers saved, timm:NAME or
+    """Anyone's weights: a file (an official checkpoint of MAE, MoCo, DINO, iBOT, DINOv2, I-JEPA,
+    ALBEF and others, or of timm or torchvision), a folder that transformers saved, timm:NAME or
     hf:NAME."""
     image_size: Annotated[int | None, "[1, inf)"] = None
     """Height and width in pixels to evaluate at; position embeddings are interpolated. Default:

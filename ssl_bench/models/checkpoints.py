@@ -95,10 +95,10 @@ def load_encoder(
     No code from the source is run.
 
     Args:
-        source: a file of weights (official checkpoints of MAE, MoCo, DINO, SimSiam, Barlow Twins,
-            VICReg, SimMIM, VideoMAE and ALBEF, state dicts of timm and torchvision; PyTorch or
-            safetensors), a run folder, what ``ssl-bench export`` wrote, a folder that transformers
-            saved, ``timm:NAME`` or ``hf:NAME``.
+        source: a file of weights (official checkpoints of MAE, MoCo, SimSiam, Barlow Twins, VICReg,
+            DINO, iBOT, DINOv2, MSN, I-JEPA, BEiT, SimMIM, Swin, VideoMAE and ALBEF, state dicts of
+            timm and torchvision; PyTorch or safetensors), a run folder, what ``ssl-bench export``
+            wrote, a folder that transformers saved, ``timm:NAME`` or ``hf:NAME``.
         backbone, num_heads, grid, branch, tokenizer, frames: see `WeightSettings`; needed if
             weights are ambiguous.
         image_size: of all images, or ``(height, width)``. By default a ViT takes images of any
