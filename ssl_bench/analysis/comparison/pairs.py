@@ -4,7 +4,7 @@ Two claims, each with its own guard against chance:
 
 - *This group is better than all others of its column*: every other group is worse by a test of its
   own. That all of them are is an intersection of claims, which needs no correction (Berger,
-  Technometrics 24, 1982).
+  Technometrics 24, 1982). Of groups that cannot be tested, such as single runs, nothing is claimed.
 - *This pair differs*: Holm's correction over all pairs of the column, or of the table.
 
 Beside the best mean, a group counts as worse only if all groups of lower means do, and as
@@ -190,7 +190,8 @@ def _order_by_means(
 ) -> None:
     """Make the corrected p values of a column's best mean agree with the means, in place.
 
-    Its pairs have p values of their own where it is better than all others, unless ``is_strict``.
+    Its pairs have p values of their own where it is better than all others that are tested, unless
+    ``is_strict``.
 
     Args:
         ps, ps_alike: of the pairs' difference, and of their equivalence.
@@ -199,7 +200,7 @@ def _order_by_means(
     top = max(means, key=lambda key: means[key], default="")
     at = {key: n for n, pair in enumerate(tested) if (key := pair.other(top)) in means}
     own = {n: tested[n].difference.p for n in at.values() if ps[n] is not None}
-    if len(own) == len(at) and not is_strict and all(p < LEVEL for p in own.values() if p):
+    if not is_strict and all(p < LEVEL for p in own.values() if p):
         for n, p in own.items():
             ps[n] = p
     by_mean = [at[key] for key in sorted(at, key=lambda key: means[key])]
