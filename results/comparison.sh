@@ -95,7 +95,7 @@ fi
 # Clips and captions: presets as they are, beside the untrained encoder of the same seeds.
 OTHERS=$(cat <<'END'
 fashion-motions knn,linear,finetune videomae random-init
-fashion-captions knn,linear,retrieval,zero-shot albef random-init
+fashion-captions knn,linear,retrieval,zero-shot,masked-words albef random-init
 fashion-captions masked-words,knn,linear bert
 END
 )
