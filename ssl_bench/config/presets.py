@@ -81,7 +81,8 @@ def shared_defaults(preset: str, of_method: Mapping[str, Any]) -> dict[str, Any]
     """
     found = {**PRESETS.get(preset, {}), **of_method}
     if preset == SIZED_BY_STEPS:
-        found.pop("epochs", None)  # until it is known how many images there are
+        for name in ("epochs", "batch_size"):  # until it is known how many images there are
+            found.pop(name, None)
     return found
 
 

@@ -111,9 +111,7 @@ class RunConfig:
         settings = self.settings
         if settings.epochs is not None:
             return settings.epochs
-        of_preset = {**PRESETS.get(settings.preset, {})}
-        of_preset |= self.method.presets().get(settings.preset, {})
-        usual = of_preset.get("epochs", DEFAULT_EPOCHS)
+        usual = self._of_preset("epochs", DEFAULT_EPOCHS)
         if settings.preset != SIZED_BY_STEPS:
             return usual
         # A batch made smaller by few images must not make more steps.
@@ -126,7 +124,13 @@ class RunConfig:
         if settings.batch_size is not None:
             return settings.batch_size
         most = 1 << max(0, images.bit_length() - 1)  # a power of two, which processes can divide
-        return max(settings.devices * settings.nodes, min(DEFAULT_BATCH, most))
+        usual = self._of_preset("batch_size", DEFAULT_BATCH)
+        return max(settings.devices * settings.nodes, min(usual, most))
+
+    def _of_preset(self, name: str, otherwise: Any) -> Any:
+        preset = self.settings.preset
+        found = {**PRESETS.get(preset, {}), **self.method.presets().get(preset, {})}
+        return found.get(name, otherwise)
 
     def command(self) -> list[str]:
         """The ``ssl-bench run`` that makes this run: what differs from its preset, as flags."""

@@ -265,6 +265,9 @@ def test_few_images_get_more_passes_unless_epochs_are_given(
         ("", 5, 4),
         ("--devices 4", 3, 4),  # which the schedule then refuses
         ("--batch-size 128", 100, 128),
+        ("--method videomae", 60_000, 64),
+        ("--method videomae", 33, 32),
+        ("--method albef --batch-size 16", 9, 16),
         ("--preset small", 100, 256),
     ],
 )
