@@ -46,7 +46,8 @@ class Prepared:
         method: around a fresh encoder.
         recipe: what the audit found, for a person to read.
         budget: what the training may cost, as `budget.of` has it.
-        left_out: a line about each evaluation that is not possible.
+        left_out: a line about each evaluation that is not possible, and about texts that are not
+            read whole.
     """
 
     config: RunConfig
@@ -116,6 +117,10 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
     kind = plugin.load_class()
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
     spec = setup.with_text(spec, kind, config.method_config, data.train.captions or ())
+    caveats = list[str]()
+    if spec.text:
+        texts = list(itertools.chain.from_iterable(data.train.captions or ()))
+        caveats += vocabulary.caveats(config.method_config, texts, spec.text)
     if spec.text and spec.text.next_sentence:
         vocabulary.check_documents(data.train.captions or (), data.train.documents)
     usual = {**PRESETS.get(settings.preset, {})}.get("backbone", Settings.backbone)
@@ -195,7 +200,7 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         hardware=hardware,
         recipe="; ".join(recipe),
         budget=allowed,
-        left_out=tuple(dict.fromkeys([*unlabelled, *left_out])),
+        left_out=tuple(dict.fromkeys([*caveats, *unlabelled, *left_out])),
     )
 
 
@@ -220,7 +225,9 @@ def _check_clips(settings: Settings, plugin: Plugin, data: Dataset) -> None:
         data.frames > 1 or "clip" not in columns or "image" in columns,
         f"method {plugin.name} learns from clips, and data {data.name!r} has single images"
         + (
-            " at --frames 1; 2 or more would work" if settings.frames else f"; {MOTIONS} would work"
+            " at --frames 1; 2 or more would work"
+            if settings.frames
+            else f"; {MOTIONS} would work, or --frames 16 for a folder of animated GIFs"
         ),
     )
 

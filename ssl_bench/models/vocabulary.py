@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ssl_bench.errors import UserError, require
 from ssl_bench.utils.files import Unreadable, load_bytes, parse_json
+from ssl_bench.utils.formatting import many
 from ssl_bench.utils.rng import SampleRng
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -31,6 +32,8 @@ _OF_METHOD = ("fusion_depth", "embed_dim", "matches", "next_sentence", "predicts
 _WIDTH = 128
 _TOKENS = 8
 """Texts are padded to a multiple of so many tokens."""
+_FEW = 0.1
+"""A vocabulary that lacks more of the words than this does not fit the texts."""
 _MOST = 2**20
 """More words, tokens, layers or features than any text encoder has."""
 
@@ -271,6 +274,26 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
         dropout=config.text_dropout,
         **{name: getattr(config, name) for name in _OF_METHOD if hasattr(config, name)},
     )
+
+
+def caveats(config: Any, texts: Sequence[str], spec: TextSpec) -> Iterator[str]:
+    """What of the training texts does not reach the encoder that `spec_of` made for them."""
+    if spec.max_tokens < config.max_tokens and not config.tokenizer:
+        return  # whole texts, of words that were learned from them
+    rows = list(_encoded(texts, spec.vocabulary, spec.lowercase))
+    lengths, unknown = [len(row) for row in rows], spec.id(UNKNOWN)
+    cut = sum(length + 2 > spec.max_tokens for length in lengths)
+    if cut and not spec.next_sentence:
+        yield (
+            f"{cut:,} of {many(len(rows), 'training text')} are longer than {spec.max_tokens} "
+            f"tokens, and cut; --max-tokens {max(lengths) + 2} would take all of them"
+        )
+    strange, all_words = sum(row.count(unknown) for row in rows), sum(lengths)
+    if strange > _FEW * all_words:
+        yield (
+            f"{100 * strange / all_words:.0f} % of the words in the training texts are not in the "
+            "vocabulary, and read as one unknown word"
+        )
 
 
 def noise(spec: TextSpec, rng: SampleRng) -> Tensor:

@@ -494,3 +494,21 @@ def test_a_spec_comes_back_from_its_json() -> None:
         EncoderSpec.of({**stored, "text": {**stored["text"], "width": -1}})
     with pytest.raises(UserError):
         EncoderSpec.of({**stored, "text": {**stored["text"], "vocabulary": "a"}})
+
+
+def test_what_of_the_training_texts_is_not_read_is_told(tmp_path: Path) -> None:
+    texts = ["one two three four five six", "one two three four", "seven"]
+
+    def told(**changes: Any) -> list[str]:
+        config = dataclasses.replace(helpers.small(BERT), **changes)
+        return [*vocabulary.caveats(config, texts, vocabulary.spec_of(config, texts))]
+
+    assert told() == told(max_tokens=8) == []
+    [cut] = told(max_tokens=7)
+    assert "1 of 3 training texts" in cut and "--max-tokens 8 " in cut
+    known = ["one", "two", "three", "four", "five", "six"]
+    for words, shares in ((known, []), (known[:4], ["27 %"])):  # 1 and 3 of 11 are not there
+        tokenizer = tmp_path / "vocab.txt"
+        tokenizer.write_text("\n".join([*vocabulary.SPECIAL, *words]))
+        found = told(tokenizer=str(tokenizer))
+        assert [line.partition(" of")[0] for line in found] == shares
