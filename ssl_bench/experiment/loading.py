@@ -59,7 +59,7 @@ class StepCheck:
         require(
             not uncaptioned or "caption" not in plugin.declared.columns,
             f"method {plugin.name} learns from captions, and data {readable(settings.data)} has "
-            f"none ({uncaptioned}); data with one for each image would work, such as --data "
+            f"not one for each image ({uncaptioned}); data that has would work, such as --data "
             f"{CAPTIONS}, or a method that reads images alone, such as mae",
         )
         method, size = plugin.load_class(), self.config.batch_on(images)

@@ -88,6 +88,8 @@ def test_recalls_are_counted(encoder: Encoder, data: Dataset) -> None:
     result = run("retrieval", encoder, data, rerank=0, resamples=200)
     for name, score in expected.items():
         assert result.scores[name] == pytest.approx(score), name
+        low, high = (result.scores[f"{name}_{end}"] for end in ("low", "high"))
+        assert low <= score <= high and (low < high or score in (0, 100)), name
     mean = (expected["text_of_image_r1"] + expected["image_of_text_r1"]) / 2
     assert next(iter(result.scores.items())) == ("mean_r1", pytest.approx(mean))
     assert result.scores["mean_r1_low"] <= mean <= result.scores["mean_r1_high"]
@@ -259,15 +261,20 @@ def test_the_interval_is_that_of_the_percentiles() -> None:
     hits_N3, hits_M3 = (
         torch.randint(2, (count, 3), generator=generator).double() for count in (30, len(image_M))
     )
-    found = retrieval._interval(hits_N3, hits_M3, image_M, 4000, "print")
+    found_72 = retrieval._intervals(hits_N3, hits_M3, image_M, 4000, "print")
     draws = torch.randint(30, (4000, 30), generator=generator)
-    of_image, means = [hits_M3[image_M == image, 0] for image in range(30)], []
+    of_image, drawn = [hits_M3[image_M == image] for image in range(30)], []
     for row in draws.tolist():
-        own = [of_image[image] for image in row]
-        means.append(50 * (hits_N3[row, 0].mean() + torch.cat(own).mean()).item())
-    expected = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
-    assert found == pytest.approx(expected, abs=1.5)
-    assert found != retrieval._interval(hits_N3, hits_M3, image_M, 4000, "another")
+        of_images_3 = hits_N3[row].mean(dim=0)
+        of_texts_3 = torch.cat([of_image[image] for image in row]).mean(dim=0)
+        both = (of_images_3[0] + of_texts_3[0]) / 2
+        drawn.append(torch.cat([both[None], of_images_3, of_texts_3]))
+    ends_2 = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    expected_72 = 100 * torch.stack(drawn).quantile(ends_2, dim=0).T
+    torch.testing.assert_close(found_72, expected_72, rtol=0, atol=2.0)
+    torch.testing.assert_close(found_72[0], expected_72[0], rtol=0, atol=1.5)
+    other_72 = retrieval._intervals(hits_N3, hits_M3, image_M, 4000, "another")
+    assert not torch.equal(found_72, other_72)
 
 
 def test_sentences_are_three_unless_others_are_given() -> None:
