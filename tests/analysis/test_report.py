@@ -437,6 +437,20 @@ def test_differences_by_class_name_their_tests(tmp_path: Path) -> None:
         assert told in drawn.caption
 
 
+def test_of_many_methods_the_best_are_shown(tmp_path: Path) -> None:
+    for number, method in enumerate("abcdefgh"):
+        scores = make_run(tmp_path, method, 0, evals=("knn",)) / "evals/knn-beef-seed0-fp32"
+        change(scores / "scores.json", scores={"top1": 50.0 + number})
+    source = source_of(tmp_path)
+    drawn = figures(predictions.class_differences(source))
+    pairs = [each.title.partition(":")[0].split(" against ") for each in drawn]
+    assert pairs == [[other, "h"] for other in "bcdefg"]
+    assert all("22 more pairs of methods are not shown" in each.caption for each in drawn)
+    [matrices] = figures(predictions.confusions(source))
+    assert set(matrices.data["group"]) == set("cdefgh")
+    assert "2 more methods are not shown" in matrices.caption
+
+
 def test_a_prediction_of_no_class_is_no_other_class(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "mae", 0, evals=("knn",))
     labels = np.arange(IMAGES) % len(CLASSES)

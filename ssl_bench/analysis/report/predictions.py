@@ -41,7 +41,7 @@ Predictions = tuple[np.ndarray, np.ndarray]
 
 @or_missing(Missing("Confusion matrices", "no predictions are stored", "ssl-bench eval RUN"))
 def confusions(source: Source) -> Iterator[Drawing]:
-    """Confusion matrices, one for each method."""
+    """Confusion matrices, one for each of the best methods."""
     for title, scores in source.evaluations(source.headlines):
         chosen = representatives(scores)
         found = {}
@@ -51,7 +51,10 @@ def confusions(source: Source) -> Iterator[Drawing]:
                 alike = [c for c in counts if c.shape == counts[0].shape]
                 found[str(label)] = (group, np.sum(alike, axis=0))
         if found:
-            yield _draw_matrices(source, title, chosen, found)
+            best = [label for label in _best_first(chosen) if label in found][:_MOST_MATRICES]
+            cut = left_out(len(found) - len(best), "method is", "methods are")
+            shown = {label: found[label] for label in sorted(best)}
+            yield _draw_matrices(source, title, chosen, shown, cut)
 
 
 @or_missing(
@@ -62,13 +65,21 @@ def confusions(source: Source) -> Iterator[Drawing]:
     )
 )
 def class_differences(source: Source) -> Iterator[Drawing]:
-    """For each class, how much more of its images one of two methods gets right."""
+    """For each class, how much more of its images one of two methods gets right: of the best
+    method and the next ones, where there are many."""
     for title, scores in source.evaluations(source.headlines):
-        groups = {str(label): group for label, group in representatives(scores).groupby("label")}
-        pairs = list(combinations(groups, 2))
+        chosen = representatives(scores)
+        groups = {str(label): group for label, group in chosen.groupby("label")}
+        pairs = [sorted(pair) for pair in combinations(_best_first(chosen), 2)]
         cut = left_out(len(pairs) - _MOST_PAIRS, "pair of methods is", "pairs of methods are")
-        for first, second in pairs[:_MOST_PAIRS]:
+        for first, second in sorted(pairs[:_MOST_PAIRS]):
             yield from _draw_differences(source, title, groups[first], groups[second], cut)
+
+
+def _best_first(scores: pd.DataFrame) -> list[str]:
+    """The labels of groups, those of the highest mean accuracy first."""
+    means = scores.groupby(scores["label"].astype(str))["value"].mean()
+    return means.sort_values(ascending=False, kind="stable").index.tolist()
 
 
 def _predictions(source: Source, folder: str) -> Predictions | None:
@@ -107,9 +118,8 @@ def _draw_matrices(
     title: str,
     scores: pd.DataFrame,
     found: Mapping[str, tuple[pd.DataFrame, np.ndarray]],
+    cut: str,
 ) -> Drawing:
-    cut = left_out(len(found) - _MOST_MATRICES, "method is", "methods are")
-    found = dict(list(found.items())[:_MOST_MATRICES])
     scores = scores[scores["label"].isin(list(found))]
     count = max(len(counts) for _, counts in found.values())
     is_named, is_annotated = count <= _NAMED_CLASSES, count <= _ANNOTATED_CLASSES
