@@ -120,7 +120,7 @@ def test_a_test_video_is_seen_in_several_clips_and_crops(tmp_path: Path) -> None
             write_gif(films / split / name / "0.gif", wide)
     found, usual = load(films, views=(3, 3)), load(films)
     index = torch.tensor([1, 0])
-    [views] = found.test.seen([index])
+    [views] = ([*views] for views in found.test.seen([index]))
     firsts = [[clip[0] for clip in shades_of(view)] for view in views]
     # Of frames 0, 3 ... 18 the first four, four from the second on, and the last four.
     expected = [
@@ -133,6 +133,8 @@ def test_a_test_video_is_seen_in_several_clips_and_crops(tmp_path: Path) -> None
         ours, theirs = getattr(found, split), getattr(usual, split)
         assert torch.equal(ours.images(index), theirs.images(index))
         assert (ours.channels, ours.side) == (theirs.channels, theirs.side)
+    [middle] = ([*views] for views in load(films, views=(1, 3)).test.seen([index]))
+    assert all(map(torch.equal, middle, views[3:6]))
     [[one]] = ([*views] for views in usual.test.seen([index]))
     assert torch.equal(one, usual.test.images(index))
     [only] = ([*views] for views in found.train.seen([index]))
