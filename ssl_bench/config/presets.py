@@ -73,13 +73,18 @@ DEFAULT_BATCH = 128
 """Images in a step where a preset does not say."""
 
 
+def merged(preset: str, of_method: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a preset sets: for every method, and what a method's own ``presets`` have for it."""
+    return {**PRESETS.get(preset, {}), **of_method}
+
+
 def shared_defaults(preset: str, of_method: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset sets of the flags that all methods share, and of a method's own.
 
     Args:
         of_method: what the method's own ``presets`` have for it.
     """
-    found = {**PRESETS.get(preset, {}), **of_method}
+    found = merged(preset, of_method)
     if preset == SIZED_BY_STEPS:
         for name in ("epochs", "batch_size"):  # until it is known how many images there are
             found.pop(name, None)

@@ -116,13 +116,13 @@ def prepare_run(config: RunConfig, datasets: RunData, expected: str = "") -> Pre
         unlabelled.append(f"--eval-data {settings.eval_data!r} is not used: nothing is evaluated")
     kind = plugin.load_class()
     spec = _encoder_spec(settings, plugin.presets().get(settings.preset, {}), data)
-    spec = setup.with_text(spec, kind, config.method_config, data.train.captions or ())
-    caveats = list[str]()
+    captions, caveats = data.train.captions or (), list[str]()
+    spec = setup.with_text(spec, kind, config.method_config, captions)
     if spec.text:
-        texts = list(itertools.chain.from_iterable(data.train.captions or ()))
+        texts = itertools.chain.from_iterable(captions)
         caveats += vocabulary.caveats(config.method_config, texts, spec.text)
-    if spec.text and spec.text.next_sentence:
-        vocabulary.check_documents(data.train.captions or (), data.train.documents)
+        if spec.text.next_sentence:
+            vocabulary.check_documents(captions, data.train.documents)
     usual = {**PRESETS.get(settings.preset, {})}.get("backbone", Settings.backbone)
     require(
         not spec.is_text or settings.backbone == usual,

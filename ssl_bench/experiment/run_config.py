@@ -19,9 +19,9 @@ from ssl_bench.config.chosen import ChosenBy
 from ssl_bench.config.presets import (
     DEFAULT_BATCH,
     DEFAULT_EPOCHS,
-    PRESETS,
     SIZED_BY_STEPS,
     SIZED_FOR,
+    merged,
     shared_defaults,
 )
 from ssl_bench.config.settings import EvalSettings, Settings
@@ -129,8 +129,7 @@ class RunConfig:
 
     def _of_preset(self, name: str, otherwise: Any) -> Any:
         preset = self.settings.preset
-        found = {**PRESETS.get(preset, {}), **self.method.presets().get(preset, {})}
-        return found.get(name, otherwise)
+        return merged(preset, self.method.presets().get(preset, {})).get(name, otherwise)
 
     def command(self) -> list[str]:
         """The ``ssl-bench run`` that makes this run: what differs from its preset, as flags."""

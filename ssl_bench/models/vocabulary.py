@@ -276,7 +276,7 @@ def spec_of(config: Any, texts: Sequence[str], image_width: int = 0) -> TextSpec
     )
 
 
-def caveats(config: Any, texts: Sequence[str], spec: TextSpec) -> Iterator[str]:
+def caveats(config: Any, texts: Iterable[str], spec: TextSpec) -> Iterator[str]:
     """What of the training texts does not reach the encoder that `spec_of` made for them."""
     if spec.max_tokens < config.max_tokens and not config.tokenizer:
         return  # whole texts, of words that were learned from them
