@@ -15,7 +15,6 @@ from ssl_bench.errors import UserError, unknown
 
 _STARTING, _COMPILING = 12.0, 60.0
 """Seconds until a contestant is under way, and until it has compiled."""
-_GROWING = ("ours", "plain-bf16-unfused")
 
 
 @dataclass(frozen=True)
@@ -199,15 +198,17 @@ def _present(names: Sequence[str], device: Any) -> list[str]:
 
 
 def _training(words: _Words, device: Any) -> list[_Job]:
-    from benchmarks.contestants import ON_CPU, ON_GPU
+    from benchmarks.contestants import ON_CPU, ON_CPU_FP32, ON_GPU
+    from ssl_bench.distributed.device import choose
 
     on_gpu = device.type == "cuda"
+    on_cpu = ON_CPU if choose().precision == "bf16" else ON_CPU_FP32
     cases = words.cases or (
         ["gpu-mae-b16-224", "gpu-mae-l16-224", "gpu-mocov3-b16-224"]
         if on_gpu
         else ["mae-ti4-32", "mocov3-ti4-32"]
     )
-    names = _present(words.contestants or (ON_GPU if on_gpu else ON_CPU), device)
+    names = _present(words.contestants or (ON_GPU if on_gpu else on_cpu), device)
     count, seconds = words.rounds or 2, words.seconds or 4.0
     return [_trained("training", case, CASES[case], names, count, seconds) for case in cases]
 
@@ -227,7 +228,11 @@ def _methods(words: _Words, device: Any) -> list[_Job]:
 
 
 def _growth(words: _Words, device: Any) -> list[_Job]:
-    names = _present(words.contestants or _GROWING, device)
+    from benchmarks.contestants import ON_GROWTH, ON_GROWTH_FP32
+    from ssl_bench.distributed.device import choose
+
+    defaults = ON_GROWTH if choose().precision == "bf16" else ON_GROWTH_FP32
+    names = _present(words.contestants or defaults, device)
     count, seconds = words.rounds or 1, words.seconds or 3.0
     distinct = {case.name: case for series in GROWTH.values() for case in series.values()}
     return [

@@ -514,6 +514,7 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "ours-fp32": _ours("fp32", "fp32"),
     "ours-compiled": _ours("bf16, compiled", "bf16", compile=True),
     "plain": _plain("fp32", "fp32"),
+    "plain-compiled": _plain("fp32, compiled", "fp32", compile=True),
     "plain-bf16": _plain("bf16", "bf16"),
     "plain-bf16-unfused": _plain("bf16, attention not fused", "bf16", fused=False),
     "plain-bf16-compiled": _plain(
@@ -534,9 +535,12 @@ ON_CPU = (
     "ours", "ours-fp32", "plain", "plain-bf16", "plain-bf16-unfused", "plain-bf16-compiled",
     "lightly", "lightly-bf16", "stable-pretraining", "stable-pretraining-bf16",
 )  # fmt: skip
+ON_CPU_FP32 = ("ours-fp32", "plain", "plain-compiled", "lightly", "stable-pretraining")
+ON_GROWTH = ("ours", "plain-bf16-unfused")
+ON_GROWTH_FP32 = ("ours-fp32", "plain")
 ON_METHODS = ("ours", "plain-bf16-unfused", "lightly")
 ON_METHODS_FP32 = ("ours-fp32", "plain", "lightly")
 ON_GPU = (
     "ours", "plain-fp16", "plain-fp16-no-data", "plain-bf16-no-data", "plain-bf16-compiled-no-data"
 )  # fmt: skip
-"""Who runs if nobody is named; other methods' fp32 is for CPUs without bf16."""
+"""Who runs if nobody is named; those of fp32 are for CPUs without bf16, which crawl in it."""

@@ -26,10 +26,11 @@ Whole training steps: loading, augmentation, forward, backward, optimiser. Memor
 process's peak, without its data workers. GFLOP/s are floating-point operations of the contestant's
 own step, as torch counts them, at its speed; the share is of the rate at which this machine does
 nothing but the step's matrix products, one after the other. Where two times to the first step are
-given, the second one found compiled code of the round before."""
+given, the second one found compiled code of the round before. Where the processor has no bf16,
+everybody trains in fp32."""
 _ABOUT_METHODS = """\
 Whole training steps, as above, of other methods: beside lightly's modules for each of them, as they
-are shipped, and beside plain PyTorch. Where the processor has no bf16, everybody trains in fp32.
+are shipped, and beside plain PyTorch.
 BEiT is missing, for lightly has none. Masks are the same for all. lightly's iBOT does less: its
 centre of patches is that of the hidden ones, as in DINOv2, so that its teacher's head sees no
 others, where the paper's is that of all patches."""
@@ -70,7 +71,6 @@ def _training(
     lines = [f"## {title}", "", about, "", f"![Images a second]({picture.name})"]
     for name, measured in subjects.items():
         lines += ["", f"### {name}", "", f"{CASES[name].words()}. {_how(measured)}", ""]
-        ours = "ours" if "ours" in measured.rounds else "ours-fp32"
         heads = ["images/s", "ours / it", "peak MiB", "s to first step"]
         heads += ["GFLOP/s", "share"] if measured.work else []
         rows = {}
@@ -80,7 +80,7 @@ def _training(
             reached = work["gflop_per_image"] * speed.median if work else None
             cells = [
                 _shown(speed, 1),
-                _ratio(measured, contestant, ours),
+                _ratio(measured, contestant),
                 f"{spread(rounds, 'peak_mib').median:,.0f}",
                 _first_steps(rounds, CONTESTANTS[contestant].compile),
                 f"{reached:,.0f}" if reached else "-",
@@ -127,7 +127,7 @@ def _growth(subjects: Mapping[str, Measured], path: Path) -> list[str]:
                 speed = rounds and spread(rounds, "images_per_second")
                 cells.append(f"{1000 / speed.median:,.2f}" if speed else "-")
                 cells.append(f"{spread(rounds, 'peak_mib').median:,.0f}" if rounds else "-")
-            rows[value] = (*cells, _ratio(measured, names[-1], "ours"))
+            rows[value] = (*cells, _ratio(measured, names[-1]))
         lines += _table(heads, rows)
     return [*lines, ""]
 
@@ -142,7 +142,7 @@ def _augment(subjects: Mapping[str, Measured], path: Path) -> list[str]:
         rows = {
             title: (
                 _shown(spread(measured.rounds[key], "images_per_second"), 0),
-                _ratio(measured, key, "ours"),
+                _ratio(measured, key),
             )
             for key, title in augmenting.NAMES.items()
             if key in measured.rounds
@@ -174,8 +174,12 @@ def _elsewhere(title: str, part: str) -> Callable[[Mapping[str, Measured], Path]
     return sections
 
 
-def _ratio(measured: Measured, name: str, ours: str) -> str:
-    """How far ours is ahead, by images a second, or else by seconds."""
+def _ratio(measured: Measured, name: str, ours: str = "") -> str:
+    """How far ours is ahead, by images a second, or else by seconds.
+
+    By default, ours is in bf16 where that was measured, and in fp32 elsewhere.
+    """
+    ours = ours or ("ours" if "ours" in measured.rounds else "ours-fp32")
     rounds, own = measured.rounds.get(name), measured.rounds.get(ours)
     if not rounds or not own or name == ours:
         return "-"

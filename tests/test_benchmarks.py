@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,18 @@ from benchmarks import (
     with_lightly,
 )
 from benchmarks.cases import AUGMENTED, CASES, CPU_CASES, GROWTH, METHOD_CASES, Case
-from benchmarks.contestants import CONTESTANTS, ON_CPU, ON_GPU, ON_METHODS, ON_METHODS_FP32, step_of
+from benchmarks.contestants import (
+    CONTESTANTS,
+    ON_CPU,
+    ON_CPU_FP32,
+    ON_GPU,
+    ON_GROWTH,
+    ON_GROWTH_FP32,
+    ON_METHODS,
+    ON_METHODS_FP32,
+    Contestant,
+    step_of,
+)
 from benchmarks.results import Measured
 from ssl_bench.cli import flags
 from ssl_bench.errors import UserError
@@ -251,28 +262,50 @@ def test_parts_accumulate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_methods_are_measured_in_the_precision_that_the_machine_has(
-    has_bf16: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("part", "cases", "in_bf16", "in_fp32"),
+    [
+        ("training", ["mae-ti4-32", "mocov3-ti4-32"], ON_CPU, ON_CPU_FP32),
+        ("methods", [*METHOD_CASES], ON_METHODS, ON_METHODS_FP32),
+        (
+            "growth",
+            [*{case.name for series in GROWTH.values() for case in series.values()}],
+            ON_GROWTH,
+            ON_GROWTH_FP32,
+        ),
+    ],
+)
+def test_everybody_trains_in_a_precision_that_the_machine_has(
+    part: str, cases: Collection[str], in_bf16: Sequence[str], in_fp32: Sequence[str],
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
     run_on_some_cpu(monkeypatch, has_bf16)
-    speeds = {"ours": 30.0, "ours-fp32": 20.0, "plain": 10.0, "plain-bf16-unfused": 15.0}
+    speeds = {"ours": 30.0, "ours-fp32": 20.0}
 
     def pretend(function: str, contestant: str, **arguments: Any) -> dict[str, float]:
+        if function.endswith("work"):
+            return {"gflop_per_image": 1.0, "product_gflops_per_second": 100.0}
         return rounds_of(speeds.get(contestant, 5.0))[0]
 
     monkeypatch.setattr(rounds, "in_process", pretend)
     monkeypatch.setattr(machine, "matrix_rate", lambda device: {"float32": 1.0})
     monkeypatch.setattr(gate, "losses", lambda *arguments: {"ours": 1.0})
-    assert command.main(["methods", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    monkeypatch.setattr(Contestant, "obstacle", lambda *arguments: None)
+    assert command.main([part, "--rounds", "1", "--output", str(tmp_path)]) == 0
     path = results.path_of(tmp_path, "Some CPU" if has_bf16 else "Some CPU, without bf16")
-    found = results.load(path)["methods"]
-    assert found.keys() == METHOD_CASES.keys()
-    names = ON_METHODS if has_bf16 else ON_METHODS_FP32
-    assert all((*measured.rounds,) == names for measured in found.values())
+    found = results.load(path)[part]
+    assert found.keys() == {*cases}
+    names = in_bf16 if has_bf16 else in_fp32
+    assert all((*measured.rounds,) == (*names,) for measured in found.values())
+    assert has_bf16 or {CONTESTANTS[name].precision for name in names} == {"fp32"}
     text = path.with_suffix(".md").read_text()
     ratio = "6.00 (6.00-6.00)" if has_bf16 else "4.00 (4.00-4.00)"
-    assert text.count(f"| lightly, fp32 | 5.0 (5.0-5.0) | {ratio} |") == len(METHOD_CASES)
-    assert "share" not in text.partition("## Training of other methods")[2]
+    if part == "growth":  # a row for each value of each series
+        assert text.count(ratio) == sum(map(len, GROWTH.values()))
+    else:
+        assert text.count(f"| lightly, fp32 | 5.0 (5.0-5.0) | {ratio} |") == len(cases)
+    if part == "methods":
+        assert "share" not in text.partition("## Training of other methods")[2]
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
@@ -362,7 +395,7 @@ def test_broken_results_are_not_overwritten(
 
 
 def test_names_hold_together() -> None:
-    assert {*ON_CPU, *ON_GPU, *ON_METHODS, *ON_METHODS_FP32} <= CONTESTANTS.keys()
+    assert {*ON_CPU, *ON_CPU_FP32, *ON_GPU, *ON_METHODS, *ON_METHODS_FP32} <= CONTESTANTS.keys()
     assert ON_CPU[0] == ON_GPU[0] == "ours"
     cases = [case for series in GROWTH.values() for case in series.values()]
     assert len({case.name for case in cases}) == len({*cases}), "one name for each case"
