@@ -23,7 +23,7 @@ MORE=${MORE:-mae mocov3 supervised random-init}
 IN_BUDGETS=${IN_BUDGETS:-mae mocov3 dino supervised}
 MINUTES=${MINUTES:-1000000}
 case $PRESET in
-    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-5e12,8e13}
+    quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-1.25e12,5e12,8e13}
         EPOCHS=4 ;;
     small) # for a GPU; fine-tuning takes 50 epochs instead of 100, and half of its time
         DATA=${DATA:-cifar10} BUDGET=${BUDGET:-1e16} OTHER_BUDGETS=${OTHER_BUDGETS:-2.5e15,4e16}
@@ -84,9 +84,15 @@ for method in $METHODS; do
     compared "$method" "$(seeds_of "$method")" \
         low-shot,robustness,representation,cka,attention,embedding "$BUDGET"
 done
-for method in $IN_BUDGETS; do
+# Budgets have a folder of their own, as a table of the first one has no rows of the others. Trials
+# and runs under the first one belong to both.
+mkdir -p "$RUNS" "$RUNS-budgets"
+for method in $IN_BUDGETS random-init; do
     [[ " $METHODS " == *" $method "* ]] || continue
-    compared "$method" "$SEEDS" knn,linear "$BUDGET,$OTHER_BUDGETS"
+    for folder in "$RUNS/$method-$NAME"* "$RUNS/baselines"; do
+        [[ ! -e $folder || -e $RUNS-budgets/${folder##*/} ]] || cp -a "$folder" "$RUNS-budgets"
+    done
+    RUNS=$RUNS-budgets compared "$method" "$SEEDS" knn,linear "$BUDGET,$OTHER_BUDGETS"
 done
 if [[ " $METHODS " == *" mae "* && -z ${COUNT:-} ]]; then
     bench ablate mask-ratio --method mae --data "$DATA" --preset "$PRESET" --epochs $EPOCHS \
@@ -121,6 +127,11 @@ keep() { # runs, where
         --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "$2" -xf -
 }
 keep "$RUNS" "results/$NAME"
+bench report "*-$NAME-seed*" --runs-dir "$RUNS-budgets" -o "$RUNS-budgets/report"
+keep "$RUNS-budgets" results/budgets
+# Their trials are those of the first budget, and only one kind of figure is new.
+find results/budgets -mindepth 1 -maxdepth 1 -name '*-validation-seed*' -exec rm -r {} +
+find results/budgets/report -type f ! -name 'budgets-*' -delete
 keep "$RUNS-mask-ratio" results/mask-ratio
 for data in $(cut -d' ' -f1 <<< "$OTHERS" | sort -u); do
     bench report --runs-dir "$RUNS-$data" -o "$RUNS-$data/report"

@@ -66,6 +66,24 @@ def test_the_comparisons_are_those_of_the_committed_runs() -> None:
     assert all(" ".join(row.split()) in printed for row in rows)
 
 
+def test_budgets_are_those_of_the_committed_runs() -> None:
+    [table] = comparison.compare(index.load(ROOT / "results/budgets", [])).tables
+    section = text_of("docs/results.md").partition("## Under several budgets")[2].partition("##")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
+    assert [method for method, _ in rows] == ["mae", "mocov3", "dino", "supervised"]
+    for method, cells in rows:
+        groups = [g for g in table.groups if g.method == method and not g.is_baseline]
+        groups.sort(key=lambda group: group.costs["flops"])
+        assert [round(group.costs["flops"] / 1.25e12) for group in groups] == [1, 4, 16]
+        means = [
+            table.cells[group.key, column.key].mean
+            for column in table.columns
+            if column.is_headline
+            for group in groups
+        ]
+        assert cells.split(" | ") == [f"{m.mean:.1f} ± {m.half_width:.1f}" for m in means]
+
+
 def test_pictures_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):

@@ -50,6 +50,23 @@ def test_labels_tell_what_differs_within_a_method(results: Results) -> None:
     assert labels == ["mae mask_ratio=0.5", "mae mask_ratio=0.75", "mocov3"]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ([0.05555555555555555, 7.064102564102564], ["0.05556", "7.064"]),
+        ([7.0641, 7.0642], ["7.0641", "7.0642"]),  # four digits would not tell them apart
+        ([1e5 / 3, 12345678.0], ["33333", "12345678"]),
+    ],
+)
+def test_labels_have_as_few_digits_as_tell_runs_apart(
+    lengths: list[float], said: list[str], results: Results
+) -> None:
+    for epochs in lengths:
+        results.seeds("mae", [80.0], epochs=epochs)
+    labels = [group.label for group in results.table().groups]
+    assert labels == [f"mae epochs={length}" for length in said]
+
+
 def test_groups_that_no_setting_tells_apart_carry_a_hash(results: Results) -> None:
     for group in ("aaaaaaaa", "bbbbbbbb"):
         results.score(results.run("mae", group=group), 80.0)

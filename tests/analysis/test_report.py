@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -827,6 +828,26 @@ def test_watch_goes_without_seconds() -> None:
     assert parsed("--watch", "0.5").watch == 0.5
     with pytest.raises(UserError, match="watch"):
         parsed("--watch", "0")
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        ([1.25e12, 5e12, 2e13], ["2T", "5T", "10T", "20T"]),
+        ([3e3, 4e5], ["10k", "100k"]),
+        ([2e9, 3e9], None),
+    ],
+)
+def test_an_axis_of_costs_has_ticks_enough(costs: list[float], said: list[str] | None) -> None:
+    figure, axis = plt.subplots()
+    axis.plot(costs, costs)
+    drawing.scale(axis, costs)
+    figure.canvas.draw()
+    low, high = axis.get_xlim()
+    ticks = zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+    seen = [label.get_text() for at, label in ticks if low <= at <= high]
+    assert len(seen) >= 3 if said is None else seen == said
+    plt.close(figure)
 
 
 def test_crossings_are_read_between_budgets_and_not_beyond() -> None:

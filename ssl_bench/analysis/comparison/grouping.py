@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ def group(
         rows = peers.to_dict("index")
         differing = differences({key: settings_of(row) for key, row in rows.items()})
         keys = sorted(differing, key=lambda key: (_order(differing[key]), key))
-        own = {key: f"{method} {describe(differing[key])}".rstrip() for key in keys}
+        own = {key: f"{method} {describe(differing[key], digits=4)}".rstrip() for key in keys}
+        if len({*own.values()}) < len(own):
+            own = {key: f"{method} {describe(differing[key])}".rstrip() for key in keys}
         if max(map(len, own.values())) > _LONGEST_LABEL:
             long, own = own, {key: f"{method} {_letters(n)}" for n, key in enumerate(keys)}
             notes += [f"{own[key]}: {long[key].removeprefix(f'{method} ')}" for key in keys]
@@ -300,15 +303,17 @@ def differences(peers: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, A
     }
 
 
-def describe(settings: Mapping[str, Any]) -> str:
-    """Settings as a label: ``mask_ratio=0.5, epochs=8``."""
-    return ", ".join(f"{name}={_format(value)}" for name, value in settings.items())
+def describe(settings: Mapping[str, Any], digits: int | None = None) -> str:
+    """Settings as a label: ``mask_ratio=0.5, epochs=8``, with so many digits or all of them."""
+    return ", ".join(f"{name}={_format(value, digits)}" for name, value in settings.items())
 
 
-def _format(value: Any) -> str:
+def _format(value: Any, digits: int | None = None) -> str:
     """A setting's value in a label: 8.0 epochs are 8."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, float) and digits and math.isfinite(value):
+        return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
     if isinstance(value, list | tuple):
         return "+".join(map(_format, value)) or "none"
     return "-" if value is None or value != value else str(value)

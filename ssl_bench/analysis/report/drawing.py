@@ -19,7 +19,7 @@ import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ssl_bench.analysis.tables import as_csv
 
@@ -235,6 +235,8 @@ def scale(axis: Axes, values: Iterable[float]) -> None:
     known = [value for value in values if value > 0]
     if known and max(known) / min(known) >= _DECADE and len(known) > 1:
         axis.set_xscale("log")
+        if max(known) / min(known) < 10 * _DECADE:  # powers of ten would be one or two ticks
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_minor_formatter(NullFormatter())
     if (known and max(known) >= 1e4) or axis.get_xscale() == "log":
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
