@@ -197,30 +197,35 @@ def _present(names: Sequence[str], device: Any) -> list[str]:
     return [name for name, obstacle in obstacles.items() if not obstacle]
 
 
-def _training(words: _Words, device: Any) -> list[_Job]:
-    from benchmarks.contestants import ON_CPU, ON_CPU_FP32, ON_GPU
+def _of_precision(in_bf16: Sequence[str], in_fp32: Sequence[str]) -> Sequence[str]:
+    """Who runs here if nobody is named."""
     from ssl_bench.distributed.device import choose
 
+    return in_bf16 if choose().precision == "bf16" else in_fp32
+
+
+def _training(words: _Words, device: Any) -> list[_Job]:
+    from benchmarks.contestants import ON_CPU, ON_CPU_FP32, ON_GPU
+
     on_gpu = device.type == "cuda"
-    on_cpu = ON_CPU if choose().precision == "bf16" else ON_CPU_FP32
     cases = words.cases or (
         ["gpu-mae-b16-224", "gpu-mae-l16-224", "gpu-mocov3-b16-224"]
         if on_gpu
         else ["mae-ti4-32", "mocov3-ti4-32"]
     )
-    names = _present(words.contestants or (ON_GPU if on_gpu else on_cpu), device)
+    defaults = ON_GPU if on_gpu else _of_precision(ON_CPU, ON_CPU_FP32)
+    names = _present(words.contestants or defaults, device)
     count, seconds = words.rounds or 2, words.seconds or 4.0
     return [_trained("training", case, CASES[case], names, count, seconds) for case in cases]
 
 
 def _methods(words: _Words, device: Any) -> list[_Job]:
     from benchmarks.contestants import ON_METHODS, ON_METHODS_FP32
-    from ssl_bench.distributed.device import choose
 
     if device.type != "cpu":
         print("without methods: their cases are for a CPU", flush=True)
         return []
-    defaults = ON_METHODS if choose().precision == "bf16" else ON_METHODS_FP32
+    defaults = _of_precision(ON_METHODS, ON_METHODS_FP32)
     names = _present(words.contestants or defaults, device)
     count, seconds = words.rounds or 2, words.seconds or 4.0
     cases = words.cases or METHOD_CASES
@@ -229,9 +234,8 @@ def _methods(words: _Words, device: Any) -> list[_Job]:
 
 def _growth(words: _Words, device: Any) -> list[_Job]:
     from benchmarks.contestants import ON_GROWTH, ON_GROWTH_FP32
-    from ssl_bench.distributed.device import choose
 
-    defaults = ON_GROWTH if choose().precision == "bf16" else ON_GROWTH_FP32
+    defaults = _of_precision(ON_GROWTH, ON_GROWTH_FP32)
     names = _present(words.contestants or defaults, device)
     count, seconds = words.rounds or 1, words.seconds or 3.0
     distinct = {case.name: case for series in GROWTH.values() for case in series.values()}

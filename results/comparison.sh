@@ -74,6 +74,14 @@ compared() { # method, seeds, evaluations, budgets (trials have the first), furt
     fi
 }
 
+share() { # folders that there may be, with the runs of other budgets
+    local folder
+    mkdir -p "$BUDGETS"
+    for folder; do
+        [[ ! -e $folder || -e $BUDGETS/${folder##*/} ]] || cp -a "$folder" "$BUDGETS"
+    done
+}
+
 for method in $METHODS; do
     compared "$method" "$(seeds_of "$method")" knn,linear "$BUDGET"
 done
@@ -86,13 +94,12 @@ for method in $METHODS; do
 done
 # Budgets have a folder of their own, as a table of the first one has no rows of the others. Trials
 # and runs under the first one belong to both.
-mkdir -p "$RUNS" "$RUNS-budgets"
+BUDGETS=$RUNS-budgets
+[[ -z ${COUNT:-} || -d $BUDGETS ]] || BUDGETS=$RUNS # nothing is copied only to be counted
 for method in $IN_BUDGETS random-init; do
     [[ " $METHODS " == *" $method "* ]] || continue
-    for folder in "$RUNS/$method-$NAME"* "$RUNS/baselines"; do
-        [[ ! -e $folder || -e $RUNS-budgets/${folder##*/} ]] || cp -a "$folder" "$RUNS-budgets"
-    done
-    RUNS=$RUNS-budgets compared "$method" "$SEEDS" knn,linear "$BUDGET,$OTHER_BUDGETS"
+    [[ -n ${COUNT:-} ]] || share "$RUNS/$method-$NAME"* "$RUNS/baselines"
+    RUNS=$BUDGETS compared "$method" "$SEEDS" knn,linear "$BUDGET,$OTHER_BUDGETS"
 done
 if [[ " $METHODS " == *" mae "* && -z ${COUNT:-} ]]; then
     bench ablate mask-ratio --method mae --data "$DATA" --preset "$PRESET" --epochs $EPOCHS \
@@ -127,11 +134,13 @@ keep() { # runs, where
         --exclude='snapshots/*/predictions.npz' -cf - . | tar -C "$2" -xf -
 }
 keep "$RUNS" "results/$NAME"
-bench report "*-$NAME-seed*" --runs-dir "$RUNS-budgets" -o "$RUNS-budgets/report"
-keep "$RUNS-budgets" results/budgets
-# Their trials are those of the first budget, and only one kind of figure is new.
-find results/budgets -mindepth 1 -maxdepth 1 -name '*-validation-seed*' -exec rm -r {} +
-find results/budgets/report -type f ! -name 'budgets-*' -delete
+if [[ -d $BUDGETS ]]; then
+    bench report "*-$NAME-seed*" --runs-dir "$BUDGETS" -o "$BUDGETS/report"
+    keep "$BUDGETS" "results/$NAME-budgets"
+    # Their trials are those of the first budget, and only one kind of figure is new.
+    rm -rf "results/$NAME-budgets"/*-validation-seed*
+    find "results/$NAME-budgets/report" -type f ! -name 'budgets-*' -delete
+fi
 keep "$RUNS-mask-ratio" results/mask-ratio
 for data in $(cut -d' ' -f1 <<< "$OTHERS" | sort -u); do
     bench report --runs-dir "$RUNS-$data" -o "$RUNS-$data/report"

@@ -67,7 +67,7 @@ def test_the_comparisons_are_those_of_the_committed_runs() -> None:
 
 
 def test_budgets_are_those_of_the_committed_runs() -> None:
-    [table] = comparison.compare(index.load(ROOT / "results/budgets", [])).tables
+    [table] = comparison.compare(index.load(ROOT / "results/fashion-mnist-budgets", [])).tables
     section = text_of("docs/results.md").partition("## Under several budgets")[2].partition("##")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
     assert [method for method, _ in rows] == ["mae", "mocov3", "dino", "supervised"]

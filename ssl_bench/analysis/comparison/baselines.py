@@ -43,7 +43,7 @@ def found(scores: pd.DataFrame) -> dict[str, Values]:
         for which, values in every.items():
             if which[0] == label and values not in kept.values():
                 kept[which] = values
-        apart = grouping.differences({which: encoders[which] for which in kept})
+        labels = grouping.described(grouping.differences({each: encoders[each] for each in kept}))
         for which, values in kept.items():
-            merged[f"{label} {grouping.describe(apart[which])}".rstrip()] = values
+            merged[f"{label} {labels[which]}".rstrip()] = values
     return merged

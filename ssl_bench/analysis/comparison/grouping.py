@@ -111,9 +111,8 @@ def group(
         rows = peers.to_dict("index")
         differing = differences({key: settings_of(row) for key, row in rows.items()})
         keys = sorted(differing, key=lambda key: (_order(differing[key]), key))
-        own = {key: f"{method} {describe(differing[key], digits=4)}".rstrip() for key in keys}
-        if len({*own.values()}) < len(own):
-            own = {key: f"{method} {describe(differing[key])}".rstrip() for key in keys}
+        told = described(differing)
+        own = {key: f"{method} {told[key]}".rstrip() for key in keys}
         if max(map(len, own.values())) > _LONGEST_LABEL:
             long, own = own, {key: f"{method} {_letters(n)}" for n, key in enumerate(keys)}
             notes += [f"{own[key]}: {long[key].removeprefix(f'{method} ')}" for key in keys]
@@ -263,7 +262,7 @@ def _variants(protocols: pd.DataFrame) -> tuple[dict[str, str], str]:
         return hashes, f"{' / '.join(hashes)} (what differs cannot be read)"
     differing = differences(known)
     names = dict.fromkeys(name for each in differing.values() for name in each)
-    variants = {protocol: describe(settings) for protocol, settings in differing.items()}
+    variants = described(differing)
     reason = "; ".join(
         f"{name} {' / '.join(_format(config.get(name)) for config in known.values())}"
         for name in names
@@ -303,9 +302,22 @@ def differences(peers: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, A
     }
 
 
-def describe(settings: Mapping[str, Any], digits: int | None = None) -> str:
-    """Settings as a label: ``mask_ratio=0.5, epochs=8``, with so many digits or all of them."""
-    return ", ".join(f"{name}={_format(value, digits)}" for name, value in settings.items())
+def described(differing: Mapping[Any, Mapping[str, Any]]) -> dict[Any, str]:
+    """A label of each peer: ``mask_ratio=0.5, epochs=8``.
+
+    Numbers have four digits, and all of theirs where four would not tell every peer apart.
+
+    Args:
+        differing: what `differences` has found.
+    """
+    short, whole = (
+        {
+            key: ", ".join(f"{name}={_format(value, digits)}" for name, value in settings.items())
+            for key, settings in differing.items()
+        }
+        for digits in (4, None)
+    )
+    return short if len({*short.values()}) == len(short) else whole
 
 
 def _format(value: Any, digits: int | None = None) -> str:
@@ -315,5 +327,5 @@ def _format(value: Any, digits: int | None = None) -> str:
     if isinstance(value, float) and digits and math.isfinite(value):
         return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
     if isinstance(value, list | tuple):
-        return "+".join(map(_format, value)) or "none"
+        return "+".join(_format(each, digits) for each in value) or "none"
     return "-" if value is None or value != value else str(value)

@@ -203,7 +203,7 @@ def _draw_ablation(source: Source, method: str, name: str, curves: list[Curve]) 
     found = list(source.evaluations(scores))
     look = source.looks[method]
     apart = grouping.differences({number: shared for number, (shared, _) in enumerate(curves)})
-    labels = map(grouping.describe, apart.values())
+    labels = grouping.described(apart).values()
     styles = list(zip(curves, labels, drawing.shades(look.color, len(curves)), strict=True))
     figure, axes = drawing.panels(len(found))
     handles, rows = {}, []

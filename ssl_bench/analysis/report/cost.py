@@ -132,8 +132,8 @@ def over_budgets(source: Source) -> Iterator[Drawing]:
         names: dict[str, str] = {}
         for method, peers in several.groupby("method"):
             known = {each: json.loads(each.removeprefix(method)) for each in peers["family"]}
-            differing = grouping.differences(known)
-            names |= {key: f"{method} {grouping.describe(differing[key])}".strip() for key in known}
+            labels = grouping.described(grouping.differences(known))
+            names |= {key: f"{method} {labels[key]}".strip() for key in known}
         figure, axes = drawing.panels(len(costs))
         handles: dict[str, Any] = {}
         rows, crossed = [], []

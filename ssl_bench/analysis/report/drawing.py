@@ -233,9 +233,10 @@ def scale(axis: Axes, values: Iterable[float]) -> None:
     matplotlib would write them as formulas, which `style` turns off.
     """
     known = [value for value in values if value > 0]
-    if known and max(known) / min(known) >= _DECADE and len(known) > 1:
+    ratio = max(known) / min(known) if known else 1.0
+    if ratio >= _DECADE:
         axis.set_xscale("log")
-        if max(known) / min(known) < 10 * _DECADE:  # powers of ten would be one or two ticks
+        if ratio < 10 * _DECADE:  # powers of ten would be one or two ticks
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_minor_formatter(NullFormatter())
     if (known and max(known) >= 1e4) or axis.get_xscale() == "log":
