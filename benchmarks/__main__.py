@@ -97,8 +97,8 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
     words = _Words(asked.rounds, asked.seconds, asked.cases, asked.contestants, asked.folder)
     jobs = [job for part in chosen for job in _PARTS[part](words, hardware.device)]
     minutes = sum(job.expected_seconds for job in jobs) / 60
-    # The same name may be that of processors with bf16 and without.
-    name = hardware.name + (", without bf16" if hardware.precision == "fp32" else "")
+    # The same name may be that of processors with fast bf16 and without.
+    name = hardware.name + (", in fp32" if hardware.precision == "fp32" else "")
     print(f"{', '.join(chosen)} on {name}: about {minutes:.0f} minutes", flush=True)
 
     path = results.path_of(asked.output, name)

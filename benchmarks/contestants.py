@@ -543,4 +543,4 @@ ON_METHODS_FP32 = ("ours-fp32", "plain", "lightly")
 ON_GPU = (
     "ours", "plain-fp16", "plain-fp16-no-data", "plain-bf16-no-data", "plain-bf16-compiled-no-data"
 )  # fmt: skip
-"""Who runs if nobody is named; those of fp32 are for CPUs without bf16, which crawl in it."""
+"""Who runs if nobody is named; those of fp32 are for CPUs without fast bf16."""

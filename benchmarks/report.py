@@ -26,8 +26,8 @@ Whole training steps: loading, augmentation, forward, backward, optimiser. Memor
 process's peak, without its data workers. GFLOP/s are floating-point operations of the contestant's
 own step, as torch counts them, at its speed; the share is of the rate at which this machine does
 nothing but the step's matrix products, one after the other. Where two times to the first step are
-given, the second one found compiled code of the round before. Where the processor has no bf16,
-everybody trains in fp32."""
+given, the second one found compiled code of the round before. Where the processor gains
+nothing from bf16, everybody trains in fp32."""
 _ABOUT_METHODS = """\
 Whole training steps, as above, of other methods: beside lightly's modules for each of them, as they
 are shipped, and beside plain PyTorch.

@@ -292,7 +292,7 @@ def test_everybody_trains_in_a_precision_that_the_machine_has(
     monkeypatch.setattr(gate, "losses", lambda *arguments: {"ours": 1.0})
     monkeypatch.setattr(Contestant, "obstacle", lambda *arguments: None)
     assert command.main([part, "--rounds", "1", "--output", str(tmp_path)]) == 0
-    path = results.path_of(tmp_path, "Some CPU" if has_bf16 else "Some CPU, without bf16")
+    path = results.path_of(tmp_path, "Some CPU" if has_bf16 else "Some CPU, in fp32")
     found = results.load(path)[part]
     assert found.keys() == {*cases}
     names = in_bf16 if has_bf16 else in_fp32

@@ -75,7 +75,7 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
     (
         "amp fp16 bf16 fp32 half mixed_precision dtype",
         "precision",
-        "--precision bf16 or fp32; bf16 is taken unasked where the hardware has it",
+        "--precision bf16 or fp32; bf16 is taken unasked where it is faster",
     ),
     (
         "warmup_epochs warmup_steps warmup_ratio",

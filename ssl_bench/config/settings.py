@@ -114,7 +114,7 @@ class Settings(WorkSettings):
     seed: int = 0
     """Seed of every random draw: weights, order, crops, masks."""
     precision: Precision = "auto"
-    """Arithmetic of training; auto takes bf16 where the hardware has it."""
+    """Arithmetic of training; auto takes bf16 where that is faster."""
     compile: Compilation = "auto"
     """Compile the transformer blocks with torch.compile, and record the steps of a single GPU as a
     CUDA graph; auto does so on a GPU."""
@@ -259,7 +259,7 @@ class EvalSettings(WeightSettings, WorkSettings):
     seed: int | None = None
     """Seed of the evaluations' draws. Default: the run's."""
     precision: Precision = "auto"
-    """Arithmetic of feature extraction and fine-tuning; auto takes bf16 where there is."""
+    """Arithmetic of feature extraction and fine-tuning; auto takes bf16 where that is faster."""
     evals: tuple[str, ...] = ()
     """Evaluations to run, separated by commas. Default: those marked in `ssl-bench list`."""
     preset: str = "quick"

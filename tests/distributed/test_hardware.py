@@ -25,6 +25,25 @@ def test_what_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not device.choose("fp32", "auto").compiled
 
 
+@pytest.mark.parametrize(
+    ("info", "precision"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx2 avx512f avx512_bf16", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx2 avx512f avx512_bf16 amx_bf16", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx2 avx512f avx512_bf16", "fp32"),
+        ("vendor_id : AuthenticAMD\nflags : avx2", "fp32"),
+        ("", "fp32"),
+    ],
+)
+def test_a_cpu_takes_bf16_unasked_only_where_its_products_are_faster(
+    info: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "_cpu_info", lambda: info)
+    assert device.choose().precision == precision
+    assert device.choose("bf16").precision == "bf16"
+
+
 @pytest.mark.parametrize(("patches", "images"), [(16, 256), (64, 64), (196, 20), (10000, 1)])
 def test_a_cpu_takes_few_images_of_many_patches(patches: int, images: int) -> None:
     cpu = device.Hardware(torch.device("cpu"), "fp32", "test")
