@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "parts", nargs="*", metavar="PART",
-        help=f"{', '.join(_PARTS)}, or all; by default training and augment, on a GPU training",
+        help=f"{', '.join(_PARTS)}, or all; by default training",
     )  # fmt: skip
     parser.add_argument("--cases", type=_names, help=f"of training and methods: {', '.join(CASES)}")
     parser.add_argument("--contestants", type=_names, help="of the parts: see the report")
@@ -91,9 +91,7 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
     from ssl_bench.distributed.device import choose
 
     hardware = choose()
-    on_gpu = hardware.device.type == "cuda"
-    default = ["training"] if on_gpu else ["training", "augment"]
-    chosen = list(_PARTS) if "all" in parts else [*dict.fromkeys(parts or default)]
+    chosen = list(_PARTS) if "all" in parts else [*dict.fromkeys(parts or ["training"])]
     words = _Words(asked.rounds, asked.seconds, asked.cases, asked.contestants, asked.folder)
     jobs = [job for part in chosen for job in _PARTS[part](words, hardware.device)]
     minutes = sum(job.expected_seconds for job in jobs) / 60
@@ -124,11 +122,8 @@ def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
         subjects = found.setdefault(job.part, {})
         subjects[job.subject] = results.Measured(about, measured)
         results.save(path, name, found)
-        # The machine's limit is the better of two: one alone may have been disturbed.
-        work: dict[str, dict[str, float]] = {}
-        for _ in range(2 if job.part == "training" else 0):
-            work = _better(work, _work(job))
-            subjects[job.subject] = results.Measured(about, measured, work)
+        if job.part == "training":
+            subjects[job.subject] = results.Measured(about, measured, _work(job))
             results.save(path, name, found)
     print(f"report: {report.write(path)}")
 
@@ -165,16 +160,6 @@ def _work(job: _Job) -> dict[str, dict[str, float]]:
                 continue
         work[name] = known[same]
     return work
-
-
-def _better(
-    before: Mapping[str, dict[str, float]], after: Mapping[str, dict[str, float]]
-) -> dict[str, dict[str, float]]:
-    """The work as counted, each figure the higher one; rates are the only ones that differ."""
-    return {**after} | {
-        name: {key: max(value, after.get(name, work)[key]) for key, value in work.items()}
-        for name, work in before.items()
-    }
 
 
 def _known(names: Sequence[str], known: Collection[str]) -> Sequence[str]:
@@ -258,7 +243,7 @@ def _trained(
         )  # fmt: skip
 
     compiling = sum(CONTESTANTS[name].compile for name in names) * _COMPILING
-    counting = 12 * _STARTING if part == "training" else 0
+    counting = 6 * _STARTING if part == "training" else 0
     expected = count * len(names) * (_STARTING + seconds) + compiling + counting + len(names)
     return _Job(part, subject, names, count, measure, seconds, expected, case)
 

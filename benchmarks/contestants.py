@@ -532,8 +532,7 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "stable-pretraining-bf16": _stable("bf16"),
 }
 ON_CPU = (
-    "ours", "ours-fp32", "plain", "plain-bf16", "plain-bf16-unfused", "plain-bf16-compiled",
-    "lightly", "lightly-bf16", "stable-pretraining", "stable-pretraining-bf16",
+    "ours", "plain", "plain-bf16-unfused", "plain-bf16-compiled", "lightly", "stable-pretraining"
 )  # fmt: skip
 ON_CPU_FP32 = ("ours-fp32", "plain", "plain-compiled", "lightly", "stable-pretraining")
 ON_GROWTH = ("ours", "plain-bf16-unfused")

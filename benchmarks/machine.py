@@ -47,7 +47,7 @@ def count(step: Callable[[], Any]) -> tuple[int, Mapping[Product, int]]:
     return counter.get_total_flops(), products.seen
 
 
-def product_rate(products: Mapping[Product, int], device: torch.device, sweeps: int = 5) -> float:
+def product_rate(products: Mapping[Product, int], device: torch.device, sweeps: int = 8) -> float:
     """GFLOP/s of those products, each as often as it was seen and at the best of its times.
 
     All are timed in one sweep after another: what disturbs a moment does not slow one product in

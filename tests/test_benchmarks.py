@@ -229,13 +229,6 @@ def test_a_share_above_all_there_is_is_not_shown(tmp_path: Path) -> None:
     assert "133%" not in text and "not measured: the machine was disturbed" in text
 
 
-def test_the_better_of_two_measurements_of_the_machine_counts() -> None:
-    slow, fast = ({"gflop_per_image": 2.0, "product_gflops_per_second": v} for v in (400.0, 750.0))
-    assert command._better({"ours": slow}, {"ours": fast}) == {"ours": fast}
-    assert command._better({"ours": fast}, {"ours": slow}) == {"ours": fast}
-    assert command._better({"ours": fast}, {}) == {"ours": fast}
-
-
 def run_on_some_cpu(monkeypatch: pytest.MonkeyPatch, has_bf16: bool = True) -> None:
     """Whatever the tests run on."""
     monkeypatch.setattr("ssl_bench.distributed.device._cpu_name", lambda: "Some CPU")
