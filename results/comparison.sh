@@ -24,10 +24,10 @@ IN_BUDGETS=${IN_BUDGETS:-mae mocov3 dino supervised}
 MINUTES=${MINUTES:-1000000}
 case $PRESET in
     quick) DATA=${DATA:-fashion-mnist} BUDGET=${BUDGET:-2e13} OTHER_BUDGETS=${OTHER_BUDGETS:-1.25e12,5e12,8e13}
-        EPOCHS=4 ;;
+        EPOCHS=4 ABLATED=(--finetune-epochs 1) ;;
     small) # for a GPU; fine-tuning takes 50 epochs instead of 100, and half of its time
         DATA=${DATA:-cifar10} BUDGET=${BUDGET:-1e16} OTHER_BUDGETS=${OTHER_BUDGETS:-2.5e15,4e16}
-        EPOCHS=200 FLAGS=${FLAGS:---finetune-epochs 50}
+        EPOCHS=200 ABLATED=() FLAGS=${FLAGS:---finetune-epochs 50}
         ;;
     *)
         echo "PRESET is quick or small, not '$PRESET'" >&2
@@ -103,7 +103,8 @@ for method in $IN_BUDGETS random-init; do
 done
 if [[ " $METHODS " == *" mae "* && -z ${COUNT:-} ]]; then
     bench ablate mask-ratio --method mae --data "$DATA" --preset "$PRESET" --epochs $EPOCHS \
-        --seeds 0,1,2 --evals linear,finetune --runs-dir "$RUNS-mask-ratio" "${FLAGS[@]}"
+        --no-norm-pix-loss --seeds 0,1,2 --evals linear,finetune --runs-dir "$RUNS-mask-ratio" \
+        "${ABLATED[@]}" "${FLAGS[@]}"
 fi
 # Clips and captions: presets as they are, beside the untrained encoder of the same seeds.
 OTHERS=$(cat <<'END'
