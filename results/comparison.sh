@@ -78,7 +78,10 @@ share() { # folders that there may be, with the runs of other budgets
     local folder
     mkdir -p "$BUDGETS"
     for folder; do
-        [[ ! -e $folder || -e $BUDGETS/${folder##*/} ]] || cp -a "$folder" "$BUDGETS"
+        [[ ! -e $folder || -e $BUDGETS/${folder##*/} ]] && continue
+        rm -rf "$BUDGETS/.copy" # of a copy that was interrupted
+        cp -a "$folder" "$BUDGETS/.copy"
+        mv "$BUDGETS/.copy" "$BUDGETS/${folder##*/}"
     done
 }
 
@@ -142,7 +145,7 @@ if [[ -d $BUDGETS ]]; then
     rm -rf "results/$NAME-budgets"/*-validation-seed*
     find "results/$NAME-budgets/report" -type f ! -name 'budgets-*' -delete
 fi
-keep "$RUNS-mask-ratio" results/mask-ratio
+keep "$RUNS-mask-ratio" "results/$NAME-mask-ratio"
 for data in $(cut -d' ' -f1 <<< "$OTHERS" | sort -u); do
     bench report --runs-dir "$RUNS-$data" -o "$RUNS-$data/report"
     keep "$RUNS-$data" "results/$data"
