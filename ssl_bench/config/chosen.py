@@ -106,9 +106,10 @@ def _search_in_words(record: ChosenBy) -> Iterator[str]:
 def differences(a: ChosenBy | None, b: ChosenBy | None) -> Iterator[str]:
     """In what settings were chosen otherwise, so that a lead may be that of the tuning.
 
-    How many settings of their own methods have is not the tuning's doing, nor is what their presets
-    hold beside a search; of a setting that both have, one search should not leave out what the
-    other one has. What is not recorded is not known to be alike.
+    How many settings of their own methods have is not the tuning's doing; of a setting that both
+    have, one search should not leave out what the other one has. What their presets hold beside a
+    search speaks against one of the two alone (see `comparison.fairness`). What is not recorded is
+    not known to be alike.
     """
     if NOTHING in (a, b):
         return

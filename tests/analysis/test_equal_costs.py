@@ -114,9 +114,11 @@ def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> No
     """Whole steps of one are never the FLOPs of another's."""
     for method, value, flops in (("a", 80.0, 1000.0), ("b", 70.0, 995.0), ("c", 60.0, 975.0)):
         results.score(results.run(method), value, flops=flops)
+    results.score(results.run("d"), 90.0, flops=2000.0)
     table = results.table(at="equal-flops", at_cost=999)
     assert values(table) == {"a": 80.0, "b": 70.0}
-    assert "c: knn of 1 run is not known" in " ".join(table.notes)
+    [note] = [note for note in table.notes if "not known" in note]
+    assert note.startswith("c (1 run), d (1 run): knn") and "--eval-every" in note
 
 
 def test_of_equal_costs_the_nearest_counts_and_the_end_of_a_training(results: Results) -> None:

@@ -8,6 +8,7 @@ import pytest
 from comparisons import NOISE, Results, by, marks, searched, shown, source_of
 
 from ssl_bench.analysis import tables
+from ssl_bench.analysis.marks import verdict
 from ssl_bench.analysis.report import exports
 from ssl_bench.analysis.report.tables import main_tables
 from ssl_bench.analysis.verdict import summary
@@ -39,7 +40,9 @@ def results() -> Results:
         (by(trials=8, tried=8), by(trials=8), "best"),
         (by(trials=8, tried=8), by(trials=7, tried=8), "best"),
         (by(trials=8, tried=8), by(trials=8, tried=9), ""),
-        (by(trials=8, tuned="by hand"), by(trials=8, tried=8), "best"),
+        (by(trials=8, tried=8), by(trials=8, tried=8, tuned="by hand"), "best"),
+        (by(trials=8, tuned="by hand"), by(trials=8, tuned="otherwise"), "best"),
+        (by(trials=8, tuned="by hand"), "{}", "best"),
         (by(trials=8, trial_length=0.5), by(trials=8), ""),
         (by(trials=8, judged_by="knn"), by(trials=8), ""),
         (by(trials=8, judged_on="a@validation"), by(trials=8, judged_on="b@validation"), ""),
@@ -68,6 +71,18 @@ def test_only_what_is_tuned_alike_gets_a_star(
     assert ("not chosen alike" in summary(table)) == (not mark)
     [pair] = table.pairs
     assert pair.verdict == "better"
+
+
+def test_no_star_where_the_best_alone_was_searched_from_a_tuned_preset(results: Results) -> None:
+    results.seeds("a", 80 + NOISE[:4])
+    results.seeds("b", 70 + NOISE[4:8])
+    for row in results.runs:
+        row["chosen_by"] = by(trials=8, tried=8, tuned="by hand" * (row["method"] == "a"))
+    table = results.table()
+    assert marks(table) == {"a": "", "b": ""}
+    assert any("untuned one for b" in note for note in table.notes)
+    [pair] = table.pairs
+    assert pair.verdict == "better" and verdict(pair) == "ahead"
 
 
 def test_searches_of_unequal_cost_are_told(results: Results) -> None:
@@ -123,7 +138,7 @@ def test_what_no_search_chose_is_told_beside_the_mark(
         row["chosen_by"] = by(trials=4, **(a if row["method"] == "a" else b))
     compared = results.compare()
     [table] = compared.tables
-    assert marks(table)["a"] == "best"
+    assert marks(table)["a"] == ("" if "tuned" in a else "best")
     assert any("not searched" in note for note in table.notes) == bool(told)
     assert told in " ".join(tables.notes(compared))
     [main] = main_tables(source_of(compared))

@@ -358,6 +358,18 @@ def test_each_baseline_is_of_one_encoder(tmp_path: Path) -> None:
     assert all(f"patches of {side} px" in "".join(names) for side in (4, 8))
 
 
+def test_a_baseline_counts_a_seed_once_however_many_methods_have_it(tmp_path: Path) -> None:
+    for method, seed in (("mae", 0), ("mocov3", 0), ("mae", 1)):
+        folder = (
+            make_run(tmp_path, method, seed, evals=("knn",)) / f"evals/knn-beef-seed{seed}-fp32"
+        )
+        change(folder / "scores.json", baselines={"random init": {"top1": 10.0 + 20.0 * seed}})
+    [drawn] = figures(accuracy.by_evaluation(source_of(tmp_path)))
+    [line] = [each for each in drawn.figure.axes[0].lines if each.get_linestyle() != "None"
+              and each.get_color() == drawing.FAINT]  # fmt: skip
+    assert [*line.get_xdata()] == [20.0, 20.0]
+
+
 def test_a_figure_has_the_intervals_of_its_table(tmp_path: Path) -> None:
     labels = np.arange(IMAGES) % len(CLASSES)
     for seed in (0, 1):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ssl_bench.config.command_settings import At
+from ssl_bench.utils.formatting import listed, many
 
 Point = dict[str, Any]
 COSTS = ("images_seen", "flops", "seconds")
@@ -66,16 +67,38 @@ def scores_at(
             found.append(read)
         elif not math.isnan(reach[points[0]["key"]]):
             missing[points[0]["label"], points[0]["eval"]] += points
-    for (label, name), points in missing.items():
-        known = [point[axis] for point in points]
-        count = len({point["run"] for point in points})
-        notes.append(
-            f"{label}: {name} of {count} run{'s' * (count > 1)} is not known at "
-            f"{form.format(cost)}, only from {form.format(min(known))} to {form.format(max(known))}"
-        )
+    notes += _told_missing(missing, axis, form, cost)
     annealed = _describe_annealing(rows[rows["key"].isin(trained.index)], axis, cost)
     scores = pd.DataFrame(found, columns=rows.columns) if found else rows.iloc[:0]
     return scores, f"at {form.format(cost)}, {annealed}", notes
+
+
+def _told_missing(
+    missing: Mapping[tuple[str, str], Sequence[Point]], axis: str, form: str, cost: float
+) -> Iterator[str]:
+    """A line for each range of costs between which curves of a group and evaluation are known.
+
+    Groups that were evaluated at their end alone share one.
+    """
+    only_ends: dict[str, dict[str, None]] = defaultdict(dict)  # evaluations of groups
+    for (label, name), points in missing.items():
+        known = [point[axis] for point in points]
+        count = len({point["run"] for point in points})
+        if all(math.isnan(point["step"]) for point in points):
+            only_ends[f"{label} ({many(count, 'run')})"][name] = None
+            continue
+        yield (
+            f"{label}: {name} of {count} run{'s' * (count > 1)} is not known at "
+            f"{form.format(cost)}, only from {form.format(min(known))} to {form.format(max(known))}"
+        )
+    by_names: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for label, names in only_ends.items():
+        by_names[(*names,)].append(label)
+    for names, labels in by_names.items():
+        yield (
+            f"{', '.join(labels)}: {listed(names)} not known at {form.format(cost)}, evaluated at "
+            "the end alone; run --eval-every does so on the way, too"
+        )
 
 
 def _describe_annealing(rows: pd.DataFrame, axis: str, cost: float) -> str:

@@ -25,12 +25,20 @@ def why_no_best(groups: Sequence[Group], marks: Mapping[str, Mark], at: At) -> s
 
     A lead may be that of the tuning, or of more than twice the FLOPs that any row of another method
     has; but where an equal cost was asked for, the FLOPs are what they are. Rows of one method
-    differ in the very settings that are compared.
+    differ in the very settings that are compared. A preset that was tuned speaks against its own
+    method's lead alone: who is ahead of such a method is so in spite of it.
     """
     if unlike := _tuned_unlike(groups):
         return f"settings were not chosen alike ({', '.join(unlike)})"
     best = next((group for group in groups if marks.get(group.key) == "best"), None)
-    if best is None or at != "end":
+    if best is None:
+        return ""
+    if behind := [group.method for group in groups if _started_ahead(best, group)]:
+        return (
+            f"what was not searched is of a tuned preset for {best.label} alone, "
+            f"and of an untuned one for {listed([*dict.fromkeys(behind)])}"
+        )
+    if at != "end":
         return ""
     most: dict[str, float] = defaultdict(float)
     for group in groups:
@@ -41,9 +49,16 @@ def why_no_best(groups: Sequence[Group], marks: Mapping[str, Mark], at: At) -> s
     return f"{best.label} has more than {MOST_UNEQUAL} times the FLOPs of {listed(outspent)}"
 
 
-def tuned_alike(groups: Sequence[Group]) -> bool:
-    """Whether no row's settings were chosen in another way than those of another method."""
-    return not _tuned_unlike(groups)
+def is_fair(better: Group, worse: Group) -> bool:
+    """Whether the tuning of these two rows cannot be why one is better than the other."""
+    return not _tuned_unlike([better, worse]) and not _started_ahead(better, worse)
+
+
+def _started_ahead(better: Group, worse: Group) -> bool:
+    """Whether the presets that searches leave as they are were tuned for the better one alone."""
+    theirs = [each.tuned for each in worse.searches]
+    is_tuned = any(each.tuned for each in better.searches)
+    return better.method != worse.method and is_tuned and bool(theirs) and not any(theirs)
 
 
 def notes(groups: Sequence[Group]) -> Iterator[str]:

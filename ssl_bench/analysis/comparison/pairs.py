@@ -52,7 +52,7 @@ class Pair:
         level: at which the pair is decided: the share of such intervals that miss the truth.
         interval: at that level, so that it agrees with the verdict; 95 % over the test images for
             two runs. None where the spread is not known.
-        is_fair: whether the settings of both were chosen alike.
+        is_fair: whether the better one does not owe it to how settings were chosen.
     """
 
     column: Column

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -161,9 +160,13 @@ def _tests(
         ]
     labels = {group.key: group.label for group in groups}
     tested, untested = pairs.test_pairs([*labels], columns, by_cell, labels, at == "end", settings)
-    both = itertools.combinations(groups, 2)
-    fair = {(a.key, b.key): fairness.tuned_alike([a, b]) for a, b in both}
-    return tuple(replace(pair, is_fair=fair[pair.a, pair.b]) for pair in tested), untested
+    by_key = {group.key: group for group in groups}
+
+    def is_fair(pair: Pair) -> bool:
+        better = pair.better or pair.a
+        return fairness.is_fair(by_key[better], by_key[pair.other(better)])
+
+    return tuple(replace(pair, is_fair=is_fair(pair)) for pair in tested), untested
 
 
 @dataclass(frozen=True)

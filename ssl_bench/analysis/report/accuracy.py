@@ -164,14 +164,19 @@ def _draw_groups(
 
 
 def _baselines(scores: pd.DataFrame) -> dict[Baseline, float]:
-    """The mean headline of each baseline, by its label and the encoder of its runs."""
-    found: dict[Baseline, list[float]] = {}
-    for row in scores[["baselines", "score", "settings"]].itertuples(index=False):
+    """The mean headline of each baseline, by its label and the encoder of its runs.
+
+    Runs of one seed have the same baseline, which counts once.
+    """
+    found: dict[Baseline, dict[tuple[int, str], float]] = {}
+    names = ["baselines", "score", "settings", "seed", "eval_seed", "eval_precision"]
+    for row in scores[names].itertuples(index=False):
         of_encoder = encoder(grouping.parse(row.settings))
+        which = int(row.seed if pd.isna(row.eval_seed) else row.eval_seed), str(row.eval_precision)
         for label, values in grouping.parse(row.baselines).items():
             if values.get(row.score) is not None:
-                found.setdefault((label, of_encoder), []).append(values[row.score])
-    return {baseline: float(np.mean(values)) for baseline, values in found.items()}
+                found.setdefault((label, of_encoder), {}).setdefault(which, values[row.score])
+    return {baseline: float(np.mean([*each.values()])) for baseline, each in found.items()}
 
 
 @or_missing(
