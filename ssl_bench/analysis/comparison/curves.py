@@ -94,9 +94,9 @@ def _told_missing(
     by_names: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for label, names in only_ends.items():
         by_names[(*names,)].append(label)
-    for names, labels in by_names.items():
+    for evals, labels in by_names.items():
         yield (
-            f"{', '.join(labels)}: {listed(names)} not known at {form.format(cost)}, evaluated at "
+            f"{', '.join(labels)}: {listed(evals)} not known at {form.format(cost)}, evaluated at "
             "the end alone; run --eval-every does so on the way, too"
         )
 
