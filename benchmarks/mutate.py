@@ -3,12 +3,12 @@
 ``mutations.toml`` lists the mutations. Each is made in a copy of the checkout, never in itself, and
 is noticed if its tests fail there, which pass without it. Results are added to
 ``results/mutations/mutations.csv`` one by one, so that a later call resumes where this one stopped;
-a mutation that has changed is tried anew, one that has gone is left out, and ``--survived`` tries
-those again for which there are other tests now.
+a mutation that has changed is tried anew, ``--survived`` tries those again for which there are
+other tests now, and each call ends by dropping the results of those that are not in the table.
 """
 
 # Processes of the copy are forked from one that has imported this module: it must import nothing of
-# ours, which would be the checkout's.
+# ours, which would be the checkout's, but where only the process of the command comes.
 from __future__ import annotations
 
 import argparse
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -45,7 +45,7 @@ Row = dict[str, str]
 
 
 class TableError(Exception):
-    """The table of mutations is not what it should be."""
+    """The table of mutations, or the checkout that it is of, is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,16 @@ def load(table: Path = TABLE, root: Path = ROOT) -> list[Mutation]:
     """The mutations of a table.
 
     Raises:
-        TableError: an entry names what is not there, or changes nothing.
+        TableError: it cannot be read, or an entry lacks something, names what is not there, or
+            changes nothing.
     """
-    groups = tomllib.loads(table.read_text("utf-8"))["group"]
-    mutations = [
-        Mutation(group["file"], old, new, tuple(group["tests"]), *why)
-        for group in groups
-        for old, new, *why in group["changes"]
-    ]
+    try:
+        found = tomllib.loads(table.read_text("utf-8"))
+    except OSError as error:
+        raise TableError(f"{table} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise TableError(f"{table} is not TOML: {error}") from error
+    mutations = [*_mutations(table, found)]
     for mutation in mutations:
         for name in (mutation.file, *(test.split("::")[0] for test in mutation.tests)):
             if not (root / name).is_file():
@@ -101,6 +103,27 @@ def load(table: Path = TABLE, root: Path = ROOT) -> list[Mutation]:
     if len({mutation.key for mutation in mutations}) < len(mutations):
         raise TableError("a mutation is there twice")
     return mutations
+
+
+def _mutations(table: Path, found: dict[str, Any]) -> Iterator[Mutation]:
+    """Those that a table's entries describe."""
+    groups = found.get("group")
+    if not isinstance(groups, list) or not groups:
+        raise TableError(f"{table} has no [[group]], which would have file, tests and changes")
+    for number, group in enumerate(groups, 1):
+        for name, kind in (("file", str), ("tests", list), ("changes", list)):
+            if not (isinstance(group, dict) and isinstance(group.get(name), kind) and group[name]):
+                needed = "file, tests and changes, the latter two lists"
+                raise TableError(f"{table}: group {number} has no {name}; it needs {needed}")
+        for change in group["changes"]:
+            texts = [*change, *group["tests"]] if isinstance(change, list) else [None]
+            if not all(isinstance(text, str) for text in texts) or len(change) not in (2, 3):
+                raise TableError(
+                    f"{table}: group {number}: {change!r} with tests {group['tests']!r} is no "
+                    "mutation; [from, to] or [from, to, why] would be, all of them texts"
+                )
+            old, new, *why = change
+            yield Mutation(group["file"], old, new, tuple(group["tests"]), *why)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -115,10 +138,20 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     asked = parser.parse_args(args)
+
+    from ssl_bench.errors import UserError, above, as_user_error, unknown
+
     try:
-        mutations = load(asked.table, asked.root)
-        _try(mutations, asked)
-    except TableError as error:
+        above("--minutes", asked.minutes, 0)
+        with as_user_error():
+            mutations = load(asked.table, asked.root)
+            files = {mutation.file for mutation in mutations}
+            for part in asked.only:
+                if not any(part in file for file in files):
+                    names = {Path(file).name for file in files}
+                    raise unknown("file", part, files | names, see=str(asked.table))
+            _try(mutations, asked)
+    except (TableError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -167,7 +200,9 @@ def _try(mutations: Sequence[Mutation], asked: argparse.Namespace) -> None:
             _append(path, row)
             print(f"{number}/{len(todo)} {row['result']}: {mutation.file}: {mutation.old!r} -> "
                   f"{mutation.new!r}", flush=True)  # fmt: skip
-    done = _results(path)
+    keys = {mutation.key for mutation in mutations}
+    done = {key: row for key, row in _results(path).items() if key in keys}
+    _write(path, done.values())
     (asked.output / "README.md").write_text(report(mutations, done), "utf-8")
 
 
@@ -175,8 +210,10 @@ def _copy(root: Path, copy: Path) -> None:
     """Copy the files of a checkout that git knows or would add, with compiled ones beside them."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others"]
     command.append("--exclude-standard")
-    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    for name in listed.split("\0"):
+    listed = subprocess.run(command, capture_output=True, text=True)
+    if listed.returncode:
+        raise TableError(f"--root {root} is no checkout: {' '.join(listed.stderr.split())}")
+    for name in listed.stdout.split("\0"):
         if name and os.path.lexists(root / name):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, copy / name, follow_symlinks=False)
@@ -237,12 +274,20 @@ class _QuickestFirst:
 
 
 def _append(path: Path, row: Row) -> None:
-    is_new = not path.exists()
+    if not path.exists():
+        _write(path, [])
     with path.open("a", encoding="utf-8", newline="") as file:
+        csv.DictWriter(file, _FIELDS, lineterminator="\n").writerow(row)
+
+
+def _write(path: Path, rows: Iterable[Row]) -> None:
+    """Replace the results by these, at once."""
+    new = path.with_suffix(".new")
+    with new.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _FIELDS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writeheader()
+        writer.writerows(rows)
+    new.replace(path)
 
 
 def _results(path: Path) -> dict[str, Row]:
@@ -260,13 +305,14 @@ def report(mutations: Sequence[Mutation], done: dict[str, Row]) -> str:
     open_ = [m for m in survived if not m.why]
     count = len(tried) - len(survived)
     share = f" ({100 * count / len(tried):.1f} %)" if tried else ""
+    rest = "`make mutate` tries the rest, and " if len(tried) < len(mutations) else ""
     lines = [
         "# Would the tests notice?",
         "",
         f"Of {len(mutations)} small mutations of the code "
         f"([the table](../../benchmarks/mutations.toml)), {len(tried)} were tried; {count}{share} "
         f"were noticed by a test. {len(open_)} of those that survived have no reason to. "
-        "`make mutate` tries the rest, and `mutations.csv` has each result.",
+        f"{rest}`mutations.csv` has each result.",
     ]  # fmt: skip
     for title, those in (
         ("Survived for a reason", [m for m in survived if m.why]),

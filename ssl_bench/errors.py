@@ -48,12 +48,17 @@ class ToldElsewhere(BaseException):
         self.code = code
 
 
-def unknown(kind: str, name: str, choices: Iterable[str], meant: str = "") -> UserError:
-    """The error for a name that is not among the choices, with the one meant, or the nearest."""
+def unknown(
+    kind: str, name: str, choices: Iterable[str], meant: str = "", see: str = "`ssl-bench list`"
+) -> UserError:
+    """The error for a name that is not among the choices, with the one meant, or the nearest.
+
+    Where none is near, some are told, and where to ``see`` them all.
+    """
     known = sorted(choices)
     near = [meant] if meant else get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {shown} (see `ssl-bench list`)"
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {shown} (see {see})"
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -247,8 +247,11 @@ def test_versions_of_data_get_tables_of_their_own(results: Results) -> None:
     assert "data in 2 versions" in note
 
 
-def test_missing_evaluation_is_a_dash_and_nan_is_left_out(results: Results) -> None:
-    first, second = results.seeds("a", [80.0, np.nan])
+@pytest.mark.parametrize("none", [np.nan, np.inf, -np.inf])
+def test_missing_evaluation_is_a_dash_and_what_is_not_finite_is_left_out(
+    none: float, results: Results
+) -> None:
+    first, second = results.seeds("a", [80.0, none])
     results.score(first, 70.0, eval="linear")
     results.score(second, 70.0, eval="linear")
     results.seeds("b", [50.0])

@@ -138,6 +138,30 @@ def test_neither_part_is_empty(count: int) -> None:
     assert len(held_out) == max(1, round(count / 10))
 
 
+def places(held_out: Split) -> list[int]:
+    """Where each image was in the split that `numbered` made."""
+    return held_out.images(torch.arange(len(held_out)))[:, 0, 0, 0].tolist()
+
+
+def numbered(labels: list[int]) -> Split:
+    """Images of which each pixel is the image's number."""
+    numbers_N = torch.arange(len(labels), dtype=torch.uint8)
+    return Split(numbers_N.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone(), torch.tensor(labels))
+
+
+def test_what_is_held_out_is_pinned() -> None:
+    """Scores of trials that were made by another version are of the same images."""
+    _, held_out = holdout.of_split(numbered([0, 1] * 40))
+    assert places(held_out) == [11, 27, 30, 37, 44, 46, 51, 54]
+
+
+def test_every_class_keeps_an_image_to_train_on() -> None:
+    labels = [*range(20), *[20] * 20]
+    rest, held_out = holdout.of_split(numbered(labels))
+    assert {*rest.labels_N.tolist()} == {*labels}
+    assert min(places(held_out)) >= 20, "the only image of a class is not held out"
+
+
 def test_a_folder_of_that_very_name_is_itself(tmp_path: Path, image_folder: Path) -> None:
     shutil.copytree(image_folder, tmp_path / "images@validation")
     found = data.load(str(tmp_path / "images@validation"))

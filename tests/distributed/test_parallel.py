@@ -106,6 +106,15 @@ def covariance_found() -> Tensor:
     return inputs.grad / collectives.world_size()
 
 
+def mean_found() -> tuple[Tensor, Tensor]:
+    """A loss of a mean over the whole batch, and the gradient of its mean over ranks."""
+    inputs = own(rows()[0]).clone().requires_grad_()
+    loss = collectives.mean_with_gradient(inputs.square().mean(0)).pow(3).sum()
+    loss.backward()
+    assert inputs.grad is not None
+    return loss.detach(), inputs.grad / collectives.world_size()
+
+
 SPREADING: dict[str, Callable[[Tensor], Tensor]] = {
     "koleo": lambda rows_BD: DINO.load().koleo(rows_BD),
     "coding rate": lambda rows_BD: prototypes.coding_rate(rows_BD[None], epsilon=0.05),
@@ -158,6 +167,7 @@ def work(rank: int, folder: str) -> None:
             "batch norm": batch_norm_found(),
             "moco": moco_found(),
             "covariance": covariance_found(),
+            "mean": mean_found(),
             "balanced": balanced_found(),
             **{name: spreading_found(name) for name in SPREADING},
             **{name: backbone_found(name, uneven) for name in BATCH_NORMED},
@@ -228,6 +238,17 @@ def test_gathered_rows_carry_gradient(world: int, found: Any) -> None:
     covariance(whole).backward()
     ours = torch.cat([result["covariance"] for result in found[world]])
     assert naive.relative_error(ours, whole.grad) < 1e-5
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_mean_over_ranks_carries_gradient(world: int, found: Any) -> None:
+    whole = rows()[0].requires_grad_()
+    loss = whole.square().mean(0).pow(3).sum()
+    loss.backward()
+    for result in found[world]:
+        torch.testing.assert_close(result["mean"][0], loss.detach())
+    gradient = torch.cat([result["mean"][1] for result in found[world]])
+    torch.testing.assert_close(gradient, whole.grad)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -175,6 +175,20 @@ def test_normal_moments_and_distribution() -> None:
     assert (torch.special.ndtr(flat.sort().values) - ranks).abs().max() * root < 2.2
 
 
+def test_normal_is_box_and_mullers() -> None:
+    """Radii of the first half of the uniform numbers, angles of the other, all around the circle.
+
+    Half a circle would give the same distribution, but other numbers.
+    """
+    draws = SampleRng(0, 0, torch.arange(100))
+    uniform = draws.uniform("noise", 6).tolist()
+    expected = [
+        [math.sqrt(-2 * math.log1p(-row[n])) * math.cos(2 * math.pi * row[3 + n]) for n in range(3)]
+        for row in uniform
+    ]
+    torch.testing.assert_close(draws.normal("noise", 3), torch.tensor(expected))
+
+
 def test_normal_is_finite_at_the_ends_of_the_uniform() -> None:
     ends = torch.tensor([0.0, 1 - 2.0**-24])
     assert (-2 * torch.log1p(-ends)).sqrt().isfinite().all()
@@ -188,6 +202,8 @@ def test_values_are_pinned() -> None:
         [8062158, 3046001, 3182287],
         [5992806, 15250329, 6443964],
     ]
+    expected = torch.tensor([[0.347037, 0.587767, -0.274675], [-0.311842, -0.418833, 0.535475]])
+    torch.testing.assert_close(draws.normal("noise", 3), expected)
     assert permutation(5, "order", 0).tolist() == [2, 0, 4, 1, 3]
 
 
