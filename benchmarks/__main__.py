@@ -15,6 +15,7 @@ from ssl_bench.errors import UserError, unknown
 
 _STARTING, _COMPILING = 12.0, 60.0
 """Seconds until a contestant is under way, and until it has compiled."""
+_HELP = "`python -m benchmarks --help`"
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def _names(words: str) -> list[str]:
 def _run(parts: Sequence[str], asked: argparse.Namespace) -> None:
     for part in parts:
         if part not in (*_PARTS, "all"):
-            raise unknown("part", part, [*_PARTS, "all"])
+            raise unknown("part", part, [*_PARTS, "all"], see=_HELP)
     for case in asked.cases or ():
         if case not in CASES:
-            raise unknown("case", case, CASES)
+            raise unknown("case", case, CASES, see=_HELP)
     for name, value in (("rounds", asked.rounds), ("seconds", asked.seconds)):
         if value is not None and value <= 0:
             raise UserError(f"{name} must be above 0, not {value}")
@@ -166,7 +167,7 @@ def _known(names: Sequence[str], known: Collection[str]) -> Sequence[str]:
     """The names, which all have to be known."""
     for name in names:
         if name not in known:
-            raise unknown("contestant", name, known)
+            raise unknown("contestant", name, known, see=_HELP)
     return names
 
 
