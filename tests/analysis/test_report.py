@@ -367,7 +367,7 @@ def test_a_baseline_counts_a_seed_once_however_many_methods_have_it(tmp_path: Pa
     [drawn] = figures(accuracy.by_evaluation(source_of(tmp_path)))
     [line] = [each for each in drawn.figure.axes[0].lines if each.get_linestyle() != "None"
               and each.get_color() == drawing.FAINT]  # fmt: skip
-    assert [*line.get_xdata()] == [20.0, 20.0]
+    assert [*np.asarray(line.get_xdata())] == [20.0, 20.0]
 
 
 def test_a_figure_has_the_intervals_of_its_table(tmp_path: Path) -> None:
