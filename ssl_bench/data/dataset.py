@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -227,9 +228,14 @@ class Dataset:
                 counts_CV[channel] += torch.bincount(pixels, minlength=256)
         values_V = torch.arange(256, dtype=torch.float64) / 255
         share_CV = counts_CV / counts_CV.sum(dim=1, keepdim=True)
-        mean_C = share_CV @ values_V
-        variance_C = (share_CV * (values_V - mean_C[:, None]) ** 2).sum(dim=1)
-        return tuple(mean_C.tolist()), tuple(variance_C.sqrt().tolist())
+        # Both are part of a run's name, to the last digit, so that they are computed in an order
+        # and with a root that are the same on every processor, as a matrix product's are not.
+        parts = (share_CV * values_V).view(self.channels, 32, 8).unbind(dim=1)
+        sums_CE = reduce(torch.add, parts)
+        while sums_CE.shape[1] > 1:
+            sums_CE = reduce(torch.add, sums_CE.chunk(2, dim=1))
+        variance_C = (share_CV * (values_V - sums_CE) ** 2).sum(dim=1)
+        return tuple(sums_CE[:, 0].tolist()), tuple(map(math.sqrt, variance_C.tolist()))
 
 
 def _divided(documents: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
