@@ -201,7 +201,12 @@ def recolour(views: Tensor, recipe: Augmentation, draws: SampleRng) -> Tensor:
     parameters = {"jitter strength": 4, "jitter order": 4, "blur sigma": 1}
     drawn = draws.uniforms({**dict.fromkeys(probabilities, 1), **parameters})
     sigma_B = _between(drawn["blur sigma"], *recipe.blur_sigma)[:, 0]
-    blur = partial(functional.gaussian_blur, radius=math.ceil(3 * recipe.blur_sigma[1]))
+    radius = math.ceil(3 * recipe.blur_sigma[1])
+
+    def blur(images_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        # The sum of a blur's weights is 1 but for its rounding.
+        return functional.gaussian_blur(images_BCHW, sigma_B, radius).clamp_(max=1)
+
     solarize = partial(functional.solarize, threshold=recipe.solarize_threshold)
     steps: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
         "jitter": (functional.color_jitter, _jitter(drawn, recipe.jitter)),
