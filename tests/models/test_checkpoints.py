@@ -83,7 +83,7 @@ class TestFormats:
     def test_mocov3(self, branch: str | None, tmp_path: Path) -> None:
         base, momentum = vit(), vit()
         with torch.no_grad():
-            momentum.cls_token.add_(1)
+            momentum.cls_token[..., 0].add_(1)
         content = {"epoch": 300, "arch": "vit_small", "state_dict": moco_state(base, momentum)}
         torch.save(content, tmp_path / "vit-s-300ep.pth.tar")
         wanted = momentum if branch == "momentum_encoder" else base
@@ -93,7 +93,7 @@ class TestFormats:
     def test_dino(self, branch: str | None, tmp_path: Path) -> None:
         teacher, student = vit(), vit()
         with torch.no_grad():
-            student.cls_token.add_(1)
+            student.cls_token[..., 0].add_(1)
         content = {
             "student": dino_state(student, "module."),
             "teacher": dino_state(teacher),
@@ -258,7 +258,7 @@ class TestPrefixes:
         models = {name: vit() for name in names}
         with torch.no_grad():
             for shift, model in enumerate(models.values()):
-                model.cls_token.add_(shift)
+                model.cls_token[..., 0].add_(shift)
         content: dict[str, Any] = {"epoch": 1, "dino_loss": {"center": torch.ones(1, 8)}}
         for name, model in models.items():
             entry, _, prefix = name.partition(".")
@@ -433,7 +433,7 @@ class TestSeveralNetworks:
     def test_are_told_apart_by_their_entry(self, tmp_path: Path) -> None:
         model, ema = vit(), vit()
         with torch.no_grad():
-            ema.cls_token.add_(1)
+            ema.cls_token[..., 0].add_(1)
         path = tmp_path / "deit.pth"
         torch.save({"model": model.state_dict(), "model_ema": ema.state_dict()}, path)
         with pytest.raises(UserError, match="holds several networks: model and model_ema; say"):

@@ -27,7 +27,7 @@ def backbone(shift: float) -> State:
     """An encoder under the names in ``vision_transformer.py``."""
     model = vit()
     with torch.no_grad():
-        model.cls_token.add_(shift)
+        model.cls_token[..., 0].add_(shift)
     state = model.state_dict()
     modules = ["patch_embed.proj", "norm"]
     modules += [f"blocks.{block}.{part}" for block in (0, 1) for part in BLOCK]
@@ -85,7 +85,7 @@ def of(shift: float) -> Tensor:
     """What the encoder with that shift makes of images."""
     model = vit()
     with torch.no_grad():
-        model.cls_token.add_(shift)
+        model.cls_token[..., 0].add_(shift)
     return features(model, images())
 
 
