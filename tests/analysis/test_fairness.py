@@ -71,6 +71,7 @@ def test_only_what_is_tuned_alike_gets_a_star(
     assert ("not chosen alike" in summary(table)) == (not mark)
     [pair] = table.pairs
     assert pair.verdict == "better"
+    assert verdict(pair) == ("better" if mark else "ahead")
 
 
 def test_no_star_where_the_best_alone_was_searched_from_a_tuned_preset(results: Results) -> None:
@@ -94,11 +95,15 @@ def test_searches_of_unequal_cost_are_told(results: Results) -> None:
     assert "a 3e+13" in note and "b 1.2e+12" in note
 
 
-def test_rows_of_one_method_are_what_is_compared(results: Results) -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(by(), by(flags=("ratio",))), (by(trials=8, tuned="by hand"), by(trials=8))],
+)
+def test_rows_of_one_method_are_what_is_compared(results: Results, ours: str, theirs: str) -> None:
     results.seeds("a", 80 + NOISE[:4], ratio=0.75)
     results.seeds("a", 70 + NOISE[4:8], ratio=0.5)
     for row in results.runs:
-        row["chosen_by"] = by(flags=("ratio",) if "0.5" in row["settings"] else ())
+        row["chosen_by"] = theirs if "0.5" in row["settings"] else ours
     assert [*marks(results.table()).values()].count("best") == 1
 
 
