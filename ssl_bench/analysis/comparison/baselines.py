@@ -17,6 +17,11 @@ Values = dict[tuple[int, str], float]
 """A baseline's scores, by seed and column."""
 
 
+def seed_of(row: Any) -> int:
+    """The seed of a score's baselines: its evaluation's where it has one, else its run's."""
+    return int(row.seed if pd.isna(row.eval_seed) else row.eval_seed)
+
+
 def found(scores: pd.DataFrame) -> dict[str, Values]:
     """Each baseline of these scores, by a label that says what tells those of one name apart.
 
@@ -30,7 +35,7 @@ def found(scores: pd.DataFrame) -> dict[str, Values]:
         told = grouping.parse(row.settings)
         encoder = {name: told[name] for name in _ENCODER if name in told}
         encoder["evaluated_in"] = row.eval_precision
-        seed = int(row.seed if pd.isna(row.eval_seed) else row.eval_seed)
+        seed = seed_of(row)
         for label, values in grouping.parse(row.baselines).items():
             value: Any = schema.mapping(values).get(row.score)
             if schema.is_number(value) and math.isfinite(value):

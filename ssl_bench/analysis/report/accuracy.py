@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ssl_bench.analysis.comparison import grouping
+from ssl_bench.analysis.comparison.baselines import seed_of
 from ssl_bench.analysis.report import drawing
 from ssl_bench.analysis.report.captions import encoder, measured
 from ssl_bench.analysis.report.drawing import Drawing, Missing, missing, or_missing
@@ -172,7 +173,7 @@ def _baselines(scores: pd.DataFrame) -> dict[Baseline, float]:
     names = ["baselines", "score", "settings", "seed", "eval_seed", "eval_precision"]
     for row in scores[names].itertuples(index=False):
         of_encoder = encoder(grouping.parse(row.settings))
-        which = int(row.seed if pd.isna(row.eval_seed) else row.eval_seed), str(row.eval_precision)
+        which = seed_of(row), str(row.eval_precision)
         for label, values in grouping.parse(row.baselines).items():
             if values.get(row.score) is not None:
                 found.setdefault((label, of_encoder), {}).setdefault(which, values[row.score])
