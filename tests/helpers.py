@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ssl_bench.api import registry
 from ssl_bench.api.method import Method
@@ -25,6 +26,7 @@ from ssl_bench.distributed.device import Hardware
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.runs.schema import Plan
 from ssl_bench.training import pretrain, setup
+from ssl_bench.training.captured import Made, Work
 from ssl_bench.utils.rng import SampleRng
 
 ROOT = Path(__file__).parents[1]
@@ -245,3 +247,26 @@ def stored(*args: object) -> dict[str, Any]:
 
 def named(plugin: Plugin) -> str:
     return plugin.name
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Does the recorded work again, into the memory of the recording, as a CUDA graph does."""
+
+    recordings: int = 0
+
+    def __call__(self, work: Work) -> tuple[Made, Callable[[], None]]:
+        self.recordings += 1
+        made = work()
+
+        def replay() -> None:
+            for place, value in zip(_tensors(made), _tensors(work()), strict=True):
+                place.data.copy_(value.data)
+
+        return made, replay
+
+
+def _tensors(made: Made) -> list[Tensor]:
+    left = tree_leaves(dict(made.attributes))  # tensors may be in containers
+    left = [value for value in left if isinstance(value, Tensor)]
+    return [*made.losses.values(), *(gradient for _, gradient in made.gradients), *left]

@@ -48,6 +48,12 @@ class Hardware:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cached)
 
+    @property
+    def records_steps(self) -> bool:
+        """Whether steps are recorded: on a single GPU, where blocks are compiled, too."""
+        is_alone = collectives.world_size() == 1
+        return self.compiled and self.device.type == "cuda" and is_alone
+
     def images_at_once(self, patches: int) -> int | None:
         """The number of images, of that many patches, to compute at once; None for no limit.
 

@@ -5,6 +5,9 @@ table 9; ``main_finetune.py``, facebookresearch/mae ``efb2a80``) and of DeiT (To
 arXiv:2012.12877; ``main.py``, facebookresearch/deit ``0282d2a``). What is trained is whatever
 requires a gradient: evaluations freeze the rest first.
 
+On a single GPU blocks are compiled, and a step is recorded from the mixing of its batch to the
+gradients (`training.captured`).
+
 With several ranks, each trains on its share of every batch, and predicts for its share of a split;
 what comes out is what one rank makes of the whole, but for rounding.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -36,7 +39,9 @@ from ssl_bench.models import encoders
 from ssl_bench.models.backbones import Backbone, EncoderSpec
 from ssl_bench.models.video import as_clips, as_frames
 from ssl_bench.training import resume
+from ssl_bench.training.captured import CapturedStep, Losses, Stored
 from ssl_bench.training.schedule import Schedule
+from ssl_bench.training.setup import compile_blocks
 from ssl_bench.transforms.augmentations import Augmentation, augment, crop_and_flip
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
 from ssl_bench.utils import progress, rng
@@ -213,7 +218,19 @@ def train(
         return (SampleRng(seed, step, rows, "finetune/") for step, rows in
                 enumerate(order(first), first))  # fmt: skip
 
+    def backward(stored: Stored, _: Step) -> Losses:
+        images_BCHW, targets_BC = mix(*stored[1])
+        with hardware.autocast():
+            logits_BC = model(images_BCHW)
+        smoothing = config.label_smoothing
+        loss = F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=smoothing) * weight
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    taken = CapturedStep(model, backward, progress.console.print)
     model.train()
+    if hardware.compiled:
+        compile_blocks(model)
     with (
         resume.training(encoder.checkpoint, model, recipe.optimizer, schedule.steps) as training,
         closing(split.read_drawn(drawn(training.start))) as stored,
@@ -221,21 +238,20 @@ def train(
     ):
         samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
         for step, (index_B, stored_BCHW) in samples:
-            recipe.prepare(schedule.step(step))
+            now = schedule.step(step)
+            recipe.prepare(now)
             step_draws = SampleRng(seed, step, index_B.to(hardware.device), "finetune/")
             images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
             labels_B = split.labels_N[index_B].to(hardware.device)
             targets_BC = F.one_hot(labels_B, classes).float()
-            images_BCHW, targets_BC = mix(images_BCHW, targets_BC, config, seed, step)
+            how = mixing(config, encoder.spec.image_size, seed, step)
+            given = images_BCHW, targets_BC, *(each.to(hardware.device) for each in how)
+            if hardware.records_steps:
+                taken.prepare(now, (step_draws, given))
             torch.manual_seed(rng.key(seed, "finetune/dropout", step))
-            with hardware.autocast():
-                logits_BC = model(images_BCHW)
-            smoothing = config.label_smoothing
-            loss = F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=smoothing)
-            loss = loss * weight
-            loss.backward()
+            loss = taken.take(now, (step_draws, given))["loss"]
             collectives.add_gradients(model.parameters())
-            loss = collectives.total(loss.detach())
+            loss = collectives.total(loss)
             recipe.update()
             if step % 10 == 0 or step + 1 == schedule.steps:
                 bar.update(step + 1, f"loss {loss.item():.4f}")
@@ -255,15 +271,18 @@ def predict(model: nn.Module, encoder: FrozenEncoder, split: Split) -> Tensor:
     Of several views of each, the probabilities are averaged.
     """
     model.eval()
-    predictions = []
-    for views in share_of(split, max(1, 500 // encoder.spec.frames)):
-        scores = []
-        for images_BCHW in views:
-            with encoder.hardware.autocast():
-                scores.append(model(prepare(images_BCHW, encoder.spec, encoder.hardware)))
-        if len(scores) > 1:
-            scores = [torch.stack([logits.float().softmax(dim=1) for logits in scores]).mean(0)]
-        predictions.append(scores[0].argmax(dim=1).cpu())
+    hardware, predictions = encoder.hardware, []
+    # What was compiled for training need not compile for batches of other sizes.
+    as_it_is = torch.compiler.set_stance("force_eager") if hardware.compiled else nullcontext()
+    with as_it_is:
+        for views in share_of(split, max(1, 500 // encoder.spec.frames)):
+            scores = []
+            for images_BCHW in views:
+                with hardware.autocast():
+                    scores.append(model(prepare(images_BCHW, encoder.spec, hardware)))
+            if len(scores) > 1:
+                scores = [torch.stack([logits.float().softmax(dim=1) for logits in scores]).mean(0)]
+            predictions.append(scores[0].argmax(dim=1).cpu())
     return collectives.gather_shards(torch.cat(predictions), len(split))
 
 
@@ -290,30 +309,44 @@ def training_views(
     return views_BCHW
 
 
-def mix(
-    images_BCHW: Tensor, targets_BC: Tensor, config: FinetuningConfig, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al., 2018) or cutmix (Yun et al., 2019) of the batch with its reverse."""
+def mixing(config: FinetuningConfig, size: int, seed: int, step: int) -> tuple[Tensor, ...]:
+    """How `mix` mixes a step's batch: by mixup (Zhang et al., 2018) or cutmix (Yun et al., 2019).
+
+    Returns:
+        The share of its own that each pixel of an image keeps, float32 ``(size, size)``, and the
+        one that its target keeps, a float64 scalar; nothing where the recipe does not mix.
+    """
     generator = rng.generator(seed, "mix", step)
     alphas = [alpha for alpha in (config.mixup, config.cutmix) if alpha > 0]
     if not alphas:
-        return images_BCHW, targets_BC
+        return ()
     coin = int(torch.randint(len(alphas), (), generator=generator))
     is_cutmix = config.cutmix > 0 and (coin == 1 or config.mixup == 0)
     gammas = torch._standard_gamma(torch.full((2,), alphas[coin]), generator=generator)
     share = float(gammas[0] / gammas.sum())
-    others_BCHW = images_BCHW.flip(0)
     if not is_cutmix:
-        mixed_BCHW = share * images_BCHW + (1 - share) * others_BCHW
+        kept_HW = torch.full((size, size), share)
     else:
-        height, width = images_BCHW.shape[-2:]
         cut = (1 - share) ** 0.5
         center_y, center_x = torch.rand(2, generator=generator).tolist()
-        top, bottom = _span(center_y, cut, height)
-        left, right = _span(center_x, cut, width)
-        mixed_BCHW = images_BCHW.clone()
-        mixed_BCHW[..., top:bottom, left:right] = others_BCHW[..., top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (height * width)
+        top, bottom = _span(center_y, cut, size)
+        left, right = _span(center_x, cut, size)
+        kept_HW = torch.ones(size, size)
+        kept_HW[top:bottom, left:right] = 0
+        share = 1 - (bottom - top) * (right - left) / size**2
+    return kept_HW, torch.tensor(share, dtype=torch.float64)
+
+
+def mix(
+    images_BCHW: Tensor,
+    targets_BC: Tensor,
+    kept_HW: Tensor | None = None,
+    share: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The batch mixed with its reverse, by what `mixing` says; as it is by default."""
+    if kept_HW is None or share is None:
+        return images_BCHW, targets_BC
+    mixed_BCHW = kept_HW * images_BCHW + (1 - kept_HW) * images_BCHW.flip(0)
     return mixed_BCHW, share * targets_BC + (1 - share) * targets_BC.flip(0)
 
 

@@ -4,7 +4,7 @@ A small encoder's step is thousands of short operations, and a GPU is done with 
 has sent the next one. They are recorded once, and replayed at every step with other images, other
 draws and the weights as they are by then. What a loss computes in Python is recorded with its
 value, so the graph is recorded anew whenever something that the loss reads of `Step`, or a number
-or tensor among the method's own attributes and buffers, is another one than before; where that
+or tensor among the model's own attributes and buffers, is another one than before; where that
 happens at every step, or recording fails, operations are sent one by one.
 """
 
@@ -20,8 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ssl_bench.api.method import Method
-from ssl_bench.api.step import Batch, Step
+from ssl_bench.api.step import Step
 from ssl_bench.utils.rng import SampleRng, StaticKeys
 
 _WARM_UPS = 3  # autograd, cuBLAS and compiled code set themselves up
@@ -56,8 +55,9 @@ class CapturedStep:
     """The losses and gradients of any step, from a recording.
 
     Args:
-        batch_of: makes a batch of its draws and of what is stored of its images.
-        backward: adds the gradients of a batch's losses to the parameters' and returns the losses.
+        model: what is trained, a `Method` for one.
+        backward: adds the gradients of the losses of a step, of its draws and of what is stored of
+            its images, to the parameters' and returns the losses.
         record: records work, whose memory it then fills at each replay.
         tell: is told why a step cannot be recorded.
 
@@ -67,13 +67,12 @@ class CapturedStep:
 
     def __init__(
         self,
-        method: Method,
-        batch_of: Callable[[SampleRng, Sequence[Tensor]], Batch],
-        backward: Callable[[Batch, Step], Losses],
+        model: torch.nn.Module,
+        backward: Callable[[Stored, Step], Losses],
         tell: Callable[[str], None],
         record: Record | None = None,
     ) -> None:
-        self._method, self._batch_of, self._backward = method, batch_of, backward
+        self._model, self._backward = model, backward
         self._record, self._tell = record or _as_graph, tell
         self._made: Made | None = None
         self._replay: Callable[[], None] | None = None
@@ -111,33 +110,33 @@ class CapturedStep:
         views = tuple(copies[id(each)] for each in pixels)
         draws = replace(draws, samples_B=self._samples_B, keys=self._keys)
         watched = _WatchedStep(step)
-        method, before = self._method, dict(vars(self._method))
+        model, before = self._model, dict(vars(self._model))
 
         def work() -> Made:
             self._keys.rewind()
-            method.zero_grad(set_to_none=True)
-            vars(method).update(before)
-            losses = self._backward(self._batch_of(draws, views), cast(Step, watched))
-            left = {k: v for k, v in vars(method).items() if v is not before.get(k)}
+            model.zero_grad(set_to_none=True)
+            vars(model).update(before)
+            losses = self._backward((draws, views), cast(Step, watched))
+            left = {k: v for k, v in vars(model).items() if v is not before.get(k)}
             for name, value in left.items():
                 if isinstance(value, _NUMBERS):
                     raise CannotBeRecorded(f"its loss changes {name}, a number of the method's own")
-            gradients = [(each, each.grad) for each in method.parameters() if each.grad is not None]
+            gradients = [(each, each.grad) for each in model.parameters() if each.grad is not None]
             return Made(losses, gradients, left)
 
-        buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             self._made, self._replay = self._record(work)
         except CannotBeRecorded as error:
             self._give_up(str(error))
         for buffer, value in buffers:  # such as the running means of batch norms
             buffer.copy_(value)
-        for name in vars(method).keys() - before.keys():
-            delattr(method, name)
-        vars(method).update(before)
-        method.zero_grad(set_to_none=True)
+        for name in vars(model).keys() - before.keys():
+            delattr(model, name)
+        vars(model).update(before)
+        model.zero_grad(set_to_none=True)
         self._read = watched.read
-        self._holders = [module for module in method.modules() if module._buffers]
+        self._holders = [module for module in model.modules() if module._buffers]
         self._known = self._state()
 
     def _changes(self, step: Step) -> list[str]:
@@ -149,7 +148,7 @@ class CapturedStep:
     def _state(self) -> dict[str, Any]:
         """The method's own numbers, and where its tensors lie, but for those that its loss sets."""
         left = self._made.attributes if self._made else {}
-        found = {name: value for name, value in vars(self._method).items() if name not in left}
+        found = {name: value for name, value in vars(self._model).items() if name not in left}
         for number, module in enumerate(self._holders):  # found once: modules are many
             found |= {f"{name} ({number})": value for name, value in module._buffers.items()}
         return {
@@ -162,7 +161,7 @@ class CapturedStep:
         """Set the gradients of the step's losses, and return these; call `prepare` before."""
         draws, pixels = stored
         if not self._made:
-            return self._backward(self._batch_of(draws, pixels), step)
+            return self._backward(stored, step)
         self._keys.fill(draws.step)
         self._samples_B.copy_(draws.samples_B)
         for place, each in zip(self._pixels, _distinct(pixels), strict=True):
@@ -172,7 +171,7 @@ class CapturedStep:
         self._served += 1
         for parameter, gradient in self._made.gradients:
             parameter.grad = gradient
-        vars(self._method).update(self._made.attributes)
+        vars(self._model).update(self._made.attributes)
         return {name: loss.clone() for name, loss in self._made.losses.items()}
 
     def _give_up(self, why: str) -> None:

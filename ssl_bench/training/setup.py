@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.models.vocabulary import Tokens
 from ssl_bench.runs import schema
 from ssl_bench.training import flops, gradients
-from ssl_bench.training.captured import CapturedStep, Stored
+from ssl_bench.training.captured import CapturedStep, Losses, Record, Stored
 from ssl_bench.transforms import loader
 from ssl_bench.transforms.augmentations import evaluation_view, normalize
 from ssl_bench.utils import progress, rng
@@ -147,7 +146,8 @@ class Trainer:
         rank = collectives.rank()  # each has dropout of its own
         torch.manual_seed(rng.key(self.seed, "dropout", step.number, *([rank] if rank else [])))
         if isinstance(batch, Batch):
-            losses = self._backward(batch, step)
+            how = self.hardware, self.images_at_once, self.replica
+            losses = gradients.backward(self.method, batch, step, *how)
         else:
             assert self.captured
             losses = self.captured.take(step, batch)
@@ -155,10 +155,6 @@ class Trainer:
         self.optimizer.update()
         self.method.after_optimizer_step(step)
         return losses, learning_rate
-
-    def _backward(self, batch: Batch, step: Step) -> Mapping[str, Tensor]:
-        how = self.hardware, self.images_at_once, self.replica
-        return gradients.backward(self.method, batch, step, *how)
 
 
 def prepare(
@@ -176,18 +172,32 @@ def prepare(
     if collectives.world_size() > 1:
         replica = strategy.wrap(method, flops.terms_of_step(method, spec))
     captured = None
-    if hardware.compiled and hardware.device.type == "cuda" and not replica:
-        captured = CapturedStep(
-            method,
-            partial(as_batch, method, train, spec, texts_of(method, train)),
-            partial(gradients.backward, method, hardware=hardware, images_at_once=images_at_once),
-            progress.console.print,
-        )
+    if hardware.records_steps:
+        captured = capture(method, hardware, spec, train, images_at_once)
     how = spec, train, seed, images_at_once, replica
     return Trainer(method, hardware, *how, method.optimizer(), captured)
 
 
-def compile_blocks(method: Method) -> None:
+def capture(
+    method: Method,
+    hardware: Hardware,
+    spec: EncoderSpec,
+    train: Split,
+    images_at_once: int | None = None,
+    tell: Callable[[str], None] = progress.console.print,
+    record: Record | None = None,
+) -> CapturedStep:
+    """The steps of `Trainer.take`, recorded; see `CapturedStep`."""
+    texts = texts_of(method, train)
+
+    def backward(stored: Stored, step: Step) -> Losses:
+        batch = as_batch(method, train, spec, texts, *stored)
+        return gradients.backward(method, batch, step, hardware, images_at_once)
+
+    return CapturedStep(method, backward, tell, record)
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
     """Compile each transformer block: blocks that are alike share their code.
 
     A block of which only some tokens are wanted (`encoders.block_at`) is not called, and so runs
@@ -203,7 +213,7 @@ def compile_blocks(method: Method) -> None:
 
     options = {"deterministic": True} if "deterministic" in torch._inductor.list_options() else {}
     torch.compiler.reset()  # what other trainings of this process compiled
-    for module in method.modules():
+    for module in model.modules():
         if isinstance(module, DropPath):
             module.forward = torch.compiler.disable(module.forward)
         if isinstance(module, Block):

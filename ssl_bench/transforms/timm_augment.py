@@ -7,8 +7,11 @@ image, and put back afterwards.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,13 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ssl_bench.data.streaming import cores
 from ssl_bench.transforms import functional
 from ssl_bench.utils.rng import SampleRng, key
+
+_PIXELS_FOR_THREADS = 96**2
+
+_Change = Callable[[Image.Image], Image.Image]
 
 
 def rand_augment(
@@ -28,6 +36,7 @@ def rand_augment(
 ) -> Tensor:
     """RandAugment (Cubuk et al., arXiv:1909.13719) as timm does it, image by image on the CPU.
 
+    All is drawn first, one image after the other; then threads change several images at a time.
     With timm's settings for training on ImageNet: bicubic, shifts of up to 0.45 of the size.
 
     Args:
@@ -49,19 +58,37 @@ def rand_augment(
     }
     transform = rand_augment_transform(policy, settings)
     for operation in transform.ops:
-        if operation.aug_fn is auto_augment.posterize:
-            operation.aug_fn = _posterize
+        is_refused = operation.aug_fn is auto_augment.posterize
+        operation.aug_fn = partial(_noted, _posterize if is_refused else operation.aug_fn)
+    changes: list[list[_Change]] = []
+    with _seeded_apart() as seed:
+        for number in _keys(draws, "rand augment"):
+            seed(number)
+            changes.append(transform([]))
     mode = "L" if images_BCHW.shape[1] == 1 else "RGB"
     bytes_BHWC = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    views = []
-    with _seeded_apart() as seed:
-        for image_HWC, number in zip(bytes_BHWC, _keys(draws, "rand augment"), strict=True):
-            seed(number)
-            image = Image.fromarray(image_HWC.squeeze(-1) if mode == "L" else image_HWC)
-            view = np.array(transform(image.convert("RGB")).convert(mode))
-            views.append(torch.from_numpy(view.reshape(height, width, -1)))
-    views_BCHW = torch.stack(views).permute(0, 3, 1, 2).contiguous()
-    return functional.to_float(views_BCHW.to(images_BCHW.device))
+    views_BHWC = np.empty_like(bytes_BHWC)
+
+    def view(row: int) -> None:
+        image_HWC = bytes_BHWC[row]
+        image = Image.fromarray(image_HWC[..., 0] if mode == "L" else image_HWC).convert("RGB")
+        for change in changes[row]:
+            image = change(image)
+        views_BHWC[row] = np.array(image.convert(mode)).reshape(height, width, -1)
+
+    # Pillow lets go of Python's lock while it works, which pays for images that are not small.
+    threads = cores() if height * width >= _PIXELS_FOR_THREADS else 1
+    with ThreadPoolExecutor(threads) as pool:
+        deque((pool.map if threads > 1 else map)(view, range(len(views_BHWC))), maxlen=0)
+    views_BCHW = torch.from_numpy(views_BHWC).to(images_BCHW.device).permute(0, 3, 1, 2)
+    return functional.to_float(views_BCHW.contiguous())
+
+
+def _noted(
+    operation: Callable[..., Image.Image], changes: list[_Change], *level: Any, **settings: Any
+) -> list[_Change]:
+    """The changes that were drawn for an image before, and this one: none is made yet."""
+    return [*changes, lambda image: operation(image, *level, **settings)]
 
 
 def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:

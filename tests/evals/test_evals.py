@@ -476,7 +476,7 @@ class TestFinetune:
         targets = torch.eye(2)
         shares = []
         for step in range(50):
-            mixed, soft = finetuning.mix(images, targets, config, 0, step)
+            mixed, soft = finetuning.mix(images, targets, *finetuning.mixing(config, 8, 0, step))
             torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft[:, 1])
             torch.testing.assert_close(soft.sum(dim=1), torch.ones(2))
             shares.append(soft[0, 0].item())
@@ -486,7 +486,7 @@ class TestFinetune:
     def test_no_mixing_when_switched_off(self) -> None:
         images, targets = torch.rand(2, 1, 8, 8), torch.eye(2)
         config = self.config(mixup=0.0, cutmix=0.0)
-        mixed, soft = finetuning.mix(images, targets, config, 0, 0)
+        mixed, soft = finetuning.mix(images, targets, *finetuning.mixing(config, 8, 0, 0))
         assert mixed is images
         assert soft is targets
 

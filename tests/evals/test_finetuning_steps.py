@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,19 +14,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, SHAPE
+from helpers import CPU, SHAPE, Recorder
 from scipy.stats import ks_2samp
 from timm.data.mixup import cutmix_bbox_and_lam
 from timm.layers import DropPath
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
+from ssl_bench.distributed.device import Hardware, choose
 from ssl_bench.evaluation import finetuning
 from ssl_bench.evaluation.features import Encoder, prepare
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.training import resume
+from ssl_bench.training import captured, resume
+from ssl_bench.training.captured import Work
 from ssl_bench.transforms.augmentations import augment
 from ssl_bench.utils import rng
 from ssl_bench.utils.rng import SampleRng
@@ -156,6 +159,69 @@ def test_each_step_drops_other_paths(seen: Seen) -> None:
     assert len(set(seen.seeds[:steps])) == steps
 
 
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2}])
+def test_recorded_steps_are_the_steps(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch, mixed: dict[str, float]
+) -> None:
+    expected = Seen(tiny, spec, **mixed).models[1].state_dict()
+    recorder = Recorder()
+    monkeypatch.setattr(captured, "_as_graph", recorder)
+    monkeypatch.setattr(Hardware, "records_steps", True)
+    found = Seen(tiny, spec, **mixed).models[1].state_dict()
+    assert recorder.recordings == 1
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_compiled_blocks_train_the_same(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as for any backend; generating code would take a minute."""
+    compilations: list[nn.Module] = []
+
+    def compiled(module: nn.Module, **how: Any) -> None:
+        compilations.append(module)
+        compile_module(module, backend="aot_eager", **how)
+
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    config = FINETUNE.config(epochs=EPOCHS, batch_size=BATCH, base_lr=1e-3, drop_path=0.2)
+    states = []
+    for hardware in (CPU, replace(CPU, compiled=True)):
+        encoder = Encoder(backbones.build(spec, 0), spec, hardware, seed=SEED)
+        model = finetuning.classifier(encoder, 3, config)
+        finetuning.train(model, encoder, tiny.train, config)
+        states.append({**model.state_dict(), "of": finetuning.predict(model, encoder, tiny.test)})
+    assert len(compilations) == len(model.encoder.blocks)
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_records_compiled_steps(
+    tiny: Dataset, spec: EncoderSpec, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[Any] = []
+
+    def recorded(work: Work) -> Any:
+        graphs.append(as_graph(work))
+        return graphs[-1]
+
+    as_graph = captured._as_graph
+    monkeypatch.setattr(captured, "_as_graph", recorded)
+    encoder = Encoder(backbones.build(spec, 0), spec, choose(precision, "on"), seed=SEED)
+    assert encoder.hardware.records_steps
+    plain = Encoder(backbones.build(spec, 0), spec, choose(precision, "off"), seed=SEED)
+    models = []
+    for each in (encoder, plain):
+        config = FINETUNE.config(epochs=2, batch_size=BATCH, base_lr=1e-3, drop_path=0.2)
+        models.append(finetuning.classifier(each, 3, config))
+        finetuning.train(models[-1], each, tiny.train, config)
+    assert len(graphs) == 1
+    for name, value in models[1].state_dict().items():
+        torch.testing.assert_close(models[0].state_dict()[name], value, rtol=1e-2, atol=1e-2)
+
+
 def test_another_seed_starts_another_head_and_mixes_other_shares(
     tiny: Dataset, spec: EncoderSpec
 ) -> None:
@@ -164,7 +230,9 @@ def test_another_seed_starts_another_head_and_mixes_other_shares(
     for seed in (0, 1):
         encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=seed)
         heads.append(finetuning.classifier(encoder, 3, config).head.weight)
-        mixed.append(finetuning.mix(images, torch.eye(2), config, seed, 0)[1])
+        mixed.append(
+            finetuning.mix(images, torch.eye(2), *finetuning.mixing(config, 2, seed, 0))[1]
+        )
     assert not torch.equal(*heads) and not torch.equal(*mixed)
 
 
@@ -211,7 +279,7 @@ def test_cuts_are_as_large_as_timms() -> None:
     state = np.random.get_state()
     np.random.seed(0)
     for step in range(1200):
-        mixed, _ = finetuning.mix(images, torch.eye(2), config, 0, step)
+        mixed, _ = finetuning.mix(images, torch.eye(2), *finetuning.mixing(config, 32, 0, step))
         ours.append(mixed[0].mean().item())
         lam = np.random.beta(1.0, 1.0)
         (top, bottom, left, right), _ = cutmix_bbox_and_lam((2, 1, 32, 32), lam)

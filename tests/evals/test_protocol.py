@@ -206,7 +206,7 @@ def test_mixup_and_cutmix_have_alphas_of_their_own() -> None:
     images = torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)])
     pasted = []
     for step in range(40):
-        mixed, soft = finetuning.mix(images, torch.eye(2), config, 0, step)
+        mixed, soft = finetuning.mix(images, torch.eye(2), *finetuning.mixing(config, 16, 0, step))
         share = soft[0, 0].item()
         if ((mixed == 0) | (mixed == 1)).all():
             pasted.append(share)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
 import helpers
 import pytest
 import torch
-from helpers import BATCH, CPU
+from helpers import BATCH, CPU, Recorder
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,8 +29,10 @@ from ssl_bench.training import gradients, setup
 from ssl_bench.training.captured import (
     CannotBeRecorded,
     CapturedStep,
+    Losses,
     Made,
     Record,
+    Stored,
     Work,
     _as_graph,
 )
@@ -41,44 +42,14 @@ from ssl_bench.utils.rng import SampleRng, StaticKeys
 _TRAINED = [p for p in helpers.METHODS if p.name != "random-init"]
 
 
-@dataclass
-class Recorder:
-    """Does the recorded work again, into the memory of the recording, as a CUDA graph does."""
-
-    recordings: int = 0
-
-    def __call__(self, work: Work) -> tuple[Made, Callable[[], None]]:
-        self.recordings += 1
-        made = work()
-
-        def replay() -> None:
-            for place, value in zip(tensors(made), tensors(work()), strict=True):
-                place.data.copy_(value.data)
-
-        return made, replay
-
-
-def tensors(made: Made) -> list[Tensor]:
-    left = tree_leaves(dict(made.attributes))  # tensors may be in containers
-    left = [value for value in left if isinstance(value, Tensor)]
-    return [*made.losses.values(), *(gradient for _, gradient in made.gradients), *left]
-
-
 def trainer(method: Method, spec: EncoderSpec, data: Dataset) -> setup.Trainer:
     return setup.prepare(method, CPU, spec, data.train, 0, None)
 
 
 def captured(each: setup.Trainer, record: Record | None, told: list[str]) -> setup.Trainer:
     """The same, by recordings."""
-    texts = setup.texts_of(each.method, each.train)
-    step = CapturedStep(
-        each.method,
-        partial(setup.as_batch, each.method, each.train, each.spec, texts),
-        partial(gradients.backward, each.method, hardware=each.hardware),
-        told.append,
-        record,
-    )
-    return replace(each, captured=step)
+    what = each.method, each.hardware, each.spec, each.train
+    return replace(each, captured=setup.capture(*what, tell=told.append, record=record))
 
 
 def trained(
@@ -132,19 +103,17 @@ class _Reads(Method):
         self.left = None
 
 
+def backward_of(method: Method) -> Callable[[Stored, Step], Losses]:
+    return lambda stored, step: gradients.backward(method, Batch({}, stored[0]), step, CPU)
+
+
 def gradients_of(
     method: Method, steps: int, per_epoch: int, told: list[str]
 ) -> tuple[list[float], int]:
     """The gradient at each step, and how often a step was recorded."""
     recorder = Recorder()
     draws = SampleRng(0, 0, torch.arange(2))
-    step = CapturedStep(
-        method,
-        lambda draws, pixels: Batch({}, draws),
-        partial(gradients.backward, method, hardware=CPU),
-        told.append,
-        recorder,
-    )
+    step = CapturedStep(method, backward_of(method), told.append, recorder)
     found = []
     for number in range(steps):
         now = Step(number, steps, per_epoch, 2)
@@ -240,8 +209,7 @@ def test_what_was_recorded_before_is_gone_when_a_step_is_recorded_anew() -> None
 
     method = _Reads(lambda method, step: step.epoch)
     draws = SampleRng(0, 0, torch.arange(2))
-    how = lambda draws, pixels: Batch({}, draws), partial(gradients.backward, method, hardware=CPU)
-    step = CapturedStep(method, *how, print, record)
+    step = CapturedStep(method, backward_of(method), print, record)
     for number in range(12):
         step.prepare(Step(number, 12, 4, 2), (draws, ()))
         step.take(Step(number, 12, 4, 2), (draws, ()))

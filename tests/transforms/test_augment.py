@@ -554,17 +554,18 @@ class TestTimmAugment:
         assert str(np.random.get_state()) == states[1]
         assert torch.equal(torch.get_rng_state(), states[2])
 
-    def test_it_is_timms_with_the_settings_of_its_factory(self) -> None:
+    @pytest.mark.parametrize("size", [32, 112])
+    def test_it_is_timms_with_the_settings_of_its_factory(self, size: int) -> None:
         """Each image against timm's own training transform, seeded alike."""
         from timm.data import create_transform
 
         mean = (0.4, 0.5, 0.6)
         factory = create_transform(
-            32, is_training=True, auto_augment=RAND_AUGMENT, interpolation="bicubic",
+            size, is_training=True, auto_augment=RAND_AUGMENT, interpolation="bicubic",
             color_jitter=None, mean=mean, std=(1.0, 1.0, 1.0),
         )  # fmt: skip
         [transform] = [t for t in factory.transforms if isinstance(t, auto_augment.RandAugment)]
-        images = random_images(0, 3, 32, 32, batch=8)
+        images = random_images(0, 3, size, size, batch=8)
         ours = rand_augment(images / 255, RAND_AUGMENT, mean, SampleRng(3, 5, torch.arange(8)))
         from ssl_bench.utils.rng import key
 
