@@ -39,7 +39,7 @@ class Made:
     Attributes:
         losses: scalars by name.
         gradients: of each parameter that has one.
-        attributes: what the loss has left in its method: tensors, or containers of some.
+        attributes: what the loss has left in the model: tensors, or containers of some.
     """
 
     losses: Losses
