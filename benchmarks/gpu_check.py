@@ -30,12 +30,12 @@ def pieces(data: str, folder: Path, seconds: float) -> Mapping[str, tuple[float,
     # Names one by one as tests end, since a piece may be stopped.
     tests = "-m", "pytest", "-v", "--tb=short", "-n", "8", "-m", "gpu"
     files = (f for f in _TESTS.rglob("test_*.py") if "mark.gpu" in f.read_text())
-    steps = "recorded", "--contestants", "mae,mae+,mocov3,mocov3+"
+    steps = "recorded", "--contestants", "mae,mae+,mocov3,mocov3+,finetune,finetune+"
     speed = "training", "--cases", "gpu-mae-b16-224", "--contestants", "ours,plain-fp16"
     found: dict[str, tuple[float, Sequence[str]]] = {
         "tests": (0.25, (*tests, *sorted(map(str, files)))),
-        "steps": (0.2, (*bench, *steps)),
-        "speed": (0.25, (*bench, *speed)),
+        "steps": (0.25, (*bench, *steps)),
+        "speed": (0.2, (*bench, *speed)),
     }
     share = 0.15
     for method in ("mae", "mocov3") if data else ():

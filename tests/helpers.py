@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,17 @@ def stored(*args: object) -> dict[str, Any]:
 
 def named(plugin: Plugin) -> str:
     return plugin.name
+
+
+def difference_of_moves(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]
+) -> float:
+    """How far two trainings of one start ended apart, as a share of the way to the expected end."""
+
+    def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+        return sum((one[k].double() - other[k]).square().sum().item() for k in start) ** 0.5
+
+    return distance(found, expected) / distance(expected, start)
 
 
 @dataclasses.dataclass

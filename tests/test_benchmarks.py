@@ -428,7 +428,7 @@ def test_what_threads_compute_is_counted_too() -> None:
     assert found > 3e-9 * 2 * kept * case.depth * 12 * case.width**2
 
 
-@pytest.mark.parametrize("name", ["simclr", "simclr+"])
+@pytest.mark.parametrize("name", ["simclr", "simclr+", "finetune", "finetune+"])
 def test_recorded_steps_are_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "_BATCH", 2)
     monkeypatch.setattr(recorded, "_IMAGES", 4)
@@ -437,7 +437,7 @@ def test_recorded_steps_are_measured(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     found = recorded.measure(name, seconds=0.1)
     assert found["images_per_second"] > 0
-    assert recorded.beside(name) == "simclr"
+    assert recorded.beside(name) == name.removesuffix("+")
     assert {recorded.beside(each) for each in recorded.NAMES} < recorded.NAMES.keys()
 
 

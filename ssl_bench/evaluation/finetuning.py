@@ -5,8 +5,8 @@ table 9; ``main_finetune.py``, facebookresearch/mae ``efb2a80``) and of DeiT (To
 arXiv:2012.12877; ``main.py``, facebookresearch/deit ``0282d2a``). What is trained is whatever
 requires a gradient: evaluations freeze the rest first.
 
-On a single GPU blocks are compiled, and a step is recorded from the mixing of its batch to the
-gradients (`training.captured`).
+On a GPU the blocks of a long training are compiled; on a single one a step is recorded, from the
+mixing of its batch to the gradients (`training.captured`).
 
 With several ranks, each trains on its share of every batch, and predicts for its share of a split;
 what comes out is what one rank makes of the whole, but for rounding.
@@ -46,6 +46,8 @@ from ssl_bench.transforms.augmentations import Augmentation, augment, crop_and_f
 from ssl_bench.transforms.timm_augment import rand_augment, random_erase
 from ssl_bench.utils import progress, rng
 from ssl_bench.utils.rng import SampleRng
+
+_STEPS_THAT_PAY = 1000  # for compiling, whose first step takes 6 to 18 s on an H200
 
 
 class Diverged(UserError):
@@ -180,6 +182,60 @@ def training_of(model: Classifier, spec: EncoderSpec, config: FinetuningConfig) 
     return Training(model, how, crop(spec, config))
 
 
+class Trainer:
+    """What takes the steps of a fine-tuning; on a single GPU they are recorded after the first.
+
+    Args:
+        labels_N: of the split that the steps' images are of.
+        weight: of this rank's mean loss in that of the batch.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        encoder: FrozenEncoder,
+        labels_N: Tensor,
+        config: FinetuningConfig,
+        weight: float = 1.0,
+    ) -> None:
+        self._model, self._encoder, self._labels_N = model, encoder, labels_N
+        self._config, self._weight = config, weight
+        self._classes = model.head.out_features
+        self.recipe = training_of(model, encoder.spec, config).optimizer
+        self._captured = CapturedStep(model, self._backward, progress.console.print)
+
+    def take(self, step: Step, index_B: Tensor, stored_BCHW: Tensor) -> Tensor:
+        """Take a step on what is stored of this rank's images; returns the loss of the batch."""
+        hardware, config, seed = self._encoder.hardware, self._config, self._encoder.seed
+        self.recipe.prepare(step)
+        own_B = index_B.to(hardware.device, non_blocking=True)
+        step_draws = SampleRng(seed, step.number, own_B, "finetune/")
+        images_BCHW = training_views(stored_BCHW, self._encoder, config, step_draws)
+        labels_B = self._labels_N[index_B].to(hardware.device, non_blocking=True)
+        targets_BC = F.one_hot(labels_B, self._classes).float()
+        shares = mixing(config, self._encoder.spec.image_size, seed, step.number)
+        shares = tuple(share.to(hardware.device, non_blocking=True) for share in shares)
+        stored = step_draws, (images_BCHW, targets_BC, *shares)
+        if hardware.records_steps:
+            self._captured.prepare(step, stored)
+        torch.manual_seed(rng.key(seed, "finetune/dropout", step.number))
+        loss = self._captured.take(step, stored)["loss"]
+        collectives.add_gradients(self._model.parameters())
+        loss = collectives.total(loss)
+        self.recipe.update()
+        return loss
+
+    def _backward(self, stored: Stored, _: Step) -> Losses:
+        images_BCHW, targets_BC = mix(*stored[1])
+        with self._encoder.hardware.autocast():
+            logits_BC = self._model(images_BCHW)
+        smoothing = self._config.label_smoothing
+        loss = F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=smoothing)
+        loss = loss * self._weight
+        loss.backward()
+        return {"loss": loss.detach()}
+
+
 def train(
     model: Classifier, encoder: FrozenEncoder, split: Split, config: FinetuningConfig
 ) -> None:
@@ -190,8 +246,7 @@ def train(
     Raises:
         Diverged: the loss is no number at the end.
     """
-    hardware, seed, classes = encoder.hardware, encoder.seed, model.head.out_features
-    recipe = training_of(model, encoder.spec, config).optimizer
+    hardware, seed = encoder.hardware, encoder.seed
     batch_size = min(config.batch_size, len(split))
     rows_R = own_rows(batch_size)
     weight = len(rows_R) / batch_size  # of this rank's mean loss in that of the batch
@@ -218,41 +273,19 @@ def train(
         return (SampleRng(seed, step, rows, "finetune/") for step, rows in
                 enumerate(order(first), first))  # fmt: skip
 
-    def backward(stored: Stored, _: Step) -> Losses:
-        images_BCHW, targets_BC = mix(*stored[1])
-        with hardware.autocast():
-            logits_BC = model(images_BCHW)
-        smoothing = config.label_smoothing
-        loss = F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=smoothing) * weight
-        loss.backward()
-        return {"loss": loss.detach()}
-
-    taken = CapturedStep(model, backward, progress.console.print)
     model.train()
-    if hardware.compiled:
+    if hardware.compiled and schedule.steps >= _STEPS_THAT_PAY:
         compile_blocks(model)
+    trainer = Trainer(model, encoder, split.labels_N, config, weight)
+    optimizer = trainer.recipe.optimizer
     with (
-        resume.training(encoder.checkpoint, model, recipe.optimizer, schedule.steps) as training,
+        resume.training(encoder.checkpoint, model, optimizer, schedule.steps) as training,
         closing(split.read_drawn(drawn(training.start))) as stored,
         progress.bar(config.section.replace("finetune", "fine-tune"), schedule.steps) as bar,
     ):
         samples = enumerate(zip(order(training.start), stored, strict=True), training.start)
         for step, (index_B, stored_BCHW) in samples:
-            now = schedule.step(step)
-            recipe.prepare(now)
-            step_draws = SampleRng(seed, step, index_B.to(hardware.device), "finetune/")
-            images_BCHW = training_views(stored_BCHW, encoder, config, step_draws)
-            labels_B = split.labels_N[index_B].to(hardware.device)
-            targets_BC = F.one_hot(labels_B, classes).float()
-            how = mixing(config, encoder.spec.image_size, seed, step)
-            given = images_BCHW, targets_BC, *(each.to(hardware.device) for each in how)
-            if hardware.records_steps:
-                taken.prepare(now, (step_draws, given))
-            torch.manual_seed(rng.key(seed, "finetune/dropout", step))
-            loss = taken.take(now, (step_draws, given))["loss"]
-            collectives.add_gradients(model.parameters())
-            loss = collectives.total(loss)
-            recipe.update()
+            loss = trainer.take(schedule.step(step), index_B, stored_BCHW)
             if step % 10 == 0 or step + 1 == schedule.steps:
                 bar.update(step + 1, f"loss {loss.item():.4f}")
             training.after_step(step + 1, loss)

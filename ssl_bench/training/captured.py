@@ -1,4 +1,4 @@
-"""A step as one CUDA graph: its views, its losses and their gradients in a single launch.
+"""A step as one CUDA graph: its losses and their gradients, and its views, in a single launch.
 
 A small encoder's step is thousands of short operations, and a GPU is done with each before Python
 has sent the next one. They are recorded once, and replayed at every step with other images, other
@@ -56,8 +56,8 @@ class CapturedStep:
 
     Args:
         model: what is trained, a `Method` for one.
-        backward: adds the gradients of the losses of a step, of its draws and of what is stored of
-            its images, to the parameters' and returns the losses.
+        backward: given a step's draws and the tensors that its losses are made of, such as its
+            images, adds the gradients to the parameters' and returns the losses.
         record: records work, whose memory it then fills at each replay.
         tell: is told why a step cannot be recorded.
 
@@ -102,12 +102,12 @@ class CapturedStep:
             return
         self._made = self._replay = None  # before their memory is needed again
         self._served = 0
-        draws, pixels = stored
+        draws, tensors = stored
         self._keys = StaticKeys(draws.samples_B.device)
         self._samples_B = draws.samples_B.clone()
-        copies = {id(each): each.clone() for each in _distinct(pixels)}
-        self._pixels = list(copies.values())
-        views = tuple(copies[id(each)] for each in pixels)
+        copies = {id(each): each.clone() for each in _distinct(tensors)}
+        self._tensors = list(copies.values())
+        placed = tuple(copies[id(each)] for each in tensors)
         draws = replace(draws, samples_B=self._samples_B, keys=self._keys)
         watched = _WatchedStep(step)
         model, before = self._model, dict(vars(self._model))
@@ -116,11 +116,11 @@ class CapturedStep:
             self._keys.rewind()
             model.zero_grad(set_to_none=True)
             vars(model).update(before)
-            losses = self._backward((draws, views), cast(Step, watched))
+            losses = self._backward((draws, placed), cast(Step, watched))
             left = {k: v for k, v in vars(model).items() if v is not before.get(k)}
             for name, value in left.items():
                 if isinstance(value, _NUMBERS):
-                    raise CannotBeRecorded(f"its loss changes {name}, a number of the method's own")
+                    raise CannotBeRecorded(f"its loss changes {name}, a number of the model's own")
             gradients = [(each, each.grad) for each in model.parameters() if each.grad is not None]
             return Made(losses, gradients, left)
 
@@ -146,7 +146,7 @@ class CapturedStep:
         return read + [name for name, value in self._known.items() if now.get(name) != value]
 
     def _state(self) -> dict[str, Any]:
-        """The method's own numbers, and where its tensors lie, but for those that its loss sets."""
+        """The model's own numbers, and where its tensors lie, but for those that its loss sets."""
         left = self._made.attributes if self._made else {}
         found = {name: value for name, value in vars(self._model).items() if name not in left}
         for number, module in enumerate(self._holders):  # found once: modules are many
@@ -159,12 +159,12 @@ class CapturedStep:
 
     def take(self, step: Step, stored: Stored) -> Losses:
         """Set the gradients of the step's losses, and return these; call `prepare` before."""
-        draws, pixels = stored
+        draws, tensors = stored
         if not self._made:
             return self._backward(stored, step)
         self._keys.fill(draws.step)
         self._samples_B.copy_(draws.samples_B)
-        for place, each in zip(self._pixels, _distinct(pixels), strict=True):
+        for place, each in zip(self._tensors, _distinct(tensors), strict=True):
             place.copy_(each)
         assert self._replay
         self._replay()
@@ -202,9 +202,9 @@ def _of(step: Step, name: str, *arguments: Any) -> Any:
     return value(*arguments) if callable(value) else value
 
 
-def _distinct(pixels: Sequence[Tensor]) -> list[Tensor]:
+def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor once: views of a split in memory are made of the same one."""
-    return list({id(each): each for each in pixels}.values())
+    return list({id(each): each for each in tensors}.values())
 
 
 class CannotBeRecorded(Exception):

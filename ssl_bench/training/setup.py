@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -213,6 +214,7 @@ def compile_blocks(model: torch.nn.Module) -> None:
 
     options = {"deterministic": True} if "deterministic" in torch._inductor.list_options() else {}
     torch.compiler.reset()  # what other trainings of this process compiled
+    gc.collect()  # with their weights, which compiled code refers to in cycles
     for module in model.modules():
         if isinstance(module, DropPath):
             module.forward = torch.compiler.disable(module.forward)

@@ -58,16 +58,17 @@ def rand_augment(
     }
     transform = rand_augment_transform(policy, settings)
     for operation in transform.ops:
-        is_refused = operation.aug_fn is auto_augment.posterize
-        operation.aug_fn = partial(_noted, _posterize if is_refused else operation.aug_fn)
+        is_posterize = operation.aug_fn is auto_augment.posterize
+        operation.aug_fn = partial(_noted, _posterize if is_posterize else operation.aug_fn)
     changes: list[list[_Change]] = []
     with _seeded_apart() as seed:
         for number in _keys(draws, "rand augment"):
             seed(number)
             changes.append(transform([]))
     mode = "L" if images_BCHW.shape[1] == 1 else "RGB"
-    bytes_BHWC = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    views_BHWC = np.empty_like(bytes_BHWC)
+    pixels_BHWC = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    bytes_BHWC = pixels_BHWC.cpu().numpy()
+    views_BHWC = np.empty(bytes_BHWC.shape, np.uint8)
 
     def view(row: int) -> None:
         image_HWC = bytes_BHWC[row]
@@ -99,7 +100,7 @@ def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
 
 
 def random_erase(images_BCHW: Tensor, probability: float, draws: SampleRng) -> Tensor:
-    """Random erasing (Zhong et al., arXiv:1708.04896) as timm does it, image by image on the CPU.
+    """Random erasing (Zhong et al., arXiv:1708.04896) as timm does it, drawn on the CPU.
 
     A rectangle of 2 to 33 % of a normalised image is filled with normal noise.
 
@@ -109,12 +110,22 @@ def random_erase(images_BCHW: Tensor, probability: float, draws: SampleRng) -> T
         draws: one row per image.
     """
     erase = RandomErasing(probability, mode="pixel", max_count=1, device="cpu")
-    erased_BCHW = torch.empty_like(images_BCHW, device="cpu").copy_(images_BCHW)
+    erased_BCHW = images_BCHW.clone()
     with _seeded_apart() as seed:
         for image_CHW, number in zip(erased_BCHW, _keys(draws, "random erasing"), strict=True):
             seed(number)
-            erase(image_CHW)
-    return erased_BCHW.to(images_BCHW.device)
+            erase(_Erasable(image_CHW))
+    return erased_BCHW
+
+
+class _Erasable:
+    """What `RandomErasing` sees of an image, to which it only assigns: it may be on a GPU."""
+
+    def __init__(self, image_CHW: Tensor) -> None:
+        self._image_CHW, self.size, self.dtype = image_CHW, image_CHW.size, image_CHW.dtype
+
+    def __setitem__(self, place: Any, noise: Tensor) -> None:
+        self._image_CHW[place] = noise.to(self._image_CHW.device, non_blocking=True)
 
 
 def _keys(draws: SampleRng, purpose: str) -> list[int]:

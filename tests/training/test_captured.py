@@ -393,9 +393,11 @@ def test_a_graph_of_a_step_is_the_step(
         method = helpers.build(plugin, spec).to(hardware.device).train()
         return setup.prepare(method, hardware, spec, data.train, 0, None)
 
+    start = {name: value.detach() for name, value in fresh().method.named_parameters()}
     ours = trained(captured(fresh(), None, told), 8)
     for (loss, state), (expected_loss, expected) in zip(ours, trained(fresh(), 8), strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-3 if precision == "fp32" else 2e-2)
         for name, value in expected.items():
             torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-3)
+    assert helpers.difference_of_moves(state, expected, start) < 0.2
     assert not told
