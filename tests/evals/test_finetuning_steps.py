@@ -87,7 +87,14 @@ def order(epoch: int) -> Tensor:
     return rng.permutation(120, SEED, "finetune", epoch)
 
 
-def test_training_is_adamw_with_a_rate_for_each_layer(seen: Seen, tiny: Dataset) -> None:
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.8, "cutmix": 1.0}], ids=["plain", "mixed"])
+def test_training_is_adamw_with_a_rate_for_each_layer(
+    tiny: Dataset, spec: EncoderSpec, mixed: dict[str, float]
+) -> None:
+    seen, config = (
+        Seen(tiny, spec, **mixed),
+        FINETUNE.config(**{"mixup": 0.0, "cutmix": 0.0, **mixed}),
+    )
     start, end = seen.models
     top = len(start.encoder.blocks) + 1
     groups: list[dict[str, Any]] = []
@@ -100,6 +107,7 @@ def test_training_is_adamw_with_a_rate_for_each_layer(seen: Seen, tiny: Dataset)
         groups.append({"params": [parameter], "weight_decay": decay, "layer": layer})
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.9))
     start.train()
+    recipe = finetuning.crop(spec, FINETUNE.config(crop_scale=1.0))
     steps, peak = EPOCHS * PER_EPOCH, RATE * BATCH / 256
     for step in range(steps):
         done = (step - 2) / (steps - 2)
@@ -108,8 +116,13 @@ def test_training_is_adamw_with_a_rate_for_each_layer(seen: Seen, tiny: Dataset)
         for group in adamw.param_groups:
             group["lr"] = rate * LAYERS ** (top - group["layer"])
         own = order(step // PER_EPOCH)[step % PER_EPOCH * BATCH :][:BATCH]
-        logits = start(seen.views[step])
-        F.cross_entropy(logits, tiny.train.labels_N[own], label_smoothing=0.1).backward()
+        view = partial(augment, recipe=recipe, draws=SampleRng(SEED, step, own, "finetune/"))
+        views = prepare(tiny.train.images_NCHW[own], spec, CPU, view)
+        targets = torch.eye(3)[tiny.train.labels_N[own]]
+        how = finetuning.mixing(config, spec.image_size, SEED, step)
+        views, targets = finetuning.mix(views, targets, *how)
+        torch.testing.assert_close(seen.views[step], views)
+        F.cross_entropy(start(views), targets, label_smoothing=0.1).backward()
         adamw.step()
         adamw.zero_grad()
     for name, parameter in end.named_parameters():
@@ -142,16 +155,6 @@ def test_the_last_epoch_classifies_each_test_image_as_it_is(
         expected = seen.models[1].eval()(whole).argmax(dim=1)
     assert seen.result.predictions_N is not None
     assert torch.equal(seen.result.predictions_N, expected)
-
-
-def test_a_view_is_a_function_of_seed_step_and_image(
-    seen: Seen, tiny: Dataset, spec: EncoderSpec
-) -> None:
-    recipe = finetuning.crop(spec, FINETUNE.config(crop_scale=1.0))
-    for step, views in enumerate(seen.views[: EPOCHS * PER_EPOCH]):
-        own = order(step // PER_EPOCH)[step % PER_EPOCH * BATCH :][:BATCH]
-        view = partial(augment, recipe=recipe, draws=SampleRng(SEED, step, own, "finetune/"))
-        torch.testing.assert_close(views, prepare(tiny.train.images_NCHW[own], spec, CPU, view))
 
 
 def test_each_step_drops_other_paths(seen: Seen) -> None:
