@@ -45,9 +45,10 @@ def test_numbers_are_those_of_the_committed_runs() -> None:
 def test_the_comparisons_are_those_of_the_committed_runs() -> None:
     """Each row of scores, as ``ssl-bench compare`` prints it."""
     printed = set[str]()
-    for folder in ("fashion-mnist", "presets", "fashion-motions", "fashion-captions"):
+    images = ("fashion-mnist", "fashion-mnist-finetuned", "presets")
+    for folder in (*images, "fashion-motions", "fashion-captions"):
         # Trials are on data of another name.
-        patterns = ["*-fashion-mnist-seed*"] if folder in ("fashion-mnist", "presets") else []
+        patterns = ["*-fashion-mnist-seed*"] if folder in images else []
         compared = comparison.compare(index.load(ROOT / "results" / folder, patterns))
         console = Console(width=84, markup=False)
         with console.capture() as capture:
@@ -60,9 +61,9 @@ def test_the_comparisons_are_those_of_the_committed_runs() -> None:
         for row in re.findall(r"^│ .*\d.* │$", of_results, re.MULTILINE)
         if row.split()[1] not in ("finetune", "knn", "linear")  # of a first run
     ]
-    tuned, presets = 17 + 1, (4 + 2) + (4 + 2)
+    tuned, finetuned, presets = 17 + 1, 2 + 3, (4 + 2) + (4 + 2)
     clips, captions = 2 + 2, (3 + 2) + (3 + 2) + 3 + (3 + 1) + 3
-    assert len(set(rows)) == tuned + presets + clips + captions
+    assert len(set(rows)) == tuned + finetuned + presets + clips + captions
     assert all(" ".join(row.split()) in printed for row in rows)
 
 
