@@ -1,5 +1,4 @@
 PYTHON ?= python3
-MINUTES ?= 10
 PARTS ?=
 DATA ?=
 VENV := .venv
@@ -8,6 +7,10 @@ BIN := $(VENV)/bin
 # Quiet but for errors: pip's notices of newer versions and of places it does not find help nobody.
 INSTALL = $(BIN)/pip --disable-pip-version-check install -qq --editable
 INSTALLING = @echo "installing ssl-bench and what it needs into $(VENV): a few minutes, torch alone is gigabytes"
+
+# For how long what can be resumed works at a time.
+mutate results results-gpu: MINUTES ?= 10
+gpu-check: MINUTES ?= 8
 
 .PHONY: demo test test-browser test-slurm bench verdicts mutate results results-gpu gpu-check docs lint format clean
 
