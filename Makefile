@@ -62,7 +62,7 @@ gpu-check: $(VENV)/installed-test
 
 # Build the documentation into build/site.
 docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Check style, types and the direction of imports.
 lint: $(VENV)/installed-lint

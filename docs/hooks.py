@@ -256,7 +256,8 @@ def gallery() -> str:
     parts = ["# Gallery", "Figures of the runs that are committed under `results/`."]
     for report in sorted(ROOT.glob("results/*/report")):
         parts += [f"## `ssl-bench report` on {report.parent.name}"]
-        parts += [f"The whole report is [one page]({_link(report / 'index.html')})."]
+        if (page := report / "index.html").exists():
+            parts += [f"The whole report is [one page]({_link(page)})."]
         for start, caption in FIGURES.items():
             for path in sorted((report / "figures").glob(f"{start}*.png"))[:1]:
                 parts += [f"### {caption.rstrip('.')}", f"![{caption}]({_link(path)})"]

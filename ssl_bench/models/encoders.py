@@ -214,7 +214,8 @@ def encode_tokens(
     `keep_at_once` limits the memory for activations.
 
     Args:
-        hidden_BRC, mask_token: as of `encode_masked`; None hides nothing.
+        hidden_BRC: as of `encode_masked`; None hides nothing.
+        mask_token: what stands for what is hidden.
     """
     embedded = _embedded(encoder, images_BCHW, hidden_BRC, mask_token)
 

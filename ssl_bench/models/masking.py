@@ -309,7 +309,8 @@ def inside_alone(noise_BL: Tensor, inside_BM: Tensor, hidden_BM: Tensor, kept: i
 
     Args:
         noise_BL: uniform in [0, 1).
-        inside_BM, hidden_BM: patches, of which some may be there more than once.
+        inside_BM: patches, of which some may be there more than once.
+        hidden_BM: likewise.
     """
     nowhere_BL = torch.zeros_like(noise_BL)
     is_inside_BL = nowhere_BL.scatter(1, inside_BM, 1.0)

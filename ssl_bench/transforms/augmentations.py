@@ -122,7 +122,8 @@ def dino_views(
     (Caron et al., arXiv:2104.14294; ``main_dino.py``, facebookresearch/dino ``7c446df``.)
 
     Args:
-        size, local_size: of large and small crops, in pixels.
+        size: of large crops, in pixels.
+        local_size: of small ones.
         border: share of an image's area that a large crop keeps at least and a small one at most.
         local_crops: how many small ones.
     """

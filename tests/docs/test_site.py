@@ -108,7 +108,7 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         "import sys\nfrom mkdocs.__main__ import cli\n"
         "try: cli(sys.argv[1:])\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
     )
-    command = [sys.executable, "-c", code, "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    command = [sys.executable, "-c", code, "build", "--strict", "-d", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     home = (tmp_path / "site" / "index.html").read_text()
