@@ -189,10 +189,13 @@ def test_what_follows_a_step() -> None:
         rows_KD = after[f"{queue}.rows_KD"]
         torch.testing.assert_close(rows_KD[:COUNT], slow)
         assert torch.equal(rows_KD[COUNT:], before[f"{queue}.rows_KD"][COUNT:])
-    name = "text.words.weight"
-    slow, fast = (before[f"{side}.{name}"] for side in ("slow_side", "text_side"))
-    expected = 0.9 * slow + 0.1 * fast
-    torch.testing.assert_close(after[f"slow_side.{name}"], expected)
+    for names in (
+        ("slow_side.text.words.weight", "text_side.text.words.weight"),
+        ("slow_encoder.blocks.0.attn.proj.weight", "encoder.blocks.0.attn.proj.weight"),
+    ):
+        slow, fast = (before[name] for name in names)
+        assert not torch.equal(slow, fast)
+        torch.testing.assert_close(after[names[0]], 0.9 * slow + 0.1 * fast)
     method.loss(batch, helpers.FIRST_STEP)
     with torch.no_grad():
         method.temperature.fill_(1e-5)
@@ -206,6 +209,10 @@ def test_texts_are_as_wide_as_asked_for_or_as_the_images(given: int, width: int)
     reader = built(text_width=given).text_side.text
     assert reader.words.weight.shape[1] == width
     assert reader.fusion[0].cross_attention.key.in_features == helpers.SHAPE["embed_dim"]
+
+
+def test_left_stays_left() -> None:
+    assert [view.flip for view in built().transforms().values()] == [0.0]
 
 
 def test_hard_negatives_are_drawn_as_their_similarity_says() -> None:
