@@ -269,3 +269,14 @@ def test_batches_are_not_divided_under_batch_norms(
     assert (code, err.count("\n")) == (2, 1)
     assert "--micro-batch-size 4" in err and "test_resnet" in err
     assert not list((tmp_path / "r").glob("*"))
+
+
+def test_weights_that_were_changed_on_disk_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    weights.write(path, {"weight": torch.arange(8.0)}, "a test")
+    assert weights.read_sealed(path)[1] == "a test"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of a number, and of nothing that says where numbers are
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        weights.read_sealed(path)
