@@ -7,7 +7,6 @@ image, and put back afterwards.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -68,20 +67,22 @@ def rand_augment(
     mode = "L" if images_BCHW.shape[1] == 1 else "RGB"
     pixels_BHWC = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).contiguous()
     bytes_BHWC = pixels_BHWC.cpu().numpy()
-    views_BHWC = np.empty(bytes_BHWC.shape, np.uint8)
 
-    def view(row: int) -> None:
+    def view(row: int) -> np.ndarray:
         image_HWC = bytes_BHWC[row]
         image = Image.fromarray(image_HWC[..., 0] if mode == "L" else image_HWC).convert("RGB")
         for change in changes[row]:
             image = change(image)
-        views_BHWC[row] = np.array(image.convert(mode)).reshape(height, width, -1)
+        return np.array(image.convert(mode)).reshape(height, width, -1)
 
+    rows = range(len(bytes_BHWC))
     # Pillow lets go of Python's lock while it works, which pays for images that are not small.
-    threads = cores() if height * width >= _PIXELS_FOR_THREADS else 1
-    with ThreadPoolExecutor(threads) as pool:
-        deque((pool.map if threads > 1 else map)(view, range(len(views_BHWC))), maxlen=0)
-    views_BCHW = torch.from_numpy(views_BHWC).to(images_BCHW.device).permute(0, 3, 1, 2)
+    if height * width >= _PIXELS_FOR_THREADS:
+        with ThreadPoolExecutor(cores()) as pool:
+            views = list(pool.map(view, rows))
+    else:
+        views = list(map(view, rows))
+    views_BCHW = torch.from_numpy(np.stack(views)).to(images_BCHW.device).permute(0, 3, 1, 2)
     return functional.to_float(views_BCHW.contiguous())
 
 
