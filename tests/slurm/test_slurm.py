@@ -32,7 +32,8 @@ SMALL = (
     *("--decoder-embed-dim", "32"),
 )
 LONG = (*SMALL, "--epochs", "100")  # 600 steps of some 10 ms
-ONE_CPU = ClusterSettings(time="10m", cpus=1, memory="1500M")
+MEMORY = "3G"  # a process of 1 GB is counted twice for the moment in which it starts git
+ONE_CPU = ClusterSettings(time="10m", cpus=1, memory=MEMORY)
 PATIENCE = 120
 
 
@@ -145,7 +146,7 @@ def test_preempted_run_comes_out_the_same(
     image_folder: Path, tmp_path: Path, uninterrupted: Callable[[Path], dict[str, str]]
 ) -> None:
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
-    all_cpus = ClusterSettings(time="10m", cpus=2, memory="1500M")
+    all_cpus = ClusterSettings(time="10m", cpus=2, memory=MEMORY)
     long = cell(image_folder, runs, *LONG, evaluate=False)
     [[job]] = clusters.submit([long], "slurm", folder, all_cpus, "preempted")
     until(lambda: steps(runs), "training begins")
@@ -160,7 +161,7 @@ def test_preempted_run_comes_out_the_same(
 
 def test_time_limit_queues_the_job_again(image_folder: Path, tmp_path: Path) -> None:
     runs, folder = tmp_path / "runs", tmp_path / "jobs"
-    minute = ClusterSettings(time="1m", cpus=1, memory="1500M", slurm_options=("signal=USR2@25",))
+    minute = ClusterSettings(time="1m", cpus=1, memory=MEMORY, slurm_options=("signal=USR2@25",))
     longer = cell(image_folder, runs, *SMALL, "--epochs", "3000", evaluate=False)
     [[job]] = clusters.submit([longer], "slurm", folder, minute, "time-limit")
     let_go(job, folder)
@@ -277,7 +278,7 @@ def test_two_tasks_of_one_job_train_together(image_folder: Path, tmp_path: Path)
     subprocess.run(started, check=True, capture_output=True)
     [both] = cell(image_folder, runs, *words, evaluate=False)
     both.devices = 2
-    settings = ClusterSettings(time="10m", cpus=1, memory="3G")
+    settings = ClusterSettings(time="10m", cpus=1, memory="6G")
     [[job]] = clusters.submit([[both]], "slurm", folder, settings, "ddp")
     until(lambda: steps(runs), "training begins")
     subprocess.run(["scancel", "--signal", "USR2", job], check=True)
