@@ -305,14 +305,16 @@ def report(mutations: Sequence[Mutation], done: dict[str, Row]) -> str:
     open_ = [m for m in survived if not m.why]
     count = len(tried) - len(survived)
     share = f" ({100 * count / len(tried):.1f} %)" if tried else ""
+    reasons = f"{len(open_)} of those that survived have no reason to"
+    if survived and not open_:
+        reasons = "each of those that survived has a reason to"
     rest = "`make mutate` tries the rest, and " if len(tried) < len(mutations) else ""
     lines = [
         "# Would the tests notice?",
         "",
         f"Of {len(mutations)} small mutations of the code "
         f"([the table](../../benchmarks/mutations.toml)), {len(tried)} were tried; {count}{share} "
-        f"were noticed by a test. {len(open_)} of those that survived have no reason to. "
-        f"{rest}`mutations.csv` has each result.",
+        f"were noticed by a test; {reasons}. {rest}`mutations.csv` has each result.",
     ]  # fmt: skip
     for title, those in (
         ("Survived for a reason", [m for m in survived if m.why]),

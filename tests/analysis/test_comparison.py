@@ -121,6 +121,14 @@ def test_a_copy_that_did_not_end_leaves_the_run_that_did(results: Results) -> No
         assert cell.values == {done: 60.0}
 
 
+def test_what_was_scored_on_the_way_is_not_the_end(results: Results) -> None:
+    done = results.run("a")
+    results.score(done, 60.0)
+    results.score(done, 50.0, step=50)
+    [cell] = results.table().cells.values()
+    assert cell.values == {done: 60.0}
+
+
 def test_a_group_on_several_devices_has_no_time(results: Results) -> None:
     for seed, device in enumerate(["a CPU", "a GPU"]):
         results.score(results.run("a", seed, device=device), 80.0 + seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparisons import Results, beside, source_of
+from comparisons import Results, beside, by, source_of
 
 from ssl_bench.analysis import verdict
 from ssl_bench.analysis.report import cost
@@ -93,6 +93,16 @@ def test_all_that_is_not_decided_is_counted(results: Results) -> None:
     [(_, sentence)] = verdict.sentences(results.table())
     assert "its lead over b" in sentence and "nothing tests it against d (75.00)" in sentence
     assert "1 other is worse" in sentence
+
+
+def test_who_was_not_tuned_alike_is_behind(results: Results) -> None:
+    score(results, "a", 80.0, wide=9)
+    score(results, "b", 79.7, wide=9)
+    score(results, "c", 10.0)
+    for row in results.runs:
+        row["chosen_by"] = by(trials=0 if row["method"] == "c" else 8)
+    [(_, sentence)] = verdict.sentences(results.table())
+    assert "1 other is behind, though settings were not chosen alike" in sentence
 
 
 def test_who_leads_in_most_comes_first(results: Results) -> None:

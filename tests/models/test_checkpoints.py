@@ -34,6 +34,7 @@ State = dict[str, Tensor]
 
 def assert_same_features(source: Path | str, model: VisionTransformer, **hints: Any) -> None:
     ours = load_encoder(source, **hints)
+    assert not any(module.training for module in ours.modules())
     torch.testing.assert_close(features(ours, images()), features(model, images()))
 
 

@@ -241,7 +241,7 @@ def test_grey_images(tmp_path: Path) -> None:
     state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
     torch.save(state, tmp_path / "grey.pth")
     ours = load_encoder(tmp_path / "grey.pth")
-    assert ours.spec.channels == len(ours.spec.mean) == 1
+    assert (ours.spec.channels, ours.spec.mean, ours.spec.std) == (1, (0.449,), (0.226,))
     assert ours.forward_features(torch.randn(1, 1, 32, 32)).shape == (1, 512, 1, 1)
 
 

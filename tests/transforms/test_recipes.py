@@ -34,6 +34,16 @@ def test_grey_comes_before_the_blur_and_the_blur_before_solarisation() -> None:
         functional.solarize(grey, 128 / 255), torch.ones(4), radius=3), atol=0.05)  # fmt: skip
 
 
+def test_colours_are_jittered_before_they_are_taken_away() -> None:
+    """So that a shift of the hue changes how bright a grey view is."""
+    jittered = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 1.0}
+    pixels = images(4)
+    ours = views(pixels, grayscale=1.0, **jittered)
+    torch.testing.assert_close(ours, functional.to_grayscale(views(pixels, **jittered)))
+    grey = (255 * functional.to_grayscale(pixels / 255)).round().byte()
+    assert not torch.allclose(ours, views(grey, **jittered), atol=0.05)
+
+
 def test_every_order_of_the_jitter_is_as_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[tuple[int, ...]] = []
 
