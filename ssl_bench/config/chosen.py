@@ -93,7 +93,8 @@ def in_words(record: ChosenBy | None) -> str:
 
 def _search_in_words(record: ChosenBy) -> Iterator[str]:
     tried = record.tried or record.trials
-    length = "" if record.trial_length == 1 else f" of {record.trial_length:.3g} of the length"
+    share = record.trial_length
+    length = f" of {share:.3g} {'of' if share < 1 else 'times'} the length" if share != 1 else ""
     failed = f" ({tried - record.trials} failed)" if tried > record.trials else ""
     yield f"{tried} trial{'s' * (tried > 1)}{length}{failed}"
     yield f"held-out {record.judged_by}"

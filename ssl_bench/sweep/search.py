@@ -8,7 +8,8 @@ depend on which other flags are drawn either.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,25 +176,23 @@ def best_on_all_images(
             best = _best(done, final.choose_by, better)
             config = final.configs[trials.index(best)]
             flops = sum(each.entry.flops for each in done)
-            config = config.chosen_by_search(
-                dataclasses.replace(
-                    final.search,
-                    trials=len(done),
-                    tried=len(trials),
-                    flops=flops,
-                    better=better,
-                    scores=tuple(each.scores[final.choose_by] for each in done),
-                )
+            search = dataclasses.replace(
+                final.search,
+                trials=len(done),
+                tried=len(trials),
+                flops=flops,
+                better=better,
+                scores=tuple(each.scores[final.choose_by] for each in done),
             )
             label = f"{final.method}, best of {len(trials)} trials"
-            cells += [
-                Cell(
-                    config.with_values({**length, "seed": seed}),
-                    label_of(label, {**length, "seed": seed}),
+            for length in final.lengths:
+                share = search.trial_length * _times_shorter(length, config.settings)
+                of_length = config.with_values(length).chosen_by_search(
+                    dataclasses.replace(search, trial_length=share)
                 )
-                for length in final.lengths
-                for seed in final.seeds
-            ]
+                for seed in final.seeds:
+                    cell_label = label_of(label, {**length, "seed": seed})
+                    cells.append(Cell(of_length.with_values({"seed": seed}), cell_label))
             failed = len(trials) - len(done)
             aside = f"; {failed} of its {len(trials)} trials failed" if failed else ""
             notes.append(
@@ -201,6 +200,11 @@ def best_on_all_images(
                 f"({final.choose_by} {best.scores[final.choose_by]:.2f}){aside}"
             )
     return cells, notes
+
+
+def _times_shorter(length: Mapping[str, Any], run: Settings) -> float:
+    """How many times shorter than the run a run of that length is."""
+    return math.prod(getattr(run, name) / value for name, value in length.items())
 
 
 def _better(done: Sequence[CellStatus], choose_by: str, runs_dir: Path) -> Better:

@@ -336,21 +336,27 @@ def test_a_trial_says_that_it_is_one() -> None:
     assert untrained.chosen_by == {}
 
 
-@pytest.mark.parametrize(("better", "best"), [("higher", 2), ("lower", 3), ("neither", None)])
-def test_which_trial_is_the_best_the_evaluation_says(
-    better: str, best: int | None, tmp_path: Path
-) -> None:
-    """And what the run keeps of its search counts the trials that failed."""
-    found = sweep("--search", "random", "--trials", 4, "--evals", "knn", "--runs-dir", tmp_path)
-    trials: list[Any] = [SimpleNamespace(state="failed")]
-    for number, score in enumerate((0.5, 0.9, 0.2), 1):
-        home = tmp_path / f"run-{number}" / schema.EVALS / "knn-1"
+def judged(folder: Path, better: str, *scores: float) -> list[Any]:
+    """The trials of a search, once they are done, of which each took ten times the one before."""
+    trials: list[Any] = []
+    for number, score in enumerate(scores, 1):
+        home = folder / f"run-{number}" / schema.EVALS / "knn-1"
         home.mkdir(parents=True)
         write_json(home / schema.SCORES, {"better": better})
         entry = SimpleNamespace(
             run=f"run-{number}", evals={"knn": "knn-1"}, flops=10**number, label="mae"
         )
         trials.append(SimpleNamespace(state="done", entry=entry, scores={"knn": score}))
+    return trials
+
+
+@pytest.mark.parametrize(("better", "best"), [("higher", 2), ("lower", 3), ("neither", None)])
+def test_which_trial_is_the_best_the_evaluation_says(
+    better: str, best: int | None, tmp_path: Path
+) -> None:
+    """And what the run keeps of its search counts the trials that failed."""
+    found = sweep("--search", "random", "--trials", 4, "--evals", "knn", "--runs-dir", tmp_path)
+    trials = [SimpleNamespace(state="failed"), *judged(tmp_path, better, 0.5, 0.9, 0.2)]
     if best is None:
         with pytest.raises(UserError, match="--choose-by"):
             search.best_on_all_images(found, trials, False)
@@ -361,6 +367,21 @@ def test_which_trial_is_the_best_the_evaluation_says(
         assert known is not None
         assert (known.trials, known.tried, known.flops) == (3, 4, 1110)
         assert (known.scores, known.better) == ((0.5, 0.9, 0.2), better)
+
+
+def test_each_length_knows_which_share_of_it_the_trials_were(tmp_path: Path) -> None:
+    words = ("--search", "sobol", "--trials", 2, "--trial-length", 0.25, "--evals", "knn")
+    lengths = ("--budget-flops", "2e10,5e9,1e9", "--seed", "0,1", "--runs-dir", tmp_path)
+    trials = judged(tmp_path, "higher", 0.5, 0.9)
+    cells, _ = search.best_on_all_images(sweep(*words, *lengths), trials, False)
+    found = [(cell.config.settings, chosen.read(cell.config.chosen_by)) for cell in cells]
+    told = {of.budget_flops: chosen.in_words(known).partition(",")[0] for of, known in found}
+    assert told == {
+        2e10: "2 trials of 0.25 of the length",
+        5e9: "2 trials",
+        1e9: "2 trials of 5 times the length",
+    }
+    assert [of.seed for of, _ in found] == 3 * [0, 1]
 
 
 LEARN = [each for each in METHODS if dataclasses.fields(each.config)]
