@@ -800,6 +800,14 @@ def test_trials_of_fine_tuning_are_the_same_for_every_seed(
     assert isinstance(rate, LogUniform) and rate.high / rate.low >= 50
 
 
+@pytest.mark.parametrize("preset", FINETUNE.presets())
+def test_what_is_published_of_fine_tuning_is_among_what_its_trials_draw(preset: str) -> None:
+    config = FINETUNE.checked_config(FINETUNE.presets()[preset])
+    for name, range_ in FINETUNE.search().items():
+        assert isinstance(range_, LogUniform | Uniform)
+        assert range_.low <= getattr(config, name) <= range_.high, name
+
+
 def test_a_trial_that_diverges_is_not_taken(micro: Encoder, tiny: Dataset) -> None:
     mad = FINETUNE.config(**SHORT_TUNING, base_lr=1e30)
     with pytest.raises(finetuning.Diverged):
