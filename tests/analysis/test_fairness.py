@@ -233,6 +233,19 @@ def test_labels_are_no_rival_of_methods_that_learn_without(results: Results) -> 
     assert not any("without labels" in note for note in results.table().notes)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "is_told"), [(by(trials=8), True), (by(trials=4), False), (by(), False)]
+)
+def test_of_those_without_labels_only_what_is_tuned_alike_is_ahead(
+    results: Results, theirs: str, is_told: bool
+) -> None:
+    for number, method in enumerate(("mocov3", "mae", "supervised")):
+        results.seeds(method, 70 + 10 * number + NOISE[4 * number :][:4])
+    for row in results.runs:
+        row["chosen_by"] = theirs if row["method"] == "mocov3" else by(trials=8)
+    assert any("without labels" in note for note in results.table().notes) == is_told
+
+
 def test_without_methods_of_labels_nothing_is_said_of_them(results: Results) -> None:
     results.seeds("mae", 80 + NOISE[:4])
     results.seeds("mocov3", 70 + NOISE[4:8])

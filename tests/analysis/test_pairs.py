@@ -152,6 +152,19 @@ def test_what_is_equivalent_to_the_best_mean_has_nothing_undecided_between() -> 
     assert [p.verdict for p in found if p.a == "a"] == ["undecided", "undecided"]
 
 
+def test_the_best_mean_is_an_equal_only_of_equals() -> None:
+    """One that it is not decided against leaves it undecided, whatever else is as good."""
+    values = {"a": [80.05, 80.0, 80.03, 79.97], "b": [80.04, 79.99, 80.02, 79.96]}
+    noisy = [76.0, 80.9, 79.8, 80.25]
+
+    def marked(values: Mapping[str, list[float]]) -> Mapping[str, str]:
+        means = {key: float(np.mean(scores)) for key, scores in values.items()}
+        return pairs.marks(COLUMN, means, decided(values))
+
+    assert marked(values) == {"a": "equivalent", "b": "equivalent"}
+    assert marked(values | {"c": noisy}) == {"a": "undecided", "b": "equivalent", "c": "undecided"}
+
+
 def test_a_group_with_a_run_that_diverged_is_no_equal() -> None:
     best, close = [80.05, 80.0, 80.03, 79.97], [80.04, 79.99, 80.02, 79.96]
     for values, verdict in ((close, "equivalent"), ([*close, math.nan], "undecided")):
@@ -247,6 +260,18 @@ def test_one_correction_can_cover_a_whole_table(results: Results) -> None:
     for one, all_ in zip(usual.pairs, strict.pairs, strict=True):
         assert one.p_adjusted is not None and one.p_adjusted == one.difference.p
         assert all_.p_adjusted == pytest.approx(min(1.0, 3 * one.p_adjusted))
+
+
+def test_a_whole_tables_correction_covers_what_is_alike_too(results: Results) -> None:
+    """Pairs that are within the margin one by one, and not when there are three of them."""
+    for method, values in (("a", (80.0, 80.3, 79.7)), ("b", (80.1, 80.25, 79.95))):
+        for seed, value in enumerate(values):
+            run = results.run(method, seed)
+            for name in ("knn", "linear", "finetune"):
+                results.score(run, value, eval=name)
+    for family, verdict in (("column", "equivalent"), ("table", "undecided")):
+        table = results.table(settings=VerdictSettings(family=family, margin=0.6))  # type: ignore[arg-type]
+        assert [pair.verdict for pair in table.pairs] == [verdict] * 3
 
 
 def test_equal_seeds_show_no_certainty(results: Results) -> None:
@@ -351,6 +376,25 @@ def test_intervals_that_count_images_are_told_from_those_that_do_not(
     assert (over_seeds.interval_over, over_both.interval_over) == ("seeds", alone)
     told = "marks and differences are over seeds"
     assert told in rendering.legend(over_both) and told not in rendering.legend(over_seeds)
+
+
+def test_predictions_of_the_end_say_nothing_of_scores_on_the_way(
+    results: Results, tmp_path: Path
+) -> None:
+    """At an equal cost no interval counts test images, also where a run ends just there."""
+    labels, rng = np.zeros(200, int), np.random.default_rng(0)
+    for method, images in (("short", 600), ("long", 1000)):
+        for seed in range(3):
+            run, folder = results.run(method, seed), tmp_path / f"{method}{seed}"
+            end = store_predictions(folder, rng.random(200) < 0.8, labels)
+            results.score(run, 40.0 + seed, step=50)
+            results.score(run, end, images_seen=images, folder=str(folder))
+    settings = VerdictSettings(interval="seeds+images")
+    assert results.table(settings=settings).interval_over == "seeds and test images"
+    on_the_way = results.table(at="equal-images", settings=settings)
+    assert on_the_way.interval_over == "seeds"
+    assert on_the_way.cells == results.table(at="equal-images").cells
+    assert not any("predictions" in note for note in on_the_way.notes)
 
 
 def test_any_damage_to_arrays_is_told_in_one_line(tmp_path: Path) -> None:

@@ -359,15 +359,16 @@ def test_each_baseline_is_of_one_encoder(tmp_path: Path) -> None:
 
 
 def test_a_baseline_counts_a_seed_once_however_many_methods_have_it(tmp_path: Path) -> None:
-    for method, seed in (("mae", 0), ("mocov3", 0), ("mae", 1)):
+    """And each counts the same: it is their mean, not the one in the middle."""
+    for method, seed in (("mae", 0), ("mocov3", 0), ("mae", 1), ("mae", 2)):
         folder = (
             make_run(tmp_path, method, seed, evals=("knn",)) / f"evals/knn-beef-seed{seed}-fp32"
         )
-        change(folder / "scores.json", baselines={"random init": {"top1": 10.0 + 20.0 * seed}})
+        change(folder / "scores.json", baselines={"random init": {"top1": 10.0 + 20.0 * seed**2}})
     [drawn] = figures(accuracy.by_evaluation(source_of(tmp_path)))
     [line] = [each for each in drawn.figure.axes[0].lines if each.get_linestyle() != "None"
               and each.get_color() == drawing.FAINT]  # fmt: skip
-    assert [*np.asarray(line.get_xdata())] == [20.0, 20.0]
+    assert [*np.asarray(line.get_xdata())] == [pytest.approx((10 + 30 + 90) / 3)] * 2
 
 
 def test_a_figure_has_the_intervals_of_its_table(tmp_path: Path) -> None:
@@ -474,6 +475,17 @@ def test_a_prediction_of_no_class_is_no_other_class(tmp_path: Path) -> None:
     is_right = drawn.data["true"] == drawn.data["predicted"]
     assert set(drawn.data.loc[~is_right, "predicted"]) == {"none"}
     assert drawn.data["images"].sum() == IMAGES
+
+
+def test_a_row_of_a_matrix_is_the_share_of_its_class(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "mae", 0, evals=("knn",)) / "evals/knn-beef-seed0-fp32"
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    stored = np.array([0, 0, 0, 1, 1, 1, 1, 0])
+    np.savez(folder / "predictions.npz", predictions=stored, labels=labels)
+    [drawn] = figures(predictions.confusions(source_of(tmp_path)))
+    [cells] = drawn.figure.axes[0].collections
+    expected = [[75, 25, 0], [0, 100, 0], [50, 50, 0]]
+    assert np.asarray(cells.get_array()).reshape(3, 3).tolist() == expected
 
 
 def test_an_unknown_seed_is_not_invented(tmp_path: Path) -> None:

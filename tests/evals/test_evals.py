@@ -583,6 +583,8 @@ class TestLinearPaper:
         [
             {"optimizer": "lars", "base_lr": 3.0, "warmup": 1 / 3},
             {"optimizer": "lars", "base_lr": 3.0, "weight_decay": 0.1, "pooling": "avg"},
+            {"optimizer": "lars", "base_lr": 30.0, "weight_decay": 1.0, "head_std": 0.5},
+            {"optimizer": "sgd", "weight_decay": 0.5, "momentum": 0.6},
             {"optimizer": "sgd", "batch_norm": False, "per_epoch": True, "warmup": 0.0},
             {"optimizer": "sgd", "batch_norm": False, "head_std": 0.0},
         ],
@@ -616,6 +618,8 @@ class TestLinearPaper:
             gradients = [error.T @ inputs / 40 + config.weight_decay * weight, error.mean(dim=0)]
             if config.optimizer == "lars":
                 gradients[0] *= 0.001 * weight.norm() / gradients[0].norm()
+            else:  # which decays the bias, too
+                gradients[1] += config.weight_decay * bias
             time = step // per_epoch * per_epoch if config.per_epoch else step
             peak = config.base_lr * 40 / 256
             rate = (
@@ -623,7 +627,7 @@ class TestLinearPaper:
                 if time < warmup
                 else peak * (1 + math.cos(math.pi * (time - warmup) / (steps - warmup))) / 2
             )
-            speeds = [0.9 * s + g for s, g in zip(speeds, gradients, strict=True)]
+            speeds = [config.momentum * s + g for s, g in zip(speeds, gradients, strict=True)]
             weight, bias = weight - rate * speeds[0], bias - rate * speeds[1]
         assert (end.weight - start.weight).norm() > 1e-4 * start.weight.norm()
         torch.testing.assert_close(end.weight.double(), weight, rtol=1e-4, atol=1e-6)
@@ -794,6 +798,14 @@ def test_trials_of_fine_tuning_are_the_same_for_every_seed(
     assert found[0] == found[1] and len({*found[0]}) == 4
     rate = FINETUNE.search()["base_lr"]
     assert isinstance(rate, LogUniform) and rate.high / rate.low >= 50
+
+
+@pytest.mark.parametrize("preset", FINETUNE.presets())
+def test_what_is_published_of_fine_tuning_is_among_what_its_trials_draw(preset: str) -> None:
+    config = FINETUNE.checked_config(FINETUNE.presets()[preset])
+    for name, range_ in FINETUNE.search().items():
+        assert isinstance(range_, LogUniform | Uniform)
+        assert range_.low <= getattr(config, name) <= range_.high, name
 
 
 def test_a_trial_that_diverges_is_not_taken(micro: Encoder, tiny: Dataset) -> None:

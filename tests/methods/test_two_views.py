@@ -535,6 +535,19 @@ def test_a_collapse_is_seen(features: Tensor, expected: str) -> None:
     assert expected in why and bool(why) == bool(expected)
 
 
+def test_a_collapse_is_looked_for_in_256_features() -> None:
+    """Few enough to be cheap, and many enough for a rank far above that of a collapse."""
+    features = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    points = features[:256].double()
+    points /= points.norm(dim=1, keepdim=True)
+    variances = torch.linalg.eigvalsh(torch.cov(points.T))
+    shares = variances / variances.sum()
+    rank = math.exp(-(shares * shares.log()).sum())
+    assert rank > 50
+    expected = {"spread": points.std(dim=0, correction=0).mean().item() * 8, "effective_rank": rank}
+    assert spread.of_watched(features) == pytest.approx(expected, abs=0.01)
+
+
 def test_features_all_over_the_sphere_have_a_spread_of_one() -> None:
     features = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     assert spread.spread(features) == pytest.approx(1, abs=0.01)

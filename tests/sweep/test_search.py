@@ -318,6 +318,19 @@ def test_a_search_knows_what_it_draws_and_where_it_judges() -> None:
     assert known.tuned == registry.find("method", "mae").declared.tuned["quick"] != ""
 
 
+@HOW
+def test_trials_are_the_draws_of_the_search_seed(how: str) -> None:
+    words = ("--search", how, "--trials", 3)
+    [usual, zero, other] = [
+        sweep(*words, *more).cells for more in ((), ("--search-seed", 0), ("--search-seed", 7))
+    ]
+    assert usual == zero
+    drawn = search.draw(how, registry.find("method", "mae").search(), 3, 7, "mae")
+    found = [{name: getattr(config, name) for name in drawn[0]} for config in configs(other)]
+    assert found == drawn
+    assert not {cell.label for cell in other} & {cell.label for cell in usual}
+
+
 def test_a_search_of_an_untuned_preset_says_so() -> None:
     [final] = sweep("--search", "random", "--trials", 1, "--preset", "small").finals
     assert (final.search.tuned, final.search.flags) == ("", ())

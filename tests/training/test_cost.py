@@ -249,6 +249,23 @@ def test_a_budget_of_time_keeps_the_length_it_bought(
     assert sorted(steps) == [1, 4, 6, 6]
 
 
+def test_batches_of_another_size_buy_a_length_of_their_own(
+    ssl_bench: Call, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", image_folder, "--runs-dir", tmp_path / "runs", "--evals", "none"]
+    words += ["--backbone", "vit_nano", "--budget-time", "0.32s", "--batch-size"]
+    for batch_size, took in ((8, 0.05), (16, 0.08)):
+        monkeypatch.setattr(budget, "seconds_per_step", lambda *_, took=took: took)
+        code, _, err = ssl_bench("run", *words, batch_size)
+        assert code == 0, err
+    runs = [path.parent for path in (tmp_path / "runs").glob("mae-*/cost.json")]
+    steps = {
+        load_json(run / "config.json")["batch_size"]: load_json(run / "cost.json")["steps"]
+        for run in runs
+    }
+    assert steps == {8: 6, 16: 4}
+
+
 def test_the_time_of_a_step_is_the_median_of_those_after_the_first_two(
     spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

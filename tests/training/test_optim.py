@@ -137,8 +137,8 @@ def test_set_learning_rate_scales_each_group() -> None:
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_lars_follows_its_formula(weight_decay: float) -> None:
+@pytest.mark.parametrize(("weight_decay", "momentum"), [(0.0, 0.9), (0.1, 0.9), (0.1, 0.5)])
+def test_lars_follows_its_formula(weight_decay: float, momentum: float) -> None:
     """Matrices, one of them zero at first, one without any gradient, one bias; five steps."""
     generator = torch.Generator().manual_seed(0)
     starts = {
@@ -150,7 +150,8 @@ def test_lars_follows_its_formula(weight_decay: float) -> None:
     }
     parameters = {name: torch.nn.Parameter(start.clone()) for name, start in starts.items()}
     unused = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = optimizers.LARS([*parameters.values(), unused], weight_decay=weight_decay)
+    trained = [*parameters.values(), unused]
+    optimizer = optimizers.LARS(trained, weight_decay=weight_decay, momentum=momentum)
     values = {name: start.double().flatten().tolist() for name, start in starts.items()}
     speeds = {name: [0.0] * len(value) for name, value in values.items()}
     for step in range(5):
@@ -166,7 +167,7 @@ def test_lars_follows_its_formula(weight_decay: float) -> None:
                 update_norm = math.hypot(*updates)
                 if weight_norm > 0 and update_norm > 0:
                     updates = [g * 0.001 * weight_norm / update_norm for g in updates]
-            speeds[name] = [0.9 * v + g for v, g in zip(speeds[name], updates, strict=True)]
+            speeds[name] = [momentum * v + g for v, g in zip(speeds[name], updates, strict=True)]
             values[name] = [w - rate * v for w, v in zip(values[name], speeds[name], strict=True)]
         optimizer.step()
         for name, parameter in parameters.items():
