@@ -136,7 +136,7 @@ def method_class(name: str) -> Any:
 def test_what_is_read_off_is_as_published(preset: str) -> None:
     """But for what the method says is another: nothing that a paper fixes may change unseen."""
     found = rows(preset)
-    derived = {n: row for n, row in found.items() if row.basis == "compared" and " " in n}
+    derived = {n: row for n, row in found.items() if row.basis == "object" and " " in n}
     assert len(derived) >= (1 if preset in ("albef-vitb16", "bert-base") else 5)
     assert unlike(found) == DEVIATIONS.get(preset, {})
 
@@ -148,7 +148,7 @@ def test_what_is_read_off_evaluations_is_as_published(monkeypatch: pytest.Monkey
         for stage in recipe.stages(flags.parse_run(["--preset", preset], "recipe"))[1:]:
             shown = {row.name: row for row in stage.rows if row.published}
             name = stage.title.split(": ")[1]
-            derived = [n for n, row in shown.items() if row.basis == "compared" and " " in n]
+            derived = [n for n, row in shown.items() if row.basis == "object" and " " in n]
             assert len(derived) >= 5 or name != "finetune" or preset.startswith("kinetics"), preset
             found[preset, name] = unlike(shown)
     assert {key: rows for key, rows in found.items() if rows} == DEVIATIONS_OF_EVALS
@@ -208,6 +208,10 @@ def test_bilinear_crops_of_mae_show(monkeypatch: pytest.MonkeyPatch) -> None:
         ("optimiser's epsilon", {"eps": 1e-6}),
         ("optimiser's betas", {"betas": (0.8, 0.95)}),
         ("weight decay of norms and biases", {"weight_decay": 0.05}),
+        ("weight_decay", {"weight_decay": 0.0}),
+        ("weight_decay", {"weight_decay": 0.1}),
+        ("beta2", {"betas": (0.9, 0.999)}),
+        ("decay_norm_and_bias", {"weight_decay": 0.05}),
     ],
 )
 def test_another_optimiser_shows(
@@ -233,6 +237,14 @@ def test_another_optimiser_shows(
         ({"learning_rate": lambda step: 1 - step.fraction}, "learning rate's course"),
         ({"weight_decay": lambda step: 1 - step.fraction}, "weight decay's course"),
         ({"clip_norm": 1.0}, "gradient clipping"),
+        (
+            {"learning_rate": lambda step: optimizers.warmup_cosine(step, 2.4e-4, 40 / 1600)},
+            "base_lr",
+        ),
+        (
+            {"learning_rate": lambda step: optimizers.warmup_cosine(step, 2.4e-3, 41 / 1600)},
+            "warmup",
+        ),
     ],
 )
 def test_another_schedule_shows(
@@ -262,9 +274,64 @@ def test_the_summary_counts_as_compared_only_what_was() -> None:
     request = flags.parse_run(["--preset", "imagenet-mae-vitb", "--evals", "none"], "recipe")
     stage = recipe.stages(request)[0]
     bases = [row.basis for row in stage.rows if row.published]
-    assert {*bases} == {"compared", "stated", "not checked"}
-    for number in (bases.count("compared"), bases.count("stated"), bases.count("not checked")):
+    assert {*bases} == {"object", "flag", "stated", "not checked"}
+    read, flagged = bases.count("object"), bases.count("flag")
+    assert f"{read + flagged} of {len(bases)} published settings were compared" in stage.summary
+    assert f"{read} as read off objects and {flagged} as a flag says" in stage.summary
+    for number in (bases.count("stated"), bases.count("not checked")):
         assert f"{number} " in stage.summary
+
+
+def test_what_an_optimiser_holds_is_no_flag() -> None:
+    """And where no object tells, the row is the flag's."""
+    found = rows("imagenet-dino-vits")
+    for name in ("weight_decay", "final_weight_decay", "base_lr", "final_lr", "warmup", "beta2",
+                 "clip_grad", "decay_norm_and_bias"):  # fmt: skip
+        assert (found[name].basis, found[name].mark) == ("object", ""), name
+    assert found["momentum"].basis == found["epochs"].basis == "flag"
+
+
+@pytest.mark.parametrize(
+    "preset,name,kept,ours",
+    [
+        ("barlow-twins-resnet50", "weight_decay", {"weight_decay": 0.0}, "0"),
+        ("barlow-twins-resnet50", "momentum", {"momentum": 0.5}, "0.5"),
+        ("simsiam-resnet50", "momentum", {"momentum": 0.5}, "0.5"),
+        ("mae-vitb", "optimizer", {"optimizer": "sgd"}, "sgd"),
+    ],
+)
+def test_a_flag_that_a_probe_ignores_shows(
+    monkeypatch: pytest.MonkeyPatch, preset: str, name: str, kept: dict[str, Any], ours: str
+) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    module = importlib.import_module(registry.find("eval", "linear-paper").load_class().__module__)
+    real = module._optimizer
+    ignoring = lambda probe, config: real(probe, replace(config, **kept))  # noqa: E731
+    before = rows(f"imagenet-{preset}", "linear-paper")[name]
+    monkeypatch.setattr(module, "_optimizer", ignoring)
+    after = rows(f"imagenet-{preset}", "linear-paper")[name]
+    assert (before.basis, before.mark) == ("object", "")
+    assert (after.basis, after.mark, after.ours) == ("object", DIFFERS, ours)
+
+
+@pytest.mark.parametrize(
+    "name,kept,ours",
+    [
+        ("weight_decay", {"weight_decay": 0.0}, "0"),
+        ("beta2", {"beta2": 0.95}, "0.95"),
+        ("layer_decay", {"layer_decay": 1.0}, "1"),
+        ("decay_norm_and_bias", {"decay_norm_and_bias": True}, "yes"),
+    ],
+)
+def test_a_flag_that_fine_tuning_ignores_shows(
+    monkeypatch: pytest.MonkeyPatch, name: str, kept: dict[str, Any], ours: str
+) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    real: Callable[..., Any] = finetuning.optimizer
+    ignoring = lambda model, config: real(model, replace(config, **kept))  # noqa: E731
+    monkeypatch.setattr(finetuning, "optimizer", ignoring)
+    row = rows("imagenet-mae-vitb", "finetune")[name]
+    assert (row.basis, row.mark, row.ours) == ("object", DIFFERS, ours)
 
 
 def test_another_order_of_colour_changes_shows(monkeypatch: pytest.MonkeyPatch) -> None:
