@@ -24,7 +24,7 @@ from ssl_bench.api.optimizers import OptimizerSpec, cosine
 from ssl_bench.api.step import Step
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.experiment import initial_values
+from ssl_bench.experiment import initial_values, measured
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
@@ -53,30 +53,35 @@ def of_run(config: RunConfig) -> dict[str, str]:
     if not config.settings.image_size:  # the data's, which nobody has read
         found.pop("views of an image", None)
     optimizer = method.optimizer()
+    drawn = _drawn(config, spec)
     return (
         found
         | of_optimizer(method, optimizer)
         | of_schedules(optimizer, config.epochs_on(), config.batch_on())
         | of_modules(method)
-        | initial_values.of_method(_drawn(config, spec))
+        | initial_values.of_method(drawn)
+        | measured.of_method(config.method, drawn)
     )
 
 
 def of_evaluations(config: RunConfig) -> dict[str, dict[str, str]]:
-    """By evaluation: the facts of what it trains on views of images, around the same backbone.
+    """By evaluation: the facts of what it trains on views of images, and of what it predicts.
 
     Raises:
         UserError: there is no such backbone.
     """
     spec = _spec(config)
     nowhere = Hardware(torch.device("meta"), "fp32", "none")
-    found = {}
+    found, evaluations = {}, {}
     with nowhere.device:
         encoder = Encoder(backbones.build(spec, config.settings.seed), spec, nowhere, 0)
         for plugin, own in config.evals.items():
             evaluation = plugin.load_class()(plugin.real_config(own))
             training = evaluation.training(encoder, _CLASSES)
             found[plugin.name] = of_training(training, own) if training else {}
+            evaluations[plugin] = evaluation
+    for plugin, evaluation in evaluations.items():
+        found[plugin.name] |= measured.of_evaluation(plugin, evaluation)
     return found
 
 

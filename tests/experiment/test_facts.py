@@ -14,11 +14,12 @@ from helpers import METHODS
 from ssl_bench.api import optimizers, registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import recipe
-from ssl_bench.cli.commands.recipe import DIFFERS, UNCOMPARED
+from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED, UNCOMPARED
 from ssl_bench.config.presets import PRESET_NOTES
-from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation import finetuning, neighbors
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment import facts, initial_values
+from ssl_bench.models import prototypes
 from ssl_bench.transforms import augmentations
 
 PAPERS = [preset for plugin in METHODS for preset in plugin.presets() if preset not in PRESET_NOTES]
@@ -442,3 +443,90 @@ def test_another_training_of_an_evaluation_shows(monkeypatch: pytest.MonkeyPatch
     for one, other_rows, names in zip(before, after, changed, strict=True):
         assert {name for name, row in one.items() if " " in name and row.mark == DIFFERS} == set()
         assert names <= {name for name, row in other_rows.items() if row.mark == DIFFERS}
+
+
+@pytest.mark.parametrize("preset", ["imagenet-dino-vits", "imagenet-ibot-vits"])
+@pytest.mark.parametrize("temperature", [0.05, 0.2])
+def test_another_temperature_of_the_student_shows(
+    monkeypatch: pytest.MonkeyPatch, preset: str, temperature: float
+) -> None:
+    monkeypatch.setattr(prototypes, "_STUDENT_TEMPERATURE", temperature)
+    row = rows(preset)["temperature of the student"]
+    assert (row.ours, row.mark) == (f"{temperature}", DIFFERS)
+
+
+def test_another_temperature_in_one_of_two_losses_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    ibot = importlib.import_module(method_class("ibot").__module__)
+    real = ibot.of_hidden_patches
+    hotter = lambda student_PK, *how: real(student_PK / 2, *how)  # noqa: E731
+    monkeypatch.setattr(ibot, "of_hidden_patches", hotter)
+    assert rows("imagenet-ibot-vits")["temperature of the student"].ours == "0.1 or 0.2"
+
+
+@pytest.mark.parametrize(
+    "square,ours",
+    [
+        (lambda x: x.var(-1, keepdim=True) + 1e-5, "(x - mean) / sqrt(unbiased var + 1e-05)"),
+        (lambda x: x.var(-1, keepdim=True, correction=0) + 1e-6, "(x - mean) / sqrt(var + 1e-06)"),
+        (lambda x: (x.std(-1, keepdim=True) + 1e-6).square(), "other"),
+        (lambda x: torch.ones(()), "not used"),
+    ],
+)
+def test_another_norm_of_patches_shows(
+    monkeypatch: pytest.MonkeyPatch, square: Callable[[torch.Tensor], torch.Tensor], ours: str
+) -> None:
+    mae = importlib.import_module(method_class("mae").__module__)
+    statistics = lambda x: (x.mean(-1, keepdim=True), square(x).sqrt())  # noqa: E731
+    monkeypatch.setattr(mae, "_patch_statistics", statistics)
+    row = rows("imagenet-mae-vitb")["norm of a patch"]
+    assert (row.ours, row.mark) == (ours, DIFFERS)
+
+
+def test_knn_votes_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for how many neighbours vote, of which there is a choice."""
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    for preset in PAPERS:
+        if preset.startswith("imagenet-"):
+            found = rows(preset, "knn")
+            compared = {n for n, row in found.items() if row.mark != UNCOMPARED}
+            assert compared == {"neighbors", "temperature", "weight of a vote"}
+            assert {n for n, row in found.items() if row.mark == DIFFERS} == {"neighbors"}
+            assert found["temperature"].basis == found["weight of a vote"].basis == "object"
+    twenty = ["--preset", "imagenet-dino-vits", "--evals", "knn", "--knn-neighbors", "20"]
+    [*_, stage] = recipe.stages(flags.parse_run(twenty, "recipe"))
+    assert [row.mark for row in stage.rows if row.name == "neighbors"] == [DISPUTED]
+
+
+@pytest.mark.parametrize(
+    "replaced,differing",
+    [
+        (lambda queries, t: (queries, 0.1), {"temperature": "0.1"}),
+        (lambda queries, t: (queries, 2 * t), {"temperature": "0.14"}),
+        (lambda queries, t: (queries.abs().sqrt(), t), {"weight of a vote": "other"}),
+    ],
+)
+def test_other_votes_of_knn_show(
+    monkeypatch: pytest.MonkeyPatch,
+    replaced: Callable[..., tuple[Any, float]],
+    differing: dict[str, str],
+) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    real: Callable[..., Any] = neighbors.votes
+
+    def other(features: Any, labels: Any, which: Any, queries: Any, counts: Any, t: float,
+              classes: int) -> Any:  # fmt: skip
+        queries, t = replaced(queries, t)
+        return real(features, labels, which, queries, counts, t, classes)
+
+    monkeypatch.setattr(neighbors, "votes", other)
+    found = rows("imagenet-mae-vitb", "knn")
+    assert {
+        n: row.ours for n, row in found.items() if row.mark == DIFFERS and n != "neighbors"
+    } == (differing)
+
+
+def test_lengths_of_features_must_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    monkeypatch.setattr(neighbors.F, "normalize", lambda queries, dim: queries)
+    found = rows("imagenet-mae-vitb", "knn")
+    assert found["temperature"].mark == DIFFERS

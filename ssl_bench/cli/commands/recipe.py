@@ -45,7 +45,7 @@ marks:
   {UNCOMPARED:<4}not compared: ours is as we state it, or not checked
 
 ours is from:
-  object  the views, the optimiser or the modules that a run builds
+  object  what a run builds: views, optimiser, modules, losses, votes
   flag    the flag's value, which nothing was seen to heed
   us      what we state
 
