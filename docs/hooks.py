@@ -383,7 +383,8 @@ def _recipes(plugin: Plugin) -> Iterator[str]:
     yield "## Beside the paper"
     yield (
         f"`{recipe.DIFFERS}` marks what is none of the published settings, `{recipe.DISPUTED}` "
-        f"what the sources disagree on, `{recipe.UNCOMPARED}` what was not compared."
+        f"what the sources disagree on, `{recipe.UNCOMPARED}` what was not compared. Ours is read "
+        "off an object that a run builds, is the flag's value, or is what we state."
     )
     for name in named:
         stage = recipe.stages(flags.parse_run(["--preset", name, "--method", plugin.name]))[0]
@@ -392,8 +393,9 @@ def _recipes(plugin: Plugin) -> Iterator[str]:
             if row.published:
                 values = "<br>".join(value for value, _ in row.published)
                 sources = "<br>".join(source for _, source in row.published)
-                rows.append((row.name.replace("_", " "), row.ours, row.mark, values, sources))
-        body = table(("setting", "ours", "", "published", "source"), rows)
+                setting = row.name.replace("_", " ")
+                rows.append((setting, row.ours, row.origin, row.mark, values, sources))
+        body = table(("setting", "ours", "from", "", "published", "source"), rows)
         indented = "\n".join(f"    {line}" for line in body.splitlines())
         yield f'??? note "{name}: tables and files of {stage.sources}"\n\n{indented}'
 

@@ -1,8 +1,9 @@
-"""What a configured run does that no flag is named after, read off the objects that do it.
+"""What a configured run does, whatever its flags say, read off the objects that do it.
 
 Views, optimisers, modules and their initial weights, each fact as a short text under a name with a
 space in it, such as ``"blur of a view"``: ``ssl-bench recipe`` compares these texts with published
-ones.
+ones. What an optimiser holds has the name of the flag that is to set it, such as
+``"weight_decay"``, so that a flag that nobody heeds is told from one that somebody does.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from ssl_bench.api.optimizers import OptimizerSpec, cosine
 from ssl_bench.api.step import Step
 from ssl_bench.distributed.device import Hardware
 from ssl_bench.evaluation.features import Encoder
-from ssl_bench.experiment import initial_values
+from ssl_bench.experiment import initial_values, measured
 from ssl_bench.experiment.run_config import RunConfig
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import setup
 from ssl_bench.transforms import augmentations
 from ssl_bench.transforms.augmentations import Augmentation
+from ssl_bench.utils.formatting import many
 
 _CHANNELS, _CLASSES, _SMALL, _FRAMES = 3, 1000, 32, 8
 _STEPS, _STEPS_PER_EPOCH = 400, 20
@@ -51,36 +53,45 @@ def of_run(config: RunConfig) -> dict[str, str]:
     if not config.settings.image_size:  # the data's, which nobody has read
         found.pop("views of an image", None)
     optimizer = method.optimizer()
+    drawn = _drawn(config, spec)
     return (
         found
         | of_optimizer(method, optimizer)
         | of_schedules(optimizer, config.epochs_on(), config.batch_on())
         | of_modules(method)
-        | initial_values.of_method(_drawn(config, spec))
+        | initial_values.of_method(drawn)
+        | measured.of_method(config.method, drawn)
     )
 
 
 def of_evaluations(config: RunConfig) -> dict[str, dict[str, str]]:
-    """By evaluation: the facts of what it trains on views of images, around the same backbone.
+    """By evaluation: the facts of what it trains on views of images, and of what it predicts.
 
     Raises:
         UserError: there is no such backbone.
     """
     spec = _spec(config)
     nowhere = Hardware(torch.device("meta"), "fp32", "none")
-    found = {}
+    found, evaluations = {}, {}
     with nowhere.device:
         encoder = Encoder(backbones.build(spec, config.settings.seed), spec, nowhere, 0)
         for plugin, own in config.evals.items():
             evaluation = plugin.load_class()(plugin.real_config(own))
             training = evaluation.training(encoder, _CLASSES)
             found[plugin.name] = of_training(training, own) if training else {}
+            evaluations[plugin] = evaluation
+    for plugin, evaluation in evaluations.items():
+        found[plugin.name] |= measured.of_evaluation(plugin, evaluation)
     return found
 
 
 def of_training(training: Training, config: Any) -> dict[str, str]:
     """How an evaluation under those settings trains; a course ends at its ``min_lr``, if any."""
     found = of_views({"training": training.view}) | of_optimizer(training.model, training.optimizer)
+    momenta = [group["momentum"] for group in training.optimizer.optimizer.param_groups
+               if "momentum" in group]  # fmt: skip
+    if momenta:  # a method's flag of that name is its teacher's
+        found["momentum"] = _several(map(_numbers, momenta))
     courses = of_schedules(training.optimizer, config.epochs, config.batch_size)
     lowest = getattr(config, "min_lr", 0)
     if lowest:
@@ -134,11 +145,14 @@ def of_optimizer(module: nn.Module, spec: OptimizerSpec) -> dict[str, str]:
     """Kind and constants of the optimiser, and what weight decay and clipping reach."""
     optimizer = spec.optimizer
     groups = optimizer.param_groups
-    found = {"kind of optimiser": type(optimizer).__name__}
+    kind = type(optimizer).__name__
+    found = {"optimizer": kind.lower(), "kind of optimiser": kind}
     for name, key in _CONSTANTS.items():
         values = [group[key] for group in groups if key in group]
         if values and values[0] is not None:
             found[name] = _several(map(_numbers, values))
+    if all("betas" in group for group in groups):
+        found["beta2"] = _several(f"{group['betas'][1]:g}" for group in groups)
     if any("momentum" in group for group in groups):
         kinds = ("Nesterov" if group.get("nesterov") else "plain" for group in groups)
         found["kind of momentum"] = _several(kinds)
@@ -157,13 +171,18 @@ def of_optimizer(module: nn.Module, spec: OptimizerSpec) -> dict[str, str]:
     found["weight decay of norms and biases"] = (
         _several(f"{each:g}" if each else "none" for each in decays[False]) or "none"
     )
+    if any(decays[True]) and decays[False]:
+        found["decay_norm_and_bias"] = _several("yes" if each else "no" for each in decays[False])
     found["weights without decay"] = ", ".join(sorted(undecayed)) or "none"
     found["learning rate of norms and biases"] = (
         _several("that of weights" if each == 1 else f"{each:g} of it" for each in scales[False])
         or "that of weights"
     )
+    rates = sorted({group.get("lr_scale", 1.0) for group in groups})
+    found["layer_decay"] = _several(f"{a / b:g}" for a, b in pairwise(rates)) or "1"
     norm = spec.clip_norm
     whose = "each parameter's own norm" if spec.clip_each else "norm of all parameters"
+    found["clip_grad"] = "none" if norm is None else f"{norm:g}"
     found["gradient clipping"] = "none" if norm is None else f"{whose}, {norm:g}"
     return found
 
@@ -175,12 +194,44 @@ def of_schedules(spec: OptimizerSpec, epochs: float, batch_size: int) -> dict[st
     steps = [Step(number, total, per_epoch, batch_size) for number in range(total)]
     rates = [spec.learning_rate(step) for step in steps]
     found = {_COURSE: _course(rates, per_epoch)}
+    peak = rates.index(max(rates))
+    (first, _), (_, highest), (last, lowest) = (
+        _held(spec, step) for step in (steps[0], steps[peak], replace(steps[0], number=total))
+    )
+    found["base_lr"] = f"{highest * 256 / batch_size:g}"
+    found["warmup"] = many(
+        _warmup(spec, peak / per_epoch, 1 / per_epoch, steps[0], epochs), "epoch"
+    )
+    if "%" not in found[_COURSE]:  # what falls in steps has no curve that ends anywhere
+        found |= {"final_lr": f"{lowest / highest:g}", "min_lr": f"{lowest:g}"}
+    found |= {"weight_decay": first, "final_weight_decay": last}
     if spec.weight_decay:
         decays = [spec.weight_decay(step) for step in steps]
         found["weight decay's course"] = f"{decays[0]:g}, {_falls(decays)}"
     else:
         found["weight decay's course"] = "constant"
     return found
+
+
+def _warmup(spec: OptimizerSpec, about: float, error: float, like: Step, epochs: float) -> float:
+    """Epochs before the learning rate is at its highest, to a thousandth of one."""
+    first, end = (round(1000 * (about + each)) for each in (-error, error))
+    fine = replace(like, total=round(1000 * epochs), per_epoch=1000)
+    rates = {n: spec.learning_rate(replace(fine, number=n)) for n in range(max(0, first), end + 1)}
+    return max(rates, key=rates.__getitem__) / 1000
+
+
+def _held(spec: OptimizerSpec, step: Step) -> tuple[str, float]:
+    """The weight decay of what is decayed and the highest learning rate, in that step.
+
+    A group with a schedule of its own is left aside.
+    """
+    spec.prepare(step)
+    every = spec.optimizer.param_groups
+    groups = [group for group in every if "schedule" not in group] or every
+    of_weights = (g for g in groups if any(each.ndim > 1 for each in g["params"]))
+    decays = {group["weight_decay"] for group in of_weights}
+    return _several(f"{each:g}" for each in decays - {0} or {0}), max(g["lr"] for g in groups)
 
 
 def of_modules(method: Method) -> dict[str, str]:

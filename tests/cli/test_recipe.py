@@ -265,7 +265,8 @@ def test_what_differs_is_marked() -> None:
     plain = rows("imagenet-mae-vitb")
     assert plain["mae", "mask_ratio"].mark == ""
     assert plain["mae", "initial patch embedding"].mark == DIFFERS
-    assert plain["mae", "norm of a patch"].mark == UNCOMPARED
+    assert plain["mae", "norm of a patch"].mark == ""
+    assert plain["mae", "incomplete last batch"].mark == UNCOMPARED
     assert plain["finetune", "layer_decay"].mark == DISPUTED
     assert plain["finetune", "layer_decay"].published == (
         ("0.65", "FINETUNE.md"),
@@ -288,7 +289,7 @@ def test_what_differs_is_marked() -> None:
 @pytest.mark.parametrize(
     "words,stage,name,ours",
     [
-        ((), "mae", "norm of a patch", NOT_CHECKED),
+        ((), "mae", "norm of a patch", "(x - mean) / sqrt(unbiased var + 1e-06)"),
         (("--no-norm-pix-loss",), "mae", "norm of a patch", "not used"),
         ((), "mae", "tries for a crop", "up to 10, then the largest in the centre"),
         ((), "mae", "interpolation of a crop", "bicubic"),
@@ -412,7 +413,8 @@ def test_quick_is_put_beside_the_methods_first_paper() -> None:
     request = flags.parse_run(["--preset", "quick"], "recipe")
     besides = {stage.title: stage.beside for stage in recipe.stages(request)}
     assert besides["pre-training: mae"] == besides["evaluation: finetune"] == "imagenet-mae-vitb"
-    assert besides["evaluation: knn"] == ""
+    assert besides["evaluation: knn"] == "imagenet-mae-vitb"
+    assert besides["evaluation: linear"] == ""
     other = flags.parse_run(["--preset", "quick", "--method", "mocov3"], "recipe")
     assert recipe.stages(other)[0].beside == "imagenet-mocov3-vits"
     bare = flags.parse_run(["--preset", "quick", "--method", "supervised"], "recipe")

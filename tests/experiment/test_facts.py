@@ -14,11 +14,12 @@ from helpers import METHODS
 from ssl_bench.api import optimizers, registry
 from ssl_bench.cli import flags
 from ssl_bench.cli.commands import recipe
-from ssl_bench.cli.commands.recipe import DIFFERS, UNCOMPARED
+from ssl_bench.cli.commands.recipe import DIFFERS, DISPUTED, UNCOMPARED
 from ssl_bench.config.presets import PRESET_NOTES
-from ssl_bench.evaluation import finetuning
+from ssl_bench.evaluation import finetuning, neighbors
 from ssl_bench.evaluation.features import Encoder
 from ssl_bench.experiment import facts, initial_values
+from ssl_bench.models import prototypes
 from ssl_bench.transforms import augmentations
 
 PAPERS = [preset for plugin in METHODS for preset in plugin.presets() if preset not in PRESET_NOTES]
@@ -136,7 +137,7 @@ def method_class(name: str) -> Any:
 def test_what_is_read_off_is_as_published(preset: str) -> None:
     """But for what the method says is another: nothing that a paper fixes may change unseen."""
     found = rows(preset)
-    derived = {n: row for n, row in found.items() if row.basis == "compared" and " " in n}
+    derived = {n: row for n, row in found.items() if row.basis == "object" and " " in n}
     assert len(derived) >= (1 if preset in ("albef-vitb16", "bert-base") else 5)
     assert unlike(found) == DEVIATIONS.get(preset, {})
 
@@ -148,7 +149,7 @@ def test_what_is_read_off_evaluations_is_as_published(monkeypatch: pytest.Monkey
         for stage in recipe.stages(flags.parse_run(["--preset", preset], "recipe"))[1:]:
             shown = {row.name: row for row in stage.rows if row.published}
             name = stage.title.split(": ")[1]
-            derived = [n for n, row in shown.items() if row.basis == "compared" and " " in n]
+            derived = [n for n, row in shown.items() if row.basis == "object" and " " in n]
             assert len(derived) >= 5 or name != "finetune" or preset.startswith("kinetics"), preset
             found[preset, name] = unlike(shown)
     assert {key: rows for key, rows in found.items() if rows} == DEVIATIONS_OF_EVALS
@@ -208,6 +209,10 @@ def test_bilinear_crops_of_mae_show(monkeypatch: pytest.MonkeyPatch) -> None:
         ("optimiser's epsilon", {"eps": 1e-6}),
         ("optimiser's betas", {"betas": (0.8, 0.95)}),
         ("weight decay of norms and biases", {"weight_decay": 0.05}),
+        ("weight_decay", {"weight_decay": 0.0}),
+        ("weight_decay", {"weight_decay": 0.1}),
+        ("beta2", {"betas": (0.9, 0.999)}),
+        ("decay_norm_and_bias", {"weight_decay": 0.05}),
     ],
 )
 def test_another_optimiser_shows(
@@ -233,6 +238,14 @@ def test_another_optimiser_shows(
         ({"learning_rate": lambda step: 1 - step.fraction}, "learning rate's course"),
         ({"weight_decay": lambda step: 1 - step.fraction}, "weight decay's course"),
         ({"clip_norm": 1.0}, "gradient clipping"),
+        (
+            {"learning_rate": lambda step: optimizers.warmup_cosine(step, 2.4e-4, 40 / 1600)},
+            "base_lr",
+        ),
+        (
+            {"learning_rate": lambda step: optimizers.warmup_cosine(step, 2.4e-3, 41 / 1600)},
+            "warmup",
+        ),
     ],
 )
 def test_another_schedule_shows(
@@ -262,9 +275,64 @@ def test_the_summary_counts_as_compared_only_what_was() -> None:
     request = flags.parse_run(["--preset", "imagenet-mae-vitb", "--evals", "none"], "recipe")
     stage = recipe.stages(request)[0]
     bases = [row.basis for row in stage.rows if row.published]
-    assert {*bases} == {"compared", "stated", "not checked"}
-    for number in (bases.count("compared"), bases.count("stated"), bases.count("not checked")):
+    assert {*bases} == {"object", "flag", "stated", "not checked"}
+    read, flagged = bases.count("object"), bases.count("flag")
+    assert f"{read + flagged} of {len(bases)} published settings were compared" in stage.summary
+    assert f"{read} as read off objects and {flagged} as a flag says" in stage.summary
+    for number in (bases.count("stated"), bases.count("not checked")):
         assert f"{number} " in stage.summary
+
+
+def test_what_an_optimiser_holds_is_no_flag() -> None:
+    """And where no object tells, the row is the flag's."""
+    found = rows("imagenet-dino-vits")
+    for name in ("weight_decay", "final_weight_decay", "base_lr", "final_lr", "warmup", "beta2",
+                 "clip_grad", "decay_norm_and_bias"):  # fmt: skip
+        assert (found[name].basis, found[name].mark) == ("object", ""), name
+    assert found["momentum"].basis == found["epochs"].basis == "flag"
+
+
+@pytest.mark.parametrize(
+    "preset,name,kept,ours",
+    [
+        ("barlow-twins-resnet50", "weight_decay", {"weight_decay": 0.0}, "0"),
+        ("barlow-twins-resnet50", "momentum", {"momentum": 0.5}, "0.5"),
+        ("simsiam-resnet50", "momentum", {"momentum": 0.5}, "0.5"),
+        ("mae-vitb", "optimizer", {"optimizer": "sgd"}, "sgd"),
+    ],
+)
+def test_a_flag_that_a_probe_ignores_shows(
+    monkeypatch: pytest.MonkeyPatch, preset: str, name: str, kept: dict[str, Any], ours: str
+) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    module = importlib.import_module(registry.find("eval", "linear-paper").load_class().__module__)
+    real = module._optimizer
+    ignoring = lambda probe, config: real(probe, replace(config, **kept))  # noqa: E731
+    before = rows(f"imagenet-{preset}", "linear-paper")[name]
+    monkeypatch.setattr(module, "_optimizer", ignoring)
+    after = rows(f"imagenet-{preset}", "linear-paper")[name]
+    assert (before.basis, before.mark) == ("object", "")
+    assert (after.basis, after.mark, after.ours) == ("object", DIFFERS, ours)
+
+
+@pytest.mark.parametrize(
+    "name,kept,ours",
+    [
+        ("weight_decay", {"weight_decay": 0.0}, "0"),
+        ("beta2", {"beta2": 0.95}, "0.95"),
+        ("layer_decay", {"layer_decay": 1.0}, "1"),
+        ("decay_norm_and_bias", {"decay_norm_and_bias": True}, "yes"),
+    ],
+)
+def test_a_flag_that_fine_tuning_ignores_shows(
+    monkeypatch: pytest.MonkeyPatch, name: str, kept: dict[str, Any], ours: str
+) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    real: Callable[..., Any] = finetuning.optimizer
+    ignoring = lambda model, config: real(model, replace(config, **kept))  # noqa: E731
+    monkeypatch.setattr(finetuning, "optimizer", ignoring)
+    row = rows("imagenet-mae-vitb", "finetune")[name]
+    assert (row.basis, row.mark, row.ours) == ("object", DIFFERS, ours)
 
 
 def test_another_order_of_colour_changes_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,3 +443,90 @@ def test_another_training_of_an_evaluation_shows(monkeypatch: pytest.MonkeyPatch
     for one, other_rows, names in zip(before, after, changed, strict=True):
         assert {name for name, row in one.items() if " " in name and row.mark == DIFFERS} == set()
         assert names <= {name for name, row in other_rows.items() if row.mark == DIFFERS}
+
+
+@pytest.mark.parametrize("preset", ["imagenet-dino-vits", "imagenet-ibot-vits"])
+@pytest.mark.parametrize("temperature", [0.05, 0.2])
+def test_another_temperature_of_the_student_shows(
+    monkeypatch: pytest.MonkeyPatch, preset: str, temperature: float
+) -> None:
+    monkeypatch.setattr(prototypes, "_STUDENT_TEMPERATURE", temperature)
+    row = rows(preset)["temperature of the student"]
+    assert (row.ours, row.mark) == (f"{temperature}", DIFFERS)
+
+
+def test_another_temperature_in_one_of_two_losses_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    ibot = importlib.import_module(method_class("ibot").__module__)
+    real = ibot.of_hidden_patches
+    hotter = lambda student_PK, *how: real(student_PK / 2, *how)  # noqa: E731
+    monkeypatch.setattr(ibot, "of_hidden_patches", hotter)
+    assert rows("imagenet-ibot-vits")["temperature of the student"].ours == "0.1 or 0.2"
+
+
+@pytest.mark.parametrize(
+    "square,ours",
+    [
+        (lambda x: x.var(-1, keepdim=True) + 1e-5, "(x - mean) / sqrt(unbiased var + 1e-05)"),
+        (lambda x: x.var(-1, keepdim=True, correction=0) + 1e-6, "(x - mean) / sqrt(var + 1e-06)"),
+        (lambda x: (x.std(-1, keepdim=True) + 1e-6).square(), "other"),
+        (lambda x: torch.ones(()), "not used"),
+    ],
+)
+def test_another_norm_of_patches_shows(
+    monkeypatch: pytest.MonkeyPatch, square: Callable[[torch.Tensor], torch.Tensor], ours: str
+) -> None:
+    mae = importlib.import_module(method_class("mae").__module__)
+    statistics = lambda x: (x.mean(-1, keepdim=True), square(x).sqrt())  # noqa: E731
+    monkeypatch.setattr(mae, "_patch_statistics", statistics)
+    row = rows("imagenet-mae-vitb")["norm of a patch"]
+    assert (row.ours, row.mark) == (ours, DIFFERS)
+
+
+def test_knn_votes_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for how many neighbours vote, of which there is a choice."""
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    for preset in PAPERS:
+        if preset.startswith("imagenet-"):
+            found = rows(preset, "knn")
+            compared = {n for n, row in found.items() if row.mark != UNCOMPARED}
+            assert compared == {"neighbors", "temperature", "weight of a vote"}
+            assert {n for n, row in found.items() if row.mark == DIFFERS} == {"neighbors"}
+            assert found["temperature"].basis == found["weight of a vote"].basis == "object"
+    twenty = ["--preset", "imagenet-dino-vits", "--evals", "knn", "--knn-neighbors", "20"]
+    [*_, stage] = recipe.stages(flags.parse_run(twenty, "recipe"))
+    assert [row.mark for row in stage.rows if row.name == "neighbors"] == [DISPUTED]
+
+
+@pytest.mark.parametrize(
+    "replaced,differing",
+    [
+        (lambda queries, t: (queries, 0.1), {"temperature": "0.1"}),
+        (lambda queries, t: (queries, 2 * t), {"temperature": "0.14"}),
+        (lambda queries, t: (queries.abs().sqrt(), t), {"weight of a vote": "other"}),
+    ],
+)
+def test_other_votes_of_knn_show(
+    monkeypatch: pytest.MonkeyPatch,
+    replaced: Callable[..., tuple[Any, float]],
+    differing: dict[str, str],
+) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    real: Callable[..., Any] = neighbors.votes
+
+    def other(features: Any, labels: Any, which: Any, queries: Any, counts: Any, t: float,
+              classes: int) -> Any:  # fmt: skip
+        queries, t = replaced(queries, t)
+        return real(features, labels, which, queries, counts, t, classes)
+
+    monkeypatch.setattr(neighbors, "votes", other)
+    found = rows("imagenet-mae-vitb", "knn")
+    assert {
+        n: row.ours for n, row in found.items() if row.mark == DIFFERS and n != "neighbors"
+    } == (differing)
+
+
+def test_lengths_of_features_must_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "_facts", lambda config: {})
+    monkeypatch.setattr(neighbors.F, "normalize", lambda queries, dim: queries)
+    found = rows("imagenet-mae-vitb", "knn")
+    assert found["temperature"].mark == DIFFERS

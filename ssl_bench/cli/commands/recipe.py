@@ -1,7 +1,8 @@
 """``ssl-bench recipe PRESET``: every setting beside the published one, with its source.
 
-What no flag is named after is read off the views, the optimisers and the modules of the method and
-of the evaluations (`experiment.facts`); no data are read and nothing is trained.
+What the views, the optimisers and the modules of the method and of the evaluations tell is read off
+them (`experiment.facts`), the rest off the flags alone, and each row says which; no data are read
+and nothing is trained.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ marks:
   {DISPUTED:<4}the sources disagree, and ours is one of them
   {UNCOMPARED:<4}not compared: ours is as we state it, or not checked
 
+ours is from:
+  object  what a run builds: views, optimiser, modules, losses, votes
+  flag    the flag's value, which nothing was seen to heed
+  us      what we state
+
 presets:
 """
 
@@ -55,13 +61,19 @@ class Row:
         name: the flag without its hyphens, or, with a space in it, what no flag changes.
         ours: what this project does.
         published: what others did, and where that is written; more than one where they disagree.
-        basis: whether ours was read off a flag or an object, is only stated, or is not known.
+        basis: whether ours was read off an object, is what a flag says, is stated by us, or is not
+            known.
     """
 
     name: str
     ours: str
     published: tuple[tuple[str, str], ...]
-    basis: Literal["compared", "stated", "not checked"] = "compared"
+    basis: Literal["object", "flag", "stated", "not checked"] = "flag"
+
+    @property
+    def origin(self) -> str:
+        """Where ours is from, as tables show it."""
+        return "" if self.ours == NOT_CHECKED else "us" if self.basis == "stated" else self.basis
 
     @property
     def mark(self) -> str:
@@ -69,7 +81,7 @@ class Row:
 
         What was not compared is "?", whatever it says.
         """
-        if self.basis != "compared":
+        if self.basis not in ("object", "flag"):
             return UNCOMPARED
         same = [value == self.ours for value, _ in self.published]
         return "" if all(same) else DISPUTED if any(same) else DIFFERS
@@ -97,11 +109,13 @@ class Stage:
             return "nothing is published for this preset"
         marks = [row.mark for row in rows]
         bases = [row.basis for row in rows]
+        read, flagged = bases.count("object"), bases.count("flag")
         return (
-            f"{bases.count('compared')} of {len(rows)} published settings were compared: "
-            f"{marks.count(DIFFERS)} differ ({DIFFERS}), of {marks.count(DISPUTED)} the sources "
-            f"disagree and one is taken ({DISPUTED}); {bases.count('stated')} are stated and "
-            f"{bases.count('not checked')} not checked ({UNCOMPARED})"
+            f"{read + flagged} of {len(rows)} published settings were compared, {read} as read off "
+            f"objects and {flagged} as a flag says: {marks.count(DIFFERS)} differ ({DIFFERS}), of "
+            f"{marks.count(DISPUTED)} the sources disagree and one is taken ({DISPUTED}); "
+            f"{bases.count('stated')} are stated and {bases.count('not checked')} not checked "
+            f"({UNCOMPARED})"
         )
 
 
@@ -205,8 +219,11 @@ def _stage(
     quoted = published(plugin, beside, method) if beside else Recipe()
     title = f"{'pre-training' if plugin.kind == 'method' else 'evaluation'}: {plugin.name}"
     _check_names(title, quoted.settings, values)
-    if plugin.kind != "method":  # what all evaluations have in common is told where it is compared
-        facts = {name: text for name, text in facts.items() if name in quoted.settings}
+    # Each flag's where there is such a flag; what all evaluations have in common, where compared.
+    shown = {*values, *quoted.settings}
+    if plugin.kind == "method":
+        shown |= {name for name in facts if " " in name}
+    facts = {name: text for name, text in facts.items() if name in shown}
     rows = tuple(_rows(values, quoted.settings, facts))
     return Stage(title, beside if quoted.settings else "", quoted.sources, rows)
 
@@ -236,7 +253,7 @@ def _rows(
         entries = published.get(name, ())
         sources = tuple((_text("", each.value, values), each.source) for each in entries)
         if name in known:
-            yield Row(name, known[name], sources)
+            yield Row(name, known[name], sources, "object" if name in facts else "flag")
         else:
             yield _underived(name, entries, sources, values)
         if name == "base_lr" and "batch_size" in values:
@@ -275,13 +292,13 @@ def _text(name: str, value: Any, values: Mapping[str, Any]) -> str:
 def _table(stage: Stage) -> Table:
     title = stage.title + (f", beside {stage.beside}" if stage.beside else "")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("setting", "ours", "", "published", "source"):
-        ratio = None if name in ("setting", "") else 3
+    for name in ("setting", "ours", "from", "", "published", "source"):
+        ratio = None if name in ("setting", "from", "") else 3
         table.add_column(name, ratio=ratio, no_wrap=ratio is None, overflow="fold")
     for row in stage.rows:
         (value, source), *others = row.published or (("-", ""),)
         mark = row.mark if row.published else ""
-        table.add_row(row.name.replace("_", " "), row.ours, mark, value, source)
+        table.add_row(row.name.replace("_", " "), row.ours, row.origin, mark, value, source)
         for value, source in others:
-            table.add_row("", "", "", value, source)
+            table.add_row("", "", "", "", value, source)
     return table
