@@ -37,7 +37,9 @@ def test_interval_of_a_mean(values: list[float]) -> None:
 
 
 def test_a_single_value_has_no_interval() -> None:
-    assert statistics.mean_interval([80.0]) == statistics.Mean(1, 80.0, None)
+    single = statistics.mean_interval([80.0])
+    assert single == statistics.Mean(1, 80.0, None)
+    assert all(map(math.isnan, single.interval))
     nothing = statistics.mean_interval([])
     assert (nothing.n, nothing.half_width) == (0, None)
     assert math.isnan(nothing.mean)
@@ -47,7 +49,8 @@ def test_equal_values_have_no_interval() -> None:
     """Their floating-point mean is off by a rounding, which is no spread."""
     for value in (0.0, 80.1, 1e-9, -3.3):
         assert statistics.mean_interval([value] * 3).half_width is None
-    assert statistics.mean_interval([80.10, 80.11]).half_width is not None
+    for other in (80.11, 80.10001):
+        assert statistics.mean_interval([80.10, other]).half_width is not None
 
 
 def test_nan_is_left_out() -> None:
@@ -128,6 +131,17 @@ def test_a_correlation_is_shown_where_scipy_has_it_below_one_in_a_thousand(
     assert seeds == 4 or 20 < paired < 130
 
 
+@pytest.mark.parametrize(
+    "a", [[1.0, 2.0, 4.0, 8.0, 16.0], [0.0, 1.0, 0.0, 1.0, 0.0], [80.0] * 5], ids=str
+)
+def test_scores_that_are_opposite_or_constant_do_not_rise_together(a: list[float]) -> None:
+    b = [90 - value for value in a]
+    assert statistics.difference(by_seed(a), by_seed(b)).test == "Welch t"
+    rising = by_seed([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert statistics.difference(rising, by_seed([80.0] * 5)).test == "Welch t"
+    assert statistics.difference(rising, rising).test == "paired t"
+
+
 @given(many, many, st.floats(0.001, 0.9))
 def test_an_interval_leaves_out_zero_where_p_is_below_its_level(
     a: list[float], b: list[float], level: float
@@ -156,6 +170,11 @@ def test_seeds_needed_against_statsmodels(lead: float, spread: float) -> None:
     assert statistics.seeds_needed(lead, spread) == max(2, math.ceil(found))
     found = TTestIndPower().solve_power(lead / spread, alpha=0.05, power=0.95)
     assert statistics.seeds_needed(lead, spread, rivals=4) == max(2, math.ceil(found))
+
+
+@pytest.mark.parametrize("effect", [25, 1e5, 1e9])
+def test_a_lead_far_beyond_the_spread_is_shown_by_two_seeds(effect: float) -> None:
+    assert statistics.seeds_needed(effect, 1.0) == 2
 
 
 def test_a_lead_that_no_number_of_seeds_shows() -> None:
@@ -217,6 +236,8 @@ def test_of_one_run_the_images_alone_are_counted() -> None:
     assert (ours.n, ours.mean) == (1, 80.0)
     assert ours.half_width == pytest.approx(1.96 * 100 * math.sqrt(0.16 / 1000), rel=0.01)
     assert statistics.mean_over_seeds_and_images(np.ones((2, 9), bool)).half_width is None
+    one_image = statistics.mean_over_seeds_and_images(np.array([[True], [False]]))
+    assert one_image == statistics.Mean(2, 50.0, None)
 
 
 @pytest.mark.parametrize("a,b", [([1.0], [2.0]), ([1.0], [2.0, 3.0]), ([], [1.0, 2.0])])
@@ -227,22 +248,26 @@ def test_too_few_values_are_not_tested(a: list[float], b: list[float]) -> None:
 
 def test_no_spread_is_no_evidence() -> None:
     same = statistics.difference(by_seed([80.0, 81.0]), by_seed([80.0, 81.0]), "always")
-    assert (same.p, same.interval) == (1.0, (0.0, 0.0))
-    shifted = statistics.difference(
-        by_seed([80.1, 81.1, 82.1]), by_seed([80.0, 81.0, 82.0]), "always"
-    )
-    assert shifted.difference == pytest.approx(0.1)
-    assert (shifted.p, shifted.interval) == (None, None)
+    assert (same.p, same.interval, same.interval_at(0.01)) == (1.0, (0.0, 0.0), (0.0, 0.0))
+    nothing = statistics.difference(by_seed([0.0, 0.0]), by_seed([0.0, 0.0]))
+    assert (nothing.p, nothing.interval) == (1.0, (0.0, 0.0))
+    for lower in ([80.0, 81.0, 82.0], [-0.1, 0.0, 82.0]):
+        higher = [value + 0.1 for value in lower]
+        shifted = statistics.difference(by_seed(higher), by_seed(lower), "always")
+        assert shifted.difference == pytest.approx(0.1)
+        assert (shifted.p, shifted.interval) == (None, None)
     apart = statistics.difference(by_seed([80.0, 80.0]), by_seed([81.0, 81.0], first=5))
     assert (apart.test, apart.p) == ("Welch t", None)
 
 
-@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 50))
-def test_mcnemar(only_a: int, only_b: int, both: int) -> None:
-    right_a = np.repeat([True, False, True], [only_a, only_b, both])
-    right_b = np.repeat([False, True, True], [only_a, only_b, both])
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 50), st.integers(0, 20))
+def test_mcnemar(only_a: int, only_b: int, both: int, neither: int) -> None:
+    counts = [only_a, only_b, both, neither]
+    right_a = np.repeat([True, False, True, False], counts)
+    right_b = np.repeat([False, True, True, False], counts)
     ours = statistics.mcnemar(right_a, right_b)
-    reference = reference_mcnemar([[both, only_a], [only_b, 0]], exact=True)
+    reference = reference_mcnemar([[both, only_a], [only_b, neither]], exact=True)
+    assert ours.n == sum(counts)
     assert ours.p == pytest.approx(min(1.0, reference.pvalue))
     assert ours.difference == pytest.approx(100 * (right_a.mean() - right_b.mean()))
     assert ours.interval is not None and ours.p is not None
@@ -261,6 +286,8 @@ def test_mcnemar_without_discordant_images() -> None:
     assert statistics.mcnemar(right, right).p == 1.0
     with pytest.raises(UserError, match="3 and for 2 test images"):
         statistics.mcnemar(right, right[:2])
+    with pytest.raises(UserError, match="0 and for 0 test images"):
+        statistics.mcnemar(right[:0], right[:0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])

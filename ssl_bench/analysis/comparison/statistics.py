@@ -188,10 +188,10 @@ def _correlate(values_a: np.ndarray, values_b: np.ndarray) -> bool:
     n = len(values_a)
     if n < _FEWEST_PAIRS or min(np.ptp(values_a), np.ptp(values_b)) == 0:
         return False
-    r = float(np.clip(np.corrcoef(values_a, values_b)[0, 1], -1, 1))
-    return (
-        r >= 1 or float(special.stdtr(n - 2, -r * math.sqrt((n - 2) / (1 - r * r)))) < _PAIRED_FROM
-    )
+    r = float(np.corrcoef(values_a, values_b)[0, 1])
+    if abs(r) >= 1:
+        return r > 0
+    return float(special.stdtr(n - 2, -r * math.sqrt((n - 2) / (1 - r * r)))) < _PAIRED_FROM
 
 
 def seeds_needed(lead: float, spread: float, rivals: int = 1, power: float = 0.8) -> int | None:
