@@ -55,7 +55,8 @@ def sentences(table: ScoreTable) -> Iterator[tuple[str, str]]:
             top = max(means, key=lambda key: means[key])
             ahead = [g.key for g, mean in known if g.is_baseline and mean > means[top]]
             above = f" Above all of them: {_names(table, column, ahead)}." if ahead else ""
-            yield column.title, _sentence(table, column, top, _beside(pairs, top)) + above
+            beside = {key: pair for pair in pairs if (key := pair.other(top)) in means}
+            yield column.title, _sentence(table, column, top, beside) + above
 
 
 def _sentence(table: ScoreTable, column: Column, top: str, beside: dict[str, Pair]) -> str:
@@ -84,10 +85,6 @@ def _sentence(table: ScoreTable, column: Column, top: str, beside: dict[str, Pai
         what = "worse" if is_fair else "behind, though settings were not chosen alike"
         parts.append(f"{many(len(worse), 'other')} {'is' if len(worse) == 1 else 'are'} {what}")
     return f"{'; '.join(parts)}."
-
-
-def _beside(pairs: Sequence[Pair], top: str) -> dict[str, Pair]:
-    return {key: pair for pair in pairs if (key := pair.other(top))}
 
 
 def _lead(column: Column, pair: Pair, top: str) -> str:

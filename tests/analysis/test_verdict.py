@@ -122,6 +122,32 @@ def test_one_group_has_no_verdict(results: Results) -> None:
     assert (verdict.summary(table), list(verdict.sentences(table))) == ("", [])
 
 
+def test_what_ranks_nobody_has_no_sentence(results: Results) -> None:
+    for method, center in (("a", 80.0), ("b", 70.0)):
+        score(results, method, center, better="neither")
+    table = results.table()
+    assert (verdict.summary(table), list(verdict.sentences(table))) == ("", [])
+
+
+def test_a_method_without_any_score_is_in_no_sentence(results: Results) -> None:
+    score(results, "a", float("nan"))
+    score(results, "b", 80.0)
+    score(results, "c", 70.0)
+    [(_, sentence)] = verdict.sentences(results.table())
+    assert sentence.startswith("b (80.01) is better than c")
+
+
+def test_of_many_that_are_open_the_nearest_are_named(results: Results) -> None:
+    """Also where the lowest mean leads."""
+    for number, method in enumerate("abcdefg"):
+        score(results, method, 80.0 + 0.1 * number, wide=9, unit="error (%)", better="lower")
+    [(_, sentence)] = verdict.sentences(results.table())
+    assert sentence == (
+        "a (80.11) has the lowest mean; its lead over b (80.21), c (80.31), d (80.41), e (80.51) "
+        "and 2 more is not decided."
+    )
+
+
 def test_long_labels_become_letters_that_a_note_explains(results: Results) -> None:
     for ratio in (0.5, 0.75):
         settings = {"mask_ratio": ratio, "another_setting": f"the-value-of-{ratio}"}
