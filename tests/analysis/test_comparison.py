@@ -30,8 +30,13 @@ def results() -> Results:
 
 def test_seeds_make_a_group_with_mean_and_interval(results: Results) -> None:
     runs = results.seeds("mae", [80.0, 81.0, 82.0])
+    for row, images in zip(results.scores, (100, 200, 2700), strict=True):
+        row["images_seen"] = images
+    for rows in (results.runs, results.scores):
+        rows.reverse()
     table = results.table()
     [group] = table.groups
+    assert [*group.seeds] == runs, "in ascending order"
     assert group.seeds == dict(zip(runs, range(3), strict=True))
     cell = table.cells[group.key, table.columns[0].key]
     assert (cell.mean.n, cell.mean.mean) == (3, 81.0)
@@ -103,12 +108,47 @@ def test_a_seed_counts_once(results: Results) -> None:
         f"a: seed 0 is counted once, as {first}, and is also that of {copied}",
     )
     assert compared.incomplete == ()
-    results.score(results.run("a", seed=1), 83.0)
+    for value in (83.0, 88.0):
+        results.score(results.run("a", seed=1), value)
     compared = results.compare()
     [table] = compared.tables
-    assert table.cells[group.key, "knn/p0/top1"].values == {first: 80.0, second: 82.0}
+    assert table.cells[group.key, "knn/p0/top1"].values == {first: 80.0, second: 84.0}
     assert "their mean is taken" in compared.notes[1]
     assert "their mean is taken" not in compared.notes[0]
+
+
+def test_a_repetition_of_a_seed_that_diverged_is_told(results: Results) -> None:
+    [first] = results.seeds("a", [float("nan")])
+    results.seeds("a", [70.0])
+    compared = results.compare()
+    [cell] = compared.tables[0].cells.values()
+    assert cell.values == {first: 70.0}
+    assert "their mean is taken" in compared.notes[0]
+
+
+def test_columns_that_rank_the_runs_come_first(results: Results) -> None:
+    run = results.run("a")
+    results.score(run, 1.0, eval="anisotropy", better="neither")
+    results.score(run, 2.0)
+    results.score(run, 3.0, score="top5", is_headline=False)
+    results.score(run, 4.0, eval="linear", better="lower")
+    titles = [column.title for column in results.table().columns]
+    assert titles == ["knn", "linear", "anisotropy", "knn: top5"]
+
+
+def test_after_z_letters_are_doubled(results: Results) -> None:
+    for number in range(28):
+        results.seeds("mae", [80.0], another_setting=f"{number:02} with a very long value of it")
+    labels = [group.label for group in results.table().groups]
+    assert labels[:2] + labels[25:] == ["mae A", "mae B", "mae Z", "mae AA", "mae AB"]
+
+
+def test_by_a_cost_the_smallest_comes_first_and_what_is_not_known_last(results: Results) -> None:
+    for method, images in (("a", 3000), ("b", None), ("c", 1000)):
+        own = beside(raw_pixels=45.0)
+        results.score(results.run(method), 50.0, images_seen=images, baselines=own)
+    [table] = comparison.ordered(results.compare(), "images").tables
+    assert [group.label for group in table.groups] == ["c", "a", "b", "raw pixels"]
 
 
 def test_a_copy_that_did_not_end_leaves_the_run_that_did(results: Results) -> None:

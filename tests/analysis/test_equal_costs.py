@@ -59,6 +59,11 @@ def test_only_runs_that_end_at_the_cost_are_annealed(results: Results) -> None:
     assert "(those of 1 of 2 runs of a are)" in table.title
 
 
+def test_a_curve_may_begin_before_the_first_step(results: Results) -> None:
+    curve(results, "a", {0: 40.0, 100: 80.0})
+    assert values(results.table(at="equal-images", at_cost=250)) == {"a": 50.0}
+
+
 def test_axes_differ(results: Results) -> None:
     curve(results, "a", {50: 70.0, 100: 80.0})
     curve(results, "b", {50: 60.0, 100: 65.0}, scale=0.5)
@@ -66,6 +71,9 @@ def test_axes_differ(results: Results) -> None:
     assert values(results.table(at="equal-flops")) == {"a": 80.0, "b": 65.0}
     assert values(results.table(at="equal-time")) == {"a": 80.0, "b": 65.0}
     assert "the end of each run" in results.table(at="equal-time").title
+    for row in results.scores[2:]:
+        row["seconds"] *= 2
+    assert values(results.table(at="equal-time")) == {"a": 80.0, "b": 60.0}
 
 
 def test_nothing_is_read_beyond_a_curve(results: Results) -> None:
@@ -80,6 +88,7 @@ def test_nothing_is_read_beyond_a_curve(results: Results) -> None:
     assert [group.label for group in table.groups] == ["a", "b"]
     assert table.groups[1].costs["flops"] is None
     beyond = results.table(at="equal-images", at_cost=5000)
+    assert beyond.title.endswith("learning rates not annealed there")
     assert values(beyond) == {}
     assert len(beyond.notes) == 2
     compared = results.compare(at="equal-images", at_cost=5000)
@@ -99,7 +108,9 @@ def test_runs_that_go_on_do_not_hold_the_others_back(results: Results) -> None:
 def test_what_costs_nothing_is_read_as_it_is(results: Results) -> None:
     curve(results, "a", {50: 70.0, 100: 80.0})
     results.score(results.run("untrained"), 20.0, images_seen=0, flops=0, seconds=0)
-    assert values(results.table(at="equal-images")) == {"a": 80.0, "untrained": 20.0}
+    table = results.table(at="equal-images")
+    assert values(table) == {"a": 80.0, "untrained": 20.0}
+    assert table.title.endswith("the end of each run")
 
 
 def test_a_cost_that_was_not_recorded_is_named(results: Results) -> None:
@@ -107,7 +118,7 @@ def test_a_cost_that_was_not_recorded_is_named(results: Results) -> None:
     results.score(results.run("old"), 75.0, flops=None)
     table = results.table(at="equal-flops")
     assert values(table) == {"a": 80.0}
-    assert any(note.startswith("old: flops was not recorded") for note in table.notes)
+    assert table.notes == ("old: flops was not recorded, so it cannot be read at an equal cost",)
 
 
 def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> None:
@@ -117,6 +128,7 @@ def test_trainings_under_one_budget_end_at_an_equal_cost(results: Results) -> No
     results.score(results.run("d"), 90.0, flops=2000.0)
     table = results.table(at="equal-flops", at_cost=999)
     assert values(table) == {"a": 80.0, "b": 70.0}
+    assert table.title.endswith("(those of a, b are)")
     [note] = [note for note in table.notes if "not known" in note]
     assert note.startswith("c (1 run), d (1 run): knn") and "--eval-every" in note
 
@@ -148,3 +160,34 @@ def test_one_command_reads_at_all_three_costs(results: Results) -> None:
     assert len(titles) == 3
     for title, words in zip(titles, ("images seen", "FLOPs", "s of the device"), strict=True):
         assert words in title
+
+
+def test_each_score_has_a_curve_of_its_own(results: Results) -> None:
+    run = results.run("a")
+    ends = {
+        ("knn", "p0", "top1"): 10.0,
+        ("knn", "p0", "top5"): 20.0,
+        ("knn", "p1", "top1"): 30.0,
+        ("linear", "p0", "top1"): 40.0,
+    }
+    for (name, protocol, number), end in ends.items():
+        for value, step in ((end - 8, 50), (end, None)):
+            results.score(
+                run, value, step, eval=name, protocol=protocol, score=number,
+                is_headline=number == "top1",
+            )  # fmt: skip
+    table = results.table(at="equal-images", at_cost=875)
+    [group] = table.groups
+    read = {column.key: table.cells[group.key, column.key].mean.mean for column in table.columns}
+    assert read == {"/".join(which): end - 2 for which, end in ends.items()}
+
+
+def test_a_broken_run_is_read_where_it_was_evaluated_and_was_not_annealed(
+    results: Results,
+) -> None:
+    run = results.run("a", state="broken")
+    results.score(run, 60.0, step=50)
+    results.score(run, 70.0, step=75)
+    table = results.table(at="equal-images")
+    assert values(table) == {"a": 70.0}
+    assert table.title.endswith("at 750 images seen, learning rates not annealed there")

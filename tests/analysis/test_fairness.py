@@ -74,16 +74,22 @@ def test_only_what_is_tuned_alike_gets_a_star(
     assert verdict(pair) == ("better" if mark else "ahead")
 
 
-def test_no_star_where_the_best_alone_was_searched_from_a_tuned_preset(results: Results) -> None:
-    results.seeds("a", 80 + NOISE[:4])
-    results.seeds("b", 70 + NOISE[4:8])
+@pytest.mark.parametrize("tuned_seeds", [{0, 1, 2, 3}, {0}])
+@pytest.mark.parametrize(("best", "other"), ["ab", "ba"])
+def test_no_star_where_the_best_alone_was_searched_from_a_tuned_preset(
+    results: Results, best: str, other: str, tuned_seeds: set[int]
+) -> None:
+    for method, center in (("a", 80), ("b", 80)):
+        results.seeds(method, center - 10 * (method == other) + NOISE[4 * (method == "b") :][:4])
     for row in results.runs:
-        row["chosen_by"] = by(trials=8, tried=8, tuned="by hand" * (row["method"] == "a"))
+        is_tuned = row["method"] == best and row["seed"] in tuned_seeds
+        row["chosen_by"] = by(trials=8, tried=8, tuned="by hand" * is_tuned)
     table = results.table()
     assert marks(table) == {"a": "", "b": ""}
-    assert any("untuned one for b" in note for note in table.notes)
+    assert any(f"untuned one for {other}" in note for note in table.notes)
     [pair] = table.pairs
-    assert pair.verdict == "better" and verdict(pair) == "ahead"
+    assert pair.better == pair.a if best == "a" else pair.b
+    assert verdict(pair) == ("ahead" if best == "a" else "behind")
 
 
 def test_searches_of_unequal_cost_are_told(results: Results) -> None:
@@ -93,6 +99,9 @@ def test_searches_of_unequal_cost_are_told(results: Results) -> None:
         row["chosen_by"] = by(trials=8, flops=3 * 10**13 if row["method"] == "a" else 12 * 10**11)
     [note] = [note for note in results.table().notes if "searches" in note]
     assert "a 3e+13" in note and "b 1.2e+12" in note
+    for row in results.runs:
+        row["chosen_by"] = by(trials=8, flops=10 if row["method"] == "a" else 20)
+    assert not any("searches" in note for note in results.table().notes), "they are about equal"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +114,16 @@ def test_rows_of_one_method_are_what_is_compared(results: Results, ours: str, th
     for row in results.runs:
         row["chosen_by"] = theirs if "0.5" in row["settings"] else ours
     assert [*marks(results.table()).values()].count("best") == 1
+
+
+@pytest.mark.parametrize("odd", ["x", "y"])
+def test_each_row_of_a_method_has_to_be_tuned_as_the_others_are(results: Results, odd: str) -> None:
+    results.seeds("a", 80 + NOISE[:4], size="x")
+    results.seeds("a", 75 + NOISE[4:8], size="y")
+    results.seeds("b", 70 + NOISE[8:12])
+    for row in results.runs:
+        row["chosen_by"] = by(trials=4 if odd in row["settings"] else 8)
+    assert "best" not in marks(results.table()).values()
 
 
 def test_how_settings_were_chosen_is_told_everywhere(results: Results) -> None:
@@ -182,6 +201,7 @@ def spent(results: Results, **flops: float) -> None:
         (dict(a=1.9e12, b=1e12, c=1e12), "1.9", "best"),
         (dict(a=1e12, b=50e12, c=1e12), "50", "best"),
         (dict(a=50e12, b=50e12, c=1e12), "50", ""),
+        (dict(a=2e12, b=1e12, c=1e12), "2", "best"),
         (dict(a=2.1e12, b=1e12, c=1e12), "2.1", ""),
         (dict(a=50e12, b=0.0, c=0.0), "", "best"),
     ],

@@ -64,6 +64,30 @@ def test_a_collapsed_seed_counts_on_its_side_alone(results: Results) -> None:
     assert marks(table) == {"a": "undecided", "b": "undecided"}
 
 
+@pytest.mark.parametrize(
+    ("pairing", "test"), [("always", "paired t, 5 seeds"), ("never", "Welch t, 5 seeds or more")]
+)
+def test_seeds_are_paired_as_is_asked_for(results: Results, pairing: Any, test: str) -> None:
+    """Whatever their correlation: there is none in the first case, and a clear one else."""
+    second = NOISE[5:10] if pairing == "always" else NOISE[:5] + 0.01 * NOISE[5:10]
+    results.seeds("a", 80 + NOISE[:5])
+    results.seeds("b", 79 + second)
+    [pair] = results.table(settings=VerdictSettings(pairing=pairing)).pairs
+    assert pair.test == test
+
+
+def test_that_single_runs_have_no_mark_is_said_where_there_are_some(results: Results) -> None:
+    for method in "ab":
+        runs = results.seeds(method, [80.0, 80.5])
+        for row in results.scores:
+            row["baselines"] = beside(raw_pixels=45.0) if row["run"] == runs[0] else None
+    told = "single runs have no mark: other seeds may differ"
+    assert told not in rendering.legend(results.table())
+    results.seeds("c", [70.0])
+    table = results.table()
+    assert told in rendering.legend(table) and "Holm" in rendering.corrected(table)
+
+
 def test_few_shared_seeds_do_not_throw_the_others_away(results: Results) -> None:
     for method, center, first in (("a", 80.0, 0), ("b", 81.0, 8)):
         for seed in range(first, first + 10):
@@ -338,6 +362,8 @@ def test_single_runs_are_compared_by_their_predictions(
         assert pair.interval == pair.difference.interval
         assert (pair.verdict, pair.p_adjusted) == ("undecided", None)
         assert marks(table) == {"a": "", "b": ""}
+        [on_the_way] = results.table(at="equal-images").pairs
+        assert on_the_way.test == "not tested"
         text = " ".join(shown(results.compare(), 120).split())
         assert "other seeds may differ" in text
         assert not set("*~≈") & set(text)
@@ -346,6 +372,70 @@ def test_single_runs_are_compared_by_their_predictions(
     else:
         assert pair.test == "not tested"
         assert any("other images" in note for note in table.notes)
+
+
+def test_a_single_run_is_not_compared_with_one_of_several(results: Results, tmp_path: Path) -> None:
+    for method, seed, right in (("a", 0, 90), ("b", 0, 60), ("b", 1, 61)):
+        folder = tmp_path / f"{method}{seed}"
+        value = store_predictions(folder, np.arange(100) < right, np.zeros(100, int))
+        results.score(results.run(method, seed), value, folder=str(folder))
+    [pair] = results.table().pairs
+    assert pair.test == "not tested"
+
+
+@pytest.mark.parametrize("spoil", ["", "missing", "other order", "other score"])
+def test_images_are_counted_where_every_seed_has_the_same(tmp_path: Path, spoil: str) -> None:
+    labels, right_SN = np.arange(100) % 10, np.arange(200).reshape(2, 100) % 3 > 0
+    scores = []
+    for seed, right in enumerate(right_SN):
+        folder = tmp_path / str(seed)
+        own = labels[::-1] if seed and spoil == "other order" else labels
+        value = store_predictions(folder, right, own) - seed * (spoil == "other score")
+        scores.append(Score(f"run {seed}", seed, value, "knn", str(folder)))
+    if spoil == "missing":
+        (tmp_path / "1/predictions.npz").unlink()
+    notes: list[str] = []
+    found = pairs.right_answers(scores, notes)
+    assert (found is None) == bool(spoil)
+    assert found is None or np.array_equal(found, right_SN)
+    told = ["run 1: predictions of knn do not give its score"]
+    assert notes == told * (spoil == "other score")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels"),
+    [
+        (np.array([0, 1]), np.array([0, 1, 1])),
+        (np.array([[0], [1]]), np.array([[0], [1]])),
+        (np.array([0.0, 1.0]), np.array([0, 1])),
+        (np.array([0, 1]), np.array([0, -1])),
+        (np.array([], int), np.array([], int)),
+    ],
+    ids=["lengths", "dimensions", "kind", "negative", "empty"],
+)
+def test_arrays_that_are_no_predictions_are_refused(
+    tmp_path: Path, predictions: np.ndarray, labels: np.ndarray
+) -> None:
+    np.savez_compressed(tmp_path / "predictions.npz", predictions=predictions, labels=labels)
+    with pytest.raises(UserError, match="do not fit together"):
+        pairs.read_predictions(str(tmp_path))
+    whole = np.array([3, 1], np.uint8), np.array([3, 0], np.uint16)
+    np.savez_compressed(tmp_path / "predictions.npz", predictions=whole[0], labels=whole[1])
+    found = pairs.read_predictions(str(tmp_path))
+    assert found is not None and [each.tolist() for each in found] == [[3, 1], [3, 0]]
+
+
+def test_what_would_decide_is_told_of_the_seeds_that_have_a_score() -> None:
+    """Two of them show a spread; one does not, nor does one that diverged."""
+    values = {"a": [80.0, 82.0], "b": [81.0, math.nan, 81.5], "c": [70.0]}
+    cells = {
+        (key, COLUMN.key): [Score(f"{key}{n}", n, v, "knn", "") for n, v in enumerate(each)]
+        for key, each in values.items()
+    }
+    spread = math.sqrt((2.0 + 0.125) / 2)
+    needed = statistics.seeds_needed(1.0, spread, rivals=2)
+    told = pairs.what_would_decide(COLUMN, cells)
+    assert told is not None and f"spread seen here ({spread:.2f} over seeds), {needed} " in told
 
 
 def test_intervals_that_count_images_are_told_from_those_that_do_not(
