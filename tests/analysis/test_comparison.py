@@ -32,6 +32,7 @@ def test_seeds_make_a_group_with_mean_and_interval(results: Results) -> None:
     runs = results.seeds("mae", [80.0, 81.0, 82.0])
     for row, images in zip(results.scores, (100, 200, 2700), strict=True):
         row["images_seen"] = images
+    results.score(runs[0], 70.0, eval="linear", images_seen=100)
     for rows in (results.runs, results.scores):
         rows.reverse()
     table = results.table()
@@ -557,3 +558,38 @@ def test_everything_is_there_as_json(results: Results) -> None:
     assert {row["method"]: row["n"] for row in content["scores"]} == {"mae": 2, "moco": 1}
     assert [pair["evaluation"] for pair in content["pairs"]] == ["knn"]
     assert {"incomplete", "notes"} <= content.keys()
+
+
+def test_a_pair_in_json_is_that_of_the_table(results: Results) -> None:
+    results.seeds("a", [90.0, 90.3, 90.5])
+    results.seeds("b", [70.0, 79.2, 80.9])
+    results.seeds("c", [79.9, 80.3, 80.6])
+    compared = results.compare()
+    [table] = compared.tables
+    rows = tables.as_json(compared)["pairs"]
+    for row, pair in zip(rows, table.pairs, strict=True):
+        assert (row["a"], row["b"]) == (table.label(pair.a), table.label(pair.b))
+        assert row["difference"] == pytest.approx(pair.difference.difference)
+        assert row["interval"] == pytest.approx(pair.interval, abs=1e-9)
+        assert row["level"] == pytest.approx(pair.level, abs=1e-9)
+        assert row["p"] == pytest.approx(pair.difference.p, abs=1e-9)
+        assert row["p_adjusted"] == pytest.approx(pair.p_adjusted, abs=1e-9)
+        assert (row["test"], row["verdict"]) == (pair.test, pair.verdict)
+    assert any(row["p"] < row["p_adjusted"] for row in rows)
+    assert any(row["level"] < 0.05 for row in rows)
+    assert {row["difference"] > 0 for row in rows} == {True, False}
+
+
+def test_a_flat_row_has_the_runs_of_its_score_and_their_mean(results: Results) -> None:
+    runs = results.seeds("a", [80.0, 84.0, float("nan")])
+    results.score(runs[1], 70.0, eval="linear")
+    compared = results.compare()
+    [table] = compared.tables
+    [cell] = [cell for (_, key), cell in table.cells.items() if key == "knn/p0/top1"]
+    knn, linear = tables.flat(compared).to_dict("records")
+    assert (knn["n"], knn["mean"], knn["half_width"]) == (2, 82.0, cell.mean.half_width)
+    assert (knn["seeds"], knn["runs"]) == ("0 1 2", " ".join(runs))
+    assert (linear["n"], linear["mean"], linear["seeds"], linear["runs"]) == (
+        *(1, 70.0),
+        *("1", runs[1]),
+    )

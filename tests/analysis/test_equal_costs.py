@@ -78,7 +78,7 @@ def test_axes_differ(results: Results) -> None:
 
 def test_nothing_is_read_beyond_a_curve(results: Results) -> None:
     curve(results, "a", {10: 50.0, 100: 80.0})
-    curve(results, "b", {50: 60.0, 100: 65.0})
+    curve(results, "b", {100: 65.0, 50: 60.0})
     table = results.table(at="equal-images", at_cost=300)
     assert values(table) == {"a": pytest.approx(50 + 30 * 20 / 90)}
     assert table.notes == (

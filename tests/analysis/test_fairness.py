@@ -8,7 +8,7 @@ import pytest
 from comparisons import NOISE, Results, by, marks, searched, shown, source_of
 
 from ssl_bench.analysis import tables
-from ssl_bench.analysis.marks import verdict
+from ssl_bench.analysis.marks import corrected, verdict
 from ssl_bench.analysis.report import exports
 from ssl_bench.analysis.report.tables import main_tables
 from ssl_bench.analysis.verdict import summary
@@ -124,6 +124,16 @@ def test_each_row_of_a_method_has_to_be_tuned_as_the_others_are(results: Results
     for row in results.runs:
         row["chosen_by"] = by(trials=4 if odd in row["settings"] else 8)
     assert "best" not in marks(results.table()).values()
+
+
+def test_who_was_not_tuned_alike_is_ahead_only_where_that_is_decided(results: Results) -> None:
+    for center, is_decided in ((80, False), (90, True)):
+        results.runs, results.scores = [], []
+        results.seeds("a", center + 9 * NOISE[:4])
+        results.seeds("b", 80 + 9 * NOISE[4:8])
+        for row in results.runs:
+            row["chosen_by"] = by(trials=8 if row["method"] == "a" else 0)
+        assert ("ahead, behind" in corrected(results.table())) == is_decided
 
 
 def test_how_settings_were_chosen_is_told_everywhere(results: Results) -> None:

@@ -88,6 +88,21 @@ def test_that_single_runs_have_no_mark_is_said_where_there_are_some(results: Res
     assert told in rendering.legend(table) and "Holm" in rendering.corrected(table)
 
 
+def test_each_column_has_a_best_of_its_own(results: Results) -> None:
+    for method, knn, linear in (("a", 90.0, 70.0), ("b", 80.0, 75.0), ("c", 70.0, 75.0)):
+        for seed in range(4):
+            run = results.run(method, seed)
+            noise = NOISE[seed + 4 * ord(method) % 90]
+            results.score(run, knn + noise)
+            results.score(run, linear + 9 * noise, eval="linear")
+    table = results.table()
+    found = {
+        column.title: [table.cells[group.key, column.key].mark for group in table.groups]
+        for column in table.columns
+    }
+    assert found == {"knn": ["best", "", ""], "linear": ["", "undecided", "undecided"]}
+
+
 def test_few_shared_seeds_do_not_throw_the_others_away(results: Results) -> None:
     for method, center, first in (("a", 80.0, 0), ("b", 81.0, 8)):
         for seed in range(first, first + 10):
@@ -205,6 +220,18 @@ def test_an_equivalent_pair_has_the_interval_of_its_two_one_sided_tests() -> Non
     )
     assert pair.verdict == "equivalent"
     assert pair.interval == pytest.approx(expected) and -0.52 < expected[0] < -0.4
+
+
+def test_of_several_equivalent_pairs_intervals_are_wider_and_within_the_margin() -> None:
+    """Each at the level that Holm's correction leaves its own two tests."""
+    alike = {"a": [80.0, 80.2, 79.8], "b": [80.1, 80.2, 79.9], "c": [80.0, 80.1, 79.8]}
+    found = decided(alike, margin=1.0)
+    assert [pair.verdict for pair in found] == ["equivalent"] * 3
+    for pair in found:
+        usual = pair.difference.interval_at(0.1)
+        assert pair.interval is not None and usual is not None
+        assert -1 < pair.interval[0] <= usual[0] < usual[1] <= pair.interval[1] < 1
+    assert sum(pair.level < 0.06 for pair in found) >= 2, "one is at the whole level"
 
 
 @pytest.mark.parametrize("last", [[50.0], [81.05]])

@@ -177,6 +177,13 @@ def test_a_lead_far_beyond_the_spread_is_shown_by_two_seeds(effect: float) -> No
     assert statistics.seeds_needed(effect, 1.0) == 2
 
 
+def test_a_power_so_near_to_one_that_scipy_has_none_is_one() -> None:
+    """Of 500 seeds, which are tried on the way, at some of these leads."""
+    expected = math.ceil(TTestIndPower().solve_power(2.43, alpha=0.05, power=0.8))
+    for lead in np.linspace(2.41, 2.45, 40):
+        assert statistics.seeds_needed(float(lead), 1.0) == expected
+
+
 def test_a_lead_that_no_number_of_seeds_shows() -> None:
     assert statistics.seeds_needed(0.01, 5.0) is None
 

@@ -173,3 +173,21 @@ def test_frames_that_do_not_fit_get_one_line(
     code, _, err = ssl_bench("run", "--runs-dir", tmp_path, "--epochs", 1, *words)
     assert (code, err.count("\n")) == (2, 1), err
     assert named in err
+
+
+@pytest.mark.parametrize(
+    ("frames", "stride", "length", "first"),
+    [(8, 2, 16, 0), (4, 1, 16, 6), (1, 1, 5, 2), (2, 3, 9, 2), (4, 5, 16, 0)],
+)
+def test_a_clip_lies_in_the_middle(frames: int, stride: int, length: int, first: int) -> None:
+    assert Sampling(frames, stride).centre(length, "it") == first
+
+
+def test_what_would_fit_is_what_fits() -> None:
+    with pytest.raises(UserError, match="--frames 4 or --stride 3 would work"):
+        Sampling(5, 4).centre(16, "it")
+    for fitting in (Sampling(4, 4), Sampling(5, 3)):
+        fitting.centre(16, "it")
+    for larger in (Sampling(5, 4), Sampling(6, 4)):
+        with pytest.raises(UserError):
+            larger.centre(16, "it")
