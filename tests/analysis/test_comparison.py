@@ -129,12 +129,13 @@ def test_a_repetition_of_a_seed_that_diverged_is_told(results: Results) -> None:
 
 def test_columns_that_rank_the_runs_come_first(results: Results) -> None:
     run = results.run("a")
-    results.score(run, 1.0, eval="anisotropy", better="neither")
+    for name in ("anisotropy", "rank"):
+        results.score(run, 1.0, eval=name, better="neither")
     results.score(run, 2.0)
     results.score(run, 3.0, score="top5", is_headline=False)
     results.score(run, 4.0, eval="linear", better="lower")
     titles = [column.title for column in results.table().columns]
-    assert titles == ["knn", "linear", "anisotropy", "knn: top5"]
+    assert titles == ["knn", "linear", "anisotropy", "rank", "knn: top5"]
 
 
 def test_after_z_letters_are_doubled(results: Results) -> None:
@@ -146,10 +147,13 @@ def test_after_z_letters_are_doubled(results: Results) -> None:
 
 def test_by_a_cost_the_smallest_comes_first_and_what_is_not_known_last(results: Results) -> None:
     for method, images in (("a", 3000), ("b", None), ("c", 1000)):
-        own = beside(raw_pixels=45.0)
+        own = beside(raw_pixels=60.0)
         results.score(results.run(method), 50.0, images_seen=images, baselines=own)
-    [table] = comparison.ordered(results.compare(), "images").tables
-    assert [group.label for group in table.groups] == ["c", "a", "b", "raw pixels"]
+    results.score(results.run("d"), 50.0, eval="linear", images_seen=2000)
+    compared = results.compare()
+    for by, expected in (("images", ["c", "d", "a", "b"]), ("knn", ["a", "b", "c", "d"])):
+        [table] = comparison.ordered(compared, by).tables
+        assert [group.label for group in table.groups] == [*expected, "raw pixels"]
 
 
 def test_a_copy_that_did_not_end_leaves_the_run_that_did(results: Results) -> None:
