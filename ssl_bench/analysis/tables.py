@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -70,7 +70,6 @@ def flat(comparison: Comparison) -> pd.DataFrame:
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """What `flat` has, pairs, runs to know of and notes; numbers that are none are null."""
-    rows = json.loads(flat(comparison).to_json(orient="records"))
     pairs = [
         {
             "read": table.title,
@@ -90,11 +89,17 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     ]
     incomplete = [vars(run) for run in comparison.incomplete]
     return {
-        "scores": rows,
-        "pairs": json.loads(pd.DataFrame(pairs).to_json(orient="records")),
+        "scores": [_finite(row) for row in flat(comparison).to_dict("records")],
+        "pairs": [_finite(pair) for pair in pairs],
         "incomplete": incomplete,
         "notes": notes(comparison),
     }
+
+
+def _finite(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The same with None for numbers that are none, in all digits."""
+    is_none = {name: isinstance(v, float) and not math.isfinite(v) for name, v in row.items()}
+    return {name: None if is_none[name] else value for name, value in row.items()}
 
 
 def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any]:
