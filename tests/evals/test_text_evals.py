@@ -149,6 +149,19 @@ def test_images_that_are_retrieved_are_kept_for_a_figure(encoder: Encoder, data:
     assert 0 < result.arrays["is_right"].sum() < 25
 
 
+def test_what_is_found_is_the_best_ten_images_of_each_caption(
+    encoder: Encoder, data: Dataset
+) -> None:
+    """However many are to be ranked anew; fewer where there are fewer."""
+    images, words, _ = parts(encoder, data)
+    result = run("retrieval", encoder, data, rerank=0, resamples=1)
+    assert torch.equal(result.arrays["found"], (words @ images.T).topk(10, dim=1).indices)
+    few = dataclasses.replace(data, test=data.test.subset(range(3)))
+    arrays = run("retrieval", encoder, few, rerank=99, resamples=1).arrays
+    assert arrays["found"].shape == (6, 3)
+    assert arrays["answers"].shape == (3, 3, 3, 16, 16)
+
+
 def test_maps_of_words_are_the_attention_of_the_last_layer(encoder: Encoder, data: Dataset) -> None:
     arrays = run("masked-words", encoder, data).arrays
     index = subset(14, 1000, data.fingerprint)[:4]
@@ -345,7 +358,8 @@ def known(data: Dataset) -> Dataset:
     return dataclasses.replace(data, test=dataclasses.replace(data.test, captions=captions))
 
 
-def test_hidden_words_are_counted(known: Dataset) -> None:
+def test_hidden_words_are_counted(known: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_words, "_TEXTS_AT_ONCE", 50)
     data = known
     method, spec = helpers.build(BERT, SPEC), helpers.with_text(BERT, SPEC)
     encoder = Encoder(method.encoder, spec, CPU, seed=0)
