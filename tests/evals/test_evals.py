@@ -70,13 +70,16 @@ def test_knn_equals_the_naive_vote(seed: int, k: int, temperature: float) -> Non
     rows = torch.randperm(40, generator=generator)[:32]
     bank[rows[seed % 32]] = 0  # of no direction, and so at right angles to all
     knn = KNN.load()
-    expected = [naive_knn(bank[rows], labels[rows], query, k, temperature) for query in queries]
+    expected = {
+        count: [naive_knn(bank[rows], labels[rows], query, count, temperature) for query in queries]
+        for count in (1, k, 30)
+    }
     for chunk in (64, 5):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(neighbors, "_QUERIES_AT_ONCE", chunk)
             patch.setattr(neighbors, "_BANK_AT_ONCE", chunk)
-            ours = knn._predict(bank, labels, rows, queries, config, 3)[k]
-        assert ours.tolist() == expected
+            ours = knn._predict(bank, labels, rows, queries, config, 3)
+        assert {count: found.tolist() for count, found in ours.items()} == expected
 
 
 def test_knn_chooses_pooling_and_neighbours_on_held_out_images(tiny: Dataset) -> None:
@@ -180,6 +183,16 @@ def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shi
     ours = scaler(features, torch.arange(50)).double()
     torch.testing.assert_close(ours[:, :3], wanted[:, :3], rtol=1e-3, atol=1e-3)
     assert (ours[:, 3] == 0).all(), "what never varies says nothing"
+
+
+def test_what_is_the_same_for_thousands_of_images_has_no_deviation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though its squares, added up, come out below the square of the mean."""
+    monkeypatch.setattr(linear_probe, "_IMAGES_AT_ONCE", 7)
+    scaler = linear_probe.Scaler.of(torch.full((3001, 1), 0.7), torch.arange(3001))
+    assert scaler.mean_D.item() == pytest.approx(0.7)
+    assert scaler.std_D.item() == pytest.approx(1e-6)
 
 
 def test_a_linear_probe_that_diverged_is_not_chosen(tiny: Dataset, spec: EncoderSpec) -> None:
@@ -440,6 +453,13 @@ def test_channels_are_repeated_or_reduced() -> None:
     red = torch.zeros(1, 3, 1, 1)
     red[:, 0] = 1
     assert match_channels(red, 1).item() == pytest.approx(0.299)
+    # An image of one frame's channels becomes a clip that stands still, as does a grey one.
+    colours = torch.rand(2, 3, 4, 4)
+    assert torch.equal(match_channels(colours, 3, frames=4), colours.repeat(1, 4, 1, 1))
+    assert torch.equal(match_channels(grey, 3, frames=2), grey.repeat(1, 6, 1, 1))
+    clip = torch.rand(2, 12, 4, 4)
+    assert match_channels(clip, 3, frames=4) is clip
+    assert match_channels(clip, 1, frames=4).shape == (2, 4, 4, 4)
 
 
 class TestFinetune:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +84,31 @@ def test_low_shot_chooses_on_folds_that_it_was_not_fitted_on(tiny: Dataset) -> N
     for choice in choices:
         assert choice["pooling"] == "partly"
         assert 60 < choice["validation_top1"] < 95
+    assert result.scores["top1_50pct"] > 95, "of the pooling that is chosen"
 
 
-@pytest.mark.parametrize("name", ["linear", "robustness", "segmentation"])
+@pytest.mark.parametrize("name", ["linear", "low-shot", "robustness", "segmentation"])
 def test_probes_see_their_images_in_an_order_of_the_encoders_seed(
     name: str, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And each learning rate is tried with each weight decay."""
     seeds: list[int] = []
+    grids: list[Any] = []
     train = linear_probe.train
 
     def note(*how: Any) -> linear_probe.Probes:
         seeds.append(how[7])
+        grids.append(how[4])
         return train(*how)
 
     monkeypatch.setattr(linear_probe, "train", note)
     plugin = registry.find("eval", name)
     encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=5)
-    plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny)
+    rates: dict[str, Any] = {"learning_rates": (0.1, 0.2, 0.3), "weight_decays": (0.0, 0.01)}
+    config = dataclasses.replace(helpers.small(plugin), **rates)
+    plugin.load_class()(config).evaluate(encoder, tiny)
     assert set(seeds) == {5}
+    assert grids[0] == [*itertools.product(*rates.values())]
 
 
 def test_an_untrained_baseline_starts_as_the_run_did(

@@ -70,6 +70,18 @@ def parts(encoder: Encoder, data: Dataset) -> tuple[Tensor, Tensor, list[str]]:
     return images, encoder.pair.embed_texts(encoder.text(ids)), texts
 
 
+def test_the_published_model_ranks_256_anew() -> None:
+    presets = registry.find("eval", "retrieval").presets()
+    assert presets["albef-vitb16"] == {"rerank": 256}
+
+
+def test_what_was_trained_beside_the_encoder_drops_nothing() -> None:
+    side = helpers.build(ALBEF, SPEC)
+    pair = Encoder(side.encoder, SPEC, CPU, 0, pair=side.text_side.train()).pair
+    assert not any(module.training for module in pair.modules())
+    assert not any(parameter.requires_grad for parameter in pair.parameters())
+
+
 def test_recalls_are_counted(encoder: Encoder, data: Dataset) -> None:
     images, words, texts = parts(encoder, data)
     captions = data.test.captions or ()
@@ -134,7 +146,11 @@ def test_ranks_that_are_perfect_and_ranks_that_are_not() -> None:
     assert not hits[:, 0].any() and hits[:, 2].any()
 
 
-def test_images_that_are_retrieved_are_kept_for_a_figure(encoder: Encoder, data: Dataset) -> None:
+def test_images_that_are_retrieved_are_kept_for_a_figure(data: Dataset) -> None:
+    """Of an encoder that gives each caption other images."""
+    method, spec = helpers.build(ALBEF, SPEC), helpers.with_text(ALBEF, SPEC)
+    naive.randomise(method.text_side)
+    encoder = Encoder(method.encoder, spec, CPU, seed=0, pair=method.text_side)
     result = run("retrieval", encoder, data, rerank=0, resamples=1)
     images, words, sentences = parts(encoder, data)
     captions = data.test.captions or ()
@@ -147,6 +163,8 @@ def test_images_that_are_retrieved_are_kept_for_a_figure(encoder: Encoder, data:
         rights = [int(query in captions[image]) for image in best.tolist()]
         assert result.arrays["is_right"][number].tolist() == rights
     assert 0 < result.arrays["is_right"].sum() < 25
+    answers = result.arrays["answers"].flatten(1)
+    assert len(answers.unique(dim=0)) > 1
 
 
 def test_what_is_found_is_the_best_ten_images_of_each_caption(

@@ -252,15 +252,24 @@ def test_a_budget_of_time_keeps_the_length_it_bought(
 def test_the_time_of_a_step_is_the_median_of_those_after_the_first_two(
     spec: EncoderSpec, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    took = [5.0, 5.0, *[0.1] * 6, *[0.9] * 4]
+    took = [5.0, 5.0, *[0.1] * 5, *[0.3] * 5]
     ticks = iter([0.0, *accumulate(each for second in took for each in (second, 0.0))])
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     plugin = registry.find("method", "mae")
     method = build(plugin, spec)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     found = budget.seconds_per_step(method, tiny, plan(plugin, spec, tiny), CPU)
-    assert found == pytest.approx(0.1)
+    assert found == pytest.approx(0.2)
     assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+
+
+def test_seconds_are_of_so_many_devices() -> None:
+    settings: Any = SimpleNamespace(
+        match="", budget_flops=None, budget_time="90s", budget_seconds=90.0, devices=2, nodes=3
+    )
+    assert budget._of(settings, "card") == {"seconds": 90.0, "device": "6 x card"}
+    settings.devices = settings.nodes = 1
+    assert budget._of(settings, "card") == {"seconds": 90.0, "device": "card"}
 
 
 def test_evaluations_on_the_way(run: Call, tmp_path: Path) -> None:
