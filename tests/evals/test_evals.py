@@ -101,6 +101,7 @@ def test_holdout_is_a_partition_that_depends_on_the_data_alone(tiny: Dataset) ->
     assert len(held_out) == 30
     assert torch.equal(torch.cat([fit, held_out]).sort().values, torch.arange(120))
     assert torch.equal(holdout(tiny, 0.25)[1], held_out)
+    assert all(torch.equal(each, each.sort().values) for each in (fit, held_out))
     other = dataclasses.replace(tiny, fingerprint="another")
     assert not torch.equal(holdout(other, 0.25)[1], held_out)
 
@@ -415,6 +416,7 @@ class TestKept:
         for other in (
             (spec, tiny, dataclasses.replace(CPU, precision="bf16")),
             (spec, tiny, dataclasses.replace(CPU, name="another")),
+            (spec, tiny, dataclasses.replace(CPU, device=torch.device("meta"))),
             (spec, tiny, CPU, 1),
             (dataclasses.replace(spec, mean=(0.1, 0.2, 0.3)), tiny, CPU),
             (spec, dataclasses.replace(tiny, fingerprint="another"), CPU),

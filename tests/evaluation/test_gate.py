@@ -184,12 +184,12 @@ RECORD = {
         *((key, None) for key in ("eval", "protocol", "data", "note", "test_images", "scores")),
         *(("test_images", value) for value in (0, True, 40.0)),
         *(("better", "best"), ("unit", ""), ("scores", {"top1": 101.0})),
-        ("baselines", {"random init": {"top1": 101.0}}),
+        ("baselines", {"random init": {"share": 101.0}}),
     ],
 )
 def test_a_record_of_something_else_is_refused(key: str, value: Any) -> None:
     assert gate.check_record(RECORD, eval="knn") == RECORD
-    with pytest.raises(UserError, match=r"top1 = 101|expected"):
+    with pytest.raises(UserError, match="expected"):
         gate.check_record({**RECORD, key: value})
 
 

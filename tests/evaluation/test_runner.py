@@ -18,9 +18,11 @@ from ssl_bench.evaluation import runner
 from ssl_bench.evaluation.features import RawPixels
 from ssl_bench.models import backbones, weights
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.runs import schema
 from ssl_bench.training.resume import EvalCheckpoint
 
 KNN = registry.find("eval", "knn")
+ALBEF = registry.find("method", "albef")
 
 
 def test_a_protocol_is_all_but_the_encoder_the_seed_and_the_precision(
@@ -93,8 +95,40 @@ def test_a_record_says_what_it_cost_and_of_what_it_is(
 
 def test_pixels_have_the_seed_of_the_run(tiny: Dataset, spec: EncoderSpec, tmp_path: Path) -> None:
     encoders = runner._Encoders(spec, tiny, 5, CPU, tmp_path, False)
-    pixels, _ = encoders.baseline("pixels")
+    pixels, home = encoders.baseline("pixels")
     assert isinstance(pixels, RawPixels) and pixels.seed == 5
+    assert home.name.startswith("pixels-tiny-seed5-")
+
+
+def test_runs_with_captions_and_without_share_an_untrained_encoder(
+    tiny: Dataset, spec: EncoderSpec, tmp_path: Path
+) -> None:
+    homes = [
+        runner._Encoders(each, tiny, 5, CPU, tmp_path, False).baseline("random")[1]
+        for each in (spec, helpers.with_text(ALBEF, spec))
+    ]
+    assert homes[0] == homes[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "compared"),
+    [("bert", "knn", ["random init"]), ("albef", "masked-words", []), ("albef", "retrieval", [])],
+)
+def test_what_cannot_be_evaluated_is_no_baseline(
+    method: str, name: str, compared: list[str], tiny: Dataset, tmp_path: Path
+) -> None:
+    """No pixels beside an encoder of texts, no untrained encoder of images for hidden words."""
+    plugin, evaluation = registry.find("method", method), registry.find("eval", name)
+    plain = EncoderSpec("vit_micro", 16, 4, 3, tiny.mean, tiny.std, helpers.SHAPE)
+    built, home = helpers.build(plugin, plain), tmp_path / "run"
+    home.mkdir()
+    weights.save(built.encoder, helpers.with_text(plugin, plain), home)
+    if built.text_side is not None:
+        own = built.text_side.state_dict(prefix=f"{weights.TEXT_SIDE}.")
+        weights.write(home / schema.METHOD_WEIGHTS, own)
+    evals = {evaluation: helpers.small(evaluation)}
+    [record] = runner.evaluate_run(home, evals, tiny, 5, CPU, tmp_path, keep_features=False)
+    assert [*record["baselines"]] == compared
 
 
 def test_features_that_are_looked_at_are_not_kept(
