@@ -80,7 +80,13 @@ def test_an_interval_is_that_of_the_percentiles() -> None:
     draws = np.random.default_rng(0).integers(0, 60, (4000, 60))
     means = [dense.mean_iou(counts[drawn].sum(dim=0)).item() for drawn in torch.from_numpy(draws)]
     expected, deviation = np.quantile(means, [0.025, 0.975]), np.std(means)
-    assert dense.interval(counts, "test") == pytest.approx(expected, abs=0.2 * float(deviation))
+    ours = dense.interval(counts, "test")
+    assert ours == pytest.approx(expected, abs=0.2 * float(deviation))
+    generator = rng.generator("bootstrap", "test")
+    own = torch.cat([torch.randint(60, (50, 60), generator=generator) for _ in range(20)])
+    of_own = torch.stack([dense.mean_iou(counts[drawn].sum(dim=0)) for drawn in own])
+    ends = np.quantile(of_own.numpy(), [0.025, 0.975]).tolist()
+    assert [*ours] == pytest.approx(ends, rel=1e-9), "of a thousand draws"
     assert dense.interval(counts, "test") != dense.interval(counts, "another")
 
 
@@ -258,13 +264,13 @@ def test_a_bank_is_as_large_as_asked_for(
 
 def test_a_patch_has_the_most_frequent_class_of_its_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
-    masks = torch.randint(4, (5, 12, 12), generator=generator)
+    masks = torch.randint(4, (5, 12, 20), generator=generator)
     masks[torch.rand(masks.shape, generator=generator) < 0.3] = IGNORED
-    masks[0, :4, :4] = IGNORED
+    masks[0, :4, :5] = IGNORED
     ours = dense.patch_labels(masks, (3, 4), 4)
     assert ours[0, 0, 0] == IGNORED
     for image, row, column in np.ndindex(5, 3, 4):
-        cell = masks[image, 4 * row : 4 * row + 4, 3 * column : 3 * column + 3]
+        cell = masks[image, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
         counts = [int((cell == each).sum()) for each in range(4)]
         if max(counts):
             assert ours[image, row, column] == counts.index(max(counts))

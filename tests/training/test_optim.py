@@ -22,7 +22,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.training.schedule import Schedule
+from ssl_bench.training.schedule import Schedule, whole_epochs
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 30), st.floats(0, 0.9))
@@ -255,6 +255,10 @@ def test_further_parameters_may_be_spared_from_decay() -> None:
 @pytest.mark.parametrize("epochs,steps", [(1.34, 13), (1.36, 14), (0.01, 1), (2, 20)])
 def test_steps_are_the_nearest_whole_number(epochs: float, steps: int) -> None:
     assert Schedule(105, 10, epochs).steps == steps
+
+
+def test_a_whole_number_of_epochs_is_one_however_it_is_given() -> None:
+    assert [repr(whole_epochs(each)) for each in (8, 8.0, 8.5)] == ["8", "8", "8.5"]
 
 
 @pytest.mark.parametrize("warmup,steps", [(0.14, 1), (0.16, 2)])
