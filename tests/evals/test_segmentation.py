@@ -266,7 +266,8 @@ def test_a_patch_has_the_most_frequent_class_of_its_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(4, (5, 12, 20), generator=generator)
     masks[torch.rand(masks.shape, generator=generator) < 0.3] = IGNORED
-    masks[0, :4, :5] = IGNORED
+    masks[:2, :4, :5] = IGNORED
+    masks[1, 2, 3] = 3  # one pixel says what the patch is
     ours = dense.patch_labels(masks, (3, 4), 4)
     assert ours[0, 0, 0] == IGNORED
     for image, row, column in np.ndindex(5, 3, 4):
