@@ -29,7 +29,7 @@ def test_a_protocol_is_all_but_the_encoder_the_seed_and_the_precision(
     tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The code's versions, what it is told, the data, and whether images or captions are read."""
-    newer: Any = SimpleNamespace(name=KNN.name, version=KNN.version + 1)
+    newer: Any = SimpleNamespace(name=KNN.name, version="another")
     other = dataclasses.replace(tiny, fingerprint="another")
     found = [
         runner.protocol(KNN, KNN.config(), tiny),
