@@ -314,3 +314,19 @@ def test_what_several_ranks_drop_has_the_same_mean() -> None:
     assert {round(each, 4) for each in kept.unique().tolist()} == {0.0, 1.3333}
     assert kept.mean().item() == pytest.approx(1, abs=0.04)
     assert torch.equal(kept[:, 0], kept[:, 1])
+
+
+def test_a_rank_drops_of_its_rows_what_one_alone_would() -> None:
+    """In training; and the rest is scaled up where timm's layer says so."""
+    rows, ones = torch.tensor([6, 1, 3]), torch.ones(8, 2)
+
+    def dropped(rows_R: Tensor, scaled: bool = True) -> Tensor:
+        torch.manual_seed(0)
+        layer = finetuning.SharedDropPath(DropPath(0.5, scaled), 8, rows_R).train()
+        assert torch.equal(layer.eval()(ones[rows_R]), ones[rows_R])
+        return layer.train()(ones[rows_R])
+
+    whole = dropped(torch.arange(8))
+    assert {*whole.unique().tolist()} == {0, 2} and not torch.equal(whole[rows], whole[:3])
+    assert torch.equal(dropped(rows), whole[rows])
+    assert {*dropped(torch.arange(8), scaled=False).unique().tolist()} == {0, 1}

@@ -192,6 +192,32 @@ def test_lars_goes_on_from_its_state() -> None:
     assert torch.equal(whole, halved)
 
 
+def test_lars_takes_the_gradient_and_the_loss_of_a_closure() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+
+    def closure() -> float:
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizers.LARS([weight], lr=1.0).step(closure) == 4
+    assert (weight < 1).all()
+
+
+def test_a_schedule_of_a_groups_own_is_scaled_as_the_common_one_is() -> None:
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 0.5, **own}
+        for own in ({}, {"schedule": "own"})
+    ]
+    recipe = optimizers.OptimizerSpec(
+        optimizer=torch.optim.SGD(groups, lr=0.0),
+        learning_rate=lambda step: 0.8,
+        schedules={"own": lambda step: 0.2},
+    )
+    recipe.prepare(Step(0, 10, 10, 1))
+    assert [group["lr"] for group in recipe.optimizer.param_groups] == [0.4, 0.1]
+
+
 def test_freeze_takes_whole_names_and_says_what_matches_nothing(spec: EncoderSpec) -> None:
     encoder = backbones.build(spec, seed=0).requires_grad_(True)
     optimizers.freeze(encoder, "patch_embed.proj", "cls_token")
