@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -266,6 +267,31 @@ def test_what_is_resumed_reads_as_of_the_step_that_it_is_at(
     finetuning.train(finetuning.classifier(encoder, 3, config), encoder, tiny.train, config)
     assert [(each.seed, each.step) for each in read] == [(SEED, 4), (SEED, 5)]
     assert torch.equal(read[0].samples_B, order(1)[BATCH : 2 * BATCH])
+
+
+@pytest.mark.parametrize("last", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_no_finite_number_in_the_end_has_diverged(
+    last: float, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = EPOCHS * PER_EPOCH
+    monkeypatch.setattr(resume, "training", lambda *how: nullcontext(resume.Training(steps, last)))
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=SEED)
+    config = FINETUNE.config(epochs=EPOCHS, batch_size=BATCH)
+    with pytest.raises(finetuning.Diverged, match=f"its loss is {last}"):
+        finetuning.train(finetuning.classifier(encoder, 3, config), encoder, tiny.train, config)
+
+
+def test_layers_of_other_backbones_are_told_by_their_names_under_the_encoder() -> None:
+    """Of any alternative, whose ^ goes and whose classes of characters stay."""
+    under = finetuning._under_encoder(
+        {"stem": r"^stem|^patch", "blocks": [(r"^layers\.([^.]+)", None)], "last": None}
+    )
+    assert all(re.match(under["stem"], f"encoder.{name}.weight") for name in ("stem", "patch"))
+    assert not re.match(under["stem"], "patch.weight")
+    [(pattern, suffix)] = under["blocks"]
+    found = re.match(pattern, "encoder.layers.3.weight")
+    assert found and found[1] == "3" and suffix is under["last"] is None
+    assert finetuning._under_encoder(len)("encoder.stem") == len("stem")
 
 
 def test_a_classifier_starts_near_zero_with_a_norm_of_its_own(seen: Seen) -> None:
