@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
-from ssl_bench.api.ranges import LogUniform, Uniform
+from ssl_bench.api.ranges import LogUniform, Uniform, draw
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
@@ -896,6 +896,32 @@ def test_trials_of_fine_tuning_are_the_same_for_every_seed(
     assert found[0] == found[1] and len({*found[0]}) == 4
     rate = FINETUNE.search()["base_lr"]
     assert isinstance(rate, LogUniform) and rate.high / rate.low >= 50
+
+
+@pytest.mark.parametrize(("best", "taken"), [((), 0), ((2,), 2), ((1, 3), 1)])
+def test_the_first_of_the_best_trials_is_taken(
+    best: tuple[int, ...],
+    taken: int,
+    tiny: Dataset,
+    spec: EncoderSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is given comes first, and then points of a Sobol sequence."""
+    config = FINETUNE.config(trials=4)
+    drawn = draw("sobol", FINETUNE.load_class().search_space, 3, "finetune")
+    settings = [{"base_lr": config.base_lr, "crop_scale": config.crop_scale}, *drawn]
+    tried: list[dict[str, float]] = []
+
+    def trained(encoder: Any, data: Dataset, train: Split, test: Split, config: Any) -> Tensor:
+        tried.append({"base_lr": config.base_lr, "crop_scale": config.crop_scale})
+        return test.labels_N.clone() if len(tried) - 1 in best else torch.zeros(len(test)).long()
+
+    monkeypatch.setattr(finetune, "_trained", trained)
+    encoder = SimpleNamespace(seed=0, spec=spec, hardware=CPU)
+    found = FINETUNE.load_class()(config).evaluate(encoder, tiny)
+    assert tried == [*settings, settings[taken]]
+    top = found.chosen.pop("validation_top1")
+    assert found.chosen == settings[taken] and (top == 100) == bool(best)
 
 
 def test_a_trial_that_diverges_is_not_taken(micro: Encoder, tiny: Dataset) -> None:

@@ -281,6 +281,25 @@ def test_a_loss_that_is_no_finite_number_in_the_end_has_diverged(
         finetuning.train(finetuning.classifier(encoder, 3, config), encoder, tiny.train, config)
 
 
+def test_a_loss_is_computed_in_float32_whatever_the_precision(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[torch.dtype] = []
+    cross_entropy = F.cross_entropy
+
+    def note(logits_BC: Tensor, *how: Any, **options: Any) -> Tensor:
+        kinds.append(logits_BC.dtype)
+        return cross_entropy(logits_BC, *how, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    hardware = replace(CPU, precision="bf16")
+    encoder = Encoder(backbones.build(spec, 0), spec, hardware, seed=SEED)
+    config = FINETUNE.config(epochs=1, batch_size=120)
+    model = finetuning.classifier(encoder, 3, config)
+    finetuning.train(model, encoder, tiny.train, config)
+    assert kinds == [torch.float32]
+
+
 def test_layers_of_other_backbones_are_told_by_their_names_under_the_encoder() -> None:
     """Of any alternative, whose ^ goes and whose classes of characters stay."""
     under = finetuning._under_encoder(
