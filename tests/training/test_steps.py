@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from torch import Tensor
 from ssl_bench.api import Batch, Step
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
+from ssl_bench.errors import UserError
 from ssl_bench.models import weights
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup, training_state
@@ -238,6 +240,13 @@ def test_the_last_step_is_recorded_though_it_is_out_of_turn() -> None:
     assert [json.loads(line)["step"] for line in file.getvalue().splitlines()][-2:] == [500, 501]
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_training(loss: float) -> None:
+    metrics = pretrain._Metrics(io.StringIO(), None, {}, "bf16")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 4.* --precision fp32 may"):
+        metrics.add(Step(3, 9, 9, 24), {"loss": torch.tensor(loss)}, 0.1, None)
+
+
 def test_records_that_no_checkpoint_counts_on_are_removed(tmp_path: Path) -> None:
     """All of them without a checkpoint; else those of later steps, and one that was cut off."""
     path = tmp_path / "metrics.jsonl"
@@ -256,5 +265,6 @@ def test_records_that_no_checkpoint_counts_on_are_removed(tmp_path: Path) -> Non
 def test_what_is_written_is_the_encoder(trained: tuple[Noting, EncoderSpec, Path]) -> None:
     method, _, folder = trained
     written, _ = weights.load(folder)
+    assert not (folder / "checkpoint.pt").exists()
     expected = method.encoder.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in written.state_dict().items())
