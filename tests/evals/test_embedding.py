@@ -18,6 +18,7 @@ from ssl_bench.evals import embedding
 from ssl_bench.evaluation.features import Encoder, RawPixels
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
+from ssl_bench.utils import rng
 
 EMBEDDING = registry.find("eval", "embedding")
 
@@ -25,7 +26,7 @@ EMBEDDING = registry.find("eval", "embedding")
 class Clusters:
     """An encoder that puts each class somewhere of its own."""
 
-    seed = 0
+    seed = 3
     hardware = CPU
 
     def features(self, split: Split) -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ def test_arrays_say_which_images_they_show(tiny: Dataset) -> None:
     assert points.dtype == torch.float32
     assert torch.equal(labels, tiny.test.labels_N[index])
     assert sorted(labels.bincount().tolist()) == [3, 3, 4]
-    assert len(index.unique()) == 10
+    assert torch.equal(index, index.unique()), "in the order of the test split"
     assert result.predictions_N is None
     assert (result.unit, result.better) == ("trustworthiness (%)", "neither")
 
@@ -121,6 +122,7 @@ def test_perplexity_is_what_was_asked_for_or_a_third_of_the_images(
     monkeypatch.setattr(embedding, "TSNE", Map)
     EMBEDDING.load_class()(EMBEDDING.config(perplexity=given)).evaluate(Clusters(), tiny)
     assert (asked[0]["perplexity"], asked[0]["init"]) == (used, "pca")
+    assert asked[0]["random_state"] == rng.key(Clusters.seed, "embedding") % 2**32
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,9 @@ def test_too_few_test_images_are_one_line(tiny: Dataset) -> None:
     few = Split(tiny.test.images_NCHW[:3], tiny.test.labels_N[:3])
     evaluation = EMBEDDING.load_class()(EMBEDDING.config())
     assert "tiny has 3" in evaluation.supports(Clusters(), dataclasses.replace(tiny, test=few))
-    assert evaluation.supports(Clusters(), tiny) is None
+    four = dataclasses.replace(tiny, test=tiny.test.subset(range(4)))
+    assert evaluation.supports(Clusters(), four) is None
+    assert evaluation.evaluate(Clusters(), four).arrays["points"].shape == (4, 2)
 
 
 class Broken(Clusters):

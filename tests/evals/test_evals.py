@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssl_bench.api import optimizers, registry
-from ssl_bench.api.ranges import LogUniform, Uniform
+from ssl_bench.api.ranges import LogUniform, Uniform, draw
 from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
 from ssl_bench.distributed.device import Hardware
@@ -50,7 +50,7 @@ class Given:
 
 def naive_knn(bank: Tensor, labels: Tensor, query: Tensor, k: int, temperature: float) -> int:
     bank, query = bank.double(), query.double()
-    similarity = [(float(query @ row / query.norm() / row.norm()), int(label))
+    similarity = [(float(query @ row / query.norm() / row.norm().clamp_min(1e-12)), int(label))
                   for row, label in zip(bank, labels, strict=True)]  # fmt: skip
     votes: dict[int, float] = {}
     nearest, _ = max(similarity)
@@ -66,16 +66,20 @@ def test_knn_equals_the_naive_vote(seed: int, k: int, temperature: float) -> Non
     bank = torch.randn(40, 5, generator=generator)
     labels = torch.randint(3, (40,), generator=generator)
     queries = torch.randn(11, 5, generator=generator)
-    config = KNN.config(neighbors=(1, k, 30), temperature=temperature)
+    config = KNN.config(neighbors=(30, k, 1), temperature=temperature)
     rows = torch.randperm(40, generator=generator)[:32]
+    bank[rows[seed % 32]] = 0  # of no direction, and so at right angles to all
     knn = KNN.load()
-    expected = [naive_knn(bank[rows], labels[rows], query, k, temperature) for query in queries]
+    expected = {
+        count: [naive_knn(bank[rows], labels[rows], query, count, temperature) for query in queries]
+        for count in (1, k, 30)
+    }
     for chunk in (64, 5):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(neighbors, "_QUERIES_AT_ONCE", chunk)
             patch.setattr(neighbors, "_BANK_AT_ONCE", chunk)
-            ours = knn._predict(bank, labels, rows, queries, config, 3)[k]
-        assert ours.tolist() == expected
+            ours = knn._predict(bank, labels, rows, queries, config, 3)
+        assert {count: found.tolist() for count, found in ours.items()} == expected
 
 
 def test_knn_chooses_pooling_and_neighbours_on_held_out_images(tiny: Dataset) -> None:
@@ -97,6 +101,7 @@ def test_holdout_is_a_partition_that_depends_on_the_data_alone(tiny: Dataset) ->
     assert len(held_out) == 30
     assert torch.equal(torch.cat([fit, held_out]).sort().values, torch.arange(120))
     assert torch.equal(holdout(tiny, 0.25)[1], held_out)
+    assert all(torch.equal(each, each.sort().values) for each in (fit, held_out))
     other = dataclasses.replace(tiny, fingerprint="another")
     assert not torch.equal(holdout(other, 0.25)[1], held_out)
 
@@ -111,7 +116,10 @@ def test_the_share_to_choose_on_is_the_nearest_whole_number(
     assert (len(fit), len(chosen_on)) == (count - expected, expected)
 
 
-def test_raw_pixels_are_the_evaluation_view(tiny: Dataset, spec: EncoderSpec) -> None:
+def test_raw_pixels_are_the_evaluation_view(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssl_bench.evaluation.features._PIXELS_AT_ONCE", 16)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     expected = ((tiny.test.images_NCHW / 255 - mean) / std).flatten(1)
     torch.testing.assert_close(RawPixels(spec, CPU, 0).features(tiny.test)["pixels"], expected)
@@ -119,6 +127,8 @@ def test_raw_pixels_are_the_evaluation_view(tiny: Dataset, spec: EncoderSpec) ->
 
 def test_accuracy_is_in_percent() -> None:
     assert accuracy(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])) == 75.0
+    third = accuracy(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 1]))
+    assert third == pytest.approx(100 / 3, rel=1e-12), "more digits than float32 has"
 
 
 def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
@@ -158,13 +168,15 @@ def test_linear_step_is_sgd_on_the_cross_entropy() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([2, 3, 40]), st.sampled_from([0.0, -50.0, 1e3]))
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 40]), st.sampled_from([0.1, -50.0, 1e3]))
 def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shift: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(50, 4, generator=generator) + shift
     features[:, 3] = shift
     rows = torch.randperm(50, generator=generator)[:count]
-    scaler = linear_probe.Scaler.of(features, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe, "_IMAGES_AT_ONCE", 7)
+        scaler = linear_probe.Scaler.of(features, rows)
     chosen = features[rows].double()
     # Of 1,000, float32 holds the mean to 3e-5, which a small deviation would make large.
     assume(chosen[:, :3].std(0, correction=0).min() > 0.1)
@@ -172,6 +184,16 @@ def test_features_are_standardised_by_those_to_fit_on(seed: int, count: int, shi
     ours = scaler(features, torch.arange(50)).double()
     torch.testing.assert_close(ours[:, :3], wanted[:, :3], rtol=1e-3, atol=1e-3)
     assert (ours[:, 3] == 0).all(), "what never varies says nothing"
+
+
+def test_what_is_the_same_for_thousands_of_images_has_no_deviation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though its squares, added up, come out below the square of the mean."""
+    monkeypatch.setattr(linear_probe, "_IMAGES_AT_ONCE", 7)
+    scaler = linear_probe.Scaler.of(torch.full((3001, 1), 0.7), torch.arange(3001))
+    assert scaler.mean_D.item() == pytest.approx(0.7)
+    assert scaler.std_D.item() == pytest.approx(1e-6)
 
 
 def test_a_linear_probe_that_diverged_is_not_chosen(tiny: Dataset, spec: EncoderSpec) -> None:
@@ -187,6 +209,38 @@ def test_a_linear_probe_that_diverged_is_not_chosen(tiny: Dataset, spec: Encoder
         LINEAR.load_class()(dataclasses.replace(config, learning_rates=(1e5,))).evaluate(
             pixels, tiny
         )
+
+
+def test_a_probe_without_a_number_for_one_class_of_one_image_has_diverged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear_probe, "_IMAGES_AT_ONCE", 2)
+    as_is = linear_probe.Scaler(torch.zeros(1), torch.ones(1))
+    weights = torch.tensor([[[1.0], [2.0], [0.0]], [[1.0], [3e38], [0.0]]])
+    probes = linear_probe.Probes(as_is, weights, torch.zeros(2, 3, 1))
+    rows, labels = torch.tensor([[10.0], [0.0], [1.0]]), torch.tensor([1, 0, 1])
+    assert probes.predict(rows).tolist() == [[1, 0, 1], [-1, 0, 1]]
+    assert linear_probe.score(probes, rows, labels, torch.arange(3)) == [100.0, -1.0]
+
+
+def test_the_best_probe_is_the_first_of_the_highest_score() -> None:
+    settings = [("a", 0.3, 0.0), ("a", 0.1, 0.0), ("b", 0.2, 0.0)]
+    trials = dict(zip(settings, (0.0, 50.0, 50.0), strict=True))
+    assert linear_probe.best(trials) == settings[1]
+    assert linear_probe.best({settings[0]: 0.0}) == settings[0], "all wrong is a score, too"
+    with pytest.raises(UserError, match=r"learning rates below 0\.1 may help"):
+        linear_probe.best(dict.fromkeys(settings, -1.0))
+
+
+def test_a_probe_that_diverges_on_all_images_is_refused(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it did not on those that it was chosen by."""
+    tops = iter([[50.0], [-1.0]])
+    monkeypatch.setattr(linear_probe, "score", lambda *of: next(tops))
+    config = LINEAR.config(epochs=1, learning_rates=(0.1,), weight_decays=(0.0,))
+    with pytest.raises(UserError, match="every linear probe diverged"):
+        LINEAR.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
 
 
 def test_linear_separates_what_is_separable(tiny: Dataset, spec: EncoderSpec) -> None:
@@ -345,22 +399,46 @@ class TestKept:
     def test_made_in_another_way_are_made_anew(
         self, tiny: Dataset, spec: EncoderSpec, tmp_path: Path
     ) -> None:
-        """In another precision, of images normalised otherwise, of other data."""
-        module = backbones.build(spec, seed=0)
+        """In another precision or on another machine, of images normalised otherwise, of other
+        data or weights; and where none are to be kept, none are."""
 
-        def frozen(spec: EncoderSpec, data: Dataset, hardware: Hardware) -> Any:
-            return runner._Encoders(spec, data, 0, hardware, tmp_path, True).frozen(
-                module, tmp_path
-            )
+        def frozen(
+            spec: EncoderSpec, data: Dataset, hardware: Hardware, seed: int = 0, keeps: bool = True
+        ) -> Any:
+            home = runner._Encoders(spec, data, 0, hardware, tmp_path, keeps)
+            return home.frozen(backbones.build(spec, seed), tmp_path)
+
+        frozen(spec, tiny, CPU, keeps=False).features(tiny.test)
+        assert frozen(spec, tiny, CPU)._cache.read(tiny.test) is None
 
         frozen(spec, tiny, CPU).features(tiny.test)
         assert frozen(spec, tiny, CPU)._cache.read(tiny.test)
         for other in (
             (spec, tiny, dataclasses.replace(CPU, precision="bf16")),
+            (spec, tiny, dataclasses.replace(CPU, name="another")),
+            (spec, tiny, dataclasses.replace(CPU, device=torch.device("meta"))),
+            (spec, tiny, CPU, 1),
             (dataclasses.replace(spec, mean=(0.1, 0.2, 0.3)), tiny, CPU),
             (spec, dataclasses.replace(tiny, fingerprint="another"), CPU),
         ):
             assert frozen(*other)._cache.read(tiny.test) is None
+
+
+def test_features_are_made_in_the_precision_of_the_hardware(
+    tiny: Dataset, spec: EncoderSpec
+) -> None:
+    """And are float32 whatever that is."""
+    whole, rounded = (
+        Encoder(backbones.build(spec, 0), spec, dataclasses.replace(CPU, precision=each), 0)
+        for each in ("fp32", "bf16")
+    )
+    images = prepare(tiny.test.images_NCHW[:4], spec, CPU)
+    for name in ("tokens", "patches"):
+        exact, coarse = getattr(whole, name)(images), getattr(rounded, name)(images)
+        assert coarse.dtype == torch.float32 and not torch.equal(exact, coarse)
+        torch.testing.assert_close(coarse, exact, rtol=0.1, atol=0.1)
+    exact, coarse = whole.encode(images)["avg"], rounded.encode(images)["avg"]
+    assert coarse.dtype == torch.float32 and not torch.equal(exact, coarse)
 
 
 def test_an_encoder_without_a_class_token_has_the_mean_alone(
@@ -377,6 +455,13 @@ def test_channels_are_repeated_or_reduced() -> None:
     red = torch.zeros(1, 3, 1, 1)
     red[:, 0] = 1
     assert match_channels(red, 1).item() == pytest.approx(0.299)
+    # An image of one frame's channels becomes a clip that stands still, as does a grey one.
+    colours = torch.rand(2, 3, 4, 4)
+    assert torch.equal(match_channels(colours, 3, frames=4), colours.repeat(1, 4, 1, 1))
+    assert torch.equal(match_channels(grey, 3, frames=2), grey.repeat(1, 6, 1, 1))
+    clip = torch.rand(2, 12, 4, 4)
+    assert match_channels(clip, 3, frames=4) is clip
+    assert match_channels(clip, 1, frames=4).shape == (2, 4, 4, 4)
 
 
 class TestFinetune:
@@ -524,6 +609,23 @@ class TestFinetune:
         assert augmented.float().mean() > 0.5
         erased = (views(random_erasing=0.25) != plain).flatten(1).any(1)
         assert 0.1 < erased.float().mean() < 0.5
+
+    def test_what_randaugment_uncovers_has_the_mean_colour(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        colours: list[Any] = []
+
+        def note(images: Tensor, policy: str, colour: Any, draws: SampleRng) -> Tensor:
+            colours.append(colour)
+            return rand_augment(images, policy, colour, draws)
+
+        monkeypatch.setattr(finetuning, "rand_augment", note)
+        spec = dataclasses.replace(spec, mean=(0.1, 0.2, 0.3))
+        encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
+        rows = SampleRng(0, 0, torch.arange(4))
+        config = self.config(auto_augment="rand-m9-mstd0.5-inc1")
+        finetuning.training_views(tiny.train.images_NCHW[:4], encoder, config, rows)
+        assert colours == [spec.mean]
 
     @pytest.mark.parametrize("policy", ["rand-x9", "v0", "rand-m", "m9", "rand-m9-", "rand-n0"])
     def test_a_bad_policy_is_one_line(self, policy: str) -> None:
@@ -806,6 +908,32 @@ def test_what_is_published_of_fine_tuning_is_among_what_its_trials_draw(preset: 
     for name, range_ in FINETUNE.search().items():
         assert isinstance(range_, LogUniform | Uniform)
         assert range_.low <= getattr(config, name) <= range_.high, name
+
+
+@pytest.mark.parametrize(("best", "taken"), [((), 0), ((2,), 2), ((1, 3), 1)])
+def test_the_first_of_the_best_trials_is_taken(
+    best: tuple[int, ...],
+    taken: int,
+    tiny: Dataset,
+    spec: EncoderSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is given comes first, and then points of a Sobol sequence."""
+    config = FINETUNE.config(trials=4)
+    drawn = draw("sobol", FINETUNE.load_class().search_space, 3, "finetune")
+    settings = [{"base_lr": config.base_lr, "crop_scale": config.crop_scale}, *drawn]
+    tried: list[dict[str, float]] = []
+
+    def trained(encoder: Any, data: Dataset, train: Split, test: Split, config: Any) -> Tensor:
+        tried.append({"base_lr": config.base_lr, "crop_scale": config.crop_scale})
+        return test.labels_N.clone() if len(tried) - 1 in best else torch.zeros(len(test)).long()
+
+    monkeypatch.setattr(finetune, "_trained", trained)
+    encoder = SimpleNamespace(seed=0, spec=spec, hardware=CPU)
+    found = FINETUNE.load_class()(config).evaluate(encoder, tiny)
+    assert tried == [*settings, settings[taken]]
+    top = found.chosen.pop("validation_top1")
+    assert found.chosen == settings[taken] and (top == 100) == bool(best)
 
 
 def test_a_trial_that_diverges_is_not_taken(micro: Encoder, tiny: Dataset) -> None:

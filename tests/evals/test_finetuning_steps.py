@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -268,6 +269,50 @@ def test_what_is_resumed_reads_as_of_the_step_that_it_is_at(
     assert torch.equal(read[0].samples_B, order(1)[BATCH : 2 * BATCH])
 
 
+@pytest.mark.parametrize("last", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_no_finite_number_in_the_end_has_diverged(
+    last: float, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = EPOCHS * PER_EPOCH
+    monkeypatch.setattr(resume, "training", lambda *how: nullcontext(resume.Training(steps, last)))
+    encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=SEED)
+    config = FINETUNE.config(epochs=EPOCHS, batch_size=BATCH)
+    with pytest.raises(finetuning.Diverged, match=f"its loss is {last}"):
+        finetuning.train(finetuning.classifier(encoder, 3, config), encoder, tiny.train, config)
+
+
+def test_a_loss_is_computed_in_float32_whatever_the_precision(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[torch.dtype] = []
+    cross_entropy = F.cross_entropy
+
+    def note(logits_BC: Tensor, *how: Any, **options: Any) -> Tensor:
+        kinds.append(logits_BC.dtype)
+        return cross_entropy(logits_BC, *how, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    hardware = replace(CPU, precision="bf16")
+    encoder = Encoder(backbones.build(spec, 0), spec, hardware, seed=SEED)
+    config = FINETUNE.config(epochs=1, batch_size=120)
+    model = finetuning.classifier(encoder, 3, config)
+    finetuning.train(model, encoder, tiny.train, config)
+    assert kinds == [torch.float32]
+
+
+def test_layers_of_other_backbones_are_told_by_their_names_under_the_encoder() -> None:
+    """Of any alternative, whose ^ goes and whose classes of characters stay."""
+    under = finetuning._under_encoder(
+        {"stem": r"^stem|^patch", "blocks": [(r"^layers\.([^.]+)", None)], "last": None}
+    )
+    assert all(re.match(under["stem"], f"encoder.{name}.weight") for name in ("stem", "patch"))
+    assert not re.match(under["stem"], "patch.weight")
+    [(pattern, suffix)] = under["blocks"]
+    found = re.match(pattern, "encoder.layers.3.weight")
+    assert found and found[1] == "3" and suffix is under["last"] is None
+    assert finetuning._under_encoder(len)("encoder.stem") == len("stem")
+
+
 def test_a_classifier_starts_near_zero_with_a_norm_of_its_own(seen: Seen) -> None:
     start = seen.models[0]
     model = finetuning.Classifier(copy.deepcopy(start.encoder), 3)
@@ -314,3 +359,19 @@ def test_what_several_ranks_drop_has_the_same_mean() -> None:
     assert {round(each, 4) for each in kept.unique().tolist()} == {0.0, 1.3333}
     assert kept.mean().item() == pytest.approx(1, abs=0.04)
     assert torch.equal(kept[:, 0], kept[:, 1])
+
+
+def test_a_rank_drops_of_its_rows_what_one_alone_would() -> None:
+    """In training; and the rest is scaled up where timm's layer says so."""
+    rows, ones = torch.tensor([6, 1, 3]), torch.ones(8, 2)
+
+    def dropped(rows_R: Tensor, scaled: bool = True) -> Tensor:
+        torch.manual_seed(0)
+        layer = finetuning.SharedDropPath(DropPath(0.5, scaled), 8, rows_R).train()
+        assert torch.equal(layer.eval()(ones[rows_R]), ones[rows_R])
+        return layer.train()(ones[rows_R])
+
+    whole = dropped(torch.arange(8))
+    assert {*whole.unique().tolist()} == {0, 2} and not torch.equal(whole[rows], whole[:3])
+    assert torch.equal(dropped(rows), whole[rows])
+    assert {*dropped(torch.arange(8), scaled=False).unique().tolist()} == {0, 1}

@@ -143,10 +143,10 @@ def test_a_share_is_rounded_down_and_trained_for_so_many_steps(
         return train(features, labels, rows, *rest)
 
     monkeypatch.setattr(linear_probe, "train", record)
-    config = LOW_SHOT.config(shares=(0.21,), draws=1, steps=20, batch_size=8)
+    config = LOW_SHOT.config(shares=(0.21,), draws=1, steps=20, batch_size=9)
     LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 5), tiny)
-    assert fitted[-1] == (25, 7, 8, 5), (
-        "25.2 of 120 labels; 3 steps of 8 in an epoch, 20 or more in all; under the seed 5"
+    assert fitted[-1] == (25, 10, 9, 5), (
+        "25.2 of 120 labels; 2 steps of 9 in an epoch, 20 or more in all; under the seed 5"
     )
 
 
@@ -157,6 +157,46 @@ def test_a_share_that_is_a_whole_number_is_not_rounded_off(
     """0.29 of 100 is a little less than 29 in floating point."""
     data = dataclasses.replace(tiny, train=tiny.train.subset(range(100)))
     assert low_shot._size(share, data) == size
+
+
+def test_the_smallest_share_is_the_headline_in_whatever_order_they_are_given(
+    tiny: Dataset, spec: EncoderSpec
+) -> None:
+    config = LOW_SHOT.config(**SHORT | {"shares": (0.5, 0.125, 0.5), "draws": 1, "steps": 2})
+    result = LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+    assert list(result.scores) == ["top1_12.5pct", "top1_50pct"]
+
+
+def test_two_draws_have_a_spread(tiny: Dataset, spec: EncoderSpec) -> None:
+    config = LOW_SHOT.config(**SHORT | {"shares": (0.1,), "draws": 2, "steps": 2})
+    result = LOW_SHOT.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+    assert list(result.scores) == ["top1_10pct", "spread_10pct"]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (119, "a share of 0.0505"),
+        (6, "a share of 1"),
+        (5, "two of each class, which are not there"),
+    ],
+)
+def test_the_least_share_is_rounded_up_if_there_is_one(
+    count: int, told: str, tiny: Dataset, spec: EncoderSpec
+) -> None:
+    data = dataclasses.replace(tiny, train=tiny.train.subset(range(count)))
+    evaluation = LOW_SHOT.load_class()(LOW_SHOT.config(shares=(0.01,)))
+    assert evaluation.supports(RawPixels(spec, CPU, 0), data).endswith(told)
+
+
+def test_no_more_folds_than_labels_of_a_class(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of each here, where five folds are asked for; 6 labels are two of each."""
+    rows = seen_rows(tiny, monkeypatch, RawPixels(spec, CPU, 0))
+    assert len(rows) == 2 * (4 + 1 + 5 + 1)
+    least = LOW_SHOT.load_class()(LOW_SHOT.config(shares=(0.05,)))
+    assert least.supports(RawPixels(spec, CPU, 0), tiny) is None
 
 
 def test_what_diverges_on_one_fold_is_not_chosen(

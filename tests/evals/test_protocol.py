@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +84,31 @@ def test_low_shot_chooses_on_folds_that_it_was_not_fitted_on(tiny: Dataset) -> N
     for choice in choices:
         assert choice["pooling"] == "partly"
         assert 60 < choice["validation_top1"] < 95
+    assert result.scores["top1_50pct"] > 95, "of the pooling that is chosen"
 
 
-@pytest.mark.parametrize("name", ["linear", "robustness", "segmentation"])
+@pytest.mark.parametrize("name", ["linear", "low-shot", "robustness", "segmentation"])
 def test_probes_see_their_images_in_an_order_of_the_encoders_seed(
     name: str, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And each learning rate is tried with each weight decay."""
     seeds: list[int] = []
+    grids: list[Any] = []
     train = linear_probe.train
 
     def note(*how: Any) -> linear_probe.Probes:
         seeds.append(how[7])
+        grids.append(how[4])
         return train(*how)
 
     monkeypatch.setattr(linear_probe, "train", note)
     plugin = registry.find("eval", name)
     encoder = Encoder(backbones.build(spec, 0), spec, CPU, seed=5)
-    plugin.load_class()(helpers.small(plugin)).evaluate(encoder, tiny)
+    rates: dict[str, Any] = {"learning_rates": (0.1, 0.2, 0.3), "weight_decays": (0.0, 0.01)}
+    config = dataclasses.replace(helpers.small(plugin), **rates)
+    plugin.load_class()(config).evaluate(encoder, tiny)
     assert set(seeds) == {5}
+    assert grids[0] == [*itertools.product(*rates.values())]
 
 
 def test_an_untrained_baseline_starts_as_the_run_did(
@@ -152,6 +160,48 @@ def test_as_many_neighbours_vote_in_the_end_as_were_chosen(tiny: Dataset) -> Non
     config = {"neighbors": (1, 100), "temperature": 1e3}
     result = evaluate("knn", config, Given(features), data)
     assert (result.chosen["neighbors"], result.scores["top1"]) == (1, 100)
+
+
+def test_what_is_run_unasked_and_what_scores_are_compared_with() -> None:
+    """Pixels are no encoder that could be trained or looked into."""
+    evals = registry.discover("eval").values()
+    compared = {
+        p.name: {n for n, _ in p.load_class()(p.config()).baselines().values()} for p in evals
+    }
+    untrained = {"attention", "cka", "finetune", "masked-words", "partial-finetune", "robustness"}
+    both = {"embedding", "knn", "linear", "low-shot", "representation"}
+    both |= {"segmentation", "segmentation-knn"}
+    assert {name for name, found in compared.items() if found == {"random"}} >= untrained
+    assert {name for name, found in compared.items() if found == {"pixels", "random"}} == both
+    unasked = {plugin.name for plugin in evals if plugin.declared.is_default}
+    assert unasked == {"finetune", "knn", "linear"}
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "attention": {"images": 8, "sample": 500},
+    "cka": {"images": 1000},
+    "embedding": {"images": 2000, "pooling": "cls", "perplexity": 30.0, "neighbors": 5},
+    "finetune": {"scratch_lr": 5e-4, "trials": 0},
+    "knn": {"neighbors": (1, 5, 10, 20, 50, 100, 200)},
+    "low-shot": {
+        **{"shares": (0.01, 0.1), "draws": 3, "folds": 5, "steps": 300, "batch_size": 256},
+        "learning_rates": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+        "weight_decays": (1e-3, 1e-2, 1e-1),
+    },
+    "masked-words": {"images": 1000},
+    "representation": {"images": 10_000, "pairs": 2000},
+    "retrieval": {"rerank": 16, "resamples": 1000},
+    "robustness": {"images": 1000, "corrupted": ""},
+    "segmentation": {"epochs": 10, "batch_size": 4096, "train_images": 2000},
+    "segmentation-knn": {"neighbors": (5, 10, 20, 50), "train_images": 2000, "bank": 20_000},
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_scores_are_of_these_settings_unless_others_are_given(name: str) -> None:
+    """The protocol's hash leaves defaults out, so that another one would pass for the same."""
+    config = registry.find("eval", name).config()
+    assert {each: getattr(config, each) for each in DEFAULTS[name]} == DEFAULTS[name]
 
 
 def test_all_choose_on_a_tenth_of_the_training_images() -> None:

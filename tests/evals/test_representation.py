@@ -89,7 +89,10 @@ def test_uniformity_of_points_on_a_sphere_is_near_theory() -> None:
     assert REPRESENTATION.uniformity(torch.ones(10, 3)) == pytest.approx(0)
 
 
-def test_alignment_is_of_two_views_of_the_same_image(tiny: Dataset, spec: EncoderSpec) -> None:
+def test_alignment_is_of_two_views_of_the_same_image(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(REPRESENTATION, "_IMAGES_AT_ONCE", 4)
     pixels = RawPixels(spec, CPU, seed=3)
     result = REPRESENTATION.Representation(REPRESENTATION.Config(pairs=10)).evaluate(pixels, tiny)
     index = subset(40, 10, tiny.fingerprint)
@@ -110,6 +113,9 @@ def test_headline_is_the_rankme_of_the_mean(tiny: Dataset, spec: EncoderSpec) ->
     rows = encoder.features(tiny.test)["avg"][subset(40, 30, tiny.fingerprint)]
     assert name == "rankme_avg"
     assert value == REPRESENTATION.rankme(rows)
+    assert result.scores["effective_rank_avg"] == REPRESENTATION.effective_rank(rows)
+    assert result.scores["uniformity_avg"] == REPRESENTATION.uniformity(rows)
+    assert result.scores["alignment_avg"] != result.scores["alignment_cls"]
     assert {each.rpartition("_")[2] for each in result.scores} == {"avg", "cls"}
     assert (result.unit, result.better) == ("RankMe", "neither")
 
@@ -180,7 +186,10 @@ def test_cka_of_what_never_changes_is_zero_and_of_too_few_one_line() -> None:
 class TestCka:
     """The evaluation."""
 
-    def test_blocks_are_means_of_patches(self, tiny: Dataset, spec: EncoderSpec) -> None:
+    def test_blocks_are_means_of_patches(
+        self, tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(CKA, "_IMAGES_AT_ONCE", 8)
         module = backbones.build(spec, seed=0)
         encoder = Encoder(module, spec, CPU, seed=0)
         result = CKA.CKA(CKA.Config(images=20)).evaluate(encoder, tiny)
@@ -223,5 +232,13 @@ class TestCka:
         encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         cka = CKA.CKA(CKA.Config())
         assert "tiny has 3" in cka.supports(encoder, dataclasses.replace(tiny, test=few))
-        assert cka.supports(encoder, tiny) is None
+        four = dataclasses.replace(tiny, test=tiny.test.subset(range(4)))
+        assert cka.supports(encoder, four) is None
         assert cka.supports(RawPixels(spec, CPU, 0), tiny)
+
+
+def test_two_test_images_can_be_compared(tiny: Dataset, spec: EncoderSpec) -> None:
+    evaluation = REPRESENTATION.Representation(REPRESENTATION.Config())
+    for count, is_enough in ((1, False), (2, True)):
+        data = dataclasses.replace(tiny, test=tiny.test.subset(range(count)))
+        assert (evaluation.supports(RawPixels(spec, CPU, 0), data) is None) == is_enough

@@ -17,9 +17,10 @@ from sklearn.metrics import jaccard_score
 from ssl_bench.api import registry
 from ssl_bench.data import Dataset, Split
 from ssl_bench.data.masks import IGNORED
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation import dense, linear_probe, neighbors
 from ssl_bench.evaluation.features import Encoder, RawPixels, prepare
-from ssl_bench.evaluation.metrics import subset
+from ssl_bench.evaluation.metrics import held_out, subset
 from ssl_bench.models import backbones, encoders
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.transforms.augmentations import evaluation_view, mask_view
@@ -79,7 +80,13 @@ def test_an_interval_is_that_of_the_percentiles() -> None:
     draws = np.random.default_rng(0).integers(0, 60, (4000, 60))
     means = [dense.mean_iou(counts[drawn].sum(dim=0)).item() for drawn in torch.from_numpy(draws)]
     expected, deviation = np.quantile(means, [0.025, 0.975]), np.std(means)
-    assert dense.interval(counts, "test") == pytest.approx(expected, abs=0.2 * float(deviation))
+    ours = dense.interval(counts, "test")
+    assert ours == pytest.approx(expected, abs=0.2 * float(deviation))
+    generator = rng.generator("bootstrap", "test")
+    own = torch.cat([torch.randint(60, (50, 60), generator=generator) for _ in range(20)])
+    of_own = torch.stack([dense.mean_iou(counts[drawn].sum(dim=0)) for drawn in own])
+    ends = np.quantile(of_own.numpy(), [0.025, 0.975]).tolist()
+    assert [*ours] == pytest.approx(ends, rel=1e-6), "of a thousand draws"
     assert dense.interval(counts, "test") != dense.interval(counts, "another")
 
 
@@ -98,7 +105,7 @@ def test_patches_to_choose_on_are_of_other_images(tiny: Dataset, spec: EncoderSp
     assert not set(fit.tolist()) & set(held_out.tolist())
     assert len(held_out.unique()) == 10 and len(fit.unique()) == 30
     assert (patches.labels_P[patches.known_P] != IGNORED).all()
-    assert len(patches.known_P) == (patches.labels_P != IGNORED).sum()
+    assert torch.equal(patches.known_P, (patches.labels_P != IGNORED).nonzero()[:, 0])
     # Splits are often ordered by class.
     drawn = prepare(tiny.train.images(subset(120, 40, tiny.fingerprint)), spec, CPU)
     assert torch.equal(patches.features_PD, pixels.patches(drawn).flatten(0, 2))
@@ -138,6 +145,55 @@ def test_a_probe_that_diverged_is_not_chosen(tiny: Dataset, spec: EncoderSpec) -
     config = plugin.config(**how, learning_rates=(1e5, 0.1))
     found = plugin.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
     assert found.chosen["learning_rate"] == 0.1
+
+
+def test_a_probe_that_diverges_on_all_patches_is_refused(
+    tiny: Dataset, spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it did not on those that it was chosen by."""
+    predict, asked = linear_probe.Probes.predict, []
+
+    def diverges(probes: Any, *how: Any) -> torch.Tensor:
+        asked.append(probes)
+        return predict(probes, *how) - 9 * (len(asked) > 1)
+
+    monkeypatch.setattr(linear_probe.Probes, "predict", diverges)
+    plugin = registry.find("eval", "segmentation")
+    config = plugin.config(epochs=1, learning_rates=(0.1,), weight_decays=(0.0,), train_images=40)
+    with pytest.raises(UserError, match="every linear probe diverged"):
+        plugin.load_class()(config).evaluate(RawPixels(spec, CPU, 0), tiny)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_patches_to_fit_on_and_to_choose_on_are_needed(
+    share: float, tiny: Dataset, spec: EncoderSpec
+) -> None:
+    """Where all masks of one side are ignored, or all there are."""
+    masks = tiny.train.masks(torch.arange(120)).clone()
+    sides = held_out(120, share or 0.25, tiny.fingerprint)
+    masks[torch.arange(120) if share == 1 else sides[share > 0]] = IGNORED
+    data = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, masks_NSS=masks))
+    with pytest.raises(UserError, match="none are left to fit on, or none to choose on"):
+        dense.training_patches(RawPixels(spec, CPU, 0), data, 0, 0.25)  # type: ignore[arg-type]
+
+
+def test_test_masks_without_a_class_are_refused(tiny: Dataset, spec: EncoderSpec) -> None:
+    masks = torch.full((40, 16, 16), IGNORED, dtype=torch.uint8)
+    data = dataclasses.replace(tiny, test=dataclasses.replace(tiny.test, masks_NSS=masks))
+    with pytest.raises(UserError, match="no pixel of the test masks of tiny is of a class"):
+        dense.segment(RawPixels(spec, CPU, 0), data, lambda rows_PD: rows_PD[:, :4], {})  # type: ignore[arg-type]
+
+
+def test_a_map_of_pixels_has_the_encoders_patches_or_large_squares(spec: EncoderSpec) -> None:
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    for changes, side in (
+        ({"image_size": 48, "patch_size": 8}, 8),
+        ({"image_size": 48, "backbone": "test_resnet", "patch_size": None}, 16),
+        ({"image_size": 48, "backbone": "test_resnet", "patch_size": 4}, 16),
+    ):
+        own = dataclasses.replace(spec, **changes)
+        found = RawPixels(own, CPU, 0).patches(images)
+        assert found.shape == (2, 48 // side, 48 // side, 3 * side**2), changes
 
 
 def asked_of_neighbours(
@@ -208,13 +264,14 @@ def test_a_bank_is_as_large_as_asked_for(
 
 def test_a_patch_has_the_most_frequent_class_of_its_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
-    masks = torch.randint(4, (5, 12, 12), generator=generator)
+    masks = torch.randint(4, (5, 12, 20), generator=generator)
     masks[torch.rand(masks.shape, generator=generator) < 0.3] = IGNORED
-    masks[0, :4, :4] = IGNORED
-    ours = dense.patch_labels(masks, (3, 3), 4)
+    masks[:2, :4, :5] = IGNORED
+    masks[1, 2, 3] = 3  # one pixel says what the patch is
+    ours = dense.patch_labels(masks, (3, 4), 4)
     assert ours[0, 0, 0] == IGNORED
-    for image, row, column in np.ndindex(5, 3, 3):
-        cell = masks[image, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+    for image, row, column in np.ndindex(5, 3, 4):
+        cell = masks[image, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
         counts = [int((cell == each).sum()) for each in range(4)]
         if max(counts):
             assert ours[image, row, column] == counts.index(max(counts))
@@ -273,7 +330,7 @@ def separable(count: int, seed: int) -> Split:
 def test_what_is_separable_is_segmented(name: str, spec: EncoderSpec) -> None:
     classes = ("nothing", "red", "green", "blue")
     data = Dataset("squares", separable(100, 0), separable(40, 1), (), "f", "", 16)
-    data = dataclasses.replace(data, mask_classes=classes, unlabelled="masks")
+    data = dataclasses.replace(data, mask_classes=(*classes, "yellow"), unlabelled="masks")
     plugin = registry.find("eval", name)
     evaluation = plugin.load_class()(plugin.config(validation=0.2))
     pixels = evaluation.evaluate(RawPixels(spec, CPU, 0), data)

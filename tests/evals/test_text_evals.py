@@ -70,6 +70,20 @@ def parts(encoder: Encoder, data: Dataset) -> tuple[Tensor, Tensor, list[str]]:
     return images, encoder.pair.embed_texts(encoder.text(ids)), texts
 
 
+def test_presets_are_the_published_and_the_embedded_datas() -> None:
+    """The published model ranks 256 anew; captions of the embedded scenes say "a large ..."."""
+    assert registry.find("eval", "retrieval").presets()["albef-vitb16"] == {"rerank": 256}
+    quick = registry.find("eval", "zero-shot").presets()["quick"]
+    assert quick == {"templates": ("a large {}", "there is a large {}")}
+
+
+def test_what_was_trained_beside_the_encoder_drops_nothing() -> None:
+    side = helpers.build(ALBEF, SPEC)
+    pair = Encoder(side.encoder, SPEC, CPU, 0, pair=side.text_side.train()).pair
+    assert not any(module.training for module in pair.modules())
+    assert not any(parameter.requires_grad for parameter in pair.parameters())
+
+
 def test_recalls_are_counted(encoder: Encoder, data: Dataset) -> None:
     images, words, texts = parts(encoder, data)
     captions = data.test.captions or ()
@@ -134,7 +148,11 @@ def test_ranks_that_are_perfect_and_ranks_that_are_not() -> None:
     assert not hits[:, 0].any() and hits[:, 2].any()
 
 
-def test_images_that_are_retrieved_are_kept_for_a_figure(encoder: Encoder, data: Dataset) -> None:
+def test_images_that_are_retrieved_are_kept_for_a_figure(data: Dataset) -> None:
+    """Of an encoder that gives each caption other images."""
+    method, spec = helpers.build(ALBEF, SPEC), helpers.with_text(ALBEF, SPEC)
+    naive.randomise(method.text_side)
+    encoder = Encoder(method.encoder, spec, CPU, seed=0, pair=method.text_side)
     result = run("retrieval", encoder, data, rerank=0, resamples=1)
     images, words, sentences = parts(encoder, data)
     captions = data.test.captions or ()
@@ -147,6 +165,21 @@ def test_images_that_are_retrieved_are_kept_for_a_figure(encoder: Encoder, data:
         rights = [int(query in captions[image]) for image in best.tolist()]
         assert result.arrays["is_right"][number].tolist() == rights
     assert 0 < result.arrays["is_right"].sum() < 25
+    answers = result.arrays["answers"].flatten(1)
+    assert len(answers.unique(dim=0)) > 1
+
+
+def test_what_is_found_is_the_best_ten_images_of_each_caption(
+    encoder: Encoder, data: Dataset
+) -> None:
+    """However many are to be ranked anew; fewer where there are fewer."""
+    images, words, _ = parts(encoder, data)
+    result = run("retrieval", encoder, data, rerank=0, resamples=1)
+    assert torch.equal(result.arrays["found"], (words @ images.T).topk(10, dim=1).indices)
+    few = dataclasses.replace(data, test=data.test.subset(range(3)))
+    arrays = run("retrieval", encoder, few, rerank=99, resamples=1).arrays
+    assert arrays["found"].shape == (6, 3)
+    assert arrays["answers"].shape == (3, 3, 3, 16, 16)
 
 
 def test_maps_of_words_are_the_attention_of_the_last_layer(encoder: Encoder, data: Dataset) -> None:
@@ -180,7 +213,8 @@ def test_maps_of_words_are_the_attention_of_the_last_layer(encoder: Encoder, dat
             torch.testing.assert_close(
                 arrays["word_maps"][place, word], expected, rtol=1e-4, atol=1e-5
             )
-    assert arrays["word_images"].shape == (4, 3, 16, 16)
+    views = (255 * evaluation_view(data.test.images(index), 16)).round().byte()
+    assert torch.equal(arrays["word_images"], views)
 
 
 def test_texts_of_any_script_are_kept_and_drawn_without_a_word(
@@ -401,6 +435,7 @@ def test_hidden_words_beside_an_image_are_not_asked_without_images(
         (("n01440764", "n01443537"), False),
         (("n01440764", "goldfish"), True),
         (("number 9", "n95"), True),
+        (("n95", "n96"), True),
     ],
 )
 def test_classes_without_names_are_not_told_by_names(
@@ -420,8 +455,11 @@ def ids_of(caption: str, spec: vocabulary.TextSpec) -> list[int]:
     ]
 
 
-def test_each_word_is_hidden_alone_and_counts_as_one(known: Dataset) -> None:
+def test_each_word_is_hidden_alone_and_counts_as_one(
+    known: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a reader that says the same word, whatever it sees."""
+    monkeypatch.setattr(masked_words, "_TEXTS_AT_ONCE", 50)
     own: Any = helpers.with_text(BERT, SPEC).text
     seen: list[list[int]] = []
 

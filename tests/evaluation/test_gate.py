@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CPU
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ssl_bench.api import registry
@@ -68,12 +68,18 @@ BAD: dict[str, tuple[Callable[[Dataset], Any], str]] = {
     "too large for a float": (lambda data: Result({"x": 10**400}, unit="nats"), "10"),
     "below 0": (lambda data: Result({"top1": -1.0}), "-1.0"),
     "a second share": (lambda data: Result({"top1": 5.0, "top5": 101.0}), "top5 = 101.0"),
+    "a second share of more": (
+        lambda data: Result({"entropy": 5.0, "top1_fog": 101.0}),
+        "top1_fog = 101.0",
+    ),
     "text": (lambda data: Result({"top1": "50"}), "'50'"),  # type: ignore[dict-item]
     "None": (lambda data: Result({"top1": None}), "None"),  # type: ignore[dict-item]
     "a bool": (lambda data: Result({"top1": True}), "True"),
     "complex": (lambda data: Result({"top1": 1j}), "1j"),  # type: ignore[dict-item]
     "a vector": (lambda data: Result({"top1": torch.ones(1)}), "(1,)"),  # type: ignore[dict-item]
     "no name": (lambda data: Result({"": 5.0}), "''"),
+    "a name of spaces": (lambda data: Result({"   ": 5.0}), "a score named"),
+    "a name of two lines": (lambda data: Result({"a\nb": 5.0}), "a score named"),
     "a number for a name": (lambda data: Result({1: 5.0}), "1"),  # type: ignore[dict-item]
     "no unit": (lambda data: Result({"top1": 5.0}, unit=None), "unit"),  # type: ignore[arg-type]
     "best": (lambda data: Result({"top1": 5.0}, better="best"), "best"),  # type: ignore[arg-type]
@@ -100,6 +106,10 @@ BAD: dict[str, tuple[Callable[[Dataset], Any], str]] = {
         "object",
     ),
     "array file": (lambda data: Result({"top1": 5.0}, arrays={"file": torch.ones(1)}), "file"),
+    "array allow_pickle": (
+        lambda data: Result({"top1": 5.0}, arrays={"allow_pickle": torch.ones(1)}),
+        "allow_pickle",
+    ),
     "array ../x": (lambda data: Result({"top1": 5.0}, arrays={"../x": torch.ones(1)}), "../x"),
 }
 
@@ -132,7 +142,59 @@ def test_what_has_no_better_direction_may_have_a_sign(tiny: Dataset) -> None:
         gate.admit(Result({"cka": -101.0}, unit=unit, better="neither"), "mine", tiny)
 
 
+def test_scores_may_be_rounded_to_two_digits(tiny: Dataset) -> None:
+    """One right one of 32 is 3.125 %."""
+    data = dataclasses.replace(tiny, test=tiny.test.subset(range(32)))
+    found = (right(data) + 1) % 3
+    found[7] = right(data)[7]
+    for rounded in (3.12, 3.13):
+        gate.admit(Result({"top1": rounded}, found), "mine", data)
+    for wrong in (3.11, 3.14):
+        with pytest.raises(UserError, match=r"3\.125 % of its predictions"):
+            gate.admit(Result({"top1": wrong}, found), "mine", data)
+    for edge in (-0.005, 100.005):
+        gate.admit(Result({"top1": edge}), "mine", data)
+
+
+def test_scores_beside_the_headline_need_not_be_in_percent(tiny: Dataset) -> None:
+    assert gate.admit(Result({"top1": 5.0, "count": 500.0}), "mine", tiny).scores["count"] == 500
+
+
+def test_arrays_of_any_real_numbers_are_stored(tiny: Dataset) -> None:
+    given = {
+        "coarse": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "whether": torch.tensor([True, False]),
+        "none": torch.zeros(0, 3, dtype=torch.int64),
+    }
+    found = gate.admit(Result({"top1": 5.0}, arrays=given), "mine", tiny).arrays
+    assert found["coarse"].tolist() == [1.5, -2.0]
+    assert found["whether"].tolist() == [True, False]
+    assert (found["none"].shape, found["none"].dtype) == ((0, 3), np.int32)
+
+
+RECORD = {
+    **{"eval": "knn", "protocol": "abc", "data": "tiny", "note": "", "test_images": 40},
+    **{"scores": {"top1": 50.0}, "baselines": {"random init": {"top1": 40.0}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, None) for key in ("eval", "protocol", "data", "note", "test_images", "scores")),
+        *(("test_images", value) for value in (0, True, 40.0)),
+        *(("better", "best"), ("unit", ""), ("scores", {"top1": 101.0})),
+        ("baselines", {"random init": {"share": 101.0}}),
+    ],
+)
+def test_a_record_of_something_else_is_refused(key: str, value: Any) -> None:
+    assert gate.check_record(RECORD, eval="knn") == RECORD
+    with pytest.raises(UserError, match="expected"):
+        gate.check_record({**RECORD, key: value})
+
+
 @given(values=st.lists(st.integers(-(2**62), 2**62), min_size=1))
+@example(values=[2**31 - 1, -(2**31)])
 def test_whole_numbers_keep_their_values(values: list[int]) -> None:
     found = gate._array("a", torch.tensor(values), "mine")
     assert found.tolist() == values

@@ -19,7 +19,7 @@ from helpers import CPU, SHAPE, batch_of, waves
 from naive import Weights, under
 from torch import Tensor
 
-from ssl_bench.api import optimizers, registry
+from ssl_bench.api import optimizers, parts, registry
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset, Split
 from ssl_bench.models import spread
@@ -552,3 +552,9 @@ def test_features_all_over_the_sphere_have_a_spread_of_one() -> None:
     features = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     assert spread.spread(features) == pytest.approx(1, abs=0.01)
     assert spread.spread(torch.ones(5, 3)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_losses_are_computed_in_float32_at_least(dtype: torch.dtype) -> None:
+    found = parts.in_float32(lambda rows: rows)(torch.ones(2, dtype=dtype)).dtype
+    assert found == (torch.float64 if dtype == torch.float64 else torch.float32)

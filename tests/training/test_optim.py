@@ -22,7 +22,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import finetuning
 from ssl_bench.models import backbones
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.training.schedule import Schedule
+from ssl_bench.training.schedule import Schedule, whole_epochs
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 30), st.floats(0, 0.9))
@@ -193,6 +193,32 @@ def test_lars_goes_on_from_its_state() -> None:
     assert torch.equal(whole, halved)
 
 
+def test_lars_takes_the_gradient_and_the_loss_of_a_closure() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+
+    def closure() -> float:
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizers.LARS([weight], lr=1.0).step(closure) == 4
+    assert (weight < 1).all()
+
+
+def test_a_schedule_of_a_groups_own_is_scaled_as_the_common_one_is() -> None:
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 0.5, **own}
+        for own in ({}, {"schedule": "own"})
+    ]
+    recipe = optimizers.OptimizerSpec(
+        optimizer=torch.optim.SGD(groups, lr=0.0),
+        learning_rate=lambda step: 0.8,
+        schedules={"own": lambda step: 0.2},
+    )
+    recipe.prepare(Step(0, 10, 10, 1))
+    assert [group["lr"] for group in recipe.optimizer.param_groups] == [0.4, 0.1]
+
+
 def test_freeze_takes_whole_names_and_says_what_matches_nothing(spec: EncoderSpec) -> None:
     encoder = backbones.build(spec, seed=0).requires_grad_(True)
     optimizers.freeze(encoder, "patch_embed.proj", "cls_token")
@@ -256,6 +282,10 @@ def test_further_parameters_may_be_spared_from_decay() -> None:
 @pytest.mark.parametrize("epochs,steps", [(1.34, 13), (1.36, 14), (0.01, 1), (2, 20)])
 def test_steps_are_the_nearest_whole_number(epochs: float, steps: int) -> None:
     assert Schedule(105, 10, epochs).steps == steps
+
+
+def test_a_whole_number_of_epochs_is_one_however_it_is_given() -> None:
+    assert [repr(whole_epochs(each)) for each in (8, 8.0, 8.5)] == ["8", "8", "8.5"]
 
 
 @pytest.mark.parametrize("warmup,steps", [(0.14, 1), (0.16, 2)])

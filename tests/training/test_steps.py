@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +19,12 @@ from teacher_method import Config, Teaching
 from torch import Tensor
 
 from ssl_bench.api import Batch, Step
-from ssl_bench.data import Dataset
+from ssl_bench.data import Dataset, Split
 from ssl_bench.distributed import collectives
+from ssl_bench.errors import UserError
 from ssl_bench.models import weights
 from ssl_bench.models.backbones import EncoderSpec
-from ssl_bench.training import pretrain, setup
+from ssl_bench.training import pretrain, setup, training_state
 from ssl_bench.transforms.augmentations import augment, normalize
 from ssl_bench.utils import rng
 
@@ -36,7 +40,11 @@ class Noting(Teaching):
         self.seeds: list[int] = []
         self.modes: list[bool] = []
         self.moved: list[bool] = []
+        self.begun: list[tuple[int, int]] = []
         self.held: Tensor | None = None
+
+    def before_training(self, train: Split, seed: int) -> None:
+        self.begun.append((len(train), seed))
 
     def loss(self, batch: Batch, step: Step) -> Any:
         if len(batch) == BATCH:  # not what counts the cost of a step
@@ -95,6 +103,12 @@ def test_draws_are_of_seed_step_and_image(
         expected = augment(images, recipe, last.rng.within(f"view{view}"))
         expected = normalize(expected, spec.mean, spec.std)
         torch.testing.assert_close(last.views[name], expected)
+
+
+def test_a_method_sees_the_training_images_and_the_seed_once_before(
+    trained: tuple[Noting, EncoderSpec, Path],
+) -> None:
+    assert trained[0].begun == [(120, SEED)]
 
 
 def test_each_step_drops_other_things_in_training_mode(
@@ -182,7 +196,72 @@ def test_records_are_means_since_the_last_one_whatever_came_between(
             assert record[name] == pytest.approx(mean, rel=1e-5), name
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     records(tiny, spec, tmp_path / "two", stops_at=4)
+    assert (tmp_path / "two" / "checkpoint.pt").exists()
     assert records(tiny, spec, tmp_path / "two") == some
+    assert not (tmp_path / "two" / "checkpoint.pt").exists(), "it is not needed any more"
+
+
+@pytest.mark.parametrize(
+    ("total", "recorded"),
+    [(100_000, [50, 100]), (1000, [*range(4, 121, 4)]), (505, [*range(2, 121, 2)])],
+)
+def test_a_line_is_written_every_few_steps(
+    total: int, recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """250 times in all, or every 50 steps. Of a step's ten seconds, data are waited for in two."""
+    clock, file = [0.0], io.StringIO()
+    monkeypatch.setattr(pretrain, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def batches() -> Iterator[None]:
+        while True:
+            clock[0] += 2
+            yield None
+
+    bar: Any = SimpleNamespace(update=lambda done, note: None)
+    metrics, source = pretrain._Metrics(file, bar, {}, "fp32"), batches()
+    for number in range(120):
+        metrics.next(source)
+        clock[0] += 8
+        losses = {"loss": torch.tensor(float(number))}
+        metrics.add(Step(number, total, 40, 24), losses, 0.1 * number, None)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["step"] for line in lines] == recorded
+    every = recorded[1] - recorded[0]
+    for line in lines:
+        assert (line["waiting"], line["images_per_second"]) == (0.2, 2.4)
+        assert line["loss"] == pytest.approx(line["step"] - 1 - (every - 1) / 2)
+        assert line["learning_rate"] == pytest.approx(0.1 * (line["step"] - 1))
+        assert line["epoch"] == pytest.approx(line["step"] / 40)
+
+
+def test_the_last_step_is_recorded_though_it_is_out_of_turn() -> None:
+    file, bar = io.StringIO(), SimpleNamespace(update=lambda done, note: None)
+    metrics = pretrain._Metrics(file, bar, {}, "fp32")  # type: ignore[arg-type]
+    for number in range(501):
+        metrics.add(Step(number, 501, 501, 24), {"loss": torch.tensor(1.0)}, 0.1, None)
+    assert [json.loads(line)["step"] for line in file.getvalue().splitlines()][-2:] == [500, 501]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_training(loss: float) -> None:
+    metrics = pretrain._Metrics(io.StringIO(), None, {}, "bf16")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 4.* --precision fp32 may"):
+        metrics.add(Step(3, 9, 9, 24), {"loss": torch.tensor(loss)}, 0.1, None)
+
+
+def test_records_that_no_checkpoint_counts_on_are_removed(tmp_path: Path) -> None:
+    """All of them without a checkpoint; else those of later steps, and one that was cut off."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    assert training_state.read(tmp_path) == {} and not path.exists()
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters())
+    training_state.save(layer, optimizer, 3, 7.5, {"loss": [torch.tensor(2.0)]}, tmp_path)
+    for rest in ('{"step": 3}', '{"st\n', '{"step": 4}\n'):
+        path.write_text('{"step": 1}\n{"step": 2}\n' + rest)
+        state = training_state.read(tmp_path)
+        assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert (state["step"], state["seconds"], state["losses"]["loss"].item()) == (3, 7.5, 2.0)
 
 
 def test_what_is_written_is_the_encoder(trained: tuple[Noting, EncoderSpec, Path]) -> None:

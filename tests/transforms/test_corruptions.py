@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,12 +314,43 @@ class TestRobustness:
         other = dataclasses.replace(tiny, fingerprint="another")
         chosen = [evaluation._chosen(tiny.test, data).tolist() for data in (tiny, other, tiny)]
         assert chosen[0] == chosen[2] != chosen[1]
+        assert chosen[0] == sorted(chosen[0]) and len(chosen[0]) == 10
+
+    def test_grey_images_are_seen_by_an_encoder_of_colours(
+        self, encoder: Encoder, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As grey ones, clean or corrupted; whoever reads them all corrupts one channel."""
+        seen: list[int] = []
+
+        def record(images: Tensor, *how: Any) -> Tensor:
+            seen.append(images.shape[1])
+            return corruptions.corrupt(images, *how)
+
+        monkeypatch.setattr(ROBUSTNESS.load(), "corrupt", record)
+        train, test = (
+            dataclasses.replace(split, images_NCHW=split.images_NCHW[:, :1])
+            for split in (tiny.train, tiny.test)
+        )
+        grey = dataclasses.replace(tiny, train=train, test=test)
+        config = ROBUSTNESS.config(batch_size=24, epochs=1, images=6)
+        found = ROBUSTNESS.load_class()(config).evaluate(encoder, grey)
+        assert {*seen} == {1} and found.scores["top1_clean"] > 50
 
     def test_small_images_are_refused_in_one_line(self, tiny: Dataset) -> None:
         spec = EncoderSpec("vit_micro", 8, 4, 3, tiny.mean, tiny.std)
         encoder = Encoder(backbones.build(spec, seed=0), spec, CPU, seed=0)
         robustness = ROBUSTNESS.load_class()(ROBUSTNESS.config())
         assert "16 pixels or more, not 8" in robustness.supports(encoder, tiny)
+
+    def test_images_of_the_smallest_size_will_do_and_clips_will_not(
+        self, encoder: Encoder, tiny: Dataset
+    ) -> None:
+        robustness = ROBUSTNESS.load_class()(ROBUSTNESS.config())
+        assert encoder.spec.image_size == corruptions.SMALLEST_SIDE
+        assert robustness.supports(encoder, tiny) is None
+        spec = dataclasses.replace(encoder.spec, frames=4)
+        clips = Encoder(backbones.build(encoder.spec, seed=0), spec, CPU, seed=0)
+        assert "--frames 1 would work" in robustness.supports(clips, tiny)
 
     def test_a_number_of_images_below_none_is_refused(self) -> None:
         with pytest.raises(UserError, match="robustness-images -1"):
@@ -437,6 +469,19 @@ class TestPublishedFiles:
         found = ROBUSTNESS.load_class()(few).evaluate(encoder, tiny)
         if kind == "arrays":
             assert round(found.scores["top1_rain"] / 20, 6).is_integer(), "a share of five images"
+
+    def test_each_severity_has_a_score_of_its_own(
+        self, arrays: Path, encoder: Encoder, tiny: Dataset
+    ) -> None:
+        """The first leaves images as they are here, and the others leave nothing of them."""
+        images = np.load(arrays / "fog.npy")
+        images[len(tiny.test) :] = 128
+        np.save(arrays / "fog.npy", images)
+        config = ROBUSTNESS.config(batch_size=24, epochs=2, images=0, corrupted=str(arrays))
+        found = ROBUSTNESS.load_class()(config).evaluate(encoder, tiny)
+        first, *others = found.arrays["accuracy"][0].tolist()
+        assert first == found.scores["top1_clean"] > max(others)
+        assert found.scores["top1_severity_1"] > found.scores["top1_severity_2"]
 
     @pytest.mark.parametrize("kind", ["arrays", "folders"])
     def test_the_slightest_severity_comes_first(self, kind: str, tmp_path: Path) -> None:
