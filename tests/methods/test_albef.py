@@ -211,6 +211,15 @@ def test_texts_are_as_wide_as_asked_for_or_as_the_images(given: int, width: int)
     assert reader.fusion[0].cross_attention.key.in_features == helpers.SHAPE["embed_dim"]
 
 
+def test_a_collapse_is_looked_for_in_the_images_features() -> None:
+    method = built()
+    batch = batch_of(method)
+    method.loss(batch, helpers.FIRST_STEP)
+    tokens = method.encoder.forward_features(batch.views["image"])
+    expected = method.text_side.embed_images(tokens[:, 0])
+    torch.testing.assert_close(method.watched_BD, expected)
+
+
 def test_left_stays_left() -> None:
     assert [view.flip for view in built().transforms().values()] == [0.0]
 

@@ -258,6 +258,26 @@ def test_codebook_patches_are_drawn_anew_of_each_part_of_the_images(
     assert not torch.equal(first[:128], first[128:]) and not torch.equal(first, second)
 
 
+def test_a_codebook_is_fitted_to_16_patches_for_a_token_of_2048_images(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are seen in an evaluation."""
+    found: list[Tensor] = []
+
+    def note(patches_NP: Tensor, count: int, seed: int) -> Tensor:
+        found.append(patches_NP)
+        return patches_NP[:count]
+
+    monkeypatch.setattr(codebook, "fit", note)
+    build(codebook_size=256).before_training(tiny.train.subset([0] * 2500), 0)
+    [patches_NP] = found
+    assert patches_NP.shape == (16 * 256, VALUES)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in STATISTICS)
+    image = (tiny.train.images_NCHW[0] / 255 - mean) / std
+    own = torch.stack([pixels.permute(1, 2, 0).flatten() for _, _, pixels in naive.cut(image, 4)])
+    assert (patches_NP[:, None] - own).abs().amax(dim=2).amin(dim=1).max() < 1e-5
+
+
 def test_a_tokenizer_of_the_users_own_is_taken_as_it_is(tiny: Dataset, tmp_path: Path) -> None:
     """Its entries are pixels in [0, 1], as they are before images are normalised."""
     path = written(tmp_path, codebook=entries_of())
@@ -353,7 +373,24 @@ def test_pictures_keep_what_is_seen(tiny: Dataset) -> None:
     is_hidden = rows["masked"].isnan()
     assert 0.3 < is_hidden.double().mean() < 0.5
     assert torch.equal(rows["predicted"][~is_hidden], rows["original"][~is_hidden])
-    assert rows["tokens"].unfold(2, 4, 4).unfold(3, 4, 4).isfinite().all()
+    entries = method.codebook_KP
+    for image, shown in zip(rows["original"], rows["tokens"], strict=True):
+        pairs = zip(naive.cut(image, 4), naive.cut(shown, 4), strict=True)
+        for (_, _, pixels), (_, _, token) in pairs:
+            distances = (entries - pixels.permute(1, 2, 0).flatten()).square().sum(dim=1)
+            nearest = entries[distances.argmin()].view(4, 4, 3).permute(2, 0, 1)
+            torch.testing.assert_close(token, nearest)
+
+
+def test_pictures_show_the_likeliest_token(tiny: Dataset) -> None:
+    method, batch = build(), batch_of()
+    method.before_training(tiny.train, 0)
+    torch.nn.init.zeros_(method.head.weight)
+    method.head.bias.data[7] = 1
+    rows = method.pictures(batch)
+    expected = method.codebook_KP[7].view(4, 4, 3).permute(2, 0, 1).repeat(3, 1, 4, 4)
+    is_hidden = rows["masked"].isnan()
+    torch.testing.assert_close(rows["predicted"][is_hidden], expected[is_hidden])
 
 
 def test_it_is_never_called_plain_beit() -> None:

@@ -129,6 +129,12 @@ def test_balanced_assignments_are_of_both_views_at_the_teachers_temperature() ->
     torch.testing.assert_close(method.assign(teacher, helpers.FIRST_STEP), expected)
 
 
+def test_a_collapse_is_looked_for_in_the_students_features() -> None:
+    method, views = build(), views_of(4)
+    method.loss(batch_of(method, views), helpers.FIRST_STEP)
+    torch.testing.assert_close(method.watched_BD, encoders.represent(method.student, views[0]))
+
+
 def test_prototypes_are_trained_at_some_time() -> None:
     config, refuses = DINO.config(freeze_last_layer=2), DINO.load_class().refuses
     assert refuses(config, 8, 64, epochs=2.5) is None

@@ -22,7 +22,7 @@ from ssl_bench.api.method import total
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models import masking
+from ssl_bench.models import encoders, masking
 from ssl_bench.models.prototypes import between_views, of_hidden_patches, sharpened
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
@@ -278,6 +278,16 @@ def test_each_centre_has_a_momentum_of_its_own() -> None:
     method.after_optimizer_step(helpers.FIRST_STEP)
     torch.testing.assert_close(method.center_K, 0.5 * mean)
     torch.testing.assert_close(method.patch_center_K, 0.25 * patch_mean)
+
+
+def test_a_collapse_is_looked_for_in_the_students_features() -> None:
+    """Of the first large crop, of which some patches are hidden."""
+    method, views = build(mask_probability=1.0), views_of(4)
+    batch = batch_of(method, views)
+    method.loss(batch, helpers.FIRST_STEP)
+    hidden = method.hide(batch)[:4]
+    encoded = encoders.encode_tokens(method.student, views[0], hidden, method.masked_embed)
+    torch.testing.assert_close(method.watched_BD, encoded[:, 0])
 
 
 def test_registers_are_no_patches() -> None:

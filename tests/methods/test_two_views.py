@@ -22,7 +22,7 @@ from torch import Tensor
 from ssl_bench.api import optimizers, registry
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset, Split
-from ssl_bench.models import spread
+from ssl_bench.models import encoders, spread
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
 from ssl_bench.utils.rng import SampleRng
@@ -273,6 +273,18 @@ def test_loss_and_gradients_equal_the_naive_reference(name: str) -> None:
     if name != "moco":  # a shift of all class tokens is gone after batch norm
         assert errors.pop("encoder.norm.bias") > 0
     assert max(errors.values()) < 2e-5, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_collapse_is_looked_for_in_what_is_compared(name: str) -> None:
+    """In the online network's features of a view, or of both where they go through it together."""
+    method, views = build(name), views_of(6)
+    method.loss(batch_of(method, views), helpers.FIRST_STEP)
+    seen = {"byol": views[1], "moco": views[0], "simclr": cat(views), "lejepa": cat(views)}
+    heads = method.head if name == "moco" else method.projector
+    expected = heads(encoders.represent(method.encoder, seen.get(name, views[0])))
+    expected = expected[:6] if name == "lejepa" else expected
+    torch.testing.assert_close(method.watched_BD, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
