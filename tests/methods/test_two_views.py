@@ -120,17 +120,17 @@ def vicreg_of(first: Tensor, second: Tensor, variance: float) -> Tensor:
 
 
 def barlow_twins(weights: Weights, views: Sequence[Tensor], state: State, step: int) -> Tensor:
-    return barlow_of(*projected(weights, views))
+    return barlow_of(*projected(weights, views), redundancy=0.02)
 
 
-def barlow_of(first: Tensor, second: Tensor) -> Tensor:
+def barlow_of(first: Tensor, second: Tensor, redundancy: float) -> Tensor:
     """Equations 1 and 2; a correlation of batch-normalised features is that of the features."""
     first, second = naive.batch_norm(first), naive.batch_norm(second)
     loss = torch.zeros((), dtype=torch.float64)
     for i in range(first.shape[1]):
         for j in range(first.shape[1]):
             correlation = (first[:, i] * second[:, j]).mean()
-            loss = loss + ((1 - correlation) ** 2 if i == j else 0.0051 * correlation**2)
+            loss = loss + ((1 - correlation) ** 2 if i == j else redundancy * correlation**2)
     return loss
 
 
@@ -210,7 +210,10 @@ def gaussian(features: Tensor, directions: Tensor) -> Tensor:
 METHODS: Mapping[str, tuple[Reference, dict[str, Any]]] = {
     "simclr": (simclr, {"temperature": 0.2, "proj_hidden_dim": 32, "proj_output_dim": 16}),
     "vicreg": (vicreg, {"variance": 10.0, "proj_hidden_dim": 32, "proj_output_dim": 8}),
-    "barlow-twins": (barlow_twins, {"proj_hidden_dim": 32, "proj_output_dim": 8}),
+    "barlow-twins": (
+        barlow_twins,
+        {"redundancy": 0.02, "proj_hidden_dim": 32, "proj_output_dim": 8},
+    ),
     "byol": (byol, {"momentum": 0.8, "proj_hidden_dim": 32, "proj_output_dim": 16}),
     "simsiam": (simsiam, {"proj_hidden_dim": 32, "proj_output_dim": 16, "pred_hidden_dim": 8}),
     "moco": (moco, {"momentum": 0.8, "queue_size": 36, "proj_output_dim": 16}),
@@ -373,7 +376,9 @@ def loss_of(name: str, first: Tensor, second: Tensor) -> tuple[Any, list[Tensor]
     if name == "vicreg":
         return sum(code.regularise(first, second, 25.0, 25.0, 1.0).values()), both
     if name == "barlow-twins":
-        return sum(build(name, proj_output_dim=6).decorrelate(first, second).values()), both
+        return sum(
+            build(name, proj_output_dim=6, redundancy=0.0051).decorrelate(first, second).values()
+        ), both
     if name == "moco":
         rows = torch.nn.functional.normalize
         queue = rows(waves(16, 6, 1).detach(), dim=1).to(first.dtype)
