@@ -189,6 +189,14 @@ def test_a_centre_nearest_to_no_patch_stays(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(found[0], first) and found.isfinite().all()
 
 
+def test_mixed_precision_does_not_round_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches, entries = (torch.randn(count, 8, generator=generator) for count in (400, 100))
+    expected = torch.cdist(patches.double(), entries.double()).argmin(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codebook.nearest(patches, entries), expected)
+
+
 def test_codebook_is_a_function_of_training_images_and_seed(tiny: Dataset) -> None:
     def fitted(train: Split, seed: int, torch_seed: int) -> Tensor:
         torch.manual_seed(torch_seed)
@@ -215,7 +223,9 @@ def written(folder: Path, name: str = "mine.safetensors", **tensors: Tensor) -> 
 
 
 def entries_of(seed: int = 0, rows: int = 5) -> Tensor:
-    return torch.rand(rows, VALUES, generator=torch.Generator().manual_seed(seed))
+    entries = torch.rand(rows, VALUES, generator=torch.Generator().manual_seed(seed))
+    entries[0, 0], entries[-1, -1] = 0, 1  # black and white
+    return entries
 
 
 def test_codebook_images_are_drawn_from_all(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +293,8 @@ def test_a_tokenizer_of_the_users_own_is_taken_as_it_is(tiny: Dataset, tmp_path:
     path = written(tmp_path, codebook=entries_of())
     method = build(tokenizer=path)
     assert method.head.out_features == method.config.codebook_size == 5
+    two = written(tmp_path, "two", codebook=entries_of(rows=2))
+    assert build(tokenizer=two).head.out_features == 2
     method.before_training(tiny.train, 0)
     pixels = entries_of().view(5, 4, 4, 3).double()
     mean, std = (torch.tensor(each, dtype=torch.float64) for each in STATISTICS)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ssl_bench.api import optimizers, registry
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset, Split
+from ssl_bench.errors import UserError
 from ssl_bench.models import encoders, spread
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
@@ -455,6 +456,14 @@ def test_lejepas_projector_ends_in_a_layer_with_bias() -> None:
     """As torchvision's ``MLP`` in MINIMAL.md; no norm follows that would take it away."""
     last = build("lejepa").projector[-1]
     assert isinstance(last, torch.nn.Linear) and last.bias is not None
+
+
+def test_terms_of_vicreg_can_be_left_out_but_not_all() -> None:
+    config = registry.find("method", "vicreg").config
+    for name in ("invariance", "variance", "covariance"):
+        assert getattr(config(**{name: 0.0}), name) == 0
+    with pytest.raises(UserError, match="all 0"):
+        config(invariance=0.0, variance=0.0, covariance=0.0)
 
 
 def test_agreement_is_with_the_mean_of_the_large_crops_alone() -> None:
