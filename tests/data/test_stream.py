@@ -218,6 +218,33 @@ def test_a_jpeg_is_decoded_large_enough_for_the_largest_of_its_views(
     assert {*decoded} == {(160, 120)}, "a quarter, though small views would do with less"
 
 
+def test_a_jpeg_is_decoded_at_a_half_only_if_that_has_every_pixel_of_the_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jpeg = encoded(photograph(1, 101, 101), "JPEG", quality=95)
+    decoded: list[tuple[int, int]] = []
+    original = Image.Image.crop
+
+    def crop(self: Image.Image, *arguments: Any) -> Image.Image:
+        decoded.append(self.size)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Image.Image, "crop", crop)
+    for size in (50, 51):
+        streamed(split_of([jpeg]), [Augmentation(size, (1.0, 1.0), (1.0, 1.0))], draws_of(1))
+    assert decoded == [(51, 51), (101, 101)]
+
+
+def test_a_smaller_last_batch_has_its_own_images() -> None:
+    """Though memory of steps before it is used again."""
+    split = split_of([encoded(photograph(n, 30, 30)) for n in range(12)])
+    steps = [SampleRng(0, step, torch.arange(12)[: 8 if step < 6 else 3]) for step in range(9)]
+    found = [(draws.samples_B, own[0].clone()) for draws, own in views(split, [CROP], steps)]
+    for draws, (samples_B, own) in zip(steps, found, strict=True):
+        assert torch.equal(samples_B, draws.samples_B)
+        assert torch.equal(own, streamed(split, [CROP], draws)[0])
+
+
 def test_grey_images_keep_their_one_channel() -> None:
     pictures = [Picture("grey", photograph(0, 28, 28).convert("L"), 0)]
     split = StreamedSplit(torch.zeros(1, dtype=torch.long), pictures.__getitem__, (1, 28, 28))

@@ -502,8 +502,11 @@ def test_a_queue_starts_with_keys_of_length_one() -> None:
 
 
 def test_v1_has_a_linear_head_and_no_blur() -> None:
+    """And the hidden layer of v2's head is as wide as the encoder's features."""
     method = build("moco", head="linear", blur=False)
     assert isinstance(method.head, torch.nn.Linear)
+    widths = [p.shape[0] for p in build("moco", proj_output_dim=8).head.parameters()]
+    assert widths == [SHAPE["embed_dim"], SHAPE["embed_dim"], 8, 8]
     assert {view.blur for view in method.transforms().values()} == {0.0}
     assert {view.blur for view in build("moco").transforms().values()} == {0.5}
 
@@ -532,6 +535,9 @@ def test_biases_are_slower_under_lars(decays: bool) -> None:
     rates = {p.ndim > 1: g["lr"] for g in recipe.optimizer.param_groups for p in g["params"]}
     assert rates[False] / rates[True] == pytest.approx(0.0048 / 0.2)
     assert isinstance(recipe.optimizer, optimizers.LARS)
+    recipe = build("barlow-twins", base_lr=0.2, decay_norm_and_bias=decays).optimizer()
+    recipe.prepare(Step(50, 100, 10, 256))
+    assert len({group["lr"] for group in recipe.optimizer.param_groups}) == 1
 
 
 def test_a_fixed_predictor_keeps_its_learning_rate() -> None:
