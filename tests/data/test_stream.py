@@ -218,23 +218,6 @@ def test_a_jpeg_is_decoded_large_enough_for_the_largest_of_its_views(
     assert {*decoded} == {(160, 120)}, "a quarter, though small views would do with less"
 
 
-def test_a_jpeg_is_decoded_at_a_half_only_if_that_has_every_pixel_of_the_view(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    jpeg = encoded(photograph(1, 101, 101), "JPEG", quality=95)
-    decoded: list[tuple[int, int]] = []
-    original = Image.Image.crop
-
-    def crop(self: Image.Image, *arguments: Any) -> Image.Image:
-        decoded.append(self.size)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Image.Image, "crop", crop)
-    for size in (50, 51):
-        streamed(split_of([jpeg]), [Augmentation(size, (1.0, 1.0), (1.0, 1.0))], draws_of(1))
-    assert decoded == [(51, 51), (101, 101)]
-
-
 def test_a_smaller_last_batch_has_its_own_images() -> None:
     """Though memory of steps before it is used again."""
     split = split_of([encoded(photograph(n, 30, 30)) for n in range(12)])

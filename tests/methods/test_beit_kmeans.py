@@ -279,8 +279,10 @@ def test_a_codebook_is_fitted_to_16_patches_for_a_token_of_2048_images(
         return patches_NP[:count]
 
     monkeypatch.setattr(codebook, "fit", note)
-    build(codebook_size=256).before_training(tiny.train.subset([0] * 2500), 0)
-    [patches_NP] = found
+    for tokens in (64, 256):
+        build(codebook_size=tokens).before_training(tiny.train.subset([0] * 2500), 0)
+    fewest, patches_NP = found
+    assert fewest.shape == (2048, VALUES), "one of each image at least"
     assert patches_NP.shape == (16 * 256, VALUES)
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in STATISTICS)
     image = (tiny.train.images_NCHW[0] / 255 - mean) / std
