@@ -191,7 +191,7 @@ def test_masks_are_those_of_one_image_at_a_time(rows: int) -> None:
 
 @pytest.mark.parametrize("scales", [(0.1, 0.3), (0.2, 0.2)])
 def test_blocks_are_as_many_and_as_large_as_asked_for(scales: tuple[float, float]) -> None:
-    sizes = {"min_target_scale": scales[0], "max_target_scale": scales[1]}
+    sizes: Any = {"min_target_scale": scales[0], "max_target_scale": scales[1]}
     method = build(8, targets=3, min_context_scale=0.5, context_ratio=0.4, **sizes)
     batch = random_batch(100, PATCH)
     assert masks_by(method, batch) == masks_of(batch, 8, 25, 3, scales, 0.5)

@@ -121,7 +121,8 @@ def vicreg_of(first: Tensor, second: Tensor, variance: float) -> Tensor:
 
 
 def barlow_twins(weights: Weights, views: Sequence[Tensor], state: State, step: int) -> Tensor:
-    return barlow_of(*projected(weights, views), redundancy=0.02)
+    first, second = projected(weights, views)
+    return barlow_of(first, second, redundancy=0.02)
 
 
 def barlow_of(first: Tensor, second: Tensor, redundancy: float) -> Tensor:
