@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import naive
 import pytest
@@ -221,7 +222,8 @@ def test_a_block_at_some_tokens_norms_and_drops_as_the_block(fused: bool) -> Non
 
 
 def test_feature_maps_are_by_rows_and_columns_with_features_last() -> None:
-    features, encoder = torch.randn(2, 5, 3, 4), nn.Identity()
+    features = torch.randn(2, 5, 3, 4)
+    encoder: Any = nn.Identity()
     found = encoders.feature_map(encoder, features)
     assert found.shape == (2, 3, 4, 5)
     assert torch.equal(found[1, 2, 3], features[1, :, 2, 3])
