@@ -417,6 +417,8 @@ def test_small_crops_are_views_like_the_others() -> None:
     method = build("lejepa", local_crops=3)
     sizes = [transform.size for transform in method.transforms().values()]
     assert sizes == [16, 16, 8, 8, 8]
+    how = {(view.interpolation, view.flip) for view in method.transforms().values()}
+    assert how == {("bicubic", 0.5)}
     views = [torch.randn(6, 3, size, size) for size in sizes]
     loss = method.loss(batch_of(method, views), helpers.FIRST_STEP)
     sum(loss.values()).backward()
