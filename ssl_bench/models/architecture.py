@@ -209,7 +209,7 @@ def _beit(found: Weights, where: str, hints: WeightSettings) -> EncoderSpec:
     if "norm.weight" in state:
         architecture["global_pool"] = "token"
     if "blocks.0.gamma_1" not in state:
-        architecture["init_values"] = None
+        architecture["init_values"] = 0.0  # timm takes its own for None
     halves = ((0.5,) * channels, (0.5,) * channels)
     is_of_imagenet = hints.backbone or found.kind.startswith("SimMIM")
     mean, std = _normalisation(hints.backbone, channels) if is_of_imagenet else halves
@@ -439,7 +439,7 @@ def _name(
         if architecture == {key: own.get(key) for key in ("embed_dim", "depth", "num_heads")}:
             return name, {}
     if is_gated:
-        return "vit_giant_patch14_dinov2", {"init_values": None, **architecture}
+        return "vit_giant_patch14_dinov2", {"init_values": 0.0, **architecture}
     return "vit_base_patch16_224", architecture
 
 

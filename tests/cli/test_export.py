@@ -130,6 +130,29 @@ def test_transformers_loads_the_encoder(moco: Checkpoint, tmp_path: Path) -> Non
     assert_close(features(load_encoder(tmp_path / "hf"), images()), expected)
 
 
+def test_transformers_is_told_how_wide_mlps_are_and_that_nothing_is_dropped(
+    tmp_path: Path,
+) -> None:
+    torch.save(vit(mlp_ratio=2.0).state_dict(), tmp_path / "vit.pth")
+    checkpoint = read(str(tmp_path / "vit.pth"), WeightSettings(num_heads=3))
+    export.to_transformers(checkpoint, tmp_path / "hf")
+    theirs = transformers.ViTModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False)
+    with torch.no_grad():  # in training mode
+        expected = theirs.train()(images()).last_hidden_state
+    assert_close(features(checkpoint.encoder, images()), expected)
+
+
+def test_a_decoder_without_mask_tokens_of_its_own_has_no_place(
+    mae: Checkpoint, tmp_path: Path
+) -> None:
+    """Nor has one whose attention heads are not known."""
+    for settings in ({"decoder_heads": 4, "encoder_mask_tokens": True}, {}):
+        other = dataclasses.replace(mae, settings=settings)
+        assert "encoder alone" in export.to_mae(other, tmp_path / "mae.pth")
+        held = torch.load(tmp_path / "mae.pth", weights_only=True)["model"]
+        assert held.keys() == mae.encoder.state_dict().keys()
+
+
 def test_transformers_prepares_images_as_we_do(mae: Checkpoint, tmp_path: Path) -> None:
     """Of the encoder's size: scaled to [0, 1] and normalised; of another, resized bicubically."""
     from transformers import ViTImageProcessor

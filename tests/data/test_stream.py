@@ -218,6 +218,16 @@ def test_a_jpeg_is_decoded_large_enough_for_the_largest_of_its_views(
     assert {*decoded} == {(160, 120)}, "a quarter, though small views would do with less"
 
 
+def test_a_smaller_last_batch_has_its_own_images() -> None:
+    """Though memory of steps before it is used again."""
+    split = split_of([encoded(photograph(n, 30, 30)) for n in range(12)])
+    steps = [SampleRng(0, step, torch.arange(12)[: 8 if step < 6 else 3]) for step in range(9)]
+    found = [(draws.samples_B, own[0].clone()) for draws, own in views(split, [CROP], steps)]
+    for draws, (samples_B, own) in zip(steps, found, strict=True):
+        assert torch.equal(samples_B, draws.samples_B)
+        assert torch.equal(own, streamed(split, [CROP], draws)[0])
+
+
 def test_grey_images_keep_their_one_channel() -> None:
     pictures = [Picture("grey", photograph(0, 28, 28).convert("L"), 0)]
     split = StreamedSplit(torch.zeros(1, dtype=torch.long), pictures.__getitem__, (1, 28, 28))

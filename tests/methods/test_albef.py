@@ -101,7 +101,7 @@ class Naive:
 
 
 def test_losses_are_the_naive_ones() -> None:
-    method = built()
+    method = built(mask_share=0.4)
     batch = batch_of(method)
     ids_BL = batch.captions_BL
     assert ids_BL is not None
@@ -148,7 +148,7 @@ def test_losses_are_the_naive_ones() -> None:
     assert len(terms) == 3 * COUNT
     assert naive.relative_error(losses["itm"], itm) < 1e-5
 
-    masked = masked_tokens.mask_tokens(ids_BL, method.text, batch.rng, method.config.mask_share)
+    masked = masked_tokens.mask_tokens(ids_BL, method.text, batch.rng, 0.4)
     terms = []
     for n in pairs:
         ids = masked.ids_BL[n][: ours.length[n]].tolist()
@@ -169,7 +169,7 @@ def test_losses_are_the_naive_ones() -> None:
 
 
 def test_what_follows_a_step() -> None:
-    method = built(temperature=0.2, momentum=0.9)
+    method = built(temperature=0.2, momentum=0.9, alpha=0.6)
     assert method.temperature.item() == pytest.approx(0.2)
     batch = batch_of(method)
     before = {name: value.clone() for name, value in method.state_dict().items()}
@@ -183,7 +183,7 @@ def test_what_follows_a_step() -> None:
     method.after_optimizer_step(Step(0, 20, 4, COUNT))
     after = method.state_dict()
     assert after["temperature"] == 0.5
-    assert float(after["share"]) == pytest.approx(0.4 / 4)
+    assert float(after["share"]) == pytest.approx(0.6 / 4)
     assert int(after["images.pointer"]) == COUNT
     for queue, slow in (("images", images_BD), ("texts", texts_BD)):
         rows_KD = after[f"{queue}.rows_KD"]
@@ -201,7 +201,7 @@ def test_what_follows_a_step() -> None:
         method.temperature.fill_(1e-5)
     method.after_optimizer_step(Step(9, 20, 4, COUNT))
     assert method.temperature.item() == pytest.approx(0.001)
-    assert float(method.share) == pytest.approx(0.4)
+    assert float(method.share) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(("given", "width"), [(16, 16), (0, helpers.SHAPE["embed_dim"])])
@@ -209,6 +209,43 @@ def test_texts_are_as_wide_as_asked_for_or_as_the_images(given: int, width: int)
     reader = built(text_width=given).text_side.text
     assert reader.words.weight.shape[1] == width
     assert reader.fusion[0].cross_attention.key.in_features == helpers.SHAPE["embed_dim"]
+
+
+def test_a_collapse_is_looked_for_in_the_images_features() -> None:
+    method = built()
+    batch = batch_of(method)
+    method.loss(batch, helpers.FIRST_STEP)
+    tokens = method.encoder.forward_features(batch.views["image"])
+    expected = method.text_side.embed_images(tokens[:, 0])
+    torch.testing.assert_close(method.watched_BD, expected)
+
+
+def test_a_picture_is_lit_where_its_caption_looks() -> None:
+    """From 15 % of the contrast to all of it, at the patch that [CLS] attends to most."""
+    method = built(fusion_depth=2)
+    batch = batch_of(method)
+    images, ids_BL = batch.views["image"], batch.captions_BL
+    assert ids_BL is not None
+    original, lit = method.pictures(batch).values()
+    assert torch.equal(original, images)
+    ours = Naive(method.text_side, method.encoder.forward_features(images), ids_BL)
+    last = naive.under(ours.text, "fusion.1")
+    for n in range(COUNT):
+        tokens, heads = list(ours.images[n]), ours.spec.num_heads
+        hidden = naive_text.fuse(ours.text, ours.read(ours.ids[n]), tokens, 1, heads)
+        own = naive_text.attend(last, "attention", hidden[0], hidden, heads)
+        row = naive_text.norm(last, "attention_norm", hidden[0] + own)
+        query = naive_text.linear(last, "cross_attention.query", row)
+        shares = []
+        for part in torch.arange(len(query)).chunk(heads):
+            keys = [naive_text.linear(last, "cross_attention.key", token)[part] for token in tokens]
+            scores = torch.stack([query[part] @ key for key in keys]) / len(part) ** 0.5
+            shares.append(scores.softmax(dim=0))
+        attended = torch.stack(shares).mean(dim=0)[1:].view(4, 4)
+        shown = (attended / attended.max()).repeat_interleave(4, 0).repeat_interleave(4, 1)
+        darkest = images[n].min()
+        expected = darkest + (images[n] - darkest) * (0.15 + 0.85 * shown)
+        torch.testing.assert_close(lit[n], expected)
 
 
 def test_left_stays_left() -> None:

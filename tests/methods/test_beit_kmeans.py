@@ -189,6 +189,14 @@ def test_a_centre_nearest_to_no_patch_stays(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(found[0], first) and found.isfinite().all()
 
 
+def test_mixed_precision_does_not_round_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches, entries = (torch.randn(count, 8, generator=generator) for count in (400, 100))
+    expected = torch.cdist(patches.double(), entries.double()).argmin(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codebook.nearest(patches, entries), expected)
+
+
 def test_codebook_is_a_function_of_training_images_and_seed(tiny: Dataset) -> None:
     def fitted(train: Split, seed: int, torch_seed: int) -> Tensor:
         torch.manual_seed(torch_seed)
@@ -215,7 +223,9 @@ def written(folder: Path, name: str = "mine.safetensors", **tensors: Tensor) -> 
 
 
 def entries_of(seed: int = 0, rows: int = 5) -> Tensor:
-    return torch.rand(rows, VALUES, generator=torch.Generator().manual_seed(seed))
+    entries = torch.rand(rows, VALUES, generator=torch.Generator().manual_seed(seed))
+    entries[0, 0], entries[-1, -1] = 0, 1  # black and white
+    return entries
 
 
 def test_codebook_images_are_drawn_from_all(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,11 +268,35 @@ def test_codebook_patches_are_drawn_anew_of_each_part_of_the_images(
     assert not torch.equal(first[:128], first[128:]) and not torch.equal(first, second)
 
 
+def test_a_codebook_is_fitted_to_16_patches_for_a_token_of_2048_images(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are seen in an evaluation."""
+    found: list[Tensor] = []
+
+    def note(patches_NP: Tensor, count: int, seed: int) -> Tensor:
+        found.append(patches_NP)
+        return patches_NP[:count]
+
+    monkeypatch.setattr(codebook, "fit", note)
+    for tokens in (64, 256):
+        build(codebook_size=tokens).before_training(tiny.train.subset([0] * 2500), 0)
+    fewest, patches_NP = found
+    assert fewest.shape == (2048, VALUES), "one of each image at least"
+    assert patches_NP.shape == (16 * 256, VALUES)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in STATISTICS)
+    image = (tiny.train.images_NCHW[0] / 255 - mean) / std
+    own = torch.stack([pixels.permute(1, 2, 0).flatten() for _, _, pixels in naive.cut(image, 4)])
+    assert (patches_NP[:, None] - own).abs().amax(dim=2).amin(dim=1).max() < 1e-5
+
+
 def test_a_tokenizer_of_the_users_own_is_taken_as_it_is(tiny: Dataset, tmp_path: Path) -> None:
     """Its entries are pixels in [0, 1], as they are before images are normalised."""
     path = written(tmp_path, codebook=entries_of())
     method = build(tokenizer=path)
     assert method.head.out_features == method.config.codebook_size == 5
+    two = written(tmp_path, "two", codebook=entries_of(rows=2))
+    assert build(tokenizer=two).head.out_features == 2
     method.before_training(tiny.train, 0)
     pixels = entries_of().view(5, 4, 4, 3).double()
     mean, std = (torch.tensor(each, dtype=torch.float64) for each in STATISTICS)
@@ -353,7 +387,24 @@ def test_pictures_keep_what_is_seen(tiny: Dataset) -> None:
     is_hidden = rows["masked"].isnan()
     assert 0.3 < is_hidden.double().mean() < 0.5
     assert torch.equal(rows["predicted"][~is_hidden], rows["original"][~is_hidden])
-    assert rows["tokens"].unfold(2, 4, 4).unfold(3, 4, 4).isfinite().all()
+    entries = method.codebook_KP
+    for image, shown in zip(rows["original"], rows["tokens"], strict=True):
+        pairs = zip(naive.cut(image, 4), naive.cut(shown, 4), strict=True)
+        for (_, _, pixels), (_, _, token) in pairs:
+            distances = (entries - pixels.permute(1, 2, 0).flatten()).square().sum(dim=1)
+            nearest = entries[distances.argmin()].view(4, 4, 3).permute(2, 0, 1)
+            torch.testing.assert_close(token, nearest)
+
+
+def test_pictures_show_the_likeliest_token(tiny: Dataset) -> None:
+    method, batch = build(), batch_of()
+    method.before_training(tiny.train, 0)
+    torch.nn.init.zeros_(method.head.weight)
+    method.head.bias.data[7] = 1
+    rows = method.pictures(batch)
+    expected = method.codebook_KP[7].view(4, 4, 3).permute(2, 0, 1).repeat(3, 1, 4, 4)
+    is_hidden = rows["masked"].isnan()
+    torch.testing.assert_close(rows["predicted"][is_hidden], expected[is_hidden])
 
 
 def test_it_is_never_called_plain_beit() -> None:

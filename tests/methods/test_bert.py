@@ -351,6 +351,30 @@ def test_there_is_room_for_the_longest_texts_or_as_much_as_asked_for(
     assert short.max_tokens == 7
 
 
+def test_words_alone_are_128_wide_unless_asked_otherwise() -> None:
+    for given, width in ((0, 128), (96, 96)):
+        config = dataclasses.replace(helpers.small(BERT), text_width=given)
+        assert vocabulary.spec_of(config, ["a word"]).width == width
+
+
+def test_text_that_costs_are_measured_with_is_nowhere_padded() -> None:
+    spec = vocabulary.spec_of(helpers.small(BERT), ["a word", "and another one"])
+    ids_BL = vocabulary.noise(spec, rng(400))
+    assert ids_BL.shape == (400, spec.max_tokens)
+    assert set(ids_BL.flatten().tolist()) == set(range(spec.size)) - {spec.id(vocabulary.PAD)}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dropout": 1.0}, {"width": 0}, {"depth": 2**20 + 1}, {"fusion_depth": -1}], ids=str
+)
+def test_sizes_that_no_text_encoder_has_are_refused(wrong: dict[str, Any]) -> None:
+    spec = vocabulary.spec_of(helpers.small(BERT), ["a word"])
+    fields = dataclasses.asdict(spec)
+    assert TextSpec.of({**fields, "dropout": 0.9, "depth": 2**20}).depth == 2**20
+    with pytest.raises(UserError, match="no sizes"):
+        TextSpec.of({**fields, **wrong})
+
+
 def test_dropout_is_as_asked_for_and_where_bert_has_it() -> None:
     """Of the embedded tokens, of each sublayer's output before it is added, of the attention."""
     config = dataclasses.replace(helpers.small(BERT), text_dropout=0.3)
@@ -507,7 +531,7 @@ def test_what_of_the_training_texts_is_not_read_is_told(tmp_path: Path) -> None:
     [cut] = told(max_tokens=7)
     assert "1 of 3 training texts" in cut and "--max-tokens 8 " in cut
     known = ["one", "two", "three", "four", "five", "six"]
-    for words, shares in ((known, []), (known[:4], ["27 %"])):  # 1 and 3 of 11 are not there
+    for words, shares in ((known, []), (known[:5], ["18 %"])):  # 1 and 2 of 11 are not there
         tokenizer = tmp_path / "vocab.txt"
         tokenizer.write_text("\n".join([*vocabulary.SPECIAL, *words]))
         found = told(tokenizer=str(tokenizer))

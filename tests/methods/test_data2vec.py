@@ -21,7 +21,7 @@ from ssl_bench.api import optimizers, registry
 from ssl_bench.api.method import total
 from ssl_bench.api.step import Batch
 from ssl_bench.data import Dataset, Split
-from ssl_bench.models import masking
+from ssl_bench.models import encoders, masking
 from ssl_bench.models import weights as stored
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
@@ -129,14 +129,14 @@ def decoded(weights: Weights, x: Tensor, rows: int, groups: int) -> Tensor:
 def reference(weights: Weights, batch: Batch, rows: int, config: Any, start: int) -> Tensor:
     """The mean over masks of patches' losses, and of the class token's with its weight."""
     losses = []
-    how = config.mask_ratio, config.block_size, config.masks
+    how = config.mask_ratio, config.block_size, config.masks, config.block_surplus
     noise = batch.rng.normal("decoder", rows * rows * SHAPE["embed_dim"]).double()
     for number, of_image in enumerate(visible_of(batch, rows, *how)):
         image = batch.views["image"][number].double()
         wanted = targets(under(weights, "teacher"), image, rows, config.target_layers, start)
         for visible in of_image:
             seen = naive.vit(under(weights, "encoder"), image, PATCH, HEADS, False, visible)
-            grid = list(0.01 * noise[number].view(rows * rows, -1))
+            grid = list(config.mask_noise * noise[number].view(rows * rows, -1))
             for place, token in zip(visible, seen[start:], strict=True):
                 grid[place] = token
             decoder = under(weights, "decoder")
@@ -158,8 +158,9 @@ def reference(weights: Weights, batch: Batch, rows: int, config: Any, start: int
         ({}, {}),
         ({}, {"target_layers": 10, "decoder_embed_dim": 32, "masks": 1, "decoder_kernel": 5}),
         (GAP, {"cls_weight": 0.0, "block_size": 3}),
+        ({}, {"mask_noise": 0.5, "block_surplus": 0.6, "masks": 2}),
     ],
-    ids=["class-token", "all-layers", "no-class-token"],
+    ids=["class-token", "all-layers", "no-class-token", "more-blocks"],
 )
 def test_loss_and_every_gradient_are_those_of_the_paper(
     architecture: dict[str, Any], changes: dict[str, Any]
@@ -266,6 +267,25 @@ def test_what_an_image_gives_does_not_depend_on_its_batch() -> None:
     whole = total(method.loss(batch, step_at(3)))
     means = [len(part) * total(method.loss(part, step_at(3))) for part in parts]
     torch.testing.assert_close(whole, torch.stack(means).sum() / 6)
+
+
+def test_mixed_precision_rounds_the_networks_and_not_the_losses() -> None:
+    method, batch = build(), random_batch(3, 16)
+    code, outputs = DATA2VEC.load(), list[Tensor]()
+    for part in (method.decoder, method.encoder.norm):
+        part.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method.loss(batch, step_at(0))
+        added = encoders.feed_forward_outputs(method.teacher, batch.views["image"])
+    wanted = code.contextualised(*(each[:, 1:].float() for each in added[-2:]))
+    wanted = wanted.repeat_interleave(3, dim=0)
+    tokens, predicted = outputs
+    assert predicted.dtype == torch.bfloat16
+    _, hidden = method.mask(batch)
+    parts = encoders.take(predicted.float(), hidden), encoders.take(wanted, hidden)
+    assert losses["patches"].item() == pytest.approx(code.distance(*parts).item(), rel=1e-6)
+    cls = 2.56 * code.distance(tokens[:, 0].float(), wanted.mean(dim=1))
+    assert losses["cls"].item() == pytest.approx(cls.item(), rel=1e-6)
 
 
 def test_what_is_watched_does_not_depend_on_the_order_of_parts() -> None:

@@ -129,6 +129,45 @@ def test_balanced_assignments_are_of_both_views_at_the_teachers_temperature() ->
     torch.testing.assert_close(method.assign(teacher, helpers.FIRST_STEP), expected)
 
 
+def test_a_collapse_is_looked_for_in_the_students_features() -> None:
+    method, views = build(), views_of(4)
+    method.loss(batch_of(method, views), helpers.FIRST_STEP)
+    torch.testing.assert_close(method.watched_BD, encoders.represent(method.student, views[0]))
+
+
+def test_mixed_precision_rounds_the_networks_and_not_the_loss() -> None:
+    method, outputs = build(), list[Tensor]()
+    method.center_K.normal_(generator=torch.Generator().manual_seed(0))
+    for head in (method.teacher_head, method.student_head):
+        head.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method.loss(batch_of(method, views_of(4)), helpers.FIRST_STEP)["dino"]
+    teacher, student = outputs
+    assert teacher.dtype == student.dtype == torch.bfloat16
+    torch.testing.assert_close(method.mean_K, teacher.float().mean((0, 1)))
+    assigned = sharpened(teacher.float(), method.center_K, TEMPERATURES[0])
+    expected = between_views(student.float(), assigned)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["simdino", "koleo"])
+def test_options_are_computed_in_full_precision(name: str) -> None:
+    code = importlib.import_module(DINO.load().__name__)
+    shape = (8, 6) if name == "koleo" else (2, 4, 6)
+    shifts = (0.0,) if name == "koleo" else (0.0, 0.3)
+    rounded = [waves(8, 6, shift).detach().view(shape).bfloat16() for shift in shifts]
+    how = {} if name == "koleo" else {"epsilon": 0.05}
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = getattr(code, name)(*rounded, **how)
+    exact = getattr(code, name)(*(each.float() for each in rounded), **how)
+    torch.testing.assert_close(mixed, exact)
+
+
+def test_simdino_has_no_prototypes_to_be_frozen() -> None:
+    refuses = DINO.load_class().refuses
+    assert refuses(DINO.config(simdino=True, freeze_last_layer=2), 8, 64, epochs=2) is None
+
+
 def test_prototypes_are_trained_at_some_time() -> None:
     config, refuses = DINO.config(freeze_last_layer=2), DINO.load_class().refuses
     assert refuses(config, 8, 64, epochs=2.5) is None

@@ -22,7 +22,7 @@ from ssl_bench.api.method import total
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models import masking
+from ssl_bench.models import encoders, masking
 from ssl_bench.models.prototypes import between_views, of_hidden_patches, sharpened
 from ssl_bench.training import setup
 from ssl_bench.utils.rng import SampleRng
@@ -278,6 +278,64 @@ def test_each_centre_has_a_momentum_of_its_own() -> None:
     method.after_optimizer_step(helpers.FIRST_STEP)
     torch.testing.assert_close(method.center_K, 0.5 * mean)
     torch.testing.assert_close(method.patch_center_K, 0.25 * patch_mean)
+
+
+def test_a_collapse_is_looked_for_in_the_students_features() -> None:
+    """Of the first large crop, of which some patches are hidden."""
+    method, views = build(mask_probability=1.0), views_of(4)
+    batch = batch_of(method, views)
+    method.loss(batch, helpers.FIRST_STEP)
+    hidden = method.hide(batch)[:4]
+    encoded = encoders.encode_tokens(method.student, views[0], hidden, method.masked_embed)
+    torch.testing.assert_close(method.watched_BD, encoded[:, 0])
+
+
+def test_mixed_precision_rounds_the_networks_and_not_the_losses() -> None:
+    method, views = build(mask_probability=1.0), views_of(4)
+    for center in (method.center_K, method.patch_center_K):
+        center.normal_(generator=torch.Generator().manual_seed(0))
+    batch, outputs = batch_of(method, views), list[Tensor]()
+    for part in (method.teacher_head.last_layer, method.student_head):
+        part.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method.loss(batch, helpers.FIRST_STEP)
+        tokens = encoders.encode_tokens(method.encoder, torch.cat(views))
+        patches = method.teacher_head.bottleneck(tokens).float()[:, 1:]
+    teacher, teacher_patches, student_patches, student = outputs
+    assert {each.dtype for each in outputs} == {torch.bfloat16}
+    teacher = teacher.float().view(2, 4, -1)
+    torch.testing.assert_close(method.means_2K[0], teacher.mean((0, 1)))
+    mean = method.teacher_head.last_layer(patches.mean((0, 1)))
+    torch.testing.assert_close(method.means_2K[1], mean)
+    assigned = sharpened(teacher, method.center_K, TEMPERATURES[0])
+    expected = between_views(student.float(), assigned)
+    assert losses["cls"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assigned = sharpened(teacher_patches.float(), method.patch_center_K, TEMPERATURES[1])
+    hidden = method.hide(batch)
+    index = hidden.flatten().nonzero()[:, 0]
+    expected = of_hidden_patches(student_patches.float(), assigned, hidden, index)
+    assert losses["patches"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_temperatures_rise_during_their_share_of_the_training() -> None:
+    """Those of class tokens and of patches, by epoch."""
+    method = build(temp_warmup=0.5)
+    logits_of = method.teacher_head.last_layer
+    views = torch.cat(views_of(4))
+    index = torch.arange(20)
+    with torch.no_grad():
+        bottleneck = method.teacher_head.bottleneck(method.encoder.forward_features(views))
+        cls = logits_of(bottleneck[:, 0]).unflatten(0, (2, -1))
+        patches = logits_of(bottleneck[:, 1:].flatten(0, 1)[index])
+        for epoch, done in ((0, 0.0), (1, 0.25), (4, 1.0), (9, 1.0)):
+            found = method.assign(views, index, Step(4 * epoch + 3, 40, 4, 8))
+            for assigned, logits, ends in (
+                (found[0], cls, TEMPERATURES),
+                (found[1], patches, TEMPERATURES[::-1]),
+            ):
+                temperature = ends[0] + done * (ends[1] - ends[0])
+                expected = sharpened(logits, torch.zeros(12), temperature)
+                torch.testing.assert_close(assigned, expected)
 
 
 def test_registers_are_no_patches() -> None:

@@ -22,7 +22,7 @@ from ssl_bench.api import optimizers, registry
 from ssl_bench.api.step import Batch
 from ssl_bench.data import Dataset, Split
 from ssl_bench.errors import UserError
-from ssl_bench.models import masking
+from ssl_bench.models import encoders, masking
 from ssl_bench.models import weights as stored
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
@@ -43,8 +43,16 @@ def build(rows: int = 4, architecture: dict[str, Any] | None = None, **changes: 
     return method.train()
 
 
-def masks_of(batch: Batch, rows: int, kept: int, blocks: int = 4) -> Masks:
+def masks_of(
+    batch: Batch,
+    rows: int,
+    kept: int,
+    blocks: int = 4,
+    target_scales: tuple[float, float] = (0.15, 0.2),
+    context_scale: float = 0.85,
+) -> Masks:
     """Context and target patches of each image, from the same random numbers, one at a time."""
+    low, high = target_scales
     patches = rows * rows
 
     def inside(noise: Sequence[float], size: Sequence[int]) -> list[int]:
@@ -57,9 +65,10 @@ def masks_of(batch: Batch, rows: int, kept: int, blocks: int = 4) -> Masks:
     drawn = batch.rng.uniforms({"targets": 1 + 2 * blocks, "context": 3, "patches": patches})
     for where, around, order in zip(*(noise.tolist() for noise in drawn.values()), strict=True):
         first, second = ((math.floor(1024 * noise[0]) + 0.5) / 1024 for noise in (where, around))
-        area, aspect = int(patches * (0.15 + 0.05 * first)), 0.75 + 0.75 * first
+        area, aspect = int(patches * (low + (high - low) * first)), 0.75 + 0.75 * first
         target = [round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)]
-        context = [round(int(patches * (0.85 + 0.15 * second)) ** 0.5)] * 2
+        least = int(patches * (context_scale + (1 - context_scale) * second))
+        context = [round(least**0.5)] * 2
         targets = [inside(where[2 * n + 1 : 2 * n + 3], target) for n in range(blocks)]
         block, hidden = inside(around[1:], context), {patch for each in targets for patch in each}
         chosen = sorted(range(patches), key=lambda p: (p in hidden, p not in block, order[p]))
@@ -178,6 +187,29 @@ def test_training_keeps_the_official_order_of_operations(
 def test_masks_are_those_of_one_image_at_a_time(rows: int) -> None:
     method, batch = build(rows), random_batch(100, PATCH)
     assert masks_by(method, batch) == masks_of(batch, rows, max(1, rows * rows // 4))
+
+
+@pytest.mark.parametrize("scales", [(0.1, 0.3), (0.2, 0.2)])
+def test_blocks_are_as_many_and_as_large_as_asked_for(scales: tuple[float, float]) -> None:
+    sizes: Any = {"min_target_scale": scales[0], "max_target_scale": scales[1]}
+    method = build(8, targets=3, min_context_scale=0.5, context_ratio=0.4, **sizes)
+    batch = random_batch(100, PATCH)
+    assert masks_by(method, batch) == masks_of(batch, 8, 25, 3, scales, 0.5)
+
+
+def test_mixed_precision_rounds_the_networks_and_not_the_loss() -> None:
+    method, batch = build(), random_batch(3, 16)
+    outputs: list[Tensor] = []
+    for part in (method.encoder.norm, method.predictor):
+        part.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method.loss(batch, step_at(0))
+    features, predicted = outputs
+    assert predicted.dtype == torch.bfloat16
+    _, targets, is_own = method.masks(batch.rng.uniform)
+    wanted = encoders.take(features[:, 1:].float(), targets.flatten(1)).view_as(predicted)
+    expected = IJEPA.load().distance(predicted.float(), wanted, is_own)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_every_patch_is_seen_and_wanted_and_contexts_hold_no_target() -> None:

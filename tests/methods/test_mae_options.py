@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,63 @@ def test_components_are_of_a_random_part_of_many_images(
         method.before_training(tiny.train, seed)
         found.append(method.pca_mean_P)
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_components_are_those_of_1024_images_in_double_precision(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    seen: list[int] = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return 1500
+
+        def images(self, index_B: Tensor) -> Tensor:
+            seen.extend(index_B.tolist())
+            return tiny.train.images(index_B % len(tiny.train))
+
+    code: Any = registry.find("method", "mae").load()
+    small_mae(spec, loss_target="pca").before_training(Watched(), 0)
+    assert len(set(seen)) == len(seen) == 1024
+    patches = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
+    mean, basis = code._principal_components(patches, 4)
+    torch.testing.assert_close(mean, patches.double().mean(dim=0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(4).double(), rtol=0, atol=1e-12)
+
+
+def test_mixed_precision_does_not_round_components(spec: EncoderSpec, tiny: Dataset) -> None:
+    method = small_mae(spec, loss_target="pca", pca_components=6)
+    method.before_training(tiny.train, 0)
+    patches = torch.randn(2, 3, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = method.target(patches)
+    assert torch.equal(mixed, method.target(patches))
+
+
+@pytest.mark.parametrize("mask_tokens", [False, True])
+def test_registers_are_no_patches(spec: EncoderSpec, mask_tokens: bool) -> None:
+    """And what is hidden of an image changes no prediction."""
+    architecture = {**spec.architecture, "reg_tokens": 2}
+    method = small_mae(
+        dataclasses.replace(spec, architecture=architecture), encoder_mask_tokens=mask_tokens
+    )
+    naive.randomise(method)
+    patches = torch.randn(3, 16, 48)
+    keep, hidden = method.mask(torch.rand(3, 16))
+    predicted = method.predict(patches, keep, hidden)
+    assert predicted.shape == (3, 12, 48)
+    others = patches.scatter(1, hidden[..., None].expand(-1, -1, 48), 7.0)
+    assert torch.equal(predicted, method.predict(others, keep, hidden))
+
+
+def test_pictures_say_whose_mean_and_deviation_a_prediction_has(
+    spec: EncoderSpec, tiny: Dataset
+) -> None:
+    for norm_pix_loss in (False, True):
+        method = small_mae(spec, norm_pix_loss=norm_pix_loss)
+        *others, name = method.pictures(batch_of(method, tiny, spec))
+        assert others == ["original", "masked"]
+        assert ("own mean" in name) == norm_pix_loss
 
 
 def test_as_many_components_as_a_patch_has_values_only_rotate_the_pixels(

@@ -143,6 +143,12 @@ def test_training_keeps_the_official_order_of_operations(
         assert naive.relative_error(parameter, weights[name]) < 1e-5, name
 
 
+def test_a_collapse_is_looked_for_in_the_queries(spec: EncoderSpec) -> None:
+    method, views = build(spec), views_of(6)
+    method.loss(Batch({"first": views[0], "second": views[1]}, NO_DRAWS), helpers.FIRST_STEP)
+    torch.testing.assert_close(method.watched_BD, method.query(views[1]))
+
+
 def test_logits_keep_their_precision_in_mixed_precision(spec: EncoderSpec) -> None:
     method = build(spec)
     generator = torch.Generator().manual_seed(0)

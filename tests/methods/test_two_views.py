@@ -22,7 +22,8 @@ from torch import Tensor
 from ssl_bench.api import optimizers, parts, registry
 from ssl_bench.api.step import Step
 from ssl_bench.data import Dataset, Split
-from ssl_bench.models import spread
+from ssl_bench.errors import UserError
+from ssl_bench.models import encoders, spread
 from ssl_bench.models.backbones import EncoderSpec
 from ssl_bench.training import pretrain, setup
 from ssl_bench.utils.rng import SampleRng
@@ -120,17 +121,18 @@ def vicreg_of(first: Tensor, second: Tensor, variance: float) -> Tensor:
 
 
 def barlow_twins(weights: Weights, views: Sequence[Tensor], state: State, step: int) -> Tensor:
-    return barlow_of(*projected(weights, views))
+    first, second = projected(weights, views)
+    return barlow_of(first, second, redundancy=0.02)
 
 
-def barlow_of(first: Tensor, second: Tensor) -> Tensor:
+def barlow_of(first: Tensor, second: Tensor, redundancy: float) -> Tensor:
     """Equations 1 and 2; a correlation of batch-normalised features is that of the features."""
     first, second = naive.batch_norm(first), naive.batch_norm(second)
     loss = torch.zeros((), dtype=torch.float64)
     for i in range(first.shape[1]):
         for j in range(first.shape[1]):
             correlation = (first[:, i] * second[:, j]).mean()
-            loss = loss + ((1 - correlation) ** 2 if i == j else 0.0051 * correlation**2)
+            loss = loss + ((1 - correlation) ** 2 if i == j else redundancy * correlation**2)
     return loss
 
 
@@ -210,7 +212,10 @@ def gaussian(features: Tensor, directions: Tensor) -> Tensor:
 METHODS: Mapping[str, tuple[Reference, dict[str, Any]]] = {
     "simclr": (simclr, {"temperature": 0.2, "proj_hidden_dim": 32, "proj_output_dim": 16}),
     "vicreg": (vicreg, {"variance": 10.0, "proj_hidden_dim": 32, "proj_output_dim": 8}),
-    "barlow-twins": (barlow_twins, {"proj_hidden_dim": 32, "proj_output_dim": 8}),
+    "barlow-twins": (
+        barlow_twins,
+        {"redundancy": 0.02, "proj_hidden_dim": 32, "proj_output_dim": 8},
+    ),
     "byol": (byol, {"momentum": 0.8, "proj_hidden_dim": 32, "proj_output_dim": 16}),
     "simsiam": (simsiam, {"proj_hidden_dim": 32, "proj_output_dim": 16, "pred_hidden_dim": 8}),
     "moco": (moco, {"momentum": 0.8, "queue_size": 36, "proj_output_dim": 16}),
@@ -273,6 +278,18 @@ def test_loss_and_gradients_equal_the_naive_reference(name: str) -> None:
     if name != "moco":  # a shift of all class tokens is gone after batch norm
         assert errors.pop("encoder.norm.bias") > 0
     assert max(errors.values()) < 2e-5, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_collapse_is_looked_for_in_what_is_compared(name: str) -> None:
+    """In the online network's features of a view, or of both where they go through it together."""
+    method, views = build(name), views_of(6)
+    method.loss(batch_of(method, views), helpers.FIRST_STEP)
+    seen = {"byol": views[1], "moco": views[0], "simclr": cat(views), "lejepa": cat(views)}
+    heads = method.head if name == "moco" else method.projector
+    expected = heads(encoders.represent(method.encoder, seen.get(name, views[0])))
+    expected = expected[:6] if name == "lejepa" else expected
+    torch.testing.assert_close(method.watched_BD, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -361,7 +378,9 @@ def loss_of(name: str, first: Tensor, second: Tensor) -> tuple[Any, list[Tensor]
     if name == "vicreg":
         return sum(code.regularise(first, second, 25.0, 25.0, 1.0).values()), both
     if name == "barlow-twins":
-        return sum(build(name, proj_output_dim=6).decorrelate(first, second).values()), both
+        return sum(
+            build(name, proj_output_dim=6, redundancy=0.0051).decorrelate(first, second).values()
+        ), both
     if name == "moco":
         rows = torch.nn.functional.normalize
         queue = rows(waves(16, 6, 1).detach(), dim=1).to(first.dtype)
@@ -398,6 +417,8 @@ def test_small_crops_are_views_like_the_others() -> None:
     method = build("lejepa", local_crops=3)
     sizes = [transform.size for transform in method.transforms().values()]
     assert sizes == [16, 16, 8, 8, 8]
+    how = {(view.interpolation, view.flip) for view in method.transforms().values()}
+    assert how == {("bicubic", 0.5)}
     views = [torch.randn(6, 3, size, size) for size in sizes]
     loss = method.loss(batch_of(method, views), helpers.FIRST_STEP)
     sum(loss.values()).backward()
@@ -440,6 +461,14 @@ def test_lejepas_projector_ends_in_a_layer_with_bias() -> None:
     assert isinstance(last, torch.nn.Linear) and last.bias is not None
 
 
+def test_terms_of_vicreg_can_be_left_out_but_not_all() -> None:
+    config = registry.find("method", "vicreg").config
+    for name in ("invariance", "variance", "covariance"):
+        assert getattr(config(**{name: 0.0}), name) == 0
+    with pytest.raises(UserError, match="all 0"):
+        config(invariance=0.0, variance=0.0, covariance=0.0)
+
+
 def test_agreement_is_with_the_mean_of_the_large_crops_alone() -> None:
     """Equation 6 of LeJEPA: a small crop is compared with it, and does not move it."""
     views = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)).double()
@@ -476,8 +505,11 @@ def test_a_queue_starts_with_keys_of_length_one() -> None:
 
 
 def test_v1_has_a_linear_head_and_no_blur() -> None:
+    """And the hidden layer of v2's head is as wide as the encoder's features."""
     method = build("moco", head="linear", blur=False)
     assert isinstance(method.head, torch.nn.Linear)
+    widths = [p.shape[0] for p in build("moco", proj_output_dim=8).head.parameters()]
+    assert widths == [SHAPE["embed_dim"], SHAPE["embed_dim"], 8, 8]
     assert {view.blur for view in method.transforms().values()} == {0.0}
     assert {view.blur for view in build("moco").transforms().values()} == {0.5}
 
@@ -506,6 +538,9 @@ def test_biases_are_slower_under_lars(decays: bool) -> None:
     rates = {p.ndim > 1: g["lr"] for g in recipe.optimizer.param_groups for p in g["params"]}
     assert rates[False] / rates[True] == pytest.approx(0.0048 / 0.2)
     assert isinstance(recipe.optimizer, optimizers.LARS)
+    recipe = build("barlow-twins", base_lr=0.2, decay_norm_and_bias=decays).optimizer()
+    recipe.prepare(Step(50, 100, 10, 256))
+    assert len({group["lr"] for group in recipe.optimizer.param_groups}) == 1
 
 
 def test_a_fixed_predictor_keeps_its_learning_rate() -> None:

@@ -114,6 +114,7 @@ def test_images_may_be_of_common_sizes(backbone: str, size: int) -> None:
         ("vit_base_patch14_dinov2", 518, 14),
         ("vit_tiny_patch16_224", 32, 8),  # 2 x 2 patches would be too few
         ("vit_tiny_patch16_224", 100, 20),  # which 16 does not divide
+        ("vit_tiny_patch16_224", 536, 8),  # half of 16, but nothing else divides it
     ],
 )
 def test_patches_are_as_the_name_says_or_suit_the_images(

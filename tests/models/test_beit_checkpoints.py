@@ -130,3 +130,14 @@ def test_what_does_not_fit_is_refused_in_one_line(
     with pytest.raises(UserError, match=message) as raised:
         load_encoder(tmp_path / "beit.pth", **hints)
     assert "\n" not in str(raised.value)
+
+
+def test_a_beit_without_layer_scales_is_read(tmp_path: Path) -> None:
+    model = beit(init_values=0.0)
+    assert not any("gamma" in name for name in model.state_dict())
+    torch.save({"model": model.state_dict()}, tmp_path / "beit.pth")
+    found = checkpoints.read(str(tmp_path / "beit.pth"), WeightSettings())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model.forward_features(images)
+        torch.testing.assert_close(found.encoder.eval().forward_features(images), expected)

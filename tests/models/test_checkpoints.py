@@ -397,9 +397,11 @@ class TestDinov2:
         with pytest.raises(UserError, match=r"are both 'blocks\.0\."):
             load_encoder(tmp_path / "x.pth", num_heads=3)
 
-    def test_gated_mlps(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("scale", [1e-5, 0.0], ids=["layer-scales", "none"])
+    def test_gated_mlps(self, scale: float, tmp_path: Path) -> None:
         sizes = {"img_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
-        model = timm.create_model("vit_giant_patch14_dinov2", **sizes).eval()
+        model = timm.create_model("vit_giant_patch14_dinov2", init_values=scale, **sizes).eval()
+        assert any("gamma" in name for name in model.state_dict()) == (scale > 0)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -604,6 +606,10 @@ class TestHub:
         (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
         with pytest.raises(UserError, match="model of type 'gpt2'"):
             load_encoder("hf:someone/gpt2")
+        told = {"model_type": "vit", "hidden_act": "relu"}
+        (folder / "config.json").write_text(json.dumps(told))
+        with pytest.raises(UserError, match="'relu'; only gelu"):
+            load_encoder("hf:someone/gpt2")
 
 
 def shapes_alone(
@@ -754,9 +760,20 @@ class TestResolution:
         with pytest.raises(AssertionError):
             features(ours, images(384, 384))
 
-    def test_size_that_patches_do_not_fill_is_refused(self, file: Path) -> None:
-        with pytest.raises(UserError, match="--image-size 100 is not a multiple of the 16 px"):
-            load_encoder(file, num_heads=3, image_size=100)
+    @pytest.mark.parametrize(("size", "works"), [(100, 96), (105, 112), (3, 16)])
+    def test_size_that_patches_do_not_fill_is_refused(
+        self, size: int, works: int, file: Path
+    ) -> None:
+        said = f"--image-size {size} is not a multiple of the 16 px patches; {works} would work"
+        with pytest.raises(UserError, match=said):
+            load_encoder(file, num_heads=3, image_size=size)
+
+    def test_the_size_is_told_to_timm(self, file: Path) -> None:
+        told = load_encoder(file, num_heads=3, image_size=(32, 48)).pretrained_cfg
+        assert told["input_size"] == (3, 32, 48)
+        told = load_encoder(file, num_heads=3).pretrained_cfg
+        assert told["input_size"] == (3, 224, 224)
+        assert told["interpolation"] == "bicubic"
 
     def test_eval_at_another_size(
         self, ssl_bench: Call, image_folder: Path, tmp_path: Path

@@ -170,6 +170,7 @@ def test_what_is_exported_transformers_loads_whole(more: dict[str, Any], tmp_pat
     assert all(torch.equal(back.decoder[name], checkpoint.decoder[name]) for name in back.decoder)
     processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.crop_size == {"height": SIDE, "width": SIDE}
+    assert processor.size["shortest_edge"] == SIDE and processor.do_center_crop
     assert processor.resample == transformers.VideoMAEImageProcessor().resample
 
 

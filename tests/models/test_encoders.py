@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import naive
 import pytest
@@ -218,6 +219,27 @@ def test_a_block_at_some_tokens_norms_and_drops_as_the_block(fused: bool) -> Non
         ours = encoders.block_at(block, tokens, wanted)
         torch.manual_seed(0)
         torch.testing.assert_close(ours, block(tokens)[:, wanted])
+
+
+def test_feature_maps_are_by_rows_and_columns_with_features_last() -> None:
+    features = torch.randn(2, 5, 3, 4)
+    encoder: Any = nn.Identity()
+    found = encoders.feature_map(encoder, features)
+    assert found.shape == (2, 3, 4, 5)
+    assert torch.equal(found[1, 2, 3], features[1, :, 2, 3])
+    encoder.output_fmt = "NHWC"  # as of Swin Transformers
+    assert torch.equal(encoders.feature_map(encoder, features), features)
+
+
+def test_a_clip_has_as_many_tubelets_as_its_pairs_have_patches(spec: EncoderSpec) -> None:
+    assert spec.patches == 16
+    assert [dataclasses.replace(spec, frames=frames).patches for frames in (2, 8)] == [16, 64]
+
+
+@pytest.mark.parametrize("wrong", [{"std": [0.5, 0.0, 0.5]}, {"norm_eps": 0.0}], ids=str)
+def test_nothing_is_divided_by_zero(spec: EncoderSpec, wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="no encoder takes"):
+        EncoderSpec.of({**spec.to_json(), **wrong})
 
 
 def test_both_branches_of_a_block_are_skipped_more_often_with_depth() -> None:

@@ -370,7 +370,7 @@ def test_probability_selects_whole_samples(name: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.parametrize(("height", "width", "low"), [(24, 30, 0.3), (5, 4, 0.08), (40, 17, 0.6)])
+@pytest.mark.parametrize(("height", "width", "low"), [(24, 30, 0.3), (5, 4, 0.08), (42, 17, 0.6)])
 def test_crop_boxes_are_those_of_a_loop_over_the_same_draws(
     height: int, width: int, low: float, cut: bool
 ) -> None:
@@ -401,7 +401,7 @@ def test_crop_boxes_are_those_of_a_loop_over_the_same_draws(
     assert same > 0.99, "but for what lies on the edge of a pixel in float32"
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (25, 25), (16, 16)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (26, 24), (16, 16)])
 def test_a_mask_is_taken_from_the_nearest_pixel(height: int, width: int) -> None:
     masks = torch.randint(0, 200, (2, height, width), generator=torch.Generator().manual_seed(0))
     short = min(height, width)
@@ -440,6 +440,14 @@ def test_each_of_the_jitters_factors_covers_its_own_range(monkeypatch: pytest.Mo
         assert kolmogorov_smirnov(found, uniform) < 0.05
     together = torch.stack(factors).corrcoef().fill_diagonal_(0)
     assert together.abs().max() < 0.1, "each is drawn by itself"
+
+
+def test_a_jitter_of_hue_alone_changes_colours() -> None:
+    images = random_images(0, 3, 8, 8, batch=20)
+    recipe = Augmentation(size=8, crop_scale=None, flip=0.0, jitter=(0.0, 0.0, 0.0, 0.3))
+    hue = augment(images, recipe, draws_for(20))
+    assert ((hue - images / 255).flatten(1).abs().amax(1) > 0.01).all()
+    torch.testing.assert_close(hue.amax(1), images.amax(1) / 255)
 
 
 def test_empty_batch() -> None:
@@ -487,6 +495,9 @@ def test_normalize(channels: int) -> None:
         ("size", 0),
         ("flip", 1.5),
         ("blur", -0.1),
+        ("solarize", 1.1),
+        ("grayscale", -1.0),
+        ("jitter_probability", 1.1),
         ("crop_scale", (0.0, 1.0)),
         ("crop_scale", (0.5, 1.5)),
         ("crop_ratio", (2.0, 1.0)),
@@ -543,6 +554,13 @@ class TestTimmAugment:
         assert not torch.equal(together[0], together[3]), "samples 100 and 103 are one image"
         later = rand_augment(images, RAND_AUGMENT, (0.5,) * channels, SampleRng(3, 6, samples))
         assert not torch.equal(later, together)
+
+    def test_pixels_are_rounded_to_the_nearest_level(self) -> None:
+        levels = torch.arange(256).view(1, 1, 16, 16).float()
+        for off in (-0.4, 0.4):
+            images = ((levels + off) / 255).clamp(0, 1)
+            found = rand_augment(images, "rand-m9-n0", (0.5,), draws_for(1))
+            assert torch.equal(found, levels / 255)
 
     def test_global_generators_are_left_alone(self) -> None:
         states = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
