@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_bench.api.evaluation import Evaluation
@@ -112,13 +113,21 @@ def _batch(method: Method, images: int, made: Callable[[Tensor], Tensor]) -> Bat
 
 @torch.no_grad()
 def _losses(method: Method, batch: Batch, part: nn.Module, output: Tensor) -> dict[str, float]:
-    """The losses of the first step if a part of the method gave that output instead of its own."""
+    """The losses of the first step if a part of the method gave that output instead of its own.
+
+    Transformer blocks are left out: what they make of an image is replaced, or does not matter.
+    """
     hook = part.register_forward_hook(lambda module, inputs, own: output.expand_as(own))
+    blocks = [module for module in method.modules() if isinstance(module, Block)]
     try:
+        for block in blocks:
+            block.forward = lambda tokens_BTD, *_, **__: tokens_BTD
         with torch.random.fork_rng(devices=[]):
             losses = method.loss(batch, Step(0, 1, 1, len(batch)))
     finally:
         hook.remove()
+        for block in blocks:
+            del block.forward
     losses = losses if isinstance(losses, Mapping) else {"loss": losses}
     return {name: loss.item() for name, loss in losses.items()}
 
