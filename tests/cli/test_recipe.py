@@ -6,7 +6,8 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,17 @@ def published_of(plugin: registry.Plugin) -> list[papers.Recipe]:
     return [stage for paper in every for stage in paper.published.get(plugin.name, {}).values()]
 
 
+@lru_cache
+def stages(preset: str, *words: str) -> Sequence[recipe.Stage]:
+    """A recipe, of which several tests look at something."""
+    return recipe.stages(flags.parse_run(["--preset", preset, *words], "recipe"))
+
+
 def rows(preset: str, *words: str) -> dict[tuple[str, str], recipe.Row]:
     """A recipe's rows by stage and setting."""
-    request = flags.parse_run(["--preset", preset, *words], "recipe")
     return {
         (stage.title.split(": ")[1], row.name): row
-        for stage in recipe.stages(request)
+        for stage in stages(preset, *words)
         for row in stage.rows
     }
 
@@ -86,7 +92,7 @@ def test_a_papers_preset_brings_its_method_and_evaluations(
 
 @pytest.mark.parametrize("preset", PAPERS)
 def test_something_is_published_for_each_stage_of_a_papers_preset(preset: str) -> None:
-    for stage in recipe.stages(flags.parse_run(["--preset", preset])):
+    for stage in stages(preset):
         assert stage.beside == preset, stage.title
         assert stage.sources and any(row.published for row in stage.rows), stage.title
 
