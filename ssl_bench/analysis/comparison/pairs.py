@@ -122,7 +122,7 @@ def test_pairs(
         for a, b in itertools.combinations(present, 2):
             difference = statistics.difference(values[a], values[b], settings.pairing)
             first, second = answers.get(a), answers.get(b)
-            if difference.test == "none" and first and second:
+            if first and second:  # two single runs
                 (right_a, labels_a), (right_b, labels_b) = first, second
                 if np.array_equal(labels_a, labels_b):
                     difference = statistics.mcnemar(right_a, right_b)
