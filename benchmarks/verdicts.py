@@ -151,6 +151,7 @@ def table(trials: int) -> pd.DataFrame:
             how = layout, truths, number, generator, columns, family
             shares = simulate(methods, seeds, *how)
             rows.append((methods, seeds, layout, columns, family, truths, number, *shares))
+        print(f"{methods} methods, {seeds} seeds, {layout}, {columns} x {family}", flush=True)
     names = ["methods", "seeds", "layout", "columns", "family", "truth", "trials", *SHARES]
     return pd.DataFrame(rows, columns=names)
 

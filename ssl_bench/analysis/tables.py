@@ -97,9 +97,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _finite(row: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The same with None for numbers that are none, in all digits."""
-    is_none = {name: isinstance(v, float) and not math.isfinite(v) for name, v in row.items()}
-    return {name: None if is_none[name] else value for name, value in row.items()}
+    """A row with None in place of each number that is not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def flat_score(group: Group, column: Column, score: GroupScore) -> dict[str, Any]:

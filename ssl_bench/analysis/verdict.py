@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from ssl_bench.analysis.comparison.grouping import Column
-from ssl_bench.analysis.comparison.pairs import Pair
+from ssl_bench.analysis.comparison.pairs import Pair, rivals
 from ssl_bench.analysis.comparison.score_tables import ScoreTable
 from ssl_bench.utils.formatting import digits, listed, many
 
@@ -55,7 +55,7 @@ def sentences(table: ScoreTable) -> Iterator[tuple[str, str]]:
             top = max(means, key=lambda key: means[key])
             ahead = [g.key for g, mean in known if g.is_baseline and mean > means[top]]
             above = f" Above all of them: {_names(table, column, ahead)}." if ahead else ""
-            beside = {key: pair for pair in pairs if (key := pair.other(top)) in means}
+            beside = rivals(top, means, pairs)
             yield column.title, _sentence(table, column, top, beside) + above
 
 

@@ -88,10 +88,8 @@ def of_evaluations(config: RunConfig) -> dict[str, dict[str, str]]:
 def of_training(training: Training, config: Any) -> dict[str, str]:
     """How an evaluation under those settings trains; a course ends at its ``min_lr``, if any."""
     found = of_views({"training": training.view}) | of_optimizer(training.model, training.optimizer)
-    momenta = [group["momentum"] for group in training.optimizer.optimizer.param_groups
-               if "momentum" in group]  # fmt: skip
-    if momenta:  # a method's flag of that name is its teacher's
-        found["momentum"] = _several(map(_numbers, momenta))
+    if momentum := found.get("optimiser's momentum"):  # a method's flag is its teacher's
+        found["momentum"] = momentum
     courses = of_schedules(training.optimizer, config.epochs, config.batch_size)
     lowest = getattr(config, "min_lr", 0)
     if lowest:
@@ -214,7 +212,11 @@ def of_schedules(spec: OptimizerSpec, epochs: float, batch_size: int) -> dict[st
 
 
 def _warmup(spec: OptimizerSpec, about: float, error: float, like: Step, epochs: float) -> float:
-    """Epochs before the learning rate is at its highest, to a thousandth of one."""
+    """How many epochs it takes until the learning rate is highest, exact to 1/1000 of an epoch.
+
+    Args:
+        about: the number of epochs by the steps of ``like``, and ``error`` how far off it may be.
+    """
     first, end = (round(1000 * (about + each)) for each in (-error, error))
     fine = replace(like, total=round(1000 * epochs), per_epoch=1000)
     rates = {n: spec.learning_rate(replace(fine, number=n)) for n in range(max(0, first), end + 1)}

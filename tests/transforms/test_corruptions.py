@@ -319,7 +319,7 @@ class TestRobustness:
     def test_grey_images_are_seen_by_an_encoder_of_colours(
         self, encoder: Encoder, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As grey ones, clean or corrupted; whoever reads them all corrupts one channel."""
+        """They are corrupted while they have one channel, and get the others afterwards."""
         seen: list[int] = []
 
         def record(images: Tensor, *how: Any) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -231,6 +231,11 @@ def _decide(pair: Pair, p: float | None, p_alike: float | None, margin: float) -
     return replace(pair, verdict=verdict, p_adjusted=p, level=level, interval=interval)
 
 
+def rivals(top: str, means: Mapping[str, float], pairs: Iterable[Pair]) -> dict[str, Pair]:
+    """The pairs that a group is in with another one that has a mean, by the other's key."""
+    return {key: pair for pair in pairs if (key := pair.other(top)) in means}
+
+
 def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, Mark]:
     """The best group of a column, or those that are not decided against the best mean.
 
@@ -243,9 +248,7 @@ def marks(column: Column, means: Mapping[str, float], pairs: Sequence[Pair]) -> 
     if len(means) < 2:
         return {}
     top = max(means, key=lambda key: column.sign * means[key])
-    beside = {
-        key: pair for pair in pairs if pair.column == column and (key := pair.other(top)) in means
-    }
+    beside = rivals(top, means, (pair for pair in pairs if pair.column == column))
     if means.keys() - {top} == beside.keys() and all(p.better == top for p in beside.values()):
         return {top: "best"}
     found: dict[str, Mark] = {}

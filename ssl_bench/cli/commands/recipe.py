@@ -73,7 +73,7 @@ class Row:
     @property
     def origin(self) -> str:
         """Where ours is from, as tables show it."""
-        return "" if self.ours == NOT_CHECKED else "us" if self.basis == "stated" else self.basis
+        return {"stated": "us", "not checked": ""}.get(self.basis, self.basis)
 
     @property
     def mark(self) -> str:
